@@ -1,0 +1,1 @@
+"""The database side: numbered migrations, read by `lora-worker migrate`."""

@@ -1,0 +1,1 @@
+"""What runs on the GPU: the RunPod handler, the QLoRA recipe, its data and its publishing."""

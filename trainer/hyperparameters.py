@@ -1,0 +1,104 @@
+"""Hyperparameters and GPU configuration: both of the application's shapes in, one shape out.
+
+The application writes a short shape (`epochs`, `rank`, `type`) and reads a long one (`num_epochs`,
+`lora_rank`, `gpu_type`) elsewhere. `parse_*` takes either; `*_with_both_shapes` gives back the row's
+own keys with the missing ones added, so that every page finds what it reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+_SHAPES = ConfigDict(extra="ignore", populate_by_name=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+def _either(short: str, long: str) -> AliasChoices:
+    return AliasChoices(short, long)
+
+
+class Hyperparameters(BaseModel):
+    """What the user chose. Ranges are those of the application's estimate route, but for the rate."""
+
+    model_config = _SHAPES
+
+    base_model: str | None = Field(default=None, max_length=200)
+    base_revision: str | None = Field(default=None, max_length=200)
+    # The application stops at 1e-3; small bases (the demo's has a million weights) need more.
+    learning_rate: float = Field(default=1e-4, ge=1e-6, le=1e-2)
+    batch_size: int = Field(default=4, ge=1, le=64)
+    epochs: int = Field(default=3, ge=1, le=20, validation_alias=_either("epochs", "num_epochs"))
+    rank: int = Field(default=16, ge=4, le=128, validation_alias=_either("rank", "lora_rank"))
+    alpha: int | None = Field(default=None, ge=1, le=1024, validation_alias=_either("alpha", "lora_alpha"))
+    dropout: float = Field(default=0.05, ge=0, le=0.5, validation_alias=_either("dropout", "lora_dropout"))
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """None: 3 % of all steps."""
+    max_length: int = Field(default=2048, ge=64, le=131072)
+    """Tokens of one training example; a longer one loses history from its left."""
+    max_steps: int | None = Field(default=None, ge=1)
+    packing: bool | None = None
+    """None: packed where the architecture keeps packed examples apart."""
+    merge_conversations: bool = True
+    """Overlapping pairs of one conversation become one example with several trained answers."""
+    validation_share: float = Field(default=0.1, ge=0, le=0.5)
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=42, ge=0, lt=2**31)
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    use_rslora: bool = False
+    use_dora: bool = False
+    neftune_noise_alpha: float | None = Field(default=None, gt=0, le=50)
+    loraplus_lr_ratio: float | None = Field(default=None, ge=1, le=64)
+    target_experts: bool = False
+    max_bad_line_share: float = Field(default=0.05, ge=0, le=1)
+
+    @property
+    def lora_alpha(self) -> int:
+        """LoRA's scale; twice the rank where the user chose none."""
+        return self.alpha if self.alpha is not None else 2 * self.rank
+
+
+class GpuConfig(BaseModel):
+    """Which GPU a job asked for. The price is the application's wish; billing uses our table."""
+
+    model_config = _SHAPES
+
+    type: str = Field(default="A100-80GB", max_length=100, validation_alias=_either("type", "gpu_type"))
+    count: int = Field(default=1, ge=1, le=8, validation_alias=_either("count", "num_gpus"))
+
+
+_HYPERPARAMETER_PAIRS = (
+    ("epochs", "num_epochs"),
+    ("rank", "lora_rank"),
+    ("alpha", "lora_alpha"),
+    ("dropout", "lora_dropout"),
+)
+
+
+def hyperparameters_with_both_shapes(row: dict[str, Any], parsed: Hyperparameters) -> dict[str, Any]:
+    """The row's own keys and values, plus every key of the other shape that is missing."""
+    values = {
+        "base_model": parsed.base_model,
+        "learning_rate": parsed.learning_rate,
+        "batch_size": parsed.batch_size,
+    }
+    for short, long in _HYPERPARAMETER_PAIRS:
+        value = parsed.lora_alpha if short == "alpha" else getattr(parsed, short)
+        values[short] = values[long] = value
+    return {**values, **{key: value for key, value in row.items() if value is not None}}
+
+
+def gpu_config_with_both_shapes(
+    row: dict[str, Any], parsed: GpuConfig, *, memory_gb: int, price_per_hour: float
+) -> dict[str, Any]:
+    """The row's own keys and values, plus the missing ones; the price is a number in USD per GPU hour."""
+    values = {
+        "type": parsed.type,
+        "count": parsed.count,
+        "gpu_type": parsed.type,
+        "num_gpus": parsed.count,
+        "gpu_memory_gb": memory_gb,
+        "cost_per_gpu_hour": price_per_hour,
+    }
+    return {**values, **{key: value for key, value in row.items() if value is not None}}

@@ -1,0 +1,353 @@
+"""What worker and trainer say to each other, and the only place that spells the keys.
+
+`Request` goes out as the `input` of RunPod's `/run`; `Progress` and `Result` come back as its output;
+`Manifest` lies beside the adapter and is enough to settle a run when everything else is forgotten.
+This module imports pydantic and nothing heavier: the worker uses it, and the worker fits 256 MB.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from trainer.hyperparameters import GpuConfig, Hyperparameters
+
+PROTOCOL_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+CHART_POINTS = 100
+"""The application's metrics route returns the first 100 rows, so a job never keeps more."""
+
+_VALIDATION_POINTS = 20
+
+
+class Stage(StrEnum):
+    """The trainer's stages, in the order in which they may follow each other."""
+
+    SETUP = "setup"
+    DOWNLOADING = "downloading"
+    PREPARING = "preparing"
+    LOADING_MODEL = "loading_model"
+    CONFIGURING = "configuring"
+    TRAINING = "training"
+    SAVING = "saving"
+    UPLOADING = "uploading"
+    COMPLETED = "completed"
+
+
+STAGES: tuple[Stage, ...] = tuple(Stage)
+
+STAGE_PROGRESS: dict[Stage, float] = {
+    Stage.SETUP: 1,
+    Stage.DOWNLOADING: 5,
+    Stage.PREPARING: 10,
+    Stage.LOADING_MODEL: 15,
+    Stage.CONFIGURING: 20,
+    Stage.TRAINING: 25,
+    Stage.SAVING: 95,
+    Stage.UPLOADING: 97,
+    Stage.COMPLETED: 100,
+}
+"""Percent at which a stage begins; training fills the span from 25 to 95."""
+
+
+class Fault(StrEnum):
+    """Whose fault a failure is, which decides whether and how often it is tried again."""
+
+    PERMANENT = "permanent"
+    """The job's own: trying the same again gives the same."""
+    TRANSIENT = "transient"
+    """Passing: tried again with backoff, counted against the job's attempts."""
+    INFRASTRUCTURE = "infrastructure"
+    """The GPU cloud's (preemption, a lost machine): tried again, with a limit of its own."""
+
+
+class ErrorCode(StrEnum):
+    """Why a trainer ended without a result. `FAULTS` says what follows from each."""
+
+    REQUEST_INVALID = "request_invalid"
+    HYPERPARAMETERS_INVALID = "hyperparameters_invalid"
+    DATASET_UNREACHABLE = "dataset_unreachable"
+    DATASET_CHANGED = "dataset_changed"
+    DATASET_INVALID = "dataset_invalid"
+    BASE_MODEL_UNKNOWN = "base_model_unknown"
+    BASE_MODEL_UNREACHABLE = "base_model_unreachable"
+    BASE_MODEL_MISMATCH = "base_model_mismatch"
+    DOES_NOT_FIT = "does_not_fit"
+    DISK_FULL = "disk_full"
+    OUT_OF_MEMORY = "out_of_memory"
+    LOSS_NOT_FINITE = "loss_not_finite"
+    TIME_LIMIT = "time_limit"
+    CHANNEL_UNREACHABLE = "channel_unreachable"
+    UPLOAD_FAILED = "upload_failed"
+    GRANT_MISSING = "grant_missing"
+    SUPERSEDED = "superseded"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    CHILD_CRASHED = "child_crashed"
+    INTERNAL = "internal"
+
+
+FAULTS: dict[ErrorCode, Fault] = {
+    ErrorCode.REQUEST_INVALID: Fault.PERMANENT,
+    ErrorCode.HYPERPARAMETERS_INVALID: Fault.PERMANENT,
+    ErrorCode.DATASET_UNREACHABLE: Fault.TRANSIENT,
+    # The file was rewritten between preflight and download; the next preflight reads the new one.
+    ErrorCode.DATASET_CHANGED: Fault.TRANSIENT,
+    ErrorCode.DATASET_INVALID: Fault.PERMANENT,
+    ErrorCode.BASE_MODEL_UNKNOWN: Fault.PERMANENT,
+    ErrorCode.BASE_MODEL_UNREACHABLE: Fault.TRANSIENT,
+    ErrorCode.BASE_MODEL_MISMATCH: Fault.PERMANENT,
+    ErrorCode.DOES_NOT_FIT: Fault.PERMANENT,
+    ErrorCode.DISK_FULL: Fault.TRANSIENT,
+    ErrorCode.OUT_OF_MEMORY: Fault.PERMANENT,
+    ErrorCode.LOSS_NOT_FINITE: Fault.PERMANENT,
+    ErrorCode.TIME_LIMIT: Fault.PERMANENT,
+    ErrorCode.CHANNEL_UNREACHABLE: Fault.TRANSIENT,
+    ErrorCode.UPLOAD_FAILED: Fault.TRANSIENT,
+    # The daemon was away: nobody's fault, and the next attempt publishes without training again.
+    ErrorCode.GRANT_MISSING: Fault.INFRASTRUCTURE,
+    ErrorCode.SUPERSEDED: Fault.INFRASTRUCTURE,
+    ErrorCode.CANCELLED: Fault.PERMANENT,
+    ErrorCode.INTERRUPTED: Fault.INFRASTRUCTURE,
+    ErrorCode.CHILD_CRASHED: Fault.TRANSIENT,
+    ErrorCode.INTERNAL: Fault.TRANSIENT,
+}
+
+
+def _drop_non_finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+FiniteFloat = Annotated[float | None, BeforeValidator(_drop_non_finite)]
+"""NaN and infinity become None: neither JSON nor the database can hold them."""
+
+
+def _check_path(path: str) -> str:
+    parts = path.split("/")
+    if path.startswith("/") or "\\" in path or any(part in {"", ".", ".."} for part in parts):
+        raise ValueError(f"{path!r} is not a plain relative path")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_check_path), Field(max_length=400)]
+
+
+class _Message(BaseModel):
+    # A newer peer may add keys; refusing them would make every rollout a flag day.
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+
+class DatasetRef(_Message):
+    """Where the dataset lies and what it must be. `url` is signed: never log it."""
+
+    url: str = Field(repr=False)
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    bytes: int | None = Field(default=None, ge=0)
+    format: str | None = None
+
+
+class Channel(_Message):
+    """How the trainer reaches the database: the project's URL, its publishable key, the run's token."""
+
+    url: str
+    key: str = Field(repr=False)
+    token: str = Field(repr=False, min_length=43)
+
+
+class OutputRef(_Message):
+    """Where the artifact goes: `<bucket>/<prefix><name>`; `prefix` is `<user_id>/<run_id>/`."""
+
+    bucket: str
+    prefix: str = Field(pattern=r"/$")
+    archive_name: RelativePath | None = None
+    """When set, a `.tar.gz` with one leading folder is published too, under this name."""
+
+
+class Limits(_Message):
+    """What the run may use. The trainer saves a checkpoint and ends before `max_seconds` is over."""
+
+    max_seconds: float = Field(gt=0)
+    grant_wait_seconds: float = Field(default=1800, gt=0)
+    chart_points: int = Field(default=CHART_POINTS, ge=2, le=1000)
+
+
+class Request(_Message):
+    """The `input` of `/run`: one run, complete."""
+
+    protocol: Literal[1] = PROTOCOL_VERSION
+    job_id: str
+    run_id: str
+    attempt: int = Field(default=1, ge=1)
+    dataset: DatasetRef
+    hyperparameters: Hyperparameters
+    gpu_config: GpuConfig
+    channel: Channel
+    output: OutputRef
+    limits: Limits
+    callback_url: str | None = None
+
+
+class Point(_Message):
+    """One logged point of the curve. Units: tokens/s, percent, bytes; losses in nats per token."""
+
+    step: int = Field(ge=0)
+    epoch: float = Field(ge=0)
+    training_loss: FiniteFloat = None
+    validation_loss: FiniteFloat = None
+    learning_rate: FiniteFloat = None
+    gradient_norm: FiniteFloat = None
+    throughput: FiniteFloat = None
+    gpu_utilization: FiniteFloat = None
+    gpu_memory_bytes: int | None = None
+    timestamp: float | None = None
+    """Unix seconds at which the step ended."""
+
+
+class Progress(_Message):
+    """RunPod's progress output. Cumulative: `points` holds every kept point of the run so far."""
+
+    run_id: str
+    execution_id: str | None = None
+    stage: Stage
+    progress: float = Field(ge=0, le=100)
+    current_epoch: float = 0
+    current_step: int = 0
+    total_steps: int | None = None
+    eta_seconds: FiniteFloat = None
+    metrics: dict[str, FiniteFloat] = Field(default_factory=dict)
+    points: list[Point] = Field(default_factory=list)
+    message: str | None = None
+    gpu_type: str | None = None
+    gpu_count: int | None = None
+
+
+class ArtifactFile(_Message):
+    """One file of the artifact: `path` is relative to the run's prefix, `name` what users see."""
+
+    name: str
+    path: RelativePath
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class FinalMetrics(_Message):
+    """What the training ended with."""
+
+    first_training_loss: FiniteFloat = None
+    final_training_loss: FiniteFloat = None
+    final_validation_loss: FiniteFloat = None
+    best_validation_loss: FiniteFloat = None
+    tokens_per_second: FiniteFloat = None
+
+
+class Summary(_Message):
+    """What was done, for the artifact's row and for the bill."""
+
+    base_model: str | None = None
+    base_revision: str | None = None
+    dataset_sha256: str | None = None
+    training_examples: int | None = None
+    validation_examples: int | None = None
+    skipped_lines: int | None = None
+    epochs_completed: float | None = None
+    total_steps: int | None = None
+    train_seconds: float | None = None
+    execution_seconds: float | None = None
+    """Seconds from the trainer's check-in to this result, all executions of the run that are known."""
+    gpu_type: str | None = None
+    gpu_count: int | None = None
+    trainable_parameters: int | None = None
+    resumed_from_step: int | None = None
+    notes: list[str] = Field(default_factory=list)
+    """Sentences for the user: what was shrunk, skipped or truncated."""
+
+
+class Manifest(_Message):
+    """Written last: its presence says that the artifact is whole. Lists every file but itself."""
+
+    protocol: Literal[1] = PROTOCOL_VERSION
+    job_id: str
+    run_id: str
+    files: list[ArtifactFile]
+    metrics: FinalMetrics = Field(default_factory=FinalMetrics)
+    summary: Summary = Field(default_factory=Summary)
+    points: list[Point] = Field(default_factory=list)
+
+
+class TrainerError(_Message):
+    """A failure in the user's words: what went wrong, and what to do about it."""
+
+    code: ErrorCode
+    message: str = Field(max_length=2000)
+    hint: str | None = Field(default=None, max_length=2000)
+
+    def sentence(self) -> str:
+        """Message and hint as one text for `error_message`."""
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+class Result(_Message):
+    """The handler's answer. `superseded` trained nothing; `unpublished` left the adapter on the volume."""
+
+    run_id: str
+    status: Literal["completed", "failed", "superseded", "unpublished"]
+    error: TrainerError | None = None
+    manifest: Manifest | None = None
+    metrics: FinalMetrics = Field(default_factory=FinalMetrics)
+    summary: Summary = Field(default_factory=Summary)
+    points: list[Point] = Field(default_factory=list)
+
+
+class CheckIn(_Message):
+    """Answer of `check_in_run`. Called again with the same execution it is the heartbeat."""
+
+    may_train: bool
+    reason: Literal["ok", "unknown_token", "superseded", "cancelled", "ended"]
+    cancel_requested: bool = False
+    attempt: int | None = None
+
+
+class UploadGrant(_Message):
+    """Answer of `upload_grant`: `sealed` opens with the run's token (`trainer.grants`)."""
+
+    granted: bool
+    sealed: str | None = None
+    reason: str | None = None
+
+
+def keep_point(point: Point, *, first_step: int, total_steps: int, limit: int = CHART_POINTS) -> bool:
+    """Whether a point lies on the grid of at most `limit` points that the chart keeps.
+
+    The grid follows from `total_steps` alone, so that worker and trainer choose the same points, a
+    point once kept stays kept, and repeating an update adds nothing. First, last and validation
+    points always stay; the trainer evaluates at most `validation_points(limit)` times.
+    """
+    if total_steps <= limit or point.step in {first_step, total_steps} or point.validation_loss is not None:
+        return True
+    room = max(limit - 2 - validation_points(limit), 1)
+    return point.step % math.ceil(total_steps / room) == 0
+
+
+def validation_points(limit: int = CHART_POINTS) -> int:
+    """How many validation points a curve of at most `limit` points has room for."""
+    return min(_VALIDATION_POINTS, max(limit // 4, 1))
+
+
+def thin_points(points: list[Point], *, total_steps: int, limit: int = CHART_POINTS) -> list[Point]:
+    """The points of a curve that the chart keeps, in order of step, each step once (the last wins)."""
+    by_step = {point.step: point for point in points}
+    if not by_step:
+        return []
+    first_step = min(by_step)
+    kept = [
+        by_step[step]
+        for step in sorted(by_step)
+        if keep_point(by_step[step], first_step=first_step, total_steps=total_steps, limit=limit)
+    ]
+    # A foreign trainer may evaluate at every step; the row limit is the application's, so it wins.
+    while len(kept) > limit:
+        kept = [*kept[:-1:2], kept[-1]]
+    return kept

@@ -1,0 +1,1 @@
+"""The daemon: claims training jobs, launches runs, polls them, settles them. Never imports torch."""
