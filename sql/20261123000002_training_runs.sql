@@ -1,0 +1,75 @@
+-- Runs and launches: what the worker knows beyond the application's tables.
+
+-- One attempt to train a job. There is no foreign key to training_jobs on purpose: when a user's
+-- deletion takes the job with it, the run must stay, since somebody still has to stop its GPU.
+create table if not exists public.training_runs (
+  id uuid primary key default gen_random_uuid(),
+  job_id uuid not null,
+  user_id uuid not null,
+  attempt int not null check (attempt >= 1),
+  status text not null default 'claimed'
+    check (status in ('claimed', 'launched', 'running', 'succeeded', 'failed', 'cancelled', 'lost')),
+  -- The lease. `worker` is null after a clean release; a takeover from a named worker is a crash.
+  worker text,
+  lease_token uuid not null default gen_random_uuid(),
+  lease_expires_at timestamptz not null,
+  crash_adoptions int not null default 0,
+  -- The fence. external_job_id is the last launch's until somebody checks in, then the owner's.
+  token_sha256 text unique,
+  launcher text,
+  external_job_id text,
+  execution_id uuid,
+  former_execution_ids uuid[] not null default '{}',
+  checked_in_at timestamptz,
+  last_seen_at timestamptz,
+  -- Progress within this run; only ever grows.
+  stage text,
+  current_step int not null default 0,
+  point_steps int[] not null default '{}',
+  -- Publishing. upload_grant is sealed with the run's token: the row shows nobody a signed URL.
+  upload_request jsonb,
+  upload_grant text,
+  upload_granted_at timestamptz,
+  -- The end.
+  fault text check (fault in ('permanent', 'transient', 'infrastructure')),
+  error_code text,
+  error_message text,
+  next_attempt_at timestamptz,
+  gpu_seconds numeric(12, 3),
+  created_at timestamptz not null default now(),
+  launched_at timestamptz,
+  ended_at timestamptz,
+  unique (job_id, attempt)
+);
+
+create unique index if not exists training_runs_one_live_run
+  on public.training_runs (job_id) where status in ('claimed', 'launched', 'running');
+create index if not exists training_runs_lease_idx
+  on public.training_runs (lease_expires_at) where status in ('claimed', 'launched', 'running');
+create index if not exists training_runs_live_user_idx
+  on public.training_runs (user_id) where status in ('claimed', 'launched', 'running');
+
+-- Every POST to a launcher that may have been accepted. RunPod has no idempotency key, so a run can
+-- have several; the fence lets one train, and this table is how the others are found and stopped.
+create table if not exists public.training_launches (
+  id bigint generated always as identity primary key,
+  run_id uuid not null references public.training_runs (id) on delete cascade,
+  launcher text not null,
+  external_job_id text unique,
+  posted_at timestamptz not null default now(),
+  ended_at timestamptz,
+  gpu_seconds numeric(12, 3)
+);
+
+create index if not exists training_launches_run_idx on public.training_launches (run_id);
+create index if not exists training_launches_open_idx
+  on public.training_launches (run_id) where ended_at is null and external_job_id is not null;
+
+-- The claim's index: 90 % of a grown table is terminal rows that the claim must never look at.
+create index if not exists training_jobs_queued_idx
+  on public.training_jobs (created_at, id) where status = 'queued';
+
+alter table public.training_runs enable row level security;
+alter table public.training_launches enable row level security;
+revoke all on public.training_runs, public.training_launches from public, anon, authenticated;
+grant select on public.training_runs, public.training_launches to service_role;

@@ -1,0 +1,182 @@
+-- Claiming, adopting, renewing and releasing: who may write for a run, and until when.
+-- Lock order everywhere: runs in order of id, then jobs. A claim takes only jobs without a live run.
+
+-- The version of this schema. A worker refuses to start on one it does not know.
+create or replace function public.worker_schema_version() returns int
+language sql immutable set search_path = '' as $$ select 1 $$;
+
+-- A worker's view of a run: the run with what its job's earlier runs say, the job, the dataset.
+create or replace function public.training_assignment(run_id uuid) returns jsonb
+language sql stable set search_path = '' as $$
+  select jsonb_build_object(
+    'run', to_jsonb(r) - 'token_sha256' - 'upload_grant' || jsonb_build_object(
+      'transient_failures', (select count(*) from public.training_runs e
+                             where e.job_id = r.job_id and e.fault = 'transient'),
+      'infrastructure_failures', (select count(*) from public.training_runs e
+                                  where e.job_id = r.job_id and e.fault = 'infrastructure'),
+      'launches', (select count(*) from public.training_launches l where l.run_id = r.id),
+      'last_posted_at', (select max(l.posted_at) from public.training_launches l where l.run_id = r.id),
+      'age_seconds', extract(epoch from now() - r.created_at)),
+    'job', to_jsonb(j),
+    'dataset', to_jsonb(d))
+  from public.training_runs r
+  left join public.training_jobs j on j.id = r.job_id
+  left join public.datasets d on d.id = j.dataset_id
+  where r.id = training_assignment.run_id
+$$;
+
+-- Refuses leases that no clock can keep.
+create or replace function public.training_check_lease_seconds(lease_seconds int) returns void
+language plpgsql immutable set search_path = '' as $$
+begin
+  if lease_seconds is null or lease_seconds not between 1 and 3600 then
+    raise exception using errcode = 'PT400', message = 'lease_seconds must lie between 1 and 3600';
+  end if;
+end
+$$;
+
+-- Claims up to max_jobs queued jobs, oldest first, and makes a run with a lease for each. A user
+-- never has more than max_per_user live runs (null: no limit), however many workers claim at once.
+-- The attempt is counted here, so that a worker that dies in the next line has still used it.
+create or replace function public.claim_training_jobs(
+  worker text, max_jobs int, lease_seconds int, max_per_user int default null
+) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  -- An explicit cursor is fetched row by row: a FOR loop would lock fifty rows ahead of other workers.
+  candidates no scroll cursor for
+    select j.id, j.user_id
+    from public.training_jobs j
+    where j.status = 'queued'
+      and not exists (
+        select from public.training_runs r
+        where r.job_id = j.id
+          and (r.status in ('claimed', 'launched', 'running') or r.next_attempt_at > now()))
+      and (claim_training_jobs.max_per_user is null
+        or (select count(*) from public.training_runs r
+            where r.user_id = j.user_id and r.status in ('claimed', 'launched', 'running'))
+           < claim_training_jobs.max_per_user)
+    order by j.created_at, j.id
+    for update of j skip locked;
+  candidate record;
+  new_run uuid;
+  assignments jsonb := '[]';
+begin
+  perform public.training_check_lease_seconds(lease_seconds);
+  if claim_training_jobs.max_jobs <= 0 then
+    return assignments;
+  end if;
+  open candidates;
+  loop
+    fetch candidates into candidate;
+    exit when not found;
+    if claim_training_jobs.max_per_user is not null then
+      -- The count above is as old as this call; under the user's lock a fresh one is exact.
+      continue when not pg_try_advisory_xact_lock(hashtextextended('training_jobs ' || candidate.user_id, 0));
+      continue when (select count(*) from public.training_runs r
+                     where r.user_id = candidate.user_id and r.status in ('claimed', 'launched', 'running'))
+                    >= claim_training_jobs.max_per_user;
+    end if;
+    insert into public.training_runs (job_id, user_id, attempt, worker, lease_expires_at)
+    select candidate.id, candidate.user_id, coalesce(max(r.attempt), 0) + 1, claim_training_jobs.worker,
+           now() + make_interval(secs => claim_training_jobs.lease_seconds)
+    from public.training_runs r
+    where r.job_id = candidate.id
+    returning id into new_run;
+    update public.training_jobs j
+    set status = 'initializing', current_stage = 'initializing', external_job_id = null,
+        retry_count = (select r.attempt - 1 from public.training_runs r where r.id = new_run)
+    where j.id = candidate.id;
+    assignments := assignments || public.training_assignment(new_run);
+    exit when jsonb_array_length(assignments) >= claim_training_jobs.max_jobs;
+  end loop;
+  close candidates;
+  return assignments;
+end
+$$;
+
+-- Takes up to max_runs live runs whose lease ran out, each with a new token: the former holder's
+-- writes change nothing from here on. A takeover from a worker that did not release is counted.
+create or replace function public.adopt_training_runs(worker text, max_runs int, lease_seconds int)
+returns jsonb
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  adopted uuid[];
+begin
+  perform public.training_check_lease_seconds(lease_seconds);
+  with expired as (
+    select r.id from public.training_runs r
+    where r.status in ('claimed', 'launched', 'running') and r.lease_expires_at <= now()
+    order by r.lease_expires_at
+    limit greatest(adopt_training_runs.max_runs, 0)
+    for update skip locked
+  ), taken as (
+    update public.training_runs r
+    set worker = adopt_training_runs.worker,
+        lease_token = gen_random_uuid(),
+        lease_expires_at = now() + make_interval(secs => adopt_training_runs.lease_seconds),
+        crash_adoptions = r.crash_adoptions + (r.worker is not null)::int
+    from expired e where r.id = e.id
+    returning r.id, r.created_at
+  )
+  select array_agg(id order by created_at, id) into adopted from taken;
+  return coalesce(
+    (select jsonb_agg(public.training_assignment(id)) from unnest(adopted) as id), '[]');
+end
+$$;
+
+-- Renews all leases of a worker in one call and says what changed beside it: leases is
+-- [{run_id, lease_token}]; a lease that is lost or ran out answers held = false and stays lost.
+create or replace function public.renew_training_runs(leases jsonb, lease_seconds int) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+begin
+  perform public.training_check_lease_seconds(lease_seconds);
+  perform from public.training_runs r
+  where r.id in (select (l->>'run_id')::uuid from jsonb_array_elements(leases) l)
+  order by r.id for update;
+  update public.training_runs r
+  set lease_expires_at = now() + make_interval(secs => renew_training_runs.lease_seconds)
+  from jsonb_array_elements(leases) l
+  where r.id = (l->>'run_id')::uuid
+    and r.lease_token = (l->>'lease_token')::uuid
+    and r.lease_expires_at > now()
+    and r.status in ('claimed', 'launched', 'running');
+  return coalesce((
+    select jsonb_agg(jsonb_build_object(
+      'run_id', l->>'run_id',
+      'held', coalesce(r.lease_token = (l->>'lease_token')::uuid
+                       and r.lease_expires_at > now()
+                       and r.status in ('claimed', 'launched', 'running'), false),
+      'status', r.status,
+      'cancel_requested', j.id is null or j.status = 'cancelled',
+      'external_job_id', r.external_job_id,
+      'checked_in_at', r.checked_in_at,
+      'seen_seconds_ago', extract(epoch from now() - r.last_seen_at),
+      'used_seconds', extract(epoch from r.last_seen_at - r.checked_in_at),
+      'upload_request', case when r.upload_grant is null then r.upload_request end))
+    from jsonb_array_elements(leases) l
+    left join public.training_runs r on r.id = (l->>'run_id')::uuid
+    left join public.training_jobs j on j.id = r.job_id), '[]');
+end
+$$;
+
+-- Gives up every lease of a worker that stops in good order; the next worker adopts at once.
+create or replace function public.release_training_runs(worker text) returns int
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  released int;
+begin
+  perform from public.training_runs r
+  where r.worker = release_training_runs.worker and r.status in ('claimed', 'launched', 'running')
+  order by r.id for update;
+  update public.training_runs r
+  set worker = null, lease_expires_at = now()
+  where r.worker = release_training_runs.worker and r.status in ('claimed', 'launched', 'running');
+  get diagnostics released = row_count;
+  return released;
+end
+$$;

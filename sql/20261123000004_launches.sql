@@ -1,0 +1,227 @@
+-- Launching, the trainer's fence, and publishing.
+
+-- Locks the run for a write under a lease and answers it; no row when the lease is not held any more.
+create or replace function public.training_held_run(run_id uuid, lease_token uuid)
+returns setof public.training_runs
+language sql volatile set search_path = '' as $$
+  select r.* from public.training_runs r
+  where r.id = training_held_run.run_id
+    and r.lease_token = training_held_run.lease_token
+    and r.lease_expires_at > now()
+    and r.status in ('claimed', 'launched', 'running')
+  for update
+$$;
+
+-- The last word before a POST: records the intent and the sha256 of the run's token. may_launch is
+-- false when the lease is lost, the job was cancelled, or a trainer of this run checked in meanwhile.
+-- enrichment adds keys that the job's hyperparameters and gpu_config lack; present keys stay.
+create or replace function public.begin_launch(
+  run_id uuid, lease_token uuid, launcher text, token_sha256 text, enrichment jsonb default '{}'
+) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+  job_status text;
+begin
+  select * into run from public.training_held_run(begin_launch.run_id, begin_launch.lease_token);
+  if not found then
+    return jsonb_build_object('may_launch', false, 'reason', 'lease_lost');
+  end if;
+  if run.checked_in_at is not null then
+    return jsonb_build_object('may_launch', false, 'reason', 'checked_in');
+  end if;
+  update public.training_jobs j
+  set hyperparameters = coalesce(begin_launch.enrichment->'hyperparameters', '{}') || j.hyperparameters,
+      gpu_config = coalesce(begin_launch.enrichment->'gpu_config', '{}') || j.gpu_config
+  where j.id = run.job_id and j.status in ('queued', 'initializing', 'running')
+  returning j.status into job_status;
+  if job_status is null then
+    return jsonb_build_object('may_launch', false, 'reason', 'cancelled');
+  end if;
+  update public.training_runs r
+  set token_sha256 = begin_launch.token_sha256, launcher = begin_launch.launcher
+  where r.id = run.id;
+  insert into public.training_launches (run_id, launcher) values (run.id, begin_launch.launcher);
+  return jsonb_build_object('may_launch', true, 'reason', null);
+end
+$$;
+
+-- Records under which id the launcher accepted the run. A run that checked in before keeps its owner.
+create or replace function public.record_launch(
+  run_id uuid, lease_token uuid, launcher text, external_job_id text
+) returns boolean
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+begin
+  select * into run from public.training_held_run(record_launch.run_id, record_launch.lease_token);
+  if not found then
+    return false;
+  end if;
+  perform public.training_note_launch(run.id, record_launch.launcher, record_launch.external_job_id);
+  if run.checked_in_at is null then
+    update public.training_runs r
+    set status = 'launched', external_job_id = record_launch.external_job_id,
+        launched_at = coalesce(r.launched_at, now())
+    where r.id = run.id;
+    update public.training_jobs j
+    set status = 'running', current_stage = 'queued_on_gpu',
+        external_job_id = record_launch.external_job_id
+    where j.id = run.job_id and j.status in ('queued', 'initializing', 'running');
+  end if;
+  return true;
+end
+$$;
+
+-- Gives the launcher's id to the oldest launch of the run that has none yet, or adds a launch.
+create or replace function public.training_note_launch(run_id uuid, launcher text, external_job_id text)
+returns void
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+begin
+  if exists (select from public.training_launches l
+             where l.external_job_id = training_note_launch.external_job_id) then
+    return;
+  end if;
+  update public.training_launches l
+  set external_job_id = training_note_launch.external_job_id
+  where l.id = (select min(u.id) from public.training_launches u
+                where u.run_id = training_note_launch.run_id and u.external_job_id is null);
+  if not found then
+    insert into public.training_launches (run_id, launcher, external_job_id)
+    values (training_note_launch.run_id, training_note_launch.launcher,
+            training_note_launch.external_job_id);
+  end if;
+end
+$$;
+
+-- The run that a token opens, locked; no row for a wrong token.
+create or replace function public.training_run_of_token(token text) returns setof public.training_runs
+language sql volatile set search_path = '' as $$
+  select r.* from public.training_runs r
+  where r.token_sha256 = encode(sha256(convert_to(training_run_of_token.token, 'UTF8')), 'hex')
+  for update
+$$;
+
+-- The fence, and afterwards the trainer's heartbeat. The first launcher's job id to check in owns the
+-- run. The same id with a new execution takes over (the launcher restarted a crashed job under its old
+-- id), and the earlier execution is refused from then on. Callable by anon: the token is the key.
+create or replace function public.check_in_run(token text, external_job_id text, execution_id uuid)
+returns jsonb
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+  job_status text;
+  refusal text;
+begin
+  select * into run from public.training_run_of_token(check_in_run.token);
+  if not found then
+    return jsonb_build_object('may_train', false, 'reason', 'unknown_token');
+  end if;
+  perform public.training_note_launch(run.id, run.launcher, check_in_run.external_job_id);
+  select j.status into job_status from public.training_jobs j where j.id = run.job_id;
+  refusal := case
+    when run.status = 'cancelled' or job_status is null or job_status = 'cancelled' then 'cancelled'
+    when run.status not in ('claimed', 'launched', 'running') then 'ended'
+    when run.checked_in_at is not null and run.external_job_id <> check_in_run.external_job_id
+      then 'superseded'
+    when check_in_run.execution_id = any (run.former_execution_ids) then 'superseded'
+  end;
+  if refusal is not null then
+    -- A cancelled owner is still seen: the bill counts its seconds until it ends.
+    update public.training_runs r set last_seen_at = now()
+    where r.id = run.id and r.execution_id = check_in_run.execution_id and r.ended_at is null;
+    return jsonb_build_object('may_train', false, 'reason', refusal,
+                              'cancel_requested', refusal = 'cancelled', 'attempt', run.attempt);
+  end if;
+  update public.training_runs r
+  set status = 'running',
+      external_job_id = check_in_run.external_job_id,
+      execution_id = check_in_run.execution_id,
+      former_execution_ids = case
+        when r.execution_id is distinct from check_in_run.execution_id and r.execution_id is not null
+        then r.former_execution_ids || r.execution_id else r.former_execution_ids end,
+      checked_in_at = coalesce(r.checked_in_at, now()),
+      launched_at = coalesce(r.launched_at, now()),
+      last_seen_at = now()
+  where r.id = run.id;
+  if run.checked_in_at is null then
+    update public.training_jobs j
+    set status = 'running', current_stage = 'setup', external_job_id = check_in_run.external_job_id,
+        started_at = coalesce(j.started_at, now())
+    where j.id = run.job_id and j.status in ('queued', 'initializing', 'running');
+  end if;
+  return jsonb_build_object('may_train', true, 'reason', 'ok', 'cancel_requested', false,
+                            'attempt', run.attempt);
+end
+$$;
+
+-- The trainer says which files it wants to publish: [{name, path, bytes, sha256}]. Only the run's
+-- present execution is heard; asking for other files than before withdraws the earlier grant.
+create or replace function public.request_upload(token text, execution_id uuid, files jsonb)
+returns jsonb
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+begin
+  if jsonb_typeof(request_upload.files) is distinct from 'array'
+     or jsonb_array_length(request_upload.files) not between 1 and 200
+     or octet_length(request_upload.files::text) > 200000 then
+    raise exception using errcode = 'PT400', message = 'files must be an array of 1 to 200 entries';
+  end if;
+  select * into run from public.training_run_of_token(request_upload.token);
+  if not found or run.execution_id is distinct from request_upload.execution_id
+     or run.status not in ('claimed', 'launched', 'running') then
+    return jsonb_build_object('ok', false, 'reason', case when run.id is null then 'unknown_token'
+                                                          else 'superseded' end);
+  end if;
+  update public.training_runs r
+  set upload_request = request_upload.files,
+      upload_grant = case when r.upload_request = request_upload.files then r.upload_grant end,
+      last_seen_at = now()
+  where r.id = run.id;
+  return jsonb_build_object('ok', true, 'reason', null);
+end
+$$;
+
+-- The trainer fetches the worker's answer: {granted, sealed}.
+create or replace function public.upload_grant(token text, execution_id uuid) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+begin
+  select * into run from public.training_run_of_token(upload_grant.token);
+  if not found or run.execution_id is distinct from upload_grant.execution_id
+     or run.status not in ('claimed', 'launched', 'running') then
+    return jsonb_build_object('granted', false, 'reason', case when run.id is null then 'unknown_token'
+                                                               else 'superseded' end);
+  end if;
+  return jsonb_build_object('granted', run.upload_grant is not null, 'sealed', run.upload_grant);
+end
+$$;
+
+-- The worker's answer to an upload request: the upload URLs, sealed with the run's token. The request
+-- it answers comes along, so that a grant never meets a newer request with other files.
+create or replace function public.grant_upload(
+  run_id uuid, lease_token uuid, upload_request jsonb, sealed_urls text
+) returns boolean
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+begin
+  select * into run from public.training_held_run(grant_upload.run_id, grant_upload.lease_token);
+  if not found or run.upload_request is distinct from grant_upload.upload_request then
+    return false;
+  end if;
+  update public.training_runs r
+  set upload_grant = grant_upload.sealed_urls, upload_granted_at = now()
+  where r.id = run.id;
+  return true;
+end
+$$;

@@ -1,0 +1,226 @@
+-- Progress, and the one transaction that closes a run with everything that follows from it.
+
+-- Writes notices that the user has not had yet. job_requeued may come once a run, the others once a job.
+create or replace function public.training_notify(user_id uuid, job_id uuid, run_id uuid, notices jsonb)
+returns void
+language sql volatile set search_path = '' as $$
+  insert into public.notifications (user_id, type, title, message, priority, action_url, metadata)
+  select training_notify.user_id, n->>'type', left(n->>'title', 200), n->>'message', n->>'priority',
+         n->>'action_url', n->'metadata'
+  from jsonb_array_elements(coalesce(training_notify.notices, '[]')) n
+  where not exists (
+    select from public.notifications o
+    where o.user_id = training_notify.user_id
+      and o.type = n->>'type'
+      and o.metadata->>'job_id' = training_notify.job_id::text
+      and (n->>'type' <> 'job_requeued' or o.metadata->>'run_id' = training_notify.run_id::text))
+$$;
+
+-- Adds the points that this run has not stored yet; points is [{step, epoch, training_loss, ...}] in
+-- the columns' units, already within their ranges. The caller holds the run's lock, so that a step is
+-- stored once. What an earlier attempt left at or after this run's first point is replaced.
+create or replace function public.training_store_points(run_id uuid, points jsonb) returns void
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+begin
+  select * into run from public.training_runs r where r.id = training_store_points.run_id;
+  if jsonb_array_length(coalesce(training_store_points.points, '[]')) = 0 then
+    return;
+  end if;
+  if run.point_steps = '{}' then
+    delete from public.metrics_points m
+    where m.job_id = run.job_id
+      and m.step >= (select min((p->>'step')::int) from jsonb_array_elements(training_store_points.points) p);
+  end if;
+  with fresh as (
+    select distinct on ((p->>'step')::int) p, (p->>'step')::int as step
+    from jsonb_array_elements(training_store_points.points) p
+    where (p->>'step')::int <> all (run.point_steps)
+    order by (p->>'step')::int
+  ), stored as (
+    insert into public.metrics_points (job_id, timestamp, epoch, step, training_loss, validation_loss,
+                                       learning_rate, gradient_norm, throughput, gpu_utilization)
+    select run.job_id, coalesce((f.p->>'timestamp')::timestamptz, now()), (f.p->>'epoch')::int, f.step,
+           (f.p->>'training_loss')::numeric, (f.p->>'validation_loss')::numeric,
+           (f.p->>'learning_rate')::numeric, (f.p->>'gradient_norm')::numeric,
+           (f.p->>'throughput')::numeric, (f.p->>'gpu_utilization')::numeric
+    from fresh f
+    order by f.step
+    returning step
+  )
+  update public.training_runs r
+  set point_steps = r.point_steps || (select coalesce(array_agg(s.step order by s.step), '{}') from stored s)
+  where r.id = run.id;
+end
+$$;
+
+-- One call for all runs of a worker. reports is [{run_id, lease_token, job, points, notices}], where
+-- job holds columns of training_jobs. Progress and steps never go back within a run; terminal jobs
+-- stay as they are. Answers [{run_id, applied}].
+create or replace function public.record_progress(reports jsonb) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  report jsonb;
+  run public.training_runs;
+  news jsonb;
+  answers jsonb := '[]';
+begin
+  for report in
+    select r from jsonb_array_elements(record_progress.reports) r order by (r->>'run_id')::uuid
+  loop
+    select * into run from public.training_held_run((report->>'run_id')::uuid,
+                                                    (report->>'lease_token')::uuid);
+    if not found then
+      answers := answers || jsonb_build_object('run_id', report->>'run_id', 'applied', false);
+      continue;
+    end if;
+    news := coalesce(report->'job', '{}');
+    update public.training_jobs j
+    set current_stage = coalesce(news->>'current_stage', j.current_stage),
+        progress = greatest(j.progress, (news->>'progress')::numeric),
+        current_epoch = greatest(j.current_epoch, (news->>'current_epoch')::int),
+        current_step = greatest(j.current_step, (news->>'current_step')::int),
+        total_steps = coalesce((news->>'total_steps')::int, j.total_steps),
+        current_metrics = coalesce(j.current_metrics, '{}') || coalesce(news->'current_metrics', '{}'),
+        current_cost = greatest(j.current_cost, (news->>'current_cost')::numeric),
+        estimated_completion_at = coalesce((news->>'estimated_completion_at')::timestamptz,
+                                           j.estimated_completion_at)
+    where j.id = run.job_id and j.status in ('initializing', 'running');
+    if found then
+      perform public.training_store_points(run.id, report->'points');
+      perform public.training_notify(run.user_id, run.job_id, run.id, report->'notices');
+    end if;
+    update public.training_runs r
+    set stage = coalesce(news->>'current_stage', r.stage),
+        crash_adoptions = case when (news->>'current_step')::int > r.current_step then 0
+                               else r.crash_adoptions end,
+        current_step = greatest(r.current_step, (news->>'current_step')::int)
+    where r.id = run.id;
+    answers := answers || jsonb_build_object('run_id', run.id, 'applied', true);
+  end loop;
+  return answers;
+end
+$$;
+
+-- Writes the one cost record of a run and answers what the whole job has cost so far, in USD. Seconds
+-- of launches that lost the race are the run's too. No record for a run that used no GPU.
+create or replace function public.training_bill_run(run public.training_runs, outcome jsonb)
+returns numeric
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+declare
+  seconds numeric := coalesce((outcome->>'gpu_seconds')::numeric, 0) + coalesce(
+    (select sum(l.gpu_seconds) from public.training_launches l
+     where l.run_id = run.id and l.external_job_id is distinct from run.external_job_id), 0);
+  price numeric := (outcome->>'price_per_hour')::numeric;
+  gpu_count int := (outcome->>'gpu_count')::int;
+begin
+  update public.training_runs r set gpu_seconds = seconds where r.id = run.id;
+  if seconds > 0 then
+    insert into public.cost_records (user_id, job_id, cost_type, amount, details, billing_period)
+    values (run.user_id, run.job_id, 'training_compute',
+            round(seconds / 3600 * price * gpu_count, 2),
+            jsonb_build_object(
+              'gpu_type', outcome->>'gpu_type', 'gpu_count', gpu_count,
+              'duration_hours', round(seconds / 3600, 6), 'gpu_seconds', seconds,
+              'price_per_hour', price, 'outcome', outcome->>'run_status', 'run_id', run.id,
+              'attempt', run.attempt),
+            (now() at time zone 'utc')::date);
+  end if;
+  return coalesce((select sum(c.amount) from public.cost_records c
+                   where c.job_id = run.job_id and c.cost_type = 'training_compute'), 0);
+end
+$$;
+
+-- Closes a run: the run's end, the job's end, artifact, cost and notices, all or nothing. Answers the
+-- job's status afterwards; null when the lease is not held, and then nothing has changed.
+-- outcome: {run_status, job_status: completed|failed|cancelled|queued, fault, error_code,
+--   error_message, retry_after_seconds, waiting_stage, gpu_seconds, gpu_type, gpu_count,
+--   price_per_hour, launcher_ended, job: {columns}, points, artifact: {columns}, notices}
+-- A job that was cancelled stays cancelled, whatever the outcome says; its GPU time is billed all the same.
+create or replace function public.settle_run(run_id uuid, lease_token uuid, outcome jsonb) returns text
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+  job public.training_jobs;
+  verdict text := outcome->>'job_status';
+  run_status text := outcome->>'run_status';
+  news jsonb := coalesce(outcome->'job', '{}');
+  total_cost numeric;
+begin
+  select * into run from public.training_held_run(settle_run.run_id, settle_run.lease_token);
+  if not found then
+    return null;
+  end if;
+  select * into job from public.training_jobs j where j.id = run.job_id for update;
+  if not found or job.status = 'cancelled' then
+    verdict := 'cancelled';
+    run_status := 'cancelled';
+  elsif job.status in ('completed', 'failed') then
+    verdict := job.status;
+  end if;
+  if verdict not in ('completed', 'failed', 'cancelled', 'queued') then
+    raise exception using errcode = 'PT400', message = 'job_status of an outcome must end the run';
+  end if;
+
+  update public.training_runs r
+  set status = run_status, ended_at = now(), lease_expires_at = now(), worker = null,
+      fault = outcome->>'fault', error_code = outcome->>'error_code',
+      error_message = outcome->>'error_message',
+      next_attempt_at = case when verdict = 'queued'
+        then now() + make_interval(secs => (outcome->>'retry_after_seconds')::double precision) end,
+      upload_request = null, upload_grant = null
+  where r.id = run.id;
+  update public.training_launches l
+  set ended_at = now(), gpu_seconds = (outcome->>'gpu_seconds')::numeric
+  where l.run_id = run.id and l.external_job_id = run.external_job_id
+    and (outcome->>'launcher_ended')::boolean;
+  if job.id is null then
+    return verdict;
+  end if;
+
+  outcome := outcome || jsonb_build_object('run_status', run_status);
+  total_cost := public.training_bill_run(run, outcome);
+  perform public.training_store_points(run.id, outcome->'points');
+  if verdict = 'completed' then
+    insert into public.model_artifacts (id, user_id, job_id, dataset_id, name, version, description,
+                                        quality_metrics, training_summary, configuration, artifacts,
+                                        parent_model_id)
+    select run.id, job.user_id, job.id, job.dataset_id, a->>'name', a->>'version', a->>'description',
+           a->'quality_metrics',
+           coalesce(a->'training_summary', '{}') || jsonb_build_object('total_cost', total_cost),
+           a->'configuration', a->'artifacts', (a->>'parent_model_id')::uuid
+    from (select outcome->'artifact' as a) x
+    on conflict (job_id) do nothing;
+  end if;
+  update public.training_jobs j
+  set status = verdict,
+      current_stage = coalesce(case verdict when 'queued' then outcome->>'waiting_stage' end, verdict),
+      progress = case verdict when 'completed' then 100 when 'queued' then 0
+                 else greatest(j.progress, (news->>'progress')::numeric) end,
+      current_epoch = case verdict when 'queued' then 0
+                      else greatest(j.current_epoch, (news->>'current_epoch')::int) end,
+      current_step = case verdict when 'queued' then 0
+                     else greatest(j.current_step, (news->>'current_step')::int) end,
+      total_steps = coalesce((news->>'total_steps')::int, j.total_steps),
+      current_metrics = coalesce(j.current_metrics, '{}') || coalesce(news->'current_metrics', '{}'),
+      retry_count = case verdict when 'queued' then run.attempt else j.retry_count end,
+      completed_at = case when verdict <> 'queued' then coalesce(j.completed_at, now()) end,
+      estimated_completion_at = case when verdict = 'completed' then now() end,
+      current_cost = total_cost,
+      final_cost = case when verdict <> 'queued' then total_cost end,
+      external_job_id = case when verdict <> 'queued' then j.external_job_id end,
+      artifact_id = case verdict when 'completed' then run.id else j.artifact_id end,
+      error_message = case verdict when 'failed' then outcome->>'error_message' end,
+      error_stack = null
+  where j.id = job.id;
+  if verdict = outcome->>'job_status' then
+    perform public.training_notify(run.user_id, run.job_id, run.id, outcome->'notices');
+  end if;
+  return verdict;
+end
+$$;

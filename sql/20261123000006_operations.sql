@@ -1,0 +1,137 @@
+-- Cancelling, reconciling launches, and looking at the queue.
+
+-- Cancels the caller's own job (or any job, for the service). Answers whether it was cancelled by this
+-- call; a job that has ended stays as it is. The worker sees it in its next cycle and stops the GPU.
+create or replace function public.cancel_training_job(job_id uuid) returns boolean
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+begin
+  update public.training_jobs j
+  set status = 'cancelled', current_stage = 'cancelled', completed_at = now(),
+      final_cost = coalesce(j.current_cost, 0)
+  where j.id = cancel_training_job.job_id
+    and j.status in ('queued', 'initializing', 'running')
+    and (j.user_id = auth.uid()
+      or coalesce(nullif(current_setting('request.jwt.claims', true), '')::jsonb->>'role',
+                  session_user::text) in ('service_role', 'postgres'));
+  return found;
+end
+$$;
+
+-- Launches that may still cost money though no live run owns them: the run has ended, or another
+-- launch of it won. The worker cancels each at its launcher until that says that it ended.
+create or replace function public.stray_launches(max_launches int) returns jsonb
+language sql stable security definer set search_path = '' as $$
+  select coalesce(jsonb_agg(jsonb_build_object(
+    'run_id', s.run_id, 'launcher', s.launcher, 'external_job_id', s.external_job_id,
+    'age_seconds', extract(epoch from now() - s.posted_at))), '[]')
+  from (
+    select l.* from public.training_launches l
+    join public.training_runs r on r.id = l.run_id
+    where l.ended_at is null and l.external_job_id is not null
+      and (r.status not in ('claimed', 'launched', 'running')
+        or (r.checked_in_at is not null and r.external_job_id <> l.external_job_id))
+    order by l.id
+    limit stray_launches.max_launches
+  ) s
+$$;
+
+-- Notes that launches have ended: [{external_job_id, gpu_seconds}]. Seconds that come after the run
+-- was billed are added to its one cost record, at its own price.
+create or replace function public.close_launches(reports jsonb) returns int
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  report jsonb;
+  launch public.training_launches;
+  closed int := 0;
+begin
+  for report in
+    select r from jsonb_array_elements(close_launches.reports) r order by r->>'external_job_id'
+  loop
+    update public.training_launches l
+    set ended_at = now(), gpu_seconds = coalesce((report->>'gpu_seconds')::numeric, 0)
+    where l.external_job_id = report->>'external_job_id' and l.ended_at is null
+    returning * into launch;
+    continue when not found;
+    closed := closed + 1;
+    -- The owner's own seconds were billed when the run was settled.
+    update public.cost_records c
+    set amount = round(((c.details->>'gpu_seconds')::numeric + launch.gpu_seconds) / 3600
+                       * (c.details->>'price_per_hour')::numeric * (c.details->>'gpu_count')::int, 2),
+        details = c.details || jsonb_build_object(
+          'gpu_seconds', (c.details->>'gpu_seconds')::numeric + launch.gpu_seconds,
+          'duration_hours', round(((c.details->>'gpu_seconds')::numeric + launch.gpu_seconds) / 3600, 6))
+    from public.training_runs r
+    where r.id = launch.run_id and r.external_job_id <> launch.external_job_id
+      and r.ended_at is not null and launch.gpu_seconds > 0
+      and c.job_id = r.job_id and c.details->>'run_id' = r.id::text;
+  end loop;
+  return closed;
+end
+$$;
+
+-- The state of the queue for operators: how much waits and since when, what lives, and why each of the
+-- first hundred waiting jobs waits. Seconds are the database's.
+create or replace function public.queue_health() returns jsonb
+language sql stable security definer set search_path = '' as $$
+  with waiting as (
+    select j.id, j.user_id, j.created_at, j.current_stage, j.retry_count,
+      (select max(r.next_attempt_at) from public.training_runs r
+       where r.job_id = j.id and r.next_attempt_at > now()) as next_attempt_at,
+      (select count(*) from public.training_runs r
+       where r.user_id = j.user_id and r.status in ('claimed', 'launched', 'running')) as live_of_user
+    from public.training_jobs j where j.status = 'queued'
+  ), live as (
+    select r.* from public.training_runs r where r.status in ('claimed', 'launched', 'running')
+  )
+  select jsonb_build_object(
+    'queued', (select count(*) from waiting),
+    'oldest_wait_seconds', (select extract(epoch from now() - min(created_at)) from waiting
+                            where next_attempt_at is null),
+    'live_runs', (select count(*) from live),
+    'expired_leases', (select count(*) from live where lease_expires_at <= now()),
+    'stray_launches', jsonb_array_length(public.stray_launches(1000)),
+    'waiting', coalesce((select jsonb_agg(w) from (
+      select id as job_id, retry_count, extract(epoch from now() - created_at) as wait_seconds,
+        case when next_attempt_at is not null then 'retry at ' || to_char(
+               next_attempt_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' (' || current_stage || ')'
+             when live_of_user > 0 then 'its user has ' || live_of_user || ' live runs'
+             else 'a free worker slot' end as waits_for
+      from waiting order by created_at, id limit 100) w), '[]'),
+    'runs', coalesce((select jsonb_agg(w) from (
+      select l.id as run_id, l.job_id, l.attempt, l.status, l.worker, l.stage, l.external_job_id,
+        j.progress, j.current_step, j.total_steps, j.current_cost,
+        extract(epoch from l.lease_expires_at - now()) as lease_seconds_left,
+        extract(epoch from now() - l.created_at) as age_seconds,
+        extract(epoch from now() - l.last_seen_at) as seen_seconds_ago
+      from live l left join public.training_jobs j on j.id = l.job_id
+      order by l.created_at limit 500) w), '[]'))
+$$;
+
+-- Who may call what: the service everything; anon only what a run's token opens; owners may cancel.
+do $migration$
+declare
+  signature regprocedure;
+begin
+  for signature in
+    select p.oid::regprocedure from pg_proc p
+    where p.pronamespace = 'public'::regnamespace and p.proname in (
+      'training_touch_updated_at', 'worker_schema_version', 'training_assignment',
+      'training_check_lease_seconds', 'claim_training_jobs', 'adopt_training_runs',
+      'renew_training_runs', 'release_training_runs', 'training_held_run', 'begin_launch',
+      'record_launch', 'training_note_launch', 'training_run_of_token', 'check_in_run',
+      'request_upload', 'upload_grant', 'grant_upload', 'training_notify', 'training_store_points',
+      'record_progress', 'training_bill_run', 'settle_run', 'cancel_training_job', 'stray_launches',
+      'close_launches', 'queue_health')
+  loop
+    execute format('revoke all on function %s from public, anon, authenticated', signature);
+    execute format('grant execute on function %s to service_role', signature);
+  end loop;
+end
+$migration$;
+
+grant execute on function public.check_in_run(text, text, uuid) to anon;
+grant execute on function public.request_upload(text, uuid, jsonb) to anon;
+grant execute on function public.upload_grant(text, uuid) to anon;
+grant execute on function public.cancel_training_job(uuid) to authenticated;
