@@ -11,7 +11,7 @@ import math
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from trainer.hyperparameters import GpuConfig, Hyperparameters
 
@@ -299,6 +299,25 @@ class Result(_Message):
     metrics: FinalMetrics = Field(default_factory=FinalMetrics)
     summary: Summary = Field(default_factory=Summary)
     points: list[Point] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_failure(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "failure" in data:
+            data = {**data, "error": data["failure"]}
+        return data
+
+    def as_output(self) -> dict[str, Any]:
+        """What the handler returns to RunPod, such that a failed result also fails the RunPod job.
+
+        RunPod's SDK takes the key `error` out of the output, so the error travels as `failure` too, and
+        `Result.model_validate` finds it there.
+        """
+        output = self.model_dump(mode="json", exclude_none=True)
+        if self.error is not None and self.status in {"failed", "unpublished"}:
+            output["failure"] = output["error"]
+            output["error"] = self.error.sentence()
+        return output
 
 
 class CheckIn(_Message):

@@ -1,0 +1,84 @@
+"""A training process without training: does what `FAKE_CHILD` says."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from trainer.protocol import ErrorCode, FinalMetrics, Point, Progress, Stage, Summary, TrainerError
+from trainer.task import Outcome, Task
+
+
+def report(events, task: Task, step: int) -> None:
+    points = [Point(step=n, epoch=n / 10, training_loss=5 - n / 10) for n in range(1, step + 1)]
+    progress = Progress(
+        run_id=task.run_id, stage=Stage.TRAINING, progress=25 + step, current_step=step, points=points
+    )
+    events.write(progress.model_dump_json() + "\n")
+    events.flush()
+
+
+def succeed(task: Task, points: list[Point]) -> None:
+    task.artifact.mkdir(parents=True)
+    (task.artifact / "adapter_model.safetensors").write_bytes(b"weights" * 100)
+    (task.artifact / "adapter_config.json").write_text("{}")
+    Outcome(
+        status="trained",
+        fingerprint=task.fingerprint,
+        metrics=FinalMetrics(final_training_loss=4.0),
+        summary=Summary(total_steps=len(points), notes=[f"micro-batch {task.micro_batch}"]),
+        points=points,
+    ).write(task.folder)
+
+
+def wait_for_sigterm(task: Task) -> None:
+    def save(number, frame):
+        (task.folder / "saved").write_text("checkpoint")
+        Outcome(
+            status="stopped",
+            fingerprint=task.fingerprint,
+            error=TrainerError(code=ErrorCode.INTERRUPTED, message="Stopped at step 3."),
+        ).write(task.folder)
+        raise SystemExit(3)
+
+    signal.signal(signal.SIGTERM, save)
+    (task.folder / "ready").touch()
+    time.sleep(60)
+
+
+def main() -> None:
+    events = os.fdopen(int(sys.argv[1]), "w")
+    task = Task.model_validate_json(sys.stdin.readline())
+    note = {"pid": os.getpid(), "environment": dict(os.environ), "task": task.model_dump(mode="json")}
+    Path(os.environ["FAKE_CHILD_NOTE"]).write_text(json.dumps(note))
+    verb, _, argument = os.environ["FAKE_CHILD"].partition(":")
+    report(events, task, 3)
+    if verb == "succeed":
+        succeed(task, [Point(step=n, epoch=n, training_loss=5 - n) for n in (1, 2, 3)])
+    elif verb == "out_of_memory_until":
+        if task.micro_batch is None or task.micro_batch > int(argument):
+            smaller = 4 if task.micro_batch is None else task.micro_batch // 2
+            Outcome(status="failed", fingerprint=task.fingerprint, next_micro_batch=smaller).write(
+                task.folder
+            )
+        else:
+            succeed(task, [])
+    elif verb == "fail":
+        error = TrainerError(code=ErrorCode.DATASET_INVALID, message="Line 17 is not JSON.")
+        Outcome(status="failed", fingerprint=task.fingerprint, error=error).write(task.folder)
+        raise SystemExit(1)
+    elif verb == "signal":
+        os.kill(os.getpid(), int(argument))
+    elif verb == "exit":
+        os._exit(int(argument))
+    elif verb == "wait":
+        wait_for_sigterm(task)
+    elif verb == "ignore_sigterm":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (task.folder / "ready").touch()
+        time.sleep(60)
+
+
+main()

@@ -1,0 +1,85 @@
+"""A Supabase project as the trainer sees it: three functions, a dataset and upload places, in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import httpx
+import respx
+
+from trainer.grants import seal_urls
+
+TOKEN = "t" * 43
+URL = "https://project.example"
+DATASET = b'{"messages": []}\n'
+
+
+class FakeProject:
+    """Answers what the tests set; notes what it was asked and what was uploaded."""
+
+    def __init__(self, router: respx.MockRouter) -> None:
+        self.check_ins: list[dict[str, Any]] = []
+        self.refusal: str | None = None
+        self.grants_after = 0
+        self.upload_statuses: dict[str, list[int]] = {}
+        self.uploads: dict[str, bytes] = {}
+        self.upload_order: list[str] = []
+        self.upload_headers: dict[str, httpx.Headers] = {}
+        self.requested: list[dict[str, Any]] = []
+        self.dataset = DATASET
+        rpc = f"{URL}/rest/v1/rpc"
+        router.post(f"{rpc}/check_in_run").mock(side_effect=self._check_in)
+        router.post(f"{rpc}/request_upload").mock(side_effect=self._request_upload)
+        router.post(f"{rpc}/upload_grant").mock(side_effect=self._grant)
+        router.get(f"{URL}/dataset").mock(
+            side_effect=lambda request: httpx.Response(200, content=self.dataset)
+        )
+        router.put(url__startswith=f"{URL}/upload/").mock(side_effect=self._upload)
+
+    def _check_in(self, request: httpx.Request) -> httpx.Response:
+        self.check_ins.append(json.loads(request.content))
+        reason = self.refusal or "ok"
+        return httpx.Response(200, json={"may_train": self.refusal is None, "reason": reason})
+
+    def _request_upload(self, request: httpx.Request) -> httpx.Response:
+        self.requested = json.loads(request.content)["files"]
+        return httpx.Response(200, json={"ok": True, "reason": None})
+
+    def _grant(self, request: httpx.Request) -> httpx.Response:
+        if self.grants_after > 0:
+            self.grants_after -= 1
+            return httpx.Response(200, json={"granted": False, "sealed": None})
+        paths = [file["path"] for file in self.requested] + ["manifest.json"]
+        sealed = seal_urls(TOKEN, {path: f"{URL}/upload/{path}?token=signed" for path in paths})
+        return httpx.Response(200, json={"granted": True, "sealed": sealed})
+
+    async def _upload(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path.removeprefix("/upload/")
+        if statuses := self.upload_statuses.get(path):
+            return httpx.Response(statuses.pop(0))
+        self.uploads[path] = await request.aread()
+        self.upload_order.append(path)
+        self.upload_headers[path] = request.headers
+        return httpx.Response(200, json={})
+
+
+def request_input(**changes: Any) -> dict[str, Any]:
+    """The `input` of a launch."""
+    return {
+        "protocol": 1,
+        "job_id": "job-1",
+        "run_id": "run-1",
+        "dataset": {
+            "url": f"{URL}/dataset",
+            "sha256": hashlib.sha256(DATASET).hexdigest(),
+            "bytes": len(DATASET),
+        },
+        "hyperparameters": {"base_model": "tiny", "epochs": 1},
+        "gpu_config": {"type": "A100-80GB", "count": 1},
+        "channel": {"url": URL, "key": "sb_publishable_x", "token": TOKEN},
+        "output": {"bucket": "lora-models", "prefix": "user/run-1/"},
+        "limits": {"max_seconds": 600, "grant_wait_seconds": 5},
+        **changes,
+    }

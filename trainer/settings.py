@@ -1,0 +1,34 @@
+"""What the trainer's image can be told through `LORA_TRAINER_…` variables. All have defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read from the environment once per job."""
+
+    model_config = SettingsConfigDict(env_prefix="LORA_TRAINER_", extra="ignore", frozen=True)
+
+    child: str = "trainer.train"
+    """Module that is run in the child process and does the training."""
+    volume: Path | None = None
+    """Where job folders and models are kept; None: `/runpod-volume`, then `/workspace`, then the home."""
+    heartbeat_seconds: float = Field(default=15, gt=0)
+    progress_seconds: float = Field(default=2, ge=0)
+    """Least time between two progress posts."""
+    settle_seconds: float = Field(default=1, ge=0)
+    """Between the last progress post and the result, so that no update overtakes the end."""
+    grace_seconds: float = Field(default=60, ge=0)
+    """For the child to save a checkpoint after SIGTERM, before SIGKILL."""
+    channel_patience_seconds: float = Field(default=180, gt=0)
+    """How long an RPC is retried before the run gives up."""
+    grant_poll_seconds: float = Field(default=3, gt=0)
+    checkpoint_minutes: float = Field(default=10, gt=0)
+    trust_remote_code: list[str] = Field(default_factory=list)
+    """Names of base models whose own code may run; a JSON list."""
+    keep_days: float = Field(default=14, gt=0)
+    """Job folders untouched for longer are removed from the volume."""
