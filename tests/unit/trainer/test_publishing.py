@@ -72,8 +72,7 @@ async def test_a_refused_upload_is_not_repeated_and_leaves_no_manifest(project, 
 
 async def test_publishing_waits_while_the_database_is_away(project, artifact):
     route = project.router.post(f"{URL}/rest/v1/rpc/request_upload")
-    working = route.side_effect
-    answers = iter([lambda request: httpx.Response(401), working])
+    answers = iter([lambda request: httpx.Response(401), project._request_upload])
     route.side_effect = lambda request: next(answers)(request)
     await publish_with(artifact)
     assert "manifest.json" in project.uploads
