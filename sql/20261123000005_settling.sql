@@ -161,6 +161,7 @@ begin
     verdict := 'cancelled';
     run_status := 'cancelled';
   elsif job.status in ('completed', 'failed') then
+    -- Somebody else ended the job; it stays as it is, and only the run is closed and billed.
     verdict := job.status;
   end if;
   if verdict not in ('completed', 'failed', 'cancelled', 'queued') then
@@ -185,6 +186,9 @@ begin
 
   outcome := outcome || jsonb_build_object('run_status', run_status);
   total_cost := public.training_bill_run(run, outcome);
+  if job.status in ('completed', 'failed') then
+    return verdict;
+  end if;
   perform public.training_store_points(run.id, outcome->'points');
   if verdict = 'completed' then
     insert into public.model_artifacts (id, user_id, job_id, dataset_id, name, version, description,
@@ -214,7 +218,7 @@ begin
       current_cost = total_cost,
       final_cost = case when verdict <> 'queued' then total_cost end,
       external_job_id = case when verdict <> 'queued' then j.external_job_id end,
-      artifact_id = case verdict when 'completed' then run.id else j.artifact_id end,
+      artifact_id = coalesce((select a.id from public.model_artifacts a where a.job_id = j.id), j.artifact_id),
       error_message = case verdict when 'failed' then outcome->>'error_message' end,
       error_stack = null
   where j.id = job.id;

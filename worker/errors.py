@@ -1,0 +1,76 @@
+"""The worker's exceptions.
+
+WorkerError
+├── SettingsError         a setting is missing or wrong; names the variable (exit 2)
+├── ServiceError          another service did not do what was asked
+│   ├── ServiceUnavailableError   it may later: time-outs, refused connections, 5xx, 429
+│   ├── ServiceRefusedError       it will not: 4xx; the key, the request or the object is wrong
+│   │   └── ObjectMissingError    the object is not in the bucket
+│   ├── LaunchInDoubtError        a launch that may or may not have been accepted
+│   └── SchemaMismatchError       the database functions are missing or of another version
+├── PreflightError        the job can't be trained as it is; permanent, in the user's words
+├── ArtifactError         what the trainer published is not what its manifest says
+└── LeaseLostError        another worker has the run now; whatever was to be written is dropped
+"""
+
+from __future__ import annotations
+
+
+class WorkerError(Exception):
+    """Base of all; its text is a sentence that may be shown."""
+
+
+class SettingsError(WorkerError):
+    """A setting is missing or wrong."""
+
+
+class ServiceError(WorkerError):
+    """Another service did not do what was asked. `service` is its name in logs and messages."""
+
+    def __init__(self, service: str, text: str) -> None:
+        super().__init__(text)
+        self.service = service
+
+
+class ServiceUnavailableError(ServiceError):
+    """The service may answer later. `retry_after_seconds` is its own wish, when it gave one."""
+
+    def __init__(self, service: str, text: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(service, text)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ServiceRefusedError(ServiceError):
+    """The service answered that it will not. `status` is the HTTP status."""
+
+    def __init__(self, service: str, text: str, *, status: int) -> None:
+        super().__init__(service, text)
+        self.status = status
+
+
+class ObjectMissingError(ServiceRefusedError):
+    """The object is not in the bucket."""
+
+
+class LaunchInDoubtError(ServiceError):
+    """The launch may have been accepted: only a check-in or a second, fenced launch can tell."""
+
+
+class SchemaMismatchError(ServiceError):
+    """The database functions are missing, or of a version that this worker does not know."""
+
+
+class PreflightError(WorkerError):
+    """The job can't be trained as it is. The text tells its user what to change."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class ArtifactError(WorkerError):
+    """What lies in the bucket is not what the manifest says."""
+
+
+class LeaseLostError(WorkerError):
+    """Another worker has the run now."""

@@ -1,0 +1,184 @@
+"""Jobs, runs and datasets as the database gives them, parsed and normalised."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trainer.hyperparameters import (
+    GpuConfig,
+    Hyperparameters,
+    gpu_config_with_both_shapes,
+    hyperparameters_with_both_shapes,
+)
+from worker.errors import PreflightError
+
+_ROW = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+class Dataset(BaseModel):
+    """A row of `datasets`, as far as the worker reads it."""
+
+    model_config = _ROW
+
+    id: UUID
+    name: str
+    status: str | None = None
+    training_ready: bool | None = None
+    storage_bucket: str | None = None
+    storage_path: str
+    format: str | None = None
+    file_size: int | None = None
+    deleted_at: datetime | None = None
+
+    @property
+    def bucket(self) -> str:
+        """The row's own bucket; the application's default where it names none."""
+        return self.storage_bucket or "lora-datasets"
+
+
+class Job(BaseModel):
+    """A row of `training_jobs`. The JSON columns stay as the application wrote them."""
+
+    model_config = _ROW
+
+    id: UUID
+    user_id: UUID
+    dataset_id: UUID
+    preset_id: str | None = None
+    hyperparameters: Any = None
+    gpu_config: Any = None
+    status: str
+    progress: float = 0
+    total_epochs: int | None = None
+    total_steps: int | None = None
+    started_at: datetime | None = None
+    current_cost: float | None = 0
+    estimated_total_cost: float | None = None
+
+
+class Run(BaseModel):
+    """A row of `training_runs` with what the job's earlier runs say."""
+
+    model_config = _ROW
+
+    id: UUID
+    job_id: UUID
+    user_id: UUID
+    attempt: int
+    status: str
+    lease_token: UUID
+    launcher: str | None = None
+    external_job_id: str | None = None
+    checked_in_at: datetime | None = None
+    launched_at: datetime | None = None
+    crash_adoptions: int = 0
+    transient_failures: int = 0
+    infrastructure_failures: int = 0
+    launches: int = 0
+    last_posted_at: datetime | None = None
+    age_seconds: float = 0
+    created_at: datetime
+    stage: str | None = None
+    current_step: int = 0
+    point_steps: list[int] = Field(default_factory=list)
+
+
+class Assignment(BaseModel):
+    """What a claim or an adoption hands over. The job is None when its user deleted it meanwhile."""
+
+    model_config = _ROW
+
+    run: Run
+    job: Job | None
+    dataset: Dataset | None = None
+
+
+class News(BaseModel):
+    """What the database says of a held run at each renewal."""
+
+    model_config = _ROW
+
+    run_id: UUID
+    held: bool
+    status: str | None = None
+    cancel_requested: bool = False
+    external_job_id: str | None = None
+    checked_in_at: datetime | None = None
+    seen_seconds_ago: float | None = None
+    """Since the trainer's last heartbeat; None before the first."""
+    used_seconds: float | None = None
+    """From the trainer's check-in to its last heartbeat."""
+    upload_request: list[dict[str, Any]] | None = None
+
+
+def parse_assignment(row: dict[str, Any]) -> Assignment:
+    """An assignment from the database's JSON."""
+    return Assignment.model_validate(row)
+
+
+def parse_news(row: dict[str, Any]) -> News:
+    """News from the database's JSON."""
+    return News.model_validate(row)
+
+
+def _explain(column: str, error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_context=True)[0]
+    key = ".".join(map(str, problem["loc"])) or column
+    value = problem.get("input")
+    shown = repr(value) if isinstance(value, int | float | bool | type(None)) else f"a {type(value).__name__}"
+    text = problem["msg"]
+    return f"{column}: {key} is {shown}, but {text[0].lower()}{text[1:]}. Change it and start the job again."
+
+
+def parse_hyperparameters(job: Job, *, default_base_model: str) -> Hyperparameters:
+    """The job's hyperparameters in one shape, with a base model.
+
+    Raises:
+        PreflightError: names the key, its value and the range.
+    """
+    if not isinstance(job.hyperparameters, dict):
+        raise PreflightError(
+            "hyperparameters_invalid", "The job's hyperparameters are not an object; start the job again."
+        )
+    try:
+        parsed = Hyperparameters.model_validate(
+            {key: value for key, value in job.hyperparameters.items() if value is not None}
+        )
+    except ValidationError as error:
+        raise PreflightError("hyperparameters_invalid", _explain("hyperparameters", error)) from None
+    return parsed if parsed.base_model else parsed.model_copy(update={"base_model": default_base_model})
+
+
+def parse_gpu_config(job: Job) -> GpuConfig:
+    """The job's GPU configuration in one shape.
+
+    Raises:
+        PreflightError: names the key, its value and the range.
+    """
+    if not isinstance(job.gpu_config, dict):
+        raise PreflightError("gpu_config_invalid", "The job's gpu_config is not an object; start the job again.")
+    try:
+        return GpuConfig.model_validate({key: value for key, value in job.gpu_config.items() if value is not None})
+    except ValidationError as error:
+        raise PreflightError("gpu_config_invalid", _explain("gpu_config", error)) from None
+
+
+def enrichment_of(
+    job: Job,
+    hyperparameters: Hyperparameters,
+    gpu_config: GpuConfig,
+    *,
+    memory_gb: int,
+    price_per_hour: float,
+) -> dict[str, Any]:
+    """Keys to add to the job's JSON columns, so that both of the application's shapes are there."""
+    return {
+        "hyperparameters": hyperparameters_with_both_shapes(job.hyperparameters, hyperparameters),
+        "gpu_config": gpu_config_with_both_shapes(
+            job.gpu_config, gpu_config, memory_gb=memory_gb, price_per_hour=price_per_hour
+        ),
+    }

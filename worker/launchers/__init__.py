@@ -1,0 +1,1 @@
+"""What starts, polls and cancels runs on GPU clouds."""

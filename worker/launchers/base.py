@@ -1,0 +1,85 @@
+"""What the daemon needs of a GPU cloud."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+class LaunchState(StrEnum):
+    """A launch as the launcher sees it. MISSING and UNKNOWN are not FAILED and end nothing alone."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    MISSING = "missing"
+    """The launcher works, and knows no such id: expired, deleted by its ttl, or never there."""
+    UNKNOWN = "unknown"
+    """The status could not be read."""
+
+
+ENDED_STATES = frozenset({LaunchState.COMPLETED, LaunchState.FAILED, LaunchState.CANCELLED, LaunchState.TIMED_OUT})
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One look at a launch. `output` is the launcher's as it came; `error` is not fit for users."""
+
+    state: LaunchState
+    output: Any = None
+    error: str | None = None
+    execution_seconds: float | None = None
+    queue_seconds: float | None = None
+    reason: str | None = None
+    """Why the state is UNKNOWN or MISSING, for the log."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the launcher says that it is over, so that nothing more is billed."""
+        return self.state in ENDED_STATES
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long a launch may take: executing, and altogether from its submission."""
+
+    execution_seconds: float
+    ttl_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointHealth:
+    """Whether the endpoint can take runs; `problem` is a sentence for the operator."""
+
+    reachable: bool
+    workers: int
+    jobs_queued: int
+    problem: str | None = None
+
+
+class Launcher(Protocol):
+    """A GPU cloud. Methods are safe to call side by side."""
+
+    name: str
+
+    async def launch(self, payload: dict[str, Any], policy: Policy) -> str:
+        """Start a run; the launcher's id of it.
+
+        Raises:
+            ServiceRefusedError: it was not accepted, and won't be.
+            ServiceUnavailableError: it was not accepted; the same call may be later.
+            LaunchInDoubtError: it may have been accepted.
+        """
+
+    async def observe(self, external_job_id: str) -> Observation:
+        """Look at a launch. Never raises for what the launcher answers: UNKNOWN says why."""
+
+    async def cancel(self, external_job_id: str) -> bool:
+        """Ask for the end of a launch; True when the launcher took the request or knows no such launch."""
+
+    async def health(self) -> EndpointHealth:
+        """Whether the endpoint can take runs."""

@@ -1,0 +1,196 @@
+"""Every setting: its variable, its unit, its default. Read from the environment once, checked once."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from trainer.protocol import CHART_POINTS
+from worker.errors import SettingsError
+
+DEFAULT_BASE_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
+"""The application's inference endpoint serves this one; an adapter fits only the base it was trained on."""
+
+_KNOWN_BASE_MODELS = (
+    DEFAULT_BASE_MODEL,
+    "mistralai/Mistral-7B-Instruct-v0.3",
+    "meta-llama/Meta-Llama-3-8B-Instruct",
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
+    "Qwen/Qwen2.5-7B-Instruct",
+    "Qwen/Qwen3-8B",
+    "Qwen/Qwen3-30B-A3B-Instruct-2507",
+    "Qwen/Qwen3-Next-80B-A3B-Instruct",
+)
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+def _worker_name() -> str:
+    # Unique to the process: a release by name must never give up another process's leases.
+    return f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+
+
+class Settings(BaseSettings):
+    """The daemon's settings. `LORA_WORKER_<NAME>` but for those that Supabase and RunPod name themselves."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LORA_WORKER_", env_file=".env", env_file_encoding="utf-8", extra="ignore",
+        populate_by_name=True, hide_input_in_errors=True,
+    )  # fmt: skip
+
+    supabase_url: str = Field(
+        validation_alias=AliasChoices("SUPABASE_URL"), description="The project's URL, https://….supabase.co"
+    )
+    supabase_service_role_key: SecretStr = Field(
+        validation_alias=AliasChoices("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SECRET_KEY"),
+        description="The secret key (sb_secret_…) or the legacy service_role JWT",
+    )
+    supabase_publishable_key: SecretStr = Field(
+        validation_alias=AliasChoices("SUPABASE_PUBLISHABLE_KEY", "SUPABASE_ANON_KEY"),
+        description="The publishable key (sb_publishable_…) or the legacy anon JWT; goes to the GPU",
+    )
+    gpu_cluster_api_url: str = Field(
+        default="", validation_alias=AliasChoices("GPU_CLUSTER_API_URL"),
+        description="https://api.runpod.ai/v2/<endpoint>; or set RUNPOD_ENDPOINT_ID",
+    )  # fmt: skip
+    runpod_endpoint_id: str = Field(
+        default="", validation_alias=AliasChoices("RUNPOD_ENDPOINT_ID"),
+        description="The endpoint's id, where GPU_CLUSTER_API_URL is not set",
+    )  # fmt: skip
+    gpu_cluster_api_key: SecretStr = Field(
+        validation_alias=AliasChoices("GPU_CLUSTER_API_KEY", "RUNPOD_API_KEY"), description="RunPod's API key"
+    )
+
+    name: str = Field(default_factory=_worker_name, description="This process's name in leases and logs")
+    poll_seconds: Seconds = Field(default=10, description="Between two polls of the runs and of the queue")
+    lease_seconds: int = Field(
+        default=60, ge=5, le=3600, description="A dead worker's runs are adopted after this long"
+    )
+    slots: int = Field(default=20, ge=0, le=1000, description="Runs this worker holds before it stops claiming")
+    max_per_user: int | None = Field(default=3, ge=1, description="Live runs a user may have; empty: no limit")
+    max_attempts: int = Field(default=3, ge=1, le=20, description="Attempts a job has for faults of its own")
+    max_infrastructure_failures: int = Field(
+        default=5, ge=1, le=50, description="Lost GPUs and preemptions before a job is given up"
+    )
+    max_crash_adoptions: int = Field(
+        default=3, ge=1, le=50, description="Workers that may die over a run, without a step between them"
+    )
+    retry_base_seconds: Seconds = Field(default=30, description="First wait before a retry; doubles, with jitter")
+    retry_max_seconds: Seconds = Field(default=1800, description="Longest wait before a retry")
+    doubt_seconds: Seconds = Field(
+        default=180, description="How long a POST of unknown outcome may check in before it is sent again"
+    )
+    lost_seconds: Seconds = Field(
+        default=600, description="A run unknown to the launcher and silent for this long is lost"
+    )
+    cancel_seconds: Seconds = Field(
+        default=600, description="How long a cancel may go unconfirmed before the operator is warned"
+    )
+    queue_allowance_seconds: Seconds = Field(
+        default=86400, le=518400, description="How long a launch may wait for a GPU"
+    )
+    max_run_seconds: Seconds = Field(default=43200, le=604800, description="Longest GPU time of one run")
+    max_cost_per_job: float = Field(default=100, gt=0, description="USD a job may cost over all its runs")
+    default_base_model: str = Field(default=DEFAULT_BASE_MODEL, description="For jobs that name none")
+    base_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=_KNOWN_BASE_MODELS, description="Base models that jobs may name, comma-separated"
+    )
+    endpoint_gpu_type: str | None = Field(
+        default=None, description="GPU of the endpoint for the bill, until the trainer says what it has"
+    )
+    endpoint_gpu_count: int = Field(default=1, ge=1, le=8, description="GPUs of one worker of the endpoint")
+    price_table: Path | None = Field(default=None, description="A price file of your own (see worker/prices.toml)")
+    chart_points: int = Field(default=CHART_POINTS, ge=10, le=1000, description="Metric points kept for a job")
+    grant_wait_seconds: Seconds = Field(
+        default=1800, description="How long a trainer waits for upload URLs before it leaves the adapter"
+    )
+    artifacts_bucket: str = Field(default="lora-models", description="Bucket of the adapters")
+    verify_sha256_max_bytes: int = Field(
+        default=2 * 1024**3, ge=0, description="Files up to this size are read back and hashed when settled"
+    )
+    launcher_concurrency: int = Field(default=16, ge=1, le=200, description="Calls to RunPod side by side")
+    request_timeout_seconds: Seconds = Field(default=20, description="For one call to Supabase or RunPod")
+    http_port: int = Field(default=0, ge=0, le=65535, description="Port of /healthz, /readyz, /metrics; 0: none")
+    http_host: str = Field(default="127.0.0.1", description="Address of that port")
+    log_format: Literal["auto", "json", "console"] = Field(default="auto", description="auto: json unless a terminal")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged")
+
+    @field_validator("supabase_url", "gpu_cluster_api_url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        if url and not url.startswith(("http://", "https://")):
+            raise ValueError("must begin with https:// (or http:// on your own machine)")
+        return url.rstrip("/")
+
+    @field_validator("supabase_service_role_key", "supabase_publishable_key", "gpu_cluster_api_key")
+    @classmethod
+    def _check_key(cls, key: SecretStr) -> SecretStr:
+        text = key.get_secret_value()
+        if not text.strip() or text != text.strip() or not text.isascii():
+            raise ValueError("is empty or holds blanks; copy the key again")
+        return key
+
+    @field_validator("base_models", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("max_per_user", "endpoint_gpu_type", "price_table", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        if not self.gpu_cluster_api_url:
+            if not self.runpod_endpoint_id:
+                raise ValueError("GPU_CLUSTER_API_URL is missing (or set RUNPOD_ENDPOINT_ID)")
+            self.gpu_cluster_api_url = f"https://api.runpod.ai/v2/{self.runpod_endpoint_id}"
+        if self.supabase_publishable_key == self.supabase_service_role_key:
+            raise ValueError(
+                "SUPABASE_PUBLISHABLE_KEY holds the secret key: it would go to the GPU container; "
+                "set the publishable (anon) key"
+            )
+        return self
+
+
+def variable_of(name: str) -> str:
+    """The environment variable (or variables, with `or`) that sets a field."""
+    alias = Settings.model_fields[name].validation_alias
+    if isinstance(alias, AliasChoices):
+        return " or ".join(str(choice) for choice in alias.choices)
+    return f"LORA_WORKER_{name.upper()}"
+
+
+def _explain(error: ValidationError) -> str:
+    sentences = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        place = str(problem["loc"][0]) if problem["loc"] else ""
+        by_alias = {str(c): n for n, f in Settings.model_fields.items()
+                    if isinstance(f.validation_alias, AliasChoices) for c in f.validation_alias.choices}  # fmt: skip
+        name = by_alias.get(place, place.lower().removeprefix("lora_worker_"))
+        text = problem["msg"].removeprefix("Value error, ")
+        if not place:
+            sentences.append(text + ".")
+        elif problem["type"] == "missing":
+            sentences.append(f"{variable_of(name)} is missing: {Settings.model_fields[name].description}.")
+        else:
+            sentences.append(f"{variable_of(name)}: {text[0].lower()}{text[1:]}.")
+    return " ".join(sentences)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings from environment and `.env`.
+
+    Raises:
+        SettingsError: names each variable that is missing or wrong, and never its value.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
