@@ -75,11 +75,13 @@ class Run(BaseModel):
     external_job_id: str | None = None
     checked_in_at: datetime | None = None
     launched_at: datetime | None = None
-    crash_adoptions: int = 0
+    handlings: int = 0
     transient_failures: int = 0
     infrastructure_failures: int = 0
     launches: int = 0
-    last_posted_at: datetime | None = None
+    posted_seconds_ago: float | None = None
+    spent_cost: float = 0
+    """USD that the job's earlier runs have cost."""
     age_seconds: float = 0
     created_at: datetime
     stage: str | None = None

@@ -140,6 +140,11 @@ class Queue:
         """Give up every lease of this worker."""
         return int(await self._call("release_training_runs", worker=self.worker))
 
+    async def begin_handling(self, run_id: UUID, lease_token: UUID) -> int | None:
+        """Count the begin of work that might kill this worker; how often that was, None if the lease is lost."""
+        count = await self._call("begin_handling", run_id=str(run_id), lease_token=str(lease_token))
+        return None if count is None else int(count)
+
     async def begin_launch(
         self, run_id: UUID, lease_token: UUID, *, launcher: str, token_sha256: str, enrichment: dict[str, Any]
     ) -> str | None:

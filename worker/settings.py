@@ -77,8 +77,11 @@ class Settings(BaseSettings):
     max_infrastructure_failures: int = Field(
         default=5, ge=1, le=50, description="Lost GPUs and preemptions before a job is given up"
     )
-    max_crash_adoptions: int = Field(
-        default=3, ge=1, le=50, description="Workers that may die over a run, without a step between them"
+    max_handlings: int = Field(
+        default=6,
+        ge=3,
+        le=50,
+        description="Workers that may begin preflight or settling of a run before it is given up",
     )
     retry_base_seconds: Seconds = Field(default=30, description="First wait before a retry; doubles, with jitter")
     retry_max_seconds: Seconds = Field(default=1800, description="Longest wait before a retry")

@@ -1,0 +1,292 @@
+"""The loops: claim, poll, renew. How they go on when something fails, and how they stop.
+
+Each loop is a small coroutine that does its round and waits for its interval or for the stop. Work on
+a run happens in a task of its own, so that a slow or broken run holds up nobody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from trainer.crashpoints import reach
+from trainer.protocol import Fault
+from worker.errors import LeaseLostError, SchemaMismatchError, ServiceError
+from worker.holding import Holding
+from worker.jobs import Assignment
+from worker.outcome import Failure
+from worker.services import Services
+from worker.telemetry import (
+    ADOPTED,
+    CLAIMED,
+    CYCLE_SECONDS,
+    FAULTS_SEEN,
+    HELD_RUNS,
+    LEASES_LOST,
+    OLDEST_WAIT_SECONDS,
+    QUEUE_DEPTH,
+)
+
+log = structlog.get_logger(__name__)
+
+_MAX_ADOPTED = 500
+_MAX_STRAYS = 100
+_FAULTS_BEFORE_GIVING_UP = 8
+_GRACE_SECONDS = 6.0
+"""Calls in flight may finish this long after a stop; the whole exit takes less than ten seconds."""
+
+_INTERNAL = Failure(
+    "worker_fault", Fault.PERMANENT, "The service could not handle this job. Please report it to support."
+)
+
+
+class Daemon:
+    """One worker process."""
+
+    def __init__(self, services: Services, *, rng: random.Random | None = None) -> None:
+        self.services = services
+        self.holdings: dict[UUID, Holding] = {}
+        self.problem: str | None = "starting"
+        """Why the last round of a loop failed; None while all is well (for /readyz)."""
+        self._rng = rng or random.Random()  # noqa: S311 (spreads polls, guards nothing)
+        self._launch_slots = asyncio.Semaphore(services.settings.launcher_concurrency)
+        self._stop = asyncio.Event()
+
+    # ── running and stopping ────────────────────────────────────────────────────────────────────────
+
+    def stop(self) -> None:
+        """Begin to stop: no new claim; `run` returns when the leases are released."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Work until `stop`.
+
+        Raises:
+            SchemaMismatchError: the database moved to a version this worker does not know.
+        """
+        settings = self.services.settings
+        log.info("worker started", worker=settings.name, slots=settings.slots)
+        renew_seconds = min(settings.poll_seconds, settings.lease_seconds / 3)
+        loops = [
+            asyncio.create_task(self._repeat(self.claim, settings.poll_seconds), name="claim"),
+            asyncio.create_task(self._repeat(self.renew, renew_seconds), name="renew"),
+            asyncio.create_task(self._repeat(self.poll, settings.poll_seconds), name="poll"),
+            asyncio.create_task(self._repeat(self.watch, 60.0), name="watch"),
+        ]
+        stopping = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            done, _ = await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopping}:
+                task.result()
+        finally:
+            self._stop.set()
+            stopping.cancel()
+            await self._end(loops)
+
+    async def run_once(self) -> None:
+        """One full pass: adopt, poll, settle, claim, launch, release.
+
+        Raises:
+            ServiceError: the database did not answer; what was held is adopted by the next worker.
+        """
+        try:
+            await self.services.queue.check_schema()
+            await self._adopt()
+            await self._round(until_settled=True)
+            await self._claim()
+            await self._round(until_settled=True)
+            await self._reconcile()
+        finally:
+            self._stop.set()
+            await self._end([])
+
+    async def _end(self, loops: list[asyncio.Task[None]]) -> None:
+        work = [holding.task for holding in self.holdings.values() if holding.task and not holding.task.done()]
+        tasks = [*loops, *work]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_GRACE_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        reach("worker.release.before")
+        try:
+            released = await asyncio.wait_for(self.services.queue.release(), timeout=2)
+            log.info("worker stopped", released=released)
+        except (ServiceError, TimeoutError) as error:
+            log.warning("leases not released; they run out by themselves", problem=str(error))
+        reach("worker.release.after")
+
+    async def _repeat(self, round_: Callable[[], Awaitable[None]], seconds: float) -> None:
+        while not self._stop.is_set():
+            try:
+                await round_()
+                self.problem = None
+            except SchemaMismatchError as error:
+                if self.problem is None:
+                    raise
+                self._note(error)
+            except ServiceError as error:
+                self._note(error)
+            except Exception:
+                log.exception("a round failed", round=getattr(round_, "__name__", "?"))
+                self.problem = "a round failed; see the log"
+            try:
+                # Jitter keeps a fleet's rounds apart.
+                wait = seconds * self._rng.uniform(0.9, 1.1)
+                await asyncio.wait_for(self._stop.wait(), timeout=wait)
+            except TimeoutError:
+                continue
+
+    def _note(self, error: ServiceError) -> None:
+        FAULTS_SEEN.labels(error.service).inc()
+        self.problem = str(error)
+        log.warning("service fault", service=error.service, problem=str(error))
+
+    # ── the rounds ──────────────────────────────────────────────────────────────────────────────────
+
+    async def claim(self) -> None:
+        """Adopt what other workers left, then claim what is queued."""
+        await self._adopt()
+        await self._claim()
+
+    async def _adopt(self) -> None:
+        asked_at = self.services.clock()
+        adopted = await self.services.queue.adopt(_MAX_ADOPTED)
+        ADOPTED.inc(len(adopted))
+        self._take(adopted, asked_at, "adopted")
+
+    async def _claim(self) -> None:
+        settings = self.services.settings
+        free = settings.slots - len(self.holdings)
+        if free <= 0 or self._stop.is_set():
+            return
+        reach("worker.claim.before")
+        asked_at = self.services.clock()
+        claimed = await self.services.queue.claim(free, settings.max_per_user)
+        if claimed:
+            reach("worker.claim.after")
+        CLAIMED.inc(len(claimed))
+        self._take(claimed, asked_at, "claimed")
+
+    def _take(self, assignments: list[Assignment], asked_at: float, how: str) -> None:
+        for assignment in assignments:
+            run = assignment.run
+            self.holdings[run.id] = Holding.take(self.services, assignment, asked_at=asked_at)
+            log.info(how, run_id=str(run.id), job_id=str(run.job_id), attempt=run.attempt, status=run.status)
+        HELD_RUNS.set(len(self.holdings))
+
+    async def renew(self) -> None:
+        """Renew every lease in one call, and take in what changed beside them."""
+        held = dict(self.holdings)
+        if not held:
+            return
+        asked_at = self.services.clock()
+        leases = [(run_id, holding.assignment.run.lease_token) for run_id, holding in held.items()]
+        for news in await self.services.queue.renew(leases):
+            holding = held[news.run_id]
+            if self.holdings.get(news.run_id) is not holding or holding.settled_as is not None:
+                continue
+            if not news.held:
+                self._drop(holding, "lease lost")
+                continue
+            # The window starts when the request started: the database counts from later on.
+            holding.trusted_until = asked_at + self.services.settings.lease_seconds
+            known = news.external_job_id or holding.news.external_job_id
+            holding.news = news.model_copy(update={"external_job_id": known})
+
+    async def poll(self) -> None:
+        """Look at every held run, side by side, and write all progress in one call."""
+        with CYCLE_SECONDS.time():
+            await self._round(until_settled=False)
+        await self._reconcile()
+
+    async def _round(self, *, until_settled: bool) -> None:
+        if until_settled:
+            await self.renew()
+        for holding in list(self.holdings.values()):
+            if holding.task is None or holding.task.done():
+                holding.task = asyncio.create_task(self._advance(holding), name=f"run {holding.assignment.run.id}")
+        tasks = [holding.task for holding in self.holdings.values() if holding.task]
+        if tasks:
+            # A long preflight or verification goes on in its task; the others' progress is not kept waiting.
+            patience = None if until_settled else self.services.settings.poll_seconds
+            await asyncio.wait(tasks, timeout=patience)
+        await self._send_reports()
+
+    async def _advance(self, holding: Holding) -> None:
+        run_id = str(holding.assignment.run.id)
+        async with self._launch_slots:
+            try:
+                await holding.advance()
+                holding.faults_in_a_row = 0
+            except LeaseLostError as error:
+                self._drop(holding, str(error))
+            except ServiceError as error:
+                FAULTS_SEEN.labels(error.service).inc()
+                log.warning("put off to the next cycle", run_id=run_id, problem=str(error))
+            except Exception:
+                holding.faults_in_a_row += 1
+                log.exception("work on a run failed", run_id=run_id, times=holding.faults_in_a_row)
+                if holding.faults_in_a_row >= _FAULTS_BEFORE_GIVING_UP:
+                    holding.stopping = _INTERNAL
+            if holding.settled_as is not None:
+                self._forget(holding)
+
+    async def _send_reports(self) -> None:
+        reporting = [h for h in self.holdings.values() if h.report is not None]
+        trusted = [h for h in reporting if self.services.clock() < h.trusted_until]
+        reports: list[dict[str, Any]] = [h.report for h in trusted if h.report is not None]
+        for holding in reporting:
+            holding.report = None
+        if not reports:
+            return
+        reach("worker.progress.before")
+        applied = await self.services.queue.record_progress(reports)
+        reach("worker.progress.after")
+        for holding in trusted:
+            run_id = holding.assignment.run.id
+            if not applied.get(run_id, False) and holding.settled_as is None:
+                self._drop(holding, "progress refused")
+
+    def _drop(self, holding: Holding, reason: str) -> None:
+        LEASES_LOST.inc()
+        log.warning("run given up", run_id=str(holding.assignment.run.id), reason=reason)
+        self._forget(holding)
+
+    def _forget(self, holding: Holding) -> None:
+        run_id = holding.assignment.run.id
+        # An adoption may already have put a newer holding in its place.
+        if self.holdings.get(run_id) is holding:
+            del self.holdings[run_id]
+        HELD_RUNS.set(len(self.holdings))
+
+    async def _reconcile(self) -> None:
+        """Stop launches that no live run owns, until their launcher says that they ended."""
+        launcher = self.services.launcher
+        closed: list[dict[str, Any]] = []
+        for stray in await self.services.queue.stray_launches(_MAX_STRAYS):
+            external_job_id = stray["external_job_id"]
+            observation = await launcher.observe(external_job_id)
+            if observation.ended or observation.state == "missing":
+                closed.append({"external_job_id": external_job_id, "gpu_seconds": observation.execution_seconds or 0.0})
+            else:
+                asked = await launcher.cancel(external_job_id)
+                log.info("stray launch cancelled", external_job_id=external_job_id, asked=asked)
+        if closed:
+            await self.services.queue.close_launches(closed)
+
+    async def watch(self) -> None:
+        """Look at queue, schema and endpoint once a minute, for operators."""
+        await self.services.queue.check_schema()
+        health = await self.services.queue.health()
+        QUEUE_DEPTH.set(health["queued"])
+        OLDEST_WAIT_SECONDS.set(health["oldest_wait_seconds"] or 0)
+        if any(holding.news.checked_in_at is None for holding in self.holdings.values()):
+            endpoint = await self.services.launcher.health()
+            if endpoint.problem:
+                log.warning("endpoint", problem=endpoint.problem)

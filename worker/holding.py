@@ -1,0 +1,263 @@
+"""A run that this worker holds under a lease: what is known of it, and what comes next for it.
+
+`advance` is called once a poll cycle. It observes and acts through the services; decisions are in
+`outcome`. It writes progress only by leaving a report, which the daemon sends with all the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from trainer.crashpoints import reach
+from trainer.grants import seal_urls
+from trainer.protocol import MANIFEST_NAME, ArtifactFile, Progress, Stage, Summary
+from worker import notices
+from worker.artifacts import prefix_of
+from worker.errors import LeaseLostError
+from worker.jobs import Assignment, News
+from worker.launchers.base import LaunchState, Observation
+from worker.launching import launch
+from worker.outcome import OVER_BUDGET, OVER_TIME, Failure, Finish, judge, parse_progress
+from worker.pricing import GpuPrice, accrued_cost, find_price
+from worker.reports import latest, point_rows, progress_columns
+from worker.services import Services
+from worker.settling import Ending, settle
+
+log = structlog.get_logger(__name__)
+
+_WATCH_MARGIN_SECONDS = 180.0
+"""The trainer ends itself first, then the launcher's policy; the worker's own watch comes last."""
+
+
+@dataclass
+class Holding:
+    """One held run. `trusted_until` is on the lease clock and ends before the database's lease does."""
+
+    services: Services
+    assignment: Assignment
+    trusted_until: float
+    held_since: float
+    news: News
+    progress: Progress | None = None
+    observation: Observation | None = None
+    stopping: Failure | None = None
+    stop_asked_at: float | None = None
+    launch_not_before: float = 0.0
+    launch_tries: int = 0
+    settled_as: str | None = None
+    report: dict[str, Any] | None = None
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+    faults_in_a_row: int = 0
+    handling_begun: bool = False
+
+    @classmethod
+    def take(cls, services: Services, assignment: Assignment, *, asked_at: float) -> Holding:
+        """A holding for an assignment whose call began at `asked_at` on the lease clock."""
+        run, settings = assignment.run, services.settings
+        holding = cls(
+            services,
+            assignment,
+            trusted_until=asked_at + settings.lease_seconds,
+            held_since=asked_at,
+            news=News(
+                run_id=run.id,
+                held=True,
+                status=run.status,
+                cancel_requested=assignment.job is None or assignment.job.status == "cancelled",
+                external_job_id=run.external_job_id,
+                checked_in_at=run.checked_in_at,
+            ),
+        )
+        if run.posted_seconds_ago is not None and run.external_job_id is None:
+            # Sent by a worker that died, or unanswered: it may still check in by itself.
+            holding.launch_not_before = asked_at + settings.doubt_seconds - run.posted_seconds_ago
+            holding.launch_tries = run.launches
+        return holding
+
+    def require_lease(self) -> None:
+        """Stop here unless this worker may still write for the run.
+
+        Raises:
+            LeaseLostError: by its own clock the lease has run out.
+        """
+        if self.services.clock() >= self.trusted_until:
+            raise LeaseLostError("the lease ran out before it was renewed")
+
+    @property
+    def price(self) -> GpuPrice:
+        """The price that the run is billed at: of the GPU the trainer found, else of the one asked for."""
+        reported = self.progress.gpu_type if self.progress else None
+        asked = self.assignment.job.gpu_config if self.assignment.job else {}
+        wanted = (asked.get("type") or asked.get("gpu_type")) if isinstance(asked, dict) else None
+        for name in (reported, self.services.settings.endpoint_gpu_type, wanted):
+            found = find_price(self.services.prices, name)
+            if found:
+                return found
+        return max(self.services.prices, key=lambda price: price.price_per_hour)
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs the run is billed for: those there are, not those asked for."""
+        reported = self.progress.gpu_count if self.progress else None
+        return reported or self.services.settings.endpoint_gpu_count
+
+    @property
+    def gpu_seconds(self) -> float:
+        """GPU time so far, the longer of the launcher's measure and the trainer's heartbeats."""
+        measured = self.observation.execution_seconds if self.observation else None
+        return max(measured or 0.0, self.news.used_seconds or 0.0)
+
+    def _cost(self) -> float:
+        spent = self.assignment.run.spent_cost
+        price = self.price.price_per_hour
+        return round(spent + accrued_cost(self.gpu_seconds, price_per_hour=price, gpu_count=self.gpu_count), 2)
+
+    def _silent_seconds(self) -> float:
+        if self.news.seen_seconds_ago is not None:
+            return self.news.seen_seconds_ago
+        since_post = self.assignment.run.posted_seconds_ago or 0.0
+        return since_post + self.services.clock() - self.held_since
+
+    async def advance(self) -> None:
+        """Do what comes next for the run.
+
+        Raises:
+            ServiceError: something did not answer; the next cycle tries again.
+            LeaseLostError: the run is another worker's now.
+        """
+        self.require_lease()
+        if self.news.upload_request:
+            await self._grant(self.news.upload_request)
+        if self.news.cancel_requested or self.stopping:
+            await self._stop()
+        elif self.news.external_job_id is None:
+            if self.services.clock() >= self.launch_not_before:
+                await launch(self)
+        else:
+            await self._look(self.news.external_job_id)
+
+    async def _grant(self, request: list[dict[str, Any]]) -> None:
+        run, job, settings = self.assignment.run, self.assignment.job, self.services.settings
+        if job is None:
+            return
+        prefix = prefix_of(job.user_id, run.id)
+        paths = [ArtifactFile.model_validate(entry).path for entry in request]
+        urls = {
+            path: await self.services.storage.sign_upload(settings.artifacts_bucket, prefix + path)
+            for path in [*paths, MANIFEST_NAME]
+        }
+        reach("worker.grant.before")
+        self.require_lease()
+        sealed = seal_urls(self.services.run_token(run.id), urls)
+        granted = await self.services.queue.grant_upload(run.id, run.lease_token, request=request, sealed_urls=sealed)
+        reach("worker.grant.after")
+        self.news = self.news.model_copy(update={"upload_request": None})
+        log.info("upload granted" if granted else "upload request changed", run_id=str(run.id), files=len(paths))
+
+    async def _look(self, external_job_id: str) -> None:
+        self.observation = await self.services.launcher.observe(external_job_id)
+        run_id = str(self.assignment.run.id)
+        if self.observation.state is LaunchState.RUNNING:
+            self._note_progress(parse_progress(self.observation.output, run_id=run_id))
+        verdict = judge(
+            self.observation,
+            run_id=run_id,
+            owned_elsewhere=self.news.checked_in_at is not None and self.news.external_job_id != external_job_id,
+            silent_seconds=self._silent_seconds(),
+            lost_seconds=self.services.settings.lost_seconds,
+        )
+        if isinstance(verdict, Finish):
+            await self.finish(Ending(verdict.failure, result=verdict.result, legacy=verdict.legacy, look=True))
+            return
+        if self.observation.state in {LaunchState.UNKNOWN, LaunchState.MISSING}:
+            log.warning("status unknown", run_id=run_id, reason=self.observation.reason)
+        self._watch_limits()
+        self.report = self._make_report()
+
+    def _note_progress(self, progress: Progress | None) -> None:
+        if progress is not None:
+            self.progress = latest(self.progress, progress)
+
+    def _watch_limits(self) -> None:
+        settings = self.services.settings
+        hourly = self.price.price_per_hour * self.gpu_count
+        margin_cost = hourly * _WATCH_MARGIN_SECONDS / 3600
+        if self.gpu_seconds > settings.max_run_seconds + _WATCH_MARGIN_SECONDS:
+            self.stopping = OVER_TIME
+        elif self._cost() > settings.max_cost_per_job + margin_cost:
+            self.stopping = OVER_BUDGET
+
+    def _make_report(self) -> dict[str, Any] | None:
+        run, job = self.assignment.run, self.assignment.job
+        if job is None:
+            return None
+        columns: dict[str, Any] = {"current_cost": self._cost()}
+        points: list[dict[str, Any]] = []
+        if self.progress is not None:
+            columns = progress_columns(
+                self.progress, total_epochs=job.total_epochs, cost=self._cost(), now=self.services.now()
+            )
+            points = point_rows(
+                self.progress.points,
+                total_steps=self.progress.total_steps,
+                limit=self.services.settings.chart_points,
+            )
+        return {
+            "run_id": str(run.id),
+            "lease_token": str(run.lease_token),
+            "job": columns,
+            "points": points,
+            "notices": [self.started_notice()] if self.news.checked_in_at else [],
+        }
+
+    def note_gpu(self, summary: Summary) -> None:
+        """Take the GPU from the manifest, where no progress report has named it."""
+        self.progress = Progress(
+            run_id=str(self.assignment.run.id),
+            stage=Stage.COMPLETED,
+            progress=100,
+            gpu_type=summary.gpu_type,
+            gpu_count=summary.gpu_count,
+        )
+
+    def started_notice(self) -> dict[str, Any]:
+        """The notice that the GPU has begun; the database keeps only the first."""
+        name = self.assignment.dataset.name if self.assignment.dataset else "your dataset"
+        return notices.job_started(self.assignment.run.job_id, name, self.price.type, self.gpu_count)
+
+    async def _stop(self) -> None:
+        """Stop the GPU, see that it has stopped, then settle: as cancelled, or with why it was stopped."""
+        external_job_id = self.news.external_job_id
+        if external_job_id is None:
+            # Never accepted, as far as is known. A launch in doubt is refused when it checks in.
+            await self.finish(Ending(self.stopping))
+            return
+        reach("worker.cancel.before")
+        self.require_lease()
+        first = self.stop_asked_at is None
+        self.stop_asked_at = self.stop_asked_at or self.services.clock()
+        asked = await self.services.launcher.cancel(external_job_id)
+        reach("worker.cancel.after")
+        if first:
+            log.info("stopping the GPU", run_id=str(self.assignment.run.id), asked=asked)
+        self.observation = await self.services.launcher.observe(external_job_id)
+        if self.observation.state is LaunchState.RUNNING:
+            self._note_progress(parse_progress(self.observation.output, run_id=str(self.assignment.run.id)))
+        if self.observation.ended or self.observation.state is LaunchState.MISSING:
+            await self.finish(Ending(self.stopping, look=self.stopping is not None))
+        elif self.services.clock() - self.stop_asked_at > self.services.settings.cancel_seconds:
+            log.error(
+                "the GPU does not stop; look at the launcher's console",
+                run_id=str(self.assignment.run.id),
+                external_job_id=external_job_id,
+                state=str(self.observation.state),
+            )
+
+    async def finish(self, ending: Ending) -> None:
+        """Settle the run; afterwards `settled_as` holds the job's status."""
+        self.settled_as = await settle(self, ending)
+        self.report = None

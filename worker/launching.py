@@ -1,0 +1,177 @@
+"""From a claimed run to an accepted launch: preflight, intent, POST, record."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from trainer.crashpoints import reach
+from trainer.protocol import (
+    Channel,
+    DatasetRef,
+    ErrorCode,
+    Fault,
+    Limits,
+    OutputRef,
+    Request,
+)
+from worker import preflight
+from worker.artifacts import prefix_of
+from worker.errors import (
+    LaunchInDoubtError,
+    LeaseLostError,
+    PreflightError,
+    ServiceRefusedError,
+    ServiceUnavailableError,
+)
+from worker.jobs import enrichment_of
+from worker.launchers.base import Policy
+from worker.outcome import WORKER_KILLED, Failure
+from worker.settling import Ending
+from worker.telemetry import LAUNCHED
+
+if TYPE_CHECKING:
+    from worker.holding import Holding
+
+log = structlog.get_logger(__name__)
+
+_SIGNED_URL_MARGIN_SECONDS = 3600.0
+_MAX_WAIT_SECONDS = 600.0
+_STOP_MARGIN_SECONDS = 120.0
+
+
+async def launch(holding: Holding) -> None:
+    """Check the job and launch it; a permanent fault settles it as failed before a GPU is paid for.
+
+    Raises:
+        LeaseLostError: the run is another worker's.
+        ServiceError: the database or the storage did not answer.
+    """
+    if not await _begin_handling(holding):
+        return
+    try:
+        plan = await preflight.check(holding.assignment, holding.services)
+    except PreflightError as error:
+        failure = Failure(error.code, Fault.PERMANENT, str(error))
+        await holding.finish(Ending(failure))
+        return
+    request = await _make_request(holding, plan)
+    await _post(holding, request, plan)
+
+
+async def _begin_handling(holding: Holding) -> bool:
+    """Whether the run may be handled: not if it has already ended too many workers."""
+    if holding.handling_begun:
+        return True
+    run = holding.assignment.run
+    handlings = await holding.services.queue.begin_handling(run.id, run.lease_token)
+    if handlings is None:
+        raise LeaseLostError("the lease was lost before preflight")
+    holding.handling_begun = True
+    if handlings > holding.services.settings.max_handlings:
+        await holding.finish(Ending(WORKER_KILLED))
+        return False
+    return True
+
+
+async def _make_request(holding: Holding, plan: preflight.Plan) -> Request:
+    services, settings = holding.services, holding.services.settings
+    run, job, dataset = holding.assignment.run, holding.assignment.job, holding.assignment.dataset
+    assert job is not None
+    assert dataset is not None
+    url = await services.storage.sign_download(
+        dataset.bucket, dataset.storage_path, seconds=plan.policy.ttl_seconds + _SIGNED_URL_MARGIN_SECONDS
+    )
+    return Request(
+        job_id=str(job.id),
+        run_id=str(run.id),
+        attempt=run.attempt,
+        dataset=DatasetRef(url=url, sha256=plan.dataset_sha256, bytes=plan.dataset_bytes, format=dataset.format),
+        hyperparameters=plan.hyperparameters,
+        gpu_config=plan.gpu_config,
+        channel=Channel(
+            url=settings.supabase_url,
+            key=settings.supabase_publishable_key.get_secret_value(),
+            token=services.run_token(run.id),
+        ),
+        output=OutputRef(bucket=settings.artifacts_bucket, prefix=prefix_of(job.user_id, run.id)),
+        limits=Limits(
+            max_seconds=max(plan.policy.execution_seconds - _STOP_MARGIN_SECONDS, 60.0),
+            grant_wait_seconds=settings.grant_wait_seconds,
+            chart_points=settings.chart_points,
+        ),
+    )
+
+
+async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> None:
+    services, run, job = holding.services, holding.assignment.run, holding.assignment.job
+    assert job is not None
+    launcher = services.launcher
+    reach("worker.launch.before_intent")
+    holding.require_lease()
+    refused = await services.queue.begin_launch(
+        run.id,
+        run.lease_token,
+        launcher=launcher.name,
+        token_sha256=hashlib.sha256(request.channel.token.encode()).hexdigest(),
+        enrichment=enrichment_of(
+            job,
+            plan.hyperparameters,
+            plan.gpu_config,
+            memory_gb=plan.price.memory_gb,
+            price_per_hour=plan.price.price_per_hour,
+        ),
+    )
+    if refused == "lease_lost":
+        raise LeaseLostError("the lease was lost before the launch")
+    if refused is not None:
+        # Cancelled or checked in meanwhile: the next renewal says so, and the next cycle acts on it.
+        log.info("launch not needed", run_id=str(run.id), reason=refused)
+        return
+    reach("worker.launch.before_post")
+    holding.require_lease()
+    external_job_id = await _send(holding, request.model_dump(mode="json"), plan.policy)
+    if external_job_id is None:
+        return
+    reach("worker.launch.after_post")
+    log.info("launched", run_id=str(run.id), job_id=str(job.id), attempt=run.attempt, external_job_id=external_job_id)
+    # Known here and now, whatever becomes of the record: this worker polls it from the next cycle on.
+    holding.news = holding.news.model_copy(update={"external_job_id": holding.news.external_job_id or external_job_id})
+    await services.queue.record_launch(run.id, run.lease_token, launcher=launcher.name, external_job_id=external_job_id)
+    reach("worker.launch.after_record")
+
+
+async def _send(holding: Holding, payload: dict[str, Any], policy: Policy) -> str | None:
+    """POST the run; None when it was not accepted, or nobody knows, and `launch_not_before` says what next."""
+    services, run = holding.services, holding.assignment.run
+    try:
+        external_job_id = await services.launcher.launch(payload, policy)
+    except ServiceRefusedError as error:
+        LAUNCHED.labels("refused").inc()
+        if error.status in {400, 413, 422}:
+            text = "The GPU provider refused the job's request. Please report it to support."
+            await holding.finish(Ending(Failure(ErrorCode.REQUEST_INVALID, Fault.PERMANENT, text)))
+        else:
+            # The key or the endpoint: the operator's to mend, and no reason to fail anybody's job.
+            log.error("the launcher refuses this worker", problem=str(error))
+            _wait(holding, services.settings.retry_base_seconds)
+    except ServiceUnavailableError as error:
+        LAUNCHED.labels("unavailable").inc()
+        log.warning("launch put off", run_id=str(run.id), problem=str(error))
+        _wait(holding, error.retry_after_seconds or services.settings.retry_base_seconds)
+    except LaunchInDoubtError as error:
+        LAUNCHED.labels("in_doubt").inc()
+        log.warning("launch in doubt", run_id=str(run.id), problem=str(error))
+        _wait(holding, services.settings.doubt_seconds)
+    else:
+        LAUNCHED.labels("accepted").inc()
+        return external_job_id
+    return None
+
+
+def _wait(holding: Holding, base_seconds: float) -> None:
+    holding.launch_tries += 1
+    patience = min(base_seconds * 2 ** (holding.launch_tries - 1), max(_MAX_WAIT_SECONDS, base_seconds))
+    holding.launch_not_before = holding.services.clock() + patience

@@ -1,0 +1,73 @@
+"""The texts of notifications: types, titles and links as the application's pages know them."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+
+def _notice(kind: str, title: str, message: str, priority: str, url: str, **metadata: Any) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "title": title,
+        "message": message,
+        "priority": priority,
+        "action_url": url,
+        "metadata": metadata,
+    }
+
+
+def _job_url(job_id: UUID) -> str:
+    return f"/training/jobs/{job_id}"
+
+
+def job_started(job_id: UUID, dataset: str, gpu_type: str, gpu_count: int) -> dict[str, Any]:
+    """The GPU has begun."""
+    text = f"Training on “{dataset}” has started on {gpu_count} × {gpu_type}."
+    return _notice("job_started", "Training Started", text, "medium", _job_url(job_id), job_id=str(job_id))
+
+
+def job_completed(job_id: UUID, dataset: str, cost: float) -> dict[str, Any]:
+    """The adapter is there; `cost` in USD."""
+    text = f"Training on “{dataset}” is complete. It cost ${cost:.2f}."
+    return _notice(
+        "job_completed", "Training Complete", text, "high", _job_url(job_id), job_id=str(job_id), final_cost=cost
+    )
+
+
+def artifact_ready(job_id: UUID, artifact_id: UUID, name: str) -> dict[str, Any]:
+    """The adapter can be downloaded."""
+    return _notice(
+        "artifact_ready",
+        "Model Ready for Download",
+        f"“{name}” is ready for download.",
+        "high",
+        f"/models/{artifact_id}",
+        artifact_id=str(artifact_id),
+        job_id=str(job_id),
+    )
+
+
+def job_failed(job_id: UUID, reason: str) -> dict[str, Any]:
+    """The job is over without a result; `reason` is the sentence of `error_message`."""
+    return _notice("job_failed", "Training Failed", reason, "high", _job_url(job_id), job_id=str(job_id))
+
+
+def job_cancelled(job_id: UUID, cost: float) -> dict[str, Any]:
+    """The GPU has stopped; `cost` in USD."""
+    text = f"The training was cancelled and its GPU has stopped. It cost ${cost:.2f}."
+    return _notice("job_cancelled", "Job Cancelled", text, "medium", _job_url(job_id), job_id=str(job_id))
+
+
+def job_requeued(job_id: UUID, run_id: UUID, reason: str, attempt: int) -> dict[str, Any]:
+    """A passing fault; `attempt` is the number of the one that failed."""
+    text = f"Attempt {attempt} ended early: {reason} It will be tried again by itself."
+    return _notice(
+        "job_requeued",
+        "Training Will Be Retried",
+        text,
+        "low",
+        _job_url(job_id),
+        job_id=str(job_id),
+        run_id=str(run_id),
+    )

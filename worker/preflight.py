@@ -1,0 +1,163 @@
+"""Everything that can be known wrong before a GPU is paid for. Each fault is a sentence for the user."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+
+from trainer.conversations import DatasetUnusableError, Example, ExampleParser, LineError
+from trainer.errors import TrainingError
+from trainer.hyperparameters import GpuConfig, Hyperparameters
+from worker.errors import ObjectMissingError, PreflightError
+from worker.jobs import Assignment, Dataset, Job, parse_gpu_config, parse_hyperparameters
+from worker.launchers.base import Policy
+from worker.pricing import GpuPrice, affordable_seconds, find_price
+from worker.services import Services
+
+_LEAST_USEFUL_SECONDS = 300.0
+_MAX_POLICY_SECONDS = 7 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A job that may be launched: everything in one shape, the dataset as it was read just now."""
+
+    hyperparameters: Hyperparameters
+    gpu_config: GpuConfig
+    price: GpuPrice
+    policy: Policy
+    dataset_sha256: str
+    dataset_bytes: int
+    examples: int
+
+
+async def check(assignment: Assignment, services: Services) -> Plan:
+    """Check the job, its dataset and its budget.
+
+    Raises:
+        PreflightError: the job can't be trained; permanent.
+        ServiceError: the storage did not answer; passing.
+    """
+    settings = services.settings
+    job = assignment.job
+    if job is None:
+        raise PreflightError("job_missing", "The job was deleted.")
+    hyperparameters = parse_hyperparameters(job, default_base_model=settings.default_base_model)
+    gpu_config = parse_gpu_config(job)
+    check_base_model(hyperparameters, settings.base_models)
+    price = find_price(services.prices, settings.endpoint_gpu_type or gpu_config.type)
+    if price is None:
+        known = ", ".join(price.type for price in services.prices)
+        raise PreflightError(
+            "gpu_config_invalid",
+            f"gpu_config: {gpu_config.type!r} is not a GPU that is offered; choose one of {known}.",
+        )
+    policy = make_policy(
+        price,
+        gpu_count=settings.endpoint_gpu_count,
+        budget=settings.max_cost_per_job - assignment.run.spent_cost,
+        max_run_seconds=settings.max_run_seconds,
+        queue_allowance_seconds=settings.queue_allowance_seconds,
+    )
+    dataset = check_dataset_row(job, assignment.dataset)
+    digest, size, examples = await _read_dataset(dataset, services, hyperparameters.max_bad_line_share)
+    return Plan(hyperparameters, gpu_config, price, policy, digest, size, examples)
+
+
+def check_base_model(hyperparameters: Hyperparameters, allowed: tuple[str, ...]) -> None:
+    """Refuse a base model that is not on the list.
+
+    Raises:
+        PreflightError: names it and the list.
+    """
+    if hyperparameters.base_model not in allowed:
+        raise PreflightError(
+            "base_model_unknown",
+            f"hyperparameters: base_model {hyperparameters.base_model!r} is not offered; choose one of "
+            f"{', '.join(allowed)}.",
+        )
+
+
+def check_dataset_row(job: Job, dataset: Dataset | None) -> Dataset:
+    """The job's dataset, when it may be trained on.
+
+    Raises:
+        PreflightError: it is gone, deleted, or not ready.
+    """
+    if dataset is None:
+        raise PreflightError(
+            "dataset_missing", f"The dataset {job.dataset_id} does not exist any more; choose another."
+        )
+    if dataset.deleted_at is not None:
+        raise PreflightError("dataset_deleted", f"The dataset “{dataset.name}” was deleted; choose another.")
+    if dataset.status != "ready" or not dataset.training_ready:
+        raise PreflightError(
+            "dataset_not_ready",
+            f"The dataset “{dataset.name}” is not ready (its status is {dataset.status!r}); "
+            "wait until it is validated, then start the job again.",
+        )
+    return dataset
+
+
+def make_policy(
+    price: GpuPrice, *, gpu_count: int, budget: float, max_run_seconds: float, queue_allowance_seconds: float
+) -> Policy:
+    """How long a launch may execute and live, from the budget in USD that is left.
+
+    The ttl counts from submission and deletes even a running job, so it outlives the longest wait in
+    the queue and the longest execution together. RunPod's limit for both is seven days.
+
+    Raises:
+        PreflightError: the budget does not last for a useful run.
+    """
+    affordable = affordable_seconds(budget, price_per_hour=price.price_per_hour, gpu_count=gpu_count)
+    if affordable < _LEAST_USEFUL_SECONDS:
+        raise PreflightError(
+            "budget_exhausted",
+            f"The job's budget has ${max(budget, 0):.2f} left, less than five minutes of a {price.type} "
+            f"(${price.price_per_hour:.2f} an hour); choose a cheaper GPU or ask for a higher limit.",
+        )
+    execution = min(affordable, max_run_seconds, _MAX_POLICY_SECONDS)
+    return Policy(execution, min(execution + queue_allowance_seconds, _MAX_POLICY_SECONDS))
+
+
+async def _read_dataset(dataset: Dataset, services: Services, max_bad_share: float) -> tuple[str, int, int]:
+    """Stream the dataset once: its sha256, its bytes, how many examples it holds."""
+    try:
+        return await _survey(dataset, services, max_bad_share)
+    except ObjectMissingError:
+        raise PreflightError(
+            "dataset_missing",
+            f"The file of the dataset “{dataset.name}” is not in the storage; upload it again.",
+        ) from None
+    except TrainingError as error:
+        text = f"{error.message} {error.hint}" if error.hint else error.message
+        raise PreflightError("dataset_invalid", text) from None
+
+
+async def _survey(dataset: Dataset, services: Services, max_bad_share: float) -> tuple[str, int, int]:
+    parser, digest, size, examples = ExampleParser(), hashlib.sha256(), 0, 0
+    errors: list[LineError] = []
+
+    def count(items: list[Example | LineError]) -> None:
+        nonlocal examples
+        bad = [item for item in items if isinstance(item, LineError)]
+        errors.extend(bad)
+        examples += len(items) - len(bad)
+
+    async with services.storage.stream(dataset.bucket, dataset.storage_path) as chunks:
+        async for chunk in chunks:
+            digest.update(chunk)
+            size += len(chunk)
+            # A megabyte of JSON takes long enough to hold up other runs' renewals.
+            count(await asyncio.to_thread(lambda chunk=chunk: list(parser.feed(chunk))))
+    count(await asyncio.to_thread(lambda: list(parser.close())))
+    if examples == 0:
+        raise DatasetUnusableError(
+            errors[0].sentence() if errors else "The dataset holds no usable pair of question and answer.",
+            None if errors else "Add at least one answer.",
+        )
+    if len(errors) > max_bad_share * (examples + len(errors)):
+        raise DatasetUnusableError(errors[0].sentence())
+    return digest.hexdigest(), size, examples

@@ -1,0 +1,76 @@
+"""What the work on a run needs from outside, made once for a process."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import httpx
+
+from worker.launchers.base import Launcher
+from worker.launchers.runpod import RunPodLauncher
+from worker.outcome import RetryLimits
+from worker.pricing import GpuPrice, load_prices
+from worker.queue import Queue
+from worker.settings import Settings
+from worker.storage import Storage
+
+
+def lease_clock() -> float:
+    """Seconds that go on while the process is stopped and while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@dataclass(frozen=True)
+class Services:
+    """Settings, clocks and clients."""
+
+    settings: Settings
+    queue: Queue
+    storage: Storage
+    launcher: Launcher
+    http: httpx.AsyncClient
+    prices: tuple[GpuPrice, ...]
+    retry_limits: RetryLimits
+    clock: Callable[[], float] = lease_clock
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    def run_token(self, run_id: UUID) -> str:
+        """The run's 256-bit token. Derived, so that whoever adopts the run has it and no row holds it."""
+        key = self.settings.supabase_service_role_key.get_secret_value().encode()
+        return hmac.new(key, b"lora-worker run token:" + run_id.bytes, hashlib.sha256).hexdigest()
+
+
+@asynccontextmanager
+async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[Services]:
+    """The services with their connection pool, closed on leaving."""
+    timeout = httpx.Timeout(settings.request_timeout_seconds, connect=10)
+    limits = httpx.Limits(max_connections=settings.launcher_concurrency * 2 + 10)
+    key = settings.supabase_service_role_key.get_secret_value()
+    async with httpx.AsyncClient(timeout=timeout, limits=limits) as http:
+        made: dict[str, Any] = {
+            "settings": settings,
+            "queue": Queue(
+                settings.supabase_url, key, worker=settings.name, lease_seconds=settings.lease_seconds, http=http
+            ),
+            "storage": Storage(settings.supabase_url, key, http=http),
+            "launcher": RunPodLauncher(
+                settings.gpu_cluster_api_url, settings.gpu_cluster_api_key.get_secret_value(), http=http
+            ),
+            "http": http,
+            "prices": load_prices(settings.price_table),
+            "retry_limits": RetryLimits(
+                max_attempts=settings.max_attempts,
+                max_infrastructure_failures=settings.max_infrastructure_failures,
+                base_seconds=settings.retry_base_seconds,
+                max_seconds=settings.retry_max_seconds,
+            ),
+        }
+        yield Services(**{**made, **overrides})

@@ -1,0 +1,204 @@
+"""From an ended run to its settled rows: look for the manifest, verify, describe, write once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from trainer.crashpoints import reach
+from trainer.protocol import Fault, Manifest, Point, Result
+from worker import notices
+from worker.artifacts import (
+    Description,
+    copy_legacy,
+    curve_of,
+    describe_artifact,
+    find_manifest,
+    prefix_of,
+    verify,
+)
+from worker.errors import ArtifactError, LeaseLostError
+from worker.jobs import Job
+from worker.outcome import (
+    ARTIFACT_MISSING,
+    Failure,
+    LegacyResult,
+    exhausted,
+    rate_training,
+    retry_after,
+)
+from worker.pricing import accrued_cost
+from worker.reports import final_columns, point_rows
+from worker.telemetry import SETTLED
+
+if TYPE_CHECKING:
+    from worker.holding import Holding
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended. Without a failure it was cancelled; with `look`, a manifest overrules the failure."""
+
+    failure: Failure | None
+    result: Result | None = None
+    legacy: LegacyResult | None = None
+    look: bool = False
+
+
+async def settle(holding: Holding, ending: Ending) -> str:
+    """Close the run in one transaction; the job's status afterwards.
+
+    Raises:
+        LeaseLostError: another worker has the run; nothing was written.
+        ServiceError: the storage or the database did not answer; nothing was written, or all of it.
+    """
+    job = holding.assignment.job
+    manifest = None
+    if job is not None and ending.look and not holding.news.cancel_requested:
+        manifest, ending = await _collect(holding, ending, job)
+    if job is not None and manifest is not None:
+        outcome = _success(holding, manifest, job)
+    elif ending.failure is None or job is None:
+        outcome = _cancelled(holding)
+    else:
+        outcome = _failure(holding, ending, ending.failure)
+    reach("worker.settle.before")
+    holding.require_lease()
+    run = holding.assignment.run
+    status = await holding.services.queue.settle(run.id, run.lease_token, outcome)
+    reach("worker.settle.after")
+    if status is None:
+        raise LeaseLostError("the lease was lost before settling")
+    SETTLED.labels(status).inc()
+    log.info(
+        "settled",
+        run_id=str(run.id),
+        job_id=str(run.job_id),
+        job_status=status,
+        error_code=outcome.get("error_code"),
+        gpu_seconds=round(outcome["gpu_seconds"], 1),
+    )
+    return status
+
+
+async def _collect(holding: Holding, ending: Ending, job: Job) -> tuple[Manifest | None, Ending]:
+    """The verified manifest; or None, and what the run ended with instead."""
+    services, run = holding.services, holding.assignment.run
+    bucket, prefix = services.settings.artifacts_bucket, prefix_of(job.user_id, run.id)
+    try:
+        manifest = await find_manifest(services.storage, bucket, prefix, run_id=run.id)
+        if manifest is None and ending.legacy is not None:
+            manifest = await copy_legacy(
+                ending.legacy, services.storage, bucket, prefix, run_id=run.id, job_id=job.id, http=services.http
+            )
+        if manifest is None:
+            return None, ending
+        await verify(
+            services.storage, bucket, prefix, manifest, sha256_max_bytes=services.settings.verify_sha256_max_bytes
+        )
+    except ArtifactError as error:
+        log.warning("artifact refused", run_id=str(run.id), problem=str(error))
+        failure = Failure(ARTIFACT_MISSING.code, Fault.TRANSIENT, str(error))
+        return None, Ending(failure, result=ending.result)
+    return manifest, ending
+
+
+def _base(holding: Holding, gpu_seconds: float, points: list[Point], total_steps: int | None) -> dict[str, Any]:
+    observation = holding.observation
+    return {
+        "gpu_seconds": gpu_seconds,
+        "gpu_type": holding.price.type,
+        "gpu_count": holding.gpu_count,
+        "price_per_hour": holding.price.price_per_hour,
+        "launcher_ended": observation is not None and observation.ended,
+        "points": point_rows(points, total_steps=total_steps, limit=holding.services.settings.chart_points),
+    }
+
+
+def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
+    run, services = holding.assignment.run, holding.services
+    summary = manifest.summary
+    gpu_seconds = max(holding.gpu_seconds, summary.execution_seconds or 0.0)
+    if summary.gpu_type and holding.progress is None:
+        holding.note_gpu(summary)
+    points = curve_of(manifest, holding.progress.points if holding.progress else [])
+    artifact = describe_artifact(
+        holding.assignment,
+        manifest,
+        Description(
+            rate_training(points, final_validation_loss=manifest.metrics.final_validation_loss),
+            gpu_seconds=gpu_seconds,
+            now=services.now(),
+        ),
+    )
+    cost = round(
+        run.spent_cost
+        + accrued_cost(gpu_seconds, price_per_hour=holding.price.price_per_hour, gpu_count=holding.gpu_count),
+        2,
+    )
+    name = holding.assignment.dataset.name if holding.assignment.dataset else "your dataset"
+    return {
+        **_base(holding, gpu_seconds, points, summary.total_steps),
+        "run_status": "succeeded",
+        "job_status": "completed",
+        "job": final_columns(manifest.metrics, summary, points),
+        "artifact": artifact,
+        "notices": [
+            holding.started_notice(),
+            notices.job_completed(job.id, name, cost),
+            notices.artifact_ready(job.id, run.id, artifact["name"]),
+        ],
+    }
+
+
+def _partial_points(holding: Holding, ending: Ending) -> tuple[list[Point], int | None]:
+    progress = holding.progress
+    if ending.result and ending.result.points:
+        return ending.result.points, ending.result.summary.total_steps or (progress.total_steps if progress else None)
+    return (progress.points, progress.total_steps) if progress else ([], None)
+
+
+def _cancelled(holding: Holding) -> dict[str, Any]:
+    points, total_steps = _partial_points(holding, Ending(None))
+    cost = accrued_cost(holding.gpu_seconds, price_per_hour=holding.price.price_per_hour, gpu_count=holding.gpu_count)
+    return {
+        **_base(holding, holding.gpu_seconds, points, total_steps),
+        "run_status": "cancelled",
+        "job_status": "cancelled",
+        "notices": [notices.job_cancelled(holding.assignment.run.job_id, cost + holding.assignment.run.spent_cost)],
+    }
+
+
+def _failure(holding: Holding, ending: Ending, failure: Failure) -> dict[str, Any]:
+    run = holding.assignment.run
+    seconds = retry_after(
+        failure,
+        transient_failures=run.transient_failures,
+        infrastructure_failures=run.infrastructure_failures,
+        limits=holding.services.retry_limits,
+    )
+    summary = ending.result.summary if ending.result else None
+    gpu_seconds = max(holding.gpu_seconds, (summary.execution_seconds or 0.0) if summary else 0.0)
+    points, total_steps = _partial_points(holding, ending)
+    outcome: dict[str, Any] = {
+        **_base(holding, gpu_seconds, points, total_steps),
+        "run_status": "lost" if failure.code == "gpu_lost" else "failed",
+        "fault": str(failure.fault),
+        "error_code": str(failure.code),
+    }
+    if seconds is None:
+        told = exhausted(failure, run.attempt)
+        ended = {"job_status": "failed", "error_message": told.message}
+        return {**outcome, **ended, "notices": [notices.job_failed(run.job_id, told.message)]}
+    return {
+        **outcome,
+        "job_status": "queued",
+        "error_message": failure.message,
+        "retry_after_seconds": seconds,
+        "waiting_stage": f"retry_after_{failure.code}"[:50],
+        "notices": [notices.job_requeued(run.job_id, run.id, failure.message, run.attempt)],
+    }

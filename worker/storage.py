@@ -1,0 +1,140 @@
+"""Supabase Storage: signed URLs, streamed reads, uploads, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import ValidationError
+from storage3 import AsyncStorageClient
+from storage3.exceptions import StorageApiError
+from storage3.types import CreateSignedUploadUrlOptions
+from storage3.utils import StorageException
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from worker.errors import ObjectMissingError, ServiceRefusedError, ServiceUnavailableError
+from worker.queue import api_headers
+
+_SERVICE = "Supabase Storage"
+_Answer = TypeVar("_Answer")
+
+
+def _explain(status: int, code: str, what: str) -> Exception:
+    if status == 404 or code in {"NoSuchKey", "not_found", "NoSuchBucket"}:
+        return ObjectMissingError(_SERVICE, f"{what} is not in the storage", status=404)
+    if status in {401, 403}:
+        return ServiceRefusedError(_SERVICE, f"{_SERVICE} refused the key for {what}", status=status)
+    if status == 429 or status >= 500:
+        return ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not available ({status})")
+    return ServiceRefusedError(_SERVICE, f"{_SERVICE} refused {what} ({status})", status=status)
+
+
+class Storage:
+    """The buckets, with the service's key. Every method raises `ServiceError`s and nothing else."""
+
+    def __init__(self, url: str, key: str, *, http: httpx.AsyncClient) -> None:
+        self._url = f"{url}/storage/v1"
+        self._headers = api_headers(key)
+        self._http = http
+        self._client = AsyncStorageClient(f"{self._url}/", headers=self._headers, http_client=http)
+
+    async def _call(self, call: Callable[[], Awaitable[_Answer]], what: str) -> _Answer:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(ServiceUnavailableError),
+            stop=stop_after_attempt(3),
+            wait=wait_random_exponential(multiplier=0.3, max=3),
+            reraise=True,
+        ):
+            with attempt:
+                try:
+                    return await call()
+                except StorageApiError as error:
+                    raise _explain(int(error.status), str(error.code), what) from None
+                except httpx.HTTPStatusError as error:
+                    raise _explain(error.response.status_code, "", what) from None
+                except (httpx.HTTPError, StorageException, ValidationError, ValueError) as error:
+                    raise ServiceUnavailableError(
+                        _SERVICE, f"{_SERVICE} did not answer properly ({type(error).__name__})"
+                    ) from None
+        raise AssertionError("unreachable")
+
+    async def sign_download(self, bucket: str, path: str, *, seconds: float) -> str:
+        """A URL that downloads one object for so many seconds. It is a secret."""
+        answer = await self._call(
+            lambda: self._client.from_(bucket).create_signed_url(path, int(seconds)), f"{bucket}/{path}"
+        )
+        return str(answer["signedURL"])
+
+    async def sign_upload(self, bucket: str, path: str) -> str:
+        """A URL that uploads one object, also over an earlier one: a retried run must be able to repeat."""
+        answer = await self._call(
+            lambda: self._client.from_(bucket).create_signed_upload_url(
+                path, CreateSignedUploadUrlOptions(upsert="true")
+            ),
+            f"{bucket}/{path}",
+        )
+        return str(answer["signed_url"])
+
+    @asynccontextmanager
+    async def stream(self, bucket: str, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The object's bytes in chunks, in constant memory."""
+        url = f"{self._url}/object/authenticated/{quote(bucket)}/{quote(path)}"
+        try:
+            async with self._http.stream("GET", url, headers=self._headers) as response:
+                if response.status_code != 200:
+                    body = (await response.aread())[:2000]
+                    # Storage answers 400 with the real status inside for an object that is not there.
+                    missing = response.status_code == 404 or b"not_found" in body or b"NoSuchKey" in body
+                    raise _explain(404 if missing else response.status_code, "", f"{bucket}/{path}")
+                yield response.aiter_bytes(1 << 20)
+        except httpx.HTTPError as error:
+            raise ServiceUnavailableError(
+                _SERVICE, f"{_SERVICE} broke off while reading ({type(error).__name__})"
+            ) from None
+
+    async def read(self, bucket: str, path: str, *, max_bytes: int) -> bytes | None:
+        """A small object whole; None where there is none.
+
+        Raises:
+            ServiceRefusedError: it is larger than `max_bytes`.
+        """
+        content = bytearray()
+        try:
+            async with self.stream(bucket, path) as chunks:
+                async for chunk in chunks:
+                    content += chunk
+                    if len(content) > max_bytes:
+                        raise ServiceRefusedError(
+                            _SERVICE, f"{bucket}/{path} is larger than {max_bytes} bytes", status=413
+                        )
+        except ObjectMissingError:
+            return None
+        return bytes(content)
+
+    async def size(self, bucket: str, path: str) -> int | None:
+        """The object's size in bytes; None where there is none."""
+        try:
+            info = await self._call(lambda: self._client.from_(bucket).info(path), f"{bucket}/{path}")
+        except ObjectMissingError:
+            return None
+        except ServiceRefusedError as error:
+            if error.status == 400:
+                return None
+            raise
+        return int(info.get("size", (info.get("metadata") or {}).get("size", -1)))
+
+    async def write(self, bucket: str, path: str, content: bytes, *, content_type: str) -> None:
+        """Put an object, also over an earlier one."""
+        await self._call(
+            lambda: self._client.from_(bucket).upload(path, content, {"content-type": content_type, "upsert": "true"}),
+            f"{bucket}/{path}",
+        )
+
+    async def buckets(self) -> list[dict[str, Any]]:
+        """Name and limits of every bucket."""
+        response = await self._call(lambda: self._http.get(f"{self._url}/bucket", headers=self._headers), "the buckets")
+        response.raise_for_status()
+        return list(response.json())
