@@ -9,11 +9,12 @@ create table if not exists public.training_runs (
   attempt int not null check (attempt >= 1),
   status text not null default 'claimed'
     check (status in ('claimed', 'launched', 'running', 'succeeded', 'failed', 'cancelled', 'lost')),
-  -- The lease. `worker` is null after a clean release; a takeover from a named worker is a crash.
+  -- The lease. `worker` is null after a clean release.
   worker text,
   lease_token uuid not null default gen_random_uuid(),
   lease_expires_at timestamptz not null,
-  crash_adoptions int not null default 0,
+  -- How many worker processes began the work on this run that could kill them (preflight, settling).
+  handlings int not null default 0,
   -- The fence. external_job_id is the last launch's until somebody checks in, then the owner's.
   token_sha256 text unique,
   launcher text,

@@ -15,7 +15,10 @@ language sql stable set search_path = '' as $$
       'infrastructure_failures', (select count(*) from public.training_runs e
                                   where e.job_id = r.job_id and e.fault = 'infrastructure'),
       'launches', (select count(*) from public.training_launches l where l.run_id = r.id),
-      'last_posted_at', (select max(l.posted_at) from public.training_launches l where l.run_id = r.id),
+      'posted_seconds_ago', (select extract(epoch from now() - max(l.posted_at))
+                             from public.training_launches l where l.run_id = r.id),
+      'spent_cost', (select coalesce(sum(c.amount), 0) from public.cost_records c
+                     where c.job_id = r.job_id and c.cost_type = 'training_compute'),
       'age_seconds', extract(epoch from now() - r.created_at)),
     'job', to_jsonb(j),
     'dataset', to_jsonb(d))
@@ -97,7 +100,7 @@ end
 $$;
 
 -- Takes up to max_runs live runs whose lease ran out, each with a new token: the former holder's
--- writes change nothing from here on. A takeover from a worker that did not release is counted.
+-- writes change nothing from here on.
 create or replace function public.adopt_training_runs(worker text, max_runs int, lease_seconds int)
 returns jsonb
 language plpgsql security definer set search_path = '' as $$
@@ -116,8 +119,7 @@ begin
     update public.training_runs r
     set worker = adopt_training_runs.worker,
         lease_token = gen_random_uuid(),
-        lease_expires_at = now() + make_interval(secs => adopt_training_runs.lease_seconds),
-        crash_adoptions = r.crash_adoptions + (r.worker is not null)::int
+        lease_expires_at = now() + make_interval(secs => adopt_training_runs.lease_seconds)
     from expired e where r.id = e.id
     returning r.id, r.created_at
   )
@@ -161,6 +163,19 @@ begin
     left join public.training_runs r on r.id = (l->>'run_id')::uuid
     left join public.training_jobs j on j.id = r.job_id), '[]');
 end
+$$;
+
+-- Counts that a worker begins work on a run that might kill the worker, and answers how often that has
+-- been; null when the lease is lost. A run that kills every worker shows here, and only that run.
+create or replace function public.begin_handling(run_id uuid, lease_token uuid) returns int
+language sql security definer set search_path = '' as $$
+  update public.training_runs r
+  set handlings = r.handlings + 1
+  where r.id = begin_handling.run_id
+    and r.lease_token = begin_handling.lease_token
+    and r.lease_expires_at > now()
+    and r.status in ('claimed', 'launched', 'running')
+  returning r.handlings
 $$;
 
 -- Gives up every lease of a worker that stops in good order; the next worker adopts at once.

@@ -95,8 +95,6 @@ begin
     end if;
     update public.training_runs r
     set stage = coalesce(news->>'current_stage', r.stage),
-        crash_adoptions = case when (news->>'current_step')::int > r.current_step then 0
-                               else r.crash_adoptions end,
         current_step = greatest(r.current_step, (news->>'current_step')::int)
     where r.id = run.id;
     answers := answers || jsonb_build_object('run_id', run.id, 'applied', true);

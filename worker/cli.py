@@ -1,0 +1,219 @@
+"""The command line, `lora-worker …`. Imports what a command needs inside it, so that --help is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+app = typer.Typer(
+    help="Claims LoRA training jobs from Supabase, trains them on RunPod Serverless, writes the results back.",
+    no_args_is_help=True,
+    add_completion=False,
+    # rich would double the time that --help takes
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+def _fail(text: str, code: int) -> typer.Exit:
+    typer.echo(f"lora-worker: {text}", err=True)
+    return typer.Exit(code)
+
+
+def _settings() -> Settings:
+    from worker.errors import SettingsError
+    from worker.pricing import load_prices
+    from worker.settings import load_settings
+    from worker.telemetry import configure_logging
+
+    try:
+        settings = load_settings()
+        load_prices(settings.price_table)
+    except SettingsError as error:
+        raise _fail(str(error), 2) from None
+    configure_logging(settings)
+    return settings
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    import asyncio
+
+    from worker.errors import WorkerError
+
+    try:
+        return asyncio.run(work)
+    except WorkerError as error:
+        raise _fail(str(error), 1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def run(
+    once: Annotated[bool, typer.Option("--once", help="One full pass, then exit (for cron).")] = False,
+) -> None:
+    """Claim, launch, poll and settle until SIGTERM; or one full pass with --once."""
+    settings = _settings()
+    _run(_work(settings, once=once))
+
+
+async def _work(settings: Settings, *, once: bool) -> None:
+    import asyncio
+    import signal
+
+    from worker.daemon import Daemon
+    from worker.services import open_services
+    from worker.telemetry import HealthServer
+
+    async with open_services(settings) as services:
+        daemon = Daemon(services)
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, daemon.stop)
+        health = (
+            HealthServer(settings.http_host, settings.http_port, lambda: daemon.problem)
+            if settings.http_port and not once
+            else None
+        )
+        try:
+            await (daemon.run_once() if once else daemon.run())
+        finally:
+            if health:
+                health.stop()
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """The queue and the live runs."""
+    settings = _settings()
+    health: dict[str, Any] = _run(_with_services(settings, lambda services: services.queue.health()))
+    if as_json:
+        typer.echo(json.dumps(health, indent=2))
+        return
+    _print_status(health)
+
+
+async def _with_services(settings: Settings, work: Any) -> Any:
+    from worker.services import open_services
+
+    async with open_services(settings) as services:
+        return await work(services)
+
+
+def _print_status(health: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    oldest = health["oldest_wait_seconds"]
+    console.print(
+        f"{health['queued']} queued (oldest {oldest:.0f} s)" if oldest else f"{health['queued']} queued",
+        f"· {health['live_runs']} live · {health['expired_leases']} without a worker"
+        f" · {health['stray_launches']} stray launches",
+    )
+    runs = Table("run", "attempt", "status", "stage", "progress", "step", "cost", "worker", "lease", "seen")
+    for row in health["runs"]:
+        runs.add_row(
+            row["run_id"][:8],
+            str(row["attempt"]),
+            row["status"],
+            row["stage"] or "",
+            f"{float(row['progress'] or 0):.0f} %",
+            f"{row['current_step'] or 0}/{row['total_steps'] or '?'}",
+            f"${float(row['current_cost'] or 0):.2f}",
+            row["worker"] or "none",
+            f"{row['lease_seconds_left']:.0f} s",
+            "" if row["seen_seconds_ago"] is None else f"{row['seen_seconds_ago']:.0f} s ago",
+        )
+    waiting = Table("job", "waits", "retries", "waits for")
+    for row in health["waiting"]:
+        waiting.add_row(row["job_id"][:8], f"{row['wait_seconds']:.0f} s", str(row["retry_count"]), row["waits_for"])
+    for table in (runs, waiting):
+        if table.row_count:
+            console.print(table)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check settings, database, storage and endpoint; each finding comes with its remedy."""
+    from dataclasses import asdict
+
+    from worker.doctor import Check, examine
+
+    settings = _settings()
+    checks: list[Check] = [
+        Check("settings", True, "all set"),
+        *_run(_with_services(settings, lambda services: examine(services))),
+    ]
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            mark = "ok  " if check.ok else "FAIL"
+            typer.echo(f"{mark} {check.subject}: {check.finding}" + (f" → {check.remedy}" if check.remedy else ""))
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def migrate(
+    database_url: Annotated[
+        str,
+        typer.Option(
+            envvar=["LORA_WORKER_DATABASE_URL", "SUPABASE_DB_URL", "DATABASE_URL"],
+            help="A direct connection: postgresql://…",
+            show_envvar=True,
+        ),
+    ],
+) -> None:
+    """Bring the database to this worker's schema. May be repeated, and while workers run."""
+    from worker.errors import WorkerError
+    from worker.migrations import migrate as apply
+
+    try:
+        applied = apply(database_url)
+    except WorkerError as error:
+        raise _fail(str(error), 1) from None
+    for name in applied:
+        typer.echo(f"applied {name}")
+
+
+@app.command()
+def settings(as_json: AsJson = False) -> None:
+    """Every setting: its variable, its default, what it means. Values are not shown."""
+    from pydantic_core import PydanticUndefined
+
+    from worker.settings import Settings, variable_of
+
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = "required" if field.is_required() else field.default
+        if default is PydanticUndefined:
+            default = "made at start"
+        shown = ", ".join(default) if isinstance(default, tuple) else str("" if default is None else default)
+        rows.append({"variable": variable_of(name), "default": shown, "meaning": field.description or ""})
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("variable", "default", "meaning")
+    for row in rows:
+        table.add_row(row["variable"], row["default"], row["meaning"])
+    # A pipe has no width of its own, and a cut name is of no use.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()

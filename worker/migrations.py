@@ -1,0 +1,78 @@
+"""Bring a database to this worker's schema: the files of `sql/`, in order, in one transaction."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import psycopg
+
+from worker.errors import SchemaMismatchError, ServiceRefusedError, ServiceUnavailableError
+from worker.queue import SCHEMA_VERSIONS
+
+_SERVICE = "the database"
+
+# Any constant will do, so long as every worker's migrate uses the same.
+_MIGRATION_LOCK = 0x10DA0001
+
+
+def migration_files() -> list[tuple[str, str]]:
+    """Name and text of every migration, in the order in which they are applied."""
+    folder = files("sql")
+    found = [entry for entry in folder.iterdir() if entry.name.endswith(".sql")]
+    return [(entry.name, entry.read_text(encoding="utf-8")) for entry in sorted(found, key=lambda e: e.name)]
+
+
+def migrate(database_url: str) -> list[str]:
+    """Apply every migration; the names of those applied. May be repeated, and while workers run.
+
+    Raises:
+        SchemaMismatchError: the database is of a newer version than this worker.
+        ServiceError: it can't be reached, or refused a statement (nothing is changed then).
+    """
+    try:
+        with psycopg.connect(database_url, connect_timeout=15, autocommit=False) as connection:
+            # Waiting longer for a table's lock would hold up the application behind us.
+            connection.execute("set local lock_timeout = '15s'")
+            connection.execute("select pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+            _refuse_newer(connection)
+            applied = []
+            for name, text in migration_files():
+                _apply(connection, name, text)
+                applied.append(name)
+            # PostgREST keeps a copy of the schema and would answer 404 for new functions.
+            connection.execute("notify pgrst, 'reload schema'")
+            return applied
+    except psycopg.OperationalError as error:
+        raise ServiceUnavailableError(
+            _SERVICE, f"the database can't be reached or is busy ({_first_line(error)}): check the URL, then try again"
+        ) from None
+
+
+def _apply(connection: psycopg.Connection, name: str, text: str) -> None:
+    try:
+        connection.execute(text.encode())
+    except psycopg.errors.LockNotAvailable as error:
+        raise ServiceUnavailableError(
+            _SERVICE, f"{name}: a table was locked for 15 s ({_first_line(error)}): try again at a quieter moment"
+        ) from None
+    except psycopg.Error as error:
+        raise ServiceRefusedError(
+            _SERVICE, f"{name} was refused, nothing is changed ({_first_line(error)})", status=400
+        ) from None
+
+
+def _refuse_newer(connection: psycopg.Connection) -> None:
+    found = connection.execute("select to_regprocedure('public.worker_schema_version()') is not null").fetchone()
+    if not found or not found[0]:
+        return
+    version = connection.execute("select public.worker_schema_version()").fetchone()
+    if version and version[0] > max(SCHEMA_VERSIONS):
+        raise SchemaMismatchError(
+            _SERVICE,
+            f"the database's schema has version {version[0]}, newer than this worker's {max(SCHEMA_VERSIONS)}: "
+            "update the worker instead",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
