@@ -1,0 +1,314 @@
+"""From a parsed JSON value to examples: one reader for each format, told apart by the keys.
+
+A reader is a pure function from one value to a `Draft`, or None for a pair without an answer. Values
+that hold many pairs (a whole BrightRun file, one of its conversations) are opened by `ValueReader`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from typing import Any
+
+from trainer.examples import (
+    ASSISTANT,
+    ROLES,
+    USER,
+    BadValueError,
+    Draft,
+    Example,
+    LineError,
+    Repair,
+    Turn,
+    arrange,
+    is_blank,
+    kind,
+)
+
+
+class Format(StrEnum):
+    """The formats, as reports name them."""
+
+    BRIGHTRUN = "brightrun"
+    BRIGHTRUN_V3 = "brightrun_v3"
+    OPENAI = "openai_messages"
+    TURNS = "turns"
+    SHAREGPT = "sharegpt"
+    ALPACA = "alpaca"
+    PROMPT_COMPLETION = "prompt_completion"
+
+
+Value = dict[str, Any]
+
+_MAX_ID_CHARACTERS = 200
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+_KNOWN_SHAPES = (
+    "Use messages, conversations, turns, current_user_input with target_response, "
+    "instruction with output, or prompt with completion."
+)
+
+
+def _identity(*candidates: Any) -> str | None:
+    for candidate in candidates:
+        if isinstance(candidate, str | int) and not isinstance(candidate, bool) and candidate != "":
+            return str(candidate)[:_MAX_ID_CHARACTERS]
+    return None
+
+
+def _object(value: Any) -> Value:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any, key: str) -> str:
+    """A text, or the text parts of OpenAI's content list."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value:
+        parts = [_object(part) for part in value]
+        if all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
+            return "".join(part["text"] for part in parts)
+        raise BadValueError(key, "has parts that are not text", "Only text can be trained: remove the others.")
+    raise BadValueError(key, f"is {kind(value)}, not a text", "Write the text or remove the example.")
+
+
+def _optional_text(value: Value, *keys: str) -> str | None:
+    for key in keys:
+        if value.get(key) is not None:
+            return _text(value[key], key)
+    return None
+
+
+def _role(value: Any, key: str) -> str:
+    role = ROLES.get(value) if isinstance(value, str) else None
+    if role is not None:
+        return role
+    if value in ("tool", "function"):
+        raise BadValueError(key, "is a tool's turn", "Conversations with tool calls can't be trained: remove them.")
+    raise BadValueError(key, f"is {kind(value)}, not a role", "Use system, user or assistant.")
+
+
+def _turns(
+    items: Any, key: str, role_key: str = "role", content_key: str = "content", *, learn: bool = True
+) -> list[Turn]:
+    """A list of turns. With `learn`, each answer is learned, but for those with OpenAI's `weight: 0`."""
+    if not isinstance(items, list) or not items:
+        raise BadValueError(key, f"is {kind(items)}, not a list of turns", "Write one object for each turn.")
+    turns: list[Turn] = []
+    for index, item in enumerate(items):
+        place = f"{key}[{index}]"
+        if not isinstance(item, dict):
+            needs = f"Each turn needs {role_key} and {content_key}."
+            raise BadValueError(place, f"is {kind(item)}, not an object", needs)
+        role = _role(item.get(role_key), f"{place}.{role_key}")
+        content = item.get(content_key)
+        if type(content) is not str:
+            content = _text(content, f"{place}.{content_key}")
+        learned = learn and role == ASSISTANT and item.get("weight") != 0
+        turns.append(Turn(place, role, content, learned))
+    return turns
+
+
+def _question(key: str, content: str) -> Turn:
+    return Turn(key, USER, content, learned=False)
+
+
+def _answer(value: Value, key: str) -> Turn:
+    return Turn(key, ASSISTANT, _text(value[key], key), learned=True)
+
+
+def _system(value: Value) -> str | None:
+    return _optional_text(value, "system_prompt", "system")
+
+
+def _read_openai(value: Value) -> Draft:
+    metadata = _object(value.get("metadata"))
+    identity = _identity(value.get("conversation_id"), metadata.get("conversation_id"))
+    return Draft(_system(value), _turns(value["messages"], "messages"), identity)
+
+
+def _read_turns(value: Value) -> Draft:
+    return Draft(_system(value), _turns(value["turns"], "turns"), _identity(value.get("conversation_id")))
+
+
+def _read_sharegpt(value: Value) -> Draft:
+    items = value["conversations"]
+    named = isinstance(items, list) and bool(items) and "role" in _object(items[0])
+    turns = _turns(items, "conversations", *(("role", "content") if named else ("from", "value")))
+    return Draft(_system(value), turns, _identity(value.get("conversation_id"), value.get("id")))
+
+
+def _read_alpaca(value: Value) -> Draft:
+    question = _text(value["instruction"], "instruction")
+    addition = _optional_text(value, "input")
+    if addition and not is_blank(addition):
+        question = f"{question}\n\n{addition}"
+    turns = [*_alpaca_history(value.get("history")), _question("instruction", question), _answer(value, "output")]
+    return Draft(_system(value), turns, _identity(value.get("conversation_id")))
+
+
+def _alpaca_history(history: Any) -> Iterator[Turn]:
+    for index, pair in enumerate(history if isinstance(history, list) else ()):
+        place = f"history[{index}]"
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise BadValueError(place, f"is {kind(pair)}, not a question with its answer")
+        yield _question(f"{place}[0]", _text(pair[0], f"{place}[0]"))
+        yield Turn(f"{place}[1]", ASSISTANT, _text(pair[1], f"{place}[1]"), learned=False)
+
+
+def _read_prompt_completion(value: Value) -> Draft:
+    prompt, completion = value["prompt"], value["completion"]
+    if isinstance(prompt, list):
+        turns = _turns(prompt, "prompt", learn=False)
+    else:
+        turns = [_question("prompt", _text(prompt, "prompt"))]
+    if isinstance(completion, list):
+        turns += _turns(completion, "completion")
+    else:
+        turns.append(_answer(value, "completion"))
+    return Draft(_system(value), turns, _identity(value.get("conversation_id")))
+
+
+def _read_brightrun(value: Value) -> Draft | None:
+    """A BrightRun pair. Its history already ends with `current_user_input`, which `arrange` drops once."""
+    if not isinstance(value, dict):
+        raise BadValueError(None, f"is {kind(value)}, not an object")
+    for key in ("current_user_input", "target_response"):
+        if key not in value:
+            raise BadValueError(key, "is missing", "Each pair needs current_user_input and target_response.")
+    if value["target_response"] is None:
+        return None
+    history = value.get("conversation_history")
+    turns = _turns(history, "conversation_history", learn=False) if history else []
+    turns.append(_question("current_user_input", _text(value["current_user_input"], "current_user_input")))
+    turns.append(_answer(value, "target_response"))
+    return Draft(_system(value), turns, _identity(value.get("conversation_id")))
+
+
+def _read_brightrun_v3(value: Value) -> Draft | None:
+    """A whole v3 conversation: its pairs carry no history, so that only together they make sense."""
+    turns: list[Turn] = []
+    for index, pair in enumerate(value["training_pairs"]):
+        place = f"training_pairs[{index}]"
+        if not isinstance(pair, dict):
+            raise BadValueError(place, f"is {kind(pair)}, not an object")
+        place_of_question = f"{place}.user_input"
+        turns.append(_question(place_of_question, _text(pair.get("user_input"), place_of_question)))
+        answer = _object(pair.get("synthesized_output")).get("response_to_user")
+        # An unanswered turn stays as context: the next user turn is joined to it.
+        if answer is not None:
+            place_of_answer = f"{place}.synthesized_output.response_to_user"
+            turns.append(Turn(place_of_answer, ASSISTANT, _text(answer, place_of_answer), learned=True))
+    if not any(turn.learned for turn in turns):
+        return None
+    return Draft(_system(value), turns, _conversation_identity(value))
+
+
+def _conversation_identity(value: Value) -> str | None:
+    metadata = _object(value.get("conversation_metadata"))
+    return _identity(value.get("conversation_id"), metadata.get("conversation_id"))
+
+
+_READERS: dict[Format, Callable[[Value], Draft | None]] = {
+    Format.BRIGHTRUN: _read_brightrun,
+    Format.BRIGHTRUN_V3: _read_brightrun_v3,
+    Format.OPENAI: _read_openai,
+    Format.TURNS: _read_turns,
+    Format.SHAREGPT: _read_sharegpt,
+    Format.ALPACA: _read_alpaca,
+    Format.PROMPT_COMPLETION: _read_prompt_completion,
+}
+
+
+def _tell(value: Value) -> Format:
+    """The format of a value that holds one pair or one conversation.
+
+    Raises:
+        BadValueError: none of the formats.
+    """
+    if "messages" in value:
+        return Format.OPENAI
+    if "target_response" in value or "current_user_input" in value:
+        return Format.BRIGHTRUN
+    if "conversations" in value:
+        return Format.SHAREGPT
+    if "turns" in value:
+        return Format.TURNS
+    if "instruction" in value and "output" in value:
+        return Format.ALPACA
+    if "prompt" in value and "completion" in value:
+        return Format.PROMPT_COMPLETION
+    # A key may be text too, in a file of an unknown kind; only what looks like a key is repeated.
+    keys = [key if _PLAIN_KEY.fullmatch(key) else "…" for key in list(value)[:5]]
+    named = f"with the keys {', '.join(keys)}" if keys else "without keys"
+    raise BadValueError(None, f"is an object {named}, which is no known format", _KNOWN_SHAPES)
+
+
+def is_turn(value: object) -> bool:
+    """Whether a value is one turn of a ShareGPT conversation, rather than a conversation."""
+    return isinstance(value, dict) and ("from" in value or "role" in value or "value" in value)
+
+
+class ValueReader:
+    """Turns values into examples and counts, over a whole dataset, what it met on the way."""
+
+    def __init__(self) -> None:
+        self.formats: Counter[Format] = Counter()
+        """Examples by format."""
+        self.skipped = 0
+        """Pairs without an answer (`target_response` null)."""
+        self.repairs: Counter[Repair] = Counter()
+        self._conversations = 0
+
+    def read(self, value: object, line: int, key: str = "") -> Iterator[Example | LineError]:
+        """The examples of one line, one element, or one whole file. `key` is its place in its document."""
+        try:
+            yield from self._open(value, line, key)
+        except BadValueError as error:
+            yield _line_error(error, line, key)
+
+    def _open(self, value: object, line: int, key: str) -> Iterator[Example | LineError]:
+        if not isinstance(value, dict):
+            raise BadValueError(None, f"is {kind(value)}, not an object", _KNOWN_SHAPES)
+        if "_meta" in value:
+            return  # BrightRun's header; its total_pairs was seen to be twice the truth
+        items = value.get("conversations")
+        if isinstance(items, list) and not (items and is_turn(items[0])) and not key.startswith("conversations"):
+            for index, item in enumerate(items):
+                yield from self.read(item, line, f"conversations[{index}]")
+        elif "training_pairs" in value:
+            yield from self._open_conversation(value, line, key)
+        else:
+            yield from self._finish(_tell(value), value, line, None)
+
+    def _open_conversation(self, value: Value, line: int, key: str) -> Iterator[Example | LineError]:
+        pairs = value["training_pairs"]
+        if not isinstance(pairs, list):
+            raise BadValueError("training_pairs", f"is {kind(pairs)}, not a list")
+        self._conversations += 1
+        identity = _conversation_identity(value) or f"conversation-{self._conversations}"
+        first = _object(pairs[0]) if pairs else {}
+        if "synthesized_output" in first or "user_input" in first:
+            yield from self._finish(Format.BRIGHTRUN_V3, value, line, identity)
+            return
+        for index, pair in enumerate(pairs):
+            try:
+                yield from self._finish(Format.BRIGHTRUN, pair, line, identity)
+            except BadValueError as error:
+                place = f"training_pairs[{index}]"
+                yield _line_error(error, line, f"{key}.{place}" if key else place)
+
+    def _finish(self, form: Format, value: Value, line: int, identity: str | None) -> Iterator[Example]:
+        draft = _READERS[form](value)
+        if draft is None:
+            self.skipped += 1
+            return
+        messages, trained = arrange(draft, self.repairs)
+        self.formats[form] += 1
+        yield Example(messages, trained, draft.conversation_id or identity, line)
+
+
+def _line_error(error: BadValueError, line: int, key: str) -> LineError:
+    place = f"{key}.{error.key}" if key and error.key else error.key or key or None
+    return LineError(line, place, error.error, error.suggestion)
