@@ -1,38 +1,14 @@
-"""A Supabase project as its users see it: an address, keys, users, buckets. Local or not, all the same."""
+"""A Supabase project as its users see it: an address, keys, users. Local or not, all the same."""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import httpx
 
 from sandbox.errors import SandboxError
-
-_MB = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """A private storage bucket: `limit_bytes` for one file, and the types that it takes."""
-
-    name: str
-    limit_bytes: int
-    mime_types: Sequence[str]
-
-
-BUCKETS = (
-    Bucket("lora-datasets", 500 * _MB, ("application/json", "application/x-jsonlines", "text/plain")),
-    Bucket("training-files", 50 * _MB, ("application/json", "application/x-ndjson")),
-    Bucket(
-        "lora-models",
-        5120 * _MB,
-        ("application/octet-stream", "application/x-tar", "application/gzip", "application/json"),
-    ),
-)
-"""The application's buckets."""
 
 
 @dataclass
@@ -98,6 +74,11 @@ class Project:
         self._user_jwts[user_id] = answer.json()["access_token"]
         return user_id
 
+    @property
+    def user_ids(self) -> list[str]:
+        """The ids of all users that this object made."""
+        return list(self._user_jwts)
+
     def user_jwt(self, user_id: str) -> str:
         """The access token of a user made by `create_user` of this object."""
         return self._user_jwts[user_id]
@@ -111,30 +92,3 @@ class Project:
             if self.secret_key.startswith("eyJ"):
                 headers["authorization"] = f"Bearer {self.secret_key}"
         return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
-
-    def create_buckets(self) -> None:
-        """Make the application's buckets where they are missing.
-
-        Raises:
-            SandboxError: the Storage refused.
-        """
-        with self.client() as client:
-            there = {bucket["name"] for bucket in client.get("/storage/v1/bucket").raise_for_status().json()}
-            for bucket in BUCKETS:
-                if bucket.name not in there:
-                    _create_bucket(client, bucket)
-
-
-def _create_bucket(client: httpx.Client, bucket: Bucket) -> None:
-    answer = client.post(
-        "/storage/v1/bucket",
-        json={
-            "id": bucket.name,
-            "name": bucket.name,
-            "public": False,
-            "file_size_limit": bucket.limit_bytes,
-            "allowed_mime_types": list(bucket.mime_types),
-        },
-    )
-    if answer.is_error:
-        raise SandboxError(f"the bucket {bucket.name} could not be made: {answer.text}")

@@ -164,7 +164,7 @@ class LocalSupabase(Project):
             rest.serve()
             url = f"http://127.0.0.1:{proxy_port}"
             wait_until(lambda: _answers(f"{url}/auth/v1/health"), proxy)
-            project = cls(
+            return cls(
                 url=url,
                 database_url=postgres.url,
                 publishable_key=keys.publishable_key,
@@ -175,12 +175,6 @@ class LocalSupabase(Project):
                 _rest=rest,
                 _stack=stack.pop_all(),
             )
-        try:
-            project.create_buckets()
-        except BaseException:
-            project.stop()
-            raise
-        return project
 
     def restart_rest(self) -> None:
         """Restart what serves REST, Auth and Storage; needed after a change of the schema."""

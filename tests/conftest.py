@@ -1,0 +1,77 @@
+"""Real servers for the tests, started once a session and only when a test asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from sandbox.postgres import Postgres
+from sandbox.project import Project
+from sandbox.supabase import MIGRATIONS, LocalSupabase
+
+SANDBOX = Path(__file__).resolve().parent.parent / ".sandbox"
+
+_TABLES = ("cost_records", "notifications", "model_artifacts", "training_jobs", "datasets")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A plain PostgreSQL of our own, for tests that need SQL and no HTTP."""
+    with Postgres.start() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def database_template(postgres: Postgres) -> str:
+    """The name of a database with what every Supabase project has, and our migrations."""
+    return postgres.create_template(MIGRATIONS)
+
+
+@pytest.fixture
+def database(postgres: Postgres, database_template: str) -> Iterator[str]:
+    """The superuser's URL of a fresh, migrated database, dropped after the test."""
+    with postgres.clone(database_template) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def supabase() -> Iterator[Project]:
+    """A Supabase project: that of `SUPABASE_URL` (our migrations applied), or else a local one.
+
+    It is shared by the whole session. A test makes its own users and looks at their rows only.
+    """
+    remote = Project.from_environment()
+    if remote is not None:
+        yield remote
+        return
+    with LocalSupabase.start(SANDBOX) as project:
+        yield project
+
+
+@pytest.fixture
+def empty_supabase(supabase: Project) -> Iterator[Project]:
+    """The shared project, from which the rows of all users that tests have made are gone before and after.
+
+    For tests that run a whole worker, which claims whatever is queued.
+    """
+    _remove_rows(supabase)
+    yield supabase
+    _remove_rows(supabase)
+
+
+@pytest.fixture
+def local_supabase() -> Iterator[LocalSupabase]:
+    """A local Supabase of the test's own, which it may break."""
+    with LocalSupabase.start(SANDBOX) as project:
+        yield project
+
+
+def _remove_rows(project: Project) -> None:
+    with psycopg.connect(project.database_url, autocommit=True) as connection:
+        for table in _TABLES:
+            # Users of others, in a project that is not ours, keep their rows.
+            statement = psycopg.sql.SQL("delete from public.{} where user_id = any(%s::uuid[])")
+            connection.execute(statement.format(psycopg.sql.Identifier(table)), [project.user_ids])

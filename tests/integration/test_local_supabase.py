@@ -1,0 +1,127 @@
+"""The local Supabase answers as the official clients expect, and survives what the chaos suite does."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
+
+import httpx
+import pytest
+from supabase import AsyncClient, AsyncClientOptions, acreate_client
+
+from sandbox.processes import port_answers
+from sandbox.project import Project
+from sandbox.supabase import LocalSupabase
+from tests.conftest import SANDBOX
+from tests.waiting import eventually
+
+MODELS = "lora-models"
+
+# supabase-py hands its own sub-clients arguments that these deprecate.
+pytestmark = pytest.mark.filterwarnings("ignore:The '(timeout|verify)' parameter is deprecated")
+
+
+@pytest.fixture
+def user(supabase: Project) -> str:
+    return supabase.create_user(f"{uuid4().hex}@example.com")
+
+
+@pytest.fixture
+def service(supabase: Project) -> Iterator[httpx.Client]:
+    with supabase.client() as client:
+        yield client
+
+
+def dataset_row(user: str) -> dict[str, object]:
+    return {
+        "user_id": user,
+        "name": "sample",
+        "storage_path": f"{user}/{uuid4()}/sample.jsonl",
+        "file_name": "sample.jsonl",
+        "file_size": 3,
+    }
+
+
+@pytest.fixture
+async def official(supabase: Project) -> AsyncIterator[AsyncClient]:
+    async with httpx.AsyncClient() as transport:
+        key = supabase.service_role_jwt or supabase.secret_key
+        yield await acreate_client(supabase.url, key, AsyncClientOptions(httpx_client=transport))
+
+
+async def test_the_official_client_works_with_a_legacy_key(official: AsyncClient, user: str) -> None:
+    inserted = await official.table("datasets").insert(dataset_row(user)).execute()
+    assert inserted.data[0]["created_at"][10] == "T"
+    version = await official.rpc("worker_schema_version").execute()
+    assert isinstance(version.data, int)
+
+
+async def test_objects_come_back_byte_for_byte(official: AsyncClient, user: str) -> None:
+    content = os.urandom(3_000_000)
+    bucket = official.storage.from_(MODELS)
+    await bucket.upload(f"{user}/a.bin", content, {"content-type": "application/octet-stream"})
+    assert await bucket.download(f"{user}/a.bin") == content
+    signed = await bucket.create_signed_url(f"{user}/a.bin", 60)
+    async with httpx.AsyncClient() as stranger:
+        answer = await stranger.get(signed["signedURL"])
+    assert answer.content == content
+
+
+async def test_json_that_looks_like_an_answer_is_stored_untouched(official: AsyncClient, user: str) -> None:
+    content = b'{"at": "2026-11-23 17:46:14+00", "signedUrl": "/storage/v1/x"}'
+    bucket = official.storage.from_(MODELS)
+    grant = await bucket.create_signed_upload_url(f"{user}/manifest.json")
+    async with httpx.AsyncClient() as stranger:
+        json_type = {"content-type": "application/json"}
+        put = await stranger.put(grant["signed_url"], content=content, headers=json_type)
+    assert put.status_code == httpx.codes.OK
+    assert await bucket.download(f"{user}/manifest.json") == content
+
+
+def test_a_bucket_takes_only_the_types_it_is_for(service: httpx.Client, user: str) -> None:
+    answer = service.post(
+        f"/storage/v1/object/{MODELS}/{user}/page.html", content=b"<p>", headers={"content-type": "text/html"}
+    )
+    assert answer.is_client_error
+
+
+def test_a_user_sees_only_his_own_rows(supabase: Project, service: httpx.Client, user: str) -> None:
+    other = supabase.create_user(f"{uuid4().hex}@example.com")
+    rows = [dataset_row(user), dataset_row(other)]
+    service.post("/rest/v1/datasets", json=rows).raise_for_status()
+    with supabase.client(user) as client:
+        seen = client.get("/rest/v1/datasets?select=user_id").json()
+    assert seen == [{"user_id": user}]
+
+
+def test_a_stranger_with_no_key_sees_nothing(supabase: Project) -> None:
+    assert httpx.get(f"{supabase.url}/rest/v1/datasets").status_code == httpx.codes.UNAUTHORIZED
+
+
+def test_it_works_again_after_postgres_restarts_crashes_or_drops_its_clients(
+    local_supabase: LocalSupabase,
+) -> None:
+    with local_supabase.client() as client:
+
+        def answers() -> bool:
+            return client.post("/rest/v1/rpc/worker_schema_version", json={}).status_code == httpx.codes.OK
+
+        assert answers()
+        local_supabase.postgres.restart()
+        assert eventually(answers)
+        local_supabase.postgres.restart("crash")
+        assert eventually(answers)
+        assert local_supabase.postgres.kill_backends() >= 1
+        assert eventually(answers)
+        local_supabase.stop_rest()
+        assert client.get("/rest/v1/datasets").status_code == httpx.codes.BAD_GATEWAY
+        local_supabase.restart_rest()
+        assert answers()
+
+
+def test_nothing_listens_and_no_file_is_left_after_a_stop() -> None:
+    with LocalSupabase.start(SANDBOX) as project:
+        while_running = set(SANDBOX.iterdir())
+        ports = [project.postgres.port, httpx.URL(project.url).port or 0]
+        assert all(port_answers(port) for port in ports)
+    assert not any(port_answers(port) for port in ports)
+    assert len(while_running - set(SANDBOX.iterdir())) == 1
