@@ -1,8 +1,8 @@
 """A base model of one million weights, made on the spot: small enough for one core, real in every part.
 
 Llama's architecture, a byte-level BPE tokenizer with a chat template, trained for some seconds on plain
-conversations, so that an adapter can visibly learn on top of it. Widths are multiples of 32: the
-4-bit kernels of the CPU ask for that.
+conversations, so that an adapter can visibly learn on top of it. Widths are multiples of 64,
+the block of the 4-bit quantisation.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _train_model(tokenizer: PreTrainedTokenizerFast, stream: torch.Tensor) -> Ll
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=128,
-        intermediate_size=352,
+        intermediate_size=384,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,

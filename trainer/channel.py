@@ -73,9 +73,7 @@ class ChannelClient:
             CancelledByUserError: the job was cancelled.
             ChannelUnreachableError: no answer.
         """
-        answer = CheckIn.model_validate(
-            await self._call("check_in_run", external_job_id=self._external_job_id)
-        )
+        answer = CheckIn.model_validate(await self._call("check_in_run", external_job_id=self._external_job_id))
         if answer.may_train:
             return
         if answer.reason == "cancelled" or answer.cancel_requested:

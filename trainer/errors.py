@@ -2,6 +2,7 @@
 
 TrainingError                    code, message, hint: becomes `protocol.TrainerError`
 ├── RequestInvalidError          the launch's input is not a request
+├── HyperparametersInvalidError  a choice that this base model does not allow
 ├── FenceLostError               this execution may not go on
 │   ├── SupersededError          another execution owns the run
 │   └── CancelledByUserError     the job was cancelled
@@ -54,6 +55,12 @@ class RequestInvalidError(TrainingError):
     """The launch's input is not a request of this protocol."""
 
     code = ErrorCode.REQUEST_INVALID
+
+
+class HyperparametersInvalidError(TrainingError):
+    """A choice of the user that this base model does not allow."""
+
+    code = ErrorCode.HYPERPARAMETERS_INVALID
 
 
 class FenceLostError(TrainingError):

@@ -166,9 +166,7 @@ class Execution:
             artifact = task.artifact
         else:
             artifact, outcome = finished
-            outcome.summary.notes.append(
-                "An earlier attempt had trained this adapter; it was published as it was."
-            )
+            outcome.summary.notes.append("An earlier attempt had trained this adapter; it was published as it was.")
         self._outcome = outcome
         outcome.summary.execution_seconds = self._seconds()
         reach("trainer.save.after")
@@ -233,9 +231,7 @@ class Execution:
         if self._folder.own.is_dir():
             self._folder.note_seconds(self._request.run_id, round(time.monotonic() - self._started, 3))
 
-    def _result(
-        self, status: Any, error: TrainingError | None = None, outcome: Outcome | None = None
-    ) -> Result:
+    def _result(self, status: Any, error: TrainingError | None = None, outcome: Outcome | None = None) -> Result:
         latest, outcome = self._poster.latest, outcome or self._outcome
         result = Result(run_id=self._request.run_id, status=status)
         if outcome is not None:

@@ -1,0 +1,11 @@
+from pathlib import Path
+
+import pytest
+
+from sandbox.tiny_model import build_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """Made once and kept: the folder is ignored by git and named after what it is made from."""
+    return build_tiny_model(Path(__file__).parents[3] / ".sandbox" / "models")

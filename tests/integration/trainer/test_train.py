@@ -1,0 +1,109 @@
+import json
+import signal
+
+import pytest
+
+from tests.integration.trainer.child import make_task, start, train
+from trainer.protocol import ErrorCode, Stage
+
+pytestmark = [pytest.mark.gpu_stack, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_model):
+    task = make_task(tmp_path_factory.mktemp("job"), tiny_model, hyperparameters={"epochs": 4})
+    outcome, child = train(task)
+    return task, outcome, child
+
+
+def test_the_loss_falls_by_a_third(trained):
+    _, outcome, _ = trained
+    assert outcome.status == "trained"
+    assert outcome.metrics.final_training_loss < outcome.metrics.first_training_loss * 2 / 3
+    assert outcome.metrics.best_validation_loss < outcome.metrics.first_training_loss
+
+
+def test_every_step_is_in_the_curve_once_and_in_order(trained):
+    _, outcome, _ = trained
+    assert [point.step for point in outcome.points] == list(range(1, outcome.summary.total_steps + 1))
+    assert all(point.training_loss is not None and point.throughput > 0 for point in outcome.points)
+
+
+def test_progress_goes_through_the_stages_and_counts_real_steps(trained):
+    _, outcome, child = trained
+    stages = list(dict.fromkeys(progress.stage for progress in child.seen))
+    assert stages == [
+        Stage.PREPARING,
+        Stage.LOADING_MODEL,
+        Stage.CONFIGURING,
+        Stage.TRAINING,
+        Stage.SAVING,
+    ]
+    last = [progress for progress in child.seen if progress.stage is Stage.TRAINING][-1]
+    assert last.current_step == last.total_steps == outcome.summary.total_steps
+    assert [point.step for point in last.points] == [point.step for point in outcome.points]
+
+
+def test_the_artifact_is_whole_and_names_no_path_of_this_machine(trained):
+    task, outcome, _ = trained
+    names = {path.name for path in task.artifact.iterdir()}
+    assert names >= {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "README.md",
+        "training_log.jsonl",
+        "loss.png",
+        "split.json",
+        "environment.json",
+    }
+    log = [json.loads(line) for line in (task.artifact / "training_log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [point.step for point in outcome.points]
+    config = json.loads((task.artifact / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == outcome.summary.base_model
+    split = json.loads((task.artifact / "split.json").read_text())
+    assert not set(split["training"]) & set(split["validation"])
+    assert split["validation"]
+    for path in task.artifact.iterdir():
+        if path.suffix in {".json", ".md", ".jsonl"}:
+            assert str(task.job_folder.parent) not in path.read_text()
+
+
+def test_the_answers_are_those_of_the_file_and_not_of_its_header(trained):
+    task, outcome, _ = trained
+    answers = len(task.dataset.read_text().splitlines()) - 1
+    assert outcome.summary.training_examples + outcome.summary.validation_examples == answers
+
+
+def test_sigterm_while_training_leaves_a_checkpoint_and_says_where_it_stopped(tmp_path, tiny_model):
+    task = make_task(tmp_path, tiny_model, hyperparameters={"epochs": 20})
+    child = start(task)
+    child.read(until=lambda progress: progress.current_step >= 2)
+    child.process.send_signal(signal.SIGTERM)
+    outcome = child.finish()
+    assert (outcome.status, outcome.error.code) == ("stopped", ErrorCode.INTERRUPTED)
+    assert list(task.checkpoints.glob("checkpoint-*/lora-trainer.json"))
+
+
+def test_sigterm_before_the_first_step_ends_at_once(tmp_path, tiny_model):
+    child = start(make_task(tmp_path, tiny_model))
+    child.read(until=lambda progress: progress.stage is Stage.PREPARING)
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish().status == "stopped"
+
+
+def test_the_child_dies_with_the_handler_that_was_killed(tmp_path, tiny_model):
+    child = start(make_task(tmp_path, tiny_model, hyperparameters={"epochs": 20}))
+    child.read(until=lambda progress: progress.current_step >= 1)
+    child.process.stdin.close()
+    assert child.process.wait() == -signal.SIGKILL
+    child.events.close()
+
+
+def test_a_base_model_that_is_not_there_is_named_with_the_remedy(tmp_path, tiny_model):
+    task = make_task(tmp_path, tiny_model, hyperparameters={"base_model": "no such model"})
+    outcome, child = train(task)
+    assert outcome.error.code is ErrorCode.BASE_MODEL_UNKNOWN
+    assert "no such model" in outcome.error.message
+    assert child.process.returncode == 1

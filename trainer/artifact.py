@@ -1,0 +1,113 @@
+"""The folder that is published: the adapter in PEFT's layout, and what one needs to know about it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import tarfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from trainer.model_card import Facts, model_card
+from trainer.protocol import Point
+from trainer.volume import naming_full_disks
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+_WEIGHTS_NAME = "adapter_model.safetensors"
+_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "tokenizers")
+_ARCHIVE_FOLDER = "adapter"
+
+
+def save_artifact(
+    folder: Path,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Facts,
+    points: list[Point],
+    archive_name: str | None,
+) -> None:
+    """Write every file of the artifact into `folder`.
+
+    Raises:
+        DiskFullError: no room for them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with naming_full_disks(folder):
+        round_adapter(model)
+        # Embeddings are never trained; looking whether they were would ask the hub for the base's files.
+        model.save_pretrained(folder, save_embedding_layers=False)
+        _store_in_bf16(folder / _WEIGHTS_NAME)
+        tokenizer.save_pretrained(folder)
+        _write(folder / "README.md", model_card(facts))
+        _write(folder / "training_log.jsonl", "".join(f"{line}\n" for line in _log_lines(points)))
+        _write(folder / "split.json", json.dumps(facts.split, indent=2))
+        _write(folder / "environment.json", json.dumps(environment(facts), indent=2))
+        draw_loss(points, folder / "loss.png")
+        if archive_name is not None:
+            _write_archive(folder, folder / archive_name)
+
+
+def round_adapter(model: torch.nn.Module) -> None:
+    """Round the adapter's weights to bf16, in which they are saved: what is tested is what is served."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16().to(parameter.dtype)
+
+
+def _store_in_bf16(weights: Path) -> None:
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _log_lines(points: list[Point]) -> list[str]:
+    return [point.model_dump_json(exclude_none=True) for point in points]
+
+
+def environment(facts: Facts) -> dict[str, Any]:
+    """Where the adapter was trained: versions, GPU, driver, seed."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "cuda": torch.version.cuda,
+        "gpu": facts.gpu_type,
+        "driver": facts.driver,
+        "seed": facts.parameters.seed,
+        "base_model": facts.base_name,
+        "base_revision": facts.base_revision,
+        "dataset_sha256": facts.dataset_sha256,
+    }
+
+
+def draw_loss(points: list[Point], path: Path) -> None:
+    """The loss curve as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)", title="Training loss")
+    for label, name, style in (("training", "training_loss", "-"), ("validation", "validation_loss", "o--")):
+        curve = [(p.step, value) for p in points if (value := getattr(p, name)) is not None]
+        if curve:
+            axes.plot(*zip(*curve, strict=True), style, label=label, markersize=4)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _write_archive(folder: Path, path: Path) -> None:
+    """Everything in one archive with one leading folder, as the application's deploy step unpacks it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != path)
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:  # weights hardly compress
+        for file in files:
+            archive.add(file, f"{_ARCHIVE_FOLDER}/{file.relative_to(folder).as_posix()}")

@@ -1,0 +1,196 @@
+"""Find the base model that was asked for, and no other: on the volume, in a cache, or on the hub.
+
+Looked for, in this order: a folder given as a path; `<models>/<organisation>/<name>`; Hugging Face
+caches on the volume and elsewhere; the hub itself. What a variable like `MODEL_PATH` says is not
+asked: it has trained adapters for the wrong model before.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+from httpx2 import HTTPError
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from trainer.errors import (
+    BaseModelMismatchError,
+    BaseModelUnknownError,
+    BaseModelUnreachableError,
+    DiskFullError,
+)
+from trainer.volume import naming_full_disks
+
+_CACHES = (
+    Path("/runpod-volume/huggingface-cache/hub"),
+    Path("/workspace/huggingface-cache/hub"),
+    Path(HF_HUB_CACHE),
+)
+_MODEL_FOLDERS = (Path("/runpod-volume/models"), Path("/workspace/models"))
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*", "README.md"]
+_WEIGHTS = ["*.safetensors"]
+_INDEX_NAME = "model.safetensors.index.json"
+_SPARE_BYTES = 2 << 30
+"""Left free on the volume for checkpoints and the adapter."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, found. `folder` holds at least its configuration and tokenizer."""
+
+    name: str
+    revision: str | None
+    """The commit on the hub; None for a folder that came from elsewhere."""
+    folder: Path
+    trusted: bool = False
+    """Whether code that the model brings may run."""
+
+
+class BaseModels:
+    """The base models that can be reached from here. Downloads go to `folder`."""
+
+    def __init__(self, folder: Path, *, trusted: Sequence[str] = (), caches: Sequence[Path] = _CACHES) -> None:
+        self._folder = folder
+        self._trusted = frozenset(trusted)
+        self._caches = (folder, *caches)
+
+    def find(self, name: str, revision: str | None) -> Base:
+        """The model's configuration and tokenizer, downloaded where they are not at hand.
+
+        Raises:
+            BaseModelUnknownError: there is no such model or revision, or it needs a token.
+            BaseModelUnreachableError: the hub doesn't answer.
+            BaseModelMismatchError: what is at hand can't be the revision that was asked for.
+            DiskFullError: no room.
+        """
+        base = self._at_hand(name, revision) or self._fetch(name, revision, _SMALL_FILES)
+        if not (base.folder / "config.json").is_file():
+            raise BaseModelUnknownError(
+                f"The base model {name} has no config.json, so it is not a transformers model.",
+                "Choose a repository with safetensors weights, not GGUF or an adapter.",
+            )
+        return base
+
+    def complete(self, base: Base) -> Base:
+        """The same model with all its weights, downloaded where they are not at hand.
+
+        Raises: as `find`.
+        """
+        return base if has_weights(base.folder) else self._fetch(base.name, base.revision, _WEIGHTS)
+
+    def _at_hand(self, name: str, revision: str | None) -> Base | None:
+        trusted = name in self._trusted
+        if folder := self._plain_folder(name):
+            if revision is not None:
+                raise BaseModelMismatchError(
+                    f"The base model {name} is a plain folder here, so its revision can't be checked.",
+                    "Leave base_revision out, or remove the folder so that the revision is downloaded.",
+                )
+            return Base(Path(name).name if Path(name).is_absolute() else name, None, folder, trusted)
+        if not _HUB_NAME.fullmatch(name):
+            raise BaseModelUnknownError(
+                f"There is no base model {name!r:.100}: it is neither a folder here nor a name like "
+                "organisation/model.",
+                "Write the name as on huggingface.co.",
+            )
+        for cache in self._caches:
+            if folder := _cached(cache, name, revision):
+                return Base(name, folder.name, folder, trusted)
+        return None
+
+    def _plain_folder(self, name: str) -> Path | None:
+        roots = [Path()] if Path(name).is_absolute() else [self._folder, *_MODEL_FOLDERS]
+        return next((root / name for root in roots if (root / name / "config.json").is_file()), None)
+
+    def _fetch(self, name: str, revision: str | None, patterns: list[str]) -> Base:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = self._folder / f".{name.replace('/', '--')}.lock"
+        # Files arrive as parts and are renamed, so a download that broke off goes on where it stopped.
+        with FileLock(lock), _naming_hub_faults(name, revision), naming_full_disks(self._folder):
+            if patterns == _WEIGHTS:
+                self._check_room(name, revision)
+            path = snapshot_download(name, revision=revision, cache_dir=self._folder, allow_patterns=patterns)
+        return Base(name, Path(path).name, Path(path), name in self._trusted)
+
+    def _check_room(self, name: str, revision: str | None) -> None:
+        needed = download_bytes(name, revision, self._folder)
+        free = shutil.disk_usage(self._folder).free
+        if needed + _SPARE_BYTES > free:
+            raise DiskFullError(
+                f"The base model {name} needs {needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free on the volume.",
+                "Make the network volume larger, or remove models that are not used any more.",
+            )
+
+
+def download_bytes(name: str, revision: str | None, cache: Path) -> int:
+    """How much of the model's weights is still to be downloaded into `cache`."""
+    files = snapshot_download(name, revision=revision, cache_dir=cache, allow_patterns=_WEIGHTS, dry_run=True)
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether every weight file that the model's index names is there."""
+    index = folder / _INDEX_NAME
+    if index.is_file():
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        return all((folder / name).is_file() for name in names)
+    return (folder / "model.safetensors").is_file()
+
+
+def licence_of(base: Base) -> str | None:
+    """The licence that the model's card names."""
+    card = base.folder / "README.md"
+    if not card.is_file():
+        return None
+    found = re.search(r"^license:\s*(\S+)", card.read_text(errors="replace")[:4000], re.MULTILINE)
+    return found[1] if found else None
+
+
+def _cached(cache: Path, name: str, revision: str | None) -> Path | None:
+    if not cache.is_dir():
+        return None
+    try:
+        path = snapshot_download(
+            name, revision=revision, cache_dir=cache, allow_patterns=_SMALL_FILES, local_files_only=True
+        )
+    except (LocalEntryNotFoundError, OSError):
+        return None
+    return Path(path) if (Path(path) / "config.json").is_file() else None
+
+
+@contextmanager
+def _naming_hub_faults(name: str, revision: str | None) -> Iterator[None]:
+    """Turn the hub's exceptions into ours, which say what to do."""
+    try:
+        yield
+    except GatedRepoError:
+        raise BaseModelUnknownError(
+            f"The base model {name} is gated.",
+            "Accept its licence on huggingface.co and set HF_TOKEN on the endpoint.",
+        ) from None
+    except RevisionNotFoundError:
+        raise BaseModelUnknownError(f"The base model {name} has no revision {revision!r:.100}.") from None
+    except RepositoryNotFoundError:
+        raise BaseModelUnknownError(
+            f"There is no base model {name} on the hub, or it is private.",
+            "Check the name; for a private model set HF_TOKEN on the endpoint.",
+        ) from None
+    except (HTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
+        raise BaseModelUnreachableError(
+            f"The base model {name} could not be downloaded ({type(error).__name__}).",
+            "The next attempt goes on with the download where it stopped.",
+        ) from None

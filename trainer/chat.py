@@ -1,0 +1,163 @@
+"""Where the answers stand in a rendered conversation, for any chat template.
+
+Templates that mark answers (`{% generation %}`) are few and TRL knows some others by heart; every
+template, however, renders a conversation up to an answer, and including it. The difference between
+the two is the answer. That holds when rendering more turns leaves the earlier text alone ("prefix
+preserving"); where it does not, each answer becomes a row of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from trainer.errors import BaseModelUnknownError
+from trainer.examples import ASSISTANT, SYSTEM, USER, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a token that is not learned."""
+
+DEFAULT_TEMPLATE = (
+    "{{ bos_token or '' }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '### Assistant:\\n' + message['content'] + eos_token + '\\n\\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '### User:\\n' + message['content'] + '\\n\\n' }}"
+    "{% else %}{{ '### System:\\n' + message['content'] + '\\n\\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
+)
+"""For bases without a template; written into the artifact, so that serving speaks the same."""
+
+
+class Row(NamedTuple):
+    """One tokenised training row: `labels` are the ids of the learned tokens, IGNORED elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+    answers: int
+
+
+class Span(NamedTuple):
+    """Characters of a rendered conversation that are learned."""
+
+    start: int
+    end: int
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Give the tokenizer a pad token, and a chat template if it has none; whether it had none.
+
+    Raises:
+        BaseModelUnknownError: it has no end-of-text token, or can't tell which characters a token covers.
+    """
+    if not tokenizer.is_fast:
+        raise BaseModelUnknownError(
+            "The base model's tokenizer can't say which characters a token covers.",
+            "Use a base model with a tokenizer.json.",
+        )
+    if tokenizer.eos_token is None:
+        raise BaseModelUnknownError("The base model's tokenizer has no end-of-text token.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is not None:
+        return False
+    tokenizer.chat_template = DEFAULT_TEMPLATE
+    return True
+
+
+class Chat:
+    """A tokenizer's chat template, as the data preparation uses it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._stops = tuple(
+            {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+            | {tokenizer.eos_token}
+        )
+        self._template = self._choose_template()
+        self.takes_system = self._takes_system()
+
+    def row(self, messages: Sequence[Message], trained: Sequence[int]) -> Row | None:
+        """The conversation as one row; None when its answers can't stand in one rendering."""
+        text = self._render(messages)
+        spans = self._spans(messages, trained, text)
+        if spans is None:
+            return None
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        return Row(ids, _labels(ids, offsets, spans), len(spans))
+
+    def _spans(self, messages: Sequence[Message], trained: Sequence[int], text: str) -> list[Span] | None:
+        spans = []
+        for index in trained:
+            prompt = self._render(messages[:index], prompting=True)
+            answered = self._render(messages[: index + 1])
+            if not answered.startswith(prompt):
+                raise BaseModelUnknownError(
+                    "The base model's chat template renders an answer differently from the prompt before it.",
+                    "Use a base model whose template is made for chat without forced thinking.",
+                )
+            if not text.startswith(answered):
+                return None
+            spans.append(Span(len(prompt), self._stop_of(answered)))
+        return spans
+
+    def _stop_of(self, answered: str) -> int:
+        """End of the learned characters: just after the token that stops the generation."""
+        stripped = answered.rstrip()
+        if not stripped.endswith(self._stops):
+            raise BaseModelUnknownError(
+                "The base model's chat template ends an answer without a stop token, so the model would "
+                "never learn to stop.",
+                "Use a base model whose chat template ends the assistant's turn with a special token.",
+            )
+        return len(stripped)
+
+    def _render(self, messages: Sequence[Message], *, prompting: bool = False) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                [message._asdict() for message in messages],
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=prompting,
+            )
+        )
+
+    def _choose_template(self) -> Any:
+        """The tokenizer's own template where it keeps earlier turns as they are, else TRL's variant of it."""
+        from trl.chat_template_utils import get_training_chat_template
+
+        self._template = self._tokenizer.chat_template
+        if self._keeps_earlier_turns():
+            return self._template
+        try:
+            return get_training_chat_template(self._tokenizer) or self._template
+        except ValueError:
+            return self._template
+
+    def _keeps_earlier_turns(self) -> bool:
+        talk = [Message(USER, "a"), Message(ASSISTANT, "b"), Message(USER, "c"), Message(ASSISTANT, "d")]
+        return self._render(talk).startswith(self._render(talk[:2]))
+
+    def _takes_system(self) -> bool:
+        import jinja2
+
+        try:
+            return "SYSTEM-PROBE" in self._render([Message(SYSTEM, "SYSTEM-PROBE"), Message(USER, "a")])
+        except jinja2.TemplateError:
+            return False
+
+
+def _labels(ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]) -> list[int]:
+    labels = [IGNORED] * len(ids)
+    pending = iter(spans)
+    span = next(pending, None)
+    for index, (start, end) in enumerate(offsets):
+        while span is not None and start >= span.end:
+            span = next(pending, None)
+        if span is None:
+            break
+        if end > span.start:
+            labels[index] = ids[index]
+    return labels

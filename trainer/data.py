@@ -1,0 +1,196 @@
+"""From the dataset's file to tokenised rows: read, merge, hold out, render, mask, fit.
+
+A row that is too long loses its oldest turns, never an answer. Every trained answer becomes learned
+tokens in exactly one row; what can't fit is counted and reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from trainer.chat import Chat, Row
+from trainer.conversations import (
+    ERRORS_KEPT,
+    Example,
+    LineError,
+    conversation_key,
+    fold_system,
+    merge_conversations,
+    read_examples,
+    split_examples,
+)
+from trainer.errors import DatasetInvalidError
+from trainer.examples import SYSTEM, Message
+from trainer.hyperparameters import Hyperparameters
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass
+class Prepared:
+    """Rows to train on and rows held out, with what is worth telling about them."""
+
+    train: list[Row]
+    validation: list[Row]
+    training_ids: list[str]
+    """Conversations that are trained on."""
+    validation_ids: list[str]
+    """Conversations that are held out."""
+    skipped_lines: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def answers(self) -> int:
+        """How many answers the training rows teach."""
+        return sum(row.answers for row in self.train)
+
+    @property
+    def validation_answers(self) -> int:
+        """How many answers are held out."""
+        return sum(row.answers for row in self.validation)
+
+
+@dataclass
+class Tally:
+    """What fitting had to give up."""
+
+    shortened: int = 0
+    too_long: int = 0
+
+    def notes(self, max_length: int) -> list[str]:
+        """Sentences for the user."""
+        notes = []
+        if self.shortened:
+            notes.append(
+                f"{self.shortened} examples were longer than max_length ({max_length} tokens) and lost "
+                "their oldest turns or their system prompt."
+            )
+        if self.too_long:
+            notes.append(
+                f"{self.too_long} answers were left out: with their question alone they are longer than "
+                f"max_length ({max_length} tokens)."
+            )
+        return notes
+
+
+def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Prepared:
+    """The dataset as rows.
+
+    Raises:
+        DatasetInvalidError: no usable example, too many bad lines, or nothing fits `max_length`.
+    """
+    examples, skipped = load_examples(dataset, parameters.max_bad_line_share)
+    if parameters.merge_conversations:
+        examples = merge_conversations(examples)
+    if not chat.takes_system:
+        examples = [fold_system(example) for example in examples]
+    train, validation = split_examples(examples, parameters.validation_share, parameters.seed)
+    tally = Tally()
+    prepared = Prepared(
+        train=list(fit_examples(chat, train, parameters.max_length, tally)),
+        validation=list(fit_examples(chat, validation, parameters.max_length, tally)),
+        training_ids=_keys(train),
+        validation_ids=_keys(validation),
+        skipped_lines=skipped,
+        notes=tally.notes(parameters.max_length),
+    )
+    if skipped:
+        prepared.notes.append(f"{skipped} lines of the dataset could not be used and were skipped.")
+    if not prepared.train:
+        raise DatasetInvalidError(
+            f"No example fits into max_length ({parameters.max_length} tokens).",
+            "Raise max_length, or shorten the system prompt and the questions.",
+        )
+    return prepared
+
+
+def load_examples(dataset: Path, max_bad_line_share: float) -> tuple[list[Example], int]:
+    """All examples of a file, and the number of bad lines that were skipped.
+
+    Raises:
+        DatasetInvalidError: the file can't be read, or more lines are bad than `max_bad_line_share` allows.
+    """
+    examples: list[Example] = []
+    errors: list[LineError] = []
+    with dataset.open("rb") as file:
+        for item in read_examples(iter(lambda: file.read(_CHUNK_BYTES), b"")):
+            if isinstance(item, LineError):
+                errors.append(item)
+            else:
+                examples.append(item)
+    if not examples or len(errors) > max_bad_line_share * (len(examples) + len(errors)):
+        raise DatasetInvalidError(_complaint(len(examples), errors), "Mend the dataset and start the job again.")
+    return examples, len(errors)
+
+
+def _complaint(usable: int, errors: list[LineError]) -> str:
+    if not errors:
+        return "The dataset holds no usable example."
+    first = " ".join(error.sentence() for error in errors[:ERRORS_KEPT])
+    return f"{len(errors)} examples of the dataset can't be used, {usable} can. {first}"
+
+
+def _keys(examples: Sequence[Example]) -> list[str]:
+    return sorted({conversation_key(example) for example in examples})
+
+
+def fit_examples(chat: Chat, examples: Sequence[Example], max_length: int, tally: Tally) -> Iterator[Row]:
+    """Each example as one row, or as several where it is too long or its template needs that."""
+    for example in examples:
+        row = chat.row(example.messages, example.trained)
+        if row is not None and len(row.input_ids) <= max_length:
+            yield row
+        else:
+            yield from _fit(chat, example, max_length, tally)
+
+
+def _fit(chat: Chat, example: Example, max_length: int, tally: Tally) -> Iterator[Row]:
+    """Rows that together teach each answer once, each with as much of its history as fits."""
+    window = _Window(chat, example.messages, max_length)
+    answers = list(example.trained)
+    while answers:
+        start, taken = answers[0] - 1, 1
+        row = window.row(start, answers[:1])
+        if row is None:
+            alone = window.without_system().row(start, answers[:1])
+            tally.too_long += alone is None
+            tally.shortened += alone is not None
+            if alone is not None:
+                yield alone
+            answers = answers[1:]
+            continue
+        while taken < len(answers) and (wider := window.row(start, answers[: taken + 1])):
+            taken, row = taken + 1, wider
+        while start > window.opening and (wider := window.row(start - 2, answers[:taken])):
+            start, row = start - 2, wider
+        tally.shortened += start > window.opening
+        answers = answers[taken:]
+        yield row
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Cuts a conversation that is too long: its system prompt, if kept, and some of its turns in a row."""
+
+    chat: Chat
+    messages: tuple[Message, ...]
+    max_length: int
+    keeps_system: bool = True
+
+    @property
+    def opening(self) -> int:
+        """Index of the first turn after the system prompt."""
+        return int(self.messages[0].role == SYSTEM)
+
+    def without_system(self) -> _Window:
+        """The same, with the system prompt given up."""
+        return replace(self, keeps_system=False)
+
+    def row(self, start: int, answers: list[int]) -> Row | None:
+        """The turns from `start` to the last of `answers` as a row; None where they don't fit."""
+        head = self.messages[: self.opening] if self.keeps_system else ()
+        kept = head + self.messages[start : answers[-1] + 1]
+        row = self.chat.row(kept, [index - start + len(head) for index in answers])
+        return row if row is not None and len(row.input_ids) <= self.max_length else None

@@ -1,0 +1,135 @@
+"""The recipe: what TRL's `SFTTrainer` is told, and how a training goes on from a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from trainer.batches import BatchShape
+from trainer.callbacks import RunCallback
+from trainer.chat import Row
+from trainer.hyperparameters import Hyperparameters
+from trainer.models import Hardware, Lora
+from trainer.task import Task
+
+_WARM_UP_SHARE = 0.03
+_MAX_GRADIENT_NORM = 1.0
+_SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+_REPORTERS = {
+    "tensorboard": "TENSORBOARD_LOGGING_DIR",
+    "wandb": "WANDB_API_KEY",
+    "mlflow": "MLFLOW_TRACKING_URI",
+}
+"""Transformers' own reporters, each with the variable that asks for it."""
+
+
+def build_trainer(
+    lora: Lora,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[Row],
+    validation: Sequence[Row],
+    shape: BatchShape,
+    micro_batch: int,
+    task: Task,
+    hardware: Hardware,
+    callback: RunCallback,
+) -> SFTTrainer:
+    """The trainer, ready for its first step."""
+    parameters = task.hyperparameters
+    trainer = SFTTrainer(
+        model=lora.model,
+        args=training_arguments(parameters, shape, micro_batch, hardware, task.checkpoints),
+        train_dataset=_as_dataset(train),
+        eval_dataset=_as_dataset(validation) if validation else None,
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    trainer.remove_callback(PrinterCallback)
+    # TRL casts LoRA to bf16, where Adam's small updates are lost to rounding; PEFT loads a checkpoint in
+    # fp32, so a resumed run would differ from one that was never interrupted.
+    for parameter in lora.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if parameters.loraplus_lr_ratio is not None:
+        trainer.optimizer = _loraplus_optimizer(trainer, parameters)
+    return trainer
+
+
+def training_arguments(
+    parameters: Hyperparameters,
+    shape: BatchShape,
+    micro_batch: int,
+    hardware: Hardware,
+    checkpoints: Path,
+) -> SFTConfig:
+    """The settings of one training. Evaluating, saving and stopping are the callback's decisions."""
+    return SFTConfig(
+        output_dir=str(checkpoints),
+        seed=parameters.seed,
+        data_seed=parameters.seed,
+        # data
+        max_length=shape.row_tokens,
+        packing=shape.packed,
+        per_device_train_batch_size=micro_batch,
+        per_device_eval_batch_size=micro_batch,
+        gradient_accumulation_steps=shape.rows_per_step // micro_batch,
+        num_train_epochs=parameters.epochs,
+        max_steps=parameters.max_steps or -1,
+        # optimizer
+        optim="paged_adamw_8bit" if hardware.is_gpu else "adamw_torch",
+        learning_rate=parameters.learning_rate,
+        weight_decay=parameters.weight_decay,
+        warmup_steps=_WARM_UP_SHARE if parameters.warmup_steps is None else parameters.warmup_steps,
+        lr_scheduler_type=_SCHEDULERS[parameters.scheduler],
+        max_grad_norm=_MAX_GRADIENT_NORM,
+        neftune_noise_alpha=parameters.neftune_noise_alpha,
+        router_aux_loss_coef=0.0,  # routers are not trained, so balancing them would only disturb the rest
+        # precision and memory
+        bf16=hardware.dtype is torch.bfloat16,
+        fp16=hardware.dtype is torch.float16,
+        use_cpu=not hardware.is_gpu,
+        gradient_checkpointing=True,
+        dataloader_pin_memory=hardware.is_gpu,
+        # reports
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would show a broken step as loss 0
+        report_to=[name for name, variable in _REPORTERS.items() if os.environ.get(variable)],
+        disable_tqdm=True,
+        eval_strategy="no",
+        save_strategy="no",
+        save_total_limit=2,
+    )
+
+
+def _as_dataset(rows: Sequence[Row]) -> Dataset:
+    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
+
+
+def _loraplus_optimizer(trainer: SFTTrainer, parameters: Hyperparameters) -> torch.optim.Optimizer:
+    from peft.optimizers import create_loraplus_optimizer
+
+    kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args)
+    options = {name: value for name, value in options.items() if name != "lr"}
+    return create_loraplus_optimizer(
+        trainer.model,
+        kind,
+        lr=parameters.learning_rate,
+        loraplus_lr_ratio=parameters.loraplus_lr_ratio,
+        weight_decay=parameters.weight_decay,
+        **options,
+    )
+
+
+def save_checkpoint_now(trainer: SFTTrainer, callback: RunCallback) -> None:
+    """Save the state after the last whole step; for a training that broke off within the next one."""
+    trainer.model.zero_grad(set_to_none=True)
+    trainer._save_checkpoint(trainer.model, trial=None)  # noqa: SLF001 no public way outside the loop
+    folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+    callback.mark(folder, trainer.state.global_step)

@@ -1,0 +1,258 @@
+"""The training process: `python -m trainer.train <events fd>`, with its task on standard input.
+
+`train` is the recipe from top to bottom. Whatever happens, the outcome stands in the execution's
+folder before the process ends; a crash leaves none, and the handler says how the process died.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import traceback
+from typing import Any, NoReturn
+
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import datasets
+import torch
+import transformers
+from trl import SFTTrainer
+
+from trainer.artifact import save_artifact
+from trainer.bases import BaseModels, licence_of
+from trainer.batches import BatchShape, largest_micro_batch, shape_batches, smaller_micro_batch
+from trainer.callbacks import RunCallback, load_trainable_weights
+from trainer.chat import Chat, prepare_tokenizer
+from trainer.checkpoints import newest_checkpoint
+from trainer.data import prepare_data
+from trainer.errors import OutOfMemoryError, StoppedError, TrainingError
+from trainer.gpu import GpuMonitor
+from trainer.model_card import Facts
+from trainer.models import attach_lora, detect_hardware, load_config, load_model, load_tokenizer
+from trainer.protocol import FinalMetrics, Stage, Summary
+from trainer.reporting import Reporter
+from trainer.sft import build_trainer, save_checkpoint_now
+from trainer.stopping import StopSwitch, end_with_the_handler
+from trainer.targets import ARCHITECTURES, packing_decision
+from trainer.task import Outcome, Task
+
+log = logging.getLogger("trainer.train")
+
+
+def train(task: Task, reporter: Reporter, stop: StopSwitch, gpu: GpuMonitor) -> Outcome:
+    """Carry out one task: from the dataset's file to the artifact's folder."""
+    parameters = task.hyperparameters
+    transformers.set_seed(parameters.seed)
+    hardware = detect_hardware()
+
+    reporter.stage(Stage.PREPARING)
+    models = BaseModels(task.model_folder, trusted=task.trust_remote_code)
+    base = models.find(str(parameters.base_model), parameters.base_revision)
+    config, tokenizer = load_config(base), load_tokenizer(base)
+    own_template = prepare_tokenizer(tokenizer)
+    data = prepare_data(task.dataset, Chat(tokenizer), parameters)
+    packing, packing_note = packing_decision(config.model_type, parameters.packing)
+    shape = shape_batches(
+        [len(row.input_ids) for row in data.train],
+        data.answers,
+        batch_size=parameters.batch_size,
+        max_length=parameters.max_length,
+        packing=packing,
+    )
+    micro_batch = largest_micro_batch(shape.rows_per_step, task.micro_batch or shape.rows_per_step)
+
+    reporter.stage(Stage.LOADING_MODEL)
+    base = models.complete(base)
+    model = load_model(base, config, hardware)
+
+    reporter.stage(Stage.CONFIGURING)
+    lora = attach_lora(model, parameters, base)
+    callback = RunCallback(task, reporter, stop, gpu, validates=bool(data.validation))
+    trainer = build_trainer(lora, tokenizer, data.train, data.validation, shape, micro_batch, task, hardware, callback)
+    resumed = newest_checkpoint(task.job_folder, task.fingerprint)
+
+    reporter.stage(Stage.TRAINING, lora.sentence())
+    if resumed is not None:
+        callback.restore(*resumed)
+    shrink = run_training(trainer, callback, stop, str(resumed[0]) if resumed else None)
+    if shrink:
+        return _out_of_memory(task, shape, micro_batch)
+    if callback.stopped:
+        raise StoppedError(
+            f"The training was stopped after step {trainer.state.global_step} of {trainer.state.max_steps}.",
+            "The next attempt goes on from there.",
+        )
+
+    reporter.stage(Stage.SAVING)
+    notes = [*data.notes, *filter(None, [lora.targets.note, packing_note])]
+    notes += _training_notes(callback, shape, micro_batch, task)
+    if callback.best.step is not None:
+        load_trainable_weights(trainer.model, callback.best.weights)
+    metrics = final_metrics(callback)
+    facts = Facts(
+        base_name=base.name,
+        base_revision=base.revision,
+        base_licence=licence_of(base),
+        dataset_sha256=task.dataset_sha256,
+        training_examples=data.answers,
+        validation_examples=data.validation_answers,
+        parameters=parameters,
+        metrics=metrics,
+        steps=trainer.state.global_step,
+        trainable=lora.trainable,
+        target_modules=lora.targets.modules,
+        serving=_serving(config.model_type),
+        split={"seed": parameters.seed, "training": data.training_ids, "validation": data.validation_ids},
+        own_template=own_template,
+        gpu_type=gpu.name,
+        driver=gpu.driver,
+        notes=notes,
+    )
+    save_artifact(task.artifact, lora.model, tokenizer, facts, callback.points, task.archive_name)
+    return Outcome(
+        status="trained",
+        fingerprint=task.fingerprint,
+        metrics=metrics,
+        points=callback.points,
+        summary=Summary(
+            base_model=base.name,
+            base_revision=base.revision,
+            dataset_sha256=task.dataset_sha256,
+            training_examples=data.answers,
+            validation_examples=data.validation_answers,
+            skipped_lines=data.skipped_lines,
+            epochs_completed=round(trainer.state.epoch or 0, 3),
+            total_steps=trainer.state.global_step,
+            train_seconds=round(callback.train_seconds, 3),
+            gpu_type=gpu.name,
+            gpu_count=1 if gpu.name else None,
+            trainable_parameters=lora.trainable,
+            resumed_from_step=resumed[1].step if resumed else None,
+            notes=notes,
+        ),
+    )
+
+
+def run_training(trainer: SFTTrainer, callback: RunCallback, stop: StopSwitch, checkpoint: str | None) -> bool:
+    """Train to the end, a stop, or until memory runs out, which it answers with True."""
+    stop.training_begins()
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors that were too many
+    else:
+        return False
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if trainer.state.global_step > 0:
+        save_checkpoint_now(trainer, callback)
+    return True
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: the GPU's, or the machine's as the CPU's allocator says it."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _out_of_memory(task: Task, shape: BatchShape, micro_batch: int) -> Outcome:
+    error = OutOfMemoryError(
+        f"Memory ran out with {micro_batch} rows of {shape.row_tokens} tokens per forward pass.",
+        "Lower max_length or the rank, or choose a GPU with more memory.",
+    )
+    return Outcome(
+        status="failed",
+        fingerprint=task.fingerprint,
+        error=error.as_protocol(),
+        next_micro_batch=smaller_micro_batch(shape.rows_per_step, micro_batch),
+    )
+
+
+def _training_notes(callback: RunCallback, shape: BatchShape, micro_batch: int, task: Task) -> list[str]:
+    notes = []
+    if task.micro_batch is not None:
+        notes.append(
+            f"Memory ran out with larger steps, so each step of {shape.rows_per_step} rows was computed "
+            f"{micro_batch} rows at a time."
+        )
+    if callback.stopped_early_at is not None:
+        notes.append(f"Stopped early at step {callback.stopped_early_at}: the validation loss fell no more.")
+    if callback.best.step is not None and callback.best.step != callback.points[-1].step:
+        notes.append(f"The adapter is that of step {callback.best.step}, with the lowest validation loss.")
+    if task.gpu_config.count > 1:
+        notes.append(f"One of the {task.gpu_config.count} GPUs asked for was used; a single one is enough.")
+    return notes
+
+
+def _serving(model_type: str) -> str:
+    known = ARCHITECTURES.get(model_type)
+    return known.serving if known else "Whether vLLM serves this architecture with LoRA is not known."
+
+
+def final_metrics(callback: RunCallback) -> FinalMetrics:
+    """What the curve ended with."""
+
+    def values(name: str) -> list[float]:
+        return [value for point in callback.points if (value := getattr(point, name)) is not None]
+
+    losses, validation, speeds = values("training_loss"), values("validation_loss"), values("throughput")
+    return FinalMetrics(
+        first_training_loss=losses[0] if losses else None,
+        final_training_loss=losses[-1] if losses else None,
+        final_validation_loss=validation[-1] if validation else None,
+        best_validation_loss=min(validation, default=None),
+        tokens_per_second=round(sum(speeds) / len(speeds), 1) if speeds else None,
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Read the task, train, leave the outcome; 0 when the artifact is whole."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    task = Task.model_validate_json(sys.stdin.readline())
+    end_with_the_handler()
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # the CPU trains tiny models only, and they gain nothing from more
+    gpu = GpuMonitor(wanted=torch.cuda.is_available())
+    with os.fdopen(int(arguments[0]), "w", encoding="utf-8") as events:
+        outcome = attempt(task, Reporter(events, task, gpu), gpu)
+    outcome.write(task.folder)
+    return 0 if outcome.status == "trained" else 1
+
+
+def attempt(task: Task, reporter: Reporter, gpu: GpuMonitor) -> Outcome:
+    """`train`, with every failure turned into an outcome."""
+    try:
+        return train(task, reporter, StopSwitch(lambda: _end_before_training(task)), gpu)
+    except TrainingError as error:
+        status: Any = "stopped" if isinstance(error, StoppedError) else "failed"
+        return Outcome(status=status, fingerprint=task.fingerprint, error=error.as_protocol())
+    except Exception as error:
+        if is_out_of_memory(error):
+            known: TrainingError = OutOfMemoryError(
+                "The GPU's memory ran out while the model was loaded.", "Choose a GPU with more memory."
+            )
+        else:
+            # Only the places in the code: the text of an exception may hold dataset text.
+            log.error("%s at\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)[-8:]))
+            known = TrainingError(
+                f"The training failed unexpectedly ({type(error).__name__}).",
+                "The container's log says where.",
+            )
+        return Outcome(status="failed", fingerprint=task.fingerprint, error=known.as_protocol())
+
+
+def _end_before_training(task: Task) -> NoReturn:
+    error = StoppedError("The training was stopped before its first step.", "The next attempt starts anew.")
+    Outcome(status="stopped", fingerprint=task.fingerprint, error=error.as_protocol()).write(task.folder)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
