@@ -1,0 +1,220 @@
+"""The endpoint as one object: served from a thread of this process, driven from any other thread."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import uvicorn
+from starlette.applications import Starlette
+
+from sandbox.errors import SandboxError
+from sandbox.processes import remove_folder, temporary_folder
+from sandbox.runpod.admin_api import AdminApi
+from sandbox.runpod.endpoint import Clock, Endpoint, EndpointSettings
+from sandbox.runpod.faults import Faults
+from sandbox.runpod.ledger import Execution, Ledger
+from sandbox.runpod.pool import Image, Wire
+from sandbox.runpod.public_api import PublicApi
+from sandbox.runpod.wire import BreakableProtocol
+from sandbox.runpod.worker_api import WorkerApi
+
+T = TypeVar("T")
+
+_HOST = "127.0.0.1"
+
+
+class _Listener:
+    """One address, which can be closed and opened again at the same port."""
+
+    def __init__(self, app: Starlette, port: int = 0) -> None:
+        self._app = app
+        self._socket: socket.socket | None = _listen(port)
+        self.port: int = self._socket.getsockname()[1]
+        self.url = f"http://{_HOST}:{self.port}"
+
+    async def open(self) -> None:
+        """Accept connections from now on."""
+        listening, self._socket = self._socket or _listen(self.port), None
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                self._app,
+                http=BreakableProtocol,
+                lifespan="off",
+                log_level="critical",
+                access_log=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=2,
+            )
+        )
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
+        while not self._server.started:  # noqa: ASYNC110 - uvicorn has a flag, not an event
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """Let calls in flight end, then refuse connections."""
+        self._server.should_exit = True
+        await self._serving
+
+
+def _listen(port: int) -> socket.socket:
+    try:
+        return socket.create_server((_HOST, port))
+    except OSError as error:
+        raise SandboxError(f"port {port} of {_HOST} can't be used ({error.strerror}); choose another") from None
+
+
+class LocalRunPod:
+    """A RunPod endpoint on this machine. Make one with `start`; it is a context manager that stops it.
+
+    `faults` and `ledger` may be used from any thread; everything ends with this process, also when it
+    is killed.
+    """
+
+    def __init__(self, endpoint: Endpoint, api_key: str, public: _Listener, internal: _Listener) -> None:
+        self.api_key = api_key
+        self.api_url = f"{public.url}/v2/{endpoint.settings.endpoint}"
+        """What `GPU_CLUSTER_API_URL` is set to."""
+        self.admin_url = f"{internal.url}/sandbox"
+        self.faults: Faults = endpoint.faults
+        self.ledger: Ledger = endpoint.ledger
+        self._endpoint = endpoint
+        self._public = public
+        self._internal = internal
+        self._started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="local-runpod")
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        api_key: str | None = None,
+        port: int = 0,
+        clock: Callable[[], float] = time.time,
+        **settings: Any,
+    ) -> Self:
+        """Serve a new endpoint until `stop`.
+
+        Args:
+            api_key: the callers' bearer token; a new one by default.
+            port: of the public API; 0 takes a free one.
+            clock: seconds; time-outs, ttl and retention go by it (`advance` moves it on).
+            **settings: the fields of `EndpointSettings`. `handler_module` must be importable from the
+                working directory or the environment that this process has; `env` should set
+                `LORA_TRAINER_VOLUME` where attempts of a job are to share a network volume.
+
+        Raises:
+            SandboxError: the port is taken.
+        """
+        api_key = api_key or f"rpa_{secrets.token_hex(20)}"
+        chosen = EndpointSettings(**settings)
+        public_app, internal_app = Starlette(), Starlette()
+        public, internal = _Listener(public_app, port), _Listener(internal_app)
+        endpoint = Endpoint(
+            chosen,
+            Image(chosen.handler_module, chosen.env, temporary_folder()),
+            Wire(f"{internal.url}/worker", chosen.endpoint, secrets.token_hex(20), chosen.ping_interval_seconds),
+            Clock(clock),
+        )
+        public_app.router.routes.extend(PublicApi(endpoint, api_key).routes())
+        internal_app.router.routes.extend([*WorkerApi(endpoint).routes(), *AdminApi(endpoint).routes()])
+        pod = cls(endpoint, api_key, public, internal)
+        pod._thread.start()
+        pod._started.result()
+        return pod
+
+    def stop(self) -> None:
+        """End the workers with everything in them, then the server. A second call does nothing."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join()
+            remove_folder(self._endpoint.pool.image.folder)
+
+    def orphans(self) -> list[Execution]:
+        """What is queued or goes on now; a queued job's entry has no worker."""
+        return self._on_loop(self._endpoint.orphans)
+
+    def workers(self) -> dict[str, str]:
+        """The state of each worker process, by its id."""
+        pool = self._endpoint.pool
+        return self._on_loop(lambda: {worker.id: pool.state(worker, self._endpoint.busy()) for worker in pool.all()})
+
+    def set_workers(self, *, max_workers: int | None = None, throttled: bool | None = None) -> None:
+        """Change how many workers there may be, and whether a GPU is to be had at all."""
+        self._on_loop(lambda: self._endpoint.set_workers(max_workers=max_workers, throttled=throttled))
+
+    def kill_worker_of(self, job_id: str) -> bool:
+        """SIGKILL to the worker that has the job; whether there was one."""
+        return self._on_loop(lambda: self._endpoint.kill_worker_of(job_id))
+
+    def forget(self, job_id: str) -> None:
+        """Delete a job, as if its ttl or its retention were over."""
+        self._on_loop(lambda: self._endpoint.jobs.forget(job_id))
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock on; what is due then happens before this returns."""
+
+        def act() -> None:
+            self._endpoint.clock.advance(seconds)
+            self._endpoint.jobs.expire()
+            self._endpoint.react()
+
+        self._on_loop(act)
+
+    def logs(self) -> str:
+        """What the workers printed, dead ones included."""
+        folder = self._endpoint.pool.image.folder
+        return "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob("*/worker.log")))
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        """Refuse every connection of callers while the context is open; the workers go on."""
+        self._await(self._public.close())
+        try:
+            yield
+        finally:
+            self._await(self._public.open())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _on_loop(self, act: Callable[[], T]) -> T:
+        async def call() -> T:
+            return act()
+
+        return self._await(call())
+
+    def _await(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _run(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        await self._public.open()
+        await self._internal.open()
+        self._started.set_result(None)
+        stopping = asyncio.create_task(self._stopping.wait())
+        keeping = asyncio.create_task(self._endpoint.keep())
+        done, _ = await asyncio.wait({stopping, keeping}, return_when=asyncio.FIRST_COMPLETED)
+        keeping.cancel()
+        await asyncio.wait({keeping})
+        await self._public.close()
+        await self._internal.close()
+        if keeping in done:
+            keeping.result()  # it never returns, so this raises what ended it

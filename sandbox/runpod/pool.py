@@ -1,0 +1,236 @@
+"""The endpoint's workers: processes of the official SDK, started on demand, kept warm, ended whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from sandbox.processes import Child, start_child
+from sandbox.runpod import container
+
+log = logging.getLogger(__name__)
+
+# A container has an environment of its own: above all, no key of the machine it runs on.
+_PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
+_START_BACKOFF_SECONDS = 2.0
+_LONGEST_BACKOFF_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Image:
+    """What runs in a worker: a module for `python -m`, and its environment. Each gets a home in `folder`."""
+
+    handler_module: str
+    env: Mapping[str, str]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How a worker reaches the endpoint. `key` is the workers' own; the callers' key stays outside."""
+
+    url: str
+    endpoint: str
+    key: str
+    ping_interval_seconds: int
+
+    def env(self, worker_id: str) -> dict[str, str]:
+        """The variables that the SDK reads when it is imported; the `$…` in them are for it to fill in."""
+        return {
+            "RUNPOD_WEBHOOK_GET_JOB": f"{self.url}/job-take/$ID?gpu=local",
+            "RUNPOD_WEBHOOK_POST_OUTPUT": f"{self.url}/job-done/$RUNPOD_POD_ID/$ID?gpu=local",
+            "RUNPOD_WEBHOOK_POST_STREAM": f"{self.url}/job-stream/$RUNPOD_POD_ID/$ID?gpu=local",
+            "RUNPOD_WEBHOOK_PING": f"{self.url}/ping/$RUNPOD_POD_ID?gpu=local",
+            "RUNPOD_PING_INTERVAL": str(self.ping_interval_seconds * 1000),
+            "RUNPOD_AI_API_KEY": self.key,
+            "RUNPOD_POD_ID": worker_id,
+            "RUNPOD_ENDPOINT_ID": self.endpoint,
+            "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+            "RUNPOD_SKIP_GPU_CHECK": "true",
+            "RUNPOD_LOG_LEVEL": "INFO",
+            "OMP_NUM_THREADS": "1",
+        }
+
+
+@dataclass
+class Worker:
+    """One container. Times are of the machine's monotonic clock, in seconds."""
+
+    id: str
+    child: Child
+    last_ping: float
+    idle_since: float | None = None
+    """When it last asked for work; None: not yet."""
+    kill_at: float | None = None
+    """Set when it is asked to end: it gets no more work, and this is how long it may take."""
+    polls: int = 0
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether it lives and is to live on."""
+        return self.kill_at is None and self.child.returncode is None
+
+
+class Pool:
+    """Up to `max_workers` workers. Not thread-safe: it belongs to the endpoint's event loop."""
+
+    def __init__(
+        self,
+        image: Image,
+        wire: Wire,
+        *,
+        max_workers: int,
+        idle_timeout_seconds: float,
+        ping_timeout_seconds: float,
+        stop_grace_seconds: float,
+    ) -> None:
+        self.image = image
+        self.max_workers = max_workers
+        self.throttled = False
+        """No GPU to be had: nothing starts, and nothing is handed out."""
+        self._wire = wire
+        self._idle_timeout_seconds = idle_timeout_seconds
+        self._ping_timeout_seconds = ping_timeout_seconds
+        self._stop_grace_seconds = stop_grace_seconds
+        self._workers: dict[str, Worker] = {}
+        self._failures = 0
+        self._next_start = 0.0
+
+    def get(self, worker_id: str) -> Worker | None:
+        """The worker, as long as its process is not known to be dead."""
+        return self._workers.get(worker_id)
+
+    def all(self) -> list[Worker]:
+        """Every worker, oldest first."""
+        return list(self._workers.values())
+
+    def asked_for_work(self, worker: Worker) -> int:
+        """Note that the worker is up and idle; the number of this poll, of which only the last counts."""
+        self._failures, worker.idle_since = 0, time.monotonic()
+        worker.polls += 1
+        return worker.polls
+
+    def may_work(self, worker: Worker) -> bool:
+        """Whether the worker may be given a job now."""
+        return not self.throttled and self.max_workers > 0 and worker.takes_work and not self.is_silent(worker)
+
+    def pinged(self, worker: Worker) -> None:
+        """Note a sign of life."""
+        worker.last_ping = time.monotonic()
+
+    def is_silent(self, worker: Worker) -> bool:
+        """Whether it is up, but its pings don't arrive any more."""
+        return worker.idle_since is not None and time.monotonic() - worker.last_ping > self._ping_timeout_seconds
+
+    def adjust(self, waiting: int, busy: Set[str]) -> None:
+        """Start workers for the jobs that wait; ask those to end that were idle too long or are too many."""
+        usable = [worker for worker in self.all() if worker.takes_work and not self.is_silent(worker)]
+        self._retire_idle(usable, waiting, busy)
+        free = sum(1 for worker in usable if worker.takes_work and worker.id not in busy)
+        missing = min(waiting - free, self.max_workers - len(usable))
+        if not self.throttled and time.monotonic() >= self._next_start:
+            for _ in range(missing):
+                self._start()
+
+    def retire(self, worker_id: str) -> None:
+        """SIGTERM to the worker, SIGKILL after its grace."""
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.kill_at is None:
+            worker.kill_at = time.monotonic() + self._stop_grace_seconds
+            worker.child.send(signal.SIGUSR1)
+
+    def kill(self, worker_id: str) -> None:
+        """SIGKILL to everything in the worker's container."""
+        worker = self._workers.get(worker_id)
+        if worker is not None:
+            worker.child.send(signal.SIGTERM)
+
+    def reap(self) -> list[str]:
+        """Forget the workers that ended, kill those that should have; the ids of the former."""
+        ended = []
+        for worker in self.all():
+            if worker.child.returncode is not None:
+                ended.append(worker.id)
+                self._note_end(worker)
+            elif worker.kill_at is not None and time.monotonic() > worker.kill_at:
+                self.kill(worker.id)
+        return ended
+
+    def state(self, worker: Worker, busy: Set[str]) -> str:
+        """RunPod's word for what the worker does."""
+        if self.is_silent(worker):
+            return "unhealthy"
+        if worker.id in busy:
+            return "running"
+        return "initializing" if worker.idle_since is None else "idle"
+
+    def counts(self, busy: Set[str]) -> dict[str, int]:
+        """The `workers` of `/health`."""
+        states = Counter(self.state(worker, busy) for worker in self.all())
+        return {
+            "idle": states["idle"],
+            "initializing": states["initializing"],
+            "ready": states["idle"],
+            "running": states["running"],
+            "throttled": self.max_workers if self.throttled else 0,
+            "unhealthy": states["unhealthy"] + min(self._failures, 1),
+        }
+
+    def close(self) -> None:
+        """End every worker, whatever it does."""
+        for worker in self.all():
+            self.kill(worker.id)
+        for worker in self.all():
+            worker.child.stop()
+            del self._workers[worker.id]
+
+    def _retire_idle(self, usable: list[Worker], waiting: int, busy: Set[str]) -> None:
+        now, surplus = time.monotonic(), len(usable) - self.max_workers
+        for worker in usable:
+            if worker.id in busy or worker.idle_since is None:
+                continue
+            if surplus > 0 or (not waiting and now - worker.idle_since > self._idle_timeout_seconds):
+                self.retire(worker.id)
+                surplus -= 1
+
+    def _start(self) -> None:
+        worker_id = f"w{uuid4().hex[:13]}"
+        home = self.image.folder / worker_id
+        home.mkdir()
+        first_process = [sys.executable, "-S", "-E", container.__file__]
+        child = start_child(
+            [*first_process, sys.executable, "-u", "-m", self.image.handler_module],
+            name=f"The RunPod worker {worker_id}",
+            log=home / "worker.log",
+            env={
+                **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+                # The SDK prefers the key of ~/.runpod/config.toml to the one in its environment.
+                "HOME": str(home),
+                "TMPDIR": str(home),
+                **self._wire.env(worker_id),
+                **self.image.env,
+            },
+        )
+        self._workers[worker_id] = Worker(worker_id, child, last_ping=time.monotonic())
+
+    def _note_end(self, worker: Worker) -> None:
+        worker.child.kill()
+        del self._workers[worker.id]
+        if worker.idle_since is None and worker.kill_at is None:
+            self._failures += 1
+            pause = min(_START_BACKOFF_SECONDS**self._failures, _LONGEST_BACKOFF_SECONDS)
+            self._next_start = time.monotonic() + pause
+            log.error(
+                "%s ended before it took a job; the next one starts in %.0f s. Its last words:\n%s",
+                worker.child.name,
+                pause,
+                worker.child.last_words(),
+            )

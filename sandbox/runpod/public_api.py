@@ -1,0 +1,145 @@
+"""RunPod's serverless API as callers see it: `/v2/{endpoint}/run`, `/status/{id}` and the rest."""
+
+from __future__ import annotations
+
+import hmac
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sandbox.runpod.endpoint import Endpoint
+from sandbox.runpod.jobs import BadRequestError, UnknownJobError
+from sandbox.runpod.wire import BodyTooLargeError, answer_with, error_answer, read_json
+
+_RUN_LIMIT_BYTES = 10 * 1024 * 1024
+_RUNSYNC_LIMIT_BYTES = 20 * 1024 * 1024
+_SYNC_WAIT_MS = (1_000, 90_000, 300_000)
+"""Least, default and most that `/runsync` waits."""
+_RATE_WINDOW_SECONDS = 10.0
+
+
+class PublicApi:
+    """The routes of one endpoint, behind its key and its rate limits."""
+
+    def __init__(self, endpoint: Endpoint, api_key: str) -> None:
+        self._endpoint = endpoint
+        self._jobs = endpoint.jobs
+        self._api_key = api_key
+        self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
+
+    def routes(self) -> list[Route]:
+        """Everything under `/v2/{endpoint}`."""
+        return [
+            self._route("run", "POST", self._run),
+            self._route("runsync", "POST", self._runsync),
+            self._route("status", "GET", self._status, "/{job_id}"),
+            self._route("stream", "GET", self._stream, "/{job_id}"),
+            self._route("cancel", "POST", self._cancel, "/{job_id}"),
+            self._route("retry", "POST", self._retry, "/{job_id}"),
+            self._route("health", "GET", self._health),
+            self._route("requests", "GET", self._requests),
+            self._route("purge-queue", "POST", self._purge),
+        ]
+
+    def _route(
+        self, operation: str, method: str, handle: Callable[[Request], Awaitable[Response]], rest: str = ""
+    ) -> Route:
+        async def checked(request: Request) -> Response:
+            refusal = self._refusal(operation, request)
+            if refusal is not None:
+                return refusal
+            try:
+                return await handle(request)
+            except UnknownJobError:
+                return error_answer(404, "job not found")
+            except BodyTooLargeError as error:
+                return error_answer(413, str(error))
+            except BadRequestError as error:
+                return error_answer(400, str(error))
+
+        async def answer(request: Request) -> Response:
+            self._endpoint.ledger.calls[operation] += 1
+            job_id = request.path_params.get("job_id")
+            fault = self._endpoint.faults.draw(operation, job_id=job_id)
+            if fault is not None and fault.action == "forget" and job_id is not None:
+                self._jobs.forget(job_id)
+            return await answer_with(fault, request, checked)
+
+        return Route(f"/v2/{{endpoint}}/{operation}{rest}", answer, methods=[method])
+
+    def _refusal(self, operation: str, request: Request) -> Response | None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), self._api_key.encode()):
+            return error_answer(401, "unauthorized")
+        if request.path_params["endpoint"] != self._endpoint.settings.endpoint:
+            return JSONResponse({"detail": "endpoint not found"}, 404)
+        if self._is_too_fast(operation):
+            seconds = self._endpoint.settings.retry_after_seconds
+            headers = None if seconds is None else {"retry-after": str(seconds)}
+            return error_answer(429, "too many requests", headers)
+        return None
+
+    def _is_too_fast(self, operation: str) -> bool:
+        limit = self._endpoint.settings.rate_limits.get(operation)
+        if limit is None:
+            return False
+        now, recent = self._endpoint.clock(), self._recent[operation]
+        while recent and recent[0] <= now - _RATE_WINDOW_SECONDS:
+            recent.popleft()
+        if len(recent) >= limit:
+            return True
+        recent.append(now)
+        return False
+
+    async def _run(self, request: Request) -> Response:
+        job = self._jobs.submit(await read_json(request, limit_bytes=_RUN_LIMIT_BYTES))
+        self._endpoint.react()
+        return JSONResponse({"id": job.id, "status": job.status})
+
+    async def _runsync(self, request: Request) -> Response:
+        least, default, most = _SYNC_WAIT_MS
+        try:
+            wait_ms = min(max(int(request.query_params.get("wait", default)), least), most)
+        except ValueError:
+            raise BadRequestError("wait must be whole milliseconds") from None
+        body = await read_json(request, limit_bytes=_RUNSYNC_LIMIT_BYTES)
+        job = self._jobs.submit(body, sync=True)
+        self._endpoint.react()
+        await self._endpoint.wait_for_end(job, wait_ms / 1000)
+        return JSONResponse(job.answer(self._endpoint.clock()))
+
+    async def _status(self, request: Request) -> Response:
+        job = self._jobs.get(request.path_params["job_id"])
+        return JSONResponse(job.answer(self._endpoint.clock()))
+
+    async def _stream(self, request: Request) -> Response:
+        job = self._jobs.get(request.path_params["job_id"])
+        chunks, job.chunks = job.chunks, []
+        return JSONResponse({"status": job.status, "stream": chunks})
+
+    async def _cancel(self, request: Request) -> Response:
+        job = self._jobs.cancel(request.path_params["job_id"])
+        self._endpoint.react()
+        return JSONResponse({"id": job.id, "status": job.status})
+
+    async def _retry(self, request: Request) -> Response:
+        job = self._jobs.retry(request.path_params["job_id"])
+        self._endpoint.react()
+        return JSONResponse({"id": job.id, "status": job.status})
+
+    async def _health(self, _: Request) -> Response:
+        workers = self._endpoint.pool.counts(self._endpoint.busy())
+        return JSONResponse({"jobs": self._jobs.counts(), "workers": workers})
+
+    async def _requests(self, _: Request) -> Response:
+        # RunPod documents that it exists and not what it answers: nothing of ours may rest on it.
+        now = self._endpoint.clock()
+        return JSONResponse({"requests": [job.answer(now) for job in self._jobs.all()]})
+
+    async def _purge(self, _: Request) -> Response:
+        removed = self._jobs.purge()
+        self._endpoint.react()
+        return JSONResponse({"removed": removed, "status": "completed"})

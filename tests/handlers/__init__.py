@@ -1,0 +1,1 @@
+"""Small RunPod handlers that the sandbox's tests run in real SDK workers."""
