@@ -23,6 +23,7 @@ from psycopg import sql
 
 from sandbox.errors import ChildFailedError, ToolMissingError
 from sandbox.processes import Child, free_ports, remove_folder, start_child, temporary_folder, wait_until
+from worker.migrations import migrate
 
 SUPERUSER = "postgres"
 
@@ -147,7 +148,7 @@ class Postgres:
         """A superuser's connection in autocommit mode."""
         return psycopg.connect(self.database_url(database), autocommit=True, connect_timeout=5)
 
-    def create_template(self, migrations: Path) -> str:
+    def create_template(self) -> str:
         """A new database with Supabase's roles, `auth` schema and our migrations; its name.
 
         Made once for a test session, it is the template that `clone` copies in a few milliseconds.
@@ -156,8 +157,7 @@ class Postgres:
         self._execute(sql.SQL("create database {}").format(sql.Identifier(name)))
         with self.connect(name) as connection:
             connection.execute(_SUPABASE_STUB)
-            for migration in migration_files(migrations):
-                connection.execute(migration.read_text())
+        migrate(self.database_url(name))
         return name
 
     @contextmanager
@@ -212,11 +212,6 @@ class Postgres:
         except psycopg.OperationalError:
             return False
         return True
-
-
-def migration_files(folder: Path) -> list[Path]:
-    """The numbered migrations of a folder, in the order in which they apply."""
-    return sorted(folder.glob("[0-9]*.sql"))
 
 
 def _unprivileged_account() -> tuple[int, int] | None:

@@ -29,7 +29,7 @@ class Project:
 
     @classmethod
     def from_environment(cls) -> Project | None:
-        """The project of `SUPABASE_URL`, its keys and `SUPABASE_DB_URL`; None where no URL is set.
+        """The project of `SUPABASE_URL`, its keys and `LORA_WORKER_DATABASE_URL`; None where no URL is set.
 
         Raises:
             SandboxError: a URL is set, but not all that belongs to it.
@@ -39,11 +39,11 @@ class Project:
             return None
         service = os.environ.get("SUPABASE_SERVICE_ROLE_KEY")
         public = os.environ.get("SUPABASE_PUBLISHABLE_KEY") or os.environ.get("SUPABASE_ANON_KEY")
-        database_url = os.environ.get("SUPABASE_DB_URL")
+        database_url = os.environ.get("LORA_WORKER_DATABASE_URL") or os.environ.get("SUPABASE_DB_URL")
         if not (service and public and database_url):
             raise SandboxError(
                 "SUPABASE_URL is set: set SUPABASE_SERVICE_ROLE_KEY, SUPABASE_PUBLISHABLE_KEY (or "
-                "SUPABASE_ANON_KEY) and SUPABASE_DB_URL too, or unset it to use the local Supabase"
+                "SUPABASE_ANON_KEY) and LORA_WORKER_DATABASE_URL too, or unset it to use the local Supabase"
             )
         return cls(
             url=url.rstrip("/"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import time
@@ -21,13 +20,11 @@ import jwt
 
 from sandbox.errors import ChildFailedError
 from sandbox.node import node_binary, node_packages
-from sandbox.postgres import Postgres, migration_files
+from sandbox.postgres import Postgres
 from sandbox.processes import Child, free_ports, remove_folder, start_child, temporary_folder, wait_until
 from sandbox.project import Project
 from sandbox.proxy import ProxySettings
-
-MIGRATIONS = Path(__file__).resolve().parent.parent / "sql"
-"""The project's own migrations."""
+from worker.migrations import migration_files
 
 _DAY_SECONDS = 86_400
 
@@ -78,12 +75,12 @@ class _Rest:
         }
         self._server: Child | None = None
 
-    def configure(self, *, port: int, database_url: str, jwt_secret: str, migrations: Path) -> None:
+    def configure(self, *, port: int, database_url: str, jwt_secret: str) -> None:
         """Write what `lite` reads: its configuration and the migrations."""
         target = self._folder / "supabase" / "migrations"
         target.mkdir(parents=True)
-        for migration in migration_files(migrations):
-            shutil.copy(migration, target)
+        for name, text in migration_files():
+            (target / name).write_text(text)
         config = _CONFIG.format(port=port, database_url=database_url, jwt_secret=jwt_secret)
         (self._folder / "supabase" / "config.toml").write_text(config)
 
@@ -129,13 +126,12 @@ class LocalSupabase(Project):
     _stack: ExitStack = field(repr=False)
 
     @classmethod
-    def start(cls, root: Path, *, migrations: Path = MIGRATIONS) -> Self:
+    def start(cls, root: Path) -> Self:
         """Start PostgreSQL, migrate, and serve a new project with its buckets.
 
         Args:
             root: the sandbox's folder. `root/cache` keeps the npm packages between starts; the project's
                 files (objects, logs) lie in a folder beside it that `stop` removes.
-            migrations: folder with the numbered SQL files.
 
         Raises:
             SandboxError: something is missing or did not start; the text says what to do.
@@ -157,7 +153,7 @@ class LocalSupabase(Project):
             postgres = stack.enter_context(Postgres.start())
             rest = _Rest(folder, packages, keys)
             stack.callback(rest.stop)
-            rest.configure(port=rest_port, database_url=postgres.url, jwt_secret=keys.jwt_secret, migrations=migrations)
+            rest.configure(port=rest_port, database_url=postgres.url, jwt_secret=keys.jwt_secret)
             rest.migrate()
             with postgres.connect() as connection:
                 connection.execute(_LOCAL_GRANT)

@@ -10,7 +10,7 @@ import pytest
 
 from sandbox.postgres import Postgres
 from sandbox.project import Project
-from sandbox.supabase import MIGRATIONS, LocalSupabase
+from sandbox.supabase import LocalSupabase
 
 SANDBOX = Path(__file__).resolve().parent.parent / ".sandbox"
 
@@ -27,7 +27,7 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def database_template(postgres: Postgres) -> str:
     """The name of a database with what every Supabase project has, and our migrations."""
-    return postgres.create_template(MIGRATIONS)
+    return postgres.create_template()
 
 
 @pytest.fixture
