@@ -1,0 +1,63 @@
+# Everything is installed into this folder: .venv (Python), .sandbox (Node packages, the demo's base model).
+# On Linux the default torch is gigabytes of CUDA. For the CPU build:
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON   ?= python3
+TORCH    ?= torch==2.13.0
+PIP_ARGS ?=
+DATASET  ?=
+ARGS     ?=
+
+VENV      := .venv
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Two threads on a busy machine are many times slower than one, for models as small as the demo's.
+export OMP_NUM_THREADS := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-supabase lint chaos models bench bench-trainer clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(INSTALLED) ## a job from queue to adapter, on this machine (DATASET=my.jsonl for your own file)
+	@$(BIN)/python -m sandbox.demo $(if $(DATASET),--dataset "$(DATASET)") $(ARGS)
+
+test: $(INSTALLED) ## all tests, against real Postgres, REST, Storage and RunPod's own SDK (ARGS="-k name")
+	@$(BIN)/pytest $(ARGS)
+
+test-supabase: $(INSTALLED) ## the integration tests against the Supabase of SUPABASE_URL
+	@test -n "$$SUPABASE_URL" || { echo "Set SUPABASE_URL and its keys first: see README.md"; exit 1; }
+	@$(BIN)/pytest tests/integration $(ARGS)
+
+lint: $(INSTALLED) ## style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+chaos: $(INSTALLED) ## faults and crashes against real processes; writes chaos-report.json
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
+models: $(INSTALLED) ## train, save and reload every architecture, scaled down
+	@$(BIN)/python -m benchmarks.models $(ARGS)
+
+bench: $(INSTALLED) ## what the daemon costs: claims, cycles, memory; writes bench-report.json
+	@$(BIN)/python -m benchmarks.worker $(ARGS)
+
+bench-trainer: $(INSTALLED) ## the recipe against bare TRL and against today's trainer
+	@$(BIN)/python -m benchmarks.trainer $(ARGS)
+
+clean: ## remove everything that was installed or made here
+	rm -rf $(VENV) .sandbox .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -f demo-report.json demo-loss.png chaos-report.json bench-report.json
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "Installing into $(VENV): some minutes the first time ($(TORCH) is the largest part)"
+	@$(PYTHON) -m venv $(VENV) \
+		|| { echo "$(PYTHON) can't make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) "$(TORCH)" --editable ".[dev]"
+	@touch $@
