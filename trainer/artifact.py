@@ -41,6 +41,9 @@ def save_artifact(
     folder.mkdir(parents=True, exist_ok=True)
     with naming_full_disks(folder):
         round_adapter(model)
+        # Only now: with a name of the hub in it, PEFT asks the hub at each checkpoint.
+        for config in model.peft_config.values():
+            config.base_model_name_or_path, config.revision = facts.base_name, facts.base_revision
         # Embeddings are never trained; looking whether they were would ask the hub for the base's files.
         model.save_pretrained(folder, save_embedding_layers=False)
         _store_in_bf16(folder / _WEIGHTS_NAME)

@@ -152,7 +152,7 @@ class Lora:
         return f"LoRA on {modules}: {self.trainable:,} weights train, the adapter takes {size_mb:,.1f} MB."
 
 
-def attach_lora(model: PreTrainedModel, parameters: Hyperparameters, base: Base) -> Lora:
+def attach_lora(model: PreTrainedModel, parameters: Hyperparameters) -> Lora:
     """Put LoRA on the chosen modules, and make sure that each of them took it.
 
     Raises:
@@ -174,8 +174,6 @@ def attach_lora(model: PreTrainedModel, parameters: Hyperparameters, base: Base)
     )
     with keeping_names(model.config.model_type, targets):
         adapted = get_peft_model(model, config)
-    for adapter in adapted.peft_config.values():
-        adapter.base_model_name_or_path, adapter.revision = base.name, base.revision
     return Lora(
         adapted,
         targets,

@@ -69,7 +69,7 @@ def train(task: Task, reporter: Reporter, stop: StopSwitch, gpu: GpuMonitor) -> 
     model = load_model(base, config, hardware)
 
     reporter.stage(Stage.CONFIGURING)
-    lora = attach_lora(model, parameters, base)
+    lora = attach_lora(model, parameters)
     callback = RunCallback(task, reporter, stop, gpu, validates=bool(data.validation))
     trainer = build_trainer(lora, tokenizer, data.train, data.validation, shape, micro_batch, task, hardware, callback)
     resumed = newest_checkpoint(task.job_folder, task.fingerprint)

@@ -13,9 +13,7 @@ from trainer.task import Outcome, Task
 
 def report(events, task: Task, step: int) -> None:
     points = [Point(step=n, epoch=n / 10, training_loss=5 - n / 10) for n in range(1, step + 1)]
-    progress = Progress(
-        run_id=task.run_id, stage=Stage.TRAINING, progress=25 + step, current_step=step, points=points
-    )
+    progress = Progress(run_id=task.run_id, stage=Stage.TRAINING, progress=25 + step, current_step=step, points=points)
     events.write(progress.model_dump_json() + "\n")
     events.flush()
 
@@ -60,9 +58,7 @@ def main() -> None:
     elif verb == "out_of_memory_until":
         if task.micro_batch is None or task.micro_batch > int(argument):
             smaller = 4 if task.micro_batch is None else task.micro_batch // 2
-            Outcome(status="failed", fingerprint=task.fingerprint, next_micro_batch=smaller).write(
-                task.folder
-            )
+            Outcome(status="failed", fingerprint=task.fingerprint, next_micro_batch=smaller).write(task.folder)
         else:
             succeed(task, [])
     elif verb == "fail":

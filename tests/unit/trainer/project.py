@@ -33,9 +33,7 @@ class FakeProject:
         router.post(f"{rpc}/check_in_run").mock(side_effect=self._check_in)
         router.post(f"{rpc}/request_upload").mock(side_effect=self._request_upload)
         router.post(f"{rpc}/upload_grant").mock(side_effect=self._grant)
-        router.get(f"{URL}/dataset").mock(
-            side_effect=lambda request: httpx.Response(200, content=self.dataset)
-        )
+        router.get(f"{URL}/dataset").mock(side_effect=lambda request: httpx.Response(200, content=self.dataset))
         router.put(url__startswith=f"{URL}/upload/").mock(side_effect=self._upload)
 
     def _check_in(self, request: httpx.Request) -> httpx.Response:

@@ -40,9 +40,7 @@ def settings(tmp_path, monkeypatch):
 class Run:
     def __init__(self, settings: Settings, **changes):
         self.posts: list[dict] = []
-        self.execution = Execution(
-            parse_request(request_input(**changes)), "runpod-job-1", settings, self._send
-        )
+        self.execution = Execution(parse_request(request_input(**changes)), "runpod-job-1", settings, self._send)
         self.volume = settings.volume
 
     async def _send(self, payload):
@@ -102,9 +100,7 @@ async def test_progress_is_posted_in_order_and_stages_only_move_forward(project,
     assert run.posts[-1]["points"]
 
 
-async def test_the_first_act_is_the_fence_and_a_superseded_run_trains_nothing(
-    project, settings, monkeypatch, tmp_path
-):
+async def test_the_first_act_is_the_fence_and_a_superseded_run_trains_nothing(project, settings, monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_CHILD", "succeed")
     project.refusal = "superseded"
     run = Run(settings)
@@ -138,9 +134,7 @@ async def test_losing_the_fence_while_training_kills_the_child_at_once(
     assert not is_running(child_note(tmp_path)["pid"])
 
 
-async def test_a_job_stop_lets_the_child_save_and_then_ends_the_handler(
-    project, settings, monkeypatch, tmp_path
-):
+async def test_a_job_stop_lets_the_child_save_and_then_ends_the_handler(project, settings, monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_CHILD", "wait")
     run = Run(settings)
     task = run.start()
@@ -166,9 +160,7 @@ async def test_sigterm_saves_a_checkpoint_and_is_nobodys_fault(project, settings
     assert [point.step for point in result.points] == [1, 2, 3]
 
 
-async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(
-    project, settings, monkeypatch, tmp_path
-):
+async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(project, settings, monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_CHILD", "ignore_sigterm")
     run = Run(settings.model_copy(update={"grace_seconds": 0.05}))
     task = run.start()
@@ -244,9 +236,7 @@ async def test_an_ungranted_adapter_stays_on_the_volume_and_is_published_by_the_
     assert second.manifest.run_id == "run-2"
 
 
-async def test_an_adapter_of_other_hyperparameters_is_not_taken_for_this_one(
-    project, settings, monkeypatch, tmp_path
-):
+async def test_an_adapter_of_other_hyperparameters_is_not_taken_for_this_one(project, settings, monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_CHILD", "succeed")
     project.grants_after = 10_000
     await Run(settings, limits={"max_seconds": 600, "grant_wait_seconds": 0.05}).result()
@@ -257,9 +247,7 @@ async def test_an_adapter_of_other_hyperparameters_is_not_taken_for_this_one(
     assert (tmp_path / "note.json").exists()
 
 
-async def test_a_run_stopped_while_it_waits_for_its_grant_is_unpublished_not_failed(
-    project, settings, monkeypatch
-):
+async def test_a_run_stopped_while_it_waits_for_its_grant_is_unpublished_not_failed(project, settings, monkeypatch):
     monkeypatch.setenv("FAKE_CHILD", "succeed")
     project.grants_after = 10_000
     run = Run(settings)
@@ -285,9 +273,7 @@ async def test_a_dataset_that_changed_is_not_trained_on(project, settings, tmp_p
 
 
 async def test_a_request_that_is_none_is_refused_without_repeating_its_values():
-    output = await handler(
-        {"id": "x", "input": {"job_id": "j", "run_id": "r", "channel": {"token": "secret"}}}
-    )
+    output = await handler({"id": "x", "input": {"job_id": "j", "run_id": "r", "channel": {"token": "secret"}}})
     assert output["status"] == "failed"
     assert output["failure"]["code"] == "request_invalid"
     assert "dataset" in output["error"]

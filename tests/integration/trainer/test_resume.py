@@ -1,0 +1,73 @@
+"""A run that was killed goes on as if nothing had happened: the same losses, bit by bit."""
+
+import random
+import shutil
+import signal
+
+import pytest
+
+from tests.integration.trainer.child import make_task, start, train
+
+pytestmark = [pytest.mark.gpu_stack, pytest.mark.timeout(400)]
+
+EVERY_STEP = 1e-9
+PARAMETERS = {"epochs": 3, "dropout": 0.1, "batch_size": 4, "max_length": 256}
+
+
+def resumable_task(folder, base, **changes):
+    return make_task(
+        folder, base, **{"hyperparameters": PARAMETERS, "checkpoint_minutes": EVERY_STEP, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, tiny_model):
+    outcome, _ = train(resumable_task(tmp_path_factory.mktemp("whole"), tiny_model))
+    return outcome
+
+
+def curve(outcome):
+    return [
+        (p.step, p.epoch, p.training_loss, p.validation_loss, p.gradient_norm, p.learning_rate)
+        for p in outcome.points
+    ]
+
+
+def killed_at(step, folder, base):
+    task = resumable_task(folder, base)
+    outcome, child = train(task, LORA_CRASH=f"trainer.train.step#{step}=kill")
+    assert (outcome, child.process.returncode) == (None, -signal.SIGKILL)
+    return task
+
+
+def test_a_run_killed_at_a_random_step_resumes_to_the_same_curve(uninterrupted, tmp_path, tiny_model):
+    step = random.randint(2, uninterrupted.summary.total_steps - 1)
+    killed_at(step, tmp_path, tiny_model)
+    outcome, _ = train(resumable_task(tmp_path, tiny_model))
+    print(f"killed at step {step} of {uninterrupted.summary.total_steps}")
+    assert outcome.summary.resumed_from_step == step - 1
+    assert curve(outcome) == curve(uninterrupted)
+    assert outcome.metrics.best_validation_loss == uninterrupted.metrics.best_validation_loss
+
+
+def test_a_run_stopped_by_sigterm_resumes_to_the_same_curve(uninterrupted, tmp_path, tiny_model):
+    child = start(resumable_task(tmp_path, tiny_model, checkpoint_minutes=60))
+    child.read(until=lambda progress: progress.current_step >= 2)
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish().status == "stopped"
+    outcome, _ = train(resumable_task(tmp_path, tiny_model))
+    assert outcome.summary.resumed_from_step >= 2
+    assert curve(outcome) == curve(uninterrupted)
+
+
+def test_half_a_checkpoint_and_a_foreign_one_are_not_resumed(uninterrupted, tmp_path, tiny_model):
+    task = killed_at(4, tmp_path, tiny_model)
+    newest = task.checkpoints / "checkpoint-3"
+    shutil.copytree(newest, task.checkpoints / "checkpoint-99")
+    (task.checkpoints / "checkpoint-99" / "lora-trainer.json").write_text('{"fingerprint": "same inp')
+    foreign = newest / "lora-trainer.json"
+    foreign.write_text(foreign.read_text().replace("same inputs", "other inputs"))
+    outcome, _ = train(resumable_task(tmp_path, tiny_model))
+    assert outcome.summary.resumed_from_step == 2
+    assert curve(outcome) == curve(uninterrupted)
+    assert not task.checkpoints.exists(), "the earlier execution's checkpoints are cleaned"

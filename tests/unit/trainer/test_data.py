@@ -1,0 +1,211 @@
+"""What is trained on: the answers, all of them, once, and nothing else."""
+
+import json
+
+import pytest
+
+from tests.unit.trainer.tokenizers import NO_STOP, TEMPLATES, tokenizer_with
+from trainer.chat import IGNORED, Chat, prepare_tokenizer
+from trainer.conversations import Example, Message
+from trainer.data import Tally, fit_examples, load_examples, prepare_data
+from trainer.errors import BaseModelUnknownError, DatasetInvalidError
+from trainer.hyperparameters import Hyperparameters
+
+pytestmark = pytest.mark.gpu_stack
+
+TURNS = 4
+ANSWERS = [f"Answer {n}: naïve façade — 漢字 🙂, and {n * 37} words." for n in range(1, TURNS + 1)]
+
+
+def talk(system: str | None = "Be brief.") -> list[Message]:
+    messages = [Message("system", system)] if system else []
+    for number, answer in enumerate(ANSWERS, 1):
+        messages += [Message("user", f"Question {number}?"), Message("assistant", answer)]
+    return messages
+
+
+def pairs(conversation: str = "c1") -> list[dict]:
+    """The conversation as the application writes it: a pair an answer, each with its whole history."""
+    messages, found = talk(None), []
+    for index in range(1, len(messages), 2):
+        history = [{"role": m.role, "content": m.content} for m in messages[:index]]
+        found.append(
+            {
+                "id": f"p{index}",
+                "conversation_id": conversation,
+                "system_prompt": "Be brief.",
+                "conversation_history": history,
+                "current_user_input": messages[index - 1].content,
+                "target_response": messages[index].content,
+            }
+        )
+    return found
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    def write(lines: list) -> object:
+        path = tmp_path / "dataset.jsonl"
+        path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+        return path
+
+    return write
+
+
+def chat_for(name: str) -> tuple[Chat, object]:
+    tokenizer = tokenizer_with(name)
+    prepare_tokenizer(tokenizer)
+    return Chat(tokenizer), tokenizer
+
+
+def learned_pieces(tokenizer, row) -> list[str]:
+    """The stretches of learned tokens, decoded."""
+    pieces, current = [], []
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        if label == IGNORED:
+            if current:
+                pieces.append(tokenizer.decode(current))
+            current = []
+        else:
+            assert label == token
+            current.append(label)
+    return [*pieces, tokenizer.decode(current)] if current else pieces
+
+
+def without_template_marks(tokenizer, piece: str) -> str:
+    assert piece.endswith(tokenizer.eos_token), "the stop token is not learned"
+    for mark in ("<think>\n\n</think>\n\n", "<|end|>", tokenizer.eos_token):
+        piece = piece.replace(mark, "")
+    return piece.strip()
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_answer_is_learned_once_with_its_stop_and_nothing_else_is(dataset, name, merged):
+    chat, tokenizer = chat_for(name)
+    parameters = Hyperparameters(merge_conversations=merged, validation_share=0, max_length=4096)
+    prepared = prepare_data(dataset([{"_meta": {"total_pairs": 99}}, *pairs()]), chat, parameters)
+    pieces = [piece for row in prepared.train for piece in learned_pieces(tokenizer, row)]
+    assert [without_template_marks(tokenizer, piece) for piece in pieces] == ANSWERS
+    assert prepared.answers == TURNS
+    assert len(prepared.train) <= TURNS
+
+
+@pytest.mark.parametrize("name", ["chatml", "mistral", "llama3", "qwen2_5", "qwen3"])
+def test_merging_computes_the_history_once_and_learns_the_same_tokens(dataset, name):
+    chat, _ = chat_for(name)
+    path = dataset(pairs())
+    merged, apart = (
+        prepare_data(path, chat, Hyperparameters(merge_conversations=merge, validation_share=0)).train
+        for merge in (True, False)
+    )
+    assert len(merged) == 1
+    assert len(apart) == TURNS
+
+    def learned(rows):
+        return [label for row in rows for label in row.labels if label != IGNORED]
+
+    assert learned(merged) == learned(apart)
+    assert len(merged[0].input_ids) < sum(len(row.input_ids) for row in apart) / 2
+
+
+def test_packing_keeps_every_learned_token_but_for_document_starts(dataset):
+    from datasets import Dataset
+    from trl.data_utils import pack_dataset
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    chat, tokenizer = chat_for("chatml")
+    lines = [pair for n in range(7) for pair in pairs(f"c{n}")]
+    rows = prepare_data(dataset(lines), chat, Hyperparameters(validation_share=0)).train
+    packed = pack_dataset(
+        Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}),
+        1024,
+        "bfd",
+    )
+    assert len(packed) < len(rows)
+    batch = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id, padding_free=True)(list(packed))
+    labels = batch["labels"][0].tolist()
+    expected = sorted(label for row in rows for label in row.labels if label != IGNORED)
+    assert sorted(label for label in labels if label != IGNORED) == expected
+    starts = [i for i, position in enumerate(batch["position_ids"][0].tolist()) if position == 0]
+    assert len(starts) == len(rows)
+
+
+@pytest.mark.parametrize("max_length", [90, 120, 160, 230])
+def test_a_long_conversation_loses_history_from_the_left_and_never_an_answer(max_length):
+    chat, tokenizer = chat_for("chatml")
+    example = Example(tuple(talk()), (2, 4, 6, 8), "c", 1)
+    tally = Tally()
+    rows = list(fit_examples(chat, [example], max_length, tally))
+    assert all(len(row.input_ids) <= max_length for row in rows)
+    pieces = [piece for row in rows for piece in learned_pieces(tokenizer, row)]
+    assert [without_template_marks(tokenizer, piece) for piece in pieces] == ANSWERS
+    assert tally.shortened > 0
+    assert tally.too_long == 0
+
+
+def test_an_answer_that_fits_nowhere_is_counted_not_cut():
+    chat, _ = chat_for("chatml")
+    example = Example((Message("user", "Why?"), Message("assistant", "word " * 500)), (1,), "c", 1)
+    short = Example((Message("user", "Why?"), Message("assistant", "So.")), (1,), "d", 2)
+    tally = Tally()
+    rows = list(fit_examples(chat, [example, short], 100, tally))
+    assert (len(rows), tally.too_long) == (1, 1)
+    assert "1 answers were left out" in tally.notes(100)[0]
+
+
+def test_the_system_prompt_goes_before_the_answer_does():
+    chat, tokenizer = chat_for("chatml")
+    messages = (Message("system", "Be kind. " * 60), Message("user", "Why?"), Message("assistant", "So."))
+    rows = list(fit_examples(chat, [Example(messages, (2,), "c", 1)], 64, Tally()))
+    assert learned_pieces(tokenizer, rows[0]) == ["So.<|im_end|>"]
+
+
+def test_a_template_without_system_role_gets_it_folded_into_the_first_turn(dataset):
+    chat, tokenizer = chat_for("strict")
+    assert not chat.takes_system
+    rows = prepare_data(dataset(pairs()), chat, Hyperparameters(validation_share=0)).train
+    assert "Be brief.\n\nQuestion 1?" in tokenizer.decode(rows[0].input_ids)
+
+
+def test_only_marked_answers_are_learned():
+    chat, tokenizer = chat_for("llama3")
+    row = chat.row(talk(), [4])
+    assert [p.removesuffix("<|eot_id|>") for p in learned_pieces(tokenizer, row)] == [ANSWERS[1]]
+
+
+def test_a_base_without_a_template_gets_one_that_it_can_be_told_to_stop_by():
+    tokenizer = tokenizer_with("none")
+    assert prepare_tokenizer(tokenizer) is True
+    assert tokenizer.chat_template is not None
+    assert prepare_tokenizer(tokenizer_with("chatml")) is False
+
+
+def test_a_template_whose_answers_never_stop_is_refused():
+    with pytest.raises(BaseModelUnknownError, match="never learn to stop"):
+        Chat(tokenizer_with("x", NO_STOP)).row(talk(), [2])
+
+
+def test_held_out_conversations_are_not_trained_on(dataset):
+    chat, _ = chat_for("chatml")
+    path = dataset([pair for n in range(10) for pair in pairs(f"c{n}")])
+    prepared = prepare_data(path, chat, Hyperparameters(validation_share=0.2))
+    assert len(prepared.validation_ids) == 2
+    assert not set(prepared.validation_ids) & set(prepared.training_ids)
+    assert (prepared.answers, prepared.validation_answers) == (8 * TURNS, 2 * TURNS)
+
+
+def test_some_bad_lines_are_skipped_and_counted_and_too_many_fail_with_their_places(dataset):
+    good = [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": str(n)}]} for n in range(40)
+    ]
+    path = dataset([*good, {"messages": []}])
+    examples, skipped = load_examples(path, 0.05)
+    assert (len(examples), skipped) == (40, 1)
+    with pytest.raises(DatasetInvalidError, match="Line 41"):
+        load_examples(path, 0.01)
+
+
+def test_a_dataset_with_nothing_in_it_says_so(dataset):
+    with pytest.raises(DatasetInvalidError):
+        load_examples(dataset([{"_meta": {"total_pairs": 5}}]), 0.05)
