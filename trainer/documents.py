@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, NoReturn
 from trainer.examples import DatasetUnusableError, LineError
 from trainer.formats import is_turn
 
-MAX_VALUE_BYTES = 8 * 1024 * 1024
-"""The largest line or element. Parsed, a list of empty lists takes twenty times its size."""
+MAX_VALUE_BYTES = 4 * 1024 * 1024
+"""The largest line or element: a million tokens. Parsed, a list of empty lists takes thirty times its size."""
 
 _RETRY_CHARACTERS = 64 * 1024
 _EDGE_CHARACTERS = 16

@@ -223,7 +223,8 @@ class _Arranged:
                 "Each example needs a user's turn and the assistant's answer to it.",
             )
         end = self._trained[-1] + 1
-        self._repairs[Repair.TRAILING_TURN] += len(self._messages) - end
+        if end < len(self._messages):
+            self._repairs[Repair.TRAILING_TURN] += len(self._messages) - end
         return tuple(self._messages[:end]), tuple(self._trained)
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from trainer.examples import (
     ASSISTANT,
@@ -27,18 +26,8 @@ from trainer.examples import (
     kind,
 )
 
-
-class Format(StrEnum):
-    """The formats, as reports name them."""
-
-    BRIGHTRUN = "brightrun"
-    BRIGHTRUN_V3 = "brightrun_v3"
-    OPENAI = "openai_messages"
-    TURNS = "turns"
-    SHAREGPT = "sharegpt"
-    ALPACA = "alpaca"
-    PROMPT_COMPLETION = "prompt_completion"
-
+Format = Literal["brightrun", "brightrun_v3", "openai_messages", "turns", "sharegpt", "alpaca", "prompt_completion"]
+"""The formats, as reports name them. Plain texts: an enum's hash costs as much as a small example."""
 
 Value = dict[str, Any]
 
@@ -52,7 +41,9 @@ _KNOWN_SHAPES = (
 
 def _identity(*candidates: Any) -> str | None:
     for candidate in candidates:
-        if isinstance(candidate, str | int) and not isinstance(candidate, bool) and candidate != "":
+        if isinstance(candidate, str) and candidate:
+            return candidate[:_MAX_ID_CHARACTERS]
+        if isinstance(candidate, int) and not isinstance(candidate, bool):
             return str(candidate)[:_MAX_ID_CHARACTERS]
     return None
 
@@ -80,13 +71,11 @@ def _optional_text(value: Value, *keys: str) -> str | None:
     return None
 
 
-def _role(value: Any, key: str) -> str:
-    role = ROLES.get(value) if isinstance(value, str) else None
-    if role is not None:
-        return role
-    if value in ("tool", "function"):
-        raise BadValueError(key, "is a tool's turn", "Conversations with tool calls can't be trained: remove them.")
-    raise BadValueError(key, f"is {kind(value)}, not a role", "Use system, user or assistant.")
+def _unknown_role(name: Any, key: str) -> BadValueError:
+    if name in ("tool", "function"):
+        return BadValueError(key, "is a tool's turn", "Conversations with tool calls can't be trained: remove them.")
+    what = "is missing" if name is None else f"is {kind(name)} that names no role"
+    return BadValueError(key, what, "Use system, user or assistant.")
 
 
 def _turns(
@@ -101,9 +90,11 @@ def _turns(
         if not isinstance(item, dict):
             needs = f"Each turn needs {role_key} and {content_key}."
             raise BadValueError(place, f"is {kind(item)}, not an object", needs)
-        role = _role(item.get(role_key), f"{place}.{role_key}")
-        content = item.get(content_key)
-        if type(content) is not str:
+        name, content = item.get(role_key), item.get(content_key)
+        role = ROLES.get(name) if isinstance(name, str) else None
+        if role is None:
+            raise _unknown_role(name, f"{place}.{role_key}")
+        if not isinstance(content, str):
             content = _text(content, f"{place}.{content_key}")
         learned = learn and role == ASSISTANT and item.get("weight") != 0
         turns.append(Turn(place, role, content, learned))
@@ -211,13 +202,13 @@ def _conversation_identity(value: Value) -> str | None:
 
 
 _READERS: dict[Format, Callable[[Value], Draft | None]] = {
-    Format.BRIGHTRUN: _read_brightrun,
-    Format.BRIGHTRUN_V3: _read_brightrun_v3,
-    Format.OPENAI: _read_openai,
-    Format.TURNS: _read_turns,
-    Format.SHAREGPT: _read_sharegpt,
-    Format.ALPACA: _read_alpaca,
-    Format.PROMPT_COMPLETION: _read_prompt_completion,
+    "brightrun": _read_brightrun,
+    "brightrun_v3": _read_brightrun_v3,
+    "openai_messages": _read_openai,
+    "turns": _read_turns,
+    "sharegpt": _read_sharegpt,
+    "alpaca": _read_alpaca,
+    "prompt_completion": _read_prompt_completion,
 }
 
 
@@ -228,17 +219,17 @@ def _tell(value: Value) -> Format:
         BadValueError: none of the formats.
     """
     if "messages" in value:
-        return Format.OPENAI
+        return "openai_messages"
     if "target_response" in value or "current_user_input" in value:
-        return Format.BRIGHTRUN
+        return "brightrun"
     if "conversations" in value:
-        return Format.SHAREGPT
+        return "sharegpt"
     if "turns" in value:
-        return Format.TURNS
+        return "turns"
     if "instruction" in value and "output" in value:
-        return Format.ALPACA
+        return "alpaca"
     if "prompt" in value and "completion" in value:
-        return Format.PROMPT_COMPLETION
+        return "prompt_completion"
     # A key may be text too, in a file of an unknown kind; only what looks like a key is repeated.
     keys = [key if _PLAIN_KEY.fullmatch(key) else "…" for key in list(value)[:5]]
     named = f"with the keys {', '.join(keys)}" if keys else "without keys"
@@ -261,28 +252,30 @@ class ValueReader:
         self.repairs: Counter[Repair] = Counter()
         self._conversations = 0
 
-    def read(self, value: object, line: int, key: str = "") -> Iterator[Example | LineError]:
+    def read(self, value: object, line: int, key: str = "") -> list[Example | LineError]:
         """The examples of one line, one element, or one whole file. `key` is its place in its document."""
         try:
-            yield from self._open(value, line, key)
+            return self._open(value, line, key)
         except BadValueError as error:
-            yield _line_error(error, line, key)
+            return [_line_error(error, line, key)]
 
-    def _open(self, value: object, line: int, key: str) -> Iterator[Example | LineError]:
+    def _open(self, value: object, line: int, key: str) -> list[Example | LineError]:
         if not isinstance(value, dict):
             raise BadValueError(None, f"is {kind(value)}, not an object", _KNOWN_SHAPES)
         if "_meta" in value:
-            return  # BrightRun's header; its total_pairs was seen to be twice the truth
+            return []  # BrightRun's header; its total_pairs was seen to be twice the truth
+        if "training_pairs" in value:
+            return self._open_conversation(value, line, key)
         items = value.get("conversations")
         if isinstance(items, list) and not (items and is_turn(items[0])) and not key.startswith("conversations"):
-            for index, item in enumerate(items):
-                yield from self.read(item, line, f"conversations[{index}]")
-        elif "training_pairs" in value:
-            yield from self._open_conversation(value, line, key)
-        else:
-            yield from self._finish(_tell(value), value, line, None)
+            return [
+                example
+                for index, item in enumerate(items)
+                for example in self.read(item, line, f"conversations[{index}]")
+            ]
+        return self._finish(_tell(value), value, line, None)
 
-    def _open_conversation(self, value: Value, line: int, key: str) -> Iterator[Example | LineError]:
+    def _open_conversation(self, value: Value, line: int, key: str) -> list[Example | LineError]:
         pairs = value["training_pairs"]
         if not isinstance(pairs, list):
             raise BadValueError("training_pairs", f"is {kind(pairs)}, not a list")
@@ -290,23 +283,24 @@ class ValueReader:
         identity = _conversation_identity(value) or f"conversation-{self._conversations}"
         first = _object(pairs[0]) if pairs else {}
         if "synthesized_output" in first or "user_input" in first:
-            yield from self._finish(Format.BRIGHTRUN_V3, value, line, identity)
-            return
+            return self._finish("brightrun_v3", value, line, identity)
+        examples: list[Example | LineError] = []
         for index, pair in enumerate(pairs):
             try:
-                yield from self._finish(Format.BRIGHTRUN, pair, line, identity)
+                examples += self._finish("brightrun", pair, line, identity)
             except BadValueError as error:
                 place = f"training_pairs[{index}]"
-                yield _line_error(error, line, f"{key}.{place}" if key else place)
+                examples.append(_line_error(error, line, f"{key}.{place}" if key else place))
+        return examples
 
-    def _finish(self, form: Format, value: Value, line: int, identity: str | None) -> Iterator[Example]:
+    def _finish(self, form: Format, value: Value, line: int, identity: str | None) -> list[Example | LineError]:
         draft = _READERS[form](value)
         if draft is None:
             self.skipped += 1
-            return
+            return []
         messages, trained = arrange(draft, self.repairs)
         self.formats[form] += 1
-        yield Example(messages, trained, draft.conversation_id or identity, line)
+        return [Example(messages, trained, draft.conversation_id or identity, line)]
 
 
 def _line_error(error: BadValueError, line: int, key: str) -> LineError:

@@ -99,9 +99,9 @@ class Framer:
         return not isinstance(second, dict)
 
     def _find_line_end(self, start: int) -> Generator[None, None, int]:
-        while (end := self._bytes.find(b"\n", start)) < 0:
-            if self._ended or len(self._bytes) - start > MAX_VALUE_BYTES:
-                return -1
+        """Where the line ends; -1 for the last one, and for one that is too long for a line."""
+        limit = start + MAX_VALUE_BYTES + 1
+        while (end := self._bytes.find(b"\n", start, limit)) < 0 and len(self._bytes) < limit and not self._ended:
             yield None
         return end
 
@@ -190,13 +190,13 @@ def _is_cut(raw: bytes) -> bool:
 def _check_head(head: bytes) -> None:
     """Refuse at once what is no JSON at all, by the names that users know."""
     begun = head.lstrip()
-    if head.startswith(_UTF_16_32) or (b"\x00" in head[:4] and head.strip(b"\x00")):
-        raise DatasetUnusableError("The dataset is UTF-16 or UTF-32 text, not UTF-8.", _SAVE_AS_UTF8)
-    if head and not head.strip(b"\x00"):
-        raise DatasetUnusableError("The dataset consists of zero bytes.", "Upload the file again.")
     for magic, what in _FOREIGN:
         if begun.startswith(magic):
             raise DatasetUnusableError(f"The dataset is {what}, not JSON.", "Upload the JSON file itself.")
+    if head and not head.strip(b"\x00"):
+        raise DatasetUnusableError("The dataset consists of zero bytes.", "Upload the file again.")
+    if head.startswith(_UTF_16_32) or b"\x00" in head[:4]:
+        raise DatasetUnusableError("The dataset is UTF-16 or UTF-32 text, not UTF-8.", _SAVE_AS_UTF8)
     if begun and not _OPENING_LINE.search(head):
         raise DatasetUnusableError(
             "The dataset is not JSON: none of its first lines begins with { or [.",
