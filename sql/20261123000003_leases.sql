@@ -28,6 +28,13 @@ language sql stable set search_path = '' as $$
   where r.id = training_assignment.run_id
 $$;
 
+-- A jsonb argument as it was meant: the lightweight local Supabase encodes such arguments twice, and
+-- what arrives then is a JSON string that holds the JSON. PostgREST's arguments pass unchanged.
+create or replace function public.training_decoded(argument jsonb) returns jsonb
+language sql immutable set search_path = '' as $$
+  select case jsonb_typeof(argument) when 'string' then (argument #>> '{}')::jsonb else argument end
+$$;
+
 -- Refuses leases that no clock can keep.
 create or replace function public.training_check_lease_seconds(lease_seconds int) returns void
 language plpgsql immutable set search_path = '' as $$
@@ -136,6 +143,7 @@ language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 begin
   perform public.training_check_lease_seconds(lease_seconds);
+  leases := public.training_decoded(leases);
   perform from public.training_runs r
   where r.id in (select (l->>'run_id')::uuid from jsonb_array_elements(leases) l)
   order by r.id for update;

@@ -24,6 +24,7 @@ declare
   run public.training_runs;
   job_status text;
 begin
+  enrichment := public.training_decoded(enrichment);
   select * into run from public.training_held_run(begin_launch.run_id, begin_launch.lease_token);
   if not found then
     return jsonb_build_object('may_launch', false, 'reason', 'lease_lost');
@@ -168,6 +169,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   run public.training_runs;
 begin
+  files := public.training_decoded(files);
   if jsonb_typeof(request_upload.files) is distinct from 'array'
      or jsonb_array_length(request_upload.files) not between 1 and 200
      or octet_length(request_upload.files::text) > 200000 then
@@ -215,6 +217,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   run public.training_runs;
 begin
+  upload_request := public.training_decoded(grant_upload.upload_request);
   select * into run from public.training_held_run(grant_upload.run_id, grant_upload.lease_token);
   if not found or run.upload_request is distinct from grant_upload.upload_request then
     return false;

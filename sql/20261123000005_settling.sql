@@ -69,7 +69,7 @@ declare
   answers jsonb := '[]';
 begin
   for report in
-    select r from jsonb_array_elements(record_progress.reports) r order by (r->>'run_id')::uuid
+    select r from jsonb_array_elements(public.training_decoded(record_progress.reports)) r order by (r->>'run_id')::uuid
   loop
     select * into run from public.training_held_run((report->>'run_id')::uuid,
                                                     (report->>'lease_token')::uuid);
@@ -145,11 +145,15 @@ language plpgsql security definer set search_path = '' as $$
 declare
   run public.training_runs;
   job public.training_jobs;
-  verdict text := outcome->>'job_status';
-  run_status text := outcome->>'run_status';
-  news jsonb := coalesce(outcome->'job', '{}');
+  verdict text;
+  run_status text;
+  news jsonb;
   total_cost numeric;
 begin
+  outcome := public.training_decoded(outcome);
+  verdict := outcome->>'job_status';
+  run_status := outcome->>'run_status';
+  news := coalesce(outcome->'job', '{}');
   select * into run from public.training_held_run(settle_run.run_id, settle_run.lease_token);
   if not found then
     return null;

@@ -46,7 +46,7 @@ declare
   closed int := 0;
 begin
   for report in
-    select r from jsonb_array_elements(close_launches.reports) r order by r->>'external_job_id'
+    select r from jsonb_array_elements(public.training_decoded(close_launches.reports)) r order by r->>'external_job_id'
   loop
     update public.training_launches l
     set ended_at = now(), gpu_seconds = coalesce((report->>'gpu_seconds')::numeric, 0)
@@ -117,7 +117,7 @@ begin
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace = 'public'::regnamespace and p.proname in (
       'training_touch_updated_at', 'worker_schema_version', 'training_assignment',
-      'training_check_lease_seconds', 'claim_training_jobs', 'adopt_training_runs',
+      'training_check_lease_seconds', 'training_decoded', 'claim_training_jobs', 'adopt_training_runs',
       'renew_training_runs', 'begin_handling', 'release_training_runs', 'training_held_run', 'begin_launch',
       'record_launch', 'training_note_launch', 'training_run_of_token', 'check_in_run',
       'request_upload', 'upload_grant', 'grant_upload', 'training_notify', 'training_store_points',

@@ -81,7 +81,7 @@ class Storage:
     @asynccontextmanager
     async def stream(self, bucket: str, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """The object's bytes in chunks, in constant memory."""
-        url = f"{self._url}/object/authenticated/{quote(bucket)}/{quote(path)}"
+        url = f"{self._url}/object/{quote(bucket)}/{quote(path)}"
         try:
             async with self._http.stream("GET", url, headers=self._headers) as response:
                 if response.status_code != 200:
