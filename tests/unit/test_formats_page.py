@@ -1,0 +1,29 @@
+"""The page on formats says what the loader does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.corpus import CASES
+from trainer.conversations import Example, read_examples
+
+PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+BLOCKS = re.findall(r"### (.+?)\n.*?```jsonl?\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize(("title", "block"), BLOCKS, ids=[title for title, _ in BLOCKS])
+def test_every_example_on_the_page_is_read(title: str, block: str) -> None:
+    examples = list(read_examples([block.encode()]))
+    assert examples
+    assert all(isinstance(example, Example) for example in examples)
+
+
+def test_every_sentence_on_the_page_is_one_that_the_corpus_expects() -> None:
+    expected = {" ".join(filter(None, case.refused)) for case in CASES if case.refused}
+    expected |= {sentence for case in CASES for sentence in case.errors}
+    on_page = set(re.findall(r"^\|[^|]+\| ((?:Line|The dataset|None of) .+) \|$", PAGE, re.MULTILINE))
+    assert len(on_page) > 20
+    assert on_page <= expected
