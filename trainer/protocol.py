@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from trainer.hyperparameters import GpuConfig, Hyperparameters
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
 CHART_POINTS = 100
 """The application's metrics route returns the first 100 rows, so a job never keeps more."""

@@ -88,7 +88,7 @@ async def _make_request(holding: Holding, plan: preflight.Plan) -> Request:
         job_id=str(job.id),
         run_id=str(run.id),
         attempt=run.attempt,
-        dataset=DatasetRef(url=url, sha256=plan.dataset_sha256, bytes=plan.dataset_bytes, format=dataset.format),
+        dataset=DatasetRef(url=url, sha256=plan.survey.sha256, bytes=plan.survey.bytes, format=dataset.format),
         hyperparameters=plan.hyperparameters,
         gpu_config=plan.gpu_config,
         channel=Channel(

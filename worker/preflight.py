@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from dataclasses import dataclass
 
-from trainer.conversations import DatasetUnusableError, Example, ExampleParser, LineError
 from trainer.errors import TrainingError
 from trainer.hyperparameters import GpuConfig, Hyperparameters
+from trainer.survey import Survey, Surveyor
 from worker.errors import ObjectMissingError, PreflightError
 from worker.jobs import Assignment, Dataset, Job, parse_gpu_config, parse_hyperparameters
 from worker.launchers.base import Policy
 from worker.pricing import GpuPrice, affordable_seconds, find_price
 from worker.services import Services
+from worker.storage import Storage
 
 _LEAST_USEFUL_SECONDS = 300.0
 _MAX_POLICY_SECONDS = 7 * 86400.0
@@ -27,9 +27,7 @@ class Plan:
     gpu_config: GpuConfig
     price: GpuPrice
     policy: Policy
-    dataset_sha256: str
-    dataset_bytes: int
-    examples: int
+    survey: Survey
 
 
 async def check(assignment: Assignment, services: Services) -> Plan:
@@ -61,8 +59,8 @@ async def check(assignment: Assignment, services: Services) -> Plan:
         queue_allowance_seconds=settings.queue_allowance_seconds,
     )
     dataset = check_dataset_row(job, assignment.dataset)
-    digest, size, examples = await _read_dataset(dataset, services, hyperparameters.max_bad_line_share)
-    return Plan(hyperparameters, gpu_config, price, policy, digest, size, examples)
+    survey = await survey_dataset(dataset, services.storage, max_bad_line_share=hyperparameters.max_bad_line_share)
+    return Plan(hyperparameters, gpu_config, price, policy, survey)
 
 
 def check_base_model(hyperparameters: Hyperparameters, allowed: tuple[str, ...]) -> None:
@@ -122,42 +120,27 @@ def make_policy(
     return Policy(execution, min(execution + queue_allowance_seconds, _MAX_POLICY_SECONDS))
 
 
-async def _read_dataset(dataset: Dataset, services: Services, max_bad_share: float) -> tuple[str, int, int]:
-    """Stream the dataset once: its sha256, its bytes, how many examples it holds."""
+async def survey_dataset(dataset: Dataset, storage: Storage, *, max_bad_line_share: float) -> Survey:
+    """Stream the dataset once, in constant memory, and count what it holds.
+
+    Raises:
+        PreflightError: it is not there, can't be read, or holds too little that is usable.
+        ServiceError: the storage did not answer.
+    """
+    surveyor = Surveyor()
     try:
-        return await _survey(dataset, services, max_bad_share)
+        async with storage.stream(dataset.bucket, dataset.storage_path) as chunks:
+            async for chunk in chunks:
+                # A megabyte of JSON takes long enough to hold up other runs' renewals.
+                await asyncio.to_thread(surveyor.feed, chunk)
+        await asyncio.to_thread(surveyor.close)
+        survey = surveyor.result()
+        survey.check(max_bad_line_share)
     except ObjectMissingError:
         raise PreflightError(
             "dataset_missing",
             f"The file of the dataset “{dataset.name}” is not in the storage; upload it again.",
         ) from None
     except TrainingError as error:
-        text = f"{error.message} {error.hint}" if error.hint else error.message
-        raise PreflightError("dataset_invalid", text) from None
-
-
-async def _survey(dataset: Dataset, services: Services, max_bad_share: float) -> tuple[str, int, int]:
-    parser, digest, size, examples = ExampleParser(), hashlib.sha256(), 0, 0
-    errors: list[LineError] = []
-
-    def count(items: list[Example | LineError]) -> None:
-        nonlocal examples
-        bad = [item for item in items if isinstance(item, LineError)]
-        errors.extend(bad)
-        examples += len(items) - len(bad)
-
-    async with services.storage.stream(dataset.bucket, dataset.storage_path) as chunks:
-        async for chunk in chunks:
-            digest.update(chunk)
-            size += len(chunk)
-            # A megabyte of JSON takes long enough to hold up other runs' renewals.
-            count(await asyncio.to_thread(lambda chunk=chunk: list(parser.feed(chunk))))
-    count(await asyncio.to_thread(lambda: list(parser.close())))
-    if examples == 0:
-        raise DatasetUnusableError(
-            errors[0].sentence() if errors else "The dataset holds no usable pair of question and answer.",
-            None if errors else "Add at least one answer.",
-        )
-    if len(errors) > max_bad_share * (examples + len(errors)):
-        raise DatasetUnusableError(errors[0].sentence())
-    return digest.hexdigest(), size, examples
+        raise PreflightError("dataset_invalid", error.as_protocol().sentence()) from None
+    return survey
