@@ -7,6 +7,7 @@ a run happens in a task of its own, so that a slow or broken run holds up nobody
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,7 +17,13 @@ import structlog
 
 from trainer.crashpoints import reach
 from trainer.protocol import Fault
-from worker.errors import LeaseLostError, SchemaMismatchError, ServiceError
+from worker.errors import (
+    LeaseLostError,
+    PassIncompleteError,
+    SchemaMismatchError,
+    SchemaMissingError,
+    ServiceError,
+)
 from worker.holding import Holding
 from worker.jobs import Assignment
 from worker.outcome import Failure
@@ -37,6 +44,7 @@ log = structlog.get_logger(__name__)
 _MAX_ADOPTED = 500
 _MAX_STRAYS = 100
 _FAULTS_BEFORE_GIVING_UP = 8
+_WATCH_SECONDS = 60.0
 _GRACE_SECONDS = 6.0
 """Calls in flight may finish this long after a stop; the whole exit takes less than ten seconds."""
 
@@ -51,11 +59,14 @@ class Daemon:
     def __init__(self, services: Services, *, rng: random.Random | None = None) -> None:
         self.services = services
         self.holdings: dict[UUID, Holding] = {}
-        self.problem: str | None = "starting"
-        """Why the last round of a loop failed; None while all is well (for /readyz)."""
+        self._problems: dict[str, str] = {"start": "starting"}
         self._rng = rng or random.Random()  # noqa: S311 (spreads polls, guards nothing)
-        self._launch_slots = asyncio.Semaphore(services.settings.launcher_concurrency)
         self._stop = asyncio.Event()
+
+    @property
+    def problem(self) -> str | None:
+        """Why the last round of a loop failed; None while all is well (for /readyz)."""
+        return next(iter(self._problems.values()), None)
 
     # ── running and stopping ────────────────────────────────────────────────────────────────────────
 
@@ -70,15 +81,16 @@ class Daemon:
             SchemaMismatchError: the database moved to a version this worker does not know.
         """
         settings = self.services.settings
+        await self._wait_for_schema()
         log.info("worker started", worker=settings.name, slots=settings.slots)
         renew_seconds = min(settings.poll_seconds, settings.lease_seconds / 3)
         loops = [
-            asyncio.create_task(self._repeat(self.claim, settings.poll_seconds), name="claim"),
-            asyncio.create_task(self._repeat(self.renew, renew_seconds), name="renew"),
-            asyncio.create_task(self._repeat(self.poll, settings.poll_seconds), name="poll"),
-            asyncio.create_task(self._repeat(self.watch, 60.0), name="watch"),
+            asyncio.create_task(self._repeat("claim", self.claim, settings.poll_seconds)),
+            asyncio.create_task(self._repeat("renew", self.renew, renew_seconds)),
+            asyncio.create_task(self._repeat("poll", self.poll, settings.poll_seconds)),
+            asyncio.create_task(self._repeat("watch", self.watch, _WATCH_SECONDS)),
         ]
-        stopping = asyncio.create_task(self._stop.wait(), name="stop")
+        stopping = asyncio.create_task(self._stop.wait())
         try:
             done, _ = await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopping}:
@@ -93,6 +105,7 @@ class Daemon:
 
         Raises:
             ServiceError: the database did not answer; what was held is adopted by the next worker.
+            PassIncompleteError: a run could not be served; the next pass tries again.
         """
         try:
             await self.services.queue.check_schema()
@@ -104,6 +117,9 @@ class Daemon:
         finally:
             self._stop.set()
             await self._end([])
+        put_off = [holding.put_off for holding in self.holdings.values() if holding.put_off]
+        if put_off:
+            raise PassIncompleteError(f"{len(put_off)} runs are put off to the next pass: {put_off[0]}")
 
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:
         work = [holding.task for holding in self.holdings.values() if holding.task and not holding.task.done()]
@@ -121,30 +137,50 @@ class Daemon:
             log.warning("leases not released; they run out by themselves", problem=str(error))
         reach("worker.release.after")
 
-    async def _repeat(self, round_: Callable[[], Awaitable[None]], seconds: float) -> None:
+    async def _wait_for_schema(self) -> None:
+        """Wait until the database answers with a schema that this worker knows.
+
+        Raises:
+            SchemaMismatchError: it answers with another.
+        """
+        while not self._stop.is_set():
+            try:
+                await self.services.queue.check_schema()
+            except SchemaMissingError as error:
+                self._note("start", error)
+            except SchemaMismatchError:
+                raise
+            except ServiceError as error:
+                self._note("start", error)
+            else:
+                self._problems.pop("start", None)
+                return
+            await self._pause(self.services.settings.poll_seconds)
+
+    async def _repeat(self, name: str, round_: Callable[[], Awaitable[None]], seconds: float) -> None:
         while not self._stop.is_set():
             try:
                 await round_()
-                self.problem = None
-            except SchemaMismatchError as error:
-                if self.problem is None:
-                    raise
-                self._note(error)
+                self._problems.pop(name, None)
+            except SchemaMissingError as error:
+                self._note(name, error)
+            except SchemaMismatchError:
+                raise
             except ServiceError as error:
-                self._note(error)
+                self._note(name, error)
             except Exception:
-                log.exception("a round failed", round=getattr(round_, "__name__", "?"))
-                self.problem = "a round failed; see the log"
-            try:
-                # Jitter keeps a fleet's rounds apart.
-                wait = seconds * self._rng.uniform(0.9, 1.1)
-                await asyncio.wait_for(self._stop.wait(), timeout=wait)
-            except TimeoutError:
-                continue
+                log.exception("a round failed", round=name)
+                self._problems[name] = "a round failed; see the log"
+            # Jitter keeps a fleet's rounds apart.
+            await self._pause(seconds * self._rng.uniform(0.9, 1.1))
 
-    def _note(self, error: ServiceError) -> None:
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), timeout=seconds)
+
+    def _note(self, name: str, error: ServiceError) -> None:
         FAULTS_SEEN.labels(error.service).inc()
-        self.problem = str(error)
+        self._problems[name] = str(error)
         log.warning("service fault", service=error.service, problem=str(error))
 
     # ── the rounds ──────────────────────────────────────────────────────────────────────────────────
@@ -220,22 +256,23 @@ class Daemon:
 
     async def _advance(self, holding: Holding) -> None:
         run_id = str(holding.assignment.run.id)
-        async with self._launch_slots:
-            try:
-                await holding.advance()
-                holding.faults_in_a_row = 0
-            except LeaseLostError as error:
-                self._drop(holding, str(error))
-            except ServiceError as error:
-                FAULTS_SEEN.labels(error.service).inc()
-                log.warning("put off to the next cycle", run_id=run_id, problem=str(error))
-            except Exception:
-                holding.faults_in_a_row += 1
-                log.exception("work on a run failed", run_id=run_id, times=holding.faults_in_a_row)
-                if holding.faults_in_a_row >= _FAULTS_BEFORE_GIVING_UP:
-                    holding.stopping = _INTERNAL
-            if holding.settled_as is not None:
-                self._forget(holding)
+        try:
+            holding.put_off = None
+            await holding.advance()
+            holding.faults_in_a_row = 0
+        except LeaseLostError as error:
+            self._drop(holding, str(error))
+        except ServiceError as error:
+            FAULTS_SEEN.labels(error.service).inc()
+            holding.put_off = str(error)
+            log.warning("put off to the next cycle", run_id=run_id, problem=str(error))
+        except Exception:
+            holding.faults_in_a_row += 1
+            log.exception("work on a run failed", run_id=run_id, times=holding.faults_in_a_row)
+            if holding.faults_in_a_row >= _FAULTS_BEFORE_GIVING_UP:
+                holding.stopping = _INTERNAL
+        if holding.settled_as is not None:
+            self._forget(holding)
 
     async def _send_reports(self) -> None:
         reporting = [h for h in self.holdings.values() if h.report is not None]

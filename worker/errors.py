@@ -57,7 +57,11 @@ class LaunchInDoubtError(ServiceError):
 
 
 class SchemaMismatchError(ServiceError):
-    """The database functions are missing, or of a version that this worker does not know."""
+    """The database's schema is of a version that this worker does not know."""
+
+
+class SchemaMissingError(SchemaMismatchError):
+    """The worker's functions are not in the database; a migration may still bring them."""
 
 
 class PreflightError(WorkerError):
@@ -70,6 +74,10 @@ class PreflightError(WorkerError):
 
 class ArtifactError(WorkerError):
     """What lies in the bucket is not what the manifest says."""
+
+
+class PassIncompleteError(WorkerError):
+    """A single pass could not do all of its work."""
 
 
 class LeaseLostError(WorkerError):

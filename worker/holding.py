@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,9 @@ class Holding:
     observation: Observation | None = None
     stopping: Failure | None = None
     stop_asked_at: float | None = None
+    missing_since: float | None = None
+    put_off: str | None = None
+    """Why the last launch was not accepted."""
     launch_not_before: float = 0.0
     launch_tries: int = 0
     settled_as: str | None = None
@@ -117,10 +121,18 @@ class Holding:
         return round(spent + accrued_cost(self.gpu_seconds, price_per_hour=price, gpu_count=self.gpu_count), 2)
 
     def _silent_seconds(self) -> float:
-        if self.news.seen_seconds_ago is not None:
-            return self.news.seen_seconds_ago
-        since_post = self.assignment.run.posted_seconds_ago or 0.0
-        return since_post + self.services.clock() - self.held_since
+        """How long both have been silent: the launcher, that knows no such id, and the trainer's heartbeat.
+
+        One 404 after a quiet night in the queue is not yet a lost run.
+        """
+        assert self.observation is not None
+        if self.observation.state is not LaunchState.MISSING:
+            if self.observation.state is not LaunchState.UNKNOWN:
+                self.missing_since = None
+            return 0.0
+        self.missing_since = self.missing_since or self.services.clock()
+        missing = self.services.clock() - self.missing_since
+        return missing if self.news.seen_seconds_ago is None else min(missing, self.news.seen_seconds_ago)
 
     async def advance(self) -> None:
         """Do what comes next for the run.
@@ -176,7 +188,7 @@ class Holding:
         if self.observation.state in {LaunchState.UNKNOWN, LaunchState.MISSING}:
             log.warning("status unknown", run_id=run_id, reason=self.observation.reason)
         self._watch_limits()
-        self.report = self._make_report()
+        self.report = self._progress_report()
 
     def _note_progress(self, progress: Progress | None) -> None:
         if progress is not None:
@@ -191,26 +203,30 @@ class Holding:
         elif self._cost() > settings.max_cost_per_job + margin_cost:
             self.stopping = OVER_BUDGET
 
-    def _make_report(self) -> dict[str, Any] | None:
-        run, job = self.assignment.run, self.assignment.job
-        if job is None:
+    def _progress_report(self) -> dict[str, Any] | None:
+        job = self.assignment.job
+        if self.progress is None or job is None:
+            return self.make_report({"current_cost": self._cost()})
+        columns = progress_columns(
+            self.progress, total_epochs=job.total_epochs, cost=self._cost(), now=self.services.now()
+        )
+        points = point_rows(
+            self.progress.points,
+            total_steps=self.progress.total_steps,
+            limit=self.services.settings.chart_points,
+        )
+        return self.make_report(columns, points)
+
+    def make_report(self, columns: dict[str, Any], points: Sequence[dict[str, Any]] = ()) -> dict[str, Any] | None:
+        """A report of job columns and points, for `record_progress`; None for a job that was deleted."""
+        run = self.assignment.run
+        if self.assignment.job is None:
             return None
-        columns: dict[str, Any] = {"current_cost": self._cost()}
-        points: list[dict[str, Any]] = []
-        if self.progress is not None:
-            columns = progress_columns(
-                self.progress, total_epochs=job.total_epochs, cost=self._cost(), now=self.services.now()
-            )
-            points = point_rows(
-                self.progress.points,
-                total_steps=self.progress.total_steps,
-                limit=self.services.settings.chart_points,
-            )
         return {
             "run_id": str(run.id),
             "lease_token": str(run.lease_token),
             "job": columns,
-            "points": points,
+            "points": list(points),
             "notices": [self.started_notice()] if self.news.checked_in_at else [],
         }
 

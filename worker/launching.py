@@ -156,22 +156,24 @@ async def _send(holding: Holding, payload: dict[str, Any], policy: Policy) -> st
         else:
             # The key or the endpoint: the operator's to mend, and no reason to fail anybody's job.
             log.error("the launcher refuses this worker", problem=str(error))
-            _wait(holding, services.settings.retry_base_seconds)
+            _wait(holding, str(error), services.settings.retry_base_seconds)
     except ServiceUnavailableError as error:
         LAUNCHED.labels("unavailable").inc()
         log.warning("launch put off", run_id=str(run.id), problem=str(error))
-        _wait(holding, error.retry_after_seconds or services.settings.retry_base_seconds)
+        _wait(holding, str(error), error.retry_after_seconds or services.settings.retry_base_seconds)
     except LaunchInDoubtError as error:
         LAUNCHED.labels("in_doubt").inc()
         log.warning("launch in doubt", run_id=str(run.id), problem=str(error))
-        _wait(holding, services.settings.doubt_seconds)
+        _wait(holding, str(error), services.settings.doubt_seconds)
     else:
         LAUNCHED.labels("accepted").inc()
         return external_job_id
     return None
 
 
-def _wait(holding: Holding, base_seconds: float) -> None:
+def _wait(holding: Holding, problem: str, base_seconds: float) -> None:
+    holding.put_off = problem
+    holding.report = holding.make_report({"current_stage": "waiting_for_gpu_provider"})
     holding.launch_tries += 1
     patience = min(base_seconds * 2 ** (holding.launch_tries - 1), max(_MAX_WAIT_SECONDS, base_seconds))
     holding.launch_not_before = holding.services.clock() + patience

@@ -12,8 +12,8 @@ from postgrest import AsyncPostgrestClient
 from postgrest.exceptions import APIError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from worker.errors import SchemaMismatchError, ServiceRefusedError, ServiceUnavailableError
-from worker.jobs import Assignment, News, parse_assignment, parse_news
+from worker.errors import SchemaMismatchError, SchemaMissingError, ServiceRefusedError, ServiceUnavailableError
+from worker.jobs import Assignment, DatasetClaim, News, parse_assignment, parse_news
 
 SCHEMA_VERSIONS = frozenset({1})
 """Versions of `worker_schema_version()` that this worker speaks."""
@@ -38,7 +38,7 @@ def explain_api_error(error: APIError) -> Exception:
     code = str(error.code or "")
     message = str(error.message or "no message")[:300]
     if code in {"PGRST202", "PGRST106"} or code == "42883":
-        return SchemaMismatchError(_SERVICE, f"the worker's functions are missing in the database: {_MEND}")
+        return SchemaMissingError(_SERVICE, f"the worker's functions are missing in the database: {_MEND}")
     if code in {"401", "403", "42501", "PGRST301", "PGRST302", "PGRST303"}:
         return ServiceRefusedError(
             _SERVICE, f"{_SERVICE} refused the key ({message}): check SUPABASE_SERVICE_ROLE_KEY", status=401
@@ -196,6 +196,38 @@ class Queue:
         """Close a run; the job's status afterwards, or None when the lease is lost."""
         status = await self._call("settle_run", run_id=str(run_id), lease_token=str(lease_token), outcome=outcome)
         return None if status is None else str(status)
+
+    async def claim_dataset(self) -> DatasetClaim | None:
+        """Claim the dataset that has waited longest for its validation; None when none waits."""
+        row = await self._call("claim_dataset", attempts=1, worker=self.worker, lease_seconds=self.lease_seconds)
+        return None if row is None else DatasetClaim.model_validate(row)
+
+    async def renew_dataset_claim(self, dataset_id: UUID, lease_token: UUID) -> bool:
+        """Renew a dataset's claim; False when it is lost."""
+        return bool(
+            await self._call(
+                "renew_dataset_claim",
+                dataset_id=str(dataset_id),
+                lease_token=str(lease_token),
+                lease_seconds=self.lease_seconds,
+            )
+        )
+
+    async def put_off_dataset(self, dataset_id: UUID, lease_token: UUID, *, seconds: int) -> bool:
+        """Give a dataset's claim back, for nobody before so many seconds; False when it was lost."""
+        return bool(
+            await self._call(
+                "put_off_dataset", dataset_id=str(dataset_id), lease_token=str(lease_token), seconds=seconds
+            )
+        )
+
+    async def settle_dataset(self, dataset_id: UUID, lease_token: UUID, outcome: dict[str, Any]) -> bool:
+        """Write what was found; False when the claim is lost or the dataset was changed meanwhile."""
+        return bool(
+            await self._call(
+                "settle_dataset", dataset_id=str(dataset_id), lease_token=str(lease_token), outcome=outcome
+            )
+        )
 
     async def stray_launches(self, max_launches: int) -> list[dict[str, Any]]:
         """Launches that no live run owns and that have not been seen to end."""

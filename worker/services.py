@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import time
@@ -22,6 +23,8 @@ from worker.queue import Queue
 from worker.settings import Settings
 from worker.storage import Storage
 
+_HEAVY_SLOTS = 4
+
 
 def lease_clock() -> float:
     """Seconds that go on while the process is stopped and while the machine sleeps."""
@@ -39,6 +42,8 @@ class Services:
     http: httpx.AsyncClient
     prices: tuple[GpuPrice, ...]
     retry_limits: RetryLimits
+    heavy_slots: asyncio.Semaphore
+    """For reading whole datasets and adapters: they must not crowd out polls and renewals."""
     clock: Callable[[], float] = lease_clock
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
@@ -52,7 +57,7 @@ class Services:
 async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[Services]:
     """The services with their connection pool, closed on leaving."""
     timeout = httpx.Timeout(settings.request_timeout_seconds, connect=10)
-    limits = httpx.Limits(max_connections=settings.launcher_concurrency * 2 + 10)
+    limits = httpx.Limits(max_connections=settings.launcher_concurrency + _HEAVY_SLOTS * 2 + 20)
     key = settings.supabase_service_role_key.get_secret_value()
     async with httpx.AsyncClient(timeout=timeout, limits=limits) as http:
         made: dict[str, Any] = {
@@ -62,7 +67,10 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
             ),
             "storage": Storage(settings.supabase_url, key, http=http),
             "launcher": RunPodLauncher(
-                settings.gpu_cluster_api_url, settings.gpu_cluster_api_key.get_secret_value(), http=http
+                settings.gpu_cluster_api_url,
+                settings.gpu_cluster_api_key.get_secret_value(),
+                http=http,
+                concurrency=settings.launcher_concurrency,
             ),
             "http": http,
             "prices": load_prices(settings.price_table),
@@ -72,5 +80,6 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
                 base_seconds=settings.retry_base_seconds,
                 max_seconds=settings.retry_max_seconds,
             ),
+            "heavy_slots": asyncio.Semaphore(_HEAVY_SLOTS),
         }
         yield Services(**{**made, **overrides})

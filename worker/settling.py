@@ -59,7 +59,8 @@ async def settle(holding: Holding, ending: Ending) -> str:
     job = holding.assignment.job
     manifest = None
     if job is not None and ending.look and not holding.news.cancel_requested:
-        manifest, ending = await _collect(holding, ending, job)
+        async with holding.services.heavy_slots:
+            manifest, ending = await _collect(holding, ending, job)
     if job is not None and manifest is not None:
         outcome = _success(holding, manifest, job)
     elif ending.failure is None or job is None:

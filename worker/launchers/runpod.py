@@ -8,6 +8,7 @@ limit is FAILED with "executionTimeout exceeded"; bodies end at 10 MB; `{"input"
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -74,13 +75,15 @@ class RunPodLauncher:
 
     name = "runpod"
 
-    def __init__(self, url: str, key: str, *, http: httpx.AsyncClient) -> None:
+    def __init__(self, url: str, key: str, *, http: httpx.AsyncClient, concurrency: int = 16) -> None:
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {key}"}
         self._http = http
+        self._slots = asyncio.Semaphore(concurrency)
 
     async def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        return await self._http.request(method, self._url + path, headers=self._headers, **arguments)
+        async with self._slots:
+            return await self._http.request(method, self._url + path, headers=self._headers, **arguments)
 
     async def launch(self, payload: dict[str, Any], policy: Policy) -> str:
         """POST `/run`. See `Launcher.launch`.
