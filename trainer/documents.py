@@ -58,9 +58,9 @@ def not_utf8(error: UnicodeDecodeError) -> tuple[str, str]:
 
 def breaks_off(line: int) -> DatasetUnusableError:
     """Half a file: training on it would silently leave out the rest."""
-    return DatasetUnusableError(
-        f"The dataset breaks off in the middle of line {line}.", "Only a part of it arrived: upload it again."
-    )
+    again = "Only a part of it arrived: upload it again."
+    cut = LineError(line, None, "is cut: the file breaks off in it", again)
+    return DatasetUnusableError(f"The dataset breaks off in the middle of line {line}.", again, [cut])
 
 
 def too_long(line: int) -> LineError:

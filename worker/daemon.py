@@ -38,6 +38,7 @@ from worker.telemetry import (
     OLDEST_WAIT_SECONDS,
     QUEUE_DEPTH,
 )
+from worker.validation import Validator
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,7 @@ class Daemon:
         self._problems: dict[str, str] = {"start": "starting"}
         self._rng = rng or random.Random()  # noqa: S311 (spreads polls, guards nothing)
         self._stop = asyncio.Event()
+        self._validator = Validator(services, self._stop)
 
     @property
     def problem(self) -> str | None:
@@ -90,6 +92,8 @@ class Daemon:
             asyncio.create_task(self._repeat("poll", self.poll, settings.poll_seconds)),
             asyncio.create_task(self._repeat("watch", self.watch, _WATCH_SECONDS)),
         ]
+        if settings.validate_datasets:
+            loops.append(asyncio.create_task(self._repeat("validate", self._validator.round, settings.poll_seconds)))
         stopping = asyncio.create_task(self._stop.wait())
         try:
             done, _ = await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -109,6 +113,9 @@ class Daemon:
         """
         try:
             await self.services.queue.check_schema()
+            if self.services.settings.validate_datasets:
+                # First, while no lease runs; and what becomes ready may be trained in this same pass.
+                await self._validator.round()
             await self._adopt()
             await self._round(until_settled=True)
             await self._claim()

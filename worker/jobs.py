@@ -40,6 +40,17 @@ class Dataset(BaseModel):
         return self.storage_bucket or "lora-datasets"
 
 
+class DatasetClaim(BaseModel):
+    """The right to validate a dataset, until the lease runs out."""
+
+    model_config = _ROW
+
+    dataset: Dataset
+    lease_token: UUID
+    attempts: int
+    """How many workers began to read it, this one included."""
+
+
 class Job(BaseModel):
     """A row of `training_jobs`. The JSON columns stay as the application wrote them."""
 

@@ -21,6 +21,20 @@ def _job_url(job_id: UUID) -> str:
     return f"/training/jobs/{job_id}"
 
 
+def dataset_ready(dataset_id: UUID, name: str, pairs: int, skipped: int) -> dict[str, Any]:
+    """The dataset can be trained on; `skipped` of its lines can't be used."""
+    text = f"“{name}” is ready for training: {pairs} pairs."
+    if skipped:
+        text += f" {skipped} of its lines can't be used and are skipped."
+    return _notice("dataset_ready", "Dataset Ready", text, "medium", f"/datasets/{dataset_id}")
+
+
+def dataset_failed(dataset_id: UUID, name: str, reason: str) -> dict[str, Any]:
+    """The dataset can't be trained on; `reason` is the sentence of its `error_message`."""
+    text = f"“{name}” can't be used: {reason}"
+    return _notice("dataset_error", "Dataset Validation Failed", text, "high", f"/datasets/{dataset_id}")
+
+
 def job_started(job_id: UUID, dataset: str, gpu_type: str, gpu_count: int) -> dict[str, Any]:
     """The GPU has begun."""
     text = f"Training on “{dataset}” has started on {gpu_count} × {gpu_type}."

@@ -83,6 +83,9 @@ class Settings(BaseSettings):
         le=50,
         description="Workers that may begin preflight or settling of a run before it is given up",
     )
+    validate_datasets: bool = Field(
+        default=True, description="Validate uploaded datasets; switch the function validate-datasets off then"
+    )
     retry_base_seconds: Seconds = Field(default=30, description="First wait before a retry; doubles, with jitter")
     retry_max_seconds: Seconds = Field(default=1800, description="Longest wait before a retry")
     doubt_seconds: Seconds = Field(

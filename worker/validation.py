@@ -1,0 +1,133 @@
+"""Validation of uploaded datasets: claim one, read it once, write what it holds. Replaces `validate-datasets`.
+
+Uses the loader that the trainer uses, so that what is `ready` here can be trained on there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from trainer.conversations import ERRORS_KEPT, DatasetUnusableError
+from trainer.hyperparameters import Hyperparameters
+from trainer.survey import Survey, Surveyor
+from worker import notices
+from worker.errors import LeaseLostError, ObjectMissingError, ServiceError, WorkerError
+from worker.jobs import Dataset, DatasetClaim
+from worker.services import Services
+from worker.telemetry import FAULTS_SEEN
+
+log = structlog.get_logger(__name__)
+
+_MAX_INT = 2**31 - 1
+_UNREADABLE = DatasetUnusableError("The dataset could not be read to its end.", "Split it and upload it again.")
+_MISSING = DatasetUnusableError("The dataset's file is not in the storage.", "Upload it again.")
+
+
+class StoppedError(WorkerError):
+    """The worker stops; the dataset goes back as it was."""
+
+
+class Validator:
+    """Validates one dataset at a time: reading is work for the processor, of which a worker has little."""
+
+    def __init__(self, services: Services, stop: asyncio.Event) -> None:
+        self._services = services
+        self._stop = stop
+
+    async def round(self) -> None:
+        """Validate all that waits.
+
+        Raises:
+            ServiceError: the database did not answer; claims run out by themselves.
+        """
+        while not self._stop.is_set():
+            async with self._services.heavy_slots:
+                claim = await self._services.queue.claim_dataset()
+                if claim is None:
+                    return
+                await self._validate(claim)
+
+    async def _validate(self, claim: DatasetClaim) -> None:
+        queue, dataset = self._services.queue, claim.dataset
+        try:
+            outcome = await self._examine(claim)
+        except StoppedError:
+            await queue.put_off_dataset(dataset.id, claim.lease_token, seconds=0)
+            return
+        except LeaseLostError as error:
+            log.warning("dataset given up", dataset_id=str(dataset.id), reason=str(error))
+            return
+        except ServiceError as error:
+            FAULTS_SEEN.labels(error.service).inc()
+            log.warning("dataset put off", dataset_id=str(dataset.id), problem=str(error))
+            await queue.put_off_dataset(
+                dataset.id, claim.lease_token, seconds=round(self._services.settings.retry_base_seconds)
+            )
+            return
+        applied = await queue.settle_dataset(dataset.id, claim.lease_token, outcome)
+        log.info("dataset validated", dataset_id=str(dataset.id), status=outcome["status"], applied=applied)
+
+    async def _examine(self, claim: DatasetClaim) -> dict[str, Any]:
+        dataset = claim.dataset
+        if claim.attempts > self._services.settings.max_handlings:
+            return failed(dataset, _UNREADABLE)
+        surveyor = Surveyor()
+        try:
+            await self._read(claim, surveyor)
+            survey = surveyor.result()
+            # What a job allows by default; a stricter or laxer job is checked again before its launch.
+            survey.check(Hyperparameters().max_bad_line_share)
+        except ObjectMissingError:
+            return failed(dataset, _MISSING)
+        except DatasetUnusableError as error:
+            return failed(dataset, error, surveyor.result())
+        return ready(dataset, survey)
+
+    async def _read(self, claim: DatasetClaim, surveyor: Surveyor) -> None:
+        """Stream the file through the surveyor, renewing the claim on the way."""
+        services, dataset = self._services, claim.dataset
+        renewed_at = services.clock()
+        async with services.storage.stream(dataset.bucket, dataset.storage_path) as chunks:
+            async for chunk in chunks:
+                # A megabyte of JSON takes long enough to hold up the runs' renewals.
+                await asyncio.to_thread(surveyor.feed, chunk)
+                if self._stop.is_set():
+                    raise StoppedError("the worker stops")
+                if services.clock() - renewed_at > services.settings.lease_seconds / 3:
+                    renewed_at = services.clock()
+                    if not await services.queue.renew_dataset_claim(dataset.id, claim.lease_token):
+                        raise LeaseLostError("another worker reads it now")
+        await asyncio.to_thread(surveyor.close)
+
+
+def ready(dataset: Dataset, survey: Survey) -> dict[str, Any]:
+    """The outcome of a usable dataset, in the columns of `datasets`. Pairs are answers to be learned."""
+    return {
+        "status": "ready",
+        "total_training_pairs": min(survey.answers, _MAX_INT),
+        "total_tokens": survey.tokens,
+        "avg_turns_per_conversation": round(survey.turns_per_conversation, 2),
+        "avg_tokens_per_turn": round(survey.tokens_per_turn, 2),
+        "validation_errors": [error.as_row() for error in survey.errors] or None,
+        "sample_data": survey.sample,
+        "error_message": None,
+        "notice": notices.dataset_ready(dataset.id, dataset.name, survey.answers, survey.bad),
+    }
+
+
+def failed(dataset: Dataset, error: DatasetUnusableError, survey: Survey | None = None) -> dict[str, Any]:
+    """The outcome of a dataset that can't be used. A fault of the whole file is told as of its first line."""
+    lines = list(dict.fromkeys([*error.errors, *(survey.errors if survey else ())]))
+    whole_file = {"line": 1, "error": error.message, "suggestion": error.hint}
+    sentence = error.as_protocol().sentence()
+    return {
+        "status": "error",
+        "total_training_pairs": min(survey.answers, _MAX_INT) if survey else None,
+        "validation_errors": [line.as_row() for line in lines[:ERRORS_KEPT]] or [whole_file],
+        "sample_data": None,
+        "error_message": sentence,
+        "notice": notices.dataset_failed(dataset.id, dataset.name, sentence),
+    }
