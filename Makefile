@@ -17,7 +17,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-supabase lint chaos models bench bench-trainer clean
+.PHONY: help demo test test-supabase lint chaos models bench bench-trainer lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,11 @@ bench: $(INSTALLED) ## what the daemon costs: claims, cycles, memory; writes ben
 
 bench-trainer: $(INSTALLED) ## the recipe against bare TRL and against today's trainer
 	@$(BIN)/python -m benchmarks.trainer $(ARGS)
+
+lock: $(INSTALLED) ## pin what the trainer's image installs, from pyproject.toml's ranges
+	@$(BIN)/python -m pip install --quiet --dry-run --ignore-installed $(PIP_ARGS) "$(TORCH)" ".[trainer]" \
+		--report $(VENV)/lock.json
+	@$(BIN)/python -m benchmarks.lock $(VENV)/lock.json > trainer/requirements.lock
 
 clean: ## remove everything that was installed or made here
 	rm -rf $(VENV) .sandbox .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,47 @@
+# Two targets: `worker`, the daemon (no torch), and `trainer`, what RunPod runs.
+#   docker build --target worker  -t lora-worker .
+#   docker build --platform linux/amd64 --target trainer -t lora-trainer .
+# Neither holds a secret: the worker reads its keys from the environment, the trainer gets a run's token
+# with each job.
+
+FROM python:3.12-slim AS worker
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 LORA_WORKER_LOG_FORMAT=json
+WORKDIR /app
+COPY pyproject.toml README.md ./
+COPY sql sql
+COPY trainer trainer
+COPY sandbox/__init__.py sandbox/__init__.py
+COPY worker worker
+RUN pip install --no-cache-dir . && useradd --create-home --uid 10001 worker
+USER worker
+WORKDIR /home/worker
+# As PID 1, without a shell: SIGTERM must reach the daemon, which releases its leases.
+ENTRYPOINT ["lora-worker"]
+CMD ["run"]
+
+# devel, not runtime: causal-conv1d has no wheels and compiles. CUDA 12.6 runs on older drivers and on
+# every GPU from sm_70 to sm_90. Pin by digest once you have checked an image.
+FROM pytorch/pytorch:2.13.0-cuda12.6-cudnn9-devel AS trainer
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    # The network volume: base models are downloaded once, not for each job.
+    HF_HOME=/runpod-volume/huggingface-cache \
+    HF_XET_HIGH_PERFORMANCE=1 \
+    TOKENIZERS_PARALLELISM=false \
+    # RunPod's SDK logs outputs at its default level, debug.
+    RUNPOD_LOG_LEVEL=INFO \
+    # Long trainings fragment the allocator, and the fused experts need large blocks.
+    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+WORKDIR /app
+COPY trainer/requirements.lock trainer/requirements.lock
+# The base image brings torch; everything else comes at the versions that were tested together.
+RUN pip install --no-cache-dir -r trainer/requirements.lock \
+    # Qwen3-Next's linear attention: without them training falls back to slow torch code and can't pack.
+    && pip install --no-cache-dir --no-build-isolation flash-linear-attention causal-conv1d
+COPY pyproject.toml README.md ./
+COPY sql sql
+COPY sandbox/__init__.py sandbox/__init__.py
+COPY worker worker
+COPY trainer trainer
+RUN pip install --no-cache-dir --no-deps .
+# PID 1, since the SDK's ping process outlives a killed parent and would go on saying that the job lives.
+CMD ["python", "-u", "-m", "trainer.handler"]
