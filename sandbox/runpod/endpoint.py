@@ -209,7 +209,10 @@ class Endpoint:
         return as_dispatched(job)
 
     def _kill_later(self, worker: Worker, fault: Fault) -> None:
-        asyncio.get_running_loop().call_later(fault.seconds, self.pool.kill, worker.id)
+        if fault.seconds == 0:
+            self.pool.kill(worker.id)
+        else:
+            asyncio.get_running_loop().call_later(fault.seconds, self.pool.kill, worker.id)
 
     async def _hold(self, probe: Callable[[], T | None], seconds: float) -> T | None:
         loop = asyncio.get_running_loop()

@@ -7,7 +7,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import TracebackType
@@ -150,6 +150,19 @@ class LocalRunPod:
     def set_workers(self, *, max_workers: int | None = None, throttled: bool | None = None) -> None:
         """Change how many workers there may be, and whether a GPU is to be had at all."""
         self._on_loop(lambda: self._endpoint.set_workers(max_workers=max_workers, throttled=throttled))
+
+    def replace_workers(self, env: Mapping[str, str]) -> None:
+        """SIGKILL every worker, and give the next one that starts `env` besides; its successors won't have it.
+
+        So that a crash point in a worker strikes once.
+        """
+
+        def act() -> None:
+            self._endpoint.pool.next_env = env
+            for worker in self._endpoint.pool.all():
+                self._endpoint.pool.kill(worker.id)
+
+        self._on_loop(act)
 
     def kill_worker_of(self, job_id: str) -> bool:
         """SIGKILL to the worker that has the job; whether there was one."""

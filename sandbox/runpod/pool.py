@@ -72,6 +72,8 @@ class Worker:
     kill_at: float | None = None
     """Set when it is asked to end: it gets no more work, and this is how long it may take."""
     polls: int = 0
+    killed: bool = False
+    """Told to die: what it still says in its last milliseconds is not heard."""
 
     @property
     def takes_work(self) -> bool:
@@ -96,6 +98,8 @@ class Pool:
         self.max_workers = max_workers
         self.throttled = False
         """No GPU to be had: nothing starts, and nothing is handed out."""
+        self.next_env: Mapping[str, str] = {}
+        """What the next worker to start has in its environment besides; that one only."""
         self._wire = wire
         self._idle_timeout_seconds = idle_timeout_seconds
         self._ping_timeout_seconds = ping_timeout_seconds
@@ -151,6 +155,7 @@ class Pool:
         """SIGKILL to everything in the worker's container."""
         worker = self._workers.get(worker_id)
         if worker is not None:
+            worker.killed, worker.kill_at = True, time.monotonic()
             worker.child.send(signal.SIGTERM)
 
     def reap(self) -> list[str]:
@@ -217,8 +222,10 @@ class Pool:
                 "TMPDIR": str(home),
                 **self._wire.env(worker_id),
                 **self.image.env,
+                **self.next_env,
             },
         )
+        self.next_env = {}
         self._workers[worker_id] = Worker(worker_id, child, last_ping=time.monotonic())
 
     def _note_end(self, worker: Worker) -> None:

@@ -12,7 +12,7 @@ from sandbox.runpod.endpoint import Endpoint
 from sandbox.runpod.faults import Fault
 from sandbox.runpod.jobs import BadRequestError
 from sandbox.runpod.pool import Worker
-from sandbox.runpod.wire import BodyTooLargeError, answer_with, error_answer, read_json
+from sandbox.runpod.wire import BodyTooLargeError, answer_with, break_connection, error_answer, read_json
 
 _BODY_LIMIT_BYTES = 10 * 1024 * 1024
 
@@ -42,6 +42,8 @@ class WorkerApi:
             worker = self._endpoint.pool.get(request.path_params["worker_id"])
             if worker is None or request.headers.get("authorization") != self._endpoint.wire.key:
                 return error_answer(401, "unauthorized")
+            if worker.killed:
+                return await break_connection(request)
             self._endpoint.ledger.calls[operation] += 1
             job_id = request.path_params.get("job_id")
             fault = self._endpoint.faults.draw(operation, job_id=job_id, worker_id=worker.id)
