@@ -14,7 +14,7 @@ from trainer.conversations import ERRORS_KEPT, DatasetUnusableError
 from trainer.hyperparameters import Hyperparameters
 from trainer.survey import Survey, Surveyor
 from worker import notices
-from worker.errors import LeaseLostError, ObjectMissingError, ServiceError, WorkerError
+from worker.errors import LeaseLostError, ObjectMissingError, ServiceError
 from worker.jobs import Dataset, DatasetClaim
 from worker.services import Services
 from worker.telemetry import FAULTS_SEEN
@@ -24,10 +24,6 @@ log = structlog.get_logger(__name__)
 _MAX_INT = 2**31 - 1
 _UNREADABLE = DatasetUnusableError("The dataset could not be read to its end.", "Split it and upload it again.")
 _MISSING = DatasetUnusableError("The dataset's file is not in the storage.", "Upload it again.")
-
-
-class StoppedError(WorkerError):
-    """The worker stops; the dataset goes back as it was."""
 
 
 class Validator:
@@ -54,9 +50,6 @@ class Validator:
         queue, dataset = self._services.queue, claim.dataset
         try:
             outcome = await self._examine(claim)
-        except StoppedError:
-            await queue.put_off_dataset(dataset.id, claim.lease_token, seconds=0)
-            return
         except LeaseLostError as error:
             log.warning("dataset given up", dataset_id=str(dataset.id), reason=str(error))
             return
@@ -67,16 +60,21 @@ class Validator:
                 dataset.id, claim.lease_token, seconds=round(self._services.settings.retry_base_seconds)
             )
             return
+        if outcome is None:
+            await queue.put_off_dataset(dataset.id, claim.lease_token, seconds=0)
+            return
         applied = await queue.settle_dataset(dataset.id, claim.lease_token, outcome)
         log.info("dataset validated", dataset_id=str(dataset.id), status=outcome["status"], applied=applied)
 
-    async def _examine(self, claim: DatasetClaim) -> dict[str, Any]:
+    async def _examine(self, claim: DatasetClaim) -> dict[str, Any] | None:
+        """The outcome to write; None when the worker stopped in the middle."""
         dataset = claim.dataset
         if claim.attempts > self._services.settings.max_handlings:
             return failed(dataset, _UNREADABLE)
         surveyor = Surveyor()
         try:
-            await self._read(claim, surveyor)
+            if not await self._read(claim, surveyor):
+                return None
             survey = surveyor.result()
             # What a job allows by default; a stricter or laxer job is checked again before its launch.
             survey.check(Hyperparameters().max_bad_line_share)
@@ -86,8 +84,8 @@ class Validator:
             return failed(dataset, error, surveyor.result())
         return ready(dataset, survey)
 
-    async def _read(self, claim: DatasetClaim, surveyor: Surveyor) -> None:
-        """Stream the file through the surveyor, renewing the claim on the way."""
+    async def _read(self, claim: DatasetClaim, surveyor: Surveyor) -> bool:
+        """Stream the file through the surveyor, renewing the claim on the way; False when the worker stops."""
         services, dataset = self._services, claim.dataset
         renewed_at = services.clock()
         async with services.storage.stream(dataset.bucket, dataset.storage_path) as chunks:
@@ -95,12 +93,13 @@ class Validator:
                 # A megabyte of JSON takes long enough to hold up the runs' renewals.
                 await asyncio.to_thread(surveyor.feed, chunk)
                 if self._stop.is_set():
-                    raise StoppedError("the worker stops")
+                    return False
                 if services.clock() - renewed_at > services.settings.lease_seconds / 3:
                     renewed_at = services.clock()
                     if not await services.queue.renew_dataset_claim(dataset.id, claim.lease_token):
                         raise LeaseLostError("another worker reads it now")
         await asyncio.to_thread(surveyor.close)
+        return True
 
 
 def ready(dataset: Dataset, survey: Survey) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def taught(examples: Sequence[Example]) -> Counter[tuple[Message, ...]]:
         ),
     ],
 )
-def test_each_format_is_told_by_its_content(name: str, content: bytes, expected: list[list[str]]) -> None:
+def test_each_format_is_told_by_its_content_fault_49(name: str, content: bytes, expected: list[list[str]]) -> None:
     assert [contents(example) for example in read(content)] == expected
     assert survey(content).format == name
 
@@ -117,7 +117,7 @@ def test_an_answer_with_weight_zero_is_context() -> None:
     assert read(lines({"messages": messages}))[0].trained == (3,)
 
 
-def test_the_doubled_user_turn_is_dropped_and_a_different_one_is_kept() -> None:
+def test_the_doubled_user_turn_is_dropped_and_a_different_one_is_kept_fault_50() -> None:
     doubled = pair(4)
     other = pair(4, current_user_input="something else")
     assert contents(read(lines(doubled))[0])[-2:] == ["turn 3", "turn 4"]
