@@ -1,0 +1,177 @@
+"""What the daemon costs, as ratios within one run: `make bench`.
+
+- claiming: jobs per second of eight workers against one, through REST
+- a cycle: seconds and database calls of a poll round with 200 live runs against one with 20
+- memory: of a started daemon against a bare interpreter
+
+Writes bench-report.json. Absolute figures depend on the machine; the ratios are what to compare.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psycopg
+import structlog
+from rich.console import Console
+from rich.table import Table
+
+from sandbox.supabase import LocalSupabase
+from worker.daemon import Daemon
+from worker.launchers.base import EndpointHealth, LaunchState, Observation
+from worker.services import open_services
+from worker.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+JOBS = 800
+
+
+class IdleLauncher:
+    """Answers at once that every run goes on: what is measured is our side."""
+
+    name = "runpod"
+
+    async def launch(self, payload: dict[str, Any], policy: Any) -> str:
+        return uuid4().hex
+
+    async def observe(self, external_job_id: str) -> Observation:
+        return Observation(LaunchState.RUNNING)
+
+    async def cancel(self, external_job_id: str) -> bool:
+        return True
+
+    async def health(self) -> EndpointHealth:
+        return EndpointHealth(True, 1, 0)
+
+
+def settings_for(project: LocalSupabase, **more: Any) -> Settings:
+    return Settings(
+        supabase_url=project.url,
+        supabase_service_role_key=project.secret_key,
+        supabase_publishable_key=project.publishable_key,
+        gpu_cluster_api_url="http://127.0.0.1:9/v2/none",
+        gpu_cluster_api_key="none",
+        **more,
+    )
+
+
+def queue_jobs(database_url: str, count: int) -> None:
+    """Queue so many jobs of one new user, and nothing else."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("truncate public.training_jobs, public.training_runs, public.training_launches cascade")
+        user = connection.execute(
+            "insert into auth.users (id, email) values (gen_random_uuid(), gen_random_uuid() || '@example.com')"
+            " returning id"
+        ).fetchone()
+        assert user is not None
+        connection.execute(
+            """
+            with dataset as (
+              insert into public.datasets (user_id, name, storage_path, file_name, file_size, status, training_ready)
+              values (%(user)s, 'bench', gen_random_uuid()::text, 'f', 1, 'ready', true)
+              returning id)
+            insert into public.training_jobs (user_id, dataset_id, preset_id, hyperparameters, gpu_config,
+                                              total_epochs, estimated_total_cost)
+            select %(user)s, dataset.id, 'fast', '{}', '{"type": "H100", "count": 1}', 1, 0
+            from dataset, generate_series(1, %(count)s)
+            """,
+            {"user": user[0], "count": count},
+        )
+
+
+def claim_all(settings: Settings) -> int:
+    async def work() -> int:
+        claimed = 0
+        async with open_services(settings) as services:
+            while batch := await services.queue.claim(1, None):
+                claimed += len(batch)
+        return claimed
+
+    return asyncio.run(work())
+
+
+def measure_claims(project: LocalSupabase, processes: int) -> float:
+    """Jobs claimed per second by so many processes, one at a time each."""
+    queue_jobs(project.database_url, JOBS)
+    settings = [settings_for(project, name=f"bench-{n}") for n in range(processes)]
+    with ProcessPoolExecutor(processes) as pool:
+        list(pool.map(abs, range(processes)))  # the processes start before the clock does
+        started = time.perf_counter()
+        claimed = sum(pool.map(claim_all, settings))
+        seconds = time.perf_counter() - started
+    assert claimed == JOBS, f"{claimed} claims of {JOBS} jobs"
+    return JOBS / seconds
+
+
+async def measure_cycle(project: LocalSupabase, runs: int) -> tuple[float, int]:
+    """Seconds and database calls of one renewal and one poll round over so many live runs."""
+    queue_jobs(project.database_url, runs)
+    settings = settings_for(project, slots=runs, max_per_user=None, name=f"cycle-{runs}")
+    async with open_services(settings, launcher=IdleLauncher()) as services:
+        for assignment in await services.queue.claim(runs, None):
+            run = assignment.run
+            await services.queue.record_launch(run.id, run.lease_token, launcher="runpod", external_job_id=uuid4().hex)
+        await services.queue.release()
+        calls = 0
+
+        async def count(request: httpx.Request) -> None:
+            nonlocal calls
+            calls += "/rpc/" in request.url.path
+
+        services.http.event_hooks = {"request": [count]}
+        daemon = Daemon(services)
+        await daemon.claim()
+        assert len(daemon.holdings) == runs
+        calls, started = 0, time.perf_counter()
+        await daemon.renew()
+        await daemon.poll()
+        seconds = time.perf_counter() - started
+        return seconds, calls
+
+
+def memory_mb(code: str) -> float:
+    """Peak resident memory of a Python process that runs `code` (Linux)."""
+    # Not getrusage: its figure begins with that of the process that forked, which is us.
+    ask = "\nprint(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    done = subprocess.run([sys.executable, "-c", code + ask], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-2]) / 1024
+
+
+def main() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    with LocalSupabase.start(ROOT / ".sandbox") as project:
+        one, eight = measure_claims(project, 1), measure_claims(project, 8)
+        small, small_calls = asyncio.run(measure_cycle(project, 20))
+        large, large_calls = asyncio.run(measure_cycle(project, 200))
+    bare, daemon = memory_mb("pass"), memory_mb("import worker.cli, worker.daemon")
+    report = {
+        "claims_per_second": {"one_process": one, "eight_processes": eight, "ratio": eight / one},
+        "cycle_seconds": {"20_runs": small, "200_runs": large, "ratio": large / small},
+        "cycle_database_calls": {"20_runs": small_calls, "200_runs": large_calls},
+        "memory_mb": {"bare_python": bare, "daemon": daemon, "ratio": daemon / bare},
+        "machine": {"cores": os.cpu_count()},
+    }
+    table = Table("measured", "first", "second", "ratio")
+    table.add_row("claims/s: 1 process, 8 processes", f"{one:.0f}", f"{eight:.0f}", f"{eight / one:.2f}")
+    table.add_row("cycle: 20 runs, 200 runs (s)", f"{small:.3f}", f"{large:.3f}", f"{large / small:.2f}")
+    table.add_row(
+        "calls a cycle: 20 runs, 200 runs", str(small_calls), str(large_calls), f"{large_calls / small_calls:.2f}"
+    )
+    table.add_row("memory: bare Python, daemon (MB)", f"{bare:.0f}", f"{daemon:.0f}", f"{daemon / bare:.2f}")
+    Console().print(table)
+    (ROOT / "bench-report.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
