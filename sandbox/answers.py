@@ -1,0 +1,51 @@
+"""What the base model and the adapter answer to the first question of a dataset.
+
+Run in a process of its own, since it imports torch, which the demo itself never does:
+`python -m sandbox.answers BASE ADAPTER DATASET` prints `{"question", "base", "adapter"}` as its last line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from trainer.conversations import USER, Example, Message, read_examples
+
+_MOST_NEW_TOKENS = 80
+
+
+def first_question(dataset: Path) -> list[Message]:
+    """The messages before the first answer of the dataset."""
+    with dataset.open("rb") as file:
+        example = next(item for item in read_examples(file) if isinstance(item, Example))
+    end = next(index for index, message in enumerate(example.messages) if message.role == USER)
+    return list(example.messages[: end + 1])
+
+
+def answer(model: Any, tokenizer: Any, question: list[Message]) -> str:
+    """The model's most likely answer."""
+    messages = [{"role": message.role, "content": message.content} for message in question]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    tokens = model.generate(**prompt, max_new_tokens=_MOST_NEW_TOKENS, do_sample=False)
+    return str(tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+def main(base: Path, adapter: Path, dataset: Path) -> None:
+    """Print both answers as one line of JSON."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(1)
+    question = first_question(dataset)
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    answers = {"question": question[-1].content, "base": answer(model, tokenizer, question)}
+    answers["adapter"] = answer(PeftModel.from_pretrained(model, adapter), tokenizer, question)
+    sys.stdout.write(f"\n{json.dumps(answers)}\n")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""What the application does around the worker: stores a dataset, queues a job, watches its row."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+
+from sandbox.errors import SandboxError
+from sandbox.project import Project
+
+DATASETS_BUCKET = "lora-datasets"
+
+_ESTIMATED_COST_DOLLARS = 1.0
+
+
+class Application:
+    """The application in the name of one user: rows are written and read with the user's own rights."""
+
+    def __init__(self, project: Project, user_id: str) -> None:
+        self.user_id = user_id
+        self._client = project.client(user_id)
+        self._service = project.client()
+
+    def add_dataset(self, file: Path, *, pairs: int) -> str:
+        """Upload a file and add its row as a validated dataset; the dataset's id.
+
+        Raises:
+            SandboxError: Supabase refused.
+        """
+        dataset_id = str(uuid4())
+        path = f"{self.user_id}/{dataset_id}/{file.name}"
+        kind = "application/json" if file.suffix == ".json" else "application/x-jsonlines"
+        with file.open("rb") as content:
+            answer = self._service.post(
+                f"/storage/v1/object/{DATASETS_BUCKET}/{path}", content=content, headers={"content-type": kind}
+            )
+        _check(answer, "store the dataset")
+        self._insert(
+            "datasets",
+            id=dataset_id,
+            user_id=self.user_id,
+            name=file.stem[:200],
+            status="ready",
+            training_ready=True,
+            storage_bucket=DATASETS_BUCKET,
+            storage_path=path,
+            file_name=file.name[:255],
+            file_size=file.stat().st_size,
+            total_training_pairs=pairs,
+        )
+        return dataset_id
+
+    def queue_job(self, dataset_id: str, hyperparameters: dict[str, Any], *, pairs: int) -> str:
+        """Add a queued job with the short shapes that the application's own route writes; the job's id.
+
+        Raises:
+            SandboxError: Supabase refused.
+        """
+        job_id = str(uuid4())
+        epochs = hyperparameters["epochs"]
+        self._insert(
+            "training_jobs",
+            id=job_id,
+            user_id=self.user_id,
+            dataset_id=dataset_id,
+            preset_id="custom",
+            hyperparameters=hyperparameters,
+            gpu_config={"type": "A100-80GB", "count": 1},
+            total_epochs=epochs,
+            total_steps=math.ceil(pairs / hyperparameters["batch_size"]) * epochs,
+            estimated_total_cost=_ESTIMATED_COST_DOLLARS,
+            current_metrics={},
+        )
+        return job_id
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """The job's row as the monitor page reads it.
+
+        Raises:
+            SandboxError: Supabase refused.
+        """
+        query = {"id": f"eq.{job_id}", "select": "*,dataset:datasets(id,name,total_training_pairs)"}
+        answer = self._client.get("/rest/v1/training_jobs", params=query)
+        _check(answer, "read the job")
+        rows: list[dict[str, Any]] = answer.json()
+        return rows[0]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+        self._service.close()
+
+    def _insert(self, table: str, **row: Any) -> None:
+        _check(self._client.post(f"/rest/v1/{table}", json=row), f"add a row to {table}")
+
+
+def _check(answer: httpx.Response, what: str) -> None:
+    if answer.is_error:
+        raise SandboxError(f"Supabase refused to {what} (HTTP {answer.status_code}): {answer.text[:300]}")
