@@ -1,8 +1,7 @@
-"""A base model of one million weights, made on the spot: small enough for one core, real in every part.
+"""Base models of one million weights, made on the spot: small enough for one core, real in every part.
 
-Llama's architecture, a byte-level BPE tokenizer with a chat template, trained for some seconds on plain
-conversations, so that an adapter can visibly learn on top of it. Widths are multiples of 64,
-the block of the 4-bit quantisation.
+A true architecture scaled down, a byte-level BPE tokenizer with a chat template, trained for some seconds on plain
+conversations, so that an adapter can visibly learn on top of it.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sandbox import sample_text
+from sandbox import sample_text, tiny_architectures
 
 if TYPE_CHECKING:
     import torch
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VOCABULARY = 1536
 CHAT_TEMPLATE = (
@@ -33,20 +32,26 @@ CHAT_TEMPLATE = (
 _SPECIAL = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>", "additional_special_tokens": ["<|im_start|>"]}
 _CONVERSATIONS = 1500
 _STEPS = 160
+_STEPS_OF_OTHERS = 80
+"""The demo and most tests use Llama; for the others it is enough that an adapter has something to learn on."""
 _ROWS, _TOKENS = 4, 256
 _SEED = 1
 
 
-def build_tiny_model(cache_dir: Path) -> Path:
-    """The folder of the tiny base model under `cache_dir`; made in about half a minute when missing."""
-    folder = cache_dir / f"tiny-llama-{_recipe_hash()}"
+def build_tiny_model(cache_dir: Path, architecture: str = "llama") -> Path:
+    """The folder of a tiny base model under `cache_dir`; made in about half a minute when missing.
+
+    `architecture` is one of `tiny_architectures.ARCHITECTURES`.
+    """
+    folder = cache_dir / f"tiny-{architecture}-{_recipe_hash()}"
     if (folder / "config.json").is_file():
         return folder
     cache_dir.mkdir(parents=True, exist_ok=True)
     # Made aside and renamed, so that two builds at once, or a killed one, leave no half a model.
     with tempfile.TemporaryDirectory(dir=cache_dir) as aside:
-        model, tokenizer = _make()
-        model.save_pretrained(aside)
+        model, tokenizer = _make(architecture)
+        # Several files and one key an expert, as the large models lie on the hub.
+        model.save_pretrained(aside, max_shard_size="2MB")
         tokenizer.save_pretrained(aside)
         if not folder.exists():
             shutil.copytree(aside, folder.with_suffix(f".{os.getpid()}"))
@@ -57,11 +62,12 @@ def build_tiny_model(cache_dir: Path) -> Path:
 def _recipe_hash() -> str:
     import transformers
 
-    sources = inspect.getsource(sys.modules[__name__]) + inspect.getsource(sample_text)
+    modules = (sys.modules[__name__], sample_text, tiny_architectures)
+    sources = "".join(map(inspect.getsource, modules))
     return hashlib.sha256((sources + transformers.__version__).encode()).hexdigest()[:12]
 
 
-def _make() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def _make(architecture: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     import torch
 
     threads = torch.get_num_threads()
@@ -71,7 +77,7 @@ def _make() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
         conversations = [sample_text.plain_conversation(chance) for _ in range(_CONVERSATIONS)]
         tokenizer = _train_tokenizer(conversations)
         stream = [token for talk in conversations for token in tokenizer.apply_chat_template(talk)["input_ids"]]
-        return _train_model(tokenizer, torch.tensor(stream)), tokenizer
+        return _train_model(architecture, tokenizer, torch.tensor(stream)), tokenizer
     finally:
         torch.set_num_threads(threads)
 
@@ -98,29 +104,23 @@ def _train_tokenizer(conversations: list[list[dict[str, str]]]) -> PreTrainedTok
     return wrapped
 
 
-def _train_model(tokenizer: PreTrainedTokenizerFast, stream: torch.Tensor) -> LlamaForCausalLM:
+def _train_model(architecture: str, tokenizer: PreTrainedTokenizerFast, stream: torch.Tensor) -> PreTrainedModel:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(_SEED)
-    config = LlamaConfig(
+    config = tiny_architectures.tiny_config(
+        architecture,
         vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config).train()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+    steps = _STEPS if architecture == "llama" else _STEPS_OF_OTHERS
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=_STEPS, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.1)
     chance = torch.Generator().manual_seed(_SEED)
-    for _ in range(_STEPS):
+    for _ in range(steps):
         starts = torch.randint(len(stream) - _TOKENS, (_ROWS,), generator=chance)
         rows = torch.stack([stream[start : start + _TOKENS] for start in starts.tolist()])
         loss = model(input_ids=rows, labels=rows).loss

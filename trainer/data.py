@@ -29,7 +29,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 @dataclass
-class Prepared:
+class Data:
     """Rows to train on and rows held out, with what is worth telling about them."""
 
     train: list[Row]
@@ -75,7 +75,7 @@ class Tally:
         return notes
 
 
-def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Prepared:
+def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data:
     """The dataset as rows.
 
     Raises:
@@ -88,7 +88,7 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Prep
         examples = [fold_system(example) for example in examples]
     train, validation = split_examples(examples, parameters.validation_share, parameters.seed)
     tally = Tally()
-    prepared = Prepared(
+    data = Data(
         train=list(fit_examples(chat, train, parameters.max_length, tally)),
         validation=list(fit_examples(chat, validation, parameters.max_length, tally)),
         training_ids=_keys(train),
@@ -97,13 +97,13 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Prep
         notes=tally.notes(parameters.max_length),
     )
     if skipped:
-        prepared.notes.append(f"{skipped} lines of the dataset could not be used and were skipped.")
-    if not prepared.train:
+        data.notes.append(f"{skipped} lines of the dataset could not be used and were skipped.")
+    if not data.train:
         raise DatasetInvalidError(
             f"No example fits into max_length ({parameters.max_length} tokens).",
             "Raise max_length, or shorten the system prompt and the questions.",
         )
-    return prepared
+    return data
 
 
 def load_examples(dataset: Path, max_bad_line_share: float) -> tuple[list[Example], int]:

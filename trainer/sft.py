@@ -42,14 +42,28 @@ def build_trainer(
     callback: RunCallback,
 ) -> SFTTrainer:
     """The trainer, ready for its first step."""
-    parameters = task.hyperparameters
+    arguments = training_arguments(task.hyperparameters, shape, micro_batch, hardware, task.checkpoints)
+    trainer = trainer_for(lora, tokenizer, train, validation, arguments)
+    trainer.add_callback(callback)
+    if task.hyperparameters.loraplus_lr_ratio is not None:
+        trainer.optimizer = _loraplus_optimizer(trainer, task.hyperparameters)
+    return trainer
+
+
+def trainer_for(
+    lora: Lora,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[Row],
+    validation: Sequence[Row],
+    arguments: SFTConfig,
+) -> SFTTrainer:
+    """TRL's trainer over prepared rows, with LoRA in fp32."""
     trainer = SFTTrainer(
         model=lora.model,
-        args=training_arguments(parameters, shape, micro_batch, hardware, task.checkpoints),
+        args=arguments,
         train_dataset=_as_dataset(train),
         eval_dataset=_as_dataset(validation) if validation else None,
         processing_class=tokenizer,
-        callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)
     # TRL casts LoRA to bf16, where Adam's small updates are lost to rounding; PEFT loads a checkpoint in
@@ -57,8 +71,6 @@ def build_trainer(
     for parameter in lora.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if parameters.loraplus_lr_ratio is not None:
-        trainer.optimizer = _loraplus_optimizer(trainer, parameters)
     return trainer
 
 

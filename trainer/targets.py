@@ -83,6 +83,12 @@ def high_precision_modules(model_type: str) -> list[str]:
     return list(known.high_precision if known else ("lm_head", "router", "shared_expert_gate"))
 
 
+def serving_note(model_type: str) -> str:
+    """What is known of serving an adapter of this architecture."""
+    known = ARCHITECTURES.get(model_type)
+    return known.serving if known else "Whether vLLM serves this architecture with LoRA is not known."
+
+
 def choose_targets(model: nn.Module, *, target_experts: bool) -> Targets:
     """The modules of `model` that are to carry LoRA.
 

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import traceback
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -19,37 +20,110 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import datasets
 import torch
 import transformers
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from trainer.artifact import save_artifact
-from trainer.bases import BaseModels, licence_of
+from trainer.bases import Base, BaseModels, licence_of
 from trainer.batches import BatchShape, largest_micro_batch, shape_batches, smaller_micro_batch
 from trainer.callbacks import RunCallback, load_trainable_weights
 from trainer.chat import Chat, prepare_tokenizer
 from trainer.checkpoints import newest_checkpoint
-from trainer.data import prepare_data
+from trainer.data import Data, prepare_data
 from trainer.errors import OutOfMemoryError, StoppedError, TrainingError
 from trainer.gpu import GpuMonitor
 from trainer.model_card import Facts
-from trainer.models import attach_lora, detect_hardware, load_config, load_model, load_tokenizer
+from trainer.models import Hardware, Lora, attach_lora, detect_hardware, load_config, load_model, load_tokenizer
+from trainer.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_memory
 from trainer.protocol import FinalMetrics, Stage, Summary
 from trainer.reporting import Reporter
 from trainer.sft import build_trainer, save_checkpoint_now
 from trainer.stopping import StopSwitch, end_with_the_handler
-from trainer.targets import ARCHITECTURES, packing_decision
+from trainer.targets import packing_decision, serving_note
 from trainer.task import Outcome, Task
 
 log = logging.getLogger("trainer.train")
 
 
+@dataclass
+class Prepared:
+    """All that is decided before the weights are loaded."""
+
+    base: Base
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    own_template: bool
+    data: Data
+    shape: BatchShape
+    micro_batch: int
+    packing_note: str | None
+
+
 def train(task: Task, reporter: Reporter, stop: StopSwitch, gpu: GpuMonitor) -> Outcome:
     """Carry out one task: from the dataset's file to the artifact's folder."""
-    parameters = task.hyperparameters
-    transformers.set_seed(parameters.seed)
+    transformers.set_seed(task.hyperparameters.seed)
     hardware = detect_hardware()
 
     reporter.stage(Stage.PREPARING)
     models = BaseModels(task.model_folder, trusted=task.trust_remote_code)
+    prepared = prepare(task, models, hardware, gpu)
+
+    reporter.stage(Stage.LOADING_MODEL)
+    prepared.base = models.complete(prepared.base)
+    model = load_model(prepared.base, prepared.config, hardware)
+
+    reporter.stage(Stage.CONFIGURING)
+    lora = attach_lora(model, task.hyperparameters)
+    data, shape = prepared.data, prepared.shape
+    callback = RunCallback(task, reporter, stop, gpu, validates=bool(data.validation))
+    trainer = build_trainer(
+        lora, prepared.tokenizer, data.train, data.validation, shape, prepared.micro_batch, task, hardware, callback
+    )
+    resumed = newest_checkpoint(task.job_folder, task.fingerprint)
+
+    reporter.stage(Stage.TRAINING, lora.sentence())
+    if resumed is not None:
+        callback.restore(*resumed)
+    if not run_training(trainer, callback, stop, str(resumed[0]) if resumed else None):
+        return _out_of_memory(task, shape, prepared.micro_batch)
+    if callback.stopped:
+        raise StoppedError(
+            f"The training was stopped after step {trainer.state.global_step} of {trainer.state.max_steps}.",
+            "The next attempt goes on from there.",
+        )
+
+    reporter.stage(Stage.SAVING)
+    if callback.best.step is not None:
+        load_trainable_weights(trainer.model, callback.best.weights)
+    facts = collect_facts(task, prepared, lora, callback, gpu)
+    save_artifact(task.artifact, lora.model, prepared.tokenizer, facts, callback.points, task.archive_name)
+    return Outcome(
+        status="trained",
+        fingerprint=task.fingerprint,
+        metrics=facts.metrics,
+        points=callback.points,
+        summary=Summary(
+            base_model=facts.base_name,
+            base_revision=facts.base_revision,
+            dataset_sha256=facts.dataset_sha256,
+            training_examples=facts.training_examples,
+            validation_examples=facts.validation_examples,
+            skipped_lines=data.skipped_lines,
+            epochs_completed=round(trainer.state.epoch or 0, 3),
+            total_steps=facts.steps,
+            train_seconds=round(callback.train_seconds, 3),
+            gpu_type=gpu.name,
+            gpu_count=1 if gpu.name else None,
+            trainable_parameters=lora.trainable,
+            resumed_from_step=resumed[1].step if resumed else None,
+            notes=facts.notes,
+        ),
+    )
+
+
+def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor) -> Prepared:
+    """Find the base, read and render the data, and make sure that the training fits the GPU."""
+    parameters = task.hyperparameters
     base = models.find(str(parameters.base_model), parameters.base_revision)
     config, tokenizer = load_config(base), load_tokenizer(base)
     own_template = prepare_tokenizer(tokenizer)
@@ -62,82 +136,47 @@ def train(task: Task, reporter: Reporter, stop: StopSwitch, gpu: GpuMonitor) -> 
         max_length=parameters.max_length,
         packing=packing,
     )
-    micro_batch = largest_micro_batch(shape.rows_per_step, task.micro_batch or shape.rows_per_step)
+    limit = task.micro_batch or shape.rows_per_step
+    if hardware.is_gpu:
+        plan = plan_memory(config, parameters, row_tokens=shape.row_tokens, micro_batch=1, dtype=hardware.dtype)
+        log.info("memory plan\n%s", format_plan(plan))
+        gpu_bytes = torch.cuda.mem_get_info()[1]
+        check_plan(plan, gpu_bytes, gpu.name or "this GPU")
+        limit = largest_fitting_micro_batch(plan, limit, gpu_bytes)
+    micro_batch = largest_micro_batch(shape.rows_per_step, limit)
+    return Prepared(base, config, tokenizer, own_template, data, shape, micro_batch, packing_note)
 
-    reporter.stage(Stage.LOADING_MODEL)
-    base = models.complete(base)
-    model = load_model(base, config, hardware)
 
-    reporter.stage(Stage.CONFIGURING)
-    lora = attach_lora(model, parameters)
-    callback = RunCallback(task, reporter, stop, gpu, validates=bool(data.validation))
-    trainer = build_trainer(lora, tokenizer, data.train, data.validation, shape, micro_batch, task, hardware, callback)
-    resumed = newest_checkpoint(task.job_folder, task.fingerprint)
-
-    reporter.stage(Stage.TRAINING, lora.sentence())
-    if resumed is not None:
-        callback.restore(*resumed)
-    shrink = run_training(trainer, callback, stop, str(resumed[0]) if resumed else None)
-    if shrink:
-        return _out_of_memory(task, shape, micro_batch)
-    if callback.stopped:
-        raise StoppedError(
-            f"The training was stopped after step {trainer.state.global_step} of {trainer.state.max_steps}.",
-            "The next attempt goes on from there.",
-        )
-
-    reporter.stage(Stage.SAVING)
-    notes = [*data.notes, *filter(None, [lora.targets.note, packing_note])]
-    notes += _training_notes(callback, shape, micro_batch, task)
-    if callback.best.step is not None:
-        load_trainable_weights(trainer.model, callback.best.weights)
-    metrics = final_metrics(callback)
-    facts = Facts(
-        base_name=base.name,
-        base_revision=base.revision,
-        base_licence=licence_of(base),
+def collect_facts(task: Task, prepared: Prepared, lora: Lora, callback: RunCallback, gpu: GpuMonitor) -> Facts:
+    """What the artifact's texts and the summary say."""
+    data = prepared.data
+    return Facts(
+        base_name=prepared.base.name,
+        base_revision=prepared.base.revision,
+        base_licence=licence_of(prepared.base),
         dataset_sha256=task.dataset_sha256,
         training_examples=data.answers,
         validation_examples=data.validation_answers,
-        parameters=parameters,
-        metrics=metrics,
-        steps=trainer.state.global_step,
+        parameters=task.hyperparameters,
+        metrics=final_metrics(callback),
+        steps=callback.points[-1].step,
         trainable=lora.trainable,
         target_modules=lora.targets.modules,
-        serving=_serving(config.model_type),
-        split={"seed": parameters.seed, "training": data.training_ids, "validation": data.validation_ids},
-        own_template=own_template,
+        serving=serving_note(prepared.config.model_type),
+        split={"seed": task.hyperparameters.seed, "training": data.training_ids, "validation": data.validation_ids},
+        own_template=prepared.own_template,
         gpu_type=gpu.name,
         driver=gpu.driver,
-        notes=notes,
-    )
-    save_artifact(task.artifact, lora.model, tokenizer, facts, callback.points, task.archive_name)
-    return Outcome(
-        status="trained",
-        fingerprint=task.fingerprint,
-        metrics=metrics,
-        points=callback.points,
-        summary=Summary(
-            base_model=base.name,
-            base_revision=base.revision,
-            dataset_sha256=task.dataset_sha256,
-            training_examples=data.answers,
-            validation_examples=data.validation_answers,
-            skipped_lines=data.skipped_lines,
-            epochs_completed=round(trainer.state.epoch or 0, 3),
-            total_steps=trainer.state.global_step,
-            train_seconds=round(callback.train_seconds, 3),
-            gpu_type=gpu.name,
-            gpu_count=1 if gpu.name else None,
-            trainable_parameters=lora.trainable,
-            resumed_from_step=resumed[1].step if resumed else None,
-            notes=notes,
-        ),
+        notes=[
+            *data.notes,
+            *filter(None, [lora.targets.note, prepared.packing_note]),
+            *_training_notes(callback, prepared.shape, prepared.micro_batch, task),
+        ],
     )
 
 
 def run_training(trainer: SFTTrainer, callback: RunCallback, stop: StopSwitch, checkpoint: str | None) -> bool:
-    """Train to the end, a stop, or until memory runs out, which it answers with True."""
+    """Train to the end or to a stop; False when memory ran out, with a checkpoint of the last whole step."""
     stop.training_begins()
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -146,13 +185,13 @@ def run_training(trainer: SFTTrainer, callback: RunCallback, stop: StopSwitch, c
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the tensors that were too many
     else:
-        return False
+        return True
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if trainer.state.global_step > 0:
         save_checkpoint_now(trainer, callback)
-    return True
+    return False
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -187,11 +226,6 @@ def _training_notes(callback: RunCallback, shape: BatchShape, micro_batch: int, 
     if task.gpu_config.count > 1:
         notes.append(f"One of the {task.gpu_config.count} GPUs asked for was used; a single one is enough.")
     return notes
-
-
-def _serving(model_type: str) -> str:
-    known = ARCHITECTURES.get(model_type)
-    return known.serving if known else "Whether vLLM serves this architecture with LoRA is not known."
 
 
 def final_metrics(callback: RunCallback) -> FinalMetrics:

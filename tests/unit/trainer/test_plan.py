@@ -1,0 +1,69 @@
+"""The plan, against the model that the issue names and against what is counted elsewhere."""
+
+import pytest
+import torch
+
+from trainer.errors import DoesNotFitError
+from trainer.hyperparameters import Hyperparameters
+from trainer.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_memory
+
+pytestmark = pytest.mark.gpu_stack
+
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def headline():
+    """Qwen3-Next-80B-A3B at rank 16, 4,096 tokens, micro-batch 1: the defaults of its configuration."""
+    from transformers import Qwen3NextConfig
+
+    return plan_memory(Qwen3NextConfig(), Hyperparameters(rank=16), row_tokens=4096, micro_batch=1)
+
+
+def test_qwen3_next_80b_fits_one_80_gb_gpu(headline):
+    assert headline.weight_bytes <= 48 * GB
+    assert headline.loading_peak <= 60 * GB
+    assert headline.total <= 76 * GB
+    assert headline.adapter_bytes <= 600e6
+    assert headline.weights["experts, 4 bits"] == pytest.approx(77.31e9 / 2, rel=0.01)
+
+
+def test_what_does_not_fit_is_refused_with_figures_and_remedy(headline):
+    with pytest.raises(DoesNotFitError) as caught:
+        check_plan(headline, 48 * GB, "L40S")
+    text = caught.value.as_protocol().sentence()
+    assert "GB of GPU memory" in text
+    assert "L40S has 48.0 GB" in text
+    assert "max_length" in text
+    assert "80 GB or more" in text
+    check_plan(headline, 80 * GB, "A100")
+
+
+def test_the_micro_batch_grows_into_the_spare_memory(headline):
+    assert largest_fitting_micro_batch(headline, 64, 48 * GB) == 0
+    assert largest_fitting_micro_batch(headline, 64, 60 * GB) == 1
+    assert 1 < largest_fitting_micro_batch(headline, 64, 80 * GB) < 10
+    assert largest_fitting_micro_batch(headline, 2, 180 * GB) == 2
+
+
+def test_the_table_names_every_part_and_the_verdict(headline):
+    table = format_plan(headline, gpu_name="A100-80GB", gpu_bytes=80 * GB)
+    for words in ("experts, 4 bits", "optimizer", "peak while loading", "adapter", "fits on A100-80GB"):
+        assert words in table
+    assert "DOES NOT FIT" in format_plan(headline, gpu_name="L4", gpu_bytes=24 * GB)
+
+
+@pytest.mark.parametrize("change", [{}, {"rank": 64}, {"use_dora": True}, {"target_experts": True}])
+def test_planned_weights_are_those_that_train(change):
+    from sandbox.tiny_architectures import tiny_config
+    from trainer.models import attach_lora
+
+    architecture = "qwen3_next" if change.get("target_experts") else "llama"
+    config = tiny_config(architecture, vocab_size=512)
+    parameters = Hyperparameters(**change)
+    plan = plan_memory(config, parameters, row_tokens=128, micro_batch=1)
+    with torch.device("meta"):
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_config(config)
+    assert attach_lora(model, parameters).trainable == plan.trainable
