@@ -3,6 +3,9 @@
 The trainer's own handler runs it instead of `trainer.train` when told to (`standin_env`), so check-in,
 progress, cancelling, checkpoints and publishing are the real ones. It takes `max_steps` steps (20 by
 default); a `Mishap` as the job's seed makes one job go wrong.
+
+It speaks the protocol in plain JSON, which the handler checks with the real models: importing those
+would take ten times as long as such a training, and the chaos suite trains thousands.
 """
 
 from __future__ import annotations
@@ -14,25 +17,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn, TextIO
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
-
-from trainer.checkpoints import Mark, newest_checkpoint, write_mark
 from trainer.crashpoints import reach
-from trainer.errors import LossNotFiniteError, StoppedError, TrainingError
-from trainer.gpu import GpuMonitor
-from trainer.protocol import FinalMetrics, Point, Stage, Summary
-from trainer.reporting import Reporter
 from trainer.stopping import StopSwitch, end_with_the_handler
-from trainer.task import Outcome, Task
 
 _STEPS = 20
 _CHECKPOINT_STEPS = 5
+_REPORT_SECONDS = 0.25
+_TRAINING_PERCENT, _SAVING_PERCENT = 25, 95
 
 
 class Mishap(IntEnum):
@@ -49,18 +44,7 @@ class Mishap(IntEnum):
     """It goes on until it is stopped."""
 
 
-class StandinSettings(BaseSettings):
-    """Read from `LORA_STANDIN_…` variables."""
-
-    model_config = SettingsConfigDict(env_prefix="LORA_STANDIN_", extra="ignore", frozen=True)
-
-    step_seconds: float = Field(default=0.01, ge=0)
-    log: Path | None = None
-    """File to which every step of every execution is appended, see `read_steps`."""
-
-
-@dataclass(frozen=True)
-class TrainedStep:
+class TrainedStep(NamedTuple):
     """One step that some execution of a run has taken, at a time in Unix seconds."""
 
     run_id: str
@@ -91,7 +75,7 @@ def read_steps(log: Path) -> list[TrainedStep]:
     """Every step that was taken, oldest first; none when nothing trained yet."""
     if not log.exists():
         return []
-    return [TrainedStep(**json.loads(line)) for line in log.read_text().splitlines()]
+    return [TrainedStep(*json.loads(line)) for line in log.read_text().splitlines()]
 
 
 def runs_trained_twice(steps: Iterable[TrainedStep]) -> set[str]:
@@ -100,118 +84,146 @@ def runs_trained_twice(steps: Iterable[TrainedStep]) -> set[str]:
     return {run_id for run_id, executions in Counter(run_id for run_id, _ in finished).items() if executions > 1}
 
 
-def train(task: Task, reporter: Reporter, stop: StopSwitch, settings: StandinSettings) -> Outcome:
-    """Go through the stages and the steps, and leave an artifact of a few bytes."""
-    for stage in (Stage.PREPARING, Stage.LOADING_MODEL, Stage.CONFIGURING):
-        reporter.stage(stage)
-    total_steps = task.hyperparameters.max_steps or _STEPS
-    found = newest_checkpoint(task.job_folder, task.fingerprint)
-    resumed = found[1] if found else None
-    points = list(resumed.points) if resumed else []
+class _StoppedEarlyError(Exception):
+    """Asked to end by SIGTERM."""
 
-    reporter.stage(Stage.TRAINING)
-    stop.training_begins()
-    for step in range(len(points) + 1, total_steps + 1):
-        if step == total_steps // 2:
-            _suffer(task.hyperparameters.seed, stop, settings, first_attempt=resumed is None)
-        time.sleep(settings.step_seconds)
-        points.append(_point(step, total_steps))
-        _note(task, step, total_steps, settings.log)
-        reporter.step(points[-1], points, total_steps=total_steps, eta_seconds=None)
-        reach("trainer.train.step")
-        if (stop.requested and step < total_steps) or step % _CHECKPOINT_STEPS == 0:
-            _save_checkpoint(task, points)
-        if stop.requested and step < total_steps:
-            raise StoppedError(
-                f"The training was stopped after step {step} of {total_steps}.", "The next attempt goes on from there."
+
+class _NotFiniteError(Exception):
+    """The job's mishap."""
+
+
+class Training:
+    """One task of the handler, as `trainer.task.Task` writes it."""
+
+    def __init__(self, task: dict[str, Any], events: TextIO) -> None:
+        self._task = task
+        self._events = events
+        self._seed: int = task["hyperparameters"]["seed"]
+        self._total_steps: int = task["hyperparameters"]["max_steps"] or _STEPS
+        self._folder = Path(task["folder"])
+        self._step_seconds = float(os.environ.get("LORA_STANDIN_STEP_SECONDS", "0.01"))
+        self._log = os.environ.get("LORA_STANDIN_LOG")
+        self._points: list[dict[str, Any]] = []
+        self._resumed_from: int | None = None
+        self._reported_at = 0.0
+        self._stop = StopSwitch(self._end_before_training)
+
+    def run(self) -> bool:
+        """Train and leave the outcome; whether the artifact is whole."""
+        try:
+            self._train()
+        except _StoppedEarlyError:
+            self._write_outcome(
+                "stopped", error={"code": "interrupted", "message": f"It was stopped after {len(self._points)} steps."}
             )
+        except _NotFiniteError:
+            self._write_outcome("failed", error={"code": "loss_not_finite", "message": "The loss became NaN."})
+        else:
+            self._write_outcome("trained")
+            return True
+        return False
 
-    reporter.stage(Stage.SAVING)
-    task.artifact.mkdir(parents=True, exist_ok=True)
-    (task.artifact / "adapter_model.safetensors").write_bytes(task.fingerprint.encode() * 16)
-    (task.artifact / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    return Outcome(
-        status="trained",
-        fingerprint=task.fingerprint,
-        points=points,
-        metrics=FinalMetrics(first_training_loss=points[0].training_loss, final_training_loss=points[-1].training_loss),
-        summary=Summary(
-            base_model=task.hyperparameters.base_model,
-            dataset_sha256=task.dataset_sha256,
-            total_steps=total_steps,
-            train_seconds=total_steps * settings.step_seconds,
-            resumed_from_step=resumed.step if resumed else None,
-        ),
-    )
+    def _train(self) -> None:
+        for stage, percent in (("preparing", 10), ("loading_model", 15), ("configuring", 20)):
+            self._report(stage, percent)
+        self._points = self._checkpointed_points()
+        self._resumed_from = len(self._points) or None
+        self._report("training", _TRAINING_PERCENT)
+        self._stop.training_begins()
+        for step in range(len(self._points) + 1, self._total_steps + 1):
+            if step == self._total_steps // 2:
+                self._suffer()
+            time.sleep(self._step_seconds)
+            self._take(step)
+            reach("trainer.train.step")
+            is_last = step == self._total_steps
+            if (self._stop.requested and not is_last) or step % _CHECKPOINT_STEPS == 0:
+                self._save_checkpoint(step)
+            if self._stop.requested and not is_last:
+                raise _StoppedEarlyError
+        self._report("saving", _SAVING_PERCENT)
+        artifact = self._folder / "artifact"
+        artifact.mkdir(parents=True, exist_ok=True)
+        (artifact / "adapter_model.safetensors").write_bytes(self._task["fingerprint"].encode() * 16)
+        (artifact / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+
+    def _take(self, step: int) -> None:
+        point = {"step": step, "epoch": step / self._total_steps, "training_loss": round(1 + 3 / step, 4)}
+        self._points.append({**point, "learning_rate": 1e-4, "throughput": 1000.0, "timestamp": time.time()})
+        if self._log is not None:
+            taken = TrainedStep(self._task["run_id"], self._task["execution_id"], step, self._total_steps, time.time())
+            # One write of one short line: appending executions don't mix them.
+            with Path(self._log).open("a") as file:
+                file.write(json.dumps(taken) + "\n")
+        if step in {1, self._total_steps} or time.monotonic() - self._reported_at > _REPORT_SECONDS:
+            self._reported_at = time.monotonic()
+            trained = (_SAVING_PERCENT - _TRAINING_PERCENT) * step / self._total_steps
+            self._report("training", _TRAINING_PERCENT + trained, current_step=step, current_epoch=point["epoch"])
+
+    def _suffer(self) -> None:
+        if self._seed == Mishap.CRASH or (self._seed == Mishap.CRASH_ONCE and self._resumed_from is None):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self._seed == Mishap.KILL_WORKER:
+            os.kill(os.getppid(), signal.SIGKILL)
+        if self._seed == Mishap.LOSS_NOT_FINITE:
+            raise _NotFiniteError
+        while self._seed in {Mishap.ENDLESS, Mishap.KILL_WORKER} and not self._stop.requested:
+            time.sleep(self._step_seconds)
+
+    def _report(self, stage: str, progress: float, **more: Any) -> None:
+        told = {"run_id": self._task["run_id"], "execution_id": self._task["execution_id"], "stage": stage}
+        told |= {"progress": progress, "total_steps": self._total_steps, "points": self._points, **more}
+        self._events.write(json.dumps(told) + "\n")
+        self._events.flush()
+
+    def _checkpointed_points(self) -> list[dict[str, Any]]:
+        """The curve up to the newest checkpoint that any execution of the job left for the same inputs."""
+        marks = (
+            json.loads(path.read_text())
+            for path in Path(self._task["job_folder"]).glob("*/checkpoints/checkpoint-*/lora-trainer.json")
+        )
+        same = (mark["points"] for mark in marks if mark["fingerprint"] == self._task["fingerprint"])
+        return max(same, key=len, default=[])
+
+    def _save_checkpoint(self, step: int) -> None:
+        folder = self._folder / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        mark = {"fingerprint": self._task["fingerprint"], "step": step, "points": self._points}
+        _write_atomically(folder / "lora-trainer.json", mark)
+
+    def _end_before_training(self) -> NoReturn:
+        self._write_outcome("stopped", error={"code": "interrupted", "message": "It was stopped before training."})
+        os._exit(1)
+
+    def _write_outcome(self, status: str, error: dict[str, str] | None = None) -> None:
+        outcome = {"status": status, "fingerprint": self._task["fingerprint"], "error": error}
+        if status == "trained":
+            outcome |= {
+                "points": self._points,
+                "metrics": {"final_training_loss": self._points[-1]["training_loss"]},
+                "summary": {
+                    "base_model": self._task["hyperparameters"]["base_model"],
+                    "dataset_sha256": self._task["dataset_sha256"],
+                    "total_steps": self._total_steps,
+                    "train_seconds": self._total_steps * self._step_seconds,
+                    "resumed_from_step": self._resumed_from,
+                },
+            }
+        _write_atomically(self._folder / "outcome.json", outcome)
 
 
-def _suffer(seed: int, stop: StopSwitch, settings: StandinSettings, *, first_attempt: bool) -> None:
-    if seed == Mishap.CRASH or (seed == Mishap.CRASH_ONCE and first_attempt):
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if seed == Mishap.KILL_WORKER:
-        os.kill(os.getppid(), signal.SIGKILL)
-    if seed == Mishap.LOSS_NOT_FINITE:
-        raise LossNotFiniteError("The loss became NaN at the middle of the training.", "Lower the learning rate.")
-    while seed in {Mishap.ENDLESS, Mishap.KILL_WORKER} and not stop.requested:
-        time.sleep(settings.step_seconds)
-
-
-def _point(step: int, total_steps: int) -> Point:
-    return Point(
-        step=step,
-        epoch=round(step / total_steps, 4),
-        training_loss=round(1 + 3 / step, 4),
-        learning_rate=1e-4,
-        throughput=1000.0,
-        timestamp=time.time(),
-    )
-
-
-def _note(task: Task, step: int, total_steps: int, log: Path | None) -> None:
-    if log is not None:
-        taken = TrainedStep(task.run_id, task.execution_id, step, total_steps, time.time())
-        # One write of one short line: appending executions don't mix them.
-        with log.open("a") as file:
-            file.write(json.dumps(asdict(taken)) + "\n")
-
-
-def _save_checkpoint(task: Task, points: list[Point]) -> None:
-    step = points[-1].step
-    folder = task.checkpoints / f"checkpoint-{step}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_mark(folder, Mark(fingerprint=task.fingerprint, step=step, points=points))
+def _write_atomically(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)
 
 
 def main(arguments: list[str]) -> int:
     """Read the task, train, leave the outcome; 0 when the artifact is whole."""
-    task = Task.model_validate_json(sys.stdin.readline())
+    task = json.loads(sys.stdin.readline())
     end_with_the_handler()
     with os.fdopen(int(arguments[0]), "w", encoding="utf-8") as events:
-        outcome = attempt(task, Reporter(events, task, GpuMonitor(wanted=False)))
-    outcome.write(task.folder)
-    return 0 if outcome.status == "trained" else 1
-
-
-def attempt(task: Task, reporter: Reporter) -> Outcome:
-    """`train`, with every failure turned into an outcome."""
-    try:
-        return train(task, reporter, StopSwitch(lambda: _end_before_training(task)), StandinSettings())
-    except TrainingError as error:
-        return _failure(task, error)
-
-
-def _end_before_training(task: Task) -> NoReturn:
-    error = StoppedError("The training was stopped before its first step.", "The next attempt starts anew.")
-    _failure(task, error).write(task.folder)
-    os._exit(1)
-
-
-def _failure(task: Task, error: TrainingError) -> Outcome:
-    return Outcome(
-        status="stopped" if isinstance(error, StoppedError) else "failed",
-        fingerprint=task.fingerprint,
-        error=error.as_protocol(),
-    )
+        return 0 if Training(task, events).run() else 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""Worker processes as an operator has them: `lora-worker run`, started, stopped, paused and killed by pid."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sandbox.processes import Child, start_child
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+COMMAND = (str(Path(sys.executable).with_name("lora-worker")), "run")
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+
+
+@dataclass
+class Worker:
+    """One worker process. `name` is what leases and logs call it."""
+
+    name: str
+    child: Child
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self.child.returncode is None
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is finished, nothing is released."""
+        self.child.kill()
+
+    def stop(self) -> int:
+        """SIGTERM and the end that follows; the exit status."""
+        return self.child.stop()
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self.child.send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.child.send(signal.SIGCONT)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether a SIGSTOP has taken effect."""
+        try:
+            state = Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            # No /proc: `ps` says the same, more slowly.
+            asked = subprocess.run(["ps", "-o", "state=", "-p", str(self.child.pid)], capture_output=True, text=True)
+            state = asked.stdout.strip()
+        return state.startswith("T")
+
+    def log_lines(self) -> Iterator[dict[str, Any]]:
+        """What it has logged so far."""
+        for line in self.child.log.read_text(errors="replace").splitlines():
+            if line.startswith("{"):
+                yield json.loads(line)
+
+
+class Crew:
+    """Starts workers that share settings; `close` ends those that are left."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | dict(env)
+        self._count = 0
+        self.workers: list[Worker] = []
+
+    def start(self, env: Mapping[str, str] | None = None, command: Sequence[str] = COMMAND) -> Worker:
+        """Start one more worker, with `env` besides."""
+        self._count += 1
+        name = f"worker-{self._count}"
+        settings = {**self._env, "LORA_WORKER_NAME": name, **(env or {})}
+        child = start_child(
+            command,
+            name=name,
+            log=self._folder / f"{name}.log",
+            # A `.env` of the developer's in the working directory would be read.
+            cwd=self._folder,
+            env={**settings, "PYTHONPATH": str(ROOT)},
+        )
+        worker = Worker(name, child)
+        self.workers = [other for other in self.workers if other.is_alive] + [worker]
+        return worker
+
+    def kill(self) -> None:
+        """SIGKILL to all of them."""
+        for worker in self.workers:
+            worker.kill()
+        self.workers.clear()
+
+    def stop(self) -> None:
+        """SIGTERM to all of them, and wait."""
+        for worker in self.workers:
+            worker.child.send(signal.SIGTERM)
+        for worker in self.workers:
+            worker.stop()
+        self.workers.clear()
+
+    def keep(self, count: int) -> None:
+        """As many workers as that: missing ones are started, paused ones go on, surplus ones are stopped."""
+        alive = [worker for worker in self.workers if worker.is_alive]
+        for worker in alive:
+            worker.resume()
+        for worker in alive[count:]:
+            worker.stop()
+        self.workers = alive[:count]
+        while len(self.workers) < count:
+            self.start()
+
+    def await_start(self, deadline_seconds: float = 30) -> None:
+        """Return when every worker has logged that it is at work."""
+        deadline = time.monotonic() + deadline_seconds
+        for worker in self.workers:
+            while worker.is_alive and not any(line["event"] == "worker started" for line in worker.log_lines()):
+                assert time.monotonic() < deadline, f"{worker.name} did not start: {worker.child.last_words()}"
+                time.sleep(0.05)

@@ -1,0 +1,276 @@
+"""What a chaos run happens in: one Supabase, one RunPod with warm workers, one crew of `lora-worker`s."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+import certifi
+from psycopg.rows import dict_row
+
+from sandbox.processes import remove_folder, temporary_folder
+from sandbox.runpod import LocalRunPod
+from sandbox.standin import read_steps, standin_env
+from sandbox.supabase import LocalSupabase
+from tests.chaos.crew import ROOT, Crew
+from tests.chaos.verdict import Evidence
+
+BASE_MODEL = "standin"
+LEASE_SECONDS = 5
+DOUBT_SECONDS = 4
+LOST_SECONDS = 6
+STEP_SECONDS = 0.05
+REQUEST_TIMEOUT_SECONDS = 3
+
+_DATASET = b'{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello to you."}]}\n'
+_SETTINGS = {
+    "LORA_WORKER_POLL_SECONDS": "0.5",
+    "LORA_WORKER_LEASE_SECONDS": str(LEASE_SECONDS),
+    "LORA_WORKER_DOUBT_SECONDS": str(DOUBT_SECONDS),
+    "LORA_WORKER_LOST_SECONDS": str(LOST_SECONDS),
+    "LORA_WORKER_RETRY_BASE_SECONDS": "0.5",
+    "LORA_WORKER_RETRY_MAX_SECONDS": "3",
+    "LORA_WORKER_REQUEST_TIMEOUT_SECONDS": str(REQUEST_TIMEOUT_SECONDS),
+    "LORA_WORKER_SLOTS": "60",
+    "LORA_WORKER_MAX_PER_USER": "60",
+    "LORA_WORKER_BASE_MODELS": BASE_MODEL,
+    "LORA_WORKER_LOG_FORMAT": "json",
+}
+
+
+# Less often than the stand-in's own: each call costs as much as a step.
+_TRAINER = {
+    "LORA_TRAINER_HEARTBEAT_SECONDS": "1",
+    "LORA_TRAINER_PROGRESS_SECONDS": "0.5",
+    "LORA_TRAINER_GRANT_POLL_SECONDS": "0.4",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job to be queued: how many steps it takes, what befalls it, and how it may end."""
+
+    steps: int
+    seed: int = 1
+    ends: frozenset[str] = frozenset({"completed"})
+    dataset_name: str = "chaos"
+
+
+@dataclass
+class World:
+    """Everything runs; `jobs` and `dump` say what became of it."""
+
+    supabase: LocalSupabase
+    runpod: LocalRunPod
+    crew: Crew
+    folder: Path
+    _users: list[str]
+    _datasets: dict[str, str] = field(default_factory=dict)
+    _stack: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    @classmethod
+    def start(cls, *, runpod_workers: int, workers: int = 2, env: Mapping[str, str] | None = None) -> Self:
+        """Start everything and wait until it is warm; `env` is set in all processes under test."""
+        with ExitStack() as stack:
+            folder = temporary_folder()
+            stack.callback(remove_folder, folder)
+            # Nobody here speaks TLS, but httpx loads 140 root certificates for every client, in 35 ms.
+            certificate = folder / "certificate.pem"
+            certificate.write_text(_first_certificate())
+            shared = {"SSL_CERT_FILE": str(certificate), **(env or {})}
+            supabase = stack.enter_context(LocalSupabase.start(ROOT / ".sandbox"))
+            (folder / "volume").mkdir()
+            runpod = stack.enter_context(
+                LocalRunPod.start(
+                    handler_module="tests.chaos.handler",
+                    workers_max=runpod_workers,
+                    rate_limits={},
+                    idle_timeout_seconds=3600,
+                    env={**standin_env(folder / "volume", step_seconds=STEP_SECONDS), **_TRAINER, **shared},
+                )
+            )
+            crew = Crew(
+                folder,
+                {
+                    **_SETTINGS,
+                    **shared,
+                    "SUPABASE_URL": supabase.url,
+                    "SUPABASE_SERVICE_ROLE_KEY": supabase.secret_key,
+                    "SUPABASE_PUBLISHABLE_KEY": supabase.publishable_key,
+                    "GPU_CLUSTER_API_URL": runpod.api_url,
+                    "GPU_CLUSTER_API_KEY": runpod.api_key,
+                },
+            )
+            stack.callback(crew.kill)
+            users = [supabase.create_user(f"{uuid4()}@example.com") for _ in range(3)]
+            world = cls(supabase, runpod, crew, folder, users)
+            crew.keep(workers)
+            crew.await_start()
+            world._stack = stack.pop_all()
+            return world
+
+    def close(self) -> None:
+        """End every process and remove the files."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ── the application's side ──────────────────────────────────────────────────────────────────────
+
+    def queue(self, plans: Sequence[Plan]) -> list[str]:
+        """Queue jobs as the application does; their ids."""
+        datasets = {name: self._dataset(name) for name in {plan.dataset_name for plan in plans}}
+        rows = [
+            (
+                str(uuid4()),
+                self._users[number % len(self._users)],
+                datasets[plan.dataset_name],
+                json.dumps(
+                    {
+                        "base_model": BASE_MODEL,
+                        "epochs": 1,
+                        "batch_size": 4,
+                        "rank": 8,
+                        "learning_rate": 1e-4,
+                        "max_steps": plan.steps,
+                        "seed": plan.seed,
+                    }
+                ),
+            )
+            for number, plan in enumerate(plans)
+        ]
+        with self.supabase.postgres.connect() as connection, connection.cursor() as cursor:
+            cursor.executemany(
+                "insert into training_jobs (id, user_id, dataset_id, preset_id, hyperparameters, gpu_config,"
+                " total_epochs, estimated_total_cost)"
+                """ values (%s, %s, %s, 'custom', %s, '{"type": "A100-80GB", "count": 1}', 1, 1)""",
+                rows,
+            )
+        return [row[0] for row in rows]
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel as the application does; whether the job was still to be cancelled."""
+        return bool(
+            self.query(
+                "update training_jobs set status = 'cancelled', completed_at = now()"
+                " where id = %s and status in ('queued', 'initializing', 'running') returning id",
+                job_id,
+            )
+        )
+
+    def _dataset(self, name: str) -> str:
+        if name not in self._datasets:
+            path = f"{self._users[0]}/{name}.jsonl"
+            with self.supabase.client() as client:
+                client.post(
+                    f"/storage/v1/object/lora-datasets/{path}",
+                    content=_DATASET * 20,
+                    headers={"content-type": "application/x-jsonlines"},
+                ).raise_for_status()
+            (row,) = self.query(
+                "insert into datasets (user_id, name, storage_path, file_name, file_size, status, training_ready)"
+                " values (%s, %s, %s, 'data.jsonl', %s, 'ready', true) returning id::text",
+                self._users[0],
+                name,
+                path,
+                len(_DATASET) * 20,
+            )
+            self._datasets[name] = row["id"]
+        return self._datasets[name]
+
+    # ── looking ─────────────────────────────────────────────────────────────────────────────────────
+
+    def query(self, statement: str, *arguments: Any) -> list[dict[str, Any]]:
+        """Rows of the database, over a connection of its own: a fault may have ended any other."""
+        with self.supabase.postgres.connect() as connection:
+            cursor = connection.cursor(row_factory=dict_row)
+            cursor.execute(statement, arguments)
+            return cursor.fetchall() if cursor.description else []
+
+    def count(self, statement: str, *arguments: Any) -> int:
+        """The one number that a statement answers."""
+        (row,) = self.query(statement, *arguments)
+        return int(next(iter(row.values())))
+
+    def unfinished(self, job_ids: Sequence[str]) -> int:
+        """How many of the jobs have not ended, or still have a live run."""
+        return self.count(
+            "select count(*) from training_jobs j where id = any(%s::uuid[]) and ("
+            " status not in ('completed', 'failed', 'cancelled') or exists ("
+            " select from training_runs r where r.job_id = j.id and r.status in ('claimed', 'launched', 'running')))",
+            list(job_ids),
+        )
+
+    def manifests(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """The live runs of the jobs whose manifest lies in the storage: run id to RunPod's job id."""
+        rows = self.query(
+            "select r.id::text as run_id, r.external_job_id from training_runs r join storage.objects o"
+            " on o.name = r.user_id || '/' || r.id || '/manifest.json'"
+            " where r.job_id = any(%s::uuid[]) and r.status = 'running'",
+            list(job_ids),
+        )
+        return {row["run_id"]: row["external_job_id"] for row in rows}
+
+    def dump(self, job_ids: Sequence[str]) -> Evidence:
+        """Everything that is known of these jobs."""
+        ids = list(job_ids)
+        runs = self.query(
+            "select id::text, job_id::text, status from training_runs where job_id = any(%s::uuid[])", ids
+        )
+        own = {run["id"] for run in runs}
+        return Evidence(
+            jobs=self.query(
+                "select id::text, status, artifact_id::text, final_cost, error_message from training_jobs"
+                " where id = any(%s::uuid[])",
+                ids,
+            ),
+            runs=runs,
+            points=self.query(
+                "select job_id::text, step, count(*) as times from metrics_points where job_id = any(%s::uuid[])"
+                " group by job_id, step",
+                ids,
+            ),
+            artifacts=self.query(
+                "select id::text, job_id::text from model_artifacts where job_id = any(%s::uuid[])", ids
+            ),
+            costs=self.query(
+                "select details->>'run_id' as run_id from cost_records where job_id = any(%s::uuid[])", ids
+            ),
+            notices=self.query(
+                "select type, metadata->>'job_id' as job_id,"
+                " case type when 'job_requeued' then metadata->>'run_id' end as run_id"
+                " from notifications where metadata->>'job_id' = any(%s)",
+                ids,
+            ),
+            launches=[launch for launch in tuple(self.runpod.ledger.launches) if launch.run_id in own],
+            steps=[step for step in read_steps(self.folder / "volume" / "steps.jsonl") if step.run_id in own],
+            orphans=[orphan for orphan in self.runpod.orphans() if orphan.run_id in own],
+        )
+
+
+def until(condition: Callable[[], bool], what: str, *, within_seconds: float = 60, pause_seconds: float = 0.3) -> None:
+    """Wait for the condition.
+
+    Raises:
+        TimeoutError: it did not come true in time.
+    """
+    deadline = time.monotonic() + within_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {within_seconds:.0f} s in vain: {what}")
+        time.sleep(pause_seconds)
+
+
+def _first_certificate() -> str:
+    mark = "-----END CERTIFICATE-----"
+    return Path(certifi.where()).read_text().partition(mark)[0] + mark + "\n"
