@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
 _SPECIAL = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>", "additional_special_tokens": ["<|im_start|>"]}
 _CONVERSATIONS = 1500
 _STEPS = 160
-_STEPS_OF_OTHERS = 80
+_STEPS_OF_OTHERS = 120
 """The demo and most tests use Llama; for the others it is enough that an adapter has something to learn on."""
 _ROWS, _TOKENS = 4, 256
 _SEED = 1

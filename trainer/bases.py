@@ -1,8 +1,9 @@
 """Find the base model that was asked for, and no other: on the volume, in a cache, or on the hub.
 
-Looked for, in this order: a folder given as a path; `<models>/<organisation>/<name>`; Hugging Face
-caches on the volume and elsewhere; the hub itself. What a variable like `MODEL_PATH` says is not
-asked: it has trained adapters for the wrong model before.
+Looked for, in this order: a folder given as a path; `<volume>/models/<name>`; Hugging Face caches on
+the volume and elsewhere; the hub itself. Downloads go to `<volume>/huggingface-cache/hub`, where
+RunPod's cached models lie, too. What a variable like `MODEL_PATH` says is not asked: it has trained
+adapters for the wrong model before.
 """
 
 from __future__ import annotations
@@ -34,12 +35,7 @@ from trainer.errors import (
 )
 from trainer.volume import naming_full_disks
 
-_CACHES = (
-    Path("/runpod-volume/huggingface-cache/hub"),
-    Path("/workspace/huggingface-cache/hub"),
-    Path(HF_HUB_CACHE),
-)
-_MODEL_FOLDERS = (Path("/runpod-volume/models"), Path("/workspace/models"))
+_MOUNTS = (Path("/runpod-volume"), Path("/workspace"))
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*", "README.md"]
 _WEIGHTS = ["*.safetensors"]
@@ -61,12 +57,14 @@ class Base:
 
 
 class BaseModels:
-    """The base models that can be reached from here. Downloads go to `folder`."""
+    """The base models that can be reached from here. Downloads go to `volume`."""
 
-    def __init__(self, folder: Path, *, trusted: Sequence[str] = (), caches: Sequence[Path] = _CACHES) -> None:
-        self._folder = folder
+    def __init__(self, volume: Path, *, trusted: Sequence[str] = ()) -> None:
+        volumes = (volume, *_MOUNTS)
         self._trusted = frozenset(trusted)
-        self._caches = (folder, *caches)
+        self._plain = [place / "models" for place in volumes]
+        self._caches = [*(place / "huggingface-cache" / "hub" for place in volumes), Path(HF_HUB_CACHE)]
+        self._folder = self._caches[0]
 
     def find(self, name: str, revision: str | None) -> Base:
         """The model's configuration and tokenizer, downloaded where they are not at hand.
@@ -113,7 +111,7 @@ class BaseModels:
         return None
 
     def _plain_folder(self, name: str) -> Path | None:
-        roots = [Path()] if Path(name).is_absolute() else [self._folder, *_MODEL_FOLDERS]
+        roots = [Path()] if Path(name).is_absolute() else self._plain
         return next((root / name for root in roots if (root / name / "config.json").is_file()), None)
 
     def _fetch(self, name: str, revision: str | None, patterns: list[str]) -> Base:
@@ -189,8 +187,8 @@ def _naming_hub_faults(name: str, revision: str | None) -> Iterator[None]:
             f"There is no base model {name} on the hub, or it is private.",
             "Check the name; for a private model set HF_TOKEN on the endpoint.",
         ) from None
-    except (HTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
+    except (HTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError):
         raise BaseModelUnreachableError(
-            f"The base model {name} could not be downloaded ({type(error).__name__}).",
+            f"The base model {name} could not be downloaded: the hub does not answer.",
             "The next attempt goes on with the download where it stopped.",
         ) from None

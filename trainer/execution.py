@@ -206,7 +206,7 @@ class Execution:
             gpu_config=request.gpu_config,
             job_folder=folder.path,
             folder=folder.own,
-            model_folder=self._volume / "models",
+            volume=self._volume,
             archive_name=request.output.archive_name,
             chart_points=request.limits.chart_points,
             checkpoint_minutes=settings.checkpoint_minutes,

@@ -169,7 +169,7 @@ def _row(name: str, size: int) -> str:
 
 
 def plan_for_base(
-    base_model: str, parameters: Hyperparameters, *, row_tokens: int, micro_batch: int, model_folder: Path
+    base_model: str, parameters: Hyperparameters, *, row_tokens: int, micro_batch: int, volume: Path
 ) -> MemoryPlan:
     """The plan for a model by name; downloads its configuration where it is not at hand.
 
@@ -179,7 +179,7 @@ def plan_for_base(
     from trainer.bases import BaseModels
     from trainer.models import load_config
 
-    base = BaseModels(model_folder).find(base_model, parameters.base_revision)
+    base = BaseModels(volume).find(base_model, parameters.base_revision)
     return plan_memory(load_config(base), parameters, row_tokens=row_tokens, micro_batch=micro_batch)
 
 

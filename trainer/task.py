@@ -38,7 +38,7 @@ class Task(BaseModel):
     """Shared by all executions of the job."""
     folder: Path
     """This execution's own."""
-    model_folder: Path
+    volume: Path
     """Where base models are kept."""
     micro_batch: int | None = None
     """Rows per forward pass; None: what the plan says fits."""

@@ -30,7 +30,7 @@ from trainer.callbacks import RunCallback, load_trainable_weights
 from trainer.chat import Chat, prepare_tokenizer
 from trainer.checkpoints import newest_checkpoint
 from trainer.data import Data, prepare_data
-from trainer.errors import OutOfMemoryError, StoppedError, TrainingError
+from trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, TrainingError
 from trainer.gpu import GpuMonitor
 from trainer.model_card import Facts
 from trainer.models import Hardware, Lora, attach_lora, detect_hardware, load_config, load_model, load_tokenizer
@@ -41,6 +41,7 @@ from trainer.sft import build_trainer, save_checkpoint_now
 from trainer.stopping import StopSwitch, end_with_the_handler
 from trainer.targets import packing_decision, serving_note
 from trainer.task import Outcome, Task
+from trainer.volume import FULL_DISK_HINT
 
 log = logging.getLogger("trainer.train")
 
@@ -65,7 +66,7 @@ def train(task: Task, reporter: Reporter, stop: StopSwitch, gpu: GpuMonitor) -> 
     hardware = detect_hardware()
 
     reporter.stage(Stage.PREPARING)
-    models = BaseModels(task.model_folder, trusted=task.trust_remote_code)
+    models = BaseModels(task.volume, trusted=task.trust_remote_code)
     prepared = prepare(task, models, hardware, gpu)
 
     reporter.stage(Stage.LOADING_MODEL)
@@ -268,18 +269,24 @@ def attempt(task: Task, reporter: Reporter, gpu: GpuMonitor) -> Outcome:
         status: Any = "stopped" if isinstance(error, StoppedError) else "failed"
         return Outcome(status=status, fingerprint=task.fingerprint, error=error.as_protocol())
     except Exception as error:
-        if is_out_of_memory(error):
-            known: TrainingError = OutOfMemoryError(
-                "The GPU's memory ran out while the model was loaded.", "Choose a GPU with more memory."
-            )
-        else:
-            # Only the places in the code: the text of an exception may hold dataset text.
-            log.error("%s at\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)[-8:]))
-            known = TrainingError(
-                f"The training failed unexpectedly ({type(error).__name__}).",
-                "The container's log says where.",
-            )
+        # Only the places in the code: the text of an exception may hold dataset text.
+        log.error("%s at\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)[-8:]))
+        known = explain(error)
         return Outcome(status="failed", fingerprint=task.fingerprint, error=known.as_protocol())
+
+
+def explain(error: Exception) -> TrainingError:
+    """A library's exception in the user's words."""
+    if is_out_of_memory(error):
+        return OutOfMemoryError(
+            "Memory ran out before the training began.", "Choose a GPU with more memory, or a smaller base model."
+        )
+    # safetensors raises an exception of its own, which has no errno.
+    if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+        return DiskFullError("The disk or the network volume is full.", FULL_DISK_HINT)
+    return TrainingError(
+        f"The training failed unexpectedly ({type(error).__name__}).", "The container's log says where."
+    )
 
 
 def _end_before_training(task: Task) -> NoReturn:

@@ -25,6 +25,7 @@ from trainer.errors import DiskFullError, RequestInvalidError
 from trainer.task import Outcome, write_atomically
 
 _MOUNTS = (Path("/runpod-volume"), Path("/workspace"))
+FULL_DISK_HINT = "Make the network volume larger, or remove old models from it."
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
@@ -46,9 +47,7 @@ def naming_full_disks(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        raise DiskFullError(
-            f"The disk is full at {folder}.", "Make the network volume larger, or remove old models from it."
-        ) from None
+        raise DiskFullError(f"The disk is full at {folder}.", FULL_DISK_HINT) from None
 
 
 @dataclass(frozen=True)

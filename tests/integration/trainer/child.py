@@ -41,7 +41,7 @@ def make_task(job_folder: Path, base: Path, *, dataset: Path | None = None, **ch
             "gpu_config": {},
             "job_folder": job_folder,
             "folder": own,
-            "model_folder": base.parent,
+            "volume": base.parent,
             "chart_points": 100,
             "checkpoint_minutes": 60,
             **changes,

@@ -15,9 +15,7 @@ PARAMETERS = {"epochs": 3, "dropout": 0.1, "batch_size": 4, "max_length": 256}
 
 
 def resumable_task(folder, base, **changes):
-    return make_task(
-        folder, base, **{"hyperparameters": PARAMETERS, "checkpoint_minutes": EVERY_STEP, **changes}
-    )
+    return make_task(folder, base, **{"hyperparameters": PARAMETERS, "checkpoint_minutes": EVERY_STEP, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +26,7 @@ def uninterrupted(tmp_path_factory, tiny_model):
 
 def curve(outcome):
     return [
-        (p.step, p.epoch, p.training_loss, p.validation_loss, p.gradient_norm, p.learning_rate)
-        for p in outcome.points
+        (p.step, p.epoch, p.training_loss, p.validation_loss, p.gradient_norm, p.learning_rate) for p in outcome.points
     ]
 
 

@@ -1,0 +1,67 @@
+"""The real training process with one thing broken, as `SABOTAGE` says: `name:argument`."""
+
+import errno
+import os
+import sys
+
+import torch
+from transformers import Trainer
+
+from trainer.train import main
+
+VERB, _, ARGUMENT = os.environ["SABOTAGE"].partition(":")
+
+
+def out_of_memory(limit: str) -> None:
+    """The allocator has room for so many tokens per forward pass, from the third step on."""
+    forward, calls = torch.nn.Embedding.forward, 0
+
+    def limited(self, tokens):
+        nonlocal calls
+        calls += self.training
+        if self.training and calls > 2 and tokens.numel() > int(limit):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (simulated)")
+        return forward(self, tokens)
+
+    torch.nn.Embedding.forward = limited
+
+
+def no_number(step: str) -> None:
+    """The loss of this step is not a number."""
+    training_step, calls = Trainer.training_step, 0
+
+    def broken(self, *arguments, **options):
+        nonlocal calls
+        calls += 1
+        loss = training_step(self, *arguments, **options)
+        return loss * float("nan") if calls == int(step) else loss
+
+    Trainer.training_step = broken
+
+
+def full_disk(_: str) -> None:
+    """Nothing more can be saved."""
+
+    def save(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    torch.save = save
+
+
+def validation(losses: str) -> None:
+    """The held-out examples give these losses, one after the other."""
+    loop, given = Trainer.evaluation_loop, iter(map(float, losses.split(",")))
+
+    def scripted(self, *arguments, **options):
+        output = loop(self, *arguments, **options)
+        output.metrics["eval_loss"] = next(given)
+        return output
+
+    Trainer.evaluation_loop = scripted
+
+
+BREAK = {"out_of_memory": out_of_memory, "no_number": no_number, "full_disk": full_disk, "validation": validation}
+BREAK[VERB](ARGUMENT)
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

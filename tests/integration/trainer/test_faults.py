@@ -1,0 +1,85 @@
+"""What goes wrong while training, and what is said and done about it."""
+
+import math
+
+import pytest
+
+from tests.integration.trainer.child import make_task, train
+from trainer.protocol import ErrorCode
+
+pytestmark = [pytest.mark.gpu_stack, pytest.mark.timeout(300)]
+
+SABOTAGED = "tests.integration.trainer.sabotaged"
+FOUR_ROWS = {"packing": False, "merge_conversations": False, "batch_size": 4, "max_length": 128, "dropout": 0}
+
+
+def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on_from_the_last_step(tmp_path, tiny_model):
+    task = make_task(tmp_path, tiny_model, hyperparameters={**FOUR_ROWS, "epochs": 1})
+    first, _ = train(task, SABOTAGED, SABOTAGE="out_of_memory:300")
+    assert (first.status, first.error.code) == ("failed", ErrorCode.OUT_OF_MEMORY)
+    assert first.next_micro_batch == 2
+    again = task.model_copy(update={"micro_batch": 2})
+    second, _ = train(again, SABOTAGED, SABOTAGE="out_of_memory:300")
+    assert second.status == "trained"
+    assert second.summary.resumed_from_step == 2
+    assert [point.step for point in second.points] == list(range(1, second.summary.total_steps + 1))
+    assert any("2 rows at a time" in note for note in second.summary.notes)
+
+    whole, _ = train(make_task(tmp_path / "whole", tiny_model, hyperparameters={**FOUR_ROWS, "epochs": 1}))
+    assert whole.summary.total_steps == second.summary.total_steps
+    for mended, plain in zip(second.points, whole.points, strict=True):
+        assert math.isclose(mended.training_loss, plain.training_loss, rel_tol=1e-3), "the batch changed"
+
+
+def test_memory_that_runs_out_with_one_row_is_final_and_says_what_to_do(tmp_path, tiny_model):
+    task = make_task(tmp_path, tiny_model, hyperparameters=FOUR_ROWS, micro_batch=1)
+    outcome, _ = train(task, SABOTAGED, SABOTAGE="out_of_memory:10")
+    assert outcome.next_micro_batch is None
+    assert "max_length" in outcome.error.sentence()
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step_and_what_to_try(tmp_path, tiny_model):
+    outcome, _ = train(make_task(tmp_path, tiny_model), SABOTAGED, SABOTAGE="no_number:3")
+    assert outcome.error.code is ErrorCode.LOSS_NOT_FINITE
+    assert "at step 3" in outcome.error.message
+    assert "learning rate" in outcome.error.hint
+
+
+def test_a_full_disk_is_named(tmp_path, tiny_model):
+    task = make_task(tmp_path, tiny_model, checkpoint_minutes=1e-9)
+    outcome, _ = train(task, SABOTAGED, SABOTAGE="full_disk:")
+    assert outcome.error.code is ErrorCode.DISK_FULL
+    assert "volume" in outcome.error.sentence()
+
+
+def test_the_options_train_and_early_stopping_ends_with_the_best_adapter(tmp_path, tiny_model):
+    options = {
+        "use_rslora": True,
+        "use_dora": True,
+        "neftune_noise_alpha": 5,
+        "loraplus_lr_ratio": 4,
+        "early_stopping_patience": 2,
+        "scheduler": "constant",
+        "epochs": 5,
+    }
+    task = make_task(tmp_path, tiny_model, hyperparameters=options, archive_name="adapter.tar.gz")
+    outcome, _ = train(task, SABOTAGED, SABOTAGE="validation:5,4,4.5,4.6")
+    assert outcome.status == "trained", outcome.error
+    validation = {p.step: p.validation_loss for p in outcome.points if p.validation_loss is not None}
+    assert list(validation.values()) == [5, 4, 4.5, 4.6]
+    best = list(validation)[1]
+    assert outcome.metrics.best_validation_loss == 4
+    assert outcome.summary.total_steps == list(validation)[3]
+    assert any("Stopped early" in note for note in outcome.summary.notes)
+    assert any(f"that of step {best}" in note for note in outcome.summary.notes)
+    _check_archive(task)
+
+
+def _check_archive(task):
+    import tarfile
+
+    with tarfile.open(task.artifact / "adapter.tar.gz") as archive:
+        names = archive.getnames()
+    assert {name.split("/")[0] for name in names} == {"adapter"}
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(names)
+    assert not any("tar.gz" in name for name in names)
