@@ -137,7 +137,8 @@ $$;
 -- job's status afterwards; null when the lease is not held, and then nothing has changed.
 -- outcome: {run_status, job_status: completed|failed|cancelled|queued, fault, error_code,
 --   error_message, retry_after_seconds, waiting_stage, gpu_seconds, gpu_type, gpu_count,
---   price_per_hour, launcher_ended, job: {columns}, points, artifact: {columns}, notices}
+--   price_per_hour, launcher_ended, job: {columns}, points, artifact: {columns}, notices,
+--   notices_if_cancelled}
 -- A job that was cancelled stays cancelled, whatever the outcome says; its GPU time is billed all the same.
 create or replace function public.settle_run(run_id uuid, lease_token uuid, outcome jsonb) returns text
 language plpgsql security definer set search_path = '' as $$
@@ -224,9 +225,9 @@ begin
       error_message = case verdict when 'failed' then outcome->>'error_message' end,
       error_stack = null
   where j.id = job.id;
-  if verdict = outcome->>'job_status' then
-    perform public.training_notify(run.user_id, run.job_id, run.id, outcome->'notices');
-  end if;
+  perform public.training_notify(run.user_id, run.job_id, run.id, case
+    when verdict = outcome->>'job_status' then outcome->'notices'
+    when verdict = 'cancelled' then outcome->'notices_if_cancelled' end);
   return verdict;
 end
 $$;

@@ -217,3 +217,7 @@ def settings(as_json: AsJson = False) -> None:
 def main() -> None:
     """Entry point of the command."""
     app()
+
+
+if __name__ == "__main__":
+    main()

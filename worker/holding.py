@@ -17,12 +17,21 @@ from trainer.crashpoints import reach
 from trainer.grants import seal_urls
 from trainer.protocol import MANIFEST_NAME, ArtifactFile, Progress, Stage, Summary
 from worker import notices
-from worker.artifacts import prefix_of
+from worker.artifacts import find_manifest, prefix_of
 from worker.errors import LeaseLostError
 from worker.jobs import Assignment, News
 from worker.launchers.base import LaunchState, Observation
 from worker.launching import launch
-from worker.outcome import OVER_BUDGET, OVER_TIME, Failure, Finish, judge, parse_progress
+from worker.outcome import (
+    ARTIFACT_MISSING,
+    OVER_BUDGET,
+    OVER_TIME,
+    AwaitManifest,
+    Failure,
+    Finish,
+    judge,
+    parse_progress,
+)
 from worker.pricing import GpuPrice, accrued_cost, find_price
 from worker.reports import latest, point_rows, progress_columns
 from worker.services import Services
@@ -121,17 +130,18 @@ class Holding:
         return round(spent + accrued_cost(self.gpu_seconds, price_per_hour=price, gpu_count=self.gpu_count), 2)
 
     def _silent_seconds(self) -> float:
-        """How long both have been silent: the launcher, that knows no such id, and the trainer's heartbeat.
+        """How long both have been silent: the launcher, that knows no live job, and the trainer's heartbeat.
 
         One 404 after a quiet night in the queue is not yet a lost run.
         """
         assert self.observation is not None
-        if self.observation.state is not LaunchState.MISSING:
-            if self.observation.state is not LaunchState.UNKNOWN:
-                self.missing_since = None
+        state, now = self.observation.state, self.services.clock()
+        if state not in {LaunchState.MISSING, LaunchState.UNKNOWN, LaunchState.COMPLETED}:
+            self.missing_since = None
+        if state not in {LaunchState.MISSING, LaunchState.COMPLETED}:
             return 0.0
-        self.missing_since = self.missing_since or self.services.clock()
-        missing = self.services.clock() - self.missing_since
+        self.missing_since = self.missing_since or now
+        missing = now - self.missing_since
         return missing if self.news.seen_seconds_ago is None else min(missing, self.news.seen_seconds_ago)
 
     async def advance(self) -> None:
@@ -185,10 +195,23 @@ class Holding:
         if isinstance(verdict, Finish):
             await self.finish(Ending(verdict.failure, result=verdict.result, legacy=verdict.legacy, look=True))
             return
+        if isinstance(verdict, AwaitManifest):
+            await self._await_manifest()
+            return
         if self.observation.state in {LaunchState.UNKNOWN, LaunchState.MISSING}:
             log.warning("status unknown", run_id=run_id, reason=self.observation.reason)
         self._watch_limits()
         self.report = self._progress_report()
+
+    async def _await_manifest(self) -> None:
+        run, job, settings = self.assignment.run, self.assignment.job, self.services.settings
+        if job is None:
+            return
+        prefix = prefix_of(job.user_id, run.id)
+        if await find_manifest(self.services.storage, settings.artifacts_bucket, prefix, run_id=run.id):
+            await self.finish(Ending(ARTIFACT_MISSING, look=True))
+        else:
+            self.report = self._progress_report()
 
     def _note_progress(self, progress: Progress | None) -> None:
         if progress is not None:

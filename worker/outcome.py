@@ -8,7 +8,8 @@ Every answer of the launcher ends in one row of this table (`judge`):
     UNKNOWN                  –                       keep, however often
     COMPLETED                completed               settle from the manifest
     COMPLETED                failed                  retry or fail, by the error's code
-    COMPLETED                superseded              keep while another launch owns the run
+    COMPLETED                superseded              keep while another launch owns the run; else await the
+                                                     manifest while the newer execution's heartbeat is fresh
     COMPLETED                unpublished             retry: the next attempt publishes
     COMPLETED                legacy success          copy its files, then settle
     COMPLETED                nothing, or unreadable  retry, as a passing fault
@@ -71,7 +72,12 @@ class Finish:
     legacy: LegacyResult | None = None
 
 
-Verdict = Keep | Finish
+@dataclass(frozen=True, slots=True)
+class AwaitManifest:
+    """The launcher has ended the job under an execution that still trains: only the manifest will tell."""
+
+
+Verdict = Keep | Finish | AwaitManifest
 
 ARTIFACT_MISSING = Failure(
     "artifact_missing", Fault.TRANSIENT, "The training ended, but its result did not arrive in the storage."
@@ -154,7 +160,7 @@ def _first_line(text: Any) -> str:
     return str(text).strip().splitlines()[0][:500] if text and str(text).strip() else ""
 
 
-def _judge_result(observation: Observation, run_id: str, *, owned_elsewhere: bool) -> Verdict:
+def _judge_result(observation: Observation, run_id: str, *, owned_elsewhere: bool, alive: bool) -> Verdict:
     parsed = parse_result(observation.output, run_id=run_id)
     if parsed is None:
         return Finish(_NO_RESULT)
@@ -166,6 +172,8 @@ def _judge_result(observation: Observation, run_id: str, *, owned_elsewhere: boo
         return Finish(ARTIFACT_MISSING, result=parsed)
     if parsed.status == "superseded" and owned_elsewhere:
         return Keep("another launch of this run trains")
+    if parsed.status == "superseded" and alive:
+        return AwaitManifest()
     return Finish(_failure_of(parsed), result=parsed)
 
 
@@ -219,12 +227,13 @@ def judge(
 ) -> Verdict:
     """What a look at a launch means for its run; see the table above.
 
-    `owned_elsewhere`: another launch of the run has checked in. `silent_seconds`: since the trainer's
-    last heartbeat, or since the launch where there was none.
+    `owned_elsewhere`: another launch of the run has checked in. `silent_seconds`: since anybody has
+    heard of the run, the launcher or the trainer's heartbeat.
     """
     match observation.state:
         case LaunchState.COMPLETED:
-            return _judge_result(observation, run_id, owned_elsewhere=owned_elsewhere)
+            alive = silent_seconds < lost_seconds
+            return _judge_result(observation, run_id, owned_elsewhere=owned_elsewhere, alive=alive)
         case LaunchState.FAILED:
             return _judge_failed(observation, run_id)
         case LaunchState.CANCELLED:

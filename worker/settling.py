@@ -116,6 +116,7 @@ def _base(holding: Holding, gpu_seconds: float, points: list[Point], total_steps
         "gpu_count": holding.gpu_count,
         "price_per_hour": holding.price.price_per_hour,
         "launcher_ended": observation is not None and observation.ended,
+        "notices_if_cancelled": [_cancelled_notice(holding, gpu_seconds)],
         "points": point_rows(points, total_steps=total_steps, limit=holding.services.settings.chart_points),
     }
 
@@ -156,6 +157,12 @@ def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
     }
 
 
+def _cancelled_notice(holding: Holding, gpu_seconds: float) -> dict[str, Any]:
+    run, price = holding.assignment.run, holding.price.price_per_hour
+    cost = accrued_cost(gpu_seconds, price_per_hour=price, gpu_count=holding.gpu_count)
+    return notices.job_cancelled(run.job_id, round(cost + run.spent_cost, 2))
+
+
 def _partial_points(holding: Holding, ending: Ending) -> tuple[list[Point], int | None]:
     progress = holding.progress
     if ending.result and ending.result.points:
@@ -165,12 +172,12 @@ def _partial_points(holding: Holding, ending: Ending) -> tuple[list[Point], int 
 
 def _cancelled(holding: Holding) -> dict[str, Any]:
     points, total_steps = _partial_points(holding, Ending(None))
-    cost = accrued_cost(holding.gpu_seconds, price_per_hour=holding.price.price_per_hour, gpu_count=holding.gpu_count)
+    base = _base(holding, holding.gpu_seconds, points, total_steps)
     return {
-        **_base(holding, holding.gpu_seconds, points, total_steps),
+        **base,
         "run_status": "cancelled",
         "job_status": "cancelled",
-        "notices": [notices.job_cancelled(holding.assignment.run.job_id, cost + holding.assignment.run.spent_cost)],
+        "notices": base["notices_if_cancelled"],
     }
 
 
