@@ -214,6 +214,44 @@ def settings(as_json: AsJson = False) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
+@app.command()
+def plan(
+    base_model: Annotated[str, typer.Option(help="Name on the hub, or a local folder.")],
+    gpu: Annotated[str, typer.Option(help="A GPU of the price table.")] = "A100-80GB",
+    seq: Annotated[int, typer.Option(min=64, help="Tokens of a row.")] = 4096,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of a forward pass.")] = 1,
+    rank: Annotated[int, typer.Option(min=4, max=128)] = 16,
+) -> None:
+    """How much memory a training takes, without a GPU. Needs the trainer's packages."""
+    from pathlib import Path
+
+    from worker.pricing import find_price, load_prices
+
+    card = find_price(load_prices(), gpu)
+    if card is None:
+        raise _fail(f"--gpu: {gpu!r} is not in the price table; {', '.join(p.type for p in load_prices())} are", 2)
+    try:
+        from trainer.errors import TrainingError
+        from trainer.hyperparameters import Hyperparameters
+        from trainer.plan import format_plan, plan_for_base
+    except ImportError:
+        raise _fail("the plan needs the trainer's packages: pip install 'lora-worker[trainer]'", 1) from None
+    try:
+        made = plan_for_base(
+            base_model,
+            Hyperparameters(rank=rank),
+            row_tokens=seq,
+            micro_batch=batch,
+            volume=Path.home() / ".lora-worker",
+        )
+    except TrainingError as error:
+        raise _fail(error.as_protocol().sentence(), 1) from None
+    gpu_bytes = card.memory_gb * 10**9
+    typer.echo(format_plan(made, gpu_name=card.type, gpu_bytes=gpu_bytes))
+    if max(made.total, made.loading_peak) > gpu_bytes:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Entry point of the command."""
     app()
