@@ -110,6 +110,11 @@ class _Rest:
         )
         wait_until(lambda: _answers(f"{self._url}/auth/v1/health"), self._server)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the server was started and has not ended."""
+        return self._server is not None and self._server.returncode is None
+
     def stop(self) -> None:
         """End the server; nothing happens when it doesn't run."""
         if self._server is not None:
@@ -176,6 +181,11 @@ class LocalSupabase(Project):
         """Restart what serves REST, Auth and Storage; needed after a change of the schema."""
         self._rest.stop()
         self._rest.serve()
+
+    def revive_rest(self) -> None:
+        """Restart the server if it has ended, as a platform does: losing a busy connection can end this one."""
+        if not self._rest.is_running:
+            self.restart_rest()
 
     def stop_rest(self) -> None:
         """Take REST, Auth and Storage away until `restart_rest`; the proxy answers 502 meanwhile."""

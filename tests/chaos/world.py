@@ -37,9 +37,10 @@ _SETTINGS = {
     "LORA_WORKER_RETRY_BASE_SECONDS": "0.5",
     "LORA_WORKER_RETRY_MAX_SECONDS": "3",
     "LORA_WORKER_REQUEST_TIMEOUT_SECONDS": str(REQUEST_TIMEOUT_SECONDS),
-    "LORA_WORKER_SLOTS": "60",
+    "LORA_WORKER_SLOTS": "30",
     "LORA_WORKER_MAX_PER_USER": "60",
     "LORA_WORKER_BASE_MODELS": BASE_MODEL,
+    "LORA_WORKER_MAX_INFRASTRUCTURE_FAILURES": "3",
     "LORA_WORKER_LOG_FORMAT": "json",
 }
 
@@ -70,6 +71,8 @@ class World:
     runpod: LocalRunPod
     crew: Crew
     folder: Path
+    runpod_workers: int
+    """How many workers the endpoint may have."""
     _users: list[str]
     _datasets: dict[str, str] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
@@ -109,11 +112,17 @@ class World:
             )
             stack.callback(crew.kill)
             users = [supabase.create_user(f"{uuid4()}@example.com") for _ in range(3)]
-            world = cls(supabase, runpod, crew, folder, users)
+            world = cls(supabase, runpod, crew, folder, runpod_workers, users)
             crew.keep(workers)
             crew.await_start()
             world._stack = stack.pop_all()
             return world
+
+    def restore(self, workers: int) -> None:
+        """As many healthy workers as that, and no fault armed."""
+        self.runpod.faults.clear()
+        self.crew.keep(workers)
+        self.crew.await_start()
 
     def close(self) -> None:
         """End every process and remove the files."""

@@ -1,0 +1,146 @@
+"""One fault on some jobs, played from the first queued job to the last reconciled launch."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tests.chaos.verdict import Row, judge
+from tests.chaos.world import LEASE_SECONDS, Plan, World, until
+
+_ENDS_WITHIN_SECONDS = 120
+_RECONCILED_WITHIN_SECONDS = 30
+WORKERS = 2
+
+COMPLETED = frozenset({"completed"})
+FAILED = frozenset({"failed"})
+CANCELLED = frozenset({"cancelled"})
+
+
+@dataclass
+class Scene:
+    """What a fault acts on. It queues its jobs itself, since some faults come before them."""
+
+    world: World
+    jobs: int
+    rng: random.Random
+    ends: dict[str, frozenset[str]] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+
+    @property
+    def job_ids(self) -> list[str]:
+        """All jobs queued so far."""
+        return list(self.ends)
+
+    def queue(self, *special: Plan, steps: tuple[int, int] = (6, 16)) -> None:
+        """Queue all the jobs: those given, in between ordinary ones."""
+        plans = [*special, *(Plan(self.rng.randint(*steps)) for _ in range(self.jobs - len(special)))]
+        self.rng.shuffle(plans)
+        self.ends |= dict(zip(self.world.queue(plans), [plan.ends for plan in plans], strict=True))
+
+    def count(self, condition: str) -> int:
+        """How many of the jobs' runs meet a condition on `training_runs r`."""
+        return self.world.count(
+            f"select count(*) from training_runs r where job_id = any(%s::uuid[]) and {condition}", self.job_ids
+        )
+
+    def until_training(self, runs: int) -> None:
+        """Wait until so many runs have checked in."""
+        until(lambda: self.count("checked_in_at is not null") >= runs, f"{runs} runs that train")
+
+    @contextmanager
+    def armed(self, operation: Any, action: Any, **details: Any) -> Iterator[Callable[[], int]]:
+        """A fault of the local RunPod for as long as the context is open; yields how often it has struck."""
+        faults = self.world.runpod.faults
+        number = faults.add(operation, action, **details)
+        try:
+            yield lambda: faults.hits(number)
+        finally:
+            faults.clear()
+
+    def until_struck(self, hits: Callable[[], int], times: int) -> None:
+        """Wait until a fault has struck so often."""
+        until(lambda: hits() >= times, f"{times} strikes of the fault")
+
+    def wait_out_leases(self) -> None:
+        """Wait until every lease of now has run out."""
+        time.sleep(LEASE_SECONDS + 1)
+
+
+Act = Callable[[Scene], None]
+
+
+def play(world: World, name: str, act: Act, *, jobs: int, seed: int) -> Row:
+    """Let the fault happen, wait until everything has ended, and judge. The world is whole again afterwards.
+
+    Recovery is the time from the end of the fault until the workers have written to every job that was
+    then live.
+    """
+    scene = Scene(world, jobs, random.Random(f"{name} {seed}"))
+    began = time.monotonic()
+    try:
+        act(scene)
+    except TimeoutError as error:
+        scene.complaints.append(str(error))
+    recovery_seconds = _recover(scene)
+    with _complaining(scene):
+        until(lambda: not world.unfinished(scene.job_ids), "every job ends", within_seconds=_ENDS_WITHIN_SECONDS)
+    world.runpod.faults.clear()
+    with _complaining(scene):
+        until(lambda: not _open_launches(scene), "every launch is closed", within_seconds=_RECONCILED_WITHIN_SECONDS)
+    row = judge(name, world.dump(scene.job_ids), scene.ends)
+    row = replace(
+        row,
+        recovery_seconds=recovery_seconds,
+        seconds=round(time.monotonic() - began, 1),
+        complaints=(*row.complaints, *scene.complaints),
+    )
+    if row.is_clean:
+        world.restore(WORKERS)
+    return row
+
+
+@contextmanager
+def _complaining(scene: Scene) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        scene.complaints.append(str(error))
+
+
+def _recover(scene: Scene) -> float | None:
+    began = time.monotonic()
+    (now,) = scene.world.query("select clock_timestamp() as at")
+    live = scene.world.query(
+        "select id::text from training_jobs where id = any(%s::uuid[]) and status in ('initializing', 'running')",
+        scene.job_ids,
+    )
+    ids = [row["id"] for row in live]
+    if not ids:
+        return 0.0
+    untouched = "select count(*) from training_jobs where id = any(%s::uuid[]) and updated_at <= %s"
+    with _complaining(scene):
+        until(
+            lambda: not scene.world.count(untouched, ids, now["at"]),
+            "every live job is written to again",
+            within_seconds=60,
+        )
+        return round(time.monotonic() - began, 1)
+    return None
+
+
+def _open_launches(scene: Scene) -> int:
+    """What still costs, or will: at RunPod, or in the list of launches that somebody has yet to close."""
+    runs = {row["id"] for row in scene.world.query(
+        "select id::text from training_runs where job_id = any(%s::uuid[])", scene.job_ids)}  # fmt: skip
+    at_runpod = sum(1 for execution in scene.world.runpod.orphans() if execution.run_id in runs)
+    to_close = scene.world.count(
+        "select count(*) from training_launches where run_id = any(%s::uuid[])"
+        " and external_job_id is not null and ended_at is null",
+        list(runs),
+    )
+    return at_runpod + to_close
