@@ -216,17 +216,20 @@ def settings(as_json: AsJson = False) -> None:
 
 @app.command()
 def plan(
-    base_model: Annotated[str, typer.Option(help="Name on the hub, or a local folder.")],
+    base_model: Annotated[str, typer.Option(help="Name on the hub, or the absolute path of a folder.")],
     gpu: Annotated[str, typer.Option(help="A GPU of the price table.")] = "A100-80GB",
     seq: Annotated[int, typer.Option(min=64, help="Tokens of a row.")] = 4096,
     batch: Annotated[int, typer.Option(min=1, help="Rows of a forward pass.")] = 1,
     rank: Annotated[int, typer.Option(min=4, max=128)] = 16,
 ) -> None:
     """How much memory a training takes, without a GPU. Needs the trainer's packages."""
+    import logging
     from pathlib import Path
 
     from worker.pricing import find_price, load_prices
 
+    # It warns that a CPU kernel is missing, which a plan does not need.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     card = find_price(load_prices(), gpu)
     if card is None:
         raise _fail(f"--gpu: {gpu!r} is not in the price table; {', '.join(p.type for p in load_prices())} are", 2)
