@@ -61,8 +61,8 @@ def trainer_for(
     trainer = SFTTrainer(
         model=lora.model,
         args=arguments,
-        train_dataset=_as_dataset(train),
-        eval_dataset=_as_dataset(validation) if validation else None,
+        train_dataset=as_dataset(train),
+        eval_dataset=as_dataset(validation) if validation else None,
         processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
@@ -120,7 +120,8 @@ def training_arguments(
     )
 
 
-def _as_dataset(rows: Sequence[Row]) -> Dataset:
+def as_dataset(rows: Sequence[Row]) -> Dataset:
+    """Rows in the form that TRL takes as already prepared."""
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 

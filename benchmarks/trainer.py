@@ -1,0 +1,297 @@
+"""`make bench-trainer`: what the recipe costs beside bare TRL, and what it gains beside today's script.
+
+1. The same model, rows and settings with bare TRL and with the trainer's callback and checkpoint
+   habits: wall time and peak memory a step, interleaved, so that a busy machine hits both.
+2. One pass over the data with today's recipe (a row per pair, doubled user turn, cut at 2,048 tokens,
+   loss on every token, padded) and with ours (merged, packed, answers only): tokens of answers that
+   were really trained, per second.
+
+Exits with 1 when the ratio of the first is above 1.02, or that of the second below 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "eq-alignment-12.jsonl"
+MAX_LENGTH = 2048
+BATCH = 4
+MOST_OVERHEAD = 1.02
+LEAST_GAIN = 2.0
+_VOCABULARY = 8192
+
+
+def main() -> int:
+    """Measure both and print them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.trainer")
+    parser.add_argument("--dataset", type=Path, default=DATA if DATA.exists() else None)
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds of the first measurement")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    import datasets
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = _make_base(folder, options.dataset)
+        result = {"overhead": _overhead(base, folder, options.rounds), "gain": _gain(base, folder)}
+    print(json.dumps(result, indent=2) if options.json else _table(result))
+    good = result["overhead"]["wall_ratio"] <= MOST_OVERHEAD and result["overhead"]["memory_ratio"] <= MOST_OVERHEAD
+    return 0 if good and result["gain"]["ratio"] >= LEAST_GAIN else 1
+
+
+def _make_base(folder: Path, dataset: Path | None) -> Path:
+    """An untrained small model whose tokenizer knows the data as well as a large one would: 4 characters a token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    from sandbox.sample_text import write_sample_dataset
+    from sandbox.tiny_architectures import tiny_config
+    from sandbox.tiny_model import CHAT_TEMPLATE
+
+    if dataset is None:
+        write_sample_dataset(folder / "dataset")
+    else:
+        (folder / "dataset").write_bytes(dataset.read_bytes())
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator(_texts(folder / "dataset"), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|pad|>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    config = tiny_config("llama", vocab_size=len(tokenizer), eos_token_id=2, pad_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    return folder / "base"
+
+
+def _texts(dataset: Path) -> list[str]:
+    from trainer.data import load_examples
+
+    examples, _ = load_examples(dataset, 0.05)
+    return [message.content for example in examples for message in example.messages]
+
+
+def _load(path: Path) -> tuple[Any, Any]:
+    """LoRA on the base in 4 bits, and its tokenizer."""
+    import torch
+
+    from trainer.bases import BaseModels
+    from trainer.hyperparameters import Hyperparameters
+    from trainer.models import attach_lora, detect_hardware, load_config, load_model, load_tokenizer
+
+    torch.manual_seed(0)
+    base = BaseModels(path.parent).find(str(path), None)
+    config = load_config(base)
+    lora = attach_lora(load_model(base, config, detect_hardware()), Hyperparameters())
+    return lora, load_tokenizer(base)
+
+
+def _parameters(**changes: Any) -> Any:
+    from trainer.hyperparameters import Hyperparameters
+
+    return Hyperparameters(**{"batch_size": BATCH, "epochs": 1, "max_length": MAX_LENGTH, **changes})
+
+
+def _our_rows(path: Path, tokenizer: Any, parameters: Any) -> tuple[Any, Any]:
+    from trainer.batches import shape_batches
+    from trainer.chat import Chat
+    from trainer.data import prepare_data
+
+    data = prepare_data(path.parent / "dataset", Chat(tokenizer), parameters)
+    lengths = [len(row.input_ids) for row in data.train]
+    shape = shape_batches(lengths, data.answers, batch_size=BATCH, max_length=parameters.max_length, packing=True)
+    return data.train, shape
+
+
+class _StepTimes:
+    """Seconds from the beginning of each step to the beginning of the next, all callbacks included."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._begun: float | None = None
+
+    def callback(self) -> Any:
+        from transformers import TrainerCallback
+
+        times = self
+
+        class Clock(TrainerCallback):
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                now = time.perf_counter()
+                if times._begun is not None:
+                    times.seconds.append(now - times._begun)
+                times._begun = now
+
+        return Clock()
+
+
+def _overhead(path: Path, folder: Path, rounds: int) -> dict[str, float]:
+    """Bare TRL and the trainer in turns, on the same rows. The fastest step counts: noise only ever adds."""
+    parameters = _parameters(max_length=512, max_steps=6)
+    walls: dict[str, list[float]] = {"bare": [], "ours": []}
+    peaks: dict[str, list[int]] = {"bare": [], "ours": []}
+    for number in range(rounds):
+        for which in ("bare", "ours") if number % 2 else ("ours", "bare"):
+            seconds, peak = _steps(which, path, folder / f"{which}-{number}", parameters)
+            walls[which] += seconds[1:]
+            peaks[which].append(peak)
+    wall = {which: min(values) for which, values in walls.items()}
+    peak = {which: min(values) for which, values in peaks.items()}
+    return {
+        "bare_seconds_a_step": wall["bare"],
+        "our_seconds_a_step": wall["ours"],
+        "wall_ratio": wall["ours"] / wall["bare"],
+        "bare_peak_bytes": peak["bare"],
+        "our_peak_bytes": peak["ours"],
+        "memory_ratio": peak["ours"] / peak["bare"],
+    }
+
+
+def _steps(which: str, path: Path, folder: Path, parameters: Any) -> tuple[list[float], int]:
+    from transformers.trainer_callback import PrinterCallback
+    from trl import SFTTrainer
+
+    from benchmarks.memory import LiveBytes
+    from trainer.models import detect_hardware
+    from trainer.sft import as_dataset, training_arguments
+
+    folder.mkdir()
+    lora, tokenizer = _load(path)
+    rows, shape = _our_rows(path, tokenizer, parameters)
+    times = _StepTimes()
+
+    if which == "ours":
+        trainer = _our_trainer(lora, tokenizer, rows, shape, path, folder, parameters)
+    else:
+        arguments = training_arguments(parameters, shape, shape.rows_per_step, detect_hardware(), folder)
+        trainer = SFTTrainer(
+            model=lora.model, args=arguments, train_dataset=as_dataset(rows), processing_class=tokenizer
+        )
+        trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(times.callback())
+    trainer.train()
+    with LiveBytes() as tracker:
+        trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
+    return times.seconds, tracker.peak
+
+
+def _our_trainer(lora: Any, tokenizer: Any, rows: Any, shape: Any, path: Path, folder: Path, parameters: Any) -> Any:
+    from trainer.callbacks import RunCallback
+    from trainer.gpu import GpuMonitor
+    from trainer.hyperparameters import GpuConfig
+    from trainer.models import detect_hardware
+    from trainer.reporting import Reporter
+    from trainer.sft import build_trainer
+    from trainer.stopping import StopSwitch
+    from trainer.task import Task
+
+    task = Task(
+        job_id="bench",
+        run_id="bench",
+        execution_id="bench",
+        fingerprint="bench",
+        dataset=path.parent / "dataset",
+        dataset_sha256="0" * 64,
+        hyperparameters=parameters,
+        gpu_config=GpuConfig(),
+        job_folder=folder,
+        folder=folder / "bench",
+        volume=folder,
+        chart_points=100,
+        checkpoint_minutes=10,
+    )
+    gpu = GpuMonitor(wanted=False)
+    reporter = Reporter((folder / "events").open("w"), task, gpu)
+    callback = RunCallback(task, reporter, StopSwitch(sys.exit), gpu, validates=False)
+    return build_trainer(lora, tokenizer, rows, [], shape, shape.rows_per_step, task, detect_hardware(), callback)
+
+
+def _gain(path: Path, folder: Path) -> dict[str, float]:
+    """One epoch each; an answer's token counts when it reaches the loss."""
+    today, ours = _todays_epoch(path, folder / "today"), _our_epoch(path, folder / "ours")
+    return {
+        "todays_answer_tokens": today[0],
+        "todays_seconds": today[1],
+        "our_answer_tokens": ours[0],
+        "our_seconds": ours[1],
+        "ratio": (ours[0] / ours[1]) / (today[0] / today[1]),
+    }
+
+
+def _epoch(lora: Any, tokenizer: Any, rows: Any, shape: Any, folder: Path) -> float:
+    from trainer.models import detect_hardware
+    from trainer.sft import trainer_for, training_arguments
+
+    arguments = training_arguments(_parameters(), shape, shape.rows_per_step, detect_hardware(), folder)
+    trainer = trainer_for(lora, tokenizer, rows, [], arguments)
+    begun = time.perf_counter()
+    trainer.train()
+    return time.perf_counter() - begun
+
+
+def _our_epoch(path: Path, folder: Path) -> tuple[int, float]:
+    lora, tokenizer = _load(path)
+    rows, shape = _our_rows(path, tokenizer, _parameters(validation_share=0))
+    return sum(label >= 0 for row in rows for label in row.labels), _epoch(lora, tokenizer, rows, shape, folder)
+
+
+def _todays_epoch(path: Path, folder: Path) -> tuple[int, float]:
+    from trainer.batches import BatchShape
+    from trainer.chat import Chat, Row
+    from trainer.data import load_examples
+    from trainer.examples import Message
+
+    lora, tokenizer = _load(path)
+    chat = Chat(tokenizer)
+    rows, answer_tokens = [], 0
+    for example in load_examples(path.parent / "dataset", 0.05)[0]:
+        *history, answer = example.messages[: example.trained[-1] + 1]
+        doubled: list[Message] = [*history, history[-1], answer]
+        row = chat.row(doubled, [len(doubled) - 1])
+        assert row is not None
+        ids = row.input_ids[:MAX_LENGTH]
+        answer_tokens += sum(label >= 0 for label in row.labels[:MAX_LENGTH])
+        rows.append(Row(ids, ids, 1))
+    longest = max(len(row.input_ids) for row in rows)
+    return answer_tokens, _epoch(lora, tokenizer, rows, BatchShape(BATCH, longest, packed=False), folder)
+
+
+def _table(result: dict[str, dict[str, float]]) -> str:
+    overhead, gain = result["overhead"], result["gain"]
+    return "\n".join(
+        [
+            "The same rows and settings              bare TRL        ours       ratio",
+            f"  seconds a step                     {overhead['bare_seconds_a_step']:11.3f} "
+            f"{overhead['our_seconds_a_step']:11.3f} {overhead['wall_ratio']:11.3f}",
+            f"  peak of live tensors, MB           {overhead['bare_peak_bytes'] / 1e6:11.1f} "
+            f"{overhead['our_peak_bytes'] / 1e6:11.1f} {overhead['memory_ratio']:11.3f}",
+            "",
+            "One pass over the data                     today        ours       ratio",
+            f"  answer tokens trained              {gain['todays_answer_tokens']:11.0f} "
+            f"{gain['our_answer_tokens']:11.0f}",
+            f"  seconds                            {gain['todays_seconds']:11.1f} {gain['our_seconds']:11.1f}",
+            f"  answer tokens a second             {gain['todays_answer_tokens'] / gain['todays_seconds']:11.1f} "
+            f"{gain['our_answer_tokens'] / gain['our_seconds']:11.1f} {gain['ratio']:11.2f}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
