@@ -12,18 +12,16 @@ from pathlib import Path
 
 from trainer.chat import Chat, Row
 from trainer.conversations import (
-    ERRORS_KEPT,
     Example,
-    LineError,
     conversation_key,
     fold_system,
     merge_conversations,
-    read_examples,
     split_examples,
 )
 from trainer.errors import DatasetInvalidError
 from trainer.examples import SYSTEM, Message
 from trainer.hyperparameters import Hyperparameters
+from trainer.survey import Survey, Surveyor
 
 _CHUNK_BYTES = 1 << 20
 
@@ -81,7 +79,7 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data
     Raises:
         DatasetInvalidError: no usable example, too many bad lines, or nothing fits `max_length`.
     """
-    examples, skipped = load_examples(dataset, parameters.max_bad_line_share)
+    examples, survey = load_examples(dataset, parameters.max_bad_line_share)
     if parameters.merge_conversations:
         examples = merge_conversations(examples)
     if not chat.takes_system:
@@ -93,11 +91,12 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data
         validation=list(fit_examples(chat, validation, parameters.max_length, tally)),
         training_ids=_keys(train),
         validation_ids=_keys(validation),
-        skipped_lines=skipped,
+        skipped_lines=survey.bad,
         notes=tally.notes(parameters.max_length),
     )
-    if skipped:
-        data.notes.append(f"{skipped} lines of the dataset could not be used and were skipped.")
+    if survey.bad:
+        data.notes.append(f"{survey.bad} examples of the dataset could not be used and were skipped.")
+    data.notes += [f"The dataset was put right: {count} {repair}." for repair, count in survey.repairs.items()]
     if not data.train:
         raise DatasetInvalidError(
             f"No example fits into max_length ({parameters.max_length} tokens).",
@@ -106,30 +105,20 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data
     return data
 
 
-def load_examples(dataset: Path, max_bad_line_share: float) -> tuple[list[Example], int]:
-    """All examples of a file, and the number of bad lines that were skipped.
+def load_examples(dataset: Path, max_bad_line_share: float) -> tuple[list[Example], Survey]:
+    """All examples of a file, and what was counted on the way.
 
     Raises:
         DatasetInvalidError: the file can't be read, or more lines are bad than `max_bad_line_share` allows.
     """
-    examples: list[Example] = []
-    errors: list[LineError] = []
+    surveyor, examples = Surveyor(), []
     with dataset.open("rb") as file:
-        for item in read_examples(iter(lambda: file.read(_CHUNK_BYTES), b"")):
-            if isinstance(item, LineError):
-                errors.append(item)
-            else:
-                examples.append(item)
-    if not examples or len(errors) > max_bad_line_share * (len(examples) + len(errors)):
-        raise DatasetInvalidError(_complaint(len(examples), errors), "Mend the dataset and start the job again.")
-    return examples, len(errors)
-
-
-def _complaint(usable: int, errors: list[LineError]) -> str:
-    if not errors:
-        return "The dataset holds no usable example."
-    first = " ".join(error.sentence() for error in errors[:ERRORS_KEPT])
-    return f"{len(errors)} examples of the dataset can't be used, {usable} can. {first}"
+        while chunk := file.read(_CHUNK_BYTES):
+            examples += surveyor.feed(chunk)
+    examples += surveyor.close()
+    survey = surveyor.result()
+    survey.check(max_bad_line_share)
+    return examples, survey
 
 
 def _keys(examples: Sequence[Example]) -> list[str]:

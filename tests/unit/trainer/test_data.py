@@ -200,8 +200,8 @@ def test_some_bad_lines_are_skipped_and_counted_and_too_many_fail_with_their_pla
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": str(n)}]} for n in range(40)
     ]
     path = dataset([*good, {"messages": []}])
-    examples, skipped = load_examples(path, 0.05)
-    assert (len(examples), skipped) == (40, 1)
+    examples, survey = load_examples(path, 0.05)
+    assert (len(examples), survey.bad) == (40, 1)
     with pytest.raises(DatasetInvalidError, match="Line 41"):
         load_examples(path, 0.01)
 
