@@ -20,7 +20,7 @@ class Database:
         self.connection = psycopg.connect(url, autocommit=True, row_factory=dict_row)
 
     def rows(self, query: str, *values: Any) -> list[Row]:
-        cursor = self.connection.execute(query, values)
+        cursor = self.connection.execute(query, values or None)
         return cursor.fetchall() if cursor.description else []
 
     def row(self, query: str, *values: Any) -> Row:

@@ -143,7 +143,7 @@ def test_a_run_outlives_its_job_so_that_its_gpu_can_be_stopped(db: Database) -> 
 
 
 def test_the_fence_lets_one_launch_and_its_newest_execution_train(db: Database) -> None:
-    run, token = db.launched_run("ext-1")
+    _, token = db.launched_run("ext-1")
     first, second, third = str(uuid4()), str(uuid4()), str(uuid4())
 
     def check_in(external: str, execution: str) -> str:
