@@ -1,0 +1,282 @@
+"""The loops with services that answer from a script and a clock that the test turns."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+
+from worker import holding as holding_module
+from worker.daemon import Daemon
+from worker.errors import SchemaMismatchError, ServiceUnavailableError
+from worker.holding import Holding
+from worker.jobs import Assignment, News
+from worker.launchers.base import EndpointHealth, LaunchState, Observation
+from worker.outcome import RetryLimits
+from worker.pricing import load_prices
+from worker.services import Services
+from worker.settings import Settings
+
+START = 1000.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeQueue:
+    """Holds what the database would say; notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.to_adopt: list[Assignment] = []
+        self.to_claim: list[Assignment] = []
+        self.lost: set[Any] = set()
+        self.failing: Exception | None = None
+
+    async def check_schema(self) -> int:
+        self.calls.append("check_schema")
+        if self.failing:
+            raise self.failing
+        return 1
+
+    async def adopt(self, max_runs: int) -> list[Assignment]:
+        self.calls.append("adopt")
+        found, self.to_adopt = self.to_adopt, []
+        return found
+
+    async def claim(self, max_jobs: int, max_per_user: int | None) -> list[Assignment]:
+        self.calls.append("claim")
+        found, self.to_claim = self.to_claim, []
+        return found
+
+    async def claim_dataset(self) -> None:
+        return None
+
+    async def renew(self, leases: Any) -> list[News]:
+        self.calls.append("renew")
+        return [News(run_id=run, held=run not in self.lost, external_job_id="ext") for run, _ in leases]
+
+    async def record_progress(self, reports: list[dict[str, Any]]) -> dict[Any, bool]:
+        self.calls.append(f"record_progress {len(reports)}")
+        from uuid import UUID
+
+        return {UUID(report["run_id"]): True for report in reports}
+
+    async def stray_launches(self, max_launches: int) -> list[dict[str, Any]]:
+        return []
+
+    async def health(self) -> dict[str, Any]:
+        return {"queued": 0, "oldest_wait_seconds": None}
+
+    async def release(self) -> int:
+        self.calls.append("release")
+        return 0
+
+
+class FakeLauncher:
+    name = "runpod"
+
+    def __init__(self) -> None:
+        self.looked: list[str] = []
+        self.broken: set[str] = set()
+
+    async def observe(self, external_job_id: str) -> Observation:
+        self.looked.append(external_job_id)
+        if external_job_id in self.broken:
+            raise RuntimeError("a bug")
+        return Observation(LaunchState.RUNNING)
+
+    async def health(self) -> EndpointHealth:
+        return EndpointHealth(True, 1, 0)
+
+
+@pytest.fixture
+def services(monkeypatch: pytest.MonkeyPatch) -> Services:
+    settings = Settings(
+        supabase_url="http://127.0.0.1:9",
+        supabase_service_role_key="sb_secret_x",
+        supabase_publishable_key="sb_publishable_x",
+        gpu_cluster_api_url="http://127.0.0.1:9",
+        gpu_cluster_api_key="x",
+        lease_seconds=60,
+        doubt_seconds=100,
+        poll_seconds=0.01,
+        _env_file=None,
+    )
+    return Services(
+        settings=settings,
+        queue=cast(Any, FakeQueue()),
+        storage=cast(Any, None),
+        launcher=cast(Any, FakeLauncher()),
+        http=cast(Any, None),
+        prices=load_prices(),
+        retry_limits=RetryLimits(3, 5, 1, 10),
+        heavy_slots=asyncio.Semaphore(1),
+        clock=Clock(),
+    )
+
+
+def assignment(external_job_id: str | None = "ext", **run: Any) -> Assignment:
+    user, job = uuid4(), uuid4()
+    return Assignment.model_validate(
+        {
+            "run": {
+                "id": uuid4(), "job_id": job, "user_id": user, "attempt": 1, "status": "running",
+                "lease_token": uuid4(), "external_job_id": external_job_id, "created_at": datetime.now(UTC), **run,
+            },
+            "job": {"id": job, "user_id": user, "dataset_id": uuid4(), "status": "running", "gpu_config": {"type": "H100"}},
+            "dataset": None,
+        }
+    )  # fmt: skip
+
+
+async def test_after_its_lease_by_its_own_clock_a_worker_neither_looks_nor_writes(services: Services) -> None:
+    daemon = Daemon(services)
+    daemon.services.queue.to_adopt = [assignment()]  # type: ignore[attr-defined]
+    await daemon.claim()
+    services.clock.now += 60  # type: ignore[attr-defined]
+    await daemon.poll()
+    assert services.launcher.looked == []  # type: ignore[attr-defined]
+    assert not any(call.startswith("record_progress") for call in services.queue.calls)  # type: ignore[attr-defined]
+    assert daemon.holdings == {}
+
+
+async def test_a_renewal_counts_from_when_it_was_asked(services: Services) -> None:
+    daemon = Daemon(services)
+    services.queue.to_adopt = [assignment()]  # type: ignore[attr-defined]
+    await daemon.claim()
+    (holding,) = daemon.holdings.values()
+    services.clock.now += 50  # type: ignore[attr-defined]
+    asked_at = services.clock()
+    await daemon.renew()
+    assert holding.trusted_until == asked_at + 60
+
+
+async def test_a_lost_lease_ends_the_holding(services: Services) -> None:
+    daemon = Daemon(services)
+    taken = assignment()
+    services.queue.to_adopt = [taken]  # type: ignore[attr-defined]
+    await daemon.claim()
+    services.queue.lost = {taken.run.id}  # type: ignore[attr-defined]
+    await daemon.renew()
+    assert daemon.holdings == {}
+
+
+async def test_a_run_that_breaks_its_handling_does_not_disturb_the_others(services: Services) -> None:
+    daemon = Daemon(services)
+    adopted = [assignment("bad"), assignment("good-1"), assignment("good-2")]
+    services.queue.to_adopt = adopted  # type: ignore[attr-defined]
+    services.launcher.broken = {"bad"}  # type: ignore[attr-defined]
+    await daemon.claim()
+    await daemon.poll()
+    assert sorted(services.launcher.looked) == ["bad", "good-1", "good-2"]  # type: ignore[attr-defined]
+    assert "record_progress 2" in services.queue.calls  # type: ignore[attr-defined]
+    assert len(daemon.holdings) == 3
+
+
+@pytest.mark.parametrize("runs", [1, 40])
+async def test_a_cycle_costs_the_same_number_of_calls_for_any_number_of_runs(services: Services, runs: int) -> None:
+    daemon = Daemon(services)
+    services.queue.to_adopt = [assignment() for _ in range(runs)]  # type: ignore[attr-defined]
+    await daemon.claim()
+    services.queue.calls.clear()  # type: ignore[attr-defined]
+    await daemon.renew()
+    await daemon.poll()
+    assert services.queue.calls == ["renew", f"record_progress {runs}"]  # type: ignore[attr-defined]
+
+
+async def test_a_launch_in_doubt_is_left_alone_until_its_time(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[Holding] = []
+
+    async def note(holding: Holding) -> None:
+        launched.append(holding)
+
+    monkeypatch.setattr(holding_module, "launch", note)
+    doubtful = assignment(None, status="claimed", launches=1, posted_seconds_ago=30)
+    holding = Holding.take(services, doubtful, asked_at=services.clock())
+    holding.trusted_until = float("inf")
+    await holding.advance()
+    assert launched == []
+    services.clock.now += 71  # type: ignore[attr-defined]
+    await holding.advance()
+    assert launched == [holding]
+
+
+async def test_a_run_that_nobody_launched_is_launched_at_once(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[Holding] = []
+
+    async def note(holding: Holding) -> None:
+        launched.append(holding)
+
+    monkeypatch.setattr(holding_module, "launch", note)
+    await Holding.take(services, assignment(None, status="claimed"), asked_at=services.clock()).advance()
+    assert len(launched) == 1
+
+
+async def test_one_404_after_a_quiet_night_is_not_a_lost_run(services: Services) -> None:
+    holding = Holding.take(services, assignment(posted_seconds_ago=30_000), asked_at=services.clock())
+    holding.observation = Observation(LaunchState.MISSING)
+    assert holding._silent_seconds() == 0
+    services.clock.now += 700  # type: ignore[attr-defined]
+    assert holding._silent_seconds() == 700
+    holding.news = holding.news.model_copy(update={"seen_seconds_ago": 5.0})
+    assert holding._silent_seconds() == 5
+
+
+async def test_a_full_pass_adopts_before_it_claims_and_releases_at_its_end(services: Services) -> None:
+    await Daemon(services).run_once()
+    calls = services.queue.calls  # type: ignore[attr-defined]
+    assert calls.index("adopt") < calls.index("claim") < calls.index("release")
+    assert calls[-1] == "release"
+
+
+async def test_a_stop_claims_no_more_and_releases(services: Services) -> None:
+    daemon = Daemon(services)
+    running = asyncio.create_task(daemon.run())
+    while "claim" not in services.queue.calls:  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+    daemon.stop()
+    await asyncio.wait_for(running, 5)
+    assert services.queue.calls[-1] == "release"  # type: ignore[attr-defined]
+    assert daemon.problem is None
+
+
+async def test_a_schema_of_another_version_ends_the_daemon_with_its_sentence(services: Services) -> None:
+    services.queue.failing = SchemaMismatchError("db", "run migrate")  # type: ignore[attr-defined]
+    with pytest.raises(SchemaMismatchError, match="run migrate"):
+        await Daemon(services).run()
+
+
+async def test_an_absent_database_is_waited_for(services: Services) -> None:
+    daemon = Daemon(services)
+    services.queue.failing = ServiceUnavailableError("db", "not reachable")  # type: ignore[attr-defined]
+    running = asyncio.create_task(daemon.run())
+    while services.queue.calls.count("check_schema") < 3:  # type: ignore[attr-defined]
+        await asyncio.sleep(0.01)
+    assert daemon.problem == "not reachable"
+    services.queue.failing = None  # type: ignore[attr-defined]
+    while "claim" not in services.queue.calls:  # type: ignore[attr-defined]
+        await asyncio.sleep(0.01)
+    daemon.stop()
+    await asyncio.wait_for(running, 5)
+
+
+def test_whoever_adopts_a_run_derives_the_same_token(services: Services) -> None:
+    run = uuid4()
+    again = SimpleNamespace(settings=services.settings)
+    assert services.run_token(run) == Services.run_token(cast(Any, again), run)
+    assert len(services.run_token(run)) == 64
+    assert services.run_token(uuid4()) != services.run_token(run)

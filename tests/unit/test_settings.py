@@ -1,0 +1,86 @@
+"""A wrong setting is named in one sentence, and never shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from worker.errors import SettingsError
+from worker.settings import Settings, load_settings, variable_of
+
+GOOD = {
+    "SUPABASE_URL": "https://p.supabase.co/",
+    "SUPABASE_SERVICE_ROLE_KEY": "sb_secret_abcdef",
+    "SUPABASE_PUBLISHABLE_KEY": "sb_publishable_abcdef",
+    "GPU_CLUSTER_API_URL": "https://api.runpod.ai/v2/ep",
+    "GPU_CLUSTER_API_KEY": "rpa_abcdef",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    monkeypatch.chdir(tmp_path)
+    for name in (*GOOD, "SUPABASE_ANON_KEY", "SUPABASE_SECRET_KEY", "RUNPOD_ENDPOINT_ID", "RUNPOD_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in GOOD.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_the_five_variables_are_enough(environment: pytest.MonkeyPatch) -> None:
+    settings = load_settings()
+    assert settings.supabase_url == "https://p.supabase.co"
+    assert settings.supabase_service_role_key.get_secret_value() == "sb_secret_abcdef"
+
+
+def test_runpods_own_names_do_as_well(environment: pytest.MonkeyPatch) -> None:
+    environment.delenv("GPU_CLUSTER_API_URL")
+    environment.delenv("GPU_CLUSTER_API_KEY")
+    environment.setenv("RUNPOD_ENDPOINT_ID", "abc")
+    environment.setenv("RUNPOD_API_KEY", "rpa_x")
+    assert load_settings().gpu_cluster_api_url == "https://api.runpod.ai/v2/abc"
+
+
+@pytest.mark.parametrize("missing", GOOD)
+def test_a_missing_variable_is_named(environment: pytest.MonkeyPatch, missing: str) -> None:
+    environment.delenv(missing)
+    with pytest.raises(SettingsError, match=missing):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SUPABASE_URL", "p.supabase.co"),
+        ("SUPABASE_SERVICE_ROLE_KEY", "  sb_secret_hidden"),
+        ("SUPABASE_PUBLISHABLE_KEY", "sb_secret_abcdef"),
+        ("LORA_WORKER_POLL_SECONDS", "-1"),
+        ("LORA_WORKER_SLOTS", "many"),
+        ("LORA_WORKER_LEASE_SECONDS", "1"),
+        ("LORA_WORKER_LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_variable_is_named_and_its_value_is_not_shown(
+    environment: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    environment.setenv(name, value)
+    with pytest.raises(SettingsError, match=name) as caught:
+        load_settings()
+    assert "sb_secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_are_not_shown_by_repr(environment: pytest.MonkeyPatch) -> None:
+    assert "abcdef" not in repr(load_settings())
+
+
+def test_every_setting_says_what_it_means() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert variable_of(name)
+
+
+def test_empty_means_no_limit_for_a_user(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("LORA_WORKER_MAX_PER_USER", "")
+    assert load_settings().max_per_user is None

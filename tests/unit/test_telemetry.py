@@ -1,0 +1,69 @@
+"""Nothing secret is logged; the health endpoints say what is."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+import structlog
+
+from worker.settings import Settings
+from worker.telemetry import HealthServer, configure_logging, redact
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJl"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [JWT, "sb_secret_abc123", "sb_publishable_abc123", "rpa_ABC123", f"Bearer {JWT}", "https://x/y?token=abc.def&z=1"],
+)
+def test_keys_and_signed_parts_of_urls_are_blacked_out(secret: str) -> None:
+    shown = redact(f"before {secret} after")
+    for part in ("abc", "ABC", "c2lnbmF0dXJl"):
+        assert part not in shown
+    assert shown.startswith("before ")
+
+
+@pytest.fixture
+def _restored_logging() -> object:
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("_restored_logging")
+def test_a_log_line_holds_no_configured_key_also_in_nested_values_and_exceptions(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    settings = Settings(
+        supabase_url="http://x", supabase_service_role_key="plain-service-key", supabase_publishable_key="plain-pub-key",
+        gpu_cluster_api_url="http://x", gpu_cluster_api_key="plain-gpu-key", log_format="json", _env_file=None,
+    )  # fmt: skip
+    import sys
+
+    configure_logging(settings)
+    log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
+    try:
+        raise RuntimeError("refused plain-service-key")
+    except RuntimeError:
+        log.exception("it broke with plain-gpu-key", url="http://x?token=abc", deep={"list": ["plain-pub-key", JWT]})
+    line = capfd.readouterr().err
+    assert json.loads(line)["event"] == "it broke with [secret]"
+    for secret in ("plain-service-key", "plain-pub-key", "plain-gpu-key", "token=abc", JWT):
+        assert secret not in line
+
+
+def test_the_health_endpoints_say_what_is_wrong() -> None:
+    problem: list[str | None] = [None]
+    server = HealthServer("127.0.0.1", 0, lambda: problem[0])
+    try:
+        url = f"http://127.0.0.1:{server.port}"
+        assert httpx.get(f"{url}/readyz").json() == {"ok": True, "problem": None}
+        problem[0] = "Supabase is not reachable"
+        answer = httpx.get(f"{url}/readyz")
+        assert (answer.status_code, answer.json()["problem"]) == (503, "Supabase is not reachable")
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert "lora_worker_held_runs" in httpx.get(f"{url}/metrics").text
+        assert httpx.get(f"{url}/else").status_code == 404
+    finally:
+        server.stop()
