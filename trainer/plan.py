@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from trainer.errors import DoesNotFitError
 from trainer.experts import is_fused_expert
 from trainer.hyperparameters import Hyperparameters
+from trainer.shapes import known_config
 from trainer.targets import choose_targets, high_precision_modules
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _row(name: str, size: int) -> str:
 def plan_for_base(
     base_model: str, parameters: Hyperparameters, *, row_tokens: int, micro_batch: int, volume: Path
 ) -> MemoryPlan:
-    """The plan for a model by name; downloads its configuration where it is not at hand.
+    """The plan for a model by name; a well-known one is planned without asking the hub.
 
     Raises:
         BaseModelError: the model can't be found or read.
@@ -179,8 +180,8 @@ def plan_for_base(
     from trainer.bases import BaseModels
     from trainer.models import load_config
 
-    base = BaseModels(volume).find(base_model, parameters.base_revision)
-    return plan_memory(load_config(base), parameters, row_tokens=row_tokens, micro_batch=micro_batch)
+    config = known_config(base_model) or load_config(BaseModels(volume).find(base_model, parameters.base_revision))
+    return plan_memory(config, parameters, row_tokens=row_tokens, micro_batch=micro_batch)
 
 
 def _weights(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:

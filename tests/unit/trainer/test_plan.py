@@ -1,11 +1,14 @@
 """The plan, against the model that the issue names and against what is counted elsewhere."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from trainer.errors import DoesNotFitError
 from trainer.hyperparameters import Hyperparameters
-from trainer.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_memory
+from trainer.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_for_base, plan_memory
 
 pytestmark = pytest.mark.gpu_stack
 
@@ -26,6 +29,23 @@ def test_qwen3_next_80b_fits_one_80_gb_gpu(headline):
     assert headline.total <= 76 * GB
     assert headline.adapter_bytes <= 600e6
     assert headline.weights["experts, 4 bits"] == pytest.approx(77.31e9 / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("mistralai/Mistral-7B-Instruct-v0.2", 7.242),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", 8.030),
+        ("Qwen/Qwen2.5-7B-Instruct", 7.616),
+        ("Qwen/Qwen3-8B", 8.191),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", 30.532),
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", 79.674),
+    ],
+)
+def test_a_well_known_model_is_planned_offline_with_its_true_size(name, billions, tmp_path):
+    plan = plan_for_base(name, Hyperparameters(), row_tokens=2048, micro_batch=1, volume=tmp_path)
+    assert plan.checkpoint_bytes / 2e9 == pytest.approx(billions, rel=1e-3)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_does_not_fit_is_refused_with_figures_and_remedy(headline):
@@ -67,3 +87,22 @@ def test_planned_weights_are_those_that_train(change):
 
         model = AutoModelForCausalLM.from_config(config)
     assert attach_lora(model, parameters).trainable == plan.trainable
+
+
+def test_the_table_in_the_documentation_is_what_the_plan_says(tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+    rows = re.findall(r"^\| `(\S+/\S+)` \| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    for name, cells in rows:
+        short, long = (
+            plan_for_base(name, Hyperparameters(rank=16), row_tokens=tokens, micro_batch=1, volume=tmp_path)
+            for tokens in (2048, 4096)
+        )
+        assert cells.split(" | ") == [
+            f"{short.weight_bytes / GB:.1f} GB",
+            f"{short.loading_peak / GB:.1f} GB",
+            f"{short.total / GB:.0f} GB",
+            f"{long.total / GB:.0f} GB",
+            f"{short.adapter_bytes / 1e6:.0f} MB",
+            f"{short.checkpoint_bytes / GB:.0f} GB",
+        ], name

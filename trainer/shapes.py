@@ -1,0 +1,57 @@
+"""Shapes of the models that are trained most, so that a plan needs neither the hub nor its permission."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def _dense(hidden: int, intermediate: int, layers: int, heads: int, vocabulary: int, **more: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "vocab_size": vocabulary,
+        **more,
+    }
+
+
+_MISTRAL_7B = _dense(4096, 14336, 32, 32, 32768, num_key_value_heads=8)
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistralai/Mistral-7B-Instruct-v0.2": ("mistral", {**_MISTRAL_7B, "vocab_size": 32000}),
+    "mistralai/Mistral-7B-Instruct-v0.3": ("mistral", _MISTRAL_7B),
+    "meta-llama/Meta-Llama-3-8B-Instruct": ("llama", _dense(4096, 14336, 32, 32, 128256, num_key_value_heads=8)),
+    "Qwen/Qwen2.5-7B-Instruct": ("qwen2", _dense(3584, 18944, 28, 28, 152064, num_key_value_heads=4)),
+    "Qwen/Qwen3-8B": ("qwen3", _dense(4096, 12288, 36, 32, 151936, num_key_value_heads=8, head_dim=128)),
+    "Qwen/Qwen3-30B-A3B-Instruct-2507": (
+        "qwen3_moe",
+        _dense(
+            2048,
+            6144,
+            48,
+            32,
+            151936,
+            num_key_value_heads=4,
+            head_dim=128,
+            num_experts=128,
+            num_experts_per_tok=8,
+            moe_intermediate_size=768,
+        ),
+    ),
+    # The library's defaults are this model.
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": ("qwen3_next", {}),
+}
+"""Name on the hub: architecture, and what differs from the architecture's defaults."""
+
+
+def known_config(name: str) -> PretrainedConfig | None:
+    """The configuration of a well-known model, as far as its memory goes."""
+    from transformers import AutoConfig
+
+    if name not in SHAPES:
+        return None
+    architecture, shape = SHAPES[name]
+    return AutoConfig.for_model(architecture, **shape, tie_word_embeddings=False)
