@@ -36,12 +36,14 @@ BASE_MODEL = "sandbox/tiny-llama"
 HYPERPARAMETERS: dict[str, Any] = {
     "base_model": BASE_MODEL,
     "learning_rate": 5e-3,
-    "batch_size": 8,
     "epochs": 20,
     "rank": 16,
-    "max_steps": 150,
-    "max_length": 192,
+    "dropout": 0.0,
 }
+SAMPLE_SIZES = {"batch_size": 4, "max_steps": 100, "max_length": 192}
+"""For our own short conversations: well under a minute on one core."""
+USER_SIZES = {"batch_size": 1, "max_steps": 60, "max_length": 2048}
+"""For a user's file, whose answers are as long as they are."""
 
 _ENDED = {"completed", "failed", "cancelled"}
 _POLL_SECONDS = 0.3
@@ -77,7 +79,8 @@ def run(dataset: Path | None, console: Console) -> None:
         record_stages(project.database_url)
         application = Application(project, project.create_user("demo@example.com"))
         stack.callback(application.close)
-        job_id = application.queue_job(application.add_dataset(file, pairs=pairs), HYPERPARAMETERS, pairs=pairs)
+        hyperparameters = HYPERPARAMETERS | (USER_SIZES if dataset else SAMPLE_SIZES)
+        job_id = application.queue_job(application.add_dataset(file, pairs=pairs), hyperparameters, pairs=pairs)
         daemon = _start_daemon(machine)
         stack.callback(daemon.stop)
         job = _watch(application, job_id, daemon, console)
