@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jinja2
+
 from trainer.errors import BaseModelUnknownError
 from trainer.examples import ASSISTANT, SYSTEM, USER, Message
 
@@ -115,14 +117,17 @@ class Chat:
         return len(stripped)
 
     def _render(self, messages: Sequence[Message], *, prompting: bool = False) -> str:
-        return str(
-            self._tokenizer.apply_chat_template(
+        try:
+            rendered = self._tokenizer.apply_chat_template(
                 [message._asdict() for message in messages],
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=prompting,
             )
-        )
+        except jinja2.TemplateError as error:
+            # The template's own words; it doesn't know the dataset's.
+            raise BaseModelUnknownError(f"The base model's chat template refuses a conversation: {error}.") from None
+        return str(rendered)
 
     def _choose_template(self) -> Any:
         """The tokenizer's own template where it keeps earlier turns as they are, else TRL's variant of it."""
@@ -141,11 +146,9 @@ class Chat:
         return self._render(talk).startswith(self._render(talk[:2]))
 
     def _takes_system(self) -> bool:
-        import jinja2
-
         try:
             return "SYSTEM-PROBE" in self._render([Message(SYSTEM, "SYSTEM-PROBE"), Message(USER, "a")])
-        except jinja2.TemplateError:
+        except BaseModelUnknownError:
             return False
 
 

@@ -76,7 +76,7 @@ class Execution:
             result = self._result("failed", error)
         except Exception as error:
             # Only the places in the code: an exception's text may hold dataset text or a signed URL.
-            log.error("%s at\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))  # noqa: TRY400
+            log.error("%s at\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
             unexpected = TrainingError(
                 f"The trainer failed unexpectedly ({type(error).__name__}).",
                 "The container's log says where.",

@@ -20,7 +20,7 @@ from trainer.errors import RequestInvalidError, TrainingError
 from trainer.execution import Execution
 from trainer.progress import Send
 from trainer.protocol import PROTOCOL_VERSION, Request, Result
-from trainer.settings import Settings
+from trainer.settings import load_settings
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +30,11 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     try:
         request = parse_request(job.get("input"))
         async with _sending_progress(job) as send:
-            execution = Execution(request, job["id"], Settings(), send)
+            execution = Execution(request, job["id"], load_settings(), send)
             with _on_sigterm(execution.stop.set):
                 result = await execution.run()
     except TrainingError as error:
-        log.error("%s", error)  # noqa: TRY400 the sentence is all there is to say
+        log.error("%s", error)
         given = job.get("input")
         run_id = given.get("run_id") if isinstance(given, dict) else None
         result = Result(run_id=str(run_id), status="failed", error=error.as_protocol())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from trainer.errors import TrainingError
 
 
 class Settings(BaseSettings):
@@ -32,3 +34,17 @@ class Settings(BaseSettings):
     """Names of base models whose own code may run; a JSON list."""
     keep_days: float = Field(default=14, gt=0)
     """Job folders untouched for longer are removed from the volume."""
+
+
+def load_settings() -> Settings:
+    """The settings of this container.
+
+    Raises:
+        TrainingError: names the variable that is wrong.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        name = f"LORA_TRAINER_{problem['loc'][0]}".upper()
+        raise TrainingError(f"The endpoint's variable {name} is wrong: {problem['msg']}.", "Mend it.") from None

@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,8 +127,8 @@ def remove_stale_jobs(volume: Path, *, keep: JobFolder, keep_days: float) -> Non
     """Remove folders of other jobs that nobody wrote to for `keep_days`."""
     oldest = time.time() - keep_days * 86_400
     for folder in (volume / "lora-jobs").iterdir():
-        if folder == keep.path or not folder.is_dir():
-            continue
-        latest = max((path.stat().st_mtime for path in folder.glob("*/*")), default=folder.stat().st_mtime)
-        if latest < oldest:
-            shutil.rmtree(folder, ignore_errors=True)
+        # Another worker may be removing the same folder.
+        with suppress(FileNotFoundError):
+            latest = max((path.stat().st_mtime for path in folder.glob("*/*")), default=folder.stat().st_mtime)
+            if folder != keep.path and latest < oldest:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -53,7 +53,7 @@ class Run:
         return asyncio.create_task(self.execution.run())
 
     async def until_file(self, name: str) -> Path:
-        while not (found := list(self.volume.glob(f"lora-jobs/job-1/*/{name}"))):  # noqa: ASYNC110 another process makes it
+        while not (found := list(self.volume.glob(f"lora-jobs/job-1/*/{name}"))):
             await asyncio.sleep(0.02)
         return found[0]
 
@@ -252,7 +252,7 @@ async def test_a_run_stopped_while_it_waits_for_its_grant_is_unpublished_not_fai
     project.grants_after = 10_000
     run = Run(settings)
     task = run.start()
-    while not project.requested:  # noqa: ASYNC110
+    while not project.requested:
         await asyncio.sleep(0.02)
     run.execution.stop.set()
     assert (await task).status == "unpublished"

@@ -1,0 +1,38 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.callbacks import has_exploded, validates_after
+from trainer.protocol import Point, thin_points, validation_points
+
+pytestmark = pytest.mark.gpu_stack
+
+
+@given(total=st.integers(1, 5000), limit=st.integers(2, 200))
+def test_validation_points_fit_the_chart_and_the_last_step_has_one(total, limit):
+    steps = [step for step in range(1, total + 1) if validates_after(step, total, limit)]
+    assert steps[-1] == total
+    assert len(steps) <= validation_points(limit) + 1
+
+
+@given(total=st.integers(1, 3000), limit=st.integers(4, 200))
+def test_the_chart_holds_no_more_than_its_limit_and_both_ends(total, limit):
+    points = [
+        Point(
+            step=step,
+            epoch=0,
+            training_loss=1,
+            validation_loss=1 if validates_after(step, total, limit) else None,
+        )
+        for step in range(1, total + 1)
+    ]
+    kept = thin_points(points, total_steps=total, limit=limit)
+    assert len(kept) <= limit
+    assert (kept[0].step, kept[-1].step) == (1, total)
+
+
+def test_a_loss_explodes_only_when_it_stays_far_above_where_it_began():
+    assert not has_exploded([4.0, 50.0, 3.0, 2.0, 2.0, 2.0])
+    assert not has_exploded([4.0, 20.0, 20.0, 20.0])
+    assert not has_exploded([0.1, 1.0, 1.0, 1.0, 1.0, 1.0])
+    assert has_exploded([4.0, 3.0, 20.0, 20.0, 20.0, 20.0, 20.0])
