@@ -186,6 +186,7 @@ class Execution:
 
     async def _train(self, task: Task) -> Outcome:
         """Train, with a smaller micro-batch in a fresh process as long as memory runs out."""
+        self._report(Stage.PREPARING)  # the child says it, too, some seconds later: it imports torch first
         while True:
             outcome = await self._child.run(task)
             if outcome.next_micro_batch is None:
