@@ -39,6 +39,9 @@ from worker.settling import Ending, settle
 
 log = structlog.get_logger(__name__)
 
+_SUSPECT_HANDLINGS = 3
+"""Preflight and settling make two; more means that a worker did not come back from one."""
+
 _WATCH_MARGIN_SECONDS = 180.0
 """The trainer ends itself first, then the launcher's policy; the worker's own watch comes last."""
 
@@ -65,7 +68,7 @@ class Holding:
     report: dict[str, Any] | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
     faults_in_a_row: int = 0
-    handling_begun: bool = False
+    handlings_begun: set[str] = field(default_factory=set)
 
     @classmethod
     def take(cls, services: Services, assignment: Assignment, *, asked_at: float) -> Holding:
@@ -99,6 +102,26 @@ class Holding:
         """
         if self.services.clock() >= self.trusted_until:
             raise LeaseLostError("the lease ran out before it was renewed")
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether several workers began on this run and did not finish: it may be what ended them."""
+        return self.assignment.run.handlings >= _SUSPECT_HANDLINGS
+
+    async def begin_handling(self, phase: str) -> bool:
+        """Count that this worker begins a phase that might end it; False when too many have.
+
+        Raises:
+            LeaseLostError: the lease is lost.
+        """
+        if phase not in self.handlings_begun:
+            run = self.assignment.run
+            handlings = await self.services.queue.begin_handling(run.id, run.lease_token)
+            if handlings is None:
+                raise LeaseLostError(f"the lease was lost before {phase}")
+            self.handlings_begun.add(phase)
+            return handlings <= self.services.settings.max_handlings
+        return True
 
     @property
     def price(self) -> GpuPrice:

@@ -49,31 +49,18 @@ async def launch(holding: Holding) -> None:
         LeaseLostError: the run is another worker's.
         ServiceError: the database or the storage did not answer.
     """
-    if not await _begin_handling(holding):
-        return
-    try:
-        plan = await preflight.check(holding.assignment, holding.services)
-    except PreflightError as error:
-        failure = Failure(error.code, Fault.PERMANENT, str(error))
-        await holding.finish(Ending(failure))
-        return
+    async with holding.services.heavy_slots.take(alone=holding.is_suspect):
+        try:
+            if not await holding.begin_handling("preflight"):
+                await holding.finish(Ending(WORKER_KILLED))
+                return
+            plan = await preflight.check(holding.assignment, holding.services)
+        except PreflightError as error:
+            failure = Failure(error.code, Fault.PERMANENT, str(error))
+            await holding.finish(Ending(failure))
+            return
     request = await _make_request(holding, plan)
     await _post(holding, request, plan)
-
-
-async def _begin_handling(holding: Holding) -> bool:
-    """Whether the run may be handled: not if it has already ended too many workers."""
-    if holding.handling_begun:
-        return True
-    run = holding.assignment.run
-    handlings = await holding.services.queue.begin_handling(run.id, run.lease_token)
-    if handlings is None:
-        raise LeaseLostError("the lease was lost before preflight")
-    holding.handling_begun = True
-    if handlings > holding.services.settings.max_handlings:
-        await holding.finish(Ending(WORKER_KILLED))
-        return False
-    return True
 
 
 async def _make_request(holding: Holding, plan: preflight.Plan) -> Request:

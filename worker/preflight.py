@@ -59,8 +59,7 @@ async def check(assignment: Assignment, services: Services) -> Plan:
         queue_allowance_seconds=settings.queue_allowance_seconds,
     )
     dataset = check_dataset_row(job, assignment.dataset)
-    async with services.heavy_slots:
-        survey = await survey_dataset(dataset, services.storage, max_bad_line_share=hyperparameters.max_bad_line_share)
+    survey = await survey_dataset(dataset, services.storage, max_bad_line_share=hyperparameters.max_bad_line_share)
     return Plan(hyperparameters, gpu_config, price, policy, survey)
 
 

@@ -31,6 +31,33 @@ def lease_clock() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
+class HeavySlots:
+    """Places for reading whole datasets and adapters, which must not crowd out polls and renewals.
+
+    What has ended several workers is read alone: if it ends this one too, no other run is suspected.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._slots = asyncio.Semaphore(count)
+        # First come, first served: without it whoever wants all places would wait for ever.
+        self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def take(self, *, alone: bool = False) -> AsyncIterator[None]:
+        """Hold one place, or all of them."""
+        taken = 0
+        try:
+            async with self._turn:
+                for _ in range(self._count if alone else 1):
+                    await self._slots.acquire()
+                    taken += 1
+            yield
+        finally:
+            for _ in range(taken):
+                self._slots.release()
+
+
 @dataclass(frozen=True)
 class Services:
     """Settings, clocks and clients."""
@@ -42,8 +69,7 @@ class Services:
     http: httpx.AsyncClient
     prices: tuple[GpuPrice, ...]
     retry_limits: RetryLimits
-    heavy_slots: asyncio.Semaphore
-    """For reading whole datasets and adapters: they must not crowd out polls and renewals."""
+    heavy_slots: HeavySlots
     clock: Callable[[], float] = lease_clock
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
@@ -80,6 +106,6 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
                 base_seconds=settings.retry_base_seconds,
                 max_seconds=settings.retry_max_seconds,
             ),
-            "heavy_slots": asyncio.Semaphore(_HEAVY_SLOTS),
+            "heavy_slots": HeavySlots(_HEAVY_SLOTS),
         }
         yield Services(**{**made, **overrides})

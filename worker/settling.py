@@ -23,6 +23,7 @@ from worker.errors import ArtifactError, LeaseLostError
 from worker.jobs import Job
 from worker.outcome import (
     ARTIFACT_MISSING,
+    WORKER_KILLED,
     Failure,
     LegacyResult,
     exhausted,
@@ -59,8 +60,11 @@ async def settle(holding: Holding, ending: Ending) -> str:
     job = holding.assignment.job
     manifest = None
     if job is not None and ending.look and not holding.news.cancel_requested:
-        async with holding.services.heavy_slots:
-            manifest, ending = await _collect(holding, ending, job)
+        async with holding.services.heavy_slots.take(alone=holding.is_suspect):
+            if await holding.begin_handling("settling"):
+                manifest, ending = await _collect(holding, ending, job)
+            else:
+                ending = Ending(WORKER_KILLED, result=ending.result)
     if job is not None and manifest is not None:
         outcome = _success(holding, manifest, job)
     elif ending.failure is None or job is None:

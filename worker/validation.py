@@ -40,7 +40,7 @@ class Validator:
             ServiceError: the database did not answer; claims run out by themselves.
         """
         while not self._stop.is_set():
-            async with self._services.heavy_slots:
+            async with self._services.heavy_slots.take():
                 claim = await self._services.queue.claim_dataset()
                 if claim is None:
                     return

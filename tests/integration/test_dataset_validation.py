@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 from sandbox.project import Project
 from tests.corpus import GOOD, META, lines, pair
 from worker.queue import Queue
+from worker.services import HeavySlots
 from worker.storage import Storage
 from worker.validation import Validator
 
@@ -252,7 +253,7 @@ async def test_the_service_validates_what_waits_from_each_rows_own_bucket_fault_
             queue=Queue(project.url, project.secret_key, worker="w", lease_seconds=60, http=http),
             storage=Storage(project.url, project.secret_key, http=http),
             settings=SimpleNamespace(lease_seconds=60, retry_base_seconds=30.0, max_handlings=6),
-            heavy_slots=asyncio.Semaphore(1),
+            heavy_slots=HeavySlots(1),
             clock=lambda: 0.0,
         )
         await Validator(services, asyncio.Event()).round()

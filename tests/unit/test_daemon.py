@@ -18,7 +18,7 @@ from worker.jobs import Assignment, News
 from worker.launchers.base import EndpointHealth, LaunchState, Observation
 from worker.outcome import RetryLimits
 from worker.pricing import load_prices
-from worker.services import Services
+from worker.services import HeavySlots, Services
 from worker.settings import Settings
 
 START = 1000.0
@@ -120,7 +120,7 @@ def services(monkeypatch: pytest.MonkeyPatch) -> Services:
         http=cast(Any, None),
         prices=load_prices(),
         retry_limits=RetryLimits(3, 5, 1, 10),
-        heavy_slots=asyncio.Semaphore(1),
+        heavy_slots=HeavySlots(2),
         clock=Clock(),
     )
 
@@ -133,7 +133,9 @@ def assignment(external_job_id: str | None = "ext", **run: Any) -> Assignment:
                 "id": uuid4(), "job_id": job, "user_id": user, "attempt": 1, "status": "running",
                 "lease_token": uuid4(), "external_job_id": external_job_id, "created_at": datetime.now(UTC), **run,
             },
-            "job": {"id": job, "user_id": user, "dataset_id": uuid4(), "status": "running", "gpu_config": {"type": "H100"}},
+            "job": {
+                "id": job, "user_id": user, "dataset_id": uuid4(), "status": "running", "gpu_config": {"type": "H100"},
+            },
             "dataset": None,
         }
     )  # fmt: skip
@@ -280,3 +282,24 @@ def test_whoever_adopts_a_run_derives_the_same_token(services: Services) -> None
     assert services.run_token(run) == Services.run_token(cast(Any, again), run)
     assert len(services.run_token(run)) == 64
     assert services.run_token(uuid4()) != services.run_token(run)
+
+
+async def test_a_run_that_ended_several_workers_is_read_alone() -> None:
+    slots, together = HeavySlots(3), 0
+
+    async def read(alone: bool, seen: list[int]) -> None:
+        nonlocal together
+        async with slots.take(alone=alone):
+            together += 1
+            await asyncio.sleep(0)
+            seen.append(together)
+            await asyncio.sleep(0)
+            together -= 1
+
+    suspect: list[int] = []
+    others: list[int] = []
+    await asyncio.gather(
+        *(read(False, others) for _ in range(5)), read(True, suspect), *(read(False, others) for _ in range(5))
+    )
+    assert suspect == [1]
+    assert max(others) == 3

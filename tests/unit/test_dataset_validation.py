@@ -18,6 +18,7 @@ from tests.corpus import CASES, GOOD, Case, lines, pair, turn
 from trainer.survey import Surveyor
 from worker.errors import ObjectMissingError, ServiceUnavailableError
 from worker.jobs import Dataset, DatasetClaim
+from worker.services import HeavySlots
 from worker.validation import Validator, failed, ready
 
 DATASET = Dataset(id=uuid4(), name="Calm money", status="validating", storage_path="u/d/file.jsonl")
@@ -73,7 +74,7 @@ def services(queue: FakeQueue, storage: FakeStorage, clock: Iterator[float] | No
         queue=queue,
         storage=storage,
         settings=SimpleNamespace(lease_seconds=60, retry_base_seconds=30.0, max_handlings=6),
-        heavy_slots=asyncio.Semaphore(1),
+        heavy_slots=HeavySlots(1),
         clock=lambda: next(clock) if clock else 0.0,
     )
 
@@ -195,6 +196,7 @@ def test_both_outcomes_name_the_same_columns() -> None:
 
 MEASURE = """
 import asyncio, re
+from worker.services import HeavySlots
 from pathlib import Path
 from types import SimpleNamespace
 import httpx
@@ -217,7 +219,7 @@ async def main():
     async with httpx.AsyncClient(transport=transport) as http:
         services = SimpleNamespace(
             queue=queue, storage=Storage("http://storage", "sb_secret_x", http=http), clock=lambda: 0.0,
-            settings=SimpleNamespace(lease_seconds=60, max_handlings=6), heavy_slots=asyncio.Semaphore(1))
+            settings=SimpleNamespace(lease_seconds=60, max_handlings=6), heavy_slots=HeavySlots(1))
         await Validator(services, asyncio.Event()).round()
     assert queue.outcomes[0]["total_training_pairs"] == COUNT * 300, queue.outcomes
     print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
