@@ -36,15 +36,20 @@ def test_a_log_line_holds_no_configured_key_also_in_nested_values_and_exceptions
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     settings = Settings(
-        supabase_url="http://x", supabase_service_role_key="plain-service-key", supabase_publishable_key="plain-pub-key",
-        gpu_cluster_api_url="http://x", gpu_cluster_api_key="plain-gpu-key", log_format="json", _env_file=None,
-    )  # fmt: skip
+        supabase_url="http://x",
+        supabase_service_role_key="plain-service-key",
+        supabase_publishable_key="plain-pub-key",
+        gpu_cluster_api_url="http://x",
+        gpu_cluster_api_key="plain-gpu-key",
+        log_format="json",
+        _env_file=None,
+    )
     import sys
 
     configure_logging(settings)
     log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
     try:
-        raise RuntimeError("refused plain-service-key")
+        raise RuntimeError("refused plain-service-key")  # noqa: TRY301 (its traceback is what is logged)
     except RuntimeError:
         log.exception("it broke with plain-gpu-key", url="http://x?token=abc", deep={"list": ["plain-pub-key", JWT]})
     line = capfd.readouterr().err
