@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import re
 import sys
 import time
 from pathlib import Path
 
 from rich.console import Console
 
+from tests.chaos.crew import ROOT
 from tests.chaos.faults import FAULTS
 from tests.chaos.report import Report, show, show_row
 from tests.chaos.scene import play
@@ -17,6 +19,8 @@ from tests.chaos.verdict import Row
 from tests.chaos.world import World
 
 _RUNPOD_WORKERS = 10
+_LOGS = ROOT / ".sandbox" / "chaos-logs"
+"""Where the logs of a broken promise are kept."""
 
 
 def _parse() -> argparse.Namespace:
@@ -40,6 +44,7 @@ def play_faults(console: Console, pattern: str, *, jobs: int, seed: int) -> list
             rows.append(row)
             show_row(console, row)
             if not row.is_clean:
+                world.keep_logs(_LOGS / re.sub(r"\W+", "-", name))
                 world.close()
                 world = None
     finally:

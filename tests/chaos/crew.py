@@ -106,6 +106,13 @@ class Crew:
             worker.stop()
         self.workers.clear()
 
+    def replace(self, env: Mapping[str, str], command: Sequence[str] = COMMAND, *, count: int = 2) -> None:
+        """Kill whoever there is, and have so many workers with `env` besides."""
+        self.kill()
+        for _ in range(count):
+            self.start(env, command)
+        self.await_start()
+
     def keep(self, count: int) -> None:
         """As many workers as that: missing ones are started, paused ones go on, surplus ones are stopped."""
         alive = [worker for worker in self.workers if worker.is_alive]
@@ -117,10 +124,10 @@ class Crew:
         while len(self.workers) < count:
             self.start()
 
-    def await_start(self, deadline_seconds: float = 30) -> None:
-        """Return when every worker has logged that it is at work."""
+    def await_start(self, workers: Sequence[Worker] | None = None, *, deadline_seconds: float = 60) -> None:
+        """Return when the workers (all, if not said) have logged that they are at work."""
         deadline = time.monotonic() + deadline_seconds
-        for worker in self.workers:
+        for worker in self.workers if workers is None else workers:
             while worker.is_alive and not any(line["event"] == "worker started" for line in worker.log_lines()):
                 assert time.monotonic() < deadline, f"{worker.name} did not start: {worker.child.last_words()}"
                 time.sleep(0.05)

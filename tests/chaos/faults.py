@@ -46,7 +46,6 @@ def postgres_restart(scene: Scene) -> None:
         scene.until_training(5)
         time.sleep(1)
         scene.world.supabase.postgres.restart(how)
-        scene.world.supabase.revive_rest()
 
 
 @_fault("database connections are killed, five times")
@@ -55,7 +54,6 @@ def backends_killed(scene: Scene) -> None:
     scene.until_training(5)
     for _ in range(5):
         scene.world.supabase.postgres.kill_backends()
-        scene.world.supabase.revive_rest()
         time.sleep(0.7)
 
 
@@ -76,7 +74,6 @@ def connections_exhausted(scene: Scene) -> None:
                 " where backend_type = 'client backend' and application_name <> 'hoarder'"
             )
             time.sleep(0.02)
-    scene.world.supabase.revive_rest()
 
 
 # ── the workers ─────────────────────────────────────────────────────────────────────────────────────
@@ -101,12 +98,18 @@ def workers_killed_repeatedly(scene: Scene) -> None:
 @_fault("workers stopped past their leases (SIGSTOP), then woken")
 def workers_paused(scene: Scene) -> None:
     crew = scene.world.crew
-    sleepers = [crew.start({"LORA_CRASH": f"{point}=stop", "LORA_WORKER_SLOTS": "8"}) for point in _STOPS]
+    crew.kill()
+    few = {"LORA_WORKER_SLOTS": str(scene.jobs // (len(_STOPS) + 1))}
+    sleepers = [crew.start({**few, "LORA_CRASH": f"{point}=stop"}) for point in _STOPS]
+    sleepers.append(crew.start(few))
+    crew.await_start()
     scene.queue()
-    sleepers.append(crew.workers[0])
     scene.until_training(5)
-    crew.workers[0].pause()
+    sleepers[-1].pause()
     until(lambda: all(worker.is_paused for worker in sleepers), "every worker reaches the place where it stops")
+    # Others take over, and the sleepers find it out by themselves.
+    others = [crew.start(), crew.start()]
+    crew.await_start(others)
     scene.wait_out_leases()
     marks = {worker.name: len(list(worker.log_lines())) for worker in sleepers}
     for worker in sleepers:
@@ -114,6 +117,8 @@ def workers_paused(scene: Scene) -> None:
     time.sleep(2)
     for worker in sleepers:
         scene.complaints += _late_deeds(worker, marks[worker.name])
+        worker.stop()
+    crew.workers = others
 
 
 def _late_deeds(worker: Worker, woken_at: int) -> list[str]:
@@ -132,16 +137,14 @@ def _late_deeds(worker: Worker, woken_at: int) -> list[str]:
 @_fault("a job that kills the worker in every preflight")
 def worker_poisoned(scene: Scene) -> None:
     crew = scene.world.crew
-    crew.kill()
     command = [sys.executable, "-m", "tests.chaos.poisoned", *COMMAND[1:]]
-    for _ in range(2):
-        crew.start({"LORA_WORKER_MAX_HANDLINGS": "3"}, command)
+    crew.replace({"LORA_WORKER_MAX_HANDLINGS": "4"}, command)
     scene.queue(Plan(6, ends=FAILED, dataset_name=POISON))
 
     def restart_the_dead() -> bool:
         for worker in list(crew.workers):
             if not worker.is_alive:
-                crew.start({"LORA_WORKER_MAX_HANDLINGS": "3"}, command)
+                crew.start({"LORA_WORKER_MAX_HANDLINGS": "4"}, command)
         return scene.count("error_code = 'worker_killed'") > 0
 
     until(restart_the_dead, "the poisonous job is given up", within_seconds=90)
@@ -149,20 +152,19 @@ def worker_poisoned(scene: Scene) -> None:
 
 @_fault("no worker while runs end and RunPod forgets them")
 def daemon_down(scene: Scene) -> None:
-    runpod = scene.world.runpod
+    runpod, crew = scene.world.runpod, scene.world.crew
+    # Trainers that finish meanwhile wait in vain for a grant, and not for long.
+    crew.replace({"LORA_WORKER_GRANT_WAIT_SECONDS": "5"})
     # The results come late, so that runs are published and not yet ended when the workers go.
     with scene.armed("job-done", "delay", seconds=3, times=None):
         scene.queue()
-        for _ in range(2):
-            seen = len(scene.world.manifests(scene.job_ids))
-            until(
-                lambda seen=seen: len(scene.world.manifests(scene.job_ids)) >= max(seen, 3),
-                "three runs are published",
-            )
-            scene.world.crew.stop()
-            until(lambda: not any(one.worker_id for one in runpod.orphans()), "RunPod has nothing more to do")
-            runpod.advance(_RETENTION_SECONDS)
-            scene.world.restore(2)
+        until(lambda: len(scene.world.manifests(scene.job_ids)) >= 5, "five runs are published")
+        crew.stop()
+        for waiting in [one for one in runpod.orphans() if not one.worker_id][10:]:
+            runpod.forget(waiting.job_id)
+        until(lambda: not runpod.orphans(), "RunPod has nothing more to do")
+        runpod.advance(_RETENTION_SECONDS)
+    crew.replace({})
 
 
 @_fault("cancelled at random moments")

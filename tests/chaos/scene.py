@@ -86,6 +86,7 @@ def play(world: World, name: str, act: Act, *, jobs: int, seed: int) -> Row:
         act(scene)
     except TimeoutError as error:
         scene.complaints.append(str(error))
+        world.restore(WORKERS)
     recovery_seconds = _recover(scene)
     with _complaining(scene):
         until(lambda: not world.unfinished(scene.job_ids), "every job ends", within_seconds=_ENDS_WITHIN_SECONDS)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
 import certifi
+import httpx
 from psycopg.rows import dict_row
 
+from sandbox.errors import ChildFailedError
 from sandbox.processes import remove_folder, temporary_folder
 from sandbox.runpod import LocalRunPod
 from sandbox.standin import read_steps, standin_env
@@ -63,6 +67,30 @@ class Plan:
     dataset_name: str = "chaos"
 
 
+class _Platform(threading.Thread):
+    """Serves REST again whenever it has ended, as a platform's supervisor does.
+
+    The lightweight Supabase ends when it loses a busy connection to Postgres; PostgREST would not.
+    """
+
+    def __init__(self, supabase: LocalSupabase) -> None:
+        super().__init__(name="platform", daemon=True)
+        self._supabase = supabase
+        self._closing = threading.Event()
+
+    def run(self) -> None:
+        """Look a few times a second."""
+        while not self._closing.wait(0.2):
+            # It can't start while Postgres is away: the next look tries again.
+            with suppress(ChildFailedError):
+                self._supabase.revive_rest()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closing.set()
+        self.join()
+
+
 @dataclass
 class World:
     """Everything runs; `jobs` and `dump` say what became of it."""
@@ -88,6 +116,9 @@ class World:
             certificate.write_text(_first_certificate())
             shared = {"SSL_CERT_FILE": str(certificate), **(env or {})}
             supabase = stack.enter_context(LocalSupabase.start(ROOT / ".sandbox"))
+            platform = _Platform(supabase)
+            platform.start()
+            stack.callback(platform.close)
             (folder / "volume").mkdir()
             runpod = stack.enter_context(
                 LocalRunPod.start(
@@ -113,16 +144,39 @@ class World:
             stack.callback(crew.kill)
             users = [supabase.create_user(f"{uuid4()}@example.com") for _ in range(3)]
             world = cls(supabase, runpod, crew, folder, runpod_workers, users)
-            crew.keep(workers)
-            crew.await_start()
+            world.warm_up()
+            world.restore(workers)
             world._stack = stack.pop_all()
             return world
+
+    def warm_up(self) -> None:
+        """Have every GPU worker started: ten cold starts beside a test would be a fault of their own."""
+        headers = {"authorization": f"Bearer {self.runpod.api_key}"}
+        for _ in range(self.runpod_workers):
+            # No request of ours, so whichever worker is ready refuses it at once.
+            body = {"input": {"run_id": "warm-up"}}
+            httpx.post(f"{self.runpod.api_url}/run", headers=headers, json=body, timeout=30).raise_for_status()
+        until(
+            lambda: list(self.runpod.workers().values()) == ["idle"] * self.runpod_workers,
+            "every GPU worker is warm",
+        )
 
     def restore(self, workers: int) -> None:
         """As many healthy workers as that, and no fault armed."""
         self.runpod.faults.clear()
         self.crew.keep(workers)
         self.crew.await_start()
+
+    def keep_logs(self, folder: Path) -> None:
+        """Copy what workers and trainers have logged, and RunPod's ledger, out of reach of `close`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for log in self.folder.glob("*.log"):
+            shutil.copy(log, folder)
+        (folder / "trainers.log").write_text(self.runpod.logs())
+        (folder / "ledger.json").write_text(json.dumps(self.runpod.ledger.as_json(), indent=1))
+        for table in ("training_jobs", "training_runs", "training_launches"):
+            rows = self.query(f"select * from {table}")
+            (folder / f"{table}.json").write_text(json.dumps(rows, indent=1, default=str))
 
     def close(self) -> None:
         """End every process and remove the files."""
