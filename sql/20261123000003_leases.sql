@@ -164,6 +164,7 @@ begin
       'cancel_requested', j.id is null or j.status = 'cancelled',
       'external_job_id', r.external_job_id,
       'checked_in_at', r.checked_in_at,
+      'last_seen_at', r.last_seen_at,
       'seen_seconds_ago', extract(epoch from now() - r.last_seen_at),
       'used_seconds', extract(epoch from r.last_seen_at - r.checked_in_at),
       'upload_request', case when r.upload_grant is null then r.upload_request end))
@@ -174,7 +175,8 @@ end
 $$;
 
 -- Counts that a worker begins work on a run that might kill the worker, and answers how often that has
--- been; null when the lease is lost. A run that kills every worker shows here, and only that run.
+-- been; null when the lease is lost. A run that kills every worker shows here, and only that run: the
+-- count begins anew when the launch is known, and a worker that stops in good order takes its own back.
 create or replace function public.begin_handling(run_id uuid, lease_token uuid) returns int
 language sql security definer set search_path = '' as $$
   update public.training_runs r
@@ -197,7 +199,7 @@ begin
   where r.worker = release_training_runs.worker and r.status in ('claimed', 'launched', 'running')
   order by r.id for update;
   update public.training_runs r
-  set worker = null, lease_expires_at = now()
+  set worker = null, lease_expires_at = now(), handlings = greatest(r.handlings - 1, 0)
   where r.worker = release_training_runs.worker and r.status in ('claimed', 'launched', 'running');
   get diagnostics released = row_count;
   return released;

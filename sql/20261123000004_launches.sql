@@ -65,7 +65,7 @@ begin
   if run.checked_in_at is null then
     update public.training_runs r
     set status = 'launched', external_job_id = record_launch.external_job_id,
-        launched_at = coalesce(r.launched_at, now())
+        launched_at = coalesce(r.launched_at, now()), handlings = 0
     where r.id = run.id;
     update public.training_jobs j
     set status = 'running', current_stage = 'queued_on_gpu',
@@ -147,7 +147,8 @@ begin
         then r.former_execution_ids || r.execution_id else r.former_execution_ids end,
       checked_in_at = coalesce(r.checked_in_at, now()),
       launched_at = coalesce(r.launched_at, now()),
-      last_seen_at = now()
+      last_seen_at = now(),
+      handlings = case when r.checked_in_at is null then 0 else r.handlings end
   where r.id = run.id;
   if run.checked_in_at is null then
     update public.training_jobs j

@@ -104,7 +104,8 @@ end
 $$;
 
 -- Writes the one cost record of a run and answers what the whole job has cost so far, in USD. Seconds
--- of launches that lost the race are the run's too. No record for a run that used no GPU.
+-- of launches that lost the race are the run's too. No record for a run that used no GPU; one that checked
+-- in did, even where the launcher forgot it before its first heartbeat and nobody knows for how long.
 create or replace function public.training_bill_run(run public.training_runs, outcome jsonb)
 returns numeric
 language plpgsql set search_path = '' as $$
@@ -117,7 +118,7 @@ declare
   gpu_count int := (outcome->>'gpu_count')::int;
 begin
   update public.training_runs r set gpu_seconds = seconds where r.id = run.id;
-  if seconds > 0 then
+  if seconds > 0 or run.checked_in_at is not null then
     insert into public.cost_records (user_id, job_id, cost_type, amount, details, billing_period)
     values (run.user_id, run.job_id, 'training_compute',
             round(seconds / 3600 * price * gpu_count, 2),

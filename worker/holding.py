@@ -17,7 +17,7 @@ from trainer.crashpoints import reach
 from trainer.grants import seal_urls
 from trainer.protocol import MANIFEST_NAME, ArtifactFile, Progress, Stage, Summary
 from worker import notices
-from worker.artifacts import find_manifest, prefix_of
+from worker.artifacts import prefix_of
 from worker.errors import LeaseLostError
 from worker.jobs import Assignment, News
 from worker.launchers.base import LaunchState, Observation
@@ -29,6 +29,7 @@ from worker.outcome import (
     AwaitManifest,
     Failure,
     Finish,
+    Stop,
     judge,
     parse_progress,
 )
@@ -36,11 +37,12 @@ from worker.pricing import GpuPrice, accrued_cost, find_price
 from worker.reports import latest, point_rows, progress_columns
 from worker.services import Services
 from worker.settling import Ending, settle
+from worker.silence import Silence
 
 log = structlog.get_logger(__name__)
 
-_SUSPECT_HANDLINGS = 3
-"""Preflight and settling make two; more means that a worker did not come back from one."""
+_SUSPECT_HANDLINGS = 2
+"""The first may have been a neighbour's fault; the count begins anew when the launch is known."""
 
 _WATCH_MARGIN_SECONDS = 180.0
 """The trainer ends itself first, then the launcher's policy; the worker's own watch comes last."""
@@ -53,13 +55,14 @@ class Holding:
     services: Services
     assignment: Assignment
     trusted_until: float
-    held_since: float
+    silence: Silence
     news: News
     progress: Progress | None = None
     observation: Observation | None = None
     stopping: Failure | None = None
     stop_asked_at: float | None = None
-    missing_since: float | None = None
+    measured_seconds: float = 0.0
+    """GPU seconds by the launcher's longest measure: it forgets them with the job."""
     put_off: str | None = None
     """Why the last launch was not accepted."""
     launch_not_before: float = 0.0
@@ -78,7 +81,7 @@ class Holding:
             services,
             assignment,
             trusted_until=asked_at + settings.lease_seconds,
-            held_since=asked_at,
+            silence=Silence(asked_at),
             news=News(
                 run_id=run.id,
                 held=True,
@@ -144,28 +147,12 @@ class Holding:
     @property
     def gpu_seconds(self) -> float:
         """GPU time so far, the longer of the launcher's measure and the trainer's heartbeats."""
-        measured = self.observation.execution_seconds if self.observation else None
-        return max(measured or 0.0, self.news.used_seconds or 0.0)
+        return max(self.measured_seconds, self.news.used_seconds or 0.0)
 
     def _cost(self) -> float:
         spent = self.assignment.run.spent_cost
         price = self.price.price_per_hour
         return round(spent + accrued_cost(self.gpu_seconds, price_per_hour=price, gpu_count=self.gpu_count), 2)
-
-    def _silent_seconds(self) -> float:
-        """How long both have been silent: the launcher, that knows no live job, and the trainer's heartbeat.
-
-        One 404 after a quiet night in the queue is not yet a lost run.
-        """
-        assert self.observation is not None
-        state, now = self.observation.state, self.services.clock()
-        if state not in {LaunchState.MISSING, LaunchState.UNKNOWN, LaunchState.COMPLETED}:
-            self.missing_since = None
-        if state not in {LaunchState.MISSING, LaunchState.COMPLETED}:
-            return 0.0
-        self.missing_since = self.missing_since or now
-        missing = now - self.missing_since
-        return missing if self.news.seen_seconds_ago is None else min(missing, self.news.seen_seconds_ago)
 
     async def advance(self) -> None:
         """Do what comes next for the run.
@@ -203,42 +190,45 @@ class Holding:
         self.news = self.news.model_copy(update={"upload_request": None})
         log.info("upload granted" if granted else "upload request changed", run_id=str(run.id), files=len(paths))
 
+    async def _observe(self, external_job_id: str) -> Observation:
+        """Look at the launch, and keep what it says of time and progress."""
+        observation = self.observation = await self.services.launcher.observe(external_job_id)
+        self.measured_seconds = max(self.measured_seconds, observation.execution_seconds or 0.0)
+        if observation.state is LaunchState.RUNNING:
+            progress = parse_progress(observation.output, run_id=str(self.assignment.run.id))
+            self.progress = latest(self.progress, progress) if progress else self.progress
+        return observation
+
     async def _look(self, external_job_id: str) -> None:
-        self.observation = await self.services.launcher.observe(external_job_id)
+        observation = await self._observe(external_job_id)
         run_id = str(self.assignment.run.id)
-        if self.observation.state is LaunchState.RUNNING:
-            self._note_progress(parse_progress(self.observation.output, run_id=run_id))
         verdict = judge(
-            self.observation,
+            observation,
             run_id=run_id,
             owned_elsewhere=self.news.checked_in_at is not None and self.news.external_job_id != external_job_id,
-            silent_seconds=self._silent_seconds(),
+            silent_seconds=self.silence.listen(observation, self.news.last_seen_at, self.services.clock()),
             lost_seconds=self.services.settings.lost_seconds,
         )
         if isinstance(verdict, Finish):
             await self.finish(Ending(verdict.failure, result=verdict.result, legacy=verdict.legacy, look=True))
             return
-        if isinstance(verdict, AwaitManifest):
-            await self._await_manifest()
+        if observation.state in {LaunchState.UNKNOWN, LaunchState.MISSING}:
+            log.warning("status unknown", run_id=run_id, reason=observation.reason)
+        if isinstance(verdict, AwaitManifest) and await self._has_manifest():
+            await self.finish(Ending(ARTIFACT_MISSING, look=True))
             return
-        if self.observation.state in {LaunchState.UNKNOWN, LaunchState.MISSING}:
-            log.warning("status unknown", run_id=run_id, reason=self.observation.reason)
+        if isinstance(verdict, Stop):
+            log.warning("the GPU is silent", run_id=run_id, external_job_id=external_job_id)
+            self.stopping = verdict.failure
         self._watch_limits()
         self.report = self._progress_report()
 
-    async def _await_manifest(self) -> None:
-        run, job, settings = self.assignment.run, self.assignment.job, self.services.settings
+    async def _has_manifest(self) -> bool:
+        run, job, bucket = self.assignment.run, self.assignment.job, self.services.settings.artifacts_bucket
         if job is None:
-            return
-        prefix = prefix_of(job.user_id, run.id)
-        if await find_manifest(self.services.storage, settings.artifacts_bucket, prefix, run_id=run.id):
-            await self.finish(Ending(ARTIFACT_MISSING, look=True))
-        else:
-            self.report = self._progress_report()
-
-    def _note_progress(self, progress: Progress | None) -> None:
-        if progress is not None:
-            self.progress = latest(self.progress, progress)
+            return False
+        path = prefix_of(job.user_id, run.id) + MANIFEST_NAME
+        return await self.services.storage.size(bucket, path) is not None
 
     def _watch_limits(self) -> None:
         settings = self.services.settings
@@ -306,17 +296,15 @@ class Holding:
         reach("worker.cancel.after")
         if first:
             log.info("stopping the GPU", run_id=str(self.assignment.run.id), asked=asked)
-        self.observation = await self.services.launcher.observe(external_job_id)
-        if self.observation.state is LaunchState.RUNNING:
-            self._note_progress(parse_progress(self.observation.output, run_id=str(self.assignment.run.id)))
-        if self.observation.ended or self.observation.state is LaunchState.MISSING:
+        observation = await self._observe(external_job_id)
+        if observation.ended or observation.state is LaunchState.MISSING:
             await self.finish(Ending(self.stopping, look=self.stopping is not None))
         elif self.services.clock() - self.stop_asked_at > self.services.settings.cancel_seconds:
             log.error(
                 "the GPU does not stop; look at the launcher's console",
                 run_id=str(self.assignment.run.id),
                 external_job_id=external_job_id,
-                state=str(self.observation.state),
+                state=str(observation.state),
             )
 
     async def finish(self, ending: Ending) -> None:

@@ -121,6 +121,7 @@ class News(BaseModel):
     cancel_requested: bool = False
     external_job_id: str | None = None
     checked_in_at: datetime | None = None
+    last_seen_at: datetime | None = None
     seen_seconds_ago: float | None = None
     """Since the trainer's last heartbeat; None before the first."""
     used_seconds: float | None = None

@@ -4,7 +4,9 @@ Every answer of the launcher ends in one row of this table (`judge`):
 
     launcher says            trainer says            what follows
     ───────────────────────  ──────────────────────  ─────────────────────────────────────────────
-    QUEUED, RUNNING          progress or nothing     keep
+    QUEUED                   –                       keep
+    RUNNING                  progress, heartbeats    keep
+    RUNNING                  silent too long         stop it; then the manifest, else retry as the cloud's fault
     UNKNOWN                  –                       keep, however often
     COMPLETED                completed               settle from the manifest
     COMPLETED                failed                  retry or fail, by the error's code
@@ -19,7 +21,7 @@ Every answer of the launcher ends in one row of this table (`judge`):
     FAILED                   anything else           retry, as a passing fault
     CANCELLED (not by us)    –                       fail: somebody stopped it at the launcher
     TIMED_OUT                –                       retry, as the GPU cloud's fault
-    MISSING                  heartbeat is fresh      keep
+    MISSING                  heartbeat is fresh      await the manifest
     MISSING                  silent too long         retry, as the GPU cloud's fault
 
 Every row that ends a run looks for the manifest first: where it lies, the run has succeeded.
@@ -74,10 +76,19 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class AwaitManifest:
-    """The launcher has ended the job under an execution that still trains: only the manifest will tell."""
+    """The launcher ended or forgot the job, and its trainer may still be at work: the manifest will tell."""
+
+    reason: str | None = None
 
 
-Verdict = Keep | Finish | AwaitManifest
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop the launch, then finish."""
+
+    failure: Failure
+
+
+Verdict = Keep | Finish | AwaitManifest | Stop
 
 ARTIFACT_MISSING = Failure(
     "artifact_missing", Fault.TRANSIENT, "The training ended, but its result did not arrive in the storage."
@@ -104,6 +115,7 @@ WORKER_KILLED = Failure(
     Fault.PERMANENT,
     "Preparing or finishing this job ended the service several times, so it was given up. Please report it to support.",
 )
+_SILENT = Failure("gpu_silent", Fault.INFRASTRUCTURE, "The GPU machine was not heard of any more, so it was stopped.")
 _LOST = Failure("gpu_lost", Fault.INFRASTRUCTURE, "The GPU machine was lost while it trained.")
 _NEVER_STARTED = Failure("gpu_timed_out", Fault.INFRASTRUCTURE, "The GPU provider did not start or finish the job.")
 _NO_RESULT = Failure("result_unreadable", Fault.TRANSIENT, "The training ended without a readable result.")
@@ -227,8 +239,8 @@ def judge(
 ) -> Verdict:
     """What a look at a launch means for its run; see the table above.
 
-    `owned_elsewhere`: another launch of the run has checked in. `silent_seconds`: since anybody has
-    heard of the run, the launcher or the trainer's heartbeat.
+    `owned_elsewhere`: another launch of the run has checked in. `silent_seconds`: since this worker has
+    heard anything new of the run, from the launcher or by the trainer's heartbeat.
     """
     match observation.state:
         case LaunchState.COMPLETED:
@@ -242,6 +254,11 @@ def judge(
             return Finish(_NEVER_STARTED)
         case LaunchState.MISSING if silent_seconds >= lost_seconds:
             return Finish(_LOST)
+        case LaunchState.MISSING:
+            return AwaitManifest(observation.reason)
+        case LaunchState.RUNNING if silent_seconds >= lost_seconds:
+            # Its result was lost on the way, or its machine is cut off: RunPod shows both as IN_PROGRESS.
+            return Stop(_SILENT)
         case _:
             return Keep(observation.reason)
 

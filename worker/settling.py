@@ -198,7 +198,7 @@ def _failure(holding: Holding, ending: Ending, failure: Failure) -> dict[str, An
     points, total_steps = _partial_points(holding, ending)
     outcome: dict[str, Any] = {
         **_base(holding, gpu_seconds, points, total_steps),
-        "run_status": "lost" if failure.code == "gpu_lost" else "failed",
+        "run_status": "lost" if failure.code in {"gpu_lost", "gpu_silent"} else "failed",
         "fault": str(failure.fault),
         "error_code": str(failure.code),
     }

@@ -84,6 +84,26 @@ def test_a_released_run_is_adopted_at_once(db: Database) -> None:
     assert [a["run"]["id"] for a in db.call("adopt_training_runs", "w2", 10, 60)] == [run["id"]]
 
 
+def test_handlings_that_ended_no_worker_are_not_held_against_a_run(db: Database) -> None:
+    run = db.claimed_run("w1")
+    handlings = "select handlings from training_runs where id = %s"
+    assert db.call("begin_handling", run["id"], run["lease_token"]) == 1
+    db.call("release_training_runs", "w1")
+    assert db.rows(handlings, run["id"])[0]["handlings"] == 0
+    (adopted,) = db.call("adopt_training_runs", "w2", 1, 60)
+    lease = (run["id"], adopted["run"]["lease_token"])
+    assert [db.call("begin_handling", *lease) for _ in range(3)] == [1, 2, 3]
+    assert db.call("record_launch", *lease, "runpod", "accepted")
+    assert db.call("begin_handling", *lease) == 1
+
+
+def test_a_run_that_checked_in_is_billed_even_where_its_time_is_not_known(db: Database) -> None:
+    run, _, _ = db.running_run()
+    assert db.settle(run, gpu_seconds=0) == "completed"
+    (cost,) = db.rows("select amount from cost_records where details->>'run_id' = %s", str(run["id"]))
+    assert cost["amount"] == 0
+
+
 @pytest.mark.parametrize("lost_by", ["time", "adoption"])
 def test_a_worker_that_lost_its_lease_writes_nothing(db: Database, lost_by: str) -> None:
     run, token, execution = db.running_run()

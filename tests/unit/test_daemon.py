@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
@@ -228,14 +229,92 @@ async def test_a_run_that_nobody_launched_is_launched_at_once(
     assert len(launched) == 1
 
 
-async def test_one_404_after_a_quiet_night_is_not_a_lost_run(services: Services) -> None:
-    holding = Holding.take(services, assignment(posted_seconds_ago=30_000), asked_at=services.clock())
-    holding.observation = Observation(LaunchState.MISSING)
-    assert holding._silent_seconds() == 0
-    services.clock.now += 700  # type: ignore[attr-defined]
-    assert holding._silent_seconds() == 700
-    holding.news = holding.news.model_copy(update={"seen_seconds_ago": 5.0})
-    assert holding._silent_seconds() == 5
+class ForgetfulLauncher(FakeLauncher):
+    """Says what it is told to say."""
+
+    def __init__(self, state: LaunchState) -> None:
+        super().__init__()
+        self.state = state
+        self.cancelled: list[str] = []
+
+    async def observe(self, external_job_id: str) -> Observation:
+        return Observation(self.state, execution_seconds=90.0 if self.state is LaunchState.RUNNING else None)
+
+    async def cancel(self, external_job_id: str) -> bool:
+        self.cancelled.append(external_job_id)
+        self.state = LaunchState.CANCELLED
+        return True
+
+
+class Shelf:
+    """A storage with or without the manifest."""
+
+    def __init__(self, manifest: bool) -> None:
+        self.manifest = manifest
+
+    async def size(self, bucket: str, path: str) -> int | None:
+        return 1 if self.manifest and path.endswith("manifest.json") else None
+
+
+def watched(
+    services: Services, monkeypatch: pytest.MonkeyPatch, state: LaunchState, *, manifest: bool
+) -> tuple[Holding, list[Any]]:
+    """A holding of a run whose launcher says `state`, and what it was settled with."""
+    endings: list[Any] = []
+
+    async def settle(holding: Holding, ending: Any) -> str:
+        endings.append(ending)
+        return "completed"
+
+    monkeypatch.setattr(holding_module, "settle", settle)
+    ready = dataclasses.replace(
+        services, launcher=cast(Any, ForgetfulLauncher(state)), storage=cast(Any, Shelf(manifest))
+    )
+    holding = Holding.take(ready, assignment(), asked_at=services.clock())
+    holding.trusted_until = float("inf")
+    return holding, endings
+
+
+async def test_a_run_that_the_launcher_forgot_is_settled_at_once_where_its_manifest_lies(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, endings = watched(services, monkeypatch, LaunchState.MISSING, manifest=True)
+    await holding.advance()
+    assert [ending.look for ending in endings] == [True]
+
+
+async def test_one_404_is_not_a_lost_run_and_a_long_silence_is(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, endings = watched(services, monkeypatch, LaunchState.MISSING, manifest=False)
+    await holding.advance()
+    assert endings == []
+    services.clock.now += services.settings.lost_seconds + 1  # type: ignore[attr-defined]
+    await holding.advance()
+    assert [ending.failure.code for ending in endings] == ["gpu_lost"]
+
+
+async def test_a_run_that_only_seems_to_go_on_is_stopped_and_its_manifest_looked_for(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, endings = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
+    await holding.advance()
+    services.clock.now += services.settings.lost_seconds + 1  # type: ignore[attr-defined]
+    await holding.advance()
+    assert endings == []
+    await holding.advance()
+    assert holding.services.launcher.cancelled == ["ext"]  # type: ignore[attr-defined]
+    assert [(ending.failure.code, ending.look) for ending in endings] == [("gpu_silent", True)]
+
+
+async def test_gpu_time_that_was_measured_is_not_forgotten_with_the_job(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, _ = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
+    await holding.advance()
+    holding.services.launcher.state = LaunchState.MISSING  # type: ignore[attr-defined]
+    await holding.advance()
+    assert holding.gpu_seconds == 90
 
 
 async def test_a_full_pass_adopts_before_it_claims_and_releases_at_its_end(services: Services) -> None:

@@ -17,6 +17,7 @@ from worker.outcome import (
     Keep,
     LegacyResult,
     RetryLimits,
+    Stop,
     Verdict,
     exhausted,
     judge,
@@ -46,9 +47,23 @@ def result(status: str, code: str | None = None, run_id: str = RUN) -> dict[str,
     return {"run_id": run_id, "status": status, "error": error}
 
 
-@pytest.mark.parametrize("state", ["queued", "running", "unknown", "missing"])
+@pytest.mark.parametrize("state", ["queued", "running", "unknown"])
 def test_what_has_not_ended_is_kept(state: str) -> None:
     assert isinstance(look(state), Keep)
+
+
+def test_a_job_that_the_launcher_forgot_is_kept_while_its_manifest_may_come() -> None:
+    assert isinstance(look("missing", silent=59), AwaitManifest)
+
+
+def test_a_job_that_runs_and_says_nothing_is_stopped() -> None:
+    assert look("running", silent=61) == Stop(
+        Failure("gpu_silent", Fault.INFRASTRUCTURE, "The GPU machine was not heard of any more, so it was stopped.")
+    )
+
+
+def test_waiting_for_a_gpu_is_never_a_failure_however_long() -> None:
+    assert isinstance(look("queued", silent=10**9), Keep)
 
 
 def test_unknown_is_never_failed_however_long() -> None:

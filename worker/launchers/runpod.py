@@ -101,7 +101,7 @@ class RunPodLauncher:
         if len(content) > _MAX_BODY_BYTES:
             raise ServiceRefusedError(_SERVICE, "the job's request is larger than RunPod's 10 MB", status=413)
         try:
-            response = await self._send("POST", "/run", content=content, timeout=httpx.Timeout(30, connect=10))
+            response = await self._send("POST", "/run", content=content)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise ServiceUnavailableError(_SERVICE, f"RunPod is not reachable ({type(error).__name__})") from None
         except httpx.HTTPError as error:
