@@ -106,9 +106,25 @@ language sql volatile set search_path = '' as $$
   for update
 $$;
 
+-- Whether the run's artifact is whole: its manifest, written last, lies in the storage. Only asked where
+-- an upload was granted. False without Storage.
+create or replace function public.training_is_published(run public.training_runs) returns boolean
+language plpgsql stable set search_path = '' as $$
+declare
+  found_it boolean := false;
+begin
+  if run.upload_granted_at is not null and to_regclass('storage.objects') is not null then
+    execute 'select exists (select from storage.objects where name = $1)' into found_it
+    using run.user_id || '/' || run.id || '/manifest.json';
+  end if;
+  return found_it;
+end
+$$;
+
 -- The fence, and afterwards the trainer's heartbeat. The first launcher's job id to check in owns the
 -- run. The same id with a new execution takes over (the launcher restarted a crashed job under its old
--- id), and the earlier execution is refused from then on. Callable by anon: the token is the key.
+-- id), and the earlier execution is refused from then on; but when the run is published already, and only
+-- its result was lost, there is nothing left to train. Callable by anon: the token is the key.
 create or replace function public.check_in_run(token text, external_job_id text, execution_id uuid)
 returns jsonb
 language plpgsql security definer set search_path = '' as $$
@@ -130,6 +146,7 @@ begin
     when run.checked_in_at is not null and run.external_job_id <> check_in_run.external_job_id
       then 'superseded'
     when check_in_run.execution_id = any (run.former_execution_ids) then 'superseded'
+    when run.execution_id <> check_in_run.execution_id and public.training_is_published(run) then 'ended'
   end;
   if refusal is not null then
     -- A cancelled owner is still seen: the bill counts its seconds until it ends.

@@ -119,7 +119,7 @@ begin
       'training_touch_updated_at', 'worker_schema_version', 'training_assignment',
       'training_check_lease_seconds', 'training_decoded', 'claim_training_jobs', 'adopt_training_runs',
       'renew_training_runs', 'begin_handling', 'release_training_runs', 'training_held_run', 'begin_launch',
-      'record_launch', 'training_note_launch', 'training_run_of_token', 'check_in_run',
+      'record_launch', 'training_note_launch', 'training_run_of_token', 'training_is_published', 'check_in_run',
       'request_upload', 'upload_grant', 'grant_upload', 'training_notify', 'training_store_points',
       'record_progress', 'training_bill_run', 'settle_run', 'cancel_training_job', 'stray_launches',
       'close_launches', 'queue_health')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -49,18 +50,28 @@ async def launch(holding: Holding) -> None:
         LeaseLostError: the run is another worker's.
         ServiceError: the database or the storage did not answer.
     """
-    async with holding.services.heavy_slots.take(alone=holding.is_suspect):
-        try:
-            if not await holding.begin_handling("preflight"):
-                await holding.finish(Ending(WORKER_KILLED))
-                return
-            plan = await preflight.check(holding.assignment, holding.services)
-        except PreflightError as error:
-            failure = Failure(error.code, Fault.PERMANENT, str(error))
-            await holding.finish(Ending(failure))
+    async with AsyncExitStack() as slot:
+        await slot.enter_async_context(holding.services.heavy_slots.take(alone=holding.is_suspect))
+        plan = await _check(holding)
+        if plan is None:
             return
-    request = await _make_request(holding, plan)
-    await _post(holding, request, plan)
+        if not holding.is_suspect:
+            # A suspect stays alone until it is launched: whoever comes next may end the worker.
+            await slot.aclose()
+        request = await _make_request(holding, plan)
+        await _post(holding, request, plan)
+
+
+async def _check(holding: Holding) -> preflight.Plan | None:
+    """The plan of a job that may be launched; None when it was settled as failed instead."""
+    if not await holding.begin_handling("preflight"):
+        await holding.finish(Ending(WORKER_KILLED))
+        return None
+    try:
+        return await preflight.check(holding.assignment, holding.services)
+    except PreflightError as error:
+        await holding.finish(Ending(Failure(error.code, Fault.PERMANENT, str(error))))
+        return None
 
 
 async def _make_request(holding: Holding, plan: preflight.Plan) -> Request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,13 +59,22 @@ async def settle(holding: Holding, ending: Ending) -> str:
         ServiceError: the storage or the database did not answer; nothing was written, or all of it.
     """
     job = holding.assignment.job
-    manifest = None
-    if job is not None and ending.look and not holding.news.cancel_requested:
-        async with holding.services.heavy_slots.take(alone=holding.is_suspect):
-            if await holding.begin_handling("settling"):
-                manifest, ending = await _collect(holding, ending, job)
-            else:
-                ending = Ending(WORKER_KILLED, result=ending.result)
+    if job is None or not ending.look or holding.news.cancel_requested:
+        return await _write(holding, ending, None)
+    async with AsyncExitStack() as slot:
+        await slot.enter_async_context(holding.services.heavy_slots.take(alone=holding.is_suspect))
+        if await holding.begin_handling("settling"):
+            manifest, ending = await _collect(holding, ending, job)
+        else:
+            manifest, ending = None, Ending(WORKER_KILLED, result=ending.result)
+        if not holding.is_suspect:
+            # A suspect stays alone until it is settled: whoever comes next may end the worker.
+            await slot.aclose()
+        return await _write(holding, ending, manifest)
+
+
+async def _write(holding: Holding, ending: Ending, manifest: Manifest | None) -> str:
+    job = holding.assignment.job
     if job is not None and manifest is not None:
         outcome = _success(holding, manifest, job)
     elif ending.failure is None or job is None:

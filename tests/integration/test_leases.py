@@ -181,6 +181,24 @@ def test_the_fence_lets_one_launch_and_its_newest_execution_train(db: Database) 
     assert [stray["external_job_id"] for stray in strays] == ["ext-2"]
 
 
+def test_a_published_run_is_not_trained_again_when_only_its_result_was_lost(db: Database) -> None:
+    run, token, execution = db.running_run()
+    files = [{"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}]
+
+    def check_in(execution: str) -> str:
+        return str(db.call("check_in_run", token, run["external_job_id"], execution)["reason"])
+
+    db.rows("create schema if not exists storage")
+    db.rows("create table storage.objects (name text)")
+    assert check_in(execution := str(uuid4())) == "ok"
+    assert db.call("request_upload", token, execution, files)["ok"]
+    assert db.call("grant_upload", run["id"], run["lease_token"], files, "sealed")
+    assert check_in(execution := str(uuid4())) == "ok"
+    db.rows("insert into storage.objects values (%s)", f"{run['user_id']}/{run['id']}/manifest.json")
+    assert check_in(str(uuid4())) == "ended"
+    assert check_in(execution) == "ok"
+
+
 def test_a_launch_that_was_not_recorded_is_known_once_it_checks_in(db: Database) -> None:
     run = db.claimed_run()
     token = uuid4().hex * 2
