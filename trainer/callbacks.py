@@ -75,7 +75,10 @@ class RunCallback(TrainerCallback):
         self._tokens = 0
         self._seconds_before = 0.0
         self._begun = self._saved = self._step_ended = clock()
-        self._first_step = 0
+        self._first_step = self._total_steps = 0
+        self._validation_due = False
+        self.evaluate: Callable[[], object] | None = None
+        """The trainer's own; for an evaluation that an interruption left out."""
         self.best = Best()
         self.stopped = False
         """Whether the training ended because it was told to."""
@@ -97,14 +100,17 @@ class RunCallback(TrainerCallback):
         self._points = {point.step: point for point in mark.points}
         self._losses = [point.training_loss for point in mark.points if point.training_loss is not None]
         self._seconds_before = mark.train_seconds
+        self._validation_due = mark.validation_due
         if mark.best_step is not None and mark.best_loss is not None:
             weights = load_file(checkpoint / BEST_NAME)
             self.best = Best(mark.best_step, mark.best_loss, weights, mark.evaluations_without_gain)
 
     def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
-        """Start the clocks."""
+        """Start the clocks, and make up for an evaluation that is due since before an interruption."""
         self._begun = self._saved = self._step_ended = self._clock()
-        self._first_step = state.global_step
+        self._first_step, self._total_steps = state.global_step, state.max_steps
+        if self._validation_due and self.evaluate is not None:
+            self.evaluate()
 
     def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Decide what follows this step: a checkpoint, a look at the held-out examples, the end."""
@@ -114,11 +120,8 @@ class RunCallback(TrainerCallback):
             control.should_training_stop = True
         due = self._clock() - self._saved >= self._task.checkpoint_minutes * 60
         control.should_save = (due or self.stopped) and state.global_step < state.max_steps
-        control.should_evaluate = (
-            self._validates
-            and not self.stopped
-            and validates_after(state.global_step, state.max_steps, self._task.chart_points)
-        )
+        # A stop leaves little time: the checkpoint comes first, and the next attempt evaluates.
+        control.should_evaluate = not self.stopped and self._lacks_validation(state.global_step)
 
     def on_log(
         self,
@@ -171,10 +174,19 @@ class RunCallback(TrainerCallback):
                     best_loss=self.best.loss if self.best.step is not None else None,
                     evaluations_without_gain=self.best.evaluations_without_gain,
                     train_seconds=self.train_seconds,
+                    validation_due=self._lacks_validation(step),
                 ),
             )
         remove_others(self._task.job_folder, self._task.checkpoints)
         self._saved = self._clock()
+
+    def _lacks_validation(self, step: int) -> bool:
+        point = self._points.get(step)
+        return (
+            self._validates
+            and validates_after(step, self._total_steps, self._task.chart_points)
+            and (point is None or point.validation_loss is None)
+        )
 
     def _note_step(self, step: int, logs: dict[str, Any], args: TrainingArguments) -> None:
         now, tokens = self._clock(), int(logs.get("num_tokens", 0))

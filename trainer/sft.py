@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -30,6 +31,20 @@ _REPORTERS = {
 """Transformers' own reporters, each with the variable that asks for it."""
 
 
+class ResumableTrainer(SFTTrainer):
+    """TRL's trainer, whose random states don't depend on when the held-out examples are looked at.
+
+    Each evaluation draws a seed from the generator that dropout uses, so a run that resumes between a
+    step and its evaluation would go on differently.
+    """
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """As ever, with the random states put back afterwards."""
+        with torch.random.fork_rng():
+            metrics: dict[str, float] = super().evaluate(*arguments, **options)
+        return metrics
+
+
 def build_trainer(
     lora: Lora,
     tokenizer: PreTrainedTokenizerBase,
@@ -45,6 +60,7 @@ def build_trainer(
     arguments = training_arguments(task.hyperparameters, shape, micro_batch, hardware, task.checkpoints)
     trainer = trainer_for(lora, tokenizer, train, validation, arguments)
     trainer.add_callback(callback)
+    callback.evaluate = trainer.evaluate
     if task.hyperparameters.loraplus_lr_ratio is not None:
         trainer.optimizer = _loraplus_optimizer(trainer, task.hyperparameters)
     return trainer
@@ -58,7 +74,7 @@ def trainer_for(
     arguments: SFTConfig,
 ) -> SFTTrainer:
     """TRL's trainer over prepared rows, with LoRA in fp32."""
-    trainer = SFTTrainer(
+    trainer = ResumableTrainer(
         model=lora.model,
         args=arguments,
         train_dataset=as_dataset(train),

@@ -1,5 +1,6 @@
 """A run that was killed goes on as if nothing had happened: the same losses, bit by bit."""
 
+import os
 import random
 import shutil
 import signal
@@ -47,13 +48,18 @@ def test_a_run_killed_at_a_random_step_resumes_to_the_same_curve(uninterrupted, 
     assert outcome.metrics.best_validation_loss == uninterrupted.metrics.best_validation_loss
 
 
-def test_a_run_stopped_by_sigterm_resumes_to_the_same_curve(uninterrupted, tmp_path, tiny_model):
-    child = start(resumable_task(tmp_path, tiny_model, checkpoint_minutes=60))
-    child.read(until=lambda progress: progress.current_step >= 2)
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_run_stopped_by_sigterm_resumes_to_the_same_curve(uninterrupted, tmp_path, tiny_model, step):
+    validated = {point.step for point in uninterrupted.points if point.validation_loss is not None}
+    assert (2 in validated, 3 in validated) == (False, True), "one of the steps is followed by an evaluation"
+    task = resumable_task(tmp_path, tiny_model, checkpoint_minutes=60)
+    child = start(task, LORA_CRASH=f"trainer.train.step#{step}=stop")
+    os.waitpid(child.process.pid, os.WUNTRACED)
     child.process.send_signal(signal.SIGTERM)
+    child.process.send_signal(signal.SIGCONT)
     assert child.finish().status == "stopped"
     outcome, _ = train(resumable_task(tmp_path, tiny_model))
-    assert outcome.summary.resumed_from_step >= 2
+    assert outcome.summary.resumed_from_step == step
     assert curve(outcome) == curve(uninterrupted)
 
 
