@@ -39,7 +39,7 @@ HYPERPARAMETERS: dict[str, Any] = {
     "rank": 16,
     "dropout": 0.0,
 }
-SAMPLE_SIZES = {"learning_rate": 1e-2, "batch_size": 4, "max_steps": 100, "max_length": 1024}
+SAMPLE_SIZES = {"learning_rate": 1e-2, "batch_size": 4, "max_steps": 60, "max_length": 1024}
 """For our own short conversations: half a minute on one core, and the adapter speaks in sentences."""
 USER_SIZES = {"learning_rate": 5e-3, "batch_size": 1, "max_steps": 60, "max_length": 2048}
 """For a user's file, whose answers are as long as they are."""
