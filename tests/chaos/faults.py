@@ -343,7 +343,8 @@ def gpu_poison(scene: Scene) -> None:
 @_fault("jobs handed to two GPU workers at once")
 def delivered_twice(scene: Scene) -> None:
     with scene.armed("dispatch", "deliver_twice", times=8, skip=2) as hits:
-        scene.queue(*[Plan(60)] * 8)
+        # Longer than the heartbeat by which the one that lost the fence learns of it.
+        scene.queue(steps=(50, 70))
         scene.until_struck(hits, 8)
 
 
