@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from trainer.crashpoints import reach
 from trainer.protocol import STAGES, Progress
 
 log = logging.getLogger(__name__)
@@ -83,8 +84,10 @@ class ProgressPoster:
 
     async def _post(self) -> None:
         assert self.latest is not None
+        reach("trainer.progress.before")
         try:
             async with asyncio.timeout(_SEND_TIMEOUT_SECONDS):
                 await self._send(self.latest.model_dump(mode="json", exclude_none=True))
+            reach("trainer.progress.after")
         except Exception as error:  # progress is a courtesy: training goes on without it
             log.warning("progress could not be posted (%s)", type(error).__name__)

@@ -200,6 +200,8 @@ class Daemon:
     async def _adopt(self) -> None:
         asked_at = self.services.clock()
         adopted = await self.services.queue.adopt(_MAX_ADOPTED)
+        if adopted:
+            reach("worker.adopt.after")
         ADOPTED.inc(len(adopted))
         self._take(adopted, asked_at, "adopted")
 
@@ -315,12 +317,14 @@ class Daemon:
         closed: list[dict[str, Any]] = []
         for stray in await self.services.queue.stray_launches(_MAX_STRAYS):
             external_job_id = stray["external_job_id"]
+            reach("worker.stray.before")
             observation = await launcher.observe(external_job_id)
             if observation.ended or observation.state == "missing":
                 closed.append({"external_job_id": external_job_id, "gpu_seconds": observation.execution_seconds or 0.0})
             else:
                 asked = await launcher.cancel(external_job_id)
                 log.info("stray launch cancelled", external_job_id=external_job_id, asked=asked)
+            reach("worker.stray.after")
         if closed:
             await self.services.queue.close_launches(closed)
 
