@@ -164,6 +164,23 @@ class LocalRunPod:
 
         self._on_loop(act)
 
+    def arm_next_worker(self, env: Mapping[str, str]) -> None:
+        """Give the next worker that starts `env` besides, in place of what the last call said."""
+
+        def act() -> None:
+            self._endpoint.pool.next_env = env
+
+        self._on_loop(act)
+
+    def armed_workers(self) -> dict[str, Mapping[str, str]]:
+        """The workers that have something of their own in their environment, by id."""
+        pool = self._endpoint.pool
+        return self._on_loop(lambda: {worker.id: worker.own_env for worker in pool.all() if worker.own_env})
+
+    def kill_worker(self, worker_id: str) -> None:
+        """SIGKILL to everything in a worker's container; nothing happens when it has ended."""
+        self._on_loop(lambda: self._endpoint.pool.kill(worker_id))
+
     def kill_worker_of(self, job_id: str) -> bool:
         """SIGKILL to the worker that has the job; whether there was one."""
         return self._on_loop(lambda: self._endpoint.kill_worker_of(job_id))

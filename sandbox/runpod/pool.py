@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
@@ -74,6 +74,8 @@ class Worker:
     polls: int = 0
     killed: bool = False
     """Told to die: what it still says in its last milliseconds is not heard."""
+    own_env: Mapping[str, str] = field(default_factory=dict)
+    """What it has in its environment and the others have not."""
 
     @property
     def takes_work(self) -> bool:
@@ -225,8 +227,8 @@ class Pool:
                 **self.next_env,
             },
         )
+        self._workers[worker_id] = Worker(worker_id, child, last_ping=time.monotonic(), own_env=self.next_env)
         self.next_env = {}
-        self._workers[worker_id] = Worker(worker_id, child, last_ping=time.monotonic())
 
     def _note_end(self, worker: Worker) -> None:
         worker.child.kill()

@@ -11,14 +11,17 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tests.chaos import crashes
 from tests.chaos.crew import ROOT
 from tests.chaos.faults import FAULTS
-from tests.chaos.report import Report, show, show_row
-from tests.chaos.scene import play
+from tests.chaos.report import PointCount, Report, show, show_row
+from tests.chaos.scene import Scene, play
 from tests.chaos.verdict import Row
 from tests.chaos.world import World
+from trainer.crashpoints import CRASH_POINTS
 
 _RUNPOD_WORKERS = 10
+_CRASH_RUNPOD_WORKERS = 8
 _LOGS = ROOT / ".sandbox" / "chaos-logs"
 """Where the logs of a broken promise are kept."""
 
@@ -27,6 +30,8 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Faults and crashes, real processes")
     parser.add_argument("--faults", default="*", metavar="PATTERN", help="only faults with such a name; '' for none")
     parser.add_argument("--jobs", type=int, default=50, help="jobs of each fault")
+    parser.add_argument("--points", default="*", metavar="PATTERN", help="only crash points with such a name")
+    parser.add_argument("--seeds", type=int, default=20, help="kills at each crash point")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=Path, default=Path("chaos-report.json"))
     return parser.parse_args()
@@ -53,13 +58,32 @@ def play_faults(console: Console, pattern: str, *, jobs: int, seed: int) -> list
     return rows
 
 
+def play_crashes(console: Console, pattern: str, *, seeds: int, seed: int) -> tuple[list[Row], list[PointCount]]:
+    """SIGKILL at every crash point whose name matches."""
+    points: list[PointCount] = []
+    chosen = fnmatch.filter(CRASH_POINTS, pattern)
+    if not chosen:
+        return [], []
+
+    def act(scene: Scene) -> None:
+        points.extend(crashes.kill_everywhere(scene, seeds=seeds, only=chosen))
+
+    with World.start(runpod_workers=_CRASH_RUNPOD_WORKERS, env=crashes.ENV) as world:
+        row = play(world, f"SIGKILL at each crash point, {seeds} seeds", act, jobs=0, seed=seed)
+        show_row(console, row)
+        if not row.is_clean:
+            world.keep_logs(_LOGS / "crash-points")
+    return [row], points
+
+
 def main() -> int:
     """Run what was asked for; the exit status."""
     arguments = _parse()
     console = Console(width=None if sys.stdout.isatty() else 240)
     began = time.monotonic()
     rows = play_faults(console, arguments.faults, jobs=arguments.jobs, seed=arguments.seed)
-    report = Report(arguments.seed, round(time.monotonic() - began), rows, [])
+    crash_rows, points = play_crashes(console, arguments.points, seeds=arguments.seeds, seed=arguments.seed)
+    report = Report(arguments.seed, round(time.monotonic() - began), [*rows, *crash_rows], points)
     report.write(arguments.report)
     show(console, report)
     return 0 if report.is_clean else 1

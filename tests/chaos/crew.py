@@ -36,6 +36,10 @@ class Worker:
         """SIGKILL: nothing is finished, nothing is released."""
         self.child.kill()
 
+    def terminate(self) -> None:
+        """SIGTERM, without waiting."""
+        self.child.send(signal.SIGTERM)
+
     def stop(self) -> int:
         """SIGTERM and the end that follows; the exit status."""
         return self.child.stop()

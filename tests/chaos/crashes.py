@@ -1,0 +1,262 @@
+"""SIGKILL at every crash point: processes that are told where to die, and supervisors that start the next.
+
+Each arming (a point, and the visit at which the process dies) is one process. Some workers and GPU workers
+are never armed, so that work goes on; a feeder keeps jobs coming as long as somebody is still to die.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from tests.chaos.crew import Worker
+from tests.chaos.report import PointCount
+from tests.chaos.scene import CANCELLED, Scene
+from tests.chaos.world import Plan
+from trainer.crashpoints import CRASH_POINTS
+
+ENV = {
+    # Here nothing but the crashes may end a job, and there are many.
+    "LORA_WORKER_MAX_ATTEMPTS": "20",
+    "LORA_WORKER_MAX_INFRASTRUCTURE_FAILURES": "50",
+    "LORA_WORKER_MAX_HANDLINGS": "50",
+}
+_ARMED_WORKERS = 3
+_ARMED_GPU_WORKERS = 4
+_PATIENCE_SECONDS = 20
+_TRIES = 4
+_TICK_SECONDS = 0.2
+
+_OFTEN = frozenset({"worker.claim.before", "worker.progress.before", "worker.progress.after", "trainer.train.step"})
+"""Points that a process passes many times, so that it may die at a later visit too."""
+
+
+@dataclass
+class Arming:
+    """One process that is to die at a point."""
+
+    number: int
+    point: str
+    visit: int
+    log: Path
+    tries: int = 0
+    began: float = 0.0
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What tells the process."""
+        return {"LORA_CRASH": f"{self.point}#{self.visit}=kill", "LORA_CRASH_LOG": str(self.log)}
+
+    @property
+    def has_struck(self) -> bool:
+        """Whether the process has come to its end there: the visit is logged just before."""
+        return _visits(self.log)[self.point] >= self.visit
+
+    @property
+    def is_late(self) -> bool:
+        """Whether nobody should wait for it any longer."""
+        return time.monotonic() > self.began + _PATIENCE_SECONDS
+
+
+def _visits(log: Path) -> Counter[str]:
+    return Counter(log.read_text().splitlines()) if log.exists() else Counter()
+
+
+@dataclass
+class Ledger:
+    """What is still to die, and what has."""
+
+    folder: Path
+    rng: random.Random
+    waiting: deque[Arming] = field(default_factory=deque)
+    killed: Counter[str] = field(default_factory=Counter)
+    missed: Counter[str] = field(default_factory=Counter)
+
+    def plan(self, points: Sequence[str], seeds: int) -> None:
+        """Every point as often as there are seeds, in random order; the seed decides on the visit."""
+        for point in [point for point in points for _ in range(seeds)]:
+            number = len(self.waiting)
+            visit = self.rng.randint(1, 6 if point in _OFTEN else 2)
+            log = self.folder / f"visits-{point}-{number}.log"
+            self.waiting.append(Arming(number, point, visit, log))
+        self.rng.shuffle(self.waiting)
+
+    def next(self) -> Arming | None:
+        """The next one to be armed."""
+        return self.waiting.popleft() if self.waiting else None
+
+    def strike(self, arming: Arming) -> None:
+        """Its process died where it should."""
+        self.killed[arming.point] += 1
+
+    def put_back(self, arming: Arming) -> None:
+        """Its process did not get there in time; the next one dies at its first visit."""
+        arming.tries, arming.visit = arming.tries + 1, 1
+        arming.log = arming.log.with_suffix(f".{arming.tries}")
+        if arming.tries < _TRIES:
+            self.waiting.append(arming)
+        else:
+            self.missed[arming.point] += 1
+
+
+class WorkerSupervisor:
+    """Starts an armed worker in place of each that died."""
+
+    def __init__(self, scene: Scene, ledger: Ledger) -> None:
+        self._scene = scene
+        self._ledger = ledger
+        self._armed: list[tuple[Arming, Worker]] = []
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nobody is left to die."""
+        return not self._armed and not self._ledger.waiting
+
+    def tick(self) -> None:
+        """Look after the dead and those who tarry."""
+        for arming, worker in list(self._armed):
+            if not worker.is_alive:
+                self._armed.remove((arming, worker))
+                self._ledger.strike(arming) if arming.has_struck else self._ledger.put_back(arming)
+            elif arming.is_late:
+                self._armed.remove((arming, worker))
+                worker.stop()
+                self._ledger.put_back(arming)
+            else:
+                self._provoke(arming, worker)
+        while len(self._armed) < _ARMED_WORKERS and (arming := self._ledger.next()):
+            arming.began = time.monotonic()
+            self._armed.append((arming, self._scene.world.crew.start(arming.env)))
+
+    def _provoke(self, arming: Arming, worker: Worker) -> None:
+        """Bring about what some points wait for."""
+        kind = arming.point.split(".")[1]
+        if kind == "release" and time.monotonic() > arming.began + self._scene.rng.uniform(1.5, 4):
+            worker.terminate()
+        elif kind == "cancel":
+            _cancel_one(self._scene, worker.name)
+        elif kind == "stray":
+            _make_stray(self._scene)
+
+
+class GpuSupervisor:
+    """Has each new GPU worker armed, as long as there are enough that are not."""
+
+    def __init__(self, scene: Scene, ledger: Ledger) -> None:
+        self._runpod = scene.world.runpod
+        self._ledger = ledger
+        self._armed: list[Arming] = []
+        for worker_id in list(self._runpod.workers())[:_ARMED_GPU_WORKERS]:
+            self._runpod.kill_worker(worker_id)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nobody is left to die."""
+        return not self._armed and not self._ledger.waiting
+
+    def tick(self) -> None:
+        """Look after the dead and those who tarry, and lay out the next arming for the next that starts."""
+        workers = {env["LORA_CRASH_LOG"]: worker_id for worker_id, env in self._runpod.armed_workers().items()}
+        for arming in list(self._armed):
+            worker_id = workers.get(str(arming.log))
+            if worker_id is not None and not arming.began:
+                arming.began = time.monotonic()
+            if arming.has_struck:
+                self._armed.remove(arming)
+                self._ledger.strike(arming)
+            elif arming.began and (worker_id is None or arming.is_late):
+                self._armed.remove(arming)
+                self._ledger.put_back(arming)
+            else:
+                continue
+            if worker_id is not None:
+                # A crash point of the training ends the training only; or nobody came to the point.
+                self._runpod.kill_worker(worker_id)
+        # One is laid out, the others run.
+        if all(arming.began for arming in self._armed) and len(self._armed) <= _ARMED_GPU_WORKERS:
+            arming = self._ledger.next()
+            if arming is not None:
+                arming.began = 0.0
+                self._armed.append(arming)
+            self._runpod.arm_next_worker(arming.env if arming else {})
+
+
+class Feeder:
+    """Keeps so many jobs unfinished that every process has something to come by."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._in_flight = 0
+        self._next_look = 0.0
+
+    def tick(self) -> None:
+        """Queue what is missing; how many are in flight changes all the time."""
+        if time.monotonic() < self._next_look:
+            return
+        scene = self._scene
+        self._next_look = time.monotonic() + scene.rng.uniform(0.4, 1.2)
+        missing = scene.rng.randint(8, 20) - scene.world.count(
+            "select count(*) from training_jobs where status in ('queued', 'initializing', 'running')"
+        )
+        plans = [Plan(scene.rng.randint(6, 16)) for _ in range(max(missing, 0))]
+        scene.ends |= dict.fromkeys(scene.world.queue(plans), plans[0].ends) if plans else {}
+
+
+def kill_everywhere(scene: Scene, *, seeds: int, only: Sequence[str] = tuple(CRASH_POINTS)) -> list[PointCount]:
+    """Kill a process at each point as often as there are seeds; how often each was reached and struck."""
+    folder = scene.world.folder
+    at_worker = Ledger(folder, scene.rng)
+    at_worker.plan([point for point in only if point.startswith("worker.")], seeds)
+    at_gpu = Ledger(folder, scene.rng)
+    at_gpu.plan([point for point in only if point.startswith("trainer.")], seeds)
+    supervisors = [WorkerSupervisor(scene, at_worker), GpuSupervisor(scene, at_gpu)]
+    feeder = Feeder(scene)
+    while not all(supervisor.is_done for supervisor in supervisors):
+        for supervisor in supervisors:
+            supervisor.tick()
+        feeder.tick()
+        time.sleep(_TICK_SECONDS)
+    scene.world.runpod.arm_next_worker({})
+    reached: Counter[str] = Counter()
+    for log in folder.glob("visits-*"):
+        reached += _visits(log)
+    killed = at_worker.killed + at_gpu.killed
+    return [PointCount(point, reached[point], killed[point], seeds) for point in only]
+
+
+def _cancel_one(scene: Scene, worker: str) -> None:
+    """Cancel a job that the worker holds, unless one waits for its attention already."""
+    held = scene.world.query(
+        "select r.job_id::text, j.status from training_runs r join training_jobs j on j.id = r.job_id"
+        " where r.worker = %s and r.status in ('launched', 'running')",
+        worker,
+    )
+    running = [row["job_id"] for row in held if row["status"] == "running"]
+    if running and len(running) == len(held) and scene.world.cancel(running[0]):
+        scene.ends[running[0]] = CANCELLED
+
+
+def _make_stray(scene: Scene) -> None:
+    """Launch an ended run once more, as a worker does that was long in doubt; unless such a launch is open."""
+    open_strays = scene.world.count("select jsonb_array_length(stray_launches(10))")
+    ended = scene.world.query("select id::text from training_runs where ended_at is not null limit 1")
+    if open_strays or not ended:
+        return
+    runpod = scene.world.runpod
+    answer = httpx.post(
+        f"{runpod.api_url}/run",
+        headers={"authorization": f"Bearer {runpod.api_key}"},
+        json={"input": {"run_id": ended[0]["id"]}},
+        timeout=30,
+    )
+    scene.world.query(
+        "insert into training_launches (run_id, launcher, external_job_id) values (%s, 'runpod', %s)",
+        ended[0]["id"],
+        answer.json()["id"],
+    )
