@@ -239,10 +239,7 @@ class Daemon:
             if not news.held:
                 self._drop(holding, "lease lost")
                 continue
-            # The window starts when the request started: the database counts from later on.
-            holding.trusted_until = asked_at + self.services.settings.lease_seconds
-            known = news.external_job_id or holding.news.external_job_id
-            holding.news = news.model_copy(update={"external_job_id": known})
+            holding.take_news(news, asked_at=asked_at)
 
     async def poll(self) -> None:
         """Look at every held run, side by side, and write all progress in one call."""

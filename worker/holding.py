@@ -97,6 +97,13 @@ class Holding:
             holding.launch_tries = run.launches
         return holding
 
+    def take_news(self, news: News, *, asked_at: float) -> None:
+        """Take what a renewal said that began at `asked_at` on the lease clock."""
+        # The window starts when the request started: the database counts from later on.
+        self.trusted_until = asked_at + self.services.settings.lease_seconds
+        known = news.external_job_id or self.news.external_job_id
+        self.news = news.model_copy(update={"external_job_id": known})
+
     def require_lease(self) -> None:
         """Stop here unless this worker may still write for the run.
 
@@ -210,6 +217,8 @@ class Holding:
             lost_seconds=self.services.settings.lost_seconds,
         )
         if isinstance(verdict, Finish):
+            if not await self._is_owner(external_job_id):
+                return
             await self.finish(Ending(verdict.failure, result=verdict.result, legacy=verdict.legacy, look=True))
             return
         if observation.state in {LaunchState.UNKNOWN, LaunchState.MISSING}:
@@ -222,6 +231,19 @@ class Holding:
             self.stopping = verdict.failure
         self._watch_limits()
         self.report = self._progress_report()
+
+    async def _is_owner(self, external_job_id: str) -> bool:
+        """Whether the run is still this launch's, by the database's latest word.
+
+        Another launch of it may have checked in since the last renewal, and a worker that knew it may have
+        cancelled this one as a stray.
+        """
+        run, asked_at = self.assignment.run, self.services.clock()
+        (news,) = await self.services.queue.renew([(run.id, run.lease_token)])
+        if not news.held:
+            raise LeaseLostError("the lease was lost before the end")
+        self.take_news(news, asked_at=asked_at)
+        return self.news.external_job_id == external_job_id
 
     async def _has_manifest(self) -> bool:
         run, job, bucket = self.assignment.run, self.assignment.job, self.services.settings.artifacts_bucket

@@ -307,6 +307,20 @@ async def test_a_run_that_only_seems_to_go_on_is_stopped_and_its_manifest_looked
     assert [(ending.failure.code, ending.look) for ending in endings] == [("gpu_silent", True)]
 
 
+async def test_a_launch_that_lost_the_race_and_was_cancelled_for_it_ends_nothing(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, endings = watched(services, monkeypatch, LaunchState.CANCELLED, manifest=False)
+
+    async def renew(leases: Any) -> list[News]:
+        return [News(run_id=run, held=True, external_job_id="winner") for run, _ in leases]
+
+    monkeypatch.setattr(services.queue, "renew", renew)
+    await holding.advance()
+    assert endings == []
+    assert holding.news.external_job_id == "winner"
+
+
 async def test_gpu_time_that_was_measured_is_not_forgotten_with_the_job(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
