@@ -164,18 +164,9 @@ class LocalRunPod:
 
         self._on_loop(act)
 
-    def arm_next_worker(self, env: Mapping[str, str]) -> None:
-        """Give the next worker that starts `env` besides, in place of what the last call said."""
-
-        def act() -> None:
-            self._endpoint.pool.next_env = env
-
-        self._on_loop(act)
-
-    def armed_workers(self) -> dict[str, Mapping[str, str]]:
-        """The workers that have something of their own in their environment, by id."""
-        pool = self._endpoint.pool
-        return self._on_loop(lambda: {worker.id: worker.own_env for worker in pool.all() if worker.own_env})
+    def start_worker(self, env: Mapping[str, str]) -> str:
+        """Start one more worker now, beyond the limit and whatever waits, with `env` besides; its id."""
+        return self._on_loop(lambda: self._endpoint.pool.start_extra(env))
 
     def kill_worker(self, worker_id: str) -> None:
         """SIGKILL to everything in a worker's container; nothing happens when it has ended."""

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -74,8 +74,8 @@ class Worker:
     polls: int = 0
     killed: bool = False
     """Told to die: what it still says in its last milliseconds is not heard."""
-    own_env: Mapping[str, str] = field(default_factory=dict)
-    """What it has in its environment and the others have not."""
+    is_extra: bool = False
+    """Started by hand: it does not count towards the limit, and being idle does not end it."""
 
     @property
     def takes_work(self) -> bool:
@@ -138,13 +138,21 @@ class Pool:
 
     def adjust(self, waiting: int, busy: Set[str]) -> None:
         """Start workers for the jobs that wait; ask those to end that were idle too long or are too many."""
-        usable = [worker for worker in self.all() if worker.takes_work and not self.is_silent(worker)]
+        able = [worker for worker in self.all() if worker.takes_work and not self.is_silent(worker)]
+        usable = [worker for worker in able if not worker.is_extra]
         self._retire_idle(usable, waiting, busy)
-        free = sum(1 for worker in usable if worker.takes_work and worker.id not in busy)
+        free = sum(1 for worker in able if worker.takes_work and worker.id not in busy)
         missing = min(waiting - free, self.max_workers - len(usable))
         if not self.throttled and time.monotonic() >= self._next_start:
             for _ in range(missing):
                 self._start()
+
+    def start_extra(self, env: Mapping[str, str]) -> str:
+        """Start one more worker now, whatever waits, with `env` besides; its id."""
+        self.next_env = env
+        worker = self._start()
+        worker.is_extra = True
+        return worker.id
 
     def retire(self, worker_id: str) -> None:
         """SIGTERM to the worker, SIGKILL after its grace."""
@@ -208,7 +216,7 @@ class Pool:
                 self.retire(worker.id)
                 surplus -= 1
 
-    def _start(self) -> None:
+    def _start(self) -> Worker:
         worker_id = f"w{uuid4().hex[:13]}"
         home = self.image.folder / worker_id
         home.mkdir()
@@ -227,8 +235,9 @@ class Pool:
                 **self.next_env,
             },
         )
-        self._workers[worker_id] = Worker(worker_id, child, last_ping=time.monotonic(), own_env=self.next_env)
+        self._workers[worker_id] = Worker(worker_id, child, last_ping=time.monotonic())
         self.next_env = {}
+        return self._workers[worker_id]
 
     def _note_end(self, worker: Worker) -> None:
         worker.child.kill()

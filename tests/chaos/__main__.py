@@ -21,7 +21,7 @@ from tests.chaos.world import World
 from trainer.crashpoints import CRASH_POINTS
 
 _RUNPOD_WORKERS = 10
-_CRASH_RUNPOD_WORKERS = 8
+_CRASH_RUNPOD_WORKERS = 4
 _LOGS = ROOT / ".sandbox" / "chaos-logs"
 """Where the logs of a broken promise are kept."""
 

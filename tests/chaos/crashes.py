@@ -9,12 +9,14 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import httpx
 
+from sandbox.runpod import LocalRunPod
 from tests.chaos.crew import Worker
 from tests.chaos.report import PointCount
 from tests.chaos.scene import CANCELLED, Scene
@@ -26,15 +28,24 @@ ENV = {
     "LORA_WORKER_MAX_ATTEMPTS": "20",
     "LORA_WORKER_MAX_INFRASTRUCTURE_FAILURES": "50",
     "LORA_WORKER_MAX_HANDLINGS": "50",
+    # Those who live on leave most of the work to those who are to die.
+    "LORA_WORKER_SLOTS": "3",
 }
+_ARMED_ENV = {"LORA_WORKER_SLOTS": "8"}
 _ARMED_WORKERS = 3
 _ARMED_GPU_WORKERS = 4
 _PATIENCE_SECONDS = 20
 _TRIES = 4
 _TICK_SECONDS = 0.2
 
-_OFTEN = frozenset({"worker.claim.before", "worker.progress.before", "worker.progress.after", "trainer.train.step"})
-"""Points that a process passes many times, so that it may die at a later visit too."""
+_MOST_VISITS = {
+    **dict.fromkeys(("worker.claim.before", "worker.progress.before", "worker.progress.after"), 4),
+    "trainer.train.step": 6,
+    "worker.adopt.after": 1,
+    "worker.release.before": 1,
+    "worker.release.after": 1,
+}
+"""At which visit a process dies at the latest; the second, if not said."""
 
 
 @dataclass
@@ -51,7 +62,7 @@ class Arming:
     @property
     def env(self) -> dict[str, str]:
         """What tells the process."""
-        return {"LORA_CRASH": f"{self.point}#{self.visit}=kill", "LORA_CRASH_LOG": str(self.log)}
+        return {**_ARMED_ENV, "LORA_CRASH": f"{self.point}#{self.visit}=kill", "LORA_CRASH_LOG": str(self.log)}
 
     @property
     def has_struck(self) -> bool:
@@ -82,7 +93,7 @@ class Ledger:
         """Every point as often as there are seeds, in random order; the seed decides on the visit."""
         for point in [point for point in points for _ in range(seeds)]:
             number = len(self.waiting)
-            visit = self.rng.randint(1, 6 if point in _OFTEN else 2)
+            visit = self.rng.randint(1, _MOST_VISITS.get(point, 2))
             log = self.folder / f"visits-{point}-{number}.log"
             self.waiting.append(Arming(number, point, visit, log))
         self.rng.shuffle(self.waiting)
@@ -94,9 +105,11 @@ class Ledger:
     def strike(self, arming: Arming) -> None:
         """Its process died where it should."""
         self.killed[arming.point] += 1
+        print("STRIKE", arming.point, arming.visit, arming.tries, round(time.monotonic() - arming.began, 1), flush=True)
 
     def put_back(self, arming: Arming) -> None:
         """Its process did not get there in time; the next one dies at its first visit."""
+        print("MISS", arming.point, arming.visit, arming.tries, round(time.monotonic() - arming.began, 1), flush=True)
         arming.tries, arming.visit = arming.tries + 1, 1
         arming.log = arming.log.with_suffix(f".{arming.tries}")
         if arming.tries < _TRIES:
@@ -105,86 +118,67 @@ class Ledger:
             self.missed[arming.point] += 1
 
 
-class WorkerSupervisor:
-    """Starts an armed worker in place of each that died."""
+class Victim(Protocol):
+    """A process under a supervisor."""
 
-    def __init__(self, scene: Scene, ledger: Ledger) -> None:
-        self._scene = scene
-        self._ledger = ledger
-        self._armed: list[tuple[Arming, Worker]] = []
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+
+    def stop(self) -> object:
+        """End it."""
+
+
+@dataclass
+class GpuWorker:
+    """A worker of the local RunPod."""
+
+    runpod: LocalRunPod
+    id: str
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether RunPod still counts it."""
+        return self.id in self.runpod.workers()
+
+    def stop(self) -> None:
+        """SIGKILL."""
+        self.runpod.kill_worker(self.id)
+
+
+V = TypeVar("V", bound=Victim)
+
+
+@dataclass
+class Supervisor(Generic[V]):
+    """Keeps so many armed processes at work, and starts the next in place of each that died."""
+
+    ledger: Ledger
+    places: int
+    start: Callable[[Mapping[str, str]], V]
+    provoke: Callable[[Arming, V], None]
+    """Brings about what a point waits for."""
+    _armed: list[tuple[Arming, V]] = field(default_factory=list)
 
     @property
     def is_done(self) -> bool:
         """Whether nobody is left to die."""
-        return not self._armed and not self._ledger.waiting
+        return not self._armed and not self.ledger.waiting
 
     def tick(self) -> None:
         """Look after the dead and those who tarry."""
-        for arming, worker in list(self._armed):
-            if not worker.is_alive:
-                self._armed.remove((arming, worker))
-                self._ledger.strike(arming) if arming.has_struck else self._ledger.put_back(arming)
-            elif arming.is_late:
-                self._armed.remove((arming, worker))
-                worker.stop()
-                self._ledger.put_back(arming)
-            else:
-                self._provoke(arming, worker)
-        while len(self._armed) < _ARMED_WORKERS and (arming := self._ledger.next()):
-            arming.began = time.monotonic()
-            self._armed.append((arming, self._scene.world.crew.start(arming.env)))
-
-    def _provoke(self, arming: Arming, worker: Worker) -> None:
-        """Bring about what some points wait for."""
-        kind = arming.point.split(".")[1]
-        if kind == "release" and time.monotonic() > arming.began + self._scene.rng.uniform(1.5, 4):
-            worker.terminate()
-        elif kind == "cancel":
-            _cancel_one(self._scene, worker.name)
-        elif kind == "stray":
-            _make_stray(self._scene)
-
-
-class GpuSupervisor:
-    """Has each new GPU worker armed, as long as there are enough that are not."""
-
-    def __init__(self, scene: Scene, ledger: Ledger) -> None:
-        self._runpod = scene.world.runpod
-        self._ledger = ledger
-        self._armed: list[Arming] = []
-        for worker_id in list(self._runpod.workers())[:_ARMED_GPU_WORKERS]:
-            self._runpod.kill_worker(worker_id)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether nobody is left to die."""
-        return not self._armed and not self._ledger.waiting
-
-    def tick(self) -> None:
-        """Look after the dead and those who tarry, and lay out the next arming for the next that starts."""
-        workers = {env["LORA_CRASH_LOG"]: worker_id for worker_id, env in self._runpod.armed_workers().items()}
-        for arming in list(self._armed):
-            worker_id = workers.get(str(arming.log))
-            if worker_id is not None and not arming.began:
-                arming.began = time.monotonic()
-            if arming.has_struck:
-                self._armed.remove(arming)
-                self._ledger.strike(arming)
-            elif arming.began and (worker_id is None or arming.is_late):
-                self._armed.remove(arming)
-                self._ledger.put_back(arming)
-            else:
+        for arming, victim in list(self._armed):
+            struck = arming.has_struck
+            if not struck and victim.is_alive and not arming.is_late:
+                self.provoke(arming, victim)
                 continue
-            if worker_id is not None:
-                # A crash point of the training ends the training only; or nobody came to the point.
-                self._runpod.kill_worker(worker_id)
-        # One is laid out, the others run.
-        if all(arming.began for arming in self._armed) and len(self._armed) <= _ARMED_GPU_WORKERS:
-            arming = self._ledger.next()
-            if arming is not None:
-                arming.began = 0.0
-                self._armed.append(arming)
-            self._runpod.arm_next_worker(arming.env if arming else {})
+            self._armed.remove((arming, victim))
+            # A point of the training ends the training only; or the process never came to its point.
+            victim.stop()
+            self.ledger.strike(arming) if struck else self.ledger.put_back(arming)
+        while len(self._armed) < self.places and (arming := self.ledger.next()):
+            arming.began = time.monotonic()
+            self._armed.append((arming, self.start(arming.env)))
 
 
 class Feeder:
@@ -210,24 +204,38 @@ class Feeder:
 
 def kill_everywhere(scene: Scene, *, seeds: int, only: Sequence[str] = tuple(CRASH_POINTS)) -> list[PointCount]:
     """Kill a process at each point as often as there are seeds; how often each was reached and struck."""
-    folder = scene.world.folder
+    folder, runpod = scene.world.folder, scene.world.runpod
     at_worker = Ledger(folder, scene.rng)
     at_worker.plan([point for point in only if point.startswith("worker.")], seeds)
     at_gpu = Ledger(folder, scene.rng)
     at_gpu.plan([point for point in only if point.startswith("trainer.")], seeds)
-    supervisors = [WorkerSupervisor(scene, at_worker), GpuSupervisor(scene, at_gpu)]
+    workers = Supervisor[Worker](
+        at_worker, _ARMED_WORKERS, scene.world.crew.start, lambda arming, worker: _provoke(scene, arming, worker)
+    )
+    gpu_workers = Supervisor[GpuWorker](
+        at_gpu, _ARMED_GPU_WORKERS, lambda env: GpuWorker(runpod, runpod.start_worker(env)), lambda *_: None
+    )
     feeder = Feeder(scene)
-    while not all(supervisor.is_done for supervisor in supervisors):
-        for supervisor in supervisors:
-            supervisor.tick()
+    while not (workers.is_done and gpu_workers.is_done):
+        workers.tick()
+        gpu_workers.tick()
         feeder.tick()
         time.sleep(_TICK_SECONDS)
-    scene.world.runpod.arm_next_worker({})
     reached: Counter[str] = Counter()
     for log in folder.glob("visits-*"):
         reached += _visits(log)
     killed = at_worker.killed + at_gpu.killed
     return [PointCount(point, reached[point], killed[point], seeds) for point in only]
+
+
+def _provoke(scene: Scene, arming: Arming, worker: Worker) -> None:
+    kind = arming.point.split(".")[1]
+    if kind == "release" and worker.has_started and scene.rng.random() < _TICK_SECONDS:
+        worker.terminate()
+    elif kind == "cancel":
+        _cancel_one(scene, worker.name)
+    elif kind == "stray":
+        _make_stray(scene)
 
 
 def _cancel_one(scene: Scene, worker: str) -> None:

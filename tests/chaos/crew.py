@@ -6,17 +6,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox.processes import Child, start_child
+from tests.chaos.nursery import Hatchling, Nursery
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COMMAND = (str(Path(sys.executable).with_name("lora-worker")), "run")
+MODULE = "worker.cli"
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 
@@ -25,12 +24,18 @@ class Worker:
     """One worker process. `name` is what leases and logs call it."""
 
     name: str
-    child: Child
+    child: Hatchling
 
     @property
     def is_alive(self) -> bool:
         """Whether the process has not ended."""
         return self.child.returncode is None
+
+    @property
+    def has_started(self) -> bool:
+        """Whether it has said that it is at work."""
+        log = self.child.log
+        return log.exists() and '"worker started"' in log.read_text(errors="replace")
 
     def kill(self) -> None:
         """SIGKILL: nothing is finished, nothing is released."""
@@ -65,7 +70,8 @@ class Worker:
 
     def log_lines(self) -> Iterator[dict[str, Any]]:
         """What it has logged so far."""
-        for line in self.child.log.read_text(errors="replace").splitlines():
+        log = self.child.log
+        for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
             if line.startswith("{"):
                 yield json.loads(line)
 
@@ -75,22 +81,21 @@ class Crew:
 
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self._folder = folder
+        self._nursery = Nursery(ROOT)
         self._env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | dict(env)
         self._count = 0
         self.workers: list[Worker] = []
 
-    def start(self, env: Mapping[str, str] | None = None, command: Sequence[str] = COMMAND) -> Worker:
+    def start(self, env: Mapping[str, str] | None = None, module: str = MODULE) -> Worker:
         """Start one more worker, with `env` besides."""
         self._count += 1
         name = f"worker-{self._count}"
-        settings = {**self._env, "LORA_WORKER_NAME": name, **(env or {})}
-        child = start_child(
-            command,
-            name=name,
+        child = self._nursery.start(
+            module,
             log=self._folder / f"{name}.log",
             # A `.env` of the developer's in the working directory would be read.
             cwd=self._folder,
-            env={**settings, "PYTHONPATH": str(ROOT)},
+            env={**self._env, "LORA_WORKER_NAME": name, **(env or {})},
         )
         worker = Worker(name, child)
         self.workers = [other for other in self.workers if other.is_alive] + [worker]
@@ -110,12 +115,16 @@ class Crew:
             worker.stop()
         self.workers.clear()
 
-    def replace(self, env: Mapping[str, str], command: Sequence[str] = COMMAND, *, count: int = 2) -> None:
+    def replace(self, env: Mapping[str, str], module: str = MODULE, *, count: int = 2) -> None:
         """Kill whoever there is, and have so many workers with `env` besides."""
         self.kill()
         for _ in range(count):
-            self.start(env, command)
+            self.start(env, module)
         self.await_start()
+
+    def close(self) -> None:
+        """End every process, the nursery too."""
+        self._nursery.close()
 
     def keep(self, count: int) -> None:
         """As many workers as that: missing ones are started, paused ones go on, surplus ones are stopped."""
@@ -132,6 +141,6 @@ class Crew:
         """Return when the workers (all, if not said) have logged that they are at work."""
         deadline = time.monotonic() + deadline_seconds
         for worker in self.workers if workers is None else workers:
-            while worker.is_alive and not any(line["event"] == "worker started" for line in worker.log_lines()):
-                assert time.monotonic() < deadline, f"{worker.name} did not start: {worker.child.last_words()}"
+            while worker.is_alive and not worker.has_started:
+                assert time.monotonic() < deadline, f"{worker.name} did not start; see {worker.child.log}"
                 time.sleep(0.05)

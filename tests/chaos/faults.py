@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import ExitStack, suppress
 
 import psycopg
 
 from sandbox.standin import Mishap
-from tests.chaos.crew import COMMAND, Worker
+from tests.chaos.crew import Worker
 from tests.chaos.poisoned import POISON
 from tests.chaos.scene import CANCELLED, COMPLETED, FAILED, Act, Scene
 from tests.chaos.world import DOUBT_SECONDS, REQUEST_TIMEOUT_SECONDS, Plan, until
@@ -137,14 +136,14 @@ def _late_deeds(worker: Worker, woken_at: int) -> list[str]:
 @_fault("a job that kills the worker in every preflight")
 def worker_poisoned(scene: Scene) -> None:
     crew = scene.world.crew
-    command = [sys.executable, "-m", "tests.chaos.poisoned", *COMMAND[1:]]
-    crew.replace({"LORA_WORKER_MAX_HANDLINGS": "4"}, command)
+    poisoned = {"LORA_WORKER_MAX_HANDLINGS": "4"}, "tests.chaos.poisoned"
+    crew.replace(*poisoned)
     scene.queue(Plan(6, ends=FAILED, dataset_name=POISON))
 
     def restart_the_dead() -> bool:
         for worker in list(crew.workers):
             if not worker.is_alive:
-                crew.start({"LORA_WORKER_MAX_HANDLINGS": "4"}, command)
+                crew.start(*poisoned)
         return scene.count("error_code = 'worker_killed'") > 0
 
     until(restart_the_dead, "the poisonous job is given up", within_seconds=90)

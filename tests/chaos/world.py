@@ -46,6 +46,7 @@ _SETTINGS = {
     "LORA_WORKER_BASE_MODELS": BASE_MODEL,
     "LORA_WORKER_MAX_INFRASTRUCTURE_FAILURES": "3",
     "LORA_WORKER_LOG_FORMAT": "json",
+    "LORA_WORKER_VALIDATE_DATASETS": "false",
 }
 
 
@@ -53,7 +54,7 @@ _SETTINGS = {
 _TRAINER = {
     "LORA_TRAINER_HEARTBEAT_SECONDS": "1",
     "LORA_TRAINER_PROGRESS_SECONDS": "0.5",
-    "LORA_TRAINER_GRANT_POLL_SECONDS": "0.4",
+    "LORA_TRAINER_GRANT_POLL_SECONDS": "0.6",
 }
 
 
@@ -141,7 +142,7 @@ class World:
                     "GPU_CLUSTER_API_KEY": runpod.api_key,
                 },
             )
-            stack.callback(crew.kill)
+            stack.callback(crew.close)
             users = [supabase.create_user(f"{uuid4()}@example.com") for _ in range(3)]
             world = cls(supabase, runpod, crew, folder, runpod_workers, users)
             world.warm_up()
