@@ -68,7 +68,7 @@ def play_crashes(console: Console, pattern: str, *, seeds: int, seed: int) -> tu
     def act(scene: Scene) -> None:
         points.extend(crashes.kill_everywhere(scene, seeds=seeds, only=chosen))
 
-    with World.start(runpod_workers=_CRASH_RUNPOD_WORKERS, env=crashes.ENV) as world:
+    with World.start(runpod_workers=_CRASH_RUNPOD_WORKERS, workers=1, env=crashes.ENV) as world:
         row = play(world, f"SIGKILL at each crash point, {seeds} seeds", act, jobs=0, seed=seed)
         show_row(console, row)
         if not row.is_clean:

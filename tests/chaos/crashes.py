@@ -19,7 +19,7 @@ import httpx
 from sandbox.runpod import LocalRunPod
 from tests.chaos.crew import Worker
 from tests.chaos.report import PointCount
-from tests.chaos.scene import CANCELLED, Scene
+from tests.chaos.scene import CANCELLED, COMPLETED, Scene
 from tests.chaos.world import Plan
 from trainer.crashpoints import CRASH_POINTS
 
@@ -29,12 +29,12 @@ ENV = {
     "LORA_WORKER_MAX_INFRASTRUCTURE_FAILURES": "50",
     "LORA_WORKER_MAX_HANDLINGS": "50",
     # Those who live on leave most of the work to those who are to die.
-    "LORA_WORKER_SLOTS": "3",
+    "LORA_WORKER_SLOTS": "2",
 }
-_ARMED_ENV = {"LORA_WORKER_SLOTS": "8"}
-_ARMED_WORKERS = 3
+_ARMED_ENV = {"LORA_WORKER_SLOTS": "4"}
+_ARMED_WORKERS = 5
 _ARMED_GPU_WORKERS = 4
-_PATIENCE_SECONDS = 20
+_PATIENCE_SECONDS = 15
 _TRIES = 4
 _TICK_SECONDS = 0.2
 
@@ -105,11 +105,9 @@ class Ledger:
     def strike(self, arming: Arming) -> None:
         """Its process died where it should."""
         self.killed[arming.point] += 1
-        print("STRIKE", arming.point, arming.visit, arming.tries, round(time.monotonic() - arming.began, 1), flush=True)
 
     def put_back(self, arming: Arming) -> None:
         """Its process did not get there in time; the next one dies at its first visit."""
-        print("MISS", arming.point, arming.visit, arming.tries, round(time.monotonic() - arming.began, 1), flush=True)
         arming.tries, arming.visit = arming.tries + 1, 1
         arming.log = arming.log.with_suffix(f".{arming.tries}")
         if arming.tries < _TRIES:
@@ -182,11 +180,10 @@ class Supervisor(Generic[V]):
 
 
 class Feeder:
-    """Keeps so many jobs unfinished that every process has something to come by."""
+    """Keeps so many jobs queued and under way that every process has something to come by, and not more."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self._in_flight = 0
         self._next_look = 0.0
 
     def tick(self) -> None:
@@ -194,12 +191,14 @@ class Feeder:
         if time.monotonic() < self._next_look:
             return
         scene = self._scene
-        self._next_look = time.monotonic() + scene.rng.uniform(0.4, 1.2)
-        missing = scene.rng.randint(8, 20) - scene.world.count(
-            "select count(*) from training_jobs where status in ('queued', 'initializing', 'running')"
+        self._next_look = time.monotonic() + scene.rng.uniform(0.3, 0.9)
+        (now,) = scene.world.query(
+            "select count(*) filter (where status = 'queued') as queued, count(*) as unfinished"
+            " from training_jobs where status in ('queued', 'initializing', 'running')"
         )
-        plans = [Plan(scene.rng.randint(6, 16)) for _ in range(max(missing, 0))]
-        scene.ends |= dict.fromkeys(scene.world.queue(plans), plans[0].ends) if plans else {}
+        if now["queued"] < 3 and now["unfinished"] < scene.rng.randint(12, 24):
+            plans = [Plan(scene.rng.randint(6, 12)) for _ in range(scene.rng.randint(2, 6))]
+            scene.ends |= dict.fromkeys(scene.world.queue(plans), COMPLETED)
 
 
 def kill_everywhere(scene: Scene, *, seeds: int, only: Sequence[str] = tuple(CRASH_POINTS)) -> list[PointCount]:
