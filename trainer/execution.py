@@ -260,11 +260,13 @@ def stop_margin_seconds(limit_seconds: float, grace_seconds: float) -> float:
 
 def fingerprint_of(request: Request, dataset_sha256: str) -> str:
     """What a checkpoint or artifact was made from: equal fingerprints, equal training."""
+    chosen = request.hyperparameters
     inputs = {
         "recipe": RECIPE,
         "dataset": dataset_sha256,
         "format": request.dataset.format,
-        "hyperparameters": request.hyperparameters.model_dump(mode="json"),
+        # The worker writes the alpha that follows from the rank into the job's row: it is no other training then.
+        "hyperparameters": {**chosen.model_dump(mode="json"), "alpha": chosen.lora_alpha},
         "archive": request.output.archive_name,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

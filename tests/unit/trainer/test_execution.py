@@ -9,8 +9,9 @@ import respx
 
 from tests.unit.trainer.project import TOKEN, FakeProject, request_input
 from trainer import handler as handler_module
-from trainer.execution import Execution, stop_margin_seconds
+from trainer.execution import Execution, fingerprint_of, stop_margin_seconds
 from trainer.handler import handler, parse_request
+from trainer.hyperparameters import hyperparameters_with_both_shapes
 from trainer.protocol import ErrorCode, Manifest, Result
 from trainer.settings import Settings
 
@@ -297,3 +298,14 @@ async def test_sigterm_reaches_the_execution_and_the_sdk(monkeypatch):
         assert heard == ["sdk"]
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def test_what_the_worker_adds_to_a_job_at_its_launch_makes_no_other_training():
+    """Else the second attempt would know neither checkpoint nor adapter of the first."""
+    chosen = {"epochs": 2, "rank": 8, "base_model": "base"}
+    first = parse_request(request_input(hyperparameters=chosen))
+    enriched = hyperparameters_with_both_shapes(chosen, first.hyperparameters)
+    second = parse_request(request_input(hyperparameters=enriched))
+    assert fingerprint_of(first, "0" * 64) == fingerprint_of(second, "0" * 64)
+    other = parse_request(request_input(hyperparameters={**chosen, "alpha": 64}))
+    assert fingerprint_of(first, "0" * 64) != fingerprint_of(other, "0" * 64)
