@@ -1,7 +1,7 @@
 """`make bench-trainer`: what the recipe costs beside bare TRL, and what it gains beside today's script.
 
 1. The same model, rows and settings with bare TRL and with the trainer's callback and checkpoint
-   habits: wall time and peak memory a step, interleaved, so that a busy machine hits both.
+   habits: wall time and peak memory a step, the steps of both taking turns.
 2. One pass over the data with today's recipe (a row per pair, doubled user turn, cut at 2,048 tokens,
    loss on every token, padded) and with ours (merged, packed, answers only): tokens of answers that
    were really trained, per second.
@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -25,13 +28,14 @@ BATCH = 4
 MOST_OVERHEAD = 1.02
 LEAST_GAIN = 2.0
 _VOCABULARY = 8192
+_WARM_UP = 3
 
 
 def main() -> int:
     """Measure both and print them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trainer")
     parser.add_argument("--dataset", type=Path, default=DATA if DATA.exists() else None)
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds of the first measurement")
+    parser.add_argument("--pairs", type=int, default=40, help="paired steps of the first measurement")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
@@ -45,7 +49,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = _make_base(folder, options.dataset)
-        result = {"overhead": _overhead(base, folder, options.rounds), "gain": _gain(base, folder)}
+        result = {"overhead": _overhead(base, folder, options.pairs), "gain": _gain(base, folder)}
     print(json.dumps(result, indent=2) if options.json else _table(result))
     good = result["overhead"]["wall_ratio"] <= MOST_OVERHEAD and result["overhead"]["memory_ratio"] <= MOST_OVERHEAD
     return 0 if good and result["gain"]["ratio"] >= LEAST_GAIN else 1
@@ -120,76 +124,109 @@ def _our_rows(path: Path, tokenizer: Any, parameters: Any) -> tuple[Any, Any]:
     return data.train, shape
 
 
-class _StepTimes:
-    """Seconds from the beginning of each step to the beginning of the next, all callbacks included."""
+class _Turns:
+    """Trainings in threads of their own, one step at a time, spread evenly: noise hits all alike."""
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._begun: float | None = None
+    def __init__(self, steps: dict[str, int]) -> None:
+        places = [((n + 0.5) / count, name) for name, count in steps.items() for n in range(count)]
+        self._order = [name for _, name in sorted(places)]
+        self._at = 0
+        self._changed = threading.Condition()
+        self.seconds: dict[str, list[float]] = {name: [] for name in steps}
 
-    def callback(self) -> Any:
-        from transformers import TrainerCallback
+    def take(self, name: str) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._order[self._at] == name)
 
-        times = self
-
-        class Clock(TrainerCallback):
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                now = time.perf_counter()
-                if times._begun is not None:
-                    times.seconds.append(now - times._begun)
-                times._begun = now
-
-        return Clock()
+    def give(self, name: str, seconds: float) -> None:
+        with self._changed:
+            self.seconds[name].append(seconds)
+            self._at = min(self._at + 1, len(self._order) - 1)
+            self._changed.notify_all()
 
 
-def _overhead(path: Path, folder: Path, rounds: int) -> dict[str, float]:
-    """Bare TRL and the trainer in turns, on the same rows. The fastest step counts: noise only ever adds."""
-    parameters = _parameters(max_length=512, max_steps=6)
-    walls: dict[str, list[float]] = {"bare": [], "ours": []}
-    peaks: dict[str, list[int]] = {"bare": [], "ours": []}
-    for number in range(rounds):
-        for which in ("bare", "ours") if number % 2 else ("ours", "bare"):
-            seconds, peak = _steps(which, path, folder / f"{which}-{number}", parameters)
-            walls[which] += seconds[1:]
-            peaks[which].append(peak)
-    wall = {which: min(values) for which, values in walls.items()}
-    peak = {which: min(values) for which, values in peaks.items()}
+def _clock(turns: _Turns, name: str) -> Any:
+    """A callback that times from the beginning of a step to that of the next, all callbacks included."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        begun: float | None = None
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self._end()
+            turns.take(name)
+            self.begun = time.perf_counter()
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            self._end()
+
+        def _end(self) -> None:
+            if self.begun is not None:
+                turns.give(name, time.perf_counter() - self.begun)
+
+    return Clock()
+
+
+def _train_in_turns(trainers: dict[str, Any]) -> dict[str, list[float]]:
+    """Train all to their ends; the seconds of each step."""
+    turns = _Turns({name: _steps_of(trainer) for name, trainer in trainers.items()})
+    threads = []
+    for name, trainer in trainers.items():
+        trainer.add_callback(_clock(turns, name))
+        threads.append(threading.Thread(target=trainer.train))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    return turns.seconds
+
+
+def _steps_of(trainer: Any) -> int:
+    batches = len(trainer.get_train_dataloader())
+    a_pass = math.ceil(batches / trainer.args.gradient_accumulation_steps)
+    return trainer.args.max_steps if trainer.args.max_steps > 0 else a_pass * int(trainer.args.num_train_epochs)
+
+
+def _overhead(path: Path, folder: Path, pairs: int) -> dict[str, float]:
+    """Bare TRL and the trainer on the same rows; the median of the ratios of paired steps."""
+    parameters = _parameters(max_length=512, max_steps=pairs, epochs=20)
+    trainers = {name: _trainer(name, path, folder / name, parameters) for name in ("bare", "ours")}
+    seconds = _train_in_turns(trainers)
+    bare, ours = (seconds[name][_WARM_UP:] for name in ("bare", "ours"))
+    peaks = {name: _peak_of_a_step(trainer) for name, trainer in trainers.items()}
     return {
-        "bare_seconds_a_step": wall["bare"],
-        "our_seconds_a_step": wall["ours"],
-        "wall_ratio": wall["ours"] / wall["bare"],
-        "bare_peak_bytes": peak["bare"],
-        "our_peak_bytes": peak["ours"],
-        "memory_ratio": peak["ours"] / peak["bare"],
+        "bare_seconds_a_step": statistics.median(bare),
+        "our_seconds_a_step": statistics.median(ours),
+        "wall_ratio": statistics.median(our / its for our, its in zip(ours, bare, strict=True)),
+        "bare_peak_bytes": peaks["bare"],
+        "our_peak_bytes": peaks["ours"],
+        "memory_ratio": peaks["ours"] / peaks["bare"],
     }
 
 
-def _steps(which: str, path: Path, folder: Path, parameters: Any) -> tuple[list[float], int]:
+def _peak_of_a_step(trainer: Any) -> int:
+    from benchmarks.memory import LiveBytes
+
+    with LiveBytes() as tracker:
+        trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
+    return tracker.peak
+
+
+def _trainer(name: str, path: Path, folder: Path, parameters: Any) -> Any:
     from transformers.trainer_callback import PrinterCallback
     from trl import SFTTrainer
 
-    from benchmarks.memory import LiveBytes
     from trainer.models import detect_hardware
     from trainer.sft import as_dataset, training_arguments
 
     folder.mkdir()
     lora, tokenizer = _load(path)
     rows, shape = _our_rows(path, tokenizer, parameters)
-    times = _StepTimes()
-
-    if which == "ours":
-        trainer = _our_trainer(lora, tokenizer, rows, shape, path, folder, parameters)
-    else:
-        arguments = training_arguments(parameters, shape, shape.rows_per_step, detect_hardware(), folder)
-        trainer = SFTTrainer(
-            model=lora.model, args=arguments, train_dataset=as_dataset(rows), processing_class=tokenizer
-        )
-        trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(times.callback())
-    trainer.train()
-    with LiveBytes() as tracker:
-        trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
-    return times.seconds, tracker.peak
+    if name == "ours":
+        return _our_trainer(lora, tokenizer, rows, shape, path, folder, parameters)
+    arguments = training_arguments(parameters, shape, shape.rows_per_step, detect_hardware(), folder)
+    trainer = SFTTrainer(model=lora.model, args=arguments, train_dataset=as_dataset(rows), processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _our_trainer(lora: Any, tokenizer: Any, rows: Any, shape: Any, path: Path, folder: Path, parameters: Any) -> Any:
@@ -225,40 +262,37 @@ def _our_trainer(lora: Any, tokenizer: Any, rows: Any, shape: Any, path: Path, f
 
 def _gain(path: Path, folder: Path) -> dict[str, float]:
     """One epoch each; an answer's token counts when it reaches the loss."""
-    today, ours = _todays_epoch(path, folder / "today"), _our_epoch(path, folder / "ours")
-    return {
-        "todays_answer_tokens": today[0],
-        "todays_seconds": today[1],
-        "our_answer_tokens": ours[0],
-        "our_seconds": ours[1],
-        "ratio": (ours[0] / ours[1]) / (today[0] / today[1]),
-    }
-
-
-def _epoch(lora: Any, tokenizer: Any, rows: Any, shape: Any, folder: Path) -> float:
     from trainer.models import detect_hardware
     from trainer.sft import trainer_for, training_arguments
 
-    arguments = training_arguments(_parameters(), shape, shape.rows_per_step, detect_hardware(), folder)
-    trainer = trainer_for(lora, tokenizer, rows, [], arguments)
-    begun = time.perf_counter()
-    trainer.train()
-    return time.perf_counter() - begun
+    trainers, answers = {}, {}
+    for name, prepare in (("todays", _todays_rows), ("our", _our_epoch_rows)):
+        lora, tokenizer = _load(path)
+        rows, shape, answers[name] = prepare(path, tokenizer)
+        arguments = training_arguments(
+            _parameters(), shape, shape.rows_per_step, detect_hardware(), folder / f"{name}-epoch"
+        )
+        trainers[name] = trainer_for(lora, tokenizer, rows, [], arguments)
+    seconds = {name: sum(times) for name, times in _train_in_turns(trainers).items()}
+    return {
+        **{f"{name}_answer_tokens": answers[name] for name in answers},
+        **{f"{name}_seconds": seconds[name] for name in seconds},
+        "ratio": (answers["our"] / seconds["our"]) / (answers["todays"] / seconds["todays"]),
+    }
 
 
-def _our_epoch(path: Path, folder: Path) -> tuple[int, float]:
-    lora, tokenizer = _load(path)
+def _our_epoch_rows(path: Path, tokenizer: Any) -> tuple[Any, Any, int]:
     rows, shape = _our_rows(path, tokenizer, _parameters(validation_share=0))
-    return sum(label >= 0 for row in rows for label in row.labels), _epoch(lora, tokenizer, rows, shape, folder)
+    return rows, shape, sum(label >= 0 for row in rows for label in row.labels)
 
 
-def _todays_epoch(path: Path, folder: Path) -> tuple[int, float]:
+def _todays_rows(path: Path, tokenizer: Any) -> tuple[Any, Any, int]:
+    """A row for each pair with the user's turn doubled, cut at its end; every token is a label."""
     from trainer.batches import BatchShape
     from trainer.chat import Chat, Row
     from trainer.data import load_examples
     from trainer.examples import Message
 
-    lora, tokenizer = _load(path)
     chat = Chat(tokenizer)
     rows, answer_tokens = [], 0
     for example in load_examples(path.parent / "dataset", 0.05)[0]:
@@ -270,7 +304,7 @@ def _todays_epoch(path: Path, folder: Path) -> tuple[int, float]:
         answer_tokens += sum(label >= 0 for label in row.labels[:MAX_LENGTH])
         rows.append(Row(ids, ids, 1))
     longest = max(len(row.input_ids) for row in rows)
-    return answer_tokens, _epoch(lora, tokenizer, rows, BatchShape(BATCH, longest, packed=False), folder)
+    return rows, BatchShape(BATCH, longest, packed=False), answer_tokens
 
 
 def _table(result: dict[str, dict[str, float]]) -> str:

@@ -25,8 +25,8 @@ class Application:
         self._client = project.client(user_id)
         self._service = project.client()
 
-    def add_dataset(self, file: Path, *, pairs: int) -> str:
-        """Upload a file and add its row as a validated dataset; the dataset's id.
+    def add_dataset(self, file: Path, *, pairs: int, **columns: Any) -> str:
+        """Upload a file and add its row as a validated dataset, or with other `columns`; the dataset's id.
 
         Raises:
             SandboxError: Supabase refused.
@@ -39,29 +39,36 @@ class Application:
                 f"/storage/v1/object/{DATASETS_BUCKET}/{path}", content=content, headers={"content-type": kind}
             )
         _check(answer, "store the dataset")
-        self._insert(
-            "datasets",
-            id=dataset_id,
-            user_id=self.user_id,
-            name=file.stem[:200],
-            status="ready",
-            training_ready=True,
-            storage_bucket=DATASETS_BUCKET,
-            storage_path=path,
-            file_name=file.name[:255],
-            file_size=file.stat().st_size,
-            total_training_pairs=pairs,
-        )
+        row = {
+            "id": dataset_id,
+            "user_id": self.user_id,
+            "name": file.stem[:200],
+            "status": "ready",
+            "training_ready": True,
+            "storage_bucket": DATASETS_BUCKET,
+            "storage_path": path,
+            "file_name": file.name[:255],
+            "file_size": file.stat().st_size,
+            "total_training_pairs": pairs,
+        }
+        self._insert("datasets", **row | columns)
         return dataset_id
 
-    def queue_job(self, dataset_id: str, hyperparameters: dict[str, Any], *, pairs: int) -> str:
+    def queue_job(
+        self,
+        dataset_id: str,
+        hyperparameters: dict[str, Any],
+        *,
+        pairs: int,
+        gpu_config: dict[str, Any] | None = None,
+    ) -> str:
         """Add a queued job with the short shapes that the application's own route writes; the job's id.
 
         Raises:
             SandboxError: Supabase refused.
         """
         job_id = str(uuid4())
-        epochs = hyperparameters["epochs"]
+        epochs, batch_size = hyperparameters["epochs"], hyperparameters["batch_size"]
         self._insert(
             "training_jobs",
             id=job_id,
@@ -69,9 +76,10 @@ class Application:
             dataset_id=dataset_id,
             preset_id="custom",
             hyperparameters=hyperparameters,
-            gpu_config={"type": "A100-80GB", "count": 1},
+            gpu_config=gpu_config or {"type": "A100-80GB", "count": 1},
             total_epochs=epochs,
-            total_steps=math.ceil(pairs / hyperparameters["batch_size"]) * epochs,
+            # The application's Infinity of a batch size of 0 is null by the time it is JSON.
+            total_steps=math.ceil(pairs / batch_size) * epochs if batch_size else None,
             estimated_total_cost=_ESTIMATED_COST_DOLLARS,
             current_metrics={},
         )

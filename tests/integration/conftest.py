@@ -1,0 +1,61 @@
+"""GPUs that are warm for the whole session, and a stage for one test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from sandbox.project import Project
+from sandbox.runpod import LocalRunPod
+from sandbox.standin import standin_env
+from tests.stage import Stage
+from tests.waiting import eventually
+
+_GPUS = 2
+
+
+@pytest.fixture(scope="session")
+def gpu_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network volume of `gpus`."""
+    return tmp_path_factory.mktemp("volume")
+
+
+@pytest.fixture(scope="session")
+def gpus(gpu_volume: Path) -> Iterator[LocalRunPod]:
+    """An endpoint with the trainer's real handler and a stand-in for the training."""
+    with LocalRunPod.start(
+        workers_max=_GPUS,
+        env=standin_env(gpu_volume, step_seconds=0.02),
+        idle_timeout_seconds=3600,
+        rate_limits={},
+    ) as runpod:
+        headers = {"authorization": f"Bearer {runpod.api_key}"}
+        for _ in range(_GPUS):
+            # No request of ours, so whichever worker is ready refuses it at once.
+            body = {"input": {"run_id": "warm-up"}}
+            httpx.post(f"{runpod.api_url}/run", headers=headers, json=body, timeout=30).raise_for_status()
+        assert eventually(lambda: list(runpod.workers().values()) == ["idle"] * _GPUS)
+        yield runpod
+
+
+@pytest.fixture
+def stage_with(empty_supabase: Project, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
+    """Sets a stage with any endpoint: `stage_with(runpod, volume)`."""
+    with ExitStack() as stack:
+
+        def make(runpod: LocalRunPod, volume: Path | None = None) -> Stage:
+            stage = Stage(empty_supabase, runpod, tmp_path, volume)
+            stack.callback(stage.close)
+            return stage
+
+        yield make
+
+
+@pytest.fixture
+def stage(stage_with: Callable[..., Stage], gpus: LocalRunPod, gpu_volume: Path) -> Stage:
+    """A stage with the session's warm GPUs."""
+    return stage_with(gpus, gpu_volume)

@@ -1,0 +1,164 @@
+"""What can be known wrong is said before a GPU is paid for: jobs, settings, and a database that is not there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import httpx
+import pytest
+
+from sandbox.processes import free_ports
+from sandbox.project import Project
+from sandbox.runpod import LocalRunPod
+from tests.application import BASE_MODEL, DATASET_WORD, LINE
+from tests.serving import serving
+from tests.stage import Stage
+from tests.waiting import eventually
+
+_ONLY_ASKED = b'{"messages": [{"role": "user", "content": "only asked"}]}\n'
+_LINE_17_BROKEN = b"\n".join([*[LINE] * 16, b'{"messages": [', LINE])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job that can't be trained, and the words that its user needs to see."""
+
+    words: tuple[str, ...]
+    dataset: dict[str, Any]
+    job: dict[str, Any]
+    file_is_gone: bool = False
+
+
+def case(*words: str, dataset: dict[str, Any] | None = None, file_is_gone: bool = False, **job: Any) -> Case:
+    return Case(words, dataset or {}, job, file_is_gone)
+
+
+CASES = {
+    "file missing": case("not in the storage", "upload", file_is_gone=True),
+    "file empty": case("empty", dataset={"content": b" \n"}),
+    "not JSON on line 17": case("Line 17", "JSON", dataset={"content": _LINE_17_BROKEN}, max_bad_line_share=0),
+    "no usable pair": case("Line 1", dataset={"content": _ONLY_ASKED}),
+    "epochs 0": case("epochs", "0", "greater than or equal to 1", epochs=0),
+    "batch size 0": case("batch_size", "0", batch_size=0),
+    "rank 3": case("rank", "3", "4", rank=3),
+    "learning rate 5": case("learning_rate", "5", learning_rate=5),
+    "base model unknown": case("nobody/nothing", BASE_MODEL, base_model="nobody/nothing"),
+    "dataset not ready": case("not ready", "uploading", dataset={"status": "uploading", "training_ready": False}),
+    "dataset deleted": case("deleted", dataset={"deleted_at": "2026-01-01T00:00:00Z"}),
+    "GPU unknown": case("Abacus", gpu_config={"type": "Abacus", "count": 1}),
+    "no GPU": case("count", "0", gpu_config={"type": "H100", "count": 0}),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(
+    supabase: Project, gpus: LocalRunPod, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Stage, dict[str, str]]]:
+    """All the cases' jobs, after one pass of one worker."""
+    with closing(Stage(supabase, gpus, tmp_path_factory.mktemp("refused"))) as stage:
+        jobs = {}
+        for name, wrong in CASES.items():
+            dataset_id = stage.user.upload(**wrong.dataset)
+            if wrong.file_is_gone:
+                stage.user.remove_file(dataset_id)
+            jobs[name] = stage.user.queue(dataset_id, **wrong.job)
+        stage.one_pass()
+        yield stage, jobs
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_fails_with_one_sentence_before_a_gpu_is_paid_for(
+    refused: tuple[Stage, dict[str, str]], name: str
+) -> None:
+    stage, jobs = refused
+    job = stage.user.job(jobs[name])
+    assert job["status"] == "failed"
+    assert job["completed_at"] is not None
+    assert job["error_stack"] is None
+    for word in CASES[name].words:
+        assert word in job["error_message"]
+    assert "\n" not in job["error_message"]
+    assert DATASET_WORD not in job["error_message"]
+    assert stage.launches(jobs[name]) == []
+    assert stage.user.costs(jobs[name]) == []
+    assert stage.user.notices(jobs[name]) == ["job_failed"]
+
+
+def run_worker(stage: Stage, *arguments: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    """`lora-worker run`, to its end; a variable that is None is not set."""
+    chosen = {**stage.environment(), **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "worker.cli", "run", *arguments],
+        env={name: value for name, value in chosen.items() if value is not None},
+        cwd=stage.folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_bad_settings_are_named_and_exit_with_2(stage: Stage) -> None:
+    done = run_worker(stage, SUPABASE_SERVICE_ROLE_KEY=None, LORA_WORKER_SLOTS="many")
+    assert done.returncode == 2
+    assert "SUPABASE_SERVICE_ROLE_KEY" in done.stderr
+    assert "LORA_WORKER_SLOTS" in done.stderr
+    assert "many" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class _WithoutMigrations(BaseHTTPRequestHandler):
+    """A Supabase project as it is before our migrations: PostgREST knows none of our functions."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = {"code": "PGRST202", "message": "Could not find the function in the schema cache", "details": None}
+        content = json.dumps({**body, "hint": None}).encode()
+        self.send_response(404)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(params=["unreachable", "not migrated"])
+def useless_supabase(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """A URL at which no worker can work, and what it should say of it."""
+    if request.param == "unreachable":
+        yield f"http://127.0.0.1:{free_ports(1)[0]}", "not reachable"
+    else:
+        with serving(_WithoutMigrations) as url:
+            yield url, "lora-worker migrate"
+
+
+def test_a_single_pass_says_why_it_can_not_work_and_exits_with_1(
+    stage: Stage, useless_supabase: tuple[str, str]
+) -> None:
+    url, words = useless_supabase
+    done = run_worker(stage, "--once", SUPABASE_URL=url)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_daemon_says_why_it_can_not_work_and_goes_on_trying(
+    stage: Stage, useless_supabase: tuple[str, str]
+) -> None:
+    url, words = useless_supabase
+    (port,) = free_ports(1)
+    daemon = stage.worker(SUPABASE_URL=url, LORA_WORKER_HTTP_PORT=str(port), LORA_WORKER_POLL_SECONDS="0.1")
+    assert eventually(lambda: stage.log().count(words) >= 2), stage.log()
+    assert daemon.poll() is None
+    ready = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30)
+    assert ready.status_code == 503
+    assert words in ready.json()["problem"]
+    assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=30).status_code == 200
+    assert stage.stop(daemon) == 0

@@ -1,0 +1,120 @@
+"""What goes wrong on the way is tried again as often as it deserves, and nothing that is trained is trained again."""
+
+from __future__ import annotations
+
+import json
+
+from sandbox.runpod import Outcome
+from sandbox.standin import Mishap
+from tests.stage import Stage
+
+_RETRY_BASE_SECONDS = 0.5
+
+
+def test_a_crashing_trainer_is_tried_again_after_a_pause_and_then_fails_with_a_sentence(stage: Stage) -> None:
+    job_id = stage.user.queue(seed=int(Mishap.CRASH))
+    stage.worker(LORA_WORKER_MAX_ATTEMPTS="2", LORA_WORKER_RETRY_BASE_SECONDS=str(_RETRY_BASE_SECONDS))
+    job = stage.ended(job_id)
+    assert job["status"] == "failed"
+    assert job["completed_at"] is not None
+    assert "2 attempts" in job["error_message"]
+    assert job["error_stack"] is None
+    first, second = stage.runs(job_id)
+    assert [first["fault"], second["fault"]] == ["transient", "transient"]
+    pause_seconds = (first["next_attempt_at"] - first["ended_at"]).total_seconds()
+    assert _RETRY_BASE_SECONDS / 2 <= pause_seconds <= _RETRY_BASE_SECONDS
+    assert second["created_at"] >= first["next_attempt_at"]
+    assert job["retry_count"] == 1
+    assert [cost["details"]["attempt"] for cost in stage.user.costs(job_id)] == [1, 2]
+    # So short a training may have ended before anybody saw it start.
+    assert [kind for kind in stage.user.notices(job_id) if kind != "job_started"] == ["job_failed", "job_requeued"]
+
+
+def test_a_crash_that_passes_leaves_no_trace_but_a_retry_and_a_second_bill(stage: Stage) -> None:
+    job_id = stage.user.queue(seed=int(Mishap.CRASH_ONCE))
+    stage.worker()
+    job = stage.ended(job_id)
+    assert (job["status"], job["error_message"], job["retry_count"]) == ("completed", None, 1)
+    assert [run["status"] for run in stage.runs(job_id)] == ["failed", "succeeded"]
+    costs = [float(cost["amount"]) for cost in stage.user.costs(job_id)]
+    assert len(costs) == 2
+    assert float(job["final_cost"]) == round(sum(costs), 2)
+    steps = [point["step"] for point in stage.user.chart(job_id)]
+    assert steps == list(range(1, 21))
+
+
+def test_a_machine_lost_once_is_runpods_to_replace_and_lost_twice_is_the_workers(stage: Stage) -> None:
+    stage.runpod.faults.add("progress", "kill_worker", times=3)
+    job_id = stage.user.queue(max_steps=60)
+    stage.worker()
+    assert stage.ended(job_id)["status"] == "completed"
+    first, second = stage.runs(job_id)
+    assert (first["status"], first["fault"], second["status"]) == ("lost", "infrastructure", "succeeded")
+    assert len(stage.launches(job_id)) == 2
+    outcomes = [execution.outcome for execution in stage.executions(job_id)]
+    assert outcomes == [Outcome.LOST, Outcome.LOST, Outcome.LOST, Outcome.COMPLETED]
+    assert len(stage.user.costs(job_id)) == 2
+
+
+def test_a_permanent_fault_of_the_training_is_not_tried_again(stage: Stage) -> None:
+    job_id = stage.user.queue(seed=int(Mishap.LOSS_NOT_FINITE))
+    stage.worker()
+    job = stage.ended(job_id)
+    assert job["status"] == "failed"
+    assert "NaN" in job["error_message"]
+    assert len(stage.launches(job_id)) == 1
+    assert len(stage.user.costs(job_id)) == 1
+    assert stage.user.notices(job_id).count("job_failed") == 1
+
+
+def test_a_result_that_runpod_forgot_is_found_in_the_storage(stage: Stage) -> None:
+    job_id = stage.user.queue(max_steps=10)
+    worker = stage.worker(LORA_CRASH="worker.grant.after=kill")
+    assert worker.wait(60) != 0
+    stage.gpus_free(job_id)
+    (run,) = stage.runs(job_id)
+    assert stage.at_runpod(run["external_job_id"])["output"]["status"] == "completed"
+    stage.runpod.forget(run["external_job_id"])
+    stage.expire_leases()
+    stage.worker()
+    job = stage.ended(job_id)
+    assert job["status"] == "completed"
+    assert len(stage.launches(job_id)) == 1
+    (cost,) = stage.user.costs(job_id)
+    assert cost["details"]["gpu_seconds"] > 0
+    assert [point["step"] for point in stage.user.chart(job_id)] == list(range(1, 11))
+
+
+def test_an_adapter_that_nobody_collected_is_published_by_the_next_attempt_without_training(stage: Stage) -> None:
+    job_id = stage.user.queue(max_steps=40)
+    worker = stage.worker(LORA_WORKER_GRANT_WAIT_SECONDS="0.5")
+    stage.training(job_id, step=1)
+    stage.kill(worker)
+    stage.gpus_free(job_id)
+    (run,) = stage.runs(job_id)
+    assert stage.at_runpod(run["external_job_id"])["output"]["status"] == "unpublished"
+    assert len(stage.steps(job_id)) == 40
+    stage.worker()
+    assert stage.ended(job_id)["status"] == "completed"
+    first, second = stage.runs(job_id)
+    assert (first["fault"], first["error_code"]) == ("infrastructure", "grant_missing")
+    assert len(stage.steps(job_id)) == 40
+    manifest = json.loads(stage.user.stored(f"{stage.user.user_id}/{second['id']}/manifest.json") or b"{}")
+    assert any("An earlier attempt had trained" in note for note in manifest["summary"]["notes"])
+    assert [point["step"] for point in stage.user.chart(job_id)] == list(range(1, 41))
+
+
+def test_an_artifact_that_is_not_what_its_manifest_says_is_refused_and_trained_anew(stage: Stage) -> None:
+    job_id = stage.user.queue(max_steps=5)
+    worker = stage.worker(LORA_CRASH="worker.grant.after=kill")
+    assert worker.wait(60) != 0
+    stage.gpus_free(job_id)
+    (run,) = stage.runs(job_id)
+    stage.user.overwrite(f"{stage.user.user_id}/{run['id']}/adapter_model.safetensors", b"something else")
+    stage.expire_leases()
+    stage.worker()
+    job = stage.ended(job_id)
+    first, second = stage.runs(job_id)
+    assert first["error_code"] == "artifact_missing"
+    assert "adapter_model.safetensors" in first["error_message"]
+    assert (job["status"], job["artifact_id"]) == ("completed", second["id"])
