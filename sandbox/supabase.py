@@ -17,6 +17,7 @@ from typing import Self
 
 import httpx
 import jwt
+import psycopg
 
 from sandbox.errors import ChildFailedError
 from sandbox.node import node_binary, node_packages
@@ -27,6 +28,7 @@ from sandbox.proxy import ProxySettings
 from worker.migrations import migration_files
 
 _DAY_SECONDS = 86_400
+_PROBE_SECONDS = 3.0
 
 _CONFIG = """\
 [api]
@@ -186,6 +188,29 @@ class LocalSupabase(Project):
         """Restart the server if it has ended, as a platform does: losing a busy connection can end this one."""
         if not self._rest.is_running:
             self.restart_rest()
+
+    def rest_hangs(self) -> bool:
+        """Whether reads wait in vain while Postgres answers: a lost connection can leave the server so.
+
+        Takes several seconds when it is so.
+        """
+        return all(self._waits_in_vain() for _ in range(2))
+
+    def _waits_in_vain(self) -> bool:
+        try:
+            with self.postgres.connect():
+                httpx.get(
+                    f"{self.url}/rest/v1/datasets?select=id&limit=1",
+                    headers={"apikey": self.secret_key},
+                    timeout=_PROBE_SECONDS,
+                    trust_env=False,
+                    verify=False,  # noqa: S501 (plain HTTP; loading the root certificates would take longer than the rest)
+                )
+        except httpx.TimeoutException:
+            return True
+        except (httpx.TransportError, psycopg.Error):
+            return False
+        return False
 
     def stop_rest(self) -> None:
         """Take REST, Auth and Storage away until `restart_rest`; the proxy answers 502 meanwhile."""

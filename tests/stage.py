@@ -70,11 +70,11 @@ class Stage:
             **more,
         }
 
-    def worker(self, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
+    def worker(self, *arguments: str, module: str = "worker.cli", **more: str) -> subprocess.Popen[bytes]:
         """Start `lora-worker run`; it works until it is stopped or the test ends."""
         with (self.folder / "worker.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "worker.cli", "run", *arguments],
+                [sys.executable, "-m", module, "run", *arguments],
                 env=self.environment(**more),
                 # Not the project's folder: a developer's .env lies there.
                 cwd=self.folder,

@@ -7,9 +7,11 @@ WorkerError
 │   ├── ServiceRefusedError       it will not: 4xx; the key, the request or the object is wrong
 │   │   └── ObjectMissingError    the object is not in the bucket
 │   ├── LaunchInDoubtError        a launch that may or may not have been accepted
-│   └── SchemaMismatchError       the database functions are missing or of another version
+│   └── SchemaMismatchError       the database's functions are of a version that this worker does not know
+│       └── SchemaMissingError    they are not there (yet)
 ├── PreflightError        the job can't be trained as it is; permanent, in the user's words
 ├── ArtifactError         what the trainer published is not what its manifest says
+├── PassIncompleteError   a single pass could not do all of its work (exit 1)
 └── LeaseLostError        another worker has the run now; whatever was to be written is dropped
 """
 

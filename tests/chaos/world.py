@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import threading
@@ -69,9 +70,9 @@ class Plan:
 
 
 class _Platform(threading.Thread):
-    """Serves REST again whenever it has ended, as a platform's supervisor does.
+    """Serves REST again whenever it has ended or hangs, as a platform's supervisor does.
 
-    The lightweight Supabase ends when it loses a busy connection to Postgres; PostgREST would not.
+    The lightweight Supabase does either when it loses a busy connection to Postgres; PostgREST would not.
     """
 
     def __init__(self, supabase: LocalSupabase) -> None:
@@ -80,11 +81,15 @@ class _Platform(threading.Thread):
         self._closing = threading.Event()
 
     def run(self) -> None:
-        """Look a few times a second."""
-        while not self._closing.wait(0.2):
+        """Look a few times a second whether it runs, and every few seconds whether it answers."""
+        for look in itertools.count():
+            if self._closing.wait(0.2):
+                return
             # It can't start while Postgres is away: the next look tries again.
             with suppress(ChildFailedError):
                 self._supabase.revive_rest()
+                if look % 15 == 0 and self._supabase.rest_hangs():
+                    self._supabase.restart_rest()
 
     def close(self) -> None:
         """Look no more."""

@@ -1,0 +1,53 @@
+"""The chaos suite, but for its size: some faults on few jobs, and a kill at some of the crash points.
+
+`make chaos` is the whole of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos import crashes
+from tests.chaos.faults import FAULTS
+from tests.chaos.scene import Scene, play
+from tests.chaos.world import World
+from trainer.crashpoints import CRASH_POINTS
+
+pytestmark = pytest.mark.chaos
+
+_JOBS = 20
+_SEED = 1
+_SELECTION = (
+    "SIGKILL of one of two workers",
+    "/run: accepted, and the answer lost",
+    "GPU workers killed in the middle of jobs",
+)
+_POINTS = ("worker.launch.after_post", "worker.settle.before", "worker.settle.after", "trainer.upload.after_manifest")
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with World.start(runpod_workers=5) as started:
+        yield started
+
+
+@pytest.mark.parametrize("fault", _SELECTION)
+def test_no_job_is_lost_and_nothing_paid_twice_under(fault: str, world: World) -> None:
+    row = play(world, fault, FAULTS[fault], jobs=_JOBS, seed=_SEED)
+    assert row.is_clean, row.complaints
+    assert row.completed == row.jobs == _JOBS
+
+
+def test_a_kill_where_money_or_results_are_at_stake_loses_and_doubles_nothing() -> None:
+    assert set(_POINTS) <= set(CRASH_POINTS)
+    counts = []
+
+    def act(scene: Scene) -> None:
+        counts.extend(crashes.kill_everywhere(scene, seeds=1, only=_POINTS))
+
+    with World.start(runpod_workers=2, workers=1, env=crashes.ENV) as world:
+        row = play(world, "SIGKILL at some crash points", act, jobs=0, seed=_SEED)
+    assert row.is_clean, row.complaints
+    assert [count.killed for count in counts] == [1] * len(_POINTS)
