@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A user's training is nobody's statistics.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # One GPU trains; with more in sight transformers would wrap the model in DataParallel, which TRL refuses.
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
