@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import math
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
 from pydantic import ValidationError
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from trainer.protocol import (
     MANIFEST_NAME,
@@ -30,6 +37,7 @@ from worker.storage import Storage
 
 _MAX_MANIFEST_BYTES = 10_000_000
 _NAME_LENGTH = 200
+_COPY_ATTEMPTS = 3
 
 
 def prefix_of(user_id: UUID, run_id: UUID) -> str:
@@ -134,30 +142,53 @@ async def _copy_file(
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in {"127.0.0.1", "localhost"}:
         raise ArtifactError(f"The trainer gave no https address for {path}.")
-    digest, size = hashlib.sha256(), 0
-    target = await storage.sign_upload(bucket, prefix + path)
-    queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=4)
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type(_SourceBrokeOffError),
+        stop=stop_after_attempt(_COPY_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.3, max=3),
+        # For ever, it would hold the run, and the job would neither end nor be tried again.
+        retry_error_callback=_give_up,
+    ):
+        with attempt:
+            target = await storage.sign_upload(bucket, prefix + path)
+            size, sha256 = await _stream_over(url, target, path, http)
+    return ArtifactFile(name=path, path=path, bytes=size, sha256=sha256)
 
-    async def chunks() -> Any:
-        while (chunk := await queue.get()) is not None:
-            yield chunk
+
+class _SourceBrokeOffError(Exception):
+    """The trainer's address stopped answering in the middle; its text is a sentence."""
+
+
+def _give_up(state: RetryCallState) -> NoReturn:
+    raise ArtifactError(str(state.outcome.exception() if state.outcome else "")) from None
+
+
+async def _stream_over(url: str, target: str, path: str, http: httpx.AsyncClient) -> tuple[int, str]:
+    """Size and sha256 of what went from one URL to the other."""
+    digest, size = hashlib.sha256(), 0
+
+    async def read(source: httpx.Response) -> AsyncIterator[bytes]:
+        nonlocal size
+        try:
+            async for chunk in source.aiter_bytes(1 << 20):
+                digest.update(chunk)
+                size += len(chunk)
+                yield chunk
+        except httpx.HTTPError:
+            raise _SourceBrokeOffError(f"{path} broke off while it was fetched from the trainer.") from None
 
     try:
         async with http.stream("GET", url, follow_redirects=True) as source:
             if source.status_code != 200:
-                raise ArtifactError(f"{path} could not be fetched from the trainer ({source.status_code}).")
-            upload = asyncio.create_task(
-                http.put(target, content=chunks(), headers={"content-type": "application/octet-stream"})
-            )
-            async for chunk in source.aiter_bytes(1 << 20):
-                digest.update(chunk)
-                size += len(chunk)
-                await queue.put(chunk)
-            await queue.put(None)
-            (await upload).raise_for_status()
+                raise _SourceBrokeOffError(f"{path} could not be fetched from the trainer ({source.status_code}).")
+            content = read(source)
+            answer = await http.put(target, content=content, headers={"content-type": "application/octet-stream"})
+            answer.raise_for_status()
     except httpx.HTTPError as error:
-        raise ServiceUnavailableError("the trainer's storage", f"{path} broke off ({type(error).__name__})") from None
-    return ArtifactFile(name=path, path=path, bytes=size, sha256=digest.hexdigest())
+        raise ServiceUnavailableError(
+            "Supabase Storage", f"{path} could not be stored ({type(error).__name__})"
+        ) from None
+    return size, digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
