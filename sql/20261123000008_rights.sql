@@ -93,8 +93,8 @@ begin
     then
       execute format('create policy %I on %s as %s for %s', wanted.name, policy_table,
                      case when wanted.permissive then 'permissive' else 'restrictive' end, wanted.command)
-        || coalesce(format(' using (%s)', wanted.visible), '')
-        || coalesce(format(' with check (%s)', wanted.writable), '');
+        || coalesce(' using (' || wanted.visible || ')', '')
+        || coalesce(' with check (' || wanted.writable || ')', '');
       -- By these comments sql/down/ knows what to undo.
       execute format('comment on policy %I on %s is %L', wanted.name, policy_table,
         'Added by lora-worker' || case when open_to_all then ', with row level security' else '' end);
