@@ -172,11 +172,9 @@ begin
   end if;
 
   foreach made_table in array made loop
-    -- By this comment sql/down/ knows what it may take away again.
+    -- By this comment a later migration knows whose table it is, and sql/down/ what it may take away again.
     execute format('comment on table public.%I is %L', made_table, 'Made by lora-worker');
     execute format('alter table public.%I enable row level security', made_table);
-    -- Not every project grants them by default. What users may do is for the policies to say.
-    execute format('grant select, insert, update, delete on public.%I to authenticated, service_role', made_table);
   end loop;
 end
 $migration$;

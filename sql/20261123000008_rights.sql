@@ -122,3 +122,17 @@ begin
   end loop;
 end
 $migration$;
+
+-- Not every project grants these by default; the application's own tables have what it gave them.
+do $migration$
+declare
+  made regclass;
+begin
+  for made in
+    select oid from pg_class
+    where relnamespace = 'public'::regnamespace and obj_description(oid, 'pg_class') = 'Made by lora-worker'
+  loop
+    execute format('grant select, insert, update, delete on %s to authenticated, service_role', made);
+  end loop;
+end
+$migration$;
