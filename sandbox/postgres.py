@@ -148,8 +148,8 @@ class Postgres:
         """A superuser's connection in autocommit mode."""
         return psycopg.connect(self.database_url(database), autocommit=True, connect_timeout=5)
 
-    def create_template(self) -> str:
-        """A new database with Supabase's roles, `auth` schema and our migrations; its name.
+    def create_template(self, *, migrated: bool = True) -> str:
+        """A new database with Supabase's roles, `auth` schema and, if `migrated`, our migrations; its name.
 
         Made once for a test session, it is the template that `clone` copies in a few milliseconds.
         """
@@ -157,8 +157,22 @@ class Postgres:
         self._execute(sql.SQL("create database {}").format(sql.Identifier(name)))
         with self.connect(name) as connection:
             connection.execute(_SUPABASE_STUB)
-        migrate(self.database_url(name))
+        if migrated:
+            migrate(self.database_url(name))
         return name
+
+    def dump(self, database_url: str) -> str:
+        """What `pg_dump` writes of a database of this server: schema, rights and rows, in a fixed order.
+
+        Raises:
+            ChildFailedError: `pg_dump` failed.
+        """
+        # Its files begin and end with a random key, unless it is told one.
+        command = [self._binaries / "pg_dump", "--restrict-key=sandbox", f"--dbname={database_url}"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode != 0:
+            raise ChildFailedError(f"pg_dump could not read the database: {done.stderr.strip()}")
+        return done.stdout
 
     @contextmanager
     def clone(self, template: str) -> Iterator[str]:

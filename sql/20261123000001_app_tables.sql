@@ -3,8 +3,12 @@
 -- Needs Postgres 15 or newer and Supabase's schema `auth`; no extension.
 
 do $migration$
+declare
+  made text[] := '{}';
+  made_table text;
 begin
   if to_regclass('public.datasets') is null then
+    made := made || 'datasets'::text;
     create table public.datasets (
       id uuid primary key default gen_random_uuid(),
       user_id uuid not null references auth.users (id) on delete cascade,
@@ -32,7 +36,6 @@ begin
     );
     create index datasets_user_id_idx on public.datasets (user_id);
     create index datasets_status_idx on public.datasets (status);
-    alter table public.datasets enable row level security;
     create policy "owners read their datasets" on public.datasets
       for select using (auth.uid() = user_id);
     create policy "owners add datasets" on public.datasets
@@ -42,6 +45,7 @@ begin
   end if;
 
   if to_regclass('public.training_jobs') is null then
+    made := made || 'training_jobs'::text;
     create table public.training_jobs (
       id uuid primary key default gen_random_uuid(),
       user_id uuid not null references auth.users (id) on delete cascade,
@@ -75,7 +79,6 @@ begin
     create index training_jobs_user_id_idx on public.training_jobs (user_id);
     create index training_jobs_status_idx on public.training_jobs (status);
     create index training_jobs_dataset_id_idx on public.training_jobs (dataset_id);
-    alter table public.training_jobs enable row level security;
     create policy "owners read their jobs" on public.training_jobs
       for select using (auth.uid() = user_id);
     create policy "owners add jobs" on public.training_jobs
@@ -83,6 +86,7 @@ begin
   end if;
 
   if to_regclass('public.metrics_points') is null then
+    made := made || 'metrics_points'::text;
     create table public.metrics_points (
       id uuid primary key default gen_random_uuid(),
       job_id uuid not null references public.training_jobs (id) on delete cascade,
@@ -101,6 +105,7 @@ begin
   end if;
 
   if to_regclass('public.model_artifacts') is null then
+    made := made || 'model_artifacts'::text;
     create table public.model_artifacts (
       id uuid primary key default gen_random_uuid(),
       user_id uuid not null references auth.users (id) on delete cascade,
@@ -122,7 +127,6 @@ begin
     );
     create index model_artifacts_user_id_idx on public.model_artifacts (user_id);
     create index model_artifacts_dataset_id_idx on public.model_artifacts (dataset_id);
-    alter table public.model_artifacts enable row level security;
     create policy "owners read their artifacts" on public.model_artifacts
       for select using (auth.uid() = user_id);
     if not exists (
@@ -135,6 +139,7 @@ begin
   end if;
 
   if to_regclass('public.cost_records') is null then
+    made := made || 'cost_records'::text;
     create table public.cost_records (
       id uuid primary key default gen_random_uuid(),
       user_id uuid not null references auth.users (id) on delete cascade,
@@ -150,6 +155,7 @@ begin
   end if;
 
   if to_regclass('public.notifications') is null then
+    made := made || 'notifications'::text;
     create table public.notifications (
       id uuid primary key default gen_random_uuid(),
       user_id uuid not null references auth.users (id) on delete cascade,
@@ -164,6 +170,12 @@ begin
     );
     create index notifications_user_id_idx on public.notifications (user_id);
   end if;
+
+  foreach made_table in array made loop
+    -- By this comment a later migration knows whose table it is, and sql/down/ what it may take away again.
+    execute format('comment on table public.%I is %L', made_table, 'Made by lora-worker');
+    execute format('alter table public.%I enable row level security', made_table);
+  end loop;
 end
 $migration$;
 

@@ -15,6 +15,18 @@ create table if not exists public.dataset_validations (
 create index if not exists datasets_validating_idx
   on public.datasets (updated_at, id) where status = 'validating';
 
+-- Dataset cards read this column; the application's own schema was seen without it.
+do $migration$
+begin
+  if not exists (select from pg_attribute
+                 where attrelid = 'public.datasets'::regclass and attname = 'error_message' and not attisdropped) then
+    alter table public.datasets add column error_message text;
+    -- By this comment sql/down/ knows that it may take it away again.
+    comment on column public.datasets.error_message is 'Added by lora-worker';
+  end if;
+end
+$migration$;
+
 alter table public.dataset_validations enable row level security;
 revoke all on public.dataset_validations from public, anon, authenticated;
 grant select on public.dataset_validations to service_role;

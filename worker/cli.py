@@ -174,17 +174,21 @@ def migrate(
             show_envvar=True,
         ),
     ],
+    down: Annotated[
+        bool, typer.Option("--down", help="Take it all back instead. Refused while a run lives; users' rows stay.")
+    ] = False,
 ) -> None:
     """Bring the database to this worker's schema. May be repeated, and while workers run."""
     from worker.errors import WorkerError
     from worker.migrations import migrate as apply
+    from worker.migrations import undo_migrations
 
     try:
-        applied = apply(database_url)
+        done = undo_migrations(database_url) if down else apply(database_url)
     except WorkerError as error:
         raise _fail(str(error), 1) from None
-    for name in applied:
-        typer.echo(f"applied {name}")
+    for name in done:
+        typer.echo(f"{'undone' if down else 'applied'} {name}")
 
 
 @app.command()

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
 
-from worker.errors import ServiceError
+import httpx
+
+from worker.errors import ServiceError, ServiceUnavailableError
+from worker.queue import api_headers
 from worker.services import Services
 
 _LEAST_MODEL_BYTES = 1024**3
-"""An adapter of rank 128 on a 70B model stays below this."""
+"""At rank 128 the adapter of a 7B model has 336 million parameters: 0.7 GB in bf16, in one file."""
+
+_OWN_BUCKETS = ("lora-models", "lora-datasets", "training-files")
+"""What `lora-worker migrate` makes."""
+
+_ARTIFACT_TYPES = ("application/json", "application/octet-stream")
+"""What the trainer uploads."""
+
+_TABLES = (
+    *("datasets", "training_jobs", "metrics_points", "model_artifacts", "cost_records", "notifications"),
+    *("training_runs", "training_launches", "dataset_validations"),
+)
+
+# A token that is no run's: the function looks it up and does nothing.
+_NO_CHECK_IN = {"token": "", "external_job_id": "doctor", "execution_id": "00000000-0000-0000-0000-000000000000"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +55,7 @@ async def examine(services: Services) -> list[Check]:
 def _remedy_of(subject: str) -> str:
     return {
         "database": "check SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY; run `lora-worker migrate`",
+        "rights": "check SUPABASE_URL and SUPABASE_PUBLISHABLE_KEY",
         "storage": "check that Storage is on in the project and that the key may use it",
         "endpoint": "check GPU_CLUSTER_API_URL and GPU_CLUSTER_API_KEY",
     }.get(subject, "")
@@ -54,23 +74,77 @@ async def _check_database(services: Services) -> list[Check]:
     return checks
 
 
+async def _check_rights(services: Services) -> list[Check]:
+    """What anyone can do who has read the publishable key in the application's pages."""
+    settings = services.settings
+    headers = api_headers(settings.supabase_publishable_key.get_secret_value())
+    rest = f"{settings.supabase_url}/rest/v1"
+    try:
+        answer = await services.http.post(f"{rest}/rpc/check_in_run", headers=headers, json=_NO_CHECK_IN)
+        if not answer.is_success:
+            text = f"the publishable key may not call the trainer's functions (HTTP {answer.status_code})"
+            return [Check("rights", False, text, "check SUPABASE_PUBLISHABLE_KEY; run `lora-worker migrate`")]
+        open_tables = []
+        for table in _TABLES:
+            answer = await services.http.get(f"{rest}/{table}?select=*&limit=1", headers=headers)
+            if answer.is_success and answer.json():
+                open_tables.append(table)
+    except (httpx.HTTPError, ValueError) as error:
+        raise ServiceUnavailableError("Supabase", f"Supabase did not answer ({type(error).__name__})") from None
+    if open_tables:
+        text = f"the publishable key reads rows of {', '.join(open_tables)}"
+        return [Check("rights", False, text, "run `lora-worker migrate`; drop policies that let everybody in")]
+    return [Check("rights", True, "the publishable key calls the trainer's functions and reads no row")]
+
+
 async def _check_storage(services: Services) -> list[Check]:
     found = {bucket["name"]: bucket for bucket in await services.storage.buckets()}
+    public_key = services.settings.supabase_publishable_key.get_secret_value()
+    artifacts_bucket = services.settings.artifacts_bucket
     checks = []
-    for name in sorted({services.settings.artifacts_bucket, "lora-datasets"}):
-        bucket = found.get(name)
-        if bucket is None:
-            checks.append(Check("storage", False, f"the bucket {name} is missing", "run `lora-worker migrate`"))
+    for name in dict.fromkeys((artifacts_bucket, *_OWN_BUCKETS[1:])):
+        if name not in found:
+            checks.append(Check("storage", False, f"the bucket {name} is missing", _missing_remedy(name)))
             continue
-        limit = bucket.get("file_size_limit")
-        if bucket.get("public"):
-            checks.append(Check("storage", False, f"the bucket {name} is public", "make it private"))
-        elif name == services.settings.artifacts_bucket and limit and int(limit) < _LEAST_MODEL_BYTES:
-            text = f"the bucket {name} takes files up to {int(limit) / 1e6:.0f} MB"
-            checks.append(Check("storage", False, text, "raise its limit, and the project's, to 1 GB or more"))
-        else:
-            checks.append(Check("storage", True, f"the bucket {name} is there and private"))
+        checks += examine_bucket(found[name], holds_artifacts=name == artifacts_bucket)
+        if await services.storage.opens_to(name, public_key):
+            text = f"the publishable key lists the files of {name}"
+            remedy = "drop the policies on storage.objects that let `anon` or `public` read this bucket"
+            checks.append(Check("storage", False, text, remedy))
     return checks
+
+
+def examine_bucket(bucket: Mapping[str, Any], *, holds_artifacts: bool) -> list[Check]:
+    """Whether a bucket, as Storage describes it, is private and, for adapters, takes what the trainer uploads."""
+    name = bucket["name"]
+    findings: list[tuple[str, str]] = []
+    if bucket.get("public"):
+        findings.append((f"the bucket {name} is public", "make it private: whoever knows a path reads the file"))
+    limit = bucket.get("file_size_limit")
+    if holds_artifacts and limit is not None and int(limit) < _LEAST_MODEL_BYTES:
+        text = f"the bucket {name} takes files up to {int(limit) / 1024**2:.0f} MB"
+        findings.append((text, "raise its limit, and the project's, to 1 GB or more: an adapter is one file"))
+    missing = [kind for kind in _ARTIFACT_TYPES if not _takes(bucket.get("allowed_mime_types"), kind)]
+    if holds_artifacts and missing:
+        text = f"the bucket {name} does not take {' and '.join(missing)}"
+        findings.append((text, "add to its allowed MIME types what is missing, or allow all"))
+    if findings:
+        return [Check("storage", False, text, remedy) for text, remedy in findings]
+    size = "of any size" if limit is None else f"up to {int(limit) / 1024**2:.0f} MB"
+    return [Check("storage", True, f"the bucket {name} is private and takes files {size}")]
+
+
+def _takes(allowed: Sequence[str] | None, kind: str) -> bool:
+    # Storage takes everything where the list is empty, and knows `application/*`.
+    return not allowed or any(fnmatchcase(kind, pattern) for pattern in allowed)
+
+
+def _missing_remedy(bucket: str) -> str:
+    return (
+        "run `lora-worker migrate`"
+        if bucket in _OWN_BUCKETS
+        else "make it, private, or set LORA_WORKER_ARTIFACTS_BUCKET"
+    )
 
 
 async def _check_endpoint(services: Services) -> list[Check]:
@@ -82,6 +156,7 @@ async def _check_endpoint(services: Services) -> list[Check]:
 
 _CHECKS: tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...] = (
     ("database", _check_database),
+    ("rights", _check_rights),
     ("storage", _check_storage),
     ("endpoint", _check_endpoint),
 )

@@ -1,8 +1,11 @@
-"""Bring a database to this worker's schema: the files of `sql/`, in order, in one transaction."""
+"""Bring a database to this worker's schema, or take it back: the files of `sql/` or `sql/down/`, in one transaction."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 import psycopg
 
@@ -17,9 +20,12 @@ _MIGRATION_LOCK = 0x10DA0001
 
 def migration_files() -> list[tuple[str, str]]:
     """Name and text of every migration, in the order in which they are applied."""
-    folder = files("sql")
-    found = [entry for entry in folder.iterdir() if entry.name.endswith(".sql")]
-    return [(entry.name, entry.read_text(encoding="utf-8")) for entry in sorted(found, key=lambda e: e.name)]
+    return _sql_of(files("sql"))
+
+
+def undo_files() -> list[tuple[str, str]]:
+    """Name and text of every file that undoes a migration, the last migration's first."""
+    return _sql_of(files("sql") / "down")[::-1]
 
 
 def migrate(database_url: str) -> list[str]:
@@ -29,26 +35,47 @@ def migrate(database_url: str) -> list[str]:
         SchemaMismatchError: the database is of a newer version than this worker.
         ServiceError: it can't be reached, or refused a statement (nothing is changed then).
     """
+    with _transaction(database_url) as connection:
+        return [_apply(connection, name, text) for name, text in migration_files()]
+
+
+def undo_migrations(database_url: str) -> list[str]:
+    """Take everything back that `migrate` added, for a database whose workers are stopped; the names of the files.
+
+    The application's rows stay, and so do tables that `migrate` made, unless they are all empty.
+
+    Raises:
+        SchemaMismatchError: the database is of a newer version than this worker.
+        ServiceError: it can't be reached, or refused a statement (nothing is changed then): a run that lives
+            is a reason to.
+    """
+    with _transaction(database_url) as connection:
+        return [_apply(connection, name, text) for name, text in undo_files()]
+
+
+def _sql_of(folder: Traversable) -> list[tuple[str, str]]:
+    found = [entry for entry in folder.iterdir() if entry.name.endswith(".sql")]
+    return [(entry.name, entry.read_text(encoding="utf-8")) for entry in sorted(found, key=lambda e: e.name)]
+
+
+@contextmanager
+def _transaction(database_url: str) -> Iterator[psycopg.Connection]:
     try:
         with psycopg.connect(database_url, connect_timeout=15, autocommit=False) as connection:
             # Waiting longer for a table's lock would hold up the application behind us.
             connection.execute("set local lock_timeout = '15s'")
             connection.execute("select pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
             _refuse_newer(connection)
-            applied = []
-            for name, text in migration_files():
-                _apply(connection, name, text)
-                applied.append(name)
+            yield connection
             # PostgREST keeps a copy of the schema and would answer 404 for new functions.
             connection.execute("notify pgrst, 'reload schema'")
-            return applied
     except psycopg.OperationalError as error:
         raise ServiceUnavailableError(
             _SERVICE, f"the database can't be reached or is busy ({_first_line(error)}): check the URL, then try again"
         ) from None
 
 
-def _apply(connection: psycopg.Connection, name: str, text: str) -> None:
+def _apply(connection: psycopg.Connection, name: str, text: str) -> str:
     try:
         connection.execute(text.encode())
     except psycopg.errors.LockNotAvailable as error:
@@ -59,6 +86,7 @@ def _apply(connection: psycopg.Connection, name: str, text: str) -> None:
         raise ServiceRefusedError(
             _SERVICE, f"{name} was refused, nothing is changed ({_first_line(error)})", status=400
         ) from None
+    return name
 
 
 def _refuse_newer(connection: psycopg.Connection) -> None:

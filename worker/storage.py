@@ -138,3 +138,15 @@ class Storage:
         response = await self._call(lambda: self._http.get(f"{self._url}/bucket", headers=self._headers), "the buckets")
         response.raise_for_status()
         return list(response.json())
+
+    async def opens_to(self, bucket: str, key: str) -> bool:
+        """Whether the holder of another key sees an object in the bucket."""
+
+        async def look() -> bool:
+            url = f"{self._url}/object/list/{quote(bucket)}"
+            response = await self._http.post(url, headers=api_headers(key), json={"prefix": "", "limit": 1})
+            if response.is_server_error:
+                response.raise_for_status()
+            return response.is_success and bool(response.json())
+
+        return await self._call(look, f"the bucket {bucket}")

@@ -1,0 +1,27 @@
+-- Undoes 20261123000002_training_runs.sql: the worker's own two tables go with the history in them. What
+-- users see (jobs, metrics, artifacts, costs, notices) is in the application's tables and stays.
+
+do $down$
+declare
+  live int;
+  open_launches int;
+begin
+  if to_regclass('public.training_runs') is null or to_regclass('public.training_launches') is null then
+    return;
+  end if;
+  -- These rows are the only thing that knows which GPU is to be stopped.
+  lock table public.training_runs, public.training_launches in access exclusive mode;
+  select count(*) into live from public.training_runs where status in ('claimed', 'launched', 'running');
+  select count(*) into open_launches from public.training_launches
+  where ended_at is null and external_job_id is not null;
+  if live + open_launches > 0 then
+    raise exception using errcode = '55006',
+      message = format('%s runs live and %s launches are not known to have ended: cancel their jobs, and let '
+                       'a worker run until `lora-worker status` shows none', live, open_launches);
+  end if;
+end
+$down$;
+
+drop table if exists public.training_launches;
+drop table if exists public.training_runs;
+drop index if exists public.training_jobs_queued_idx;

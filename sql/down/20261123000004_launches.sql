@@ -1,0 +1,12 @@
+-- Undoes 20261123000004_launches.sql.
+
+drop function if exists public.grant_upload(uuid, uuid, jsonb, text);
+drop function if exists public.upload_grant(text, uuid);
+drop function if exists public.request_upload(text, uuid, jsonb);
+drop function if exists public.check_in_run(text, text, uuid);
+drop function if exists public.training_is_published(public.training_runs);
+drop function if exists public.training_run_of_token(text);
+drop function if exists public.training_note_launch(uuid, text, text);
+drop function if exists public.record_launch(uuid, uuid, text, text);
+drop function if exists public.begin_launch(uuid, uuid, text, text, jsonb);
+drop function if exists public.training_held_run(uuid, uuid);

@@ -1,0 +1,7 @@
+-- Undoes 20261123000005_settling.sql.
+
+drop function if exists public.settle_run(uuid, uuid, jsonb);
+drop function if exists public.training_bill_run(public.training_runs, jsonb);
+drop function if exists public.record_progress(jsonb);
+drop function if exists public.training_store_points(uuid, jsonb);
+drop function if exists public.training_notify(uuid, uuid, uuid, jsonb);
