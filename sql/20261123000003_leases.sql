@@ -122,7 +122,7 @@ begin
     if candidate.user_id is null then
       perform public.training_write_job(candidate.queue, candidate.id, jsonb_build_object(
         'status', 'failed', 'completed_at', now(),
-        'error_message', 'The job belongs to no user, so nobody could be given its result: sign in and start it again.'));
+        'error_message', 'The job belongs to no user, so nobody could get its result: sign in and start it again.'));
       continue;
     end if;
     if claim_training_jobs.max_per_user is not null then

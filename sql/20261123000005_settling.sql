@@ -80,10 +80,11 @@ begin
     news := coalesce(report->'job', '{}');
     job := public.training_job_row(run.queue, run.job_id, locked => true);
     if job->>'status' in ('initializing', 'running') then
-      perform public.training_write_job(run.queue, run.job_id, public.training_advanced(job, news) || jsonb_build_object(
-        'current_stage', coalesce(news->>'current_stage', job->>'current_stage'),
-        'current_cost', greatest((job->>'current_cost')::numeric, (news->>'current_cost')::numeric),
-        'estimated_completion_at', coalesce(news->>'estimated_completion_at', job->>'estimated_completion_at')));
+      perform public.training_write_job(run.queue, run.job_id, public.training_advanced(job, news)
+        || jsonb_build_object(
+          'current_stage', coalesce(news->>'current_stage', job->>'current_stage'),
+          'current_cost', greatest((job->>'current_cost')::numeric, (news->>'current_cost')::numeric),
+          'estimated_completion_at', coalesce(news->>'estimated_completion_at', job->>'estimated_completion_at')));
       perform public.training_store_points(run.id, report->'points');
       perform public.training_notify(run, report->'notices');
     end if;
