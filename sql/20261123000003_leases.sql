@@ -7,25 +7,28 @@ language sql immutable set search_path = '' as $$ select 1 $$;
 
 -- A worker's view of a run: the run with what its job's earlier runs say, the job, the dataset.
 create or replace function public.training_assignment(run_id uuid) returns jsonb
-language sql stable set search_path = '' as $$
-  select jsonb_build_object(
-    'run', to_jsonb(r) - 'token_sha256' - 'upload_grant' || jsonb_build_object(
+language plpgsql stable set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+  job jsonb;
+begin
+  select * into run from public.training_runs r where r.id = training_assignment.run_id;
+  job := public.training_job_row(run.queue, run.job_id);
+  return jsonb_build_object(
+    'run', to_jsonb(run) - 'token_sha256' - 'upload_grant' || jsonb_build_object(
       'transient_failures', (select count(*) from public.training_runs e
-                             where e.job_id = r.job_id and e.fault = 'transient'),
+                             where e.job_id = run.job_id and e.fault = 'transient'),
       'infrastructure_failures', (select count(*) from public.training_runs e
-                                  where e.job_id = r.job_id and e.fault = 'infrastructure'),
-      'launches', (select count(*) from public.training_launches l where l.run_id = r.id),
+                                  where e.job_id = run.job_id and e.fault = 'infrastructure'),
+      'launches', (select count(*) from public.training_launches l where l.run_id = run.id),
       'posted_seconds_ago', (select extract(epoch from now() - max(l.posted_at))
-                             from public.training_launches l where l.run_id = r.id),
-      'spent_cost', (select coalesce(sum(c.amount), 0) from public.cost_records c
-                     where c.job_id = r.job_id and c.cost_type = 'training_compute'),
-      'age_seconds', extract(epoch from now() - r.created_at)),
-    'job', to_jsonb(j),
-    'dataset', to_jsonb(d))
-  from public.training_runs r
-  left join public.training_jobs j on j.id = r.job_id
-  left join public.datasets d on d.id = j.dataset_id
-  where r.id = training_assignment.run_id
+                             from public.training_launches l where l.run_id = run.id),
+      'spent_cost', public.training_spent_cost(run),
+      'age_seconds', extract(epoch from now() - run.created_at)),
+    'job', job,
+    'dataset', public.training_job_dataset(job));
+end
 $$;
 
 -- A jsonb argument as it was meant: the lightweight local Supabase encodes such arguments twice, and

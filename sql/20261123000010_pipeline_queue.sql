@@ -132,7 +132,9 @@ language sql immutable set search_path = '' as $$
     || case when changes ? 'external_job_id'
          then jsonb_build_object('runpod_job_id', changes->'external_job_id') else '{}' end
     || jsonb_strip_nulls(jsonb_build_object(
-         'progress', round(least(greatest((changes->>'progress')::numeric, 0), 100)),
+         -- greatest and least pass over a null.
+         'progress', case when changes->>'progress' is not null
+                          then round(least(greatest((changes->>'progress')::numeric, 0), 100)) end,
          'actual_cost', coalesce(changes->>'final_cost', changes->>'current_cost')::numeric,
          'current_loss', changes->'current_metrics'->'training_loss',
          'current_learning_rate', changes->'current_metrics'->'learning_rate',
