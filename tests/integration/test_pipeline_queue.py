@@ -121,7 +121,7 @@ def test_the_archive_holds_what_was_verified_under_one_leading_folder(stage: Sta
     assert stage.user.stored(f"{folder}adapter.tar.gz") is None
 
 
-def test_progress_is_whole_percents_that_only_grow_and_every_metric_is_there_once(
+def test_states_and_whole_percents_only_go_forward_and_every_metric_is_there_once(
     stage: Stage, pipeline: Pipeline
 ) -> None:
     """fault 22, fault 17: and the metrics that nothing wrote until now."""
@@ -131,21 +131,16 @@ def test_progress_is_whole_percents_that_only_grow_and_every_metric_is_there_onc
     shown = [row["progress"] for row in pipeline.history(job_id)]
     assert {type(percent) for percent in shown} == {int}
     assert all(earlier <= later for earlier, later in pairwise(shown))
+    states = ["initializing", "running", "completed"]
+    passed = [row["status"] for row in pipeline.history(job_id)]
+    assert passed == sorted(passed, key=states.index)
+    assert set(passed) == set(states)
     metrics = pipeline.metrics(job_id)
     stored = {(row["step_number"], row["metric_id"]) for row in metrics}
     assert len(stored) == len(metrics)
     assert stored == {(s, m) for s in range(1, 31) for m in ("training_loss", "learning_rate", "throughput")}
     # The metrics route orders by the time alone.
     assert [row["step_number"] for row in metrics] == sorted(row["step_number"] for row in metrics)
-
-
-def test_the_states_come_in_the_pipelines_order(stage: Stage, pipeline: Pipeline) -> None:
-    job_id = queued(stage, pipeline)
-    stage.worker(**SERVED)
-    ended(pipeline, job_id)
-    states = [row["status"] for row in pipeline.history(job_id)]
-    assert list(dict.fromkeys(states)) == ["initializing", "running", "completed"]
-    assert states == sorted(states, key=["initializing", "running", "completed"].index)
 
 
 def test_a_job_that_was_stopped_at_runpod_fails_with_a_sentence_and_is_never_deployed(
