@@ -1,8 +1,8 @@
 """A training process without a model, for tests of everything around the training.
 
 The trainer's own handler runs it instead of `trainer.train` when told to (`standin_env`), so check-in,
-progress, cancelling, checkpoints and publishing are the real ones. It takes `max_steps` steps (20 by
-default); a `Mishap` as the job's seed makes one job go wrong.
+progress, cancelling, checkpoints and publishing are the real ones. It takes `max_steps` steps, or ten an
+epoch; a `Mishap` as the job's seed makes one job go wrong.
 
 It speaks the protocol in plain JSON, which the handler checks with the real models: importing those
 would take ten times as long as such a training, and the chaos suite trains thousands.
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 from trainer.crashpoints import reach
 from trainer.stopping import StopSwitch, end_with_the_handler
 
-_STEPS = 20
+_STEPS_PER_EPOCH = 10
 _CHECKPOINT_STEPS = 5
 _REPORT_SECONDS = 0.25
 _TRAINING_PERCENT, _SAVING_PERCENT = 25, 95
@@ -99,7 +99,8 @@ class Training:
         self._task = task
         self._events = events
         self._seed: int = task["hyperparameters"]["seed"]
-        self._total_steps: int = task["hyperparameters"]["max_steps"] or _STEPS
+        chosen = task["hyperparameters"]
+        self._total_steps: int = chosen["max_steps"] or _STEPS_PER_EPOCH * chosen["epochs"]
         self._folder = Path(task["folder"])
         self._step_seconds = float(os.environ.get("LORA_STANDIN_STEP_SECONDS", "0.01"))
         self._log = os.environ.get("LORA_STANDIN_LOG")
@@ -146,6 +147,10 @@ class Training:
         artifact.mkdir(parents=True, exist_ok=True)
         (artifact / "adapter_model.safetensors").write_bytes(self._task["fingerprint"].encode() * 16)
         (artifact / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+        if self._task["archive_name"] is not None:
+            from trainer.archive import write_archive
+
+            write_archive(artifact, artifact / self._task["archive_name"])
 
     def _take(self, step: int) -> None:
         point = {"step": step, "epoch": step / self._total_steps, "training_loss": round(1 + 3 / step, 4)}

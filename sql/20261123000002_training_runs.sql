@@ -4,6 +4,8 @@
 -- deletion takes the job with it, the run must stay, since somebody still has to stop its GPU.
 create table if not exists public.training_runs (
   id uuid primary key default gen_random_uuid(),
+  -- The table that the job is a row of. Ids are random: one names no job in both.
+  queue text not null default 'training_jobs' check (queue in ('training_jobs', 'pipeline_training_jobs')),
   job_id uuid not null,
   user_id uuid not null,
   attempt int not null check (attempt >= 1),

@@ -7,25 +7,28 @@ language sql immutable set search_path = '' as $$ select 1 $$;
 
 -- A worker's view of a run: the run with what its job's earlier runs say, the job, the dataset.
 create or replace function public.training_assignment(run_id uuid) returns jsonb
-language sql stable set search_path = '' as $$
-  select jsonb_build_object(
-    'run', to_jsonb(r) - 'token_sha256' - 'upload_grant' || jsonb_build_object(
+language plpgsql stable set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+  job jsonb;
+begin
+  select * into run from public.training_runs r where r.id = training_assignment.run_id;
+  job := public.training_job_row(run.queue, run.job_id);
+  return jsonb_build_object(
+    'run', to_jsonb(run) - 'token_sha256' - 'upload_grant' || jsonb_build_object(
       'transient_failures', (select count(*) from public.training_runs e
-                             where e.job_id = r.job_id and e.fault = 'transient'),
+                             where e.job_id = run.job_id and e.fault = 'transient'),
       'infrastructure_failures', (select count(*) from public.training_runs e
-                                  where e.job_id = r.job_id and e.fault = 'infrastructure'),
-      'launches', (select count(*) from public.training_launches l where l.run_id = r.id),
+                                  where e.job_id = run.job_id and e.fault = 'infrastructure'),
+      'launches', (select count(*) from public.training_launches l where l.run_id = run.id),
       'posted_seconds_ago', (select extract(epoch from now() - max(l.posted_at))
-                             from public.training_launches l where l.run_id = r.id),
-      'spent_cost', (select coalesce(sum(c.amount), 0) from public.cost_records c
-                     where c.job_id = r.job_id and c.cost_type = 'training_compute'),
-      'age_seconds', extract(epoch from now() - r.created_at)),
-    'job', to_jsonb(j),
-    'dataset', to_jsonb(d))
-  from public.training_runs r
-  left join public.training_jobs j on j.id = r.job_id
-  left join public.datasets d on d.id = j.dataset_id
-  where r.id = training_assignment.run_id
+                             from public.training_launches l where l.run_id = run.id),
+      'spent_cost', public.training_spent_cost(run),
+      'age_seconds', extract(epoch from now() - run.created_at)),
+    'job', job,
+    'dataset', public.training_job_dataset(job));
+end
 $$;
 
 -- A jsonb argument as it was meant: the lightweight local Supabase encodes such arguments twice, and
@@ -45,8 +48,8 @@ begin
 end
 $$;
 
--- Claims up to max_jobs queued jobs, oldest first, and makes a run with a lease for each. A user
--- never has more than max_per_user live runs (null: no limit), however many workers claim at once.
+-- Claims up to max_jobs waiting jobs of both queues, oldest first, and makes a run with a lease for each.
+-- A user never has more than max_per_user live runs (null: no limit), however many workers claim at once.
 -- The attempt is counted here, so that a worker that dies in the next line has still used it.
 create or replace function public.claim_training_jobs(
   worker text, max_jobs int, lease_seconds int, max_per_user int default null
@@ -54,9 +57,9 @@ create or replace function public.claim_training_jobs(
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
-  -- An explicit cursor is fetched row by row: a FOR loop would lock fifty rows ahead of other workers.
+  -- Explicit cursors are fetched row by row: a FOR loop would lock fifty rows ahead of other workers.
   candidates no scroll cursor for
-    select j.id, j.user_id
+    select 'training_jobs' as queue, j.id, j.user_id, j.created_at
     from public.training_jobs j
     where j.status = 'queued'
       and not exists (
@@ -69,8 +72,29 @@ declare
            < claim_training_jobs.max_per_user)
     order by j.created_at, j.id
     for update of j skip locked;
+  -- 'queued' there says that the application's own dispatcher took the job: only 'pending' waits for us.
+  pipeline_candidates no scroll cursor for
+    select 'pipeline_training_jobs' as queue, j.id, public.training_pipeline_owner(to_jsonb(j)) as user_id,
+           j.created_at::timestamptz
+    from public.pipeline_training_jobs j
+    where j.status = 'pending'
+      and not exists (
+        select from public.training_runs r
+        where r.job_id = j.id
+          and (r.status in ('claimed', 'launched', 'running') or r.next_attempt_at > now()))
+      and (claim_training_jobs.max_per_user is null
+        or (select count(*) from public.training_runs r
+            where r.user_id = public.training_pipeline_owner(to_jsonb(j))
+              and r.status in ('claimed', 'launched', 'running'))
+           < claim_training_jobs.max_per_user)
+    order by j.created_at, j.id
+    for update of j skip locked;
+  has_pipeline boolean := to_regclass('public.pipeline_training_jobs') is not null;
+  next_job record;
+  next_pipeline_job record;
   candidate record;
-  new_run uuid;
+  taken_from text;
+  new_run public.training_runs;
   assignments jsonb := '[]';
 begin
   perform public.training_check_lease_seconds(lease_seconds);
@@ -78,9 +102,32 @@ begin
     return assignments;
   end if;
   open candidates;
+  if has_pipeline then
+    open pipeline_candidates;
+  else
+    select null::text as queue, null::uuid as id, null::uuid as user_id, null::timestamptz as created_at
+    into next_pipeline_job;
+  end if;
   loop
-    fetch candidates into candidate;
-    exit when not found;
+    -- One row ahead of each queue at most: whatever is looked at is locked for the others.
+    if taken_from is distinct from 'pipeline_training_jobs' then
+      fetch candidates into next_job;
+    end if;
+    if has_pipeline and taken_from is distinct from 'training_jobs' then
+      fetch pipeline_candidates into next_pipeline_job;
+    end if;
+    candidate := next_job;
+    if next_job.id is null or next_pipeline_job.created_at < next_job.created_at then
+      candidate := next_pipeline_job;
+    end if;
+    exit when candidate.id is null;
+    taken_from := candidate.queue;
+    if candidate.user_id is null then
+      perform public.training_write_job(candidate.queue, candidate.id, jsonb_build_object(
+        'status', 'failed', 'completed_at', now(),
+        'error_message', 'The job belongs to no user, so nobody could get its result: sign in and start it again.'));
+      continue;
+    end if;
     if claim_training_jobs.max_per_user is not null then
       -- The count above is as old as this call; under the user's lock a fresh one is exact.
       continue when not pg_try_advisory_xact_lock(hashtextextended('training_jobs ' || candidate.user_id, 0));
@@ -88,20 +135,18 @@ begin
                      where r.user_id = candidate.user_id and r.status in ('claimed', 'launched', 'running'))
                     >= claim_training_jobs.max_per_user;
     end if;
-    insert into public.training_runs (job_id, user_id, attempt, worker, lease_expires_at)
-    select candidate.id, candidate.user_id, coalesce(max(r.attempt), 0) + 1, claim_training_jobs.worker,
-           now() + make_interval(secs => claim_training_jobs.lease_seconds)
+    insert into public.training_runs (queue, job_id, user_id, attempt, worker, lease_expires_at)
+    select candidate.queue, candidate.id, candidate.user_id, coalesce(max(r.attempt), 0) + 1,
+           claim_training_jobs.worker, now() + make_interval(secs => claim_training_jobs.lease_seconds)
     from public.training_runs r
     where r.job_id = candidate.id
-    returning id into new_run;
-    update public.training_jobs j
-    set status = 'initializing', current_stage = 'initializing', external_job_id = null,
-        retry_count = (select r.attempt - 1 from public.training_runs r where r.id = new_run)
-    where j.id = candidate.id;
-    assignments := assignments || public.training_assignment(new_run);
+    returning * into new_run;
+    perform public.training_write_job(new_run.queue, new_run.job_id, jsonb_build_object(
+      'status', 'initializing', 'current_stage', 'initializing', 'external_job_id', null,
+      'retry_count', new_run.attempt - 1));
+    assignments := assignments || public.training_assignment(new_run.id);
     exit when jsonb_array_length(assignments) >= claim_training_jobs.max_jobs;
   end loop;
-  close candidates;
   return assignments;
 end
 $$;
@@ -161,7 +206,7 @@ begin
                        and r.lease_expires_at > now()
                        and r.status in ('claimed', 'launched', 'running'), false),
       'status', r.status,
-      'cancel_requested', j.id is null or j.status = 'cancelled',
+      'cancel_requested', coalesce(public.training_job_row(r.queue, r.job_id)->>'status', 'cancelled') = 'cancelled',
       'external_job_id', r.external_job_id,
       'checked_in_at', r.checked_in_at,
       'last_seen_at', r.last_seen_at,
@@ -169,8 +214,7 @@ begin
       'used_seconds', extract(epoch from r.last_seen_at - r.checked_in_at),
       'upload_request', case when r.upload_grant is null then r.upload_request end))
     from jsonb_array_elements(leases) l
-    left join public.training_runs r on r.id = (l->>'run_id')::uuid
-    left join public.training_jobs j on j.id = r.job_id), '[]');
+    left join public.training_runs r on r.id = (l->>'run_id')::uuid), '[]');
 end
 $$;
 

@@ -22,7 +22,7 @@ language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
   run public.training_runs;
-  job_status text;
+  job jsonb;
 begin
   enrichment := public.training_decoded(enrichment);
   select * into run from public.training_held_run(begin_launch.run_id, begin_launch.lease_token);
@@ -32,14 +32,13 @@ begin
   if run.checked_in_at is not null then
     return jsonb_build_object('may_launch', false, 'reason', 'checked_in');
   end if;
-  update public.training_jobs j
-  set hyperparameters = coalesce(begin_launch.enrichment->'hyperparameters', '{}') || j.hyperparameters,
-      gpu_config = coalesce(begin_launch.enrichment->'gpu_config', '{}') || j.gpu_config
-  where j.id = run.job_id and j.status in ('queued', 'initializing', 'running')
-  returning j.status into job_status;
-  if job_status is null then
+  job := public.training_job_row(run.queue, run.job_id, locked => true);
+  if (job->>'status' in ('queued', 'initializing', 'running')) is not true then
     return jsonb_build_object('may_launch', false, 'reason', 'cancelled');
   end if;
+  perform public.training_write_job(run.queue, run.job_id, jsonb_build_object(
+    'hyperparameters', coalesce(begin_launch.enrichment->'hyperparameters', '{}') || (job->'hyperparameters'),
+    'gpu_config', coalesce(begin_launch.enrichment->'gpu_config', '{}') || (job->'gpu_config')));
   update public.training_runs r
   set token_sha256 = begin_launch.token_sha256, launcher = begin_launch.launcher
   where r.id = run.id;
@@ -56,6 +55,7 @@ language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
   run public.training_runs;
+  job jsonb;
 begin
   select * into run from public.training_held_run(record_launch.run_id, record_launch.lease_token);
   if not found then
@@ -67,10 +67,11 @@ begin
     set status = 'launched', external_job_id = record_launch.external_job_id,
         launched_at = coalesce(r.launched_at, now()), handlings = 0
     where r.id = run.id;
-    update public.training_jobs j
-    set status = 'running', current_stage = 'queued_on_gpu',
-        external_job_id = record_launch.external_job_id
-    where j.id = run.job_id and j.status in ('queued', 'initializing', 'running');
+    job := public.training_job_row(run.queue, run.job_id, locked => true);
+    if job->>'status' in ('queued', 'initializing', 'running') then
+      perform public.training_write_job(run.queue, run.job_id, jsonb_build_object(
+        'status', 'running', 'current_stage', 'queued_on_gpu', 'external_job_id', record_launch.external_job_id));
+    end if;
   end if;
   return true;
 end
@@ -131,7 +132,7 @@ language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
   run public.training_runs;
-  job_status text;
+  job jsonb;
   refusal text;
 begin
   select * into run from public.training_run_of_token(check_in_run.token);
@@ -139,9 +140,9 @@ begin
     return jsonb_build_object('may_train', false, 'reason', 'unknown_token');
   end if;
   perform public.training_note_launch(run.id, run.launcher, check_in_run.external_job_id);
-  select j.status into job_status from public.training_jobs j where j.id = run.job_id;
+  job := public.training_job_row(run.queue, run.job_id);
   refusal := case
-    when run.status = 'cancelled' or job_status is null or job_status = 'cancelled' then 'cancelled'
+    when run.status = 'cancelled' or coalesce(job->>'status', 'cancelled') = 'cancelled' then 'cancelled'
     when run.status not in ('claimed', 'launched', 'running') then 'ended'
     when run.checked_in_at is not null and run.external_job_id <> check_in_run.external_job_id
       then 'superseded'
@@ -168,10 +169,12 @@ begin
       handlings = case when r.checked_in_at is null then 0 else r.handlings end
   where r.id = run.id;
   if run.checked_in_at is null then
-    update public.training_jobs j
-    set status = 'running', current_stage = 'setup', external_job_id = check_in_run.external_job_id,
-        started_at = coalesce(j.started_at, now())
-    where j.id = run.job_id and j.status in ('queued', 'initializing', 'running');
+    job := public.training_job_row(run.queue, run.job_id, locked => true);
+    if job->>'status' in ('queued', 'initializing', 'running') then
+      perform public.training_write_job(run.queue, run.job_id, jsonb_build_object(
+        'status', 'running', 'current_stage', 'setup', 'external_job_id', check_in_run.external_job_id,
+        'started_at', coalesce((job->>'started_at')::timestamptz, now())));
+    end if;
   end if;
   return jsonb_build_object('may_train', true, 'reason', 'ok', 'cancel_requested', false,
                             'attempt', run.attempt);

@@ -1,19 +1,19 @@
 -- Progress, and the one transaction that closes a run with everything that follows from it.
 
 -- Writes notices that the user has not had yet. job_requeued may come once a run, the others once a job.
-create or replace function public.training_notify(user_id uuid, job_id uuid, run_id uuid, notices jsonb)
-returns void
+-- None for the newer queue: the application sends none there, and their links lead to the older queue's pages.
+create or replace function public.training_notify(run public.training_runs, notices jsonb) returns void
 language sql volatile set search_path = '' as $$
   insert into public.notifications (user_id, type, title, message, priority, action_url, metadata)
-  select training_notify.user_id, n->>'type', left(n->>'title', 200), n->>'message', n->>'priority',
+  select (run).user_id, n->>'type', left(n->>'title', 200), n->>'message', n->>'priority',
          n->>'action_url', n->'metadata'
   from jsonb_array_elements(coalesce(training_notify.notices, '[]')) n
-  where not exists (
+  where (run).queue = 'training_jobs' and not exists (
     select from public.notifications o
-    where o.user_id = training_notify.user_id
+    where o.user_id = (run).user_id
       and o.type = n->>'type'
-      and o.metadata->>'job_id' = training_notify.job_id::text
-      and (n->>'type' <> 'job_requeued' or o.metadata->>'run_id' = training_notify.run_id::text))
+      and o.metadata->>'job_id' = (run).job_id::text
+      and (n->>'type' <> 'job_requeued' or o.metadata->>'run_id' = (run).id::text))
 $$;
 
 -- Adds the points that this run has not stored yet; points is [{step, epoch, training_loss, ...}] in
@@ -24,36 +24,35 @@ language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 declare
   run public.training_runs;
+  fresh jsonb;
+  fresh_steps int[];
 begin
   select * into run from public.training_runs r where r.id = training_store_points.run_id;
-  if jsonb_array_length(coalesce(training_store_points.points, '[]')) = 0 then
-    return;
-  end if;
-  if run.point_steps = '{}' then
-    delete from public.metrics_points m
-    where m.job_id = run.job_id
-      and m.step >= (select min((p->>'step')::int) from jsonb_array_elements(training_store_points.points) p);
-  end if;
-  with fresh as (
+  select jsonb_agg(f.p order by f.step), array_agg(f.step order by f.step) into fresh, fresh_steps
+  from (
     select distinct on ((p->>'step')::int) p, (p->>'step')::int as step
-    from jsonb_array_elements(training_store_points.points) p
+    from jsonb_array_elements(coalesce(training_store_points.points, '[]')) p
     where (p->>'step')::int <> all (run.point_steps)
     order by (p->>'step')::int
-  ), stored as (
-    insert into public.metrics_points (job_id, timestamp, epoch, step, training_loss, validation_loss,
-                                       learning_rate, gradient_norm, throughput, gpu_utilization)
-    select run.job_id, coalesce((f.p->>'timestamp')::timestamptz, now()), (f.p->>'epoch')::int, f.step,
-           (f.p->>'training_loss')::numeric, (f.p->>'validation_loss')::numeric,
-           (f.p->>'learning_rate')::numeric, (f.p->>'gradient_norm')::numeric,
-           (f.p->>'throughput')::numeric, (f.p->>'gpu_utilization')::numeric
-    from fresh f
-    order by f.step
-    returning step
-  )
-  update public.training_runs r
-  set point_steps = r.point_steps || (select coalesce(array_agg(s.step order by s.step), '{}') from stored s)
-  where r.id = run.id;
+  ) f;
+  if fresh is null then
+    return;
+  end if;
+  perform public.training_write_points(run.queue, run.job_id, fresh, replaces => run.point_steps = '{}');
+  update public.training_runs r set point_steps = r.point_steps || fresh_steps where r.id = run.id;
 end
+$$;
+
+-- A job's columns of progress with the news of its run: they only ever grow.
+create or replace function public.training_advanced(job jsonb, news jsonb) returns jsonb
+language sql immutable set search_path = '' as $$
+  select jsonb_build_object(
+    'progress', greatest((job->>'progress')::numeric, (news->>'progress')::numeric),
+    'current_epoch', greatest((job->>'current_epoch')::int, (news->>'current_epoch')::int),
+    'current_step', greatest((job->>'current_step')::int, (news->>'current_step')::int),
+    'total_steps', coalesce((news->>'total_steps')::int, (job->>'total_steps')::int),
+    'current_metrics', coalesce(nullif(job->'current_metrics', 'null'), '{}')
+                       || coalesce(news->'current_metrics', '{}'))
 $$;
 
 -- One call for all runs of a worker. reports is [{run_id, lease_token, job, points, notices}], where
@@ -65,6 +64,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   report jsonb;
   run public.training_runs;
+  job jsonb;
   news jsonb;
   answers jsonb := '[]';
 begin
@@ -78,20 +78,15 @@ begin
       continue;
     end if;
     news := coalesce(report->'job', '{}');
-    update public.training_jobs j
-    set current_stage = coalesce(news->>'current_stage', j.current_stage),
-        progress = greatest(j.progress, (news->>'progress')::numeric),
-        current_epoch = greatest(j.current_epoch, (news->>'current_epoch')::int),
-        current_step = greatest(j.current_step, (news->>'current_step')::int),
-        total_steps = coalesce((news->>'total_steps')::int, j.total_steps),
-        current_metrics = coalesce(j.current_metrics, '{}') || coalesce(news->'current_metrics', '{}'),
-        current_cost = greatest(j.current_cost, (news->>'current_cost')::numeric),
-        estimated_completion_at = coalesce((news->>'estimated_completion_at')::timestamptz,
-                                           j.estimated_completion_at)
-    where j.id = run.job_id and j.status in ('initializing', 'running');
-    if found then
+    job := public.training_job_row(run.queue, run.job_id, locked => true);
+    if job->>'status' in ('initializing', 'running') then
+      perform public.training_write_job(run.queue, run.job_id, public.training_advanced(job, news)
+        || jsonb_build_object(
+          'current_stage', coalesce(news->>'current_stage', job->>'current_stage'),
+          'current_cost', greatest((job->>'current_cost')::numeric, (news->>'current_cost')::numeric),
+          'estimated_completion_at', coalesce(news->>'estimated_completion_at', job->>'estimated_completion_at')));
       perform public.training_store_points(run.id, report->'points');
-      perform public.training_notify(run.user_id, run.job_id, run.id, report->'notices');
+      perform public.training_notify(run, report->'notices');
     end if;
     update public.training_runs r
     set stage = coalesce(news->>'current_stage', r.stage),
@@ -100,6 +95,20 @@ begin
     answers := answers || jsonb_build_object('run_id', run.id, 'applied', true);
   end loop;
   return answers;
+end
+$$;
+
+-- What the job of a run has cost so far, all its runs together, in USD.
+create or replace function public.training_spent_cost(run public.training_runs) returns numeric
+language plpgsql stable set search_path = '' as $$
+begin
+  if run.queue = 'training_jobs' then
+    return (select coalesce(sum(c.amount), 0) from public.cost_records c
+            where c.job_id = run.job_id and c.cost_type = 'training_compute');
+  end if;
+  return (select coalesce(sum(c.amount), 0) from public.cost_records c
+          where c.user_id = run.user_id and c.details->>'job_id' = run.job_id::text
+            and c.cost_type = 'training_compute');
 end
 $$;
 
@@ -120,17 +129,17 @@ begin
   update public.training_runs r set gpu_seconds = seconds where r.id = run.id;
   if seconds > 0 or run.checked_in_at is not null then
     insert into public.cost_records (user_id, job_id, cost_type, amount, details, billing_period)
-    values (run.user_id, run.job_id, 'training_compute',
+    -- The column knows the older queue's jobs alone.
+    values (run.user_id, case run.queue when 'training_jobs' then run.job_id end, 'training_compute',
             round(seconds / 3600 * price * gpu_count, 2),
             jsonb_build_object(
               'gpu_type', outcome->>'gpu_type', 'gpu_count', gpu_count,
               'duration_hours', round(seconds / 3600, 6), 'gpu_seconds', seconds,
-              'price_per_hour', price, 'outcome', outcome->>'run_status', 'run_id', run.id,
-              'attempt', run.attempt),
+              'price_per_hour', price, 'outcome', outcome->>'run_status', 'job_id', run.job_id,
+              'run_id', run.id, 'attempt', run.attempt),
             (now() at time zone 'utc')::date);
   end if;
-  return coalesce((select sum(c.amount) from public.cost_records c
-                   where c.job_id = run.job_id and c.cost_type = 'training_compute'), 0);
+  return public.training_spent_cost(run);
 end
 $$;
 
@@ -138,7 +147,7 @@ $$;
 -- job's status afterwards; null when the lease is not held, and then nothing has changed.
 -- outcome: {run_status, job_status: completed|failed|cancelled|queued, fault, error_code,
 --   error_message, retry_after_seconds, waiting_stage, gpu_seconds, gpu_type, gpu_count,
---   price_per_hour, launcher_ended, job: {columns}, points, artifact: {columns}, notices,
+--   price_per_hour, launcher_ended, job: {columns}, points, artifact: {columns, archive}, notices,
 --   notices_if_cancelled}
 -- A job that was cancelled stays cancelled, whatever the outcome says; its GPU time is billed all the same.
 create or replace function public.settle_run(run_id uuid, lease_token uuid, outcome jsonb) returns text
@@ -146,7 +155,7 @@ language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
   run public.training_runs;
-  job public.training_jobs;
+  job jsonb;
   verdict text;
   run_status text;
   news jsonb;
@@ -160,13 +169,13 @@ begin
   if not found then
     return null;
   end if;
-  select * into job from public.training_jobs j where j.id = run.job_id for update;
-  if not found or job.status = 'cancelled' then
+  job := public.training_job_row(run.queue, run.job_id, locked => true);
+  if job is null or job->>'status' = 'cancelled' then
     verdict := 'cancelled';
     run_status := 'cancelled';
-  elsif job.status in ('completed', 'failed') then
+  elsif job->>'status' in ('completed', 'failed') then
     -- Somebody else ended the job; it stays as it is, and only the run is closed and billed.
-    verdict := job.status;
+    verdict := job->>'status';
   end if;
   if verdict not in ('completed', 'failed', 'cancelled', 'queued') then
     raise exception using errcode = 'PT400', message = 'job_status of an outcome must end the run';
@@ -184,49 +193,47 @@ begin
   set ended_at = now(), gpu_seconds = (outcome->>'gpu_seconds')::numeric
   where l.run_id = run.id and l.external_job_id = run.external_job_id
     and (outcome->>'launcher_ended')::boolean;
-  if job.id is null then
+  if job is null then
     return verdict;
   end if;
 
   outcome := outcome || jsonb_build_object('run_status', run_status);
   total_cost := public.training_bill_run(run, outcome);
-  if job.status in ('completed', 'failed') then
+  if job->>'status' in ('completed', 'failed') then
     return verdict;
   end if;
   perform public.training_store_points(run.id, outcome->'points');
-  if verdict = 'completed' then
+  if verdict = 'completed' and run.queue = 'training_jobs' then
     insert into public.model_artifacts (id, user_id, job_id, dataset_id, name, version, description,
                                         quality_metrics, training_summary, configuration, artifacts,
                                         parent_model_id)
-    select run.id, job.user_id, job.id, job.dataset_id, a->>'name', a->>'version', a->>'description',
+    select run.id, run.user_id, run.job_id, (job->>'dataset_id')::uuid, a->>'name', a->>'version', a->>'description',
            a->'quality_metrics',
            coalesce(a->'training_summary', '{}') || jsonb_build_object('total_cost', total_cost),
            a->'configuration', a->'artifacts', (a->>'parent_model_id')::uuid
     from (select outcome->'artifact' as a) x
     on conflict (job_id) do nothing;
   end if;
-  update public.training_jobs j
-  set status = verdict,
-      current_stage = coalesce(case verdict when 'queued' then outcome->>'waiting_stage' end, verdict),
-      progress = case verdict when 'completed' then 100 when 'queued' then 0
-                 else greatest(j.progress, (news->>'progress')::numeric) end,
-      current_epoch = case verdict when 'queued' then 0
-                      else greatest(j.current_epoch, (news->>'current_epoch')::int) end,
-      current_step = case verdict when 'queued' then 0
-                     else greatest(j.current_step, (news->>'current_step')::int) end,
-      total_steps = coalesce((news->>'total_steps')::int, j.total_steps),
-      current_metrics = coalesce(j.current_metrics, '{}') || coalesce(news->'current_metrics', '{}'),
-      retry_count = case verdict when 'queued' then run.attempt else j.retry_count end,
-      completed_at = case when verdict <> 'queued' then coalesce(j.completed_at, now()) end,
-      estimated_completion_at = case when verdict = 'completed' then now() end,
-      current_cost = total_cost,
-      final_cost = case when verdict <> 'queued' then total_cost end,
-      external_job_id = case when verdict <> 'queued' then j.external_job_id end,
-      artifact_id = coalesce((select a.id from public.model_artifacts a where a.job_id = j.id), j.artifact_id),
-      error_message = case verdict when 'failed' then outcome->>'error_message' end,
-      error_stack = null
-  where j.id = job.id;
-  perform public.training_notify(run.user_id, run.job_id, run.id, case
+  -- One write: the newer queue's deployment starts at whatever update shows it completed with its archive.
+  perform public.training_write_job(run.queue, run.job_id, public.training_advanced(job, news) || case verdict
+    when 'completed' then jsonb_build_object(
+      'progress', 100, 'final_loss', news->'final_loss', 'training_time_seconds', news->'training_time_seconds',
+      'adapter_file_path', outcome->'artifact'->'archive')
+    when 'queued' then '{"progress": 0, "current_epoch": 0, "current_step": 0}'
+    else '{}' end || jsonb_build_object(
+    'status', verdict,
+    'current_stage', coalesce(case verdict when 'queued' then outcome->>'waiting_stage' end, verdict),
+    'retry_count', case verdict when 'queued' then run.attempt else (job->>'retry_count')::int end,
+    'completed_at', case when verdict <> 'queued' then coalesce((job->>'completed_at')::timestamptz, now()) end,
+    'estimated_completion_at', case when verdict = 'completed' then now() end,
+    'current_cost', total_cost,
+    'final_cost', case when verdict <> 'queued' then total_cost end,
+    'external_job_id', case when verdict <> 'queued' then job->>'external_job_id' end,
+    'artifact_id', coalesce((select a.id from public.model_artifacts a where a.job_id = run.job_id),
+                            (job->>'artifact_id')::uuid),
+    'error_message', case verdict when 'failed' then outcome->>'error_message' end,
+    'error_stack', null));
+  perform public.training_notify(run, case
     when verdict = outcome->>'job_status' then outcome->'notices'
     when verdict = 'cancelled' then outcome->'notices_if_cancelled' end);
   return verdict;

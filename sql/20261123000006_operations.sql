@@ -1,19 +1,28 @@
 -- Cancelling, reconciling launches, and looking at the queue.
 
--- Cancels the caller's own job (or any job, for the service). Answers whether it was cancelled by this
--- call; a job that has ended stays as it is. The worker sees it in its next cycle and stops the GPU.
+-- Cancels the caller's own job (or any job, for the service), of either queue. Answers whether it was
+-- cancelled by this call; a job that has ended stays as it is. The worker sees it in its next cycle and
+-- stops the GPU, as it does when the application sets the status itself.
 create or replace function public.cancel_training_job(job_id uuid) returns boolean
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
+declare
+  queue text;
+  job jsonb;
 begin
-  update public.training_jobs j
-  set status = 'cancelled', current_stage = 'cancelled', completed_at = now(),
-      final_cost = coalesce(j.current_cost, 0)
-  where j.id = cancel_training_job.job_id
-    and j.status in ('queued', 'initializing', 'running')
-    -- `role` still names the caller here, where current_user is already this function's owner.
-    and (j.user_id = auth.uid() or current_setting('role', true) in ('service_role', 'none', 'postgres'));
-  return found;
+  foreach queue in array array['training_jobs', 'pipeline_training_jobs'] loop
+    job := public.training_job_row(queue, cancel_training_job.job_id, locked => true);
+    if job->>'status' in ('queued', 'initializing', 'running')
+       -- `role` still names the caller here, where current_user is already this function's owner.
+       and ((job->>'user_id')::uuid = auth.uid()
+            or current_setting('role', true) in ('service_role', 'none', 'postgres')) then
+      perform public.training_write_job(queue, cancel_training_job.job_id, jsonb_build_object(
+        'status', 'cancelled', 'current_stage', 'cancelled', 'completed_at', now(),
+        'final_cost', coalesce((job->>'current_cost')::numeric, 0)));
+      return true;
+    end if;
+  end loop;
+  return false;
 end
 $$;
 
@@ -64,48 +73,53 @@ begin
     from public.training_runs r
     where r.id = launch.run_id and r.external_job_id <> launch.external_job_id
       and r.ended_at is not null and launch.gpu_seconds > 0
-      and c.job_id = r.job_id and c.details->>'run_id' = r.id::text;
+      and c.user_id = r.user_id and c.details->>'run_id' = r.id::text;
   end loop;
   return closed;
 end
 $$;
 
--- The state of the queue for operators: how much waits and since when, what lives, and why each of the
+-- The state of both queues for operators: how much waits and since when, what lives, and why each of the
 -- first hundred waiting jobs waits. Seconds are the database's.
 create or replace function public.queue_health() returns jsonb
-language sql stable security definer set search_path = '' as $$
-  with waiting as (
-    select j.id, j.user_id, j.created_at, j.current_stage, j.retry_count,
-      (select max(r.next_attempt_at) from public.training_runs r
-       where r.job_id = j.id and r.next_attempt_at > now()) as next_attempt_at,
-      (select count(*) from public.training_runs r
-       where r.user_id = j.user_id and r.status in ('claimed', 'launched', 'running')) as live_of_user
-    from public.training_jobs j where j.status = 'queued'
-  ), live as (
-    select r.* from public.training_runs r where r.status in ('claimed', 'launched', 'running')
-  )
-  select jsonb_build_object(
-    'queued', (select count(*) from waiting),
-    'oldest_wait_seconds', (select extract(epoch from now() - min(created_at)) from waiting
-                            where next_attempt_at is null),
-    'live_runs', (select count(*) from live),
-    'expired_leases', (select count(*) from live where lease_expires_at <= now()),
-    'stray_launches', jsonb_array_length(public.stray_launches(1000)),
-    'waiting', coalesce((select jsonb_agg(w) from (
-      select id as job_id, retry_count, extract(epoch from now() - created_at) as wait_seconds,
-        case when next_attempt_at is not null then 'retry at ' || to_char(
-               next_attempt_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' (' || current_stage || ')'
-             when live_of_user > 0 then 'its user has ' || live_of_user || ' live runs'
-             else 'a free worker slot' end as waits_for
-      from waiting order by created_at, id limit 100) w), '[]'),
-    'runs', coalesce((select jsonb_agg(w) from (
-      select l.id as run_id, l.job_id, l.attempt, l.status, l.worker, l.stage, l.external_job_id,
-        j.progress, j.current_step, j.total_steps, j.current_cost,
-        extract(epoch from l.lease_expires_at - now()) as lease_seconds_left,
-        extract(epoch from now() - l.created_at) as age_seconds,
-        extract(epoch from now() - l.last_seen_at) as seen_seconds_ago
-      from live l left join public.training_jobs j on j.id = l.job_id
-      order by l.created_at limit 500) w), '[]'))
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (
+    with waiting as (
+      select j.id, j.user_id, j.created_at, j.current_stage, j.retry_count,
+        (select max(r.next_attempt_at) from public.training_runs r
+         where r.job_id = j.id and r.next_attempt_at > now()) as next_attempt_at,
+        (select count(*) from public.training_runs r
+         where r.user_id = j.user_id and r.status in ('claimed', 'launched', 'running')) as live_of_user
+      from public.training_waiting_jobs() j
+    ), live as (
+      select r.* from public.training_runs r where r.status in ('claimed', 'launched', 'running')
+    )
+    select jsonb_build_object(
+      'queued', (select count(*) from waiting),
+      'oldest_wait_seconds', (select extract(epoch from now() - min(created_at)) from waiting
+                              where next_attempt_at is null),
+      'live_runs', (select count(*) from live),
+      'expired_leases', (select count(*) from live where lease_expires_at <= now()),
+      'stray_launches', jsonb_array_length(public.stray_launches(1000)),
+      'waiting', coalesce((select jsonb_agg(w) from (
+        select id as job_id, retry_count, extract(epoch from now() - created_at) as wait_seconds,
+          case when next_attempt_at is not null then 'retry at ' || to_char(
+                 next_attempt_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+                 || coalesce(' (' || current_stage || ')', '')
+               when live_of_user > 0 then 'its user has ' || live_of_user || ' live runs'
+               else 'a free worker slot' end as waits_for
+        from waiting order by created_at, id limit 100) w), '[]'),
+      'runs', coalesce((select jsonb_agg(w) from (
+        select l.id as run_id, l.job_id, l.attempt, l.status, l.worker, l.stage, l.external_job_id,
+          (j.row->>'progress')::numeric as progress, (j.row->>'current_step')::int as current_step,
+          (j.row->>'total_steps')::int as total_steps, (j.row->>'current_cost')::numeric as current_cost,
+          extract(epoch from l.lease_expires_at - now()) as lease_seconds_left,
+          extract(epoch from now() - l.created_at) as age_seconds,
+          extract(epoch from now() - l.last_seen_at) as seen_seconds_ago
+        from live l cross join lateral (select public.training_job_row(l.queue, l.job_id) as row) j
+        order by l.created_at limit 500) w), '[]')));
+end
 $$;
 
 -- Who may call what: the service everything; anon only what a run's token opens; owners may cancel.
@@ -121,8 +135,8 @@ begin
       'renew_training_runs', 'begin_handling', 'release_training_runs', 'training_held_run', 'begin_launch',
       'record_launch', 'training_note_launch', 'training_run_of_token', 'training_is_published', 'check_in_run',
       'request_upload', 'upload_grant', 'grant_upload', 'training_notify', 'training_store_points',
-      'record_progress', 'training_bill_run', 'settle_run', 'cancel_training_job', 'stray_launches',
-      'close_launches', 'queue_health')
+      'training_advanced', 'record_progress', 'training_spent_cost', 'training_bill_run', 'settle_run',
+      'cancel_training_job', 'stray_launches', 'close_launches', 'queue_health')
   loop
     execute format('revoke all on function %s from public, anon, authenticated', signature);
     execute format('grant execute on function %s to service_role', signature);

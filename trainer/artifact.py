@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import tarfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from trainer.archive import write_archive
 from trainer.model_card import Facts, model_card
 from trainer.protocol import Point
 from trainer.volume import naming_full_disks
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _WEIGHTS_NAME = "adapter_model.safetensors"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "tokenizers")
-_ARCHIVE_FOLDER = "adapter"
 
 
 def save_artifact(
@@ -54,7 +53,7 @@ def save_artifact(
         _write(folder / "environment.json", json.dumps(environment(facts), indent=2))
         draw_loss(points, folder / "loss.png")
         if archive_name is not None:
-            _write_archive(folder, folder / archive_name)
+            write_archive(folder, folder / archive_name)
 
 
 def round_adapter(model: torch.nn.Module) -> None:
@@ -105,12 +104,3 @@ def draw_loss(points: list[Point], path: Path) -> None:
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
-
-
-def _write_archive(folder: Path, path: Path) -> None:
-    """Everything in one archive with one leading folder, as the application's deploy step unpacks it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != path)
-    with tarfile.open(path, "w:gz", compresslevel=1) as archive:  # weights hardly compress
-        for file in files:
-            archive.add(file, f"{_ARCHIVE_FOLDER}/{file.relative_to(folder).as_posix()}")

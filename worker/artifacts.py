@@ -31,28 +31,50 @@ from trainer.protocol import (
     Summary,
 )
 from worker.errors import ArtifactError, ServiceUnavailableError
-from worker.jobs import Assignment, Dataset
+from worker.jobs import Assignment, Dataset, Run
 from worker.outcome import LegacyResult, QualityReport
 from worker.storage import Storage
 
 _MAX_MANIFEST_BYTES = 10_000_000
 _NAME_LENGTH = 200
 _COPY_ATTEMPTS = 3
+_ARCHIVE_NAME = "adapter.tar.gz"
 
 
-def prefix_of(user_id: UUID, run_id: UUID) -> str:
-    """Where a run's files go; the run's id is the artifact's id."""
-    return f"{user_id}/{run_id}/"
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a run's files go in the bucket."""
+
+    prefix: str
+    """The run's own folder; the run's id is the artifact's id."""
+    archive: str | None = None
+    """Where the newer queue's readers look for the whole adapter as one file. It is the job's, not the run's:
+    each attempt writes over the former's."""
+
+    @classmethod
+    def of(cls, run: Run) -> Places:
+        """The places of a run."""
+        archive = f"adapters/{run.job_id}.tar.gz" if run.queue == "pipeline_training_jobs" else None
+        return cls(f"{run.user_id}/{run.id}/", archive)
+
+    @property
+    def archive_name(self) -> str | None:
+        """The archive's path in the manifest; None where nobody reads one."""
+        return _ARCHIVE_NAME if self.archive else None
+
+    def at(self, path: str) -> str:
+        """Where the file lies that the manifest lists as `path`."""
+        return self.archive if self.archive and path == _ARCHIVE_NAME else self.prefix + path
 
 
-async def find_manifest(storage: Storage, bucket: str, prefix: str, *, run_id: UUID) -> Manifest | None:
+async def find_manifest(storage: Storage, bucket: str, places: Places, *, run_id: UUID) -> Manifest | None:
     """The manifest of a run; None while there is none.
 
     Raises:
         ArtifactError: it is there and is not a manifest of this run.
         ServiceError: the storage can't be read.
     """
-    content = await storage.read(bucket, prefix + MANIFEST_NAME, max_bytes=_MAX_MANIFEST_BYTES)
+    content = await storage.read(bucket, places.at(MANIFEST_NAME), max_bytes=_MAX_MANIFEST_BYTES)
     if content is None:
         return None
     try:
@@ -64,18 +86,22 @@ async def find_manifest(storage: Storage, bucket: str, prefix: str, *, run_id: U
     return manifest
 
 
-async def verify(storage: Storage, bucket: str, prefix: str, manifest: Manifest, *, sha256_max_bytes: int) -> None:
+async def verify(storage: Storage, bucket: str, places: Places, manifest: Manifest, *, sha256_max_bytes: int) -> None:
     """Check that every file of the manifest is there with its size and, up to a size, its sha256.
+
+    So is the archive, where the job's queue wants one.
 
     Raises:
         ArtifactError: names the first file that is not as listed.
         ServiceError: the storage can't be read.
     """
+    if places.archive_name not in {None, *(file.path for file in manifest.files)}:
+        raise ArtifactError("The training left no archive of its adapter.")
     for file in manifest.files:
         if file.bytes > sha256_max_bytes:
-            size = await storage.size(bucket, prefix + file.path)
+            size = await storage.size(bucket, places.at(file.path))
         else:
-            size, digest = await _measure(storage, bucket, prefix + file.path)
+            size, digest = await _measure(storage, bucket, places.at(file.path))
             if size is not None and digest != file.sha256:
                 raise ArtifactError(f"{file.name} in the storage is not the file that the training saved.")
         if size is None:
@@ -102,7 +128,7 @@ async def copy_legacy(
     legacy: LegacyResult,
     storage: Storage,
     bucket: str,
-    prefix: str,
+    places: Places,
     *,
     run_id: UUID,
     job_id: UUID,
@@ -115,7 +141,8 @@ async def copy_legacy(
         ServiceError: the storage does not take them.
     """
     files = [
-        await _copy_file(name, url, storage, bucket, prefix, http=http) for name, url in sorted(legacy.files.items())
+        await _copy_file(name, url, storage, bucket, places.prefix, http=http)
+        for name, url in sorted(legacy.files.items())
     ]
     loss = legacy.metadata.get("final_loss")
     steps = legacy.metadata.get("steps_completed")
@@ -130,7 +157,7 @@ async def copy_legacy(
         ),
     )
     await storage.write(
-        bucket, prefix + MANIFEST_NAME, manifest.model_dump_json().encode(), content_type="application/json"
+        bucket, places.at(MANIFEST_NAME), manifest.model_dump_json().encode(), content_type="application/json"
     )
     return manifest
 
@@ -209,7 +236,7 @@ def artifact_name(dataset: Dataset | None, now: datetime) -> str:
 
 def describe_artifact(assignment: Assignment, manifest: Manifest, description: Description) -> dict[str, Any]:
     """The columns of `model_artifacts` that the application's pages read (app contract 1.4)."""
-    job, metrics, summary = assignment.job, manifest.metrics, manifest.summary
+    job, metrics, summary, places = assignment.job, manifest.metrics, manifest.summary, Places.of(assignment.run)
     assert job is not None
     quality = description.quality
     validation = metrics.final_validation_loss
@@ -244,8 +271,8 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             "gpu_config": job.gpu_config,
         },
         "artifacts": {
-            **{file.name: prefix_of(job.user_id, assignment.run.id) + file.path for file in manifest.files},
-            MANIFEST_NAME: prefix_of(job.user_id, assignment.run.id) + MANIFEST_NAME,
+            **{file.name: places.at(file.path) for file in manifest.files},
+            MANIFEST_NAME: places.at(MANIFEST_NAME),
         },
     }
 

@@ -17,7 +17,7 @@ from trainer.crashpoints import reach
 from trainer.grants import seal_urls
 from trainer.protocol import MANIFEST_NAME, ArtifactFile, Progress, Stage, Summary
 from worker import notices
-from worker.artifacts import prefix_of
+from worker.artifacts import Places
 from worker.errors import LeaseLostError
 from worker.jobs import Assignment, News
 from worker.launchers.base import LaunchState, Observation
@@ -183,10 +183,10 @@ class Holding:
         run, job, settings = self.assignment.run, self.assignment.job, self.services.settings
         if job is None:
             return
-        prefix = prefix_of(job.user_id, run.id)
+        places = Places.of(run)
         paths = [ArtifactFile.model_validate(entry).path for entry in request]
         urls = {
-            path: await self.services.storage.sign_upload(settings.artifacts_bucket, prefix + path)
+            path: await self.services.storage.sign_upload(settings.artifacts_bucket, places.at(path))
             for path in [*paths, MANIFEST_NAME]
         }
         reach("worker.grant.before")
@@ -249,7 +249,7 @@ class Holding:
         run, job, bucket = self.assignment.run, self.assignment.job, self.services.settings.artifacts_bucket
         if job is None:
             return False
-        path = prefix_of(job.user_id, run.id) + MANIFEST_NAME
+        path = Places.of(run).at(MANIFEST_NAME)
         return await self.services.storage.size(bucket, path) is not None
 
     def _watch_limits(self) -> None:

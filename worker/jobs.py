@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -52,13 +52,17 @@ class DatasetClaim(BaseModel):
 
 
 class Job(BaseModel):
-    """A row of `training_jobs`. The JSON columns stay as the application wrote them."""
+    """A job in the columns of `training_jobs`, whichever queue holds it.
+
+    The JSON columns stay as the application wrote them.
+    """
 
     model_config = _ROW
 
     id: UUID
     user_id: UUID
-    dataset_id: UUID
+    dataset_id: UUID | None = None
+    """None where a job of the newer queue names only a file."""
     preset_id: str | None = None
     hyperparameters: Any = None
     gpu_config: Any = None
@@ -77,6 +81,8 @@ class Run(BaseModel):
     model_config = _ROW
 
     id: UUID
+    queue: Literal["training_jobs", "pipeline_training_jobs"] = "training_jobs"
+    """The table that the job is a row of."""
     job_id: UUID
     user_id: UUID
     attempt: int

@@ -19,7 +19,7 @@ from trainer.protocol import (
     Request,
 )
 from worker import preflight
-from worker.artifacts import prefix_of
+from worker.artifacts import Places
 from worker.errors import (
     LaunchInDoubtError,
     LeaseLostError,
@@ -77,6 +77,7 @@ async def _check(holding: Holding) -> preflight.Plan | None:
 async def _make_request(holding: Holding, plan: preflight.Plan) -> Request:
     services, settings = holding.services, holding.services.settings
     run, job, dataset = holding.assignment.run, holding.assignment.job, holding.assignment.dataset
+    places = Places.of(run)
     assert job is not None
     assert dataset is not None
     url = await services.storage.sign_download(
@@ -94,7 +95,7 @@ async def _make_request(holding: Holding, plan: preflight.Plan) -> Request:
             key=settings.supabase_publishable_key.get_secret_value(),
             token=services.run_token(run.id),
         ),
-        output=OutputRef(bucket=settings.artifacts_bucket, prefix=prefix_of(job.user_id, run.id)),
+        output=OutputRef(bucket=settings.artifacts_bucket, prefix=places.prefix, archive_name=places.archive_name),
         limits=Limits(
             max_seconds=max(plan.policy.execution_seconds - _STOP_MARGIN_SECONDS, 60.0),
             grant_wait_seconds=settings.grant_wait_seconds,

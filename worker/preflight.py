@@ -84,9 +84,10 @@ def check_dataset_row(job: Job, dataset: Dataset | None) -> Dataset:
         PreflightError: it is gone, deleted, or not ready.
     """
     if dataset is None:
-        raise PreflightError(
-            "dataset_missing", f"The dataset {job.dataset_id} does not exist any more; choose another."
+        named = (
+            f"The dataset {job.dataset_id} does not exist any more" if job.dataset_id else "The job names no dataset"
         )
+        raise PreflightError("dataset_missing", f"{named}; choose another.")
     if dataset.deleted_at is not None:
         raise PreflightError("dataset_deleted", f"The dataset “{dataset.name}” was deleted; choose another.")
     if dataset.status != "ready" or not dataset.training_ready:

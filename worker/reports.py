@@ -73,7 +73,7 @@ def progress_columns(progress: Progress, *, total_epochs: int | None, cost: floa
 
 
 def final_columns(metrics: FinalMetrics, summary: Summary, points: list[Point]) -> dict[str, Any]:
-    """Columns of `training_jobs` for a run that has succeeded."""
+    """Columns of the job for a run that has succeeded. Only the newer queue has one for the final loss and the time."""
     last = points[-1] if points else Point(step=0, epoch=0)
     values = {
         "training_loss": metrics.final_training_loss,
@@ -83,7 +83,12 @@ def final_columns(metrics: FinalMetrics, summary: Summary, points: list[Point]) 
         "gpu_utilization": last.gpu_utilization,
     }
     within = {key: _within(key, value) for key, value in values.items()}
-    columns: dict[str, Any] = {"current_metrics": {key: v for key, v in within.items() if v is not None}}
+    seconds = summary.train_seconds or summary.execution_seconds
+    columns: dict[str, Any] = {
+        "current_metrics": {key: v for key, v in within.items() if v is not None},
+        "final_loss": within["training_loss"],
+        "training_time_seconds": None if seconds is None else round(seconds),
+    }
     if summary.total_steps:
         columns["current_step"] = columns["total_steps"] = summary.total_steps
     if summary.epochs_completed:

@@ -13,11 +13,11 @@ from trainer.protocol import Fault, Manifest, Point, Result
 from worker import notices
 from worker.artifacts import (
     Description,
+    Places,
     copy_legacy,
     curve_of,
     describe_artifact,
     find_manifest,
-    prefix_of,
     verify,
 )
 from worker.errors import ArtifactError, LeaseLostError
@@ -103,17 +103,17 @@ async def _write(holding: Holding, ending: Ending, manifest: Manifest | None) ->
 async def _collect(holding: Holding, ending: Ending, job: Job) -> tuple[Manifest | None, Ending]:
     """The verified manifest; or None, and what the run ended with instead."""
     services, run = holding.services, holding.assignment.run
-    bucket, prefix = services.settings.artifacts_bucket, prefix_of(job.user_id, run.id)
+    bucket, places = services.settings.artifacts_bucket, Places.of(run)
     try:
-        manifest = await find_manifest(services.storage, bucket, prefix, run_id=run.id)
+        manifest = await find_manifest(services.storage, bucket, places, run_id=run.id)
         if manifest is None and ending.legacy is not None:
             manifest = await copy_legacy(
-                ending.legacy, services.storage, bucket, prefix, run_id=run.id, job_id=job.id, http=services.http
+                ending.legacy, services.storage, bucket, places, run_id=run.id, job_id=job.id, http=services.http
             )
         if manifest is None:
             return None, ending
         await verify(
-            services.storage, bucket, prefix, manifest, sha256_max_bytes=services.settings.verify_sha256_max_bytes
+            services.storage, bucket, places, manifest, sha256_max_bytes=services.settings.verify_sha256_max_bytes
         )
     except ArtifactError as error:
         log.warning("artifact refused", run_id=str(run.id), problem=str(error))
@@ -157,12 +157,13 @@ def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
         2,
     )
     name = holding.assignment.dataset.name if holding.assignment.dataset else "your dataset"
+    archive = Places.of(run).archive
     return {
         **_base(holding, gpu_seconds, points, summary.total_steps),
         "run_status": "succeeded",
         "job_status": "completed",
         "job": final_columns(manifest.metrics, summary, points),
-        "artifact": artifact,
+        "artifact": {**artifact, "archive": archive and f"{services.settings.artifacts_bucket}/{archive}"},
         "notices": [
             holding.started_notice(),
             notices.job_completed(job.id, name, cost),

@@ -15,7 +15,7 @@ import pytest
 from psycopg import sql
 
 from sandbox.project import Project
-from tests.pages import table_under
+from tests.documented import table_under
 from tests.rows import Database, Row
 
 _PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "rights.md").read_text()

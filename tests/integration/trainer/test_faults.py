@@ -1,6 +1,7 @@
 """What goes wrong while training, and what is said and done about it."""
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -72,14 +73,23 @@ def test_the_options_train_and_early_stopping_ends_with_the_best_adapter(tmp_pat
     assert outcome.summary.total_steps == list(validation)[3]
     assert any("Stopped early" in note for note in outcome.summary.notes)
     assert any(f"that of step {best}" in note for note in outcome.summary.notes)
-    _check_archive(task)
+    _check_archive(task, tiny_model, tmp_path / "deployed")
 
 
-def _check_archive(task):
+def _check_archive(task, base, deployed):
     import tarfile
 
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     with tarfile.open(task.artifact / "adapter.tar.gz") as archive:
-        names = archive.getnames()
-    assert {name.split("/")[0] for name in names} == {"adapter"}
-    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(names)
-    assert not any("tar.gz" in name for name in names)
+        assert {name.split("/")[0] for name in archive.getnames()} == {"adapter"}
+        archive.extractall(deployed, filter="data")
+    # The archive itself is no part of it, nor anything that the deployment would pass over.
+    published = {path.relative_to(task.artifact) for path in task.artifact.rglob("*") if path.is_file()}
+    unpacked = {path.relative_to(deployed / "adapter") for path in deployed.rglob("*") if path.is_file()}
+    assert unpacked == published - {Path("adapter.tar.gz")}
+    assert not any(path.name.startswith(".") for path in unpacked)
+    AutoTokenizer.from_pretrained(deployed / "adapter")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), deployed / "adapter")
+    assert model.peft_config["default"].r

@@ -1,0 +1,223 @@
+-- The two queues as one. A job of the newer queue, `pipeline_training_jobs`, is read and written here in the
+-- columns of `training_jobs`, so that everything else knows one kind of job. The table is the application's
+-- own: where it is missing, nothing here looks for it, and every function answers as for an empty queue.
+
+-- Whose job a row of the newer queue is: user_id may be null there, and created_by came with a later schema.
+create or replace function public.training_pipeline_owner(pipeline_row jsonb) returns uuid
+language sql immutable set search_path = '' as $$
+  select coalesce(pipeline_row->>'user_id', pipeline_row->>'created_by')::uuid
+$$;
+
+-- A job in the columns of training_jobs; null where there is none. With `locked` nobody else writes it until
+-- the transaction's end. A 'pending' job reads 'queued'.
+create or replace function public.training_job_row(queue text, job_id uuid, locked boolean default false)
+returns jsonb
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+begin
+  if training_job_row.queue = 'training_jobs' then
+    if training_job_row.locked then
+      perform from public.training_jobs j where j.id = training_job_row.job_id for update;
+    end if;
+    return (select to_jsonb(j) from public.training_jobs j where j.id = training_job_row.job_id);
+  end if;
+  if to_regclass('public.pipeline_training_jobs') is null then
+    return null;
+  end if;
+  if training_job_row.locked then
+    perform from public.pipeline_training_jobs j where j.id = training_job_row.job_id for update;
+  end if;
+  return (
+    select jsonb_build_object(
+      'id', j.id,
+      'user_id', public.training_pipeline_owner(to_jsonb(j)),
+      'dataset_id', j.dataset_id,
+      'dataset_name', j.dataset_name,
+      'dataset_file_path', j.dataset_file_path,
+      'hyperparameters', jsonb_build_object(
+        'learning_rate', j.learning_rate, 'batch_size', j.batch_size, 'epochs', j.epochs,
+        'rank', j.rank, 'alpha', j.alpha, 'dropout', j.dropout),
+      'gpu_config', jsonb_build_object('type', j.gpu_type, 'count', j.gpu_count),
+      'status', case j.status when 'pending' then 'queued' else j.status end,
+      'progress', j.progress,
+      'current_epoch', j.current_epoch,
+      'total_epochs', j.epochs,
+      'current_step', j.current_step,
+      'total_steps', j.total_steps,
+      'started_at', j.started_at,
+      'completed_at', j.completed_at,
+      'current_cost', j.actual_cost,
+      'estimated_total_cost', j.estimated_cost,
+      'external_job_id', j.runpod_job_id,
+      'error_message', j.error_message)
+    from public.pipeline_training_jobs j
+    where j.id = training_job_row.job_id);
+end
+$$;
+
+-- The dataset of a job that training_job_row gave. A job of the newer queue may name only a file: that of a
+-- dataset of its owner, or else one of the bucket for training files.
+create or replace function public.training_job_dataset(job jsonb) returns jsonb
+language plpgsql stable set search_path = '' as $$
+declare
+  dataset jsonb;
+begin
+  select to_jsonb(d) into dataset from public.datasets d where d.id = (job->>'dataset_id')::uuid;
+  if dataset is null and job->>'dataset_file_path' is not null then
+    select to_jsonb(d) into dataset from public.datasets d
+    where d.storage_path = job->>'dataset_file_path' and d.user_id = (job->>'user_id')::uuid;
+    dataset := coalesce(dataset, jsonb_build_object(
+      'id', job->'id',
+      'name', coalesce(job->>'dataset_name', 'your dataset'),
+      'status', 'ready',
+      'training_ready', true,
+      'storage_bucket', 'training-files',
+      'storage_path', job->'dataset_file_path'));
+  end if;
+  return dataset;
+end
+$$;
+
+-- Writes those columns of a job that `changes` names, in the columns of training_jobs; what the job's table
+-- has no column for is passed over. A job that completed or failed is never written again: each update of a
+-- completed row of the newer queue starts its deployment anew.
+create or replace function public.training_write_job(queue text, job_id uuid, changes jsonb) returns void
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+declare
+  mapped jsonb;
+begin
+  if training_write_job.queue = 'training_jobs' then
+    update public.training_jobs j
+    set (status, current_stage, progress, current_epoch, current_step, total_steps, current_metrics,
+         started_at, completed_at, estimated_completion_at, current_cost, final_cost, error_message,
+         error_stack, retry_count, external_job_id, artifact_id, hyperparameters, gpu_config) = (
+      select n.status, n.current_stage, n.progress, n.current_epoch, n.current_step, n.total_steps,
+             n.current_metrics, n.started_at, n.completed_at, n.estimated_completion_at, n.current_cost,
+             n.final_cost, n.error_message, n.error_stack, n.retry_count, n.external_job_id, n.artifact_id,
+             n.hyperparameters, n.gpu_config
+      from jsonb_populate_record(j, training_write_job.changes) n)
+    where j.id = training_write_job.job_id and j.status not in ('completed', 'failed');
+    return;
+  end if;
+  mapped := public.training_pipeline_columns(training_write_job.changes);
+  if mapped = '{}' or to_regclass('public.pipeline_training_jobs') is null then
+    return;
+  end if;
+  update public.pipeline_training_jobs j
+  set (status, progress, current_epoch, current_step, total_steps, current_loss, current_learning_rate,
+       tokens_per_second, final_loss, training_time_seconds, actual_cost, runpod_job_id, adapter_file_path,
+       started_at, completed_at, error_message, updated_at) = (
+    select n.status, n.progress, n.current_epoch, n.current_step, n.total_steps, n.current_loss,
+           n.current_learning_rate, n.tokens_per_second, n.final_loss, n.training_time_seconds,
+           n.actual_cost, n.runpod_job_id, n.adapter_file_path, n.started_at, n.completed_at,
+           n.error_message, now()
+    from jsonb_populate_record(j, mapped) n)
+  where j.id = training_write_job.job_id and j.status not in ('completed', 'failed');
+end
+$$;
+
+-- Changes of a job in the columns of the newer queue. A job that waits for its GPU is 'initializing' there:
+-- it has no stage, and 'running' says that the trainer is at work.
+create or replace function public.training_pipeline_columns(changes jsonb) returns jsonb
+language sql immutable set search_path = '' as $$
+  select coalesce((
+      select jsonb_object_agg(c.key, c.value) from jsonb_each(changes) c
+      where c.key in ('current_epoch', 'current_step', 'total_steps', 'started_at', 'completed_at',
+                      'error_message', 'final_loss', 'training_time_seconds', 'adapter_file_path')), '{}')
+    || case when changes ? 'status' then jsonb_build_object('status', case
+         when changes->>'status' = 'queued' then 'pending'
+         when changes->>'current_stage' = 'queued_on_gpu' then 'initializing'
+         else changes->>'status' end) else '{}' end
+    || case when changes ? 'external_job_id'
+         then jsonb_build_object('runpod_job_id', changes->'external_job_id') else '{}' end
+    || jsonb_strip_nulls(jsonb_build_object(
+         -- greatest and least pass over a null.
+         'progress', case when changes->>'progress' is not null
+                          then round(least(greatest((changes->>'progress')::numeric, 0), 100)) end,
+         'actual_cost', coalesce(changes->>'final_cost', changes->>'current_cost')::numeric,
+         'current_loss', changes->'current_metrics'->'training_loss',
+         'current_learning_rate', changes->'current_metrics'->'learning_rate',
+         'tokens_per_second', changes->'current_metrics'->'throughput'))
+$$;
+
+-- Stores points that the job does not have yet, [{step, epoch, training_loss, ...}], in the form of its
+-- queue. `replaces`: an earlier attempt's points from the first of these on are in the way.
+create or replace function public.training_write_points(queue text, job_id uuid, points jsonb, replaces boolean)
+returns void
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+declare
+  first_step int := (select min((p->>'step')::int) from jsonb_array_elements(training_write_points.points) p);
+begin
+  if training_write_points.queue = 'training_jobs' then
+    delete from public.metrics_points m
+    where training_write_points.replaces and m.job_id = training_write_points.job_id and m.step >= first_step;
+    insert into public.metrics_points (job_id, timestamp, epoch, step, training_loss, validation_loss,
+                                       learning_rate, gradient_norm, throughput, gpu_utilization)
+    select training_write_points.job_id, coalesce((p->>'timestamp')::timestamptz, now()), (p->>'epoch')::int,
+           (p->>'step')::int, (p->>'training_loss')::numeric, (p->>'validation_loss')::numeric,
+           (p->>'learning_rate')::numeric, (p->>'gradient_norm')::numeric,
+           (p->>'throughput')::numeric, (p->>'gpu_utilization')::numeric
+    from jsonb_array_elements(training_write_points.points) p
+    order by (p->>'step')::int;
+  elsif to_regclass('public.pipeline_training_metrics') is not null then
+    -- The application's evaluations write into this table too: theirs have another method.
+    delete from public.pipeline_training_metrics m
+    where training_write_points.replaces and m.job_id = training_write_points.job_id
+      and m.measurement_method = 'training_log' and m.step_number >= first_step;
+    insert into public.pipeline_training_metrics (job_id, metric_id, metric_name, metric_level, value, unit,
+                                                  measured_at, measurement_method, step_number, epoch_number)
+    select training_write_points.job_id, k.id, k.name, 'universal', (p->>k.id)::double precision, k.unit,
+           coalesce((p->>'timestamp')::timestamptz, now()), 'training_log', (p->>'step')::int, (p->>'epoch')::int
+    from jsonb_array_elements(training_write_points.points) p
+    cross join (values ('training_loss', 'Training loss', 'nats/token'),
+                       ('validation_loss', 'Validation loss', 'nats/token'),
+                       ('learning_rate', 'Learning rate', null),
+                       ('gradient_norm', 'Gradient norm', null),
+                       ('throughput', 'Throughput', 'tokens/s'),
+                       ('gpu_utilization', 'GPU utilization', '%')) k (id, name, unit)
+    where p->>k.id is not null
+    order by (p->>'step')::int;
+  end if;
+end
+$$;
+
+-- The jobs of both queues that wait for a worker.
+create or replace function public.training_waiting_jobs()
+returns table (id uuid, user_id uuid, created_at timestamptz, current_stage text, retry_count int)
+language plpgsql stable set search_path = '' as $$
+#variable_conflict use_column
+begin
+  return query
+    select j.id, j.user_id, j.created_at, j.current_stage::text, j.retry_count
+    from public.training_jobs j where j.status = 'queued';
+  if to_regclass('public.pipeline_training_jobs') is not null then
+    return query
+      select j.id, public.training_pipeline_owner(to_jsonb(j)), j.created_at::timestamptz, null::text,
+             (select count(*)::int from public.training_runs r where r.job_id = j.id)
+      from public.pipeline_training_jobs j where j.status = 'pending';
+  end if;
+end
+$$;
+
+-- The claim's index, as for the older queue; `lora-worker migrate` makes it once the table is there.
+do $migration$
+declare
+  signature regprocedure;
+begin
+  if to_regclass('public.pipeline_training_jobs') is not null then
+    create index if not exists pipeline_training_jobs_pending_idx
+      on public.pipeline_training_jobs (created_at, id) where status = 'pending';
+  end if;
+  for signature in
+    select p.oid::regprocedure from pg_proc p
+    where p.pronamespace = 'public'::regnamespace and p.proname in (
+      'training_pipeline_owner', 'training_job_row', 'training_job_dataset', 'training_write_job',
+      'training_pipeline_columns', 'training_write_points', 'training_waiting_jobs')
+  loop
+    execute format('revoke all on function %s from public, anon, authenticated', signature);
+    execute format('grant execute on function %s to service_role', signature);
+  end loop;
+end
+$migration$;

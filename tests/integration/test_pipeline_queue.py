@@ -1,0 +1,257 @@
+"""A job of the newer queue from its row to its deployment, carried by the same worker and the same trainer."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+from uuid import UUID
+
+import httpx
+import psycopg
+import pytest
+
+from sandbox.project import Project
+from tests.application import BASE_MODEL, ENDED, LINE, PAIRS
+from tests.pipeline import OURS, Pipeline
+from tests.rows import Database, Row
+from tests.stage import Stage
+from tests.waiting import awaited
+
+SERVED = {"LORA_WORKER_DEFAULT_BASE_MODEL": BASE_MODEL}
+"""The newer queue names no base model."""
+
+
+@pytest.fixture
+def pipeline(empty_supabase: Project) -> Iterator[Pipeline]:
+    database = Database(empty_supabase.database_url)
+    made = Pipeline(database)
+    try:
+        made.create()
+    except psycopg.errors.DuplicateTable:
+        pytest.skip("the project has a queue of its own")
+    yield made
+    made.remove()
+    database.close()
+
+
+@pytest.fixture
+def stage(pipeline: Pipeline, stage: Stage) -> Stage:
+    """The tables are there before the worker, and go after it."""
+    return stage
+
+
+def queued(stage: Stage, pipeline: Pipeline, **columns: Any) -> UUID:
+    return pipeline.queue(**{"user_id": stage.user.user_id, "dataset_id": stage.user.upload(), **columns})
+
+
+def until(pipeline: Pipeline, job_id: UUID, done: Callable[[Row], Any]) -> Row:
+    """The job's row, once it meets the condition."""
+    return awaited(lambda: row if done(row := pipeline.job(job_id)) else None, 90)
+
+
+def ended(pipeline: Pipeline, job_id: UUID) -> Row:
+    return until(pipeline, job_id, lambda row: row["status"] in ENDED)
+
+
+def training(pipeline: Pipeline, job_id: UUID) -> Row:
+    return until(pipeline, job_id, lambda row: (row["current_step"] or 0) >= 3)
+
+
+def settled(stage: Stage, job_id: UUID) -> list[Row]:
+    """The job's runs, once none of them lives."""
+
+    def ended_runs() -> list[Row] | None:
+        runs = stage.runs(str(job_id))
+        return runs if all(run["ended_at"] for run in runs) else None
+
+    return awaited(ended_runs)
+
+
+def unpacked(stage: Stage, job_id: UUID) -> dict[str, bytes]:
+    """The archive as the deployment takes it: the first part of each name is taken off."""
+    content = stage.user.stored(f"adapters/{job_id}.tar.gz")
+    assert content is not None
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        members = [member for member in archive.getmembers() if member.isfile()]
+        assert len({member.name.split("/")[0] for member in members}) == 1
+        return {m.name.split("/", 1)[1]: file.read() for m in members if (file := archive.extractfile(m))}
+
+
+def test_a_job_ends_with_its_archive_in_place_and_its_deployment_started_once(stage: Stage, pipeline: Pipeline) -> None:
+    job_id = queued(stage, pipeline)
+    before = pipeline.job(job_id)
+    stage.worker(**SERVED)
+    job = ended(pipeline, job_id)
+    assert (job["status"], job["progress"], job["error_message"]) == ("completed", 100, None)
+    assert job["adapter_file_path"] == f"lora-models/adapters/{job_id}.tar.gz"
+    assert (job["current_step"], job["total_steps"]) == (20, 20)
+    assert min(job[name] for name in ("current_loss", "current_learning_rate", "final_loss", "actual_cost")) >= 0
+    assert type(job["training_time_seconds"]) is int
+    (run,) = settled(stage, job_id)
+    assert job["runpod_job_id"] == run["external_job_id"]
+    assert job["created_at"] < job["started_at"] < job["completed_at"] <= job["updated_at"]
+    assert pipeline.webhook_calls(job_id) == 1
+    stage.one_pass(**SERVED)
+    assert pipeline.job(job_id) == job
+    assert {name for name in job if job[name] != before[name]} <= OURS
+    (cost,) = pipeline.costs(job_id)
+    assert (str(cost["user_id"]), cost["amount"]) == (stage.user.user_id, job["actual_cost"])
+    assert stage.user.notices(str(job_id)) == []
+
+
+def test_the_archive_holds_what_was_verified_under_one_leading_folder(stage: Stage, pipeline: Pipeline) -> None:
+    """fault 37: whatever lies in its place is written over."""
+    job_id = queued(stage, pipeline)
+    stage.user.overwrite(f"adapters/{job_id}.tar.gz", b"of an attempt that is long gone")
+    stage.worker(**SERVED)
+    ended(pipeline, job_id)
+    (run,) = settled(stage, job_id)
+    files, folder = unpacked(stage, job_id), f"{stage.user.user_id}/{run['id']}/"
+    assert json.loads(files["adapter_config.json"]) == {"peft_type": "LORA"}
+    manifest = json.loads(stage.user.stored(f"{folder}manifest.json") or b"{}")
+    listed = {file["path"] for file in manifest["files"]}
+    assert listed == {*files, "adapter.tar.gz"}
+    for name, content in files.items():
+        assert content == stage.user.stored(folder + name)
+    # Its one place is the job's; the run's own folder holds no second copy.
+    assert stage.user.stored(f"{folder}adapter.tar.gz") is None
+
+
+def test_states_and_whole_percents_only_go_forward_and_every_metric_is_there_once(
+    stage: Stage, pipeline: Pipeline
+) -> None:
+    """fault 22, fault 17: and the metrics that nothing wrote until now."""
+    job_id = queued(stage, pipeline, epochs=3)
+    stage.worker(**SERVED)
+    ended(pipeline, job_id)
+    shown = [row["progress"] for row in pipeline.history(job_id)]
+    assert {type(percent) for percent in shown} == {int}
+    assert all(earlier <= later for earlier, later in pairwise(shown))
+    states = ["initializing", "running", "completed"]
+    passed = [row["status"] for row in pipeline.history(job_id)]
+    assert passed == sorted(passed, key=states.index)
+    assert set(passed) == set(states)
+    metrics = pipeline.metrics(job_id)
+    stored = {(row["step_number"], row["metric_id"]) for row in metrics}
+    assert len(stored) == len(metrics)
+    assert stored == {(s, m) for s in range(1, 31) for m in ("training_loss", "learning_rate", "throughput")}
+    # The metrics route orders by the time alone.
+    assert [row["step_number"] for row in metrics] == sorted(row["step_number"] for row in metrics)
+
+
+def test_a_job_that_was_stopped_at_runpod_fails_with_a_sentence_and_is_never_deployed(
+    stage: Stage, pipeline: Pipeline
+) -> None:
+    job_id = queued(stage, pipeline, epochs=20)
+    stage.worker(**SERVED)
+    external_job_id = training(pipeline, job_id)["runpod_job_id"]
+    headers = {"Authorization": f"Bearer {stage.runpod.api_key}"}
+    httpx.post(f"{stage.runpod.api_url}/cancel/{external_job_id}", headers=headers).raise_for_status()
+    job = ended(pipeline, job_id)
+    assert job["status"] == "failed"
+    assert "stopped at the GPU provider" in job["error_message"]
+    assert job["completed_at"] is not None
+    assert job["adapter_file_path"] is None
+    assert pipeline.webhook_calls(job_id) == 0
+    (cost,) = pipeline.costs(job_id)
+    assert cost["details"]["outcome"] == "failed"
+
+
+def test_what_can_be_known_wrong_before_a_gpu_is_paid_for_fails_the_job_at_once(
+    stage: Stage, pipeline: Pipeline
+) -> None:
+    wrong = {
+        "names no dataset": queued(stage, pipeline, dataset_id=None),
+        "is not ready": queued(stage, pipeline, dataset_id=stage.user.upload(status="error")),
+        "epochs": queued(stage, pipeline, epochs=999),
+        "is not in the storage": queued(stage, pipeline, dataset_id=None, dataset_file_path="nowhere/training.jsonl"),
+        "not a GPU that is offered": queued(stage, pipeline, gpu_type="Voodoo2"),
+    }
+    stage.worker(**SERVED)
+    for words, job_id in wrong.items():
+        job = ended(pipeline, job_id)
+        assert job["status"] == "failed"
+        assert words in job["error_message"]
+        assert stage.launches(str(job_id)) == []
+        assert pipeline.costs(job_id) == []
+
+
+def test_a_cancel_by_the_applications_update_stops_the_gpu_and_nothing_is_deployed(
+    stage: Stage, pipeline: Pipeline
+) -> None:
+    job_id = queued(stage, pipeline, epochs=20)
+    worker = stage.worker(**SERVED)
+    training(pipeline, job_id)
+    pipeline.cancel(job_id)
+    (run,) = settled(stage, job_id)
+    assert run["status"] == "cancelled"
+    assert stage.at_runpod(run["external_job_id"])["status"] in {"CANCELLED", "FAILED"}
+    stage.stop(worker)
+    job = pipeline.job(job_id)
+    stage.one_pass(**SERVED)
+    assert pipeline.job(job_id) == job
+    assert (job["status"], job["adapter_file_path"]) == ("cancelled", None)
+    (cost,) = pipeline.costs(job_id)
+    assert cost["details"]["gpu_seconds"] > 0
+    assert job["actual_cost"] == cost["amount"]
+    assert len(stage.steps(str(job_id))) < 200
+    assert pipeline.webhook_calls(job_id) == 0
+
+
+def test_a_job_whose_machine_was_lost_is_tried_again_and_deployed_once(stage: Stage, pipeline: Pipeline) -> None:
+    stage.runpod.faults.add("progress", "kill_worker", times=3)
+    job_id = queued(stage, pipeline, epochs=6)
+    stage.worker(**SERVED)
+    assert ended(pipeline, job_id)["status"] == "completed"
+    assert [run["status"] for run in settled(stage, job_id)] == ["lost", "succeeded"]
+    states = [row["status"] for row in pipeline.history(job_id)]
+    assert states.index("pending") < states.index("completed")
+    steps = [row["step_number"] for row in pipeline.metrics(job_id) if row["metric_id"] == "training_loss"]
+    assert steps == list(range(1, 61))
+    assert len(pipeline.costs(job_id)) == 2
+    assert pipeline.webhook_calls(job_id) == 1
+
+
+def test_an_archive_that_is_not_what_the_manifest_says_never_completes_a_job(stage: Stage, pipeline: Pipeline) -> None:
+    job_id = queued(stage, pipeline)
+    worker = stage.worker(LORA_CRASH="worker.grant.after=kill", **SERVED)
+    assert worker.wait(60) != 0
+    (run,) = stage.runs(str(job_id))
+    awaited(lambda: stage.user.stored(f"{stage.user.user_id}/{run['id']}/manifest.json"))
+    stage.user.overwrite(f"adapters/{job_id}.tar.gz", b"something else")
+    stage.expire_leases()
+    stage.worker(**SERVED)
+    assert ended(pipeline, job_id)["status"] == "completed"
+    first, second = settled(stage, job_id)
+    assert (first["error_code"], second["status"]) == ("artifact_missing", "succeeded")
+    assert "adapter.tar.gz" in first["error_message"]
+    assert "adapter_config.json" in unpacked(stage, job_id)
+    assert pipeline.webhook_calls(job_id) == 1
+
+
+def test_a_job_that_names_only_a_file_is_trained_from_the_training_files(stage: Stage, pipeline: Pipeline) -> None:
+    """fault 51, the other way round: the bucket is the dataset's where there is one."""
+    with stage.project.client() as service:
+        path = f"{stage.user.user_id}/training.jsonl"
+        service.post(
+            f"/storage/v1/object/training-files/{path}",
+            content=b"\n".join([LINE] * PAIRS),
+            headers={"content-type": "application/x-ndjson"},
+        ).raise_for_status()
+    job_id = queued(stage, pipeline, dataset_id=None, dataset_file_path=path, dataset_name="Zebras")
+    stage.worker(**SERVED)
+    assert ended(pipeline, job_id)["status"] == "completed"
+
+
+def test_both_queues_are_served_side_by_side(stage: Stage, pipeline: Pipeline) -> None:
+    older, newer = stage.user.queue(max_steps=20), queued(stage, pipeline)
+    stage.worker(**SERVED)
+    assert stage.ended(older)["status"] == ended(pipeline, newer)["status"] == "completed"
+    (run,) = stage.runs(older)
+    assert "adapter.tar.gz" not in stage.user.artifact(older)["artifacts"]
+    assert stage.user.stored(f"adapters/{older}.tar.gz") is None
+    assert run["queue"] == "training_jobs"
