@@ -2,6 +2,8 @@
 
 drop function if exists public.settle_run(uuid, uuid, jsonb);
 drop function if exists public.training_bill_run(public.training_runs, jsonb);
+drop function if exists public.training_spent_cost(public.training_runs);
 drop function if exists public.record_progress(jsonb);
+drop function if exists public.training_advanced(jsonb, jsonb);
 drop function if exists public.training_store_points(uuid, jsonb);
-drop function if exists public.training_notify(uuid, uuid, uuid, jsonb);
+drop function if exists public.training_notify(public.training_runs, jsonb);

@@ -1,0 +1,10 @@
+-- Undoes 20261123000010_pipeline_queue.sql.
+
+drop index if exists public.pipeline_training_jobs_pending_idx;
+drop function if exists public.training_waiting_jobs();
+drop function if exists public.training_write_points(text, uuid, jsonb, boolean);
+drop function if exists public.training_pipeline_columns(jsonb);
+drop function if exists public.training_write_job(text, uuid, jsonb);
+drop function if exists public.training_job_dataset(jsonb);
+drop function if exists public.training_job_row(text, uuid, boolean);
+drop function if exists public.training_pipeline_owner(jsonb);
