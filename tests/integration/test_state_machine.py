@@ -1,4 +1,4 @@
-"""A model of the whole life of jobs and runs, driven at random through the SQL functions.
+"""A model of the whole life of jobs and runs of both queues, driven at random through the SQL functions.
 
 Three workers claim, adopt, renew, report, settle and release; the application cancels; trainers check
 in, also twice and late; leases expire; tokens of the past are used again. After every step the
@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from tests.pipeline import Pipeline
 from tests.rows import Database, notice, outcome, point, report
 
 LEAST_STEPS = 5_000
@@ -30,6 +31,7 @@ PICK = st.integers(min_value=0, max_value=10_000)
 def shared(postgres: Any, database_template: str) -> Iterator[Database]:
     with postgres.clone(database_template) as url:
         made = Database(url)
+        Pipeline(made).create()
         yield made
         made.close()
 
@@ -42,7 +44,9 @@ class Life(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.db.rows("truncate auth.users, training_runs, training_launches cascade")
+        self.db.rows(
+            "truncate auth.users, training_runs, training_launches, deploy_webhook_calls, pipeline_history cascade"
+        )
         self.users = [self.db.user() for _ in range(2)]
         self.leases: list[tuple[str, str]] = []
         """Every (run, token) that was ever handed out, stale ones too."""
@@ -64,9 +68,13 @@ class Life(RuleBasedStateMachine):
         run_id, token = self.leases[pick % len(self.leases)]
         return {"id": run_id, "lease_token": token}
 
-    @rule(pick=PICK)
-    def queue(self, pick: int) -> None:
-        self.db.jobs(1, self.users[pick % 2])
+    @rule(pick=PICK, newer=st.booleans())
+    def queue(self, pick: int, newer: bool) -> None:
+        user = self.users[pick % 2]
+        if newer:
+            Pipeline(self.db).queue(user_id=user, dataset_id=self.db.dataset(user))
+        else:
+            self.db.jobs(1, user)
 
     @rule(worker=WORKERS, count=st.integers(1, 3), limit=st.sampled_from([None, 1, 2]))
     def claim(self, worker: str, count: int, limit: int | None) -> None:
@@ -127,20 +135,20 @@ class Life(RuleBasedStateMachine):
             job_id = self.db.run(lease["id"])["job_id"]
             kind = {"queued": "job_requeued"}.get(how, f"job_{how}")
             said = [notice(kind, job_id, run_id=lease["id"])]
-            self.db.call(
-                "settle_run", lease["id"], lease["lease_token"], outcome(how, notices=said, retry_after_seconds=0)
-            )
+            ended = outcome(how, notices=said, retry_after_seconds=0)
+            if how == "completed":
+                ended["artifact"]["archive"] = f"lora-models/adapters/{job_id}.tar.gz"
+            self.db.call("settle_run", lease["id"], lease["lease_token"], ended)
 
     @rule(pick=PICK)
     def cancel(self, pick: int) -> None:
-        jobs = self.db.rows("select id from training_jobs where status = any(%s) order by id",
-                            ["queued", "initializing", "running"])  # fmt: skip
+        jobs = [job for job in self._jobs() if job["status"] not in TERMINAL]
         if jobs:
-            chosen = jobs[pick % len(jobs)]["id"]
+            chosen = jobs[pick % len(jobs)]
             if pick % 2:
-                self.db.call("cancel_training_job", chosen)
+                self.db.call("cancel_training_job", chosen["id"])
             else:
-                self.db.rows("update training_jobs set status = 'cancelled' where id = %s", chosen)
+                self.db.rows(f"update {chosen['queue']} set status = 'cancelled' where id = %s", chosen["id"])
 
     @rule()
     def reconcile(self) -> None:
@@ -156,8 +164,14 @@ class Life(RuleBasedStateMachine):
         self._check_runs()
         self._check_no_duplicates()
 
+    def _jobs(self) -> list[dict[str, Any]]:
+        return self.db.rows(
+            "select 'training_jobs' as queue, id, status, retry_count from training_jobs"
+            " union all select 'pipeline_training_jobs', id, status, 0 from pipeline_training_jobs order by 1, 2"
+        )
+
     def _check_jobs(self) -> None:
-        for job in self.db.rows("select * from training_jobs"):
+        for job in self._jobs():
             job_id = str(job["id"])
             before = self.ended_jobs.get(job_id)
             assert before in {None, job["status"]}, f"a job went from {before} to {job['status']}"
@@ -168,7 +182,7 @@ class Life(RuleBasedStateMachine):
                 "select 1 from training_runs where job_id = %s and status in ('claimed', 'launched', 'running')", job_id
             )
             assert len(live) <= 1, "two live runs of one job"
-            assert not (live and job["status"] == "queued"), "a job with a live run is queued"
+            assert not (live and job["status"] in {"queued", "pending"}), "a job with a live run is queued"
             if job["status"] in {"initializing", "running"}:
                 assert live, "a job that seems to run has no live run: it is lost"
 
@@ -196,6 +210,10 @@ class Life(RuleBasedStateMachine):
             "select user_id, type, metadata->>'job_id', metadata->>'run_id' from notifications"
             " group by 1, 2, 3, 4 having count(*) > 1",
             "select id from training_jobs where status = 'completed' and artifact_id is null",
+            "select job_id, step_number, metric_id from pipeline_training_metrics group by 1, 2, 3 having count(*) > 1",
+            "select job_id from deploy_webhook_calls group by 1 having count(*) > 1",
+            "select id from pipeline_training_jobs where status = 'completed' and id not in"
+            " (select job_id from deploy_webhook_calls)",
         ):
             assert self.db.rows(query) == [], query
 

@@ -1,0 +1,53 @@
+"""Where a run's files lie, and what is refused before the storage is asked."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+
+from trainer.protocol import ArtifactFile, FinalMetrics, Manifest, Summary
+from worker.artifacts import Places, verify
+from worker.errors import ArtifactError
+from worker.jobs import Run
+from worker.reports import final_columns
+
+
+def run_of(queue: str) -> Run:
+    ids = {name: uuid4() for name in ("id", "job_id", "user_id", "lease_token")}
+    return Run.model_validate(
+        {**ids, "queue": queue, "attempt": 1, "status": "running", "created_at": datetime.now(UTC)}
+    )
+
+
+def test_only_the_archive_of_the_newer_queue_lies_outside_the_runs_own_folder() -> None:
+    run = run_of("pipeline_training_jobs")
+    places = Places.of(run)
+    assert places.archive_name is not None
+    assert places.at(places.archive_name) == f"adapters/{run.job_id}.tar.gz"
+    for path in ("manifest.json", "adapter_config.json", f"sub/{places.archive_name}"):
+        assert places.at(path) == f"{run.user_id}/{run.id}/{path}"
+
+
+def test_the_older_queue_has_no_archive_and_no_way_out_of_the_runs_folder() -> None:
+    run = run_of("training_jobs")
+    places = Places.of(run)
+    assert places.archive_name is None
+    assert places.at("adapter.tar.gz") == f"{run.user_id}/{run.id}/adapter.tar.gz"
+
+
+async def test_a_manifest_without_the_archive_that_the_queue_wants_is_refused() -> None:
+    places = Places.of(run_of("pipeline_training_jobs"))
+    file = ArtifactFile(name="a", path="a", bytes=1, sha256="0" * 64)
+    manifest = Manifest(job_id="j", run_id="r", files=[file])
+    with pytest.raises(ArtifactError, match="no archive"):
+        await verify(cast(Any, None), "lora-models", places, manifest, sha256_max_bytes=1)
+
+
+def test_the_training_time_is_whole_seconds_and_left_open_where_nobody_measured() -> None:
+    metrics = FinalMetrics(final_training_loss=0.5)
+    columns = final_columns(metrics, Summary(train_seconds=89.6), [])
+    assert (columns["final_loss"], columns["training_time_seconds"]) == (0.5, 90)
+    assert final_columns(metrics, Summary(), [])["training_time_seconds"] is None
