@@ -19,6 +19,10 @@ from worker.errors import PreflightError
 _ROW = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
 
+_SHARED_BUCKET = "training-files"
+"""Every signed-in user may read it; in all others a user's files lie in a folder of the user's id."""
+
+
 class Dataset(BaseModel):
     """A row of `datasets`, as far as the worker reads it."""
 
@@ -26,6 +30,8 @@ class Dataset(BaseModel):
 
     id: UUID
     name: str
+    user_id: UUID | None = None
+    """None where a job of the newer queue names a file that no dataset has."""
     status: str | None = None
     training_ready: bool | None = None
     storage_bucket: str | None = None
@@ -38,6 +44,17 @@ class Dataset(BaseModel):
     def bucket(self) -> str:
         """The row's own bucket; the application's default where it names none."""
         return self.storage_bucket or "lora-datasets"
+
+    def is_readable_by(self, user_id: UUID | None) -> bool:
+        """Whether the file is one that the user may read.
+
+        The worker reads with the service's key, and owners may write bucket and path of their own rows: without
+        this, a dataset could show its owner anybody's file.
+        """
+        if self.user_id not in {None, user_id}:
+            return False
+        folders = self.storage_path.split("/")
+        return ".." not in folders and (self.bucket == _SHARED_BUCKET or folders[0] == str(user_id))
 
 
 class DatasetClaim(BaseModel):

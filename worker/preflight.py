@@ -81,7 +81,7 @@ def check_dataset_row(job: Job, dataset: Dataset | None) -> Dataset:
     """The job's dataset, when it may be trained on.
 
     Raises:
-        PreflightError: it is gone, deleted, or not ready.
+        PreflightError: it is gone, deleted, somebody else's, or not ready.
     """
     if dataset is None:
         named = (
@@ -90,6 +90,11 @@ def check_dataset_row(job: Job, dataset: Dataset | None) -> Dataset:
         raise PreflightError("dataset_missing", f"{named}; choose another.")
     if dataset.deleted_at is not None:
         raise PreflightError("dataset_deleted", f"The dataset “{dataset.name}” was deleted; choose another.")
+    if not dataset.is_readable_by(job.user_id):
+        raise PreflightError(
+            "dataset_foreign",
+            f"The dataset “{dataset.name}” or its file belongs to somebody else; choose one of yours.",
+        )
     if dataset.status != "ready" or not dataset.training_ready:
         raise PreflightError(
             "dataset_not_ready",

@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 _MAX_INT = 2**31 - 1
 _UNREADABLE = DatasetUnusableError("The dataset could not be read to its end.", "Split it and upload it again.")
+_FOREIGN = DatasetUnusableError("The dataset's file lies outside its owner's folder.", "Upload it again.")
 _MISSING = DatasetUnusableError("The dataset's file is not in the storage.", "Upload it again.")
 
 
@@ -71,6 +72,8 @@ class Validator:
         dataset = claim.dataset
         if claim.attempts > self._services.settings.max_handlings:
             return failed(dataset, _UNREADABLE)
+        if not dataset.is_readable_by(dataset.user_id):
+            return failed(dataset, _FOREIGN)
         surveyor = Surveyor()
         try:
             if not await self._read(claim, surveyor):

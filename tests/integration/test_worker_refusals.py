@@ -52,6 +52,7 @@ CASES = {
     "base model unknown": case("nobody/nothing", BASE_MODEL, base_model="nobody/nothing"),
     "dataset not ready": case("not ready", "uploading", dataset={"status": "uploading", "training_ready": False}),
     "dataset deleted": case("deleted", dataset={"deleted_at": "2026-01-01T00:00:00Z"}),
+    "file of somebody else": case("somebody else", dataset={"storage_path": "another-user/dataset/Zebras.jsonl"}),
     "GPU unknown": case("Abacus", gpu_config={"type": "Abacus", "count": 1}),
     "no GPU": case("count", "0", gpu_config={"type": "H100", "count": 0}),
 }

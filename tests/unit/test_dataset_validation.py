@@ -21,7 +21,10 @@ from worker.jobs import Dataset, DatasetClaim
 from worker.services import HeavySlots
 from worker.validation import Validator, failed, ready
 
-DATASET = Dataset(id=uuid4(), name="Calm money", status="validating", storage_path="u/d/file.jsonl")
+OWNER = uuid4()
+DATASET = Dataset(
+    id=uuid4(), user_id=OWNER, name="Calm money", status="validating", storage_path=f"{OWNER}/d/file.jsonl"
+)
 
 
 class FakeQueue:
@@ -58,7 +61,7 @@ class FakeStorage:
 
     @asynccontextmanager
     async def stream(self, bucket: str, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        assert (bucket, path) == ("lora-datasets", "u/d/file.jsonl")
+        assert (bucket, path) == ("lora-datasets", DATASET.storage_path)
 
         async def give() -> AsyncIterator[bytes]:
             for chunk in self.chunks:
@@ -236,3 +239,22 @@ def test_500_mb_are_validated_in_300_mb_of_memory() -> None:
     kilobytes = int(answer.stdout.split()[-1])
     print(f"peak {kilobytes // 1024} MB")
     assert kilobytes < 300 * 1024
+
+
+@pytest.mark.parametrize(
+    ("bucket", "path", "readable"),
+    [
+        (None, f"{OWNER}/d/file.jsonl", True),
+        ("lora-models", f"{OWNER}/run/training_log.jsonl", True),
+        ("training-files", "shared/training.jsonl", True),
+        (None, f"{uuid4()}/d/file.jsonl", False),
+        (None, f"{OWNER}/../{uuid4()}/d/file.jsonl", False),
+        (None, "", False),
+        ("lora-models", "adapters/somebodys.tar.gz", False),
+        ("training-files", "../lora-models/x", False),
+    ],
+)
+def test_a_dataset_never_shows_its_owner_somebody_elses_file(bucket: str | None, path: str, readable: bool) -> None:
+    dataset = DATASET.model_copy(update={"storage_bucket": bucket, "storage_path": path})
+    assert dataset.is_readable_by(OWNER) is readable
+    assert not dataset.is_readable_by(uuid4())
