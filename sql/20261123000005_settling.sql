@@ -116,17 +116,19 @@ declare
      where l.run_id = run.id and l.external_job_id is distinct from run.external_job_id), 0);
   price numeric := (outcome->>'price_per_hour')::numeric;
   gpu_count int := (outcome->>'gpu_count')::int;
+  fee numeric := coalesce((outcome->>'storage_fee')::numeric, 0);
 begin
   update public.training_runs r set gpu_seconds = seconds where r.id = run.id;
   if seconds > 0 or run.checked_in_at is not null then
     insert into public.cost_records (user_id, job_id, cost_type, amount, details, billing_period)
     values (run.user_id, run.job_id, 'training_compute',
-            round(seconds / 3600 * price * gpu_count, 2),
+            round(seconds / 3600 * price * gpu_count + fee, 2),
             jsonb_build_object(
               'gpu_type', outcome->>'gpu_type', 'gpu_count', gpu_count,
               'duration_hours', round(seconds / 3600, 6), 'gpu_seconds', seconds,
               'price_per_hour', price, 'outcome', outcome->>'run_status', 'run_id', run.id,
-              'attempt', run.attempt),
+              'attempt', run.attempt)
+            || case when fee > 0 then jsonb_build_object('storage_fee', fee) else '{}' end,
             (now() at time zone 'utc')::date);
   end if;
   return coalesce((select sum(c.amount) from public.cost_records c
@@ -138,7 +140,7 @@ $$;
 -- job's status afterwards; null when the lease is not held, and then nothing has changed.
 -- outcome: {run_status, job_status: completed|failed|cancelled|queued, fault, error_code,
 --   error_message, retry_after_seconds, waiting_stage, gpu_seconds, gpu_type, gpu_count,
---   price_per_hour, launcher_ended, job: {columns}, points, artifact: {columns}, notices,
+--   price_per_hour, storage_fee, launcher_ended, job: {columns}, points, artifact: {columns}, notices,
 --   notices_if_cancelled}
 -- A job that was cancelled stays cancelled, whatever the outcome says; its GPU time is billed all the same.
 create or replace function public.settle_run(run_id uuid, lease_token uuid, outcome jsonb) returns text
@@ -188,7 +190,9 @@ begin
     return verdict;
   end if;
 
-  outcome := outcome || jsonb_build_object('run_status', run_status);
+  -- Where somebody else ended the job, no model is stored.
+  outcome := outcome || jsonb_build_object('run_status', run_status, 'storage_fee',
+    case when verdict = 'completed' and job.status <> 'completed' then outcome->'storage_fee' end);
   total_cost := public.training_bill_run(run, outcome);
   if job.status in ('completed', 'failed') then
     return verdict;

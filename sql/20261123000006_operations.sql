@@ -57,7 +57,8 @@ begin
     -- The owner's own seconds were billed when the run was settled.
     update public.cost_records c
     set amount = round(((c.details->>'gpu_seconds')::numeric + launch.gpu_seconds) / 3600
-                       * (c.details->>'price_per_hour')::numeric * (c.details->>'gpu_count')::int, 2),
+                       * (c.details->>'price_per_hour')::numeric * (c.details->>'gpu_count')::int
+                       + coalesce((c.details->>'storage_fee')::numeric, 0), 2),
         details = c.details || jsonb_build_object(
           'gpu_seconds', (c.details->>'gpu_seconds')::numeric + launch.gpu_seconds,
           'duration_hours', round(((c.details->>'gpu_seconds')::numeric + launch.gpu_seconds) / 3600, 6))

@@ -142,6 +142,14 @@ begin
 end
 $$;
 
+-- The same for a job that is there, for the worker's command line.
+create or replace function public.estimate_training_job(job_id uuid) returns jsonb
+language sql stable security definer set search_path = '' as $$
+  select public.training_estimate_of(d, j.hyperparameters, j.gpu_config)
+  from public.training_jobs j join public.datasets d on d.id = j.dataset_id
+  where j.id = estimate_training_job.job_id
+$$;
+
 -- Makes a new job whole: each shape's missing keys beside the other's, the price as a number, and an
 -- estimate where the client sent none. What the application wrote stays as it is.
 create or replace function public.training_complete_job() returns trigger
@@ -195,7 +203,7 @@ begin
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace = 'public'::regnamespace
       and p.proname in ('publish_training_terms', 'training_number', 'training_gpu', 'training_estimate',
-                        'training_estimate_of', 'estimate_training_cost', 'training_complete_job')
+                        'training_estimate_of', 'estimate_training_cost', 'estimate_training_job', 'training_complete_job')
   loop
     execute format('revoke all on function %s from public, anon, authenticated', signature);
     execute format('grant execute on function %s to service_role', signature);

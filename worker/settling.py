@@ -152,8 +152,10 @@ def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
             now=services.now(),
         ),
     )
+    fee = services.settings.storage_fee
     cost = round(
         run.spent_cost
+        + fee
         + accrued_cost(gpu_seconds, price_per_hour=holding.price.price_per_hour, gpu_count=holding.gpu_count),
         2,
     )
@@ -162,6 +164,7 @@ def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
         **_base(holding, gpu_seconds, points, summary.total_steps),
         "run_status": "succeeded",
         "job_status": "completed",
+        "storage_fee": fee,
         "job": final_columns(manifest.metrics, summary, points),
         "artifact": artifact,
         "notices": [
