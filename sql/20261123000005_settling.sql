@@ -206,7 +206,7 @@ begin
            a->'quality_metrics',
            coalesce(a->'training_summary', '{}') || jsonb_build_object('total_cost', total_cost),
            a->'configuration', a->'artifacts', (a->>'parent_model_id')::uuid
-    from (select outcome->'artifact' as a) x
+    from (select public.training_lineage(run, job.dataset_id, outcome->'artifact') as a) x
     on conflict (job_id) do nothing;
   end if;
   update public.training_jobs j
@@ -234,5 +234,33 @@ begin
     when verdict = outcome->>'job_status' then outcome->'notices'
     when verdict = 'cancelled' then outcome->'notices_if_cancelled' end);
   return verdict;
+end
+$$;
+
+-- An artifact with its version and its parent: the user's latest model of the same dataset that is not
+-- deleted, whose version's middle number goes up by one; or none and 1.0.0. Runs that settle side by side
+-- take turns here, so that no two get the same version.
+create or replace function public.training_lineage(run public.training_runs, dataset_id uuid, artifact jsonb)
+returns jsonb
+language plpgsql volatile set search_path = '' as $$
+#variable_conflict use_column
+declare
+  parent_id uuid;
+  numbers int[];
+begin
+  perform pg_advisory_xact_lock(hashtextextended(
+    'model_artifacts ' || run.user_id || ' ' || training_lineage.dataset_id, 0));
+  select a.id, v.numbers into parent_id, numbers
+  from public.model_artifacts a,
+       -- By version: created_at is when a transaction began, and those take turns in another order.
+       lateral (select case when a.version ~ '^\d{1,6}(\.\d{1,6}){2}$'
+                            then string_to_array(a.version, '.')::int[] end as numbers) v
+  where a.user_id = run.user_id and a.dataset_id = training_lineage.dataset_id
+    and a.deleted_at is null and a.id <> run.id
+  order by v.numbers desc nulls last, a.created_at desc, a.id
+  limit 1;
+  return training_lineage.artifact || jsonb_build_object(
+    'parent_model_id', parent_id,
+    'version', coalesce(numbers[1] || '.' || numbers[2] + 1 || '.0', '1.0.0'));
 end
 $$;

@@ -122,7 +122,7 @@ begin
       'renew_training_runs', 'begin_handling', 'release_training_runs', 'training_held_run', 'begin_launch',
       'record_launch', 'training_note_launch', 'training_run_of_token', 'training_is_published', 'check_in_run',
       'request_upload', 'upload_grant', 'grant_upload', 'training_notify', 'training_store_points',
-      'record_progress', 'training_bill_run', 'settle_run', 'cancel_training_job', 'stray_launches',
+      'record_progress', 'training_bill_run', 'settle_run', 'training_lineage', 'cancel_training_job', 'stray_launches',
       'close_launches', 'queue_health')
   loop
     execute format('revoke all on function %s from public, anon, authenticated', signature);
