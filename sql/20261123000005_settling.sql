@@ -125,10 +125,12 @@ declare
      where l.run_id = run.id and l.external_job_id is distinct from run.external_job_id), 0);
   price numeric := (outcome->>'price_per_hour')::numeric;
   gpu_count int := (outcome->>'gpu_count')::int;
+  fee numeric := coalesce((outcome->>'storage_fee')::numeric, 0);
 begin
   update public.training_runs r set gpu_seconds = seconds where r.id = run.id;
   if seconds > 0 or run.checked_in_at is not null then
     insert into public.cost_records (user_id, job_id, cost_type, amount, details, billing_period)
+<<<<<<< HEAD
     -- The column knows the older queue's jobs alone.
     values (run.user_id, case run.queue when 'training_jobs' then run.job_id end, 'training_compute',
             round(seconds / 3600 * price * gpu_count, 2),
@@ -137,6 +139,16 @@ begin
               'duration_hours', round(seconds / 3600, 6), 'gpu_seconds', seconds,
               'price_per_hour', price, 'outcome', outcome->>'run_status', 'job_id', run.job_id,
               'run_id', run.id, 'attempt', run.attempt),
+=======
+    values (run.user_id, run.job_id, 'training_compute',
+            round(seconds / 3600 * price * gpu_count + fee, 2),
+            jsonb_build_object(
+              'gpu_type', outcome->>'gpu_type', 'gpu_count', gpu_count,
+              'duration_hours', round(seconds / 3600, 6), 'gpu_seconds', seconds,
+              'price_per_hour', price, 'outcome', outcome->>'run_status', 'run_id', run.id,
+              'attempt', run.attempt)
+            || case when fee > 0 then jsonb_build_object('storage_fee', fee) else '{}' end,
+>>>>>>> estimate
             (now() at time zone 'utc')::date);
   end if;
   return public.training_spent_cost(run);
@@ -147,7 +159,11 @@ $$;
 -- job's status afterwards; null when the lease is not held, and then nothing has changed.
 -- outcome: {run_status, job_status: completed|failed|cancelled|queued, fault, error_code,
 --   error_message, retry_after_seconds, waiting_stage, gpu_seconds, gpu_type, gpu_count,
+<<<<<<< HEAD
 --   price_per_hour, launcher_ended, job: {columns}, points, artifact: {columns, archive}, notices,
+=======
+--   price_per_hour, storage_fee, launcher_ended, job: {columns}, points, artifact: {columns}, notices,
+>>>>>>> estimate
 --   notices_if_cancelled}
 -- A job that was cancelled stays cancelled, whatever the outcome says; its GPU time is billed all the same.
 create or replace function public.settle_run(run_id uuid, lease_token uuid, outcome jsonb) returns text
@@ -197,7 +213,9 @@ begin
     return verdict;
   end if;
 
-  outcome := outcome || jsonb_build_object('run_status', run_status);
+  -- Where somebody else ended the job, no model is stored.
+  outcome := outcome || jsonb_build_object('run_status', run_status, 'storage_fee',
+    case when verdict = 'completed' and job.status <> 'completed' then outcome->'storage_fee' end);
   total_cost := public.training_bill_run(run, outcome);
   if job->>'status' in ('completed', 'failed') then
     return verdict;
@@ -211,7 +229,7 @@ begin
            a->'quality_metrics',
            coalesce(a->'training_summary', '{}') || jsonb_build_object('total_cost', total_cost),
            a->'configuration', a->'artifacts', (a->>'parent_model_id')::uuid
-    from (select outcome->'artifact' as a) x
+    from (select public.training_lineage(run, job.dataset_id, outcome->'artifact') as a) x
     on conflict (job_id) do nothing;
   end if;
   -- One write: the newer queue's deployment starts at whatever update shows it completed with its archive.
@@ -237,5 +255,33 @@ begin
     when verdict = outcome->>'job_status' then outcome->'notices'
     when verdict = 'cancelled' then outcome->'notices_if_cancelled' end);
   return verdict;
+end
+$$;
+
+-- An artifact with its version and its parent: the user's latest model of the same dataset that is not
+-- deleted, whose version's middle number goes up by one; or none and 1.0.0. Runs that settle side by side
+-- take turns here, so that no two get the same version.
+create or replace function public.training_lineage(run public.training_runs, dataset_id uuid, artifact jsonb)
+returns jsonb
+language plpgsql volatile set search_path = '' as $$
+#variable_conflict use_column
+declare
+  parent_id uuid;
+  numbers int[];
+begin
+  perform pg_advisory_xact_lock(hashtextextended(
+    'model_artifacts ' || run.user_id || ' ' || training_lineage.dataset_id, 0));
+  select a.id, v.numbers into parent_id, numbers
+  from public.model_artifacts a,
+       -- By version: created_at is when a transaction began, and those take turns in another order.
+       lateral (select case when a.version ~ '^\d{1,6}(\.\d{1,6}){2}$'
+                            then string_to_array(a.version, '.')::int[] end as numbers) v
+  where a.user_id = run.user_id and a.dataset_id = training_lineage.dataset_id
+    and a.deleted_at is null and a.id <> run.id
+  order by v.numbers desc nulls last, a.created_at desc, a.id
+  limit 1;
+  return training_lineage.artifact || jsonb_build_object(
+    'parent_model_id', parent_id,
+    'version', coalesce(numbers[1] || '.' || numbers[2] + 1 || '.0', '1.0.0'));
 end
 $$;

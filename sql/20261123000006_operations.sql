@@ -66,7 +66,8 @@ begin
     -- The owner's own seconds were billed when the run was settled.
     update public.cost_records c
     set amount = round(((c.details->>'gpu_seconds')::numeric + launch.gpu_seconds) / 3600
-                       * (c.details->>'price_per_hour')::numeric * (c.details->>'gpu_count')::int, 2),
+                       * (c.details->>'price_per_hour')::numeric * (c.details->>'gpu_count')::int
+                       + coalesce((c.details->>'storage_fee')::numeric, 0), 2),
         details = c.details || jsonb_build_object(
           'gpu_seconds', (c.details->>'gpu_seconds')::numeric + launch.gpu_seconds,
           'duration_hours', round(((c.details->>'gpu_seconds')::numeric + launch.gpu_seconds) / 3600, 6))
@@ -135,8 +136,13 @@ begin
       'renew_training_runs', 'begin_handling', 'release_training_runs', 'training_held_run', 'begin_launch',
       'record_launch', 'training_note_launch', 'training_run_of_token', 'training_is_published', 'check_in_run',
       'request_upload', 'upload_grant', 'grant_upload', 'training_notify', 'training_store_points',
+<<<<<<< HEAD
       'training_advanced', 'record_progress', 'training_spent_cost', 'training_bill_run', 'settle_run',
       'cancel_training_job', 'stray_launches', 'close_launches', 'queue_health')
+=======
+      'record_progress', 'training_bill_run', 'settle_run', 'training_lineage', 'cancel_training_job', 'stray_launches',
+      'close_launches', 'queue_health')
+>>>>>>> estimate
   loop
     execute format('revoke all on function %s from public, anon, authenticated', signature);
     execute format('grant execute on function %s to service_role', signature);

@@ -100,7 +100,7 @@ class Database:
 def outcome(job_status: str = "completed", **more: Any) -> Row:
     """An outcome as `worker.settling` makes it."""
     artifact = {
-        "name": "Zebras - 2026-01-01", "version": "1.0.0", "quality_metrics": {}, "training_summary": {},
+        "name": "Zebras - 2026-01-01", "quality_metrics": {}, "training_summary": {},
         "configuration": {}, "artifacts": {},
     }  # fmt: skip
     run_status = {"completed": "succeeded", "queued": "failed"}.get(job_status, job_status)

@@ -238,9 +238,12 @@ class Execution:
         if outcome is not None:
             result.error, result.metrics = outcome.error, outcome.metrics
             result.summary, result.points = outcome.summary, outcome.points
-        elif latest is not None:
+        if latest is not None and not result.points:
+            # A child that failed or died says nothing of its curve; what it had reported is still shown.
             result.points = latest.points
-            result.summary.gpu_type, result.summary.gpu_count = latest.gpu_type, latest.gpu_count
+            result.summary.total_steps = result.summary.total_steps or latest.total_steps
+            result.summary.gpu_type = result.summary.gpu_type or latest.gpu_type
+            result.summary.gpu_count = result.summary.gpu_count or latest.gpu_count
         if error is not None:
             result.error = error.as_protocol()
         result.summary.execution_seconds = self._seconds()

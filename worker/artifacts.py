@@ -235,7 +235,10 @@ def artifact_name(dataset: Dataset | None, now: datetime) -> str:
 
 
 def describe_artifact(assignment: Assignment, manifest: Manifest, description: Description) -> dict[str, Any]:
-    """The columns of `model_artifacts` that the application's pages read (app contract 1.4)."""
+    """The columns of `model_artifacts` that the application's pages read (app contract 1.4).
+
+    Version and parent are decided where the row is written: only there is it known which models there are.
+    """
     job, metrics, summary, places = assignment.job, manifest.metrics, manifest.summary, Places.of(assignment.run)
     assert job is not None
     quality = description.quality
@@ -243,7 +246,6 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
     hours = (summary.train_seconds or description.gpu_seconds) / 3600
     return {
         "name": artifact_name(assignment.dataset, description.now),
-        "version": "1.0.0",
         "description": f"LoRA adapter for {summary.base_model}" if summary.base_model else None,
         "quality_metrics": {
             "overall_score": quality.overall_score,

@@ -219,6 +219,67 @@ def settings(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def estimate(
+    dataset_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the dataset; 0: 200 for each pair.")] = 0,
+    pairs: Annotated[int, typer.Option(min=0, help="Pairs of the dataset.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1)] = 3,
+    batch_size: Annotated[int, typer.Option(min=1)] = 4,
+    base_model: Annotated[str, typer.Option(help="Empty: the worker's default.")] = "",
+    gpu: Annotated[str, typer.Option(help="A GPU of the price table.")] = "A100-80GB",
+    gpus: Annotated[int, typer.Option(min=0, max=8, help="How many; 0: as many as the endpoint has.")] = 0,
+    job: Annotated[str, typer.Option(help="A job's id, instead of all the others.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """What a training takes and costs, from the least to the most that can be expected."""
+    from worker.estimate import told
+
+    settings = _settings()
+    found = (
+        _estimate_job(settings, job)
+        if job
+        else _estimate(settings, gpu, gpus, tokens=dataset_tokens, pairs=pairs, epochs=epochs,
+                       batch_size=batch_size, base_model=base_model or None)
+    )  # fmt: skip
+    typer.echo(json.dumps(found, indent=2) if as_json else told(found))
+
+
+def _estimate_job(settings: Settings, job: str) -> dict[str, Any]:
+    from uuid import UUID
+
+    try:
+        job_id = UUID(job)
+    except ValueError:
+        raise _fail(f"--job: {job!r} is not the id of a job", 2) from None
+    found: dict[str, Any] | None = _run(_with_services(settings, lambda services: services.queue.estimate_job(job_id)))
+    if found is None:
+        raise _fail(
+            f"nothing can be said of job {job}: it does not exist, its dataset was not counted, its GPU is unknown, "
+            "or no worker has started yet",
+            1,
+        )
+    return found
+
+
+def _estimate(settings: Settings, gpu: str, gpus: int, **work: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from worker.estimate import Work
+    from worker.estimate import estimate as compute
+    from worker.pricing import load_prices
+    from worker.terms import make_terms
+
+    if not work["tokens"] and not work["pairs"]:
+        raise _fail("how large is the dataset? Give --dataset-tokens, --pairs or --job", 2)
+    terms = make_terms(settings, load_prices(settings.price_table))
+    if gpus:
+        terms = terms.model_copy(update={"endpoint_gpu_count": gpus})
+    found = compute(Work(gpu_type=gpu, **work), terms)
+    if found is None:
+        raise _fail(f"--gpu: {gpu!r} is not in the price table; {', '.join(card.type for card in terms.gpus)} are", 2)
+    return asdict(found)
+
+
+@app.command()
 def plan(
     base_model: Annotated[str, typer.Option(help="Name on the hub, or the absolute path of a folder.")],
     gpu: Annotated[str, typer.Option(help="A GPU of the price table.")] = "A100-80GB",

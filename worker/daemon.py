@@ -112,7 +112,7 @@ class Daemon:
             PassIncompleteError: a run could not be served; the next pass tries again.
         """
         try:
-            await self.services.queue.check_schema()
+            await self._check_in()
             if self.services.settings.validate_datasets:
                 # First, while no lease runs; and what becomes ready may be trained in this same pass.
                 await self._validator.round()
@@ -144,6 +144,12 @@ class Daemon:
             log.warning("leases not released; they run out by themselves", problem=str(error))
         reach("worker.release.after")
 
+    async def _check_in(self) -> None:
+        """See that the database speaks this worker's version, and tell it the terms."""
+        await self.services.queue.check_schema()
+        if await self.services.queue.publish_terms(self.services.terms.model_dump(mode="json")):
+            log.info("terms of estimates written")
+
     async def _wait_for_schema(self) -> None:
         """Wait until the database answers with a schema that this worker knows.
 
@@ -152,7 +158,7 @@ class Daemon:
         """
         while not self._stop.is_set():
             try:
-                await self.services.queue.check_schema()
+                await self._check_in()
             except SchemaMissingError as error:
                 self._note("start", error)
             except SchemaMismatchError:

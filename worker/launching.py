@@ -110,18 +110,19 @@ async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> Non
     launcher = services.launcher
     reach("worker.launch.before_intent")
     holding.require_lease()
+    both_shapes = enrichment_of(
+        job,
+        plan.hyperparameters,
+        plan.gpu_config,
+        memory_gb=plan.price.memory_gb,
+        price_per_hour=plan.price.price_per_hour,
+    )
     refused = await services.queue.begin_launch(
         run.id,
         run.lease_token,
         launcher=launcher.name,
         token_sha256=hashlib.sha256(request.channel.token.encode()).hexdigest(),
-        enrichment=enrichment_of(
-            job,
-            plan.hyperparameters,
-            plan.gpu_config,
-            memory_gb=plan.price.memory_gb,
-            price_per_hour=plan.price.price_per_hour,
-        ),
+        enrichment=both_shapes,
     )
     if refused == "lease_lost":
         raise LeaseLostError("the lease was lost before the launch")
@@ -129,6 +130,8 @@ async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> Non
         # Cancelled or checked in meanwhile: the next renewal says so, and the next cycle acts on it.
         log.info("launch not needed", run_id=str(run.id), reason=refused)
         return
+    # As the row is now: the artifact's configuration is copied from it.
+    holding.assignment = holding.assignment.model_copy(update={"job": job.model_copy(update=both_shapes)})
     reach("worker.launch.before_post")
     holding.require_lease()
     external_job_id = await _send(holding, request.model_dump(mode="json"), plan.policy)

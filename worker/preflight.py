@@ -9,11 +9,13 @@ from trainer.errors import TrainingError
 from trainer.hyperparameters import GpuConfig, Hyperparameters
 from trainer.survey import Survey, Surveyor
 from worker.errors import ObjectMissingError, PreflightError
+from worker.estimate import Work, estimate
 from worker.jobs import Assignment, Dataset, Job, parse_gpu_config, parse_hyperparameters
 from worker.launchers.base import Policy
 from worker.pricing import GpuPrice, affordable_seconds, find_price
 from worker.services import Services
 from worker.storage import Storage
+from worker.terms import Terms
 
 _LEAST_USEFUL_SECONDS = 300.0
 _MAX_POLICY_SECONDS = 7 * 86400.0
@@ -60,6 +62,7 @@ async def check(assignment: Assignment, services: Services) -> Plan:
     )
     dataset = check_dataset_row(job, assignment.dataset)
     survey = await survey_dataset(dataset, services.storage, max_bad_line_share=hyperparameters.max_bad_line_share)
+    check_estimate(hyperparameters, survey, gpu_config.type, services.terms)
     return Plan(hyperparameters, gpu_config, price, policy, survey)
 
 
@@ -102,6 +105,43 @@ def check_dataset_row(job: Job, dataset: Dataset | None) -> Dataset:
             "wait until it is validated, then start the job again.",
         )
     return dataset
+
+
+def check_estimate(chosen: Hyperparameters, survey: Survey, gpu_type: str, terms: Terms) -> None:
+    """Refuse a job that would reach its limit of cost or time even if all goes as fast as can be.
+
+    Raises:
+        PreflightError: says the least that it would take, and the limit.
+    """
+    expected = estimate(
+        Work(
+            tokens=round(min(survey.tokens, survey.examples * chosen.max_length) * (1 - chosen.validation_share)),
+            pairs=survey.examples,
+            pairs_per_conversation=survey.examples / max(survey.conversations, 1),
+            # Early stopping may end it after the first.
+            epochs=1 if chosen.early_stopping_patience else chosen.epochs,
+            batch_size=chosen.batch_size,
+            max_steps=chosen.max_steps,
+            base_model=chosen.base_model,
+            gpu_type=gpu_type,
+        ),
+        terms,
+    )
+    if expected is None:
+        return
+    remedy = "choose fewer epochs or a smaller dataset, or ask for a higher limit."
+    if expected.cost.low > terms.max_cost_per_job:
+        raise PreflightError(
+            "budget_exhausted",
+            f"The training would cost at least ${expected.cost.low:.2f} on {expected.gpu_count} × {expected.gpu_type}, "
+            f"and a job may cost ${terms.max_cost_per_job:.2f}; {remedy}",
+        )
+    if expected.seconds.low > terms.max_run_seconds:
+        raise PreflightError(
+            "time_limit",
+            f"The training would take at least {expected.seconds.low / 3600:.1f} hours on "
+            f"{expected.gpu_count} × {expected.gpu_type}, and may take {terms.max_run_seconds / 3600:.1f}; {remedy}",
+        )
 
 
 def make_policy(

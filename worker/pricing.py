@@ -23,7 +23,8 @@ class GpuPrice:
     names: tuple[str, ...]
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A GPU's name as it is compared: small letters and digits."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
@@ -31,7 +32,7 @@ def _parse(entry: dict[str, Any]) -> GpuPrice:
     price = float(entry["price_per_hour"])
     if not 0 < price < 1000:
         raise ValueError(f"price_per_hour of {entry['type']} must lie between 0 and 1000")
-    return GpuPrice(str(entry["type"]), price, int(entry["memory_gb"]), tuple(map(_plain, entry["names"])))
+    return GpuPrice(str(entry["type"]), price, int(entry["memory_gb"]), tuple(map(plain_name, entry["names"])))
 
 
 @lru_cache(maxsize=4)
@@ -53,7 +54,7 @@ def find_price(prices: tuple[GpuPrice, ...], gpu: str | None) -> GpuPrice | None
     """The entry for the application's or NVML's name of a GPU; None for an unknown one."""
     if not gpu:
         return None
-    plain = _plain(gpu)
+    plain = plain_name(gpu)
     matches = [(len(name), price) for price in prices for name in price.names if name in plain]
     return max(matches, key=lambda match: match[0])[1] if matches else None
 

@@ -104,6 +104,19 @@ class Queue:
             )
         return version
 
+    async def publish_terms(self, terms: Mapping[str, Any]) -> bool:
+        """Write the terms that the application's estimates stand on; whether they changed.
+
+        Raises:
+            SchemaMissingError: the database's schema is older than this worker.
+        """
+        return bool(await self._call("publish_training_terms", document=dict(terms), worker=self.worker))
+
+    async def estimate_job(self, job_id: UUID) -> dict[str, Any] | None:
+        """What a job would take and cost, as the application is told; None where nothing can be said."""
+        found = await self._call("estimate_training_job", job_id=str(job_id))
+        return None if found is None else dict(found)
+
     async def claim(self, max_jobs: int, max_per_user: int | None) -> list[Assignment]:
         """Claim queued jobs, oldest first."""
         rows = await self._call(

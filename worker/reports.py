@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -63,8 +64,7 @@ def progress_columns(progress: Progress, *, total_epochs: int | None, cost: floa
         "current_cost": cost,
     }
     if progress.current_step:
-        epoch = max(1, math.ceil(progress.current_epoch))
-        columns["current_epoch"] = min(epoch, total_epochs) if total_epochs else epoch
+        columns["current_epoch"] = _epoch(progress.current_epoch, total_epochs)
     if progress.total_steps:
         columns["total_steps"] = progress.total_steps
     if progress.eta_seconds is not None and 0 <= progress.eta_seconds < 30 * 86400:
@@ -94,6 +94,26 @@ def final_columns(metrics: FinalMetrics, summary: Summary, points: list[Point]) 
     if summary.epochs_completed:
         columns["current_epoch"] = math.ceil(summary.epochs_completed)
     return columns
+
+
+def partial_columns(points: list[Point], *, total_steps: int | None, total_epochs: int | None) -> dict[str, Any]:
+    """Columns of `training_jobs` for a run that ended early: how far its curve came."""
+    if not points:
+        return {}
+    last = points[-1]
+    within = {key: _within(key, getattr(last, key)) for key in _METRIC_KEYS}
+    columns: dict[str, Any] = {
+        "current_epoch": _epoch(last.epoch, total_epochs),
+        "current_metrics": {key: value for key, value in within.items() if value is not None},
+    }
+    if total_steps:
+        columns |= {"current_step": last.step, "total_steps": total_steps}
+    return columns
+
+
+def _epoch(epoch: float, total_epochs: int | None) -> int:
+    """The epoch being trained, from 1 and never beyond the last."""
+    return min(max(1, math.ceil(epoch)), total_epochs or sys.maxsize)
 
 
 def latest(before: Progress | None, after: Progress) -> Progress:

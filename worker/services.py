@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +23,7 @@ from worker.pricing import GpuPrice, load_prices
 from worker.queue import Queue
 from worker.settings import Settings
 from worker.storage import Storage
+from worker.terms import Terms, make_terms
 
 _HEAVY_SLOTS = 4
 
@@ -72,6 +74,11 @@ class Services:
     heavy_slots: HeavySlots
     clock: Callable[[], float] = lease_clock
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    @cached_property
+    def terms(self) -> Terms:
+        """What estimates stand on."""
+        return make_terms(self.settings, self.prices)
 
     def run_token(self, run_id: UUID) -> str:
         """The run's 256-bit token. Derived, so that whoever adopts the run has it and no row holds it."""

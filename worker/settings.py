@@ -102,6 +102,7 @@ class Settings(BaseSettings):
     )
     max_run_seconds: Seconds = Field(default=43200, le=604800, description="Longest GPU time of one run")
     max_cost_per_job: float = Field(default=100, gt=0, description="USD a job may cost over all its runs")
+    storage_fee: float = Field(default=0, ge=0, le=1000, description="USD added for storing a finished model")
     default_base_model: str = Field(default=DEFAULT_BASE_MODEL, description="For jobs that name none")
     base_models: Annotated[tuple[str, ...], NoDecode] = Field(
         default=_KNOWN_BASE_MODELS, description="Base models that jobs may name, comma-separated"

@@ -32,7 +32,7 @@ from worker.outcome import (
     retry_after,
 )
 from worker.pricing import accrued_cost
-from worker.reports import final_columns, point_rows
+from worker.reports import final_columns, partial_columns, point_rows
 from worker.telemetry import SETTLED
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ async def _collect(holding: Holding, ending: Ending, job: Job) -> tuple[Manifest
 
 
 def _base(holding: Holding, gpu_seconds: float, points: list[Point], total_steps: int | None) -> dict[str, Any]:
-    observation = holding.observation
+    observation, job = holding.observation, holding.assignment.job
     return {
         "gpu_seconds": gpu_seconds,
         "gpu_type": holding.price.type,
@@ -132,6 +132,7 @@ def _base(holding: Holding, gpu_seconds: float, points: list[Point], total_steps
         "launcher_ended": observation is not None and observation.ended,
         "notices_if_cancelled": [_cancelled_notice(holding, gpu_seconds)],
         "points": point_rows(points, total_steps=total_steps, limit=holding.services.settings.chart_points),
+        "job": partial_columns(points, total_steps=total_steps, total_epochs=job.total_epochs if job else None),
     }
 
 
@@ -151,8 +152,10 @@ def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
             now=services.now(),
         ),
     )
+    fee = services.settings.storage_fee
     cost = round(
         run.spent_cost
+        + fee
         + accrued_cost(gpu_seconds, price_per_hour=holding.price.price_per_hour, gpu_count=holding.gpu_count),
         2,
     )
@@ -162,6 +165,7 @@ def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
         **_base(holding, gpu_seconds, points, summary.total_steps),
         "run_status": "succeeded",
         "job_status": "completed",
+        "storage_fee": fee,
         "job": final_columns(manifest.metrics, summary, points),
         "artifact": {**artifact, "archive": archive and f"{services.settings.artifacts_bucket}/{archive}"},
         "notices": [
@@ -213,15 +217,17 @@ def _failure(holding: Holding, ending: Ending, failure: Failure) -> dict[str, An
         "fault": str(failure.fault),
         "error_code": str(failure.code),
     }
+    # A training may fail before any poll has seen it start.
+    started = [holding.started_notice()] if holding.news.checked_in_at else []
     if seconds is None:
         told = exhausted(failure, run.attempt)
         ended = {"job_status": "failed", "error_message": told.message}
-        return {**outcome, **ended, "notices": [notices.job_failed(run.job_id, told.message)]}
+        return {**outcome, **ended, "notices": [*started, notices.job_failed(run.job_id, told.message)]}
     return {
         **outcome,
         "job_status": "queued",
         "error_message": failure.message,
         "retry_after_seconds": seconds,
         "waiting_stage": f"retry_after_{failure.code}"[:50],
-        "notices": [notices.job_requeued(run.job_id, run.id, failure.message, run.attempt)],
+        "notices": [*started, notices.job_requeued(run.job_id, run.id, failure.message, run.attempt)],
     }

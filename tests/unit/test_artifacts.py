@@ -1,4 +1,4 @@
-"""Where a run's files lie, and what is refused before the storage is asked."""
+"""Where a run's files lie, how a model is described, and what is refused before the storage is asked."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from uuid import uuid4
 import pytest
 
 from trainer.protocol import ArtifactFile, FinalMetrics, Manifest, Summary
-from worker.artifacts import Places, verify
+from worker.artifacts import Places, artifact_name, verify
 from worker.errors import ArtifactError
-from worker.jobs import Run
+from worker.jobs import Dataset, Run
 from worker.reports import final_columns
 
 
@@ -51,3 +51,12 @@ def test_the_training_time_is_whole_seconds_and_left_open_where_nobody_measured(
     columns = final_columns(metrics, Summary(train_seconds=89.6), [])
     assert (columns["final_loss"], columns["training_time_seconds"]) == (0.5, 90)
     assert final_columns(metrics, Summary(), [])["training_time_seconds"] is None
+
+
+@pytest.mark.parametrize("length", [1, 187, 188, 200, 255])
+def test_a_models_name_fits_its_column_and_ends_with_an_iso_date_fault_41(length: int) -> None:
+    dataset = Dataset(id=uuid4(), name="x" * length, storage_path="p")
+    name = artifact_name(dataset, datetime(2026, 11, 24, tzinfo=UTC))
+    assert len(name) <= 200
+    assert name.startswith("x")
+    assert name.endswith(" - 2026-11-24")

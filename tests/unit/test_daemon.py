@@ -49,6 +49,9 @@ class FakeQueue:
             raise self.failing
         return 1
 
+    async def publish_terms(self, terms: Any) -> bool:
+        return False
+
     async def adopt(self, max_runs: int) -> list[Assignment]:
         self.calls.append("adopt")
         found, self.to_adopt = self.to_adopt, []

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.protocol import Point, Progress, Stage, thin_points
-from worker.reports import latest, point_row, point_rows, progress_columns
+from worker.reports import latest, partial_columns, point_row, point_rows, progress_columns
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANY_FLOAT = st.one_of(st.none(), st.floats())
@@ -76,3 +76,21 @@ def test_a_late_report_takes_nothing_back() -> None:
     assert latest(ahead, behind) is ahead
     assert latest(behind, ahead) is ahead
     assert latest(ahead, progress(stage=Stage.SETUP, progress=1)) is ahead
+
+
+def test_a_zero_is_a_value_and_not_a_gap_fault_18() -> None:
+    row = point_row(Point(step=1, epoch=0, training_loss=0.0, validation_loss=0.0, learning_rate=0.0, throughput=0.0))
+    assert row is not None
+    assert {row[key] for key in ("training_loss", "validation_loss", "learning_rate", "throughput")} == {0.0}
+    columns = progress_columns(progress(metrics={"training_loss": 0.0}), total_epochs=1, cost=0.0, now=NOW)
+    assert (columns["current_metrics"], columns["current_cost"]) == ({"training_loss": 0.0}, 0.0)
+
+
+def test_an_early_end_says_how_far_the_curve_came() -> None:
+    points = [Point(step=s, epoch=s / 10, training_loss=1.0, learning_rate=1e-4) for s in (1, 12)]
+    columns = partial_columns(points, total_steps=20, total_epochs=2)
+    assert (columns["current_step"], columns["total_steps"], columns["current_epoch"]) == (12, 20, 2)
+    assert columns["current_metrics"] == {"training_loss": 1.0, "learning_rate": 1e-4}
+    # "12 of the client's own guess" might be more than all.
+    assert "current_step" not in partial_columns(points, total_steps=None, total_epochs=2)
+    assert partial_columns([], total_steps=20, total_epochs=2) == {}

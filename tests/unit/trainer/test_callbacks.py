@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.callbacks import has_exploded, validates_after
+from trainer.callbacks import RunCallback, has_exploded, validates_after
 from trainer.protocol import Point, thin_points, validation_points
 
 pytestmark = pytest.mark.gpu_stack
@@ -36,3 +38,22 @@ def test_a_loss_explodes_only_when_it_stays_far_above_where_it_began():
     assert not has_exploded([4.0, 20.0, 20.0, 20.0])
     assert not has_exploded([0.1, 1.0, 1.0, 1.0, 1.0, 1.0])
     assert has_exploded([4.0, 3.0, 20.0, 20.0, 20.0, 20.0, 20.0])
+
+
+def test_throughput_is_tokens_a_second_and_not_steps_fault_24(tmp_path):
+    now = [0.0]
+    sample = SimpleNamespace(utilization=None, memory_bytes=None)
+    callback = RunCallback(
+        SimpleNamespace(job_folder=tmp_path, execution_id="e1", chart_points=100),
+        SimpleNamespace(step=lambda *_, **__: None),
+        SimpleNamespace(requested=False),
+        SimpleNamespace(sample=lambda: sample),
+        validates=False,
+        clock=lambda: now[0],
+    )
+    callback.on_train_begin(None, SimpleNamespace(global_step=0, max_steps=3), None)
+    for step, tokens in ((1, 3000), (2, 4000)):
+        now[0] += 2.0
+        state = SimpleNamespace(global_step=step, max_steps=3)
+        callback.on_log(SimpleNamespace(fp16=False), state, None, {"loss": 1.0, "num_tokens": tokens})
+    assert [point.throughput for point in callback.points] == [1500.0, 500.0]

@@ -1,0 +1,87 @@
+"""A model's version and parent: decided once, in the transaction that makes it, whoever settles beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
+
+import pytest
+
+from tests.rows import Database, Row
+
+
+@pytest.fixture
+def db(database: str) -> Iterator[Database]:
+    connected = Database(database)
+    yield connected
+    connected.close()
+
+
+def running(db: Database, count: int = 1, user: UUID | None = None) -> list[Row]:
+    """Runs of as many jobs on one dataset."""
+    db.jobs(count, user)
+    return [assignment["run"] for assignment in db.claim(max_jobs=count)]
+
+
+def model(db: Database, run: Row) -> tuple[str, UUID | None]:
+    row = db.row("select version, parent_model_id from model_artifacts where id = %s", run["id"])
+    return row["version"], row["parent_model_id"]
+
+
+def test_each_model_of_a_dataset_is_the_next_version_of_the_one_before(db: Database) -> None:
+    runs = running(db, 3)
+    assert [db.settle(run) for run in runs] == ["completed"] * 3
+    versions = [("1.0.0", None), ("1.1.0", UUID(runs[0]["id"])), ("1.2.0", UUID(runs[1]["id"]))]
+    assert [model(db, run) for run in runs] == versions
+    # Settled again it stays as it is, and makes no further version.
+    assert db.settle(runs[0]) is None
+    assert [model(db, run) for run in runs] == versions
+
+
+def test_a_deleted_model_is_nobodys_parent(db: Database) -> None:
+    first, second, third = running(db, 3)
+    db.settle(first)
+    db.settle(second)
+    db.rows("update model_artifacts set deleted_at = now() where id = %s", second["id"])
+    db.settle(third)
+    assert model(db, third) == ("1.1.0", UUID(first["id"]))
+
+
+def test_another_dataset_or_another_user_begins_anew(db: Database) -> None:
+    user = db.user()
+    (first,), (second,), (third,) = running(db, 1, user), running(db, 1, user), running(db, 1)
+    for run in (first, second, third):
+        db.settle(run)
+        assert model(db, run) == ("1.0.0", None)
+
+
+def test_the_highest_version_is_the_parent_and_an_odd_one_only_where_there_is_no_other(db: Database) -> None:
+    runs = running(db, 4)
+    db.settle(runs[0])
+    db.rows("update model_artifacts set version = 'final'")
+    db.settle(runs[1])
+    assert model(db, runs[1]) == ("1.0.0", UUID(runs[0]["id"]))
+    db.rows("update model_artifacts set version = '2.10.3' where id = %s", runs[1]["id"])
+    for run, expected in zip(runs[2:], ("2.11.0", "2.12.0"), strict=True):
+        db.settle(run)
+        assert model(db, run)[0] == expected
+    assert model(db, runs[3])[1] == UUID(runs[2]["id"])
+
+
+def test_runs_that_settle_at_once_get_a_chain_and_no_version_twice(db: Database, database: str) -> None:
+    runs = running(db, 16)
+
+    def settle(run: Row) -> str | None:
+        own = Database(database)
+        try:
+            return own.settle(run)
+        finally:
+            own.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(settle, runs)) == {"completed"}
+    made = {UUID(run["id"]): model(db, run) for run in runs}
+    by_version = sorted(made, key=lambda artifact: int(made[artifact][0].split(".")[1]))
+    assert [made[artifact][0] for artifact in by_version] == [f"1.{n}.0" for n in range(16)]
+    assert [made[artifact][1] for artifact in by_version] == [None, *by_version[:-1]]
