@@ -130,25 +130,15 @@ begin
   update public.training_runs r set gpu_seconds = seconds where r.id = run.id;
   if seconds > 0 or run.checked_in_at is not null then
     insert into public.cost_records (user_id, job_id, cost_type, amount, details, billing_period)
-<<<<<<< HEAD
     -- The column knows the older queue's jobs alone.
     values (run.user_id, case run.queue when 'training_jobs' then run.job_id end, 'training_compute',
-            round(seconds / 3600 * price * gpu_count, 2),
-            jsonb_build_object(
-              'gpu_type', outcome->>'gpu_type', 'gpu_count', gpu_count,
-              'duration_hours', round(seconds / 3600, 6), 'gpu_seconds', seconds,
-              'price_per_hour', price, 'outcome', outcome->>'run_status', 'job_id', run.job_id,
-              'run_id', run.id, 'attempt', run.attempt),
-=======
-    values (run.user_id, run.job_id, 'training_compute',
             round(seconds / 3600 * price * gpu_count + fee, 2),
             jsonb_build_object(
               'gpu_type', outcome->>'gpu_type', 'gpu_count', gpu_count,
               'duration_hours', round(seconds / 3600, 6), 'gpu_seconds', seconds,
-              'price_per_hour', price, 'outcome', outcome->>'run_status', 'run_id', run.id,
-              'attempt', run.attempt)
+              'price_per_hour', price, 'outcome', outcome->>'run_status', 'job_id', run.job_id,
+              'run_id', run.id, 'attempt', run.attempt)
             || case when fee > 0 then jsonb_build_object('storage_fee', fee) else '{}' end,
->>>>>>> estimate
             (now() at time zone 'utc')::date);
   end if;
   return public.training_spent_cost(run);
@@ -159,11 +149,7 @@ $$;
 -- job's status afterwards; null when the lease is not held, and then nothing has changed.
 -- outcome: {run_status, job_status: completed|failed|cancelled|queued, fault, error_code,
 --   error_message, retry_after_seconds, waiting_stage, gpu_seconds, gpu_type, gpu_count,
-<<<<<<< HEAD
---   price_per_hour, launcher_ended, job: {columns}, points, artifact: {columns, archive}, notices,
-=======
---   price_per_hour, storage_fee, launcher_ended, job: {columns}, points, artifact: {columns}, notices,
->>>>>>> estimate
+--   price_per_hour, storage_fee, launcher_ended, job: {columns}, points, artifact: {columns, archive}, notices,
 --   notices_if_cancelled}
 -- A job that was cancelled stays cancelled, whatever the outcome says; its GPU time is billed all the same.
 create or replace function public.settle_run(run_id uuid, lease_token uuid, outcome jsonb) returns text
@@ -215,7 +201,7 @@ begin
 
   -- Where somebody else ended the job, no model is stored.
   outcome := outcome || jsonb_build_object('run_status', run_status, 'storage_fee',
-    case when verdict = 'completed' and job.status <> 'completed' then outcome->'storage_fee' end);
+    case when verdict = 'completed' and job->>'status' <> 'completed' then outcome->'storage_fee' end);
   total_cost := public.training_bill_run(run, outcome);
   if job->>'status' in ('completed', 'failed') then
     return verdict;
@@ -229,7 +215,7 @@ begin
            a->'quality_metrics',
            coalesce(a->'training_summary', '{}') || jsonb_build_object('total_cost', total_cost),
            a->'configuration', a->'artifacts', (a->>'parent_model_id')::uuid
-    from (select public.training_lineage(run, job.dataset_id, outcome->'artifact') as a) x
+    from (select public.training_lineage(run, (job->>'dataset_id')::uuid, outcome->'artifact') as a) x
     on conflict (job_id) do nothing;
   end if;
   -- One write: the newer queue's deployment starts at whatever update shows it completed with its archive.

@@ -136,13 +136,8 @@ begin
       'renew_training_runs', 'begin_handling', 'release_training_runs', 'training_held_run', 'begin_launch',
       'record_launch', 'training_note_launch', 'training_run_of_token', 'training_is_published', 'check_in_run',
       'request_upload', 'upload_grant', 'grant_upload', 'training_notify', 'training_store_points',
-<<<<<<< HEAD
       'training_advanced', 'record_progress', 'training_spent_cost', 'training_bill_run', 'settle_run',
-      'cancel_training_job', 'stray_launches', 'close_launches', 'queue_health')
-=======
-      'record_progress', 'training_bill_run', 'settle_run', 'training_lineage', 'cancel_training_job', 'stray_launches',
-      'close_launches', 'queue_health')
->>>>>>> estimate
+      'training_lineage', 'cancel_training_job', 'stray_launches', 'close_launches', 'queue_health')
   loop
     execute format('revoke all on function %s from public, anon, authenticated', signature);
     execute format('grant execute on function %s to service_role', signature);

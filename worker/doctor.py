@@ -24,7 +24,7 @@ _ARTIFACT_TYPES = ("application/json", "application/octet-stream")
 
 _TABLES = (
     *("datasets", "training_jobs", "metrics_points", "model_artifacts", "cost_records", "notifications"),
-    *("training_runs", "training_launches", "dataset_validations"),
+    *("training_runs", "training_launches", "dataset_validations", "training_terms"),
 )
 
 # A token that is no run's: the function looks it up and does nothing.

@@ -1,6 +1,7 @@
 -- Undoes 20261123000005_settling.sql.
 
 drop function if exists public.settle_run(uuid, uuid, jsonb);
+drop function if exists public.training_lineage(public.training_runs, uuid, jsonb);
 drop function if exists public.training_bill_run(public.training_runs, jsonb);
 drop function if exists public.training_spent_cost(public.training_runs);
 drop function if exists public.record_progress(jsonb);

@@ -1,0 +1,13 @@
+-- Undoes 20261123000009_estimate.sql. Jobs keep the keys and the estimates that they were given.
+
+drop trigger if exists training_complete_job on public.training_jobs;
+drop function if exists public.training_complete_job();
+drop function if exists public.estimate_training_job(uuid);
+drop function if exists public.estimate_training_cost(uuid, jsonb, jsonb);
+drop function if exists public.training_estimate_of(public.datasets, jsonb, jsonb);
+drop function if exists public.training_estimate(jsonb, double precision, double precision, double precision,
+  double precision, double precision, double precision, text, text);
+drop function if exists public.training_gpu(jsonb, text);
+drop function if exists public.training_number(jsonb, numeric, numeric);
+drop function if exists public.publish_training_terms(jsonb, text);
+drop table if exists public.training_terms;
