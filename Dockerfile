@@ -15,9 +15,9 @@ COPY worker worker
 RUN pip install --no-cache-dir . && useradd --create-home --uid 10001 worker
 USER worker
 WORKDIR /home/worker
-# As PID 1, without a shell: SIGTERM must reach the daemon, which releases its leases.
-ENTRYPOINT ["lora-worker"]
-CMD ["run"]
+# As PID 1, without a shell: SIGTERM must reach the daemon, which releases its leases. No ENTRYPOINT: Fly and
+# the Procfile name the whole command, which an entrypoint would get as its arguments.
+CMD ["lora-worker", "run"]
 
 # devel, not runtime: causal-conv1d has no wheels and compiles. CUDA 12.6 runs on older drivers and on
 # every GPU from sm_70 to sm_90. Pin by digest once you have checked an image.

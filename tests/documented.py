@@ -1,6 +1,12 @@
-"""The tables of our pages, for tests that hold them against what is."""
+"""The tables and statements of our pages, for tests that hold them against what is."""
 
 from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def table_under(page: str, heading: str) -> dict[str, dict[str, str]]:
@@ -9,3 +15,8 @@ def table_under(page: str, heading: str) -> dict[str, dict[str, str]]:
     lines = section[section.index("|") :].split("\n\n")[0].splitlines()
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     return {first: dict(zip(header[1:], cells, strict=True)) for first, *cells in rows}
+
+
+def sql_of_page(name: str) -> list[str]:
+    """The statements that a page gives to run, in its order."""
+    return [textwrap.dedent(block) for block in re.findall(r"```sql\n(.*?)```", (_DOCS / name).read_text(), re.S)]

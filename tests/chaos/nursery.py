@@ -58,7 +58,9 @@ class Nursery:
         """SIGKILL to everything."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        # Leaving the context closes the pipes and waits.
+        with self._process:
+            pass
 
 
 @dataclass

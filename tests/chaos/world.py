@@ -198,12 +198,12 @@ class World:
 
     def queue(self, plans: Sequence[Plan]) -> list[str]:
         """Queue jobs as the application does; their ids."""
-        datasets = {name: self._dataset(name) for name in {plan.dataset_name for plan in plans}}
+        users = itertools.cycle(self._users)
         rows = [
             (
                 str(uuid4()),
-                self._users[number % len(self._users)],
-                datasets[plan.dataset_name],
+                user,
+                self._dataset(user, plan.dataset_name),
                 json.dumps(
                     {
                         "base_model": BASE_MODEL,
@@ -216,7 +216,7 @@ class World:
                     }
                 ),
             )
-            for number, plan in enumerate(plans)
+            for user, plan in zip(users, plans, strict=False)
         ]
         with self.supabase.postgres.connect() as connection, connection.cursor() as cursor:
             cursor.executemany(
@@ -237,9 +237,9 @@ class World:
             )
         )
 
-    def _dataset(self, name: str) -> str:
-        if name not in self._datasets:
-            path = f"{self._users[0]}/{name}.jsonl"
+    def _dataset(self, user: str, name: str) -> str:
+        if (user, name) not in self._datasets:
+            path = f"{user}/{name}.jsonl"
             with self.supabase.client() as client:
                 client.post(
                     f"/storage/v1/object/lora-datasets/{path}",
@@ -249,13 +249,13 @@ class World:
             (row,) = self.query(
                 "insert into datasets (user_id, name, storage_path, file_name, file_size, status, training_ready)"
                 " values (%s, %s, %s, 'data.jsonl', %s, 'ready', true) returning id::text",
-                self._users[0],
+                user,
                 name,
                 path,
                 len(_DATASET) * 20,
             )
-            self._datasets[name] = row["id"]
-        return self._datasets[name]
+            self._datasets[user, name] = row["id"]
+        return self._datasets[user, name]
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -153,6 +153,8 @@ def _play(scene: Scene) -> None:
     scene.queue("cancelled before its GPU", dataset)
     scene.until("cancelled before its GPU", done=lambda row: row["current_stage"] == "queued_on_gpu")
     assert stage.user.cancel(scene.jobs["cancelled before its GPU"])
+    # Before the others give their GPUs back: it would be given one, for as long as it takes to refuse it.
+    stage.settled(scene.jobs["cancelled before its GPU"])
     cancel_as_the_route_does(stage, scene.jobs["cancelled in training"])
     stage.user.cancel(scene.jobs.pop("another"))
     for job_id in scene.jobs.values():

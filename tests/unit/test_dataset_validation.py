@@ -21,7 +21,7 @@ from worker.jobs import Dataset, DatasetClaim
 from worker.services import HeavySlots
 from worker.validation import Validator, failed, ready
 
-OWNER = uuid4()
+OWNER, STRANGER = UUID(int=1), UUID(int=2)
 DATASET = Dataset(
     id=uuid4(), user_id=OWNER, name="Calm money", status="validating", storage_path=f"{OWNER}/d/file.jsonl"
 )
@@ -247,8 +247,8 @@ def test_500_mb_are_validated_in_300_mb_of_memory() -> None:
         (None, f"{OWNER}/d/file.jsonl", True),
         ("lora-models", f"{OWNER}/run/training_log.jsonl", True),
         ("training-files", "shared/training.jsonl", True),
-        (None, f"{uuid4()}/d/file.jsonl", False),
-        (None, f"{OWNER}/../{uuid4()}/d/file.jsonl", False),
+        (None, f"{STRANGER}/d/file.jsonl", False),
+        (None, f"{OWNER}/../{STRANGER}/d/file.jsonl", False),
         (None, "", False),
         ("lora-models", "adapters/somebodys.tar.gz", False),
         ("training-files", "../lora-models/x", False),
@@ -257,4 +257,4 @@ def test_500_mb_are_validated_in_300_mb_of_memory() -> None:
 def test_a_dataset_never_shows_its_owner_somebody_elses_file(bucket: str | None, path: str, readable: bool) -> None:
     dataset = DATASET.model_copy(update={"storage_bucket": bucket, "storage_path": path})
     assert dataset.is_readable_by(OWNER) is readable
-    assert not dataset.is_readable_by(uuid4())
+    assert not dataset.is_readable_by(STRANGER)
