@@ -22,7 +22,6 @@ from tests.rows import Database, Row, outcome
 from tests.stage import Stage
 from worker.migrations import migrate
 
-
 _CLAIMED_WITHIN_SECONDS = 3
 """Several rounds of the worker."""
 
