@@ -8,6 +8,7 @@ tells a later execution that the adapter is whole, when this one's handler died 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -85,10 +86,15 @@ class Outcome(BaseModel):
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a crash leaves the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as file:
+    """Write a small file so that a crash leaves the old content or the new, never a part.
+
+    Two executions of a job that was delivered twice may write it at the same moment: the later one's content stays.
+    """
+    # A name of one's own: with a shared one, the first to finish takes the other's file away from under it.
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f"{path.name}.", suffix=".part", delete=False
+    ) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    Path(file.name).replace(path)

@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -73,3 +74,12 @@ def test_a_wrong_variable_of_the_endpoint_is_named(monkeypatch):
     monkeypatch.setenv("LORA_TRAINER_GRACE_SECONDS", "5")
     monkeypatch.setenv("LORA_TRAINER_TRUST_REMOTE_CODE", json.dumps(["org/model"]))
     assert load_settings() == Settings(grace_seconds=5, trust_remote_code=["org/model"])
+
+
+def test_two_executions_of_a_job_that_was_delivered_twice_may_take_its_folder_at_the_same_moment(tmp_path):
+    folders = [open_job_folder(tmp_path, "job", f"e{number}") for number in range(4)]
+    with ThreadPoolExecutor(len(folders)) as pool:
+        for _ in range(50):
+            list(pool.map(lambda folder: folder.take("run"), folders))
+            assert sum(folder.is_owned() for folder in folders) == 1
+    assert list(tmp_path.rglob("*.part")) == []
