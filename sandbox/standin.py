@@ -2,7 +2,8 @@
 
 The trainer's own handler runs it instead of `trainer.train` when told to (`standin_env`), so check-in,
 progress, cancelling, checkpoints and publishing are the real ones. It takes `max_steps` steps, or ten an
-epoch; a `Mishap` as the job's seed makes one job go wrong.
+epoch; a `Mishap` as the job's seed makes one job go wrong in the middle, and words of its dataset in any stage:
+"fail in saving", "linger in preparing" (until it is stopped).
 
 It speaks the protocol in plain JSON, which the handler checks with the real models: importing those
 would take ten times as long as such a training, and the chaos suite trains thousands.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -28,6 +30,7 @@ _STEPS_PER_EPOCH = 10
 _CHECKPOINT_STEPS = 5
 _REPORT_SECONDS = 0.25
 _TRAINING_PERCENT, _SAVING_PERCENT = 25, 95
+_STAGE_MISHAP = re.compile(rb"(fail|linger) in (\w+)")
 
 
 class Mishap(IntEnum):
@@ -92,6 +95,10 @@ class _NotFiniteError(Exception):
     """The job's mishap."""
 
 
+class _StageFailedError(Exception):
+    """The dataset asked for it."""
+
+
 class Training:
     """One task of the handler, as `trainer.task.Task` writes it."""
 
@@ -107,6 +114,8 @@ class Training:
         self._points: list[dict[str, Any]] = []
         self._resumed_from: int | None = None
         self._reported_at = 0.0
+        dataset = Path(task["dataset"]).read_bytes()
+        self._mishaps = {(what.decode(), stage.decode()) for what, stage in _STAGE_MISHAP.findall(dataset)}
         self._stop = StopSwitch(self._end_before_training)
 
     def run(self) -> bool:
@@ -119,6 +128,9 @@ class Training:
             )
         except _NotFiniteError:
             self._write_outcome("failed", error={"code": "loss_not_finite", "message": "The loss became NaN."})
+        except _StageFailedError as error:
+            # Permanent: no second attempt stands between the failure and what a user sees of it.
+            self._write_outcome("failed", error={"code": "dataset_invalid", "message": f"It failed in {error}."})
         else:
             self._write_outcome("trained")
             return True
@@ -180,6 +192,10 @@ class Training:
         told |= {"progress": progress, "total_steps": self._total_steps, "points": self._points, **more}
         self._events.write(json.dumps(told) + "\n")
         self._events.flush()
+        if ("fail", stage) in self._mishaps:
+            raise _StageFailedError(stage)
+        while ("linger", stage) in self._mishaps and not self._stop.requested:
+            time.sleep(self._step_seconds)
 
     def _checkpointed_points(self) -> list[dict[str, Any]]:
         """The curve up to the newest checkpoint that any execution of the job left for the same inputs."""
