@@ -87,7 +87,9 @@ language plpgsql stable security definer set search_path = '' as $$
 begin
   return (
     with waiting as (
-      select j.id, j.user_id, j.created_at, j.current_stage, j.retry_count,
+      select j.id, j.user_id, j.current_stage, j.retry_count,
+        -- A row may say 'infinity', which no wait can be counted from.
+        case when isfinite(j.created_at) then j.created_at else now() end as created_at,
         (select max(r.next_attempt_at) from public.training_runs r
          where r.job_id = j.id and r.next_attempt_at > now()) as next_attempt_at,
         (select count(*) from public.training_runs r
@@ -134,7 +136,8 @@ begin
       'training_touch_updated_at', 'worker_schema_version', 'training_assignment',
       'training_check_lease_seconds', 'training_decoded', 'claim_training_jobs', 'adopt_training_runs',
       'renew_training_runs', 'begin_handling', 'release_training_runs', 'training_held_run', 'begin_launch',
-      'record_launch', 'training_note_launch', 'training_run_of_token', 'training_is_published', 'check_in_run',
+      'record_launch', 'training_note_launch', 'training_run_of_token', 'training_is_published', 'training_is_file',
+      'check_in_run',
       'request_upload', 'upload_grant', 'grant_upload', 'training_notify', 'training_store_points',
       'training_advanced', 'record_progress', 'training_spent_cost', 'training_bill_run', 'settle_run',
       'training_lineage', 'cancel_training_job', 'stray_launches', 'close_launches', 'queue_health')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 from uuid import UUID, uuid4
 
 from worker.jobs import Assignment, News
@@ -119,7 +119,7 @@ class Shelf:
         return 1 if self.manifest and path.endswith("manifest.json") else None
 
 
-def make_services() -> Services:
+def make_services(**overrides: Any) -> Services:
     """Services without a network."""
     settings = Settings(
         supabase_url="http://127.0.0.1:9",
@@ -132,17 +132,18 @@ def make_services() -> Services:
         poll_seconds=0.01,
         _env_file=None,
     )
-    return Services(
-        settings=settings,
-        queue=cast(Any, FakeQueue()),
-        storage=cast(Any, None),
-        launcher=cast(Any, FakeLauncher()),
-        http=cast(Any, None),
-        prices=load_prices(),
-        retry_limits=RetryLimits(3, 5, 1, 10),
-        heavy_slots=HeavySlots(2),
-        clock=Clock(),
-    )
+    made: dict[str, Any] = {
+        "settings": settings,
+        "queue": FakeQueue(),
+        "storage": None,
+        "launcher": FakeLauncher(),
+        "http": None,
+        "prices": load_prices(),
+        "retry_limits": RetryLimits(3, 5, 1, 10),
+        "heavy_slots": HeavySlots(2),
+        "clock": Clock(),
+    }
+    return Services(**{**made, **overrides})
 
 
 def assignment(external_job_id: str | None = "ext", **run: Any) -> Assignment:

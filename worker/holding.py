@@ -32,6 +32,7 @@ from worker.outcome import (
     Stop,
     judge,
     parse_progress,
+    unreadable,
 )
 from worker.pricing import GpuPrice, accrued_cost, find_price
 from worker.reports import latest, point_rows, progress_columns
@@ -90,6 +91,7 @@ class Holding:
                 external_job_id=run.external_job_id,
                 checked_in_at=run.checked_in_at,
             ),
+            stopping=unreadable(assignment.unreadable) if assignment.unreadable else None,
         )
         if run.posted_seconds_ago is not None and run.external_job_id is None:
             # Sent by a worker that died, or unanswered: it may still check in by itself.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -181,6 +182,35 @@ def test_the_fence_lets_one_launch_and_its_newest_execution_train(db: Database) 
     assert [stray["external_job_id"] for stray in strays] == ["ext-2"]
 
 
+_FILE = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        1,
+        "a",
+        {"path": "a"},
+        _FILE | {"name": 1},
+        _FILE | {"path": None},
+        _FILE | {"path": ""},
+        _FILE | {"bytes": -1},
+        _FILE | {"bytes": 1.5},
+        _FILE | {"bytes": "1"},
+        _FILE | {"bytes": 1e30},
+        _FILE | {"sha256": "0" * 63},
+        _FILE | {"sha256": "G" * 64},
+    ],
+)
+def test_only_files_can_be_asked_to_be_uploaded(db: Database, wrong: Any) -> None:
+    run, token, execution = db.running_run()
+    with pytest.raises(psycopg.Error, match="each of files must") as refusal:
+        db.call("request_upload", token, execution, [_FILE, wrong])
+    assert refusal.value.sqlstate == "PT400"
+    assert db.run(run["id"])["upload_request"] is None
+    assert db.call("request_upload", token, execution, [_FILE])["ok"]
+
+
 def test_a_published_run_is_not_trained_again_when_only_its_result_was_lost(db: Database) -> None:
     run, token, execution = db.running_run()
     files = [{"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}]
@@ -287,6 +317,16 @@ def test_queue_health_says_why_each_job_waits(db: Database) -> None:
     assert (health["queued"], health["live_runs"], health["expired_leases"]) == (3, 1, 0)
     reasons = sorted(row["waits_for"].split(" at ")[0] for row in health["waiting"])
     assert reasons == ["a free worker slot", "its user has 1 live runs", "retry"]
+
+
+def test_a_job_of_the_end_of_time_hides_nobody_elses_wait(db: Database) -> None:
+    jobs = db.jobs(3)
+    db.rows("update training_jobs set created_at = 'infinity' where id = %s", jobs[0])
+    db.rows("update training_jobs set created_at = '-infinity' where id = %s", jobs[1])
+    health = db.call("queue_health")
+    assert health["queued"] == 3
+    assert 86000 < health["oldest_wait_seconds"] < 87000
+    assert all(isinstance(row["wait_seconds"], int | float) for row in health["waiting"])
 
 
 def test_migrations_may_run_any_number_of_times(db: Database, database: str) -> None:
