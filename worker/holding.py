@@ -14,11 +14,11 @@ from typing import Any
 import structlog
 
 from trainer.crashpoints import reach
-from trainer.grants import seal_urls
-from trainer.protocol import MANIFEST_NAME, ArtifactFile, Progress, Stage, Summary
+from trainer.protocol import MANIFEST_NAME, Progress, Stage, Summary
 from worker import notices
 from worker.artifacts import Places
 from worker.errors import LeaseLostError
+from worker.granting import answer
 from worker.jobs import Assignment, News
 from worker.launchers.base import LaunchState, Observation
 from worker.launching import launch
@@ -65,7 +65,7 @@ class Holding:
     measured_seconds: float = 0.0
     """GPU seconds by the launcher's longest measure: it forgets them with the job."""
     put_off: str | None = None
-    """Why the last launch was not accepted."""
+    """Why the last launch was not accepted, or an upload not granted."""
     launch_not_before: float = 0.0
     launch_tries: int = 0
     settled_as: str | None = None
@@ -163,6 +163,10 @@ class Holding:
         price = self.price.price_per_hour
         return round(spent + accrued_cost(self.gpu_seconds, price_per_hour=price, gpu_count=self.gpu_count), 2)
 
+    @property
+    def _is_to_stop(self) -> bool:
+        return self.news.cancel_requested or self.stopping is not None
+
     async def advance(self) -> None:
         """Do what comes next for the run.
 
@@ -171,33 +175,15 @@ class Holding:
             LeaseLostError: the run is another worker's now.
         """
         self.require_lease()
-        if self.news.upload_request:
-            await self._grant(self.news.upload_request)
-        if self.news.cancel_requested or self.stopping:
+        if self.news.upload_request is not None and not self._is_to_stop:
+            await answer(self, self.news.upload_request)
+        if self._is_to_stop:
             await self._stop()
         elif self.news.external_job_id is None:
             if self.services.clock() >= self.launch_not_before:
                 await launch(self)
         else:
             await self._look(self.news.external_job_id)
-
-    async def _grant(self, request: list[dict[str, Any]]) -> None:
-        run, job, settings = self.assignment.run, self.assignment.job, self.services.settings
-        if job is None:
-            return
-        places = Places.of(run)
-        paths = [ArtifactFile.model_validate(entry).path for entry in request]
-        urls = {
-            path: await self.services.storage.sign_upload(settings.artifacts_bucket, places.at(path))
-            for path in [*paths, MANIFEST_NAME]
-        }
-        reach("worker.grant.before")
-        self.require_lease()
-        sealed = seal_urls(self.services.run_token(run.id), urls)
-        granted = await self.services.queue.grant_upload(run.id, run.lease_token, request=request, sealed_urls=sealed)
-        reach("worker.grant.after")
-        self.news = self.news.model_copy(update={"upload_request": None})
-        log.info("upload granted" if granted else "upload request changed", run_id=str(run.id), files=len(paths))
 
     async def _observe(self, external_job_id: str) -> Observation:
         """Look at the launch, and keep what it says of time and progress."""
