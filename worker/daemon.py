@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 from uuid import UUID
 
@@ -54,6 +55,10 @@ _INTERNAL = Failure(
 )
 
 
+def _runs_were(count: int) -> str:
+    return "1 run was" if count == 1 else f"{count} runs were"
+
+
 class Daemon:
     """One worker process."""
 
@@ -63,6 +68,8 @@ class Daemon:
         self._problems: dict[str, str] = {"start": "starting"}
         self._rng = rng or random.Random()  # noqa: S311 (spreads polls, guards nothing)
         self._stop = asyncio.Event()
+        self._passed = False
+        self._given_up: deque[str] = deque(maxlen=_MAX_ADOPTED)
         self._validator = Validator(services, self._stop)
 
     @property
@@ -83,26 +90,20 @@ class Daemon:
             SchemaMismatchError: the database moved to a version this worker does not know.
         """
         settings = self.services.settings
-        await self._wait_for_schema()
+        await self._unless_stopped(self._wait_for_schema())
+        if self._stop.is_set():
+            log.info("stopped before the database answered")
+            return
         log.info("worker started", worker=settings.name, slots=settings.slots)
-        renew_seconds = min(settings.poll_seconds, settings.lease_seconds / 3)
         loops = [
-            asyncio.create_task(self._repeat("claim", self.claim, settings.poll_seconds)),
-            asyncio.create_task(self._repeat("renew", self.renew, renew_seconds)),
-            asyncio.create_task(self._repeat("poll", self.poll, settings.poll_seconds)),
-            asyncio.create_task(self._repeat("watch", self.watch, _WATCH_SECONDS)),
+            self._repeat("claim", self.claim, settings.poll_seconds),
+            self._repeat("renew", self.renew, self._renew_seconds),
+            self._repeat("poll", self.poll, settings.poll_seconds),
+            self._repeat("watch", self.watch, _WATCH_SECONDS),
         ]
         if settings.validate_datasets:
-            loops.append(asyncio.create_task(self._repeat("validate", self._validator.round, settings.poll_seconds)))
-        stopping = asyncio.create_task(self._stop.wait())
-        try:
-            done, _ = await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {stopping}:
-                task.result()
-        finally:
-            self._stop.set()
-            stopping.cancel()
-            await self._end(loops)
+            loops.append(self._repeat("validate", self._validator.round, settings.poll_seconds))
+        await self._until_one_ends(*loops)
 
     async def run_once(self) -> None:
         """One full pass: adopt, poll, settle, claim, launch, release.
@@ -111,22 +112,58 @@ class Daemon:
             ServiceError: the database did not answer; what was held is adopted by the next worker.
             PassIncompleteError: a run could not be served; the next pass tries again.
         """
+        await self._until_one_ends(self._pass(), self._repeat("renew", self.renew, self._renew_seconds))
+        put_off = [holding.put_off for holding in self.holdings.values() if holding.put_off]
+        if not self._passed:
+            raise PassIncompleteError("the pass was stopped before its end; the next one goes on")
+        if self._given_up:
+            raise PassIncompleteError(f"{_runs_were(len(self._given_up))} given up: {self._given_up[0]}")
+        if put_off:
+            raise PassIncompleteError(f"{_runs_were(len(put_off))} put off to the next pass: {put_off[0]}")
+
+    async def _pass(self) -> None:
+        await self._check_in()
+        if self.services.settings.validate_datasets:
+            # First, while no lease runs; and what becomes ready may be trained in this same pass.
+            await self._validator.round()
+        for part in (self._adopt, self._settle_round, self._claim, self._settle_round, self._reconcile):
+            if self._stop.is_set():
+                return
+            await part()
+        self._passed = not self._stop.is_set()
+
+    async def _settle_round(self) -> None:
+        await self.renew()
+        # What began after a stop would be waited for by nobody.
+        if not self._stop.is_set():
+            await self._round(until_settled=True)
+
+    @property
+    def _renew_seconds(self) -> float:
+        settings = self.services.settings
+        return min(settings.poll_seconds, settings.lease_seconds / 3)
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do this, or break it off at a stop: nothing has been begun yet that should be finished."""
+        task, stopping = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for late in (task, stopping):
+            late.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    async def _until_one_ends(self, *work: Coroutine[Any, Any, None]) -> None:
+        """Do all of this side by side until the first of it ends or `stop` is called; then end in good order."""
+        tasks = [asyncio.create_task(each) for each in work]
+        stopping = asyncio.create_task(self._stop.wait())
         try:
-            await self._check_in()
-            if self.services.settings.validate_datasets:
-                # First, while no lease runs; and what becomes ready may be trained in this same pass.
-                await self._validator.round()
-            await self._adopt()
-            await self._round(until_settled=True)
-            await self._claim()
-            await self._round(until_settled=True)
-            await self._reconcile()
+            done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopping}:
+                task.result()
         finally:
             self._stop.set()
-            await self._end([])
-        put_off = [holding.put_off for holding in self.holdings.values() if holding.put_off]
-        if put_off:
-            raise PassIncompleteError(f"{len(put_off)} runs are put off to the next pass: {put_off[0]}")
+            stopping.cancel()
+            await self._end(tasks)
 
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:
         work = [holding.task for holding in self.holdings.values() if holding.task and not holding.task.done()]
@@ -254,8 +291,6 @@ class Daemon:
         await self._reconcile()
 
     async def _round(self, *, until_settled: bool) -> None:
-        if until_settled:
-            await self.renew()
         for holding in list(self.holdings.values()):
             if holding.task is None or holding.task.done():
                 holding.task = asyncio.create_task(self._advance(holding), name=f"run {holding.assignment.run.id}")
@@ -304,6 +339,7 @@ class Daemon:
 
     def _drop(self, holding: Holding, reason: str) -> None:
         LEASES_LOST.inc()
+        self._given_up.append(reason)
         log.warning("run given up", run_id=str(holding.assignment.run.id), reason=reason)
         self._forget(holding)
 
