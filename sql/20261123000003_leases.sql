@@ -25,6 +25,7 @@ begin
       'posted_seconds_ago', (select extract(epoch from now() - max(l.posted_at))
                              from public.training_launches l where l.run_id = run.id),
       'spent_cost', public.training_spent_cost(run),
+      'used_seconds', extract(epoch from run.last_seen_at - run.checked_in_at),
       'age_seconds', extract(epoch from now() - run.created_at)),
     'job', job,
     'dataset', public.training_job_dataset(job));

@@ -105,7 +105,8 @@ class ForgetfulLauncher(FakeLauncher):
 
     async def cancel(self, external_job_id: str) -> bool:
         self.cancelled.append(external_job_id)
-        self.state = LaunchState.CANCELLED
+        if self.state is not LaunchState.MISSING:
+            self.state = LaunchState.CANCELLED
         return True
 
 

@@ -90,6 +90,8 @@ class Holding:
                 cancel_requested=assignment.job is None or assignment.job.status == "cancelled",
                 external_job_id=run.external_job_id,
                 checked_in_at=run.checked_in_at,
+                last_seen_at=run.last_seen_at,
+                used_seconds=run.used_seconds,
             ),
             stopping=unreadable(assignment.unreadable) if assignment.unreadable else None,
         )
@@ -308,7 +310,9 @@ class Holding:
             log.info("stopping the GPU", run_id=str(self.assignment.run.id), asked=asked)
         observation = await self._observe(external_job_id)
         if observation.ended or observation.state is LaunchState.MISSING:
-            await self.finish(Ending(self.stopping, look=self.stopping is not None))
+            # Another launch of the run is stopped next, now that it is known. And the bill takes the last heartbeat.
+            if await self._is_owner(external_job_id):
+                await self.finish(Ending(self.stopping, look=self.stopping is not None))
         elif self.services.clock() - self.stop_asked_at > self.services.settings.cancel_seconds:
             log.error(
                 "the GPU does not stop; look at the launcher's console",

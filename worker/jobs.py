@@ -105,6 +105,9 @@ class Run(BaseModel):
     launcher: str | None = None
     external_job_id: str | None = None
     checked_in_at: datetime | None = None
+    last_seen_at: datetime | None = None
+    used_seconds: float | None = None
+    """From the trainer's check-in to its last heartbeat."""
     launched_at: datetime | None = None
     handlings: int = 0
     transient_failures: int = 0

@@ -105,6 +105,34 @@ def test_a_run_that_checked_in_is_billed_even_where_its_time_is_not_known(db: Da
     assert cost["amount"] == 0
 
 
+def test_an_adopter_knows_how_long_the_gpu_was_used_so_far(db: Database) -> None:
+    run, _, _ = db.running_run()
+    db.rows("update training_runs set checked_in_at = last_seen_at - interval '90 seconds' where id = %s", run["id"])
+    db.expire(run["id"])
+    (adopted,) = db.call("adopt_training_runs", "w2", 1, 60)
+    assert adopted["run"]["used_seconds"] == 90
+
+
+def test_a_run_whose_job_was_deleted_is_billed_all_the_same(db: Database) -> None:
+    run, _, _ = db.running_run()
+    db.rows("delete from training_jobs where id = %s", run["job_id"])
+    assert db.settle(run, "cancelled") == "cancelled"
+    (cost,) = db.rows("select * from cost_records where user_id = %s", run["user_id"])
+    assert (float(cost["amount"]), cost["job_id"]) == (0.42, None)
+    assert cost["details"]["run_id"] == str(run["id"])
+    assert db.run(run["id"])["gpu_seconds"] == 360
+
+
+def test_a_run_whose_user_was_deleted_is_settled_without_a_bill(db: Database) -> None:
+    run, _, _ = db.running_run()
+    db.rows("delete from training_jobs where id = %s", run["job_id"])
+    db.rows("delete from datasets where user_id = %s", run["user_id"])
+    db.rows("delete from auth.users where id = %s", run["user_id"])
+    assert db.settle(run, "cancelled") == "cancelled"
+    assert db.rows("select * from cost_records where user_id = %s", run["user_id"]) == []
+    assert db.run(run["id"])["gpu_seconds"] == 360
+
+
 @pytest.mark.parametrize("lost_by", ["time", "adoption"])
 def test_a_worker_that_lost_its_lease_writes_nothing(db: Database, lost_by: str) -> None:
     run, token, execution = db.running_run()

@@ -182,6 +182,44 @@ async def test_gpu_time_that_was_measured_is_not_forgotten_with_the_job(
     assert holding.gpu_seconds == 90
 
 
+async def test_an_adopted_run_that_was_cancelled_is_billed_what_its_trainer_has_used(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    billed: list[float] = []
+
+    async def settle(holding: Holding, _: Any) -> str:
+        billed.append(holding.gpu_seconds)
+        return "cancelled"
+
+    monkeypatch.setattr(holding_module, "settle", settle)
+    adopted = assignment(used_seconds=70)
+    holding = Holding.take(
+        dataclasses.replace(services, launcher=cast(Any, ForgetfulLauncher(LaunchState.MISSING))),
+        adopted.model_copy(update={"job": None}),
+        asked_at=services.clock(),
+    )
+    assert holding.gpu_seconds == 70
+    # The trainer's last heartbeat may have come after the adoption.
+    news = News(run_id=adopted.run.id, held=True, external_job_id="ext", used_seconds=75, cancel_requested=True)
+    monkeypatch.setattr(services.queue, "renew", lambda leases: asyncio.sleep(0, [news]))
+    await holding.advance()
+    assert billed == [75]
+
+
+async def test_a_stop_reaches_the_launch_that_owns_the_run_before_the_run_is_settled(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, endings = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
+    holding.news = holding.news.model_copy(update={"cancel_requested": True})
+    owner = News(run_id=holding.assignment.run.id, held=True, external_job_id="winner", cancel_requested=True)
+    monkeypatch.setattr(services.queue, "renew", lambda leases: asyncio.sleep(0, [owner]))
+    await holding.advance()
+    assert endings == []
+    await holding.advance()
+    assert holding.services.launcher.cancelled == ["ext", "winner"]  # type: ignore[attr-defined]
+    assert len(endings) == 1
+
+
 async def test_a_full_pass_adopts_before_it_claims_and_releases_at_its_end(services: Services) -> None:
     await Daemon(services).run_once()
     calls = services.queue.calls  # type: ignore[attr-defined]
