@@ -29,6 +29,7 @@ from worker.holding import Holding
 from worker.jobs import Assignment
 from worker.outcome import Failure
 from worker.services import Services
+from worker.strays import Reconciler
 from worker.telemetry import (
     ADOPTED,
     CLAIMED,
@@ -44,7 +45,6 @@ from worker.validation import Validator
 log = structlog.get_logger(__name__)
 
 _MAX_ADOPTED = 500
-_MAX_STRAYS = 100
 _FAULTS_BEFORE_GIVING_UP = 8
 _WATCH_SECONDS = 60.0
 _GRACE_SECONDS = 6.0
@@ -71,6 +71,7 @@ class Daemon:
         self._passed = False
         self._given_up: deque[str] = deque(maxlen=_MAX_ADOPTED)
         self._validator = Validator(services, self._stop)
+        self._reconciler = Reconciler(services, self._stop)
 
     @property
     def problem(self) -> str | None:
@@ -99,6 +100,7 @@ class Daemon:
             self._repeat("claim", self.claim, settings.poll_seconds),
             self._repeat("renew", self.renew, self._renew_seconds),
             self._repeat("poll", self.poll, settings.poll_seconds),
+            self._repeat("strays", self._reconciler.round, settings.poll_seconds),
             self._repeat("watch", self.watch, _WATCH_SECONDS),
         ]
         if settings.validate_datasets:
@@ -126,7 +128,7 @@ class Daemon:
         if self.services.settings.validate_datasets:
             # First, while no lease runs; and what becomes ready may be trained in this same pass.
             await self._validator.round()
-        for part in (self._adopt, self._settle_round, self._claim, self._settle_round, self._reconcile):
+        for part in (self._adopt, self._settle_round, self._claim, self._settle_round, self._reconciler.round):
             if self._stop.is_set():
                 return
             await part()
@@ -288,7 +290,6 @@ class Daemon:
         """Look at every held run, side by side, and write all progress in one call."""
         with CYCLE_SECONDS.time():
             await self._round(until_settled=False)
-        await self._reconcile()
 
     async def _round(self, *, until_settled: bool) -> None:
         for holding in list(self.holdings.values()):
@@ -349,23 +350,6 @@ class Daemon:
         if self.holdings.get(run_id) is holding:
             del self.holdings[run_id]
         HELD_RUNS.set(len(self.holdings))
-
-    async def _reconcile(self) -> None:
-        """Stop launches that no live run owns, until their launcher says that they ended."""
-        launcher = self.services.launcher
-        closed: list[dict[str, Any]] = []
-        for stray in await self.services.queue.stray_launches(_MAX_STRAYS):
-            external_job_id = stray["external_job_id"]
-            reach("worker.stray.before")
-            observation = await launcher.observe(external_job_id)
-            if observation.ended or observation.state == "missing":
-                closed.append({"external_job_id": external_job_id, "gpu_seconds": observation.execution_seconds or 0.0})
-            else:
-                asked = await launcher.cancel(external_job_id)
-                log.info("stray launch cancelled", external_job_id=external_job_id, asked=asked)
-            reach("worker.stray.after")
-        if closed:
-            await self.services.queue.close_launches(closed)
 
     async def watch(self) -> None:
         """Look at queue, schema and endpoint once a minute, for operators."""
