@@ -173,9 +173,15 @@ async def _send(holding: Holding, payload: dict[str, Any], policy: Policy) -> st
     return None
 
 
+def patience_seconds(base_seconds: float, tries: int) -> float:
+    """How long a launch waits after so many tries: the base, doubled each time up to ten minutes."""
+    # Bounded before it is a power: after a week of refusals it would fit no number.
+    doublings = min(tries - 1, 16)
+    return min(base_seconds * 2.0**doublings, max(_MAX_WAIT_SECONDS, base_seconds))
+
+
 def _wait(holding: Holding, problem: str, base_seconds: float) -> None:
     holding.put_off = problem
     holding.report = holding.make_report({"current_stage": "waiting_for_gpu_provider"})
     holding.launch_tries += 1
-    patience = min(base_seconds * 2 ** (holding.launch_tries - 1), max(_MAX_WAIT_SECONDS, base_seconds))
-    holding.launch_not_before = holding.services.clock() + patience
+    holding.launch_not_before = holding.services.clock() + patience_seconds(base_seconds, holding.launch_tries)
