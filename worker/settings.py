@@ -30,9 +30,8 @@ _KNOWN_BASE_MODELS = (
 Seconds = Annotated[float, Field(gt=0)]
 
 
-def _worker_name() -> str:
-    # Unique to the process: a release by name must never give up another process's leases.
-    return f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+def _process_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 class Settings(BaseSettings):
@@ -66,7 +65,11 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("GPU_CLUSTER_API_KEY", "RUNPOD_API_KEY"), description="RunPod's API key"
     )
 
-    name: str = Field(default_factory=_worker_name, description="This process's name in leases and logs")
+    name: str = Field(
+        default="",
+        description="The worker's name in leases and logs, with a random end that each process gets; "
+        "empty: host and process",
+    )
     poll_seconds: Seconds = Field(default=10, description="Between two polls of the runs and of the queue")
     lease_seconds: int = Field(
         default=60, ge=5, le=3600, description="A dead worker's runs are adopted after this long"
@@ -141,6 +144,12 @@ class Settings(BaseSettings):
         if not text.strip() or text != text.strip() or not text.isascii():
             raise ValueError("is empty or holds blanks; copy the key again")
         return key
+
+    @field_validator("name")
+    @classmethod
+    def _make_unique(cls, name: str) -> str:
+        # A release by name must never give up another process's leases, however a fleet is set up.
+        return f"{name.strip() or _process_name()}-{os.urandom(4).hex()}"
 
     @field_validator("base_models", mode="before")
     @classmethod

@@ -10,9 +10,7 @@ from worker.holding import Holding
 from worker.launching import patience_seconds
 
 
-@pytest.mark.parametrize(
-    ("tries", "seconds"), [(1, 30), (2, 60), (5, 480), (6, 600), (1_026, 600), (10**6, 600)]
-)
+@pytest.mark.parametrize(("tries", "seconds"), [(1, 30), (2, 60), (5, 480), (6, 600), (1_026, 600), (10**6, 600)])
 def test_a_launch_waits_twice_as_long_each_time_and_never_longer_than_ten_minutes(tries: int, seconds: float) -> None:
     assert patience_seconds(30.0, tries) == seconds
 

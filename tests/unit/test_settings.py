@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,19 @@ def test_runpods_own_names_do_as_well(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("RUNPOD_ENDPOINT_ID", "abc")
     environment.setenv("RUNPOD_API_KEY", "rpa_x")
     assert load_settings().gpu_cluster_api_url == "https://api.runpod.ai/v2/abc"
+
+
+@pytest.mark.parametrize("name", ["fleet", "", None])
+def test_no_two_processes_have_the_same_name_whatever_they_are_called(
+    environment: pytest.MonkeyPatch, name: str | None
+) -> None:
+    """A release by name must never give up another process's leases."""
+    environment.delenv("LORA_WORKER_NAME", raising=False)
+    if name is not None:
+        environment.setenv("LORA_WORKER_NAME", name)
+    first, second = load_settings(), load_settings()
+    assert first.name != second.name
+    assert re.fullmatch(rf"{name or '.+'}-[0-9a-f]{{8}}", first.name)
 
 
 @pytest.mark.parametrize("missing", GOOD)
