@@ -57,13 +57,15 @@ async def answer(holding: Holding, request: Any) -> None:
 
 async def _grant(holding: Holding, request: list[dict[str, Any]], paths: list[str]) -> None:
     run, services = holding.assignment.run, holding.services
-    if holding.assignment.job is None:
+    if holding.assignment.job is None or holding.token is None:
+        # Sealed with another token the grant would be of no use, and the trainer would fail at it. Without one it
+        # leaves the adapter on its volume, and the next attempt publishes that.
         return
     bucket, places = services.settings.artifacts_bucket, Places.of(run)
     urls = {path: await services.storage.sign_upload(bucket, places.at(path)) for path in [*paths, MANIFEST_NAME]}
     reach("worker.grant.before")
     holding.require_lease()
-    sealed = seal_urls(services.run_token(run.id), urls)
+    sealed = seal_urls(holding.token, urls)
     granted = await services.queue.grant_upload(run.id, run.lease_token, request=request, sealed_urls=sealed)
     reach("worker.grant.after")
     holding.news = holding.news.model_copy(update={"upload_request": None})

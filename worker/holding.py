@@ -45,6 +45,11 @@ log = structlog.get_logger(__name__)
 _SUSPECT_HANDLINGS = 2
 """The first may have been a neighbour's fault; the count begins anew when the launch is known."""
 
+_REMEDY = (
+    "its adapter can't be published before LORA_WORKER_PREVIOUS_TOKEN_SECRETS names the former secret "
+    "(the former SUPABASE_SERVICE_ROLE_KEY, where LORA_WORKER_TOKEN_SECRET was not set)"
+)
+
 _WATCH_MARGIN_SECONDS = 180.0
 """The trainer ends itself first, then the launcher's policy; the worker's own watch comes last."""
 
@@ -58,6 +63,8 @@ class Holding:
     trusted_until: float
     silence: Silence
     news: News
+    token: str | None = field(repr=False)
+    """What the run's trainer holds; None where it was made with a secret that this worker does not have."""
     progress: Progress | None = None
     observation: Observation | None = None
     stopping: Failure | None = None
@@ -94,7 +101,10 @@ class Holding:
                 used_seconds=run.used_seconds,
             ),
             stopping=unreadable(assignment.unreadable) if assignment.unreadable else None,
+            token=services.tokens.of(run.id, run.token_sha256),
         )
+        if holding.token is None:
+            log.error("a run's token was made with another secret; " + _REMEDY, run_id=str(run.id))
         if run.posted_seconds_ago is not None and run.external_job_id is None:
             # Sent by a worker that died, or unanswered: it may still check in by itself.
             holding.launch_not_before = asked_at + settings.doubt_seconds - run.posted_seconds_ago

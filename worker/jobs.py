@@ -102,6 +102,8 @@ class Run(BaseModel):
     attempt: int
     status: str
     lease_token: UUID
+    token_sha256: str | None = Field(default=None, repr=False)
+    """Of the token that the run was launched with; None before its first launch."""
     launcher: str | None = None
     external_job_id: str | None = None
     checked_in_at: datetime | None = None

@@ -27,6 +27,8 @@ _KNOWN_BASE_MODELS = (
     "Qwen/Qwen3-Next-80B-A3B-Instruct",
 )
 
+_LEAST_SECRET_CHARACTERS = 32
+
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -65,6 +67,14 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("GPU_CLUSTER_API_KEY", "RUNPOD_API_KEY"), description="RunPod's API key"
     )
 
+    token_secret: SecretStr | None = Field(
+        default=None,
+        description="What the runs' tokens are derived from, the same for all workers; empty: the service's key",
+    )
+    previous_token_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Former token secrets and service keys, comma-separated, while runs of their time are live",
+    )
     name: str = Field(
         default="",
         description="The worker's name in leases and logs, with a random end that each process gets; "
@@ -151,12 +161,21 @@ class Settings(BaseSettings):
         # A release by name must never give up another process's leases, however a fleet is set up.
         return f"{name.strip() or _process_name()}-{os.urandom(4).hex()}"
 
-    @field_validator("base_models", mode="before")
+    @field_validator("token_secret")
+    @classmethod
+    def _check_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret and len(secret.get_secret_value()) < _LEAST_SECRET_CHARACTERS:
+            raise ValueError(
+                f"is shorter than {_LEAST_SECRET_CHARACTERS} characters; make one with openssl rand -hex 32"
+            )
+        return secret
+
+    @field_validator("base_models", "previous_token_secrets", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
-    @field_validator("max_per_user", "endpoint_gpu_type", "price_table", mode="before")
+    @field_validator("max_per_user", "endpoint_gpu_type", "price_table", "token_secret", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value

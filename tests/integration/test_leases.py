@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 from collections.abc import Iterator
@@ -111,6 +112,14 @@ def test_an_adopter_knows_how_long_the_gpu_was_used_so_far(db: Database) -> None
     db.expire(run["id"])
     (adopted,) = db.call("adopt_training_runs", "w2", 1, 60)
     assert adopted["run"]["used_seconds"] == 90
+
+
+def test_an_adopter_knows_which_token_the_trainer_holds(db: Database) -> None:
+    run, token = db.launched_run()
+    db.expire(run["id"])
+    (adopted,) = db.call("adopt_training_runs", "w2", 1, 60)
+    assert adopted["run"]["token_sha256"] == hashlib.sha256(token.encode()).hexdigest()
+    assert "upload_grant" not in adopted["run"]
 
 
 def test_a_run_whose_job_was_deleted_is_billed_all_the_same(db: Database) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from types import SimpleNamespace
 from typing import Any, cast
-from uuid import uuid4
 
 import pytest
 
@@ -256,14 +254,6 @@ async def test_an_absent_database_is_waited_for(services: Services) -> None:
         await asyncio.sleep(0.01)
     daemon.stop()
     await asyncio.wait_for(running, 5)
-
-
-def test_whoever_adopts_a_run_derives_the_same_token(services: Services) -> None:
-    run = uuid4()
-    again = SimpleNamespace(settings=services.settings)
-    assert services.run_token(run) == Services.run_token(cast(Any, again), run)
-    assert len(services.run_token(run)) == 64
-    assert services.run_token(uuid4()) != services.run_token(run)
 
 
 async def test_a_run_that_ended_several_workers_is_read_alone() -> None:

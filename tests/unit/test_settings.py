@@ -98,3 +98,17 @@ def test_every_setting_says_what_it_means() -> None:
 def test_empty_means_no_limit_for_a_user(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("LORA_WORKER_MAX_PER_USER", "")
     assert load_settings().max_per_user is None
+
+
+def test_token_secrets_are_optional_listed_and_long(environment: pytest.MonkeyPatch) -> None:
+    assert load_settings().token_secret is None
+    environment.setenv("LORA_WORKER_TOKEN_SECRET", "")
+    environment.setenv("LORA_WORKER_PREVIOUS_TOKEN_SECRETS", "eyJold, sb_secret_older")
+    settings = load_settings()
+    assert settings.token_secret is None
+    assert [secret.get_secret_value() for secret in settings.previous_token_secrets] == ["eyJold", "sb_secret_older"]
+    assert "eyJold" not in repr(settings)
+    environment.setenv("LORA_WORKER_TOKEN_SECRET", "hidden")
+    with pytest.raises(SettingsError, match="LORA_WORKER_TOKEN_SECRET: is shorter") as wrong:
+        load_settings()
+    assert "hidden" not in str(wrong.value)
