@@ -341,6 +341,19 @@ def test_seconds_of_a_late_loser_are_added_to_the_one_record(db: Database) -> No
     assert cost["details"]["gpu_seconds"] == 396
     assert float(cost["amount"]) == 0.46
     assert db.call("stray_launches", 10) == []
+    job = db.job(run["job_id"])
+    assert (job["final_cost"], job["current_cost"]) == (cost["amount"], cost["amount"])
+    assert job["status"] == "completed"
+
+
+def test_seconds_of_a_late_loser_take_nothing_from_what_a_job_is_known_to_cost_by_now(db: Database) -> None:
+    run, token, _ = db.running_run()
+    db.call("check_in_run", token, "loser", str(uuid4()))
+    db.settle(run, "queued")
+    db.rows("update training_jobs set current_cost = 5 where id = %s", run["job_id"])
+    assert db.call("close_launches", [{"external_job_id": "loser", "gpu_seconds": 36}]) == 1
+    job = db.job(run["job_id"])
+    assert (job["current_cost"], job["final_cost"], job["status"]) == (5, None, "queued")
 
 
 def test_queue_health_says_why_each_job_waits(db: Database) -> None:
