@@ -104,7 +104,7 @@ class Holding:
             token=services.tokens.of(run.id, run.token_sha256),
         )
         if holding.token is None:
-            log.error("a run's token was made with another secret; " + _REMEDY, run_id=str(run.id))
+            log.error("a run's token was made with another secret", run_id=str(run.id), remedy=_REMEDY)
         if run.posted_seconds_ago is not None and run.external_job_id is None:
             # Sent by a worker that died, or unanswered: it may still check in by itself.
             holding.launch_not_before = asked_at + settings.doubt_seconds - run.posted_seconds_ago
