@@ -28,6 +28,8 @@ _KNOWN_BASE_MODELS = (
 )
 
 _LEAST_SECRET_CHARACTERS = 32
+_MAX_LAUNCH_SECONDS = 7 * 86400
+"""RunPod's limit for a launch, from its submission to its end."""
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -111,7 +113,9 @@ class Settings(BaseSettings):
         default=600, description="How long a cancel may go unconfirmed before the operator is warned"
     )
     queue_allowance_seconds: Seconds = Field(
-        default=86400, le=518400, description="How long a launch may wait for a GPU"
+        default=86400,
+        le=518400,
+        description="How long a launch may wait for a GPU; with the next at most 604800",
     )
     max_run_seconds: Seconds = Field(default=43200, le=604800, description="Longest GPU time of one run")
     max_cost_per_job: float = Field(default=100, gt=0, description="USD a job may cost over all its runs")
@@ -186,6 +190,11 @@ class Settings(BaseSettings):
             if not self.runpod_endpoint_id:
                 raise ValueError("GPU_CLUSTER_API_URL is missing (or set RUNPOD_ENDPOINT_ID)")
             self.gpu_cluster_api_url = f"https://api.runpod.ai/v2/{self.runpod_endpoint_id}"
+        if self.max_run_seconds + self.queue_allowance_seconds > _MAX_LAUNCH_SECONDS:
+            raise ValueError(
+                "LORA_WORKER_MAX_RUN_SECONDS and LORA_WORKER_QUEUE_ALLOWANCE_SECONDS are together more than "
+                f"{_MAX_LAUNCH_SECONDS}, the seven days after which RunPod deletes a job, running or not"
+            )
         if self.supabase_publishable_key == self.supabase_service_role_key:
             raise ValueError(
                 "SUPABASE_PUBLISHABLE_KEY holds the secret key: it would go to the GPU container; "

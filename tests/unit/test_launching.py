@@ -8,6 +8,8 @@ from tests.scripted import assignment, make_services
 from worker import launching
 from worker.holding import Holding
 from worker.launching import patience_seconds
+from worker.preflight import make_policy
+from worker.pricing import load_prices
 
 
 @pytest.mark.parametrize(("tries", "seconds"), [(1, 30), (2, 60), (5, 480), (6, 600), (1_026, 600), (10**6, 600)])
@@ -25,3 +27,18 @@ def test_a_job_outlasts_any_number_of_refused_launches() -> None:
     holding.launch_tries = 1_500
     launching._wait(holding, "RunPod is not reachable", 30.0)
     assert holding.launch_not_before == services.clock() + 600
+
+
+@pytest.mark.parametrize("max_run_seconds", [3600, 43_200, 518_400])
+@pytest.mark.parametrize("budget", [10, 1_000_000])
+def test_a_launch_outlives_its_longest_wait_and_its_longest_execution(max_run_seconds: float, budget: float) -> None:
+    policy = make_policy(
+        load_prices()[0],
+        gpu_count=1,
+        budget=budget,
+        max_run_seconds=max_run_seconds,
+        queue_allowance_seconds=86_400,
+    )
+    assert policy.execution_seconds <= max_run_seconds
+    assert policy.ttl_seconds - policy.execution_seconds == 86_400
+    assert policy.ttl_seconds <= 7 * 86_400

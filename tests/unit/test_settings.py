@@ -112,3 +112,14 @@ def test_token_secrets_are_optional_listed_and_long(environment: pytest.MonkeyPa
     with pytest.raises(SettingsError, match="LORA_WORKER_TOKEN_SECRET: is shorter") as wrong:
         load_settings()
     assert "hidden" not in str(wrong.value)
+
+
+def test_a_run_and_its_wait_for_a_gpu_fit_into_runpods_seven_days(environment: pytest.MonkeyPatch) -> None:
+    """A ttl that has no room for the queue deletes a running job."""
+    environment.setenv("LORA_WORKER_MAX_RUN_SECONDS", "604800")
+    with pytest.raises(SettingsError, match="LORA_WORKER_QUEUE_ALLOWANCE_SECONDS") as wrong:
+        load_settings()
+    assert "LORA_WORKER_MAX_RUN_SECONDS" in str(wrong.value)
+    assert str(wrong.value).count(". ") == 0
+    environment.setenv("LORA_WORKER_MAX_RUN_SECONDS", "518400")
+    assert load_settings().queue_allowance_seconds == 86400
