@@ -56,8 +56,8 @@ language sql immutable set search_path = '' as $$
 $$;
 
 -- One call for all runs of a worker. reports is [{run_id, lease_token, job, points, notices}], where
--- job holds columns of training_jobs. Progress and steps never go back within a run; terminal jobs
--- stay as they are. Answers [{run_id, applied}].
+-- job holds columns of training_jobs. Progress and steps never go back within a run, and no stage goes back to
+-- waiting for a GPU; terminal jobs stay as they are. Answers [{run_id, applied}].
 create or replace function public.record_progress(reports jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -66,6 +66,7 @@ declare
   run public.training_runs;
   job jsonb;
   news jsonb;
+  without_gpu constant text[] := array['initializing', 'waiting_for_gpu_provider', 'queued_on_gpu', 'waiting_for_gpu'];
   answers jsonb := '[]';
 begin
   for report in
@@ -79,6 +80,10 @@ begin
     end if;
     news := coalesce(report->'job', '{}');
     job := public.training_job_row(run.queue, run.job_id, locked => true);
+    if news->>'current_stage' = any (without_gpu) and job->>'current_stage' <> all (without_gpu) then
+      -- The trainer checked in after the worker had looked.
+      news := news - 'current_stage';
+    end if;
     if job->>'status' in ('initializing', 'running') then
       perform public.training_write_job(run.queue, run.job_id, public.training_advanced(job, news)
         || jsonb_build_object(

@@ -352,12 +352,14 @@ class Daemon:
         HELD_RUNS.set(len(self.holdings))
 
     async def watch(self) -> None:
-        """Look at queue, schema and endpoint once a minute, for operators."""
+        """Look at queue, schema and endpoint once a minute, for operators and for users who wait for a GPU."""
         await self.services.queue.check_schema()
         health = await self.services.queue.health()
         QUEUE_DEPTH.set(health["queued"])
         OLDEST_WAIT_SECONDS.set(health["oldest_wait_seconds"] or 0)
         if any(holding.news.checked_in_at is None for holding in self.holdings.values()):
             endpoint = await self.services.launcher.health()
+            for holding in self.holdings.values():
+                holding.endpoint_has_problem = endpoint.problem is not None
             if endpoint.problem:
                 log.warning("endpoint", problem=endpoint.problem)

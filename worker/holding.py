@@ -35,7 +35,7 @@ from worker.outcome import (
     unreadable,
 )
 from worker.pricing import GpuPrice, accrued_cost, find_price
-from worker.reports import latest, point_rows, progress_columns
+from worker.reports import latest, point_rows, progress_columns, waiting_columns
 from worker.services import Services
 from worker.settling import Ending, settle
 from worker.silence import Silence
@@ -69,6 +69,8 @@ class Holding:
     observation: Observation | None = None
     stopping: Failure | None = None
     stop_asked_at: float | None = None
+    endpoint_has_problem: bool = False
+    """By the daemon's last look at the endpoint."""
     measured_seconds: float = 0.0
     """GPU seconds by the launcher's longest measure: it forgets them with the job."""
     put_off: str | None = None
@@ -264,7 +266,7 @@ class Holding:
     def _progress_report(self) -> dict[str, Any] | None:
         job = self.assignment.job
         if self.progress is None or job is None:
-            return self.make_report({"current_cost": self._cost()})
+            return self.make_report({"current_cost": self._cost(), **self._waiting_columns()})
         columns = progress_columns(
             self.progress, total_epochs=job.total_epochs, cost=self._cost(), now=self.services.now()
         )
@@ -274,6 +276,15 @@ class Holding:
             limit=self.services.settings.chart_points,
         )
         return self.make_report(columns, points)
+
+    def _waiting_columns(self) -> dict[str, Any]:
+        if self.observation is None:
+            return {}
+        return waiting_columns(
+            self.observation.state,
+            checked_in=self.news.checked_in_at is not None,
+            endpoint_has_problem=self.endpoint_has_problem,
+        )
 
     def make_report(self, columns: dict[str, Any], points: Sequence[dict[str, Any]] = ()) -> dict[str, Any] | None:
         """A report of job columns and points, for `record_progress`; None for a job that was deleted."""

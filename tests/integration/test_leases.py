@@ -294,6 +294,18 @@ def test_points_are_stored_once_and_a_later_attempt_replaces_what_it_repeats(db:
     assert [(row["step"], float(row["training_loss"])) for row in rows] == [(1, 8), (2, 7), (3, 0.5), (4, 0.5)]
 
 
+def test_a_report_from_before_the_check_in_takes_no_stage_back(db: Database) -> None:
+    run, token = db.launched_run()
+    db.call("record_progress", [report(run, current_stage="waiting_for_gpu")])
+    assert db.job(run["job_id"])["current_stage"] == "waiting_for_gpu"
+    assert db.call("check_in_run", token, run["external_job_id"], str(uuid4()))["may_train"]
+    for late in ("waiting_for_gpu", "queued_on_gpu"):
+        db.call("record_progress", [report(run, current_stage=late)])
+        assert db.job(run["job_id"])["current_stage"] == "setup"
+    db.call("record_progress", [report(run, current_stage="training")])
+    assert db.job(run["job_id"])["current_stage"] == "training"
+
+
 def test_progress_never_goes_back(db: Database) -> None:
     run, _, _ = db.running_run()
     db.call("record_progress", [report(run, progress=60, current_step=30, current_epoch=2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
@@ -14,7 +15,7 @@ from worker.daemon import Daemon
 from worker.errors import SchemaMismatchError, ServiceUnavailableError
 from worker.holding import Holding
 from worker.jobs import News
-from worker.launchers.base import LaunchState
+from worker.launchers.base import EndpointHealth, LaunchState
 from worker.services import HeavySlots, Services
 
 
@@ -216,6 +217,30 @@ async def test_a_stop_reaches_the_launch_that_owns_the_run_before_the_run_is_set
     await holding.advance()
     assert holding.services.launcher.cancelled == ["ext", "winner"]  # type: ignore[attr-defined]
     assert len(endings) == 1
+
+
+async def test_a_job_without_a_gpu_says_so_while_the_endpoint_has_a_problem_and_no_longer(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[str] = []
+
+    async def record_progress(reports: list[dict[str, Any]]) -> dict[Any, bool]:
+        stages.extend(report["job"]["current_stage"] for report in reports)
+        return {UUID(report["run_id"]): True for report in reports}
+
+    launcher = ForgetfulLauncher(LaunchState.QUEUED)
+    daemon = Daemon(dataclasses.replace(services, launcher=cast(Any, launcher)))
+    queue: Any = services.queue
+    monkeypatch.setattr(queue, "record_progress", record_progress)
+    queue.to_adopt = [assignment(status="launched")]
+    await daemon.claim()
+    for problem in (None, "no free GPU", None):
+        monkeypatch.setattr(
+            launcher, "health", lambda problem=problem: asyncio.sleep(0, EndpointHealth(True, 0, 1, problem))
+        )
+        await daemon.watch()
+        await daemon.poll()
+    assert stages == ["queued_on_gpu", "waiting_for_gpu", "queued_on_gpu"]
 
 
 async def test_a_full_pass_adopts_before_it_claims_and_releases_at_its_end(services: Services) -> None:
