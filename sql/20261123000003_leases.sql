@@ -5,7 +5,8 @@
 create or replace function public.worker_schema_version() returns int
 language sql immutable set search_path = '' as $$ select 1 $$;
 
--- A worker's view of a run: the run with what its job's earlier runs say, the job, the dataset.
+-- A worker's view of a run: the run with what its job's earlier runs say, the job, the dataset. By
+-- token_sha256 an adopter sees whether it speaks the token that the run's trainer holds.
 create or replace function public.training_assignment(run_id uuid) returns jsonb
 language plpgsql stable set search_path = '' as $$
 #variable_conflict use_column
@@ -16,7 +17,7 @@ begin
   select * into run from public.training_runs r where r.id = training_assignment.run_id;
   job := public.training_job_row(run.queue, run.job_id);
   return jsonb_build_object(
-    'run', to_jsonb(run) - 'token_sha256' - 'upload_grant' || jsonb_build_object(
+    'run', to_jsonb(run) - 'upload_grant' || jsonb_build_object(
       'transient_failures', (select count(*) from public.training_runs e
                              where e.job_id = run.job_id and e.fault = 'transient'),
       'infrastructure_failures', (select count(*) from public.training_runs e
@@ -25,6 +26,7 @@ begin
       'posted_seconds_ago', (select extract(epoch from now() - max(l.posted_at))
                              from public.training_launches l where l.run_id = run.id),
       'spent_cost', public.training_spent_cost(run),
+      'used_seconds', extract(epoch from run.last_seen_at - run.checked_in_at),
       'age_seconds', extract(epoch from now() - run.created_at)),
     'job', job,
     'dataset', public.training_job_dataset(job));

@@ -181,6 +181,17 @@ begin
 end
 $$;
 
+-- Whether an entry of an upload request has the form {name, path, bytes, sha256}. The worker reads what
+-- lies in the row; a container must not get anything else in there.
+create or replace function public.training_is_file(entry jsonb) returns boolean
+language sql immutable set search_path = '' as $$
+  select coalesce(
+    jsonb_typeof(entry->'name') = 'string'
+    and jsonb_typeof(entry->'path') = 'string' and length(entry->>'path') between 1 and 400
+    and jsonb_typeof(entry->'bytes') = 'number' and entry->>'bytes' ~ '^[0-9]{1,15}$'
+    and jsonb_typeof(entry->'sha256') = 'string' and entry->>'sha256' ~ '^[0-9a-f]{64}$', false)
+$$;
+
 -- The trainer says which files it wants to publish: [{name, path, bytes, sha256}]. Only the run's
 -- present execution is heard; asking for other files than before withdraws the earlier grant.
 create or replace function public.request_upload(token text, execution_id uuid, files jsonb)
@@ -201,6 +212,10 @@ begin
      or run.status not in ('claimed', 'launched', 'running') then
     return jsonb_build_object('ok', false, 'reason', case when run.id is null then 'unknown_token'
                                                           else 'superseded' end);
+  end if;
+  if not (select bool_and(public.training_is_file(f)) from jsonb_array_elements(request_upload.files) f) then
+    raise exception using errcode = 'PT400',
+      message = 'each of files must have a name, a path, its bytes and its sha256';
   end if;
   update public.training_runs r
   set upload_request = request_upload.files,

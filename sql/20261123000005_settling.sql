@@ -56,8 +56,8 @@ language sql immutable set search_path = '' as $$
 $$;
 
 -- One call for all runs of a worker. reports is [{run_id, lease_token, job, points, notices}], where
--- job holds columns of training_jobs. Progress and steps never go back within a run; terminal jobs
--- stay as they are. Answers [{run_id, applied}].
+-- job holds columns of training_jobs. Progress and steps never go back within a run, and no stage goes back to
+-- waiting for a GPU; terminal jobs stay as they are. Answers [{run_id, applied}].
 create or replace function public.record_progress(reports jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -66,6 +66,7 @@ declare
   run public.training_runs;
   job jsonb;
   news jsonb;
+  without_gpu constant text[] := array['initializing', 'waiting_for_gpu_provider', 'queued_on_gpu', 'waiting_for_gpu'];
   answers jsonb := '[]';
 begin
   for report in
@@ -79,6 +80,10 @@ begin
     end if;
     news := coalesce(report->'job', '{}');
     job := public.training_job_row(run.queue, run.job_id, locked => true);
+    if news->>'current_stage' = any (without_gpu) and job->>'current_stage' <> all (without_gpu) then
+      -- The trainer checked in after the worker had looked.
+      news := news - 'current_stage';
+    end if;
     if job->>'status' in ('initializing', 'running') then
       perform public.training_write_job(run.queue, run.job_id, public.training_advanced(job, news)
         || jsonb_build_object(
@@ -114,7 +119,8 @@ $$;
 
 -- Writes the one cost record of a run and answers what the whole job has cost so far, in USD. Seconds
 -- of launches that lost the race are the run's too. No record for a run that used no GPU; one that checked
--- in did, even where the launcher forgot it before its first heartbeat and nobody knows for how long.
+-- in did, even where the launcher forgot it before its first heartbeat and nobody knows for how long. A job
+-- that was deleted has cost all the same; a user who was deleted takes all records along, so none is made.
 create or replace function public.training_bill_run(run public.training_runs, outcome jsonb)
 returns numeric
 language plpgsql set search_path = '' as $$
@@ -128,10 +134,11 @@ declare
   fee numeric := coalesce((outcome->>'storage_fee')::numeric, 0);
 begin
   update public.training_runs r set gpu_seconds = seconds where r.id = run.id;
-  if seconds > 0 or run.checked_in_at is not null then
+  if (seconds > 0 or run.checked_in_at is not null)
+     and exists (select from auth.users u where u.id = run.user_id) then
     insert into public.cost_records (user_id, job_id, cost_type, amount, details, billing_period)
     -- The column knows the older queue's jobs alone.
-    values (run.user_id, case run.queue when 'training_jobs' then run.job_id end, 'training_compute',
+    values (run.user_id, (select j.id from public.training_jobs j where j.id = run.job_id), 'training_compute',
             round(seconds / 3600 * price * gpu_count + fee, 2),
             jsonb_build_object(
               'gpu_type', outcome->>'gpu_type', 'gpu_count', gpu_count,
@@ -195,15 +202,12 @@ begin
   set ended_at = now(), gpu_seconds = (outcome->>'gpu_seconds')::numeric
   where l.run_id = run.id and l.external_job_id = run.external_job_id
     and (outcome->>'launcher_ended')::boolean;
-  if job is null then
-    return verdict;
-  end if;
 
   -- Where somebody else ended the job, no model is stored.
   outcome := outcome || jsonb_build_object('run_status', run_status, 'storage_fee',
     case when verdict = 'completed' and job->>'status' <> 'completed' then outcome->'storage_fee' end);
   total_cost := public.training_bill_run(run, outcome);
-  if job->>'status' in ('completed', 'failed') then
+  if job is null or job->>'status' in ('completed', 'failed') then
     return verdict;
   end if;
   perform public.training_store_points(run.id, outcome->'points');

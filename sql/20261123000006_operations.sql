@@ -45,13 +45,16 @@ language sql stable security definer set search_path = '' as $$
 $$;
 
 -- Notes that launches have ended: [{external_job_id, gpu_seconds}]. Seconds that come after the run
--- was billed are added to its one cost record, at its own price.
+-- was billed are added to its one cost record, at its own price, and to what its job has cost. A job of the newer
+-- queue keeps its actual_cost: an update of a completed row there would start its deployment anew.
 create or replace function public.close_launches(reports jsonb) returns int
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
   report jsonb;
   launch public.training_launches;
+  run public.training_runs;
+  total_cost numeric;
   closed int := 0;
 begin
   for report in
@@ -63,6 +66,7 @@ begin
     returning * into launch;
     continue when not found;
     closed := closed + 1;
+    select * into run from public.training_runs r where r.id = launch.run_id;
     -- The owner's own seconds were billed when the run was settled.
     update public.cost_records c
     set amount = round(((c.details->>'gpu_seconds')::numeric + launch.gpu_seconds) / 3600
@@ -71,10 +75,15 @@ begin
         details = c.details || jsonb_build_object(
           'gpu_seconds', (c.details->>'gpu_seconds')::numeric + launch.gpu_seconds,
           'duration_hours', round(((c.details->>'gpu_seconds')::numeric + launch.gpu_seconds) / 3600, 6))
-    from public.training_runs r
-    where r.id = launch.run_id and r.external_job_id <> launch.external_job_id
-      and r.ended_at is not null and launch.gpu_seconds > 0
-      and c.user_id = r.user_id and c.details->>'run_id' = r.id::text;
+    where run.external_job_id <> launch.external_job_id and run.ended_at is not null and launch.gpu_seconds > 0
+      and c.user_id = run.user_id and c.details->>'run_id' = run.id::text;
+    if found and run.queue = 'training_jobs' then
+      total_cost := public.training_spent_cost(run);
+      update public.training_jobs j
+      set current_cost = greatest(j.current_cost, total_cost),
+          final_cost = case when j.final_cost is not null then total_cost end
+      where j.id = run.job_id;
+    end if;
   end loop;
   return closed;
 end
@@ -87,7 +96,9 @@ language plpgsql stable security definer set search_path = '' as $$
 begin
   return (
     with waiting as (
-      select j.id, j.user_id, j.created_at, j.current_stage, j.retry_count,
+      select j.id, j.user_id, j.current_stage, j.retry_count,
+        -- A row may say 'infinity', which no wait can be counted from.
+        case when isfinite(j.created_at) then j.created_at else now() end as created_at,
         (select max(r.next_attempt_at) from public.training_runs r
          where r.job_id = j.id and r.next_attempt_at > now()) as next_attempt_at,
         (select count(*) from public.training_runs r
@@ -134,7 +145,8 @@ begin
       'training_touch_updated_at', 'worker_schema_version', 'training_assignment',
       'training_check_lease_seconds', 'training_decoded', 'claim_training_jobs', 'adopt_training_runs',
       'renew_training_runs', 'begin_handling', 'release_training_runs', 'training_held_run', 'begin_launch',
-      'record_launch', 'training_note_launch', 'training_run_of_token', 'training_is_published', 'check_in_run',
+      'record_launch', 'training_note_launch', 'training_run_of_token', 'training_is_published', 'training_is_file',
+      'check_in_run',
       'request_upload', 'upload_grant', 'grant_upload', 'training_notify', 'training_store_points',
       'training_advanced', 'record_progress', 'training_spent_cost', 'training_bill_run', 'settle_run',
       'training_lineage', 'cancel_training_job', 'stray_launches', 'close_launches', 'queue_health')

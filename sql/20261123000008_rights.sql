@@ -63,7 +63,7 @@ begin
       ('training_jobs', 'jobs begin queued, last in line, on an own dataset', false, 'insert', null,
        $check$ status = 'queued' and external_job_id is null and artifact_id is null
          and started_at is null and completed_at is null and final_cost is null
-         and created_at > now() - interval '5 minutes'
+         and created_at between now() - interval '5 minutes' and now() + interval '5 minutes'
          and exists (select from public.datasets d where d.id = dataset_id and d.user_id = auth.uid()) $check$),
       ('training_jobs', 'owners cancel their jobs', true, 'update',
        $check$ auth.uid() = user_id and status in ('queued', 'initializing', 'running') $check$,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from worker.holding import Holding
 from worker.jobs import Assignment
 from worker.outcome import Failure
 from worker.services import Services
+from worker.strays import Reconciler
 from worker.telemetry import (
     ADOPTED,
     CLAIMED,
@@ -43,7 +45,6 @@ from worker.validation import Validator
 log = structlog.get_logger(__name__)
 
 _MAX_ADOPTED = 500
-_MAX_STRAYS = 100
 _FAULTS_BEFORE_GIVING_UP = 8
 _WATCH_SECONDS = 60.0
 _GRACE_SECONDS = 6.0
@@ -52,6 +53,10 @@ _GRACE_SECONDS = 6.0
 _INTERNAL = Failure(
     "worker_fault", Fault.PERMANENT, "The service could not handle this job. Please report it to support."
 )
+
+
+def _runs_were(count: int) -> str:
+    return "1 run was" if count == 1 else f"{count} runs were"
 
 
 class Daemon:
@@ -63,7 +68,10 @@ class Daemon:
         self._problems: dict[str, str] = {"start": "starting"}
         self._rng = rng or random.Random()  # noqa: S311 (spreads polls, guards nothing)
         self._stop = asyncio.Event()
+        self._passed = False
+        self._given_up: deque[str] = deque(maxlen=_MAX_ADOPTED)
         self._validator = Validator(services, self._stop)
+        self._reconciler = Reconciler(services, self._stop)
 
     @property
     def problem(self) -> str | None:
@@ -83,26 +91,21 @@ class Daemon:
             SchemaMismatchError: the database moved to a version this worker does not know.
         """
         settings = self.services.settings
-        await self._wait_for_schema()
+        await self._unless_stopped(self._wait_for_schema())
+        if self._stop.is_set():
+            log.info("stopped before the database answered")
+            return
         log.info("worker started", worker=settings.name, slots=settings.slots)
-        renew_seconds = min(settings.poll_seconds, settings.lease_seconds / 3)
         loops = [
-            asyncio.create_task(self._repeat("claim", self.claim, settings.poll_seconds)),
-            asyncio.create_task(self._repeat("renew", self.renew, renew_seconds)),
-            asyncio.create_task(self._repeat("poll", self.poll, settings.poll_seconds)),
-            asyncio.create_task(self._repeat("watch", self.watch, _WATCH_SECONDS)),
+            self._repeat("claim", self.claim, settings.poll_seconds),
+            self._repeat("renew", self.renew, self._renew_seconds),
+            self._repeat("poll", self.poll, settings.poll_seconds),
+            self._repeat("strays", self._reconciler.round, settings.poll_seconds),
+            self._repeat("watch", self.watch, _WATCH_SECONDS),
         ]
         if settings.validate_datasets:
-            loops.append(asyncio.create_task(self._repeat("validate", self._validator.round, settings.poll_seconds)))
-        stopping = asyncio.create_task(self._stop.wait())
-        try:
-            done, _ = await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {stopping}:
-                task.result()
-        finally:
-            self._stop.set()
-            stopping.cancel()
-            await self._end(loops)
+            loops.append(self._repeat("validate", self._validator.round, settings.poll_seconds))
+        await self._until_one_ends(*loops)
 
     async def run_once(self) -> None:
         """One full pass: adopt, poll, settle, claim, launch, release.
@@ -111,22 +114,58 @@ class Daemon:
             ServiceError: the database did not answer; what was held is adopted by the next worker.
             PassIncompleteError: a run could not be served; the next pass tries again.
         """
+        await self._until_one_ends(self._pass(), self._repeat("renew", self.renew, self._renew_seconds))
+        put_off = [holding.put_off for holding in self.holdings.values() if holding.put_off]
+        if not self._passed:
+            raise PassIncompleteError("the pass was stopped before its end; the next one goes on")
+        if self._given_up:
+            raise PassIncompleteError(f"{_runs_were(len(self._given_up))} given up: {self._given_up[0]}")
+        if put_off:
+            raise PassIncompleteError(f"{_runs_were(len(put_off))} put off to the next pass: {put_off[0]}")
+
+    async def _pass(self) -> None:
+        await self._check_in()
+        if self.services.settings.validate_datasets:
+            # First, while no lease runs; and what becomes ready may be trained in this same pass.
+            await self._validator.round()
+        for part in (self._adopt, self._settle_round, self._claim, self._settle_round, self._reconciler.round):
+            if self._stop.is_set():
+                return
+            await part()
+        self._passed = not self._stop.is_set()
+
+    async def _settle_round(self) -> None:
+        await self.renew()
+        # What began after a stop would be waited for by nobody.
+        if not self._stop.is_set():
+            await self._round(until_settled=True)
+
+    @property
+    def _renew_seconds(self) -> float:
+        settings = self.services.settings
+        return min(settings.poll_seconds, settings.lease_seconds / 3)
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do this, or break it off at a stop: nothing has been begun yet that should be finished."""
+        task, stopping = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for late in (task, stopping):
+            late.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    async def _until_one_ends(self, *work: Coroutine[Any, Any, None]) -> None:
+        """Do all of this side by side until the first of it ends or `stop` is called; then end in good order."""
+        tasks = [asyncio.create_task(each) for each in work]
+        stopping = asyncio.create_task(self._stop.wait())
         try:
-            await self._check_in()
-            if self.services.settings.validate_datasets:
-                # First, while no lease runs; and what becomes ready may be trained in this same pass.
-                await self._validator.round()
-            await self._adopt()
-            await self._round(until_settled=True)
-            await self._claim()
-            await self._round(until_settled=True)
-            await self._reconcile()
+            done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopping}:
+                task.result()
         finally:
             self._stop.set()
-            await self._end([])
-        put_off = [holding.put_off for holding in self.holdings.values() if holding.put_off]
-        if put_off:
-            raise PassIncompleteError(f"{len(put_off)} runs are put off to the next pass: {put_off[0]}")
+            stopping.cancel()
+            await self._end(tasks)
 
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:
         work = [holding.task for holding in self.holdings.values() if holding.task and not holding.task.done()]
@@ -251,11 +290,8 @@ class Daemon:
         """Look at every held run, side by side, and write all progress in one call."""
         with CYCLE_SECONDS.time():
             await self._round(until_settled=False)
-        await self._reconcile()
 
     async def _round(self, *, until_settled: bool) -> None:
-        if until_settled:
-            await self.renew()
         for holding in list(self.holdings.values()):
             if holding.task is None or holding.task.done():
                 holding.task = asyncio.create_task(self._advance(holding), name=f"run {holding.assignment.run.id}")
@@ -304,6 +340,7 @@ class Daemon:
 
     def _drop(self, holding: Holding, reason: str) -> None:
         LEASES_LOST.inc()
+        self._given_up.append(reason)
         log.warning("run given up", run_id=str(holding.assignment.run.id), reason=reason)
         self._forget(holding)
 
@@ -314,30 +351,15 @@ class Daemon:
             del self.holdings[run_id]
         HELD_RUNS.set(len(self.holdings))
 
-    async def _reconcile(self) -> None:
-        """Stop launches that no live run owns, until their launcher says that they ended."""
-        launcher = self.services.launcher
-        closed: list[dict[str, Any]] = []
-        for stray in await self.services.queue.stray_launches(_MAX_STRAYS):
-            external_job_id = stray["external_job_id"]
-            reach("worker.stray.before")
-            observation = await launcher.observe(external_job_id)
-            if observation.ended or observation.state == "missing":
-                closed.append({"external_job_id": external_job_id, "gpu_seconds": observation.execution_seconds or 0.0})
-            else:
-                asked = await launcher.cancel(external_job_id)
-                log.info("stray launch cancelled", external_job_id=external_job_id, asked=asked)
-            reach("worker.stray.after")
-        if closed:
-            await self.services.queue.close_launches(closed)
-
     async def watch(self) -> None:
-        """Look at queue, schema and endpoint once a minute, for operators."""
+        """Look at queue, schema and endpoint once a minute, for operators and for users who wait for a GPU."""
         await self.services.queue.check_schema()
         health = await self.services.queue.health()
         QUEUE_DEPTH.set(health["queued"])
         OLDEST_WAIT_SECONDS.set(health["oldest_wait_seconds"] or 0)
         if any(holding.news.checked_in_at is None for holding in self.holdings.values()):
             endpoint = await self.services.launcher.health()
+            for holding in self.holdings.values():
+                holding.endpoint_has_problem = endpoint.problem is not None
             if endpoint.problem:
                 log.warning("endpoint", problem=endpoint.problem)

@@ -14,11 +14,11 @@ from typing import Any
 import structlog
 
 from trainer.crashpoints import reach
-from trainer.grants import seal_urls
-from trainer.protocol import MANIFEST_NAME, ArtifactFile, Progress, Stage, Summary
+from trainer.protocol import MANIFEST_NAME, Progress, Stage, Summary
 from worker import notices
 from worker.artifacts import Places
 from worker.errors import LeaseLostError
+from worker.granting import answer
 from worker.jobs import Assignment, News
 from worker.launchers.base import LaunchState, Observation
 from worker.launching import launch
@@ -32,9 +32,10 @@ from worker.outcome import (
     Stop,
     judge,
     parse_progress,
+    unreadable,
 )
 from worker.pricing import GpuPrice, accrued_cost, find_price
-from worker.reports import latest, point_rows, progress_columns
+from worker.reports import latest, point_rows, progress_columns, waiting_columns
 from worker.services import Services
 from worker.settling import Ending, settle
 from worker.silence import Silence
@@ -43,6 +44,11 @@ log = structlog.get_logger(__name__)
 
 _SUSPECT_HANDLINGS = 2
 """The first may have been a neighbour's fault; the count begins anew when the launch is known."""
+
+_REMEDY = (
+    "its adapter can't be published before LORA_WORKER_PREVIOUS_TOKEN_SECRETS names the former secret "
+    "(the former SUPABASE_SERVICE_ROLE_KEY, where LORA_WORKER_TOKEN_SECRET was not set)"
+)
 
 _WATCH_MARGIN_SECONDS = 180.0
 """The trainer ends itself first, then the launcher's policy; the worker's own watch comes last."""
@@ -57,14 +63,18 @@ class Holding:
     trusted_until: float
     silence: Silence
     news: News
+    token: str | None = field(repr=False)
+    """What the run's trainer holds; None where it was made with a secret that this worker does not have."""
     progress: Progress | None = None
     observation: Observation | None = None
     stopping: Failure | None = None
     stop_asked_at: float | None = None
+    endpoint_has_problem: bool = False
+    """By the daemon's last look at the endpoint."""
     measured_seconds: float = 0.0
     """GPU seconds by the launcher's longest measure: it forgets them with the job."""
     put_off: str | None = None
-    """Why the last launch was not accepted."""
+    """Why the last launch was not accepted, or an upload not granted."""
     launch_not_before: float = 0.0
     launch_tries: int = 0
     settled_as: str | None = None
@@ -89,8 +99,14 @@ class Holding:
                 cancel_requested=assignment.job is None or assignment.job.status == "cancelled",
                 external_job_id=run.external_job_id,
                 checked_in_at=run.checked_in_at,
+                last_seen_at=run.last_seen_at,
+                used_seconds=run.used_seconds,
             ),
+            stopping=unreadable(assignment.unreadable) if assignment.unreadable else None,
+            token=services.tokens.of(run.id, run.token_sha256),
         )
+        if holding.token is None:
+            log.error("a run's token was made with another secret", run_id=str(run.id), remedy=_REMEDY)
         if run.posted_seconds_ago is not None and run.external_job_id is None:
             # Sent by a worker that died, or unanswered: it may still check in by itself.
             holding.launch_not_before = asked_at + settings.doubt_seconds - run.posted_seconds_ago
@@ -161,6 +177,10 @@ class Holding:
         price = self.price.price_per_hour
         return round(spent + accrued_cost(self.gpu_seconds, price_per_hour=price, gpu_count=self.gpu_count), 2)
 
+    @property
+    def _is_to_stop(self) -> bool:
+        return self.news.cancel_requested or self.stopping is not None
+
     async def advance(self) -> None:
         """Do what comes next for the run.
 
@@ -169,33 +189,15 @@ class Holding:
             LeaseLostError: the run is another worker's now.
         """
         self.require_lease()
-        if self.news.upload_request:
-            await self._grant(self.news.upload_request)
-        if self.news.cancel_requested or self.stopping:
+        if self.news.upload_request is not None and not self._is_to_stop:
+            await answer(self, self.news.upload_request)
+        if self._is_to_stop:
             await self._stop()
         elif self.news.external_job_id is None:
             if self.services.clock() >= self.launch_not_before:
                 await launch(self)
         else:
             await self._look(self.news.external_job_id)
-
-    async def _grant(self, request: list[dict[str, Any]]) -> None:
-        run, job, settings = self.assignment.run, self.assignment.job, self.services.settings
-        if job is None:
-            return
-        places = Places.of(run)
-        paths = [ArtifactFile.model_validate(entry).path for entry in request]
-        urls = {
-            path: await self.services.storage.sign_upload(settings.artifacts_bucket, places.at(path))
-            for path in [*paths, MANIFEST_NAME]
-        }
-        reach("worker.grant.before")
-        self.require_lease()
-        sealed = seal_urls(self.services.run_token(run.id), urls)
-        granted = await self.services.queue.grant_upload(run.id, run.lease_token, request=request, sealed_urls=sealed)
-        reach("worker.grant.after")
-        self.news = self.news.model_copy(update={"upload_request": None})
-        log.info("upload granted" if granted else "upload request changed", run_id=str(run.id), files=len(paths))
 
     async def _observe(self, external_job_id: str) -> Observation:
         """Look at the launch, and keep what it says of time and progress."""
@@ -264,7 +266,7 @@ class Holding:
     def _progress_report(self) -> dict[str, Any] | None:
         job = self.assignment.job
         if self.progress is None or job is None:
-            return self.make_report({"current_cost": self._cost()})
+            return self.make_report({"current_cost": self._cost(), **self._waiting_columns()})
         columns = progress_columns(
             self.progress, total_epochs=job.total_epochs, cost=self._cost(), now=self.services.now()
         )
@@ -274,6 +276,15 @@ class Holding:
             limit=self.services.settings.chart_points,
         )
         return self.make_report(columns, points)
+
+    def _waiting_columns(self) -> dict[str, Any]:
+        if self.observation is None:
+            return {}
+        return waiting_columns(
+            self.observation.state,
+            checked_in=self.news.checked_in_at is not None,
+            endpoint_has_problem=self.endpoint_has_problem,
+        )
 
     def make_report(self, columns: dict[str, Any], points: Sequence[dict[str, Any]] = ()) -> dict[str, Any] | None:
         """A report of job columns and points, for `record_progress`; None for a job that was deleted."""
@@ -320,7 +331,9 @@ class Holding:
             log.info("stopping the GPU", run_id=str(self.assignment.run.id), asked=asked)
         observation = await self._observe(external_job_id)
         if observation.ended or observation.state is LaunchState.MISSING:
-            await self.finish(Ending(self.stopping, look=self.stopping is not None))
+            # Another launch of the run is stopped next, now that it is known. And the bill takes the last heartbeat.
+            if await self._is_owner(external_job_id):
+                await self.finish(Ending(self.stopping, look=self.stopping is not None))
         elif self.services.clock() - self.stop_asked_at > self.services.settings.cancel_seconds:
             log.error(
                 "the GPU does not stop; look at the launcher's console",

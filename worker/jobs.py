@@ -38,7 +38,8 @@ class Dataset(BaseModel):
     storage_path: str
     format: str | None = None
     file_size: int | None = None
-    deleted_at: datetime | None = None
+    deleted_at: str | None = None
+    """As the database writes it, which knows days that Python does not; only whether there is one matters."""
 
     @property
     def bucket(self) -> str:
@@ -69,7 +70,7 @@ class DatasetClaim(BaseModel):
 
 
 class Job(BaseModel):
-    """A job in the columns of `training_jobs`, whichever queue holds it.
+    """A job in the columns of `training_jobs` that the worker reads, whichever queue holds it.
 
     The JSON columns stay as the application wrote them.
     """
@@ -83,13 +84,9 @@ class Job(BaseModel):
     preset_id: str | None = None
     hyperparameters: Any = None
     gpu_config: Any = None
-    status: str
-    progress: float = 0
+    status: str | None = None
     total_epochs: int | None = None
     total_steps: int | None = None
-    started_at: datetime | None = None
-    current_cost: float | None = 0
-    estimated_total_cost: float | None = None
 
 
 class Run(BaseModel):
@@ -105,9 +102,14 @@ class Run(BaseModel):
     attempt: int
     status: str
     lease_token: UUID
+    token_sha256: str | None = Field(default=None, repr=False)
+    """Of the token that the run was launched with; None before its first launch."""
     launcher: str | None = None
     external_job_id: str | None = None
     checked_in_at: datetime | None = None
+    last_seen_at: datetime | None = None
+    used_seconds: float | None = None
+    """From the trainer's check-in to its last heartbeat."""
     launched_at: datetime | None = None
     handlings: int = 0
     transient_failures: int = 0
@@ -131,6 +133,8 @@ class Assignment(BaseModel):
     run: Run
     job: Job | None
     dataset: Dataset | None = None
+    unreadable: str | None = None
+    """Why the job or its dataset can't be read, for its user. The job is then no more than its id and status."""
 
 
 class News(BaseModel):
@@ -149,12 +153,38 @@ class News(BaseModel):
     """Since the trainer's last heartbeat; None before the first."""
     used_seconds: float | None = None
     """From the trainer's check-in to its last heartbeat."""
-    upload_request: list[dict[str, Any]] | None = None
+    upload_request: Any = None
+    """As the container sent it: it is read when it is answered."""
 
 
 def parse_assignment(row: dict[str, Any]) -> Assignment:
-    """An assignment from the database's JSON."""
-    return Assignment.model_validate(row)
+    """An assignment from the database's JSON.
+
+    Users write jobs and datasets, by other ways too than the application's pages: what can't be read there is
+    told in `unreadable`, and the run is there to be stopped, billed and settled.
+
+    Raises:
+        ValidationError: the run can't be read.
+    """
+    try:
+        return Assignment.model_validate(row)
+    except ValidationError as error:
+        run = Run.model_validate(row["run"])
+        job = row["job"] or {}
+        rest = Job.model_construct(
+            id=run.job_id,
+            user_id=run.user_id,
+            status=job.get("status"),
+            hyperparameters=job.get("hyperparameters"),
+            gpu_config=job.get("gpu_config"),
+        )
+        return Assignment(run=run, job=rest, unreadable=_name_the_unreadable(error))
+
+
+def _name_the_unreadable(error: ValidationError) -> str:
+    # Names of columns only: a value may be somebody's text.
+    columns = ", ".join(sorted({".".join(map(str, problem["loc"])) for problem in error.errors()}))
+    return f"The job can't be read: {columns} holds what it can't hold. Change it and start the job again."
 
 
 def parse_news(row: dict[str, Any]) -> News:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from worker.launchers.base import Policy
 from worker.outcome import WORKER_KILLED, Failure
 from worker.settling import Ending
 from worker.telemetry import LAUNCHED
+from worker.tokens import token_sha256
 
 if TYPE_CHECKING:
     from worker.holding import Holding
@@ -78,6 +78,9 @@ async def _make_request(holding: Holding, plan: preflight.Plan) -> Request:
     services, settings = holding.services, holding.services.settings
     run, job, dataset = holding.assignment.run, holding.assignment.job, holding.assignment.dataset
     places = Places.of(run)
+    # A run that was launched before keeps its token, if that is known: the first launch may still check in.
+    token = holding.token or services.tokens.of(run.id, None)
+    assert token is not None
     assert job is not None
     assert dataset is not None
     url = await services.storage.sign_download(
@@ -93,7 +96,7 @@ async def _make_request(holding: Holding, plan: preflight.Plan) -> Request:
         channel=Channel(
             url=settings.supabase_url,
             key=settings.supabase_publishable_key.get_secret_value(),
-            token=services.run_token(run.id),
+            token=token,
         ),
         output=OutputRef(bucket=settings.artifacts_bucket, prefix=places.prefix, archive_name=places.archive_name),
         limits=Limits(
@@ -121,7 +124,7 @@ async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> Non
         run.id,
         run.lease_token,
         launcher=launcher.name,
-        token_sha256=hashlib.sha256(request.channel.token.encode()).hexdigest(),
+        token_sha256=token_sha256(request.channel.token),
         enrichment=both_shapes,
     )
     if refused == "lease_lost":
@@ -173,9 +176,15 @@ async def _send(holding: Holding, payload: dict[str, Any], policy: Policy) -> st
     return None
 
 
+def patience_seconds(base_seconds: float, tries: int) -> float:
+    """How long a launch waits after so many tries: the base, doubled each time up to ten minutes."""
+    # Bounded before it is a power: after a week of refusals it would fit no number.
+    doublings = min(tries - 1, 16)
+    return min(base_seconds * 2.0**doublings, max(_MAX_WAIT_SECONDS, base_seconds))
+
+
 def _wait(holding: Holding, problem: str, base_seconds: float) -> None:
     holding.put_off = problem
     holding.report = holding.make_report({"current_stage": "waiting_for_gpu_provider"})
     holding.launch_tries += 1
-    patience = min(base_seconds * 2 ** (holding.launch_tries - 1), max(_MAX_WAIT_SECONDS, base_seconds))
-    holding.launch_not_before = holding.services.clock() + patience
+    holding.launch_not_before = holding.services.clock() + patience_seconds(base_seconds, holding.launch_tries)

@@ -122,6 +122,11 @@ _NO_RESULT = Failure("result_unreadable", Fault.TRANSIENT, "The training ended w
 _CRASHED = Failure("trainer_crashed", Fault.TRANSIENT, "The training program ended unexpectedly.")
 
 
+def unreadable(sentence: str) -> Failure:
+    """The failure of a job whose row can't be read; the sentence says why."""
+    return Failure("job_unreadable", Fault.PERMANENT, sentence)
+
+
 def parse_progress(output: Any, *, run_id: str) -> Progress | None:
     """The progress in a running launch's output: ours, or the earlier trainer's; None if neither."""
     if not isinstance(output, dict):

@@ -18,7 +18,6 @@ from worker.storage import Storage
 from worker.terms import Terms
 
 _LEAST_USEFUL_SECONDS = 300.0
-_MAX_POLICY_SECONDS = 7 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,7 @@ def make_policy(
     """How long a launch may execute and live, from the budget in USD that is left.
 
     The ttl counts from submission and deletes even a running job, so it outlives the longest wait in
-    the queue and the longest execution together. RunPod's limit for both is seven days.
+    the queue and the longest execution together. The settings keep both within RunPod's seven days.
 
     Raises:
         PreflightError: the budget does not last for a useful run.
@@ -162,8 +161,8 @@ def make_policy(
             f"The job's budget has ${max(budget, 0):.2f} left, less than five minutes of a {price.type} "
             f"(${price.price_per_hour:.2f} an hour); choose a cheaper GPU or ask for a higher limit.",
         )
-    execution = min(affordable, max_run_seconds, _MAX_POLICY_SECONDS)
-    return Policy(execution, min(execution + queue_allowance_seconds, _MAX_POLICY_SECONDS))
+    execution = min(affordable, max_run_seconds)
+    return Policy(execution, execution + queue_allowance_seconds)
 
 
 async def survey_dataset(dataset: Dataset, storage: Storage, *, max_bad_line_share: float) -> Survey:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
 import structlog
 from postgrest import AsyncPostgrestClient
 from postgrest.exceptions import APIError
+from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from worker.errors import SchemaMismatchError, SchemaMissingError, ServiceRefusedError, ServiceUnavailableError
@@ -48,6 +49,23 @@ def explain_api_error(error: APIError) -> Exception:
     if code.startswith(_PASSING_CODES) or gateway_failed or code in {"429", "408", "SUP", ""}:
         return ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not available ({code or 'no code'}: {message})")
     return ServiceRefusedError(_SERVICE, f"{_SERVICE} refused the call ({code}: {message})", status=400)
+
+
+_Parsed = TypeVar("_Parsed")
+
+
+def _readable(parse: Callable[[dict[str, Any]], _Parsed], rows: Iterable[dict[str, Any]]) -> list[_Parsed]:
+    """The rows that can be read: one that can't must not hold up the others. Its lease runs out by itself."""
+    parsed = []
+    for row in rows:
+        try:
+            parsed.append(parse(row))
+        except ValidationError as error:
+            run_id = row.get("run_id") or row.get("run", {}).get("id")
+            # Places only: a value may be somebody's text.
+            places = [".".join(map(str, problem["loc"])) for problem in error.errors()]
+            log.error("a run's row is unreadable; update the worker", run_id=run_id, columns=places)
+    return parsed
 
 
 class Queue:
@@ -127,7 +145,7 @@ class Queue:
             lease_seconds=self.lease_seconds,
             max_per_user=max_per_user,
         )
-        return [parse_assignment(row) for row in rows]
+        return _readable(parse_assignment, rows)
 
     async def adopt(self, max_runs: int) -> list[Assignment]:
         """Take over live runs whose lease ran out."""
@@ -138,7 +156,7 @@ class Queue:
             max_runs=max_runs,
             lease_seconds=self.lease_seconds,
         )
-        return [parse_assignment(row) for row in rows]
+        return _readable(parse_assignment, rows)
 
     async def renew(self, leases: Iterable[tuple[UUID, UUID]]) -> list[News]:
         """Renew leases given as (run id, lease token), and learn what changed beside them."""
@@ -147,7 +165,7 @@ class Queue:
             leases=[{"run_id": str(run), "lease_token": str(token)} for run, token in leases],
             lease_seconds=self.lease_seconds,
         )
-        return [parse_news(row) for row in rows]
+        return _readable(parse_news, rows)
 
     async def release(self) -> int:
         """Give up every lease of this worker."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from trainer.protocol import STAGES, FinalMetrics, Point, Progress, Summary, thin_points
+from worker.launchers.base import LaunchState
 
 _METRIC_KEYS = ("training_loss", "validation_loss", "learning_rate", "throughput", "gpu_utilization")
 
@@ -70,6 +71,15 @@ def progress_columns(progress: Progress, *, total_epochs: int | None, cost: floa
     if progress.eta_seconds is not None and 0 <= progress.eta_seconds < 30 * 86400:
         columns["estimated_completion_at"] = (now + timedelta(seconds=progress.eta_seconds)).isoformat()
     return columns
+
+
+def waiting_columns(state: LaunchState, *, checked_in: bool, endpoint_has_problem: bool) -> dict[str, Any]:
+    """Columns of `training_jobs` for an accepted launch whose trainer is not heard of yet."""
+    if checked_in or state not in {LaunchState.QUEUED, LaunchState.RUNNING}:
+        return {}
+    # One that runs has its GPU, whatever the endpoint lacks for others.
+    waits = state is LaunchState.QUEUED and endpoint_has_problem
+    return {"current_stage": "waiting_for_gpu" if waits else "queued_on_gpu"}
 
 
 def final_columns(metrics: FinalMetrics, summary: Summary, points: list[Point]) -> dict[str, Any]:

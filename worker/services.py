@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
-from uuid import UUID
 
 import httpx
 
@@ -24,6 +21,7 @@ from worker.queue import Queue
 from worker.settings import Settings
 from worker.storage import Storage
 from worker.terms import Terms, make_terms
+from worker.tokens import RunTokens
 
 _HEAVY_SLOTS = 4
 
@@ -80,10 +78,13 @@ class Services:
         """What estimates stand on."""
         return make_terms(self.settings, self.prices)
 
-    def run_token(self, run_id: UUID) -> str:
-        """The run's 256-bit token. Derived, so that whoever adopts the run has it and no row holds it."""
-        key = self.settings.supabase_service_role_key.get_secret_value().encode()
-        return hmac.new(key, b"lora-worker run token:" + run_id.bytes, hashlib.sha256).hexdigest()
+    @cached_property
+    def tokens(self) -> RunTokens:
+        """The runs' tokens."""
+        settings = self.settings
+        # The service's key last, also where a secret is set: runs may be live from before it was.
+        secrets = [settings.token_secret, *settings.previous_token_secrets, settings.supabase_service_role_key]
+        return RunTokens([secret.get_secret_value() for secret in secrets if secret])
 
 
 @asynccontextmanager

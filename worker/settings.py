@@ -27,12 +27,15 @@ _KNOWN_BASE_MODELS = (
     "Qwen/Qwen3-Next-80B-A3B-Instruct",
 )
 
+_LEAST_SECRET_CHARACTERS = 32
+_MAX_LAUNCH_SECONDS = 7 * 86400
+"""RunPod's limit for a launch, from its submission to its end."""
+
 Seconds = Annotated[float, Field(gt=0)]
 
 
-def _worker_name() -> str:
-    # Unique to the process: a release by name must never give up another process's leases.
-    return f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+def _process_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 class Settings(BaseSettings):
@@ -66,7 +69,19 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("GPU_CLUSTER_API_KEY", "RUNPOD_API_KEY"), description="RunPod's API key"
     )
 
-    name: str = Field(default_factory=_worker_name, description="This process's name in leases and logs")
+    token_secret: SecretStr | None = Field(
+        default=None,
+        description="What the runs' tokens are derived from, the same for all workers; empty: the service's key",
+    )
+    previous_token_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Former token secrets and service keys, comma-separated, while runs of their time are live",
+    )
+    name: str = Field(
+        default="",
+        description="The worker's name in leases and logs, with a random end that each process gets; "
+        "empty: host and process",
+    )
     poll_seconds: Seconds = Field(default=10, description="Between two polls of the runs and of the queue")
     lease_seconds: int = Field(
         default=60, ge=5, le=3600, description="A dead worker's runs are adopted after this long"
@@ -98,7 +113,9 @@ class Settings(BaseSettings):
         default=600, description="How long a cancel may go unconfirmed before the operator is warned"
     )
     queue_allowance_seconds: Seconds = Field(
-        default=86400, le=518400, description="How long a launch may wait for a GPU"
+        default=86400,
+        le=518400,
+        description="How long a launch may wait for a GPU; with the next at most 604800",
     )
     max_run_seconds: Seconds = Field(default=43200, le=604800, description="Longest GPU time of one run")
     max_cost_per_job: float = Field(default=100, gt=0, description="USD a job may cost over all its runs")
@@ -142,12 +159,27 @@ class Settings(BaseSettings):
             raise ValueError("is empty or holds blanks; copy the key again")
         return key
 
-    @field_validator("base_models", mode="before")
+    @field_validator("name")
+    @classmethod
+    def _make_unique(cls, name: str) -> str:
+        # A release by name must never give up another process's leases, however a fleet is set up.
+        return f"{name.strip() or _process_name()}-{os.urandom(4).hex()}"
+
+    @field_validator("token_secret")
+    @classmethod
+    def _check_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret and len(secret.get_secret_value()) < _LEAST_SECRET_CHARACTERS:
+            raise ValueError(
+                f"is shorter than {_LEAST_SECRET_CHARACTERS} characters; make one with openssl rand -hex 32"
+            )
+        return secret
+
+    @field_validator("base_models", "previous_token_secrets", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
-    @field_validator("max_per_user", "endpoint_gpu_type", "price_table", mode="before")
+    @field_validator("max_per_user", "endpoint_gpu_type", "price_table", "token_secret", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -158,6 +190,11 @@ class Settings(BaseSettings):
             if not self.runpod_endpoint_id:
                 raise ValueError("GPU_CLUSTER_API_URL is missing (or set RUNPOD_ENDPOINT_ID)")
             self.gpu_cluster_api_url = f"https://api.runpod.ai/v2/{self.runpod_endpoint_id}"
+        if self.max_run_seconds + self.queue_allowance_seconds > _MAX_LAUNCH_SECONDS:
+            raise ValueError(
+                "LORA_WORKER_MAX_RUN_SECONDS and LORA_WORKER_QUEUE_ALLOWANCE_SECONDS are together more than "
+                f"{_MAX_LAUNCH_SECONDS}, the seven days after which RunPod deletes a job, running or not"
+            )
         if self.supabase_publishable_key == self.supabase_service_role_key:
             raise ValueError(
                 "SUPABASE_PUBLISHABLE_KEY holds the secret key: it would go to the GPU container; "

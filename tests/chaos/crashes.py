@@ -232,17 +232,17 @@ def _provoke(scene: Scene, arming: Arming, worker: Worker) -> None:
     if kind == "release" and worker.has_started and scene.rng.random() < _TICK_SECONDS:
         worker.terminate()
     elif kind == "cancel":
-        _cancel_one(scene, worker.name)
+        _cancel_one(scene, worker)
     elif kind == "stray":
         _make_stray(scene)
 
 
-def _cancel_one(scene: Scene, worker: str) -> None:
+def _cancel_one(scene: Scene, worker: Worker) -> None:
     """Cancel a job that the worker holds, unless one waits for its attention already."""
     held = scene.world.query(
         "select r.job_id::text, j.status from training_runs r join training_jobs j on j.id = r.job_id"
-        " where r.worker = %s and r.status in ('launched', 'running')",
-        worker,
+        " where r.worker like %s and r.status in ('launched', 'running')",
+        f"{worker.name}-%",
     )
     running = [row["job_id"] for row in held if row["status"] == "running"]
     if running and len(running) == len(held) and scene.world.cancel(running[0]):

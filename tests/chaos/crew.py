@@ -21,10 +21,14 @@ _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUA
 
 @dataclass
 class Worker:
-    """One worker process. `name` is what leases and logs call it."""
+    """One worker process. Leases and logs call it by its `name` and a random end."""
 
     name: str
     child: Hatchling
+
+    def is_called(self, name: str) -> bool:
+        """Whether a lease names this worker."""
+        return name.rpartition("-")[0] == self.name
 
     @property
     def is_alive(self) -> bool:

@@ -360,4 +360,4 @@ def _busiest(scene: Scene) -> Worker:
         " group by worker order by count(*) desc limit 1",
         scene.job_ids,
     )
-    return next(worker for worker in scene.world.crew.workers if worker.name == row["worker"])
+    return next(worker for worker in scene.world.crew.workers if worker.is_called(row["worker"]))

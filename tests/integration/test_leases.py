@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -104,6 +106,42 @@ def test_a_run_that_checked_in_is_billed_even_where_its_time_is_not_known(db: Da
     assert cost["amount"] == 0
 
 
+def test_an_adopter_knows_how_long_the_gpu_was_used_so_far(db: Database) -> None:
+    run, _, _ = db.running_run()
+    db.rows("update training_runs set checked_in_at = last_seen_at - interval '90 seconds' where id = %s", run["id"])
+    db.expire(run["id"])
+    (adopted,) = db.call("adopt_training_runs", "w2", 1, 60)
+    assert adopted["run"]["used_seconds"] == 90
+
+
+def test_an_adopter_knows_which_token_the_trainer_holds(db: Database) -> None:
+    run, token = db.launched_run()
+    db.expire(run["id"])
+    (adopted,) = db.call("adopt_training_runs", "w2", 1, 60)
+    assert adopted["run"]["token_sha256"] == hashlib.sha256(token.encode()).hexdigest()
+    assert "upload_grant" not in adopted["run"]
+
+
+def test_a_run_whose_job_was_deleted_is_billed_all_the_same(db: Database) -> None:
+    run, _, _ = db.running_run()
+    db.rows("delete from training_jobs where id = %s", run["job_id"])
+    assert db.settle(run, "cancelled") == "cancelled"
+    (cost,) = db.rows("select * from cost_records where user_id = %s", run["user_id"])
+    assert (float(cost["amount"]), cost["job_id"]) == (0.42, None)
+    assert cost["details"]["run_id"] == str(run["id"])
+    assert db.run(run["id"])["gpu_seconds"] == 360
+
+
+def test_a_run_whose_user_was_deleted_is_settled_without_a_bill(db: Database) -> None:
+    run, _, _ = db.running_run()
+    db.rows("delete from training_jobs where id = %s", run["job_id"])
+    db.rows("delete from datasets where user_id = %s", run["user_id"])
+    db.rows("delete from auth.users where id = %s", run["user_id"])
+    assert db.settle(run, "cancelled") == "cancelled"
+    assert db.rows("select * from cost_records where user_id = %s", run["user_id"]) == []
+    assert db.run(run["id"])["gpu_seconds"] == 360
+
+
 @pytest.mark.parametrize("lost_by", ["time", "adoption"])
 def test_a_worker_that_lost_its_lease_writes_nothing(db: Database, lost_by: str) -> None:
     run, token, execution = db.running_run()
@@ -181,6 +219,35 @@ def test_the_fence_lets_one_launch_and_its_newest_execution_train(db: Database) 
     assert [stray["external_job_id"] for stray in strays] == ["ext-2"]
 
 
+_FILE = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        1,
+        "a",
+        {"path": "a"},
+        _FILE | {"name": 1},
+        _FILE | {"path": None},
+        _FILE | {"path": ""},
+        _FILE | {"bytes": -1},
+        _FILE | {"bytes": 1.5},
+        _FILE | {"bytes": "1"},
+        _FILE | {"bytes": 1e30},
+        _FILE | {"sha256": "0" * 63},
+        _FILE | {"sha256": "G" * 64},
+    ],
+)
+def test_only_files_can_be_asked_to_be_uploaded(db: Database, wrong: Any) -> None:
+    run, token, execution = db.running_run()
+    with pytest.raises(psycopg.Error, match="each of files must") as refusal:
+        db.call("request_upload", token, execution, [_FILE, wrong])
+    assert refusal.value.sqlstate == "PT400"
+    assert db.run(run["id"])["upload_request"] is None
+    assert db.call("request_upload", token, execution, [_FILE])["ok"]
+
+
 def test_a_published_run_is_not_trained_again_when_only_its_result_was_lost(db: Database) -> None:
     run, token, execution = db.running_run()
     files = [{"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}]
@@ -225,6 +292,18 @@ def test_points_are_stored_once_and_a_later_attempt_replaces_what_it_repeats(db:
     db.call("record_progress", [report(again["run"], resumed, current_step=4)])
     rows = db.rows("select step, training_loss from metrics_points order by step")
     assert [(row["step"], float(row["training_loss"])) for row in rows] == [(1, 8), (2, 7), (3, 0.5), (4, 0.5)]
+
+
+def test_a_report_from_before_the_check_in_takes_no_stage_back(db: Database) -> None:
+    run, token = db.launched_run()
+    db.call("record_progress", [report(run, current_stage="waiting_for_gpu")])
+    assert db.job(run["job_id"])["current_stage"] == "waiting_for_gpu"
+    assert db.call("check_in_run", token, run["external_job_id"], str(uuid4()))["may_train"]
+    for late in ("waiting_for_gpu", "queued_on_gpu"):
+        db.call("record_progress", [report(run, current_stage=late)])
+        assert db.job(run["job_id"])["current_stage"] == "setup"
+    db.call("record_progress", [report(run, current_stage="training")])
+    assert db.job(run["job_id"])["current_stage"] == "training"
 
 
 def test_progress_never_goes_back(db: Database) -> None:
@@ -274,6 +353,19 @@ def test_seconds_of_a_late_loser_are_added_to_the_one_record(db: Database) -> No
     assert cost["details"]["gpu_seconds"] == 396
     assert float(cost["amount"]) == 0.46
     assert db.call("stray_launches", 10) == []
+    job = db.job(run["job_id"])
+    assert (job["final_cost"], job["current_cost"]) == (cost["amount"], cost["amount"])
+    assert job["status"] == "completed"
+
+
+def test_seconds_of_a_late_loser_take_nothing_from_what_a_job_is_known_to_cost_by_now(db: Database) -> None:
+    run, token, _ = db.running_run()
+    db.call("check_in_run", token, "loser", str(uuid4()))
+    db.settle(run, "queued")
+    db.rows("update training_jobs set current_cost = 5 where id = %s", run["job_id"])
+    assert db.call("close_launches", [{"external_job_id": "loser", "gpu_seconds": 36}]) == 1
+    job = db.job(run["job_id"])
+    assert (job["current_cost"], job["final_cost"], job["status"]) == (5, None, "queued")
 
 
 def test_queue_health_says_why_each_job_waits(db: Database) -> None:
@@ -287,6 +379,16 @@ def test_queue_health_says_why_each_job_waits(db: Database) -> None:
     assert (health["queued"], health["live_runs"], health["expired_leases"]) == (3, 1, 0)
     reasons = sorted(row["waits_for"].split(" at ")[0] for row in health["waiting"])
     assert reasons == ["a free worker slot", "its user has 1 live runs", "retry"]
+
+
+def test_a_job_of_the_end_of_time_hides_nobody_elses_wait(db: Database) -> None:
+    jobs = db.jobs(3)
+    db.rows("update training_jobs set created_at = 'infinity' where id = %s", jobs[0])
+    db.rows("update training_jobs set created_at = '-infinity' where id = %s", jobs[1])
+    health = db.call("queue_health")
+    assert health["queued"] == 3
+    assert 86000 < health["oldest_wait_seconds"] < 87000
+    assert all(isinstance(row["wait_seconds"], int | float) for row in health["waiting"])
 
 
 def test_migrations_may_run_any_number_of_times(db: Database, database: str) -> None:

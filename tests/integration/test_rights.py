@@ -347,6 +347,8 @@ def test_a_stranger_cancels_nothing(world: World) -> None:
         ("status", "completed"),
         ("external_job_id", "another-job-of-runpod"),
         ("created_at", "2001-01-01"),
+        ("created_at", "2101-01-01"),
+        ("created_at", "infinity"),
         ("started_at", "2001-01-01"),
         ("final_cost", 0),
         ("user_id", None),

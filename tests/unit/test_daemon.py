@@ -4,145 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any, cast
-from uuid import uuid4
+from uuid import UUID
 
 import pytest
 
+from tests.scripted import ForgetfulLauncher, Shelf, assignment
 from worker import holding as holding_module
 from worker.daemon import Daemon
 from worker.errors import SchemaMismatchError, ServiceUnavailableError
 from worker.holding import Holding
-from worker.jobs import Assignment, News
-from worker.launchers.base import EndpointHealth, LaunchState, Observation
-from worker.outcome import RetryLimits
-from worker.pricing import load_prices
+from worker.jobs import News
+from worker.launchers.base import EndpointHealth, LaunchState
 from worker.services import HeavySlots, Services
-from worker.settings import Settings
-
-START = 1000.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class FakeQueue:
-    """Holds what the database would say; notes what it was asked."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.to_adopt: list[Assignment] = []
-        self.to_claim: list[Assignment] = []
-        self.lost: set[Any] = set()
-        self.failing: Exception | None = None
-
-    async def check_schema(self) -> int:
-        self.calls.append("check_schema")
-        if self.failing:
-            raise self.failing
-        return 1
-
-    async def publish_terms(self, terms: Any) -> bool:
-        return False
-
-    async def adopt(self, max_runs: int) -> list[Assignment]:
-        self.calls.append("adopt")
-        found, self.to_adopt = self.to_adopt, []
-        return found
-
-    async def claim(self, max_jobs: int, max_per_user: int | None) -> list[Assignment]:
-        self.calls.append("claim")
-        found, self.to_claim = self.to_claim, []
-        return found
-
-    async def claim_dataset(self) -> None:
-        return None
-
-    async def renew(self, leases: Any) -> list[News]:
-        self.calls.append("renew")
-        return [News(run_id=run, held=run not in self.lost, external_job_id="ext") for run, _ in leases]
-
-    async def record_progress(self, reports: list[dict[str, Any]]) -> dict[Any, bool]:
-        self.calls.append(f"record_progress {len(reports)}")
-        from uuid import UUID
-
-        return {UUID(report["run_id"]): True for report in reports}
-
-    async def stray_launches(self, max_launches: int) -> list[dict[str, Any]]:
-        return []
-
-    async def health(self) -> dict[str, Any]:
-        return {"queued": 0, "oldest_wait_seconds": None}
-
-    async def release(self) -> int:
-        self.calls.append("release")
-        return 0
-
-
-class FakeLauncher:
-    name = "runpod"
-
-    def __init__(self) -> None:
-        self.looked: list[str] = []
-        self.broken: set[str] = set()
-
-    async def observe(self, external_job_id: str) -> Observation:
-        self.looked.append(external_job_id)
-        if external_job_id in self.broken:
-            raise RuntimeError("a bug")
-        return Observation(LaunchState.RUNNING)
-
-    async def health(self) -> EndpointHealth:
-        return EndpointHealth(True, 1, 0)
-
-
-@pytest.fixture
-def services(monkeypatch: pytest.MonkeyPatch) -> Services:
-    settings = Settings(
-        supabase_url="http://127.0.0.1:9",
-        supabase_service_role_key="sb_secret_x",
-        supabase_publishable_key="sb_publishable_x",
-        gpu_cluster_api_url="http://127.0.0.1:9",
-        gpu_cluster_api_key="x",
-        lease_seconds=60,
-        doubt_seconds=100,
-        poll_seconds=0.01,
-        _env_file=None,
-    )
-    return Services(
-        settings=settings,
-        queue=cast(Any, FakeQueue()),
-        storage=cast(Any, None),
-        launcher=cast(Any, FakeLauncher()),
-        http=cast(Any, None),
-        prices=load_prices(),
-        retry_limits=RetryLimits(3, 5, 1, 10),
-        heavy_slots=HeavySlots(2),
-        clock=Clock(),
-    )
-
-
-def assignment(external_job_id: str | None = "ext", **run: Any) -> Assignment:
-    user, job = uuid4(), uuid4()
-    return Assignment.model_validate(
-        {
-            "run": {
-                "id": uuid4(), "job_id": job, "user_id": user, "attempt": 1, "status": "running",
-                "lease_token": uuid4(), "external_job_id": external_job_id, "created_at": datetime.now(UTC), **run,
-            },
-            "job": {
-                "id": job, "user_id": user, "dataset_id": uuid4(), "status": "running", "gpu_config": {"type": "H100"},
-            },
-            "dataset": None,
-        }
-    )  # fmt: skip
 
 
 async def test_after_its_lease_by_its_own_clock_a_worker_neither_looks_nor_writes(services: Services) -> None:
@@ -232,33 +106,6 @@ async def test_a_run_that_nobody_launched_is_launched_at_once(
     assert len(launched) == 1
 
 
-class ForgetfulLauncher(FakeLauncher):
-    """Says what it is told to say."""
-
-    def __init__(self, state: LaunchState) -> None:
-        super().__init__()
-        self.state = state
-        self.cancelled: list[str] = []
-
-    async def observe(self, external_job_id: str) -> Observation:
-        return Observation(self.state, execution_seconds=90.0 if self.state is LaunchState.RUNNING else None)
-
-    async def cancel(self, external_job_id: str) -> bool:
-        self.cancelled.append(external_job_id)
-        self.state = LaunchState.CANCELLED
-        return True
-
-
-class Shelf:
-    """A storage with or without the manifest."""
-
-    def __init__(self, manifest: bool) -> None:
-        self.manifest = manifest
-
-    async def size(self, bucket: str, path: str) -> int | None:
-        return 1 if self.manifest and path.endswith("manifest.json") else None
-
-
 def watched(
     services: Services, monkeypatch: pytest.MonkeyPatch, state: LaunchState, *, manifest: bool
 ) -> tuple[Holding, list[Any]]:
@@ -334,6 +181,68 @@ async def test_gpu_time_that_was_measured_is_not_forgotten_with_the_job(
     assert holding.gpu_seconds == 90
 
 
+async def test_an_adopted_run_that_was_cancelled_is_billed_what_its_trainer_has_used(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    billed: list[float] = []
+
+    async def settle(holding: Holding, _: Any) -> str:
+        billed.append(holding.gpu_seconds)
+        return "cancelled"
+
+    monkeypatch.setattr(holding_module, "settle", settle)
+    adopted = assignment(used_seconds=70)
+    holding = Holding.take(
+        dataclasses.replace(services, launcher=cast(Any, ForgetfulLauncher(LaunchState.MISSING))),
+        adopted.model_copy(update={"job": None}),
+        asked_at=services.clock(),
+    )
+    assert holding.gpu_seconds == 70
+    # The trainer's last heartbeat may have come after the adoption.
+    news = News(run_id=adopted.run.id, held=True, external_job_id="ext", used_seconds=75, cancel_requested=True)
+    monkeypatch.setattr(services.queue, "renew", lambda leases: asyncio.sleep(0, [news]))
+    await holding.advance()
+    assert billed == [75]
+
+
+async def test_a_stop_reaches_the_launch_that_owns_the_run_before_the_run_is_settled(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, endings = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
+    holding.news = holding.news.model_copy(update={"cancel_requested": True})
+    owner = News(run_id=holding.assignment.run.id, held=True, external_job_id="winner", cancel_requested=True)
+    monkeypatch.setattr(services.queue, "renew", lambda leases: asyncio.sleep(0, [owner]))
+    await holding.advance()
+    assert endings == []
+    await holding.advance()
+    assert holding.services.launcher.cancelled == ["ext", "winner"]  # type: ignore[attr-defined]
+    assert len(endings) == 1
+
+
+async def test_a_job_without_a_gpu_says_so_while_the_endpoint_has_a_problem_and_no_longer(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[str] = []
+
+    async def record_progress(reports: list[dict[str, Any]]) -> dict[Any, bool]:
+        stages.extend(report["job"]["current_stage"] for report in reports)
+        return {UUID(report["run_id"]): True for report in reports}
+
+    launcher = ForgetfulLauncher(LaunchState.QUEUED)
+    daemon = Daemon(dataclasses.replace(services, launcher=cast(Any, launcher)))
+    queue: Any = services.queue
+    monkeypatch.setattr(queue, "record_progress", record_progress)
+    queue.to_adopt = [assignment(status="launched")]
+    await daemon.claim()
+    for problem in (None, "no free GPU", None):
+        monkeypatch.setattr(
+            launcher, "health", lambda problem=problem: asyncio.sleep(0, EndpointHealth(True, 0, 1, problem))
+        )
+        await daemon.watch()
+        await daemon.poll()
+    assert stages == ["queued_on_gpu", "waiting_for_gpu", "queued_on_gpu"]
+
+
 async def test_a_full_pass_adopts_before_it_claims_and_releases_at_its_end(services: Services) -> None:
     await Daemon(services).run_once()
     calls = services.queue.calls  # type: ignore[attr-defined]
@@ -370,14 +279,6 @@ async def test_an_absent_database_is_waited_for(services: Services) -> None:
         await asyncio.sleep(0.01)
     daemon.stop()
     await asyncio.wait_for(running, 5)
-
-
-def test_whoever_adopts_a_run_derives_the_same_token(services: Services) -> None:
-    run = uuid4()
-    again = SimpleNamespace(settings=services.settings)
-    assert services.run_token(run) == Services.run_token(cast(Any, again), run)
-    assert len(services.run_token(run)) == 64
-    assert services.run_token(uuid4()) != services.run_token(run)
 
 
 async def test_a_run_that_ended_several_workers_is_read_alone() -> None:

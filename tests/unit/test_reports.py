@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.protocol import Point, Progress, Stage, thin_points
-from worker.reports import latest, partial_columns, point_row, point_rows, progress_columns
+from worker.launchers.base import LaunchState
+from worker.reports import latest, partial_columns, point_row, point_rows, progress_columns, waiting_columns
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANY_FLOAT = st.one_of(st.none(), st.floats())
@@ -94,3 +95,21 @@ def test_an_early_end_says_how_far_the_curve_came() -> None:
     # "12 of the client's own guess" might be more than all.
     assert "current_step" not in partial_columns(points, total_steps=None, total_epochs=2)
     assert partial_columns([], total_steps=20, total_epochs=2) == {}
+
+
+@pytest.mark.parametrize(
+    ("state", "checked_in", "has_problem", "stage"),
+    [
+        (LaunchState.QUEUED, False, False, "queued_on_gpu"),
+        (LaunchState.QUEUED, False, True, "waiting_for_gpu"),
+        (LaunchState.RUNNING, False, True, "queued_on_gpu"),
+        (LaunchState.UNKNOWN, False, True, None),
+        (LaunchState.QUEUED, True, True, None),
+        (LaunchState.RUNNING, True, False, None),
+    ],
+)
+def test_a_user_sees_whether_a_gpu_is_to_be_had_until_the_trainer_checks_in(
+    state: LaunchState, checked_in: bool, has_problem: bool, stage: str | None
+) -> None:
+    expected = {"current_stage": stage} if stage else {}
+    assert waiting_columns(state, checked_in=checked_in, endpoint_has_problem=has_problem) == expected

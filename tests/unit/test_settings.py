@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,19 @@ def test_runpods_own_names_do_as_well(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("RUNPOD_ENDPOINT_ID", "abc")
     environment.setenv("RUNPOD_API_KEY", "rpa_x")
     assert load_settings().gpu_cluster_api_url == "https://api.runpod.ai/v2/abc"
+
+
+@pytest.mark.parametrize("name", ["fleet", "", None])
+def test_no_two_processes_have_the_same_name_whatever_they_are_called(
+    environment: pytest.MonkeyPatch, name: str | None
+) -> None:
+    """A release by name must never give up another process's leases."""
+    environment.delenv("LORA_WORKER_NAME", raising=False)
+    if name is not None:
+        environment.setenv("LORA_WORKER_NAME", name)
+    first, second = load_settings(), load_settings()
+    assert first.name != second.name
+    assert re.fullmatch(rf"{name or '.+'}-[0-9a-f]{{8}}", first.name)
 
 
 @pytest.mark.parametrize("missing", GOOD)
@@ -84,3 +98,28 @@ def test_every_setting_says_what_it_means() -> None:
 def test_empty_means_no_limit_for_a_user(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("LORA_WORKER_MAX_PER_USER", "")
     assert load_settings().max_per_user is None
+
+
+def test_token_secrets_are_optional_listed_and_long(environment: pytest.MonkeyPatch) -> None:
+    assert load_settings().token_secret is None
+    environment.setenv("LORA_WORKER_TOKEN_SECRET", "")
+    environment.setenv("LORA_WORKER_PREVIOUS_TOKEN_SECRETS", "eyJold, sb_secret_older")
+    settings = load_settings()
+    assert settings.token_secret is None
+    assert [secret.get_secret_value() for secret in settings.previous_token_secrets] == ["eyJold", "sb_secret_older"]
+    assert "eyJold" not in repr(settings)
+    environment.setenv("LORA_WORKER_TOKEN_SECRET", "hidden")
+    with pytest.raises(SettingsError, match="LORA_WORKER_TOKEN_SECRET: is shorter") as wrong:
+        load_settings()
+    assert "hidden" not in str(wrong.value)
+
+
+def test_a_run_and_its_wait_for_a_gpu_fit_into_runpods_seven_days(environment: pytest.MonkeyPatch) -> None:
+    """A ttl that has no room for the queue deletes a running job."""
+    environment.setenv("LORA_WORKER_MAX_RUN_SECONDS", "604800")
+    with pytest.raises(SettingsError, match="LORA_WORKER_QUEUE_ALLOWANCE_SECONDS") as wrong:
+        load_settings()
+    assert "LORA_WORKER_MAX_RUN_SECONDS" in str(wrong.value)
+    assert str(wrong.value).count(". ") == 0
+    environment.setenv("LORA_WORKER_MAX_RUN_SECONDS", "518400")
+    assert load_settings().queue_allowance_seconds == 86400

@@ -1,0 +1,163 @@
+"""Services that answer from a script, and a clock that the test turns."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from worker.jobs import Assignment, News
+from worker.launchers.base import EndpointHealth, LaunchState, Observation
+from worker.outcome import RetryLimits
+from worker.pricing import load_prices
+from worker.services import HeavySlots, Services
+from worker.settings import Settings
+
+START = 1000.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeQueue:
+    """Holds what the database would say; notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.to_adopt: list[Assignment] = []
+        self.to_claim: list[Assignment] = []
+        self.lost: set[Any] = set()
+        self.failing: Exception | None = None
+
+    async def check_schema(self) -> int:
+        self.calls.append("check_schema")
+        if self.failing:
+            raise self.failing
+        return 1
+
+    async def publish_terms(self, terms: Any) -> bool:
+        return False
+
+    async def adopt(self, max_runs: int) -> list[Assignment]:
+        self.calls.append("adopt")
+        found, self.to_adopt = self.to_adopt, []
+        return found
+
+    async def claim(self, max_jobs: int, max_per_user: int | None) -> list[Assignment]:
+        self.calls.append("claim")
+        found, self.to_claim = self.to_claim, []
+        return found
+
+    async def claim_dataset(self) -> None:
+        return None
+
+    async def renew(self, leases: Any) -> list[News]:
+        self.calls.append("renew")
+        return [News(run_id=run, held=run not in self.lost, external_job_id="ext") for run, _ in leases]
+
+    async def record_progress(self, reports: list[dict[str, Any]]) -> dict[Any, bool]:
+        self.calls.append(f"record_progress {len(reports)}")
+        return {UUID(report["run_id"]): True for report in reports}
+
+    async def stray_launches(self, max_launches: int) -> list[dict[str, Any]]:
+        return []
+
+    async def health(self) -> dict[str, Any]:
+        return {"queued": 0, "oldest_wait_seconds": None}
+
+    async def release(self) -> int:
+        self.calls.append("release")
+        return 0
+
+
+class FakeLauncher:
+    name = "runpod"
+
+    def __init__(self) -> None:
+        self.looked: list[str] = []
+        self.broken: set[str] = set()
+
+    async def observe(self, external_job_id: str) -> Observation:
+        self.looked.append(external_job_id)
+        if external_job_id in self.broken:
+            raise RuntimeError("a bug")
+        return Observation(LaunchState.RUNNING)
+
+    async def health(self) -> EndpointHealth:
+        return EndpointHealth(True, 1, 0)
+
+
+class ForgetfulLauncher(FakeLauncher):
+    """Says what it is told to say."""
+
+    def __init__(self, state: LaunchState) -> None:
+        super().__init__()
+        self.state = state
+        self.cancelled: list[str] = []
+
+    async def observe(self, external_job_id: str) -> Observation:
+        return Observation(self.state, execution_seconds=90.0 if self.state is LaunchState.RUNNING else None)
+
+    async def cancel(self, external_job_id: str) -> bool:
+        self.cancelled.append(external_job_id)
+        if self.state is not LaunchState.MISSING:
+            self.state = LaunchState.CANCELLED
+        return True
+
+
+class Shelf:
+    """A storage with or without the manifest."""
+
+    def __init__(self, manifest: bool) -> None:
+        self.manifest = manifest
+
+    async def size(self, bucket: str, path: str) -> int | None:
+        return 1 if self.manifest and path.endswith("manifest.json") else None
+
+
+def make_services(**overrides: Any) -> Services:
+    """Services without a network."""
+    settings = Settings(
+        supabase_url="http://127.0.0.1:9",
+        supabase_service_role_key="sb_secret_x",
+        supabase_publishable_key="sb_publishable_x",
+        gpu_cluster_api_url="http://127.0.0.1:9",
+        gpu_cluster_api_key="x",
+        lease_seconds=60,
+        doubt_seconds=100,
+        poll_seconds=0.01,
+        _env_file=None,
+    )
+    made: dict[str, Any] = {
+        "settings": settings,
+        "queue": FakeQueue(),
+        "storage": None,
+        "launcher": FakeLauncher(),
+        "http": None,
+        "prices": load_prices(),
+        "retry_limits": RetryLimits(3, 5, 1, 10),
+        "heavy_slots": HeavySlots(2),
+        "clock": Clock(),
+    }
+    return Services(**{**made, **overrides})
+
+
+def assignment(external_job_id: str | None = "ext", **run: Any) -> Assignment:
+    user, job = uuid4(), uuid4()
+    return Assignment.model_validate(
+        {
+            "run": {
+                "id": uuid4(), "job_id": job, "user_id": user, "attempt": 1, "status": "running",
+                "lease_token": uuid4(), "external_job_id": external_job_id, "created_at": datetime.now(UTC), **run,
+            },
+            "job": {
+                "id": job, "user_id": user, "dataset_id": uuid4(), "status": "running", "gpu_config": {"type": "H100"},
+            },
+            "dataset": None,
+        }
+    )  # fmt: skip

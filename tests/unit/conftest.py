@@ -1,0 +1,14 @@
+"""What several unit tests need."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.scripted import make_services
+from worker.services import Services
+
+
+@pytest.fixture
+def services() -> Services:
+    """Services without a network."""
+    return make_services()
