@@ -49,6 +49,10 @@ async def examine(services: Services) -> list[Check]:
             checks += await check(services)
         except ServiceError as error:
             checks.append(Check(subject, False, str(error), _remedy_of(subject)))
+        except Exception as error:
+            # It is called where things are not as they should be: what nobody thought of hides nothing else.
+            text = f"an answer could not be understood ({type(error).__name__})"
+            checks.append(Check(subject, False, text, _remedy_of(subject)))
     return checks
 
 

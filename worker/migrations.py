@@ -14,6 +14,8 @@ from worker.queue import SCHEMA_VERSIONS
 
 _SERVICE = "the database"
 
+_CONNECT_SECONDS = 15
+
 # Any constant will do, so long as every worker's migrate uses the same.
 _MIGRATION_LOCK = 0x10DA0001
 
@@ -58,10 +60,45 @@ def _sql_of(folder: Traversable) -> list[tuple[str, str]]:
     return [(entry.name, entry.read_text(encoding="utf-8")) for entry in sorted(found, key=lambda e: e.name)]
 
 
+# What libpq says, in words of our own: its texts repeat parts of the URL, which may be parts of the password.
+_UNKNOWN_HOST = "its host is not known (an @ in the password must be written %40)"
+_CONNECT_FAULTS = (
+    ("password authentication", "the database refused the user or the password: copy both again"),
+    ("resolve host", _UNKNOWN_HOST),
+    ("translate host", _UNKNOWN_HOST),
+    ("unreachable", "no way leads to its host: where it has only an IPv6 address, take the session pooler's URL"),
+    ("timeout", f"its host did not answer within {_CONNECT_SECONDS} s: check host and port, then try again"),
+    ("refused", "nothing listens at its host and port: check both, then try again"),
+)
+_NO_URL = (
+    "it is no URL of a database: copy postgresql://… from the project's settings, and write %25, %40 and %3A for "
+    "a %, @ or : in the password"
+)
+
+
+def _explain_connect_fault(error: Exception) -> ServiceUnavailableError | ServiceRefusedError:
+    where = "no connection by --database-url (or its variable)"
+    if not isinstance(error, psycopg.OperationalError):
+        return ServiceRefusedError(_SERVICE, f"{where}: {_NO_URL}", status=400)
+    said = str(error).lower()
+    ours = [ours for theirs, ours in _CONNECT_FAULTS if theirs in said]
+    return ServiceUnavailableError(_SERVICE, f"{where}: {ours[0] if ours else 'check each part of the URL'}")
+
+
+def _connect(database_url: str) -> psycopg.Connection:
+    if not database_url.strip():
+        # libpq would take its own defaults, and perhaps find some other database.
+        raise _explain_connect_fault(ValueError())
+    try:
+        return psycopg.connect(database_url, connect_timeout=_CONNECT_SECONDS, autocommit=False)
+    except (psycopg.Error, ValueError) as error:
+        raise _explain_connect_fault(error) from None
+
+
 @contextmanager
 def _transaction(database_url: str) -> Iterator[psycopg.Connection]:
     try:
-        with psycopg.connect(database_url, connect_timeout=15, autocommit=False) as connection:
+        with _connect(database_url) as connection:
             # Waiting longer for a table's lock would hold up the application behind us.
             connection.execute("set local lock_timeout = '15s'")
             connection.execute("select pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
@@ -71,7 +108,7 @@ def _transaction(database_url: str) -> Iterator[psycopg.Connection]:
             connection.execute("notify pgrst, 'reload schema'")
     except psycopg.OperationalError as error:
         raise ServiceUnavailableError(
-            _SERVICE, f"the database can't be reached or is busy ({_first_line(error)}): check the URL, then try again"
+            _SERVICE, f"the database went away or is busy ({_first_line(error)}), nothing is changed: try again"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
@@ -25,6 +26,9 @@ _MEND = "run `lora-worker migrate` with this worker's release, or update the wor
 # serialisation failures and deadlocks, and PostgREST's own "cannot reach the database".
 _PASSING_CODES = ("08", "53", "57", "40", "PGRST000", "PGRST001", "PGRST002", "PGRST003")
 
+# The gateway in front of PostgREST gives no code with these.
+_KEY_REFUSED = re.compile(r"api ?key|jwt|unauthori[sz]ed|forbidden|authentication credentials", re.IGNORECASE)
+
 log = structlog.get_logger(__name__)
 
 
@@ -39,7 +43,9 @@ def explain_api_error(error: APIError) -> Exception:
     message = str(error.message or "no message")[:300]
     if code in {"PGRST202", "PGRST106"} or code == "42883":
         return SchemaMissingError(_SERVICE, f"the worker's functions are missing in the database: {_MEND}")
-    if code in {"401", "403", "42501", "PGRST301", "PGRST302", "PGRST303"}:
+    if code in {"401", "403", "42501", "PGRST301", "PGRST302", "PGRST303"} or (
+        not code and _KEY_REFUSED.search(message)
+    ):
         return ServiceRefusedError(
             _SERVICE, f"{_SERVICE} refused the key ({message}): check SUPABASE_SERVICE_ROLE_KEY", status=401
         )

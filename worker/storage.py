@@ -135,9 +135,16 @@ class Storage:
 
     async def buckets(self) -> list[dict[str, Any]]:
         """Name and limits of every bucket."""
-        response = await self._call(lambda: self._http.get(f"{self._url}/bucket", headers=self._headers), "the buckets")
-        response.raise_for_status()
-        return list(response.json())
+
+        async def fetch() -> list[dict[str, Any]]:
+            response = await self._http.get(f"{self._url}/bucket", headers=self._headers)
+            response.raise_for_status()
+            found = response.json()
+            if not isinstance(found, list) or not all(isinstance(entry, dict) and "name" in entry for entry in found):
+                raise ValueError("no list of buckets")
+            return found
+
+        return await self._call(fetch, "the buckets")
 
     async def opens_to(self, bucket: str, key: str) -> bool:
         """Whether the holder of another key sees an object in the bucket."""

@@ -14,6 +14,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import structlog
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, make_wsgi_app
 
+from worker.errors import PortTakenError
 from worker.settings import Settings
 
 HELD_RUNS = Gauge("lora_worker_held_runs", "Runs this worker holds a lease for")
@@ -87,12 +88,23 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 class HealthServer:
-    """/healthz (the process lives), /readyz (its last cycle worked), /metrics, in a thread of its own."""
+    """/healthz (the process lives), /readyz (its last cycle worked), /metrics, in a thread of its own.
+
+    Raises:
+        PortTakenError: the port can't be opened.
+    """
 
     def __init__(self, host: str, port: int, ready: Callable[[], str | None]) -> None:
         self._ready = ready
         self._metrics = make_wsgi_app(REGISTRY)
-        self._server: WSGIServer = make_server(host, port, self._answer, handler_class=_QuietHandler)
+        try:
+            self._server: WSGIServer = make_server(host, port, self._answer, handler_class=_QuietHandler)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise PortTakenError(
+                f"the port {port} can't be opened ({reason}): set LORA_WORKER_HTTP_PORT to a free one, or to 0 for none, "
+                "and LORA_WORKER_HTTP_HOST to an address of this machine"
+            ) from None
         self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
         self._thread.start()
