@@ -102,8 +102,8 @@ class HealthServer:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise PortTakenError(
-                f"the port {port} can't be opened ({reason}): set LORA_WORKER_HTTP_PORT to a free one, or to 0 for none, "
-                "and LORA_WORKER_HTTP_HOST to an address of this machine"
+                f"the port {port} can't be opened ({reason}): set LORA_WORKER_HTTP_PORT to a free one, or to 0 "
+                "for none, and LORA_WORKER_HTTP_HOST to an address of this machine"
             ) from None
         self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)

@@ -42,6 +42,7 @@ def case(*words: str, dataset: dict[str, Any] | None = None, file_is_gone: bool 
 
 CASES = {
     "file missing": case("not in the storage", "upload", file_is_gone=True),
+    "bucket missing": case("not in the storage", "upload", dataset={"storage_bucket": "nowhere"}),
     "file empty": case("empty", dataset={"content": b" \n"}),
     "not JSON on line 17": case("Line 17", "JSON", dataset={"content": _LINE_17_BROKEN}, max_bad_line_share=0),
     "no usable pair": case("Line 1", dataset={"content": _ONLY_ASKED}),
