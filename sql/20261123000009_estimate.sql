@@ -10,7 +10,13 @@ create table if not exists public.training_terms (
   written_at timestamptz not null default now()
 );
 
-alter table public.training_terms enable row level security;
+do $migration$
+begin
+  if not (select relrowsecurity from pg_class where oid = 'public.training_terms'::regclass) then
+    alter table public.training_terms enable row level security;
+  end if;
+end
+$migration$;
 revoke all on public.training_terms from public, anon, authenticated;
 grant select on public.training_terms to service_role;
 
@@ -192,13 +198,15 @@ exception when others then
 end
 $$;
 
-create or replace trigger training_complete_job before insert on public.training_jobs
-for each row execute function public.training_complete_job();
-
 do $migration$
 declare
   signature regprocedure;
 begin
+  if not exists (select from pg_trigger
+                 where tgrelid = 'public.training_jobs'::regclass and tgname = 'training_complete_job') then
+    create trigger training_complete_job before insert on public.training_jobs
+    for each row execute function public.training_complete_job();
+  end if;
   for signature in
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace = 'public'::regnamespace

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 import psycopg
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from worker.errors import SchemaMismatchError, ServiceRefusedError, ServiceUnavailableError
 from worker.queue import SCHEMA_VERSIONS
@@ -15,6 +17,9 @@ from worker.queue import SCHEMA_VERSIONS
 _SERVICE = "the database"
 
 _CONNECT_SECONDS = 15
+_OTHER_MIGRATION_SECONDS = 120
+_TABLE_LOCK_SECONDS = 5
+_ATTEMPTS = 5
 
 # Any constant will do, so long as every worker's migrate uses the same.
 _MIGRATION_LOCK = 0x10DA0001
@@ -30,18 +35,19 @@ def undo_files() -> list[tuple[str, str]]:
     return _sql_of(files("sql") / "down")[::-1]
 
 
-def migrate(database_url: str) -> list[str]:
+def migrate(database_url: str, *, sleep: Callable[[float], None] = time.sleep) -> list[str]:
     """Apply every migration; the names of those applied. May be repeated, and while workers run.
+
+    Where the live system's locks and these meet, all is undone and tried again a few times.
 
     Raises:
         SchemaMismatchError: the database is of a newer version than this worker.
         ServiceError: it can't be reached, or refused a statement (nothing is changed then).
     """
-    with _transaction(database_url) as connection:
-        return [_apply(connection, name, text) for name, text in migration_files()]
+    return _apply_all(database_url, migration_files(), sleep)
 
 
-def undo_migrations(database_url: str) -> list[str]:
+def undo_migrations(database_url: str, *, sleep: Callable[[float], None] = time.sleep) -> list[str]:
     """Take everything back that `migrate` added, for a database whose workers are stopped; the names of the files.
 
     The application's rows stay, and so do tables that `migrate` made, unless they are all empty.
@@ -51,8 +57,24 @@ def undo_migrations(database_url: str) -> list[str]:
         ServiceError: it can't be reached, or refused a statement (nothing is changed then): a run that lives
             is a reason to.
     """
-    with _transaction(database_url) as connection:
-        return [_apply(connection, name, text) for name, text in undo_files()]
+    return _apply_all(database_url, undo_files(), sleep)
+
+
+class _BusyError(ServiceUnavailableError):
+    """The live system held a lock that a migration needed; the transaction may be tried again."""
+
+
+def _apply_all(database_url: str, sql_files: list[tuple[str, str]], sleep: Callable[[float], None]) -> list[str]:
+    for attempt in Retrying(
+        retry=retry_if_exception_type(_BusyError),
+        stop=stop_after_attempt(_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=1, max=10),
+        sleep=sleep,
+        reraise=True,
+    ):
+        with attempt, _transaction(database_url) as connection:
+            return [_apply(connection, name, text) for name, text in sql_files]
+    raise AssertionError("unreachable")
 
 
 def _sql_of(folder: Traversable) -> list[tuple[str, str]]:
@@ -99,9 +121,10 @@ def _connect(database_url: str) -> psycopg.Connection:
 def _transaction(database_url: str) -> Iterator[psycopg.Connection]:
     try:
         with _connect(database_url) as connection:
-            # Waiting longer for a table's lock would hold up the application behind us.
-            connection.execute("set local lock_timeout = '15s'")
+            connection.execute(f"set local lock_timeout = '{_OTHER_MIGRATION_SECONDS}s'".encode())
             connection.execute("select pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+            # Waiting longer for a table's lock would hold up the application behind us.
+            connection.execute(f"set local lock_timeout = '{_TABLE_LOCK_SECONDS}s'".encode())
             _refuse_newer(connection)
             yield connection
             # PostgREST keeps a copy of the schema and would answer 404 for new functions.
@@ -115,9 +138,11 @@ def _transaction(database_url: str) -> Iterator[psycopg.Connection]:
 def _apply(connection: psycopg.Connection, name: str, text: str) -> str:
     try:
         connection.execute(text.encode())
-    except psycopg.errors.LockNotAvailable as error:
-        raise ServiceUnavailableError(
-            _SERVICE, f"{name}: a table was locked for 15 s ({_first_line(error)}): try again at a quieter moment"
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+        raise _BusyError(
+            _SERVICE,
+            f"{name}: others held locks on its tables at each of {_ATTEMPTS} tries ({_first_line(error)}), nothing is "
+            "changed: try again at a quieter moment",
         ) from None
     except psycopg.Error as error:
         raise ServiceRefusedError(
