@@ -115,7 +115,7 @@ class Daemon:
             await self._check_in()
             if self.services.settings.validate_datasets:
                 # First, while no lease runs; and what becomes ready may be trained in this same pass.
-                await self._validator.round()
+                await self._validate_once()
             await self._adopt()
             await self._round(until_settled=True)
             await self._claim()
@@ -127,6 +127,18 @@ class Daemon:
         put_off = [holding.put_off for holding in self.holdings.values() if holding.put_off]
         if put_off:
             raise PassIncompleteError(f"{len(put_off)} runs are put off to the next pass: {put_off[0]}")
+        if "validate" in self._problems:
+            raise PassIncompleteError(f"datasets are put off to the next pass: {self._problems['validate']}")
+
+    async def _validate_once(self) -> None:
+        try:
+            await self._validator.round()
+        except ServiceError as error:
+            # Runs that are under way need this pass more than datasets do.
+            self._note("validate", error)
+        except Exception:
+            log.exception("a round failed", round="validate")
+            self._problems["validate"] = "a round failed; see the log"
 
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:
         work = [holding.task for holding in self.holdings.values() if holding.task and not holding.task.done()]

@@ -56,6 +56,23 @@ def explain_api_error(error: APIError) -> Exception:
     return ServiceRefusedError(_SERVICE, f"{_SERVICE} refused the call ({code}: {message})", status=400)
 
 
+def storable(value: Any) -> Any:
+    """The JSON value without what Postgres takes in no text: the zero character, and halves of characters.
+
+    Names, notes and errors come from datasets and GPU containers; refused for one of these, an outcome would be
+    refused again in every cycle.
+    """
+    if isinstance(value, str):
+        return value if value.isascii() and "\x00" not in value else _clean(value)
+    if isinstance(value, Mapping):
+        return {storable(key): storable(item) for key, item in value.items()}
+    return [storable(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _clean(text: str) -> str:
+    return text.replace("\x00", "").encode(errors="replace").decode()
+
+
 class Queue:
     """The queue as one worker sees it. Every method raises `ServiceError`s and nothing else.
 
@@ -75,7 +92,7 @@ class Queue:
 
     async def _call_once(self, function: str, arguments: Mapping[str, Any]) -> Any:
         try:
-            response = await self._client.rpc(function, dict(arguments)).execute()
+            response = await self._client.rpc(function, storable(arguments)).execute()
         except APIError as error:
             raise explain_api_error(error) from None
         except httpx.HTTPError as error:

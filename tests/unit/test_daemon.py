@@ -13,7 +13,7 @@ import pytest
 
 from worker import holding as holding_module
 from worker.daemon import Daemon
-from worker.errors import SchemaMismatchError, ServiceUnavailableError
+from worker.errors import PassIncompleteError, SchemaMismatchError, ServiceUnavailableError
 from worker.holding import Holding
 from worker.jobs import Assignment, News
 from worker.launchers.base import EndpointHealth, LaunchState, Observation
@@ -339,6 +339,24 @@ async def test_a_full_pass_adopts_before_it_claims_and_releases_at_its_end(servi
     calls = services.queue.calls  # type: ignore[attr-defined]
     assert calls.index("adopt") < calls.index("claim") < calls.index("release")
     assert calls[-1] == "release"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [(ServiceUnavailableError("db", "claim_dataset did not answer"), "did not answer"), (ValueError("odd"), "the log")],
+    ids=["away", "a bug"],
+)
+async def test_a_full_pass_goes_on_where_datasets_can_not_be_validated_and_says_so(
+    services: Services, monkeypatch: pytest.MonkeyPatch, fault: Exception, words: str
+) -> None:
+    async def refuse() -> None:
+        raise fault
+
+    monkeypatch.setattr(services.queue, "claim_dataset", refuse)
+    with pytest.raises(PassIncompleteError, match=words):
+        await Daemon(services).run_once()
+    calls = services.queue.calls  # type: ignore[attr-defined]
+    assert calls.index("adopt") < calls.index("claim") < calls.index("release")
 
 
 async def test_a_stop_claims_no_more_and_releases(services: Services) -> None:
