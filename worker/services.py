@@ -16,6 +16,7 @@ from uuid import UUID
 
 import httpx
 
+from worker.buckets import ArtifactsBucket
 from worker.launchers.base import Launcher
 from worker.launchers.runpod import RunPodLauncher
 from worker.outcome import RetryLimits
@@ -79,6 +80,11 @@ class Services:
     def terms(self) -> Terms:
         """What estimates stand on."""
         return make_terms(self.settings, self.prices)
+
+    @cached_property
+    def artifacts_bucket(self) -> ArtifactsBucket:
+        """Where adapters go, looked at before the first launch."""
+        return ArtifactsBucket(self.storage, self.settings.artifacts_bucket)
 
     def run_token(self, run_id: UUID) -> str:
         """The run's 256-bit token. Derived, so that whoever adopts the run has it and no row holds it."""
