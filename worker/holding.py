@@ -214,7 +214,9 @@ class Holding:
             run_id=run_id,
             owned_elsewhere=self.news.checked_in_at is not None and self.news.external_job_id != external_job_id,
             silent_seconds=self.silence.listen(observation, self.news.last_seen_at, self.services.clock()),
+            checked_in=self.news.checked_in_at is not None,
             lost_seconds=self.services.settings.lost_seconds,
+            longest_seconds=self.services.settings.max_run_seconds + _WATCH_MARGIN_SECONDS,
         )
         if isinstance(verdict, Finish):
             if not await self._is_owner(external_job_id):

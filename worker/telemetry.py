@@ -29,7 +29,7 @@ QUEUE_DEPTH = Gauge("lora_worker_queue_depth", "Queued jobs in the database")
 OLDEST_WAIT_SECONDS = Gauge("lora_worker_oldest_wait_seconds", "How long the oldest queued job has waited")
 
 _SECRETS = re.compile(
-    r"(eyJ[\w-]{8,}\.[\w-]+\.?[\w-]*)|(sb_(?:secret|publishable)_[\w-]+)|(rpa_\w+)"
+    r"(eyJ[\w-]{8,}\.[\w-]+\.?[\w-]*)|(sb_(?:secret|publishable)_[\w-]+)|(rpa_\w+)|(hf_\w{20,})"
     r"|((?<=[?&])(?:token|apikey|sig|signature|X-Amz-\w+)=[^&\s\"']+)|(Bearer\s+\S+)",
     re.IGNORECASE,
 )

@@ -260,7 +260,12 @@ class Shelf:
 
 
 def watched(
-    services: Services, monkeypatch: pytest.MonkeyPatch, state: LaunchState, *, manifest: bool
+    services: Services,
+    monkeypatch: pytest.MonkeyPatch,
+    state: LaunchState,
+    *,
+    manifest: bool,
+    checked_in: bool = True,
 ) -> tuple[Holding, list[Any]]:
     """A holding of a run whose launcher says `state`, and what it was settled with."""
     endings: list[Any] = []
@@ -273,7 +278,8 @@ def watched(
     ready = dataclasses.replace(
         services, launcher=cast(Any, ForgetfulLauncher(state)), storage=cast(Any, Shelf(manifest))
     )
-    holding = Holding.take(ready, assignment(), asked_at=services.clock())
+    checked_in_at = datetime.now(UTC) if checked_in else None
+    holding = Holding.take(ready, assignment(checked_in_at=checked_in_at), asked_at=services.clock())
     holding.trusted_until = float("inf")
     return holding, endings
 
@@ -308,6 +314,20 @@ async def test_a_run_that_only_seems_to_go_on_is_stopped_and_its_manifest_looked
     await holding.advance()
     assert holding.services.launcher.cancelled == ["ext"]  # type: ignore[attr-defined]
     assert [(ending.failure.code, ending.look) for ending in endings] == [("gpu_silent", True)]
+
+
+async def test_a_trainer_without_heartbeats_is_left_alone_until_no_run_may_take_so_long(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, endings = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False, checked_in=False)
+    for seconds in (0, services.settings.lost_seconds + 1, services.settings.max_run_seconds - 1000):
+        services.clock.now += seconds  # type: ignore[attr-defined]
+        await holding.advance()
+    assert holding.services.launcher.cancelled == []  # type: ignore[attr-defined]
+    services.clock.now += 1000  # type: ignore[attr-defined]
+    await holding.advance()
+    await holding.advance()
+    assert [ending.failure.code for ending in endings] == ["time_limit"]
 
 
 async def test_a_launch_that_lost_the_race_and_was_cancelled_for_it_ends_nothing(
