@@ -148,12 +148,17 @@ begin
 end
 $$;
 
--- The same for a job that is there, for the worker's command line.
+-- The same for a job that is there, in either queue, for the worker's command line.
 create or replace function public.estimate_training_job(job_id uuid) returns jsonb
-language sql stable security definer set search_path = '' as $$
-  select public.training_estimate_of(d, j.hyperparameters, j.gpu_config)
-  from public.training_jobs j join public.datasets d on d.id = j.dataset_id
-  where j.id = estimate_training_job.job_id
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  job jsonb := coalesce(public.training_job_row('training_jobs', job_id),
+                        public.training_job_row('pipeline_training_jobs', job_id));
+begin
+  return public.training_estimate_of(
+    jsonb_populate_record(null::public.datasets, public.training_job_dataset(job)),
+    job->'hyperparameters', job->'gpu_config');
+end
 $$;
 
 -- Makes a new job whole: each shape's missing keys beside the other's, the price as a number, and an
