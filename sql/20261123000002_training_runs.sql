@@ -45,13 +45,6 @@ create table if not exists public.training_runs (
   unique (job_id, attempt)
 );
 
-create unique index if not exists training_runs_one_live_run
-  on public.training_runs (job_id) where status in ('claimed', 'launched', 'running');
-create index if not exists training_runs_lease_idx
-  on public.training_runs (lease_expires_at) where status in ('claimed', 'launched', 'running');
-create index if not exists training_runs_live_user_idx
-  on public.training_runs (user_id) where status in ('claimed', 'launched', 'running');
-
 -- Every POST to a launcher that may have been accepted. RunPod has no idempotency key, so a run can
 -- have several; the fence lets one train, and this table is how the others are found and stopped.
 create table if not exists public.training_launches (
@@ -64,15 +57,44 @@ create table if not exists public.training_launches (
   gpu_seconds numeric(12, 3)
 );
 
-create index if not exists training_launches_run_idx on public.training_launches (run_id);
-create index if not exists training_launches_open_idx
-  on public.training_launches (run_id) where ended_at is null and external_job_id is not null;
+-- Here and in the files that follow, what locks a table looks first whether there is anything to do.
+-- `create index if not exists`, `create or replace trigger` and `enable row level security` do not: they wait
+-- for every writer, and every writer behind them, on a database that has been migrated before.
+do $migration$
+declare
+  own_table regclass;
+begin
+  if to_regclass('public.training_runs_one_live_run') is null then
+    create unique index training_runs_one_live_run
+      on public.training_runs (job_id) where status in ('claimed', 'launched', 'running');
+  end if;
+  if to_regclass('public.training_runs_lease_idx') is null then
+    create index training_runs_lease_idx
+      on public.training_runs (lease_expires_at) where status in ('claimed', 'launched', 'running');
+  end if;
+  if to_regclass('public.training_runs_live_user_idx') is null then
+    create index training_runs_live_user_idx
+      on public.training_runs (user_id) where status in ('claimed', 'launched', 'running');
+  end if;
+  if to_regclass('public.training_launches_run_idx') is null then
+    create index training_launches_run_idx on public.training_launches (run_id);
+  end if;
+  if to_regclass('public.training_launches_open_idx') is null then
+    create index training_launches_open_idx
+      on public.training_launches (run_id) where ended_at is null and external_job_id is not null;
+  end if;
+  -- The claim's index: 90 % of a grown table is terminal rows that the claim must never look at.
+  if to_regclass('public.training_jobs_queued_idx') is null then
+    create index training_jobs_queued_idx on public.training_jobs (created_at, id) where status = 'queued';
+  end if;
+  for own_table in
+    select oid from pg_class
+    where oid in ('public.training_runs'::regclass, 'public.training_launches'::regclass) and not relrowsecurity
+  loop
+    execute format('alter table %s enable row level security', own_table);
+  end loop;
+end
+$migration$;
 
--- The claim's index: 90 % of a grown table is terminal rows that the claim must never look at.
-create index if not exists training_jobs_queued_idx
-  on public.training_jobs (created_at, id) where status = 'queued';
-
-alter table public.training_runs enable row level security;
-alter table public.training_launches enable row level security;
 revoke all on public.training_runs, public.training_launches from public, anon, authenticated;
 grant select on public.training_runs, public.training_launches to service_role;

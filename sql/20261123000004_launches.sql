@@ -47,6 +47,18 @@ begin
 end
 $$;
 
+-- Refuses what is no launcher's id of a job. The trainer names its own, and the worker puts it into the path of
+-- calls that carry the launcher's key: with slashes or dots in it, they would reach other routes.
+create or replace function public.training_check_external_job_id(external_job_id text) returns void
+language plpgsql immutable set search_path = '' as $$
+begin
+  if (external_job_id ~ '^[A-Za-z0-9_-]{1,255}$') is not true then
+    raise exception using errcode = 'PT400',
+      message = 'external_job_id must be 1 to 255 letters, digits, hyphens and underscores';
+  end if;
+end
+$$;
+
 -- Records under which id the launcher accepted the run. A run that checked in before keeps its owner.
 create or replace function public.record_launch(
   run_id uuid, lease_token uuid, launcher text, external_job_id text
@@ -57,6 +69,7 @@ declare
   run public.training_runs;
   job jsonb;
 begin
+  perform public.training_check_external_job_id(external_job_id);
   select * into run from public.training_held_run(record_launch.run_id, record_launch.lease_token);
   if not found then
     return false;
@@ -135,6 +148,7 @@ declare
   job jsonb;
   refusal text;
 begin
+  perform public.training_check_external_job_id(external_job_id);
   select * into run from public.training_run_of_token(check_in_run.token);
   if not found then
     return jsonb_build_object('may_train', false, 'reason', 'unknown_token');

@@ -143,7 +143,8 @@ begin
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace = 'public'::regnamespace and p.proname in (
       'training_touch_updated_at', 'worker_schema_version', 'training_assignment',
-      'training_check_lease_seconds', 'training_decoded', 'claim_training_jobs', 'adopt_training_runs',
+      'training_check_lease_seconds', 'training_check_external_job_id', 'training_decoded',
+      'claim_training_jobs', 'adopt_training_runs',
       'renew_training_runs', 'begin_handling', 'release_training_runs', 'training_held_run', 'begin_launch',
       'record_launch', 'training_note_launch', 'training_run_of_token', 'training_is_published', 'training_is_file',
       'check_in_run',

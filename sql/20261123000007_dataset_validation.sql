@@ -12,12 +12,15 @@ create table if not exists public.dataset_validations (
   dataset_updated_at timestamptz
 );
 
-create index if not exists datasets_validating_idx
-  on public.datasets (updated_at, id) where status = 'validating';
-
--- Dataset cards read this column; the application's own schema was seen without it.
 do $migration$
 begin
+  if to_regclass('public.datasets_validating_idx') is null then
+    create index datasets_validating_idx on public.datasets (updated_at, id) where status = 'validating';
+  end if;
+  if not (select relrowsecurity from pg_class where oid = 'public.dataset_validations'::regclass) then
+    alter table public.dataset_validations enable row level security;
+  end if;
+  -- Dataset cards read this column; the application's own schema was seen without it.
   if not exists (select from pg_attribute
                  where attrelid = 'public.datasets'::regclass and attname = 'error_message' and not attisdropped) then
     alter table public.datasets add column error_message text;
@@ -27,7 +30,6 @@ begin
 end
 $migration$;
 
-alter table public.dataset_validations enable row level security;
 revoke all on public.dataset_validations from public, anon, authenticated;
 grant select on public.dataset_validations to service_role;
 

@@ -10,7 +10,13 @@ create table if not exists public.training_terms (
   written_at timestamptz not null default now()
 );
 
-alter table public.training_terms enable row level security;
+do $migration$
+begin
+  if not (select relrowsecurity from pg_class where oid = 'public.training_terms'::regclass) then
+    alter table public.training_terms enable row level security;
+  end if;
+end
+$migration$;
 revoke all on public.training_terms from public, anon, authenticated;
 grant select on public.training_terms to service_role;
 
@@ -142,12 +148,17 @@ begin
 end
 $$;
 
--- The same for a job that is there, for the worker's command line.
+-- The same for a job that is there, in either queue, for the worker's command line.
 create or replace function public.estimate_training_job(job_id uuid) returns jsonb
-language sql stable security definer set search_path = '' as $$
-  select public.training_estimate_of(d, j.hyperparameters, j.gpu_config)
-  from public.training_jobs j join public.datasets d on d.id = j.dataset_id
-  where j.id = estimate_training_job.job_id
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  job jsonb := coalesce(public.training_job_row('training_jobs', job_id),
+                        public.training_job_row('pipeline_training_jobs', job_id));
+begin
+  return public.training_estimate_of(
+    jsonb_populate_record(null::public.datasets, public.training_job_dataset(job)),
+    job->'hyperparameters', job->'gpu_config');
+end
 $$;
 
 -- Makes a new job whole: each shape's missing keys beside the other's, the price as a number, and an
@@ -192,13 +203,15 @@ exception when others then
 end
 $$;
 
-create or replace trigger training_complete_job before insert on public.training_jobs
-for each row execute function public.training_complete_job();
-
 do $migration$
 declare
   signature regprocedure;
 begin
+  if not exists (select from pg_trigger
+                 where tgrelid = 'public.training_jobs'::regclass and tgname = 'training_complete_job') then
+    create trigger training_complete_job before insert on public.training_jobs
+    for each row execute function public.training_complete_job();
+  end if;
   for signature in
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace = 'public'::regnamespace

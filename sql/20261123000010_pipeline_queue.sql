@@ -206,8 +206,9 @@ do $migration$
 declare
   signature regprocedure;
 begin
-  if to_regclass('public.pipeline_training_jobs') is not null then
-    create index if not exists pipeline_training_jobs_pending_idx
+  if to_regclass('public.pipeline_training_jobs') is not null
+     and to_regclass('public.pipeline_training_jobs_pending_idx') is null then
+    create index pipeline_training_jobs_pending_idx
       on public.pipeline_training_jobs (created_at, id) where status = 'pending';
   end if;
   for signature in

@@ -67,23 +67,27 @@ begin
 end
 $$;
 
-create or replace trigger training_keep_job before update on public.training_jobs
-for each row execute function public.training_keep_job();
 do $migration$
+declare
+  guarded record;
 begin
-  -- The application's own table; `lora-worker migrate` makes this once it is there.
-  if to_regclass('public.pipeline_training_jobs') is not null then
-    create or replace trigger training_keep_job before update on public.pipeline_training_jobs
-    for each row execute function public.training_keep_job();
-  end if;
+  for guarded in
+    select * from (values
+      ('training_keep_job', 'update', 'training_jobs'),
+      -- The application's own table; `lora-worker migrate` makes this once it is there.
+      ('training_keep_job', 'update', 'pipeline_training_jobs'),
+      ('training_drop_foreign_row', 'insert', 'metrics_points'),
+      ('training_drop_foreign_row', 'insert', 'cost_records'),
+      ('training_drop_foreign_row', 'insert', 'notifications')) as g (name, event, table_name)
+    where to_regclass('public.' || g.table_name) is not null
+      and not exists (select from pg_trigger t
+                      where t.tgrelid = to_regclass('public.' || g.table_name) and t.tgname = g.name)
+  loop
+    execute format('create trigger %I before %s on public.%I for each row execute function public.%I()',
+                   guarded.name, guarded.event, guarded.table_name, guarded.name);
+  end loop;
 end
 $migration$;
-create or replace trigger training_drop_foreign_row before insert on public.metrics_points
-for each row execute function public.training_drop_foreign_row();
-create or replace trigger training_drop_foreign_row before insert on public.cost_records
-for each row execute function public.training_drop_foreign_row();
-create or replace trigger training_drop_foreign_row before insert on public.notifications
-for each row execute function public.training_drop_foreign_row();
 
 do $migration$
 declare

@@ -11,7 +11,7 @@ import math
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, computed_field, model_validator
 
 from trainer.hyperparameters import GpuConfig, Hyperparameters
 
@@ -188,6 +188,12 @@ class Request(_Message):
     output: OutputRef
     limits: Limits
     callback_url: str | None = None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def dataset_url(self) -> str:
+        """The dataset's URL once more, under the key that the earlier trainer requires."""
+        return self.dataset.url
 
 
 class Point(_Message):

@@ -221,10 +221,11 @@ def _turns(example: Example) -> int:
 
 
 def _shorten(example: Example) -> dict[str, Any]:
+    # Postgres can't store a zero character in jsonb.
+    identity = example.conversation_id
     return {
-        "conversation_id": example.conversation_id,
+        "conversation_id": identity and identity.replace("\x00", ""),
         "messages": [
-            # Postgres can't store a zero character in jsonb.
             {"role": role, "content": content[:_SAMPLE_CHARACTERS].replace("\x00", "")}
             for role, content in example.messages[:_SAMPLE_MESSAGES]
         ],

@@ -30,7 +30,7 @@ from trainer.protocol import (
     Point,
     Summary,
 )
-from worker.errors import ArtifactError, ServiceUnavailableError
+from worker.errors import ArtifactError, ServiceRefusedError, ServiceUnavailableError
 from worker.jobs import Assignment, Dataset, Run
 from worker.outcome import LegacyResult, QualityReport
 from worker.storage import Storage
@@ -74,7 +74,12 @@ async def find_manifest(storage: Storage, bucket: str, places: Places, *, run_id
         ArtifactError: it is there and is not a manifest of this run.
         ServiceError: the storage can't be read.
     """
-    content = await storage.read(bucket, places.at(MANIFEST_NAME), max_bytes=_MAX_MANIFEST_BYTES)
+    try:
+        content = await storage.read(bucket, places.at(MANIFEST_NAME), max_bytes=_MAX_MANIFEST_BYTES)
+    except ServiceRefusedError as error:
+        if error.status != 413:
+            raise
+        raise ArtifactError(f"The artifact's manifest is larger than {_MAX_MANIFEST_BYTES} bytes.") from None
     if content is None:
         return None
     try:

@@ -122,17 +122,29 @@ class Daemon:
             raise PassIncompleteError(f"{_runs_were(len(self._given_up))} given up: {self._given_up[0]}")
         if put_off:
             raise PassIncompleteError(f"{_runs_were(len(put_off))} put off to the next pass: {put_off[0]}")
+        if "validate" in self._problems:
+            raise PassIncompleteError(f"datasets are put off to the next pass: {self._problems['validate']}")
 
     async def _pass(self) -> None:
         await self._check_in()
         if self.services.settings.validate_datasets:
             # First, while no lease runs; and what becomes ready may be trained in this same pass.
-            await self._validator.round()
+            await self._validate_once()
         for part in (self._adopt, self._settle_round, self._claim, self._settle_round, self._reconciler.round):
             if self._stop.is_set():
                 return
             await part()
         self._passed = not self._stop.is_set()
+
+    async def _validate_once(self) -> None:
+        try:
+            await self._validator.round()
+        except ServiceError as error:
+            # Runs that are under way need this pass more than datasets do.
+            self._note("validate", error)
+        except Exception:
+            log.exception("a round failed", round="validate")
+            self._problems["validate"] = "a round failed; see the log"
 
     async def _settle_round(self) -> None:
         await self.renew()

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import httpx
 
+from worker.buckets import OWN_BUCKETS, artifact_faults, missing_bucket, publicity_faults
 from worker.errors import ServiceError, ServiceUnavailableError
 from worker.queue import api_headers
 from worker.services import Services
-
-_LEAST_MODEL_BYTES = 1024**3
-"""At rank 128 the adapter of a 7B model has 336 million parameters: 0.7 GB in bf16, in one file."""
-
-_OWN_BUCKETS = ("lora-models", "lora-datasets", "training-files")
-"""What `lora-worker migrate` makes."""
-
-_ARTIFACT_TYPES = ("application/json", "application/octet-stream")
-"""What the trainer uploads."""
 
 _TABLES = (
     *("datasets", "training_jobs", "metrics_points", "model_artifacts", "cost_records", "notifications"),
@@ -49,6 +40,10 @@ async def examine(services: Services) -> list[Check]:
             checks += await check(services)
         except ServiceError as error:
             checks.append(Check(subject, False, str(error), _remedy_of(subject)))
+        except Exception as error:
+            # It is called where things are not as they should be: what nobody thought of hides nothing else.
+            text = f"an answer could not be understood ({type(error).__name__})"
+            checks.append(Check(subject, False, text, _remedy_of(subject)))
     return checks
 
 
@@ -102,9 +97,10 @@ async def _check_storage(services: Services) -> list[Check]:
     public_key = services.settings.supabase_publishable_key.get_secret_value()
     artifacts_bucket = services.settings.artifacts_bucket
     checks = []
-    for name in dict.fromkeys((artifacts_bucket, *_OWN_BUCKETS[1:])):
+    for name in dict.fromkeys((artifacts_bucket, *OWN_BUCKETS[1:])):
         if name not in found:
-            checks.append(Check("storage", False, f"the bucket {name} is missing", _missing_remedy(name)))
+            fault = missing_bucket(name)
+            checks.append(Check("storage", False, fault.finding, fault.remedy))
             continue
         checks += examine_bucket(found[name], holds_artifacts=name == artifacts_bucket)
         if await services.storage.opens_to(name, public_key):
@@ -116,35 +112,12 @@ async def _check_storage(services: Services) -> list[Check]:
 
 def examine_bucket(bucket: Mapping[str, Any], *, holds_artifacts: bool) -> list[Check]:
     """Whether a bucket, as Storage describes it, is private and, for adapters, takes what the trainer uploads."""
-    name = bucket["name"]
-    findings: list[tuple[str, str]] = []
-    if bucket.get("public"):
-        findings.append((f"the bucket {name} is public", "make it private: whoever knows a path reads the file"))
+    faults = publicity_faults(bucket) + (artifact_faults(bucket) if holds_artifacts else [])
+    if faults:
+        return [Check("storage", False, fault.finding, fault.remedy) for fault in faults]
     limit = bucket.get("file_size_limit")
-    if holds_artifacts and limit is not None and int(limit) < _LEAST_MODEL_BYTES:
-        text = f"the bucket {name} takes files up to {int(limit) / 1024**2:.0f} MB"
-        findings.append((text, "raise its limit, and the project's, to 1 GB or more: an adapter is one file"))
-    missing = [kind for kind in _ARTIFACT_TYPES if not _takes(bucket.get("allowed_mime_types"), kind)]
-    if holds_artifacts and missing:
-        text = f"the bucket {name} does not take {' and '.join(missing)}"
-        findings.append((text, "add to its allowed MIME types what is missing, or allow all"))
-    if findings:
-        return [Check("storage", False, text, remedy) for text, remedy in findings]
     size = "of any size" if limit is None else f"up to {int(limit) / 1024**2:.0f} MB"
-    return [Check("storage", True, f"the bucket {name} is private and takes files {size}")]
-
-
-def _takes(allowed: Sequence[str] | None, kind: str) -> bool:
-    # Storage takes everything where the list is empty, and knows `application/*`.
-    return not allowed or any(fnmatchcase(kind, pattern) for pattern in allowed)
-
-
-def _missing_remedy(bucket: str) -> str:
-    return (
-        "run `lora-worker migrate`"
-        if bucket in _OWN_BUCKETS
-        else "make it, private, or set LORA_WORKER_ARTIFACTS_BUCKET"
-    )
+    return [Check("storage", True, f"the bucket {bucket['name']} is private and takes files {size}")]
 
 
 async def _check_endpoint(services: Services) -> list[Check]:

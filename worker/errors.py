@@ -2,6 +2,7 @@
 
 WorkerError
 ├── SettingsError         a setting is missing or wrong; names the variable (exit 2)
+├── PortTakenError        the port of the health endpoints can't be opened (exit 1)
 ├── ServiceError          another service did not do what was asked
 │   ├── ServiceUnavailableError   it may later: time-outs, refused connections, 5xx, 429
 │   ├── ServiceRefusedError       it will not: 4xx; the key, the request or the object is wrong
@@ -24,6 +25,10 @@ class WorkerError(Exception):
 
 class SettingsError(WorkerError):
     """A setting is missing or wrong."""
+
+
+class PortTakenError(WorkerError):
+    """The port of the health endpoints can't be opened."""
 
 
 class ServiceError(WorkerError):

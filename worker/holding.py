@@ -216,7 +216,9 @@ class Holding:
             run_id=run_id,
             owned_elsewhere=self.news.checked_in_at is not None and self.news.external_job_id != external_job_id,
             silent_seconds=self.silence.listen(observation, self.news.last_seen_at, self.services.clock()),
+            checked_in=self.news.checked_in_at is not None,
             lost_seconds=self.services.settings.lost_seconds,
+            longest_seconds=self.services.settings.max_run_seconds + _WATCH_MARGIN_SECONDS,
         )
         if isinstance(verdict, Finish):
             if not await self._is_owner(external_job_id):
@@ -300,14 +302,10 @@ class Holding:
         }
 
     def note_gpu(self, summary: Summary) -> None:
-        """Take the GPU from the manifest, where no progress report has named it."""
-        self.progress = Progress(
-            run_id=str(self.assignment.run.id),
-            stage=Stage.COMPLETED,
-            progress=100,
-            gpu_type=summary.gpu_type,
-            gpu_count=summary.gpu_count,
-        )
+        """Take the GPU from the result, where no progress report has named it."""
+        known = self.progress or Progress(run_id=str(self.assignment.run.id), stage=Stage.SETUP, progress=0)
+        if summary.gpu_type and not known.gpu_type:
+            self.progress = known.model_copy(update={"gpu_type": summary.gpu_type, "gpu_count": summary.gpu_count})
 
     def started_notice(self) -> dict[str, Any]:
         """The notice that the GPU has begun; the database keeps only the first."""

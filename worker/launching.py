@@ -50,6 +50,13 @@ async def launch(holding: Holding) -> None:
         LeaseLostError: the run is another worker's.
         ServiceError: the database or the storage did not answer.
     """
+    try:
+        await holding.services.artifacts_bucket.require()
+    except ServiceRefusedError as error:
+        # The operator's to mend, and no reason to fail anybody's job: a training whose adapter nothing takes.
+        log.error("the storage can't take an adapter", problem=str(error))
+        _wait(holding, str(error), holding.services.settings.retry_base_seconds, stage="waiting_for_storage")
+        return
     async with AsyncExitStack() as slot:
         await slot.enter_async_context(holding.services.heavy_slots.take(alone=holding.is_suspect))
         plan = await _check(holding)
@@ -183,8 +190,8 @@ def patience_seconds(base_seconds: float, tries: int) -> float:
     return min(base_seconds * 2.0**doublings, max(_MAX_WAIT_SECONDS, base_seconds))
 
 
-def _wait(holding: Holding, problem: str, base_seconds: float) -> None:
+def _wait(holding: Holding, problem: str, base_seconds: float, *, stage: str = "waiting_for_gpu_provider") -> None:
     holding.put_off = problem
-    holding.report = holding.make_report({"current_stage": "waiting_for_gpu_provider"})
+    holding.report = holding.make_report({"current_stage": stage})
     holding.launch_tries += 1
     holding.launch_not_before = holding.services.clock() + patience_seconds(base_seconds, holding.launch_tries)

@@ -7,6 +7,8 @@ Every answer of the launcher ends in one row of this table (`judge`):
     QUEUED                   –                       keep
     RUNNING                  progress, heartbeats    keep
     RUNNING                  silent too long         stop it; then the manifest, else retry as the cloud's fault
+    RUNNING                  never checked in        keep: an earlier trainer says nothing before its end; past the
+                                                     longest time of a run stop it: over its time
     UNKNOWN                  –                       keep, however often
     COMPLETED                completed               settle from the manifest
     COMPLETED                failed                  retry or fail, by the error's code
@@ -31,6 +33,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +41,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.protocol import FAULTS, ErrorCode, Fault, Point, Progress, Result, Stage
 from worker.launchers.base import LaunchState, Observation
+from worker.telemetry import redact
+
+_ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +167,7 @@ def parse_result(output: Any, *, run_id: str) -> Result | LegacyResult | Failure
 def _parse_legacy_result(output: dict[str, Any]) -> LegacyResult | Failure | None:
     message = output.get("error_message")
     if output.get("status") == "failed" or (message and output.get("status") != "success"):
-        text = _first_line(message) or _CRASHED.message
-        return Failure("training_failed", Fault.PERMANENT, text)
+        return Failure("training_failed", Fault.PERMANENT, _foreign_sentence(message) or _CRASHED.message)
     files = output.get("model_files") or output.get("download_urls")
     if not isinstance(files, dict) or not files:
         return None
@@ -173,8 +178,13 @@ def _parse_legacy_result(output: dict[str, Any]) -> LegacyResult | Failure | Non
         return None
 
 
-def _first_line(text: Any) -> str:
-    return str(text).strip().splitlines()[0][:500] if text and str(text).strip() else ""
+def _foreign_sentence(text: Any) -> str:
+    """The line that says what happened, of a program that never promised to keep keys and addresses to itself."""
+    lines = str(text or "").strip().splitlines()
+    if not lines:
+        return ""
+    told = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    return redact(_ADDRESS.sub("[address]", told)).strip()[:500]
 
 
 def _judge_result(observation: Observation, run_id: str, *, owned_elsewhere: bool, alive: bool) -> Verdict:
@@ -239,13 +249,16 @@ def judge(
     *,
     run_id: str,
     owned_elsewhere: bool,
+    checked_in: bool,
     silent_seconds: float,
     lost_seconds: float,
+    longest_seconds: float,
 ) -> Verdict:
     """What a look at a launch means for its run; see the table above.
 
-    `owned_elsewhere`: another launch of the run has checked in. `silent_seconds`: since this worker has
-    heard anything new of the run, from the launcher or by the trainer's heartbeat.
+    `owned_elsewhere`: another launch of the run has checked in. `checked_in`: some launch has, so that its
+    trainer has a heartbeat. `silent_seconds`: since this worker has heard anything new of the run, from the
+    launcher or by the trainer's heartbeat. `longest_seconds`: more than a run may take.
     """
     match observation.state:
         case LaunchState.COMPLETED:
@@ -261,7 +274,9 @@ def judge(
             return Finish(_LOST)
         case LaunchState.MISSING:
             return AwaitManifest(observation.reason)
-        case LaunchState.RUNNING if silent_seconds >= lost_seconds:
+        case LaunchState.RUNNING if not checked_in and silent_seconds >= longest_seconds:
+            return Stop(OVER_TIME)
+        case LaunchState.RUNNING if checked_in and silent_seconds >= lost_seconds:
             # Its result was lost on the way, or its machine is cut off: RunPod shows both as IN_PROGRESS.
             return Stop(_SILENT)
         case _:

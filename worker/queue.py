@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 from uuid import UUID
@@ -26,6 +27,9 @@ _MEND = "run `lora-worker migrate` with this worker's release, or update the wor
 # serialisation failures and deadlocks, and PostgREST's own "cannot reach the database".
 _PASSING_CODES = ("08", "53", "57", "40", "PGRST000", "PGRST001", "PGRST002", "PGRST003")
 
+# The gateway in front of PostgREST gives no code with these.
+_KEY_REFUSED = re.compile(r"api ?key|jwt|unauthori[sz]ed|forbidden|authentication credentials", re.IGNORECASE)
+
 log = structlog.get_logger(__name__)
 
 
@@ -40,7 +44,9 @@ def explain_api_error(error: APIError) -> Exception:
     message = str(error.message or "no message")[:300]
     if code in {"PGRST202", "PGRST106"} or code == "42883":
         return SchemaMissingError(_SERVICE, f"the worker's functions are missing in the database: {_MEND}")
-    if code in {"401", "403", "42501", "PGRST301", "PGRST302", "PGRST303"}:
+    if code in {"401", "403", "42501", "PGRST301", "PGRST302", "PGRST303"} or (
+        not code and _KEY_REFUSED.search(message)
+    ):
         return ServiceRefusedError(
             _SERVICE, f"{_SERVICE} refused the key ({message}): check SUPABASE_SERVICE_ROLE_KEY", status=401
         )
@@ -68,6 +74,23 @@ def _readable(parse: Callable[[dict[str, Any]], _Parsed], rows: Iterable[dict[st
     return parsed
 
 
+def storable(value: Any) -> Any:
+    """The JSON value without what Postgres takes in no text: the zero character, and halves of characters.
+
+    Names, notes and errors come from datasets and GPU containers; refused for one of these, an outcome would be
+    refused again in every cycle.
+    """
+    if isinstance(value, str):
+        return value if value.isascii() and "\x00" not in value else _clean(value)
+    if isinstance(value, Mapping):
+        return {storable(key): storable(item) for key, item in value.items()}
+    return [storable(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _clean(text: str) -> str:
+    return text.replace("\x00", "").encode(errors="replace").decode()
+
+
 class Queue:
     """The queue as one worker sees it. Every method raises `ServiceError`s and nothing else.
 
@@ -87,7 +110,7 @@ class Queue:
 
     async def _call_once(self, function: str, arguments: Mapping[str, Any]) -> Any:
         try:
-            response = await self._client.rpc(function, dict(arguments)).execute()
+            response = await self._client.rpc(function, storable(arguments)).execute()
         except APIError as error:
             raise explain_api_error(error) from None
         except httpx.HTTPError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from worker.buckets import ArtifactsBucket
 from worker.launchers.base import Launcher
 from worker.launchers.runpod import RunPodLauncher
 from worker.outcome import RetryLimits
@@ -85,6 +86,11 @@ class Services:
         # The service's key last, also where a secret is set: runs may be live from before it was.
         secrets = [settings.token_secret, *settings.previous_token_secrets, settings.supabase_service_role_key]
         return RunTokens([secret.get_secret_value() for secret in secrets if secret])
+
+    @cached_property
+    def artifacts_bucket(self) -> ArtifactsBucket:
+        """Where adapters go, looked at before the first launch."""
+        return ArtifactsBucket(self.storage, self.settings.artifacts_bucket)
 
 
 @asynccontextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -144,11 +146,20 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = Field(default="auto", description="auto: json unless a terminal")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged")
 
+    @field_validator("supabase_url")
+    @classmethod
+    def _require_url(cls, url: str) -> str:
+        if not url:
+            raise ValueError("is empty; copy the project's URL, https://….supabase.co")
+        return url
+
     @field_validator("supabase_url", "gpu_cluster_api_url")
     @classmethod
     def _check_url(cls, url: str) -> str:
         if url and not url.startswith(("http://", "https://")):
             raise ValueError("must begin with https:// (or http:// on your own machine)")
+        if url and not _is_base_url(url):
+            raise ValueError("is not a URL to call: it needs a host, may have a port's number and a path, and no more")
         return url.rstrip("/")
 
     @field_validator("supabase_service_role_key", "supabase_publishable_key", "gpu_cluster_api_key")
@@ -201,6 +212,20 @@ class Settings(BaseSettings):
                 "set the publishable (anon) key"
             )
         return self
+
+
+def _is_base_url(url: str) -> bool:
+    """Whether paths can be put after it: what httpx would trip over, or send elsewhere, is refused at the start."""
+    try:
+        parts = urlsplit(url)
+        # A host with an empty or endless label fails here, as it would in every call.
+        return bool(
+            (parts.hostname or "").encode("idna")
+            and (parts.port is None or parts.port > 0)
+            and not re.search(r"[\s?#@]", url)
+        )
+    except ValueError:
+        return False
 
 
 def variable_of(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from trainer.crashpoints import reach
-from trainer.protocol import Fault, Manifest, Point, Result
+from trainer.protocol import Fault, Manifest, Point, Result, Summary
 from worker import notices
 from worker.artifacts import (
     Description,
@@ -140,8 +140,7 @@ def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
     run, services = holding.assignment.run, holding.services
     summary = manifest.summary
     gpu_seconds = max(holding.gpu_seconds, summary.execution_seconds or 0.0)
-    if summary.gpu_type and holding.progress is None:
-        holding.note_gpu(summary)
+    holding.note_gpu(summary)
     points = curve_of(manifest, holding.progress.points if holding.progress else [])
     artifact = describe_artifact(
         holding.assignment,
@@ -208,8 +207,10 @@ def _failure(holding: Holding, ending: Ending, failure: Failure) -> dict[str, An
         infrastructure_failures=run.infrastructure_failures,
         limits=holding.services.retry_limits,
     )
-    summary = ending.result.summary if ending.result else None
-    gpu_seconds = max(holding.gpu_seconds, (summary.execution_seconds or 0.0) if summary else 0.0)
+    summary = ending.result.summary if ending.result else Summary()
+    # It may have ended between two polls.
+    holding.note_gpu(summary)
+    gpu_seconds = max(holding.gpu_seconds, summary.execution_seconds or 0.0)
     points, total_steps = _partial_points(holding, ending)
     outcome: dict[str, Any] = {
         **_base(holding, gpu_seconds, points, total_steps),

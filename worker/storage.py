@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -22,14 +23,40 @@ _SERVICE = "Supabase Storage"
 _Answer = TypeVar("_Answer")
 
 
-def _explain(status: int, code: str, what: str) -> Exception:
-    if status == 404 or code in {"NoSuchKey", "not_found", "NoSuchBucket"}:
-        return ObjectMissingError(_SERVICE, f"{what} is not in the storage", status=404)
-    if status in {401, 403}:
+# Storage answers 400 for most of what is wrong; the status inside, or only the words, say what it is.
+_MISSING = re.compile(r"NoSuchKey|NoSuchBucket|not.?found", re.IGNORECASE)
+_KEY_REFUSED = re.compile(r"api ?key|jw[ts]|signature|authori[sz]|access ?denied", re.IGNORECASE)
+
+
+def _explain(status: int, words: str, what: str, *, reads: bool = False) -> Exception:
+    """What an answer that is no success means for the worker."""
+    # The words that refuse a name repeat it, and it may hold any word.
+    speaks_of_key = _KEY_REFUSED.search(words) and "InvalidKey" not in words
+    if status in {401, 403} or (status == 400 and speaks_of_key):
         return ServiceRefusedError(_SERVICE, f"{_SERVICE} refused the key for {what}", status=status)
+    # A name that Storage does not even take is the name of no object, and asking again changes nothing.
+    if status == 404 or _MISSING.search(words) or (reads and status == 400):
+        return ObjectMissingError(_SERVICE, f"{what} is not in the storage", status=404)
     if status == 429 or status >= 500:
         return ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not available ({status})")
     return ServiceRefusedError(_SERVICE, f"{_SERVICE} refused {what} ({status})", status=status)
+
+
+def _status(inner: Any, outer: int) -> int:
+    text = str(inner)
+    return int(text) if text.isdecimal() else outer
+
+
+def _explain_answer(response: httpx.Response, what: str, *, reads: bool = False) -> Exception:
+    """`_explain` for an answer as it came; its body has been read."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        body = {}
+    words = " ".join(str(body.get(key, "")) for key in ("error", "code", "message"))
+    return _explain(_status(body.get("statusCode"), response.status_code), words, what, reads=reads)
 
 
 class Storage:
@@ -41,7 +68,7 @@ class Storage:
         self._http = http
         self._client = AsyncStorageClient(f"{self._url}/", headers=self._headers, http_client=http)
 
-    async def _call(self, call: Callable[[], Awaitable[_Answer]], what: str) -> _Answer:
+    async def _call(self, call: Callable[[], Awaitable[_Answer]], what: str, *, reads: bool = False) -> _Answer:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(ServiceUnavailableError),
             stop=stop_after_attempt(3),
@@ -52,9 +79,10 @@ class Storage:
                 try:
                     return await call()
                 except StorageApiError as error:
-                    raise _explain(int(error.status), str(error.code), what) from None
+                    words = f"{error.code} {error.message}"
+                    raise _explain(_status(error.status, 400), words, what, reads=reads) from None
                 except httpx.HTTPStatusError as error:
-                    raise _explain(error.response.status_code, "", what) from None
+                    raise _explain_answer(error.response, what, reads=reads) from None
                 except (httpx.HTTPError, StorageException, ValidationError, ValueError) as error:
                     raise ServiceUnavailableError(
                         _SERVICE, f"{_SERVICE} did not answer properly ({type(error).__name__})"
@@ -81,14 +109,12 @@ class Storage:
     @asynccontextmanager
     async def stream(self, bucket: str, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """The object's bytes in chunks, in constant memory."""
-        url = f"{self._url}/object/{quote(bucket)}/{quote(path)}"
+        url = f"{self._url}/object/{quote(bucket, safe='')}/{quote(path)}"
         try:
             async with self._http.stream("GET", url, headers=self._headers) as response:
                 if response.status_code != 200:
-                    body = (await response.aread())[:2000]
-                    # Storage answers 400 with the real status inside for an object that is not there.
-                    missing = response.status_code == 404 or b"not_found" in body or b"NoSuchKey" in body
-                    raise _explain(404 if missing else response.status_code, "", f"{bucket}/{path}")
+                    await response.aread()
+                    raise _explain_answer(response, f"{bucket}/{path}", reads=True)
                 yield response.aiter_bytes(1 << 20)
         except httpx.HTTPError as error:
             raise ServiceUnavailableError(
@@ -117,13 +143,9 @@ class Storage:
     async def size(self, bucket: str, path: str) -> int | None:
         """The object's size in bytes; None where there is none."""
         try:
-            info = await self._call(lambda: self._client.from_(bucket).info(path), f"{bucket}/{path}")
+            info = await self._call(lambda: self._client.from_(bucket).info(path), f"{bucket}/{path}", reads=True)
         except ObjectMissingError:
             return None
-        except ServiceRefusedError as error:
-            if error.status == 400:
-                return None
-            raise
         return int(info.get("size", (info.get("metadata") or {}).get("size", -1)))
 
     async def write(self, bucket: str, path: str, content: bytes, *, content_type: str) -> None:
@@ -135,9 +157,16 @@ class Storage:
 
     async def buckets(self) -> list[dict[str, Any]]:
         """Name and limits of every bucket."""
-        response = await self._call(lambda: self._http.get(f"{self._url}/bucket", headers=self._headers), "the buckets")
-        response.raise_for_status()
-        return list(response.json())
+
+        async def fetch() -> list[dict[str, Any]]:
+            response = await self._http.get(f"{self._url}/bucket", headers=self._headers)
+            response.raise_for_status()
+            found = response.json()
+            if not isinstance(found, list) or not all(isinstance(entry, dict) and "name" in entry for entry in found):
+                raise ValueError("no list of buckets")
+            return found
+
+        return await self._call(fetch, "the buckets")
 
     async def opens_to(self, bucket: str, key: str) -> bool:
         """Whether the holder of another key sees an object in the bucket."""

@@ -7,13 +7,15 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import structlog
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, make_wsgi_app
+from pydantic import SecretStr
 
+from worker.errors import PortTakenError
 from worker.settings import Settings
 
 HELD_RUNS = Gauge("lora_worker_held_runs", "Runs this worker holds a lease for")
@@ -28,7 +30,7 @@ QUEUE_DEPTH = Gauge("lora_worker_queue_depth", "Queued jobs in the database")
 OLDEST_WAIT_SECONDS = Gauge("lora_worker_oldest_wait_seconds", "How long the oldest queued job has waited")
 
 _SECRETS = re.compile(
-    r"(eyJ[\w-]{8,}\.[\w-]+\.?[\w-]*)|(sb_(?:secret|publishable)_[\w-]+)|(rpa_\w+)"
+    r"(eyJ[\w-]{8,}\.[\w-]+\.?[\w-]*)|(sb_(?:secret|publishable)_[\w-]+)|(rpa_\w+)|(hf_\w{20,})"
     r"|((?<=[?&])(?:token|apikey|sig|signature|X-Amz-\w+)=[^&\s\"']+)|(Bearer\s+\S+)",
     re.IGNORECASE,
 )
@@ -55,12 +57,16 @@ def _redactor(secrets: tuple[str, ...]) -> Callable[[Any, str, MutableMapping[st
     return process
 
 
+def _secrets(settings: Settings) -> Iterator[str]:
+    for _, value in settings:
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, SecretStr):
+                yield one.get_secret_value()
+
+
 def configure_logging(settings: Settings) -> None:
     """Send structured logs to standard error, redacted, as JSON or for a terminal."""
-    secrets = tuple(
-        key.get_secret_value()
-        for key in (settings.supabase_service_role_key, settings.supabase_publishable_key, settings.gpu_cluster_api_key)
-    )
+    secrets = tuple(_secrets(settings))
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     structlog.configure(
@@ -87,12 +93,23 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 class HealthServer:
-    """/healthz (the process lives), /readyz (its last cycle worked), /metrics, in a thread of its own."""
+    """/healthz (the process lives), /readyz (its last cycle worked), /metrics, in a thread of its own.
+
+    Raises:
+        PortTakenError: the port can't be opened.
+    """
 
     def __init__(self, host: str, port: int, ready: Callable[[], str | None]) -> None:
         self._ready = ready
         self._metrics = make_wsgi_app(REGISTRY)
-        self._server: WSGIServer = make_server(host, port, self._answer, handler_class=_QuietHandler)
+        try:
+            self._server: WSGIServer = make_server(host, port, self._answer, handler_class=_QuietHandler)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise PortTakenError(
+                f"the port {port} can't be opened ({reason}): set LORA_WORKER_HTTP_PORT to a free one, or to 0 "
+                "for none, and LORA_WORKER_HTTP_HOST to an address of this machine"
+            ) from None
         self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
         self._thread.start()

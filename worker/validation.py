@@ -14,7 +14,7 @@ from trainer.conversations import ERRORS_KEPT, DatasetUnusableError
 from trainer.hyperparameters import Hyperparameters
 from trainer.survey import Survey, Surveyor
 from worker import notices
-from worker.errors import LeaseLostError, ObjectMissingError, ServiceError
+from worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceRefusedError
 from worker.jobs import Dataset, DatasetClaim
 from worker.services import Services
 from worker.telemetry import FAULTS_SEEN
@@ -48,6 +48,25 @@ class Validator:
                 await self._validate(claim)
 
     async def _validate(self, claim: DatasetClaim) -> None:
+        """Settle one dataset, or leave its claim to run out, which counts as an attempt.
+
+        Raises:
+            ServiceError: the database did not answer.
+        """
+        dataset_id = str(claim.dataset.id)
+        try:
+            await self._settle(claim)
+        except ServiceRefusedError as error:
+            if error.status != 400:
+                raise
+            FAULTS_SEEN.labels(error.service).inc()
+            log.error("dataset not settled", dataset_id=dataset_id, problem=str(error))
+        except ServiceError:
+            raise
+        except Exception:
+            log.exception("work on a dataset failed", dataset_id=dataset_id)
+
+    async def _settle(self, claim: DatasetClaim) -> None:
         queue, dataset = self._services.queue, claim.dataset
         try:
             outcome = await self._examine(claim)

@@ -9,5 +9,6 @@ drop function if exists public.training_is_published(public.training_runs);
 drop function if exists public.training_run_of_token(text);
 drop function if exists public.training_note_launch(uuid, text, text);
 drop function if exists public.record_launch(uuid, uuid, text, text);
+drop function if exists public.training_check_external_job_id(text);
 drop function if exists public.begin_launch(uuid, uuid, text, text, jsonb);
 drop function if exists public.training_held_run(uuid, uuid);

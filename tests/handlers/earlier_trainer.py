@@ -10,6 +10,13 @@ import runpod
 
 def handle(job: dict[str, Any]) -> dict[str, Any]:
     """The answers of app-contract 5.2; `EARLIER_FILES_URL` is where the files can be fetched."""
+    given = job["input"]
+    missing = [key for key in ("job_id", "dataset_url", "hyperparameters", "gpu_config") if not given.get(key)]
+    missing += [key for key in ("base_model", "learning_rate", "batch_size", "epochs", "rank")
+                if key not in given["hyperparameters"]]  # fmt: skip
+    missing += [key for key in ("type", "count") if key not in given["gpu_config"]]
+    if missing:
+        return {"status": "failed", "error_message": f"Missing required field: {missing[0]}", "job_id": "x"}
     files = os.environ.get("EARLIER_FILES_URL")
     if files is None:
         return {"status": "failed", "error_message": "CUDA out of memory", "job_id": "x", "traceback": "Traceback: …"}

@@ -29,8 +29,9 @@ LONG_KEYS = (
     ' "learning_rate": 0.0001, "batch_size": 4, "max_steps": 20}'
 )
 STAGES = (
-    "queued", "initializing", "waiting_for_gpu_provider", "queued_on_gpu", "waiting_for_gpu", "setup", "downloading",
-    "preparing", "loading_model", "configuring", "training", "saving", "uploading",
+    "queued", "initializing", "waiting_for_gpu_provider", "waiting_for_storage", "queued_on_gpu",
+    "waiting_for_gpu", "setup", "downloading", "preparing", "loading_model", "configuring", "training", "saving",
+    "uploading",
 )  # fmt: skip
 
 COMPLETED = ("completed", "completed, long shape", "completed, long curve", "retried, then completed")

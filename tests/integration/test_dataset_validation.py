@@ -247,6 +247,7 @@ async def test_the_service_validates_what_waits_from_each_rows_own_bucket_fault_
     good = upload(project, user, "lora-datasets", lines(META, pair(2), pair(4)))
     other_bucket = upload(project, user, "training-files", json.dumps(GOOD).encode())
     broken = upload(project, user, "lora-datasets", lines(*GOOD[:3], "{]"))
+    zero = upload(project, user, "lora-datasets", lines(*(dict(row, conversation_id="a\x00") for row in GOOD)))
     missing = upload(project, user, "lora-datasets", None)
     async with httpx.AsyncClient() as http:
         services: Any = SimpleNamespace(
@@ -261,6 +262,7 @@ async def test_the_service_validates_what_waits_from_each_rows_own_bucket_fault_
         rows = {row["id"]: row for row in client.get("/rest/v1/datasets?select=*").json()}
     assert {key: rows[key]["status"] for key in rows} == {
         good: "ready",
+        zero: "ready",
         other_bucket: "ready",
         broken: "error",
         missing: "error",
@@ -272,4 +274,4 @@ async def test_the_service_validates_what_waits_from_each_rows_own_bucket_fault_
     assert [len(entry["messages"]) for entry in rows[good]["sample_data"]] == [5]
     with project.client() as client:
         notices = client.get(f"/rest/v1/notifications?select=type&user_id=eq.{user}").json()
-    assert sorted(notice["type"] for notice in notices) == ["dataset_error"] * 2 + ["dataset_ready"] * 2
+    assert sorted(notice["type"] for notice in notices) == ["dataset_error"] * 2 + ["dataset_ready"] * 3

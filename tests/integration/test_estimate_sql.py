@@ -14,10 +14,12 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from tests.pipeline import Pipeline
 from tests.rows import Database, Row
 from tests.stage import Stage
 from tests.unit.test_estimate import terms
 from worker.estimate import Work, estimate
+from worker.migrations import migrate
 from worker.terms import Terms
 
 LONG = {"num_epochs": 2, "lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.1}
@@ -182,6 +184,26 @@ def test_a_finished_models_row_carries_the_fee_for_its_storage_and_no_other(db: 
     db.settle(ended, storage_fee=0.5)
     for run in (failed, ended):
         assert "storage_fee" not in db.row("select * from cost_records where job_id = %s", run["job_id"])["details"]
+
+
+def test_a_job_of_the_newer_queue_is_estimated_like_one_of_the_older(db: Database, database: str) -> None:
+    unknown = uuid4()
+    assert db.call("estimate_training_job", unknown) is None
+    pipeline = Pipeline(db)
+    pipeline.create()
+    migrate(database)
+    user = db.user()
+    counted = dataset(db, user, total_tokens=1_000_000, total_training_pairs=1000, avg_turns_per_conversation=8)
+    work = Work(tokens=1_000_000, pairs=1000, pairs_per_conversation=4, epochs=2, batch_size=4, gpu_type="NVIDIA A40")
+    expected = in_python(terms(), work)
+    assert expected is not None
+    older = insert(db, counted, user, SHORT, {"type": "NVIDIA A40", "count": 1})["id"]
+    newer = pipeline.queue(user_id=user, dataset_id=counted, gpu_type="NVIDIA A40", batch_size=4)
+    for job_id in (older, newer):
+        assert db.call("estimate_training_job", job_id) == {**expected, "exceeds_limit": False}
+    only_a_file = pipeline.queue(user_id=user, dataset_file_path="shared/training.jsonl")
+    assert db.call("estimate_training_job", only_a_file) is None
+    assert db.call("estimate_training_job", unknown) is None
 
 
 def test_the_command_line_says_the_same_for_a_job(stage: Stage) -> None:

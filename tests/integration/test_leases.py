@@ -266,6 +266,20 @@ def test_a_published_run_is_not_trained_again_when_only_its_result_was_lost(db: 
     assert check_in(execution) == "ok"
 
 
+@pytest.mark.parametrize("named", ["x/../../purge-queue", "..", "a b", "x?y", "", "x" * 256, None, "x\n"])
+def test_a_container_can_not_name_another_route_of_the_launcher_as_its_job(db: Database, named: str | None) -> None:
+    run, token = db.launched_run()
+    before = db.run(run["id"])
+    for refused in (
+        lambda: db.call("check_in_run", token, named, str(uuid4())),
+        lambda: db.call("record_launch", run["id"], run["lease_token"], "runpod", named),
+    ):
+        with pytest.raises(psycopg.Error, match="external_job_id must be") as caught:
+            refused()
+        assert caught.value.sqlstate == "PT400"
+    assert db.run(run["id"]) == before
+
+
 def test_a_launch_that_was_not_recorded_is_known_once_it_checks_in(db: Database) -> None:
     run = db.claimed_run()
     token = uuid4().hex * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID
 
@@ -13,13 +14,19 @@ import pytest
 from sandbox.postgres import Postgres
 from tests.catalog import catalog
 from tests.rows import Database
-from worker.errors import ServiceRefusedError
+from tests.waiting import eventually
+from worker import migrations
+from worker.errors import ServiceRefusedError, ServiceUnavailableError
 from worker.migrations import migrate, migration_files, undo_files, undo_migrations
 
 STATUSES = ("queued", "initializing", "running", "completed", "failed", "cancelled")
 TABLES = ("datasets", "training_jobs", "metrics_points", "model_artifacts", "cost_records", "notifications")
 
+OWN_TABLES = ("training_runs", "training_launches", "dataset_validations", "training_terms")
+
 _APPLICATION_SCHEMA = Path(__file__).parent.parent / "data" / "application_schema.sql"
+_PIPELINE_SCHEMA = Path(__file__).parent.parent / "data" / "pipeline_schema.sql"
+_WAITS_FOR_DATASETS = "select from pg_locks where relation = 'public.datasets'::regclass and not granted"
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +170,70 @@ def test_a_second_migration_waits_for_no_reader(applications: str) -> None:
         migrating.execute("set local lock_timeout = '1ms'")
         for _, text in migration_files():
             migrating.execute(text.encode())
+
+
+@pytest.mark.parametrize("kind", ["empty", "applications"])
+def test_a_second_migration_waits_for_no_writer(kind: str, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue(kind)
+    migrate(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(_PIPELINE_SCHEMA.read_bytes())
+    migrate(url)
+    tables = [*TABLES, "pipeline_training_jobs", *OWN_TABLES]
+    with psycopg.connect(url) as writer, psycopg.connect(url) as migrating:
+        for table in tables:
+            # What an open transaction holds that inserted, updated or deleted rows.
+            writer.execute(f"lock table public.{table} in row exclusive mode".encode())
+        migrating.execute("set local lock_timeout = '1ms'")
+        for _, text in migration_files():
+            migrating.execute(text.encode())
+
+
+def test_a_table_that_is_locked_for_a_while_is_waited_for_in_short_tries(
+    applications: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "_TABLE_LOCK_SECONDS", 0.05)
+    pauses: list[float] = []
+    with psycopg.connect(applications) as writer:
+        writer.execute("lock table public.datasets in row exclusive mode")
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 2:
+                writer.rollback()
+
+        migrate(applications, sleep=pause)
+    assert len(pauses) == 2
+
+
+def test_a_table_that_stays_locked_ends_in_a_sentence_and_changes_nothing(
+    applications: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "_TABLE_LOCK_SECONDS", 0.01)
+    before = postgres.dump(applications)
+    pauses: list[float] = []
+    with psycopg.connect(applications) as writer:
+        writer.execute("lock table public.datasets in row exclusive mode")
+        with pytest.raises(ServiceUnavailableError, match=r"nothing is changed: try again at a quieter moment$"):
+            migrate(applications, sleep=pauses.append)
+    assert len(pauses) == 4
+    assert postgres.dump(applications) == before
+
+
+def test_a_deadlock_with_the_live_system_is_tried_again(applications: str) -> None:
+    pauses: list[float] = []
+    with psycopg.connect(applications) as writer, ThreadPoolExecutor(1) as pool:
+        # The migration is to notice it, not the writer.
+        writer.execute("set deadlock_timeout = '60s'")
+        writer.execute("lock table public.datasets in row exclusive mode")
+        migrating = pool.submit(migrate, applications, sleep=pauses.append)
+        with psycopg.connect(applications, autocommit=True) as watching:
+            assert eventually(lambda: watching.execute(_WAITS_FOR_DATASETS).fetchone() is not None)
+        # Its index on the jobs is made by now, and their lock is held until its end.
+        writer.execute("lock table public.training_jobs in row exclusive mode")
+        writer.rollback()
+        assert migrating.result(60)
+    assert len(pauses) == 1
 
 
 @pytest.mark.parametrize("kind", ["empty", "applications"])

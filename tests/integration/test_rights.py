@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 
 from sandbox.project import Project
-from tests.documented import table_under
+from tests.documented import sql_of_page, table_under
 from tests.rows import Database, Row
 
 _PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "rights.md").read_text()
@@ -516,3 +516,14 @@ def print_table(heading: str, found: dict[str, dict[str, str]]) -> None:
     print(f"\n| {heading} | {' | '.join(columns)} |")
     for name, cells in found.items():
         print(f"| {name} | {' | '.join(cells.values())} |")
+
+
+def test_the_pages_query_names_a_policy_that_opens_a_table_to_every_signed_in_user(database: str) -> None:
+    (query,) = sql_of_page("rights.md")
+    opened = "create policy {} on public.datasets for select to {} using (true)"
+    with psycopg.connect(database, autocommit=True) as connection:
+        assert connection.execute(query.encode()).fetchall() == []
+        for role in ("authenticated", "anon", "public", "service_role"):
+            connection.execute(opened.format(f"open_to_{role}", role).encode())
+        found = {row[2] for row in connection.execute(query.encode()).fetchall()}
+    assert found == {"open_to_authenticated", "open_to_anon", "open_to_public"}

@@ -42,6 +42,7 @@ def case(*words: str, dataset: dict[str, Any] | None = None, file_is_gone: bool 
 
 CASES = {
     "file missing": case("not in the storage", "upload", file_is_gone=True),
+    "bucket missing": case("not in the storage", "upload", dataset={"storage_bucket": "nowhere"}),
     "file empty": case("empty", dataset={"content": b" \n"}),
     "not JSON on line 17": case("Line 17", "JSON", dataset={"content": _LINE_17_BROKEN}, max_bad_line_share=0),
     "no usable pair": case("Line 1", dataset={"content": _ONLY_ASKED}),
@@ -111,6 +112,19 @@ def test_bad_settings_are_named_and_exit_with_2(stage: Stage) -> None:
     assert "LORA_WORKER_SLOTS" in done.stderr
     assert "many" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_bucket_that_takes_no_adapter_holds_launches_and_fails_no_job_fault_33(stage: Stage) -> None:
+    job_id = stage.user.queue()
+    done = run_worker(stage, "--once", LORA_WORKER_ARTIFACTS_BUCKET="nowhere")
+    assert done.returncode == 1
+    assert "the bucket nowhere is missing: make it, private, or set LORA_WORKER_ARTIFACTS_BUCKET" in done.stderr
+    assert "Traceback" not in done.stderr
+    job = stage.user.job(job_id)
+    assert (job["status"], job["current_stage"], job["error_message"]) == ("initializing", "waiting_for_storage", None)
+    assert stage.launches(job_id) == []
+    stage.worker()
+    assert stage.ended(job_id)["status"] == "completed"
 
 
 class _WithoutMigrations(BaseHTTPRequestHandler):

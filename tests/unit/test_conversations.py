@@ -315,7 +315,7 @@ def test_tokens_are_a_quarter_of_the_bytes() -> None:
 
 
 def test_the_sample_is_short_and_fits_a_jsonb_column() -> None:
-    result = survey(lines(*(sharegpt(*["x\x00" * 3000] * 100, id=str(number)) for number in range(9))))
+    result = survey(lines(*(sharegpt(*["x\x00" * 3000] * 100, id=f"{number}\x00") for number in range(9))))
     assert len(result.sample) == 3
     assert "\\u0000" not in json.dumps(result.sample)
     assert len(json.dumps(result.sample)) < 100_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID
 
@@ -12,7 +13,7 @@ import pytest
 from tests.scripted import ForgetfulLauncher, Shelf, assignment
 from worker import holding as holding_module
 from worker.daemon import Daemon
-from worker.errors import SchemaMismatchError, ServiceUnavailableError
+from worker.errors import PassIncompleteError, SchemaMismatchError, ServiceUnavailableError
 from worker.holding import Holding
 from worker.jobs import News
 from worker.launchers.base import EndpointHealth, LaunchState
@@ -107,7 +108,12 @@ async def test_a_run_that_nobody_launched_is_launched_at_once(
 
 
 def watched(
-    services: Services, monkeypatch: pytest.MonkeyPatch, state: LaunchState, *, manifest: bool
+    services: Services,
+    monkeypatch: pytest.MonkeyPatch,
+    state: LaunchState,
+    *,
+    manifest: bool,
+    checked_in: bool = True,
 ) -> tuple[Holding, list[Any]]:
     """A holding of a run whose launcher says `state`, and what it was settled with."""
     endings: list[Any] = []
@@ -120,7 +126,8 @@ def watched(
     ready = dataclasses.replace(
         services, launcher=cast(Any, ForgetfulLauncher(state)), storage=cast(Any, Shelf(manifest))
     )
-    holding = Holding.take(ready, assignment(), asked_at=services.clock())
+    checked_in_at = datetime.now(UTC) if checked_in else None
+    holding = Holding.take(ready, assignment(checked_in_at=checked_in_at), asked_at=services.clock())
     holding.trusted_until = float("inf")
     return holding, endings
 
@@ -155,6 +162,20 @@ async def test_a_run_that_only_seems_to_go_on_is_stopped_and_its_manifest_looked
     await holding.advance()
     assert holding.services.launcher.cancelled == ["ext"]  # type: ignore[attr-defined]
     assert [(ending.failure.code, ending.look) for ending in endings] == [("gpu_silent", True)]
+
+
+async def test_a_trainer_without_heartbeats_is_left_alone_until_no_run_may_take_so_long(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, endings = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False, checked_in=False)
+    for seconds in (0, services.settings.lost_seconds + 1, services.settings.max_run_seconds - 1000):
+        services.clock.now += seconds  # type: ignore[attr-defined]
+        await holding.advance()
+    assert holding.services.launcher.cancelled == []  # type: ignore[attr-defined]
+    services.clock.now += 1000  # type: ignore[attr-defined]
+    await holding.advance()
+    await holding.advance()
+    assert [ending.failure.code for ending in endings] == ["time_limit"]
 
 
 async def test_a_launch_that_lost_the_race_and_was_cancelled_for_it_ends_nothing(
@@ -248,6 +269,24 @@ async def test_a_full_pass_adopts_before_it_claims_and_releases_at_its_end(servi
     calls = services.queue.calls  # type: ignore[attr-defined]
     assert calls.index("adopt") < calls.index("claim") < calls.index("release")
     assert calls[-1] == "release"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [(ServiceUnavailableError("db", "claim_dataset did not answer"), "did not answer"), (ValueError("odd"), "the log")],
+    ids=["away", "a bug"],
+)
+async def test_a_full_pass_goes_on_where_datasets_can_not_be_validated_and_says_so(
+    services: Services, monkeypatch: pytest.MonkeyPatch, fault: Exception, words: str
+) -> None:
+    async def refuse() -> None:
+        raise fault
+
+    monkeypatch.setattr(services.queue, "claim_dataset", refuse)
+    with pytest.raises(PassIncompleteError, match=words):
+        await Daemon(services).run_once()
+    calls = services.queue.calls  # type: ignore[attr-defined]
+    assert calls.index("adopt") < calls.index("claim") < calls.index("release")
 
 
 async def test_a_stop_claims_no_more_and_releases(services: Services) -> None:

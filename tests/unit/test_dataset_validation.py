@@ -16,7 +16,13 @@ import pytest
 
 from tests.corpus import CASES, GOOD, Case, lines, pair, turn
 from trainer.survey import Surveyor
-from worker.errors import ObjectMissingError, ServiceUnavailableError
+from worker.errors import (
+    ObjectMissingError,
+    SchemaMissingError,
+    ServiceError,
+    ServiceRefusedError,
+    ServiceUnavailableError,
+)
 from worker.jobs import Dataset, DatasetClaim
 from worker.services import HeavySlots
 from worker.validation import Validator, failed, ready
@@ -36,6 +42,7 @@ class FakeQueue:
         self.renewed = 0
         self.put_off: list[int] = []
         self.outcomes: list[dict[str, Any]] = []
+        self.settling: list[Exception] = []
 
     async def claim_dataset(self) -> DatasetClaim | None:
         return self.claims.pop() if self.claims else None
@@ -49,6 +56,8 @@ class FakeQueue:
         return True
 
     async def settle_dataset(self, dataset_id: UUID, lease_token: UUID, outcome: dict[str, Any]) -> bool:
+        if self.settling:
+            raise self.settling.pop()
         self.outcomes.append(outcome)
         return True
 
@@ -186,6 +195,39 @@ async def test_a_stopping_worker_gives_the_dataset_back_at_once() -> None:
 
     await Validator(services(queue, StoppingStorage(lines(*GOOD))), stop).round()
     assert (queue.outcomes, queue.put_off) == ([], [0])
+
+
+async def test_a_dataset_that_the_database_refuses_does_not_hold_up_the_next() -> None:
+    queue = FakeQueue()
+    queue.claims.append(queue.claims[0])
+    queue.settling = [ServiceRefusedError("db", "refused the call (22P05)", status=400)]
+    await validate(queue, lines(*GOOD))
+    # Its claim runs out by itself: each time counts, and the last is settled without being read.
+    assert (len(queue.outcomes), queue.put_off) == (1, [])
+
+
+async def test_a_dataset_that_breaks_its_reader_does_not_hold_up_the_next() -> None:
+    queue = FakeQueue(attempts=7)
+    queue.claims.append(queue.claims[0].model_copy(update={"attempts": 1}))
+    await validate(queue, RuntimeError("a bug"))
+    assert [outcome["status"] for outcome in queue.outcomes] == ["error"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ServiceUnavailableError("db", "is not available"),
+        ServiceRefusedError("db", "refused the key", status=401),
+        SchemaMissingError("db", "functions are missing"),
+    ],
+)
+async def test_a_database_that_is_away_ends_the_round(fault: ServiceError) -> None:
+    queue = FakeQueue()
+    queue.claims.append(queue.claims[0])
+    queue.settling = [fault]
+    with pytest.raises(type(fault)):
+        await validate(queue, lines(*GOOD))
+    assert len(queue.claims) == 1
 
 
 def test_both_outcomes_name_the_same_columns() -> None:

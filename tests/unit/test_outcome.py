@@ -11,6 +11,7 @@ import pytest
 from trainer.protocol import FAULTS, ErrorCode, Fault, Point
 from worker.launchers.base import LaunchState, Observation
 from worker.outcome import (
+    OVER_TIME,
     AwaitManifest,
     Failure,
     Finish,
@@ -36,10 +37,24 @@ def raised(kind: str) -> str:
 
 
 def look(
-    state: str, output: Any = None, error: str | None = None, *, elsewhere: bool = False, silent: float = 0
+    state: str,
+    output: Any = None,
+    error: str | None = None,
+    *,
+    elsewhere: bool = False,
+    silent: float = 0,
+    checked_in: bool = True,
 ) -> Verdict:
     observation = Observation(LaunchState(state), output=output, error=error)
-    return judge(observation, run_id=RUN, owned_elsewhere=elsewhere, silent_seconds=silent, lost_seconds=60)
+    return judge(
+        observation,
+        run_id=RUN,
+        owned_elsewhere=elsewhere,
+        checked_in=checked_in,
+        silent_seconds=silent,
+        lost_seconds=60,
+        longest_seconds=3600,
+    )
 
 
 def result(status: str, code: str | None = None, run_id: str = RUN) -> dict[str, Any]:
@@ -60,6 +75,31 @@ def test_a_job_that_runs_and_says_nothing_is_stopped() -> None:
     assert look("running", silent=61) == Stop(
         Failure("gpu_silent", Fault.INFRASTRUCTURE, "The GPU machine was not heard of any more, so it was stopped.")
     )
+
+
+def test_a_trainer_that_never_checked_in_may_say_nothing_as_long_as_a_run_may_take() -> None:
+    assert isinstance(look("running", silent=3599, checked_in=False), Keep)
+    assert look("running", silent=3600, checked_in=False) == Stop(OVER_TIME)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("No.\nTraceback", "No."),
+        ("GET https://p.supabase.co/storage/v1/o?token=abc failed", "GET [address] failed"),
+        ("key sb_secret_abc refused", "key [secret] refused"),
+        (f"token {'eyJhbGciOiJIUzI1NiJ9.e30.abc'} expired", "token [secret] expired"),
+        ("401 for hf_abcdefghijklmnopqrstuvwxyz", "401 for [secret]"),
+        ("connect postgresql://u:pw@h/db", "connect [address]"),
+        ("Traceback (most recent call last):\n  File x\nRuntimeError: CUDA error", "RuntimeError: CUDA error"),
+        ("", "The training program ended unexpectedly."),
+        ({"odd": 1}, "{'odd': 1}"),
+    ],
+)
+def test_todays_trainers_words_reach_a_row_without_keys_addresses_and_tracebacks(message: Any, told: str) -> None:
+    verdict = look("completed", {"status": "failed", "error_message": message})
+    assert isinstance(verdict, Finish)
+    assert verdict.failure.message == told
 
 
 def test_waiting_for_a_gpu_is_never_a_failure_however_long() -> None:

@@ -83,6 +83,9 @@ async def test_a_connection_that_never_stood_launched_nothing(
         {"return_value": httpx.Response(200, json={"status": "IN_QUEUE"})},
         {"return_value": httpx.Response(200, json=[])},
         {"return_value": httpx.Response(200, json={"id": 5})},
+        {"return_value": httpx.Response(200, json={"id": "x/../../purge-queue"})},
+        {"return_value": httpx.Response(200, json={"id": ""})},
+        {"return_value": httpx.Response(200, json={"id": "x" * 256})},
     ],
 )
 async def test_a_launch_that_may_have_been_accepted_is_in_doubt(
@@ -151,6 +154,15 @@ async def test_404_means_missing_only_where_the_endpoint_answers(
 async def test_a_cancel_is_taken_or_not(launcher: RunPodLauncher, api: Any, status: int, asked: bool) -> None:
     api.post("/cancel/j").respond(status)
     assert await launcher.cancel("j") is asked
+
+
+@pytest.mark.parametrize("named", ["x/../../purge-queue", "..", "", "a b", "x?y=1", "x#y", "x\n", "x" * 256])
+async def test_an_id_that_leads_to_another_route_is_never_called_and_is_of_no_launch(
+    launcher: RunPodLauncher, api: Any, named: str
+) -> None:
+    assert (await launcher.observe(named)).state is LaunchState.MISSING
+    assert await launcher.cancel(named) is True
+    assert not api.calls
 
 
 @pytest.mark.parametrize(

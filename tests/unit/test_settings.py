@@ -85,6 +85,35 @@ def test_a_wrong_variable_is_named_and_its_value_is_not_shown(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["SUPABASE_URL", "GPU_CLUSTER_API_URL"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://", "https://[abc", "https://x:port", "https://x:99999", "https://.supabase.co", "https://a b.co"),
+        *("https://u:s3cr3t@p.supabase.co", "https://p.supabase.co?x=1", f"https://{'x' * 64}.co"),
+    ],
+)
+def test_a_url_that_nothing_can_be_called_at_is_named_at_the_start(
+    environment: pytest.MonkeyPatch, name: str, url: str
+) -> None:
+    environment.setenv(name, url)
+    with pytest.raises(SettingsError, match=rf"^{name}: is not a URL to call: .*\.$") as caught:
+        load_settings()
+    assert url not in str(caught.value)
+
+
+def test_an_empty_supabase_url_is_named(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("SUPABASE_URL", "")
+    with pytest.raises(SettingsError, match=r"SUPABASE_URL: is empty"):
+        load_settings()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:54321", "http://[::1]:54321", "https://x_y.co/", "http://host/sub"])
+def test_a_url_of_ones_own_machine_or_behind_a_path_is_taken(environment: pytest.MonkeyPatch, url: str) -> None:
+    environment.setenv("SUPABASE_URL", url)
+    assert load_settings().supabase_url == url.rstrip("/")
+
+
 def test_keys_are_not_shown_by_repr(environment: pytest.MonkeyPatch) -> None:
     assert "abcdef" not in repr(load_settings())
 

@@ -41,6 +41,8 @@ def test_a_log_line_holds_no_configured_key_also_in_nested_values_and_exceptions
         supabase_publishable_key="plain-pub-key",
         gpu_cluster_api_url="http://x",
         gpu_cluster_api_key="plain-gpu-key",
+        token_secret="plain-token-secret-of-thirty-two-characters",
+        previous_token_secrets=("plain-former-secret",),
         log_format="json",
         _env_file=None,
     )
@@ -51,10 +53,23 @@ def test_a_log_line_holds_no_configured_key_also_in_nested_values_and_exceptions
     try:
         raise RuntimeError("refused plain-service-key")  # noqa: TRY301 (its traceback is what is logged)
     except RuntimeError:
-        log.exception("it broke with plain-gpu-key", url="http://x?token=abc", deep={"list": ["plain-pub-key", JWT]})
+        log.exception(
+            "it broke with plain-gpu-key",
+            url="http://x?token=abc",
+            deep={"list": ["plain-pub-key", JWT]},
+            more=["plain-token-secret-of-thirty-two-characters", "plain-former-secret"],
+        )
     line = capfd.readouterr().err
     assert json.loads(line)["event"] == "it broke with [secret]"
-    for secret in ("plain-service-key", "plain-pub-key", "plain-gpu-key", "token=abc", JWT):
+    for secret in (
+        "plain-service-key",
+        "plain-pub-key",
+        "plain-gpu-key",
+        "plain-token",
+        "plain-former",
+        "token=abc",
+        JWT,
+    ):
         assert secret not in line
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
@@ -21,6 +23,9 @@ from worker.launchers.base import EndpointHealth, LaunchState, Observation, Poli
 _SERVICE = "RunPod"
 _MAX_BODY_BYTES = 10_000_000
 _MAX_POLICY_SECONDS = 7 * 86400
+
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
+"""Containers name their own: one with a slash or dots would lead to another route, with the key."""
 
 STATES: dict[str, LaunchState] = {
     "IN_QUEUE": LaunchState.QUEUED,
@@ -123,14 +128,16 @@ class RunPodLauncher:
             external_job_id = response.json()["id"]
         except (ValueError, KeyError, TypeError):
             raise LaunchInDoubtError(_SERVICE, "RunPod's answer to the launch holds no id") from None
-        if not isinstance(external_job_id, str) or not 0 < len(external_job_id) <= 255:
+        if not isinstance(external_job_id, str) or not _JOB_ID.fullmatch(external_job_id):
             raise LaunchInDoubtError(_SERVICE, "RunPod's answer to the launch holds no usable id")
         return external_job_id
 
     async def observe(self, external_job_id: str) -> Observation:
         """GET `/status/{id}`. See `Launcher.observe`."""
+        if not _JOB_ID.fullmatch(external_job_id):
+            return Observation(LaunchState.MISSING, reason="no id that RunPod gives")
         try:
-            response = await self._send("GET", f"/status/{external_job_id}")
+            response = await self._send("GET", f"/status/{quote(external_job_id, safe='')}")
         except httpx.HTTPError as error:
             return Observation(LaunchState.UNKNOWN, reason=type(error).__name__)
         if response.status_code == 404:
@@ -147,9 +154,11 @@ class RunPodLauncher:
 
     async def cancel(self, external_job_id: str) -> bool:
         """POST `/cancel/{id}`, a few times. See `Launcher.cancel`."""
+        if not _JOB_ID.fullmatch(external_job_id):
+            return True
 
         async def post() -> httpx.Response:
-            response = await self._send("POST", f"/cancel/{external_job_id}")
+            response = await self._send("POST", f"/cancel/{quote(external_job_id, safe='')}")
             if response.status_code == 429 or response.status_code >= 500:
                 response.raise_for_status()
             return response

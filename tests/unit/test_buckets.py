@@ -1,0 +1,74 @@
+"""No GPU is paid for while the storage would refuse its adapter, and a fit bucket is looked at once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from tests.unit.test_doctor import GOOD
+from worker.buckets import ArtifactsBucket
+from worker.errors import ServiceRefusedError, ServiceUnavailableError
+
+
+class Shelves:
+    """A storage that describes its buckets, or is away."""
+
+    def __init__(self, *buckets: dict[str, Any]) -> None:
+        self.found: list[dict[str, Any]] | Exception = list(buckets)
+        self.looks = 0
+
+    async def buckets(self) -> list[dict[str, Any]]:
+        self.looks += 1
+        await asyncio.sleep(0)
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+def bucket_of(shelves: Shelves) -> ArtifactsBucket:
+    return ArtifactsBucket(cast(Any, shelves), "lora-models")
+
+
+async def test_a_fit_bucket_is_looked_at_once_however_many_launches_wait() -> None:
+    shelves = Shelves(GOOD)
+    bucket = bucket_of(shelves)
+    await asyncio.gather(*(bucket.require() for _ in range(5)))
+    await bucket.require()
+    assert shelves.looks == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ([], "the bucket lora-models is missing: run `lora-worker migrate`"),
+        ([GOOD | {"name": "other"}], "is missing"),
+        ([GOOD | {"file_size_limit": 50 * 1024**2}], "takes files up to 50 MB: raise its limit"),
+        ([GOOD | {"allowed_mime_types": ["application/json"]}], "does not take application/octet-stream: add"),
+    ],
+    ids=str,
+)
+async def test_a_bucket_that_takes_no_adapter_is_refused_with_what_to_do_and_looked_at_again(
+    found: list[dict[str, Any]], words: str
+) -> None:
+    shelves = Shelves(*found)
+    bucket = bucket_of(shelves)
+    with pytest.raises(ServiceRefusedError, match=words):
+        await bucket.require()
+    shelves.found = [GOOD]
+    await bucket.require()
+
+
+async def test_a_public_bucket_is_the_doctors_to_tell_and_holds_up_no_launch() -> None:
+    await bucket_of(Shelves(GOOD | {"public": True})).require()
+
+
+async def test_a_storage_that_is_away_is_asked_again() -> None:
+    shelves = Shelves(GOOD)
+    shelves.found = ServiceUnavailableError("Supabase Storage", "is not available")
+    bucket = bucket_of(shelves)
+    with pytest.raises(ServiceUnavailableError):
+        await bucket.require()
+    shelves.found = [GOOD]
+    await bucket.require()

@@ -1,0 +1,117 @@
+"""What Storage answers and what it means: hosted Storage wraps the real status in the body of a 400."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+import respx
+
+from worker.artifacts import Places, find_manifest
+from worker.errors import ArtifactError, ObjectMissingError, ServiceRefusedError, ServiceUnavailableError
+from worker.storage import Storage
+
+URL = "https://p.supabase.co"
+
+
+@pytest.fixture
+async def storage() -> AsyncIterator[Storage]:
+    async with httpx.AsyncClient() as http:
+        yield Storage(URL, "sb_secret_x", http=http)
+
+
+def said(status: str, error: str, message: str = "") -> dict[str, str]:
+    return {"statusCode": status, "error": error, "message": message or error}
+
+
+async def read(storage: Storage, http_status: int, body: Any) -> bytes:
+    with respx.mock(base_url=URL) as api:
+        api.get("/storage/v1/object/bucket/a/b.jsonl").respond(http_status, json=body)
+        async with storage.stream("bucket", "a/b.jsonl") as chunks:
+            return b"".join([chunk async for chunk in chunks])
+
+
+MISSING = [
+    (400, said("404", "Bucket not found")),
+    (400, said("404", "not_found", "Object not found")),
+    (400, {"code": "NoSuchBucket", "message": "Bucket not found"}),
+    (404, {"statusCode": "404", "code": "NoSuchKey", "error": "NoSuchKey", "message": "Object not found"}),
+    (400, said("400", "InvalidKey", "Invalid key: a/signature.jsonl")),
+    (400, said("400", "Invalid Input", "The object name contains invalid characters")),
+    (404, "text"),
+]
+KEY_REFUSED = [
+    (400, said("403", "Unauthorized", "signature verification failed")),
+    (400, said("403", "Unauthorized", "Invalid Compact JWS")),
+    (400, said("400", "Error", "headers must have required property 'authorization'")),
+    (401, {"message": "Invalid API key"}),
+    (403, said("403", "AccessDenied")),
+]
+PASSING = [(400, said("500", "Internal")), (400, said("429", "too_many_connections")), (503, "text"), (429, {})]
+
+
+@pytest.mark.parametrize(("http_status", "body"), MISSING, ids=str)
+async def test_a_missing_bucket_or_file_or_a_path_that_none_can_have_is_a_missing_object(
+    storage: Storage, http_status: int, body: Any
+) -> None:
+    with pytest.raises(ObjectMissingError, match=r"bucket/a/b\.jsonl is not in the storage"):
+        await read(storage, http_status, body)
+
+
+@pytest.mark.parametrize(("http_status", "body"), KEY_REFUSED, ids=str)
+async def test_a_refused_key_is_the_operators_and_no_missing_object(
+    storage: Storage, http_status: int, body: Any
+) -> None:
+    with pytest.raises(ServiceRefusedError, match="refused the key") as caught:
+        await read(storage, http_status, body)
+    assert not isinstance(caught.value, ObjectMissingError)
+
+
+@pytest.mark.parametrize(("http_status", "body"), PASSING, ids=str)
+async def test_what_passes_inside_a_400_is_tried_again(storage: Storage, http_status: int, body: Any) -> None:
+    with pytest.raises(ServiceUnavailableError):
+        await read(storage, http_status, body)
+
+
+@pytest.mark.parametrize(("http_status", "body"), KEY_REFUSED, ids=str)
+async def test_a_refused_key_does_not_say_that_there_is_no_manifest(
+    storage: Storage, http_status: int, body: Any
+) -> None:
+    with respx.mock(base_url=URL) as api:
+        api.get("/storage/v1/object/info/bucket/a/b.jsonl").respond(http_status, json=body)
+        with pytest.raises(ServiceRefusedError, match="refused the key"):
+            await storage.size("bucket", "a/b.jsonl")
+
+
+async def test_a_size_in_a_missing_bucket_is_none(storage: Storage) -> None:
+    with respx.mock(base_url=URL) as api:
+        api.get("/storage/v1/object/info/bucket/a/b.jsonl").respond(400, json=said("404", "Bucket not found"))
+        assert await storage.size("bucket", "a/b.jsonl") is None
+
+
+async def test_an_upload_that_is_refused_is_no_missing_object(storage: Storage) -> None:
+    with respx.mock(base_url=URL) as api:
+        api.post("/storage/v1/object/bucket/a").respond(400, json=said("415", "invalid_mime_type"))
+        with pytest.raises(ServiceRefusedError) as caught:
+            await storage.write("bucket", "a", b"x", content_type="text/plain")
+    assert caught.value.status == 415
+
+
+async def test_a_bucket_stays_one_part_of_the_path(storage: Storage) -> None:
+    with respx.mock(base_url=URL) as api:
+        route = api.get(url__regex=r".*").respond(404)
+        with pytest.raises(ObjectMissingError):
+            async with storage.stream("../../rest/v1", "secrets"):
+                pass
+        assert route.calls.last.request.url.raw_path == b"/storage/v1/object/..%2F..%2Frest%2Fv1/secrets"
+
+
+async def test_a_manifest_without_end_is_a_refused_artifact_and_not_a_storage_that_refuses(storage: Storage) -> None:
+    run_id = uuid4()
+    with respx.mock(base_url=URL) as api:
+        api.get("/storage/v1/object/bucket/a/manifest.json").respond(200, content=b" " * 10_000_001)
+        with pytest.raises(ArtifactError, match="manifest is larger than"):
+            await find_manifest(storage, "bucket", Places("a/"), run_id=run_id)
