@@ -114,7 +114,9 @@ class Daemon:
             ServiceError: the database did not answer; what was held is adopted by the next worker.
             PassIncompleteError: a run could not be served; the next pass tries again.
         """
-        await self._until_one_ends(self._pass(), self._repeat("renew", self.renew, self._renew_seconds))
+        await self._unless_stopped(self._check_in())
+        if not self._stop.is_set():
+            await self._until_one_ends(self._pass(), self._repeat("renew", self.renew, self._renew_seconds))
         put_off = [holding.put_off for holding in self.holdings.values() if holding.put_off]
         if not self._passed:
             raise PassIncompleteError("the pass was stopped before its end; the next one goes on")
@@ -126,7 +128,6 @@ class Daemon:
             raise PassIncompleteError(f"datasets are put off to the next pass: {self._problems['validate']}")
 
     async def _pass(self) -> None:
-        await self._check_in()
         if self.services.settings.validate_datasets:
             # First, while no lease runs; and what becomes ready may be trained in this same pass.
             await self._validate_once()

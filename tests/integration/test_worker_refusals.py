@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -177,3 +178,18 @@ def test_the_daemon_says_why_it_can_not_work_and_goes_on_trying(
     assert words in ready.json()["problem"]
     assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=30).status_code == 200
     assert stage.stop(daemon) == 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("--once",)], ids=["daemon", "single pass"])
+def test_sigterm_ends_a_worker_within_ten_seconds_while_supabase_swallows_its_calls(
+    stage: Stage, arguments: tuple[str, ...]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        worker = stage.worker(*arguments, SUPABASE_URL=url)
+        silent.settimeout(60)
+        call, _ = silent.accept()
+        with call:
+            assert stage.stop(worker) == (1 if arguments else 0)
+    assert "Traceback" not in stage.log()
+    assert ("stopped before its end" if arguments else "stopped before the database answered") in stage.log()
