@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from trainer.archive import write_archive
 from trainer.model_card import Facts, model_card
-from trainer.protocol import Point
+from trainer.protocol import LOG_NAME, Point, format_log
 from trainer.volume import naming_full_disks
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def save_artifact(
         _store_in_bf16(folder / _WEIGHTS_NAME)
         tokenizer.save_pretrained(folder)
         _write(folder / "README.md", model_card(facts))
-        _write(folder / "training_log.jsonl", "".join(f"{line}\n" for line in _log_lines(points)))
+        _write(folder / LOG_NAME, format_log(points))
         _write(folder / "split.json", json.dumps(facts.split, indent=2))
         _write(folder / "environment.json", json.dumps(environment(facts), indent=2))
         draw_loss(points, folder / "loss.png")
@@ -70,10 +70,6 @@ def _store_in_bf16(weights: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _log_lines(points: list[Point]) -> list[str]:
-    return [point.model_dump_json(exclude_none=True) for point in points]
 
 
 def environment(facts: Facts) -> dict[str, Any]:

@@ -27,6 +27,8 @@ CRASH_POINTS: dict[str, str] = {
     "worker.grant.after": "grant written",
     "worker.cancel.before": "cancel asked for, launcher not told",
     "worker.cancel.after": "launcher told, nothing written",
+    "worker.log.before": "run ended without an artifact, its log not stored",
+    "worker.log.after": "log stored, run not settled",
     "worker.settle.before": "outcome decided, artifact verified, nothing written",
     "worker.settle.after": "run settled",
     "worker.stray.before": "a launch that no run owns found, launcher not told",

@@ -8,6 +8,7 @@ This module imports pydantic and nothing heavier: the worker uses it, and the wo
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from trainer.hyperparameters import GpuConfig, Hyperparameters
 
 PROTOCOL_VERSION: Literal[1] = 1
+LOG_NAME = "training_log.jsonl"
 MANIFEST_NAME = "manifest.json"
 CHART_POINTS = 100
 """The application's metrics route returns the first 100 rows, so a job never keeps more."""
@@ -237,6 +239,11 @@ class ArtifactFile(_Message):
     path: RelativePath
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+def format_log(points: Iterable[Point]) -> str:
+    """The content of the log file: each point as a line of JSON, without what it does not know."""
+    return "".join(f"{point.model_dump_json(exclude_none=True)}\n" for point in points)
 
 
 class FinalMetrics(_Message):

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from trainer.crashpoints import reach
-from trainer.protocol import MANIFEST_NAME, Progress, Stage, Summary
+from trainer.protocol import MANIFEST_NAME, Progress, Result, Stage, Summary
 from worker import notices
 from worker.artifacts import Places
 from worker.errors import LeaseLostError
@@ -32,6 +32,7 @@ from worker.outcome import (
     Stop,
     judge,
     parse_progress,
+    parse_result,
     unreadable,
 )
 from worker.pricing import GpuPrice, accrued_cost, find_price
@@ -322,6 +323,9 @@ class Holding:
         reach("worker.cancel.before")
         self.require_lease()
         first = self.stop_asked_at is None
+        if first:
+            # Its progress goes with it, and an adopter has not seen any yet.
+            await self._observe(external_job_id)
         self.stop_asked_at = self.stop_asked_at or self.services.clock()
         asked = await self.services.launcher.cancel(external_job_id)
         reach("worker.cancel.after")
@@ -331,7 +335,10 @@ class Holding:
         if observation.ended or observation.state is LaunchState.MISSING:
             # Another launch of the run is stopped next, now that it is known. And the bill takes the last heartbeat.
             if await self._is_owner(external_job_id):
-                await self.finish(Ending(self.stopping, look=self.stopping is not None))
+                # A trainer that heard of it first has ended by itself, and tells how far it came.
+                found = parse_result(observation.output, run_id=str(self.assignment.run.id))
+                result = found if isinstance(found, Result) else None
+                await self.finish(Ending(self.stopping, result=result, look=self.stopping is not None))
         elif self.services.clock() - self.stop_asked_at > self.services.settings.cancel_seconds:
             log.error(
                 "the GPU does not stop; look at the launcher's console",

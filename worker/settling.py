@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from trainer.crashpoints import reach
-from trainer.protocol import Fault, Manifest, Point, Result, Summary
+from trainer.protocol import LOG_NAME, Fault, Manifest, Point, Result, Summary, format_log
 from worker import notices
 from worker.artifacts import (
     Description,
@@ -20,7 +20,7 @@ from worker.artifacts import (
     find_manifest,
     verify,
 )
-from worker.errors import ArtifactError, LeaseLostError
+from worker.errors import ArtifactError, LeaseLostError, ServiceError
 from worker.jobs import Job
 from worker.outcome import (
     ARTIFACT_MISSING,
@@ -78,9 +78,11 @@ async def _write(holding: Holding, ending: Ending, manifest: Manifest | None) ->
     if job is not None and manifest is not None:
         outcome = _success(holding, manifest, job)
     elif ending.failure is None or job is None:
-        outcome = _cancelled(holding)
+        outcome = _cancelled(holding, ending)
     else:
         outcome = _failure(holding, ending, ending.failure)
+    if job is not None and manifest is None:
+        await _keep_log(holding, _partial_points(holding, ending)[0])
     reach("worker.settle.before")
     holding.require_lease()
     run = holding.assignment.run
@@ -98,6 +100,24 @@ async def _write(holding: Holding, ending: Ending, manifest: Manifest | None) ->
         gpu_seconds=round(outcome["gpu_seconds"], 1),
     )
     return status
+
+
+async def _keep_log(holding: Holding, points: list[Point]) -> None:
+    """Store the log of a run without an artifact in its folder, unless its trainer has stored a longer one there."""
+    run, services = holding.assignment.run, holding.services
+    bucket, path = services.settings.artifacts_bucket, Places.of(run).at(LOG_NAME)
+    if not points:
+        return
+    try:
+        if await services.storage.size(bucket, path) is None:
+            reach("worker.log.before")
+            holding.require_lease()
+            content = format_log(points).encode()
+            await services.storage.write(bucket, path, content, content_type="application/octet-stream")
+            reach("worker.log.after")
+    except ServiceError as error:
+        # The rows have the curve, too; no job waits for its log.
+        log.warning("log not kept", run_id=str(run.id), problem=str(error))
 
 
 async def _collect(holding: Holding, ending: Ending, job: Job) -> tuple[Manifest | None, Ending]:
@@ -188,9 +208,17 @@ def _partial_points(holding: Holding, ending: Ending) -> tuple[list[Point], int 
     return (progress.points, progress.total_steps) if progress else ([], None)
 
 
-def _cancelled(holding: Holding) -> dict[str, Any]:
-    points, total_steps = _partial_points(holding, Ending(None))
-    base = _base(holding, holding.gpu_seconds, points, total_steps)
+def _partial(holding: Holding, ending: Ending) -> dict[str, Any]:
+    """What stands in the outcome of every run without an artifact."""
+    summary = ending.result.summary if ending.result else Summary()
+    # It may have ended between two polls.
+    holding.note_gpu(summary)
+    points, total_steps = _partial_points(holding, ending)
+    return _base(holding, max(holding.gpu_seconds, summary.execution_seconds or 0.0), points, total_steps)
+
+
+def _cancelled(holding: Holding, ending: Ending) -> dict[str, Any]:
+    base = _partial(holding, ending)
     return {
         **base,
         "run_status": "cancelled",
@@ -207,13 +235,8 @@ def _failure(holding: Holding, ending: Ending, failure: Failure) -> dict[str, An
         infrastructure_failures=run.infrastructure_failures,
         limits=holding.services.retry_limits,
     )
-    summary = ending.result.summary if ending.result else Summary()
-    # It may have ended between two polls.
-    holding.note_gpu(summary)
-    gpu_seconds = max(holding.gpu_seconds, summary.execution_seconds or 0.0)
-    points, total_steps = _partial_points(holding, ending)
     outcome: dict[str, Any] = {
-        **_base(holding, gpu_seconds, points, total_steps),
+        **_partial(holding, ending),
         "run_status": "lost" if failure.code in {"gpu_lost", "gpu_silent"} else "failed",
         "fault": str(failure.fault),
         "error_code": str(failure.code),

@@ -231,7 +231,7 @@ def _provoke(scene: Scene, arming: Arming, worker: Worker) -> None:
     kind = arming.point.split(".")[1]
     if kind == "release" and worker.has_started and scene.rng.random() < _TICK_SECONDS:
         worker.terminate()
-    elif kind == "cancel":
+    elif kind in {"cancel", "log"}:
         _cancel_one(scene, worker)
     elif kind == "stray":
         _make_stray(scene)

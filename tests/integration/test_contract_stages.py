@@ -82,6 +82,12 @@ class Scene:
         """The job's cost records."""
         return self.pipeline.costs(UUID(self.jobs[key]))
 
+    def logged(self, key: Key) -> list[int]:
+        """The steps of the log that is kept beside where the artifact would lie."""
+        (run,) = self.stage.runs(self.jobs[key])
+        content = self.stage.user.stored(f"{self.stage.user.user_id}/{run['id']}/training_log.jsonl") or b""
+        return [json.loads(line)["step"] for line in content.splitlines()]
+
     def points(self, key: Key) -> list[int]:
         """The steps of the stored curve."""
         if key[2] == OLDER:
@@ -184,6 +190,7 @@ def test_a_job_that_fails_in_any_stage_says_why_and_is_billed_and_deployed_never
     (cost,) = scene.costs(key)
     assert (cost["details"]["outcome"], cost["details"]["run_id"]) == ("failed", run["id"])
     assert len(scene.points(key)) == (10 if key[1] == "saving" else 0)
+    assert scene.logged(key) == scene.points(key)
     _assert_nothing_is_published(scene, key)
     if key[2] == OLDER:
         assert job["current_stage"] == "failed"
@@ -203,6 +210,7 @@ def test_a_job_that_is_cancelled_in_any_stage_stays_so_stops_its_gpu_and_is_bill
     assert cost["details"]["outcome"] == "cancelled"
     assert cost["details"]["gpu_seconds"] > 0
     assert len(scene.points(key)) == (10 if key[1] in {"saving", "uploading"} else 0)
+    assert scene.logged(key) == scene.points(key)
     _assert_nothing_is_published(scene, key)
 
 
