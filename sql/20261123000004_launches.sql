@@ -153,6 +153,12 @@ begin
   if not found then
     return jsonb_build_object('may_train', false, 'reason', 'unknown_token');
   end if;
+  if exists (select from public.training_launches l
+             where l.external_job_id = check_in_run.external_job_id and l.run_id <> run.id) then
+    -- It would have the worker poll and cancel another run's launch as its own.
+    return jsonb_build_object('may_train', false, 'reason', 'superseded', 'cancel_requested', false,
+                              'attempt', run.attempt);
+  end if;
   perform public.training_note_launch(run.id, run.launcher, check_in_run.external_job_id);
   job := public.training_job_row(run.queue, run.job_id);
   refusal := case

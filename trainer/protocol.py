@@ -126,6 +126,16 @@ def _drop_non_finite(value: Any) -> Any:
 FiniteFloat = Annotated[float | None, BeforeValidator(_drop_non_finite)]
 """NaN and infinity become None: neither JSON nor the database can hold them."""
 
+_MOST_GPUS = 64
+
+
+def _drop_impossible(value: Any) -> Any:
+    return value if isinstance(value, int) and 1 <= value <= _MOST_GPUS else None
+
+
+GpuCount = Annotated[int | None, BeforeValidator(_drop_impossible)]
+"""A number of GPUs that a machine may have; anything else becomes None: the bill is multiplied by it."""
+
 
 def _check_path(path: str) -> str:
     parts = path.split("/")
@@ -229,7 +239,7 @@ class Progress(_Message):
     points: list[Point] = Field(default_factory=list)
     message: str | None = None
     gpu_type: str | None = None
-    gpu_count: int | None = None
+    gpu_count: GpuCount = None
 
 
 class ArtifactFile(_Message):
@@ -271,7 +281,7 @@ class Summary(_Message):
     execution_seconds: float | None = None
     """Seconds from the trainer's check-in to this result, all executions of the run that are known."""
     gpu_type: str | None = None
-    gpu_count: int | None = None
+    gpu_count: GpuCount = None
     trainable_parameters: int | None = None
     resumed_from_step: int | None = None
     notes: list[str] = Field(default_factory=list)

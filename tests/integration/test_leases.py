@@ -266,6 +266,14 @@ def test_a_published_run_is_not_trained_again_when_only_its_result_was_lost(db: 
     assert check_in(execution) == "ok"
 
 
+def test_a_container_can_not_name_another_runs_job_as_its_own(db: Database) -> None:
+    (another, _, _), (run, token) = db.running_run(), db.launched_run()
+    answer = db.call("check_in_run", token, another["external_job_id"], str(uuid4()))
+    assert (answer["may_train"], answer["reason"]) == (False, "superseded")
+    assert db.run(run["id"])["external_job_id"] == run["external_job_id"]
+    assert db.call("check_in_run", token, run["external_job_id"], str(uuid4()))["may_train"]
+
+
 @pytest.mark.parametrize("named", ["x/../../purge-queue", "..", "a b", "x?y", "", "x" * 256, None, "x\n"])
 def test_a_container_can_not_name_another_route_of_the_launcher_as_its_job(db: Database, named: str | None) -> None:
     run, token = db.launched_run()

@@ -224,3 +224,11 @@ def test_the_score_follows_the_applications_rule(
     points = [Point(step=step, epoch=1, training_loss=loss) for step, loss in enumerate(losses, 1)]
     rated = rate_training(points, final_validation_loss=validation)
     assert (rated.overall_score, rated.convergence_quality) == expected
+
+
+@pytest.mark.parametrize("count", [0, -1, 10**9, "2", 1.5, None])
+def test_no_number_of_gpus_that_a_container_makes_up_multiplies_the_bill(count: object) -> None:
+    told = {"run_id": "r", "stage": "training", "progress": 30, "gpu_count": count}
+    progress = parse_progress(told, run_id="r")
+    assert progress is not None
+    assert progress.gpu_count is None
