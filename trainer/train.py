@@ -140,6 +140,7 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         batch_size=parameters.batch_size,
         max_length=parameters.max_length,
         packing=packing,
+        longest_held_out=max((len(row.input_ids) for row in data.validation), default=0),
     )
     limit = task.micro_batch or shape.rows_per_step
     if hardware.is_gpu:
