@@ -40,6 +40,7 @@ from trainer.model_card import Facts
 from trainer.models import Hardware, Lora, attach_lora, detect_hardware, load_config, load_model, load_tokenizer
 from trainer.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_memory
 from trainer.protocol import FinalMetrics, Stage, Summary
+from trainer.reporters import usable_reporters
 from trainer.reporting import Reporter
 from trainer.sft import build_trainer, save_checkpoint_now
 from trainer.stopping import StopSwitch, end_with_the_handler
@@ -61,7 +62,9 @@ class Prepared:
     data: Data
     shape: BatchShape
     micro_batch: int
-    packing_note: str | None
+    reporters: list[str]
+    notes: list[str]
+    """Sentences for the user on what was asked for and is not done."""
 
 
 def train(task: Task, reporter: Reporter, stop: StopSwitch, gpu: GpuMonitor) -> Outcome:
@@ -82,7 +85,16 @@ def train(task: Task, reporter: Reporter, stop: StopSwitch, gpu: GpuMonitor) -> 
     data, shape = prepared.data, prepared.shape
     callback = RunCallback(task, reporter, stop, gpu, validates=bool(data.validation))
     trainer = build_trainer(
-        lora, prepared.tokenizer, data.train, data.validation, shape, prepared.micro_batch, task, hardware, callback
+        lora,
+        prepared.tokenizer,
+        data.train,
+        data.validation,
+        shape,
+        prepared.micro_batch,
+        task,
+        hardware,
+        callback,
+        prepared.reporters,
     )
     resumed = newest_checkpoint(task.job_folder, task.fingerprint)
 
@@ -150,7 +162,9 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         check_plan(plan, gpu_bytes, gpu.name or "this GPU")
         limit = largest_fitting_micro_batch(plan, limit, gpu_bytes)
     micro_batch = largest_micro_batch(shape.rows_per_step, limit)
-    return Prepared(base, config, tokenizer, own_template, data, shape, micro_batch, packing_note)
+    reporters, reporter_notes = usable_reporters()
+    notes = [*filter(None, [packing_note]), *reporter_notes]
+    return Prepared(base, config, tokenizer, own_template, data, shape, micro_batch, reporters, notes)
 
 
 def collect_facts(task: Task, prepared: Prepared, lora: Lora, callback: RunCallback, gpu: GpuMonitor) -> Facts:
@@ -175,7 +189,8 @@ def collect_facts(task: Task, prepared: Prepared, lora: Lora, callback: RunCallb
         driver=gpu.driver,
         notes=[
             *data.notes,
-            *filter(None, [lora.targets.note, prepared.packing_note]),
+            *filter(None, [lora.targets.note]),
+            *prepared.notes,
             *_training_notes(callback, prepared.shape, prepared.micro_batch, task),
         ],
     )
