@@ -31,7 +31,7 @@ from trainer.errors import (
     TrainingError,
 )
 from trainer.progress import ProgressPoster, Send
-from trainer.protocol import STAGE_PROGRESS, Progress, Request, Result, Stage
+from trainer.protocol import STAGE_PROGRESS, Point, Progress, Request, Result, Stage, Summary, thin_points
 from trainer.publishing import publish
 from trainer.settings import Settings
 from trainer.task import Outcome, Task
@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 
 RECIPE = 2
 """Counted up when the recipe changes so that an older checkpoint must not be resumed."""
+
+_RESULT_POINTS = 250
+"""Most points of the curve in a result: it stays under 100 kB whatever the chart keeps; RunPod limits answers."""
 
 
 class Execution:
@@ -178,10 +181,11 @@ class Execution:
         return Result(
             run_id=manifest.run_id,
             status="completed",
-            manifest=manifest,
+            # The whole curve stands in the stored manifest and log, which the worker reads.
+            manifest=manifest.model_copy(update={"points": []}),
             metrics=manifest.metrics,
             summary=manifest.summary,
-            points=manifest.points,
+            points=self._thin(manifest.points, manifest.summary),
         )
 
     async def _train(self, task: Task) -> Outcome:
@@ -232,16 +236,22 @@ class Execution:
         if self._folder.own.is_dir():
             self._folder.note_seconds(self._request.run_id, round(time.monotonic() - self._started, 3))
 
+    def _thin(self, points: list[Point], summary: Summary) -> list[Point]:
+        if not points:
+            return []
+        limit = min(self._request.limits.chart_points, _RESULT_POINTS)
+        return thin_points(points, total_steps=summary.total_steps or points[-1].step, limit=limit)
+
     def _result(self, status: Any, error: TrainingError | None = None, outcome: Outcome | None = None) -> Result:
         latest, outcome = self._poster.latest, outcome or self._outcome
         result = Result(run_id=self._request.run_id, status=status)
         if outcome is not None:
             result.error, result.metrics = outcome.error, outcome.metrics
-            result.summary, result.points = outcome.summary, outcome.points
+            result.summary, result.points = outcome.summary, self._thin(outcome.points, outcome.summary)
         if latest is not None and not result.points:
             # A child that failed or died says nothing of its curve; what it had reported is still shown.
-            result.points = latest.points
             result.summary.total_steps = result.summary.total_steps or latest.total_steps
+            result.points = self._thin(latest.points, result.summary)
             result.summary.gpu_type = result.summary.gpu_type or latest.gpu_type
             result.summary.gpu_count = result.summary.gpu_count or latest.gpu_count
         if error is not None:

@@ -77,7 +77,8 @@ async def test_a_trained_adapter_is_published_with_its_manifest_last(project, se
     assert result.status == "completed"
     assert project.upload_order == ["adapter_config.json", "adapter_model.safetensors", "manifest.json"]
     manifest = Manifest.model_validate_json(project.uploads["manifest.json"])
-    assert manifest == result.manifest
+    assert manifest.model_copy(update={"points": []}) == result.manifest
+    assert [point.step for point in manifest.points] == [1, 2, 3]
     assert {file.path: file.bytes for file in manifest.files} == {
         "adapter_config.json": 2,
         "adapter_model.safetensors": 700,
@@ -88,6 +89,20 @@ async def test_a_trained_adapter_is_published_with_its_manifest_last(project, se
     assert [point.step for point in result.points] == [1, 2, 3]
     assert result.summary.execution_seconds > 0
     assert not (settings.volume / "lora-jobs" / "job-1").exists()
+
+
+@pytest.mark.parametrize("ending", ["succeed_after:10000", "fail_after:10000"])
+@pytest.mark.parametrize("chart_points", [100, 1000])
+async def test_the_result_of_a_long_run_stays_small_and_the_whole_curve_in_the_stored_manifest(
+    project, settings, monkeypatch, ending, chart_points
+):
+    monkeypatch.setenv("FAKE_CHILD", ending)
+    limits = {"max_seconds": 600, "chart_points": chart_points}
+    result = await Run(settings, limits=limits).result()
+    assert len(json.dumps(result.as_output())) < 100_000
+    assert (result.points[0].step, result.points[-1].step) == (1, 10_000)
+    if result.status == "completed":
+        assert len(Manifest.model_validate_json(project.uploads["manifest.json"]).points) == 10_000
 
 
 async def test_progress_is_posted_in_order_and_stages_only_move_forward(project, settings, monkeypatch):
