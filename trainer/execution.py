@@ -57,6 +57,9 @@ class Execution:
         self._external_job_id = external_job_id
         self._started = time.monotonic()
         self._outcome: Outcome | None = None
+        self._noting = asyncio.Lock()
+        """Held while the job's folder is taken, noted in by the heartbeat, or removed: one writer at a time."""
+        self._removing = False
         self._volume = find_volume(settings.volume)
         self._folder = open_job_folder(self._volume, request.job_id, self._execution_id)
         self._poster = ProgressPoster(
@@ -141,7 +144,7 @@ class Execution:
             except ChannelUnreachableError as error:
                 # Not knowing is not having lost: the fence in the database still refuses the other one.
                 log.warning("heartbeat: %s", error)
-            self._note_seconds()
+            await self._note_seconds()
 
     async def _await_stop(self) -> None:
         await self.stop.wait()
@@ -152,7 +155,8 @@ class Execution:
     async def _work(self, channel: ChannelClient) -> Result:
         self._report(Stage.SETUP)
         with naming_full_disks(self._volume):
-            self._folder.take(self._request.run_id)
+            async with self._noting:
+                self._folder.take(self._request.run_id)
             await asyncio.to_thread(
                 remove_stale_jobs, self._volume, keep=self._folder, keep_days=self._settings.keep_days
             )
@@ -177,7 +181,9 @@ class Execution:
         manifest = await publish(
             artifact, outcome, self._request, channel, grant_poll_seconds=self._settings.grant_poll_seconds
         )
-        await asyncio.to_thread(self._folder.remove)
+        self._removing = True
+        async with self._noting:
+            await asyncio.to_thread(self._folder.remove)
         return Result(
             run_id=manifest.run_id,
             status="completed",
@@ -232,7 +238,18 @@ class Execution:
         own = time.monotonic() - self._started
         return round(own + self._folder.seconds_of_run(self._request.run_id), 3)
 
-    def _note_seconds(self) -> None:
+    async def _note_seconds(self) -> None:
+        if self._removing:
+            return
+        async with self._noting:
+            try:
+                # In a thread: a network volume may take its time.
+                await asyncio.to_thread(self._note_seconds_now)
+            except OSError as error:
+                # The note is for the bill of a next attempt only; whether the disk is full, training will say.
+                log.warning("the seconds worked could not be noted on the volume (%s)", type(error).__name__)
+
+    def _note_seconds_now(self) -> None:
         if self._folder.own.is_dir():
             self._folder.note_seconds(self._request.run_id, round(time.monotonic() - self._started, 3))
 
