@@ -33,6 +33,7 @@ from trainer.batches import BatchShape, largest_micro_batch, shape_batches, smal
 from trainer.callbacks import RunCallback, load_trainable_weights
 from trainer.chat import Chat, prepare_tokenizer
 from trainer.checkpoints import newest_checkpoint
+from trainer.cuda_faults import context_is_broken, is_out_of_memory
 from trainer.data import Data, prepare_data
 from trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, TrainingError
 from trainer.gpu import GpuMonitor
@@ -46,7 +47,7 @@ from trainer.sft import build_trainer, save_checkpoint_now
 from trainer.stopping import StopSwitch, end_with_the_handler
 from trainer.targets import packing_decision, serving_note
 from trainer.task import Outcome, Task
-from trainer.volume import FULL_DISK_HINT
+from trainer.volume import FULL_DISK_HINT, is_full_disk
 
 log = logging.getLogger("trainer.train")
 
@@ -197,13 +198,19 @@ def collect_facts(task: Task, prepared: Prepared, lora: Lora, callback: RunCallb
 
 
 def run_training(trainer: SFTTrainer, callback: RunCallback, stop: StopSwitch, checkpoint: str | None) -> bool:
-    """Train to the end or to a stop; False when memory ran out, with a checkpoint of the last whole step."""
+    """Train to the end or to a stop; False when memory ran out.
+
+    Then there is a checkpoint of the last whole step, unless the GPU can't be read any more: the next
+    process goes on from the checkpoint before.
+    """
     stop.training_begins()
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        if context_is_broken(error):
+            return False
         traceback.clear_frames(error.__traceback__)  # they hold the tensors that were too many
     else:
         return True
@@ -213,11 +220,6 @@ def run_training(trainer: SFTTrainer, callback: RunCallback, stop: StopSwitch, c
     if trainer.state.global_step > 0:
         save_checkpoint_now(trainer, callback)
     return False
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: the GPU's, or the machine's as the CPU's allocator says it."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _out_of_memory(task: Task, shape: BatchShape, micro_batch: int) -> Outcome:
@@ -301,8 +303,12 @@ def explain(error: Exception) -> TrainingError:
         return OutOfMemoryError(
             "Memory ran out before the training began.", "Choose a GPU with more memory, or a smaller base model."
         )
-    # safetensors raises an exception of its own, which has no errno.
-    if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+    if context_is_broken(error):
+        return TrainingError(
+            f"The GPU failed ({type(error).__name__}).",
+            "The next attempt goes on from the last checkpoint; the container's log says where it happened.",
+        )
+    if is_full_disk(error):
         return DiskFullError("The disk or the network volume is full.", FULL_DISK_HINT)
     return TrainingError(
         f"The training failed unexpectedly ({type(error).__name__}).", "The container's log says where."
