@@ -104,7 +104,7 @@ def load_model(base: Base, config: PretrainedConfig, hardware: Hardware) -> PreT
                 quantization_config=quantization,
                 dtype=hardware.dtype,
                 device_map={"": hardware.device},
-                attn_implementation=_attention(hardware),
+                attn_implementation=attention_of(hardware),
                 trust_remote_code=base.trusted,
             )
     except Exception as error:
@@ -156,7 +156,8 @@ def _keep_constants(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _attention(hardware: Hardware) -> str:
+def attention_of(hardware: Hardware) -> str:
+    """The implementation of attention, as transformers calls it."""
     from transformers.utils import is_flash_attn_2_available
 
     usable = hardware.is_gpu and hardware.dtype is not torch.float32 and is_flash_attn_2_available()

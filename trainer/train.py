@@ -38,7 +38,16 @@ from trainer.data import Data, prepare_data
 from trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, TrainingError
 from trainer.gpu import GpuMonitor
 from trainer.model_card import Facts
-from trainer.models import Hardware, Lora, attach_lora, detect_hardware, load_config, load_model, load_tokenizer
+from trainer.models import (
+    Hardware,
+    Lora,
+    attach_lora,
+    attention_of,
+    detect_hardware,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from trainer.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_memory
 from trainer.protocol import FinalMetrics, Stage, Summary
 from trainer.reporters import usable_reporters
@@ -155,9 +164,13 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         packing=packing,
         longest_held_out=max((len(row.input_ids) for row in data.validation), default=0),
     )
-    limit = task.micro_batch or shape.rows_per_step
+    masked = shape.packed and attention_of(hardware) != "flash_attention_2"
+    # TRL strings the packed rows of a micro-batch together, and the mask grows with the square of that.
+    limit = 1 if masked else task.micro_batch or shape.rows_per_step
     if hardware.is_gpu:
-        plan = plan_memory(config, parameters, row_tokens=shape.row_tokens, micro_batch=1, dtype=hardware.dtype)
+        plan = plan_memory(
+            config, parameters, row_tokens=shape.row_tokens, micro_batch=1, dtype=hardware.dtype, masked=masked
+        )
         log.info("memory plan\n%s", format_plan(plan))
         gpu_bytes = torch.cuda.mem_get_info()[1]
         check_plan(plan, gpu_bytes, gpu.name or "this GPU")

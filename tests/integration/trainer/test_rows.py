@@ -63,3 +63,18 @@ def test_a_held_out_answer_is_judged_whole_though_it_is_longer_than_all_that_is_
     assert len(prepared.data.validation[0].input_ids) > longest_trained
     judged = [label for row in trainer.eval_dataset for label in row["labels"] if label != IGNORED]
     assert judged == [label for row in prepared.data.validation for label in row.labels if label != IGNORED]
+
+
+@pytest.mark.parametrize(("packing", "together"), [(True, 1), (False, 4)])
+def test_packed_rows_go_through_one_by_one_where_a_mask_keeps_them_apart(tmp_path, tiny_model, packing, together):
+    """TRL strings a micro-batch's packed rows together, and the mask grows with the square of their length."""
+    from trainer.bases import BaseModels
+    from trainer.gpu import GpuMonitor
+    from trainer.models import detect_hardware
+    from trainer.train import prepare
+
+    wanted = {"packing": packing, "merge_conversations": False, "batch_size": 4, "max_length": 128}
+    task = make_task(tmp_path, tiny_model, hyperparameters=wanted)
+    prepared = prepare(task, BaseModels(task.volume), detect_hardware(), GpuMonitor(wanted=False))
+    assert prepared.shape.rows_per_step > 1
+    assert prepared.micro_batch == together
