@@ -146,7 +146,8 @@ def _loraplus_optimizer(trainer: SFTTrainer, parameters: Hyperparameters) -> tor
         kind,
         lr=parameters.learning_rate,
         loraplus_lr_ratio=parameters.loraplus_lr_ratio,
-        weight_decay=parameters.weight_decay,
+        # Another name than the optimizer's own, which PEFT takes and sets to 0 in each group.
+        loraplus_weight_decay=parameters.weight_decay,
         **options,
     )
 
