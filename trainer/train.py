@@ -54,7 +54,7 @@ from trainer.reporters import usable_reporters
 from trainer.reporting import Reporter
 from trainer.sft import build_trainer, save_checkpoint_now
 from trainer.stopping import StopSwitch, end_with_the_handler
-from trainer.targets import packing_decision, serving_note
+from trainer.targets import DORA_NOTE, packing_decision, serving_note
 from trainer.task import Outcome, Task
 from trainer.volume import FULL_DISK_HINT, is_full_disk
 
@@ -177,7 +177,7 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         limit = largest_fitting_micro_batch(plan, limit, gpu_bytes)
     micro_batch = largest_micro_batch(shape.rows_per_step, limit)
     reporters, reporter_notes = usable_reporters()
-    notes = [*filter(None, [packing_note]), *reporter_notes]
+    notes = [*filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None]), *reporter_notes]
     return Prepared(base, config, tokenizer, own_template, data, shape, micro_batch, reporters, notes)
 
 

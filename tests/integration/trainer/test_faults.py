@@ -82,6 +82,8 @@ def test_the_options_train_and_early_stopping_ends_with_the_best_adapter(tmp_pat
     assert outcome.summary.total_steps == list(validation)[3]
     assert any("Stopped early" in note for note in outcome.summary.notes)
     assert any(f"that of step {best}" in note for note in outcome.summary.notes)
+    assert any("vLLM refuses" in note for note in outcome.summary.notes)
+    assert "max-lora-rank" not in (task.artifact / "README.md").read_text()
     _check_archive(task, tiny_model, tmp_path / "deployed")
 
 
