@@ -37,8 +37,11 @@ from trainer.volume import naming_full_disks
 
 _MOUNTS = (Path("/runpod-volume"), Path("/workspace"))
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SNAPSHOT = re.compile(r"/models--(?P<owner>[\w.-]+?)--(?P<model>[\w.-]+)/snapshots/(?P<commit>[0-9a-f]{40})/?$")
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*", "README.md"]
 _WEIGHTS = ["*.safetensors"]
+_LEFT_OUT = ["consolidated*", "original/*"]
+"""The same weights once more, in the layout of their makers' own code: as many bytes again."""
 _INDEX_NAME = "model.safetensors.index.json"
 _SPARE_BYTES = 2 << 30
 """Left free on the volume for checkpoints and the adapter."""
@@ -93,6 +96,8 @@ class BaseModels:
     def _at_hand(self, name: str, revision: str | None) -> Base | None:
         trusted = name in self._trusted
         if folder := self._plain_folder(name):
+            if snapshot := _SNAPSHOT.search(str(folder)):
+                return _from_snapshot(snapshot, folder, revision, trusted=trusted)
             if revision is not None:
                 raise BaseModelMismatchError(
                     f"The base model {name} is a plain folder here, so its revision can't be checked.",
@@ -105,10 +110,12 @@ class BaseModels:
                 "organisation/model.",
                 "Write the name as on huggingface.co.",
             )
-        for cache in self._caches:
-            if folder := _cached(cache, name, revision):
-                return Base(name, folder.name, folder, trusted)
-        return None
+        found = [folder for cache in self._caches if (folder := _cached(cache, name, revision))]
+        if not found:
+            return None
+        # A download to one mount may have broken off while another has the whole model.
+        folder = next(filter(has_weights, found), found[0])
+        return Base(name, folder.name, folder, trusted)
 
     def _plain_folder(self, name: str) -> Path | None:
         roots = [Path()] if Path(name).is_absolute() else self._plain
@@ -121,7 +128,9 @@ class BaseModels:
         with FileLock(lock), _naming_hub_faults(name, revision), naming_full_disks(self._folder):
             if patterns == _WEIGHTS:
                 self._check_room(name, revision)
-            path = snapshot_download(name, revision=revision, cache_dir=self._folder, allow_patterns=patterns)
+            path = snapshot_download(
+                name, revision=revision, cache_dir=self._folder, allow_patterns=patterns, ignore_patterns=_LEFT_OUT
+            )
         return Base(name, Path(path).name, Path(path), name in self._trusted)
 
     def _check_room(self, name: str, revision: str | None) -> None:
@@ -136,7 +145,14 @@ class BaseModels:
 
 def download_bytes(name: str, revision: str | None, cache: Path) -> int:
     """How much of the model's weights is still to be downloaded into `cache`."""
-    files = snapshot_download(name, revision=revision, cache_dir=cache, allow_patterns=_WEIGHTS, dry_run=True)
+    files = snapshot_download(
+        name,
+        revision=revision,
+        cache_dir=cache,
+        allow_patterns=_WEIGHTS,
+        ignore_patterns=_LEFT_OUT,
+        dry_run=True,
+    )
     return sum(file.file_size or 0 for file in files if file.will_download)
 
 
@@ -156,6 +172,17 @@ def licence_of(base: Base) -> str | None:
         return None
     found = re.search(r"^license:\s*(\S+)", card.read_text(errors="replace")[:4000], re.MULTILINE)
     return found[1] if found else None
+
+
+def _from_snapshot(snapshot: re.Match[str], folder: Path, revision: str | None, *, trusted: bool) -> Base:
+    """A folder of a Hugging Face cache that was given as a path: which model it is, its path says."""
+    name, commit = f"{snapshot['owner']}/{snapshot['model']}", snapshot["commit"]
+    if revision not in {None, commit}:
+        raise BaseModelMismatchError(
+            f"The base model's folder holds another revision of {name} than {revision!r:.100}.",
+            "Leave base_revision out, or write the name as on huggingface.co instead of a path.",
+        )
+    return Base(name, commit, folder, trusted)
 
 
 def _cached(cache: Path, name: str, revision: str | None) -> Path | None:

@@ -24,14 +24,21 @@ class BatchShape:
 
 
 def shape_batches(
-    lengths: Sequence[int], answers: int, *, batch_size: int, max_length: int, packing: bool
+    lengths: Sequence[int],
+    answers: int,
+    *,
+    batch_size: int,
+    max_length: int,
+    packing: bool,
+    longest_held_out: int = 0,
 ) -> BatchShape:
     """The shape of a step that learns about `batch_size` answers.
 
     `lengths` are the tokens of each unpacked row, none above `max_length`; `answers` is how many
-    answers they hold together.
+    answers they hold together. TRL cuts held-out rows to the same length, so it has room for
+    `longest_held_out` tokens, too.
     """
-    longest = max(lengths)
+    longest = max(*lengths, longest_held_out)
     if not packing:
         return BatchShape(max(1, round(batch_size * len(lengths) / answers)), longest, packed=False)
     step_tokens = batch_size * sum(lengths) / answers

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
+from trainer.conversations import fold_system
 from trainer.errors import BaseModelUnknownError
 from trainer.examples import ASSISTANT, SYSTEM, USER, Message
 
@@ -77,6 +78,8 @@ class Chat:
             {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
             | {tokenizer.eos_token}
         )
+        self.takes_system = True
+        """Whether the template puts a system prompt where it belongs; else the first user turn opens with it."""
         self._template = self._choose_template()
         self.takes_system = self._takes_system()
 
@@ -117,9 +120,10 @@ class Chat:
         return len(stripped)
 
     def _render(self, messages: Sequence[Message], *, prompting: bool = False) -> str:
+        shown = messages if self.takes_system else fold_system(messages)
         try:
             rendered = self._tokenizer.apply_chat_template(
-                [message._asdict() for message in messages],
+                [message._asdict() for message in shown],
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=prompting,
@@ -146,10 +150,21 @@ class Chat:
         return self._render(talk).startswith(self._render(talk[:2]))
 
     def _takes_system(self) -> bool:
+        """Whether the system prompt comes first and stays there, however long the conversation gets.
+
+        Mistral v0.3 puts it into the last message if that is the user's: a prompt has it, the same
+        conversation with its answer has not.
+        """
+        talk = [Message(SYSTEM, "SYSTEM-PROBE"), Message(USER, "USER-PROBE"), Message(ASSISTANT, "a")]
+        talk += [Message(USER, "b"), Message(ASSISTANT, "c")]
         try:
-            return "SYSTEM-PROBE" in self._render([Message(SYSTEM, "SYSTEM-PROBE"), Message(USER, "a")])
+            for answer in (2, 4):
+                prompt, answered = self._render(talk[:answer], prompting=True), self._render(talk[: answer + 1])
+                if "SYSTEM-PROBE" not in prompt.partition("USER-PROBE")[0] or not answered.startswith(prompt):
+                    return False
         except BaseModelUnknownError:
             return False
+        return True
 
 
 def _labels(ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]) -> list[int]:

@@ -100,14 +100,12 @@ def conversation_key(example: Example) -> str:
     return digest.hexdigest()[:32]
 
 
-def fold_system(example: Example) -> Example:
-    """The example with its system prompt put before the first user turn, for templates without that role."""
-    if example.messages[0].role != SYSTEM:
-        return example
-    system, user, *rest = example.messages
-    folded = Message(USER, f"{system.content}\n\n{user.content}")
-    trained = tuple(index - 1 for index in example.trained)
-    return example._replace(messages=(folded, *rest), trained=trained)
+def fold_system(messages: Sequence[Message]) -> list[Message]:
+    """A conversation whose system prompt opens the first user turn, for templates without that role."""
+    if messages[0].role != SYSTEM:
+        return list(messages)
+    system, user, *rest = messages
+    return [Message(USER, f"{system.content}\n\n{user.content}"), *rest]
 
 
 def merge_conversations(examples: Iterable[Example]) -> list[Example]:

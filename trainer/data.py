@@ -14,7 +14,6 @@ from trainer.chat import Chat, Row
 from trainer.conversations import (
     Example,
     conversation_key,
-    fold_system,
     merge_conversations,
     split_examples,
 )
@@ -82,8 +81,6 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data
     examples, survey = load_examples(dataset, parameters.max_bad_line_share)
     if parameters.merge_conversations:
         examples = merge_conversations(examples)
-    if not chat.takes_system:
-        examples = [fold_system(example) for example in examples]
     train, validation = split_examples(examples, parameters.validation_share, parameters.seed)
     tally = Tally()
     data = Data(
@@ -96,6 +93,11 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data
     )
     if survey.bad:
         data.notes.append(f"{survey.bad} examples of the dataset could not be used and were skipped.")
+    if not chat.takes_system and any(example.messages[0].role == SYSTEM for example in examples):
+        data.notes.append(
+            "The base's chat template doesn't keep a system prompt in front, so the first user turn opens with it, "
+            "followed by an empty line; prompt the adapter in the same way."
+        )
     data.notes += [f"The dataset was put right: {count} {repair}." for repair, count in survey.repairs.items()]
     if not data.train:
         raise DatasetInvalidError(

@@ -31,7 +31,7 @@ from trainer.errors import (
     TrainingError,
 )
 from trainer.progress import ProgressPoster, Send
-from trainer.protocol import STAGE_PROGRESS, Progress, Request, Result, Stage
+from trainer.protocol import STAGE_PROGRESS, Point, Progress, Request, Result, Stage, Summary, thin_points
 from trainer.publishing import publish
 from trainer.settings import Settings
 from trainer.task import Outcome, Task
@@ -39,8 +39,11 @@ from trainer.volume import JobFolder, find_volume, naming_full_disks, open_job_f
 
 log = logging.getLogger(__name__)
 
-RECIPE = 1
+RECIPE = 2
 """Counted up when the recipe changes so that an older checkpoint must not be resumed."""
+
+_RESULT_POINTS = 250
+"""Most points of the curve in a result: it stays under 100 kB whatever the chart keeps; RunPod limits answers."""
 
 
 class Execution:
@@ -54,6 +57,9 @@ class Execution:
         self._external_job_id = external_job_id
         self._started = time.monotonic()
         self._outcome: Outcome | None = None
+        self._noting = asyncio.Lock()
+        """Held while the job's folder is taken, noted in by the heartbeat, or removed: one writer at a time."""
+        self._removing = False
         self._volume = find_volume(settings.volume)
         self._folder = open_job_folder(self._volume, request.job_id, self._execution_id)
         self._poster = ProgressPoster(
@@ -138,7 +144,7 @@ class Execution:
             except ChannelUnreachableError as error:
                 # Not knowing is not having lost: the fence in the database still refuses the other one.
                 log.warning("heartbeat: %s", error)
-            self._note_seconds()
+            await self._note_seconds()
 
     async def _await_stop(self) -> None:
         await self.stop.wait()
@@ -149,7 +155,8 @@ class Execution:
     async def _work(self, channel: ChannelClient) -> Result:
         self._report(Stage.SETUP)
         with naming_full_disks(self._volume):
-            self._folder.take(self._request.run_id)
+            async with self._noting:
+                self._folder.take(self._request.run_id)
             await asyncio.to_thread(
                 remove_stale_jobs, self._volume, keep=self._folder, keep_days=self._settings.keep_days
             )
@@ -174,14 +181,17 @@ class Execution:
         manifest = await publish(
             artifact, outcome, self._request, channel, grant_poll_seconds=self._settings.grant_poll_seconds
         )
-        await asyncio.to_thread(self._folder.remove)
+        self._removing = True
+        async with self._noting:
+            await asyncio.to_thread(self._folder.remove)
         return Result(
             run_id=manifest.run_id,
             status="completed",
-            manifest=manifest,
+            # The whole curve stands in the stored manifest and log, which the worker reads.
+            manifest=manifest.model_copy(update={"points": []}),
             metrics=manifest.metrics,
             summary=manifest.summary,
-            points=manifest.points,
+            points=self._thin(manifest.points, manifest.summary),
         )
 
     async def _train(self, task: Task) -> Outcome:
@@ -228,20 +238,37 @@ class Execution:
         own = time.monotonic() - self._started
         return round(own + self._folder.seconds_of_run(self._request.run_id), 3)
 
-    def _note_seconds(self) -> None:
+    async def _note_seconds(self) -> None:
+        if self._removing:
+            return
+        async with self._noting:
+            try:
+                # In a thread: a network volume may take its time.
+                await asyncio.to_thread(self._note_seconds_now)
+            except OSError as error:
+                # The note is for the bill of a next attempt only; whether the disk is full, training will say.
+                log.warning("the seconds worked could not be noted on the volume (%s)", type(error).__name__)
+
+    def _note_seconds_now(self) -> None:
         if self._folder.own.is_dir():
             self._folder.note_seconds(self._request.run_id, round(time.monotonic() - self._started, 3))
+
+    def _thin(self, points: list[Point], summary: Summary) -> list[Point]:
+        if not points:
+            return []
+        limit = min(self._request.limits.chart_points, _RESULT_POINTS)
+        return thin_points(points, total_steps=summary.total_steps or points[-1].step, limit=limit)
 
     def _result(self, status: Any, error: TrainingError | None = None, outcome: Outcome | None = None) -> Result:
         latest, outcome = self._poster.latest, outcome or self._outcome
         result = Result(run_id=self._request.run_id, status=status)
         if outcome is not None:
             result.error, result.metrics = outcome.error, outcome.metrics
-            result.summary, result.points = outcome.summary, outcome.points
+            result.summary, result.points = outcome.summary, self._thin(outcome.points, outcome.summary)
         if latest is not None and not result.points:
             # A child that failed or died says nothing of its curve; what it had reported is still shown.
-            result.points = latest.points
             result.summary.total_steps = result.summary.total_steps or latest.total_steps
+            result.points = self._thin(latest.points, result.summary)
             result.summary.gpu_type = result.summary.gpu_type or latest.gpu_type
             result.summary.gpu_count = result.summary.gpu_count or latest.gpu_count
         if error is not None:

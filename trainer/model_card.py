@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.hyperparameters import Hyperparameters
 from trainer.protocol import FinalMetrics
+from trainer.targets import DORA_NOTE, vllm_rank
 
 
 @dataclass
@@ -115,9 +116,15 @@ def _usage(facts: Facts) -> str:
         'model = PeftModel.from_pretrained(base, "path/of/this/folder")\n'
         'tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")\n'
         "```\n\n"
-        f"vLLM: `--enable-lora --max-lora-rank {facts.parameters.rank} "
-        f"--lora-modules name=path/of/this/folder`. {facts.serving}\n"
+        f"{_vllm(facts)}\n"
     )
+
+
+def _vllm(facts: Facts) -> str:
+    if facts.parameters.use_dora:
+        return DORA_NOTE
+    rank = vllm_rank(facts.parameters.rank)
+    return f"vLLM: `--enable-lora --max-lora-rank {rank} --lora-modules name=path/of/this/folder`. {facts.serving}"
 
 
 def _licence(facts: Facts) -> str:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
+import traceback
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import bitsandbytes as bnb
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trainer.bases import Base
-from trainer.errors import BaseModelMismatchError, BaseModelUnknownError
+from trainer.cuda_faults import is_out_of_memory
+from trainer.errors import BaseModelMismatchError, BaseModelUnknownError, TrainingError
 from trainer.experts import quantising_experts, unquantised_experts
 from trainer.hyperparameters import Hyperparameters
 from trainer.targets import Targets, check_coverage, choose_targets, high_precision_modules, keeping_names
+from trainer.volume import is_full_disk
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ def load_model(base: Base, config: PretrainedConfig, hardware: Hardware) -> PreT
 
     Raises:
         BaseModelMismatchError: its files are damaged or of another model than its configuration says.
+        TrainingError: the GPU or the volume failed, which may pass.
     """
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -96,20 +104,45 @@ def load_model(base: Base, config: PretrainedConfig, hardware: Hardware) -> PreT
                 quantization_config=quantization,
                 dtype=hardware.dtype,
                 device_map={"": hardware.device},
-                attn_implementation=_attention(hardware),
+                attn_implementation=attention_of(hardware),
                 trust_remote_code=base.trusted,
             )
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+    except Exception as error:
+        # Memory and disk have names of their own in the end.
+        if is_out_of_memory(error) or is_full_disk(error):
             raise
-        raise BaseModelMismatchError(
-            f"The weights of the base model {base.name} can't be loaded ({type(error).__name__}).",
-            "Remove its folder from the volume, so that it is downloaded again.",
-        ) from error
+        raise _loading_failed(base, error) from error
     _keep_constants(model)
     if left := unquantised_experts(model):
         raise BaseModelMismatchError(f"{len(left)} expert matrices of {base.name} were not quantised.")
     return model
+
+
+def _loading_failed(base: Base, error: Exception) -> TrainingError:
+    kind = type(error).__name__
+    if _is_damage(error):
+        return BaseModelMismatchError(
+            f"The weights of the base model {base.name} can't be loaded ({kind}).",
+            "Remove its folder from the volume, so that it is downloaded again.",
+        )
+    # Only the places in the code, as everywhere; the GPU's driver or the volume may do better next time.
+    log.error("loading %s: %s at\n%s", base.name, kind, "".join(traceback.format_tb(error.__traceback__)[-8:]))
+    return TrainingError(
+        f"The base model {base.name} could not be loaded ({kind}).",
+        "The GPU or the volume may have failed; if it happens again, the container's log says where.",
+    )
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the files are at fault, which trying again does not mend."""
+    text = str(error)
+    if isinstance(error, SafetensorError):
+        return "os error" not in text
+    if isinstance(error, OSError):
+        return error.errno is None  # transformers' own, for a file that is not there
+    if isinstance(error, RuntimeError):
+        return "size mismatch" in text or "ignore_mismatched_sizes" in text
+    return isinstance(error, KeyError)
 
 
 def _keep_constants(model: torch.nn.Module) -> None:
@@ -123,7 +156,8 @@ def _keep_constants(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _attention(hardware: Hardware) -> str:
+def attention_of(hardware: Hardware) -> str:
+    """The implementation of attention, as transformers calls it."""
     from transformers.utils import is_flash_attn_2_available
 
     usable = hardware.is_gpu and hardware.dtype is not torch.float32 and is_flash_attn_2_available()

@@ -20,7 +20,7 @@ from trainer.errors import DoesNotFitError
 from trainer.experts import is_fused_expert
 from trainer.hyperparameters import Hyperparameters
 from trainer.shapes import known_config
-from trainer.targets import choose_targets, high_precision_modules
+from trainer.targets import choose_targets, high_precision_modules, packing_decision
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,6 +33,8 @@ _LOGIT_TILE = (8192, 32768)
 _CONTEXT_BYTES = 1 << 30
 """CUDA's own: context, kernels, workspaces."""
 _FRAGMENTATION = 0.05
+_MASK_BYTES = 4
+"""For each pair of tokens: what the mask is made from and the mask, a byte each, and its form as a bf16 bias."""
 _CARDS_GB = (16, 24, 48, 80, 96, 141, 180)
 
 
@@ -74,10 +76,12 @@ def plan_memory(
     micro_batch: int,
     dtype: torch.dtype = torch.bfloat16,
     optimizer_bytes: int = 2,
+    masked: bool = False,
 ) -> MemoryPlan:
     """The plan for one micro-batch of `micro_batch` rows with `row_tokens` tokens each.
 
-    `optimizer_bytes` is per trained weight: 2 for the 8-bit AdamW of GPUs, 8 for fp32.
+    `optimizer_bytes` is per trained weight: 2 for the 8-bit AdamW of GPUs, 8 for fp32. `masked` says
+    whether packed examples are kept apart by a mask of all tokens against all, for want of flash-attention.
 
     Raises:
         HyperparametersInvalidError: experts were asked for and can't be trained.
@@ -98,6 +102,7 @@ def plan_memory(
         # Once for the product, once more where the backward pass wants it transposed.
         "weights of one layer, dequantised": 2 * largest,
         "logits, by tiles": _logit_tile_bytes(config, tokens),
+        "mask of packed examples": _MASK_BYTES * tokens**2 if masked else 0,
     }
     subtotal = sum(weights.values()) + sum(training.values())
     training["CUDA and fragmentation"] = _CONTEXT_BYTES + int(_FRAGMENTATION * subtotal)
@@ -181,7 +186,8 @@ def plan_for_base(
     from trainer.models import load_config
 
     config = known_config(base_model) or load_config(BaseModels(volume).find(base_model, parameters.base_revision))
-    return plan_memory(config, parameters, row_tokens=row_tokens, micro_batch=micro_batch)
+    packing, _ = packing_decision(config.model_type, parameters.packing)
+    return plan_memory(config, parameters, row_tokens=row_tokens, micro_batch=micro_batch, masked=packing)
 
 
 def _weights(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:

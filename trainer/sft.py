@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,6 @@ from trainer.task import Task
 _WARM_UP_SHARE = 0.03
 _MAX_GRADIENT_NORM = 1.0
 _SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-_REPORTERS = {
-    "tensorboard": "TENSORBOARD_LOGGING_DIR",
-    "wandb": "WANDB_API_KEY",
-    "mlflow": "MLFLOW_TRACKING_URI",
-}
-"""Transformers' own reporters, each with the variable that asks for it."""
 
 
 class ResumableTrainer(SFTTrainer):
@@ -55,9 +48,10 @@ def build_trainer(
     task: Task,
     hardware: Hardware,
     callback: RunCallback,
+    reporters: Sequence[str],
 ) -> SFTTrainer:
     """The trainer, ready for its first step."""
-    arguments = training_arguments(task.hyperparameters, shape, micro_batch, hardware, task.checkpoints)
+    arguments = training_arguments(task.hyperparameters, shape, micro_batch, hardware, task.checkpoints, reporters)
     trainer = trainer_for(lora, tokenizer, train, validation, arguments)
     trainer.add_callback(callback)
     callback.evaluate = trainer.evaluate
@@ -96,6 +90,7 @@ def training_arguments(
     micro_batch: int,
     hardware: Hardware,
     checkpoints: Path,
+    reporters: Sequence[str] = (),
 ) -> SFTConfig:
     """The settings of one training. Evaluating, saving and stopping are the callback's decisions."""
     return SFTConfig(
@@ -128,7 +123,7 @@ def training_arguments(
         # reports
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would show a broken step as loss 0
-        report_to=[name for name, variable in _REPORTERS.items() if os.environ.get(variable)],
+        report_to=list(reporters),
         disable_tqdm=True,
         eval_strategy="no",
         save_strategy="no",
@@ -151,7 +146,8 @@ def _loraplus_optimizer(trainer: SFTTrainer, parameters: Hyperparameters) -> tor
         kind,
         lr=parameters.learning_rate,
         loraplus_lr_ratio=parameters.loraplus_lr_ratio,
-        weight_decay=parameters.weight_decay,
+        # Another name than the optimizer's own, which PEFT takes and sets to 0 in each group.
+        loraplus_weight_decay=parameters.weight_decay,
         **options,
     )
 

@@ -8,7 +8,9 @@ when it is asked for, and what carries LoRA is counted after it was attached.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ from trainer.errors import BaseModelUnknownError, HyperparametersInvalidError
 
 if TYPE_CHECKING:
     from torch import nn
+
+log = logging.getLogger(__name__)
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _DENSE = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -83,6 +87,16 @@ def high_precision_modules(model_type: str) -> list[str]:
     return list(known.high_precision if known else ("lm_head", "router", "shared_expert_gate"))
 
 
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""All that `--max-lora-rank` takes."""
+DORA_NOTE = "vLLM refuses adapters with DoRA: merge it into the base (merge_and_unload) before serving."
+
+
+def vllm_rank(rank: int) -> int:
+    """The smallest `--max-lora-rank` of vLLM that has room for `rank`."""
+    return next(known for known in _VLLM_RANKS if known >= rank)
+
+
 def serving_note(model_type: str) -> str:
     """What is known of serving an adapter of this architecture."""
     known = ARCHITECTURES.get(model_type)
@@ -130,9 +144,21 @@ def packing_decision(model_type: str, asked: bool | None) -> tuple[bool, str | N
         reason = f"the architecture {model_type} is not known to keep packed examples apart"
     elif missing := [name for name in known.packing_needs if importlib.util.find_spec(name) is None]:
         reason = f"{model_type} keeps packed examples apart only with {' and '.join(missing)}"
+    elif broken := [name for name in known.packing_needs if not _imports(name)]:
+        # An image that means to have them: worth telling though nobody asked, for the training is slow, too.
+        return False, f"Packing is off: {' and '.join(broken)} can't be imported here, which {model_type} needs for it."
     else:
         return True, None
     return False, f"Packing is off: {reason}." if asked else None
+
+
+def _imports(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # built for another torch or CUDA, it may raise anything
+        log.warning("%s can't be imported (%s)", name, type(error).__name__)
+        return False
+    return True
 
 
 def check_coverage(model: nn.Module, targets: Targets) -> Counter[str]:

@@ -33,19 +33,30 @@ from trainer.batches import BatchShape, largest_micro_batch, shape_batches, smal
 from trainer.callbacks import RunCallback, load_trainable_weights
 from trainer.chat import Chat, prepare_tokenizer
 from trainer.checkpoints import newest_checkpoint
+from trainer.cuda_faults import context_is_broken, is_out_of_memory
 from trainer.data import Data, prepare_data
 from trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, TrainingError
 from trainer.gpu import GpuMonitor
 from trainer.model_card import Facts
-from trainer.models import Hardware, Lora, attach_lora, detect_hardware, load_config, load_model, load_tokenizer
+from trainer.models import (
+    Hardware,
+    Lora,
+    attach_lora,
+    attention_of,
+    detect_hardware,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from trainer.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_memory
 from trainer.protocol import FinalMetrics, Stage, Summary
+from trainer.reporters import usable_reporters
 from trainer.reporting import Reporter
 from trainer.sft import build_trainer, save_checkpoint_now
 from trainer.stopping import StopSwitch, end_with_the_handler
-from trainer.targets import packing_decision, serving_note
+from trainer.targets import DORA_NOTE, packing_decision, serving_note
 from trainer.task import Outcome, Task
-from trainer.volume import FULL_DISK_HINT
+from trainer.volume import FULL_DISK_HINT, is_full_disk
 
 log = logging.getLogger("trainer.train")
 
@@ -61,7 +72,9 @@ class Prepared:
     data: Data
     shape: BatchShape
     micro_batch: int
-    packing_note: str | None
+    reporters: list[str]
+    notes: list[str]
+    """Sentences for the user on what was asked for and is not done."""
 
 
 def train(task: Task, reporter: Reporter, stop: StopSwitch, gpu: GpuMonitor) -> Outcome:
@@ -82,7 +95,16 @@ def train(task: Task, reporter: Reporter, stop: StopSwitch, gpu: GpuMonitor) -> 
     data, shape = prepared.data, prepared.shape
     callback = RunCallback(task, reporter, stop, gpu, validates=bool(data.validation))
     trainer = build_trainer(
-        lora, prepared.tokenizer, data.train, data.validation, shape, prepared.micro_batch, task, hardware, callback
+        lora,
+        prepared.tokenizer,
+        data.train,
+        data.validation,
+        shape,
+        prepared.micro_batch,
+        task,
+        hardware,
+        callback,
+        prepared.reporters,
     )
     resumed = newest_checkpoint(task.job_folder, task.fingerprint)
 
@@ -140,16 +162,23 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         batch_size=parameters.batch_size,
         max_length=parameters.max_length,
         packing=packing,
+        longest_held_out=max((len(row.input_ids) for row in data.validation), default=0),
     )
-    limit = task.micro_batch or shape.rows_per_step
+    masked = shape.packed and attention_of(hardware) != "flash_attention_2"
+    # TRL strings the packed rows of a micro-batch together, and the mask grows with the square of that.
+    limit = 1 if masked else task.micro_batch or shape.rows_per_step
     if hardware.is_gpu:
-        plan = plan_memory(config, parameters, row_tokens=shape.row_tokens, micro_batch=1, dtype=hardware.dtype)
+        plan = plan_memory(
+            config, parameters, row_tokens=shape.row_tokens, micro_batch=1, dtype=hardware.dtype, masked=masked
+        )
         log.info("memory plan\n%s", format_plan(plan))
         gpu_bytes = torch.cuda.mem_get_info()[1]
         check_plan(plan, gpu_bytes, gpu.name or "this GPU")
         limit = largest_fitting_micro_batch(plan, limit, gpu_bytes)
     micro_batch = largest_micro_batch(shape.rows_per_step, limit)
-    return Prepared(base, config, tokenizer, own_template, data, shape, micro_batch, packing_note)
+    reporters, reporter_notes = usable_reporters()
+    notes = [*filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None]), *reporter_notes]
+    return Prepared(base, config, tokenizer, own_template, data, shape, micro_batch, reporters, notes)
 
 
 def collect_facts(task: Task, prepared: Prepared, lora: Lora, callback: RunCallback, gpu: GpuMonitor) -> Facts:
@@ -174,20 +203,27 @@ def collect_facts(task: Task, prepared: Prepared, lora: Lora, callback: RunCallb
         driver=gpu.driver,
         notes=[
             *data.notes,
-            *filter(None, [lora.targets.note, prepared.packing_note]),
+            *filter(None, [lora.targets.note]),
+            *prepared.notes,
             *_training_notes(callback, prepared.shape, prepared.micro_batch, task),
         ],
     )
 
 
 def run_training(trainer: SFTTrainer, callback: RunCallback, stop: StopSwitch, checkpoint: str | None) -> bool:
-    """Train to the end or to a stop; False when memory ran out, with a checkpoint of the last whole step."""
+    """Train to the end or to a stop; False when memory ran out.
+
+    Then there is a checkpoint of the last whole step, unless the GPU can't be read any more: the next
+    process goes on from the checkpoint before.
+    """
     stop.training_begins()
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        if context_is_broken(error):
+            return False
         traceback.clear_frames(error.__traceback__)  # they hold the tensors that were too many
     else:
         return True
@@ -197,11 +233,6 @@ def run_training(trainer: SFTTrainer, callback: RunCallback, stop: StopSwitch, c
     if trainer.state.global_step > 0:
         save_checkpoint_now(trainer, callback)
     return False
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: the GPU's, or the machine's as the CPU's allocator says it."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _out_of_memory(task: Task, shape: BatchShape, micro_batch: int) -> Outcome:
@@ -285,8 +316,12 @@ def explain(error: Exception) -> TrainingError:
         return OutOfMemoryError(
             "Memory ran out before the training began.", "Choose a GPU with more memory, or a smaller base model."
         )
-    # safetensors raises an exception of its own, which has no errno.
-    if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+    if context_is_broken(error):
+        return TrainingError(
+            f"The GPU failed ({type(error).__name__}).",
+            "The next attempt goes on from the last checkpoint; the container's log says where it happened.",
+        )
+    if is_full_disk(error):
         return DiskFullError("The disk or the network volume is full.", FULL_DISK_HINT)
     return TrainingError(
         f"The training failed unexpectedly ({type(error).__name__}).", "The container's log says where."

@@ -39,6 +39,11 @@ def find_volume(configured: Path | None) -> Path:
     return Path.home() / ".cache" / "lora-trainer"
 
 
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an exception says so in words: safetensors raises one of its own, which has no errno."""
+    return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)
+
+
 @contextmanager
 def naming_full_disks(folder: Path) -> Iterator[None]:
     """Turn a full disk or used-up quota into a `DiskFullError` that names the place."""

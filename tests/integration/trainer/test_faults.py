@@ -1,6 +1,7 @@
 """What goes wrong while training, and what is said and done about it."""
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,14 @@ def test_a_full_disk_is_named(tmp_path, tiny_model):
     assert "volume" in outcome.error.sentence()
 
 
+@pytest.mark.skipif(find_spec("mlflow") is not None, reason="mlflow is installed here")
+def test_a_reporter_without_its_package_costs_its_reports_and_not_the_training(tmp_path, tiny_model):
+    task = make_task(tmp_path, tiny_model, hyperparameters={"max_steps": 1})
+    outcome, _ = train(task, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert outcome.status == "trained", outcome.error
+    assert any("MLFLOW_TRACKING_URI" in note for note in outcome.summary.notes)
+
+
 def test_the_options_train_and_early_stopping_ends_with_the_best_adapter(tmp_path, tiny_model):
     options = {
         "use_rslora": True,
@@ -73,6 +82,8 @@ def test_the_options_train_and_early_stopping_ends_with_the_best_adapter(tmp_pat
     assert outcome.summary.total_steps == list(validation)[3]
     assert any("Stopped early" in note for note in outcome.summary.notes)
     assert any(f"that of step {best}" in note for note in outcome.summary.notes)
+    assert any("vLLM refuses" in note for note in outcome.summary.notes)
+    assert "max-lora-rank" not in (task.artifact / "README.md").read_text()
     _check_archive(task, tiny_model, tmp_path / "deployed")
 
 

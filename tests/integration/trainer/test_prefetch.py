@@ -18,7 +18,12 @@ FILES = {
     "README.md": b"---\nlicense: mit\n---\n",
     "model.safetensors": os.urandom(1 << 20) * 32,  # the client writes pieces of 10 MB
     "pytorch_model.bin": b"not wanted",
+    "consolidated.safetensors": b"the same weights in another layout",
+    "original/consolidated.00.safetensors": b"and once more",
+    "original/params.json": b"{}",
 }
+NOT_WANTED = {"pytorch_model.bin", "consolidated.safetensors", "original/consolidated.00.safetensors"}
+NOT_WANTED |= {"original/params.json"}
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -92,9 +97,9 @@ def hub():
     server.server_close()
 
 
-def prefetch(hub, volume, model="org/model"):
+def begin_prefetch(hub, volume, model="org/model"):
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "trainer.prefetch", "--volume", str(volume), model],
         env={
             **environment,
@@ -103,17 +108,26 @@ def prefetch(hub, volume, model="org/model"):
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HOME": str(volume / "home"),
         },
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def prefetch(hub, volume, model="org/model"):
+    return finish(begin_prefetch(hub, volume, model))
 
 
 def test_prefetch_fills_the_volume_with_what_training_needs_and_no_more(hub, tmp_path):
     done = prefetch(hub, tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "huggingface-cache/hub/models--org--model/snapshots" / COMMIT
-    assert {path.name for path in folder.iterdir()} == set(FILES) - {"pytorch_model.bin"}
+    assert {path.name for path in folder.iterdir()} == set(FILES) - NOT_WANTED
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
     Hub.served.clear()
     assert prefetch(hub, tmp_path).returncode == 0
@@ -137,3 +151,11 @@ def test_an_unknown_model_is_one_sentence(hub, tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_two_processes_that_want_the_same_model_download_it_once(hub, tmp_path):
+    for done in map(finish, [begin_prefetch(hub, tmp_path) for _ in range(2)]):
+        assert done.returncode == 0, done.stderr
+    served = [name for name, _ in Hub.served]
+    assert len(served) == len(set(served)), "something was downloaded twice"
+    assert "model.safetensors" in served

@@ -31,6 +31,30 @@ def succeed(task: Task, points: list[Point]) -> None:
     ).write(task.folder)
 
 
+def long_point(step: int) -> Point:
+    """As many digits as a real one has."""
+    return Point(
+        step=step,
+        epoch=step / 3333,
+        training_loss=1.2345678901234567,
+        learning_rate=1.2345678901234567e-05,
+        gradient_norm=0.12345678901234567,
+        throughput=12345.67,
+        gpu_utilization=99,
+        gpu_memory_bytes=79_999_999_999,
+        timestamp=1795576341.123,
+    )
+
+
+def fail(task: Task, points: list[Point]) -> None:
+    error = TrainerError(code=ErrorCode.DATASET_INVALID, message="Line 17 is not JSON.")
+    summary = Summary(total_steps=len(points) or None)
+    Outcome(status="failed", fingerprint=task.fingerprint, error=error, points=points, summary=summary).write(
+        task.folder
+    )
+    raise SystemExit(1)
+
+
 def wait_for_sigterm(task: Task) -> None:
     def save(number, frame):
         (task.folder / "saved").write_text("checkpoint")
@@ -55,6 +79,9 @@ def main() -> None:
     report(events, task, 3)
     if verb == "succeed":
         succeed(task, [Point(step=n, epoch=n, training_loss=5 - n) for n in (1, 2, 3)])
+    elif verb in {"succeed_after", "fail_after"}:
+        points = [long_point(step) for step in range(1, int(argument) + 1)]
+        succeed(task, points) if verb == "succeed_after" else fail(task, points)
     elif verb == "out_of_memory_until":
         if task.micro_batch is None or task.micro_batch > int(argument):
             smaller = 4 if task.micro_batch is None else task.micro_batch // 2
@@ -62,9 +89,7 @@ def main() -> None:
         else:
             succeed(task, [])
     elif verb == "fail":
-        error = TrainerError(code=ErrorCode.DATASET_INVALID, message="Line 17 is not JSON.")
-        Outcome(status="failed", fingerprint=task.fingerprint, error=error).write(task.folder)
-        raise SystemExit(1)
+        fail(task, [])
     elif verb == "signal":
         os.kill(os.getpid(), int(argument))
     elif verb == "exit":

@@ -79,6 +79,24 @@ def test_another_revision_than_the_cached_one_is_not_taken_for_it(tmp_path):
         BaseModels(tmp_path).find("org/model", "f" * 40)
 
 
+def test_a_snapshot_given_as_a_path_keeps_its_name_and_revision(tmp_path):
+    folder = put_in_cache(tmp_path, "org/model")
+    for revision in (None, COMMIT):
+        base = BaseModels(tmp_path / "elsewhere").find(str(folder), revision)
+        assert (base.name, base.revision, base.folder) == ("org/model", COMMIT, folder)
+    with pytest.raises(BaseModelMismatchError, match="another revision"):
+        BaseModels(tmp_path / "elsewhere").find(str(folder), "f" * 40)
+
+
+def test_a_cache_with_all_weights_is_preferred_to_a_partial_one_before_it(tmp_path, monkeypatch):
+    partial = put_in_cache(tmp_path / "first", "org/model", weights=False)
+    whole = put_in_cache(tmp_path / "second", "org/model")
+    monkeypatch.setattr(bases, "_MOUNTS", (tmp_path / "second",))
+    assert BaseModels(tmp_path / "first").find("org/model", None).folder == whole
+    (whole / "model.safetensors").unlink()
+    assert BaseModels(tmp_path / "first").find("org/model", None).folder == partial
+
+
 @pytest.mark.parametrize("name", ["no such model", "a/b/c", "../../etc", "/no/such/folder"])
 def test_what_is_no_model_is_named(tmp_path, name):
     with pytest.raises(BaseModelUnknownError, match="neither a folder"):

@@ -91,7 +91,7 @@ def test_every_answer_is_learned_once_with_its_stop_and_nothing_else_is(dataset,
     assert len(prepared.train) <= TURNS
 
 
-@pytest.mark.parametrize("name", ["chatml", "mistral", "llama3", "qwen2_5", "qwen3"])
+@pytest.mark.parametrize("name", ["chatml", "mistral_v0_2", "mistral_v0_3", "llama3", "qwen2_5", "qwen3"])
 def test_merging_computes_the_history_once_and_learns_the_same_tokens(dataset, name):
     chat, _ = chat_for(name)
     path = dataset(pairs())
@@ -161,11 +161,30 @@ def test_the_system_prompt_goes_before_the_answer_does():
     assert learned_pieces(tokenizer, rows[0]) == ["So.<|im_end|>"]
 
 
-def test_a_template_without_system_role_gets_it_folded_into_the_first_turn(dataset):
-    chat, tokenizer = chat_for("strict")
+@pytest.mark.parametrize("name", ["strict", "mistral_v0_3"])
+def test_a_template_that_does_not_keep_the_system_prompt_in_front_gets_it_in_the_first_turn(dataset, name):
+    chat, tokenizer = chat_for(name)
     assert not chat.takes_system
-    rows = prepare_data(dataset(pairs()), chat, Hyperparameters(validation_share=0)).train
-    assert "Be brief.\n\nQuestion 1?" in tokenizer.decode(rows[0].input_ids)
+    data = prepare_data(dataset(pairs()), chat, Hyperparameters(validation_share=0))
+    assert any("prompt the adapter in the same way" in note for note in data.notes)
+    text = tokenizer.decode(data.train[0].input_ids)
+    assert "Be brief.\n\nQuestion 1?" in text
+    assert text.count("Be brief.") == 1
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in {"strict", "mistral_v0_3", "gemma"}])
+def test_a_template_that_keeps_the_system_prompt_in_front_is_left_to_say_it_in_its_own_way(name):
+    assert chat_for(name)[0].takes_system
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_long_conversation_that_loses_history_keeps_its_system_prompt(name):
+    chat, tokenizer = chat_for(name)
+    whole = chat.row(talk(), [2, 4, 6, 8])
+    longest = len(whole.input_ids) if whole else 10_000
+    rows = list(fit_examples(chat, [Example(tuple(talk()), (2, 4, 6, 8), "c", 1)], min(longest - 1, 260), Tally()))
+    assert len(rows) > 1
+    assert all(tokenizer.decode(row.input_ids).count("Be brief.") == 1 for row in rows)
 
 
 def test_only_marked_answers_are_learned():

@@ -1,7 +1,9 @@
 import asyncio
+import errno
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from trainer.handler import handler, parse_request
 from trainer.hyperparameters import hyperparameters_with_both_shapes
 from trainer.protocol import ErrorCode, Manifest, Result
 from trainer.settings import Settings
+from trainer.volume import JobFolder
 
 
 @pytest.fixture
@@ -77,7 +80,8 @@ async def test_a_trained_adapter_is_published_with_its_manifest_last(project, se
     assert result.status == "completed"
     assert project.upload_order == ["adapter_config.json", "adapter_model.safetensors", "manifest.json"]
     manifest = Manifest.model_validate_json(project.uploads["manifest.json"])
-    assert manifest == result.manifest
+    assert manifest.model_copy(update={"points": []}) == result.manifest
+    assert [point.step for point in manifest.points] == [1, 2, 3]
     assert {file.path: file.bytes for file in manifest.files} == {
         "adapter_config.json": 2,
         "adapter_model.safetensors": 700,
@@ -88,6 +92,20 @@ async def test_a_trained_adapter_is_published_with_its_manifest_last(project, se
     assert [point.step for point in result.points] == [1, 2, 3]
     assert result.summary.execution_seconds > 0
     assert not (settings.volume / "lora-jobs" / "job-1").exists()
+
+
+@pytest.mark.parametrize("ending", ["succeed_after:10000", "fail_after:10000"])
+@pytest.mark.parametrize("chart_points", [100, 1000])
+async def test_the_result_of_a_long_run_stays_small_and_the_whole_curve_in_the_stored_manifest(
+    project, settings, monkeypatch, ending, chart_points
+):
+    monkeypatch.setenv("FAKE_CHILD", ending)
+    limits = {"max_seconds": 600, "chart_points": chart_points}
+    result = await Run(settings, limits=limits).result()
+    assert len(json.dumps(result.as_output())) < 100_000
+    assert (result.points[0].step, result.points[-1].step) == (1, 10_000)
+    if result.status == "completed":
+        assert len(Manifest.model_validate_json(project.uploads["manifest.json"]).points) == 10_000
 
 
 async def test_progress_is_posted_in_order_and_stages_only_move_forward(project, settings, monkeypatch):
@@ -169,6 +187,42 @@ async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(project, s
     run.execution.stop.set()
     assert (await task).error.code is ErrorCode.INTERRUPTED
     assert not is_running(child_note(tmp_path)["pid"])
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "full"), OSError(errno.ESTALE, "stale"), FileNotFoundError()])
+async def test_a_volume_that_takes_no_note_does_not_end_a_healthy_run(project, settings, monkeypatch, caplog, fault):
+    def broken(folder, run_id, seconds):
+        if seconds > 0:
+            refused.append(threading.current_thread())
+            raise fault
+
+    refused = []
+    monkeypatch.setattr(JobFolder, "note_seconds", broken)
+    monkeypatch.setenv("FAKE_CHILD", "wait")
+    run = Run(settings)
+    task = run.start()
+    while len(refused) < 3 and not task.done():
+        await asyncio.sleep(0.01)
+    run.execution.stop.set()
+    assert (await task).error.code is ErrorCode.INTERRUPTED
+    assert threading.main_thread() not in refused, "a slow volume would hold up the heartbeat and the progress"
+    assert type(fault).__name__ in caplog.text
+
+
+async def test_nothing_is_noted_in_a_folder_that_is_being_removed(project, settings, monkeypatch):
+    def remove(folder):
+        beats = len(project.check_ins)
+        noted.clear()
+        while len(project.check_ins) < beats + 3:
+            threading.Event().wait(0.01)
+        removed.append(list(noted))
+
+    noted, removed = [], []
+    monkeypatch.setattr(JobFolder, "remove", remove)
+    monkeypatch.setattr(JobFolder, "note_seconds", lambda folder, run_id, seconds: noted.append(seconds))
+    monkeypatch.setenv("FAKE_CHILD", "succeed")
+    assert (await Run(settings).result()).status == "completed"
+    assert removed == [[]]
 
 
 async def test_the_child_is_stopped_before_the_time_limit(project, settings, monkeypatch):

@@ -66,6 +66,17 @@ def test_the_micro_batch_grows_into_the_spare_memory(headline):
     assert largest_fitting_micro_batch(headline, 2, 180 * GB) == 2
 
 
+def test_packed_rows_without_flash_attention_are_planned_with_their_mask():
+    from transformers import MistralConfig
+
+    def planned(masked):
+        return plan_memory(MistralConfig(), Hyperparameters(), row_tokens=32_768, micro_batch=1, masked=masked)
+
+    mask = planned(True).training["mask of packed examples"]
+    assert mask >= 3 * 32_768**2
+    assert planned(True).total - planned(False).total >= mask
+
+
 def test_the_table_names_every_part_and_the_verdict(headline):
     table = format_plan(headline, gpu_name="A100-80GB", gpu_bytes=80 * GB)
     for words in ("experts, 4 bits", "optimizer", "peak while loading", "adapter", "fits on A100-80GB"):

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from sandbox.tiny_architectures import ARCHITECTURES, tiny_config
 from trainer.errors import BaseModelUnknownError, HyperparametersInvalidError
 from trainer.hyperparameters import Hyperparameters
 from trainer.models import attach_lora
-from trainer.targets import Targets, check_coverage, choose_targets, packing_decision
+from trainer.targets import Targets, check_coverage, choose_targets, packing_decision, vllm_rank
 
 pytestmark = pytest.mark.gpu_stack
 
@@ -80,3 +82,22 @@ def test_packing_is_on_where_examples_stay_apart_and_a_refusal_is_explained():
     assert "causal_conv1d" in note
     assert packing_decision("qwen3_next", None) == (False, None)
     assert packing_decision("olmo2", None)[0] is False
+
+
+def test_a_kernel_that_is_there_but_does_not_import_does_not_turn_packing_on(monkeypatch, tmp_path):
+    for name in ("causal_conv1d", "fla"):
+        (tmp_path / f"{name}.py").write_text("")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert packing_decision("qwen3_next", None) == (True, None)
+    for name in ("causal_conv1d", "fla"):
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "causal_conv1d.py").write_text("raise OSError('undefined symbol: _ZN3c104cuda')")
+    on, note = packing_decision("qwen3_next", None)
+    assert on is False
+    assert "causal_conv1d" in note
+
+
+@pytest.mark.parametrize(("rank", "served"), [(1, 1), (4, 8), (16, 16), (24, 32), (96, 128), (257, 320), (400, 512)])
+def test_vllm_is_told_a_rank_that_it_takes(rank, served):
+    assert vllm_rank(rank) == served

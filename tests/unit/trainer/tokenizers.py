@@ -10,19 +10,34 @@ from transformers import PreTrainedTokenizerFast
 from sandbox.tiny_model import CHAT_TEMPLATE
 
 SHIPPED = Path(trl.__file__).parent / "chat_templates"
-MISTRAL = (
-    "{{ bos_token }}{% set ns = namespace(system='') %}{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{% set ns.system = message['content'] + '\n\n' %}"
-    "{% elif message['role'] == 'user' %}{{ '[INST] ' + ns.system + message['content'] + ' [/INST]' }}"
-    "{% set ns.system = '' %}"
-    "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+_ALTERNATING = (
+    "{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}"
+    "{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}{{ bos_token }}"
+    "{% for message in turns %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('After the optional system message, roles must alternate user/assistant') }}{% endif %}"
 )
+# Mistral-7B-Instruct-v0.2 as it was released: no system role at all.
 STRICT = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Roles must alternate user/assistant') }}{% endif %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
     "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
-    "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported') }}{% endif %}{% endfor %}"
+)
+# Mistral-7B-Instruct-v0.2 as it is now: the system prompt stands in the first user turn.
+MISTRAL_V0_2 = (
+    _ALTERNATING + "{% if message['role'] == 'user' %}{{ ' [INST] ' }}"
+    "{% if loop.first and system_message is defined %}{{ system_message + '\n\n' }}{% endif %}"
+    "{{ message['content'] + ' [/INST]' }}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+# Mistral-7B-Instruct-v0.3, tools left out: the system prompt stands in the last message, if that is the user's,
+# so it wanders from turn to turn and is gone when the last message is an answer.
+MISTRAL_V0_3 = (
+    _ALTERNATING + "{% if message['role'] == 'user' %}{{ '[INST] ' }}"
+    "{% if loop.last and system_message is defined %}{{ system_message + '\n\n' }}{% endif %}"
+    "{{ message['content'] + '[/INST]' }}{% else %}{{ ' ' + message['content']|trim + eos_token }}{% endif %}"
+    "{% endfor %}"
 )
 NO_STOP = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
 _SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>"]
@@ -30,7 +45,18 @@ _SPECIAL += ["<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<en
 _SPECIAL += ["<|user|>", "<|assistant|>", "<|system|>"]
 _STOPS = {"llama3": "<|eot_id|>", "llama3_1": "<|eot_id|>", "gemma": "<end_of_turn>", "phi3": "<|endoftext|>"}
 
-TEMPLATES = ("chatml", "mistral", "strict", "llama3", "llama3_1", "qwen2_5", "qwen3", "qwen3_instruct_2507", "gemma")
+TEMPLATES = (
+    "chatml",
+    "mistral_v0_2",
+    "mistral_v0_3",
+    "strict",
+    "llama3",
+    "llama3_1",
+    "qwen2_5",
+    "qwen3",
+    "qwen3_instruct_2507",
+    "gemma",
+)
 TEMPLATES += ("phi3", "none")
 
 
@@ -49,7 +75,8 @@ def tokenizer_with(name: str, template: str | None = None) -> PreTrainedTokenize
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, bos_token="<s>", eos_token=stop, additional_special_tokens=_SPECIAL
     )
-    own = {"chatml": CHAT_TEMPLATE, "mistral": MISTRAL, "strict": STRICT, "none": None}
+    own = {"chatml": CHAT_TEMPLATE, "strict": STRICT, "none": None}
+    own |= {"mistral_v0_2": MISTRAL_V0_2, "mistral_v0_3": MISTRAL_V0_3}
     if template is None and name not in own:
         template = (SHIPPED / f"{name}.jinja").read_text()
     tokenizer.chat_template = template or own.get(name)
