@@ -190,7 +190,7 @@ def test_each_job_ends_as_its_user_expects_fault_11(scene: Scene, outcome: str) 
 
 
 @pytest.mark.parametrize("outcome", [*COMPLETED, *FAILED, *CANCELLED])
-def test_what_the_monitor_shows_only_goes_forward_within_an_attempt_fault_9(scene: Scene, outcome: str) -> None:
+def test_what_the_monitor_shows_only_goes_forward_within_an_attempt_fault_09(scene: Scene, outcome: str) -> None:
     order = {status: n for n, status in enumerate(("queued", "initializing", "running", "ended"))}
     before: Row | None = None
     for row in scene.readings[outcome]:
@@ -230,7 +230,7 @@ def test_a_job_that_no_gpu_saw_has_not_started_and_costs_nothing(scene: Scene, o
 
 
 @pytest.mark.parametrize("outcome", ON_A_GPU)
-def test_every_run_that_used_a_gpu_has_one_cost_record_whatever_became_of_it_fault_28(
+def test_every_run_that_used_a_gpu_has_one_cost_record_whatever_became_of_it_fault_28_fault_53(
     scene: Scene, outcome: str
 ) -> None:
     runs, costs = scene.stage.runs(scene.jobs[outcome]), scene.costs(outcome)
@@ -279,7 +279,9 @@ def test_a_retry_is_counted_fault_10(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("outcome", COMPLETED)
-def test_a_model_says_what_the_training_was_and_is_linked_both_ways_fault_40(scene: Scene, outcome: str) -> None:
+def test_a_model_says_what_the_training_was_and_is_linked_both_ways_fault_40_fault_35(
+    scene: Scene, outcome: str
+) -> None:
     job, model = scene.job(outcome), scene.model(outcome)
     assert job["artifact_id"] == model["id"] == scene.stage.runs(scene.jobs[outcome])[-1]["id"]
     assert (model["status"], model["deleted_at"]) == ("stored", None)
@@ -300,7 +302,7 @@ def test_models_of_one_dataset_are_versions_each_of_the_one_before(scene: Scene)
     assert [model["parent_model_id"] for model in models] == [None, *(model["id"] for model in models[:-1])]
 
 
-def test_a_failed_or_cancelled_job_has_no_model_fault_6(scene: Scene) -> None:
+def test_a_failed_or_cancelled_job_has_no_model_fault_06(scene: Scene) -> None:
     assert {model["job_id"] for model in scene.pages.models()} == {scene.jobs[outcome] for outcome in COMPLETED}
     assert all(scene.job(outcome)["artifact_id"] is None for outcome in (*FAILED, *CANCELLED))
 

@@ -300,7 +300,7 @@ def test_a_launch_that_was_not_recorded_is_known_once_it_checks_in(db: Database)
     assert db.run(run["id"])["external_job_id"] == "ext-9"
 
 
-def test_points_are_stored_once_and_a_later_attempt_replaces_what_it_repeats(db: Database) -> None:
+def test_points_are_stored_once_and_a_later_attempt_replaces_what_it_repeats_fault_17(db: Database) -> None:
     run, _, _ = db.running_run()
     points = [{"step": s, "epoch": 1, "training_loss": 9 - s, "learning_rate": 0.1} for s in (1, 2, 3)]
     for _ in range(2):
@@ -350,7 +350,7 @@ def test_a_cancelled_job_is_never_resurrected_and_its_gpu_time_is_billed(db: Dat
     assert float(job["final_cost"]) == 0.42
 
 
-def test_settling_writes_everything_or_nothing(db: Database) -> None:
+def test_settling_writes_everything_or_nothing_fault_12(db: Database) -> None:
     run, _, _ = db.running_run()
     broken = outcome("completed")
     broken["artifact"]["quality_metrics"] = None
@@ -390,7 +390,7 @@ def test_seconds_of_a_late_loser_take_nothing_from_what_a_job_is_known_to_cost_b
     assert (job["current_cost"], job["final_cost"], job["status"]) == (5, None, "queued")
 
 
-def test_queue_health_says_why_each_job_waits(db: Database) -> None:
+def test_queue_health_says_why_each_job_waits_fault_03(db: Database) -> None:
     run, _, _ = db.running_run()
     db.settle(run, "queued")
     busy = db.user()

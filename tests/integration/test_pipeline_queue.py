@@ -103,7 +103,9 @@ def test_a_job_ends_with_its_archive_in_place_and_its_deployment_started_once(st
     assert stage.user.notices(str(job_id)) == []
 
 
-def test_the_archive_holds_what_was_verified_under_one_leading_folder(stage: Stage, pipeline: Pipeline) -> None:
+def test_the_archive_holds_what_was_verified_under_one_leading_folder_fault_37(
+    stage: Stage, pipeline: Pipeline
+) -> None:
     """fault 37: whatever lies in its place is written over."""
     job_id = queued(stage, pipeline)
     stage.user.overwrite(f"adapters/{job_id}.tar.gz", b"of an attempt that is long gone")
@@ -121,7 +123,7 @@ def test_the_archive_holds_what_was_verified_under_one_leading_folder(stage: Sta
     assert stage.user.stored(f"{folder}adapter.tar.gz") is None
 
 
-def test_states_and_whole_percents_only_go_forward_and_every_metric_is_there_once(
+def test_states_and_whole_percents_only_go_forward_and_every_metric_is_there_once_fault_22(
     stage: Stage, pipeline: Pipeline
 ) -> None:
     """fault 22, fault 17: and the metrics that nothing wrote until now."""

@@ -111,7 +111,7 @@ class OldDispatcher:
         self._tables.post(f"/rest/v1/{table}", json=columns)
 
 
-def test_the_old_dispatcher_beside_the_daemon_launches_none_of_its_jobs_twice_fault_1(stage: Stage) -> None:
+def test_the_old_dispatcher_beside_the_daemon_launches_none_of_its_jobs_twice_fault_01(stage: Stage) -> None:
     dataset = stage.user.upload()
     worker = stage.worker()
     with OldDispatcher(stage, delay_seconds=0.3) as old:

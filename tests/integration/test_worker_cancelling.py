@@ -78,7 +78,7 @@ def test_a_job_cancelled_while_it_waits_for_a_gpu_never_gets_one(stage: Stage) -
         assert stage.user.notices(job_id) == ["job_cancelled"]
 
 
-def test_cancelling_stops_the_gpu_and_bills_what_it_used(stage: Stage) -> None:
+def test_cancelling_stops_the_gpu_and_bills_what_it_used_fault_07(stage: Stage) -> None:
     jobs = [stage.user.queue(max_steps=100, seed=int(Mishap.ENDLESS)) for _ in range(2)]
     worker = stage.worker()
     for job_id in jobs:

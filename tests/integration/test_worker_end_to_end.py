@@ -43,7 +43,7 @@ def test_every_file_of_the_manifest_lies_in_the_runs_own_folder_as_it_was_saved(
     assert files == {name: folder + name for name in [*(file["name"] for file in manifest["files"]), "manifest.json"]}
 
 
-def test_the_chart_shows_each_kept_step_once_in_order_as_numbers_and_at_most_a_hundred(stage: Stage) -> None:
+def test_the_chart_shows_each_kept_step_once_in_order_as_numbers_and_at_most_a_hundred_fault_16(stage: Stage) -> None:
     short, long = stage.user.queue(max_steps=30), stage.user.queue(max_steps=160)
     stage.worker()
     stage.ended(short)
@@ -70,7 +70,7 @@ def test_a_lower_limit_of_points_is_kept(stage: Stage) -> None:
     assert (steps[0], steps[-1]) == (1, 60)
 
 
-def test_both_shapes_train_and_cost_the_same_rate_and_keep_their_keys(stage: Stage) -> None:
+def test_both_shapes_train_and_cost_the_same_rate_and_keep_their_keys_fault_52(stage: Stage) -> None:
     gpu = {"gpu_type": "A100-80GB", "num_gpus": 1, "gpu_memory_gb": 80, "cost_per_gpu_hour": 3.5}
     short, long = stage.user.queue(max_steps=5), stage.user.queue(gpu_config=gpu, max_steps=5)
     stage.database.rows(
@@ -91,7 +91,7 @@ def test_both_shapes_train_and_cost_the_same_rate_and_keep_their_keys(stage: Sta
     assert len({(d["gpu_type"], d["gpu_count"], d["price_per_hour"]) for d in details}) == 1
 
 
-def test_sigterm_releases_the_run_and_the_next_worker_finishes_it_without_a_new_launch(stage: Stage) -> None:
+def test_sigterm_releases_the_run_and_the_next_worker_finishes_it_without_a_new_launch_fault_55(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=250)
     first = stage.worker()
     stage.training(job_id)
@@ -110,7 +110,7 @@ def test_sigterm_releases_the_run_and_the_next_worker_finishes_it_without_a_new_
     assert steps == sorted(set(steps))
 
 
-def test_a_killed_workers_run_is_adopted_when_its_lease_is_over_and_finished(stage: Stage) -> None:
+def test_a_killed_workers_run_is_adopted_when_its_lease_is_over_and_finished_fault_02(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=100)
     first = stage.worker(LORA_WORKER_LEASE_SECONDS="5")
     stage.training(job_id)

@@ -17,7 +17,7 @@ def closed_launches(stage: Stage, job_id: str) -> dict[str, bool]:
     return {row["external_job_id"]: row["ended_at"] is not None for row in rows}
 
 
-def test_a_launch_whose_answer_was_lost_is_found_by_its_check_in_and_not_repeated(stage: Stage) -> None:
+def test_a_launch_whose_answer_was_lost_is_found_by_its_check_in_and_not_repeated_fault_04(stage: Stage) -> None:
     stage.runpod.faults.add("run", "drop_answer")
     job_id = stage.user.queue(max_steps=10)
     stage.worker()

@@ -77,7 +77,7 @@ def refused(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input_fails_with_one_sentence_before_a_gpu_is_paid_for(
+def test_bad_input_fails_with_one_sentence_before_a_gpu_is_paid_for_fault_43_fault_61(
     refused: tuple[Stage, dict[str, str]], name: str
 ) -> None:
     stage, jobs = refused

@@ -67,7 +67,7 @@ def test_a_permanent_fault_of_the_training_is_not_tried_again(stage: Stage) -> N
     assert stage.user.notices(job_id).count("job_failed") == 1
 
 
-def test_a_result_that_runpod_forgot_is_found_in_the_storage(stage: Stage) -> None:
+def test_a_result_that_runpod_forgot_is_found_in_the_storage_fault_38(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=10)
     worker = stage.worker(LORA_CRASH="worker.grant.after=kill")
     assert worker.wait(60) != 0
@@ -104,7 +104,7 @@ def test_an_adapter_that_nobody_collected_is_published_by_the_next_attempt_witho
     assert [point["step"] for point in stage.user.chart(job_id)] == list(range(1, 41))
 
 
-def test_an_artifact_that_is_not_what_its_manifest_says_is_refused_and_trained_anew(stage: Stage) -> None:
+def test_an_artifact_that_is_not_what_its_manifest_says_is_refused_and_trained_anew_fault_34(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=5)
     worker = stage.worker(LORA_CRASH="worker.grant.after=kill")
     assert worker.wait(60) != 0

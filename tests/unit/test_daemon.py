@@ -52,7 +52,7 @@ async def test_a_lost_lease_ends_the_holding(services: Services) -> None:
     assert daemon.holdings == {}
 
 
-async def test_a_run_that_breaks_its_handling_does_not_disturb_the_others(services: Services) -> None:
+async def test_a_run_that_breaks_its_handling_does_not_disturb_the_others_fault_15(services: Services) -> None:
     daemon = Daemon(services)
     adopted = [assignment("bad"), assignment("good-1"), assignment("good-2")]
     services.queue.to_adopt = adopted  # type: ignore[attr-defined]
@@ -65,7 +65,9 @@ async def test_a_run_that_breaks_its_handling_does_not_disturb_the_others(servic
 
 
 @pytest.mark.parametrize("runs", [1, 40])
-async def test_a_cycle_costs_the_same_number_of_calls_for_any_number_of_runs(services: Services, runs: int) -> None:
+async def test_a_cycle_costs_the_same_number_of_calls_for_any_number_of_runs_fault_14(
+    services: Services, runs: int
+) -> None:
     daemon = Daemon(services)
     services.queue.to_adopt = [assignment() for _ in range(runs)]  # type: ignore[attr-defined]
     await daemon.claim()

@@ -195,7 +195,7 @@ def test_the_clouds_faults_have_a_limit_of_their_own() -> None:
     assert all(w is not None and w <= 60 for w in waits[:5])
 
 
-def test_the_last_failure_says_how_often_it_was_tried() -> None:
+def test_the_last_failure_says_how_often_it_was_tried_fault_36() -> None:
     failure = Failure("x", Fault.TRANSIENT, "It broke.")
     assert "3 attempts" in exhausted(failure, 3).message
     assert exhausted(failure, 1) is failure

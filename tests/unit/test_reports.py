@@ -17,7 +17,7 @@ ANY_FLOAT = st.one_of(st.none(), st.floats())
 
 
 @given(loss=ANY_FLOAT, rate=ANY_FLOAT, norm=ANY_FLOAT, throughput=ANY_FLOAT, use=ANY_FLOAT)
-def test_a_point_fits_its_columns_or_is_left_out(
+def test_a_point_fits_its_columns_or_is_left_out_fault_19(
     loss: float | None, rate: float | None, norm: float | None, throughput: float | None, use: float | None
 ) -> None:
     row = point_row(Point(step=1, epoch=0.2, training_loss=loss, learning_rate=rate, gradient_norm=norm,

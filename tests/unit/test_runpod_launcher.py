@@ -109,7 +109,7 @@ async def test_a_payload_over_runpods_limit_is_not_sent(launcher: RunPodLauncher
         ("FAILED", "failed"), ("CANCELLED", "cancelled"), ("TIMED_OUT", "timed_out"), ("PAUSED", "unknown"),
     ],
 )  # fmt: skip
-async def test_every_status_has_a_state(launcher: RunPodLauncher, api: Any, word: str, state: str) -> None:
+async def test_every_status_has_a_state_fault_05(launcher: RunPodLauncher, api: Any, word: str, state: str) -> None:
     api.get("/status/j").respond(
         json={"id": "j", "status": word, "executionTime": 1500, "delayTime": 200, "output": {"a": 1}}
     )

@@ -57,7 +57,7 @@ def test_no_two_processes_have_the_same_name_whatever_they_are_called(
 
 
 @pytest.mark.parametrize("missing", GOOD)
-def test_a_missing_variable_is_named(environment: pytest.MonkeyPatch, missing: str) -> None:
+def test_a_missing_variable_is_named_fault_13(environment: pytest.MonkeyPatch, missing: str) -> None:
     environment.delenv(missing)
     with pytest.raises(SettingsError, match=missing):
         load_settings()

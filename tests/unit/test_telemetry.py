@@ -32,7 +32,7 @@ def _restored_logging() -> object:
 
 
 @pytest.mark.usefixtures("_restored_logging")
-def test_a_log_line_holds_no_configured_key_also_in_nested_values_and_exceptions(
+def test_a_log_line_holds_no_configured_key_also_in_nested_values_and_exceptions_fault_58(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     settings = Settings(

@@ -40,7 +40,7 @@ def test_memory_that_runs_out_with_one_row_is_final_and_says_what_to_do(tmp_path
     assert "max_length" in outcome.error.sentence()
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step_and_what_to_try(tmp_path, tiny_model):
+def test_a_loss_that_is_no_number_stops_with_the_step_and_what_to_try_fault_25(tmp_path, tiny_model):
     outcome, _ = train(make_task(tmp_path, tiny_model), SABOTAGED, SABOTAGE="no_number:3")
     assert outcome.error.code is ErrorCode.LOSS_NOT_FINITE
     assert "at step 3" in outcome.error.message

@@ -38,7 +38,7 @@ def killed_at(step, folder, base):
     return task
 
 
-def test_a_run_killed_at_a_random_step_resumes_to_the_same_curve(uninterrupted, tmp_path, tiny_model):
+def test_a_run_killed_at_a_random_step_resumes_to_the_same_curve_fault_54(uninterrupted, tmp_path, tiny_model):
     step = random.randint(2, uninterrupted.summary.total_steps - 1)
     killed_at(step, tmp_path, tiny_model)
     outcome, _ = train(resumable_task(tmp_path, tiny_model))

@@ -29,7 +29,7 @@ def test_every_step_is_in_the_curve_once_and_in_order(trained):
     assert all(point.training_loss is not None and point.throughput > 0 for point in outcome.points)
 
 
-def test_progress_goes_through_the_stages_and_counts_real_steps(trained):
+def test_progress_goes_through_the_stages_and_counts_real_steps_fault_23(trained):
     _, outcome, child = trained
     stages = list(dict.fromkeys(progress.stage for progress in child.seen))
     assert stages == [

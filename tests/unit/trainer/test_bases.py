@@ -61,7 +61,7 @@ def test_a_plain_folder_on_the_volume_and_a_path_are_taken(tmp_path):
     assert (by_path.folder, by_path.name) == (folder, "model")
 
 
-def test_model_path_never_stands_in_for_the_model_that_was_asked_for(tmp_path, monkeypatch):
+def test_model_path_never_stands_in_for_the_model_that_was_asked_for_fault_44(tmp_path, monkeypatch):
     monkeypatch.setenv("MODEL_PATH", str(put_model(tmp_path / "other")))
     with pytest.raises(AssertionError, match="the hub was asked"):
         BaseModels(tmp_path).find("org/model", None)
@@ -98,7 +98,7 @@ def test_a_cache_with_all_weights_is_preferred_to_a_partial_one_before_it(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["no such model", "a/b/c", "../../etc", "/no/such/folder"])
-def test_what_is_no_model_is_named(tmp_path, name):
+def test_what_is_no_model_is_named_fault_45(tmp_path, name):
     with pytest.raises(BaseModelUnknownError, match="neither a folder"):
         BaseModels(tmp_path).find(name, None)
 
@@ -114,7 +114,7 @@ def test_a_model_whose_index_names_a_missing_file_is_not_complete(tmp_path):
     assert has_weights(folder)
 
 
-def test_a_download_that_does_not_fit_is_refused_before_it_begins(tmp_path, monkeypatch):
+def test_a_download_that_does_not_fit_is_refused_before_it_begins_fault_47(tmp_path, monkeypatch):
     monkeypatch.setattr(bases, "download_bytes", lambda *_: 10**18)
     base = Base("org/model", COMMIT, put_in_cache(tmp_path, "org/model", weights=False))
     with pytest.raises(DiskFullError, match="needs 1,000,000,000"):
@@ -144,7 +144,7 @@ def test_what_the_hub_says_becomes_a_sentence_with_the_remedy(tmp_path, monkeypa
     assert words in caught.value.as_protocol().sentence()
 
 
-def test_code_of_a_model_is_trusted_by_name_only(tmp_path):
+def test_code_of_a_model_is_trusted_by_name_only_fault_57(tmp_path):
     put_in_cache(tmp_path, "org/model")
     assert BaseModels(tmp_path, trusted=["org/model"]).find("org/model", None).trusted
     assert not BaseModels(tmp_path, trusted=["org/other"]).find("org/model", None).trusted

@@ -193,7 +193,7 @@ def test_only_marked_answers_are_learned():
     assert [p.removesuffix("<|eot_id|>") for p in learned_pieces(tokenizer, row)] == [ANSWERS[1]]
 
 
-def test_a_base_without_a_template_gets_one_that_it_can_be_told_to_stop_by():
+def test_a_base_without_a_template_gets_one_that_it_can_be_told_to_stop_by_fault_48():
     tokenizer = tokenizer_with("none")
     assert prepare_tokenizer(tokenizer) is True
     assert tokenizer.chat_template is not None

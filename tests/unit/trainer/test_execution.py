@@ -73,7 +73,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-async def test_a_trained_adapter_is_published_with_its_manifest_last(project, settings, monkeypatch):
+async def test_a_trained_adapter_is_published_with_its_manifest_last_fault_31(project, settings, monkeypatch):
     monkeypatch.setenv("FAKE_CHILD", "succeed")
     run = Run(settings)
     result = await run.result()
@@ -244,7 +244,7 @@ async def test_the_child_is_stopped_before_the_time_limit(project, settings, mon
         ("exit:0", "exit code 0"),
     ],
 )
-async def test_a_crashed_child_is_a_failure_that_names_how(project, settings, monkeypatch, behaviour, words):
+async def test_a_crashed_child_is_a_failure_that_names_how_fault_59(project, settings, monkeypatch, behaviour, words):
     monkeypatch.setenv("FAKE_CHILD", behaviour)
     result = await Run(settings).result()
     assert (result.status, result.error.code) == ("failed", ErrorCode.CHILD_CRASHED)
@@ -274,7 +274,7 @@ async def test_the_child_gets_no_secret(project, settings, monkeypatch, tmp_path
         assert secret not in note
 
 
-async def test_an_ungranted_adapter_stays_on_the_volume_and_is_published_by_the_next_attempt(
+async def test_an_ungranted_adapter_stays_on_the_volume_and_is_published_by_the_next_attempt_fault_39(
     project, settings, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("FAKE_CHILD", "succeed")

@@ -53,7 +53,7 @@ async def publish_with(artifact):
         return await publish(artifact, outcome, request, channel, grant_poll_seconds=0.01)
 
 
-async def test_an_upload_is_repeated_until_the_storage_takes_it(project, artifact):
+async def test_an_upload_is_repeated_until_the_storage_takes_it_fault_32(project, artifact):
     project.upload_statuses = {"adapter_model.safetensors": [503, 429, 500], "manifest.json": [502]}
     await publish_with(artifact)
     assert project.upload_order == ["adapter_model.safetensors", "manifest.json"]

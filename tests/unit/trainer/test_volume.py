@@ -11,7 +11,7 @@ from trainer.task import Outcome
 from trainer.volume import find_volume, open_job_folder, remove_stale_jobs
 
 
-def test_the_configured_volume_comes_first(tmp_path):
+def test_the_configured_volume_comes_first_fault_46(tmp_path):
     assert find_volume(tmp_path) == tmp_path
     assert find_volume(None).is_absolute()
 
