@@ -33,15 +33,22 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 WORKDIR /app
 COPY trainer/requirements.lock trainer/requirements.lock
-# The base image brings torch; everything else comes at the versions that were tested together.
-RUN pip install --no-cache-dir -r trainer/requirements.lock \
-    # Qwen3-Next's linear attention: without them training falls back to slow torch code and can't pack.
-    && pip install --no-cache-dir --no-build-isolation flash-linear-attention causal-conv1d
+# The base image brings torch; everything else comes at the versions that were tested together. The lock
+# says for which Python it was made; its pins hold for the image's, too, or pip refuses them here.
+RUN pip install --no-cache-dir -r trainer/requirements.lock
+# Qwen3-Next's linear attention: without them training falls back to slow torch code and can't pack.
+# flash-linear-attention 0.6 takes transformers 5 and wants causal-conv1d 1.7, which compiles against the
+# image's torch: hence no build isolation, and what it builds with comes first.
+RUN pip install --no-cache-dir packaging==26.3 setuptools==84.2.1 wheel==0.48.0 ninja==1.13.2 \
+    && pip install --no-cache-dir --no-build-isolation \
+        flash-linear-attention==0.6.0 fla-core==0.6.0 causal-conv1d==1.7.0
 COPY pyproject.toml README.md ./
 COPY sql sql
 COPY sandbox/__init__.py sandbox/__init__.py
 COPY worker worker
 COPY trainer trainer
 RUN pip install --no-cache-dir --no-deps .
+# What was built must load, and none of it needs a GPU for that: better to fail here than in each job.
+RUN python -c "import torch, causal_conv1d, fla, bitsandbytes, tensorboardX, trainer.handler, trainer.train"
 # PID 1, since the SDK's ping process outlives a killed parent and would go on saying that the job lives.
 CMD ["python", "-u", "-m", "trainer.handler"]

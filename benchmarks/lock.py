@@ -11,7 +11,9 @@ _FROM_THE_BASE_IMAGE = ("torch==", "triton==", "nvidia-c", "lora-worker==")
 def main() -> None:
     report = json.loads(Path(sys.argv[1]).read_text())
     pins = sorted(f"{item['metadata']['name'].lower()}=={item['metadata']['version']}" for item in report["install"])
-    print("# Made by `make lock`. Without torch and its CUDA libraries: the base image brings those.")
+    python = report["environment"]["python_version"]
+    print(f"# Made by `make lock`, with Python {python}.")
+    print("# Without torch and its CUDA libraries: the base image brings those.")
     print("\n".join(pin for pin in pins if not pin.startswith(_FROM_THE_BASE_IMAGE)))
 
 

@@ -50,6 +50,10 @@ class Best:
     evaluations_without_gain: int = 0
 
 
+class EvaluationLeftError(Exception):
+    """A stop was requested while the held-out examples were looked at."""
+
+
 class RunCallback(TrainerCallback):
     """Follows one training. Holds the whole curve in `points` and the best adapter in `best`."""
 
@@ -76,6 +80,7 @@ class RunCallback(TrainerCallback):
         self._seconds_before = 0.0
         self._begun = self._saved = self._step_ended = clock()
         self._first_step = self._total_steps = 0
+        self._marked_step: int | None = None
         self._validation_due = False
         self.evaluate: Callable[[], object] | None = None
         """The trainer's own; for an evaluation that an interruption left out."""
@@ -120,8 +125,24 @@ class RunCallback(TrainerCallback):
             control.should_training_stop = True
         due = self._clock() - self._saved >= self._task.checkpoint_minutes * 60
         control.should_save = (due or self.stopped) and state.global_step < state.max_steps
-        # A stop leaves little time: the checkpoint comes first, and the next attempt evaluates.
-        control.should_evaluate = not self.stopped and self._lacks_validation(state.global_step)
+        # An evaluation takes minutes, and a stop leaves one: the checkpoint comes first, `on_save` evaluates.
+        control.should_evaluate = not control.should_save and self._lacks_validation(state.global_step)
+
+    def on_prediction_step(
+        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Leave an evaluation when a stop is requested; the next attempt makes up for it.
+
+        Raises:
+            EvaluationLeftError: caught where the evaluation began.
+        """
+        # After the last step there is nothing left to go on from: the evaluation is finished, then the adapter saved.
+        if not self._stop.requested or state.global_step >= state.max_steps:
+            return
+        self.stopped = control.should_training_stop = True
+        control.should_evaluate = False
+        control.should_save = self._marked_step != state.global_step
+        raise EvaluationLeftError
 
     def on_log(
         self,
@@ -150,8 +171,10 @@ class RunCallback(TrainerCallback):
         )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
-        """Complete the checkpoint that was just written."""
+        """Complete the checkpoint that was just written, and make up for the evaluation that waited for it."""
         self.mark(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+        if not self.stopped and self.evaluate is not None and self._lacks_validation(state.global_step):
+            self.evaluate()
 
     def mark(self, checkpoint: Path, step: int) -> None:
         """Complete a checkpoint that transformers has written.
@@ -178,7 +201,7 @@ class RunCallback(TrainerCallback):
                 ),
             )
         remove_others(self._task.job_folder, self._task.checkpoints)
-        self._saved = self._clock()
+        self._saved, self._marked_step = self._clock(), step
 
     def _lacks_validation(self, step: int) -> bool:
         point = self._points.get(step)

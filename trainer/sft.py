@@ -13,7 +13,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from trainer.batches import BatchShape
-from trainer.callbacks import RunCallback
+from trainer.callbacks import EvaluationLeftError, RunCallback
 from trainer.chat import Row
 from trainer.hyperparameters import Hyperparameters
 from trainer.models import Hardware, Lora
@@ -32,9 +32,13 @@ class ResumableTrainer(SFTTrainer):
     """
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        """As ever, with the random states put back afterwards."""
+        """As ever, with the random states put back afterwards; without a result when a stop was requested."""
         with torch.random.fork_rng():
-            metrics: dict[str, float] = super().evaluate(*arguments, **options)
+            try:
+                metrics: dict[str, float] = super().evaluate(*arguments, **options)
+            except EvaluationLeftError:
+                self.model.train()
+                return {}
         return metrics
 
 

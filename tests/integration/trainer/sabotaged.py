@@ -2,10 +2,12 @@
 
 import errno
 import os
+import signal
 import sys
 
 import torch
 from transformers import Trainer
+from trl import SFTTrainer
 
 from trainer.train import main
 
@@ -28,13 +30,11 @@ def out_of_memory(limit: str) -> None:
 
 def no_number(step: str) -> None:
     """The loss of this step is not a number."""
-    training_step, calls = Trainer.training_step, 0
+    training_step = Trainer.training_step
 
     def broken(self, *arguments, **options):
-        nonlocal calls
-        calls += 1
         loss = training_step(self, *arguments, **options)
-        return loss * float("nan") if calls == int(step) else loss
+        return loss * float("nan") if self.state.global_step + 1 == int(step) else loss
 
     Trainer.training_step = broken
 
@@ -60,7 +60,22 @@ def validation(losses: str) -> None:
     Trainer.evaluation_loop = scripted
 
 
+def evaluation(name: str) -> None:
+    """The process gets this signal in its first look at the held-out examples."""
+    step, calls = SFTTrainer.prediction_step, 0
+
+    def signalled(self, *arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            os.kill(os.getpid(), signal.Signals[name])
+        return step(self, *arguments, **options)
+
+    SFTTrainer.prediction_step = signalled
+
+
 BREAK = {"out_of_memory": out_of_memory, "no_number": no_number, "full_disk": full_disk, "validation": validation}
+BREAK["evaluation"] = evaluation
 BREAK[VERB](ARGUMENT)
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from tests.integration.trainer.child import make_task, start, train
 
 pytestmark = [pytest.mark.gpu_stack, pytest.mark.timeout(400)]
 
+SABOTAGED = "tests.integration.trainer.sabotaged"
 EVERY_STEP = 1e-9
 PARAMETERS = {"epochs": 3, "dropout": 0.1, "batch_size": 4, "max_length": 256}
 
@@ -60,6 +61,28 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_curve(uninterrupted, tmp_p
     assert child.finish().status == "stopped"
     outcome, _ = train(resumable_task(tmp_path, tiny_model))
     assert outcome.summary.resumed_from_step == step
+    assert curve(outcome) == curve(uninterrupted)
+
+
+def test_a_stop_while_evaluating_leaves_the_evaluation_and_resumes_to_the_same_curve(
+    uninterrupted, tmp_path, tiny_model
+):
+    first = next(point.step for point in uninterrupted.points if point.validation_loss is not None)
+    task = resumable_task(tmp_path, tiny_model, checkpoint_minutes=60)
+    stopped, _ = train(task, SABOTAGED, SABOTAGE="evaluation:SIGTERM")
+    assert stopped.status == "stopped"
+    assert f"after step {first} of" in stopped.error.message
+    outcome, _ = train(resumable_task(tmp_path, tiny_model))
+    assert outcome.summary.resumed_from_step == first
+    assert curve(outcome) == curve(uninterrupted)
+
+
+def test_a_kill_while_evaluating_costs_no_step_when_a_checkpoint_was_due(uninterrupted, tmp_path, tiny_model):
+    first = next(point.step for point in uninterrupted.points if point.validation_loss is not None)
+    outcome, _ = train(resumable_task(tmp_path, tiny_model), SABOTAGED, SABOTAGE="evaluation:SIGKILL")
+    assert outcome is None
+    outcome, _ = train(resumable_task(tmp_path, tiny_model))
+    assert outcome.summary.resumed_from_step == first
     assert curve(outcome) == curve(uninterrupted)
 
 
