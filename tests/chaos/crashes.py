@@ -28,6 +28,8 @@ ENV = {
     "LORA_WORKER_MAX_ATTEMPTS": "20",
     "LORA_WORKER_MAX_INFRASTRUCTURE_FAILURES": "50",
     "LORA_WORKER_MAX_HANDLINGS": "50",
+    # Few runs are held here, and a process that is to die should come to its place soon.
+    "LORA_WORKER_POLL_SECONDS": "0.5",
     # Those who live on leave most of the work to those who are to die.
     "LORA_WORKER_SLOTS": "2",
 }

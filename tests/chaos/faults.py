@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, suppress
+from datetime import datetime
 
 import psycopg
 
@@ -19,6 +20,7 @@ FAULTS: dict[str, Act] = {}
 _OUTAGE_SECONDS = 4
 _RETENTION_SECONDS = 1801
 _STOPS = ("worker.launch.before_post", "worker.grant.before", "worker.progress.before", "worker.settle.before")
+_WRITTEN_AT = {"launched": "launched_at", "upload granted": "upload_granted_at", "settled": "ended_at"}
 _WRITES = frozenset({"launched", "upload granted", "settled", "stopping the GPU", "stray launch cancelled"})
 
 
@@ -111,17 +113,23 @@ def workers_paused(scene: Scene) -> None:
     crew.await_start(others)
     scene.wait_out_leases()
     marks = {worker.name: len(list(worker.log_lines())) for worker in sleepers}
+    (woken,) = scene.world.query("select clock_timestamp() as at")
     for worker in sleepers:
         worker.resume()
     time.sleep(2)
     for worker in sleepers:
-        scene.complaints += _late_deeds(worker, marks[worker.name])
+        deeds = _late_deeds(worker, marks[worker.name])
+        scene.complaints += [
+            f"{worker.name} woke up without its lease and yet: {event} {run_id}"
+            for event, run_id in deeds
+            if not _was_done_before(scene, event, run_id, woken["at"])
+        ]
         worker.stop()
     crew.workers = others
 
 
-def _late_deeds(worker: Worker, woken_at: int) -> list[str]:
-    """What a woken worker did for runs that it had held before it slept, and had not taken anew since."""
+def _late_deeds(worker: Worker, woken_at: int) -> list[tuple[str, str]]:
+    """What a woken worker says it did for runs that it had held before it slept, and had not taken anew since."""
     lines = list(worker.log_lines())
     own = {line["run_id"] for line in lines[:woken_at] if line["event"] in {"claimed", "adopted"}}
     deeds = []
@@ -129,8 +137,17 @@ def _late_deeds(worker: Worker, woken_at: int) -> list[str]:
         if line["event"] in {"claimed", "adopted"}:
             own.discard(line["run_id"])
         elif line["event"] in _WRITES and line.get("run_id") in own:
-            deeds.append(f"{worker.name} woke up without its lease and yet: {line['event']} {line['run_id']}")
+            deeds.append((line["event"], line["run_id"]))
     return deeds
+
+
+def _was_done_before(scene: Scene, event: str, run_id: str, woken_at: datetime) -> bool:
+    """Whether only the answer was late: by the database's clock the call was carried out before."""
+    column = _WRITTEN_AT.get(event)
+    if column is None:
+        return False
+    (run,) = scene.world.query(f"select {column} as at from training_runs where id = %s", run_id)
+    return run["at"] is not None and run["at"] < woken_at
 
 
 @_fault("a job that kills the worker in every preflight")
