@@ -19,7 +19,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-supabase lint chaos models bench bench-trainer lock clean
+.PHONY: help demo test test-supabase lint chaos crashes models bench bench-trainer lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,8 +39,11 @@ lint: $(INSTALLED) ## style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-chaos: $(INSTALLED) ## faults and crashes against real processes; writes chaos-report.json
-	@$(BIN)/python -m tests.chaos $(ARGS)
+chaos: $(INSTALLED) ## every fault on 50 jobs, and some kills at each crash point; writes chaos-report.json
+	@$(BIN)/python -m tests.chaos --seeds 4 $(ARGS)
+
+crashes: $(INSTALLED) ## SIGKILL twenty times at each crash point; writes crash-report.json
+	@$(BIN)/python -m tests.chaos --faults '' --report crash-report.json $(ARGS)
 
 models: $(INSTALLED) ## train, save and reload every architecture, scaled down
 	@$(BIN)/python -m benchmarks.models $(ARGS)
@@ -58,7 +61,7 @@ lock: $(INSTALLED) ## pin what the trainer's image installs, from pyproject.toml
 
 clean: ## remove everything that was installed or made here
 	rm -rf $(VENV) .sandbox .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
-	rm -f demo-report.json demo-loss.png chaos-report.json bench-report.json
+	rm -f demo-report.json demo-loss.png chaos-report.json crash-report.json bench-report.json
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

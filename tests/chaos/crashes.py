@@ -28,14 +28,12 @@ ENV = {
     "LORA_WORKER_MAX_ATTEMPTS": "20",
     "LORA_WORKER_MAX_INFRASTRUCTURE_FAILURES": "50",
     "LORA_WORKER_MAX_HANDLINGS": "50",
-    # Few runs are held here, and a process that is to die should come to its place soon.
-    "LORA_WORKER_POLL_SECONDS": "0.5",
     # Those who live on leave most of the work to those who are to die.
     "LORA_WORKER_SLOTS": "2",
 }
 _ARMED_ENV = {"LORA_WORKER_SLOTS": "4"}
-_ARMED_WORKERS = 5
-_ARMED_GPU_WORKERS = 4
+_ARMED_WORKERS = 6
+_ARMED_GPU_WORKERS = 5
 _PATIENCE_SECONDS = 15
 _TRIES = 12
 _TICK_SECONDS = 0.2

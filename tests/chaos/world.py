@@ -35,8 +35,7 @@ REQUEST_TIMEOUT_SECONDS = 3
 
 _DATASET = b'{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello to you."}]}\n'
 _SETTINGS = {
-    # Each poll asks RunPod for up to thirty runs of each worker: at twice the pace that is most of two cores.
-    "LORA_WORKER_POLL_SECONDS": "0.8",
+    "LORA_WORKER_POLL_SECONDS": "0.5",
     "LORA_WORKER_LEASE_SECONDS": str(LEASE_SECONDS),
     "LORA_WORKER_DOUBT_SECONDS": str(DOUBT_SECONDS),
     "LORA_WORKER_LOST_SECONDS": str(LOST_SECONDS),
