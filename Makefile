@@ -28,7 +28,7 @@ demo: $(INSTALLED) ## a job from queue to adapter, on this machine (DATASET=my.j
 	@$(BIN)/python -m sandbox.demo $(if $(DATASET),--dataset "$(DATASET)") $(ARGS)
 
 test: $(INSTALLED) ## all tests, against real Postgres, REST, Storage and RunPod's own SDK (ARGS="-k name")
-	@$(BIN)/pytest --numprocesses $(TESTERS) --dist loadfile $(ARGS)
+	@$(BIN)/pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-supabase: $(INSTALLED) ## the integration tests against the Supabase of SUPABASE_URL
 	@test -n "$$SUPABASE_URL" || { echo "Set SUPABASE_URL and its keys first: see README.md"; exit 1; }
