@@ -52,7 +52,7 @@ def build_trainer(
     task: Task,
     hardware: Hardware,
     callback: RunCallback,
-    reporters: Sequence[str],
+    reporters: Sequence[str] = (),
 ) -> SFTTrainer:
     """The trainer, ready for its first step."""
     arguments = training_arguments(task.hyperparameters, shape, micro_batch, hardware, task.checkpoints, reporters)
