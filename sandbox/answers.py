@@ -13,8 +13,8 @@ from typing import Any
 
 from trainer.conversations import USER, Example, Message, read_examples
 
-_LEAST_NEW_TOKENS, _MOST_NEW_TOKENS = 20, 80
-"""A model of a million weights that has seen an unknown user's file for a minute may think it best to say nothing."""
+_MOST_NEW_TOKENS = 80
+_BLANK = "(only blanks: one million weights learn a file's line breaks before its words)"
 
 
 def first_question(dataset: Path) -> list[Message]:
@@ -29,9 +29,8 @@ def answer(model: Any, tokenizer: Any, question: list[Message]) -> str:
     """The model's most likely answer."""
     messages = [{"role": message.role, "content": message.content} for message in question]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    length = {"min_new_tokens": _LEAST_NEW_TOKENS, "max_new_tokens": _MOST_NEW_TOKENS}
-    tokens = model.generate(**prompt, **length, do_sample=False)
-    return str(tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+    tokens = model.generate(**prompt, max_new_tokens=_MOST_NEW_TOKENS, do_sample=False)
+    return str(tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)).strip() or _BLANK
 
 
 def main(base: Path, adapter: Path, dataset: Path) -> None:
