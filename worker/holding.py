@@ -320,12 +320,12 @@ class Holding:
             # Never accepted, as far as is known. A launch in doubt is refused when it checks in.
             await self.finish(Ending(self.stopping))
             return
-        reach("worker.cancel.before")
-        self.require_lease()
         first = self.stop_asked_at is None
         if first:
             # Its progress goes with it, and an adopter has not seen any yet.
             await self._observe(external_job_id)
+        reach("worker.cancel.before")
+        self.require_lease()
         self.stop_asked_at = self.stop_asked_at or self.services.clock()
         asked = await self.services.launcher.cancel(external_job_id)
         reach("worker.cancel.after")

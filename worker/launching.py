@@ -140,6 +140,8 @@ async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> Non
         # Cancelled or checked in meanwhile: the next renewal says so, and the next cycle acts on it.
         log.info("launch not needed", run_id=str(run.id), reason=refused)
         return
+    # The database knows this token alone from here on, whatever an earlier launch was sent.
+    holding.token = request.channel.token
     # As the row is now: the artifact's configuration is copied from it.
     holding.assignment = holding.assignment.model_copy(update={"job": job.model_copy(update=both_shapes)})
     reach("worker.launch.before_post")

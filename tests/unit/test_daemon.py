@@ -13,7 +13,7 @@ import pytest
 from tests.scripted import ForgetfulLauncher, Shelf, assignment
 from worker import holding as holding_module
 from worker.daemon import Daemon
-from worker.errors import PassIncompleteError, SchemaMismatchError, ServiceUnavailableError
+from worker.errors import LeaseLostError, PassIncompleteError, SchemaMismatchError, ServiceUnavailableError
 from worker.holding import Holding
 from worker.jobs import News
 from worker.launchers.base import EndpointHealth, LaunchState
@@ -226,6 +226,25 @@ async def test_an_adopted_run_that_was_cancelled_is_billed_what_its_trainer_has_
     monkeypatch.setattr(services.queue, "renew", lambda leases: asyncio.sleep(0, [news]))
     await holding.advance()
     assert billed == [75]
+
+
+async def test_a_lease_that_runs_out_while_the_launcher_is_looked_at_cancels_nothing(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, _ = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
+    holding.news = holding.news.model_copy(update={"cancel_requested": True})
+    holding.trusted_until = services.clock() + 10
+    launcher: Any = holding.services.launcher
+    look = launcher.observe
+
+    async def look_slowly(external_job_id: str) -> Any:
+        services.clock.now += 20  # type: ignore[attr-defined]
+        return await look(external_job_id)
+
+    monkeypatch.setattr(launcher, "observe", look_slowly)
+    with pytest.raises(LeaseLostError):
+        await holding.advance()
+    assert launcher.cancelled == []
 
 
 async def test_a_stop_reaches_the_launch_that_owns_the_run_before_the_run_is_settled(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
 
-from tests.scripted import FakeQueue, assignment, make_services
+from tests.scripted import START, FakeLauncher, FakeQueue, assignment, make_services
 from trainer.grants import open_urls
+from worker import launching
 from worker.holding import Holding
 from worker.services import Services
 from worker.tokens import RunTokens, token_sha256
@@ -84,6 +88,25 @@ async def test_a_run_of_an_unknown_secret_is_granted_nothing_that_its_trainer_ca
     log = capsys.readouterr().out
     assert "LORA_WORKER_PREVIOUS_TOKEN_SECRETS" in log
     assert log.count("another secret") == 1
+
+
+async def test_a_run_that_is_launched_again_is_granted_with_the_token_that_it_was_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its first launch may hold a token of an unknown secret; the database knows the latest one only."""
+    queue: Any = FakeQueue()
+    monkeypatch.setattr(queue, "begin_launch", lambda *_, **__: asyncio.sleep(0), raising=False)
+    monkeypatch.setattr(queue, "record_launch", lambda *_, **__: asyncio.sleep(0, True), raising=False)
+    launcher: Any = FakeLauncher()
+    monkeypatch.setattr(launcher, "launch", lambda *_: asyncio.sleep(0, "ext"), raising=False)
+    monkeypatch.setattr(launching, "enrichment_of", lambda *_, **__: {})
+    services = make_services(queue=queue, launcher=launcher)
+    holding = Holding.take(services, assignment(None, status="claimed", token_sha256="0" * 64), asked_at=START)
+    assert holding.token is None
+    sent: Any = SimpleNamespace(channel=SimpleNamespace(token="sent"), model_dump=lambda **_: {})
+    plan: Any = MagicMock()
+    await launching._post(holding, sent, plan)
+    assert holding.token == "sent"
 
 
 async def test_a_grant_is_sealed_with_the_token_that_the_trainer_holds(monkeypatch: pytest.MonkeyPatch) -> None:
