@@ -6,11 +6,11 @@ only look for the package, which may be there without importing. So each is trie
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
-from contextlib import suppress
 from dataclasses import dataclass
+
+from trainer.packages import imports
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def usable_reporters() -> tuple[list[str], list[str]]:
     for reporter in _REPORTERS:
         if not os.environ.get(reporter.variable):
             continue
-        if _imports(reporter.modules):
+        if any(map(imports, reporter.modules)):
             names.append(reporter.name)
             continue
         notes.append(
@@ -47,12 +47,3 @@ def usable_reporters() -> tuple[list[str], list[str]]:
         )
         log.warning("%s", notes[-1])
     return names, notes
-
-
-def _imports(modules: tuple[str, ...]) -> bool:
-    for module in modules:
-        # A broken installation may raise anything.
-        with suppress(Exception):
-            importlib.import_module(module)
-            return True
-    return False

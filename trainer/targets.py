@@ -8,9 +8,7 @@ when it is asked for, and what carries LoRA is counted after it was attached.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import BaseModelUnknownError, HyperparametersInvalidError
+from trainer.packages import imports
 
 if TYPE_CHECKING:
     from torch import nn
-
-log = logging.getLogger(__name__)
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _DENSE = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -144,21 +141,12 @@ def packing_decision(model_type: str, asked: bool | None) -> tuple[bool, str | N
         reason = f"the architecture {model_type} is not known to keep packed examples apart"
     elif missing := [name for name in known.packing_needs if importlib.util.find_spec(name) is None]:
         reason = f"{model_type} keeps packed examples apart only with {' and '.join(missing)}"
-    elif broken := [name for name in known.packing_needs if not _imports(name)]:
+    elif broken := [name for name in known.packing_needs if not imports(name)]:
         # An image that means to have them: worth telling though nobody asked, for the training is slow, too.
         return False, f"Packing is off: {' and '.join(broken)} can't be imported here, which {model_type} needs for it."
     else:
         return True, None
     return False, f"Packing is off: {reason}." if asked else None
-
-
-def _imports(name: str) -> bool:
-    try:
-        importlib.import_module(name)
-    except Exception as error:  # built for another torch or CUDA, it may raise anything
-        log.warning("%s can't be imported (%s)", name, type(error).__name__)
-        return False
-    return True
 
 
 def check_coverage(model: nn.Module, targets: Targets) -> Counter[str]:

@@ -12,6 +12,7 @@ from trainer.grants import seal_urls
 from trainer.protocol import MANIFEST_NAME, ArtifactFile, Fault
 from worker.artifacts import Places
 from worker.errors import ServiceError
+from worker.jobs import places_of
 from worker.outcome import Failure
 from worker.telemetry import FAULTS_SEEN
 
@@ -42,9 +43,7 @@ async def answer(holding: Holding, request: Any) -> None:
     try:
         files = _FILES.validate_python(request)
     except ValidationError as error:
-        # Places only: a value may be anything.
-        places = [".".join(map(str, problem["loc"])) for problem in error.errors()]
-        log.error("upload request unreadable", run_id=run_id, places=places)
+        log.error("upload request unreadable", run_id=run_id, places=places_of(error))
         holding.stopping = _INVALID
         return
     try:

@@ -181,9 +181,13 @@ def parse_assignment(row: dict[str, Any]) -> Assignment:
         return Assignment(run=run, job=rest, unreadable=_name_the_unreadable(error))
 
 
+def places_of(error: ValidationError) -> list[str]:
+    """Where a row or message can't be read. Its values are left out: they may be somebody's text."""
+    return sorted({".".join(map(str, problem["loc"])) for problem in error.errors()})
+
+
 def _name_the_unreadable(error: ValidationError) -> str:
-    # Names of columns only: a value may be somebody's text.
-    columns = ", ".join(sorted({".".join(map(str, problem["loc"])) for problem in error.errors()}))
+    columns = ", ".join(places_of(error))
     return f"The job can't be read: {columns} holds what it can't hold. Change it and start the job again."
 
 

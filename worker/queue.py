@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from worker.errors import SchemaMismatchError, SchemaMissingError, ServiceRefusedError, ServiceUnavailableError
-from worker.jobs import Assignment, DatasetClaim, News, parse_assignment, parse_news
+from worker.jobs import Assignment, DatasetClaim, News, parse_assignment, parse_news, places_of
 
 SCHEMA_VERSIONS = frozenset({1})
 """Versions of `worker_schema_version()` that this worker speaks."""
@@ -68,9 +68,7 @@ def _readable(parse: Callable[[dict[str, Any]], _Parsed], rows: Iterable[dict[st
             parsed.append(parse(row))
         except ValidationError as error:
             run_id = row.get("run_id") or row.get("run", {}).get("id")
-            # Places only: a value may be somebody's text.
-            places = [".".join(map(str, problem["loc"])) for problem in error.errors()]
-            log.error("a run's row is unreadable; update the worker", run_id=run_id, columns=places)
+            log.error("a run's row is unreadable; update the worker", run_id=run_id, columns=places_of(error))
     return parsed
 
 

@@ -1,6 +1,6 @@
 """The chaos suite, but for its size: some faults on few jobs, and a kill at some of the crash points.
 
-`make chaos` is the whole of it.
+`make chaos` and `make crashes` are the whole of it.
 """
 
 from __future__ import annotations

@@ -12,10 +12,30 @@ import pytest
 from sandbox.project import Project
 from sandbox.runpod import LocalRunPod
 from sandbox.standin import standin_env
+from tests.pipeline import Pipeline
+from tests.rows import Database
 from tests.stage import Stage
 from tests.waiting import eventually
+from worker.migrations import migrate
 
 _GPUS = 2
+
+
+@pytest.fixture
+def db(database: str) -> Iterator[Database]:
+    """A fresh, migrated database, as the worker's functions are called in it."""
+    connected = Database(database)
+    yield connected
+    connected.close()
+
+
+@pytest.fixture
+def pipeline(db: Database, database: str) -> Pipeline:
+    """The application's newer queue in that database."""
+    made = Pipeline(db)
+    made.create()
+    migrate(database)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -13,13 +12,6 @@ import psycopg
 import pytest
 
 from tests.rows import Database, outcome, report
-
-
-@pytest.fixture
-def db(database: str) -> Iterator[Database]:
-    made = Database(database)
-    yield made
-    made.close()
 
 
 def _claim_until_empty(arguments: tuple[str, int, int | None]) -> list[str]:

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
-import pytest
-
 from tests.rows import Database, Row
-
-
-@pytest.fixture
-def db(database: str) -> Iterator[Database]:
-    connected = Database(database)
-    yield connected
-    connected.close()
 
 
 def running(db: Database, count: int = 1, user: UUID | None = None) -> list[Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,24 +10,8 @@ import pytest
 
 from tests.pipeline import OURS, Pipeline
 from tests.rows import Database, Row, notice, outcome, point, report
-from worker.migrations import migrate
 
 ARCHIVED = {"archive": "lora-models/adapters/x.tar.gz"}
-
-
-@pytest.fixture
-def db(database: str) -> Iterator[Database]:
-    made = Database(database)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def pipeline(db: Database, database: str) -> Pipeline:
-    made = Pipeline(db)
-    made.create()
-    migrate(database)
-    return made
 
 
 def queued(db: Database, pipeline: Pipeline, **columns: Any) -> UUID:

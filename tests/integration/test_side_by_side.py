@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -20,7 +19,6 @@ from tests.pages import Pages
 from tests.pipeline import Pipeline
 from tests.rows import Database, Row, outcome
 from tests.stage import Stage
-from worker.migrations import migrate
 
 _CLAIMED_WITHIN_SECONDS = 3
 """Several rounds of the worker."""
@@ -166,13 +164,6 @@ def assert_is_as_if_alone(stage: Stage, pages: Pages, job_id: str) -> None:
 # ── the guard itself, state by state ────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def db(database: str) -> Iterator[Database]:
-    connected = Database(database)
-    yield connected
-    connected.close()
-
-
 def through_the_api(db: Database, statement: str, *values: Any) -> None:
     """As PostgREST runs it for the service's key."""
     with db.connection.transaction():
@@ -274,14 +265,6 @@ def test_a_claim_that_the_old_dispatcher_waited_for_is_seen_by_the_guard(db: Dat
 
 
 # ── the newer queue ─────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def pipeline(db: Database, database: str) -> Pipeline:
-    made = Pipeline(db)
-    made.create()
-    migrate(database)
-    return made
 
 
 def pipeline_run(db: Database, pipeline: Pipeline, state: str) -> tuple[UUID, Row]:

@@ -12,7 +12,6 @@ import asyncio
 import json
 import re
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
@@ -137,7 +136,7 @@ class RunPodLauncher:
         if not _JOB_ID.fullmatch(external_job_id):
             return Observation(LaunchState.MISSING, reason="no id that RunPod gives")
         try:
-            response = await self._send("GET", f"/status/{quote(external_job_id, safe='')}")
+            response = await self._send("GET", f"/status/{external_job_id}")
         except httpx.HTTPError as error:
             return Observation(LaunchState.UNKNOWN, reason=type(error).__name__)
         if response.status_code == 404:
@@ -158,7 +157,7 @@ class RunPodLauncher:
             return True
 
         async def post() -> httpx.Response:
-            response = await self._send("POST", f"/cancel/{quote(external_job_id, safe='')}")
+            response = await self._send("POST", f"/cancel/{external_job_id}")
             if response.status_code == 429 or response.status_code >= 500:
                 response.raise_for_status()
             return response
