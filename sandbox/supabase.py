@@ -24,7 +24,7 @@ from sandbox.node import node_binary, node_packages
 from sandbox.postgres import Postgres
 from sandbox.processes import Child, free_ports, remove_folder, start_child, temporary_folder, wait_until
 from sandbox.project import Project
-from sandbox.proxy import ProxySettings
+from sandbox.proxy.settings import ProxySettings
 from worker.migrations import migration_files
 
 _DAY_SECONDS = 86_400

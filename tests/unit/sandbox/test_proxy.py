@@ -7,15 +7,10 @@ import jwt
 import pytest
 from starlette.datastructures import MutableHeaders
 
-from sandbox.proxy import (
-    ProxySettings,
-    carries_object,
-    iso_timestamps,
-    sign_answer,
-    sign_request,
-    sign_upload_answer,
-    swap_keys,
-)
+from sandbox.proxy.keys import swap_keys
+from sandbox.proxy.rest import iso_timestamps
+from sandbox.proxy.settings import ProxySettings
+from sandbox.proxy.storage import carries_object, sign_answer, sign_request, sign_upload_answer
 
 SETTINGS = ProxySettings(
     port=1,

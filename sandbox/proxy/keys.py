@@ -1,0 +1,27 @@
+"""The keys in a request's headers, as the server behind understands them."""
+
+from __future__ import annotations
+
+import jwt
+from starlette.datastructures import MutableHeaders
+
+from sandbox.proxy.settings import ProxySettings
+
+
+def swap_keys(headers: MutableHeaders, settings: ProxySettings) -> None:
+    """Replace a legacy key by the `sb_…` key of the same role and drop its copy as a bearer token."""
+    apikey = headers.get("apikey", "")
+    bearer = headers.get("authorization", "").removeprefix("Bearer ")
+    if bearer.startswith("sb_"):
+        del headers["authorization"]
+    if not apikey.startswith("eyJ"):
+        return
+    try:
+        role = jwt.decode(apikey, settings.jwt_secret, algorithms=["HS256"], options={"verify_aud": False}).get("role")
+    except jwt.InvalidTokenError:
+        return  # The server behind us refuses it, in its own words.
+    swapped = {"anon": settings.publishable_key, "service_role": settings.secret_key}.get(str(role))
+    if swapped is not None:
+        headers["apikey"] = swapped
+        if bearer == apikey:
+            del headers["authorization"]
