@@ -27,8 +27,10 @@ from worker.errors import (
     ServiceUnavailableError,
 )
 from worker.jobs import enrichment_of
+from worker.keys import public_fault, read_key
 from worker.launchers.base import Policy
 from worker.outcome import WORKER_KILLED, Failure
+from worker.settings import Settings
 from worker.settling import Ending
 from worker.telemetry import LAUNCHED
 from worker.tokens import token_sha256
@@ -66,7 +68,21 @@ async def launch(holding: Holding) -> None:
             # A suspect stays alone until it is launched: whoever comes next may end the worker.
             await slot.aclose()
         request = await _make_request(holding, plan)
+        fault = channel_fault(request.channel, holding.services.settings, now=holding.services.now().timestamp())
+        if fault:
+            # The operator's to mend, and refused at start: this is for whatever gets past that.
+            log.error("the launch would hand out a key that must not leave", problem=fault)
+            _wait(holding, fault, holding.services.settings.retry_base_seconds)
+            return
         await _post(holding, request, plan)
+
+
+def channel_fault(channel: Channel, settings: Settings, *, now: float) -> str | None:
+    """Why a request with this channel must not be sent; None where it may."""
+    if channel.key == settings.supabase_service_role_key.get_secret_value():
+        return "SUPABASE_PUBLISHABLE_KEY holds the key of SUPABASE_SERVICE_ROLE_KEY"
+    fault = public_fault(read_key(channel.key), now=now)
+    return f"SUPABASE_PUBLISHABLE_KEY {fault}" if fault else None
 
 
 async def _check(holding: Holding) -> preflight.Plan | None:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from trainer.protocol import CHART_POINTS
+from worker.addresses import endpoint_fault, is_base_url, project_of, supabase_fault
 from worker.errors import SettingsError
+from worker.keys import Role, launcher_fault, public_fault, read_key, secret_fault
 
 DEFAULT_BASE_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 """The application's inference endpoint serves this one; an adapter fits only the base it was trained on."""
@@ -155,19 +164,32 @@ class Settings(BaseSettings):
 
     @field_validator("supabase_url", "gpu_cluster_api_url")
     @classmethod
-    def _check_url(cls, url: str) -> str:
-        if url and not url.startswith(("http://", "https://")):
+    def _check_url(cls, url: str, info: ValidationInfo) -> str:
+        if not url:
+            return url
+        if not url.startswith(("http://", "https://")):
             raise ValueError("must begin with https:// (or http:// on your own machine)")
-        if url and not _is_base_url(url):
+        if not is_base_url(url):
             raise ValueError("is not a URL to call: it needs a host, may have a port's number and a path, and no more")
+        fault = supabase_fault(url) if info.field_name == "supabase_url" else endpoint_fault(url)
+        if fault:
+            raise ValueError(fault)
         return url.rstrip("/")
 
     @field_validator("supabase_service_role_key", "supabase_publishable_key", "gpu_cluster_api_key")
     @classmethod
-    def _check_key(cls, key: SecretStr) -> SecretStr:
+    def _check_key(cls, key: SecretStr, info: ValidationInfo) -> SecretStr:
         text = key.get_secret_value()
         if not text.strip() or text != text.strip() or not text.isascii():
             raise ValueError("is empty or holds blanks; copy the key again")
+        found, now = read_key(text), time.time()
+        fault = {
+            "supabase_service_role_key": secret_fault(found, now=now),
+            "supabase_publishable_key": public_fault(found, now=now),
+            "gpu_cluster_api_key": launcher_fault(found),
+        }[str(info.field_name)]
+        if fault:
+            raise ValueError(fault)
         return key
 
     @field_validator("name")
@@ -179,10 +201,11 @@ class Settings(BaseSettings):
     @field_validator("token_secret")
     @classmethod
     def _check_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        remedy = "make one with openssl rand -hex 32"
         if secret and len(secret.get_secret_value()) < _LEAST_SECRET_CHARACTERS:
-            raise ValueError(
-                f"is shorter than {_LEAST_SECRET_CHARACTERS} characters; make one with openssl rand -hex 32"
-            )
+            raise ValueError(f"is shorter than {_LEAST_SECRET_CHARACTERS} characters; {remedy}")
+        if secret and read_key(secret.get_secret_value()).role is Role.PUBLISHABLE:
+            raise ValueError(f"holds {Role.PUBLISHABLE}, which anybody can read; {remedy}")
         return secret
 
     @field_validator("base_models", "previous_token_secrets", mode="before")
@@ -211,21 +234,11 @@ class Settings(BaseSettings):
                 "SUPABASE_PUBLISHABLE_KEY holds the secret key: it would go to the GPU container; "
                 "set the publishable (anon) key"
             )
+        for name in ("supabase_service_role_key", "supabase_publishable_key"):
+            project = read_key(getattr(self, name).get_secret_value()).project
+            if project and project_of(self.supabase_url) not in {None, project}:
+                raise ValueError(f"{variable_of(name)} holds a key of another project than SUPABASE_URL")
         return self
-
-
-def _is_base_url(url: str) -> bool:
-    """Whether paths can be put after it: what httpx would trip over, or send elsewhere, is refused at the start."""
-    try:
-        parts = urlsplit(url)
-        # A host with an empty or endless label fails here, as it would in every call.
-        return bool(
-            (parts.hostname or "").encode("idna")
-            and (parts.port is None or parts.port > 0)
-            and not re.search(r"[\s?#@]", url)
-        )
-    except ValueError:
-        return False
 
 
 def variable_of(name: str) -> str:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
+from pydantic import SecretStr
 
 from tests.scripted import assignment, make_services
+from trainer.hyperparameters import GpuConfig, Hyperparameters
+from trainer.protocol import Channel, DatasetRef, Limits, OutputRef, Request
 from worker import launching
 from worker.holding import Holding
 from worker.launching import patience_seconds
@@ -42,3 +48,33 @@ def test_a_launch_outlives_its_longest_wait_and_its_longest_execution(max_run_se
     assert policy.execution_seconds <= max_run_seconds
     assert policy.ttl_seconds - policy.execution_seconds == 86_400
     assert policy.ttl_seconds <= 7 * 86_400
+
+
+@pytest.mark.parametrize("key", ["sb_secret_other", "sb_secret_x", "rpa_x", "eyJ.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.x"])
+async def test_a_request_with_a_secret_key_is_never_sent(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    posted: list[Any] = []
+    services = make_services()
+    # As no settings that were read can be.
+    services.settings.supabase_publishable_key = SecretStr(key)
+    holding = Holding.take(services, assignment(None, status="claimed"), asked_at=services.clock())
+    monkeypatch.setattr(services.artifacts_bucket, "require", lambda: asyncio.sleep(0))
+    monkeypatch.setattr(launching, "_check", lambda _: asyncio.sleep(0, "a plan"))
+    monkeypatch.setattr(launching, "_post", lambda *request: asyncio.sleep(0, posted.append(request)))
+
+    async def make_request(holding: Holding, _: Any) -> Request:
+        public = holding.services.settings.supabase_publishable_key.get_secret_value()
+        return Request(
+            job_id="job", run_id="run", dataset=DatasetRef(url="https://x/y"), hyperparameters=Hyperparameters(),
+            gpu_config=GpuConfig(), channel=Channel(url="https://x", key=public, token="t" * 64),
+            output=OutputRef(bucket="b", prefix="p/"), limits=Limits(max_seconds=60),
+        )  # fmt: skip
+
+    monkeypatch.setattr(launching, "_make_request", make_request)
+    await launching.launch(holding)
+    assert posted == []
+    assert holding.put_off is not None
+    assert holding.put_off.startswith("SUPABASE_PUBLISHABLE_KEY holds ")
+    assert key not in holding.put_off
+    services.settings.supabase_publishable_key = SecretStr("sb_publishable_x")
+    await launching.launch(holding)
+    assert len(posted) == 1

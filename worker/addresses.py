@@ -1,0 +1,52 @@
+"""Whether a URL of the settings is one that calls, and the keys in them, can be sent to."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+
+def is_base_url(url: str) -> bool:
+    """Whether paths can be put after it: what httpx would trip over, or send elsewhere, is refused at the start."""
+    try:
+        parts = urlsplit(url)
+        # A host with an empty or endless label fails here, as it would in every call.
+        return bool(
+            (parts.hostname or "").encode("idna")
+            and (parts.port is None or parts.port > 0)
+            and not re.search(r"[\s?#@]", url)
+        )
+    except ValueError:
+        return False
+
+
+def _is_under(host: str, *domains: str) -> bool:
+    return any(host == domain or host.endswith(f".{domain}") for domain in domains)
+
+
+def supabase_fault(url: str) -> str | None:
+    """Why the project's calls can't go to this address; None where they can."""
+    host = urlsplit(url).hostname or ""
+    if _is_under(host, "runpod.ai", "runpod.io", "runpod.net"):
+        return "is RunPod's address; set the project's URL, https://….supabase.co"
+    if _is_under(host, "supabase.com", "supabase.io"):
+        return "is the dashboard's address; set the project's URL, https://….supabase.co"
+    if host.startswith("db.") and _is_under(host, "supabase.co"):
+        return "is the database's address; set the project's URL, without db in front"
+    return None
+
+
+def endpoint_fault(url: str) -> str | None:
+    """Why the endpoint's calls can't go to this address; None where they can."""
+    host = urlsplit(url).hostname or ""
+    if _is_under(host, "supabase.co", "supabase.com", "supabase.in"):
+        return "is Supabase's address; set the endpoint's URL, https://api.runpod.ai/v2/<endpoint>"
+    if _is_under(host, "runpod.io") or host in {"runpod.ai", "www.runpod.ai", "console.runpod.ai"}:
+        return "is the console's address; set the endpoint's URL, https://api.runpod.ai/v2/<endpoint>"
+    return None
+
+
+def project_of(url: str) -> str | None:
+    """The reference of the hosted project that a URL leads to; None for a URL of one's own."""
+    host = urlsplit(url).hostname or ""
+    return host.split(".")[0] if host.count(".") == 2 and _is_under(host, "supabase.co") else None
