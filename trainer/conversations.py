@@ -7,7 +7,6 @@ Imports neither torch nor transformers: the worker validates datasets with it.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,6 +14,7 @@ from trainer.documents import Frame, lines_before
 from trainer.examples import ASSISTANT, SYSTEM, USER, DatasetUnusableError, Example, LineError, Message
 from trainer.formats import ValueReader
 from trainer.framing import Framer
+from trainer.identity import conversation_key
 
 __all__ = [
     "ASSISTANT",
@@ -26,11 +26,9 @@ __all__ = [
     "ExampleParser",
     "LineError",
     "Message",
-    "conversation_key",
     "fold_system",
     "merge_conversations",
     "read_examples",
-    "split_examples",
 ]
 
 ERRORS_KEPT = 10
@@ -88,18 +86,6 @@ def read_examples(chunks: Iterable[bytes]) -> Iterator[Example | LineError]:
     yield from parser.close()
 
 
-def conversation_key(example: Example) -> str:
-    """What examples of one conversation share: its id, or else a digest of all up to the first answer."""
-    if example.conversation_id is not None:
-        return example.conversation_id
-    digest = hashlib.sha256()
-    for message in example.messages:
-        if message.role == ASSISTANT:
-            break
-        digest.update(f"{message.role}:{len(message.content)}:{message.content}".encode())
-    return digest.hexdigest()[:32]
-
-
 def fold_system(messages: Sequence[Message]) -> list[Message]:
     """A conversation whose system prompt opens the first user turn, for templates without that role."""
     if messages[0].role != SYSTEM:
@@ -144,23 +130,3 @@ def _prefix_hashes(messages: Sequence[Message]) -> list[int]:
         last = hash((last, message))
         hashes.append(last)
     return hashes
-
-
-def split_examples(examples: Iterable[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Examples to train on and examples held out, whole conversations each.
-
-    Which conversations are held out depends on their keys and the seed alone, not on their order. One
-    at least is held out, unless `share` is 0; one at least is trained on, so that a single
-    conversation is never held out.
-    """
-    groups: defaultdict[str, list[Example]] = defaultdict(list)
-    everything = list(examples)
-    for example in everything:
-        groups[conversation_key(example)].append(example)
-    count = min(max(round(share * len(groups)), 1), len(groups) - 1) if share > 0 and groups else 0
-    ranked = sorted(groups, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
-    held_out = set(ranked[:count])
-    return (
-        [example for example in everything if conversation_key(example) not in held_out],
-        [example for example in everything if conversation_key(example) in held_out],
-    )

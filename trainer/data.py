@@ -6,20 +6,17 @@ tokens in exactly one row; what can't fit is counted and reported.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trainer.chat import Chat, Row
-from trainer.conversations import (
-    Example,
-    conversation_key,
-    merge_conversations,
-    split_examples,
-)
+from trainer.conversations import Example, merge_conversations
 from trainer.errors import DatasetInvalidError
 from trainer.examples import SYSTEM, Message
 from trainer.hyperparameters import Hyperparameters
+from trainer.identity import conversation_key, conversation_names, hold_out, shared_ids_note
 from trainer.survey import Survey, Surveyor
 
 _CHUNK_BYTES = 1 << 20
@@ -79,32 +76,52 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data
         DatasetInvalidError: no usable example, too many bad lines, or nothing fits `max_length`.
     """
     examples, survey = load_examples(dataset, parameters.max_bad_line_share)
-    if parameters.merge_conversations:
-        examples = merge_conversations(examples)
-    train, validation = split_examples(examples, parameters.validation_share, parameters.seed)
     tally = Tally()
-    data = Data(
-        train=list(fit_examples(chat, train, parameters.max_length, tally)),
-        validation=list(fit_examples(chat, validation, parameters.max_length, tally)),
-        training_ids=_keys(train),
-        validation_ids=_keys(validation),
-        skipped_lines=survey.bad,
-        notes=tally.notes(parameters.max_length),
-    )
-    if survey.bad:
-        data.notes.append(f"{survey.bad} examples of the dataset could not be used and were skipped.")
-    if not chat.takes_system and any(example.messages[0].role == SYSTEM for example in examples):
-        data.notes.append(
-            "The base's chat template doesn't keep a system prompt in front, so the first user turn opens with it, "
-            "followed by an empty line; prompt the adapter in the same way."
-        )
-    data.notes += [f"The dataset was put right: {count} {repair}." for repair, count in survey.repairs.items()]
-    if not data.train:
+    fitted = _fit_conversations(chat, examples, parameters, tally)
+    if not fitted:
         raise DatasetInvalidError(
             f"No example fits into max_length ({parameters.max_length} tokens).",
             "Raise max_length, or shorten the system prompt and the questions.",
         )
-    return data
+    # Of what was really made into rows, so that an answer that is left out counts on neither side.
+    answers = {key: sum(row.answers for row in rows) for key, rows in fitted.items()}
+    held_out = hold_out(answers, parameters.validation_share, parameters.seed)
+    names = conversation_names(examples)
+    notes = [*tally.notes(parameters.max_length), *_dataset_notes(chat, examples, survey)]
+    return Data(
+        train=[row for key, rows in fitted.items() if key not in held_out.keys for row in rows],
+        validation=[row for key, rows in fitted.items() if key in held_out.keys for row in rows],
+        training_ids=sorted(names[key] for key in fitted if key not in held_out.keys),
+        validation_ids=sorted(names[key] for key in held_out.keys),
+        skipped_lines=survey.bad,
+        notes=[*notes, held_out.note] if held_out.note else notes,
+    )
+
+
+def _fit_conversations(
+    chat: Chat, examples: Sequence[Example], parameters: Hyperparameters, tally: Tally
+) -> dict[str, list[Row]]:
+    """The rows of each conversation that has any, by its key."""
+    merged = merge_conversations(examples) if parameters.merge_conversations else examples
+    fitted: defaultdict[str, list[Row]] = defaultdict(list)
+    for example in merged:
+        if rows := list(fit_examples(chat, [example], parameters.max_length, tally)):
+            fitted[conversation_key(example)] += rows
+    return fitted
+
+
+def _dataset_notes(chat: Chat, examples: Sequence[Example], survey: Survey) -> list[str]:
+    notes = []
+    if survey.bad:
+        notes.append(f"{survey.bad} examples of the dataset could not be used and were skipped.")
+    if not chat.takes_system and any(example.messages[0].role == SYSTEM for example in examples):
+        notes.append(
+            "The base's chat template doesn't keep a system prompt in front, so the first user turn opens with it, "
+            "followed by an empty line; prompt the adapter in the same way."
+        )
+    if shared := shared_ids_note(examples):
+        notes.append(shared)
+    return notes + [f"The dataset was put right: {count} {repair}." for repair, count in survey.repairs.items()]
 
 
 def load_examples(dataset: Path, max_bad_line_share: float) -> tuple[list[Example], Survey]:
@@ -121,10 +138,6 @@ def load_examples(dataset: Path, max_bad_line_share: float) -> tuple[list[Exampl
     survey = surveyor.result()
     survey.check(max_bad_line_share)
     return examples, survey
-
-
-def _keys(examples: Sequence[Example]) -> list[str]:
-    return sorted({conversation_key(example) for example in examples})
 
 
 def fit_examples(chat: Chat, examples: Sequence[Example], max_length: int, tally: Tally) -> Iterator[Row]:

@@ -40,13 +40,15 @@ class Example(NamedTuple):
     """One training example: system (or not), then user and assistant in turn, an answer last.
 
     `trained` holds the indices of the messages whose tokens are learned; the rest is context.
-    `line` is where the example begins in the file, from 1.
+    `line` is where the example begins in the file, from 1. `opening` is the digest of how its conversation
+    begins, where that is not how this example begins (`conversation_key`).
     """
 
     messages: tuple[Message, ...]
     trained: tuple[int, ...]
     conversation_id: str | None
     line: int
+    opening: str | None = None
 
 
 class LineError(NamedTuple):

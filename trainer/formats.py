@@ -25,6 +25,7 @@ from trainer.examples import (
     is_blank,
     kind,
 )
+from trainer.identity import continues, opening_of
 
 Format = Literal["brightrun", "brightrun_v3", "openai_messages", "turns", "sharegpt", "alpaca", "prompt_completion"]
 """The formats, as reports name them. Plain texts: an enum's hash costs as much as a small example."""
@@ -198,7 +199,7 @@ def _read_brightrun_v3(value: Value) -> Draft | None:
 
 def _conversation_identity(value: Value) -> str | None:
     metadata = _object(value.get("conversation_metadata"))
-    return _identity(value.get("conversation_id"), metadata.get("conversation_id"))
+    return _identity(metadata.get("conversation_id"), value.get("conversation_id"))
 
 
 _READERS: dict[Format, Callable[[Value], Draft | None]] = {
@@ -250,7 +251,7 @@ class ValueReader:
         self.skipped = 0
         """Pairs without an answer (`target_response` null)."""
         self.repairs: Counter[Repair] = Counter()
-        self._conversations = 0
+        self._last: Example | None = None
 
     def read(self, value: object, line: int, key: str = "") -> list[Example | LineError]:
         """The examples of one line, one element, or one whole file. `key` is its place in its document."""
@@ -273,34 +274,58 @@ class ValueReader:
                 for index, item in enumerate(items)
                 for example in self.read(item, line, f"conversations[{index}]")
             ]
-        return self._finish(_tell(value), value, line, None)
+        return self._finish(_tell(value), value, line)
 
     def _open_conversation(self, value: Value, line: int, key: str) -> list[Example | LineError]:
         pairs = value["training_pairs"]
         if not isinstance(pairs, list):
             raise BadValueError("training_pairs", f"is {kind(pairs)}, not a list")
-        self._conversations += 1
-        identity = _conversation_identity(value) or f"conversation-{self._conversations}"
         first = _object(pairs[0]) if pairs else {}
         if "synthesized_output" in first or "user_input" in first:
-            return self._finish("brightrun_v3", value, line, identity)
+            return self._finish("brightrun_v3", value, line)
         examples: list[Example | LineError] = []
+        enclosing = _Enclosing(_conversation_identity(value))
         for index, pair in enumerate(pairs):
             try:
-                examples += self._finish("brightrun", pair, line, identity)
+                examples += self._finish("brightrun", pair, line, enclosing)
             except BadValueError as error:
                 place = f"training_pairs[{index}]"
                 examples.append(_line_error(error, line, f"{key}.{place}" if key else place))
         return examples
 
-    def _finish(self, form: Format, value: Value, line: int, identity: str | None) -> list[Example | LineError]:
+    def _finish(
+        self, form: Format, value: Value, line: int, enclosing: _Enclosing | None = None
+    ) -> list[Example | LineError]:
         draft = _READERS[form](value)
         if draft is None:
             self.skipped += 1
             return []
         messages, trained = arrange(draft, self.repairs)
         self.formats[form] += 1
-        return [Example(messages, trained, draft.conversation_id or identity, line)]
+        example = Example(messages, trained, draft.conversation_id, line)
+        if enclosing is not None:
+            example = enclosing.place(example)
+        else:
+            last = self._last
+            opening = opening_of(last if last is not None and continues(example, last) else example)
+            example = example._replace(opening=opening)
+            self._last = example
+        return [example]
+
+
+class _Enclosing:
+    """A conversation that holds its pairs: all have its id, and begin as the first of them does."""
+
+    def __init__(self, identity: str | None) -> None:
+        self._identity = identity
+        self._opening: str | None = None
+
+    def place(self, example: Example) -> Example:
+        """The pair as a part of this conversation. Its own `conversation_id` may only name a kind."""
+        if self._opening is None:
+            self._opening = opening_of(example)
+        identity = example.conversation_id if self._identity is None else self._identity
+        return example._replace(conversation_id=identity, opening=self._opening)
 
 
 def _line_error(error: BadValueError, line: int, key: str) -> LineError:

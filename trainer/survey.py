@@ -19,8 +19,8 @@ from trainer.conversations import (
     Example,
     ExampleParser,
     LineError,
-    conversation_key,
 )
+from trainer.identity import conversation_key
 
 SAMPLE_CONVERSATIONS = 3
 _SAMPLE_MESSAGES = 20

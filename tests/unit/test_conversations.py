@@ -22,11 +22,9 @@ from trainer.conversations import (
     ExampleParser,
     LineError,
     Message,
-    conversation_key,
     fold_system,
     merge_conversations,
     read_examples,
-    split_examples,
 )
 from trainer.survey import Survey, Surveyor, estimate_tokens
 
@@ -127,12 +125,6 @@ def test_the_doubled_user_turn_is_dropped_and_a_different_one_is_kept_fault_50()
 def test_an_unanswered_v3_turn_stays_as_context_of_the_next_answer() -> None:
     example = read(json.dumps({"training_pairs": [v3_pair(1, None), v3_pair(2, "y")]}).encode())[0]
     assert contents(example) == ["Question 1?\n\nQuestion 2?", "y"]
-
-
-def test_pairs_of_one_conversation_share_an_id_even_when_the_file_gives_none() -> None:
-    file = [{"training_pairs": [pair(2, None), pair(4, None)]}, {"training_pairs": [pair(2, None)]}]
-    first, second, third = (example.conversation_id for example in read(json.dumps(file).encode()))
-    assert first == second != third
 
 
 def test_examples_know_their_lines() -> None:
@@ -246,42 +238,6 @@ def test_a_long_conversation_merges_without_a_quadratic_search() -> None:
     turns = tuple(Message(ASSISTANT if index % 2 else USER, str(index)) for index in range(4000))
     examples = [Example(turns[:end], (end - 1,), "a", end) for end in range(3600, 4001, 2)]
     assert len(merge_conversations(examples)) == 1
-
-
-# Splitting
-
-
-@settings(deadline=None)
-@given(examples_of_conversations, st.floats(0, 1), st.integers(0, 9), st.randoms(use_true_random=False))
-def test_a_split_keeps_conversations_whole_and_does_not_depend_on_order(
-    examples: list[Example], share: float, seed: int, random: object
-) -> None:
-    train, validation = split_examples(examples, share, seed)
-    assert Counter(train) + Counter(validation) == Counter(examples)
-    trained_on, held_out = set(map(conversation_key, train)), set(map(conversation_key, validation))
-    assert not trained_on & held_out
-    assert bool(train) == bool(examples)
-    assert bool(validation) == (share > 0 and len(trained_on | held_out) > 1)
-    shuffled = list(examples)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert set(map(conversation_key, split_examples(shuffled, share, seed)[1])) == held_out
-
-
-def test_a_split_is_the_same_in_every_process() -> None:
-    examples = read(lines(*(pair(2, f"c{number}") for number in range(20))))
-    assert {example.conversation_id for example in split_examples(examples, 0.1, 42)[1]} == {"c2", "c3"}
-
-
-def test_another_seed_holds_out_other_conversations() -> None:
-    examples = read(lines(*(pair(2, f"c{number}") for number in range(50))))
-    assert split_examples(examples, 0.2, 1)[1] != split_examples(examples, 0.2, 2)[1]
-
-
-def test_a_split_before_and_after_merging_holds_out_the_same_conversations() -> None:
-    examples = read(lines(*(pair(turn, f"c{number}") for number in range(20) for turn in (2, 4))))
-    before = {example.conversation_id for example in split_examples(examples, 0.2, 3)[1]}
-    merged = split_examples(merge_conversations(examples), 0.2, 3)[1]
-    assert {example.conversation_id for example in merged} == before
 
 
 # Folding

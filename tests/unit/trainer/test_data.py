@@ -214,6 +214,44 @@ def test_held_out_conversations_are_not_trained_on(dataset):
     assert (prepared.answers, prepared.validation_answers) == (8 * TURNS, 2 * TURNS)
 
 
+def test_conversations_whose_ids_name_their_kind_are_trained_on_but_for_the_share(dataset):
+    chat, _ = chat_for("chatml")
+    lines = [
+        {**pair, "system_prompt": f"You advise client {n}.", "conversation_id": "alpha" if n % 2 else "beta"}
+        for n in range(20)
+        for pair in pairs()
+    ]
+    prepared = prepare_data(dataset(lines), chat, Hyperparameters(validation_share=0.1))
+    assert (prepared.answers, prepared.validation_answers) == (18 * TURNS, 2 * TURNS)
+    assert any("told apart by how they begin" in note for note in prepared.notes)
+
+
+def test_nothing_that_was_left_out_is_named_as_trained_on_or_held_out(dataset):
+    chat, _ = chat_for("chatml")
+    lines = [
+        {
+            "conversation_id": f"c{n}",
+            "messages": [
+                {"role": "user", "content": f"Why {n}?"},
+                {"role": "assistant", "content": "word " * (500 if n < 5 else 1)},
+            ],
+        }
+        for n in range(10)
+    ]
+    prepared = prepare_data(dataset(lines), chat, Hyperparameters(validation_share=0.2, max_length=100))
+    assert sorted(prepared.training_ids + prepared.validation_ids) == [f"c{n}" for n in range(5, 10)]
+    assert (len(prepared.validation_ids), prepared.answers + prepared.validation_answers) == (1, 5)
+
+
+def test_a_split_that_differs_from_what_was_asked_for_is_told(dataset):
+    chat, _ = chat_for("chatml")
+    alone = prepare_data(dataset(pairs()), chat, Hyperparameters(validation_share=0.1))
+    assert (alone.answers, alone.validation_answers) == (TURNS, 0)
+    assert any(note.startswith("Nothing is held out for validation") for note in alone.notes)
+    unasked = prepare_data(dataset(pairs()), chat, Hyperparameters(validation_share=0))
+    assert not any("held out" in note for note in unasked.notes)
+
+
 def test_some_bad_lines_are_skipped_and_counted_and_too_many_fail_with_their_places(dataset):
     good = [
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": str(n)}]} for n in range(40)
