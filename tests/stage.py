@@ -66,6 +66,7 @@ class Stage:
             "GPU_CLUSTER_API_URL": self.runpod.api_url,
             "GPU_CLUSTER_API_KEY": self.runpod.api_key,
             "LORA_WORKER_BASE_MODELS": BASE_MODEL,
+            "LORA_WORKER_DEFAULT_BASE_MODEL": BASE_MODEL,
             "LORA_WORKER_MAX_PER_USER": "",
             **more,
         }

@@ -30,6 +30,7 @@ def _fail(text: str, code: int) -> typer.Exit:
 
 
 def _settings() -> Settings:
+    from worker.contradictions import check_prices
     from worker.errors import SettingsError
     from worker.pricing import load_prices
     from worker.settings import load_settings
@@ -37,7 +38,7 @@ def _settings() -> Settings:
 
     try:
         settings = load_settings()
-        load_prices(settings.price_table)
+        check_prices(settings, load_prices(settings.price_table))
     except SettingsError as error:
         raise _fail(str(error), 2) from None
     configure_logging(settings)

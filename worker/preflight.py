@@ -12,12 +12,10 @@ from worker.errors import ObjectMissingError, PreflightError
 from worker.estimate import Work, estimate
 from worker.jobs import Assignment, Dataset, Job, parse_gpu_config, parse_hyperparameters
 from worker.launchers.base import Policy
-from worker.pricing import GpuPrice, affordable_seconds, find_price
+from worker.pricing import LEAST_USEFUL_SECONDS, GpuPrice, affordable_seconds, find_price
 from worker.services import Services
 from worker.storage import Storage
 from worker.terms import Terms
-
-_LEAST_USEFUL_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +153,7 @@ def make_policy(
         PreflightError: the budget does not last for a useful run.
     """
     affordable = affordable_seconds(budget, price_per_hour=price.price_per_hour, gpu_count=gpu_count)
-    if affordable < _LEAST_USEFUL_SECONDS:
+    if affordable < LEAST_USEFUL_SECONDS:
         raise PreflightError(
             "budget_exhausted",
             f"The job's budget has ${max(budget, 0):.2f} left, less than five minutes of a {price.type} "

@@ -12,6 +12,9 @@ from typing import Any
 
 from worker.errors import SettingsError
 
+LEAST_USEFUL_SECONDS = 300.0
+"""GPU time below which no training comes to anything."""
+
 
 @dataclass(frozen=True, slots=True)
 class GpuPrice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,12 +18,16 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from trainer.protocol import CHART_POINTS
 from worker.addresses import endpoint_fault, is_base_url, project_of, supabase_fault
+from worker.contradictions import contradictions
+from worker.environment import ENV_FILE, ENV_FILE_ENCODING, meant_for, refuse_misspelt, variable_names
 from worker.errors import SettingsError
 from worker.keys import Role, launcher_fault, public_fault, read_key, secret_fault
+from worker.pricing import LEAST_USEFUL_SECONDS
 
 DEFAULT_BASE_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 """The application's inference endpoint serves this one; an adapter fits only the base it was trained on."""
@@ -39,10 +44,8 @@ _KNOWN_BASE_MODELS = (
 )
 
 _LEAST_SECRET_CHARACTERS = 32
-_MAX_LAUNCH_SECONDS = 7 * 86400
-"""RunPod's limit for a launch, from its submission to its end."""
 
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)]
 
 
 def _process_name() -> str:
@@ -53,7 +56,7 @@ class Settings(BaseSettings):
     """The daemon's settings. `LORA_WORKER_<NAME>` but for those that Supabase and RunPod name themselves."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LORA_WORKER_", env_file=".env", env_file_encoding="utf-8", extra="ignore",
+        env_prefix="LORA_WORKER_", env_file=ENV_FILE, env_file_encoding=ENV_FILE_ENCODING, extra="ignore",
         populate_by_name=True, hide_input_in_errors=True,
     )  # fmt: skip
 
@@ -128,8 +131,10 @@ class Settings(BaseSettings):
         le=518400,
         description="How long a launch may wait for a GPU; with the next at most 604800",
     )
-    max_run_seconds: Seconds = Field(default=43200, le=604800, description="Longest GPU time of one run")
-    max_cost_per_job: float = Field(default=100, gt=0, description="USD a job may cost over all its runs")
+    max_run_seconds: Seconds = Field(
+        default=43200, ge=LEAST_USEFUL_SECONDS, le=604800, description="Longest GPU time of one run"
+    )
+    max_cost_per_job: float = Field(default=100, gt=0, le=1_000_000, description="USD a job may cost over all its runs")
     storage_fee: float = Field(default=0, ge=0, le=1000, description="USD added for storing a finished model")
     default_base_model: str = Field(default=DEFAULT_BASE_MODEL, description="For jobs that name none")
     base_models: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -180,7 +185,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_key(cls, key: SecretStr, info: ValidationInfo) -> SecretStr:
         text = key.get_secret_value()
-        if not text.strip() or text != text.strip() or not text.isascii():
+        if not text.strip() or text != text.strip() or not text.isascii() or not text.isprintable():
             raise ValueError("is empty or holds blanks; copy the key again")
         found, now = read_key(text), time.time()
         fault = {
@@ -222,13 +227,11 @@ class Settings(BaseSettings):
     def _check_together(self) -> Settings:
         if not self.gpu_cluster_api_url:
             if not self.runpod_endpoint_id:
-                raise ValueError("GPU_CLUSTER_API_URL is missing (or set RUNPOD_ENDPOINT_ID)")
+                raise PydanticCustomError("missing_endpoint", "GPU_CLUSTER_API_URL or RUNPOD_ENDPOINT_ID is missing")
             self.gpu_cluster_api_url = f"https://api.runpod.ai/v2/{self.runpod_endpoint_id}"
-        if self.max_run_seconds + self.queue_allowance_seconds > _MAX_LAUNCH_SECONDS:
-            raise ValueError(
-                "LORA_WORKER_MAX_RUN_SECONDS and LORA_WORKER_QUEUE_ALLOWANCE_SECONDS are together more than "
-                f"{_MAX_LAUNCH_SECONDS}, the seven days after which RunPod deletes a job, running or not"
-            )
+        wrong = list(contradictions(self))
+        if wrong:
+            raise ValueError(". ".join(wrong))
         if self.supabase_publishable_key == self.supabase_service_role_key:
             raise ValueError(
                 "SUPABASE_PUBLISHABLE_KEY holds the secret key: it would go to the GPU container; "
@@ -249,18 +252,34 @@ def variable_of(name: str) -> str:
     return f"LORA_WORKER_{name.upper()}"
 
 
-def _explain(error: ValidationError) -> str:
+def _known_variables() -> set[str]:
+    return {variable for name in Settings.model_fields for variable in variable_of(name).split(" or ")}
+
+
+_ENDPOINT_VARIABLES = ("GPU_CLUSTER_API_URL", "RUNPOD_ENDPOINT_ID")
+
+
+def _hint(wanted: Sequence[str], names: set[str]) -> str:
+    meant = meant_for(wanted, names, _known_variables())
+    return f" ({meant} is set, which nothing reads)" if meant else ""
+
+
+def _explain(error: ValidationError, names: set[str]) -> str:
+    """Each problem in a sentence; `names` are the variables that are set."""
     sentences = []
+    by_alias = {variable: name for name in Settings.model_fields for variable in variable_of(name).split(" or ")}
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
         place = str(problem["loc"][0]) if problem["loc"] else ""
-        by_alias = {str(c): n for n, f in Settings.model_fields.items()
-                    if isinstance(f.validation_alias, AliasChoices) for c in f.validation_alias.choices}  # fmt: skip
         name = by_alias.get(place, place.lower().removeprefix("lora_worker_"))
         text = problem["msg"].removeprefix("Value error, ")
-        if not place:
+        if problem["type"] == "missing_endpoint":
+            sentences.append(f"{text}{_hint(_ENDPOINT_VARIABLES, names)}.")
+        elif not place:
             sentences.append(text + ".")
         elif problem["type"] == "missing":
-            sentences.append(f"{variable_of(name)} is missing: {Settings.model_fields[name].description}.")
+            variable = variable_of(name)
+            hint = _hint(variable.split(" or "), names)
+            sentences.append(f"{variable} is missing{hint}: {Settings.model_fields[name].description}.")
         else:
             sentences.append(f"{variable_of(name)}: {text[0].lower()}{text[1:]}.")
     return " ".join(sentences)
@@ -270,9 +289,11 @@ def load_settings(**overrides: Any) -> Settings:
     """The settings from environment and `.env`.
 
     Raises:
-        SettingsError: names each variable that is missing or wrong, and never its value.
+        SettingsError: names each variable that is missing, wrong or misspelt, and never its value.
     """
+    names = variable_names()
+    refuse_misspelt(names, _known_variables())
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise SettingsError(_explain(error)) from None
+        raise SettingsError(_explain(error, names)) from None
