@@ -8,11 +8,13 @@ preserving"); where it does not, each answer becomes a row of its own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
+from trainer.control_tokens import ControlTokens, Marks
 from trainer.conversations import fold_system
 from trainer.errors import BaseModelUnknownError
 from trainer.examples import ASSISTANT, SYSTEM, USER, Message
@@ -82,15 +84,19 @@ class Chat:
         """Whether the template puts a system prompt where it belongs; else the first user turn opens with it."""
         self._template = self._choose_template()
         self.takes_system = self._takes_system()
+        self.tokens = ControlTokens(tokenizer)
+        self.marks = Marks(self._between_turns(), self._stops)
 
     def row(self, messages: Sequence[Message], trained: Sequence[int]) -> Row | None:
         """The conversation as one row; None when its answers can't stand in one rendering."""
+        encode = self.tokens.encode
+        if self.tokens.find(messages):
+            messages, encode = self.tokens.hide(messages), self.tokens.encode_hidden
         text = self._render(messages)
         spans = self._spans(messages, trained, text)
         if spans is None:
             return None
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        ids, offsets = encode(text)
         return Row(ids, _labels(ids, offsets, spans), len(spans))
 
     def _spans(self, messages: Sequence[Message], trained: Sequence[int], text: str) -> list[Span] | None:
@@ -148,6 +154,12 @@ class Chat:
     def _keeps_earlier_turns(self) -> bool:
         talk = [Message(USER, "a"), Message(ASSISTANT, "b"), Message(USER, "c"), Message(ASSISTANT, "d")]
         return self._render(talk).startswith(self._render(talk[:2]))
+
+    def _between_turns(self) -> list[str]:
+        """What the template writes before, between and after the texts of a conversation."""
+        roles = [SYSTEM] * self.takes_system + [USER, ASSISTANT, USER, ASSISTANT]
+        probes = [Message(role, f"TEXT-PROBE-{index}-TEXT") for index, role in enumerate(roles)]
+        return re.split(r"TEXT-PROBE-\d-TEXT", self._render(probes))
 
     def _takes_system(self) -> bool:
         """Whether the system prompt comes first and stays there, however long the conversation gets.

@@ -6,20 +6,22 @@ tokens in exactly one row; what can't fit is counted and reported.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trainer.chat import Chat, Row
-from trainer.conversations import Example, merge_conversations
+from trainer.conversations import ERRORS_KEPT, Example, LineError, merge_conversations
 from trainer.errors import DatasetInvalidError
 from trainer.examples import SYSTEM, Message
 from trainer.hyperparameters import Hyperparameters
 from trainer.identity import conversation_key, conversation_names, hold_out, shared_ids_note
 from trainer.survey import Survey, Surveyor
+from trainer.words import counted
 
 _CHUNK_BYTES = 1 << 20
+_TOKENS_NAMED = 5
 
 
 @dataclass
@@ -75,7 +77,8 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data
     Raises:
         DatasetInvalidError: no usable example, too many bad lines, or nothing fits `max_length`.
     """
-    examples, survey = load_examples(dataset, parameters.max_bad_line_share)
+    everything, survey = load_examples(dataset, parameters.max_bad_line_share)
+    examples, text_notes = check_texts(chat, everything, survey, parameters.max_bad_line_share)
     tally = Tally()
     fitted = _fit_conversations(chat, examples, parameters, tally)
     if not fitted:
@@ -87,13 +90,13 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data
     answers = {key: sum(row.answers for row in rows) for key, rows in fitted.items()}
     held_out = hold_out(answers, parameters.validation_share, parameters.seed)
     names = conversation_names(examples)
-    notes = [*tally.notes(parameters.max_length), *_dataset_notes(chat, examples, survey)]
+    notes = [*tally.notes(parameters.max_length), *_dataset_notes(chat, examples, survey), *text_notes]
     return Data(
         train=[row for key, rows in fitted.items() if key not in held_out.keys for row in rows],
         validation=[row for key, rows in fitted.items() if key in held_out.keys for row in rows],
         training_ids=sorted(names[key] for key in fitted if key not in held_out.keys),
         validation_ids=sorted(names[key] for key in held_out.keys),
-        skipped_lines=survey.bad,
+        skipped_lines=survey.bad + len(everything) - len(examples),
         notes=[*notes, held_out.note] if held_out.note else notes,
     )
 
@@ -138,6 +141,60 @@ def load_examples(dataset: Path, max_bad_line_share: float) -> tuple[list[Exampl
     survey = surveyor.result()
     survey.check(max_bad_line_share)
     return examples, survey
+
+
+def check_texts(
+    chat: Chat, examples: Sequence[Example], survey: Survey, max_bad_line_share: float
+) -> tuple[list[Example], list[str]]:
+    """The examples whose texts can be told from the template's own marks, and notes on control tokens in texts.
+
+    Raises:
+        DatasetInvalidError: with those that can't, more lines are bad than `max_bad_line_share` allows.
+    """
+    usable: list[Example] = []
+    errors: list[LineError] = []
+    as_text: Counter[str] = Counter()
+    as_tokens: Counter[str] = Counter()
+    for example in examples:
+        if error := _mixes_with_template(chat, example):
+            errors.append(error)
+            continue
+        usable.append(example)
+        as_text.update(chat.tokens.find(example.messages))
+        as_tokens.update(chat.tokens.find_kept(example.messages))
+    notes = []
+    if errors:
+        replace(
+            survey,
+            examples=survey.examples - len(errors),
+            bad=survey.bad + len(errors),
+            errors=(*survey.errors, *errors)[:ERRORS_KEPT],
+        ).check(max_bad_line_share)
+        notes.append(
+            f"{counted(len(errors), 'example')} could not be told from the base's chat template and "
+            f"{'was' if len(errors) == 1 else 'were'} left out. {errors[0].sentence()}"
+        )
+    if as_text:
+        notes.append(f"Texts hold special tokens of the base, which were learned as plain text: {_names(as_text)}.")
+    if as_tokens:
+        notes.append(f"Texts hold added tokens of the base, which were learned as these tokens: {_names(as_tokens)}.")
+    return usable, notes
+
+
+def _mixes_with_template(chat: Chat, example: Example) -> LineError | None:
+    hint = "Write it in another way or remove the example."
+    if mark := chat.marks.find(example.messages):
+        what = f"holds “{mark}”, with which the base's chat template marks a turn"
+        return LineError(example.line, None, what, hint)
+    if chat.tokens.find(example.messages) and not chat.tokens.can_hide(example.messages):
+        return LineError(example.line, None, "holds a special token of the base beside private characters", hint)
+    return None
+
+
+def _names(tokens: Counter[str]) -> str:
+    named = [f"{token} (in {counted(count, 'example')})" for token, count in tokens.most_common(_TOKENS_NAMED)]
+    more = len(tokens) - len(named)
+    return ", ".join(named) + (f" and {counted(more, 'other')}" if more else "")
 
 
 def fit_examples(chat: Chat, examples: Sequence[Example], max_length: int, tally: Tally) -> Iterator[Row]:
