@@ -29,7 +29,7 @@ from rich.table import Table
 
 from sandbox.supabase import LocalSupabase
 from worker.daemon import Daemon
-from worker.launchers.base import EndpointHealth, LaunchState, Observation
+from worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from worker.services import open_services
 from worker.settings import Settings
 
@@ -41,17 +41,18 @@ class IdleLauncher:
     """Answers at once that every run goes on: what is measured is our side."""
 
     name = "runpod"
+    endpoint = "https://api.runpod.ai/v2/ep"
 
     async def launch(self, payload: dict[str, Any], policy: Any) -> str:
         return uuid4().hex
 
-    async def observe(self, external_job_id: str) -> Observation:
+    async def observe(self, launch: LaunchRef) -> Observation:
         return Observation(LaunchState.RUNNING)
 
-    async def cancel(self, external_job_id: str) -> bool:
+    async def cancel(self, launch: LaunchRef) -> bool:
         return True
 
-    async def health(self) -> EndpointHealth:
+    async def health(self, endpoint: str | None = None) -> EndpointHealth:
         return EndpointHealth(True, 1, 0)
 
 
@@ -121,7 +122,9 @@ async def measure_cycle(project: LocalSupabase, runs: int) -> tuple[float, int]:
     async with open_services(settings, launcher=IdleLauncher()) as services:
         for assignment in await services.queue.claim(runs, None):
             run = assignment.run
-            await services.queue.record_launch(run.id, run.lease_token, launcher="runpod", external_job_id=uuid4().hex)
+            await services.queue.record_launch(
+                run.id, run.lease_token, launcher="runpod", endpoint=IdleLauncher.endpoint, external_job_id=uuid4().hex
+            )
         await services.queue.release()
         calls = 0
 

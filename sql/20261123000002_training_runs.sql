@@ -20,6 +20,8 @@ create table if not exists public.training_runs (
   -- The fence. external_job_id is the last launch's until somebody checks in, then the owner's.
   token_sha256 text unique,
   launcher text,
+  -- Where that launch was made: the endpoint's address, never a key.
+  endpoint text check (length(endpoint) <= 500),
   external_job_id text,
   execution_id uuid,
   former_execution_ids uuid[] not null default '{}',
@@ -29,6 +31,8 @@ create table if not exists public.training_runs (
   stage text,
   current_step int not null default 0,
   point_steps int[] not null default '{}',
+  -- What keeps the run from going on, for the operator.
+  problem text,
   -- Publishing. upload_grant is sealed with the run's token: the row shows nobody a signed URL.
   upload_request jsonb,
   upload_grant text,
@@ -51,6 +55,8 @@ create table if not exists public.training_launches (
   id bigint generated always as identity primary key,
   run_id uuid not null references public.training_runs (id) on delete cascade,
   launcher text not null,
+  -- Where it was sent: it is polled, cancelled and billed there, whatever the settings say later.
+  endpoint text check (length(endpoint) <= 500),
   external_job_id text unique,
   posted_at timestamptz not null default now(),
   ended_at timestamptz,

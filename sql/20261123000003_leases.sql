@@ -23,6 +23,7 @@ begin
       'infrastructure_failures', (select count(*) from public.training_runs e
                                   where e.job_id = run.job_id and e.fault = 'infrastructure'),
       'launches', (select count(*) from public.training_launches l where l.run_id = run.id),
+      'endpoints', public.training_endpoints(run.id),
       'posted_seconds_ago', (select extract(epoch from now() - max(l.posted_at))
                              from public.training_launches l where l.run_id = run.id),
       'spent_cost', public.training_spent_cost(run),
@@ -210,6 +211,7 @@ begin
       'status', r.status,
       'cancel_requested', coalesce(public.training_job_row(r.queue, r.job_id)->>'status', 'cancelled') = 'cancelled',
       'external_job_id', r.external_job_id,
+      'endpoint', r.endpoint,
       'checked_in_at', r.checked_in_at,
       'last_seen_at', r.last_seen_at,
       'seen_seconds_ago', extract(epoch from now() - r.last_seen_at),

@@ -14,9 +14,12 @@ $$;
 
 -- The last word before a POST: records the intent and the sha256 of the run's token. may_launch is
 -- false when the lease is lost, the job was cancelled, or a trainer of this run checked in meanwhile.
--- enrichment adds keys that the job's hyperparameters and gpu_config lack; present keys stay.
+-- enrichment adds keys that the job's hyperparameters and gpu_config lack; present keys stay. The endpoint is
+-- noted with the intent, so that a launch of which no answer came is looked for where it was sent.
+drop function if exists public.begin_launch(uuid, uuid, text, text, jsonb);
 create or replace function public.begin_launch(
-  run_id uuid, lease_token uuid, launcher text, token_sha256 text, enrichment jsonb default '{}'
+  run_id uuid, lease_token uuid, launcher text, token_sha256 text, enrichment jsonb default '{}',
+  endpoint text default null
 ) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -40,9 +43,10 @@ begin
     'hyperparameters', coalesce(begin_launch.enrichment->'hyperparameters', '{}') || (job->'hyperparameters'),
     'gpu_config', coalesce(begin_launch.enrichment->'gpu_config', '{}') || (job->'gpu_config')));
   update public.training_runs r
-  set token_sha256 = begin_launch.token_sha256, launcher = begin_launch.launcher
+  set token_sha256 = begin_launch.token_sha256, launcher = begin_launch.launcher, endpoint = begin_launch.endpoint
   where r.id = run.id;
-  insert into public.training_launches (run_id, launcher) values (run.id, begin_launch.launcher);
+  insert into public.training_launches (run_id, launcher, endpoint)
+  values (run.id, begin_launch.launcher, begin_launch.endpoint);
   return jsonb_build_object('may_launch', true, 'reason', null);
 end
 $$;
@@ -60,8 +64,9 @@ end
 $$;
 
 -- Records under which id the launcher accepted the run. A run that checked in before keeps its owner.
+drop function if exists public.record_launch(uuid, uuid, text, text);
 create or replace function public.record_launch(
-  run_id uuid, lease_token uuid, launcher text, external_job_id text
+  run_id uuid, lease_token uuid, launcher text, external_job_id text, endpoint text default null
 ) returns boolean
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -74,10 +79,15 @@ begin
   if not found then
     return false;
   end if;
-  perform public.training_note_launch(run.id, record_launch.launcher, record_launch.external_job_id);
+  perform public.training_note_launch(
+    run.id, record_launch.launcher, record_launch.external_job_id, record_launch.endpoint);
+  if run.external_job_id = record_launch.external_job_id then
+    -- It has checked in already.
+    update public.training_runs r set endpoint = record_launch.endpoint where r.id = run.id;
+  end if;
   if run.checked_in_at is null then
     update public.training_runs r
-    set status = 'launched', external_job_id = record_launch.external_job_id,
+    set status = 'launched', external_job_id = record_launch.external_job_id, endpoint = record_launch.endpoint,
         launched_at = coalesce(r.launched_at, now()), handlings = 0
     where r.id = run.id;
     job := public.training_job_row(run.queue, run.job_id, locked => true);
@@ -90,26 +100,52 @@ begin
 end
 $$;
 
--- Gives the launcher's id to the oldest launch of the run that has none yet, or adds a launch.
-create or replace function public.training_note_launch(run_id uuid, launcher text, external_job_id text)
-returns void
+-- Gives the launcher's id to the oldest launch of the run that was sent to this endpoint and has none yet, or
+-- adds a launch. A trainer that checks in is at one of the endpoints where its run was launched, and which one it
+-- is nobody says: the latest launch without an id is as good a guess as any, and the worker looks at the others too.
+drop function if exists public.training_note_launch(uuid, text, text);
+create or replace function public.training_note_launch(
+  run_id uuid, launcher text, external_job_id text, endpoint text, guessed boolean default false
+) returns public.training_launches
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
+declare
+  launch public.training_launches;
 begin
-  if exists (select from public.training_launches l
-             where l.external_job_id = training_note_launch.external_job_id) then
-    return;
+  select * into launch from public.training_launches l
+  where l.external_job_id = training_note_launch.external_job_id;
+  if found then
+    if not guessed and launch.run_id = training_note_launch.run_id
+       and launch.endpoint is distinct from training_note_launch.endpoint then
+      -- Its trainer was quicker than the answer to its launch, and its place was a guess.
+      update public.training_launches l set endpoint = training_note_launch.endpoint
+      where l.id = launch.id returning * into launch;
+    end if;
+    return launch;
   end if;
   update public.training_launches l
   set external_job_id = training_note_launch.external_job_id
-  where l.id = (select min(u.id) from public.training_launches u
-                where u.run_id = training_note_launch.run_id and u.external_job_id is null);
+  where l.id = (select case when guessed then max(u.id) else min(u.id) end from public.training_launches u
+                where u.run_id = training_note_launch.run_id and u.external_job_id is null
+                  and (guessed or u.endpoint is not distinct from training_note_launch.endpoint))
+  returning * into launch;
   if not found then
-    insert into public.training_launches (run_id, launcher, external_job_id)
+    insert into public.training_launches (run_id, launcher, external_job_id, endpoint)
     values (training_note_launch.run_id, training_note_launch.launcher,
-            training_note_launch.external_job_id);
+            training_note_launch.external_job_id, training_note_launch.endpoint)
+    returning * into launch;
   end if;
+  return launch;
 end
+$$;
+
+-- Where a run was launched, the latest first.
+create or replace function public.training_endpoints(run_id uuid) returns jsonb
+language sql stable set search_path = '' as $$
+  select coalesce(jsonb_agg(e.endpoint order by e.latest desc), '[]')
+  from (select l.endpoint, max(l.id) as latest from public.training_launches l
+        where l.run_id = training_endpoints.run_id and l.endpoint is not null
+        group by l.endpoint order by max(l.id) desc limit 10) e
 $$;
 
 -- The run that a token opens, locked; no row for a wrong token.
@@ -145,6 +181,7 @@ language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
   run public.training_runs;
+  launch public.training_launches;
   job jsonb;
   refusal text;
 begin
@@ -159,7 +196,8 @@ begin
     return jsonb_build_object('may_train', false, 'reason', 'superseded', 'cancel_requested', false,
                               'attempt', run.attempt);
   end if;
-  perform public.training_note_launch(run.id, run.launcher, check_in_run.external_job_id);
+  select * into launch from public.training_note_launch(
+    run.id, run.launcher, check_in_run.external_job_id, run.endpoint, guessed => true);
   job := public.training_job_row(run.queue, run.job_id);
   refusal := case
     when run.status = 'cancelled' or coalesce(job->>'status', 'cancelled') = 'cancelled' then 'cancelled'
@@ -179,6 +217,7 @@ begin
   update public.training_runs r
   set status = 'running',
       external_job_id = check_in_run.external_job_id,
+      endpoint = launch.endpoint,
       execution_id = check_in_run.execution_id,
       former_execution_ids = case
         when r.execution_id is distinct from check_in_run.execution_id and r.execution_id is not null

@@ -55,7 +55,7 @@ language sql immutable set search_path = '' as $$
                        || coalesce(news->'current_metrics', '{}'))
 $$;
 
--- One call for all runs of a worker. reports is [{run_id, lease_token, job, points, notices}], where
+-- One call for all runs of a worker. reports is [{run_id, lease_token, job, points, notices, problem}], where
 -- job holds columns of training_jobs. Progress and steps never go back within a run, and no stage goes back to
 -- waiting for a GPU; terminal jobs stay as they are. Answers [{run_id, applied}].
 create or replace function public.record_progress(reports jsonb) returns jsonb
@@ -95,7 +95,8 @@ begin
     end if;
     update public.training_runs r
     set stage = coalesce(news->>'current_stage', r.stage),
-        current_step = greatest(r.current_step, (news->>'current_step')::int)
+        current_step = greatest(r.current_step, (news->>'current_step')::int),
+        problem = left(report->>'problem', 500)
     where r.id = run.id;
     answers := answers || jsonb_build_object('run_id', run.id, 'applied', true);
   end loop;

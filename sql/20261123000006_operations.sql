@@ -31,7 +31,8 @@ $$;
 create or replace function public.stray_launches(max_launches int) returns jsonb
 language sql stable security definer set search_path = '' as $$
   select coalesce(jsonb_agg(jsonb_build_object(
-    'run_id', s.run_id, 'launcher', s.launcher, 'external_job_id', s.external_job_id,
+    'run_id', s.run_id, 'launcher', s.launcher, 'endpoint', s.endpoint, 'external_job_id', s.external_job_id,
+    'endpoints', public.training_endpoints(s.run_id),
     'age_seconds', extract(epoch from now() - s.posted_at))), '[]')
   from (
     select l.* from public.training_launches l
@@ -114,6 +115,16 @@ begin
       'live_runs', (select count(*) from live),
       'expired_leases', (select count(*) from live where lease_expires_at <= now()),
       'stray_launches', jsonb_array_length(public.stray_launches(1000)),
+      -- Every launch that may cost money now, by where it was made; one of which no answer came counts as one.
+      'endpoints', coalesce((select jsonb_agg(e) from (
+        select l.launcher, l.endpoint, count(*) as launches,
+          count(*) filter (where r.status not in ('claimed', 'launched', 'running')) as without_run
+        from (select o.* from public.training_launches o where o.ended_at is null and o.external_job_id is not null
+              union all
+              select o.* from live join public.training_launches o on o.run_id = live.id
+              where o.ended_at is null and o.external_job_id is null) l
+        join public.training_runs r on r.id = l.run_id
+        group by l.launcher, l.endpoint order by count(*) desc limit 20) e), '[]'),
       'waiting', coalesce((select jsonb_agg(w) from (
         select id as job_id, retry_count, extract(epoch from now() - created_at) as wait_seconds,
           case when next_attempt_at is not null then 'retry at ' || to_char(
@@ -123,7 +134,8 @@ begin
                else 'a free worker slot' end as waits_for
         from waiting order by created_at, id limit 100) w), '[]'),
       'runs', coalesce((select jsonb_agg(w) from (
-        select l.id as run_id, l.job_id, l.attempt, l.status, l.worker, l.stage, l.external_job_id,
+        select l.id as run_id, l.job_id, l.attempt, l.status, l.worker, l.stage, l.launcher, l.endpoint,
+          l.external_job_id, l.problem,
           (j.row->>'progress')::numeric as progress, (j.row->>'current_step')::int as current_step,
           (j.row->>'total_steps')::int as total_steps, (j.row->>'current_cost')::numeric as current_cost,
           extract(epoch from l.lease_expires_at - now()) as lease_seconds_left,
@@ -146,7 +158,7 @@ begin
       'training_check_lease_seconds', 'training_check_external_job_id', 'training_decoded',
       'claim_training_jobs', 'adopt_training_runs',
       'renew_training_runs', 'begin_handling', 'release_training_runs', 'training_held_run', 'begin_launch',
-      'record_launch', 'training_note_launch', 'training_run_of_token', 'training_is_published', 'training_is_file',
+      'record_launch', 'training_note_launch', 'training_endpoints', 'training_run_of_token', 'training_is_published', 'training_is_file',
       'check_in_run',
       'request_upload', 'upload_grant', 'grant_upload', 'training_notify', 'training_store_points',
       'training_advanced', 'record_progress', 'training_spent_cost', 'training_bill_run', 'settle_run',

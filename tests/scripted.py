@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from worker.jobs import Assignment, News
-from worker.launchers.base import EndpointHealth, LaunchState, Observation
+from worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from worker.outcome import RetryLimits
 from worker.pricing import load_prices
 from worker.services import HeavySlots, Services
@@ -77,18 +77,19 @@ class FakeQueue:
 
 class FakeLauncher:
     name = "runpod"
+    endpoint = "https://api.runpod.ai/v2/ep"
 
     def __init__(self) -> None:
         self.looked: list[str] = []
         self.broken: set[str] = set()
 
-    async def observe(self, external_job_id: str) -> Observation:
-        self.looked.append(external_job_id)
-        if external_job_id in self.broken:
+    async def observe(self, launch: LaunchRef) -> Observation:
+        self.looked.append(launch.external_job_id)
+        if launch.external_job_id in self.broken:
             raise RuntimeError("a bug")
         return Observation(LaunchState.RUNNING)
 
-    async def health(self) -> EndpointHealth:
+    async def health(self, endpoint: str | None = None) -> EndpointHealth:
         return EndpointHealth(True, 1, 0)
 
 
@@ -100,11 +101,11 @@ class ForgetfulLauncher(FakeLauncher):
         self.state = state
         self.cancelled: list[str] = []
 
-    async def observe(self, external_job_id: str) -> Observation:
+    async def observe(self, launch: LaunchRef) -> Observation:
         return Observation(self.state, execution_seconds=90.0 if self.state is LaunchState.RUNNING else None)
 
-    async def cancel(self, external_job_id: str) -> bool:
-        self.cancelled.append(external_job_id)
+    async def cancel(self, launch: LaunchRef) -> bool:
+        self.cancelled.append(launch.external_job_id)
         if self.state is not LaunchState.MISSING:
             self.state = LaunchState.CANCELLED
         return True

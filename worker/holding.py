@@ -40,6 +40,7 @@ from worker.reports import latest, point_rows, progress_columns, waiting_columns
 from worker.services import Services
 from worker.settling import Ending, settle
 from worker.silence import Silence
+from worker.whereabouts import Whereabouts, left_alone
 
 log = structlog.get_logger(__name__)
 
@@ -57,12 +58,14 @@ _WATCH_MARGIN_SECONDS = 180.0
 
 @dataclass
 class Holding:
-    """One held run. `trusted_until` is on the lease clock and ends before the database's lease does."""
+    """One held run. Moments are on the lease clock; `trusted_until` comes before the database's lease ends."""
 
     services: Services
     assignment: Assignment
+    launched_at: float
     trusted_until: float
     silence: Silence
+    whereabouts: Whereabouts
     news: News
     token: str | None = field(repr=False)
     """What the run's trainer holds; None where it was made with a secret that this worker does not have."""
@@ -76,6 +79,8 @@ class Holding:
     """GPU seconds by the launcher's longest measure: it forgets them with the job."""
     put_off: str | None = None
     """Why the last launch was not accepted, or an upload not granted."""
+    problem: str | None = None
+    """What keeps the run from going on, for the operator."""
     launch_not_before: float = 0.0
     launch_tries: int = 0
     settled_as: str | None = None
@@ -91,14 +96,17 @@ class Holding:
         holding = cls(
             services,
             assignment,
+            launched_at=asked_at - (run.posted_seconds_ago or 0.0),
             trusted_until=asked_at + settings.lease_seconds,
             silence=Silence(asked_at),
+            whereabouts=Whereabouts(services.launcher, run.endpoints),
             news=News(
                 run_id=run.id,
                 held=True,
                 status=run.status,
                 cancel_requested=assignment.job is None or assignment.job.status == "cancelled",
                 external_job_id=run.external_job_id,
+                endpoint=run.endpoint,
                 checked_in_at=run.checked_in_at,
                 last_seen_at=run.last_seen_at,
                 used_seconds=run.used_seconds,
@@ -192,6 +200,11 @@ class Holding:
         self.require_lease()
         if self.news.upload_request is not None and not self._is_to_stop:
             await answer(self, self.news.upload_request)
+        foreign = left_alone(self.assignment.run.launcher, self.services.launcher)
+        if foreign:
+            self._say_problem(foreign)
+            self.report = self.make_report({})
+            return
         if self._is_to_stop:
             await self._stop()
         elif self.news.external_job_id is None:
@@ -200,9 +213,22 @@ class Holding:
         else:
             await self._look(self.news.external_job_id)
 
+    def _say_problem(self, problem: str | None, event: str = "a run can't go on") -> None:
+        """Tell the operator what keeps the run from going on; None: nothing does."""
+        run_id = str(self.assignment.run.id)
+        self.problem = problem
+        if problem is None:
+            self.services.repeats.clear((run_id, "problem"))
+        elif self.services.repeats.is_due((run_id, "problem"), problem):
+            log.error(event, run_id=run_id, problem=problem)
+
     async def _observe(self, external_job_id: str) -> Observation:
         """Look at the launch, and keep what it says of time and progress."""
-        observation = self.observation = await self.services.launcher.observe(external_job_id)
+        observation = self.observation = await self.whereabouts.observe(
+            external_job_id, self.news.endpoint, age_seconds=self.services.clock() - self.launched_at
+        )
+        unseen = self.whereabouts.unseen(external_job_id, self.news.endpoint, observation)
+        self._say_problem(unseen, "status unknown")
         self.measured_seconds = max(self.measured_seconds, observation.execution_seconds or 0.0)
         if observation.state is LaunchState.RUNNING:
             progress = parse_progress(observation.output, run_id=str(self.assignment.run.id))
@@ -226,8 +252,8 @@ class Holding:
                 return
             await self.finish(Ending(verdict.failure, result=verdict.result, legacy=verdict.legacy, look=True))
             return
-        if observation.state in {LaunchState.UNKNOWN, LaunchState.MISSING}:
-            log.warning("status unknown", run_id=run_id, reason=observation.reason)
+        if observation.state is LaunchState.MISSING and self.services.repeats.is_due((run_id, "missing"), "missing"):
+            log.warning("RunPod has forgotten the launch", run_id=run_id, reason=observation.reason)
         if isinstance(verdict, AwaitManifest) and await self._has_manifest():
             await self.finish(Ending(ARTIFACT_MISSING, look=True))
             return
@@ -300,6 +326,7 @@ class Holding:
             "job": columns,
             "points": list(points),
             "notices": [self.started_notice()] if self.news.checked_in_at else [],
+            "problem": self.problem,
         }
 
     def note_gpu(self, summary: Summary) -> None:
@@ -327,7 +354,7 @@ class Holding:
         reach("worker.cancel.before")
         self.require_lease()
         self.stop_asked_at = self.stop_asked_at or self.services.clock()
-        asked = await self.services.launcher.cancel(external_job_id)
+        asked = await self.whereabouts.cancel(external_job_id, self.news.endpoint)
         reach("worker.cancel.after")
         if first:
             log.info("stopping the GPU", run_id=str(self.assignment.run.id), asked=asked)
@@ -339,13 +366,13 @@ class Holding:
                 found = parse_result(observation.output, run_id=str(self.assignment.run.id))
                 result = found if isinstance(found, Result) else None
                 await self.finish(Ending(self.stopping, result=result, look=self.stopping is not None))
-        elif self.services.clock() - self.stop_asked_at > self.services.settings.cancel_seconds:
-            log.error(
-                "the GPU does not stop; look at the launcher's console",
-                run_id=str(self.assignment.run.id),
-                external_job_id=external_job_id,
-                state=str(observation.state),
-            )
+            return
+        if observation.state is not LaunchState.UNKNOWN and self._is_overdue(self.stop_asked_at):
+            self._say_problem(f"{external_job_id} goes on; look at the launcher's console", "the GPU does not stop")
+        self.report = self.make_report({})
+
+    def _is_overdue(self, stop_asked_at: float) -> bool:
+        return self.services.clock() - stop_asked_at > self.services.settings.cancel_seconds
 
     async def finish(self, ending: Ending) -> None:
         """Settle the run; afterwards `settled_as` holds the job's status."""

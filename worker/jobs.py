@@ -105,6 +105,10 @@ class Run(BaseModel):
     token_sha256: str | None = Field(default=None, repr=False)
     """Of the token that the run was launched with; None before its first launch."""
     launcher: str | None = None
+    endpoint: str | None = None
+    """Where the launch that `external_job_id` names was made."""
+    endpoints: list[str] = Field(default_factory=list)
+    """Wherever the run was launched, the latest first."""
     external_job_id: str | None = None
     checked_in_at: datetime | None = None
     last_seen_at: datetime | None = None
@@ -147,6 +151,7 @@ class News(BaseModel):
     status: str | None = None
     cancel_requested: bool = False
     external_job_id: str | None = None
+    endpoint: str | None = None
     checked_in_at: datetime | None = None
     last_seen_at: datetime | None = None
     seen_seconds_ago: float | None = None

@@ -56,7 +56,8 @@ async def launch(holding: Holding) -> None:
         await holding.services.artifacts_bucket.require()
     except ServiceRefusedError as error:
         # The operator's to mend, and no reason to fail anybody's job: a training whose adapter nothing takes.
-        log.error("the storage can't take an adapter", problem=str(error))
+        if holding.services.repeats.is_due("artifacts bucket", str(error)):
+            log.error("the storage can't take an adapter", problem=str(error))
         _wait(holding, str(error), holding.services.settings.retry_base_seconds, stage="waiting_for_storage")
         return
     async with AsyncExitStack() as slot:
@@ -147,6 +148,7 @@ async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> Non
         run.id,
         run.lease_token,
         launcher=launcher.name,
+        endpoint=launcher.endpoint,
         token_sha256=token_sha256(request.channel.token),
         enrichment=both_shapes,
     )
@@ -156,6 +158,7 @@ async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> Non
         # Cancelled or checked in meanwhile: the next renewal says so, and the next cycle acts on it.
         log.info("launch not needed", run_id=str(run.id), reason=refused)
         return
+    holding.whereabouts.add(launcher.endpoint)
     # The database knows this token alone from here on, whatever an earlier launch was sent.
     holding.token = request.channel.token
     # As the row is now: the artifact's configuration is copied from it.
@@ -168,8 +171,16 @@ async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> Non
     reach("worker.launch.after_post")
     log.info("launched", run_id=str(run.id), job_id=str(job.id), attempt=run.attempt, external_job_id=external_job_id)
     # Known here and now, whatever becomes of the record: this worker polls it from the next cycle on.
-    holding.news = holding.news.model_copy(update={"external_job_id": holding.news.external_job_id or external_job_id})
-    await services.queue.record_launch(run.id, run.lease_token, launcher=launcher.name, external_job_id=external_job_id)
+    if holding.news.external_job_id is None:
+        known = {"external_job_id": external_job_id, "endpoint": launcher.endpoint}
+        holding.news = holding.news.model_copy(update=known)
+    await services.queue.record_launch(
+        run.id,
+        run.lease_token,
+        launcher=launcher.name,
+        endpoint=launcher.endpoint,
+        external_job_id=external_job_id,
+    )
     reach("worker.launch.after_record")
 
 
@@ -185,7 +196,8 @@ async def _send(holding: Holding, payload: dict[str, Any], policy: Policy) -> st
             await holding.finish(Ending(Failure(ErrorCode.REQUEST_INVALID, Fault.PERMANENT, text)))
         else:
             # The key or the endpoint: the operator's to mend, and no reason to fail anybody's job.
-            log.error("the launcher refuses this worker", problem=str(error))
+            if services.repeats.is_due("launcher", str(error)):
+                log.error("the launcher refuses this worker", problem=str(error))
             _wait(holding, str(error), services.settings.retry_base_seconds)
     except ServiceUnavailableError as error:
         LAUNCHED.labels("unavailable").inc()

@@ -239,7 +239,7 @@ def _raised_out_of_memory(error: str) -> bool:
     # RunPod gives a raised exception as a JSON object in a string.
     try:
         kind = json.loads(error).get("error_type", "")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return False
     return "OutOfMemory" in str(kind)
 

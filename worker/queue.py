@@ -198,9 +198,16 @@ class Queue:
         return None if count is None else int(count)
 
     async def begin_launch(
-        self, run_id: UUID, lease_token: UUID, *, launcher: str, token_sha256: str, enrichment: dict[str, Any]
+        self,
+        run_id: UUID,
+        lease_token: UUID,
+        *,
+        launcher: str,
+        endpoint: str,
+        token_sha256: str,
+        enrichment: dict[str, Any],
     ) -> str | None:
-        """Record the intent to launch; None means go, otherwise the reason not to."""
+        """Record the intent to launch, and where; None means go, otherwise the reason not to."""
         # Not repeated: every call that was carried out counts as a launch.
         answer = await self._call(
             "begin_launch",
@@ -210,10 +217,13 @@ class Queue:
             launcher=launcher,
             token_sha256=token_sha256,
             enrichment=enrichment,
+            endpoint=endpoint,
         )
         return None if answer["may_launch"] else str(answer["reason"])
 
-    async def record_launch(self, run_id: UUID, lease_token: UUID, *, launcher: str, external_job_id: str) -> bool:
+    async def record_launch(
+        self, run_id: UUID, lease_token: UUID, *, launcher: str, endpoint: str, external_job_id: str
+    ) -> bool:
         """Record the launcher's id of the run; False when the lease is lost."""
         return bool(
             await self._call(
@@ -222,6 +232,7 @@ class Queue:
                 lease_token=str(lease_token),
                 launcher=launcher,
                 external_job_id=external_job_id,
+                endpoint=endpoint,
             )
         )
 

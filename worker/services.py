@@ -19,6 +19,7 @@ from worker.launchers.runpod import RunPodLauncher
 from worker.outcome import RetryLimits
 from worker.pricing import GpuPrice, load_prices
 from worker.queue import Queue
+from worker.repeats import Repeats
 from worker.settings import Settings
 from worker.storage import Storage
 from worker.terms import Terms, make_terms
@@ -75,6 +76,11 @@ class Services:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     @cached_property
+    def repeats(self) -> Repeats:
+        """What was logged and goes on."""
+        return Repeats(self.clock)
+
+    @cached_property
     def terms(self) -> Terms:
         """What estimates stand on."""
         return make_terms(self.settings, self.prices)
@@ -111,6 +117,7 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
                 settings.gpu_cluster_api_key.get_secret_value(),
                 http=http,
                 concurrency=settings.launcher_concurrency,
+                former_endpoints=settings.former_endpoints,
             ),
             "http": http,
             "prices": load_prices(settings.price_table),

@@ -82,6 +82,11 @@ class Settings(BaseSettings):
     gpu_cluster_api_key: SecretStr = Field(
         validation_alias=AliasChoices("GPU_CLUSTER_API_KEY", "RUNPOD_API_KEY"), description="RunPod's API key"
     )
+    former_endpoints: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Addresses of former endpoints at another API than GPU_CLUSTER_API_URL's, comma-separated, "
+        "while launches made there live: the key is sent to them, too",
+    )
 
     token_secret: SecretStr | None = Field(
         default=None,
@@ -181,6 +186,11 @@ class Settings(BaseSettings):
             raise ValueError(fault)
         return url.rstrip("/")
 
+    @field_validator("former_endpoints")
+    @classmethod
+    def _check_former_endpoints(cls, urls: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        return tuple(cls._check_url(url, info) for url in urls)
+
     @field_validator("supabase_service_role_key", "supabase_publishable_key", "gpu_cluster_api_key")
     @classmethod
     def _check_key(cls, key: SecretStr, info: ValidationInfo) -> SecretStr:
@@ -213,7 +223,7 @@ class Settings(BaseSettings):
             raise ValueError(f"holds {Role.PUBLISHABLE}, which anybody can read; {remedy}")
         return secret
 
-    @field_validator("base_models", "previous_token_secrets", mode="before")
+    @field_validator("base_models", "previous_token_secrets", "former_endpoints", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value

@@ -10,6 +10,7 @@ import structlog
 from trainer.crashpoints import reach
 from worker.launchers.base import LaunchState
 from worker.services import Services
+from worker.whereabouts import Whereabouts, left_alone
 
 log = structlog.get_logger(__name__)
 
@@ -32,32 +33,48 @@ class Reconciler:
             ServiceError: the database did not answer; the strays are still there in the next round.
         """
         strays = await self._services.queue.stray_launches(_MAX_STRAYS)
-        looked = await asyncio.gather(*(self._look(stray["external_job_id"]) for stray in strays))
+        looked = await asyncio.gather(*(self._look(stray) for stray in strays if self._is_ours(stray)))
         closed = [report for report in looked if report]
         if closed:
             await self._services.queue.close_launches(closed)
 
-    async def _look(self, external_job_id: str) -> dict[str, Any] | None:
+    def _is_ours(self, stray: dict[str, Any]) -> bool:
+        """Whether this worker can look at it: what another launcher made is left alone."""
+        problem = left_alone(stray.get("launcher"), self._services.launcher)
+        if problem:
+            self._say(stray, problem)
+        return problem is None
+
+    def _say(self, stray: dict[str, Any], problem: str) -> None:
+        external_job_id = stray["external_job_id"]
+        if self._services.repeats.is_due((external_job_id, "stray"), problem):
+            log.warning("a stray launch is left", external_job_id=external_job_id, problem=problem)
+
+    async def _look(self, stray: dict[str, Any]) -> dict[str, Any] | None:
         """What to note of a stray that has ended; None while it has not, or nobody knows."""
         async with self._places:
             if self._stop.is_set():
                 return None
             try:
-                return await self._end(external_job_id)
+                return await self._end(stray)
             except Exception:
                 # The others are not to pay for it.
-                log.exception("work on a stray failed", external_job_id=external_job_id)
+                log.exception("work on a stray failed", external_job_id=stray["external_job_id"])
                 return None
 
-    async def _end(self, external_job_id: str) -> dict[str, Any] | None:
-        launcher = self._services.launcher
+    async def _end(self, stray: dict[str, Any]) -> dict[str, Any] | None:
+        external_job_id, noted = stray["external_job_id"], stray.get("endpoint")
+        whereabouts = Whereabouts(self._services.launcher, stray.get("endpoints") or ())
         reach("worker.stray.before")
-        observation = await launcher.observe(external_job_id)
+        observation = await whereabouts.observe(external_job_id, noted, age_seconds=stray.get("age_seconds"))
         ended = observation.ended or observation.state is LaunchState.MISSING
-        # A launcher that does not answer a look takes no cancel either.
-        if not ended and observation.state is not LaunchState.UNKNOWN:
-            asked = await launcher.cancel(external_job_id)
-            log.info("stray launch cancelled", external_job_id=external_job_id, asked=asked)
+        if observation.state is LaunchState.UNKNOWN:
+            # A launcher that does not answer a look takes no cancel either.
+            self._say(stray, whereabouts.unseen(external_job_id, noted, observation) or "")
+        elif not ended:
+            asked = await whereabouts.cancel(external_job_id, noted)
+            if self._services.repeats.is_due((external_job_id, "cancel"), str(asked)):
+                log.info("stray launch cancelled", external_job_id=external_job_id, asked=asked)
         reach("worker.stray.after")
         if not ended:
             return None

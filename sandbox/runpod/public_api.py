@@ -95,6 +95,7 @@ class PublicApi:
         return False
 
     async def _run(self, request: Request) -> Response:
+        _require_json(request)
         job = self._jobs.submit(await read_json(request, limit_bytes=_RUN_LIMIT_BYTES))
         self._endpoint.react()
         return JSONResponse({"id": job.id, "status": job.status})
@@ -143,3 +144,8 @@ class PublicApi:
         removed = self._jobs.purge()
         self._endpoint.react()
         return JSONResponse({"removed": removed, "status": "completed"})
+
+
+def _require_json(request: Request) -> None:
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise BadRequestError("the Content-Type must be application/json")

@@ -16,7 +16,7 @@ from worker.daemon import Daemon
 from worker.errors import LeaseLostError, PassIncompleteError, SchemaMismatchError, ServiceUnavailableError
 from worker.holding import Holding
 from worker.jobs import News
-from worker.launchers.base import EndpointHealth, LaunchState
+from worker.launchers.base import EndpointHealth, LaunchRef, LaunchState
 from worker.services import HeavySlots, Services
 
 
@@ -237,9 +237,9 @@ async def test_a_lease_that_runs_out_while_the_launcher_is_looked_at_cancels_not
     launcher: Any = holding.services.launcher
     look = launcher.observe
 
-    async def look_slowly(external_job_id: str) -> Any:
+    async def look_slowly(ref: LaunchRef) -> Any:
         services.clock.now += 20  # type: ignore[attr-defined]
-        return await look(external_job_id)
+        return await look(ref)
 
     monkeypatch.setattr(launcher, "observe", look_slowly)
     with pytest.raises(LeaseLostError):

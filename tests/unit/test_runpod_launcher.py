@@ -11,7 +11,7 @@ import pytest
 import respx
 
 from worker.errors import LaunchInDoubtError, ServiceRefusedError, ServiceUnavailableError
-from worker.launchers.base import LaunchState, Policy
+from worker.launchers.base import LaunchRef, LaunchState, Policy
 from worker.launchers.runpod import RunPodLauncher
 
 URL = "https://api.runpod.ai/v2/ep"
@@ -40,6 +40,7 @@ async def test_a_launch_carries_its_policy_in_milliseconds_and_the_bearer(launch
         "policy": {"executionTimeout": 3_600_000, "ttl": 90_000_000},
     }
     assert sent.headers["authorization"] == "Bearer key"
+    assert sent.headers["content-type"] == "application/json"
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413])
@@ -113,7 +114,7 @@ async def test_every_status_has_a_state_fault_05(launcher: RunPodLauncher, api: 
     api.get("/status/j").respond(
         json={"id": "j", "status": word, "executionTime": 1500, "delayTime": 200, "output": {"a": 1}}
     )
-    seen = await launcher.observe("j")
+    seen = await launcher.observe(LaunchRef(None, "j"))
     assert seen.state is LaunchState(state)
     if state != "unknown":
         assert (seen.execution_seconds, seen.queue_seconds, seen.output) == (1.5, 0.2, {"a": 1})
@@ -136,7 +137,7 @@ async def test_a_status_that_can_not_be_read_is_unknown(
     launcher: RunPodLauncher, api: Any, answer: dict[str, Any]
 ) -> None:
     api.get("/status/j").mock(**answer)
-    assert (await launcher.observe("j")).state is LaunchState.UNKNOWN
+    assert (await launcher.observe(LaunchRef(None, "j"))).state is LaunchState.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -147,21 +148,21 @@ async def test_404_means_missing_only_where_the_endpoint_answers(
 ) -> None:
     api.get("/status/j").respond(404)
     api.get("/health").mock(return_value=health)
-    assert (await launcher.observe("j")).state is LaunchState(state)
+    assert (await launcher.observe(LaunchRef(None, "j"))).state is LaunchState(state)
 
 
 @pytest.mark.parametrize(("status", "asked"), [(200, True), (404, True), (400, False)])
 async def test_a_cancel_is_taken_or_not(launcher: RunPodLauncher, api: Any, status: int, asked: bool) -> None:
     api.post("/cancel/j").respond(status)
-    assert await launcher.cancel("j") is asked
+    assert await launcher.cancel(LaunchRef(None, "j")) is asked
 
 
 @pytest.mark.parametrize("named", ["x/../../purge-queue", "..", "", "a b", "x?y=1", "x#y", "x\n", "x" * 256])
 async def test_an_id_that_leads_to_another_route_is_never_called_and_is_of_no_launch(
     launcher: RunPodLauncher, api: Any, named: str
 ) -> None:
-    assert (await launcher.observe(named)).state is LaunchState.MISSING
-    assert await launcher.cancel(named) is True
+    assert (await launcher.observe(LaunchRef(None, named))).state is LaunchState.MISSING
+    assert await launcher.cancel(LaunchRef(None, named)) is True
     assert not api.calls
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.scripted import FakeQueue, assignment, make_services
 from worker.daemon import Daemon
 from worker.errors import ServiceUnavailableError
-from worker.launchers.base import EndpointHealth, LaunchState, Observation
+from worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from worker.strays import Reconciler
 
 
@@ -35,6 +35,7 @@ class StrayLauncher:
     """Says of each launch what it is told to, and may hang."""
 
     name = "runpod"
+    endpoint = "https://api.runpod.ai/v2/ep"
 
     def __init__(self, **states: LaunchState) -> None:
         self.states = states
@@ -42,18 +43,18 @@ class StrayLauncher:
         self.together = self.most_together = 0
         self.hangs: asyncio.Event | None = None
 
-    async def observe(self, external_job_id: str) -> Observation:
+    async def observe(self, launch: LaunchRef) -> Observation:
         self.together += 1
         self.most_together = max(self.most_together, self.together)
         await (self.hangs.wait() if self.hangs else asyncio.sleep(0))
         self.together -= 1
-        return Observation(self.states.get(external_job_id, LaunchState.RUNNING), execution_seconds=7.0)
+        return Observation(self.states.get(launch.external_job_id, LaunchState.RUNNING), execution_seconds=7.0)
 
-    async def cancel(self, external_job_id: str) -> bool:
-        self.cancelled.append(external_job_id)
+    async def cancel(self, launch: LaunchRef) -> bool:
+        self.cancelled.append(launch.external_job_id)
         return True
 
-    async def health(self) -> EndpointHealth:
+    async def health(self, endpoint: str | None = None) -> EndpointHealth:
         return EndpointHealth(True, 1, 0)
 
 
@@ -89,8 +90,8 @@ async def test_strays_are_looked_at_side_by_side_within_a_bound() -> None:
 async def test_a_fault_at_one_stray_closes_the_others() -> None:
     queue, launcher = StrayQueue("bad", "ended"), StrayLauncher(ended=LaunchState.CANCELLED)
 
-    async def observe(external_job_id: str) -> Observation:
-        if external_job_id == "bad":
+    async def observe(launch: LaunchRef) -> Observation:
+        if launch.external_job_id == "bad":
             raise RuntimeError("a bug")
         return Observation(LaunchState.CANCELLED, execution_seconds=1.0)
 
@@ -118,9 +119,9 @@ async def test_runs_are_polled_while_strays_hang(monkeypatch: pytest.MonkeyPatch
     queue.to_adopt = [assignment("ext")]
     looked = []
 
-    async def observe(external_job_id: str) -> Observation:
-        looked.append(external_job_id)
-        if external_job_id == "stray":
+    async def observe(launch: LaunchRef) -> Observation:
+        looked.append(launch.external_job_id)
+        if launch.external_job_id == "stray":
             await asyncio.Event().wait()
         return Observation(LaunchState.RUNNING)
 

@@ -44,6 +44,15 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
+class LaunchRef:
+    """A launch as its launcher finds it: the id that it got, and the endpoint that gave it."""
+
+    endpoint: str | None
+    """None where it was not noted: the endpoint of today."""
+    external_job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """How long a launch may take: executing, and altogether from its submission."""
 
@@ -65,6 +74,8 @@ class Launcher(Protocol):
     """A GPU cloud. Methods are safe to call side by side."""
 
     name: str
+    endpoint: str
+    """Where launches go now. It is stored with each of them, so it holds no key."""
 
     async def launch(self, payload: dict[str, Any], policy: Policy) -> str:
         """Start a run; the launcher's id of it.
@@ -75,11 +86,11 @@ class Launcher(Protocol):
             LaunchInDoubtError: it may have been accepted.
         """
 
-    async def observe(self, external_job_id: str) -> Observation:
-        """Look at a launch. Never raises for what the launcher answers: UNKNOWN says why."""
+    async def observe(self, launch: LaunchRef) -> Observation:
+        """Look at a launch where it was made. Never raises for what the launcher answers: UNKNOWN says why."""
 
-    async def cancel(self, external_job_id: str) -> bool:
+    async def cancel(self, launch: LaunchRef) -> bool:
         """Ask for the end of a launch; True when the launcher took the request or knows no such launch."""
 
-    async def health(self) -> EndpointHealth:
-        """Whether the endpoint can take runs."""
+    async def health(self, endpoint: str | None = None) -> EndpointHealth:
+        """Whether an endpoint can take runs; by default the one where launches go now."""

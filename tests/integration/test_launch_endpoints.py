@@ -1,0 +1,80 @@
+"""The endpoint of a launch is written before its POST and goes with it to whoever polls, cancels or closes it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+from uuid import uuid4
+
+from tests.rows import Database, Row
+
+HERE, THERE = "https://api.runpod.ai/v2/here", "https://api.runpod.ai/v2/there"
+
+
+def begin(db: Database, run: Row, token: str, endpoint: str) -> Any:
+    sha256 = hashlib.sha256(token.encode()).hexdigest()
+    return db.call("begin_launch", run["id"], run["lease_token"], "runpod", sha256, {}, endpoint)
+
+
+def record(db: Database, run: Row, external_job_id: str, endpoint: str) -> Any:
+    return db.call("record_launch", run["id"], run["lease_token"], "runpod", external_job_id, endpoint)
+
+
+def endpoints(db: Database, run: Row) -> dict[str | None, str]:
+    """The run's launches: the endpoint of each, by its id."""
+    rows = db.rows("select external_job_id, endpoint from training_launches where run_id = %s", run["id"])
+    return {row["external_job_id"]: row["endpoint"] for row in rows}
+
+
+def renewed(db: Database, run: Row) -> Row:
+    (news,) = db.call("renew_training_runs", [{"run_id": run["id"], "lease_token": run["lease_token"]}], 60)
+    return dict(news)
+
+
+def test_the_endpoint_stands_in_the_row_before_the_post(db: Database) -> None:
+    run = db.claimed_run()
+    assert begin(db, run, uuid4().hex * 2, HERE)["may_launch"]
+    assert endpoints(db, run) == {None: HERE}
+    assert db.run(run["id"])["endpoint"] == HERE
+    db.expire(run["id"])
+    (adopted,) = db.call("adopt_training_runs", "w2", 10, 60)
+    assert (adopted["run"]["endpoint"], adopted["run"]["endpoints"]) == (HERE, [HERE])
+
+
+def test_a_run_launched_again_at_another_endpoint_keeps_each_place(db: Database) -> None:
+    run, token = db.claimed_run(), uuid4().hex * 2
+    begin(db, run, token, HERE)
+    begin(db, run, token, THERE)
+    assert record(db, run, "accepted-there", THERE)
+    assert endpoints(db, run) == {None: HERE, "accepted-there": THERE}
+    assert (renewed(db, run)["external_job_id"], renewed(db, run)["endpoint"]) == ("accepted-there", THERE)
+    # The first one lived after all, and its trainer is the quicker.
+    assert db.call("check_in_run", token, "accepted-here", str(uuid4()))["may_train"]
+    assert endpoints(db, run) == {"accepted-here": HERE, "accepted-there": THERE}
+    assert (renewed(db, run)["external_job_id"], renewed(db, run)["endpoint"]) == ("accepted-here", HERE)
+    (stray,) = db.call("stray_launches", 10)
+    assert (stray["external_job_id"], stray["endpoint"], stray["launcher"]) == ("accepted-there", THERE, "runpod")
+    assert stray["endpoints"] == [THERE, HERE]
+
+
+def test_the_answer_to_a_launch_corrects_where_its_trainer_was_taken_to_be(db: Database) -> None:
+    run, token = db.claimed_run(), uuid4().hex * 2
+    begin(db, run, token, HERE)
+    begin(db, run, token, THERE)
+    assert db.call("check_in_run", token, "accepted-here", str(uuid4()))["may_train"]
+    assert renewed(db, run)["endpoint"] == THERE
+    assert record(db, run, "accepted-here", HERE)
+    assert renewed(db, run)["endpoint"] == HERE
+    assert endpoints(db, run)["accepted-here"] == HERE
+
+
+def test_health_counts_launches_by_the_place_where_they_were_made(db: Database) -> None:
+    run, token = db.claimed_run(), uuid4().hex * 2
+    begin(db, run, token, HERE)
+    begin(db, run, token, THERE)
+    record(db, run, "accepted-there", THERE)
+    found = {row["endpoint"]: (row["launches"], row["without_run"]) for row in db.call("queue_health")["endpoints"]}
+    assert found == {HERE: (1, 0), THERE: (1, 0)}
+    db.settle(db.run(run["id"]), "queued", launcher_ended=False)
+    found = {row["endpoint"]: (row["launches"], row["without_run"]) for row in db.call("queue_health")["endpoints"]}
+    assert found == {THERE: (1, 1)}
