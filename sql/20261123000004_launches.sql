@@ -222,6 +222,9 @@ begin
       former_execution_ids = case
         when r.execution_id is distinct from check_in_run.execution_id and r.execution_id is not null
         then r.former_execution_ids || r.execution_id else r.former_execution_ids end,
+      -- What an earlier execution was granted has run out by the time this one publishes.
+      upload_request = case when r.execution_id = check_in_run.execution_id then r.upload_request end,
+      upload_grant = case when r.execution_id = check_in_run.execution_id then r.upload_grant end,
       checked_in_at = coalesce(r.checked_in_at, now()),
       launched_at = coalesce(r.launched_at, now()),
       last_seen_at = now(),
@@ -252,9 +255,12 @@ language sql immutable set search_path = '' as $$
 $$;
 
 -- The trainer says which files it wants to publish: [{name, path, bytes, sha256}]. Only the run's
--- present execution is heard; asking for other files than before withdraws the earlier grant.
-create or replace function public.request_upload(token text, execution_id uuid, files jsonb)
-returns jsonb
+-- present execution is heard. Asking for other files than before withdraws the earlier grant; so does `renew`,
+-- with which the trainer says that the granted URLs have run out.
+drop function if exists public.request_upload(text, uuid, jsonb);
+create or replace function public.request_upload(
+  token text, execution_id uuid, files jsonb, renew boolean default false
+) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
@@ -278,7 +284,8 @@ begin
   end if;
   update public.training_runs r
   set upload_request = request_upload.files,
-      upload_grant = case when r.upload_request = request_upload.files then r.upload_grant end,
+      upload_grant = case when r.upload_request = request_upload.files and request_upload.renew is not true
+                          then r.upload_grant end,
       last_seen_at = now()
   where r.id = run.id;
   return jsonb_build_object('ok', true, 'reason', null);

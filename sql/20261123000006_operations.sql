@@ -171,6 +171,6 @@ end
 $migration$;
 
 grant execute on function public.check_in_run(text, text, uuid) to anon;
-grant execute on function public.request_upload(text, uuid, jsonb) to anon;
+grant execute on function public.request_upload(text, uuid, jsonb, boolean) to anon;
 grant execute on function public.upload_grant(text, uuid) to anon;
 grant execute on function public.cancel_training_job(uuid) to authenticated;

@@ -80,14 +80,17 @@ class ChannelClient:
             raise CancelledByUserError("The job was cancelled.")
         raise SupersededError(f"Another execution owns this run ({answer.reason}); nothing was trained here.")
 
-    async def request_upload(self, files: list[ArtifactFile]) -> None:
-        """Say which files are to be published. Asking twice for the same files changes nothing.
+    async def request_upload(self, files: list[ArtifactFile], *, renew: bool = False) -> None:
+        """Say which files are to be published.
+
+        Asking twice for the same files changes nothing, unless `renew` says that the URLs granted for them have
+        run out: then the grant is withdrawn.
 
         Raises:
             SupersededError: another execution owns the run.
             ChannelUnreachableError: no answer.
         """
-        answer = await self._call("request_upload", files=[file.model_dump() for file in files])
+        answer = await self._call("request_upload", files=[file.model_dump() for file in files], renew=renew)
         if not answer.get("ok"):
             raise SupersededError("Another execution of this run publishes its adapter.")
 

@@ -10,6 +10,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from trainer.errors import DatasetChangedError, DatasetUnreachableError
 from trainer.protocol import DatasetRef
+from trainer.storage_answers import Refusal, read_streamed_answer
 from trainer.volume import naming_full_disks
 
 _ATTEMPTS = 5
@@ -25,7 +26,7 @@ async def download_dataset(
     """Stream the dataset into `target`; its sha256.
 
     Raises:
-        DatasetUnreachableError: it can't be fetched, or its signed URL has expired.
+        DatasetUnreachableError: it can't be fetched, was deleted, or its signed URL has expired.
         DatasetChangedError: its size or sha256 is another than the request says.
         DiskFullError: no room for it.
     """
@@ -56,7 +57,7 @@ async def _stream(http: httpx.AsyncClient, url: str, target: Path) -> tuple[int,
     digest, size = hashlib.sha256(), 0
     try:
         async with http.stream("GET", url) as response:
-            _check_status(response.status_code)
+            await _check(response)
             with target.open("wb") as file:
                 async for chunk in response.aiter_bytes(1 << 20):
                     file.write(chunk)
@@ -69,14 +70,20 @@ async def _stream(http: httpx.AsyncClient, url: str, target: Path) -> tuple[int,
     return size, digest.hexdigest()
 
 
-def _check_status(status: int) -> None:
-    if status == 200:
+async def _check(response: httpx.Response) -> None:
+    if response.status_code == 200:
         return
-    if status in {408, 429} or status >= 500:
-        raise _PassingFaultError(f"The dataset's storage answered {status}.")
-    if status in {400, 401, 403}:
-        raise DatasetUnreachableError(
-            f"The dataset's signed URL was refused with status {status}; it has probably expired.",
-            "The next attempt signs a new one.",
-        )
-    raise DatasetUnreachableError(f"The dataset can't be downloaded: its storage answered {status}.")
+    answer = await read_streamed_answer(response)
+    match answer.refusal:
+        case Refusal.PASSING:
+            raise _PassingFaultError(f"The dataset's storage answered {answer.status}.")
+        case Refusal.URL_EXPIRED:
+            raise DatasetUnreachableError("The dataset's signed URL has expired.", "The next attempt signs a new one.")
+        case Refusal.URL_REFUSED | Refusal.KEY_REFUSED:
+            raise DatasetUnreachableError(
+                f"The dataset's signed URL was refused with status {answer.status}.",
+                "The next attempt signs a new one.",
+            )
+        case Refusal.MISSING:
+            raise DatasetUnreachableError("The dataset's file is not in the storage any more; it was deleted or moved.")
+    raise DatasetUnreachableError(f"The dataset can't be downloaded: its storage answered {answer.status}.")

@@ -26,6 +26,7 @@ TrainingError                    code, message, hint: becomes `protocol.TrainerE
 ├── ChildCrashedError            the training process died without a word
 └── PublishingError              the adapter is whole, but not published
     ├── GrantMissingError        no upload grant came
+    ├── StorageRefusedError      the storage takes no such file: its operator's to mend
     └── UploadFailedError        an upload was refused or broke off
 """
 
@@ -184,6 +185,12 @@ class GrantMissingError(PublishingError):
     """No upload grant came within the time set."""
 
     code = ErrorCode.GRANT_MISSING
+
+
+class StorageRefusedError(PublishingError):
+    """The bucket or the project takes no file of this size or type, or there is no bucket."""
+
+    code = ErrorCode.STORAGE_REFUSED
 
 
 class UploadFailedError(PublishingError):

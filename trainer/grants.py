@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from urllib.parse import parse_qs, urlsplit
 
 
 class GrantUnreadableError(ValueError):
@@ -40,3 +41,17 @@ def open_urls(token: str, sealed: str) -> dict[str, str]:
     except InvalidToken as error:
         raise GrantUnreadableError("the upload grant does not belong to this run") from error
     return opened
+
+
+def lifetime_seconds(signed_url: str) -> float | None:
+    """How long a signed URL lives from its making; None where its token does not say.
+
+    Told by the difference of two times of the signer's clock, so that no other clock matters.
+    """
+    try:
+        (token,) = parse_qs(urlsplit(signed_url).query)["token"]
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return max(float(claims["exp"]) - float(claims["iat"]), 0.0)
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, computed_field, model_validator
 
 from trainer.hyperparameters import GpuConfig, Hyperparameters
+from trainer.object_names import is_storable
 
 PROTOCOL_VERSION: Literal[1] = 1
 LOG_NAME = "training_log.jsonl"
@@ -84,6 +85,7 @@ class ErrorCode(StrEnum):
     TIME_LIMIT = "time_limit"
     CHANNEL_UNREACHABLE = "channel_unreachable"
     UPLOAD_FAILED = "upload_failed"
+    STORAGE_REFUSED = "storage_refused"
     GRANT_MISSING = "grant_missing"
     SUPERSEDED = "superseded"
     CANCELLED = "cancelled"
@@ -109,6 +111,8 @@ FAULTS: dict[ErrorCode, Fault] = {
     ErrorCode.TIME_LIMIT: Fault.PERMANENT,
     ErrorCode.CHANNEL_UNREACHABLE: Fault.TRANSIENT,
     ErrorCode.UPLOAD_FAILED: Fault.TRANSIENT,
+    # The operator's to mend: the adapter waits on the volume, and no launch is paid for while the storage refuses it.
+    ErrorCode.STORAGE_REFUSED: Fault.INFRASTRUCTURE,
     # The daemon was away: nobody's fault, and the next attempt publishes without training again.
     ErrorCode.GRANT_MISSING: Fault.INFRASTRUCTURE,
     ErrorCode.SUPERSEDED: Fault.INFRASTRUCTURE,
@@ -141,6 +145,8 @@ def _check_path(path: str) -> str:
     parts = path.split("/")
     if path.startswith("/") or "\\" in path or any(part in {"", ".", ".."} for part in parts):
         raise ValueError(f"{path!r} is not a plain relative path")
+    if not is_storable(path):
+        raise ValueError(f"{path!r} is a name that the storage refuses")
     return path
 
 

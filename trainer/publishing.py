@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,12 +17,16 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from trainer.channel import ChannelClient
 from trainer.crashpoints import reach
-from trainer.errors import ChannelUnreachableError, GrantMissingError, UploadFailedError
-from trainer.grants import GrantUnreadableError, open_urls
+from trainer.errors import ChannelUnreachableError, GrantMissingError, StorageRefusedError, UploadFailedError
+from trainer.grants import GrantUnreadableError, lifetime_seconds, open_urls
+from trainer.object_names import storable
 from trainer.protocol import MANIFEST_NAME, ArtifactFile, Manifest, Request
+from trainer.storage_answers import Answer, Refusal, read_answer
 from trainer.task import Outcome
 
 _ATTEMPTS = 5
+_URLS_FOR_A_FILE = 5
+"""How often a file's upload may meet a URL that has run out."""
 _CHUNK_BYTES = 1 << 20
 
 
@@ -29,18 +34,23 @@ class _PassingFaultError(UploadFailedError):
     """It may work later."""
 
 
-def describe_files(artifact: Path) -> list[ArtifactFile]:
-    """Every file under `artifact`, with size and sha256, in order of path."""
-    return [
-        ArtifactFile(
-            name=path.name,
-            path=path.relative_to(artifact).as_posix(),
-            bytes=path.stat().st_size,
-            sha256=_sha256(path),
-        )
-        for path in sorted(artifact.rglob("*"))
-        if path.is_file()
-    ]
+class _UrlExpiredError(UploadFailedError):
+    """It works with a new URL."""
+
+
+def _files_under(artifact: Path) -> list[Path]:
+    # In order of path, so that a repeated request for the same artifact is the same request.
+    return [path for path in sorted(artifact.rglob("*")) if path.is_file()]
+
+
+def _describe(path: Path, artifact: Path) -> ArtifactFile:
+    """The file with its size and sha256; its `path` is a name that the storage takes."""
+    return ArtifactFile(
+        name=path.name,
+        path=storable(path.relative_to(artifact).as_posix()),
+        bytes=path.stat().st_size,
+        sha256=_sha256(path),
+    )
 
 
 def _sha256(path: Path) -> str:
@@ -63,11 +73,12 @@ async def publish(
 
     Raises:
         GrantMissingError: no grant within `request.limits.grant_wait_seconds`.
-        UploadFailedError: an upload was refused, or broke off too often.
+        StorageRefusedError: the storage takes no file of this size or type.
+        UploadFailedError: an upload was refused for another reason, or broke off too often.
         SupersededError: another execution owns the run.
     """
-    files = await asyncio.to_thread(describe_files, artifact)
-    urls = await _obtain_urls(files, request, channel, grant_poll_seconds)
+    sources = await asyncio.to_thread(_files_under, artifact)
+    files = [await asyncio.to_thread(_describe, path, artifact) for path in sources]
     manifest = Manifest(
         job_id=request.job_id,
         run_id=request.run_id,
@@ -77,87 +88,136 @@ async def publish(
         points=outcome.points,
     )
     async with httpx.AsyncClient(timeout=httpx.Timeout(300, connect=15), transport=transport) as http:
-        for file in files:
+        uploads = _Uploads(http, files, request, channel, grant_poll_seconds)
+        await uploads.obtain_urls()
+        for file, source in zip(files, sources, strict=True):
             reach("trainer.upload.before_file")
-            await _put(http, _url_of(urls, file.path), file.path, file.bytes, artifact / file.path)
+            await uploads.put(file.path, file.bytes, source)
         reach("trainer.upload.before_manifest")
         content = manifest.model_dump_json(exclude_none=True).encode()
-        await _put(http, _url_of(urls, MANIFEST_NAME), MANIFEST_NAME, len(content), content)
+        await uploads.put(MANIFEST_NAME, len(content), content)
     reach("trainer.upload.after_manifest")
     return manifest
 
 
-async def _obtain_urls(
-    files: list[ArtifactFile], request: Request, channel: ChannelClient, poll_seconds: float
-) -> dict[str, str]:
-    wait_seconds = request.limits.grant_wait_seconds
-    try:
-        async with asyncio.timeout(wait_seconds):
-            sealed = await _await_grant(files, channel, poll_seconds)
-    except TimeoutError:
-        raise GrantMissingError(
-            f"The worker granted no upload within {wait_seconds:.0f} seconds.",
-            "The adapter is kept on the volume; the next attempt publishes it without training again.",
-        ) from None
-    try:
-        return open_urls(request.channel.token, sealed)
-    except GrantUnreadableError:
-        raise UploadFailedError("The upload grant can't be read with this run's token.") from None
+class _Uploads:
+    """Uploads one file after the other, and asks for new URLs where those at hand have run out.
 
+    A self-hosted Storage gives them a minute; an upload that began in time may end later.
+    """
 
-async def _await_grant(files: list[ArtifactFile], channel: ChannelClient, poll_seconds: float) -> str:
-    requested = False
-    while True:
-        # The channel being away is like the worker being away: wait for it as long as for a grant.
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        files: list[ArtifactFile],
+        request: Request,
+        channel: ChannelClient,
+        poll_seconds: float,
+    ) -> None:
+        self._http = http
+        self._files = files
+        self._request = request
+        self._channel = channel
+        self._poll_seconds = poll_seconds
+        self._urls: dict[str, str] = {}
+        self._received_at = 0.0
+
+    async def obtain_urls(self, *, renew: bool = False) -> None:
+        """Ask for the upload URLs and wait until they are granted; `renew` withdraws those granted before."""
+        wait_seconds = self._request.limits.grant_wait_seconds
         try:
-            if not requested:
-                await channel.request_upload(files)
-                requested = True
-                reach("trainer.request_upload.after")
-            if sealed := await channel.upload_grant():
-                return sealed
-        except ChannelUnreachableError:
-            pass
-        await asyncio.sleep(poll_seconds)
+            async with asyncio.timeout(wait_seconds):
+                sealed = await self._await_grant(renew=renew)
+        except TimeoutError:
+            raise GrantMissingError(
+                f"The worker granted no upload within {wait_seconds:.0f} seconds.",
+                "The adapter is kept on the volume; the next attempt publishes it without training again.",
+            ) from None
+        try:
+            self._urls = open_urls(self._request.channel.token, sealed)
+        except GrantUnreadableError:
+            raise UploadFailedError("The upload grant can't be read with this run's token.") from None
+        self._received_at = time.monotonic()
 
+    async def _await_grant(self, *, renew: bool) -> str:
+        requested = False
+        while True:
+            # The channel being away is like the worker being away: wait for it as long as for a grant.
+            try:
+                if not requested:
+                    await self._channel.request_upload(self._files, renew=renew)
+                    requested = True
+                    reach("trainer.request_upload.after")
+                if sealed := await self._channel.upload_grant():
+                    return sealed
+            except ChannelUnreachableError:
+                pass
+            await asyncio.sleep(self._poll_seconds)
 
-def _url_of(urls: dict[str, str], path: str) -> str:
-    try:
-        return urls[path]
-    except KeyError:
-        raise UploadFailedError(f"The upload grant has no place for {path}.") from None
+    async def put(self, path: str, size: int, content: Path | bytes) -> None:
+        """Upload one file.
 
-
-async def _put(http: httpx.AsyncClient, url: str, path: str, size: int, content: Path | bytes) -> None:
-    retrying = AsyncRetrying(
-        retry=retry_if_exception_type(_PassingFaultError),
-        wait=wait_random_exponential(multiplier=0.5, max=20),
-        stop=stop_after_attempt(_ATTEMPTS),
-        reraise=True,
-    )
-    await retrying(_put_once, http, url, path, size, content)
-
-
-async def _put_once(http: httpx.AsyncClient, url: str, path: str, size: int, content: Path | bytes) -> None:
-    headers = {
-        "content-type": "application/json" if path.endswith(".json") else "application/octet-stream",
-        "content-length": str(size),
-        "x-upsert": "true",
-    }
-    body = _read_chunks(content) if isinstance(content, Path) else content
-    try:
-        response = await http.put(url, content=body, headers=headers)
-    except httpx.TransportError as error:
-        raise _PassingFaultError(f"The upload of {path} broke off ({type(error).__name__}).") from None
-    if response.status_code in {408, 429} or response.status_code >= 500:
-        raise _PassingFaultError(f"The storage answered the upload of {path} with {response.status_code}.")
-    if response.status_code == 413:
-        raise UploadFailedError(
-            f"The storage refused {path}: {size} bytes are more than the bucket takes.",
-            "Raise the file size limit of the bucket and of the project, or lower the LoRA rank.",
+        Raises:
+            StorageRefusedError: no file of this size or type is taken.
+            UploadFailedError: refused for another reason, or broken off too often.
+        """
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_PassingFaultError),
+            wait=wait_random_exponential(multiplier=0.5, max=20),
+            stop=stop_after_attempt(_ATTEMPTS),
+            reraise=True,
         )
-    if response.status_code >= 400:
-        raise UploadFailedError(f"The storage refused the upload of {path} ({response.status_code}).")
+        for _ in range(_URLS_FOR_A_FILE):
+            try:
+                await retrying(self._put_once, path, size, content)
+            except _UrlExpiredError:
+                await self.obtain_urls(renew=True)
+            else:
+                return
+        raise UploadFailedError(
+            f"The upload URL of {path} had run out {_URLS_FOR_A_FILE} times before its upload could begin.",
+            "Raise UPLOAD_SIGNED_URL_EXPIRATION_TIME of the project's Storage.",
+        )
+
+    async def _put_once(self, path: str, size: int, content: Path | bytes) -> None:
+        try:
+            url = self._urls[path]
+        except KeyError:
+            raise UploadFailedError(f"The upload grant has no place for {path}.") from None
+        if time.monotonic() - self._received_at >= (lifetime_seconds(url) or float("inf")):
+            # Storage would say so, too, but only after gigabytes were sent to it.
+            raise _UrlExpiredError(f"The upload URL of {path} has run out.")
+        headers = {
+            "content-type": "application/json" if path.endswith(".json") else "application/octet-stream",
+            "content-length": str(size),
+            "x-upsert": "true",
+        }
+        body = _read_chunks(content) if isinstance(content, Path) else content
+        try:
+            response = await self._http.put(url, content=body, headers=headers)
+        except httpx.TransportError as error:
+            raise _PassingFaultError(f"The upload of {path} broke off ({type(error).__name__}).") from None
+        if not response.is_success:
+            raise _explain(read_answer(response.status_code, response.content), path, size)
+
+
+def _explain(answer: Answer, path: str, size: int) -> UploadFailedError | StorageRefusedError:
+    """What follows from an upload's answer that is no success."""
+    remedy = "The adapter waits on the volume; it is published without training again once the storage takes it."
+    match answer.refusal:
+        case Refusal.PASSING:
+            return _PassingFaultError(f"The storage answered the upload of {path} with {answer.status}.")
+        case Refusal.URL_EXPIRED:
+            return _UrlExpiredError(f"The upload URL of {path} has run out.")
+        case Refusal.TOO_LARGE:
+            return StorageRefusedError(
+                f"The storage refused {path}: {size} bytes are more than the bucket or the project takes.", remedy
+            )
+        case Refusal.TYPE_REFUSED:
+            return StorageRefusedError(f"The storage refused {path}: the bucket does not take its type.", remedy)
+        case Refusal.MISSING:
+            return StorageRefusedError(f"The storage refused {path}: the bucket is not there.", remedy)
+    return UploadFailedError(f"The storage refused the upload of {path} ({answer.status}).")
 
 
 async def _read_chunks(path: Path) -> AsyncIterator[bytes]:

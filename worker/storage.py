@@ -2,73 +2,76 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
-from pydantic import ValidationError
-from storage3 import AsyncStorageClient
-from storage3.exceptions import StorageApiError
-from storage3.types import CreateSignedUploadUrlOptions
-from storage3.utils import StorageException
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from trainer.storage_answers import Answer, Refusal, read_answer, read_streamed_answer
 from worker.errors import ObjectMissingError, ServiceRefusedError, ServiceUnavailableError
+from worker.object_keys import url_path
 from worker.queue import api_headers
 
 _SERVICE = "Supabase Storage"
 _Answer = TypeVar("_Answer")
 
 
-# Storage answers 400 for most of what is wrong; the status inside, or only the words, say what it is.
-_MISSING = re.compile(r"NoSuchKey|NoSuchBucket|not.?found", re.IGNORECASE)
-_KEY_REFUSED = re.compile(r"api ?key|jw[ts]|signature|authori[sz]|access ?denied", re.IGNORECASE)
-
-
-def _explain(status: int, words: str, what: str, *, reads: bool = False) -> Exception:
+def _explain(answer: Answer, what: str, *, reads: bool = False) -> Exception:
     """What an answer that is no success means for the worker."""
-    # The words that refuse a name repeat it, and it may hold any word.
-    speaks_of_key = _KEY_REFUSED.search(words) and "InvalidKey" not in words
-    if status in {401, 403} or (status == 400 and speaks_of_key):
-        return ServiceRefusedError(_SERVICE, f"{_SERVICE} refused the key for {what}", status=status)
-    # A name that Storage does not even take is the name of no object, and asking again changes nothing.
-    if status == 404 or _MISSING.search(words) or (reads and status == 400):
-        return ObjectMissingError(_SERVICE, f"{what} is not in the storage", status=404)
-    if status == 429 or status >= 500:
-        return ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not available ({status})")
-    return ServiceRefusedError(_SERVICE, f"{_SERVICE} refused {what} ({status})", status=status)
+    match answer.refusal:
+        case Refusal.KEY_REFUSED | Refusal.URL_EXPIRED | Refusal.URL_REFUSED:
+            # The worker calls with its key alone: a token that is refused is the key.
+            return ServiceRefusedError(_SERVICE, f"{_SERVICE} refused the key for {what}", status=answer.status)
+        case Refusal.MISSING:
+            return ObjectMissingError(_SERVICE, f"{what} is not in the storage", status=404)
+        case Refusal.NAME_REFUSED | Refusal.OTHER if reads and answer.status == 400:
+            # A name that Storage does not even take is the name of no object, and asking again changes nothing.
+            return ObjectMissingError(_SERVICE, f"{what} is not in the storage", status=404)
+        case Refusal.PASSING:
+            return ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not available ({answer.status})")
+    return ServiceRefusedError(_SERVICE, f"{_SERVICE} refused {what} ({answer.status})", status=answer.status)
 
 
-def _status(inner: Any, outer: int) -> int:
-    text = str(inner)
-    return int(text) if text.isdecimal() else outer
-
-
-def _explain_answer(response: httpx.Response, what: str, *, reads: bool = False) -> Exception:
-    """`_explain` for an answer as it came; its body has been read."""
-    try:
-        body = response.json()
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        body = {}
-    words = " ".join(str(body.get(key, "")) for key in ("error", "code", "message"))
-    return _explain(_status(body.get("statusCode"), response.status_code), words, what, reads=reads)
+def _unreadable(error: Exception) -> ServiceUnavailableError:
+    return ServiceUnavailableError(_SERVICE, f"{_SERVICE} did not answer properly ({type(error).__name__})")
 
 
 class Storage:
-    """The buckets, with the service's key. Every method raises `ServiceError`s and nothing else."""
+    """The buckets, with the service's key. Every method raises `ServiceError`s and nothing else.
+
+    It speaks HTTP itself: the official client takes a `%` in a name for an encoded character, and an answer's
+    outer status for the real one.
+    """
 
     def __init__(self, url: str, key: str, *, http: httpx.AsyncClient) -> None:
         self._url = f"{url}/storage/v1"
         self._headers = api_headers(key)
         self._http = http
-        self._client = AsyncStorageClient(f"{self._url}/", headers=self._headers, http_client=http)
 
-    async def _call(self, call: Callable[[], Awaitable[_Answer]], what: str, *, reads: bool = False) -> _Answer:
+    def _object_url(self, route: str, bucket: str, path: str) -> str:
+        key = url_path(path)
+        if key is None:
+            raise ObjectMissingError(_SERVICE, f"{bucket}/{path} is not in the storage", status=404)
+        return f"{self._url}/{route}/{quote(bucket, safe='')}/{key}"
+
+    async def _ask(
+        self,
+        method: str,
+        url: str,
+        what: str,
+        parse: Callable[[Any], _Answer],
+        *,
+        reads: bool = False,
+        headers: dict[str, str] | None = None,
+        **arguments: Any,
+    ) -> _Answer:
+        """One call, tried again while Storage is away; what `parse` makes of its JSON.
+
+        `parse` raises a ValueError, KeyError or TypeError for what is no answer of Storage.
+        """
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(ServiceUnavailableError),
             stop=stop_after_attempt(3),
@@ -76,45 +79,57 @@ class Storage:
             reraise=True,
         ):
             with attempt:
+                answer = await self._ask_once(method, url, what, reads=reads, headers=headers or {}, **arguments)
                 try:
-                    return await call()
-                except StorageApiError as error:
-                    words = f"{error.code} {error.message}"
-                    raise _explain(_status(error.status, 400), words, what, reads=reads) from None
-                except httpx.HTTPStatusError as error:
-                    raise _explain_answer(error.response, what, reads=reads) from None
-                except (httpx.HTTPError, StorageException, ValidationError, ValueError) as error:
-                    raise ServiceUnavailableError(
-                        _SERVICE, f"{_SERVICE} did not answer properly ({type(error).__name__})"
-                    ) from None
+                    return parse(answer)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise _unreadable(error) from None
         raise AssertionError("unreachable")
+
+    async def _ask_once(
+        self, method: str, url: str, what: str, *, reads: bool, headers: dict[str, str], **arguments: Any
+    ) -> Any:
+        try:
+            response = await self._http.request(method, url, headers={**self._headers, **headers}, **arguments)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _unreadable(error) from None
+        if not response.is_success:
+            raise _explain(read_answer(response.status_code, response.content), what, reads=reads)
+        try:
+            return response.json()
+        except ValueError as error:
+            # A page of a gateway in front of it.
+            raise _unreadable(error) from None
 
     async def sign_download(self, bucket: str, path: str, *, seconds: float) -> str:
         """A URL that downloads one object for so many seconds. It is a secret."""
-        answer = await self._call(
-            lambda: self._client.from_(bucket).create_signed_url(path, int(seconds)), f"{bucket}/{path}"
+        url = self._object_url("object/sign", bucket, path)
+        body = {"expiresIn": int(seconds)}
+        token = await self._ask(
+            "POST", url, f"{bucket}/{path}", lambda answer: _token_of(answer["signedURL"]), json=body
         )
-        return str(answer["signedURL"])
+        return f"{url}?token={token}"
 
     async def sign_upload(self, bucket: str, path: str) -> str:
         """A URL that uploads one object, also over an earlier one: a retried run must be able to repeat."""
-        answer = await self._call(
-            lambda: self._client.from_(bucket).create_signed_upload_url(
-                path, CreateSignedUploadUrlOptions(upsert="true")
-            ),
+        url = self._object_url("object/upload/sign", bucket, path)
+        token = await self._ask(
+            "POST",
+            url,
             f"{bucket}/{path}",
+            lambda answer: _token_of(answer["url"]),
+            headers={"x-upsert": "true"},
         )
-        return str(answer["signed_url"])
+        return f"{url}?token={token}"
 
     @asynccontextmanager
     async def stream(self, bucket: str, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """The object's bytes in chunks, in constant memory."""
-        url = f"{self._url}/object/{quote(bucket, safe='')}/{quote(path)}"
+        url = self._object_url("object", bucket, path)
         try:
             async with self._http.stream("GET", url, headers=self._headers) as response:
                 if response.status_code != 200:
-                    await response.aread()
-                    raise _explain_answer(response, f"{bucket}/{path}", reads=True)
+                    raise _explain(await read_streamed_answer(response), f"{bucket}/{path}", reads=True)
                 yield response.aiter_bytes(1 << 20)
         except httpx.HTTPError as error:
             raise ServiceUnavailableError(
@@ -143,39 +158,44 @@ class Storage:
     async def size(self, bucket: str, path: str) -> int | None:
         """The object's size in bytes; None where there is none."""
         try:
-            info = await self._call(lambda: self._client.from_(bucket).info(path), f"{bucket}/{path}", reads=True)
+            url = self._object_url("object/info", bucket, path)
+            return await self._ask("GET", url, f"{bucket}/{path}", _size_of, reads=True)
         except ObjectMissingError:
             return None
-        return int(info.get("size", (info.get("metadata") or {}).get("size", -1)))
 
     async def write(self, bucket: str, path: str, content: bytes, *, content_type: str) -> None:
         """Put an object, also over an earlier one."""
-        await self._call(
-            lambda: self._client.from_(bucket).upload(path, content, {"content-type": content_type, "upsert": "true"}),
-            f"{bucket}/{path}",
-        )
+        url = self._object_url("object", bucket, path)
+        headers = {"content-type": content_type, "x-upsert": "true"}
+        await self._ask("POST", url, f"{bucket}/{path}", lambda _: None, headers=headers, content=content)
 
     async def buckets(self) -> list[dict[str, Any]]:
         """Name and limits of every bucket."""
 
-        async def fetch() -> list[dict[str, Any]]:
-            response = await self._http.get(f"{self._url}/bucket", headers=self._headers)
-            response.raise_for_status()
-            found = response.json()
+        def parse(found: Any) -> list[dict[str, Any]]:
             if not isinstance(found, list) or not all(isinstance(entry, dict) and "name" in entry for entry in found):
                 raise ValueError("no list of buckets")
             return found
 
-        return await self._call(fetch, "the buckets")
+        return await self._ask("GET", f"{self._url}/bucket", "the buckets", parse)
 
     async def opens_to(self, bucket: str, key: str) -> bool:
         """Whether the holder of another key sees an object in the bucket."""
-
-        async def look() -> bool:
-            url = f"{self._url}/object/list/{quote(bucket)}"
+        url = f"{self._url}/object/list/{quote(bucket, safe='')}"
+        try:
             response = await self._http.post(url, headers=api_headers(key), json={"prefix": "", "limit": 1})
-            if response.is_server_error:
-                response.raise_for_status()
-            return response.is_success and bool(response.json())
+            found = response.json() if response.is_success else None
+        except (httpx.HTTPError, ValueError) as error:
+            raise _unreadable(error) from None
+        if not response.is_success and read_answer(response.status_code, response.content).refusal is Refusal.PASSING:
+            raise ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not available ({response.status_code})")
+        return bool(found)
 
-        return await self._call(look, f"the bucket {bucket}")
+
+def _token_of(signed_url: str) -> str:
+    (token,) = parse_qs(urlsplit(signed_url).query, strict_parsing=True)["token"]
+    return quote(token, safe="")
+
+
+def _size_of(info: dict[str, Any]) -> int:
+    return int(info["size"] if "size" in info else info["metadata"]["size"])

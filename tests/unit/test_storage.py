@@ -46,11 +46,20 @@ MISSING = [
 KEY_REFUSED = [
     (400, said("403", "Unauthorized", "signature verification failed")),
     (400, said("403", "Unauthorized", "Invalid Compact JWS")),
+    (400, said("400", "InvalidJWT", '"exp" claim timestamp check failed')),
     (400, said("400", "Error", "headers must have required property 'authorization'")),
     (401, {"message": "Invalid API key"}),
     (403, said("403", "AccessDenied")),
 ]
-PASSING = [(400, said("500", "Internal")), (400, said("429", "too_many_connections")), (503, "text"), (429, {})]
+PASSING = [
+    (400, said("500", "Internal")),
+    (400, said("429", "too_many_connections")),
+    (400, said("423", "ResourceLocked")),
+    (400, said("503", "DatabaseReadOnly")),
+    (544, said("544", "DatabaseTimeout")),
+    (503, "text"),
+    (429, {}),
+]
 
 
 @pytest.mark.parametrize(("http_status", "body"), MISSING, ids=str)
@@ -115,3 +124,54 @@ async def test_a_manifest_without_end_is_a_refused_artifact_and_not_a_storage_th
         api.get("/storage/v1/object/bucket/a/manifest.json").respond(200, content=b" " * 10_000_001)
         with pytest.raises(ArtifactError, match="manifest is larger than"):
             await find_manifest(storage, "bucket", Places("a/"), run_id=run_id)
+
+
+@pytest.mark.parametrize("path", ["/a/b.jsonl", "a//b.jsonl", "//a/b.jsonl/"])
+async def test_slashes_that_storage_does_not_see_are_not_sent(storage: Storage, path: str) -> None:
+    with respx.mock(base_url=URL) as api:
+        api.get("/storage/v1/object/bucket/a/b.jsonl").respond(200, content=b"x")
+        api.get("/storage/v1/object/info/bucket/a/b.jsonl").respond(200, json={"size": 1})
+        api.post("/storage/v1/object/sign/bucket/a/b.jsonl").respond(200, json={"signedURL": "/x?token=t"})
+        assert await storage.read("bucket", path, max_bytes=1) == b"x"
+        assert await storage.size("bucket", path) == 1
+        assert await storage.sign_download("bucket", path, seconds=1) == (
+            f"{URL}/storage/v1/object/sign/bucket/a/b.jsonl?token=t"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("größe.jsonl", b"gr%C3%B6%C3%9Fe.jsonl"),
+        ("100%.jsonl", b"100%25.jsonl"),
+        ("a%41.jsonl", b"a%2541.jsonl"),
+        ("a#b.jsonl", b"a%23b.jsonl"),
+        ("[a].jsonl", b"%5Ba%5D.jsonl"),
+        ("a&b+c (1).jsonl", b"a&b+c%20(1).jsonl"),
+    ],
+)
+async def test_every_call_means_the_same_object_by_a_name(storage: Storage, name: str, raw: bytes) -> None:
+    with respx.mock(base_url=URL) as api:
+        read = api.get(url__regex=r".*/object/bucket/.*").respond(200, content=b"x")
+        info = api.get(url__regex=r".*/object/info/.*").respond(200, json={"size": 1})
+        sign = api.post(url__regex=r".*/object/sign/.*").respond(200, json={"signedURL": "/x?token=t"})
+        await storage.read("bucket", name, max_bytes=1)
+        await storage.size("bucket", name)
+        signed = await storage.sign_download("bucket", name, seconds=1)
+    paths = [route.calls.last.request.url.raw_path for route in (read, info, sign)]
+    assert [path.rsplit(b"/", 1)[1] for path in paths] == [raw] * 3
+    assert signed.endswith(f"/{raw.decode()}?token=t")
+
+
+@pytest.mark.parametrize("path", ["a/../b", "./a", "..", "", "///"])
+async def test_a_path_that_is_no_objects_leaves_the_bucket_nowhere(storage: Storage, path: str) -> None:
+    assert await storage.size("bucket", path) is None
+    with pytest.raises(ObjectMissingError):
+        await storage.sign_download("bucket", path, seconds=1)
+
+
+async def test_an_answer_that_is_no_answer_of_storage_is_tried_again(storage: Storage) -> None:
+    with respx.mock(base_url=URL) as api:
+        route = api.get("/storage/v1/object/info/bucket/a")
+        route.side_effect = [httpx.Response(200, text="<html>"), httpx.Response(200, json={"size": 7})]
+        assert await storage.size("bucket", "a") == 7

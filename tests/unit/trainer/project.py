@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from typing import Any
@@ -23,7 +24,10 @@ class FakeProject:
         self.check_ins: list[dict[str, Any]] = []
         self.refusal: str | None = None
         self.grants_after = 0
-        self.upload_statuses: dict[str, list[int]] = {}
+        self.upload_statuses: dict[str, list[int | httpx.Response]] = {}
+        """What an upload is answered before it is taken: a status, or Storage's own words."""
+        self.urls_live_seconds: int | None = None
+        self.renewals = 0
         self.uploads: dict[str, bytes] = {}
         self.upload_order: list[str] = []
         self.upload_headers: dict[str, httpx.Headers] = {}
@@ -42,7 +46,9 @@ class FakeProject:
         return httpx.Response(200, json={"may_train": self.refusal is None, "reason": reason})
 
     def _request_upload(self, request: httpx.Request) -> httpx.Response:
-        self.requested = json.loads(request.content)["files"]
+        asked = json.loads(request.content)
+        self.requested = asked["files"]
+        self.renewals += asked["renew"]
         return httpx.Response(200, json={"ok": True, "reason": None})
 
     def _grant(self, request: httpx.Request) -> httpx.Response:
@@ -50,13 +56,18 @@ class FakeProject:
             self.grants_after -= 1
             return httpx.Response(200, json={"granted": False, "sealed": None})
         paths = [file["path"] for file in self.requested] + ["manifest.json"]
-        sealed = seal_urls(TOKEN, {path: f"{URL}/upload/{path}?token=signed" for path in paths})
+        token = "signed"
+        if self.urls_live_seconds is not None:
+            claims = json.dumps({"iat": 0, "exp": self.urls_live_seconds}).encode()
+            token = f"h.{base64.urlsafe_b64encode(claims).decode().rstrip('=')}.s"
+        sealed = seal_urls(TOKEN, {path: f"{URL}/upload/{path}?token={token}" for path in paths})
         return httpx.Response(200, json={"granted": True, "sealed": sealed})
 
     async def _upload(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path.removeprefix("/upload/")
         if statuses := self.upload_statuses.get(path):
-            return httpx.Response(statuses.pop(0))
+            said = statuses.pop(0)
+            return httpx.Response(said) if isinstance(said, int) else said
         self.uploads[path] = await request.aread()
         self.upload_order.append(path)
         self.upload_headers[path] = request.headers
@@ -81,3 +92,9 @@ def request_input(**changes: Any) -> dict[str, Any]:
         "limits": {"max_seconds": 600, "grant_wait_seconds": 5},
         **changes,
     }
+
+
+def said(status: str, code: str, message: str = "") -> httpx.Response:
+    """What Storage answers to what it refuses: HTTP 400, and the real status in the body."""
+    body = {"statusCode": status, "code": code, "error": code, "message": message or code}
+    return httpx.Response(400, json=body)

@@ -2,10 +2,17 @@ import httpx
 import pytest
 import respx
 
-from tests.unit.trainer.project import TOKEN, URL, FakeProject, request_input
+from tests.unit.trainer.project import TOKEN, URL, FakeProject, request_input, said
 from trainer.channel import ChannelClient
 from trainer.download import download_dataset
-from trainer.errors import ChannelUnreachableError, DatasetUnreachableError, DiskFullError, UploadFailedError
+from trainer.errors import (
+    ChannelUnreachableError,
+    DatasetUnreachableError,
+    DiskFullError,
+    PublishingError,
+    StorageRefusedError,
+    UploadFailedError,
+)
 from trainer.protocol import Channel, DatasetRef, Request
 from trainer.publishing import publish
 from trainer.task import Outcome
@@ -60,14 +67,86 @@ async def test_an_upload_is_repeated_until_the_storage_takes_it_fault_32(project
     assert len(project.uploads["adapter_model.safetensors"]) == 3_000_000
 
 
-@pytest.mark.parametrize(("status", "words"), [(413, "more than the bucket takes"), (403, "403")])
-async def test_a_refused_upload_is_not_repeated_and_leaves_no_manifest(project, artifact, status, words):
-    project.upload_statuses = {"adapter_model.safetensors": [status]}
-    with pytest.raises(UploadFailedError) as caught:
+EXPIRED = '"exp" claim timestamp check failed'
+WEIGHTS = "adapter_model.safetensors"
+
+
+async def test_what_passes_inside_a_400_is_tried_again(project, artifact):
+    project.upload_statuses = {
+        WEIGHTS: [said("503", "LockTimeout"), said("429", "SlowDown"), said("423", "ResourceLocked"), 544]
+    }
+    await publish_with(artifact)
+    assert project.upload_order == [WEIGHTS, "manifest.json"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (said("413", "EntityTooLarge"), StorageRefusedError, "3000000 bytes are more than the bucket or the project"),
+        (httpx.Response(413), StorageRefusedError, "more than the bucket"),
+        (said("415", "InvalidMimeType"), StorageRefusedError, "does not take its type"),
+        (said("404", "NoSuchBucket", "Bucket not found"), StorageRefusedError, "the bucket is not there"),
+        (said("400", "InvalidSignature", "Invalid signature"), UploadFailedError, "(400)"),
+        (said("400", "InvalidJWT", "signature verification failed"), UploadFailedError, "(400)"),
+        (said("400", "InvalidKey", "Invalid key: expired"), UploadFailedError, "(400)"),
+        (httpx.Response(403), UploadFailedError, "403"),
+    ],
+    ids=lambda value: str(getattr(value, "text", value))[:40],
+)
+async def test_a_refused_upload_is_not_repeated_and_leaves_no_manifest(project, artifact, answer, kind, words):
+    project.upload_statuses = {WEIGHTS: [answer]}
+    with pytest.raises(PublishingError) as caught:
         await publish_with(artifact)
+    assert type(caught.value) is kind
     assert words in caught.value.message
     assert "signed" not in str(caught.value)
     assert project.uploads == {}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [said("400", "InvalidJWT", EXPIRED), said("400", "InvalidJWT", "jwt expired"), said("400", "ExpiredToken")],
+    ids=lambda answer: answer.json()["message"],
+)
+@pytest.mark.parametrize("path", [WEIGHTS, "manifest.json"])
+async def test_urls_that_have_run_out_are_asked_for_again_and_the_rest_goes_on(project, artifact, path, answer):
+    (artifact / "adapter_config.json").write_bytes(b"{}")
+    project.upload_statuses = {path: [answer]}
+    await publish_with(artifact)
+    assert project.renewals == 1
+    assert project.upload_order == ["adapter_config.json", WEIGHTS, "manifest.json"]
+
+
+async def test_a_url_that_is_surely_over_is_not_tried(project, artifact, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("trainer.publishing.time.monotonic", lambda: now[0])
+    project.urls_live_seconds = 60
+    answer = project._upload
+
+    async def slow(request):
+        now[0] += 71
+        return await answer(request)
+
+    project.router.put(url__startswith=f"{URL}/upload/").side_effect = slow
+    await publish_with(artifact)
+    assert project.renewals == 1
+    assert project.upload_order == [WEIGHTS, "manifest.json"]
+
+
+async def test_urls_that_never_live_long_enough_end_with_what_to_set(project, artifact):
+    project.upload_statuses = {WEIGHTS: [said("400", "InvalidJWT", EXPIRED)] * 20}
+    with pytest.raises(UploadFailedError) as caught:
+        await publish_with(artifact)
+    assert "UPLOAD_SIGNED_URL_EXPIRATION_TIME" in caught.value.hint
+    assert project.renewals <= 5
+
+
+async def test_a_file_whose_name_no_object_may_have_is_stored_under_another(project, artifact):
+    (artifact / "größe [1] 100%.json").write_bytes(b"{}")
+    manifest = await publish_with(artifact)
+    (file,) = (file for file in manifest.files if file.name == "größe [1] 100%.json")
+    assert file.path == "gr=C3=B6=C3=9Fe =5B1=5D 100=25.json"
+    assert project.uploads[file.path] == b"{}"
 
 
 async def test_publishing_waits_while_the_database_is_away(project, artifact):
@@ -106,13 +185,45 @@ async def test_a_transient_fault_of_the_channel_is_retried_and_a_refusal_is_not(
     assert route.call_count == 4
 
 
-async def test_an_expired_dataset_url_is_named_without_showing_it(project, tmp_path):
-    project.router.get(f"{URL}/dataset").mock(return_value=httpx.Response(400))
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (said("400", "InvalidJWT", EXPIRED), "has expired"),
+        (said("400", "InvalidJWT", "signature verification failed"), "was refused"),
+        (said("400", "InvalidSignature", "Invalid signature"), "was refused"),
+        (said("404", "NoSuchKey", "Object not found"), "not in the storage any more"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.json()["message"],
+)
+async def test_a_dataset_that_is_not_given_says_why_without_its_url(project, tmp_path, answer, words):
+    project.router.get(f"{URL}/dataset").mock(return_value=answer)
     reference = DatasetRef(url=f"{URL}/dataset?token=secret")
     with pytest.raises(DatasetUnreachableError) as caught:
         await download_dataset(reference, tmp_path / "dataset")
-    assert "expired" in caught.value.message
+    assert words in caught.value.message
     assert "secret" not in caught.value.message
+
+
+async def test_what_passes_inside_a_400_of_a_download_is_tried_again(project, tmp_path):
+    answers = [said("503", "DatabaseReadOnly"), said("429", "SlowDown"), httpx.Response(200, content=b"whole")]
+    project.router.get(f"{URL}/dataset").mock(side_effect=answers)
+    await download_dataset(DatasetRef(url=f"{URL}/dataset"), tmp_path / "dataset")
+    assert (tmp_path / "dataset").read_bytes() == b"whole"
+
+
+async def test_a_refusal_without_end_is_not_read_to_its_end(project, tmp_path):
+    taken = 0
+
+    async def endless():
+        nonlocal taken
+        while True:
+            taken += 1 << 16
+            yield b"x" * (1 << 16)
+
+    project.router.get(f"{URL}/dataset").mock(return_value=httpx.Response(404, content=endless()))
+    with pytest.raises(DatasetUnreachableError):
+        await download_dataset(DatasetRef(url=f"{URL}/dataset"), tmp_path / "dataset")
+    assert taken <= 1 << 20
 
 
 async def test_a_download_that_breaks_off_starts_again_from_the_beginning(project, tmp_path):
