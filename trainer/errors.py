@@ -192,6 +192,14 @@ class StorageRefusedError(PublishingError):
 
     code = ErrorCode.STORAGE_REFUSED
 
+    def __init__(self, message: str, hint: str | None = None, *, too_many_bytes: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.too_many_bytes = too_many_bytes
+
+    def as_protocol(self) -> TrainerError:
+        """The error with the size that was refused, so that no launch is paid for before it is taken."""
+        return super().as_protocol().model_copy(update={"too_many_bytes": self.too_many_bytes})
+
 
 class UploadFailedError(PublishingError):
     """An upload was refused, or broke off too often."""

@@ -312,6 +312,8 @@ class TrainerError(_Message):
     code: ErrorCode
     message: str = Field(max_length=2000)
     hint: str | None = Field(default=None, max_length=2000)
+    too_many_bytes: int | None = Field(default=None, ge=0, le=10**15)
+    """The size of a file that the storage found too large."""
 
     def sentence(self) -> str:
         """Message and hint as one text for `error_message`."""

@@ -211,7 +211,9 @@ def _explain(answer: Answer, path: str, size: int) -> UploadFailedError | Storag
             return _UrlExpiredError(f"The upload URL of {path} has run out.")
         case Refusal.TOO_LARGE:
             return StorageRefusedError(
-                f"The storage refused {path}: {size} bytes are more than the bucket or the project takes.", remedy
+                f"The storage refused {path}: {size} bytes are more than the bucket or the project takes.",
+                remedy,
+                too_many_bytes=size,
             )
         case Refusal.TYPE_REFUSED:
             return StorageRefusedError(f"The storage refused {path}: the bucket does not take its type.", remedy)

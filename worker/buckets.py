@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
+from uuid import UUID
 
 from worker.errors import ServiceRefusedError
 from worker.storage import Storage
@@ -19,6 +19,10 @@ OWN_BUCKETS = ("lora-models", "lora-datasets", "training-files")
 
 _ARTIFACT_TYPES = ("application/json", "application/octet-stream")
 """What the trainer uploads."""
+
+
+_MOST_REFUSALS = 1000
+"""Jobs whose refused sizes are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,23 @@ def missing_bucket(name: str) -> BucketFault:
 
 
 def _takes(allowed: Sequence[str] | None, kind: str) -> bool:
-    # Storage takes everything where the list is empty, and knows `application/*`.
-    return not allowed or any(fnmatchcase(kind, pattern) for pattern in allowed)
+    # Storage takes everything where the list is empty, else this very type or `type/*`; `*/*` names nothing.
+    family = kind.split("/")[0]
+    return not allowed or any(entry in {kind, f"{family}/*"} for entry in allowed)
+
+
+async def project_fault(storage: Storage, name: str, byte_count: int) -> BucketFault | None:
+    """Why the project would refuse a file of this size in a bucket that takes it; None where it takes it, or can't say.
+
+    Raises:
+        ServiceUnavailableError: the storage did not answer.
+    """
+    if await storage.takes_size(name, byte_count) is not False:
+        return None
+    return BucketFault(
+        f"the project takes no file of {byte_count / 1024**2:.0f} MB, whatever its buckets say",
+        "raise its upload limit: in the project's Storage settings, or FILE_SIZE_LIMIT of a self-hosted Storage",
+    )
 
 
 class ArtifactsBucket:
@@ -71,9 +90,21 @@ class ArtifactsBucket:
         self._name = name
         self._is_fit = False
         self._looking = asyncio.Lock()
+        self._refused_bytes: dict[UUID, int] = {}
 
-    async def require(self) -> None:
-        """See that it takes an adapter.
+    def note_refusal(self, job_id: UUID, byte_count: int | None) -> None:
+        """Remember that a job's adapter was refused, with its size where that was the reason.
+
+        The size is the job's alone: what its container says holds up nobody else.
+        """
+        self._is_fit = False
+        if byte_count is not None:
+            while len(self._refused_bytes) >= _MOST_REFUSALS:
+                del self._refused_bytes[next(iter(self._refused_bytes))]
+            self._refused_bytes[job_id] = byte_count
+
+    async def require(self, job_id: UUID) -> None:
+        """See that it takes an adapter, and this job's, if that was refused before.
 
         Raises:
             ServiceRefusedError: it is missing or would refuse one; says what the operator is to do.
@@ -81,11 +112,26 @@ class ArtifactsBucket:
         """
         # One look is enough for all launches of a cycle.
         async with self._looking:
-            if self._is_fit:
-                return
-            found = {bucket["name"]: bucket for bucket in await self._storage.buckets()}
-            faults = artifact_faults(found[self._name]) if self._name in found else [missing_bucket(self._name)]
-            if faults:
-                text = "; ".join(f"{fault.finding}: {fault.remedy}" for fault in faults)
-                raise ServiceRefusedError("Supabase Storage", f"no adapter could be stored: {text}", status=409)
-            self._is_fit = True
+            if not self._is_fit:
+                _refuse_for(await self._faults())
+                self._is_fit = True
+        refused = self._refused_bytes.get(job_id)
+        if refused is not None:
+            fault = await project_fault(self._storage, self._name, refused)
+            _refuse_for([fault] if fault else [])
+            self._refused_bytes.pop(job_id, None)
+
+    async def _faults(self) -> list[BucketFault]:
+        found = {bucket["name"]: bucket for bucket in await self._storage.buckets()}
+        if self._name not in found:
+            return [missing_bucket(self._name)]
+        if faults := artifact_faults(found[self._name]):
+            return faults
+        fault = await project_fault(self._storage, self._name, LEAST_MODEL_BYTES)
+        return [fault] if fault else []
+
+
+def _refuse_for(faults: Sequence[BucketFault]) -> None:
+    if faults:
+        text = "; ".join(f"{fault.finding}: {fault.remedy}" for fault in faults)
+        raise ServiceRefusedError("Supabase Storage", f"no adapter could be stored: {text}", status=409)

@@ -8,15 +8,27 @@ from typing import Any
 
 import httpx
 
-from worker.buckets import OWN_BUCKETS, artifact_faults, missing_bucket, publicity_faults
+from trainer.grants import lifetime_seconds
+from worker.buckets import (
+    LEAST_MODEL_BYTES,
+    OWN_BUCKETS,
+    artifact_faults,
+    missing_bucket,
+    project_fault,
+    publicity_faults,
+)
 from worker.errors import ServiceError, ServiceUnavailableError
 from worker.queue import api_headers
 from worker.services import Services
+from worker.storage import PROBE_NAME
 
 _TABLES = (
     *("datasets", "training_jobs", "metrics_points", "model_artifacts", "cost_records", "notifications"),
     *("training_runs", "training_launches", "dataset_validations", "training_terms"),
 )
+
+_LEAST_URL_SECONDS = 900.0
+"""Enough for the files of an adapter, one after the other; a hosted project gives 7,200."""
 
 # A token that is no run's: the function looks it up and does nothing.
 _NO_CHECK_IN = {"token": "", "external_job_id": "doctor", "execution_id": "00000000-0000-0000-0000-000000000000"}
@@ -103,6 +115,8 @@ async def _check_storage(services: Services) -> list[Check]:
             checks.append(Check("storage", False, fault.finding, fault.remedy))
             continue
         checks += examine_bucket(found[name], holds_artifacts=name == artifacts_bucket)
+        if name == artifacts_bucket:
+            checks += await _check_uploads(services, name)
         if await services.storage.opens_to(name, public_key):
             text = f"the publishable key lists the files of {name}"
             remedy = "drop the policies on storage.objects that let `anon` or `public` read this bucket"
@@ -118,6 +132,23 @@ def examine_bucket(bucket: Mapping[str, Any], *, holds_artifacts: bool) -> list[
     limit = bucket.get("file_size_limit")
     size = "of any size" if limit is None else f"up to {int(limit) / 1024**2:.0f} MB"
     return [Check("storage", True, f"the bucket {bucket['name']} is private and takes files {size}")]
+
+
+async def _check_uploads(services: Services, bucket: str) -> list[Check]:
+    """What the bucket's row does not say: the project's own limit, and how long upload URLs live."""
+    checks = []
+    if fault := await project_fault(services.storage, bucket, LEAST_MODEL_BYTES):
+        checks.append(Check("storage", False, fault.finding, fault.remedy))
+    seconds = lifetime_seconds(await services.storage.sign_upload(bucket, PROBE_NAME))
+    return checks + ([] if seconds is None else [examine_lifetime(seconds)])
+
+
+def examine_lifetime(seconds: float) -> Check:
+    """Whether upload URLs live long enough for the files of an adapter."""
+    if seconds >= _LEAST_URL_SECONDS:
+        return Check("storage", True, f"upload URLs live {seconds:.0f} s")
+    text = f"upload URLs live {seconds:.0f} s: a trainer waits for new ones in the middle of its files"
+    return Check("storage", False, text, "set UPLOAD_SIGNED_URL_EXPIRATION_TIME of the project's Storage to 7200")
 
 
 async def _check_endpoint(services: Services) -> list[Check]:

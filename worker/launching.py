@@ -53,7 +53,7 @@ async def launch(holding: Holding) -> None:
         ServiceError: the database or the storage did not answer.
     """
     try:
-        await holding.services.artifacts_bucket.require()
+        await holding.services.artifacts_bucket.require(holding.assignment.run.job_id)
     except ServiceRefusedError as error:
         # The operator's to mend, and no reason to fail anybody's job: a training whose adapter nothing takes.
         if holding.services.repeats.is_due("artifacts bucket", str(error)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from trainer.crashpoints import reach
-from trainer.protocol import LOG_NAME, Fault, Manifest, Point, Result, Summary, format_log
+from trainer.protocol import LOG_NAME, ErrorCode, Fault, Manifest, Point, Result, Summary, format_log
 from worker import notices
 from worker.artifacts import (
     Description,
@@ -81,6 +81,8 @@ async def _write(holding: Holding, ending: Ending, manifest: Manifest | None) ->
         outcome = _cancelled(holding, ending)
     else:
         outcome = _failure(holding, ending, ending.failure)
+        if ending.failure.code == ErrorCode.STORAGE_REFUSED:
+            _note_refusal(holding, ending, ending.failure)
     if job is not None and manifest is None:
         await _keep_log(holding, _partial_points(holding, ending)[0])
     reach("worker.settle.before")
@@ -252,6 +254,18 @@ def _failure(holding: Holding, ending: Ending, failure: Failure) -> dict[str, An
         "job_status": "queued",
         "error_message": failure.message,
         "retry_after_seconds": seconds,
-        "waiting_stage": f"retry_after_{failure.code}"[:50],
+        "waiting_stage": _waiting_stage(failure),
         "notices": [*started, notices.job_requeued(run.job_id, run.id, failure.message, run.attempt)],
     }
+
+
+def _waiting_stage(failure: Failure) -> str:
+    """What the job's page says while it waits for its next attempt."""
+    return "waiting_for_storage" if failure.code == ErrorCode.STORAGE_REFUSED else f"retry_after_{failure.code}"[:50]
+
+
+def _note_refusal(holding: Holding, ending: Ending, failure: Failure) -> None:
+    """Have no launch of the job paid for before the storage takes what it refused."""
+    run, error = holding.assignment.run, ending.result.error if ending.result else None
+    log.error("the storage refused an adapter", run_id=str(run.id), problem=failure.message)
+    holding.services.artifacts_bucket.note_refusal(run.job_id, error.too_many_bytes if error else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -16,6 +17,9 @@ from worker.object_keys import url_path
 from worker.queue import api_headers
 
 _SERVICE = "Supabase Storage"
+PROBE_NAME = "uploads/probe"
+"""What is asked whether it could be stored, and never is."""
+
 _Answer = TypeVar("_Answer")
 
 
@@ -178,6 +182,29 @@ class Storage:
             return found
 
         return await self._ask("GET", f"{self._url}/bucket", "the buckets", parse)
+
+    async def takes_size(self, bucket: str, byte_count: int) -> bool | None:
+        """Whether a file of this size would be taken; None where this Storage can't say.
+
+        The project's own limit acts beside the bucket's and can't be read. So a resumable upload of that length is
+        begun and ended again, without a byte being sent.
+        """
+        url = f"{self._url}/upload/resumable"
+        names = {"bucketName": bucket, "objectName": PROBE_NAME, "contentType": "application/octet-stream"}
+        metadata = ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in names.items())
+        headers = {**self._headers, "tus-resumable": "1.0.0", "x-upsert": "true"}
+        begin = {"upload-length": str(byte_count), "upload-metadata": metadata}
+        try:
+            response = await self._http.post(url, headers={**headers, **begin})
+            upload = urlsplit(response.headers.get("location", "")).path.rpartition("/")[2]
+            if response.status_code == 201 and upload:
+                await self._http.delete(f"{url}/{quote(upload, safe='')}", headers=headers)
+        except httpx.HTTPError as error:
+            raise _unreadable(error) from None
+        if response.status_code == 201:
+            return True
+        is_refused = read_answer(response.status_code, response.content).refusal is Refusal.TOO_LARGE
+        return False if is_refused else None
 
     async def opens_to(self, bucket: str, key: str) -> bool:
         """Whether the holder of another key sees an object in the bucket."""

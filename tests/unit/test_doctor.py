@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from worker.doctor import examine_bucket
+from worker.doctor import examine_bucket, examine_lifetime
 
 GB = 1024**3
 GOOD = {
@@ -24,7 +24,7 @@ GOOD = {
         GOOD | {"file_size_limit": None, "allowed_mime_types": None},
         GOOD | {"allowed_mime_types": []},
         GOOD | {"allowed_mime_types": ["application/*"]},
-        GOOD | {"allowed_mime_types": ["*/*"], "file_size_limit": GB},
+        GOOD | {"file_size_limit": GB},
     ],
 )
 def test_a_bucket_that_takes_adapters_is_well(bucket: dict[str, Any]) -> None:
@@ -53,6 +53,20 @@ def test_what_is_wrong_with_the_adapters_bucket_is_said_with_its_remedy(change: 
     assert not check.ok
     assert check.finding == finding
     assert check.remedy
+
+
+@pytest.mark.parametrize("rule", ["*/*", "*", "application/j*", "application/?son", "application/octet*"])
+def test_a_rule_that_storage_does_not_know_lets_nothing_in(rule: str) -> None:
+    (check,) = examine_bucket(GOOD | {"allowed_mime_types": [rule]}, holds_artifacts=True)
+    assert check.finding == "the bucket lora-models does not take application/json and application/octet-stream"
+
+
+def test_short_lived_upload_urls_are_said_with_what_to_set() -> None:
+    assert examine_lifetime(7200).ok
+    short = examine_lifetime(60)
+    assert not short.ok
+    assert "60 s" in short.finding
+    assert "UPLOAD_SIGNED_URL_EXPIRATION_TIME" in short.remedy
 
 
 def test_everything_that_is_wrong_is_said_at_once() -> None:

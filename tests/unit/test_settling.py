@@ -9,7 +9,7 @@ import pytest
 from tests.scripted import assignment
 from trainer.protocol import ErrorCode, Fault, Manifest, Point, Progress, Result, Stage, Summary, TrainerError
 from worker.holding import Holding
-from worker.outcome import Failure
+from worker.outcome import Failure, _failure_of, parse_result
 from worker.services import Services
 from worker.settling import Ending, _failure, _success
 
@@ -67,3 +67,15 @@ def test_naming_the_gpu_late_keeps_the_curve(services: Services) -> None:
     points = [Point(step=1, epoch=1, training_loss=2.0, learning_rate=1e-4)]
     outcome = failed(held(services, {"points": points, "total_steps": 10}), A40)
     assert [point["step"] for point in outcome["points"]] == [1]
+
+
+def test_an_adapter_that_the_storage_refused_waits_for_it_and_is_no_attempt_of_its_user(services: Services) -> None:
+    holding = held(services, None)
+    refused = TrainerError(code=ErrorCode.STORAGE_REFUSED, message="Too large.", too_many_bytes=3 * 10**9)
+    result = Result(run_id=str(holding.assignment.run.id), status="unpublished", error=refused)
+    parsed = parse_result(result.as_output(), run_id=result.run_id)
+    assert isinstance(parsed, Result)
+    assert parsed.error == refused
+    outcome = _failure(holding, Ending(None, result=parsed), _failure_of(parsed))
+    assert (outcome["job_status"], outcome["waiting_stage"]) == ("queued", "waiting_for_storage")
+    assert outcome["fault"] == "infrastructure"

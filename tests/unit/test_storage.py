@@ -175,3 +175,25 @@ async def test_an_answer_that_is_no_answer_of_storage_is_tried_again(storage: St
         route = api.get("/storage/v1/object/info/bucket/a")
         route.side_effect = [httpx.Response(200, text="<html>"), httpx.Response(200, json={"size": 7})]
         assert await storage.size("bucket", "a") == 7
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [(413, False), (404, None), (400, None), (500, None)], ids=lambda value: str(value)
+)
+async def test_a_size_that_can_not_be_stored_is_known_without_sending_it(
+    storage: Storage, status: int, expected: bool | None
+) -> None:
+    with respx.mock(base_url=URL) as api:
+        asked = api.post("/storage/v1/upload/resumable").respond(status)
+        assert await storage.takes_size("bucket", 10**9) is expected
+    assert asked.calls.last.request.headers["upload-length"] == "1000000000"
+    assert asked.calls.last.request.content == b""
+
+
+async def test_a_size_that_is_taken_leaves_no_begun_upload_behind(storage: Storage) -> None:
+    with respx.mock(base_url=URL) as api:
+        where = "https://inner.host/upload/resumable/aWQ"
+        api.post("/storage/v1/upload/resumable").respond(201, headers={"location": where})
+        ended = api.delete("/storage/v1/upload/resumable/aWQ").respond(204)
+        assert await storage.takes_size("bucket", 10**9) is True
+    assert ended.called
