@@ -57,7 +57,7 @@ async def test_a_request_with_a_secret_key_is_never_sent(monkeypatch: pytest.Mon
     # As no settings that were read can be.
     services.settings.supabase_publishable_key = SecretStr(key)
     holding = Holding.take(services, assignment(None, status="claimed"), asked_at=services.clock())
-    monkeypatch.setattr(services.artifacts_bucket, "require", lambda: asyncio.sleep(0))
+    monkeypatch.setattr(services.artifacts_bucket, "require", lambda _: asyncio.sleep(0))
     monkeypatch.setattr(launching, "_check", lambda _: asyncio.sleep(0, "a plan"))
     monkeypatch.setattr(launching, "_post", lambda *request: asyncio.sleep(0, posted.append(request)))
 
