@@ -12,6 +12,7 @@ Exits with 1 when the ratio of the first is above 1.02, or that of the second be
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import statistics
@@ -207,7 +208,8 @@ def _peak_of_a_step(trainer: Any) -> int:
     from benchmarks.memory import LiveBytes
 
     with LiveBytes() as tracker:
-        trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
+        steps, tokens = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, trainer.args.device)
+        trainer.training_step(trainer.model, steps[0], tokens)
     return tracker.peak
 
 
@@ -223,7 +225,13 @@ def _trainer(name: str, path: Path, folder: Path, parameters: Any) -> Any:
     rows, shape = _our_rows(path, tokenizer, parameters)
     if name == "ours":
         return _our_trainer(lora, tokenizer, rows, shape, path, folder, parameters)
-    arguments = training_arguments(parameters, shape, shape.rows_per_step, detect_hardware(), folder)
+    # TRL's own packing and batches, of the same size.
+    arguments = dataclasses.replace(
+        training_arguments(parameters, shape, detect_hardware(), folder),
+        packing=True,
+        max_length=shape.row_tokens,
+        per_device_train_batch_size=shape.rows_per_step,
+    )
     trainer = SFTTrainer(model=lora.model, args=arguments, train_dataset=as_dataset(rows), processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -269,10 +277,8 @@ def _gain(path: Path, folder: Path) -> dict[str, float]:
     for name, prepare in (("todays", _todays_rows), ("our", _our_epoch_rows)):
         lora, tokenizer = _load(path)
         rows, shape, answers[name] = prepare(path, tokenizer)
-        arguments = training_arguments(
-            _parameters(), shape, shape.rows_per_step, detect_hardware(), folder / f"{name}-epoch"
-        )
-        trainers[name] = trainer_for(lora, tokenizer, rows, [], arguments)
+        arguments = training_arguments(_parameters(), shape, detect_hardware(), folder / f"{name}-epoch")
+        trainers[name] = trainer_for(lora, tokenizer, rows, [], shape, shape.rows_per_step, arguments)
     seconds = {name: sum(times) for name, times in _train_in_turns(trainers).items()}
     return {
         **{f"{name}_answer_tokens": answers[name] for name in answers},
@@ -304,7 +310,7 @@ def _todays_rows(path: Path, tokenizer: Any) -> tuple[Any, Any, int]:
         answer_tokens += sum(label >= 0 for label in row.labels[:MAX_LENGTH])
         rows.append(Row(ids, ids, 1))
     longest = max(len(row.input_ids) for row in rows)
-    return rows, BatchShape(BATCH, longest, packed=False), answer_tokens
+    return rows, BatchShape(math.ceil(len(rows) / BATCH), BATCH, longest, packed=False), answer_tokens
 
 
 def _table(result: dict[str, dict[str, float]]) -> str:

@@ -78,10 +78,12 @@ begin
     return null;
   end if;
   pairs := coalesce(nullif(pairs, 0), ceil(tokens / per_pair));
-  all_steps := ceil(pairs / batch_size) * epochs;
+  pairs_per_conversation := greatest(pairs_per_conversation, 1);
+  all_steps := greatest(1, least(ceil(pairs / batch_size), ceil(pairs / pairs_per_conversation))) * epochs;
   steps := least(all_steps, coalesce(nullif(max_steps, 0), all_steps));
-  low := tokens * epochs * steps / all_steps * (2.0::double precision / (greatest(pairs_per_conversation, 1) + 1));
-  high := tokens * steps * batch_size / pairs;
+  low := tokens * epochs * steps / all_steps * (2.0::double precision / (pairs_per_conversation + 1));
+  -- A step is a whole conversation at the least, however few answers it was to have.
+  high := tokens * steps * greatest(batch_size / pairs, epochs / all_steps);
   low := (terms#>>'{overhead_low,once}')::double precision
     + (terms#>>'{overhead_low,each_epoch}')::double precision * epochs
     + low * (size->>'active')::double precision / (terms#>>'{reference,active}')::double precision
@@ -110,7 +112,8 @@ declare
 begin
   estimate := public.training_estimate(
     terms, dataset.total_tokens, dataset.total_training_pairs,
-    coalesce(dataset.avg_turns_per_conversation / 2, 1)::double precision,
+    case when hyperparameters->>'merge_conversations' = 'false' then 1
+         else coalesce(dataset.avg_turns_per_conversation / 2, 1)::double precision end,
     coalesce(public.training_number(hyperparameters->'epochs', 1, 1000),
              public.training_number(hyperparameters->'num_epochs', 1, 1000),
              (terms#>>'{hyperparameters,epochs}')::double precision),

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainer.archive import write_archive
+from trainer.errors import NothingLearnedError
 from trainer.model_card import Facts, model_card
 from trainer.protocol import LOG_NAME, Point, format_log
 from trainer.volume import naming_full_disks
@@ -36,6 +37,7 @@ def save_artifact(
 
     Raises:
         DiskFullError: no room for them.
+        NothingLearnedError: the adapter would change nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with naming_full_disks(folder):
@@ -46,6 +48,7 @@ def save_artifact(
         # Embeddings are never trained; looking whether they were would ask the hub for the base's files.
         model.save_pretrained(folder, save_embedding_layers=False)
         _store_in_bf16(folder / _WEIGHTS_NAME)
+        check_weights(folder / _WEIGHTS_NAME)
         tokenizer.save_pretrained(folder)
         _write(folder / "README.md", model_card(facts))
         _write(folder / LOG_NAME, format_log(points))
@@ -66,6 +69,25 @@ def round_adapter(model: torch.nn.Module) -> None:
 def _store_in_bf16(weights: Path) -> None:
     tensors = {name: tensor.bfloat16() for name, tensor in load_file(weights).items()}
     save_file(tensors, weights, metadata={"format": "pt"})
+
+
+def check_weights(weights: Path) -> None:
+    """Refuse an adapter that is not worth publishing, by what was saved of it.
+
+    Raises:
+        NothingLearnedError: its B matrices are all zero, so that it adds nothing to the base; or it holds no numbers.
+    """
+    saved = load_file(weights)
+    if broken := sum(not bool(tensor.isfinite().all()) for tensor in saved.values()):
+        raise NothingLearnedError(
+            f"{broken} of the adapter's {len(saved)} matrices hold values that are no numbers.",
+            "Try a learning rate a third as high, or a longer warm-up (warmup_steps).",
+        )
+    if not any(bool(tensor.any()) for name, tensor in saved.items() if ".lora_B" in name):
+        raise NothingLearnedError(
+            "The adapter is all zeros, so it would answer exactly as the base does.",
+            "Train for more steps (epochs, max_steps), or at a higher learning_rate.",
+        )
 
 
 def _write(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ TrainingError                    code, message, hint: becomes `protocol.TrainerE
 │   ├── OutOfMemoryError         the GPU's memory ran out
 │   └── DiskFullError            the disk or volume is full
 ├── LossNotFiniteError           NaN, infinity or an exploding loss
+├── NothingLearnedError          the adapter would change nothing, or break the base
 ├── TimeLimitError               the run's seconds are used up
 ├── StoppedError                 the machine goes away; a checkpoint is left for the next attempt
 ├── ChildCrashedError            the training process died without a word
@@ -157,6 +158,12 @@ class LossNotFiniteError(TrainingError):
     """The loss became NaN or infinite, or exploded."""
 
     code = ErrorCode.LOSS_NOT_FINITE
+
+
+class NothingLearnedError(TrainingError):
+    """The adapter as it was saved consists of zeros, or of what are no numbers."""
+
+    code = ErrorCode.NOTHING_LEARNED
 
 
 class TimeLimitError(TrainingError):

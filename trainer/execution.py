@@ -39,7 +39,7 @@ from trainer.volume import JobFolder, find_volume, naming_full_disks, open_job_f
 
 log = logging.getLogger(__name__)
 
-RECIPE = 2
+RECIPE = 3
 """Counted up when the recipe changes so that an older checkpoint must not be resumed."""
 
 _RESULT_POINTS = 250

@@ -82,6 +82,7 @@ class ErrorCode(StrEnum):
     DISK_FULL = "disk_full"
     OUT_OF_MEMORY = "out_of_memory"
     LOSS_NOT_FINITE = "loss_not_finite"
+    NOTHING_LEARNED = "nothing_learned"
     TIME_LIMIT = "time_limit"
     CHANNEL_UNREACHABLE = "channel_unreachable"
     UPLOAD_FAILED = "upload_failed"
@@ -108,6 +109,7 @@ FAULTS: dict[ErrorCode, Fault] = {
     ErrorCode.DISK_FULL: Fault.TRANSIENT,
     ErrorCode.OUT_OF_MEMORY: Fault.PERMANENT,
     ErrorCode.LOSS_NOT_FINITE: Fault.PERMANENT,
+    ErrorCode.NOTHING_LEARNED: Fault.PERMANENT,
     ErrorCode.TIME_LIMIT: Fault.PERMANENT,
     ErrorCode.CHANNEL_UNREACHABLE: Fault.TRANSIENT,
     ErrorCode.UPLOAD_FAILED: Fault.TRANSIENT,

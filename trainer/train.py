@@ -29,7 +29,7 @@ from trl import SFTTrainer
 
 from trainer.artifact import save_artifact
 from trainer.bases import Base, BaseModels, licence_of
-from trainer.batches import BatchShape, largest_micro_batch, shape_batches, smaller_micro_batch
+from trainer.batches import BatchShape, shape_batches, smaller_micro_batch
 from trainer.callbacks import RunCallback, load_trainable_weights
 from trainer.chat import Chat, prepare_tokenizer
 from trainer.checkpoints import newest_checkpoint
@@ -166,7 +166,7 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
     )
     masked = shape.packed and attention_of(hardware) != "flash_attention_2"
     # TRL strings the packed rows of a micro-batch together, and the mask grows with the square of that.
-    limit = 1 if masked else task.micro_batch or shape.rows_per_step
+    limit = 1 if masked else min(task.micro_batch or shape.rows_per_step, shape.rows_per_step)
     if hardware.is_gpu:
         plan = plan_memory(
             config, parameters, row_tokens=shape.row_tokens, micro_batch=1, dtype=hardware.dtype, masked=masked
@@ -175,10 +175,9 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         gpu_bytes = torch.cuda.mem_get_info()[1]
         check_plan(plan, gpu_bytes, gpu.name or "this GPU")
         limit = largest_fitting_micro_batch(plan, limit, gpu_bytes)
-    micro_batch = largest_micro_batch(shape.rows_per_step, limit)
     reporters, reporter_notes = usable_reporters()
     notes = [*filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None]), *reporter_notes]
-    return Prepared(base, config, tokenizer, own_template, data, shape, micro_batch, reporters, notes)
+    return Prepared(base, config, tokenizer, own_template, data, shape, limit, reporters, notes)
 
 
 def collect_facts(task: Task, prepared: Prepared, lora: Lora, callback: RunCallback, gpu: GpuMonitor) -> Facts:
@@ -244,7 +243,7 @@ def _out_of_memory(task: Task, shape: BatchShape, micro_batch: int) -> Outcome:
         status="failed",
         fingerprint=task.fingerprint,
         error=error.as_protocol(),
-        next_micro_batch=smaller_micro_batch(shape.rows_per_step, micro_batch),
+        next_micro_batch=smaller_micro_batch(micro_batch),
     )
 
 
@@ -252,8 +251,8 @@ def _training_notes(callback: RunCallback, shape: BatchShape, micro_batch: int, 
     notes = []
     if task.micro_batch is not None:
         notes.append(
-            f"Memory ran out with larger steps, so each step of {shape.rows_per_step} rows was computed "
-            f"{micro_batch} rows at a time."
+            f"Memory ran out with larger steps, so each step of about {shape.rows_per_step} rows was "
+            f"computed {micro_batch} rows at a time."
         )
     if callback.stopped_early_at is not None:
         notes.append(f"Stopped early at step {callback.stopped_early_at}: the validation loss fell no more.")

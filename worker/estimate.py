@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.batches import steps_of_epoch
 from worker.terms import Terms
 
 
@@ -76,11 +77,14 @@ def estimate(work: Work, terms: Terms) -> Estimate | None:
     if gpu is None or tokens <= 0:
         return None
     pairs = work.pairs or math.ceil(tokens / terms.tokens_per_pair)
-    all_steps = math.ceil(pairs / work.batch_size) * work.epochs
+    together = max(work.pairs_per_conversation, 1.0)
+    examples = math.ceil(pairs / together)
+    all_steps = steps_of_epoch(answers=pairs, examples=examples, batch_size=work.batch_size) * work.epochs
     steps = min(all_steps, work.max_steps) if work.max_steps else all_steps
-    merged = 2.0 / (max(work.pairs_per_conversation, 1.0) + 1.0)
+    merged = 2.0 / (together + 1.0)
     least = float(tokens) * work.epochs * steps / all_steps * merged
-    most = float(tokens) * steps * work.batch_size / pairs
+    # A step is a whole conversation at the least, however few answers it was to have.
+    most = float(tokens) * steps * max(work.batch_size / pairs, work.epochs / all_steps)
     low = terms.overhead_low.once + terms.overhead_low.each_epoch * work.epochs
     low += least * size.active / terms.reference.active / (gpu.fast * count)
     high = terms.overhead_high.once + terms.overhead_high.each_epoch * work.epochs

@@ -113,8 +113,10 @@ def check_estimate(chosen: Hyperparameters, survey: Survey, gpu_type: str, terms
     expected = estimate(
         Work(
             tokens=round(min(survey.tokens, survey.examples * chosen.max_length) * (1 - chosen.validation_share)),
-            pairs=survey.examples,
-            pairs_per_conversation=survey.examples / max(survey.conversations, 1),
+            pairs=max(round(survey.examples * (1 - chosen.validation_share)), 1),
+            pairs_per_conversation=(
+                survey.examples / max(survey.conversations, 1) if chosen.merge_conversations else 1.0
+            ),
             # Early stopping may end it after the first.
             epochs=1 if chosen.early_stopping_patience else chosen.epochs,
             batch_size=chosen.batch_size,

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.batches import shape_batches
 from trainer.hyperparameters import Hyperparameters
 from trainer.survey import Survey
 from worker import preflight
@@ -86,6 +87,19 @@ def test_the_high_end_is_the_applications_own_formula_at_the_slow_speed() -> Non
     assert found is not None
     assert found.seconds.high == math.ceil(seconds)
     assert found.cost.high == pytest.approx(seconds / 3600 * 2.74, abs=0.011)
+
+
+def test_an_estimate_counts_the_trainers_own_steps() -> None:
+    """1,000 answers in conversations of 10, 4 a step: a step is one conversation, so 100 steps are the whole epoch."""
+    work = dataclasses.replace(WORK, pairs_per_conversation=10, batch_size=4, epochs=1)
+    whole, capped, half = (estimate(dataclasses.replace(work, max_steps=steps), TERMS) for steps in (None, 100, 50))
+    assert whole is not None
+    assert capped is not None
+    assert half is not None
+    assert capped.seconds.low == whole.seconds.low
+    assert half.seconds.low < whole.seconds.low
+    shape = shape_batches([500] * 100, 1000, batch_size=4, max_length=2048, packing=False)
+    assert shape.total_steps(epochs=1, max_steps=None) == 100
 
 
 def test_tokens_that_were_not_counted_are_two_hundred_a_pair_as_the_application_has_it() -> None:

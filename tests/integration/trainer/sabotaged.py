@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer
 from trl import SFTTrainer
 
+from trainer.sft import StepTrainer
 from trainer.train import main
 
 VERB, _, ARGUMENT = os.environ["SABOTAGE"].partition(":")
@@ -50,14 +51,14 @@ def full_disk(_: str) -> None:
 
 def validation(losses: str) -> None:
     """The held-out examples give these losses, one after the other."""
-    loop, given = Trainer.evaluation_loop, iter(map(float, losses.split(",")))
+    loop, given = StepTrainer.evaluation_loop, iter(map(float, losses.split(",")))
 
     def scripted(self, *arguments, **options):
         output = loop(self, *arguments, **options)
         output.metrics["eval_loss"] = next(given)
         return output
 
-    Trainer.evaluation_loop = scripted
+    StepTrainer.evaluation_loop = scripted
 
 
 def evaluation(name: str) -> None:

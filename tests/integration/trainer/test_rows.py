@@ -35,34 +35,122 @@ def prepared_with_the_long_one_held_out(task):
     for seed in range(100):
         task.hyperparameters.seed = seed
         prepared = prepare(task, models, detect_hardware(), GpuMonitor(wanted=False))
-        if prepared.data.validation_ids == ["c7"]:
+        if "c7" in prepared.data.validation_ids:
             return prepared
     raise AssertionError("no seed holds the long conversation out")
+
+
+def built(prepared, task, folder, *, micro_batch=None):
+    """TRL's trainer for what was prepared, on the real model; without dropout the same each time."""
+    from trainer.models import attach_lora, detect_hardware, load_model
+    from trainer.sft import trainer_for, training_arguments
+
+    hardware = detect_hardware()
+    return trainer_for(
+        attach_lora(load_model(prepared.base, prepared.config, hardware), task.hyperparameters),
+        prepared.tokenizer,
+        prepared.data.train,
+        prepared.data.validation,
+        prepared.shape,
+        micro_batch or prepared.micro_batch,
+        training_arguments(task.hyperparameters, prepared.shape, hardware, folder),
+    )
+
+
+def prepared_for(task):
+    from trainer.bases import BaseModels
+    from trainer.gpu import GpuMonitor
+    from trainer.models import detect_hardware
+    from trainer.train import prepare
+
+    return prepare(task, BaseModels(task.volume), detect_hardware(), GpuMonitor(wanted=False))
 
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_held_out_answer_is_judged_whole_though_it_is_longer_than_all_that_is_trained_on(
     tmp_path, tiny_model, packing
 ):
-    from trainer.models import attach_lora, detect_hardware, load_model
-    from trainer.sft import trainer_for, training_arguments
-
     dataset = dataset_with_one_long_conversation(tmp_path / "dataset")
     wanted = {"packing": packing, "max_length": 1024, "validation_share": 0.1, "batch_size": 1}
     task = make_task(tmp_path / "job", tiny_model, dataset=dataset, hyperparameters=wanted)
     prepared = prepared_with_the_long_one_held_out(task)
-    hardware = detect_hardware()
-    trainer = trainer_for(
-        attach_lora(load_model(prepared.base, prepared.config, hardware), task.hyperparameters),
-        prepared.tokenizer,
-        prepared.data.train,
-        prepared.data.validation,
-        training_arguments(task.hyperparameters, prepared.shape, prepared.micro_batch, hardware, tmp_path),
-    )
+    trainer = built(prepared, task, tmp_path)
     longest_trained = max(len(row.input_ids) for row in prepared.data.train)
     assert len(prepared.data.validation[0].input_ids) > longest_trained
-    judged = [label for row in trainer.eval_dataset for label in row["labels"] if label != IGNORED]
+    judged = [
+        label
+        for batch in trainer.get_eval_dataloader()
+        for row in batch["labels"].tolist()
+        for label in row
+        if label != IGNORED
+    ]
     assert judged == [label for row in prepared.data.validation for label in row.labels if label != IGNORED]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize(
+    ("conversations", "batch_size", "epochs", "steps"),
+    [(9, 8, 1, 2), (5, 2, 3, 9), (7, 3, 1, 3), (3, 64, 2, 2)],
+)
+def test_a_training_takes_the_documented_steps_and_none_is_a_remainder(
+    tmp_path, tiny_model, packing, conversations, batch_size, epochs, steps
+):
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"How do I save, {n}?"},
+                {"role": "assistant", "content": LONG_ANSWER},
+            ]
+        }
+        for n in range(conversations)
+    ]
+    (tmp_path / "dataset").write_text("\n".join(map(json.dumps, lines)))
+    wanted = {"packing": packing, "max_length": 1024, "validation_share": 0, "batch_size": batch_size, "epochs": epochs}
+    task = make_task(tmp_path / "job", tiny_model, dataset=tmp_path / "dataset", hyperparameters=wanted)
+    trainer = built(prepared_for(task), task, tmp_path)
+    assert len(trainer.get_train_dataloader()) * epochs == trainer.args.max_steps == steps
+    sizes = [len(share) for share in trainer.get_train_dataloader().batch_sampler]
+    assert sum(sizes) == conversations
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_step_is_the_mean_over_its_answer_tokens_however_it_is_split(tmp_path, tiny_model, packing):
+    """A pass with one short answer must not count as much as one with a long answer."""
+    import torch
+
+    dataset = dataset_with_one_long_conversation(tmp_path / "dataset")
+    wanted = {"packing": packing, "max_length": 256, "validation_share": 0, "batch_size": 8, "dropout": 0}
+    task = make_task(tmp_path / "job", tiny_model, dataset=dataset, hyperparameters=wanted)
+    prepared = prepared_for(task)
+    taken = {}
+    for micro_batch in (1, 8):
+        torch.manual_seed(0)
+        trainer = built(prepared, task, tmp_path, micro_batch=micro_batch)
+        weights = [p for name, p in trainer.model.named_parameters() if ".lora_B." in name]
+        steps, tokens = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
+        loss = trainer.training_step(trainer.model, steps[0], tokens)
+        taken[len(steps[0])] = (loss.item(), torch.cat([weight.grad.flatten() for weight in weights]), int(tokens))
+    (few, (loss, gradient, tokens)), (many, (other_loss, other_gradient, other_tokens)) = sorted(taken.items())
+    assert few < many
+    learned = sum(label != IGNORED for row in prepared.data.train for label in row.labels)
+    assert tokens == other_tokens == learned
+    assert loss == pytest.approx(other_loss, rel=1e-3)
+    assert torch.nn.functional.cosine_similarity(gradient, other_gradient, dim=0) > 0.999
+    assert gradient.norm().item() == pytest.approx(other_gradient.norm().item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_validation_loss_is_the_mean_over_all_tokens_however_they_are_split(tmp_path, tiny_model, packing):
+    dataset = dataset_with_one_long_conversation(tmp_path / "dataset")
+    wanted = {"packing": packing, "max_length": 1024, "validation_share": 0.5, "batch_size": 8}
+    task = make_task(tmp_path / "job", tiny_model, dataset=dataset, hyperparameters=wanted)
+    task.hyperparameters.validation_share = 0.5
+    prepared = prepared_with_the_long_one_held_out(task)
+    losses = [
+        built(prepared, task, tmp_path, micro_batch=micro_batch).evaluate()["eval_loss"] for micro_batch in (1, 8)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 @pytest.mark.parametrize(("packing", "together"), [(True, 1), (False, 4)])

@@ -2,6 +2,7 @@ import json
 import signal
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.integration.trainer.child import make_task, start, train
 from trainer.protocol import ErrorCode, Stage
@@ -107,3 +108,19 @@ def test_a_base_model_that_is_not_there_is_named_with_the_remedy(tmp_path, tiny_
     assert outcome.error.code is ErrorCode.BASE_MODEL_UNKNOWN
     assert "no such model" in outcome.error.message
     assert child.process.returncode == 1
+
+
+def test_a_training_of_one_step_learns_and_publishes_no_zeros(tmp_path, tiny_model):
+    dataset = tmp_path / "dataset"
+    lines = [
+        {"messages": [{"role": "user", "content": f"Why, {n}?"}, {"role": "assistant", "content": f"Since {n}."}]}
+        for n in range(6)
+    ]
+    dataset.write_text("\n".join(map(json.dumps, lines)))
+    wanted = {"batch_size": 8, "epochs": 1}
+    task = make_task(tmp_path / "job", tiny_model, dataset=dataset, hyperparameters=wanted)
+    outcome, _ = train(task)
+    assert (outcome.status, outcome.summary.total_steps) == ("trained", 1), outcome.error
+    assert outcome.points[0].learning_rate == pytest.approx(5e-3)
+    saved = load_file(task.artifact / "adapter_model.safetensors")
+    assert all(tensor.any() for name, tensor in saved.items() if ".lora_B" in name)
