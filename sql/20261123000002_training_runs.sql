@@ -33,6 +33,10 @@ create table if not exists public.training_runs (
   point_steps int[] not null default '{}',
   -- What keeps the run from going on, for the operator.
   problem text,
+  -- What the run was last launched with, whatever becomes of the job's row since: the job's dataset_id,
+  -- hyperparameters and gpu_config, and the bill's gpu_type, gpu_count, price_per_hour and max_cost (USD, all runs
+  -- of the job together).
+  launched_with jsonb,
   -- Publishing. upload_grant is sealed with the run's token: the row shows nobody a signed URL.
   upload_request jsonb,
   upload_grant text,
@@ -43,6 +47,8 @@ create table if not exists public.training_runs (
   error_message text,
   next_attempt_at timestamptz,
   gpu_seconds numeric(12, 3),
+  -- The job's status when the run was settled, for a worker that never got the answer.
+  settled_as text,
   created_at timestamptz not null default now(),
   launched_at timestamptz,
   ended_at timestamptz,

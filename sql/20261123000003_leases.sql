@@ -15,7 +15,10 @@ declare
   job jsonb;
 begin
   select * into run from public.training_runs r where r.id = training_assignment.run_id;
-  job := public.training_job_row(run.queue, run.job_id);
+  -- A job that somebody changes while it is trained is still what its trainer was sent.
+  job := public.training_job_row(run.queue, run.job_id) || coalesce(
+    (select jsonb_object_agg(w.key, w.value) from jsonb_each(run.launched_with) w
+     where w.key in ('dataset_id', 'dataset_file_path', 'hyperparameters', 'gpu_config')), '{}');
   return jsonb_build_object(
     'run', to_jsonb(run) - 'upload_grant' || jsonb_build_object(
       'transient_failures', (select count(*) from public.training_runs e
@@ -27,6 +30,8 @@ begin
       'posted_seconds_ago', (select extract(epoch from now() - max(l.posted_at))
                              from public.training_launches l where l.run_id = run.id),
       'spent_cost', public.training_spent_cost(run),
+      'spent_seconds', (select coalesce(sum(e.gpu_seconds), 0) from public.training_runs e
+                        where e.job_id = run.job_id and e.id <> run.id),
       'used_seconds', extract(epoch from run.last_seen_at - run.checked_in_at),
       'age_seconds', extract(epoch from now() - run.created_at)),
     'job', job,
@@ -209,6 +214,7 @@ begin
                        and r.lease_expires_at > now()
                        and r.status in ('claimed', 'launched', 'running'), false),
       'status', r.status,
+      'settled_as', case when r.lease_token = (l->>'lease_token')::uuid then r.settled_as end,
       'cancel_requested', coalesce(public.training_job_row(r.queue, r.job_id)->>'status', 'cancelled') = 'cancelled',
       'external_job_id', r.external_job_id,
       'endpoint', r.endpoint,
@@ -216,6 +222,8 @@ begin
       'last_seen_at', r.last_seen_at,
       'seen_seconds_ago', extract(epoch from now() - r.last_seen_at),
       'used_seconds', extract(epoch from r.last_seen_at - r.checked_in_at),
+      'posted_seconds_ago', (select extract(epoch from now() - o.posted_at) from public.training_launches o
+                             where o.external_job_id = r.external_job_id),
       'upload_request', case when r.upload_grant is null then r.upload_request end))
     from jsonb_array_elements(leases) l
     left join public.training_runs r on r.id = (l->>'run_id')::uuid), '[]');

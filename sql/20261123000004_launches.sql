@@ -14,11 +14,13 @@ $$;
 
 -- The last word before a POST: records the intent and the sha256 of the run's token. may_launch is
 -- false when the lease is lost, the job was cancelled, or a trainer of this run checked in meanwhile.
--- enrichment adds keys that the job's hyperparameters and gpu_config lack; present keys stay. The endpoint is
--- noted with the intent, so that a launch of which no answer came is looked for where it was sent.
+-- enrichment adds keys that the job's hyperparameters and gpu_config lack; present keys stay. launched_with is
+-- {dataset_id, gpu_type, gpu_count, price_per_hour, max_cost}: what is trained on, and what the run is billed at.
+-- The endpoint is noted with the intent, so that a launch of which no answer came is looked for where it was sent.
 drop function if exists public.begin_launch(uuid, uuid, text, text, jsonb);
+drop function if exists public.begin_launch(uuid, uuid, text, text, jsonb, text);
 create or replace function public.begin_launch(
-  run_id uuid, lease_token uuid, launcher text, token_sha256 text, enrichment jsonb default '{}',
+  run_id uuid, lease_token uuid, launcher text, token_sha256 text, enrichment jsonb, launched_with jsonb,
   endpoint text default null
 ) returns jsonb
 language plpgsql security definer set search_path = '' as $$
@@ -26,8 +28,10 @@ language plpgsql security definer set search_path = '' as $$
 declare
   run public.training_runs;
   job jsonb;
+  parameters jsonb;
 begin
   enrichment := public.training_decoded(enrichment);
+  launched_with := public.training_decoded(launched_with);
   select * into run from public.training_held_run(begin_launch.run_id, begin_launch.lease_token);
   if not found then
     return jsonb_build_object('may_launch', false, 'reason', 'lease_lost');
@@ -39,11 +43,14 @@ begin
   if (job->>'status' in ('queued', 'initializing', 'running')) is not true then
     return jsonb_build_object('may_launch', false, 'reason', 'cancelled');
   end if;
-  perform public.training_write_job(run.queue, run.job_id, jsonb_build_object(
+  parameters := jsonb_build_object(
     'hyperparameters', coalesce(begin_launch.enrichment->'hyperparameters', '{}') || (job->'hyperparameters'),
-    'gpu_config', coalesce(begin_launch.enrichment->'gpu_config', '{}') || (job->'gpu_config')));
+    'gpu_config', coalesce(begin_launch.enrichment->'gpu_config', '{}') || (job->'gpu_config'));
+  perform public.training_write_job(run.queue, run.job_id, parameters);
   update public.training_runs r
-  set token_sha256 = begin_launch.token_sha256, launcher = begin_launch.launcher, endpoint = begin_launch.endpoint
+  set token_sha256 = begin_launch.token_sha256, launcher = begin_launch.launcher, endpoint = begin_launch.endpoint,
+      launched_with = begin_launch.launched_with || parameters || case when job ? 'dataset_file_path'
+        then jsonb_build_object('dataset_file_path', job->'dataset_file_path') else '{}' end
   where r.id = run.id;
   insert into public.training_launches (run_id, launcher, endpoint)
   values (run.id, begin_launch.launcher, begin_launch.endpoint);
@@ -101,8 +108,9 @@ end
 $$;
 
 -- Gives the launcher's id to the oldest launch of the run that was sent to this endpoint and has none yet, or
--- adds a launch. A trainer that checks in is at one of the endpoints where its run was launched, and which one it
--- is nobody says: the latest launch without an id is as good a guess as any, and the worker looks at the others too.
+-- adds a launch, with the run's first POST as its time, since nobody knows which of them it came of. A trainer that
+-- checks in is at one of the endpoints where its run was launched, and which one it is nobody says: the latest launch
+-- without an id is as good a guess as any, and the worker looks at the others too.
 drop function if exists public.training_note_launch(uuid, text, text);
 create or replace function public.training_note_launch(
   run_id uuid, launcher text, external_job_id text, endpoint text, guessed boolean default false
@@ -130,9 +138,10 @@ begin
                   and (guessed or u.endpoint is not distinct from training_note_launch.endpoint))
   returning * into launch;
   if not found then
-    insert into public.training_launches (run_id, launcher, external_job_id, endpoint)
-    values (training_note_launch.run_id, training_note_launch.launcher,
-            training_note_launch.external_job_id, training_note_launch.endpoint)
+    insert into public.training_launches (run_id, launcher, external_job_id, endpoint, posted_at)
+    select training_note_launch.run_id, training_note_launch.launcher, training_note_launch.external_job_id,
+           training_note_launch.endpoint, coalesce(min(p.posted_at), now())
+    from public.training_launches p where p.run_id = training_note_launch.run_id
     returning * into launch;
   end if;
   return launch;
@@ -211,6 +220,9 @@ begin
     -- A cancelled owner is still seen: the bill counts its seconds until it ends.
     update public.training_runs r set last_seen_at = now()
     where r.id = run.id and r.execution_id = check_in_run.execution_id and r.ended_at is null;
+    -- A launch in doubt whose run was given up has had a GPU after all: it is billed when it is closed.
+    update public.training_runs r set checked_in_at = now()
+    where r.id = run.id and r.ended_at is not null and r.checked_in_at is null;
     return jsonb_build_object('may_train', false, 'reason', refusal,
                               'cancel_requested', refusal = 'cancelled', 'attempt', run.attempt);
   end if;

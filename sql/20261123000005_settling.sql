@@ -51,8 +51,9 @@ language sql immutable set search_path = '' as $$
     'current_epoch', greatest((job->>'current_epoch')::int, (news->>'current_epoch')::int),
     'current_step', greatest((job->>'current_step')::int, (news->>'current_step')::int),
     'total_steps', coalesce((news->>'total_steps')::int, (job->>'total_steps')::int),
-    'current_metrics', coalesce(nullif(job->'current_metrics', 'null'), '{}')
-                       || coalesce(news->'current_metrics', '{}'))
+    -- What is no object would only grow: to a string or an array, each report would be added as one more entry.
+    'current_metrics', case jsonb_typeof(job->'current_metrics') when 'object' then job->'current_metrics' else '{}' end
+      || case jsonb_typeof(news->'current_metrics') when 'object' then news->'current_metrics' else '{}' end)
 $$;
 
 -- One call for all runs of a worker. reports is [{run_id, lease_token, job, points, notices, problem}], where
@@ -88,7 +89,8 @@ begin
       perform public.training_write_job(run.queue, run.job_id, public.training_advanced(job, news)
         || jsonb_build_object(
           'current_stage', coalesce(news->>'current_stage', job->>'current_stage'),
-          'current_cost', greatest((job->>'current_cost')::numeric, (news->>'current_cost')::numeric),
+          'current_cost', least(greatest((job->>'current_cost')::numeric, (news->>'current_cost')::numeric),
+                                (run.launched_with->>'max_cost')::numeric),
           'estimated_completion_at', coalesce(news->>'estimated_completion_at', job->>'estimated_completion_at')));
       perform public.training_store_points(run.id, report->'points');
       perform public.training_notify(run, report->'notices');
@@ -118,47 +120,72 @@ begin
 end
 $$;
 
--- Writes the one cost record of a run and answers what the whole job has cost so far, in USD. Seconds
--- of launches that lost the race are the run's too. No record for a run that used no GPU; one that checked
--- in did, even where the launcher forgot it before its first heartbeat and nobody knows for how long. A job
--- that was deleted has cost all the same; a user who was deleted takes all records along, so none is made.
-create or replace function public.training_bill_run(run public.training_runs, outcome jsonb)
+-- The GPU seconds of a launch: what was measured, and never more than the clock allows from its POST to its end.
+create or replace function public.training_launch_seconds(launch public.training_launches, measured numeric)
+returns numeric
+language sql stable set search_path = '' as $$
+  select round(least(greatest(training_launch_seconds.measured, 0),
+                     extract(epoch from coalesce((launch).ended_at, now()) - (launch).posted_at)), 3)
+$$;
+
+-- Writes the one cost record of a run, or writes it anew when more of its launches have ended, and answers what
+-- the whole job has cost so far, in USD. The seconds are those of all the run's launches, also of those that lost
+-- the race; GPU, price and cap are what the run was launched with. All records of a job together stay within its
+-- cap: the caller holds the job's row, so that no two bills of a job are made at once. No record for a run that
+-- used no GPU; one that checked in did, even where the launcher forgot it before its first heartbeat and nobody
+-- knows for how long. A job that was deleted has cost all the same; a user who was deleted takes all records
+-- along, so none is made.
+drop function if exists public.training_bill_run(public.training_runs, jsonb);
+create or replace function public.training_bill_run(run public.training_runs, run_status text, storage_fee numeric)
 returns numeric
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 declare
-  seconds numeric := coalesce((outcome->>'gpu_seconds')::numeric, 0) + coalesce(
-    (select sum(l.gpu_seconds) from public.training_launches l
-     where l.run_id = run.id and l.external_job_id is distinct from run.external_job_id), 0);
-  price numeric := (outcome->>'price_per_hour')::numeric;
-  gpu_count int := (outcome->>'gpu_count')::int;
-  fee numeric := coalesce((outcome->>'storage_fee')::numeric, 0);
+  seconds numeric := (select coalesce(sum(l.gpu_seconds), 0) from public.training_launches l where l.run_id = run.id);
+  price numeric := (run.launched_with->>'price_per_hour')::numeric;
+  gpu_count int := (run.launched_with->>'gpu_count')::int;
+  spent numeric := public.training_spent_cost(run);
+  fee numeric;
+  uncapped numeric;
+  capped numeric;
+  known public.cost_records;
+  new_details jsonb;
 begin
   update public.training_runs r set gpu_seconds = seconds where r.id = run.id;
-  if (seconds > 0 or run.checked_in_at is not null)
-     and exists (select from auth.users u where u.id = run.user_id) then
+  select * into known from public.cost_records c
+  where c.user_id = run.user_id and c.cost_type = 'training_compute' and c.details->>'run_id' = run.id::text;
+  if known.id is null and ((seconds = 0 and run.checked_in_at is null)
+                           or not exists (select from auth.users u where u.id = run.user_id)) then
+    return spent;
+  end if;
+  fee := coalesce(training_bill_run.storage_fee, (known.details->>'storage_fee')::numeric, 0);
+  uncapped := round(seconds / 3600 * price * gpu_count + fee, 2);
+  capped := least(uncapped, greatest((run.launched_with->>'max_cost')::numeric - spent + coalesce(known.amount, 0), 0));
+  new_details := jsonb_build_object(
+      'gpu_type', run.launched_with->>'gpu_type', 'gpu_count', gpu_count,
+      'duration_hours', round(seconds / 3600, 6), 'gpu_seconds', seconds,
+      'price_per_hour', price, 'outcome', training_bill_run.run_status, 'job_id', run.job_id,
+      'run_id', run.id, 'attempt', run.attempt)
+    || case when fee > 0 then jsonb_build_object('storage_fee', fee) else '{}' end
+    || case when uncapped > capped then jsonb_build_object('amount_before_cap', uncapped) else '{}' end;
+  if known.id is not null then
+    update public.cost_records c set amount = capped, details = new_details where c.id = known.id;
+  else
     insert into public.cost_records (user_id, job_id, cost_type, amount, details, billing_period)
     -- The column knows the older queue's jobs alone.
     values (run.user_id, (select j.id from public.training_jobs j where j.id = run.job_id), 'training_compute',
-            round(seconds / 3600 * price * gpu_count + fee, 2),
-            jsonb_build_object(
-              'gpu_type', outcome->>'gpu_type', 'gpu_count', gpu_count,
-              'duration_hours', round(seconds / 3600, 6), 'gpu_seconds', seconds,
-              'price_per_hour', price, 'outcome', outcome->>'run_status', 'job_id', run.job_id,
-              'run_id', run.id, 'attempt', run.attempt)
-            || case when fee > 0 then jsonb_build_object('storage_fee', fee) else '{}' end,
-            (now() at time zone 'utc')::date);
+            capped, new_details, (now() at time zone 'utc')::date);
   end if;
-  return public.training_spent_cost(run);
+  return spent - coalesce(known.amount, 0) + capped;
 end
 $$;
 
 -- Closes a run: the run's end, the job's end, artifact, cost and notices, all or nothing. Answers the
--- job's status afterwards; null when the lease is not held, and then nothing has changed.
+-- job's status afterwards; null when the lease is not held, and then nothing has changed. The token that has
+-- settled a run gets the same answer again: the first may have been lost on its way.
 -- outcome: {run_status, job_status: completed|failed|cancelled|queued, fault, error_code,
---   error_message, retry_after_seconds, waiting_stage, gpu_seconds, gpu_type, gpu_count,
---   price_per_hour, storage_fee, launcher_ended, job: {columns}, points, artifact: {columns, archive}, notices,
---   notices_if_cancelled}
+--   error_message, retry_after_seconds, waiting_stage, gpu_seconds, storage_fee, launcher_ended,
+--   job: {columns}, points, artifact: {columns, archive}, notices, notices_if_cancelled}
 -- A job that was cancelled stays cancelled, whatever the outcome says; its GPU time is billed all the same.
 create or replace function public.settle_run(run_id uuid, lease_token uuid, outcome jsonb) returns text
 language plpgsql security definer set search_path = '' as $$
@@ -170,6 +197,7 @@ declare
   run_status text;
   news jsonb;
   total_cost numeric;
+  trained_on uuid;
 begin
   outcome := public.training_decoded(outcome);
   verdict := outcome->>'job_status';
@@ -177,7 +205,8 @@ begin
   news := coalesce(outcome->'job', '{}');
   select * into run from public.training_held_run(settle_run.run_id, settle_run.lease_token);
   if not found then
-    return null;
+    return (select r.settled_as from public.training_runs r
+            where r.id = settle_run.run_id and r.lease_token = settle_run.lease_token);
   end if;
   job := public.training_job_row(run.queue, run.job_id, locked => true);
   if job is null or job->>'status' = 'cancelled' then
@@ -192,7 +221,7 @@ begin
   end if;
 
   update public.training_runs r
-  set status = run_status, ended_at = now(), lease_expires_at = now(), worker = null,
+  set status = run_status, settled_as = verdict, ended_at = now(), lease_expires_at = now(), worker = null,
       fault = outcome->>'fault', error_code = outcome->>'error_code',
       error_message = outcome->>'error_message',
       next_attempt_at = case when verdict = 'queued'
@@ -200,27 +229,29 @@ begin
       upload_request = null, upload_grant = null
   where r.id = run.id;
   update public.training_launches l
-  set ended_at = now(), gpu_seconds = (outcome->>'gpu_seconds')::numeric
-  where l.run_id = run.id and l.external_job_id = run.external_job_id
-    and (outcome->>'launcher_ended')::boolean;
+  set ended_at = coalesce(l.ended_at, case when (outcome->>'launcher_ended')::boolean then now() end),
+      gpu_seconds = greatest(l.gpu_seconds, public.training_launch_seconds(l, (outcome->>'gpu_seconds')::numeric))
+  where l.run_id = run.id and l.external_job_id = run.external_job_id;
 
   -- Where somebody else ended the job, no model is stored.
-  outcome := outcome || jsonb_build_object('run_status', run_status, 'storage_fee',
-    case when verdict = 'completed' and job->>'status' <> 'completed' then outcome->'storage_fee' end);
-  total_cost := public.training_bill_run(run, outcome);
+  total_cost := public.training_bill_run(run, run_status,
+    case when verdict = 'completed' and job->>'status' <> 'completed' then (outcome->>'storage_fee')::numeric end);
   if job is null or job->>'status' in ('completed', 'failed') then
     return verdict;
   end if;
   perform public.training_store_points(run.id, outcome->'points');
   if verdict = 'completed' and run.queue = 'training_jobs' then
+    -- Of what it was launched with: the job may name another dataset since, and that one may be gone since.
+    trained_on := coalesce((select d.id from public.datasets d where d.id = (run.launched_with->>'dataset_id')::uuid),
+                           (job->>'dataset_id')::uuid);
     insert into public.model_artifacts (id, user_id, job_id, dataset_id, name, version, description,
                                         quality_metrics, training_summary, configuration, artifacts,
                                         parent_model_id)
-    select run.id, run.user_id, run.job_id, (job->>'dataset_id')::uuid, a->>'name', a->>'version', a->>'description',
+    select run.id, run.user_id, run.job_id, trained_on, a->>'name', a->>'version', a->>'description',
            a->'quality_metrics',
            coalesce(a->'training_summary', '{}') || jsonb_build_object('total_cost', total_cost),
            a->'configuration', a->'artifacts', (a->>'parent_model_id')::uuid
-    from (select public.training_lineage(run, (job->>'dataset_id')::uuid, outcome->'artifact') as a) x
+    from (select public.training_lineage(run, trained_on, outcome->'artifact') as a) x
     on conflict (job_id) do nothing;
   end if;
   -- One write: the newer queue's deployment starts at whatever update shows it completed with its archive.

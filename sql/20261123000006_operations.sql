@@ -45,45 +45,50 @@ language sql stable security definer set search_path = '' as $$
   ) s
 $$;
 
--- Notes that launches have ended: [{external_job_id, gpu_seconds}]. Seconds that come after the run
--- was billed are added to its one cost record, at its own price, and to what its job has cost. A job of the newer
--- queue keeps its actual_cost: an update of a completed row there would start its deployment anew.
+-- Notes that launches have ended: [{external_job_id, gpu_seconds}]. Of a run that was billed before, the cost
+-- record is written anew with their seconds, or made, where its run was settled as one that used no GPU. What its
+-- job has cost grows with it. A completed job of the newer queue keeps its actual_cost: an update of a completed row
+-- there would start its deployment anew.
 create or replace function public.close_launches(reports jsonb) returns int
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
-  report jsonb;
-  launch public.training_launches;
+  report record;
   run public.training_runs;
+  job jsonb;
   total_cost numeric;
   closed int := 0;
 begin
+  reports := public.training_decoded(reports);
+  -- Runs first, in order of id, then jobs, as everywhere: a run that is being settled is billed with these or before.
+  perform from public.training_runs r
+  where r.id in (select l.run_id from public.training_launches l
+                 where l.external_job_id in (select c->>'external_job_id' from jsonb_array_elements(reports) c))
+  order by r.id for update;
   for report in
-    select r from jsonb_array_elements(public.training_decoded(close_launches.reports)) r order by r->>'external_job_id'
+    select l.id, l.run_id, r.queue, r.job_id, (c->>'gpu_seconds')::numeric as gpu_seconds
+    from jsonb_array_elements(reports) c
+    join public.training_launches l on l.external_job_id = c->>'external_job_id'
+    join public.training_runs r on r.id = l.run_id
+    order by r.job_id, l.id
   loop
     update public.training_launches l
-    set ended_at = now(), gpu_seconds = coalesce((report->>'gpu_seconds')::numeric, 0)
-    where l.external_job_id = report->>'external_job_id' and l.ended_at is null
-    returning * into launch;
+    set ended_at = now(),
+        gpu_seconds = greatest(l.gpu_seconds, public.training_launch_seconds(l, report.gpu_seconds))
+    where l.id = report.id and l.ended_at is null;
     continue when not found;
     closed := closed + 1;
-    select * into run from public.training_runs r where r.id = launch.run_id;
-    -- The owner's own seconds were billed when the run was settled.
-    update public.cost_records c
-    set amount = round(((c.details->>'gpu_seconds')::numeric + launch.gpu_seconds) / 3600
-                       * (c.details->>'price_per_hour')::numeric * (c.details->>'gpu_count')::int
-                       + coalesce((c.details->>'storage_fee')::numeric, 0), 2),
-        details = c.details || jsonb_build_object(
-          'gpu_seconds', (c.details->>'gpu_seconds')::numeric + launch.gpu_seconds,
-          'duration_hours', round(((c.details->>'gpu_seconds')::numeric + launch.gpu_seconds) / 3600, 6))
-    where run.external_job_id <> launch.external_job_id and run.ended_at is not null and launch.gpu_seconds > 0
-      and c.user_id = run.user_id and c.details->>'run_id' = run.id::text;
-    if found and run.queue = 'training_jobs' then
-      total_cost := public.training_spent_cost(run);
+    select * into run from public.training_runs r where r.id = report.run_id;
+    continue when run.ended_at is null;
+    job := public.training_job_row(run.queue, run.job_id, locked => true);
+    total_cost := public.training_bill_run(run, run.status, null);
+    if run.queue = 'training_jobs' then
       update public.training_jobs j
       set current_cost = greatest(j.current_cost, total_cost),
           final_cost = case when j.final_cost is not null then total_cost end
-      where j.id = run.job_id;
+      where j.id = run.job_id and (j.current_cost < total_cost or j.final_cost < total_cost);
+    elsif ((job->>'current_cost')::numeric >= total_cost) is not true then
+      perform public.training_write_job(run.queue, run.job_id, jsonb_build_object('current_cost', total_cost));
     end if;
   end loop;
   return closed;
@@ -161,7 +166,8 @@ begin
       'record_launch', 'training_note_launch', 'training_endpoints', 'training_run_of_token', 'training_is_published', 'training_is_file',
       'check_in_run',
       'request_upload', 'upload_grant', 'grant_upload', 'training_notify', 'training_store_points',
-      'training_advanced', 'record_progress', 'training_spent_cost', 'training_bill_run', 'settle_run',
+      'training_advanced', 'record_progress', 'training_spent_cost', 'training_launch_seconds', 'training_bill_run',
+      'settle_run',
       'training_lineage', 'cancel_training_job', 'stray_launches', 'close_launches', 'queue_health')
   loop
     execute format('revoke all on function %s from public, anon, authenticated', signature);

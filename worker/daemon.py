@@ -70,6 +70,8 @@ class Daemon:
         self._stop = asyncio.Event()
         self._passed = False
         self._given_up: deque[str] = deque(maxlen=_MAX_ADOPTED)
+        self._leaving: set[asyncio.Task[None]] = set()
+        """Work on runs that are not held any more, until it has ended: a stop waits for it as for all other work."""
         self._validator = Validator(services, self._stop)
         self._reconciler = Reconciler(services, self._stop)
 
@@ -182,7 +184,7 @@ class Daemon:
 
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:
         work = [holding.task for holding in self.holdings.values() if holding.task and not holding.task.done()]
-        tasks = [*loops, *work]
+        tasks = [*loops, *work, *self._leaving]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=_GRACE_SECONDS)
             for task in late:
@@ -294,6 +296,10 @@ class Daemon:
             holding = held[news.run_id]
             if self.holdings.get(news.run_id) is not holding or holding.settled_as is not None:
                 continue
+            if news.settled_as:
+                holding.settled_as = news.settled_as
+                self._forget(holding)
+                continue
             if not news.held:
                 self._drop(holding, "lease lost")
                 continue
@@ -348,7 +354,8 @@ class Daemon:
         reach("worker.progress.after")
         for holding in trusted:
             run_id = holding.assignment.run.id
-            if not applied.get(run_id, False) and holding.settled_as is None:
+            if not applied.get(run_id, False) and (holding.task is None or holding.task.done()):
+                # Work that goes on may have settled the run just now; the next renewal tells.
                 self._drop(holding, "progress refused")
 
     def _drop(self, holding: Holding, reason: str) -> None:
@@ -356,9 +363,15 @@ class Daemon:
         self._given_up.append(reason)
         log.warning("run given up", run_id=str(holding.assignment.run.id), reason=reason)
         self._forget(holding)
+        if holding.task in self._leaving:
+            # Nothing that it does counts any more, and what it reads takes a place that others wait for.
+            holding.task.cancel()
 
     def _forget(self, holding: Holding) -> None:
-        run_id = holding.assignment.run.id
+        run_id, task = holding.assignment.run.id, holding.task
+        if task is not None and not task.done() and task is not asyncio.current_task():
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
         # An adoption may already have put a newer holding in its place.
         if self.holdings.get(run_id) is holding:
             del self.holdings[run_id]

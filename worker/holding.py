@@ -14,9 +14,10 @@ from typing import Any
 import structlog
 
 from trainer.crashpoints import reach
-from trainer.protocol import MANIFEST_NAME, Progress, Result, Stage, Summary
+from trainer.protocol import MANIFEST_NAME, Progress, Result, Summary
 from worker import notices
 from worker.artifacts import Places
+from worker.billing import Measured, Rate, contradiction, gpu_of
 from worker.errors import LeaseLostError
 from worker.granting import answer
 from worker.jobs import Assignment, News
@@ -35,7 +36,6 @@ from worker.outcome import (
     parse_result,
     unreadable,
 )
-from worker.pricing import GpuPrice, accrued_cost, find_price
 from worker.reports import latest, point_rows, progress_columns, waiting_columns
 from worker.services import Services
 from worker.settling import Ending, settle
@@ -88,6 +88,7 @@ class Holding:
     task: asyncio.Task[None] | None = field(default=None, repr=False)
     faults_in_a_row: int = 0
     handlings_begun: set[str] = field(default_factory=set)
+    _contradicted: bool = False
 
     @classmethod
     def take(cls, services: Services, assignment: Assignment, *, asked_at: float) -> Holding:
@@ -159,32 +160,30 @@ class Holding:
         return True
 
     @property
-    def price(self) -> GpuPrice:
-        """The price that the run is billed at: of the GPU the trainer found, else of the one asked for."""
-        reported = self.progress.gpu_type if self.progress else None
-        asked = self.assignment.job.gpu_config if self.assignment.job else {}
-        wanted = (asked.get("type") or asked.get("gpu_type")) if isinstance(asked, dict) else None
-        for name in (reported, self.services.settings.endpoint_gpu_type, wanted):
-            found = find_price(self.services.prices, name)
-            if found:
-                return found
-        return max(self.services.prices, key=lambda price: price.price_per_hour)
+    def rate(self) -> Rate:
+        """What the run is billed at: as it was launched, or as it would be."""
+        launched_with, settings, job = self.assignment.run.launched_with, self.services.settings, self.assignment.job
+        if launched_with is not None:
+            return Rate.model_validate(launched_with)
+        prices = self.services.prices
+        price = gpu_of(job and job.gpu_config, prices, endpoint_gpu_type=settings.endpoint_gpu_type)
+        price = price or max(prices, key=lambda known: known.price_per_hour)
+        return Rate.at(price, gpu_count=settings.endpoint_gpu_count, max_cost=settings.max_cost_per_job)
 
-    @property
-    def gpu_count(self) -> int:
-        """How many GPUs the run is billed for: those there are, not those asked for."""
-        reported = self.progress.gpu_count if self.progress else None
-        return reported or self.services.settings.endpoint_gpu_count
+    def gpu_seconds(self, claimed: float | None = None) -> float:
+        """GPU seconds of this run so far; `claimed` is what its result says (`Measured.seconds`)."""
+        look = self.observation
+        measured = Measured(
+            launcher=self.measured_seconds,
+            heartbeats=self.news.used_seconds or 0.0,
+            wall=self.news.posted_seconds_ago,
+            is_final=look is not None and look.ended and look.execution_seconds is not None,
+        )
+        return measured.seconds(claimed, patience=self.services.settings.lost_seconds)
 
-    @property
-    def gpu_seconds(self) -> float:
-        """GPU time so far, the longer of the launcher's measure and the trainer's heartbeats."""
-        return max(self.measured_seconds, self.news.used_seconds or 0.0)
-
-    def _cost(self) -> float:
-        spent = self.assignment.run.spent_cost
-        price = self.price.price_per_hour
-        return round(spent + accrued_cost(self.gpu_seconds, price_per_hour=price, gpu_count=self.gpu_count), 2)
+    def cost(self, seconds: float, *, fee: float = 0.0) -> float:
+        """What the job has cost with so many seconds of this run, in USD."""
+        return self.rate.cost(seconds, spent=self.assignment.run.spent_cost, fee=fee)
 
     @property
     def _is_to_stop(self) -> bool:
@@ -232,7 +231,9 @@ class Holding:
         self.measured_seconds = max(self.measured_seconds, observation.execution_seconds or 0.0)
         if observation.state is LaunchState.RUNNING:
             progress = parse_progress(observation.output, run_id=str(self.assignment.run.id))
-            self.progress = latest(self.progress, progress) if progress else self.progress
+            if progress:
+                self.progress = latest(self.progress, progress)
+                self.compare_claims(self.progress)
         return observation
 
     async def _look(self, external_job_id: str) -> None:
@@ -245,7 +246,9 @@ class Holding:
             silent_seconds=self.silence.listen(observation, self.news.last_seen_at, self.services.clock()),
             checked_in=self.news.checked_in_at is not None,
             lost_seconds=self.services.settings.lost_seconds,
-            longest_seconds=self.services.settings.max_run_seconds + _WATCH_MARGIN_SECONDS,
+            longest_seconds=self.services.settings.max_run_seconds
+            - self.assignment.run.spent_seconds
+            + _WATCH_MARGIN_SECONDS,
         )
         if isinstance(verdict, Finish):
             if not await self._is_owner(external_job_id):
@@ -271,6 +274,10 @@ class Holding:
         """
         run, asked_at = self.assignment.run, self.services.clock()
         (news,) = await self.services.queue.renew([(run.id, run.lease_token)])
+        if news.settled_as:
+            # By this worker, in an earlier cycle: the answer was lost on its way.
+            self.settled_as = news.settled_as
+            return False
         if not news.held:
             raise LeaseLostError("the lease was lost before the end")
         self.take_news(news, asked_at=asked_at)
@@ -285,19 +292,18 @@ class Holding:
 
     def _watch_limits(self) -> None:
         settings = self.services.settings
-        hourly = self.price.price_per_hour * self.gpu_count
-        margin_cost = hourly * _WATCH_MARGIN_SECONDS / 3600
-        if self.gpu_seconds > settings.max_run_seconds + _WATCH_MARGIN_SECONDS:
+        run, seconds, rate = self.assignment.run, self.gpu_seconds(), self.rate
+        if run.spent_seconds + seconds > settings.max_run_seconds + _WATCH_MARGIN_SECONDS:
             self.stopping = OVER_TIME
-        elif self._cost() > settings.max_cost_per_job + margin_cost:
+        elif run.spent_cost + rate.hourly * (seconds - _WATCH_MARGIN_SECONDS) / 3600 > rate.max_cost:
             self.stopping = OVER_BUDGET
 
     def _progress_report(self) -> dict[str, Any] | None:
         job = self.assignment.job
         if self.progress is None or job is None:
-            return self.make_report({"current_cost": self._cost(), **self._waiting_columns()})
+            return self.make_report({"current_cost": self.cost(self.gpu_seconds()), **self._waiting_columns()})
         columns = progress_columns(
-            self.progress, total_epochs=job.total_epochs, cost=self._cost(), now=self.services.now()
+            self.progress, total_epochs=job.total_epochs, cost=self.cost(self.gpu_seconds()), now=self.services.now()
         )
         points = point_rows(
             self.progress.points,
@@ -329,16 +335,21 @@ class Holding:
             "problem": self.problem,
         }
 
-    def note_gpu(self, summary: Summary) -> None:
-        """Take the GPU from the result, where no progress report has named it."""
-        known = self.progress or Progress(run_id=str(self.assignment.run.id), stage=Stage.SETUP, progress=0)
-        if summary.gpu_type and not known.gpu_type:
-            self.progress = known.model_copy(update={"gpu_type": summary.gpu_type, "gpu_count": summary.gpu_count})
+    def compare_claims(self, claims: Progress | Summary) -> None:
+        """Log, once, what the container says of its GPUs where the bill says something else."""
+        problem = contradiction(self.rate, claims.gpu_type, claims.gpu_count, self.services.prices)
+        if problem and not self._contradicted:
+            log.warning(
+                "the trainer contradicts the bill; see LORA_WORKER_ENDPOINT_GPU_TYPE and …_GPU_COUNT",
+                run_id=str(self.assignment.run.id),
+                problem=problem,
+            )
+            self._contradicted = True
 
     def started_notice(self) -> dict[str, Any]:
         """The notice that the GPU has begun; the database keeps only the first."""
         name = self.assignment.dataset.name if self.assignment.dataset else "your dataset"
-        return notices.job_started(self.assignment.run.job_id, name, self.price.type, self.gpu_count)
+        return notices.job_started(self.assignment.run.job_id, name, self.rate.gpu_type, self.rate.gpu_count)
 
     async def _stop(self) -> None:
         """Stop the GPU, see that it has stopped, then settle: as cancelled, or with why it was stopped."""

@@ -120,8 +120,12 @@ class Run(BaseModel):
     infrastructure_failures: int = 0
     launches: int = 0
     posted_seconds_ago: float | None = None
+    launched_with: dict[str, Any] | None = None
+    """What the run was last launched with: the job's dataset and parameters, and what it is billed at."""
     spent_cost: float = 0
     """USD that the job's earlier runs have cost."""
+    spent_seconds: float = 0
+    """GPU seconds that the job's earlier runs have used."""
     age_seconds: float = 0
     created_at: datetime
     stage: str | None = None
@@ -149,6 +153,8 @@ class News(BaseModel):
     run_id: UUID
     held: bool
     status: str | None = None
+    settled_as: str | None = None
+    """The job's status after this very lease has settled the run."""
     cancel_requested: bool = False
     external_job_id: str | None = None
     endpoint: str | None = None
@@ -158,6 +164,8 @@ class News(BaseModel):
     """Since the trainer's last heartbeat; None before the first."""
     used_seconds: float | None = None
     """From the trainer's check-in to its last heartbeat."""
+    posted_seconds_ago: float | None = None
+    """Since the launch that owns the run was sent."""
     upload_request: Any = None
     """As the container sent it: it is read when it is answered."""
 

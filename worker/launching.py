@@ -144,6 +144,7 @@ async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> Non
         memory_gb=plan.price.memory_gb,
         price_per_hour=plan.price.price_per_hour,
     )
+    launched_with = {"dataset_id": job.dataset_id and str(job.dataset_id), **plan.rate.model_dump()}
     refused = await services.queue.begin_launch(
         run.id,
         run.lease_token,
@@ -151,6 +152,7 @@ async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> Non
         endpoint=launcher.endpoint,
         token_sha256=token_sha256(request.channel.token),
         enrichment=both_shapes,
+        launched_with=launched_with,
     )
     if refused == "lease_lost":
         raise LeaseLostError("the lease was lost before the launch")
@@ -162,7 +164,12 @@ async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> Non
     # The database knows this token alone from here on, whatever an earlier launch was sent.
     holding.token = request.channel.token
     # As the row is now: the artifact's configuration is copied from it.
-    holding.assignment = holding.assignment.model_copy(update={"job": job.model_copy(update=both_shapes)})
+    holding.assignment = holding.assignment.model_copy(
+        update={
+            "job": job.model_copy(update=both_shapes),
+            "run": run.model_copy(update={"launched_with": launched_with}),
+        }
+    )
     reach("worker.launch.before_post")
     holding.require_lease()
     external_job_id = await _send(holding, request.model_dump(mode="json"), plan.policy)

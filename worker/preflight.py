@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from trainer.errors import TrainingError
 from trainer.hyperparameters import GpuConfig, Hyperparameters
 from trainer.survey import Survey, Surveyor
+from worker.billing import Rate, gpu_of
 from worker.errors import ObjectMissingError, PreflightError
 from worker.estimate import Work, estimate
 from worker.jobs import Assignment, Dataset, Job, parse_gpu_config, parse_hyperparameters
 from worker.launchers.base import Policy
-from worker.pricing import LEAST_USEFUL_SECONDS, GpuPrice, affordable_seconds, find_price
+from worker.pricing import LEAST_USEFUL_SECONDS, GpuPrice, affordable_seconds
 from worker.services import Services
 from worker.storage import Storage
 from worker.terms import Terms
@@ -25,6 +26,7 @@ class Plan:
     hyperparameters: Hyperparameters
     gpu_config: GpuConfig
     price: GpuPrice
+    rate: Rate
     policy: Policy
     survey: Survey
 
@@ -43,24 +45,25 @@ async def check(assignment: Assignment, services: Services) -> Plan:
     hyperparameters = parse_hyperparameters(job, default_base_model=settings.default_base_model)
     gpu_config = parse_gpu_config(job)
     check_base_model(hyperparameters, settings.base_models)
-    price = find_price(services.prices, settings.endpoint_gpu_type or gpu_config.type)
+    price = gpu_of({"type": gpu_config.type}, services.prices, endpoint_gpu_type=settings.endpoint_gpu_type)
     if price is None:
         known = ", ".join(price.type for price in services.prices)
         raise PreflightError(
             "gpu_config_invalid",
             f"gpu_config: {gpu_config.type!r} is not a GPU that is offered; choose one of {known}.",
         )
+    rate = Rate.at(price, gpu_count=settings.endpoint_gpu_count, max_cost=settings.max_cost_per_job)
     policy = make_policy(
-        price,
-        gpu_count=settings.endpoint_gpu_count,
-        budget=settings.max_cost_per_job - assignment.run.spent_cost,
+        rate,
+        spent_cost=assignment.run.spent_cost,
+        spent_seconds=assignment.run.spent_seconds,
         max_run_seconds=settings.max_run_seconds,
         queue_allowance_seconds=settings.queue_allowance_seconds,
     )
     dataset = check_dataset_row(job, assignment.dataset)
     survey = await survey_dataset(dataset, services.storage, max_bad_line_share=hyperparameters.max_bad_line_share)
     check_estimate(hyperparameters, survey, gpu_config.type, services.terms)
-    return Plan(hyperparameters, gpu_config, price, policy, survey)
+    return Plan(hyperparameters, gpu_config, price, rate, policy, survey)
 
 
 def check_base_model(hyperparameters: Hyperparameters, allowed: tuple[str, ...]) -> None:
@@ -144,24 +147,32 @@ def check_estimate(chosen: Hyperparameters, survey: Survey, gpu_type: str, terms
 
 
 def make_policy(
-    price: GpuPrice, *, gpu_count: int, budget: float, max_run_seconds: float, queue_allowance_seconds: float
+    rate: Rate, *, spent_cost: float, spent_seconds: float, max_run_seconds: float, queue_allowance_seconds: float
 ) -> Policy:
-    """How long a launch may execute and live, from the budget in USD that is left.
+    """How long a launch may execute and live, from the money and the time that the job's earlier runs left.
 
     The ttl counts from submission and deletes even a running job, so it outlives the longest wait in
     the queue and the longest execution together. The settings keep both within RunPod's seven days.
 
     Raises:
-        PreflightError: the budget does not last for a useful run.
+        PreflightError: the money or the time does not last for a useful run.
     """
-    affordable = affordable_seconds(budget, price_per_hour=price.price_per_hour, gpu_count=gpu_count)
+    budget = rate.max_cost - spent_cost
+    affordable = affordable_seconds(budget, price_per_hour=rate.price_per_hour, gpu_count=rate.gpu_count)
     if affordable < LEAST_USEFUL_SECONDS:
         raise PreflightError(
             "budget_exhausted",
-            f"The job's budget has ${max(budget, 0):.2f} left, less than five minutes of a {price.type} "
-            f"(${price.price_per_hour:.2f} an hour); choose a cheaper GPU or ask for a higher limit.",
+            f"The job's budget has ${max(budget, 0):.2f} left, less than five minutes of a {rate.gpu_type} "
+            f"(${rate.price_per_hour:.2f} an hour); choose a cheaper GPU or ask for a higher limit.",
         )
-    execution = min(affordable, max_run_seconds)
+    time_left = max_run_seconds - spent_seconds
+    if time_left < LEAST_USEFUL_SECONDS:
+        raise PreflightError(
+            "time_limit",
+            f"The job's attempts have used {spent_seconds / 3600:.1f} of the {max_run_seconds / 3600:.1f} GPU hours "
+            "that it may take; choose fewer epochs or a smaller dataset, or ask for a higher limit.",
+        )
+    execution = min(affordable, time_left)
     return Policy(execution, execution + queue_allowance_seconds)
 
 

@@ -206,6 +206,7 @@ class Queue:
         endpoint: str,
         token_sha256: str,
         enrichment: dict[str, Any],
+        launched_with: dict[str, Any],
     ) -> str | None:
         """Record the intent to launch, and where; None means go, otherwise the reason not to."""
         # Not repeated: every call that was carried out counts as a launch.
@@ -218,6 +219,7 @@ class Queue:
             token_sha256=token_sha256,
             enrichment=enrichment,
             endpoint=endpoint,
+            launched_with=launched_with,
         )
         return None if answer["may_launch"] else str(answer["reason"])
 

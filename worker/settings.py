@@ -137,7 +137,10 @@ class Settings(BaseSettings):
         description="How long a launch may wait for a GPU; with the next at most 604800",
     )
     max_run_seconds: Seconds = Field(
-        default=43200, ge=LEAST_USEFUL_SECONDS, le=604800, description="Longest GPU time of one run"
+        default=43200,
+        ge=LEAST_USEFUL_SECONDS,
+        le=604800,
+        description="Longest GPU time of a job, all its attempts together",
     )
     max_cost_per_job: float = Field(default=100, gt=0, le=1_000_000, description="USD a job may cost over all its runs")
     storage_fee: float = Field(default=0, ge=0, le=1000, description="USD added for storing a finished model")
@@ -146,7 +149,7 @@ class Settings(BaseSettings):
         default=_KNOWN_BASE_MODELS, description="Base models that jobs may name, comma-separated"
     )
     endpoint_gpu_type: str | None = Field(
-        default=None, description="GPU of the endpoint for the bill, until the trainer says what it has"
+        default=None, description="GPU of the endpoint, for limits and bills; empty: the one that the job asks for"
     )
     endpoint_gpu_count: int = Field(default=1, ge=1, le=8, description="GPUs of one worker of the endpoint")
     price_table: Path | None = Field(default=None, description="A price file of your own (see worker/prices.toml)")

@@ -31,7 +31,6 @@ from worker.outcome import (
     rate_training,
     retry_after,
 )
-from worker.pricing import accrued_cost
 from worker.reports import final_columns, partial_columns, point_rows
 from worker.telemetry import SETTLED
 
@@ -148,9 +147,6 @@ def _base(holding: Holding, gpu_seconds: float, points: list[Point], total_steps
     observation, job = holding.observation, holding.assignment.job
     return {
         "gpu_seconds": gpu_seconds,
-        "gpu_type": holding.price.type,
-        "gpu_count": holding.gpu_count,
-        "price_per_hour": holding.price.price_per_hour,
         "launcher_ended": observation is not None and observation.ended,
         "notices_if_cancelled": [_cancelled_notice(holding, gpu_seconds)],
         "points": point_rows(points, total_steps=total_steps, limit=holding.services.settings.chart_points),
@@ -161,8 +157,7 @@ def _base(holding: Holding, gpu_seconds: float, points: list[Point], total_steps
 def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
     run, services = holding.assignment.run, holding.services
     summary = manifest.summary
-    gpu_seconds = max(holding.gpu_seconds, summary.execution_seconds or 0.0)
-    holding.note_gpu(summary)
+    gpu_seconds = _billed_seconds(holding, summary)
     points = curve_of(manifest, holding.progress.points if holding.progress else [])
     artifact = describe_artifact(
         holding.assignment,
@@ -174,12 +169,6 @@ def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
         ),
     )
     fee = services.settings.storage_fee
-    cost = round(
-        run.spent_cost
-        + fee
-        + accrued_cost(gpu_seconds, price_per_hour=holding.price.price_per_hour, gpu_count=holding.gpu_count),
-        2,
-    )
     name = holding.assignment.dataset.name if holding.assignment.dataset else "your dataset"
     archive = Places.of(run).archive
     return {
@@ -191,16 +180,28 @@ def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
         "artifact": {**artifact, "archive": archive and f"{services.settings.artifacts_bucket}/{archive}"},
         "notices": [
             holding.started_notice(),
-            notices.job_completed(job.id, name, cost),
+            notices.job_completed(job.id, name, holding.cost(gpu_seconds, fee=fee)),
             notices.artifact_ready(job.id, run.id, artifact["name"]),
         ],
     }
 
 
 def _cancelled_notice(holding: Holding, gpu_seconds: float) -> dict[str, Any]:
-    run, price = holding.assignment.run, holding.price.price_per_hour
-    cost = accrued_cost(gpu_seconds, price_per_hour=price, gpu_count=holding.gpu_count)
-    return notices.job_cancelled(run.job_id, round(cost + run.spent_cost, 2))
+    return notices.job_cancelled(holding.assignment.run.job_id, holding.cost(gpu_seconds))
+
+
+def _billed_seconds(holding: Holding, summary: Summary) -> float:
+    """The seconds of the bill; what the trainer says of them and of its GPUs is logged where it is something else."""
+    holding.compare_claims(summary)
+    billed = holding.gpu_seconds(summary.execution_seconds)
+    if (summary.execution_seconds or 0.0) > billed + holding.services.settings.lost_seconds:
+        log.warning(
+            "the trainer claims more seconds than the clocks say",
+            run_id=str(holding.assignment.run.id),
+            claimed=summary.execution_seconds,
+            billed=round(billed, 1),
+        )
+    return billed
 
 
 def _partial_points(holding: Holding, ending: Ending) -> tuple[list[Point], int | None]:
@@ -213,10 +214,8 @@ def _partial_points(holding: Holding, ending: Ending) -> tuple[list[Point], int 
 def _partial(holding: Holding, ending: Ending) -> dict[str, Any]:
     """What stands in the outcome of every run without an artifact."""
     summary = ending.result.summary if ending.result else Summary()
-    # It may have ended between two polls.
-    holding.note_gpu(summary)
     points, total_steps = _partial_points(holding, ending)
-    return _base(holding, max(holding.gpu_seconds, summary.execution_seconds or 0.0), points, total_steps)
+    return _base(holding, _billed_seconds(holding, summary), points, total_steps)
 
 
 def _cancelled(holding: Holding, ending: Ending) -> dict[str, Any]:

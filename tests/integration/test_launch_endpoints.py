@@ -6,14 +6,14 @@ import hashlib
 from typing import Any
 from uuid import uuid4
 
-from tests.rows import Database, Row
+from tests.rows import H100, Database, Row
 
 HERE, THERE = "https://api.runpod.ai/v2/here", "https://api.runpod.ai/v2/there"
 
 
 def begin(db: Database, run: Row, token: str, endpoint: str) -> Any:
     sha256 = hashlib.sha256(token.encode()).hexdigest()
-    return db.call("begin_launch", run["id"], run["lease_token"], "runpod", sha256, {}, endpoint)
+    return db.call("begin_launch", run["id"], run["lease_token"], "runpod", sha256, {}, H100, endpoint)
 
 
 def record(db: Database, run: Row, external_job_id: str, endpoint: str) -> Any:

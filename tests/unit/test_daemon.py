@@ -201,7 +201,7 @@ async def test_gpu_time_that_was_measured_is_not_forgotten_with_the_job(
     await holding.advance()
     holding.services.launcher.state = LaunchState.MISSING  # type: ignore[attr-defined]
     await holding.advance()
-    assert holding.gpu_seconds == 90
+    assert holding.gpu_seconds() == 90
 
 
 async def test_an_adopted_run_that_was_cancelled_is_billed_what_its_trainer_has_used(
@@ -210,7 +210,7 @@ async def test_an_adopted_run_that_was_cancelled_is_billed_what_its_trainer_has_
     billed: list[float] = []
 
     async def settle(holding: Holding, _: Any) -> str:
-        billed.append(holding.gpu_seconds)
+        billed.append(holding.gpu_seconds())
         return "cancelled"
 
     monkeypatch.setattr(holding_module, "settle", settle)
@@ -220,7 +220,7 @@ async def test_an_adopted_run_that_was_cancelled_is_billed_what_its_trainer_has_
         adopted.model_copy(update={"job": None}),
         asked_at=services.clock(),
     )
-    assert holding.gpu_seconds == 70
+    assert holding.gpu_seconds() == 70
     # The trainer's last heartbeat may have come after the adoption.
     news = News(run_id=adopted.run.id, held=True, external_job_id="ext", used_seconds=75, cancel_requested=True)
     monkeypatch.setattr(services.queue, "renew", lambda leases: asyncio.sleep(0, [news]))

@@ -12,6 +12,8 @@ from tests.scripted import assignment, make_services
 from trainer.hyperparameters import GpuConfig, Hyperparameters
 from trainer.protocol import Channel, DatasetRef, Limits, OutputRef, Request
 from worker import launching
+from worker.billing import Rate
+from worker.errors import PreflightError
 from worker.holding import Holding
 from worker.launching import patience_seconds
 from worker.preflight import make_policy
@@ -39,9 +41,9 @@ def test_a_job_outlasts_any_number_of_refused_launches() -> None:
 @pytest.mark.parametrize("budget", [10, 1_000_000])
 def test_a_launch_outlives_its_longest_wait_and_its_longest_execution(max_run_seconds: float, budget: float) -> None:
     policy = make_policy(
-        load_prices()[0],
-        gpu_count=1,
-        budget=budget,
+        Rate.at(load_prices()[0], gpu_count=1, max_cost=budget),
+        spent_cost=0,
+        spent_seconds=0,
         max_run_seconds=max_run_seconds,
         queue_allowance_seconds=86_400,
     )
@@ -78,3 +80,22 @@ async def test_a_request_with_a_secret_key_is_never_sent(monkeypatch: pytest.Mon
     services.settings.supabase_publishable_key = SecretStr("sb_publishable_x")
     await launching.launch(holding)
     assert len(posted) == 1
+
+
+def test_a_resumed_attempt_gets_what_earlier_ones_left_of_time_and_money() -> None:
+    rate = Rate(gpu_type="H100", gpu_count=1, price_per_hour=4.0, max_cost=100)
+    policy = make_policy(
+        rate, spent_cost=40, spent_seconds=36_000, max_run_seconds=43_200, queue_allowance_seconds=86_400
+    )
+    assert policy.execution_seconds == 7_200
+    policy = make_policy(
+        rate, spent_cost=98, spent_seconds=36_000, max_run_seconds=43_200, queue_allowance_seconds=86_400
+    )
+    assert policy.execution_seconds == 1_800
+
+
+def test_a_job_whose_attempts_used_its_time_up_is_refused_with_both_figures() -> None:
+    rate = Rate(gpu_type="H100", gpu_count=1, price_per_hour=4.0, max_cost=100)
+    with pytest.raises(PreflightError, match=r"used 11\.9 of the 12\.0 GPU hours") as refused:
+        make_policy(rate, spent_cost=47, spent_seconds=43_000, max_run_seconds=43_200, queue_allowance_seconds=86_400)
+    assert refused.value.code == "time_limit"

@@ -1,14 +1,16 @@
-"""What a run is billed for: the GPU that was there, also where no poll saw it."""
+"""What a run is billed for: the clocks' seconds and the endpoint's GPUs, whatever its container says."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.scripted import assignment
 from trainer.protocol import ErrorCode, Fault, Manifest, Point, Progress, Result, Stage, Summary, TrainerError
 from worker.holding import Holding
+from worker.launchers.base import LaunchState, Observation
 from worker.outcome import Failure, _failure_of, parse_result
 from worker.services import Services
 from worker.settling import Ending, _failure, _success
@@ -43,24 +45,58 @@ def succeeded(holding: Holding, summary: Summary) -> dict[str, Any]:
     return _success(holding, manifest, job)
 
 
+GPU_OF_THE_CONTAINER = {"gpu_type": "NVIDIA A40", "gpu_count": 2}
+
+
 @pytest.mark.parametrize("end", [failed, succeeded])
-@pytest.mark.parametrize("progress", [None, {}, {"current_step": 3}], ids=str)
-def test_a_run_whose_gpu_no_poll_saw_is_billed_for_what_its_result_names(
+@pytest.mark.parametrize("progress", [None, {}, GPU_OF_THE_CONTAINER], ids=str)
+def test_gpu_and_count_are_the_endpoints_and_a_contradiction_is_logged(
     services: Services, end: Any, progress: dict[str, Any] | None
 ) -> None:
-    outcome = end(held(services, progress), A40)
-    assert (outcome["gpu_type"], outcome["gpu_count"], outcome["gpu_seconds"]) == ("A40", 2, 3600)
+    holding = held(services, progress)
+    with capture_logs() as logs:
+        outcome = end(holding, A40)
+    assert (holding.rate.gpu_type, holding.rate.gpu_count) == ("H100", 1)
+    assert not {"gpu_type", "gpu_count", "price_per_hour"} & set(outcome)
+    (told,) = [entry["problem"] for entry in logs if "contradicts" in entry["event"]]
+    assert told == "the trainer found 2 × A40, and 1 × H100 is billed"
 
 
 @pytest.mark.parametrize("end", [failed, succeeded])
-def test_a_gpu_that_was_seen_stays_the_one_that_is_billed(services: Services, end: Any) -> None:
-    outcome = end(held(services, {"gpu_type": "NVIDIA L4", "gpu_count": 1}), A40)
-    assert (outcome["gpu_type"], outcome["gpu_count"]) == ("L4", 1)
+def test_a_container_that_claims_ten_million_seconds_is_billed_by_the_clocks(services: Services, end: Any) -> None:
+    holding = held(services, None)
+    holding.measured_seconds = 90.0
+    holding.observation = Observation(LaunchState.COMPLETED, execution_seconds=90.0)
+    with capture_logs() as logs:
+        outcome = end(holding, Summary(execution_seconds=10_000_000))
+    assert outcome["gpu_seconds"] == 90
+    assert ["claims more seconds" in entry["event"] for entry in logs] == [True]
 
 
 @pytest.mark.parametrize("end", [failed, succeeded])
-def test_a_run_whose_gpu_nobody_names_is_billed_for_the_one_asked_for(services: Services, end: Any) -> None:
-    assert end(held(services, None), Summary())["gpu_type"] == "H100"
+def test_a_claim_fills_a_gap_of_the_clocks_and_no_more(services: Services, end: Any) -> None:
+    holding = held(services, None)
+    holding.observation = Observation(LaunchState.MISSING)
+    holding.news = holding.news.model_copy(update={"used_seconds": 100.0, "posted_seconds_ago": 86_400.0})
+    assert end(holding, Summary(execution_seconds=130))["gpu_seconds"] == 130
+    assert end(holding, Summary(execution_seconds=10_000_000))["gpu_seconds"] == 100 + services.settings.lost_seconds
+    holding.news = holding.news.model_copy(update={"posted_seconds_ago": 120.0})
+    assert end(holding, Summary(execution_seconds=10_000_000))["gpu_seconds"] == 120
+
+
+def test_what_a_user_reads_of_the_cost_stays_within_the_cap(services: Services) -> None:
+    holding = held(services, None)
+    holding.measured_seconds = 10_000_000.0
+    assert holding.cost(holding.gpu_seconds()) == services.settings.max_cost_per_job
+    (notice,) = failed(holding, Summary())["notices_if_cancelled"]
+    assert "$100.00" in notice["message"]
+
+
+def test_a_run_is_billed_at_the_rate_it_was_launched_with(services: Services) -> None:
+    launched_with = {"dataset_id": None, "gpu_type": "L4", "gpu_count": 2, "price_per_hour": 0.5, "max_cost": 7}
+    holding = Holding.take(services, assignment(launched_with=launched_with), asked_at=services.clock())
+    assert (holding.rate.gpu_type, holding.rate.gpu_count, holding.cost(3600)) == ("L4", 2, 1.0)
+    assert holding.cost(10**9) == 7
 
 
 def test_naming_the_gpu_late_keeps_the_curve(services: Services) -> None:
