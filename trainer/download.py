@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from trainer.connections import why_unreachable
 from trainer.errors import DatasetChangedError, DatasetUnreachableError
 from trainer.protocol import DatasetRef
 from trainer.storage_answers import Refusal, read_streamed_answer
@@ -64,7 +65,7 @@ async def _stream(http: httpx.AsyncClient, url: str, target: Path) -> tuple[int,
                     digest.update(chunk)
                     size += len(chunk)
     except httpx.TransportError as error:
-        raise _PassingFaultError(f"The dataset's download broke off ({type(error).__name__}).") from None
+        raise _PassingFaultError(f"The dataset's download broke off: {why_unreachable(error)}.") from None
     except httpx.InvalidURL:
         raise DatasetUnreachableError("The dataset's URL is not a URL.") from None
     return size, digest.hexdigest()

@@ -16,6 +16,7 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from trainer.channel import ChannelClient
+from trainer.connections import why_unreachable
 from trainer.crashpoints import reach
 from trainer.errors import ChannelUnreachableError, GrantMissingError, StorageRefusedError, UploadFailedError
 from trainer.grants import GrantUnreadableError, lifetime_seconds, open_urls
@@ -196,7 +197,7 @@ class _Uploads:
         try:
             response = await self._http.put(url, content=body, headers=headers)
         except httpx.TransportError as error:
-            raise _PassingFaultError(f"The upload of {path} broke off ({type(error).__name__}).") from None
+            raise _PassingFaultError(f"The upload of {path} broke off: {why_unreachable(error)}.") from None
         if not response.is_success:
             raise _explain(read_answer(response.status_code, response.content), path, size)
 

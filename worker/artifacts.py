@@ -22,6 +22,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from trainer.connections import why_unreachable
 from trainer.protocol import (
     MANIFEST_NAME,
     ArtifactFile,
@@ -218,7 +219,7 @@ async def _stream_over(url: str, target: str, path: str, http: httpx.AsyncClient
             answer.raise_for_status()
     except httpx.HTTPError as error:
         raise ServiceUnavailableError(
-            "Supabase Storage", f"{path} could not be stored ({type(error).__name__})"
+            "Supabase Storage", f"{path} could not be stored: {why_unreachable(error)}"
         ) from None
     return size, digest.hexdigest()
 

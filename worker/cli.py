@@ -159,9 +159,9 @@ def doctor(as_json: AsJson = False) -> None:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:
         for check in checks:
-            mark = "ok  " if check.ok else "FAIL"
+            mark = {True: "ok  ", False: "FAIL", None: "-   "}[check.ok]
             typer.echo(f"{mark} {check.subject}: {check.finding}" + (f" → {check.remedy}" if check.remedy else ""))
-    if not all(check.ok for check in checks):
+    if any(check.ok is False for check in checks):
         raise typer.Exit(1)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from trainer.connections import why_unreachable
 from trainer.grants import lifetime_seconds
 from worker.buckets import (
     LEAST_MODEL_BYTES,
@@ -17,7 +18,13 @@ from worker.buckets import (
     project_fault,
     publicity_faults,
 )
-from worker.errors import ServiceError, ServiceUnavailableError
+from worker.errors import (
+    SchemaMismatchError,
+    SchemaMissingError,
+    ServiceError,
+    ServiceRefusedError,
+    ServiceUnavailableError,
+)
 from worker.queue import api_headers
 from worker.services import Services
 from worker.storage import PROBE_NAME
@@ -36,36 +43,60 @@ _NO_CHECK_IN = {"token": "", "external_job_id": "doctor", "execution_id": "00000
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was found; `remedy` is empty when all is well."""
+    """What was found; `remedy` is empty when all is well. `ok` is None for what was not looked at."""
 
     subject: str
-    ok: bool
+    ok: bool | None
     finding: str
     remedy: str = ""
 
 
 async def examine(services: Services) -> list[Check]:
-    """Run every check; a failing one never hides the next."""
+    """Run every check. One that fails hides no other, but for what would only fail by the same cause."""
     checks: list[Check] = []
+    spoilt: frozenset[str] = frozenset()
     for subject, check in _CHECKS:
+        if subject in spoilt:
+            checks.append(Check(subject, None, "not looked at: mend the database's fault first"))
+            continue
         try:
             checks += await check(services)
-        except ServiceError as error:
-            checks.append(Check(subject, False, str(error), _remedy_of(subject)))
         except Exception as error:
             # It is called where things are not as they should be: what nobody thought of hides nothing else.
-            text = f"an answer could not be understood ({type(error).__name__})"
-            checks.append(Check(subject, False, text, _remedy_of(subject)))
+            known = isinstance(error, ServiceError)
+            text = str(error) if known else f"an answer could not be understood ({type(error).__name__})"
+            checks.append(Check(subject, False, text, _remedy_of(subject, error)))
+            spoilt |= _spoilt_by(subject, error)
     return checks
 
 
-def _remedy_of(subject: str) -> str:
-    return {
-        "database": "check SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY; run `lora-worker migrate`",
-        "rights": "check SUPABASE_URL and SUPABASE_PUBLISHABLE_KEY",
-        "storage": "check that Storage is on in the project and that the key may use it",
-        "endpoint": "check GPU_CLUSTER_API_URL and GPU_CLUSTER_API_KEY",
-    }.get(subject, "")
+def _spoilt_by(subject: str, error: Exception) -> frozenset[str]:
+    """The checks whose answers a fault would spoil: buckets look missing to a wrong key, functions at a wrong host."""
+    if subject != "database":
+        return frozenset()
+    if isinstance(error, ServiceRefusedError):
+        # Storage is asked with the same key.
+        return frozenset({"storage"}) if error.status == 401 else frozenset()
+    if isinstance(error, SchemaMismatchError) and not isinstance(error, SchemaMissingError):
+        return frozenset()
+    return frozenset({"rights", "storage"})
+
+
+def _remedy_of(subject: str, error: Exception) -> str:
+    if isinstance(error, SchemaMismatchError):
+        # Its sentence says it.
+        return ""
+    if subject == "database" and not isinstance(error, ServiceRefusedError):
+        return "check SUPABASE_URL, and that this machine reaches it"
+    return _REMEDIES[subject]
+
+
+_REMEDIES = {
+    "database": "check SUPABASE_SERVICE_ROLE_KEY, and that it is of the project of SUPABASE_URL",
+    "rights": "check SUPABASE_PUBLISHABLE_KEY, and that it is of the project of SUPABASE_URL",
+    "storage": "check that Storage is on in the project and that the key may use it",
+    "endpoint": "check GPU_CLUSTER_API_URL and GPU_CLUSTER_API_KEY",
+}
 
 
 async def _check_database(services: Services) -> list[Check]:
@@ -97,11 +128,15 @@ async def _check_rights(services: Services) -> list[Check]:
             if answer.is_success and answer.json():
                 open_tables.append(table)
     except (httpx.HTTPError, ValueError) as error:
-        raise ServiceUnavailableError("Supabase", f"Supabase did not answer ({type(error).__name__})") from None
+        raise ServiceUnavailableError("Supabase", f"Supabase did not answer: {_why(error)}") from None
     if open_tables:
         text = f"the publishable key reads rows of {', '.join(open_tables)}"
         return [Check("rights", False, text, "run `lora-worker migrate`; drop policies that let everybody in")]
     return [Check("rights", True, "the publishable key calls the trainer's functions and reads no row")]
+
+
+def _why(error: httpx.HTTPError | ValueError) -> str:
+    return why_unreachable(error) if isinstance(error, httpx.HTTPError) else "its answer is no JSON"
 
 
 async def _check_storage(services: Services) -> list[Check]:
@@ -154,7 +189,7 @@ def examine_lifetime(seconds: float) -> Check:
 async def _check_endpoint(services: Services) -> list[Check]:
     health = await services.launcher.health()
     if not health.reachable or health.problem:
-        return [Check("endpoint", False, health.problem or "not reachable", _remedy_of("endpoint"))]
+        return [Check("endpoint", False, health.problem or "not reachable", _REMEDIES["endpoint"])]
     return [Check("endpoint", True, f"{health.workers} workers, {health.jobs_queued} jobs in its queue")]
 
 

@@ -14,6 +14,7 @@ from postgrest.exceptions import APIError
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from trainer.connections import why_unreachable
 from worker.errors import SchemaMismatchError, SchemaMissingError, ServiceRefusedError, ServiceUnavailableError
 from worker.jobs import Assignment, DatasetClaim, News, parse_assignment, parse_news, places_of
 
@@ -112,7 +113,7 @@ class Queue:
         except APIError as error:
             raise explain_api_error(error) from None
         except httpx.HTTPError as error:
-            raise ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not reachable ({type(error).__name__})") from None
+            raise ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not reachable: {why_unreachable(error)}") from None
         except ValueError:
             # An HTML page of a gateway in front of it.
             raise ServiceUnavailableError(_SERVICE, f"{_SERVICE} answered something unreadable") from None

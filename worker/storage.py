@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from trainer.connections import why_unreachable
 from trainer.storage_answers import Answer, Refusal, read_answer, read_streamed_answer
 from worker.errors import ObjectMissingError, ServiceRefusedError, ServiceUnavailableError
 from worker.object_keys import url_path
@@ -40,6 +41,8 @@ def _explain(answer: Answer, what: str, *, reads: bool = False) -> Exception:
 
 
 def _unreadable(error: Exception) -> ServiceUnavailableError:
+    if isinstance(error, httpx.HTTPError):
+        return ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not reachable: {why_unreachable(error)}")
     return ServiceUnavailableError(_SERVICE, f"{_SERVICE} did not answer properly ({type(error).__name__})")
 
 
@@ -137,7 +140,7 @@ class Storage:
                 yield response.aiter_bytes(1 << 20)
         except httpx.HTTPError as error:
             raise ServiceUnavailableError(
-                _SERVICE, f"{_SERVICE} broke off while reading ({type(error).__name__})"
+                _SERVICE, f"{_SERVICE} broke off while reading: {why_unreachable(error)}"
             ) from None
 
     async def read(self, bucket: str, path: str, *, max_bytes: int) -> bytes | None:

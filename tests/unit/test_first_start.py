@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import respx
+from tenacity import wait_none
 from typer.testing import CliRunner
 
 from tests.unit.test_settings import GOOD
@@ -36,6 +37,8 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
 @pytest.fixture
 async def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Services]:
     monkeypatch.chdir(tmp_path)
+    # No wait between two tries of a call.
+    monkeypatch.setattr("worker.queue.wait_random_exponential", lambda **_: wait_none())
     settings = Settings(
         supabase_url=SUPABASE,
         supabase_service_role_key="sb_secret_x",
@@ -75,18 +78,46 @@ async def test_a_wrong_service_key_is_told_as_such_and_not_as_a_database_that_is
 
 
 def failing(checks: list[Check]) -> dict[str, str]:
-    return {check.subject: check.finding for check in checks if not check.ok}
+    return {check.subject: check.finding for check in checks if check.ok is False}
 
 
-async def test_a_doctor_who_is_refused_everywhere_says_so_for_each_check(services: Services) -> None:
+async def test_a_doctor_who_is_refused_everywhere_says_so_for_each_key(services: Services) -> None:
     with respx.mock(assert_all_called=False) as api:
         api.route(host="p.supabase.co").respond(401, json={"message": "Invalid API key"})
         api.route(host="api.runpod.ai").respond(401)
-        found = failing(await examine(services))
-    assert list(found) == ["database", "rights", "storage", "endpoint"]
+        checks = await examine(services)
+    found = failing(checks)
+    assert list(found) == ["database", "rights", "endpoint"]
     assert "SUPABASE_SERVICE_ROLE_KEY" in found["database"]
-    assert "refused the key" in found["storage"]
     assert "GPU_CLUSTER_API_KEY" in found["endpoint"]
+    assert [check.subject for check in checks if check.ok is None] == ["storage"]
+
+
+_NOT_SUPABASE: dict[str, dict[str, Any]] = {
+    "no such host": {"side_effect": httpx.ConnectError("secret")},
+    "a web page": {"return_value": httpx.Response(200, html="<html>Welcome</html>")},
+    "a web page that is not there": {"return_value": httpx.Response(404, html="<html>Not found</html>")},
+    "another service": {"return_value": httpx.Response(404, json={"detail": "Not Found"})},
+    "a project that sleeps": {"return_value": httpx.Response(540, json={"message": "Project paused"})},
+    "functions missing": {
+        "return_value": httpx.Response(404, json={"code": "PGRST202", "message": "Could not find the function"})
+    },
+}
+
+
+@pytest.mark.parametrize("wrong", _NOT_SUPABASE)
+async def test_one_fault_is_told_once_and_not_as_what_follows_from_it(services: Services, wrong: str) -> None:
+    with respx.mock(assert_all_called=False) as api:
+        api.route(host="p.supabase.co", path__startswith="/rest/").mock(**_NOT_SUPABASE[wrong])
+        api.route(host="p.supabase.co", path="/storage/v1/bucket").respond(200, json=[])
+        api.route(host="api.runpod.ai").respond(200, json={"workers": {"idle": 1}, "jobs": {}})
+        checks = await examine(services)
+    assert list(failing(checks)) == ["database"]
+    assert {check.subject for check in checks if check.ok is None} == {"rights", "storage"}
+    told = [f"{check.finding} {check.remedy}" for check in checks if check.ok is not True]
+    assert not any("bucket" in words for words in told)
+    assert any("migrate" in words for words in told) is (wrong == "functions missing")
+    assert "secret" not in " ".join(told)
 
 
 @pytest.mark.parametrize("body", [[], {"unexpected": True}, [{"id": 1}]], ids=str)

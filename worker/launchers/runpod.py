@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from trainer.connections import why_unreachable
 from worker.errors import LaunchInDoubtError, ServiceRefusedError, ServiceUnavailableError
 from worker.launchers.addresses import Addresses
 from worker.launchers.answers import Answer, count_of, read_answer, read_observation, retry_after_seconds
@@ -91,9 +92,9 @@ class RunPodLauncher:
         try:
             answer = await self._send("POST", f"{self.endpoint}/run", content=content)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise ServiceUnavailableError(_SERVICE, f"RunPod is not reachable ({type(error).__name__})") from None
+            raise ServiceUnavailableError(_SERVICE, f"RunPod is not reachable: {why_unreachable(error)}") from None
         except httpx.HTTPError as error:
-            raise LaunchInDoubtError(_SERVICE, f"RunPod did not answer the launch ({type(error).__name__})") from None
+            raise LaunchInDoubtError(_SERVICE, f"RunPod did not answer the launch: {why_unreachable(error)}") from None
         return await self._read_launch(answer)
 
     @staticmethod
@@ -125,7 +126,7 @@ class RunPodLauncher:
         try:
             answer = await self._send("GET", f"{base}/status/{launch.external_job_id}")
         except httpx.HTTPError as error:
-            return Observation(LaunchState.UNKNOWN, reason=type(error).__name__)
+            return Observation(LaunchState.UNKNOWN, reason=why_unreachable(error))
         if answer.status_code == 404:
             # An unknown endpoint answers 404 too, and then every run would look lost.
             health = await self.health(base)
@@ -172,7 +173,7 @@ class RunPodLauncher:
         try:
             answer = await self._send("GET", f"{base}/health")
         except httpx.HTTPError as error:
-            return EndpointHealth(False, 0, 0, f"RunPod is not reachable ({type(error).__name__})")
+            return EndpointHealth(False, 0, 0, f"RunPod is not reachable: {why_unreachable(error)}")
         if answer.status_code != 200:
             return EndpointHealth(False, 0, 0, _explain_refusal(answer.status_code))
         try:
