@@ -2,6 +2,7 @@
 
 - claiming: jobs per second of eight workers against one, through REST
 - a cycle: seconds and database calls of a poll round with 200 live runs against one with 20
+- looks: seconds for 1,000 looks at a RunPod that takes 150 ms a call, 16 side by side against the bound that adapts
 - memory: of a started daemon against a bare interpreter
 
 Writes bench-report.json. Absolute figures depend on the machine; the ratios are what to compare.
@@ -30,6 +31,7 @@ from rich.table import Table
 from sandbox.supabase import LocalSupabase
 from worker.daemon import Daemon
 from worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
+from worker.launchers.runpod import RunPodLauncher
 from worker.services import open_services
 from worker.settings import Settings
 
@@ -143,6 +145,24 @@ async def measure_cycle(project: LocalSupabase, runs: int) -> tuple[float, int]:
         return seconds, calls
 
 
+async def measure_looks(concurrency: int) -> float:
+    """Seconds for 1,000 looks at an API that takes 150 ms for each, in the second of two cycles."""
+
+    async def answer(_: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0.15)
+        return httpx.Response(200, json={"status": "IN_PROGRESS"})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+        launcher = RunPodLauncher("https://api.runpod.ai/v2/bench", "none", http=http, concurrency=concurrency)
+        refs = [LaunchRef(None, str(number)) for number in range(1000)]
+        seconds = 0.0
+        for _ in range(2):
+            started = time.perf_counter()
+            await asyncio.gather(*map(launcher.observe, refs))
+            seconds = time.perf_counter() - started
+    return seconds
+
+
 def memory_mb(code: str) -> float:
     """Peak resident memory of a Python process that runs `code` (Linux)."""
     # Not getrusage: its figure begins with that of the process that forked, which is us.
@@ -157,11 +177,13 @@ def main() -> None:
         one, eight = measure_claims(project, 1), measure_claims(project, 8)
         small, small_calls = asyncio.run(measure_cycle(project, 20))
         large, large_calls = asyncio.run(measure_cycle(project, 200))
+    fixed, adapting = asyncio.run(measure_looks(16)), asyncio.run(measure_looks(200))
     bare, daemon = memory_mb("pass"), memory_mb("import worker.cli, worker.daemon")
     report = {
         "claims_per_second": {"one_process": one, "eight_processes": eight, "ratio": eight / one},
         "cycle_seconds": {"20_runs": small, "200_runs": large, "ratio": large / small},
         "cycle_database_calls": {"20_runs": small_calls, "200_runs": large_calls},
+        "thousand_looks_seconds": {"16_side_by_side": fixed, "adapting": adapting, "ratio": fixed / adapting},
         "memory_mb": {"bare_python": bare, "daemon": daemon, "ratio": daemon / bare},
         "machine": {"cores": os.cpu_count()},
     }
@@ -171,6 +193,10 @@ def main() -> None:
     table.add_row(
         "calls a cycle: 20 runs, 200 runs", str(small_calls), str(large_calls), f"{large_calls / small_calls:.2f}"
     )
+    table.add_row(
+        "1,000 looks of 150 ms: 16 together, adapting (s)",
+        f"{fixed:.2f}", f"{adapting:.2f}", f"{fixed / adapting:.2f}",
+    )  # fmt: skip
     table.add_row("memory: bare Python, daemon (MB)", f"{bare:.0f}", f"{daemon:.0f}", f"{daemon / bare:.2f}")
     Console().print(table)
     (ROOT / "bench-report.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -15,7 +15,7 @@ import httpx
 
 from worker.buckets import ArtifactsBucket
 from worker.launchers.base import Launcher
-from worker.launchers.runpod import RunPodLauncher
+from worker.launchers.runpod import MOST_CANCELS, RunPodLauncher
 from worker.outcome import RetryLimits
 from worker.pricing import GpuPrice, load_prices
 from worker.queue import Queue
@@ -103,7 +103,8 @@ class Services:
 async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[Services]:
     """The services with their connection pool, closed on leaving."""
     timeout = httpx.Timeout(settings.request_timeout_seconds, connect=10)
-    limits = httpx.Limits(max_connections=settings.launcher_concurrency + _HEAVY_SLOTS * 2 + 20)
+    # Looks and launches may fill their bounds at the same time; the rest is Supabase's, and the fewer calls.
+    limits = httpx.Limits(max_connections=2 * settings.launcher_concurrency + MOST_CANCELS + _HEAVY_SLOTS * 2 + 40)
     key = settings.supabase_service_role_key.get_secret_value()
     async with httpx.AsyncClient(timeout=timeout, limits=limits) as http:
         made: dict[str, Any] = {

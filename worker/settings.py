@@ -161,7 +161,12 @@ class Settings(BaseSettings):
     verify_sha256_max_bytes: int = Field(
         default=2 * 1024**3, ge=0, description="Files up to this size are read back and hashed when settled"
     )
-    launcher_concurrency: int = Field(default=16, ge=1, le=200, description="Calls to RunPod side by side")
+    launcher_concurrency: int = Field(
+        default=200,
+        ge=1,
+        le=400,
+        description="Most calls of a kind to RunPod side by side; how many there are adapts to what it takes",
+    )
     request_timeout_seconds: Seconds = Field(default=20, description="For one call to Supabase or RunPod")
     http_port: int = Field(default=0, ge=0, le=65535, description="Port of /healthz, /readyz, /metrics; 0: none")
     http_host: str = Field(default="127.0.0.1", description="Address of that port")

@@ -15,6 +15,7 @@ from worker.whereabouts import Whereabouts, left_alone
 log = structlog.get_logger(__name__)
 
 _MAX_STRAYS = 100
+_MOST_TOGETHER = 8
 
 
 class Reconciler:
@@ -24,7 +25,7 @@ class Reconciler:
         self._services = services
         self._stop = stop
         # With the launcher away each stray waits for its time-outs, and the runs' polls need calls too.
-        self._places = asyncio.Semaphore(max(1, services.settings.launcher_concurrency // 2))
+        self._places = asyncio.Semaphore(_MOST_TOGETHER)
 
     async def round(self) -> None:
         """Look at every stray once: cancel it, or note that it has ended.

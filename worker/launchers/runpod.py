@@ -8,8 +8,8 @@ limit is FAILED with "executionTimeout exceeded"; bodies end at 10 MB; `{"input"
 
 from __future__ import annotations
 
-import asyncio
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -22,10 +22,14 @@ from worker.errors import LaunchInDoubtError, ServiceRefusedError, ServiceUnavai
 from worker.launchers.addresses import Addresses
 from worker.launchers.answers import Answer, count_of, read_answer, read_observation, retry_after_seconds
 from worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation, Policy
+from worker.launchers.limits import CallLimit, PausedError
 
 _SERVICE = "RunPod"
 _MAX_BODY_BYTES = 10_000_000
 _MAX_POLICY_SECONDS = 7 * 86400
+
+MOST_CANCELS = 20
+_MOST_HEALTH_LOOKS = 20
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 """Containers name their own: one with a slash or dots would lead to another route, with the key."""
@@ -60,19 +64,41 @@ class RunPodLauncher:
         key: str,
         *,
         http: httpx.AsyncClient,
-        concurrency: int = 16,
+        concurrency: int = 200,
         former_endpoints: Iterable[str] = (),
     ) -> None:
         self._addresses = Addresses(url, former_endpoints)
         self.endpoint = self._addresses.present
         self._headers = {"Authorization": f"Bearer {key}"}
         self._http = http
-        self._slots = asyncio.Semaphore(concurrency)
+        # RunPod's own, side by side and in ten seconds. Each kind has its bound: cancels never wait for looks.
+        self._limits = {
+            "run": CallLimit(most=min(concurrency, 200), calls=1000),
+            "status": CallLimit(most=min(concurrency, 400), calls=2000),
+            "cancel": CallLimit(most=MOST_CANCELS, calls=100),
+            # Not in its list; less than what it allows for anything else that is only read.
+            "health": CallLimit(most=_MOST_HEALTH_LOOKS, calls=200),
+        }
 
-    async def _send(self, method: str, url: str, *, content: bytes | None = None) -> Answer:
+    async def _send(
+        self, operation: str, base: str, external_job_id: str | None = None, *, content: bytes | None = None
+    ) -> Answer:
         headers = self._headers if content is None else {**self._headers, "Content-Type": "application/json"}
-        async with self._slots, self._http.stream(method, url, headers=headers, content=content) as response:
-            return await read_answer(response)
+        method = "POST" if operation in {"run", "cancel"} else "GET"
+        url = f"{base}/{operation}" + (f"/{external_job_id}" if external_job_id else "")
+        limit = self._limits[operation]
+        try:
+            async with limit.place() as began_at:
+                async with self._http.stream(method, url, headers=headers, content=content) as response:
+                    answer = await read_answer(response)
+                if answer.status_code == 429:
+                    limit.refused(began_at, pause_seconds=retry_after_seconds(answer.headers))
+                else:
+                    limit.taken()
+                return answer
+        except PausedError as pause:
+            # As RunPod would answer.
+            return Answer(429, {"retry-after": str(math.ceil(pause.seconds))}, b"")
 
     async def launch(self, payload: dict[str, Any], policy: Policy) -> str:
         """POST `/run`. See `Launcher.launch`.
@@ -90,7 +116,7 @@ class RunPodLauncher:
         if len(content) > _MAX_BODY_BYTES:
             raise ServiceRefusedError(_SERVICE, "the job's request is larger than RunPod's 10 MB", status=413)
         try:
-            answer = await self._send("POST", f"{self.endpoint}/run", content=content)
+            answer = await self._send("run", self.endpoint, content=content)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise ServiceUnavailableError(_SERVICE, f"RunPod is not reachable: {why_unreachable(error)}") from None
         except httpx.HTTPError as error:
@@ -124,7 +150,7 @@ class RunPodLauncher:
         if base is None:
             return Observation(LaunchState.UNKNOWN, reason=_ELSEWHERE)
         try:
-            answer = await self._send("GET", f"{base}/status/{launch.external_job_id}")
+            answer = await self._send("status", base, launch.external_job_id)
         except httpx.HTTPError as error:
             return Observation(LaunchState.UNKNOWN, reason=why_unreachable(error))
         if answer.status_code == 404:
@@ -147,7 +173,7 @@ class RunPodLauncher:
             return False
 
         async def post() -> Answer:
-            answer = await self._send("POST", f"{base}/cancel/{launch.external_job_id}")
+            answer = await self._send("cancel", base, launch.external_job_id)
             if answer.status_code == 429 or answer.status_code >= 500:
                 raise httpx.RemoteProtocolError(f"HTTP {answer.status_code}")
             return answer
@@ -171,7 +197,7 @@ class RunPodLauncher:
         if base is None:
             return EndpointHealth(False, 0, 0, _ELSEWHERE)
         try:
-            answer = await self._send("GET", f"{base}/health")
+            answer = await self._send("health", base)
         except httpx.HTTPError as error:
             return EndpointHealth(False, 0, 0, f"RunPod is not reachable: {why_unreachable(error)}")
         if answer.status_code != 200:
