@@ -72,24 +72,19 @@ async def _work(settings: Settings, *, once: bool) -> None:
     import signal
 
     from worker.daemon import Daemon
+    from worker.health import serving_health
     from worker.services import open_services
-    from worker.telemetry import HealthServer
 
     async with open_services(settings) as services:
         daemon = Daemon(services)
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, daemon.stop)
-        health = (
-            HealthServer(settings.http_host, settings.http_port, lambda: daemon.problem)
-            if settings.http_port and not once
-            else None
-        )
-        try:
-            await (daemon.run_once() if once else daemon.run())
-        finally:
-            if health:
-                health.stop()
+        if once:
+            await daemon.run_once()
+            return
+        async with serving_health(settings, lambda: daemon.problem):
+            await daemon.run()
 
 
 @app.command()

@@ -7,10 +7,9 @@ a run happens in a task of its own, so that a slow or broken run holds up nobody
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +27,8 @@ from worker.errors import (
 from worker.holding import Holding
 from worker.jobs import Assignment
 from worker.outcome import Failure
+from worker.readiness import Readiness
+from worker.rounds import Rounds
 from worker.services import Services
 from worker.strays import Reconciler
 from worker.telemetry import (
@@ -47,6 +48,7 @@ log = structlog.get_logger(__name__)
 _MAX_ADOPTED = 500
 _FAULTS_BEFORE_GIVING_UP = 8
 _WATCH_SECONDS = 60.0
+_STUCK_SECONDS = 300.0
 _GRACE_SECONDS = 6.0
 """Calls in flight may finish this long after a stop; the whole exit takes less than ten seconds."""
 
@@ -65,9 +67,13 @@ class Daemon:
     def __init__(self, services: Services, *, rng: random.Random | None = None) -> None:
         self.services = services
         self.holdings: dict[UUID, Holding] = {}
-        self._problems: dict[str, str] = {"start": "starting"}
-        self._rng = rng or random.Random()  # noqa: S311 (spreads polls, guards nothing)
+        settings = services.settings
+        self._readiness = Readiness(
+            services.clock, stuck_seconds=max(_STUCK_SECONDS, 10 * settings.request_timeout_seconds)
+        )
         self._stop = asyncio.Event()
+        # It spreads rounds, and guards nothing.
+        self._rounds = Rounds(self._stop, self._readiness, rng or random.Random())  # noqa: S311
         self._passed = False
         self._given_up: deque[str] = deque(maxlen=_MAX_ADOPTED)
         self._leaving: set[asyncio.Task[None]] = set()
@@ -77,8 +83,8 @@ class Daemon:
 
     @property
     def problem(self) -> str | None:
-        """Why the last round of a loop failed; None while all is well (for /readyz)."""
-        return next(iter(self._problems.values()), None)
+        """Why this worker does not do its work; None while it does (for /readyz)."""
+        return self._readiness.problem
 
     # ── running and stopping ────────────────────────────────────────────────────────────────────────
 
@@ -93,20 +99,20 @@ class Daemon:
             SchemaMismatchError: the database moved to a version this worker does not know.
         """
         settings = self.services.settings
-        await self._unless_stopped(self._wait_for_schema())
+        await self._rounds.unless_stopped(self._wait_for_schema())
         if self._stop.is_set():
             log.info("stopped before the database answered")
             return
         log.info("worker started", worker=settings.name, slots=settings.slots)
         loops = [
-            self._repeat("claim", self.claim, settings.poll_seconds),
-            self._repeat("renew", self.renew, self._renew_seconds),
-            self._repeat("poll", self.poll, settings.poll_seconds),
-            self._repeat("strays", self._reconciler.round, settings.poll_seconds),
-            self._repeat("watch", self.watch, _WATCH_SECONDS),
+            self._rounds.repeat("claim", self.claim, settings.poll_seconds),
+            self._rounds.repeat("renew", self.renew, self._renew_seconds),
+            self._rounds.repeat("poll", self.poll, settings.poll_seconds),
+            self._rounds.repeat("strays", self._reconciler.round, settings.poll_seconds),
+            self._rounds.repeat("watch", self.watch, _WATCH_SECONDS),
         ]
         if settings.validate_datasets:
-            loops.append(self._repeat("validate", self._validator.round, settings.poll_seconds))
+            loops.append(self._rounds.repeat("validate", self._validator.round, settings.poll_seconds))
         await self._until_one_ends(*loops)
 
     async def run_once(self) -> None:
@@ -116,9 +122,9 @@ class Daemon:
             ServiceError: the database did not answer; what was held is adopted by the next worker.
             PassIncompleteError: a run could not be served; the next pass tries again.
         """
-        await self._unless_stopped(self._check_in())
+        await self._rounds.unless_stopped(self._check_in())
         if not self._stop.is_set():
-            await self._until_one_ends(self._pass(), self._repeat("renew", self.renew, self._renew_seconds))
+            await self._until_one_ends(self._pass(), self._rounds.repeat("renew", self.renew, self._renew_seconds))
         put_off = [holding.put_off for holding in self.holdings.values() if holding.put_off]
         if not self._passed:
             raise PassIncompleteError("the pass was stopped before its end; the next one goes on")
@@ -126,28 +132,20 @@ class Daemon:
             raise PassIncompleteError(f"{_runs_were(len(self._given_up))} given up: {self._given_up[0]}")
         if put_off:
             raise PassIncompleteError(f"{_runs_were(len(put_off))} put off to the next pass: {put_off[0]}")
-        if "validate" in self._problems:
-            raise PassIncompleteError(f"datasets are put off to the next pass: {self._problems['validate']}")
+        problem = self._readiness.fault("validate")
+        if problem is not None:
+            raise PassIncompleteError(f"datasets are put off to the next pass: {problem}")
 
     async def _pass(self) -> None:
         if self.services.settings.validate_datasets:
             # First, while no lease runs; and what becomes ready may be trained in this same pass.
-            await self._validate_once()
+            # Runs that are under way need this pass more than datasets do.
+            await self._rounds.once("validate", self._validator.round)
         for part in (self._adopt, self._settle_round, self._claim, self._settle_round, self._reconciler.round):
             if self._stop.is_set():
                 return
             await part()
         self._passed = not self._stop.is_set()
-
-    async def _validate_once(self) -> None:
-        try:
-            await self._validator.round()
-        except ServiceError as error:
-            # Runs that are under way need this pass more than datasets do.
-            self._note("validate", error)
-        except Exception:
-            log.exception("a round failed", round="validate")
-            self._problems["validate"] = "a round failed; see the log"
 
     async def _settle_round(self) -> None:
         await self.renew()
@@ -159,15 +157,6 @@ class Daemon:
     def _renew_seconds(self) -> float:
         settings = self.services.settings
         return min(settings.poll_seconds, settings.lease_seconds / 3)
-
-    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do this, or break it off at a stop: nothing has been begun yet that should be finished."""
-        task, stopping = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
-        await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
-        for late in (task, stopping):
-            late.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
     async def _until_one_ends(self, *work: Coroutine[Any, Any, None]) -> None:
         """Do all of this side by side until the first of it ends or `stop` is called; then end in good order."""
@@ -214,41 +203,15 @@ class Daemon:
             try:
                 await self._check_in()
             except SchemaMissingError as error:
-                self._note("start", error)
+                self._rounds.note("start", error)
             except SchemaMismatchError:
                 raise
             except ServiceError as error:
-                self._note("start", error)
+                self._rounds.note("start", error)
             else:
-                self._problems.pop("start", None)
+                self._readiness.end("start")
                 return
-            await self._pause(self.services.settings.poll_seconds)
-
-    async def _repeat(self, name: str, round_: Callable[[], Awaitable[None]], seconds: float) -> None:
-        while not self._stop.is_set():
-            try:
-                await round_()
-                self._problems.pop(name, None)
-            except SchemaMissingError as error:
-                self._note(name, error)
-            except SchemaMismatchError:
-                raise
-            except ServiceError as error:
-                self._note(name, error)
-            except Exception:
-                log.exception("a round failed", round=name)
-                self._problems[name] = "a round failed; see the log"
-            # Jitter keeps a fleet's rounds apart.
-            await self._pause(seconds * self._rng.uniform(0.9, 1.1))
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), timeout=seconds)
-
-    def _note(self, name: str, error: ServiceError) -> None:
-        FAULTS_SEEN.labels(error.service).inc()
-        self._problems[name] = str(error)
-        log.warning("service fault", service=error.service, problem=str(error))
+            await self._rounds.pause(self.services.settings.poll_seconds)
 
     # ── the rounds ──────────────────────────────────────────────────────────────────────────────────
 
@@ -319,12 +282,13 @@ class Daemon:
             # A long preflight or verification goes on in its task; the others' progress is not kept waiting.
             patience = None if until_settled else self.services.settings.poll_seconds
             await asyncio.wait(tasks, timeout=patience)
+        self._readiness.note_runs([holding.put_off for holding in self.holdings.values()])
         await self._send_reports()
 
     async def _advance(self, holding: Holding) -> None:
         run_id = str(holding.assignment.run.id)
         try:
-            holding.put_off = None
+            holding.put_off, holding.is_settling = None, False
             await holding.advance()
             holding.faults_in_a_row = 0
         except LeaseLostError as error:
@@ -333,13 +297,20 @@ class Daemon:
             FAULTS_SEEN.labels(error.service).inc()
             holding.put_off = str(error)
             log.warning("put off to the next cycle", run_id=run_id, problem=str(error))
+            self._note_unsettled(holding, str(error))
         except Exception:
             holding.faults_in_a_row += 1
             log.exception("work on a run failed", run_id=run_id, times=holding.faults_in_a_row)
+            self._note_unsettled(holding, "the work on it failed; see the log")
             if holding.faults_in_a_row >= _FAULTS_BEFORE_GIVING_UP:
                 holding.stopping = _INTERNAL
         if holding.settled_as is not None:
+            self._readiness.settled()
             self._forget(holding)
+
+    def _note_unsettled(self, holding: Holding, problem: str) -> None:
+        if holding.is_settling:
+            self._readiness.settling_failed(holding.assignment.run.id, problem)
 
     async def _send_reports(self) -> None:
         reporting = [h for h in self.holdings.values() if h.report is not None]
@@ -375,6 +346,7 @@ class Daemon:
         # An adoption may already have put a newer holding in its place.
         if self.holdings.get(run_id) is holding:
             del self.holdings[run_id]
+            self._readiness.forget(run_id)
         HELD_RUNS.set(len(self.holdings))
 
     async def watch(self) -> None:

@@ -83,6 +83,8 @@ class Holding:
     """What keeps the run from going on, for the operator."""
     launch_not_before: float = 0.0
     launch_tries: int = 0
+    is_settling: bool = False
+    """Whether the run has ended and its end is not written yet."""
     settled_as: str | None = None
     report: dict[str, Any] | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -387,5 +389,6 @@ class Holding:
 
     async def finish(self, ending: Ending) -> None:
         """Settle the run; afterwards `settled_as` holds the job's status."""
+        self.is_settling = True
         self.settled_as = await settle(self, ending)
         self.report = None

@@ -1,21 +1,17 @@
-"""Logs without secrets, Prometheus metrics, and the health endpoints."""
+"""Logs without secrets, and Prometheus metrics."""
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import structlog
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import Counter, Gauge, Histogram
 from pydantic import SecretStr
 
-from worker.errors import PortTakenError
 from worker.settings import Settings
 
 HELD_RUNS = Gauge("lora_worker_held_runs", "Runs this worker holds a lease for")
@@ -85,50 +81,3 @@ def configure_logging(settings: Settings) -> None:
     # httpx logs whole URLs, and signed URLs are secrets.
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-class _QuietHandler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the name is inherited)
-        """Health checks every few seconds are not worth a line."""
-
-
-class HealthServer:
-    """/healthz (the process lives), /readyz (its last cycle worked), /metrics, in a thread of its own.
-
-    Raises:
-        PortTakenError: the port can't be opened.
-    """
-
-    def __init__(self, host: str, port: int, ready: Callable[[], str | None]) -> None:
-        self._ready = ready
-        self._metrics = make_wsgi_app(REGISTRY)
-        try:
-            self._server: WSGIServer = make_server(host, port, self._answer, handler_class=_QuietHandler)
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise PortTakenError(
-                f"the port {port} can't be opened ({reason}): set LORA_WORKER_HTTP_PORT to a free one, or to 0 "
-                "for none, and LORA_WORKER_HTTP_HOST to an address of this machine"
-            ) from None
-        self.port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
-        self._thread.start()
-
-    def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO")
-        if path == "/metrics":
-            answer: Iterable[bytes] = self._metrics(environ, start_response)
-            return answer
-        if path not in {"/healthz", "/readyz"}:
-            start_response("404 Not Found", [("content-type", "text/plain")])
-            return [b"not found\n"]
-        problem = self._ready() if path == "/readyz" else None
-        status = "503 Service Unavailable" if problem else "200 OK"
-        start_response(status, [("content-type", "application/json")])
-        return [json.dumps({"ok": problem is None, "problem": problem}).encode() + b"\n"]
-
-    def stop(self) -> None:
-        """Close the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(timeout=5)

@@ -360,3 +360,32 @@ async def test_a_run_that_ended_several_workers_is_read_alone() -> None:
     )
     assert suspect == [1]
     assert max(others) == 3
+
+
+async def test_a_worker_that_can_settle_nothing_is_not_ready(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing: list[Exception] = [ServiceUnavailableError("db", "settle_run refused")]
+
+    async def settle(*_: Any) -> str:
+        if refusing:
+            raise refusing[0]
+        return "completed"
+
+    monkeypatch.setattr(holding_module, "settle", settle)
+    forgetful = cast(Any, ForgetfulLauncher(LaunchState.MISSING))
+    daemon = Daemon(dataclasses.replace(services, launcher=forgetful, storage=cast(Any, Shelf(True))))
+    daemon._readiness.end("start")
+    services.queue.to_adopt = [  # type: ignore[attr-defined]
+        assignment(checked_in_at=datetime.now(UTC)),
+        assignment(external_job_id=None, status="claimed", launches=1, posted_seconds_ago=0),
+    ]
+    await daemon.claim()
+    for _ in range(2):
+        await daemon.poll()
+    assert daemon.problem is None
+    await daemon.poll()
+    assert daemon.problem == "no run could be settled, 3 times in a row: settle_run refused"
+    refusing.clear()
+    await daemon.poll()
+    assert daemon.problem is None

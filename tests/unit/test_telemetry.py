@@ -1,15 +1,14 @@
-"""Nothing secret is logged; the health endpoints say what is."""
+"""Nothing secret is logged."""
 
 from __future__ import annotations
 
 import json
 
-import httpx
 import pytest
 import structlog
 
 from worker.settings import Settings
-from worker.telemetry import HealthServer, configure_logging, redact
+from worker.telemetry import configure_logging, redact
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJl"
 
@@ -71,19 +70,3 @@ def test_a_log_line_holds_no_configured_key_also_in_nested_values_and_exceptions
         JWT,
     ):
         assert secret not in line
-
-
-def test_the_health_endpoints_say_what_is_wrong() -> None:
-    problem: list[str | None] = [None]
-    server = HealthServer("127.0.0.1", 0, lambda: problem[0])
-    try:
-        url = f"http://127.0.0.1:{server.port}"
-        assert httpx.get(f"{url}/readyz").json() == {"ok": True, "problem": None}
-        problem[0] = "Supabase is not reachable"
-        answer = httpx.get(f"{url}/readyz")
-        assert (answer.status_code, answer.json()["problem"]) == (503, "Supabase is not reachable")
-        assert httpx.get(f"{url}/healthz").status_code == 200
-        assert "lora_worker_held_runs" in httpx.get(f"{url}/metrics").text
-        assert httpx.get(f"{url}/else").status_code == 404
-    finally:
-        server.stop()
