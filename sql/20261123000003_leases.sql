@@ -5,22 +5,36 @@
 create or replace function public.worker_schema_version() returns int
 language sql immutable set search_path = '' as $$ select 1 $$;
 
--- A worker's view of a run: the run with what its job's earlier runs say, the job, the dataset. By
--- token_sha256 an adopter sees whether it speaks the token that the run's trainer holds.
+-- A worker's view of a run: the run with what its job's earlier runs say, the job, the dataset, and in words what
+-- of the two can't be read. By token_sha256 an adopter sees whether it speaks the token that the run's trainer
+-- holds. Whatever a user or a container can make long is left out, or bounded where it is read.
 create or replace function public.training_assignment(run_id uuid) returns jsonb
 language plpgsql stable set search_path = '' as $$
 #variable_conflict use_column
 declare
   run public.training_runs;
   job jsonb;
+  ordered jsonb;
+  dataset jsonb;
 begin
   select * into run from public.training_runs r where r.id = training_assignment.run_id;
-  -- A job that somebody changes while it is trained is still what its trainer was sent.
-  job := public.training_job_row(run.queue, run.job_id) || coalesce(
-    (select jsonb_object_agg(w.key, w.value) from jsonb_each(run.launched_with) w
-     where w.key in ('dataset_id', 'dataset_file_path', 'hyperparameters', 'gpu_config')), '{}');
+  job := public.training_job_row(run.queue, run.job_id);
+  ordered := public.training_job_order(run.queue, run.job_id);
+  if run.launched_with ? 'hyperparameters' then
+    -- A job that somebody changes while it is trained is still what its trainer was sent.
+    ordered := ordered - 'unreadable' || (
+      select jsonb_object_agg(w.key, w.value) from jsonb_each(run.launched_with) w
+      where w.key in ('dataset_id', 'dataset_file_path', 'hyperparameters', 'gpu_config'));
+  end if;
+  dataset := coalesce(
+    public.training_dataset_row(public.training_order_dataset(ordered, (job->>'user_id')::uuid)),
+    -- A job of the newer queue may name no more than a file in the bucket for training files.
+    case when ordered->>'dataset_file_path' is not null then jsonb_build_object(
+      'id', job->'id', 'name', coalesce(ordered->>'dataset_name', 'your dataset'), 'status', 'ready',
+      'training_ready', true, 'storage_bucket', 'training-files', 'storage_path', ordered->'dataset_file_path') end);
   return jsonb_build_object(
-    'run', to_jsonb(run) - 'upload_grant' || jsonb_build_object(
+    'run', to_jsonb(run) - array['upload_grant', 'upload_request', 'former_execution_ids', 'point_steps']
+      || jsonb_build_object(
       'transient_failures', (select count(*) from public.training_runs e
                              where e.job_id = run.job_id and e.fault = 'transient'),
       'infrastructure_failures', (select count(*) from public.training_runs e
@@ -34,8 +48,12 @@ begin
                         where e.job_id = run.job_id and e.id <> run.id),
       'used_seconds', extract(epoch from run.last_seen_at - run.checked_in_at),
       'age_seconds', extract(epoch from now() - run.created_at)),
-    'job', job,
-    'dataset', public.training_job_dataset(job));
+    'job', case when job is not null then jsonb_build_object(
+      'id', job->'id', 'user_id', job->'user_id', 'dataset_id', ordered->'dataset_id', 'preset_id', job->'preset_id',
+      'hyperparameters', ordered->'hyperparameters', 'gpu_config', ordered->'gpu_config', 'status', job->'status',
+      'total_epochs', job->'total_epochs', 'total_steps', job->'total_steps') end,
+    'dataset', dataset - 'unreadable',
+    'unreadable', nullif(concat_ws(', ', ordered->>'unreadable', dataset->>'unreadable'), ''));
 end
 $$;
 
@@ -44,6 +62,42 @@ $$;
 create or replace function public.training_decoded(argument jsonb) returns jsonb
 language sql immutable set search_path = '' as $$
   select case jsonb_typeof(argument) when 'string' then (argument #>> '{}')::jsonb else argument end
+$$;
+
+-- Why a JSON value is not read, as the end of a sentence that begins with its column; null where nothing is wrong.
+-- Each step is safe only after the ones before it: as text, nine bytes (1e131071) become 131,072.
+create or replace function public.training_json_fault(value jsonb, most_bytes int) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+  -- As it is stored, which is looked up without reading it. Text of so many bytes is never stored in eight times as many.
+  if pg_column_size(value) > 8 * most_bytes then
+    return format('is larger than %s KB', most_bytes / 1024);
+  end if;
+  if jsonb_path_exists(value, 'strict $.**{9}') then
+    return 'is nested deeper than 8 levels';
+  end if;
+  if exists (select from jsonb_path_query(value, 'strict $.** ? (@.type() == "number")') n
+             where abs(n::numeric) >= 1e20 or scale(n::numeric) > 60) then
+    return 'holds a number of too many digits';
+  end if;
+  if octet_length(value::text) > most_bytes then
+    return format('is larger than %s KB', most_bytes / 1024);
+  end if;
+  return null;
+end
+$$;
+
+-- The same for a text.
+create or replace function public.training_text_fault(value text, most_bytes int) returns text
+language sql immutable set search_path = '' as $$
+  select case when octet_length(value) > most_bytes then format('is longer than %s bytes', most_bytes) end
+$$;
+
+-- What is wrong with columns, as one sentence without its full stop; null where nothing is. found is
+-- {column: fault or null}.
+create or replace function public.training_name_faults(found jsonb) returns text
+language sql immutable set search_path = '' as $$
+  select string_agg(f.key || ' ' || f.value, ', ' order by f.key) from jsonb_each_text(found) f where f.value is not null
 $$;
 
 -- Refuses leases that no clock can keep.
@@ -82,7 +136,7 @@ declare
     for update of j skip locked;
   -- 'queued' there says that the application's own dispatcher took the job: only 'pending' waits for us.
   pipeline_candidates no scroll cursor for
-    select 'pipeline_training_jobs' as queue, j.id, public.training_pipeline_owner(to_jsonb(j)) as user_id,
+    select 'pipeline_training_jobs' as queue, j.id, coalesce(j.user_id, public.training_pipeline_maker(j.id)) as user_id,
            j.created_at::timestamptz
     from public.pipeline_training_jobs j
     where j.status = 'pending'
@@ -92,7 +146,7 @@ declare
           and (r.status in ('claimed', 'launched', 'running') or r.next_attempt_at > now()))
       and (claim_training_jobs.max_per_user is null
         or (select count(*) from public.training_runs r
-            where r.user_id = public.training_pipeline_owner(to_jsonb(j))
+            where r.user_id = coalesce(j.user_id, public.training_pipeline_maker(j.id))
               and r.status in ('claimed', 'launched', 'running'))
            < claim_training_jobs.max_per_user)
     order by j.created_at, j.id
@@ -215,7 +269,7 @@ begin
                        and r.status in ('claimed', 'launched', 'running'), false),
       'status', r.status,
       'settled_as', case when r.lease_token = (l->>'lease_token')::uuid then r.settled_as end,
-      'cancel_requested', coalesce(public.training_job_row(r.queue, r.job_id)->>'status', 'cancelled') = 'cancelled',
+      'cancel_requested', coalesce(public.training_job_status(r.queue, r.job_id), 'cancelled') = 'cancelled',
       'external_job_id', r.external_job_id,
       'endpoint', r.endpoint,
       'checked_in_at', r.checked_in_at,

@@ -28,7 +28,8 @@ language plpgsql security definer set search_path = '' as $$
 declare
   run public.training_runs;
   job jsonb;
-  parameters jsonb;
+  ordered jsonb;
+  parameters jsonb := '{}';
 begin
   enrichment := public.training_decoded(enrichment);
   launched_with := public.training_decoded(launched_with);
@@ -43,14 +44,17 @@ begin
   if (job->>'status' in ('queued', 'initializing', 'running')) is not true then
     return jsonb_build_object('may_launch', false, 'reason', 'cancelled');
   end if;
-  parameters := jsonb_build_object(
-    'hyperparameters', coalesce(begin_launch.enrichment->'hyperparameters', '{}') || (job->'hyperparameters'),
-    'gpu_config', coalesce(begin_launch.enrichment->'gpu_config', '{}') || (job->'gpu_config'));
-  perform public.training_write_job(run.queue, run.job_id, parameters);
+  ordered := public.training_job_order(run.queue, run.job_id);
+  if ordered->>'unreadable' is null then
+    parameters := jsonb_build_object(
+      'hyperparameters', coalesce(begin_launch.enrichment->'hyperparameters', '{}') || (ordered->'hyperparameters'),
+      'gpu_config', coalesce(begin_launch.enrichment->'gpu_config', '{}') || (ordered->'gpu_config'));
+    perform public.training_write_job(run.queue, run.job_id, parameters);
+  end if;
   update public.training_runs r
   set token_sha256 = begin_launch.token_sha256, launcher = begin_launch.launcher, endpoint = begin_launch.endpoint,
-      launched_with = begin_launch.launched_with || parameters || case when job ? 'dataset_file_path'
-        then jsonb_build_object('dataset_file_path', job->'dataset_file_path') else '{}' end
+      launched_with = begin_launch.launched_with || parameters || case when ordered ? 'dataset_file_path'
+        then jsonb_build_object('dataset_file_path', ordered->'dataset_file_path') else '{}' end
   where r.id = run.id;
   insert into public.training_launches (run_id, launcher, endpoint)
   values (run.id, begin_launch.launcher, begin_launch.endpoint);
@@ -192,6 +196,7 @@ declare
   run public.training_runs;
   launch public.training_launches;
   job jsonb;
+  job_status text;
   refusal text;
 begin
   perform public.training_check_external_job_id(external_job_id);
@@ -207,9 +212,9 @@ begin
   end if;
   select * into launch from public.training_note_launch(
     run.id, run.launcher, check_in_run.external_job_id, run.endpoint, guessed => true);
-  job := public.training_job_row(run.queue, run.job_id);
+  job_status := coalesce(public.training_job_status(run.queue, run.job_id), 'cancelled');
   refusal := case
-    when run.status = 'cancelled' or coalesce(job->>'status', 'cancelled') = 'cancelled' then 'cancelled'
+    when run.status = 'cancelled' or job_status = 'cancelled' then 'cancelled'
     when run.status not in ('claimed', 'launched', 'running') then 'ended'
     when run.checked_in_at is not null and run.external_job_id <> check_in_run.external_job_id
       then 'superseded'

@@ -161,6 +161,7 @@ begin
     where p.pronamespace = 'public'::regnamespace and p.proname in (
       'training_touch_updated_at', 'worker_schema_version', 'training_assignment',
       'training_check_lease_seconds', 'training_check_external_job_id', 'training_decoded',
+      'training_json_fault', 'training_text_fault', 'training_name_faults',
       'claim_training_jobs', 'adopt_training_runs',
       'renew_training_runs', 'begin_handling', 'release_training_runs', 'training_held_run', 'begin_launch',
       'record_launch', 'training_note_launch', 'training_endpoints', 'training_run_of_token', 'training_is_published', 'training_is_file',

@@ -39,11 +39,13 @@ create or replace function public.claim_dataset(worker text, lease_seconds int) 
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
-  dataset public.datasets;
+  -- Not the whole row: its owner may have put anything of any size into the other columns.
+  dataset record;
   claim public.dataset_validations;
+  found_row jsonb;
 begin
   perform public.training_check_lease_seconds(lease_seconds);
-  select d.* into dataset
+  select d.id, d.updated_at into dataset
   from public.datasets d
   where d.status = 'validating' and d.deleted_at is null
     and not exists (select from public.dataset_validations v
@@ -66,8 +68,10 @@ begin
   if not found then
     return null;
   end if;
+  found_row := public.training_dataset_row(dataset.id);
   return jsonb_build_object(
-    'dataset', to_jsonb(dataset) - 'sample_data' - 'validation_errors',
+    'dataset', found_row - 'unreadable',
+    'unreadable', found_row->'unreadable',
     'lease_token', claim.lease_token,
     'attempts', claim.attempts);
 end

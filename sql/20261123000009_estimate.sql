@@ -130,8 +130,8 @@ $$;
 
 -- What a training would take and cost, for the dataset's owner to ask. Beside the estimate stands
 -- exceeds_limit: even its low end is more than a job may take, so that it would be refused. Null where
--- nothing can be said: no worker has started yet, the GPU is unknown, or the dataset is not the caller's
--- or was not counted.
+-- nothing can be said: no worker has started yet, the GPU is unknown, the dataset is not the caller's or was not
+-- counted, or the two values are more than a job may hold.
 create or replace function public.estimate_training_cost(
   dataset_id uuid, hyperparameters jsonb default '{}', gpu_config jsonb default '{}'
 ) returns jsonb
@@ -140,6 +140,10 @@ language plpgsql stable security definer set search_path = '' as $$
 declare
   dataset public.datasets;
 begin
+  if public.training_json_fault(estimate_training_cost.hyperparameters, 8192) is not null
+     or public.training_json_fault(estimate_training_cost.gpu_config, 8192) is not null then
+    return null;
+  end if;
   select d.* into dataset
   from public.datasets d
   where d.id = estimate_training_cost.dataset_id and d.deleted_at is null
@@ -155,12 +159,14 @@ $$;
 create or replace function public.estimate_training_job(job_id uuid) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 declare
-  job jsonb := coalesce(public.training_job_row('training_jobs', job_id),
-                        public.training_job_row('pipeline_training_jobs', job_id));
+  ordered jsonb := coalesce(public.training_job_order('training_jobs', job_id),
+                           public.training_job_order('pipeline_training_jobs', job_id));
+  owner uuid := coalesce(public.training_job_row('training_jobs', job_id),
+                         public.training_job_row('pipeline_training_jobs', job_id))->>'user_id';
+  dataset public.datasets;
 begin
-  return public.training_estimate_of(
-    jsonb_populate_record(null::public.datasets, public.training_job_dataset(job)),
-    job->'hyperparameters', job->'gpu_config');
+  select d.* into dataset from public.datasets d where d.id = public.training_order_dataset(ordered, owner);
+  return public.training_estimate_of(dataset, ordered->'hyperparameters', ordered->'gpu_config');
 end
 $$;
 

@@ -2,14 +2,38 @@
 -- columns of `training_jobs`, so that everything else knows one kind of job. The table is the application's
 -- own: where it is missing, nothing here looks for it, and every function answers as for an empty queue.
 
--- Whose job a row of the newer queue is: user_id may be null there, and created_by came with a later schema.
-create or replace function public.training_pipeline_owner(pipeline_row jsonb) returns uuid
-language sql immutable set search_path = '' as $$
-  select coalesce(pipeline_row->>'user_id', pipeline_row->>'created_by')::uuid
+-- Whose job a row of the newer queue is where its user_id is null: its maker's. The column came with a later
+-- schema; where it is missing, the name below is the one of `absent`.
+create or replace function public.training_pipeline_maker(job_id uuid) returns uuid
+language plpgsql stable set search_path = '' as $$
+#variable_conflict use_column
+begin
+  return (
+    select (select created_by from (select j.*) own)
+    from public.pipeline_training_jobs j, (select null::uuid as created_by) absent
+    where j.id = training_pipeline_maker.job_id);
+end
 $$;
 
--- A job in the columns of training_jobs; null where there is none. With `locked` nobody else writes it until
--- the transaction's end. A 'pending' job reads 'queued'.
+-- How a job stands; null where there is none. A 'pending' job reads 'queued'.
+create or replace function public.training_job_status(queue text, job_id uuid) returns text
+language plpgsql stable set search_path = '' as $$
+#variable_conflict use_column
+begin
+  if training_job_status.queue = 'training_jobs' then
+    return (select left(j.status, 50) from public.training_jobs j where j.id = training_job_status.job_id);
+  end if;
+  if to_regclass('public.pipeline_training_jobs') is null then
+    return null;
+  end if;
+  return (select case j.status when 'pending' then 'queued' else left(j.status, 50) end
+          from public.pipeline_training_jobs j where j.id = training_job_status.job_id);
+end
+$$;
+
+-- A job in the columns of training_jobs, but for what its user ordered; null where there is none. With `locked`
+-- nobody else writes it until the transaction's end. No column of the application is read whole that a user can
+-- fill without end.
 create or replace function public.training_job_row(queue text, job_id uuid, locked boolean default false)
 returns jsonb
 language plpgsql set search_path = '' as $$
@@ -19,7 +43,30 @@ begin
     if training_job_row.locked then
       perform from public.training_jobs j where j.id = training_job_row.job_id for update;
     end if;
-    return (select to_jsonb(j) from public.training_jobs j where j.id = training_job_row.job_id);
+    return (
+      select jsonb_build_object(
+        'id', j.id,
+        'user_id', j.user_id,
+        'dataset_id', j.dataset_id,
+        'preset_id', left(j.preset_id, 50),
+        'status', left(j.status, 50),
+        'current_stage', left(j.current_stage, 50),
+        'progress', j.progress,
+        'current_epoch', j.current_epoch,
+        'total_epochs', j.total_epochs,
+        'current_step', j.current_step,
+        'total_steps', j.total_steps,
+        'current_metrics', case when public.training_json_fault(j.current_metrics, 4096) is null
+                                then j.current_metrics end,
+        'started_at', j.started_at,
+        'completed_at', j.completed_at,
+        'estimated_completion_at', j.estimated_completion_at,
+        'current_cost', j.current_cost,
+        'retry_count', j.retry_count,
+        'external_job_id', left(j.external_job_id, 255),
+        'artifact_id', j.artifact_id)
+      from public.training_jobs j
+      where j.id = training_job_row.job_id);
   end if;
   if to_regclass('public.pipeline_training_jobs') is null then
     return null;
@@ -30,15 +77,9 @@ begin
   return (
     select jsonb_build_object(
       'id', j.id,
-      'user_id', public.training_pipeline_owner(to_jsonb(j)),
+      'user_id', coalesce(j.user_id, public.training_pipeline_maker(j.id)),
       'dataset_id', j.dataset_id,
-      'dataset_name', j.dataset_name,
-      'dataset_file_path', j.dataset_file_path,
-      'hyperparameters', jsonb_build_object(
-        'learning_rate', j.learning_rate, 'batch_size', j.batch_size, 'epochs', j.epochs,
-        'rank', j.rank, 'alpha', j.alpha, 'dropout', j.dropout),
-      'gpu_config', jsonb_build_object('type', j.gpu_type, 'count', j.gpu_count),
-      'status', case j.status when 'pending' then 'queued' else j.status end,
+      'status', case j.status when 'pending' then 'queued' else left(j.status, 50) end,
       'progress', j.progress,
       'current_epoch', j.current_epoch,
       'total_epochs', j.epochs,
@@ -47,35 +88,80 @@ begin
       'started_at', j.started_at,
       'completed_at', j.completed_at,
       'current_cost', j.actual_cost,
-      'estimated_total_cost', j.estimated_cost,
-      'external_job_id', j.runpod_job_id,
-      'error_message', j.error_message)
+      'external_job_id', left(j.runpod_job_id, 255))
     from public.pipeline_training_jobs j
     where j.id = training_job_row.job_id);
 end
 $$;
 
--- The dataset of a job that training_job_row gave. A job of the newer queue may name only a file: that of a
--- dataset of its owner, or else one of the bucket for training files.
-create or replace function public.training_job_dataset(job jsonb) returns jsonb
+-- What the user of a job ordered: {hyperparameters, gpu_config, dataset_id, dataset_name, dataset_file_path,
+-- unreadable}. `unreadable` says in words which columns are too much to be read, and is null where none is; these
+-- columns are null then. There is more room than users have: the worker adds keys.
+create or replace function public.training_job_order(queue text, job_id uuid) returns jsonb
 language plpgsql stable set search_path = '' as $$
-declare
-  dataset jsonb;
+#variable_conflict use_column
 begin
-  select to_jsonb(d) into dataset from public.datasets d where d.id = (job->>'dataset_id')::uuid;
-  if dataset is null and job->>'dataset_file_path' is not null then
-    select to_jsonb(d) into dataset from public.datasets d
-    where d.storage_path = job->>'dataset_file_path' and d.user_id = (job->>'user_id')::uuid;
-    dataset := coalesce(dataset, jsonb_build_object(
-      'id', job->'id',
-      'name', coalesce(job->>'dataset_name', 'your dataset'),
-      'status', 'ready',
-      'training_ready', true,
-      'storage_bucket', 'training-files',
-      'storage_path', job->'dataset_file_path'));
+  if training_job_order.queue = 'training_jobs' then
+    return (
+      select jsonb_build_object(
+        'hyperparameters', case when f.hyperparameters is null then j.hyperparameters end,
+        'gpu_config', case when f.gpu_config is null then j.gpu_config end,
+        'dataset_id', j.dataset_id,
+        'unreadable', public.training_name_faults(to_jsonb(f)))
+      from public.training_jobs j,
+           lateral (select public.training_json_fault(j.hyperparameters, 8192) as hyperparameters,
+                           public.training_json_fault(j.gpu_config, 8192) as gpu_config) f
+      where j.id = training_job_order.job_id);
   end if;
-  return dataset;
+  if to_regclass('public.pipeline_training_jobs') is null then
+    return null;
+  end if;
+  return (
+    select jsonb_build_object(
+      'hyperparameters', jsonb_build_object(
+        'learning_rate', j.learning_rate, 'batch_size', j.batch_size, 'epochs', j.epochs,
+        'rank', j.rank, 'alpha', j.alpha, 'dropout', j.dropout),
+      'gpu_config', jsonb_build_object('type', case when f.gpu_type is null then j.gpu_type end, 'count', j.gpu_count),
+      'dataset_id', j.dataset_id,
+      'dataset_name', left(j.dataset_name, 200),
+      'dataset_file_path', case when f.dataset_file_path is null then j.dataset_file_path end,
+      'unreadable', public.training_name_faults(to_jsonb(f)))
+    from public.pipeline_training_jobs j,
+         lateral (select public.training_text_fault(j.dataset_file_path, 1024) as dataset_file_path,
+                         public.training_text_fault(j.gpu_type, 256) as gpu_type) f
+    where j.id = training_job_order.job_id);
 end
+$$;
+
+-- A dataset as the worker reads it; null where there is none, `unreadable` as above.
+create or replace function public.training_dataset_row(dataset_id uuid) returns jsonb
+language sql stable set search_path = '' as $$
+  select jsonb_build_object(
+    'id', d.id,
+    'user_id', d.user_id,
+    'name', left(d.name, 200),
+    'status', left(d.status, 50),
+    'training_ready', d.training_ready,
+    'storage_bucket', case when f.storage_bucket is null then d.storage_bucket end,
+    'storage_path', case when f.storage_path is null then d.storage_path else '' end,
+    'format', left(d.format, 50),
+    'file_size', d.file_size,
+    'deleted_at', d.deleted_at,
+    'unreadable', public.training_name_faults(to_jsonb(f)))
+  from public.datasets d,
+       lateral (select public.training_text_fault(d.storage_path, 1024) as storage_path,
+                       public.training_text_fault(d.storage_bucket, 256) as storage_bucket) f
+  where d.id = training_dataset_row.dataset_id
+$$;
+
+-- The dataset that training_job_order's answer means, if there is one: the one it names, or else that of its
+-- owner which has the file it names.
+create or replace function public.training_order_dataset(ordered jsonb, user_id uuid) returns uuid
+language sql stable set search_path = '' as $$
+  select coalesce(
+    (select d.id from public.datasets d where d.id = (ordered->>'dataset_id')::uuid),
+    (select d.id from public.datasets d
+     where d.storage_path = ordered->>'dataset_file_path' and d.user_id = training_order_dataset.user_id))
 $$;
 
 -- Writes those columns of a job that `changes` names, in the columns of training_jobs; what the job's table
@@ -194,7 +280,7 @@ begin
     from public.training_jobs j where j.status = 'queued';
   if to_regclass('public.pipeline_training_jobs') is not null then
     return query
-      select j.id, public.training_pipeline_owner(to_jsonb(j)), j.created_at::timestamptz, null::text,
+      select j.id, coalesce(j.user_id, public.training_pipeline_maker(j.id)), j.created_at::timestamptz, null::text,
              (select count(*)::int from public.training_runs r where r.job_id = j.id)
       from public.pipeline_training_jobs j where j.status = 'pending';
   end if;
@@ -214,8 +300,8 @@ begin
   for signature in
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace = 'public'::regnamespace and p.proname in (
-      'training_pipeline_owner', 'training_job_row', 'training_job_dataset', 'training_write_job',
-      'training_pipeline_columns', 'training_write_points', 'training_waiting_jobs')
+      'training_pipeline_maker', 'training_job_status', 'training_job_row', 'training_job_order',
+      'training_dataset_row', 'training_order_dataset', 'training_write_job', 'training_pipeline_columns', 'training_write_points', 'training_waiting_jobs')
   loop
     execute format('revoke all on function %s from public, anon, authenticated', signature);
     execute format('grant execute on function %s to service_role', signature);

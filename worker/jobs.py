@@ -67,6 +67,8 @@ class DatasetClaim(BaseModel):
     lease_token: UUID
     attempts: int
     """How many workers began to read it, this one included."""
+    unreadable: str | None = None
+    """Which columns of the row are too much to be read, in the database's words."""
 
 
 class Job(BaseModel):
@@ -130,7 +132,6 @@ class Run(BaseModel):
     created_at: datetime
     stage: str | None = None
     current_step: int = 0
-    point_steps: list[int] = Field(default_factory=list)
 
 
 class Assignment(BaseModel):
@@ -179,8 +180,9 @@ def parse_assignment(row: dict[str, Any]) -> Assignment:
     Raises:
         ValidationError: the run can't be read.
     """
+    told = row.get("unreadable")
     try:
-        return Assignment.model_validate(row)
+        return Assignment.model_validate({**row, "unreadable": _name_the_unreadable(told) if told else None})
     except ValidationError as error:
         run = Run.model_validate(row["run"])
         job = row["job"] or {}
@@ -191,7 +193,8 @@ def parse_assignment(row: dict[str, Any]) -> Assignment:
             hyperparameters=job.get("hyperparameters"),
             gpu_config=job.get("gpu_config"),
         )
-        return Assignment(run=run, job=rest, unreadable=_name_the_unreadable(error))
+        places = f"{', '.join(places_of(error))} holds what it can't hold"
+        return Assignment(run=run, job=rest, unreadable=_name_the_unreadable(told or places))
 
 
 def places_of(error: ValidationError) -> list[str]:
@@ -199,9 +202,8 @@ def places_of(error: ValidationError) -> list[str]:
     return sorted({".".join(map(str, problem["loc"])) for problem in error.errors()})
 
 
-def _name_the_unreadable(error: ValidationError) -> str:
-    columns = ", ".join(places_of(error))
-    return f"The job can't be read: {columns} holds what it can't hold. Change it and start the job again."
+def _name_the_unreadable(problem: str) -> str:
+    return f"The job can't be read: {problem}. Change it and start the job again."
 
 
 def parse_news(row: dict[str, Any]) -> News:

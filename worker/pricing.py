@@ -53,9 +53,9 @@ def load_prices(path: Path | None = None) -> tuple[GpuPrice, ...]:
         raise SettingsError(f"LORA_WORKER_PRICE_TABLE: {source} is not a usable price table ({error}).") from None
 
 
-def find_price(prices: tuple[GpuPrice, ...], gpu: str | None) -> GpuPrice | None:
-    """The entry for the application's or NVML's name of a GPU; None for an unknown one."""
-    if not gpu:
+def find_price(prices: tuple[GpuPrice, ...], gpu: object) -> GpuPrice | None:
+    """The entry for the application's or NVML's name of a GPU; None for an unknown one, and for what is no name."""
+    if not isinstance(gpu, str):
         return None
     plain = plain_name(gpu)
     matches = [(len(name), price) for price in prices for name in price.names if name in plain]

@@ -114,8 +114,8 @@ class Queue:
             raise explain_api_error(error) from None
         except httpx.HTTPError as error:
             raise ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not reachable: {why_unreachable(error)}") from None
-        except ValueError:
-            # An HTML page of a gateway in front of it.
+        except (ValueError, RecursionError):
+            # An HTML page of a gateway in front of it, or JSON that is nested beyond what can be read.
             raise ServiceUnavailableError(_SERVICE, f"{_SERVICE} answered something unreadable") from None
         return response.data
 

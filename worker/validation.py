@@ -89,6 +89,9 @@ class Validator:
     async def _examine(self, claim: DatasetClaim) -> dict[str, Any] | None:
         """The outcome to write; None when the worker stopped in the middle."""
         dataset = claim.dataset
+        if claim.unreadable is not None:
+            text = f"The dataset can't be read: {claim.unreadable}."
+            return failed(dataset, DatasetUnusableError(text, "Upload it again under a shorter name."))
         if claim.attempts > self._services.settings.max_handlings:
             return failed(dataset, _UNREADABLE)
         if not dataset.is_readable_by(dataset.user_id):

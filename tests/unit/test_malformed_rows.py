@@ -14,9 +14,11 @@ import pytest
 from tests.scripted import FakeLauncher, ForgetfulLauncher, make_services
 from worker import holding as holding_module
 from worker.daemon import Daemon
+from worker.errors import ServiceUnavailableError
 from worker.holding import Holding
 from worker.jobs import Assignment, Dataset, parse_assignment
 from worker.launchers.base import LaunchState
+from worker.pricing import find_price, load_prices
 from worker.queue import Queue
 
 Row = dict[str, Any]
@@ -67,6 +69,26 @@ async def test_a_job_that_can_not_be_read_is_taken_with_its_sentence_and_the_oth
     assert taken[1].unreadable is not None
     assert "start the job again" in taken[1].unreadable
     assert "many" not in taken[1].unreadable
+
+
+async def test_what_the_database_can_not_hand_over_is_the_jobs_failure_in_its_words() -> None:
+    row = assignment_row(job={"hyperparameters": None}) | {"unreadable": "hyperparameters is larger than 8 KB"}
+    (taken,) = await queue_answering([row]).claim(9, None)
+    assert taken.unreadable == (
+        "The job can't be read: hyperparameters is larger than 8 KB. Change it and start the job again."
+    )
+
+
+async def test_an_answer_nested_beyond_reading_is_a_fault_of_the_service() -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content="[" * 200_000))
+    queue = Queue("http://db", "sb_secret_x", worker="w", lease_seconds=60, http=httpx.AsyncClient(transport=transport))
+    with pytest.raises(ServiceUnavailableError, match="unreadable"):
+        await queue.claim(9, None)
+
+
+@pytest.mark.parametrize("odd", [5, [], {"a": 1}, True, None, ""])
+def test_a_gpu_that_is_no_name_is_none_that_is_known(odd: Any) -> None:
+    assert find_price(load_prices(), odd) is None
 
 
 async def test_a_run_that_can_not_be_read_keeps_no_other_waiting(capsys: pytest.CaptureFixture[str]) -> None:
