@@ -12,15 +12,16 @@ COPY sql sql
 COPY trainer trainer
 COPY sandbox/__init__.py sandbox/__init__.py
 COPY worker worker
-RUN pip install --no-cache-dir . && useradd --create-home --uid 10001 worker
+# At the versions that were tested together.
+RUN pip install --no-cache-dir --constraint trainer/requirements.lock . && useradd --create-home --uid 10001 worker
 USER worker
 WORKDIR /home/worker
 # As PID 1, without a shell: SIGTERM must reach the daemon, which releases its leases. No ENTRYPOINT: Fly and
 # the Procfile name the whole command, which an entrypoint would get as its arguments.
 CMD ["lora-worker", "run"]
 
-# devel, not runtime: causal-conv1d has no wheels and compiles. CUDA 12.6 runs on older drivers and on
-# every GPU from sm_70 to sm_90. Pin by digest once you have checked an image.
+# devel, not runtime: causal-conv1d has no wheels on PyPI and compiles. CUDA 12.6 runs on older drivers; the compiled
+# kernels are for GPUs from sm_75 (T4) to sm_90 (H100). Pin by digest once you have checked an image.
 FROM pytorch/pytorch:2.13.0-cuda12.6-cudnn9-devel AS trainer
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     # The network volume: base models are downloaded once, not for each job.
@@ -30,24 +31,29 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     # RunPod's SDK logs outputs at its default level, debug.
     RUNPOD_LOG_LEVEL=INFO \
     # Long trainings fragment the allocator, and the fused experts need large blocks.
-    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True \
+    PATH=/opt/trainer/bin:$PATH
 WORKDIR /app
-COPY trainer/requirements.lock trainer/requirements.lock
+# The base image's Python is the distribution's, and externally managed: pip refuses to install into it (PEP 668), and
+# could not replace what the distribution brought. A virtual environment takes our packages and sees the image's torch;
+# without pip of its own, since the distribution packages that apart.
+RUN python3 -m venv --system-site-packages --without-pip /opt/trainer
+COPY trainer/requirements.lock trainer/kernels.lock trainer/
 # The base image brings torch; everything else comes at the versions that were tested together. The lock
 # says for which Python it was made; its pins hold for the image's, too, or pip refuses them here.
-RUN pip install --no-cache-dir -r trainer/requirements.lock
+RUN python -m pip install --no-cache-dir -r trainer/requirements.lock
 # Qwen3-Next's linear attention: without them training falls back to slow torch code and can't pack.
-# flash-linear-attention 0.6 takes transformers 5 and wants causal-conv1d 1.7, which compiles against the
-# image's torch: hence no build isolation, and what it builds with comes first.
-RUN pip install --no-cache-dir packaging==26.3 setuptools==84.2.1 wheel==0.48.0 ninja==1.13.2 \
-    && pip install --no-cache-dir --no-build-isolation \
-        flash-linear-attention==0.6.0 fla-core==0.6.0 causal-conv1d==1.7.0
+# causal-conv1d compiles against the image's torch: hence no build isolation, and what it builds with comes first.
+# FORCE_BUILD, since its setup would download a wheel without a checksum from elsewhere instead.
+RUN python -m pip install --no-cache-dir -r trainer/kernels.lock --only-binary :all: \
+    && CAUSAL_CONV1D_FORCE_BUILD=TRUE \
+        python -m pip install --no-cache-dir --no-build-isolation --no-deps causal-conv1d==1.7.0
 COPY pyproject.toml README.md ./
 COPY sql sql
 COPY sandbox/__init__.py sandbox/__init__.py
 COPY worker worker
 COPY trainer trainer
-RUN pip install --no-cache-dir --no-deps .
+RUN python -m pip install --no-cache-dir --no-deps .
 # What was built must load, and none of it needs a GPU for that: better to fail here than in each job.
 RUN python -c "import torch, causal_conv1d, fla, bitsandbytes, tensorboardX, trainer.handler, trainer.train"
 # PID 1, since the SDK's ping process outlives a killed parent and would go on saying that the job lives.

@@ -19,7 +19,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-supabase lint chaos crashes models bench bench-trainer lock clean
+.PHONY: help demo test test-supabase lint chaos crashes models bench bench-trainer lock image-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,9 @@ bench: $(INSTALLED) ## what the daemon costs: claims, cycles, memory; writes ben
 
 bench-trainer: $(INSTALLED) ## the recipe against bare TRL and against today's trainer
 	@$(BIN)/python -m benchmarks.trainer $(ARGS)
+
+image-check: $(INSTALLED) ## every step of the Dockerfile as far as it goes without Docker
+	@$(BIN)/python -m benchmarks.image
 
 lock: $(INSTALLED) ## pin what the trainer's image installs, from pyproject.toml's ranges
 	@$(BIN)/python -m pip install --quiet --dry-run --ignore-installed $(PIP_ARGS) "$(TORCH)" ".[trainer]" \

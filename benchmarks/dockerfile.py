@@ -1,0 +1,109 @@
+"""The Dockerfile as data, and a base image's Python to try its steps with: neither needs Docker."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_EXTERNALLY_MANAGED = (
+    "[externally-managed]\nError=This Python belongs to the distribution: make a virtual environment.\n"
+)
+
+
+@dataclass
+class Stage:
+    """One `FROM` and what follows it; environment variables as written, `$NAME` included."""
+
+    base: str
+    name: str
+    environment: dict[str, str] = field(default_factory=dict)
+    copies: list[tuple[list[str], str]] = field(default_factory=list)
+    """Sources in the project and where they go."""
+    runs: list[str] = field(default_factory=list)
+    command: str = ""
+
+
+def read_dockerfile(path: Path) -> dict[str, Stage]:
+    """The stages by name.
+
+    Raises:
+        ValueError: an instruction that this does not know.
+    """
+    stages: dict[str, Stage] = {}
+    stage: Stage | None = None
+    for word, rest in _instructions(path.read_text(encoding="utf-8")):
+        if word == "FROM":
+            base, _, name = rest.partition(" AS ")
+            stage = stages[name] = Stage(base, name)
+        elif stage is None:
+            raise ValueError(f"{word} stands before the first FROM.")
+        elif word == "ENV":
+            stage.environment |= dict(pair.split("=", 1) for pair in rest.split())
+        elif word == "COPY":
+            *sources, target = rest.split()
+            stage.copies.append((sources, target))
+        elif word == "RUN":
+            stage.runs.append(rest)
+        elif word == "CMD":
+            stage.command = rest
+        elif word not in {"WORKDIR", "USER"}:
+            raise ValueError(f"{word} is not known here: add it, and what tries it.")
+    return stages
+
+
+def _instructions(text: str) -> list[tuple[str, str]]:
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [(word, " ".join(rest.split())) for word, _, rest in (line.partition(" ") for line in joined.splitlines())]
+
+
+def stage_files(stage: Stage, project: Path, folder: Path) -> None:
+    """Copy what the stage copies into `folder`, as Docker would into its working directory.
+
+    Raises:
+        FileNotFoundError: a source does not exist, or .dockerignore keeps it out.
+    """
+    ignored = set((project / ".dockerignore").read_text(encoding="utf-8").split())
+    for sources, target in stage.copies:
+        for source in sources:
+            if source.split("/")[0] in ignored or not (project / source).exists():
+                raise FileNotFoundError(f"COPY {source}: it is not in the build's context.")
+            goal = folder / target
+            if (project / source).is_dir():
+                shutil.copytree(
+                    project / source, goal, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+                )
+                continue
+            if target.endswith("/") or len(sources) > 1:
+                goal = goal / Path(source).name
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(project / source, goal)
+
+
+def make_distribution_python(prefix: Path, *, managed: bool = True) -> Path:
+    """A Python under `prefix`, externally `managed` as a distribution's is; the executable.
+
+    It has the packages of the running one, as a base image has torch, and pip, but no ensurepip.
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    own = prefix / sys.platlibdir / library.name
+    own.mkdir(parents=True)
+    for entry in library.iterdir():
+        if entry.name not in {"site-packages", "dist-packages", "ensurepip", "EXTERNALLY-MANAGED", "__pycache__"}:
+            (own / entry.name).symlink_to(entry)
+    if managed:
+        (own / "EXTERNALLY-MANAGED").write_text(_EXTERNALLY_MANAGED, encoding="utf-8")
+    packages = own / "site-packages"
+    packages.mkdir()
+    # As a site, not as a path: its own .pth files count, too.
+    line = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+    (packages / "base-image.pth").write_text(line, encoding="utf-8")
+    (prefix / "bin").mkdir()
+    executable = prefix / "bin" / f"python3.{sys.version_info.minor}"
+    shutil.copy(Path(sys.executable).resolve(), executable)
+    for name in ("python3", "python"):
+        (prefix / "bin" / name).symlink_to(executable.name)
+    return executable

@@ -1,0 +1,153 @@
+"""`make image-check`: every step of the Dockerfile as far as it goes without Docker, in about a minute.
+
+Each `RUN` runs for real, in the order and the files of its stage, on a Python that is externally managed as the base
+image's is. pip gets every file's metadata for the image's own Python and platform, and installs nothing. What is left
+to Docker: the compiler, `useradd`, and the imports of what was compiled. Exits with 1 where a step fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from benchmarks.dockerfile import Stage, make_distribution_python, read_dockerfile, stage_files
+
+PROJECT = Path(__file__).parents[1]
+IMAGE_PYTHON = "3.12"
+_GLIBC = range(17, 40)  # Ubuntu 24.04 has 2.39
+_PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in _GLIBC), "manylinux2014_x86_64", "manylinux1_x86_64"]
+_COMPILED = re.compile(r"\b(causal_conv1d|fla), ")
+_OF_THE_BASE_IMAGE = {"torch", "triton"}
+_IMPORTS = {"worker": "worker.cli", "trainer": "trainer.handler, trainer.train"}
+_FROM_ELSEWHERE = """
+import sys, {modules}
+files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+strays = [name for name in files if name.startswith({project!r}) and "site-packages" not in name]
+sys.exit("The image lacks " + ", ".join(strays) if strays else 0)
+"""
+
+
+def main() -> int:
+    """Try all stages and print what was found."""
+    faults = []
+    for stage in read_dockerfile(PROJECT / "Dockerfile").values():
+        with tempfile.TemporaryDirectory() as name:
+            faults += [f"{stage.name}: {fault}" for fault in try_stage(stage, Path(name))]
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 1 if faults else 0
+
+
+def try_stage(stage: Stage, folder: Path) -> list[str]:
+    """Carry out a stage below `folder`; what is wrong with it."""
+    context, prefix = folder / "app", folder / "base"
+    stage_files(stage, PROJECT, context)
+    make_distribution_python(prefix, managed=not stage.base.startswith("python:"))
+    for name, line in (("useradd", "exit 0"), ("pip", 'exec "${0%/*}/python3" -m pip "$@"')):
+        (prefix / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (prefix / "bin" / name).chmod(0o755)
+    commands = [part for run in stage.runs for part in run.split(" && ")]
+    reports = []
+    for number, command in enumerate([*commands, f"python3 -c '{_imports_of(stage)}'"]):
+        report = folder / f"{number}.json"
+        ended = run_step(stage, command, folder, report)
+        print(f"{stage.name}: {'ok    ' if ended.returncode == 0 else 'FAILED'} {command.splitlines()[0]}")
+        if ended.returncode:
+            return [f"{command}\n{ended.stderr.strip()[-2000:]}"]
+        if report.exists():
+            reports += json.loads(report.read_text())["install"]
+    return [*_not_from_wheels(reports), *_unmet(reports, extra="trainer" if stage.name == "trainer" else "")]
+
+
+def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subprocess.CompletedProcess[str]:
+    """One command of a `RUN`, with the stage's environment, on paths below `folder`."""
+
+    def moved(text: str) -> str:
+        return _COMPILED.sub("", text.replace("/opt/", f"{folder}/opt/"))
+
+    search = f"{folder}/base/bin:/usr/bin:/bin"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    environment |= {name: moved(value) for name, value in stage.environment.items() if name != "HF_HOME"}
+    environment["PATH"] = moved(stage.environment.get("PATH", "$PATH")).replace("$PATH", search)
+
+    def carry_out(text: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", "-c", text], cwd=folder / "app", env=environment, capture_output=True, text=True, check=False
+        )
+
+    if command.endswith(" ."):
+        # Built for real, and with what builds it: pip would pass the variables below on to that, too.
+        built = carry_out(f"python3 -m pip wheel --quiet --no-deps --wheel-dir {folder}/dist .")
+        if built.returncode:
+            return built
+        command = f"{command.removesuffix('.')}{next((folder / 'dist').glob('*.whl'))}"
+    environment |= {
+        "CAUSAL_CONV1D_SKIP_CUDA_BUILD": "TRUE",
+        "PIP_DRY_RUN": "1",
+        "PIP_QUIET": "1",
+        "PIP_REPORT": str(report),
+        "PIP_TARGET": str(folder / "target"),
+        "PIP_IGNORE_INSTALLED": "1",
+        "PIP_PYTHON_VERSION": IMAGE_PYTHON,
+        "PIP_IMPLEMENTATION": "cp",
+        "PIP_PLATFORM": " ".join(_PLATFORMS),
+    }
+    if " -r " in command:
+        # Whether the pins go together is looked at below: pip would fetch torch for that, which the base image has.
+        environment["PIP_NO_DEPS"] = "1"
+    elif "--no-deps" not in command:
+        environment["PIP_ONLY_BINARY"] = ":all:"
+    return carry_out(moved(command))
+
+
+def _imports_of(stage: Stage) -> str:
+    return _FROM_ELSEWHERE.format(modules=_IMPORTS[stage.name], project=str(PROJECT)).replace("'", '"')
+
+
+def _not_from_wheels(reports: list[dict[str, Any]]) -> Iterator[str]:
+    for item in reports:
+        name, url = item["metadata"]["name"], item["download_info"]["url"]
+        if not url.endswith(".whl") and canonicalize_name(name) != "causal-conv1d":
+            yield f"{name} has no wheel for Python {IMAGE_PYTHON}: it would be compiled, unpinned build tools and all."
+
+
+def _unmet(reports: list[dict[str, Any]], *, extra: str) -> Iterator[str]:
+    """What a pinned package needs and no pin gives; of ours, with an `extra`."""
+    pinned = {canonicalize_name(item["metadata"]["name"]): item["metadata"] for item in reports}
+    needed: set[tuple[str, str]] = {*((name, "") for name in pinned), ("lora-worker", extra)}
+    done: set[tuple[str, str]] = set()
+    while wanted := needed - done:
+        name, chosen = wanted.pop()
+        done.add((name, chosen))
+        for text in pinned[name].get("requires_dist", []):
+            requirement = Requirement(text)
+            target = canonicalize_name(requirement.name)
+            if not _applies(requirement, chosen) or target in _OF_THE_BASE_IMAGE or target.startswith("nvidia-c"):
+                continue
+            if target not in pinned:
+                yield f"{name} needs {requirement}, which nothing pins."
+            elif not requirement.specifier.contains(pinned[target]["version"], prereleases=True):
+                yield f"{name} needs {requirement}, and {pinned[target]['version']} is pinned."
+            else:
+                needed |= {(target, more) for more in requirement.extras}
+
+
+def _applies(requirement: Requirement, extra: str) -> bool:
+    environment = {**default_environment(), "python_version": IMAGE_PYTHON, "python_full_version": f"{IMAGE_PYTHON}.3"}
+    environment |= {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
+    return requirement.marker is None or requirement.marker.evaluate({**environment, "extra": extra})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""The image's steps, as far as they go without Docker and without the net; `make image-check` goes further."""
+
+import json
+import re
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from benchmarks.dockerfile import make_distribution_python, read_dockerfile, stage_files
+
+PROJECT = Path(__file__).parents[2]
+STAGES = read_dockerfile(PROJECT / "Dockerfile")
+LOCKS = ["trainer/requirements.lock", "trainer/kernels.lock"]
+
+
+@pytest.fixture(scope="module")
+def distribution(tmp_path_factory):
+    """A Python of a distribution: pip refuses to touch it, and has no ensurepip to give."""
+    prefix = tmp_path_factory.mktemp("base")
+    make_distribution_python(prefix)
+    return prefix
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A package to install, on this disk."""
+    path = tmp_path / "trifle-1.0-py3-none-any.whl"
+    about = "trifle-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("trifle.py", "")
+        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: trifle\nVersion: 1.0\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", f"trifle.py,,\n{about}/METADATA,,\n{about}/WHEEL,,\n{about}/RECORD,,\n")
+    return path
+
+
+def run(command, prefix, path=None):
+    search = f"{path or prefix / 'bin'}:/usr/bin:/bin"
+    return subprocess.run(
+        ["sh", "-c", command], env={"PATH": search}, cwd=prefix, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_base_images_python_refuses_pip_as_pep_668_has_it(distribution, package):
+    refused = run(f"python3 -m pip install --no-index {package}", distribution)
+    assert refused.returncode != 0
+    assert "externally-managed-environment" in refused.stderr
+
+
+def test_the_trainers_steps_install_beside_such_a_python(distribution, package):
+    trainer = STAGES["trainer"]
+    first = trainer.runs[0].replace("/opt/trainer", str(distribution / "trainer"))
+    made = run(first, distribution)
+    assert made.returncode == 0, made.stderr
+    path = trainer.environment["PATH"].replace("/opt/trainer", str(distribution / "trainer"))
+    path = path.replace("$PATH", f"{distribution / 'bin'}")
+    installed = run(
+        f"python -m pip install --no-index {package} && python -c 'import trifle, torch'", distribution, path
+    )
+    assert installed.returncode == 0, installed.stderr
+    assert json.loads(trainer.command)[0] == "python", "the command's Python is the environment's, by PATH"
+
+
+def test_nothing_is_installed_before_there_is_an_environment_to_install_into():
+    first, *rest = STAGES["trainer"].runs
+    assert "-m venv" in first
+    assert "pip" not in first.split()
+    assert all(re.match(r"python -m pip|.*&& .*python -m pip|python -c", run) for run in rest)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_what_a_stage_copies_is_there_and_is_all_that_its_steps_name(name, tmp_path):
+    stage = STAGES[name]
+    stage_files(stage, PROJECT, tmp_path)
+    for run in stage.runs:
+        for lock in re.findall(r"(?:-r|--constraint) (\S+)", run):
+            assert (tmp_path / lock).is_file()
+    assert {"worker", "trainer", "sandbox", "sql"} <= {path.name for path in tmp_path.iterdir()}, "what the wheel packs"
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_line_of_a_lock_is_one_exact_version(lock):
+    lines = [line for line in (PROJECT / lock).read_text().splitlines() if not line.startswith("#")]
+    assert lines
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", line) for line in lines)
+    names = [line.split("==")[0].lower().replace("_", "-") for line in lines]
+    assert len(names) == len(set(names))
+    assert not {"torch", "triton"} & set(names), "the base image brings it"
+
+
+def test_what_the_two_locks_share_has_one_version():
+    first, second = (dict(re.findall(r"^([\w.-]+)==(\S+)$", (PROJECT / lock).read_text(), re.M)) for lock in LOCKS)
+    assert {name: first[name] for name in first.keys() & second.keys()} == {
+        name: second[name] for name in first.keys() & second.keys()
+    }
+
+
+def test_pip_installs_nothing_that_is_not_pinned():
+    for stage in STAGES.values():
+        for run in stage.runs:
+            for command in re.findall(r"pip install ([^&]+)", run):
+                words = [word for word in command.split() if not word.startswith("-")]
+                loose = [word for word in words if not re.search(r"==|\.lock$|^\.$|^:all:$", word)]
+                assert not loose, f"{loose} in {run}"
+
+
+def test_causal_conv1d_compiles_instead_of_downloading_a_wheel_that_nothing_checks():
+    (run,) = [run for run in STAGES["trainer"].runs if re.search(r"causal-conv1d==", run)]
+    (command,) = [command for command in run.split(" && ") if "causal-conv1d==" in command]
+    assert command.startswith("CAUSAL_CONV1D_FORCE_BUILD=TRUE ")
+    assert "devel" in STAGES["trainer"].base, "only that has a compiler"
+    assert "einops" in (PROJECT / "trainer/kernels.lock").read_text(), "flash-linear-attention needs it, unpinned"
+
+
+def test_docker_builds_both_images_where_it_is():
+    workflow = (PROJECT / ".github/workflows/images.yml").read_text()
+    assert set(re.findall(r"--target (\w+)", workflow)) == set(STAGES)
