@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from trainer.documents import Frame, lines_before
+from trainer.documents import Around, Frame, lines_before, twice
 from trainer.examples import ASSISTANT, SYSTEM, USER, DatasetUnusableError, Example, LineError, Message
-from trainer.formats import ValueReader
 from trainer.framing import Framer
 from trainer.identity import conversation_key
+from trainer.values import ValueReader
 
 __all__ = [
     "ASSISTANT",
@@ -43,10 +43,10 @@ class ExampleParser:
     """
 
     def __init__(self) -> None:
-        self._framer = Framer()
-        self._located = 0
         self.values = ValueReader()
-        """What was met so far: formats, pairs without an answer, repairs."""
+        """What was met so far: formats, pairs without an answer, repairs, keys that nothing reads."""
+        self._framer = Framer(self.values.repairs)
+        self._located = 0
 
     def feed(self, chunk: bytes) -> Iterator[Example | LineError]:
         """The examples and bad lines that this chunk completes. Exhaust it before the next call."""
@@ -61,8 +61,15 @@ class ExampleParser:
             if isinstance(frame, LineError):
                 yield frame
                 continue
-            for item in self.values.read(frame.value, frame.line, frame.key):
+            for item in self._open(frame):
                 yield self._locate(item, frame) if isinstance(item, LineError) else item
+
+    def _open(self, frame: Frame) -> Sequence[Example | LineError]:
+        if frame.doubled is not None:
+            return [LineError(frame.line, frame.key or None, *twice(frame.doubled))]
+        if isinstance(frame.value, Around):
+            return self.values.read_around(frame.value.names, frame.line, frame.value.container)
+        return self.values.read(frame.value, frame.line, frame.key)
 
     def _locate(self, error: LineError, frame: Frame) -> LineError:
         """The error with its own line, where its element spans several."""

@@ -59,14 +59,15 @@ class Tally:
         """Sentences for the user."""
         notes = []
         if self.shortened:
+            what = counted(self.shortened, "row")
             notes.append(
-                f"{self.shortened} examples were longer than max_length ({max_length} tokens) and lost "
-                "their oldest turns or their system prompt."
+                f"Shortened: {what} longer than max_length ({max_length} tokens) lost the oldest turns or the system "
+                "prompt."
             )
         if self.too_long:
+            what = counted(self.too_long, "answer")
             notes.append(
-                f"{self.too_long} answers were left out: with their question alone they are longer than "
-                f"max_length ({max_length} tokens)."
+                f"Left out: {what} longer than max_length ({max_length} tokens) together with the question alone."
             )
         return notes
 
@@ -116,7 +117,7 @@ def _fit_conversations(
 def _dataset_notes(chat: Chat, examples: Sequence[Example], survey: Survey) -> list[str]:
     notes = []
     if survey.bad:
-        notes.append(f"{survey.bad} examples of the dataset could not be used and were skipped.")
+        notes.append(f"Left out: {counted(survey.bad, 'example')} of the dataset that can't be used.")
     if not chat.takes_system and any(example.messages[0].role == SYSTEM for example in examples):
         notes.append(
             "The base's chat template doesn't keep a system prompt in front, so the first user turn opens with it, "
@@ -124,7 +125,7 @@ def _dataset_notes(chat: Chat, examples: Sequence[Example], survey: Survey) -> l
         )
     if shared := shared_ids_note(examples):
         notes.append(shared)
-    return notes + [f"The dataset was put right: {count} {repair}." for repair, count in survey.repairs.items()]
+    return notes + [note.text for note in survey.notes]
 
 
 def load_examples(dataset: Path, max_bad_line_share: float) -> tuple[list[Example], Survey]:
@@ -171,8 +172,8 @@ def check_texts(
             errors=(*survey.errors, *errors)[:ERRORS_KEPT],
         ).check(max_bad_line_share)
         notes.append(
-            f"{counted(len(errors), 'example')} could not be told from the base's chat template and "
-            f"{'was' if len(errors) == 1 else 'were'} left out. {errors[0].sentence()}"
+            f"Left out: {counted(len(errors), 'example')} that can't be told from the base's chat template. "
+            f"{errors[0].sentence()}"
         )
     if as_text:
         notes.append(f"Texts hold special tokens of the base, which were learned as plain text: {_names(as_text)}.")

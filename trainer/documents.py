@@ -10,15 +10,20 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple, NoReturn
 
-from trainer.examples import DatasetUnusableError, LineError
-from trainer.formats import is_turn
+from trainer.examples import BadValueError, DatasetUnusableError, LineError, Repair
+from trainer.formats import lists_examples, speakable, tell
+from trainer.turns import is_empty
+from trainer.values import CONTAINERS, two_lists
 
 MAX_VALUE_BYTES = 4 * 1024 * 1024
 """The largest line or element: a million tokens. Parsed, a list of empty lists takes thirty times its size."""
 
+_MAX_NAMES = 1000
+"""Keys of an object around a list of examples."""
 _RETRY_CHARACTERS = 64 * 1024
 _EDGE_CHARACTERS = 16
 """Closer than this to the end of what has arrived, an error may only mean that not all is here."""
@@ -29,12 +34,47 @@ _decode_value = json.JSONDecoder().raw_decode
 
 
 class Frame(NamedTuple):
-    """A parsed value. `key` is its place in its document; `text` is kept where it spans several lines."""
+    """A parsed value. `key` is its place in its document; `text` is kept where it spans several lines.
+
+    `doubled` names a key that an object in it has twice, of which a parser keeps the last without a word.
+    """
 
     line: int
     value: Any
     key: str = ""
     text: str = ""
+    doubled: str | None = None
+
+
+class Around(NamedTuple):
+    """The value of a frame that says what else stood in an object around a list of examples."""
+
+    container: str
+    names: tuple[str, ...]
+
+
+class KeyWatch:
+    """Parses JSON and notices keys that an object has twice."""
+
+    def __init__(self) -> None:
+        self.doubled: str | None = None
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._build)
+
+    def decode(self, text: str, start: int = 0) -> tuple[Any, int]:
+        """The value that begins at `start`, and where it ends; `doubled` is about this value.
+
+        Raises:
+            ValueError: no JSON, or not all of it is here.
+            RecursionError: it is nested too deeply.
+        """
+        self.doubled = None
+        return self._decoder.raw_decode(text, start)
+
+    def _build(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        built = dict(pairs)
+        if len(built) < len(pairs):
+            self.doubled = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        return built
 
 
 Framed = Generator[Frame | LineError | None, None, None]
@@ -69,6 +109,19 @@ def too_long(line: int) -> LineError:
     return LineError(line, None, size, "No model reads that much in one example: split it, one example a line.")
 
 
+def twice(name: str) -> tuple[str, str]:
+    """Error and suggestion for a key that an object has twice."""
+    return f"has the key {speakable(name)} twice", "Keep one of the two."
+
+
+def _is_example(names: Iterable[str]) -> bool:
+    """Whether an object with these keys is an example itself."""
+    try:
+        return tell(dict.fromkeys(names, True)) is not None
+    except BadValueError:
+        return True
+
+
 def _unusable(error: LineError) -> DatasetUnusableError:
     message = error._replace(suggestion=None).sentence()
     return DatasetUnusableError(message, error.suggestion, [error])
@@ -77,7 +130,9 @@ def _unusable(error: LineError) -> DatasetUnusableError:
 class DocumentReader:
     """A pull parser over a growing text: `add` bytes, then go on with the generator that `read` gave."""
 
-    def __init__(self, line: int) -> None:
+    def __init__(self, line: int, repairs: Counter[Repair]) -> None:
+        self._repairs = repairs
+        self._json = KeyWatch()
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._text = ""
         self._position = 0
@@ -87,6 +142,8 @@ class DocumentReader:
         self._pinned = False
         """Keep the text from its beginning: an outermost object may have to be read as one value."""
         self._ended = False
+        self._begun = False
+        """Whether a document was read: only after one may a comma stand."""
 
     def add(self, raw: bytes, *, ended: bool) -> None:
         """More of the file; `ended` says that there is no more.
@@ -111,8 +168,15 @@ class DocumentReader:
                 yield from self._read_list("")
             elif begun == "{":
                 yield from self._read_object()
+            elif begun == "," and self._begun:
+                self._drop_comma()
             else:
                 self._fail("Expecting '{' or '['", self._position)
+            self._begun = True
+
+    def _drop_comma(self) -> None:
+        self._repairs[Repair.TRAILING_COMMA] += 1
+        self._position += 1
 
     def _read_list(self, key: str) -> Framed:
         self._position += 1
@@ -124,8 +188,13 @@ class DocumentReader:
             value, start = yield from self._value()
             line = self._count_to(start)
             text = self._text[start : self._position]
-            yield Frame(line, value, f"{key}[{index}]", text if "\n" in text else "")
+            yield Frame(line, value, f"{key}[{index}]", text if "\n" in text else "", self._json.doubled)
             if (yield from self._take(",]")) == "]":
+                return
+            if (yield from self._peek()) == "]":
+                self._position -= 1
+                self._drop_comma()
+                self._position += 1
                 return
             index += 1
 
@@ -137,38 +206,58 @@ class DocumentReader:
         if (yield from self._peek()) == "}":
             self._position += 1
         else:
-            yield from self._read_members()
+            yield from self._read_members(line)
         if self._pinned:
             text = self._text[: self._position]
             self._check_length(self._position)
             self._pinned = False
-            yield Frame(line, _decode_value(text)[0], "", text if "\n" in text else "")
+            value, _ = self._json.decode(text)
+            yield Frame(line, value, "", text if "\n" in text else "", self._json.doubled)
 
-    def _read_members(self) -> Framed:
-        """Unpins, when the elements of `conversations` were given one by one."""
+    def _read_members(self, line: int) -> Framed:
+        """Unpins, when the examples of a list in the object were given one by one."""
+        filled: dict[str, bool] = {}
+        container = doubled = None
         while True:
             if (yield from self._peek()) not in {'"', ""}:
                 self._fail("Expecting property name enclosed in double quotes", self._position)
             name, _ = yield from self._value()
+            doubled = name if name in filled else doubled
             yield from self._take(":")
-            if name == "conversations" and self._pinned and (yield from self._lists_conversations()):
-                self._pinned = False
-                yield from self._read_list("conversations")
+            streams = container is None and name in CONTAINERS and (yield from self._lists_examples(filled))
+            container = name if streams else container
+            if container is not None:
+                self._check_names(line, doubled, len(filled))
+            if streams:
+                self._pinned = filled[name] = False
+                yield from self._read_list(name)
             else:
-                yield from self._value()
+                value, _ = yield from self._value()
+                if container is not None and name in CONTAINERS and lists_examples(value):
+                    raise _unusable(LineError(line, None, *two_lists(container, name)))
+                filled[name] = not is_empty(value)
             if (yield from self._take(",}")) == "}":
-                return
+                break
+        if container is not None:
+            yield Frame(line, Around(container, tuple(name for name in filled if filled[name])))
 
-    def _lists_conversations(self) -> Generator[None, None, bool]:
-        """Whether a list of conversations begins here, not one conversation's turns. Takes nothing."""
-        if (yield from self._peek()) != "[":
+    def _check_names(self, line: int, doubled: str | None, count: int) -> None:
+        """Refuse an object around a list of examples, of which a part would be lost or kept for ever."""
+        if doubled is not None:
+            raise _unusable(LineError(line, None, *twice(doubled)))
+        if count >= _MAX_NAMES:
+            raise _unusable(LineError(line, None, f"is an object with more than {_MAX_NAMES:,} keys"))
+
+    def _lists_examples(self, names: Iterable[str]) -> Generator[None, None, bool]:
+        """Whether a list of examples begins here, which is not a part of an example itself. Takes nothing."""
+        if (yield from self._peek()) != "[" or _is_example(names):
             return False
         start = self._position
         self._position += 1
-        listed = (yield from self._peek()) == "{"
+        listed = (yield from self._peek()) in {"{", "["}
         if listed:
             value, _ = yield from self._value()
-            listed = not is_turn(value)
+            listed = lists_examples([value])
         self._position = start
         return listed
 
@@ -198,7 +287,7 @@ class DocumentReader:
             # Adding text may shift it, so the start is known by `_position` alone until all is here.
             start = self._position
             try:
-                value, end = _decode_value(self._text, start)
+                value, end = self._json.decode(self._text, start)
             except json.JSONDecodeError as error:
                 self._check_cut(error)
             except (ValueError, RecursionError) as error:

@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
+from unicodedata import category
 
 from trainer.errors import DatasetInvalidError
+from trainer.words import counted
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 
@@ -27,6 +29,10 @@ ROLES: dict[str, str] = {
     for spelling in (alias, alias.capitalize(), alias.upper())
 }
 """Every accepted spelling of a role, and the role that it means."""
+
+_UNSEEN_CATEGORIES = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
+_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+"""Letters and signs without a shape: Hangul and Khmer fillers, the blank Braille pattern."""
 
 
 class Message(NamedTuple):
@@ -94,6 +100,7 @@ class BadValueError(ValueError):
 class Repair(StrEnum):
     """What was put right. Nothing that is learned changes, but that an opening answer has no question."""
 
+    TRAILING_COMMA = "commas after examples dropped"
     DOUBLED_USER_TURN = "doubled user turns dropped"
     BLANK_TURN = "blank turns dropped"
     JOINED_TURN = "consecutive turns of one role joined"
@@ -111,16 +118,19 @@ class Turn(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A conversation as a format gave it, before `arrange`."""
+    """A conversation as a format gave it, before `arrange`. `unwanted`: no answer of it is to be learned."""
 
-    system: str | None
+    system: tuple[str, ...]
     turns: list[Turn]
     conversation_id: str | None
+    unwanted: bool = False
 
 
 def is_blank(text: str) -> bool:
-    """Whether there is nothing to read in it."""
-    return not text or text.isspace()
+    """Whether there is nothing to read in it: no character, or only such as leave no mark on a page."""
+    if text and text[0].isalnum():
+        return False
+    return not any(character not in _UNSEEN and category(character) not in _UNSEEN_CATEGORIES for character in text)
 
 
 def kind(value: object) -> str:
@@ -133,9 +143,9 @@ def kind(value: object) -> str:
         case int() | float():
             return "a number"
         case str():
-            return f"a text of {len(value)} characters"
+            return f"a text of {counted(len(value), 'character')}" if value else "an empty text"
         case list():
-            return f"a list of {len(value)}"
+            return f"a list of {counted(len(value), 'element')}" if value else "an empty list"
         case _:
             return "an object"
 
@@ -153,21 +163,22 @@ def arrange(draft: Draft, repairs: Counter[Repair]) -> tuple[tuple[Message, ...]
 
 
 class _Arranged:
-    def __init__(self, system: str | None, repairs: Counter[Repair]) -> None:
+    def __init__(self, systems: Sequence[str], repairs: Counter[Repair]) -> None:
         self._repairs = repairs
         self._messages: list[Message] = []
         self._trained: list[int] = []
         self._begun = False
-        if system and not is_blank(system):
-            _check_characters(system, "system prompt")
-            self._messages.append(Message(SYSTEM, system))
+        for text in systems:
+            self.add(Turn("system prompt", SYSTEM, text, learned=False))
 
     def add(self, turn: Turn) -> None:
         if not turn.content.isascii():
             _check_characters(turn.content, turn.key)
         if is_blank(turn.content):
             if turn.learned:
-                raise BadValueError(turn.key, "is an empty answer", "Write the answer or remove the example.")
+                is_empty = not turn.content or turn.content.isspace()
+                what = "is an empty answer" if is_empty else "is an answer without a visible character"
+                raise BadValueError(turn.key, what, "Write the answer or remove the example.")
             self._repairs[Repair.BLANK_TURN] += turn.role != SYSTEM
         elif turn.role == SYSTEM:
             self._add_system(turn)
@@ -175,7 +186,7 @@ class _Arranged:
             self._add_user(turn)
         else:
             self._add_answer(turn)
-        self._begun = True
+        self._begun = self._begun or turn.role != SYSTEM
 
     def _add_system(self, turn: Turn) -> None:
         if self._begun:
@@ -184,7 +195,10 @@ class _Arranged:
                 "is a system message after the first place",
                 "Put one system message first, or make it part of the user's turn.",
             )
-        self._messages = [Message(SYSTEM, turn.content)]
+        if not self._messages:
+            self._messages.append(Message(SYSTEM, turn.content))
+        elif self._messages[0].content.strip() != turn.content.strip():
+            self._join(turn)
 
     def _add_user(self, turn: Turn) -> None:
         last = self._messages[-1] if self._messages else None

@@ -1,43 +1,50 @@
-"""From a parsed JSON value to examples: one reader for each format, told apart by the keys.
+"""From a parsed JSON object to a conversation: one reader for each format, told apart by the keys.
 
-A reader is a pure function from one value to a `Draft`, or None for a pair without an answer. Values
-that hold many pairs (a whole BrightRun file, one of its conversations) are opened by `ValueReader`.
+A reader is a pure function from one object to a `Draft`, or None for a pair without an answer.
+`trainer.values` opens what holds many of them.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
-from trainer.examples import (
-    ASSISTANT,
-    ROLES,
-    USER,
-    BadValueError,
-    Draft,
-    Example,
-    LineError,
-    Repair,
-    Turn,
-    arrange,
-    is_blank,
-    kind,
-)
-from trainer.identity import continues, opening_of
+from trainer.examples import ASSISTANT, USER, BadValueError, Draft, Turn, is_blank, kind
+from trainer.turns import Spelling, Value, as_object, read_text, read_turns
 
-Format = Literal["brightrun", "brightrun_v3", "openai_messages", "turns", "sharegpt", "alpaca", "prompt_completion"]
+Format = Literal[
+    "brightrun",
+    "brightrun_v3",
+    "openai_messages",
+    "turns",
+    "sharegpt",
+    "gemini",
+    "alpaca",
+    "prompt_completion",
+    "question_answer",
+]
 """The formats, as reports name them. Plain texts: an enum's hash costs as much as a small example."""
 
-Value = dict[str, Any]
+SYSTEM_KEYS = ("system_prompt", "system")
+QUESTIONS = ("question", "query", "prompt", "instruction")
+ADDITIONS = ("input", "context")
+"""Texts that belong to a question; `input` is the question where there is no other."""
+ANSWERS = ("answer", "response", "completion", "output")
+_PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
+_SHAREGPT, _GEMINI = Spelling("from", "value"), Spelling("role", "parts")
 
 _MAX_ID_CHARACTERS = 200
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
-_KNOWN_SHAPES = (
-    "Use messages, conversations, turns, current_user_input with target_response, "
-    "instruction with output, or prompt with completion."
+KNOWN_SHAPES = (
+    "Use messages, conversations, turns, current_user_input with target_response, instruction with output, "
+    "prompt with completion, or question with answer."
 )
+
+
+def speakable(key: str) -> str:
+    """A key as a message may repeat it: in a file of an unknown kind it may be text too."""
+    return key if _PLAIN_KEY.fullmatch(key) else "…"
 
 
 def _identity(*candidates: Any) -> str | None:
@@ -49,57 +56,30 @@ def _identity(*candidates: Any) -> str | None:
     return None
 
 
-def _object(value: Any) -> Value:
-    return value if isinstance(value, dict) else {}
+def conversation_identity(value: Value) -> str | None:
+    """The id of a conversation that holds its pairs."""
+    metadata = as_object(value.get("conversation_metadata"))
+    return _identity(metadata.get("conversation_id"), value.get("conversation_id"))
 
 
-def _text(value: Any, key: str) -> str:
-    """A text, or the text parts of OpenAI's content list."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value:
-        parts = [_object(part) for part in value]
-        if all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
-            return "".join(part["text"] for part in parts)
-        raise BadValueError(key, "has parts that are not text", "Only text can be trained: remove the others.")
-    raise BadValueError(key, f"is {kind(value)}, not a text", "Write the text or remove the example.")
+def is_turn(value: object) -> bool:
+    """Whether a value is one turn of a conversation, rather than a conversation."""
+    return isinstance(value, dict) and ("from" in value or "role" in value or "value" in value)
 
 
-def _optional_text(value: Value, *keys: str) -> str | None:
+def lists_examples(items: object) -> bool:
+    """Whether a value is a list of examples, rather than of one conversation's turns or of texts."""
+    return isinstance(items, list) and bool(items) and isinstance(items[0], dict | list) and not is_turn(items[0])
+
+
+def _optional_texts(value: Value, keys: Iterable[str]) -> Iterator[str]:
     for key in keys:
-        if value.get(key) is not None:
-            return _text(value[key], key)
-    return None
+        if value.get(key) is not None and not is_blank(text := read_text(value[key], key)):
+            yield text
 
 
-def _unknown_role(name: Any, key: str) -> BadValueError:
-    if name in ("tool", "function"):
-        return BadValueError(key, "is a tool's turn", "Conversations with tool calls can't be trained: remove them.")
-    what = "is missing" if name is None else f"is {kind(name)} that names no role"
-    return BadValueError(key, what, "Use system, user or assistant.")
-
-
-def _turns(
-    items: Any, key: str, role_key: str = "role", content_key: str = "content", *, learn: bool = True
-) -> list[Turn]:
-    """A list of turns. With `learn`, each answer is learned, but for those with OpenAI's `weight: 0`."""
-    if not isinstance(items, list) or not items:
-        raise BadValueError(key, f"is {kind(items)}, not a list of turns", "Write one object for each turn.")
-    turns: list[Turn] = []
-    for index, item in enumerate(items):
-        place = f"{key}[{index}]"
-        if not isinstance(item, dict):
-            needs = f"Each turn needs {role_key} and {content_key}."
-            raise BadValueError(place, f"is {kind(item)}, not an object", needs)
-        name, content = item.get(role_key), item.get(content_key)
-        role = ROLES.get(name) if isinstance(name, str) else None
-        if role is None:
-            raise _unknown_role(name, f"{place}.{role_key}")
-        if not isinstance(content, str):
-            content = _text(content, f"{place}.{content_key}")
-        learned = learn and role == ASSISTANT and item.get("weight") != 0
-        turns.append(Turn(place, role, content, learned))
-    return turns
+def _system(value: Value) -> tuple[str, ...]:
+    return tuple(_optional_texts(value, SYSTEM_KEYS))
 
 
 def _question(key: str, content: str) -> Turn:
@@ -107,62 +87,103 @@ def _question(key: str, content: str) -> Turn:
 
 
 def _answer(value: Value, key: str) -> Turn:
-    return Turn(key, ASSISTANT, _text(value[key], key), learned=True)
+    return Turn(key, ASSISTANT, read_text(value[key], key), learned=True)
 
 
-def _system(value: Value) -> str | None:
-    return _optional_text(value, "system_prompt", "system")
+def _conversation(value: Value, turns: list[Turn], identity: str | None) -> Draft:
+    """A draft of which no answer may be wanted: then it is left out, as a row with weight 0 is."""
+    answers = [turn for turn in turns if turn.role == ASSISTANT]
+    unwanted = bool(answers) and not any(turn.learned for turn in answers)
+    return Draft(_system(value), turns, identity, unwanted)
 
 
 def _read_openai(value: Value) -> Draft:
-    metadata = _object(value.get("metadata"))
+    metadata = as_object(value.get("metadata"))
     identity = _identity(value.get("conversation_id"), metadata.get("conversation_id"))
-    return Draft(_system(value), _turns(value["messages"], "messages"), identity)
+    return _conversation(value, read_turns(value["messages"], "messages"), identity)
 
 
-def _read_turns(value: Value) -> Draft:
-    return Draft(_system(value), _turns(value["turns"], "turns"), _identity(value.get("conversation_id")))
+def _read_turns_row(value: Value) -> Draft:
+    return _conversation(value, read_turns(value["turns"], "turns"), _identity(value.get("conversation_id")))
 
 
 def _read_sharegpt(value: Value) -> Draft:
     items = value["conversations"]
-    named = isinstance(items, list) and bool(items) and "role" in _object(items[0])
-    turns = _turns(items, "conversations", *(("role", "content") if named else ("from", "value")))
-    return Draft(_system(value), turns, _identity(value.get("conversation_id"), value.get("id")))
+    turns = read_turns(items, "conversations", spelling_of(items))
+    return _conversation(value, turns, _identity(value.get("conversation_id"), value.get("id")))
+
+
+def spelling_of(items: Any) -> Spelling:
+    """How the turns of a ShareGPT conversation, or of a bare list, are spelt."""
+    named = isinstance(items, list) and bool(items) and "role" in as_object(items[0])
+    return Spelling() if named else _SHAREGPT
+
+
+def read_bare_turns(items: list[Any]) -> Draft:
+    """A conversation that is a list of its turns, without an object around it."""
+    return _conversation({}, read_turns(items, "", spelling_of(items)), None)
+
+
+def _read_gemini(value: Value) -> Draft:
+    turns = read_turns(value["contents"], "contents", _GEMINI)
+    draft = _conversation(value, turns, _identity(value.get("conversation_id")))
+    for key in ("systemInstruction", "system_instruction"):
+        instruction = value.get(key)
+        if instruction is not None:
+            parts = instruction.get("parts") if isinstance(instruction, dict) else instruction
+            draft = draft._replace(system=(*draft.system, read_text(parts, key)))
+    return draft
 
 
 def _read_alpaca(value: Value) -> Draft:
-    question = _text(value["instruction"], "instruction")
-    addition = _optional_text(value, "input")
-    if addition and not is_blank(addition):
-        question = f"{question}\n\n{addition}"
-    turns = [*_alpaca_history(value.get("history")), _question("instruction", question), _answer(value, "output")]
+    return _read_pair(value, "instruction", "output")
+
+
+def _read_question_answer(value: Value) -> Draft:
+    question, answer = _only(value, QUESTIONS) or "input", _only(value, ANSWERS)
+    assert answer is not None, "told by its answer"
+    return _read_pair(value, question, answer)
+
+
+def _read_pair(value: Value, question_key: str, answer_key: str) -> Draft:
+    """A question with its answer; what belongs to the question stands below it, after an empty line."""
+    asked = _optional_texts(value, [question_key, *(key for key in ADDITIONS if key != question_key)])
+    question = _question(question_key, "\n\n".join(asked))
+    turns = [*_read_history(value.get("history")), question, _answer(value, answer_key)]
     return Draft(_system(value), turns, _identity(value.get("conversation_id")))
 
 
-def _alpaca_history(history: Any) -> Iterator[Turn]:
-    for index, pair in enumerate(history if isinstance(history, list) else ()):
+def _read_history(history: Any) -> Iterator[Turn]:
+    if history is None:
+        return
+    if not isinstance(history, list):
+        raise BadValueError("history", f"is {kind(history)}, not a list of questions with answers")
+    for index, pair in enumerate(history):
         place = f"history[{index}]"
         if not isinstance(pair, list) or len(pair) != 2:
             raise BadValueError(place, f"is {kind(pair)}, not a question with its answer")
-        yield _question(f"{place}[0]", _text(pair[0], f"{place}[0]"))
-        yield Turn(f"{place}[1]", ASSISTANT, _text(pair[1], f"{place}[1]"), learned=False)
+        yield _question(f"{place}[0]", read_text(pair[0], f"{place}[0]"))
+        yield Turn(f"{place}[1]", ASSISTANT, read_text(pair[1], f"{place}[1]"), learned=False)
 
 
 def _read_prompt_completion(value: Value) -> Draft:
+    if isinstance(value.get("label"), bool):
+        raise BadValueError(
+            "label",
+            "marks the answer as good or bad",
+            "Preferences can't be trained: keep the good answers alone, without label.",
+        )
     prompt, completion = value["prompt"], value["completion"]
     if isinstance(prompt, list):
-        turns = _turns(prompt, "prompt", learn=False)
+        asked = read_turns(prompt, "prompt", learn=False)
     else:
-        turns = [_question("prompt", _text(prompt, "prompt"))]
-    if isinstance(completion, list):
-        turns += _turns(completion, "completion")
-    else:
-        turns.append(_answer(value, "completion"))
-    return Draft(_system(value), turns, _identity(value.get("conversation_id")))
+        asked = [_question("prompt", read_text(prompt, "prompt"))]
+    answered = read_turns(completion, "completion") if isinstance(completion, list) else [_answer(value, "completion")]
+    draft = _conversation(value, answered, _identity(value.get("conversation_id")))
+    return draft._replace(turns=asked + answered)
 
 
-def _read_brightrun(value: Value) -> Draft | None:
+def _read_brightrun(value: Any) -> Draft | None:
     """A BrightRun pair. Its history already ends with `current_user_input`, which `arrange` drops once."""
     if not isinstance(value, dict):
         raise BadValueError(None, f"is {kind(value)}, not an object")
@@ -172,8 +193,8 @@ def _read_brightrun(value: Value) -> Draft | None:
     if value["target_response"] is None:
         return None
     history = value.get("conversation_history")
-    turns = _turns(history, "conversation_history", learn=False) if history else []
-    turns.append(_question("current_user_input", _text(value["current_user_input"], "current_user_input")))
+    turns = read_turns(history, "conversation_history", learn=False) if history else []
+    turns.append(_question("current_user_input", read_text(value["current_user_input"], "current_user_input")))
     turns.append(_answer(value, "target_response"))
     return Draft(_system(value), turns, _identity(value.get("conversation_id")))
 
@@ -182,152 +203,90 @@ def _read_brightrun_v3(value: Value) -> Draft | None:
     """A whole v3 conversation: its pairs carry no history, so that only together they make sense."""
     turns: list[Turn] = []
     for index, pair in enumerate(value["training_pairs"]):
-        place = f"training_pairs[{index}]"
-        if not isinstance(pair, dict):
-            raise BadValueError(place, f"is {kind(pair)}, not an object")
-        place_of_question = f"{place}.user_input"
-        turns.append(_question(place_of_question, _text(pair.get("user_input"), place_of_question)))
-        answer = _object(pair.get("synthesized_output")).get("response_to_user")
-        # An unanswered turn stays as context: the next user turn is joined to it.
-        if answer is not None:
-            place_of_answer = f"{place}.synthesized_output.response_to_user"
-            turns.append(Turn(place_of_answer, ASSISTANT, _text(answer, place_of_answer), learned=True))
+        turns += _read_v3_pair(pair, f"training_pairs[{index}]")
     if not any(turn.learned for turn in turns):
         return None
-    return Draft(_system(value), turns, _conversation_identity(value))
+    return Draft(_system(value), turns, conversation_identity(value))
 
 
-def _conversation_identity(value: Value) -> str | None:
-    metadata = _object(value.get("conversation_metadata"))
-    return _identity(metadata.get("conversation_id"), value.get("conversation_id"))
+def _read_v3_pair(pair: Any, place: str) -> Iterator[Turn]:
+    if not isinstance(pair, dict):
+        raise BadValueError(place, f"is {kind(pair)}, not an object")
+    if "user_input" not in pair:
+        raise BadValueError(f"{place}.user_input", "is missing", "Each pair needs user_input and synthesized_output.")
+    yield _question(f"{place}.user_input", read_text(pair["user_input"], f"{place}.user_input"))
+    output = pair.get("synthesized_output")
+    if output is not None and not isinstance(output, dict):
+        raise BadValueError(f"{place}.synthesized_output", f"is {kind(output)}, not an object")
+    answer = as_object(output).get("response_to_user")
+    # An unanswered turn stays as context: the next user turn is joined to it.
+    if answer is not None:
+        key = f"{place}.synthesized_output.response_to_user"
+        yield Turn(key, ASSISTANT, read_text(answer, key), learned=True)
 
 
-_READERS: dict[Format, Callable[[Value], Draft | None]] = {
+READERS: dict[Format, Callable[[Value], Draft | None]] = {
     "brightrun": _read_brightrun,
     "brightrun_v3": _read_brightrun_v3,
     "openai_messages": _read_openai,
-    "turns": _read_turns,
+    "turns": _read_turns_row,
     "sharegpt": _read_sharegpt,
+    "gemini": _read_gemini,
     "alpaca": _read_alpaca,
     "prompt_completion": _read_prompt_completion,
+    "question_answer": _read_question_answer,
 }
+_TELLING: tuple[tuple[str, Format], ...] = (
+    ("messages", "openai_messages"),
+    ("target_response", "brightrun"),
+    ("current_user_input", "brightrun"),
+    ("conversations", "sharegpt"),
+    ("turns", "turns"),
+    ("contents", "gemini"),
+)
 
 
-def _tell(value: Value) -> Format:
-    """The format of a value that holds one pair or one conversation.
+def tell(value: Value) -> Format | None:
+    """The format of an object that holds one pair or one conversation; None where it is none of them.
 
     Raises:
-        BadValueError: none of the formats.
+        BadValueError: it is a pair of a better and a worse answer.
     """
-    if "messages" in value:
-        return "openai_messages"
-    if "target_response" in value or "current_user_input" in value:
-        return "brightrun"
-    if "conversations" in value:
-        return "sharegpt"
-    if "turns" in value:
-        return "turns"
+    for better, worse in _PREFERENCES:
+        if better in value and worse in value:
+            raise BadValueError(
+                None,
+                f"is a preference ({better} and {worse})",
+                "Preferences can't be trained: write the better answer alone, such as prompt with completion.",
+            )
+    for key, form in _TELLING:
+        if key in value:
+            return form
     if "instruction" in value and "output" in value:
         return "alpaca"
     if "prompt" in value and "completion" in value:
         return "prompt_completion"
-    # A key may be text too, in a file of an unknown kind; only what looks like a key is repeated.
-    keys = [key if _PLAIN_KEY.fullmatch(key) else "…" for key in list(value)[:5]]
+    asks = _only(value, QUESTIONS) or (not any(key in value for key in QUESTIONS) and "input" in value)
+    return "question_answer" if asks and _only(value, ANSWERS) else None
+
+
+def _only(value: Value, keys: Iterable[str]) -> str | None:
+    found = [key for key in keys if key in value]
+    return found[0] if len(found) == 1 else None
+
+
+def unknown_format(value: Value) -> BadValueError:
+    """What to say of an object of no known format."""
+    if is_turn(value) and ("content" in value or "value" in value):
+        return BadValueError(
+            None,
+            "is a single turn, not a conversation",
+            "Put all turns of a conversation into the messages of one object.",
+        )
+    lists = [speakable(key) for key in list(value)[:5] if lists_examples(value[key])]
+    if lists:
+        hint = "Upload one list of examples, or JSON Lines, with one example a line."
+        return BadValueError(None, f"holds examples under {', '.join(lists)}, which is no known format", hint)
+    keys = [speakable(key) for key in list(value)[:5]]
     named = f"with the keys {', '.join(keys)}" if keys else "without keys"
-    raise BadValueError(None, f"is an object {named}, which is no known format", _KNOWN_SHAPES)
-
-
-def is_turn(value: object) -> bool:
-    """Whether a value is one turn of a ShareGPT conversation, rather than a conversation."""
-    return isinstance(value, dict) and ("from" in value or "role" in value or "value" in value)
-
-
-class ValueReader:
-    """Turns values into examples and counts, over a whole dataset, what it met on the way."""
-
-    def __init__(self) -> None:
-        self.formats: Counter[Format] = Counter()
-        """Examples by format."""
-        self.skipped = 0
-        """Pairs without an answer (`target_response` null)."""
-        self.repairs: Counter[Repair] = Counter()
-        self._last: Example | None = None
-
-    def read(self, value: object, line: int, key: str = "") -> list[Example | LineError]:
-        """The examples of one line, one element, or one whole file. `key` is its place in its document."""
-        try:
-            return self._open(value, line, key)
-        except BadValueError as error:
-            return [_line_error(error, line, key)]
-
-    def _open(self, value: object, line: int, key: str) -> list[Example | LineError]:
-        if not isinstance(value, dict):
-            raise BadValueError(None, f"is {kind(value)}, not an object", _KNOWN_SHAPES)
-        if "_meta" in value:
-            return []  # BrightRun's header; its total_pairs was seen to be twice the truth
-        if "training_pairs" in value:
-            return self._open_conversation(value, line, key)
-        items = value.get("conversations")
-        if isinstance(items, list) and not (items and is_turn(items[0])) and not key.startswith("conversations"):
-            return [
-                example
-                for index, item in enumerate(items)
-                for example in self.read(item, line, f"conversations[{index}]")
-            ]
-        return self._finish(_tell(value), value, line)
-
-    def _open_conversation(self, value: Value, line: int, key: str) -> list[Example | LineError]:
-        pairs = value["training_pairs"]
-        if not isinstance(pairs, list):
-            raise BadValueError("training_pairs", f"is {kind(pairs)}, not a list")
-        first = _object(pairs[0]) if pairs else {}
-        if "synthesized_output" in first or "user_input" in first:
-            return self._finish("brightrun_v3", value, line)
-        examples: list[Example | LineError] = []
-        enclosing = _Enclosing(_conversation_identity(value))
-        for index, pair in enumerate(pairs):
-            try:
-                examples += self._finish("brightrun", pair, line, enclosing)
-            except BadValueError as error:
-                place = f"training_pairs[{index}]"
-                examples.append(_line_error(error, line, f"{key}.{place}" if key else place))
-        return examples
-
-    def _finish(
-        self, form: Format, value: Value, line: int, enclosing: _Enclosing | None = None
-    ) -> list[Example | LineError]:
-        draft = _READERS[form](value)
-        if draft is None:
-            self.skipped += 1
-            return []
-        messages, trained = arrange(draft, self.repairs)
-        self.formats[form] += 1
-        example = Example(messages, trained, draft.conversation_id, line)
-        if enclosing is not None:
-            example = enclosing.place(example)
-        else:
-            last = self._last
-            opening = opening_of(last if last is not None and continues(example, last) else example)
-            example = example._replace(opening=opening)
-            self._last = example
-        return [example]
-
-
-class _Enclosing:
-    """A conversation that holds its pairs: all have its id, and begin as the first of them does."""
-
-    def __init__(self, identity: str | None) -> None:
-        self._identity = identity
-        self._opening: str | None = None
-
-    def place(self, example: Example) -> Example:
-        """The pair as a part of this conversation. Its own `conversation_id` may only name a kind."""
-        if self._opening is None:
-            self._opening = opening_of(example)
-        identity = example.conversation_id if self._identity is None else self._identity
-        return example._replace(conversation_id=identity, opening=self._opening)
-
-
-def _line_error(error: BadValueError, line: int, key: str) -> LineError:
-    place = f"{key}.{error.key}" if key and error.key else error.key or key or None
-    return LineError(line, place, error.error, error.suggestion)
+    return BadValueError(None, f"is an object {named}, which is no known format", KNOWN_SHAPES)

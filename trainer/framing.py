@@ -9,12 +9,23 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator
 
 import orjson
 
-from trainer.documents import MAX_VALUE_BYTES, DocumentReader, Frame, Framed, breaks_off, not_utf8, reason, too_long
-from trainer.examples import DatasetUnusableError, LineError
+from trainer.documents import (
+    MAX_VALUE_BYTES,
+    DocumentReader,
+    Frame,
+    Framed,
+    KeyWatch,
+    breaks_off,
+    not_utf8,
+    reason,
+    too_long,
+)
+from trainer.examples import DatasetUnusableError, LineError, Repair
 
 _HEAD_BYTES = 64 * 1024
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
@@ -33,6 +44,7 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
 )
 _UTF_16_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _SAVE_AS_UTF8 = "Save it as UTF-8 and upload it again."
+_SPACED_KEY = re.compile(rb'"[ \t\r]+:')
 _OPENING_LINE = re.compile(rb"^[ \t\r]*[{\[]", re.MULTILINE)
 
 
@@ -43,7 +55,9 @@ class Framer:
         DatasetUnusableError: the file can't be read, or not any further.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, repairs: Counter[Repair]) -> None:
+        self._repairs = repairs
+        self._json = KeyWatch()
         self._bytes = bytearray()
         self._ended = False
         self._line = 1
@@ -106,7 +120,7 @@ class Framer:
         return end
 
     def _documents(self) -> Framed:
-        document = DocumentReader(self._line)
+        document = DocumentReader(self._line, self._repairs)
         frames = document.read()
         while True:
             document.add(bytes(self._bytes), ended=self._ended)
@@ -143,11 +157,25 @@ class Framer:
             if len(raw) > MAX_VALUE_BYTES:
                 yield too_long(self._line)
             elif raw and not raw.isspace():
-                try:
-                    yield Frame(self._line, orjson.loads(raw))
-                except orjson.JSONDecodeError:
-                    yield self._parse_slowly(raw)
+                yield self._parse(raw)
             self._line += 1
+
+    def _parse(self, raw: bytes) -> Frame | LineError:
+        try:
+            value = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            if raw.rstrip().endswith(b","):
+                return self._parse_before_comma(raw)
+            return self._parse_slowly(raw)
+        return self._parse_slowly(raw) if _may_double_a_key(raw, value) else Frame(self._line, value)
+
+    def _parse_before_comma(self, raw: bytes) -> Frame | LineError:
+        """A line that was one of a list's: the comma after it says nothing."""
+        frame = self._parse_slowly(raw.rstrip()[:-1])
+        if isinstance(frame, LineError):
+            return self._parse_slowly(raw)
+        self._repairs[Repair.TRAILING_COMMA] += 1
+        return frame
 
     def _parse_slowly(self, raw: bytes) -> Frame | LineError:
         """What orjson refuses: Python writes NaN, and its own parser says better what is wrong."""
@@ -155,7 +183,11 @@ class Framer:
             again = "Write the file again: they come from a broken copy or from UTF-16."
             return LineError(self._line, None, "holds zero bytes", again)
         try:
-            return Frame(self._line, json.loads(raw.decode()))
+            text = raw.decode()
+            value, end = self._json.decode(text, len(text) - len(text.lstrip(" \t\r")))
+            if text[end:].strip(" \t\r"):
+                raise json.JSONDecodeError("Extra data", text, end)
+            return Frame(self._line, value, doubled=self._json.doubled)
         except UnicodeDecodeError as error:
             return LineError(self._line, None, *not_utf8(error))
         except (ValueError, RecursionError) as error:
@@ -169,6 +201,16 @@ class Framer:
         del self._bytes[: end + 1 if end >= 0 else None]
         yield too_long(self._line)
         self._line += 1
+
+
+def _may_double_a_key(raw: bytes, value: object) -> bool:
+    """Whether an object of the line may have a key twice, of which orjson keeps the last.
+
+    Written again, it has fewer keys then. A quote with a colon inside a text looks like a key in both.
+    """
+    if _SPACED_KEY.search(raw):
+        return True
+    return raw.count(b'":') != orjson.dumps(value).count(b'":')
 
 
 def _is_cut(raw: bytes) -> bool:

@@ -10,7 +10,7 @@ import hashlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.conversations import (
     ERRORS_KEPT,
@@ -20,15 +20,25 @@ from trainer.conversations import (
     ExampleParser,
     LineError,
 )
+from trainer.examples import Repair
 from trainer.identity import conversation_key
+from trainer.keys import UnusedKey, unused_keys_note
+from trainer.words import counted
 
 SAMPLE_CONVERSATIONS = 3
 _SAMPLE_MESSAGES = 20
 _SAMPLE_CHARACTERS = 1000
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4
-_MAX_MESSAGE_CHARACTERS = 1900
-"""A little below `protocol.TrainerError`'s 2,000."""
+_OTHER_LINES = 4
+
+
+class Note(NamedTuple):
+    """A sentence on what is left out or changed, where it was met first, and whether nothing is lost by it."""
+
+    text: str
+    line: int = 1
+    harmless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,27 @@ class Survey:
     sample: list[dict[str, Any]]
     """The first conversations, shortened, for `datasets.sample_data`."""
     repairs: dict[str, int]
+    unwanted: int = 0
+    """Examples that ask not to be learned, which are no errors."""
+    first_unwanted_line: int = 0
+    unused_keys: tuple[UnusedKey, ...] = ()
+
+    @property
+    def notes(self) -> list[Note]:
+        """What the file holds and training leaves out or changes, in a few sentences."""
+        notes = []
+        if self.unwanted:
+            text = f"Left out: {counted(self.unwanted, 'example')} with weight 0, train false or loss false."
+            notes.append(Note(text, self.first_unwanted_line))
+        if self.unused_keys:
+            notes.append(Note(unused_keys_note(self.unused_keys), min(key.line for key in self.unused_keys)))
+        if self.skipped:
+            notes.append(Note(f"Left out: {counted(self.skipped, 'pair')} whose target_response is null."))
+        for repair, count in self.repairs.items():
+            # The application writes each pair's question twice; once is what is meant.
+            harmless = repair == Repair.DOUBLED_USER_TURN
+            notes.append(Note(f"Put right: {repair} ({count:,} ×).", harmless=harmless))
+        return notes
 
     def check(self, max_bad_line_share: float) -> None:
         """Accept the dataset, with its bad lines skipped, or refuse it.
@@ -67,7 +98,7 @@ class Survey:
             DatasetUnusableError: no example is usable, or a larger share than allowed is bad.
         """
         if self.examples == 0 and self.bad == 0:
-            raise _no_example(self.skipped)
+            raise _no_example(self.skipped, self.unwanted)
         total = self.examples + self.bad
         if self.examples and self.bad <= max_bad_line_share * total:
             return
@@ -75,18 +106,30 @@ class Survey:
         if self.bad == 1:
             message = first._replace(suggestion=None).sentence()
             raise DatasetUnusableError(message, first.suggestion, self.errors)
-        message = f"{self.bad} of {total} examples of the dataset can't be used ({max_bad_line_share:.0%} may be bad)."
-        for error in self.errors:
-            sentence = error._replace(suggestion=None).sentence()
-            if len(message) + len(sentence) < _MAX_MESSAGE_CHARACTERS:
-                message = f"{message} {sentence}"
+        message = (
+            f"{self.bad:,} of {total:,} examples of the dataset can't be used ({max_bad_line_share:.0%} may be bad). "
+            f"{first._replace(suggestion=None).sentence()}{self._other_lines()}"
+        )
         raise DatasetUnusableError(message, first.suggestion, self.errors)
 
+    def _other_lines(self) -> str:
+        """Where the next bad lines are; the whole list is too long for where a message is read."""
+        lines = list(dict.fromkeys(error.line for error in self.errors if error.line != self.errors[0].line))
+        named = ", ".join(map(str, lines[:_OTHER_LINES]))
+        return f" Look also at {'line' if len(lines) == 1 else 'lines'} {named}." if named else ""
 
-def _no_example(skipped: int) -> DatasetUnusableError:
+
+def _no_example(skipped: int, unwanted: int) -> DatasetUnusableError:
+    if unwanted:
+        others = f", and {counted(skipped, 'pair')} without an answer" if skipped else ""
+        return DatasetUnusableError(
+            "Nothing of the dataset is to be learned: it has "
+            f"{counted(unwanted, 'example')} with weight 0, train false or loss false{others}.",
+            "Add at least one example that may be learned.",
+        )
     if skipped:
         return DatasetUnusableError(
-            f"None of the {skipped} pairs of the dataset has an answer: target_response is null in all.",
+            f"No pair of the dataset has an answer: target_response is null in {counted(skipped, 'pair')}.",
             "Generate the answers first.",
         )
     return DatasetUnusableError("The dataset holds no usable pair of question and answer.", "Add at least one example.")
@@ -148,6 +191,9 @@ class Surveyor:
             tokens_per_turn=self._tokens / self._messages if self._messages else 0.0,
             sample=self._conversations.sample(),
             repairs={repair.value: count for repair, count in values.repairs.items() if count},
+            unwanted=values.unwanted,
+            first_unwanted_line=values.first_unwanted_line,
+            unused_keys=values.unused.result(),
         )
 
     def _count(self, items: Iterator[Example | LineError]) -> list[Example]:

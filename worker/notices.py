@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
+
+from trainer.words import counted, shorten
+
+_MAX_MESSAGE_CHARACTERS = 600
 
 
 def _notice(kind: str, title: str, message: str, priority: str, url: str, **metadata: Any) -> dict[str, Any]:
@@ -21,11 +26,12 @@ def _job_url(job_id: UUID) -> str:
     return f"/training/jobs/{job_id}"
 
 
-def dataset_ready(dataset_id: UUID, name: str, pairs: int, skipped: int) -> dict[str, Any]:
-    """The dataset can be trained on; `skipped` of its lines can't be used."""
-    text = f"“{name}” is ready for training: {pairs} pairs."
+def dataset_ready(dataset_id: UUID, name: str, pairs: int, skipped: int, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """The dataset can be trained on; `skipped` of its lines can't be used, `notes` say what else is left out."""
+    text = f"“{name}” is ready for training: {counted(pairs, 'pair')}."
     if skipped:
-        text += f" {skipped} of its lines can't be used and are skipped."
+        text += f" Left out: {counted(skipped, 'line')} that can't be used."
+    text = shorten(" ".join([text, *notes]), _MAX_MESSAGE_CHARACTERS)
     return _notice("dataset_ready", "Dataset Ready", text, "medium", f"/datasets/{dataset_id}")
 
 

@@ -12,7 +12,7 @@ import structlog
 
 from trainer.conversations import ERRORS_KEPT, DatasetUnusableError
 from trainer.hyperparameters import Hyperparameters
-from trainer.survey import Survey, Surveyor
+from trainer.survey import Note, Survey, Surveyor
 from worker import notices
 from worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceRefusedError
 from worker.jobs import Dataset, DatasetClaim
@@ -21,6 +21,7 @@ from worker.telemetry import FAULTS_SEEN
 
 log = structlog.get_logger(__name__)
 
+_NOTES_KEPT = 5
 _MAX_INT = 2**31 - 1
 _UNREADABLE = DatasetUnusableError("The dataset could not be read to its end.", "Split it and upload it again.")
 _FOREIGN = DatasetUnusableError("The dataset's file lies outside its owner's folder.", "Upload it again.")
@@ -129,17 +130,26 @@ class Validator:
 
 def ready(dataset: Dataset, survey: Survey) -> dict[str, Any]:
     """The outcome of a usable dataset, in the columns of `datasets`. Pairs are answers to be learned."""
+    notes = [note for note in survey.notes if not note.harmless]
     return {
         "status": "ready",
         "total_training_pairs": min(survey.answers, _MAX_INT),
         "total_tokens": survey.tokens,
         "avg_turns_per_conversation": round(survey.turns_per_conversation, 2),
         "avg_tokens_per_turn": round(survey.tokens_per_turn, 2),
-        "validation_errors": [error.as_row() for error in survey.errors] or None,
+        "validation_errors": _rows(survey, notes) or None,
         "sample_data": survey.sample,
         "error_message": None,
-        "notice": notices.dataset_ready(dataset.id, dataset.name, survey.answers, survey.bad),
+        "notice": notices.dataset_ready(
+            dataset.id, dataset.name, survey.answers, survey.bad, [note.text for note in notes]
+        ),
     }
+
+
+def _rows(survey: Survey, notes: list[Note]) -> list[dict[str, Any]]:
+    """What the dataset's page lists: bad lines, then what else is left out or changed, ten in all."""
+    told = [{"line": note.line, "error": f"Note: {note.text}"} for note in notes[:_NOTES_KEPT]]
+    return [*(error.as_row() for error in survey.errors[: ERRORS_KEPT - len(told)]), *told]
 
 
 def failed(dataset: Dataset, error: DatasetUnusableError, survey: Survey | None = None) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def test_each_odd_dataset_gets_its_sentence_with_the_line(case: Case, size: int)
     assert (refusal and (refusal.message, refusal.hint)) == case.refused
     assert [error.sentence() for error in result.errors] == case.errors
     assert result.examples == case.examples
-    assert result.skipped == case.skipped
+    assert (result.skipped, result.unwanted) == (case.skipped, case.unwanted)
+    assert [note.text for note in result.notes if not note.harmless] == case.notes
     assert case.repairs.items() <= result.repairs.items()
 
 

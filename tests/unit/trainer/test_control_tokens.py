@@ -129,7 +129,7 @@ def test_a_plain_mark_of_the_template_in_a_text_is_refused_with_its_line(tmp_pat
     )
     lenient = prepare_data(path, chat, WHOLE.model_copy(update={"max_bad_line_share": 0.5}))
     assert (lenient.answers, lenient.skipped_lines) == (1, 1)
-    assert any("1 example could not be told from the base's chat template" in note for note in lenient.notes)
+    assert any("Left out: 1 example that can't be told from the base's chat template" in note for note in lenient.notes)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -151,7 +151,7 @@ def test_an_answer_that_fits_nowhere_is_counted_not_cut():
     tally = Tally()
     rows = list(fit_examples(chat, [example, short], 100, tally))
     assert (len(rows), tally.too_long) == (1, 1)
-    assert "1 answers were left out" in tally.notes(100)[0]
+    assert tally.notes(100)[0].startswith("Left out: 1 answer longer than max_length (100 tokens)")
 
 
 def test_the_system_prompt_goes_before_the_answer_does():
