@@ -65,6 +65,8 @@ create table if not exists public.training_launches (
   endpoint text check (length(endpoint) <= 500),
   external_job_id text unique,
   posted_at timestamptz not null default now(),
+  -- When a worker last asked for it as a stray: those that were never asked for come first, then the longest ago.
+  looked_at timestamptz,
   ended_at timestamptz,
   gpu_seconds numeric(12, 3)
 );

@@ -278,9 +278,17 @@ begin
       'used_seconds', extract(epoch from r.last_seen_at - r.checked_in_at),
       'posted_seconds_ago', (select extract(epoch from now() - o.posted_at) from public.training_launches o
                              where o.external_job_id = r.external_job_id),
-      'upload_request', case when r.upload_grant is null then r.upload_request end))
+      'upload_request', u.upload_request))
     from jsonb_array_elements(leases) l
-    left join public.training_runs r on r.id = (l->>'run_id')::uuid), '[]');
+    left join public.training_runs r on r.id = (l->>'run_id')::uuid
+    left join (
+      -- As many as fit a megabyte, and others the next time: containers write them.
+      select a.id, a.upload_request,
+             sum(octet_length(a.upload_request::text)) over (order by random() rows unbounded preceding) as bytes
+      from public.training_runs a
+      where a.id in (select (l->>'run_id')::uuid from jsonb_array_elements(leases) l)
+        and a.upload_request is not null and a.upload_grant is null
+    ) u on u.id = r.id and u.bytes <= 1000000), '[]');
 end
 $$;
 

@@ -67,7 +67,8 @@ $$;
 create or replace function public.training_check_external_job_id(external_job_id text) returns void
 language plpgsql immutable set search_path = '' as $$
 begin
-  if (external_job_id ~ '^[A-Za-z0-9_-]{1,255}$') is not true then
+  -- The length first: a pattern has to read all of what may be megabytes.
+  if octet_length(external_job_id) > 255 or (external_job_id ~ '^[A-Za-z0-9_-]{1,255}$') is not true then
     raise exception using errcode = 'PT400',
       message = 'external_job_id must be 1 to 255 letters, digits, hyphens and underscores';
   end if;
@@ -99,7 +100,7 @@ begin
   if run.checked_in_at is null then
     update public.training_runs r
     set status = 'launched', external_job_id = record_launch.external_job_id, endpoint = record_launch.endpoint,
-        launched_at = coalesce(r.launched_at, now()), handlings = 0
+        launched_at = coalesce(r.launched_at, clock_timestamp()), handlings = 0
     where r.id = run.id;
     job := public.training_job_row(run.queue, run.job_id, locked => true);
     if job->>'status' in ('queued', 'initializing', 'running') then
@@ -165,8 +166,25 @@ $$;
 create or replace function public.training_run_of_token(token text) returns setof public.training_runs
 language sql volatile set search_path = '' as $$
   select r.* from public.training_runs r
-  where r.token_sha256 = encode(sha256(convert_to(training_run_of_token.token, 'UTF8')), 'hex')
+  where r.token_sha256 = case when octet_length(training_run_of_token.token) <= 200
+                              then encode(sha256(convert_to(training_run_of_token.token, 'UTF8')), 'hex') end
   for update
+$$;
+
+-- Whether a run takes no more of a launcher's job id or an execution that it has not seen before. An id that no
+-- launch is known by fills the place of a launch whose answer is still out; beyond those a container may add a few,
+-- since each one is a row, and a call to the launcher until it is known to have ended. A restarted job is a new
+-- execution, of which a run in good order sees a handful.
+create or replace function public.training_is_crowded(
+  run public.training_runs, external_job_id text, execution_id uuid
+) returns boolean
+language sql stable set search_path = '' as $$
+  select cardinality(run.former_execution_ids) >= 100
+      and training_is_crowded.execution_id is distinct from run.execution_id
+    or count(*) >= 20 and not coalesce(bool_or(l.external_job_id is null
+                                               or l.external_job_id = training_is_crowded.external_job_id), false)
+  from public.training_launches l
+  where l.run_id = run.id
 $$;
 
 -- Whether the run's artifact is whole: its manifest, written last, lies in the storage. Only asked where
@@ -198,15 +216,20 @@ declare
   job jsonb;
   job_status text;
   refusal text;
+  moment timestamptz;
 begin
   perform public.training_check_external_job_id(external_job_id);
   select * into run from public.training_run_of_token(check_in_run.token);
   if not found then
     return jsonb_build_object('may_train', false, 'reason', 'unknown_token');
   end if;
-  if exists (select from public.training_launches l
-             where l.external_job_id = check_in_run.external_job_id and l.run_id <> run.id) then
-    -- It would have the worker poll and cancel another run's launch as its own.
+  -- Under the run's lock, and not when the call came: it may have waited for the answer of its own launch to be
+  -- recorded.
+  moment := clock_timestamp();
+  if public.training_is_crowded(run, check_in_run.external_job_id, check_in_run.execution_id)
+     -- It would have the worker poll and cancel another run's launch as its own.
+     or exists (select from public.training_launches l
+                where l.external_job_id = check_in_run.external_job_id and l.run_id <> run.id) then
     return jsonb_build_object('may_train', false, 'reason', 'superseded', 'cancel_requested', false,
                               'attempt', run.attempt);
   end if;
@@ -223,10 +246,10 @@ begin
   end;
   if refusal is not null then
     -- A cancelled owner is still seen: the bill counts its seconds until it ends.
-    update public.training_runs r set last_seen_at = now()
+    update public.training_runs r set last_seen_at = moment
     where r.id = run.id and r.execution_id = check_in_run.execution_id and r.ended_at is null;
     -- A launch in doubt whose run was given up has had a GPU after all: it is billed when it is closed.
-    update public.training_runs r set checked_in_at = now()
+    update public.training_runs r set checked_in_at = moment
     where r.id = run.id and r.ended_at is not null and r.checked_in_at is null;
     return jsonb_build_object('may_train', false, 'reason', refusal,
                               'cancel_requested', refusal = 'cancelled', 'attempt', run.attempt);
@@ -242,9 +265,10 @@ begin
       -- What an earlier execution was granted has run out by the time this one publishes.
       upload_request = case when r.execution_id = check_in_run.execution_id then r.upload_request end,
       upload_grant = case when r.execution_id = check_in_run.execution_id then r.upload_grant end,
-      checked_in_at = coalesce(r.checked_in_at, now()),
-      launched_at = coalesce(r.launched_at, now()),
-      last_seen_at = now(),
+      checked_in_at = coalesce(r.checked_in_at, moment),
+      -- A trainer that was quicker than the answer to its launch says that it was launched.
+      launched_at = least(coalesce(r.launched_at, moment), moment),
+      last_seen_at = moment,
       handlings = case when r.checked_in_at is null then 0 else r.handlings end
   where r.id = run.id;
   if run.checked_in_at is null then
@@ -252,7 +276,7 @@ begin
     if job->>'status' in ('queued', 'initializing', 'running') then
       perform public.training_write_job(run.queue, run.job_id, jsonb_build_object(
         'status', 'running', 'current_stage', 'setup', 'external_job_id', check_in_run.external_job_id,
-        'started_at', coalesce((job->>'started_at')::timestamptz, now())));
+        'started_at', coalesce((job->>'started_at')::timestamptz, moment)));
     end if;
   end if;
   return jsonb_build_object('may_train', true, 'reason', 'ok', 'cancel_requested', false,
@@ -265,7 +289,7 @@ $$;
 create or replace function public.training_is_file(entry jsonb) returns boolean
 language sql immutable set search_path = '' as $$
   select coalesce(
-    jsonb_typeof(entry->'name') = 'string'
+    jsonb_typeof(entry->'name') = 'string' and length(entry->>'name') between 1 and 400
     and jsonb_typeof(entry->'path') = 'string' and length(entry->>'path') between 1 and 400
     and jsonb_typeof(entry->'bytes') = 'number' and entry->>'bytes' ~ '^[0-9]{1,15}$'
     and jsonb_typeof(entry->'sha256') = 'string' and entry->>'sha256' ~ '^[0-9a-f]{64}$', false)
@@ -283,11 +307,8 @@ language plpgsql security definer set search_path = '' as $$
 declare
   run public.training_runs;
 begin
-  files := public.training_decoded(files);
-  if jsonb_typeof(request_upload.files) is distinct from 'array'
-     or jsonb_array_length(request_upload.files) not between 1 and 200
-     or octet_length(request_upload.files::text) > 200000 then
-    raise exception using errcode = 'PT400', message = 'files must be an array of 1 to 200 entries';
+  if pg_column_size(files) > 400000 then
+    raise exception using errcode = 'PT400', message = 'files must be an array of 1 to 200 entries, of 100 KB at most';
   end if;
   select * into run from public.training_run_of_token(request_upload.token);
   if not found or run.execution_id is distinct from request_upload.execution_id
@@ -295,9 +316,22 @@ begin
     return jsonb_build_object('ok', false, 'reason', case when run.id is null then 'unknown_token'
                                                           else 'superseded' end);
   end if;
+  files := public.training_decoded(files);
+  if jsonb_typeof(request_upload.files) is distinct from 'array'
+     or jsonb_array_length(request_upload.files) not between 1 and 200 then
+    raise exception using errcode = 'PT400', message = 'files must be an array of 1 to 200 entries, of 100 KB at most';
+  end if;
   if not (select bool_and(public.training_is_file(f)) from jsonb_array_elements(request_upload.files) f) then
     raise exception using errcode = 'PT400',
       message = 'each of files must have a name, a path, its bytes and its sha256';
+  end if;
+  -- Nothing else of an entry is kept.
+  files := (
+    select jsonb_agg(jsonb_build_object('name', f.e->'name', 'path', f.e->'path', 'bytes', f.e->'bytes',
+                                        'sha256', f.e->'sha256') order by f.place)
+    from jsonb_array_elements(request_upload.files) with ordinality f (e, place));
+  if octet_length(request_upload.files::text) > 100000 then
+    raise exception using errcode = 'PT400', message = 'files must be an array of 1 to 200 entries, of 100 KB at most';
   end if;
   update public.training_runs r
   set upload_request = request_upload.files,

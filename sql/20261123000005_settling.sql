@@ -1,5 +1,20 @@
 -- Progress, and the one transaction that closes a run with everything that follows from it.
 
+do $migration$
+begin
+  if to_regclass('public.training_notifications_job_idx') is null then
+    -- Users write notices, too: their metadata may hold anything of any length there.
+    create index training_notifications_job_idx on public.notifications (user_id, left(metadata->>'job_id', 36));
+  end if;
+  if to_regclass('public.training_cost_records_run_idx') is null then
+    create index training_cost_records_run_idx on public.cost_records (user_id, (details->>'run_id'));
+  end if;
+  if to_regclass('public.training_cost_records_job_idx') is null then
+    create index training_cost_records_job_idx on public.cost_records (user_id, (details->>'job_id'));
+  end if;
+end
+$migration$;
+
 -- Writes notices that the user has not had yet. job_requeued may come once a run, the others once a job.
 -- None for the newer queue: the application sends none there, and their links lead to the older queue's pages.
 create or replace function public.training_notify(run public.training_runs, notices jsonb) returns void
@@ -12,7 +27,7 @@ language sql volatile set search_path = '' as $$
     select from public.notifications o
     where o.user_id = (run).user_id
       and o.type = n->>'type'
-      and o.metadata->>'job_id' = (run).job_id::text
+      and left(o.metadata->>'job_id', 36) = (run).job_id::text
       and (n->>'type' <> 'job_requeued' or o.metadata->>'run_id' = (run).id::text))
 $$;
 
@@ -34,6 +49,8 @@ begin
     from jsonb_array_elements(coalesce(training_store_points.points, '[]')) p
     where (p->>'step')::int <> all (run.point_steps)
     order by (p->>'step')::int
+    -- No chart has as many; a container that counts on for ever fills no table.
+    limit greatest(4000 - cardinality(run.point_steps), 0)
   ) f;
   if fresh is null then
     return;

@@ -26,23 +26,36 @@ begin
 end
 $$;
 
--- Launches that may still cost money though no live run owns them: the run has ended, or another
--- launch of it won. The worker cancels each at its launcher until that says that it ended.
+-- Launches that may still cost money though no live run owns them: the run has ended, or another launch of it won.
+create or replace function public.training_strays() returns setof public.training_launches
+language sql stable set search_path = '' as $$
+  select l.* from public.training_launches l
+  join public.training_runs r on r.id = l.run_id
+  where l.ended_at is null and l.external_job_id is not null
+    and (r.status not in ('claimed', 'launched', 'running')
+      or (r.checked_in_at is not null and r.external_job_id <> l.external_job_id))
+$$;
+
+-- The strays that were looked at the longest ago: the worker cancels each at its launcher until that says that it
+-- ended. All have their turn, however many there are of which nobody can say so.
 create or replace function public.stray_launches(max_launches int) returns jsonb
-language sql stable security definer set search_path = '' as $$
-  select coalesce(jsonb_agg(jsonb_build_object(
-    'run_id', s.run_id, 'launcher', s.launcher, 'endpoint', s.endpoint, 'external_job_id', s.external_job_id,
-    'endpoints', public.training_endpoints(s.run_id),
-    'age_seconds', extract(epoch from now() - s.posted_at))), '[]')
-  from (
-    select l.* from public.training_launches l
-    join public.training_runs r on r.id = l.run_id
-    where l.ended_at is null and l.external_job_id is not null
-      and (r.status not in ('claimed', 'launched', 'running')
-        or (r.checked_in_at is not null and r.external_job_id <> l.external_job_id))
-    order by l.id
+language sql volatile security definer set search_path = '' as $$
+  with chosen as (
+    select l.id from public.training_launches l
+    where l.id in (select s.id from public.training_strays() s)
+    order by coalesce(l.looked_at, l.posted_at), l.id
     limit stray_launches.max_launches
-  ) s
+    for update skip locked
+  ), given as (
+    update public.training_launches l set looked_at = clock_timestamp()
+    from chosen c where l.id = c.id
+    returning l.*
+  )
+  select coalesce(jsonb_agg(jsonb_build_object(
+    'run_id', g.run_id, 'launcher', g.launcher, 'endpoint', g.endpoint, 'external_job_id', g.external_job_id,
+    'endpoints', public.training_endpoints(g.run_id),
+    'age_seconds', extract(epoch from now() - g.posted_at)) order by g.id), '[]')
+  from given g
 $$;
 
 -- Notes that launches have ended: [{external_job_id, gpu_seconds}]. Of a run that was billed before, the cost
@@ -119,7 +132,7 @@ begin
                               where next_attempt_at is null),
       'live_runs', (select count(*) from live),
       'expired_leases', (select count(*) from live where lease_expires_at <= now()),
-      'stray_launches', jsonb_array_length(public.stray_launches(1000)),
+      'stray_launches', (select count(*) from (select from public.training_strays() limit 1000) s),
       -- Every launch that may cost money now, by where it was made; one of which no answer came counts as one.
       'endpoints', coalesce((select jsonb_agg(e) from (
         select l.launcher, l.endpoint, count(*) as launches,
@@ -164,7 +177,8 @@ begin
       'training_json_fault', 'training_text_fault', 'training_name_faults',
       'claim_training_jobs', 'adopt_training_runs',
       'renew_training_runs', 'begin_handling', 'release_training_runs', 'training_held_run', 'begin_launch',
-      'record_launch', 'training_note_launch', 'training_endpoints', 'training_run_of_token', 'training_is_published', 'training_is_file',
+      'record_launch', 'training_note_launch', 'training_endpoints', 'training_run_of_token', 'training_is_published', 'training_is_file', 'training_is_crowded',
+      'training_strays',
       'check_in_run',
       'request_upload', 'upload_grant', 'grant_upload', 'training_notify', 'training_store_points',
       'training_advanced', 'record_progress', 'training_spent_cost', 'training_launch_seconds', 'training_bill_run',
