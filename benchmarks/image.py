@@ -67,7 +67,8 @@ def try_stage(stage: Stage, folder: Path) -> list[str]:
             return [f"{command}\n{ended.stderr.strip()[-2000:]}"]
         if report.exists():
             reports += json.loads(report.read_text())["install"]
-    return [*_not_from_wheels(reports), *_unmet(reports, extra="trainer" if stage.name == "trainer" else "")]
+    unmet = _unmet(reports, extra="trainer" if stage.name == "trainer" else "")
+    return [*_not_from_wheels(reports), *dict.fromkeys(unmet)]
 
 
 def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subprocess.CompletedProcess[str]:
@@ -92,6 +93,11 @@ def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subproce
         if built.returncode:
             return built
         command = f"{command.removesuffix('.')}{next((folder / 'dist').glob('*.whl'))}"
+    if " install " in command:
+        # Without the variables below, with which pip would not look whether it may touch this Python at all.
+        may = carry_out(moved(f"{command.partition(' install ')[0]} install --no-index no-such-package"))
+        if "externally-managed" in may.stderr:
+            return may
     environment |= {
         "CAUSAL_CONV1D_SKIP_CUDA_BUILD": "TRUE",
         "PIP_DRY_RUN": "1",

@@ -4,12 +4,17 @@ Templates that mark answers (`{% generation %}`) are few and TRL knows some othe
 template, however, renders a conversation up to an answer, and including it. The difference between
 the two is the answer. That holds when rendering more turns leaves the earlier text alone ("prefix
 preserving"); where it does not, each answer becomes a row of its own.
+
+Some templates end the prompt with the beginning of a thought that the rendering of an answer leaves out
+(DeepSeek's R1). There the answer is put together as it is generated: the prompt, the thought or none, its
+end, and the answer as the template renders it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
@@ -18,6 +23,7 @@ from trainer.control_tokens import ControlTokens, Marks
 from trainer.conversations import fold_system
 from trainer.errors import BaseModelUnknownError
 from trainer.examples import ASSISTANT, SYSTEM, USER, Message
+from trainer.renderings import Rendering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +39,13 @@ DEFAULT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
 )
 """For bases without a template; written into the artifact, so that serving speaks the same."""
+
+
+_THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
+_DIFFERENT = (
+    "The base model's chat template renders an answer differently from the prompt before it.",
+    "Use a base model whose template is made for chat.",
+)
 
 
 class Row(NamedTuple):
@@ -83,6 +96,8 @@ class Chat:
         self.takes_system = True
         """Whether the template puts a system prompt where it belongs; else the first user turn opens with it."""
         self._template = self._choose_template()
+        self._thought = self._forced_thought()
+        """What the prompt ends with and an answer's rendering leaves out, such as “<think>” and a line break."""
         self.takes_system = self._takes_system()
         self.tokens = ControlTokens(tokenizer)
         self.marks = Marks(self._between_turns(), self._stops)
@@ -92,27 +107,62 @@ class Chat:
         encode = self.tokens.encode
         if self.tokens.find(messages):
             messages, encode = self.tokens.hide(messages), self.tokens.encode_hidden
-        text = self._render(messages)
-        spans = self._spans(messages, trained, text)
-        if spans is None:
+        text, spans = self._with_thought(messages, trained) if self._thought else self._as_rendered(messages, trained)
+        if not spans:
             return None
         ids, offsets = encode(text)
         return Row(ids, _labels(ids, offsets, spans), len(spans))
 
-    def _spans(self, messages: Sequence[Message], trained: Sequence[int], text: str) -> list[Span] | None:
-        spans = []
+    @cached_property
+    def rendering(self) -> Rendering:
+        """What this template allows; no weights and no dataset are needed to know it.
+
+        Raises:
+            BaseModelUnknownError: answers can't be rendered for training.
+        """
+        talk = [Message(USER, "a"), Message(ASSISTANT, "b"), Message(USER, "c"), Message(ASSISTANT, "d")]
+        if (alone := self.row(talk[:2], [1])) is None:
+            raise BaseModelUnknownError(*_DIFFERENT)
+        ended = self._tokenizer.decode([label for label in alone.labels if label != IGNORED]).rstrip()
+        return Rendering(
+            row="answer" if self.row(talk, [1, 3]) is None else "conversation",
+            system="in front" if self.takes_system else "first turn",
+            opens_thought=bool(self._thought),
+            stop=max((stop for stop in self._stops if ended.endswith(stop)), key=len),
+            history_as_served=self._template == self._tokenizer.chat_template,
+        )
+
+    def _with_thought(self, messages: Sequence[Message], trained: Sequence[int]) -> tuple[str, list[Span]]:
+        """The last answer as it is generated after a prompt that begins a thought; no span for more than that.
+
+        Earlier answers stand there without their thoughts, as a server renders them.
+        """
+        *history, answer = messages
+        if list(trained) != [len(history)]:
+            return "", []
+        prompt = self._render(history, prompting=True)
+        thought, _, said = answer.content.rpartition(_THOUGHT_ENDS)
+        answered = self._render([*history, answer._replace(content=said)])
+        begun = prompt.removesuffix(self._thought)
+        if not answered.startswith(begun):
+            raise BaseModelUnknownError(*_DIFFERENT)
+        thought = thought.strip().removeprefix(_THOUGHT_BEGINS).strip()
+        # A template may put an empty thought before an answer that has none.
+        said_and_stop = answered[len(begun) :].rpartition(_THOUGHT_ENDS)[2].lstrip()
+        text = f"{prompt}{thought}\n{_THOUGHT_ENDS}\n\n{said_and_stop}"
+        return text, [Span(len(prompt), self._stop_of(text))]
+
+    def _as_rendered(self, messages: Sequence[Message], trained: Sequence[int]) -> tuple[str, list[Span]]:
+        text, spans = self._render(messages), []
         for index in trained:
             prompt = self._render(messages[:index], prompting=True)
             answered = self._render(messages[: index + 1])
             if not answered.startswith(prompt):
-                raise BaseModelUnknownError(
-                    "The base model's chat template renders an answer differently from the prompt before it.",
-                    "Use a base model whose template is made for chat without forced thinking.",
-                )
+                raise BaseModelUnknownError(*_DIFFERENT)
             if not text.startswith(answered):
-                return None
+                return text, []
             spans.append(Span(len(prompt), self._stop_of(answered)))
-        return spans
+        return text, spans
 
     def _stop_of(self, answered: str) -> int:
         """End of the learned characters: just after the token that stops the generation."""
@@ -155,6 +205,14 @@ class Chat:
         talk = [Message(USER, "a"), Message(ASSISTANT, "b"), Message(USER, "c"), Message(ASSISTANT, "d")]
         return self._render(talk).startswith(self._render(talk[:2]))
 
+    def _forced_thought(self) -> str:
+        """The beginning of a thought that ends the prompt and is missing where an answer is rendered; else empty."""
+        talk = [Message(USER, "a"), Message(ASSISTANT, "b")]
+        prompt, answered = self._render(talk[:1], prompting=True), self._render(talk)
+        begins = prompt.rstrip().removesuffix(_THOUGHT_BEGINS)
+        forced = len(begins) < len(prompt.rstrip()) and not answered.startswith(prompt) and answered.startswith(begins)
+        return prompt[len(begins) :] if forced else ""
+
     def _between_turns(self) -> list[str]:
         """What the template writes before, between and after the texts of a conversation."""
         roles = [SYSTEM] * self.takes_system + [USER, ASSISTANT, USER, ASSISTANT]
@@ -172,7 +230,8 @@ class Chat:
         try:
             for answer in (2, 4):
                 prompt, answered = self._render(talk[:answer], prompting=True), self._render(talk[: answer + 1])
-                if "SYSTEM-PROBE" not in prompt.partition("USER-PROBE")[0] or not answered.startswith(prompt):
+                begun = prompt.removesuffix(self._thought)
+                if "SYSTEM-PROBE" not in prompt.partition("USER-PROBE")[0] or not answered.startswith(begun):
                     return False
         except BaseModelUnknownError:
             return False

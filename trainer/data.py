@@ -123,6 +123,16 @@ def _dataset_notes(chat: Chat, examples: Sequence[Example], survey: Survey) -> l
             "The base's chat template doesn't keep a system prompt in front, so the first user turn opens with it, "
             "followed by an empty line; prompt the adapter in the same way."
         )
+    if chat.rendering.opens_thought:
+        notes.append(
+            "The base begins each answer with a thought. Answers that have none in the dataset were learned with an "
+            "empty one, so the adapter closes it at once; serve it with a parser for reasoning, which takes that off."
+        )
+    if not chat.rendering.history_as_served and any(len(example.trained) > 1 for example in examples):
+        notes.append(
+            "In training, earlier answers of a conversation keep the empty thought that the base's chat template "
+            "leaves out when it is served."
+        )
     if shared := shared_ids_note(examples):
         notes.append(shared)
     return notes + [note.text for note in survey.notes]

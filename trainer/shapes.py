@@ -24,6 +24,10 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistralai/Mistral-7B-Instruct-v0.2": ("mistral", {**_MISTRAL_7B, "vocab_size": 32000}),
     "mistralai/Mistral-7B-Instruct-v0.3": ("mistral", _MISTRAL_7B),
     "meta-llama/Meta-Llama-3-8B-Instruct": ("llama", _dense(4096, 14336, 32, 32, 128256, num_key_value_heads=8)),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": (
+        "qwen2",
+        _dense(5120, 27648, 64, 40, 152064, num_key_value_heads=8),
+    ),
     "Qwen/Qwen2.5-7B-Instruct": ("qwen2", _dense(3584, 18944, 28, 28, 152064, num_key_value_heads=4)),
     "Qwen/Qwen3-8B": ("qwen3", _dense(4096, 12288, 36, 32, 151936, num_key_value_heads=8, head_dim=128)),
     "Qwen/Qwen3-30B-A3B-Instruct-2507": (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from trainer.errors import TrainingError
 from trainer.hyperparameters import GpuConfig, Hyperparameters
+from trainer.renderings import REFUSALS
 from trainer.survey import Survey, Surveyor
 from worker.billing import Rate, gpu_of
 from worker.errors import ObjectMissingError, PreflightError
@@ -67,7 +68,7 @@ async def check(assignment: Assignment, services: Services) -> Plan:
 
 
 def check_base_model(hyperparameters: Hyperparameters, allowed: tuple[str, ...]) -> None:
-    """Refuse a base model that is not on the list.
+    """Refuse a base model that is not on the list, or whose answers can't be rendered for training.
 
     Raises:
         PreflightError: names it and the list.
@@ -77,6 +78,12 @@ def check_base_model(hyperparameters: Hyperparameters, allowed: tuple[str, ...])
             "base_model_unknown",
             f"hyperparameters: base_model {hyperparameters.base_model!r} is not offered; choose one of "
             f"{', '.join(allowed)}.",
+        )
+    if reason := REFUSALS.get(hyperparameters.base_model or ""):
+        raise PreflightError(
+            "base_model_unknown",
+            f"hyperparameters: base_model {hyperparameters.base_model!r} can't be trained: {reason}. Choose one of "
+            f"{', '.join(base for base in allowed if base not in REFUSALS)}.",
         )
 
 

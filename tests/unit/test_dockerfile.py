@@ -3,10 +3,13 @@
 import json
 import re
 import subprocess
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from benchmarks.dockerfile import make_distribution_python, read_dockerfile, stage_files
 
@@ -88,6 +91,18 @@ def test_every_line_of_a_lock_is_one_exact_version(lock):
     names = [line.split("==")[0].lower().replace("_", "-") for line in lines]
     assert len(names) == len(set(names))
     assert not {"torch", "triton"} & set(names), "the base image brings it"
+
+
+def test_the_lock_has_what_the_project_needs_since_nothing_else_installs_it():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (PROJECT / LOCKS[0]).read_text(), re.M))
+    pinned = {canonicalize_name(name): version for name, version in pinned.items()}
+    for text in [*project["dependencies"], *project["optional-dependencies"]["trainer"]]:
+        needed = Requirement(text)
+        if needed.name != "torch":  # the base image's
+            version = pinned.get(canonicalize_name(needed.name))
+            assert version is not None, f"{text} is not in {LOCKS[0]}: run make lock"
+            assert needed.specifier.contains(version), f"{text} is pinned at {version}: run make lock"
 
 
 def test_what_the_two_locks_share_has_one_version():

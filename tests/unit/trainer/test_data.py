@@ -74,7 +74,7 @@ def learned_pieces(tokenizer, row) -> list[str]:
 
 def without_template_marks(tokenizer, piece: str) -> str:
     assert piece.endswith(tokenizer.eos_token), "the stop token is not learned"
-    for mark in ("<think>\n\n</think>\n\n", "<|end|>", tokenizer.eos_token):
+    for mark in ("<think>\n\n</think>\n\n", "\n</think>\n\n", "<|end|>", tokenizer.eos_token):
         piece = piece.replace(mark, "")
     return piece.strip()
 

@@ -117,3 +117,10 @@ def test_the_table_in_the_documentation_is_what_the_plan_says(tmp_path):
             f"{short.adapter_bytes / 1e6:.0f} MB",
             f"{short.checkpoint_bytes / GB:.0f} GB",
         ], name
+
+
+def test_every_base_that_is_offered_is_planned_without_the_hub():
+    from trainer.shapes import SHAPES
+    from worker.settings import Settings
+
+    assert set(Settings.model_fields["base_models"].default) <= set(SHAPES)

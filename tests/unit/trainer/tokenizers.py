@@ -43,7 +43,32 @@ NO_STOP = "{% for message in messages %}{{ message['role'] + ': ' + message['con
 _SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>"]
 _SPECIAL += ["<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>"]
 _SPECIAL += ["<|user|>", "<|assistant|>", "<|system|>"]
-_STOPS = {"llama3": "<|eot_id|>", "llama3_1": "<|eot_id|>", "gemma": "<end_of_turn>", "phi3": "<|endoftext|>"}
+R1_SPECIAL = ["<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"]
+# DeepSeek-R1-Distill as it is served: a system prompt without a mark, a prompt that begins a thought, and earlier
+# answers without theirs.
+R1_DISTILL = (
+    "{{ bos_token }}{% for message in messages if message['role'] == 'system' %}{{ message['content'] }}{% endfor %}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ '<｜Assistant｜>' + message['content'].split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"
+)
+# Nemotron's kind of the same: the rendering of an answer has an empty thought that the prompt has not begun.
+EMPTY_THOUGHT = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{{ '<think></think>' + message['content'].split('</think>')[-1] }}"
+    "{% else %}{{ message['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+_STOPS = {
+    "r1_distill": R1_SPECIAL[-1],
+    "empty_thought": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "llama3_1": "<|eot_id|>",
+    "gemma": "<end_of_turn>",
+    "phi3": "<|endoftext|>",
+}
 
 TEMPLATES = (
     "chatml",
@@ -57,7 +82,7 @@ TEMPLATES = (
     "qwen3_instruct_2507",
     "gemma",
 )
-TEMPLATES += ("phi3", "none")
+TEMPLATES += ("phi3", "r1_distill", "empty_thought", "none")
 
 
 def tokenizer_with(name: str, template: str | None = None) -> PreTrainedTokenizerFast:
@@ -73,10 +98,11 @@ def tokenizer_with(name: str, template: str | None = None) -> PreTrainedTokenize
     raw.train_from_iterator([Path(__file__).read_text()], trainer)
     stop = _STOPS.get(name, "<|im_end|>" if name.startswith(("qwen", "chatml")) else "</s>")
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<s>", eos_token=stop, additional_special_tokens=_SPECIAL
+        tokenizer_object=raw, bos_token="<s>", eos_token=stop, additional_special_tokens=[*_SPECIAL, *R1_SPECIAL]
     )
     own = {"chatml": CHAT_TEMPLATE, "strict": STRICT, "none": None}
     own |= {"mistral_v0_2": MISTRAL_V0_2, "mistral_v0_3": MISTRAL_V0_3}
+    own |= {"r1_distill": R1_DISTILL, "empty_thought": EMPTY_THOUGHT}
     if template is None and name not in own:
         template = (SHIPPED / f"{name}.jinja").read_text()
     tokenizer.chat_template = template or own.get(name)
