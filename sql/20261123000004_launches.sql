@@ -187,16 +187,16 @@ language sql stable set search_path = '' as $$
   where l.run_id = run.id
 $$;
 
--- Whether the run's artifact is whole: its manifest, written last, lies in the storage. Only asked where
--- an upload was granted. False without Storage.
+-- Whether the run's artifact is whole: its manifest, written last, lies among the uploads, or where the worker
+-- keeps what it has verified. Only asked where an upload was granted. False without Storage.
 create or replace function public.training_is_published(run public.training_runs) returns boolean
 language plpgsql stable set search_path = '' as $$
 declare
   found_it boolean := false;
 begin
   if run.upload_granted_at is not null and to_regclass('storage.objects') is not null then
-    execute 'select exists (select from storage.objects where name = $1)' into found_it
-    using run.user_id || '/' || run.id || '/manifest.json';
+    execute 'select exists (select from storage.objects where name in ($1, $2))' into found_it
+    using 'uploads/' || run.id || '/manifest.json', run.user_id || '/' || run.id || '/manifest.json';
   end if;
   return found_it;
 end
@@ -379,5 +379,30 @@ begin
   set upload_grant = grant_upload.sealed_urls, upload_granted_at = now()
   where r.id = run.id;
   return true;
+end
+$$;
+
+-- Names of uploads that nobody needs any more, for the worker to remove: those of runs that ended three hours ago, or
+-- that there never were. Settling copies what it keeps, and a run's upload URLs go on opening their places for up to
+-- two hours after it.
+create or replace function public.abandoned_uploads(bucket text, max_objects int) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  names jsonb := '[]';
+begin
+  if to_regclass('storage.objects') is not null then
+    execute $query$
+      select coalesce(jsonb_agg(u.name), '[]') from (
+        select o.name from storage.objects o
+        where o.bucket_id = $1 and o.name like 'uploads/%' and o.updated_at < now() - interval '3 hours'
+          and not exists (
+            select from public.training_runs r
+            where r.id = case when split_part(o.name, '/', 2) ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+                              then split_part(o.name, '/', 2)::uuid end
+              and (r.status in ('claimed', 'launched', 'running') or r.ended_at > now() - interval '3 hours'))
+        order by o.name limit least(greatest($2, 0), 1000)) u
+    $query$ into names using abandoned_uploads.bucket, abandoned_uploads.max_objects;
+  end if;
+  return names;
 end
 $$;

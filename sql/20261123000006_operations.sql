@@ -180,7 +180,7 @@ begin
       'record_launch', 'training_note_launch', 'training_endpoints', 'training_run_of_token', 'training_is_published', 'training_is_file', 'training_is_crowded',
       'training_strays',
       'check_in_run',
-      'request_upload', 'upload_grant', 'grant_upload', 'training_notify', 'training_store_points',
+      'request_upload', 'upload_grant', 'grant_upload', 'abandoned_uploads', 'training_notify', 'training_store_points',
       'training_advanced', 'record_progress', 'training_spent_cost', 'training_launch_seconds', 'training_bill_run',
       'settle_run',
       'training_lineage', 'cancel_training_job', 'stray_launches', 'close_launches', 'queue_health')

@@ -67,6 +67,9 @@ class FakeQueue:
     async def stray_launches(self, max_launches: int) -> list[dict[str, Any]]:
         return []
 
+    async def abandoned_uploads(self, bucket: str, max_objects: int) -> list[str]:
+        return []
+
     async def health(self) -> dict[str, Any]:
         return {"queued": 0, "oldest_wait_seconds": None}
 

@@ -10,10 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 from trainer.crashpoints import reach
 from trainer.grants import seal_urls
 from trainer.protocol import MANIFEST_NAME, ArtifactFile, Fault
-from worker.artifacts import Places
 from worker.errors import ServiceError
 from worker.jobs import places_of
 from worker.outcome import Failure
+from worker.places import Places
 from worker.telemetry import FAULTS_SEEN
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ async def _grant(holding: Holding, request: list[dict[str, Any]], paths: list[st
         # leaves the adapter on its volume, and the next attempt publishes that.
         return
     bucket, places = services.settings.artifacts_bucket, Places.of(run)
-    urls = {path: await services.storage.sign_upload(bucket, places.at(path)) for path in [*paths, MANIFEST_NAME]}
+    urls = {path: await services.storage.sign_upload(bucket, places.staged(path)) for path in [*paths, MANIFEST_NAME]}
     reach("worker.grant.before")
     holding.require_lease()
     sealed = seal_urls(holding.token, urls)

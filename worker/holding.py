@@ -14,9 +14,8 @@ from typing import Any
 import structlog
 
 from trainer.crashpoints import reach
-from trainer.protocol import MANIFEST_NAME, Progress, Result, Summary
+from trainer.protocol import Progress, Result, Summary
 from worker import notices
-from worker.artifacts import Places
 from worker.billing import Measured, Rate, contradiction, gpu_of
 from worker.errors import LeaseLostError
 from worker.granting import answer
@@ -36,6 +35,8 @@ from worker.outcome import (
     parse_result,
     unreadable,
 )
+from worker.places import Places
+from worker.publication import has_manifest
 from worker.reports import latest, point_rows, progress_columns, waiting_columns
 from worker.services import Services
 from worker.settling import Ending, settle
@@ -85,6 +86,8 @@ class Holding:
     launch_tries: int = 0
     is_settling: bool = False
     """Whether the run has ended and its end is not written yet."""
+    foreign_tries: int = 0
+    """How often an earlier trainer's files were fetched."""
     settled_as: str | None = None
     report: dict[str, Any] | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -286,11 +289,10 @@ class Holding:
         return self.news.external_job_id == external_job_id
 
     async def _has_manifest(self) -> bool:
-        run, job, bucket = self.assignment.run, self.assignment.job, self.services.settings.artifacts_bucket
-        if job is None:
-            return False
-        path = Places.of(run).at(MANIFEST_NAME)
-        return await self.services.storage.size(bucket, path) is not None
+        run, services = self.assignment.run, self.services
+        return self.assignment.job is not None and await has_manifest(
+            services.storage, services.settings.artifacts_bucket, Places.of(run)
+        )
 
     def _watch_limits(self) -> None:
         settings = self.services.settings

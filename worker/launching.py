@@ -18,7 +18,6 @@ from trainer.protocol import (
     Request,
 )
 from worker import preflight
-from worker.artifacts import Places
 from worker.errors import (
     LaunchInDoubtError,
     LeaseLostError,
@@ -30,6 +29,7 @@ from worker.jobs import enrichment_of
 from worker.keys import public_fault, read_key
 from worker.launchers.base import Policy
 from worker.outcome import WORKER_KILLED, Failure
+from worker.places import Places
 from worker.settings import Settings
 from worker.settling import Ending
 from worker.telemetry import LAUNCHED

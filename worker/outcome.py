@@ -121,6 +121,17 @@ WORKER_KILLED = Failure(
     Fault.PERMANENT,
     "Preparing or finishing this job ended the service several times, so it was given up. Please report it to support.",
 )
+EARLIER_TRAINER = Failure(
+    "earlier_trainer",
+    Fault.PERMANENT,
+    "The training ended, but was done by an earlier program, whose files this service does not fetch. "
+    "Please report it to support.",
+)
+STORAGE_REFUSED = Failure(
+    ErrorCode.STORAGE_REFUSED,
+    FAULTS[ErrorCode.STORAGE_REFUSED],
+    "The training ended, but the storage does not take its adapter. It is tried again once the storage does.",
+)
 _SILENT = Failure("gpu_silent", Fault.INFRASTRUCTURE, "The GPU machine was not heard of any more, so it was stopped.")
 _LOST = Failure("gpu_lost", Fault.INFRASTRUCTURE, "The GPU machine was lost while it trained.")
 _NEVER_STARTED = Failure("gpu_timed_out", Fault.INFRASTRUCTURE, "The GPU provider did not start or finish the job.")

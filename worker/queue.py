@@ -303,6 +303,10 @@ class Queue:
         """Note launches as ended: `[{external_job_id, gpu_seconds}]`."""
         return int(await self._call("close_launches", reports=reports))
 
+    async def abandoned_uploads(self, bucket: str, max_objects: int) -> list[str]:
+        """Names of uploads in the bucket that no run needs any more."""
+        return [str(name) for name in await self._call("abandoned_uploads", bucket=bucket, max_objects=max_objects)]
+
     async def health(self) -> dict[str, Any]:
         """The queue's depth, oldest wait, live runs and why each waiting job waits."""
         return dict(await self._call("queue_health"))

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from worker.terms import Terms, make_terms
 from worker.tokens import RunTokens
 
 _HEAVY_SLOTS = 4
+_FOREIGN_SLOTS = 2
 
 
 def lease_clock() -> float:
@@ -72,6 +73,7 @@ class Services:
     prices: tuple[GpuPrice, ...]
     retry_limits: RetryLimits
     heavy_slots: HeavySlots
+    foreign_slots: HeavySlots = field(default_factory=lambda: HeavySlots(_FOREIGN_SLOTS))
     clock: Callable[[], float] = lease_clock
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -158,6 +159,14 @@ class Settings(BaseSettings):
         default=1800, description="How long a trainer waits for upload URLs before it leaves the adapter"
     )
     artifacts_bucket: str = Field(default="lora-models", description="Bucket of the adapters")
+    earlier_trainer: bool = Field(
+        default=False,
+        description="Fetch the files of an earlier trainer's results, by https from public hosts",
+    )
+    earlier_trainer_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Hosts (host:port, comma-separated) that may serve them by http and from private addresses, too",
+    )
     verify_sha256_max_bytes: int = Field(
         default=2 * 1024**3, ge=0, description="Files up to this size are read back and hashed when settled"
     )
@@ -215,6 +224,14 @@ class Settings(BaseSettings):
             raise ValueError(fault)
         return key
 
+    @field_validator("earlier_trainer_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not re.fullmatch(r"[A-Za-z0-9.-]+:[0-9]{1,5}", host):
+                raise ValueError("holds what is no host:port; write them as files.internal:8080, comma-separated")
+        return tuple(host.lower() for host in hosts)
+
     @field_validator("name")
     @classmethod
     def _make_unique(cls, name: str) -> str:
@@ -231,7 +248,9 @@ class Settings(BaseSettings):
             raise ValueError(f"holds {Role.PUBLISHABLE}, which anybody can read; {remedy}")
         return secret
 
-    @field_validator("base_models", "previous_token_secrets", "former_endpoints", mode="before")
+    @field_validator(
+        "base_models", "previous_token_secrets", "former_endpoints", "earlier_trainer_hosts", mode="before"
+    )
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value

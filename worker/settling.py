@@ -11,19 +11,20 @@ import structlog
 from trainer.crashpoints import reach
 from trainer.protocol import LOG_NAME, ErrorCode, Fault, Manifest, Point, Result, Summary, format_log
 from worker import notices
-from worker.artifacts import (
-    Description,
-    Places,
-    copy_legacy,
-    curve_of,
-    describe_artifact,
-    find_manifest,
-    verify,
+from worker.artifacts import Description, curve_of, describe_artifact
+from worker.earlier_trainer import Bounds, copy_files
+from worker.errors import (
+    ArtifactError,
+    LeaseLostError,
+    ServiceError,
+    ServiceRefusedError,
+    ServiceUnavailableError,
 )
-from worker.errors import ArtifactError, LeaseLostError, ServiceError
 from worker.jobs import Job
 from worker.outcome import (
     ARTIFACT_MISSING,
+    EARLIER_TRAINER,
+    STORAGE_REFUSED,
     WORKER_KILLED,
     Failure,
     LegacyResult,
@@ -31,6 +32,8 @@ from worker.outcome import (
     rate_training,
     retry_after,
 )
+from worker.places import Places
+from worker.publication import Shelf, collect
 from worker.reports import final_columns, partial_columns, point_rows
 from worker.telemetry import SETTLED
 
@@ -38,6 +41,11 @@ if TYPE_CHECKING:
     from worker.holding import Holding
 
 log = structlog.get_logger(__name__)
+
+_FOREIGN_TRIES = 5
+"""How often gigabytes are fetched for a storage that does not take them."""
+_MAX_LOG_BYTES = 64 * 1024**2
+_EARLIER_REMEDY = "give the endpoint this trainer's image, or set LORA_WORKER_EARLIER_TRAINER=true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +69,12 @@ async def settle(holding: Holding, ending: Ending) -> str:
     if job is None or not ending.look or holding.news.cancel_requested:
         return await _write(holding, ending, None)
     async with AsyncExitStack() as slot:
-        await slot.enter_async_context(holding.services.heavy_slots.take(alone=holding.is_suspect))
+        services = holding.services
+        # What is fetched from a stranger's address may take as long as it is let, so it gets places of its own.
+        slots = services.foreign_slots if ending.legacy and not holding.is_suspect else services.heavy_slots
+        await slot.enter_async_context(slots.take(alone=holding.is_suspect))
         if await holding.begin_handling("settling"):
-            manifest, ending = await _collect(holding, ending, job)
+            manifest, ending = await _collect(holding, ending)
         else:
             manifest, ending = None, Ending(WORKER_KILLED, result=ending.result)
         if not holding.is_suspect:
@@ -104,43 +115,65 @@ async def _write(holding: Holding, ending: Ending, manifest: Manifest | None) ->
 
 
 async def _keep_log(holding: Holding, points: list[Point]) -> None:
-    """Store the log of a run without an artifact in its folder, unless its trainer has stored a longer one there."""
-    run, services = holding.assignment.run, holding.services
-    bucket, path = services.settings.artifacts_bucket, Places.of(run).at(LOG_NAME)
+    """Store the log of a run without an artifact in its folder: its trainer's, where that has uploaded a longer one."""
+    services, places = holding.services, Places.of(holding.assignment.run)
+    bucket, path = services.settings.artifacts_bucket, places.at(LOG_NAME)
     if not points:
         return
     try:
-        if await services.storage.size(bucket, path) is None:
-            reach("worker.log.before")
-            holding.require_lease()
-            content = format_log(points).encode()
+        if await services.storage.size(bucket, path) is not None:
+            return
+        reach("worker.log.before")
+        content, staged = format_log(points).encode(), places.staged(LOG_NAME)
+        size = await services.storage.size(bucket, staged)
+        holding.require_lease()
+        if size is not None and len(content) < size <= _MAX_LOG_BYTES:
+            await services.storage.copy(bucket, staged, path)
+        else:
             await services.storage.write(bucket, path, content, content_type="application/octet-stream")
-            reach("worker.log.after")
+        reach("worker.log.after")
     except ServiceError as error:
         # The rows have the curve, too; no job waits for its log.
-        log.warning("log not kept", run_id=str(run.id), problem=str(error))
+        log.warning("log not kept", run_id=str(holding.assignment.run.id), problem=str(error))
 
 
-async def _collect(holding: Holding, ending: Ending, job: Job) -> tuple[Manifest | None, Ending]:
-    """The verified manifest; or None, and what the run ended with instead."""
+async def _collect(holding: Holding, ending: Ending) -> tuple[Manifest | None, Ending]:
+    """The manifest of what is verified and kept; or None, and what the run ended with instead."""
     services, run = holding.services, holding.assignment.run
-    bucket, places = services.settings.artifacts_bucket, Places.of(run)
+    shelf = Shelf(
+        services.storage,
+        services.settings.artifacts_bucket,
+        Places.of(run),
+        sha256_max_bytes=services.settings.verify_sha256_max_bytes,
+        require_lease=holding.require_lease,
+    )
     try:
-        manifest = await find_manifest(services.storage, bucket, places, run_id=run.id)
+        manifest = await collect(shelf, run_id=run.id)
         if manifest is None and ending.legacy is not None:
-            manifest = await copy_legacy(
-                ending.legacy, services.storage, bucket, places, run_id=run.id, job_id=job.id, http=services.http
-            )
-        if manifest is None:
-            return None, ending
-        await verify(
-            services.storage, bucket, places, manifest, sha256_max_bytes=services.settings.verify_sha256_max_bytes
-        )
+            if not services.settings.earlier_trainer:
+                log.error("an earlier trainer's result was left", run_id=str(run.id), remedy=_EARLIER_REMEDY)
+                return None, Ending(EARLIER_TRAINER)
+            manifest = await _copy_foreign(holding, ending.legacy, shelf)
     except ArtifactError as error:
         log.warning("artifact refused", run_id=str(run.id), problem=str(error))
         failure = Failure(ARTIFACT_MISSING.code, Fault.TRANSIENT, str(error))
         return None, Ending(failure, result=ending.result)
+    except ServiceRefusedError as error:
+        if error.status not in {404, 413, 415}:
+            raise
+        return None, Ending(STORAGE_REFUSED, result=ending.result)
     return manifest, ending
+
+
+async def _copy_foreign(holding: Holding, legacy: LegacyResult, shelf: Shelf) -> Manifest:
+    run, bounds = holding.assignment.run, Bounds(trusted_hosts=holding.services.settings.earlier_trainer_hosts)
+    holding.foreign_tries += 1
+    try:
+        return await copy_files(legacy, shelf, bounds, run_id=str(run.id), job_id=str(run.job_id))
+    except ServiceUnavailableError:
+        if holding.foreign_tries < _FOREIGN_TRIES:
+            raise
+        raise ArtifactError("The trainer's files could not be stored.") from None
 
 
 def _base(holding: Holding, gpu_seconds: float, points: list[Point], total_steps: int | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, quote, urlsplit
@@ -18,6 +18,9 @@ from worker.object_keys import url_path
 from worker.queue import api_headers
 
 _SERVICE = "Supabase Storage"
+_COPY_SECONDS = 300.0
+"""Five gigabytes take a minute or two inside the storage."""
+
 PROBE_NAME = "uploads/probe"
 """What is asked whether it could be stored, and never is."""
 
@@ -175,6 +178,35 @@ class Storage:
         url = self._object_url("object", bucket, path)
         headers = {"content-type": content_type, "x-upsert": "true"}
         await self._ask("POST", url, f"{bucket}/{path}", lambda _: None, headers=headers, content=content)
+
+    async def write_stream(self, bucket: str, path: str, chunks: AsyncIterator[bytes]) -> None:
+        """Put an object that comes in chunks, also over an earlier one; not tried again, since chunks come once."""
+        url = self._object_url("object", bucket, path)
+        headers = {"content-type": "application/octet-stream", "x-upsert": "true"}
+        await self._ask_once("POST", url, f"{bucket}/{path}", reads=False, headers=headers, content=chunks)
+
+    async def copy(self, bucket: str, source: str, target: str) -> None:
+        """Copy an object inside the bucket, also over an earlier one; nothing comes by here.
+
+        Raises:
+            ObjectMissingError: the source is not there.
+        """
+        body = {"bucketId": bucket, "sourceKey": source, "destinationKey": target}
+        url, what = f"{self._url}/object/copy", f"{bucket}/{source}"
+        headers, timeout = {"x-upsert": "true"}, httpx.Timeout(_COPY_SECONDS, connect=10)
+        try:
+            await self._ask("POST", url, what, lambda _: None, headers=headers, json=body, timeout=timeout)
+        except ServiceRefusedError as error:
+            if error.status != 409:
+                raise
+            # A Storage of before 2025 copies over nothing.
+            await self.remove(bucket, [target])
+            await self._ask("POST", url, what, lambda _: None, headers=headers, json=body, timeout=timeout)
+
+    async def remove(self, bucket: str, paths: Sequence[str]) -> None:
+        """Remove objects, at most a thousand; those that are not there are none the worse for it."""
+        url = f"{self._url}/object/{quote(bucket, safe='')}"
+        await self._ask("DELETE", url, f"objects of {bucket}", lambda _: None, json={"prefixes": list(paths)})
 
     async def buckets(self) -> list[dict[str, Any]]:
         """Name and limits of every bucket."""

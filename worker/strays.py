@@ -10,6 +10,7 @@ import structlog
 from trainer.crashpoints import reach
 from worker.launchers.base import LaunchState
 from worker.services import Services
+from worker.sweeping import Sweeper
 from worker.whereabouts import Whereabouts, left_alone
 
 log = structlog.get_logger(__name__)
@@ -24,11 +25,12 @@ class Reconciler:
     def __init__(self, services: Services, stop: asyncio.Event) -> None:
         self._services = services
         self._stop = stop
+        self._sweeper = Sweeper(services)
         # With the launcher away each stray waits for its time-outs, and the runs' polls need calls too.
         self._places = asyncio.Semaphore(_MOST_TOGETHER)
 
     async def round(self) -> None:
-        """Look at every stray once: cancel it, or note that it has ended.
+        """Look at every stray once: cancel it, or note that it has ended. And sweep abandoned uploads away.
 
         Raises:
             ServiceError: the database did not answer; the strays are still there in the next round.
@@ -38,6 +40,7 @@ class Reconciler:
         closed = [report for report in looked if report]
         if closed:
             await self._services.queue.close_launches(closed)
+        await self._sweeper.round()
 
     def _is_ours(self, stray: dict[str, Any]) -> bool:
         """Whether this worker can look at it: what another launcher made is left alone."""

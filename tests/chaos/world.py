@@ -285,7 +285,7 @@ class World:
         """The live runs of the jobs whose manifest lies in the storage: run id to RunPod's job id."""
         rows = self.query(
             "select r.id::text as run_id, r.external_job_id from training_runs r join storage.objects o"
-            " on o.name = r.user_id || '/' || r.id || '/manifest.json'"
+            " on o.name in ('uploads/' || r.id || '/manifest.json', r.user_id || '/' || r.id || '/manifest.json')"
             " where r.job_id = any(%s::uuid[]) and r.status = 'running'",
             list(job_ids),
         )

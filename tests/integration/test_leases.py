@@ -240,7 +240,8 @@ def test_only_files_can_be_asked_to_be_uploaded(db: Database, wrong: Any) -> Non
     assert db.call("request_upload", token, execution, [_FILE])["ok"]
 
 
-def test_a_published_run_is_not_trained_again_when_only_its_result_was_lost(db: Database) -> None:
+@pytest.mark.parametrize("place", ["uploads/{id}/manifest.json", "{user_id}/{id}/manifest.json"])
+def test_a_published_run_is_not_trained_again_when_only_its_result_was_lost(db: Database, place: str) -> None:
     run, token, execution = db.running_run()
     files = [{"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}]
 
@@ -253,7 +254,7 @@ def test_a_published_run_is_not_trained_again_when_only_its_result_was_lost(db: 
     assert db.call("request_upload", token, execution, files)["ok"]
     assert db.call("grant_upload", run["id"], run["lease_token"], files, "sealed")
     assert check_in(execution := str(uuid4())) == "ok"
-    db.rows("insert into storage.objects values (%s)", f"{run['user_id']}/{run['id']}/manifest.json")
+    db.rows("insert into storage.objects values (%s)", place.format(**run))
     assert check_in(str(uuid4())) == "ended"
     assert check_in(execution) == "ok"
 

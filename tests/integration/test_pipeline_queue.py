@@ -223,8 +223,8 @@ def test_an_archive_that_is_not_what_the_manifest_says_never_completes_a_job(sta
     worker = stage.worker(LORA_CRASH="worker.grant.after=kill", **SERVED)
     assert worker.wait(60) != 0
     (run,) = stage.runs(str(job_id))
-    awaited(lambda: stage.user.stored(f"{stage.user.user_id}/{run['id']}/manifest.json"))
-    stage.user.overwrite(f"adapters/{job_id}.tar.gz", b"something else")
+    awaited(lambda: stage.user.stored(f"uploads/{run['id']}/manifest.json"))
+    stage.user.overwrite(f"uploads/{run['id']}/adapter.tar.gz", b"something else")
     stage.expire_leases()
     stage.worker(**SERVED)
     assert ended(pipeline, job_id)["status"] == "completed"

@@ -23,8 +23,10 @@ class _Files(BaseHTTPRequestHandler):
     """Serves every file whole."""
 
     sent = len(_CONTENT)
+    asked = 0
 
     def do_GET(self) -> None:
+        type(self).asked += 1
         self.send_response(200)
         self.send_header("content-length", str(len(_CONTENT)))
         self.end_headers()
@@ -57,11 +59,17 @@ def earlier_stage(empty_supabase: Project, tmp_path: Path) -> Iterator[Callable[
         yield start
 
 
+def switched_on(url: str, **more: str) -> dict[str, str]:
+    """A worker's settings with which it fetches from this very server, and from nowhere else on this machine."""
+    hosts = url.removeprefix("http://")
+    return {"LORA_WORKER_EARLIER_TRAINER": "true", "LORA_WORKER_EARLIER_TRAINER_HOSTS": hosts, **more}
+
+
 def test_its_files_are_copied_into_the_runs_folder_and_the_job_completes(earlier_stage: Callable[..., Stage]) -> None:
     with serving(_Files) as url:
         stage = earlier_stage(EARLIER_FILES_URL=url)
         job_id = stage.user.queue()
-        stage.worker()
+        stage.worker(**switched_on(url))
         assert stage.ended(job_id)["status"] == "completed"
     artifact = stage.user.artifact(job_id)
     assert stage.user.stored(artifact["artifacts"]["adapter_model.safetensors"]) == _CONTENT
@@ -74,11 +82,35 @@ def test_files_that_break_off_fail_the_attempt_and_hold_up_nobody(earlier_stage:
     with serving(_BrokenFiles) as url:
         stage = earlier_stage(EARLIER_FILES_URL=url)
         job_id = stage.user.queue()
-        stage.worker(LORA_WORKER_MAX_ATTEMPTS="2")
+        stage.worker(**switched_on(url, LORA_WORKER_MAX_ATTEMPTS="2"))
         job = stage.ended(job_id)
     assert job["status"] == "failed"
     assert "http" not in job["error_message"]
     assert [run["error_code"] for run in stage.runs(job_id)] == ["artifact_missing", "artifact_missing"]
+
+
+def test_where_it_is_not_switched_on_nothing_is_fetched_and_the_job_ends(earlier_stage: Callable[..., Stage]) -> None:
+    _Files.asked = 0
+    with serving(_Files) as url:
+        stage = earlier_stage(EARLIER_FILES_URL=url)
+        job_id = stage.user.queue()
+        stage.worker()
+        job = stage.ended(job_id)
+    assert (job["status"], _Files.asked) == ("failed", 0)
+    assert "an earlier program, whose files this service does not fetch" in job["error_message"]
+    assert "LORA_WORKER_EARLIER_TRAINER=true" in stage.log()
+    assert len(stage.runs(job_id)) == 1
+
+
+def test_an_address_of_the_workers_own_network_is_not_fetched_from(earlier_stage: Callable[..., Stage]) -> None:
+    _Files.asked = 0
+    with serving(_Files) as url:
+        stage = earlier_stage(EARLIER_FILES_URL=url)
+        job_id = stage.user.queue()
+        stage.worker(LORA_WORKER_EARLIER_TRAINER="true", LORA_WORKER_MAX_ATTEMPTS="1")
+        job = stage.ended(job_id)
+    assert (job["status"], _Files.asked) == ("failed", 0)
+    assert "is not an https address" in job["error_message"]
 
 
 def test_a_failure_inside_a_completed_answer_is_a_failure_in_its_own_words(earlier_stage: Callable[..., Stage]) -> None:

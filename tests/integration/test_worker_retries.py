@@ -110,7 +110,7 @@ def test_an_artifact_that_is_not_what_its_manifest_says_is_refused_and_trained_a
     assert worker.wait(60) != 0
     stage.gpus_free(job_id)
     (run,) = stage.runs(job_id)
-    stage.user.overwrite(f"{stage.user.user_id}/{run['id']}/adapter_model.safetensors", b"something else")
+    stage.user.overwrite(f"uploads/{run['id']}/adapter_model.safetensors", b"something else")
     stage.expire_leases()
     stage.worker()
     job = stage.ended(job_id)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 
-from trainer.protocol import ArtifactFile, FinalMetrics, Manifest, Summary
-from worker.artifacts import Places, artifact_name, verify
-from worker.errors import ArtifactError
+from trainer.protocol import FinalMetrics, Summary
+from worker.artifacts import artifact_name
 from worker.jobs import Dataset, Run
+from worker.places import Places
 from worker.reports import final_columns
 
 
@@ -38,12 +37,12 @@ def test_the_older_queue_has_no_archive_and_no_way_out_of_the_runs_folder() -> N
     assert places.at("adapter.tar.gz") == f"{run.user_id}/{run.id}/adapter.tar.gz"
 
 
-async def test_a_manifest_without_the_archive_that_the_queue_wants_is_refused() -> None:
-    places = Places.of(run_of("pipeline_training_jobs"))
-    file = ArtifactFile(name="a", path="a", bytes=1, sha256="0" * 64)
-    manifest = Manifest(job_id="j", run_id="r", files=[file])
-    with pytest.raises(ArtifactError, match="no archive"):
-        await verify(cast(Any, None), "lora-models", places, manifest, sha256_max_bytes=1)
+def test_what_upload_urls_open_is_never_what_is_kept() -> None:
+    for queue in ("training_jobs", "pipeline_training_jobs"):
+        places = Places.of(run_of(queue))
+        paths = ["manifest.json", "adapter.tar.gz", "sub/x"]
+        assert {places.staged(path) for path in paths}.isdisjoint({places.at(path) for path in paths})
+        assert all(places.staged(path).startswith("uploads/") for path in paths)
 
 
 def test_the_training_time_is_whole_seconds_and_left_open_where_nobody_measured() -> None:

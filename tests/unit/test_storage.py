@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
 import respx
 
-from worker.artifacts import Places, find_manifest
-from worker.errors import ArtifactError, ObjectMissingError, ServiceRefusedError, ServiceUnavailableError
+from worker.errors import ObjectMissingError, ServiceRefusedError, ServiceUnavailableError
 from worker.storage import Storage
 
 URL = "https://p.supabase.co"
@@ -118,14 +116,6 @@ async def test_a_bucket_stays_one_part_of_the_path(storage: Storage) -> None:
         assert route.calls.last.request.url.raw_path == b"/storage/v1/object/..%2F..%2Frest%2Fv1/secrets"
 
 
-async def test_a_manifest_without_end_is_a_refused_artifact_and_not_a_storage_that_refuses(storage: Storage) -> None:
-    run_id = uuid4()
-    with respx.mock(base_url=URL) as api:
-        api.get("/storage/v1/object/bucket/a/manifest.json").respond(200, content=b" " * 10_000_001)
-        with pytest.raises(ArtifactError, match="manifest is larger than"):
-            await find_manifest(storage, "bucket", Places("a/"), run_id=run_id)
-
-
 @pytest.mark.parametrize("path", ["/a/b.jsonl", "a//b.jsonl", "//a/b.jsonl/"])
 async def test_slashes_that_storage_does_not_see_are_not_sent(storage: Storage, path: str) -> None:
     with respx.mock(base_url=URL) as api:
@@ -197,3 +187,30 @@ async def test_a_size_that_is_taken_leaves_no_begun_upload_behind(storage: Stora
         ended = api.delete("/storage/v1/upload/resumable/aWQ").respond(204)
         assert await storage.takes_size("bucket", 10**9) is True
     assert ended.called
+
+
+async def test_a_copy_over_another_object_works_where_storage_copies_over_nothing(storage: Storage) -> None:
+    with respx.mock(base_url=URL) as api:
+        copied = api.post("/storage/v1/object/copy")
+        copied.side_effect = [
+            httpx.Response(400, json=said("409", "Duplicate", "The resource already exists")),
+            httpx.Response(200, json={"Key": "bucket/b"}),
+        ]
+        removed = api.delete("/storage/v1/object/bucket").respond(200, json=[])
+        await storage.copy("bucket", "a", "b")
+    assert removed.calls.last.request.read() == b'{"prefixes":["b"]}'
+    assert copied.calls.last.request.headers["x-upsert"] == "true"
+
+
+async def test_a_copy_of_nothing_is_a_missing_object_and_a_lock_is_waited_for(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with respx.mock(base_url=URL) as api:
+        copied = api.post("/storage/v1/object/copy")
+        copied.side_effect = [
+            httpx.Response(400, json=said("503", "LockTimeout")),
+            httpx.Response(400, json=said("404", "NoSuchKey", "Object not found")),
+        ]
+        with pytest.raises(ObjectMissingError):
+            await storage.copy("bucket", "a", "b")
+    assert copied.call_count == 2

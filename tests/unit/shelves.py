@@ -1,0 +1,67 @@
+"""A bucket in memory, which tells a test of every call and can be changed behind it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from worker.errors import ObjectMissingError
+from worker.places import Places
+from worker.publication import Shelf
+
+RUN_ID = "6f1f5a70-0000-4000-8000-000000000001"
+PLACES = Places("user/run/", f"uploads/{RUN_ID}/")
+
+
+class MemoryBucket:
+    """Objects by name. `before` is called with each call's name and path before it is carried out."""
+
+    def __init__(self, **objects: bytes) -> None:
+        self.objects: dict[str, bytes] = dict(objects)
+        self.calls: list[tuple[str, str]] = []
+        self.before: Callable[[str, str], None] = lambda call, path: None
+
+    def _note(self, call: str, path: str) -> None:
+        self.calls.append((call, path))
+        self.before(call, path)
+
+    def _find(self, path: str) -> bytes:
+        if path not in self.objects:
+            raise ObjectMissingError("Supabase Storage", f"{path} is not in the storage", status=404)
+        return self.objects[path]
+
+    async def size(self, bucket: str, path: str) -> int | None:
+        self._note("size", path)
+        return len(self.objects[path]) if path in self.objects else None
+
+    async def read(self, bucket: str, path: str, *, max_bytes: int) -> bytes | None:
+        self._note("read", path)
+        return self.objects.get(path)
+
+    @asynccontextmanager
+    async def stream(self, bucket: str, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        self._note("stream", path)
+        content = self._find(path)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield content
+
+        yield chunks()
+
+    async def copy(self, bucket: str, source: str, target: str) -> None:
+        self._note("copy", source)
+        self.objects[target] = self._find(source)
+
+    async def write(self, bucket: str, path: str, content: bytes, *, content_type: str) -> None:
+        self._note("write", path)
+        self.objects[path] = content
+
+    async def write_stream(self, bucket: str, path: str, chunks: AsyncIterator[bytes]) -> None:
+        self._note("write_stream", path)
+        self.objects[path] = b"".join([chunk async for chunk in chunks])
+
+
+def shelf_of(bucket: MemoryBucket, places: Places = PLACES, *, sha256_max_bytes: int = 1 << 20) -> Shelf:
+    """The run's places in the bucket, under a lease that holds."""
+    return Shelf(cast(Any, bucket), "lora-models", places, sha256_max_bytes, require_lease=lambda: None)
