@@ -198,7 +198,7 @@ async def test_a_certificate_is_the_names_though_the_connection_goes_to_an_addre
     async with httpx.AsyncClient(transport=transport) as http:
         async with fetch(http, f"https://files.example:{port}/a") as response:
             assert await response.aread() == b"x"
-        with pytest.raises(httpx.ConnectError, match="(?i)hostname mismatch"):
+        with pytest.raises(httpx.ConnectError, match=r"(?i)hostname mismatch"):
             async with fetch(http, f"https://another.example:{port}/a"):
                 pass
 
