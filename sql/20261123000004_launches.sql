@@ -381,28 +381,3 @@ begin
   return true;
 end
 $$;
-
--- Names of uploads that nobody needs any more, for the worker to remove: those of runs that ended three hours ago, or
--- that there never were. Settling copies what it keeps, and a run's upload URLs go on opening their places for up to
--- two hours after it.
-create or replace function public.abandoned_uploads(bucket text, max_objects int) returns jsonb
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  names jsonb := '[]';
-begin
-  if to_regclass('storage.objects') is not null then
-    execute $query$
-      select coalesce(jsonb_agg(u.name), '[]') from (
-        select o.name from storage.objects o
-        where o.bucket_id = $1 and o.name like 'uploads/%' and o.updated_at < now() - interval '3 hours'
-          and not exists (
-            select from public.training_runs r
-            where r.id = case when split_part(o.name, '/', 2) ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-                              then split_part(o.name, '/', 2)::uuid end
-              and (r.status in ('claimed', 'launched', 'running') or r.ended_at > now() - interval '3 hours'))
-        order by o.name limit least(greatest($2, 0), 1000)) u
-    $query$ into names using abandoned_uploads.bucket, abandoned_uploads.max_objects;
-  end if;
-  return names;
-end
-$$;

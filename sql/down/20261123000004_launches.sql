@@ -1,7 +1,6 @@
 -- Undoes 20261123000004_launches.sql.
 
 drop function if exists public.grant_upload(uuid, uuid, jsonb, text);
-drop function if exists public.abandoned_uploads(text, int);
 drop function if exists public.upload_grant(text, uuid);
 drop function if exists public.request_upload(text, uuid, jsonb, boolean);
 drop function if exists public.check_in_run(text, text, uuid);

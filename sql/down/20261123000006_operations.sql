@@ -1,5 +1,6 @@
 -- Undoes 20261123000006_operations.sql. Grants go with their functions.
 
+drop function if exists public.abandoned_uploads(text, int);
 drop function if exists public.queue_health();
 drop function if exists public.close_launches(jsonb);
 drop function if exists public.stray_launches(int);
