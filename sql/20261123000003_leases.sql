@@ -47,6 +47,7 @@ begin
       'spent_seconds', (select coalesce(sum(e.gpu_seconds), 0) from public.training_runs e
                         where e.job_id = run.job_id and e.id <> run.id),
       'used_seconds', extract(epoch from run.last_seen_at - run.checked_in_at),
+      'dataset_patience_seconds', public.training_job_patience(run.queue, run.job_id, (dataset->>'id')::uuid),
       'age_seconds', extract(epoch from now() - run.created_at)),
     'job', case when job is not null then jsonb_build_object(
       'id', job->'id', 'user_id', job->'user_id', 'dataset_id', ordered->'dataset_id', 'preset_id', job->'preset_id',
@@ -128,6 +129,11 @@ declare
         select from public.training_runs r
         where r.job_id = j.id
           and (r.status in ('claimed', 'launched', 'running') or r.next_attempt_at > now()))
+      -- Its dataset is not there yet.
+      and not exists (
+        select from public.datasets d
+        where d.id = j.dataset_id and d.status in ('uploading', 'validating')
+          and public.training_dataset_patience(d.id, j.created_at) > 0)
       and (claim_training_jobs.max_per_user is null
         or (select count(*) from public.training_runs r
             where r.user_id = j.user_id and r.status in ('claimed', 'launched', 'running'))
@@ -144,6 +150,11 @@ declare
         select from public.training_runs r
         where r.job_id = j.id
           and (r.status in ('claimed', 'launched', 'running') or r.next_attempt_at > now()))
+      -- Its dataset is not there yet.
+      and not exists (
+        select from public.datasets d
+        where d.id = j.dataset_id and d.status in ('uploading', 'validating')
+          and public.training_dataset_patience(d.id, j.created_at) > 0)
       and (claim_training_jobs.max_per_user is null
         or (select count(*) from public.training_runs r
             where r.user_id = coalesce(j.user_id, public.training_pipeline_maker(j.id))

@@ -148,9 +148,18 @@ begin
           case when next_attempt_at is not null then 'retry at ' || to_char(
                  next_attempt_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
                  || coalesce(' (' || current_stage || ')', '')
+               when current_stage = 'waiting_for_dataset' then 'its dataset, which is being uploaded or validated'
+               when no_worker is not null then no_worker
                when live_of_user > 0 then 'its user has ' || live_of_user || ' live runs'
                else 'a free worker slot' end as waits_for
-        from waiting order by created_at, id limit 100) w), '[]'),
+        from waiting cross join (select public.training_no_worker() as no_worker) n
+        order by created_at, id limit 100) w), '[]'),
+      'no_worker', public.training_no_worker(),
+      'workers', coalesce((select jsonb_agg(w) from (
+        select s.name, s.version, extract(epoch from now() - s.started_at) as running_seconds,
+          extract(epoch from now() - s.seen_at) as seen_seconds_ago, s.slots, s.held, s.max_per_user, s.problem
+        from public.training_workers s where s.seen_at > now() - interval '2 minutes'
+        order by s.seen_at desc, s.name limit 50) w), '[]'),
       'runs', coalesce((select jsonb_agg(w) from (
         select l.id as run_id, l.job_id, l.attempt, l.status, l.worker, l.stage, l.launcher, l.endpoint,
           l.external_job_id, l.problem,

@@ -147,6 +147,7 @@ language sql stable set search_path = '' as $$
     'format', left(d.format, 50),
     'file_size', d.file_size,
     'deleted_at', d.deleted_at,
+    'error_message', case when d.status = 'error' then left(d.error_message, 500) end,
     'unreadable', public.training_name_faults(to_jsonb(f)))
   from public.datasets d,
        lateral (select public.training_text_fault(d.storage_path, 1024) as storage_path,
@@ -280,7 +281,9 @@ begin
     from public.training_jobs j where j.status = 'queued';
   if to_regclass('public.pipeline_training_jobs') is not null then
     return query
-      select j.id, coalesce(j.user_id, public.training_pipeline_maker(j.id)), j.created_at::timestamptz, null::text,
+      select j.id, coalesce(j.user_id, public.training_pipeline_maker(j.id)), j.created_at::timestamptz,
+             case when public.training_dataset_patience(j.dataset_id, j.created_at::timestamptz) > 0
+                  then 'waiting_for_dataset' end,
              (select count(*)::int from public.training_runs r where r.job_id = j.id)
       from public.pipeline_training_jobs j where j.status = 'pending';
   end if;

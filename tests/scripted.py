@@ -29,6 +29,7 @@ class FakeQueue:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.reports: list[dict[str, Any]] = []
         self.to_adopt: list[Assignment] = []
         self.to_claim: list[Assignment] = []
         self.lost: set[Any] = set()
@@ -42,6 +43,9 @@ class FakeQueue:
 
     async def publish_terms(self, terms: Any) -> bool:
         return False
+
+    async def report_worker(self, report: Any) -> None:
+        self.reports.append(report)
 
     async def adopt(self, max_runs: int) -> list[Assignment]:
         self.calls.append("adopt")
@@ -71,7 +75,7 @@ class FakeQueue:
         return []
 
     async def health(self) -> dict[str, Any]:
-        return {"queued": 0, "oldest_wait_seconds": None}
+        return {"queued": 0, "oldest_wait_seconds": None, "no_worker": None, "workers": []}
 
     async def release(self) -> int:
         self.calls.append("release")

@@ -133,7 +133,19 @@ def _print_status(health: dict[str, Any]) -> None:
     waiting = Table("job", "waits", "retries", "waits for")
     for row in health["waiting"]:
         waiting.add_row(row["job_id"][:8], f"{row['wait_seconds']:.0f} s", str(row["retry_count"]), row["waits_for"])
-    for table in (runs, waiting):
+    workers = Table("worker", "version", "runs since", "seen", "runs", "problem")
+    for row in health["workers"]:
+        workers.add_row(
+            row["name"],
+            row["version"],
+            f"{row['running_seconds']:.0f} s",
+            f"{row['seen_seconds_ago']:.0f} s ago",
+            f"{row['held']}/{row['slots']}",
+            row["problem"] or "",
+        )
+    if health["no_worker"]:
+        console.print(f"waits for {health['no_worker']} (lora-worker run)")
+    for table in (workers, runs, waiting):
         if table.row_count:
             console.print(table)
 

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Coroutine
+from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
@@ -40,6 +41,7 @@ from worker.telemetry import (
     LEASES_LOST,
     OLDEST_WAIT_SECONDS,
     QUEUE_DEPTH,
+    redact,
 )
 from worker.validation import Validator
 
@@ -48,6 +50,9 @@ log = structlog.get_logger(__name__)
 _MAX_ADOPTED = 500
 _FAULTS_BEFORE_GIVING_UP = 8
 _WATCH_SECONDS = 60.0
+_REPORT_SECONDS = 30.0
+"""A worker that was not seen for two minutes does not run, as the database counts."""
+_MAX_PROBLEM_CHARACTERS = 300
 _STUCK_SECONDS = 300.0
 _GRACE_SECONDS = 6.0
 """Calls in flight may finish this long after a stop; the whole exit takes less than ten seconds."""
@@ -71,6 +76,7 @@ class Daemon:
         self._readiness = Readiness(
             services.clock, stuck_seconds=max(_STUCK_SECONDS, 10 * settings.request_timeout_seconds)
         )
+        self._started_at = services.clock()
         self._stop = asyncio.Event()
         # It spreads rounds, and guards nothing.
         self._rounds = Rounds(self._stop, self._readiness, rng or random.Random())  # noqa: S311
@@ -110,6 +116,7 @@ class Daemon:
             self._rounds.repeat("poll", self.poll, settings.poll_seconds),
             self._rounds.repeat("strays", self._reconciler.round, settings.poll_seconds),
             self._rounds.repeat("watch", self.watch, _WATCH_SECONDS),
+            self._rounds.repeat("report", self.report, _REPORT_SECONDS),
         ]
         if settings.validate_datasets:
             loops.append(self._rounds.repeat("validate", self._validator.round, settings.poll_seconds))
@@ -192,6 +199,8 @@ class Daemon:
         await self.services.queue.check_schema()
         if await self.services.queue.publish_terms(self.services.terms.model_dump(mode="json")):
             log.info("terms of estimates written")
+        self._readiness.end("start")
+        await self.report()
 
     async def _wait_for_schema(self) -> None:
         """Wait until the database answers with a schema that this worker knows.
@@ -209,7 +218,6 @@ class Daemon:
             except ServiceError as error:
                 self._rounds.note("start", error)
             else:
-                self._readiness.end("start")
                 return
             await self._rounds.pause(self.services.settings.poll_seconds)
 
@@ -348,6 +356,20 @@ class Daemon:
             del self.holdings[run_id]
             self._readiness.forget(run_id)
         HELD_RUNS.set(len(self.holdings))
+
+    async def report(self) -> None:
+        """Leave a sign of life, so that a queue that nobody serves is seen to be one."""
+        settings, problem = self.services.settings, self._readiness.problem
+        await self.services.queue.report_worker(
+            {
+                "version": version("lora-worker"),
+                "running_seconds": self.services.clock() - self._started_at,
+                "slots": settings.slots,
+                "held": len(self.holdings),
+                "max_per_user": settings.max_per_user,
+                "problem": None if problem is None else redact(problem)[:_MAX_PROBLEM_CHARACTERS],
+            }
+        )
 
     async def watch(self) -> None:
         """Look at queue, schema and endpoint once a minute, for operators and for users who wait for a GPU."""

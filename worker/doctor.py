@@ -31,7 +31,7 @@ from worker.storage import PROBE_NAME
 
 _TABLES = (
     *("datasets", "training_jobs", "metrics_points", "model_artifacts", "cost_records", "notifications"),
-    *("training_runs", "training_launches", "dataset_validations", "training_terms"),
+    *("training_runs", "training_launches", "dataset_validations", "training_terms", "training_workers"),
 )
 
 _LEAST_URL_SECONDS = 900.0
@@ -39,6 +39,9 @@ _LEAST_URL_SECONDS = 900.0
 
 # A token that is no run's: the function looks it up and does nothing.
 _NO_CHECK_IN = {"token": "", "external_job_id": "doctor", "execution_id": "00000000-0000-0000-0000-000000000000"}
+
+
+_START = "start one: `lora-worker run`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +106,28 @@ async def _check_database(services: Services) -> list[Check]:
     version = await services.queue.check_schema()
     health = await services.queue.health()
     checks = [Check("database", True, f"functions of version {version}, {health['queued']} queued jobs")]
+    checks += examine_workers(health)
     if health["expired_leases"]:
         text = f"{health['expired_leases']} live runs have no worker"
         checks.append(Check("leases", False, text, "start a worker: it adopts them at once"))
     if health["stray_launches"]:
         text = f"{health['stray_launches']} launches cost money without a run"
         checks.append(Check("launches", False, text, "a running worker cancels them within a minute"))
+    return checks
+
+
+def examine_workers(health: Mapping[str, Any]) -> list[Check]:
+    """Whether a worker runs, and does its work, by the signs of life in the database."""
+    if health["no_worker"]:
+        finding = str(health["no_worker"]).removeprefix("a worker: ").partition(";")[0]
+        # Before the first start that is as it should be, unless somebody waits.
+        idle = "yet" in finding and not health["queued"]
+        return [Check("workers", None if idle else False, finding.replace("none", "no worker", 1), _START)]
+    slots, held = (sum(int(worker[key]) for worker in health["workers"]) for key in ("slots", "held"))
+    checks = [Check("workers", True, f"{len(health['workers'])} running, {held} of {slots} slots in use")]
+    for worker in health["workers"]:
+        if worker["problem"]:
+            checks.append(Check("workers", False, f"{worker['name']}: {worker['problem']}", "see its log"))
     return checks
 
 

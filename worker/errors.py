@@ -11,6 +11,7 @@ WorkerError
 │   └── SchemaMismatchError       the database's functions are of a version that this worker does not know
 │       └── SchemaMissingError    they are not there (yet)
 ├── PreflightError        the job can't be trained as it is; permanent, in the user's words
+│   └── DatasetPendingError       its dataset is still uploaded or validated; it waits for that
 ├── ArtifactError         what the trainer published is not what its manifest says
 ├── PassIncompleteError   a single pass could not do all of its work (exit 1)
 └── LeaseLostError        another worker has the run now; whatever was to be written is dropped
@@ -77,6 +78,10 @@ class PreflightError(WorkerError):
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
         self.code = code
+
+
+class DatasetPendingError(PreflightError):
+    """The job's dataset is still being uploaded or validated, and the job may wait for it."""
 
 
 class ArtifactError(WorkerError):

@@ -38,6 +38,8 @@ class Dataset(BaseModel):
     storage_path: str
     format: str | None = None
     file_size: int | None = None
+    error_message: str | None = None
+    """Why its validation failed."""
     deleted_at: str | None = None
     """As the database writes it, which knows days that Python does not; only whether there is one matters."""
 
@@ -128,6 +130,8 @@ class Run(BaseModel):
     """USD that the job's earlier runs have cost."""
     spent_seconds: float = 0
     """GPU seconds that the job's earlier runs have used."""
+    dataset_patience_seconds: float | None = None
+    """How much longer the job may wait for its dataset; None where it need not wait."""
     age_seconds: float = 0
     created_at: datetime
     stage: str | None = None

@@ -19,6 +19,7 @@ from trainer.protocol import (
 )
 from worker import preflight
 from worker.errors import (
+    DatasetPendingError,
     LaunchInDoubtError,
     LeaseLostError,
     PreflightError,
@@ -93,6 +94,10 @@ async def _check(holding: Holding) -> preflight.Plan | None:
         return None
     try:
         return await preflight.check(holding.assignment, holding.services)
+    except DatasetPendingError as error:
+        # A claim passes such jobs over; this dataset was validated anew, or is known by its file alone.
+        await holding.finish(Ending(Failure(error.code, Fault.INFRASTRUCTURE, str(error))))
+        return None
     except PreflightError as error:
         await holding.finish(Ending(Failure(error.code, Fault.PERMANENT, str(error))))
         return None

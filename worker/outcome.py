@@ -96,6 +96,9 @@ class Stop:
 
 Verdict = Keep | Finish | AwaitManifest | Stop
 
+WAITING_FOR_DATASET = "waiting_for_dataset"
+"""Code and stage of a run that was given back, since its dataset is not validated yet. It is nobody's failure."""
+
 ARTIFACT_MISSING = Failure(
     "artifact_missing", Fault.TRANSIENT, "The training ended, but its result did not arrive in the storage."
 )

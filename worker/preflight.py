@@ -10,14 +10,17 @@ from trainer.hyperparameters import GpuConfig, Hyperparameters
 from trainer.renderings import REFUSALS
 from trainer.survey import Survey, Surveyor
 from worker.billing import Rate, gpu_of
-from worker.errors import ObjectMissingError, PreflightError
+from worker.errors import DatasetPendingError, ObjectMissingError, PreflightError
 from worker.estimate import Work, estimate
 from worker.jobs import Assignment, Dataset, Job, parse_gpu_config, parse_hyperparameters
 from worker.launchers.base import Policy
+from worker.outcome import WAITING_FOR_DATASET
 from worker.pricing import LEAST_USEFUL_SECONDS, GpuPrice, affordable_seconds
 from worker.services import Services
 from worker.storage import Storage
 from worker.terms import Terms
+
+_MAX_REASON_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ async def check(assignment: Assignment, services: Services) -> Plan:
         max_run_seconds=settings.max_run_seconds,
         queue_allowance_seconds=settings.queue_allowance_seconds,
     )
-    dataset = check_dataset_row(job, assignment.dataset)
+    dataset = check_dataset_row(job, assignment.dataset, patience_seconds=assignment.run.dataset_patience_seconds)
     survey = await survey_dataset(dataset, services.storage, max_bad_line_share=hyperparameters.max_bad_line_share)
     check_estimate(hyperparameters, survey, gpu_config.type, services.terms)
     return Plan(hyperparameters, gpu_config, price, rate, policy, survey)
@@ -87,11 +90,12 @@ def check_base_model(hyperparameters: Hyperparameters, allowed: tuple[str, ...])
         )
 
 
-def check_dataset_row(job: Job, dataset: Dataset | None) -> Dataset:
+def check_dataset_row(job: Job, dataset: Dataset | None, *, patience_seconds: float | None = None) -> Dataset:
     """The job's dataset, when it may be trained on.
 
     Raises:
-        PreflightError: it is gone, deleted, somebody else's, or not ready.
+        DatasetPendingError: it is still uploaded or validated, and the job may wait for `patience_seconds` more.
+        PreflightError: it is gone, deleted, somebody else's, failed its validation, or is not ready.
     """
     if dataset is None:
         named = (
@@ -105,13 +109,24 @@ def check_dataset_row(job: Job, dataset: Dataset | None) -> Dataset:
             "dataset_foreign",
             f"The dataset “{dataset.name}” or its file belongs to somebody else; choose one of yours.",
         )
+    if dataset.status in {"uploading", "validating"} and patience_seconds:
+        raise DatasetPendingError(WAITING_FOR_DATASET, f"The dataset “{dataset.name}” is not validated yet.")
     if dataset.status != "ready" or not dataset.training_ready:
-        raise PreflightError(
-            "dataset_not_ready",
-            f"The dataset “{dataset.name}” is not ready (its status is {dataset.status!r}); "
-            "wait until it is validated, then start the job again.",
-        )
+        raise PreflightError("dataset_not_ready", _not_ready(dataset))
     return dataset
+
+
+def _not_ready(dataset: Dataset) -> str:
+    if dataset.status == "error":
+        # The validator's sentence, which its owner may have changed since.
+        why = " ".join((dataset.error_message or "").split())[:_MAX_REASON_CHARACTERS].rstrip(". ")
+        told = f": {why}" if why else ""
+        return f"The validation of the dataset “{dataset.name}” failed{told}. Mend the file and upload it again."
+    if dataset.status == "uploading":
+        return f"The dataset “{dataset.name}” was not uploaded to its end within a day; upload it again."
+    if dataset.status == "validating":
+        return f"The dataset “{dataset.name}” was not validated within a day; upload it again, or ask support."
+    return f"The dataset “{dataset.name}” is not ready (its status is {dataset.status!r}); choose another."
 
 
 def check_estimate(chosen: Hyperparameters, survey: Survey, gpu_type: str, terms: Terms) -> None:

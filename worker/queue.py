@@ -152,6 +152,10 @@ class Queue:
         """
         return bool(await self._call("publish_training_terms", document=dict(terms), worker=self.worker))
 
+    async def report_worker(self, report: Mapping[str, Any]) -> None:
+        """Leave a sign of life: version, running_seconds, slots, held, max_per_user, problem."""
+        await self._call("report_worker", worker=self.worker, report=dict(report))
+
     async def estimate_job(self, job_id: UUID) -> dict[str, Any] | None:
         """What a job would take and cost, as the application is told; None where nothing can be said."""
         found = await self._call("estimate_training_job", job_id=str(job_id))

@@ -25,6 +25,7 @@ from worker.outcome import (
     ARTIFACT_MISSING,
     EARLIER_TRAINER,
     STORAGE_REFUSED,
+    WAITING_FOR_DATASET,
     WORKER_KILLED,
     Failure,
     LegacyResult,
@@ -46,6 +47,9 @@ _FOREIGN_TRIES = 5
 """How often gigabytes are fetched for a storage that does not take them."""
 _MAX_LOG_BYTES = 64 * 1024**2
 _EARLIER_REMEDY = "give the endpoint this trainer's image, or set LORA_WORKER_EARLIER_TRAINER=true"
+_DATASET_SECONDS = 60.0
+_MAX_DATASET_SECONDS = 1800.0
+"""How long a job waits that was given back for its dataset: doubled with each attempt, from the one to the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +265,25 @@ def _cancelled(holding: Holding, ending: Ending) -> dict[str, Any]:
     }
 
 
+def _given_back(holding: Holding, ending: Ending, failure: Failure) -> dict[str, Any]:
+    """The outcome of a run that was claimed too early. It counts as no failure, and nobody is told."""
+    attempt = holding.assignment.run.attempt
+    return {
+        **_partial(holding, ending),
+        "run_status": "failed",
+        "job_status": "queued",
+        "fault": None,
+        "error_code": failure.code,
+        "error_message": failure.message,
+        "retry_after_seconds": min(_DATASET_SECONDS * 2.0 ** min(attempt - 1, 16), _MAX_DATASET_SECONDS),
+        "waiting_stage": failure.code,
+        "notices": [],
+    }
+
+
 def _failure(holding: Holding, ending: Ending, failure: Failure) -> dict[str, Any]:
+    if failure.code == WAITING_FOR_DATASET:
+        return _given_back(holding, ending, failure)
     run = holding.assignment.run
     seconds = retry_after(
         failure,

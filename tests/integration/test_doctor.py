@@ -25,8 +25,10 @@ class _Launcher:
 
 @pytest.fixture(scope="module")
 def project() -> Iterator[LocalSupabase]:
-    """A project that the tests here may break; each mends what it broke."""
+    """A project with a worker that the tests here may break; each mends what it broke."""
     with LocalSupabase.start(SANDBOX) as started:
+        with psycopg.connect(started.database_url, autocommit=True) as connection:
+            connection.execute("select public.report_worker('w', '{\"slots\": 20, \"held\": 0}')")
         yield started
 
 
@@ -54,7 +56,7 @@ async def test_a_migrated_project_is_sound(project: LocalSupabase, tmp_path_fact
     user.close()
     found = await findings(project)
     assert all(check.ok for check in found), found
-    assert {check.subject for check in found} == {"database", "rights", "storage", "endpoint"}
+    assert {check.subject for check in found} == {"database", "workers", "rights", "storage", "endpoint"}
 
 
 # What is broken, how it is mended, and what the doctor finds.

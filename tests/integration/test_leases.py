@@ -390,6 +390,7 @@ def test_queue_health_says_why_each_job_waits_fault_03(db: Database) -> None:
     db.jobs(2, busy)
     db.claim(max_jobs=1)
     db.jobs()
+    db.call("report_worker", "w1", {"slots": 20, "held": 1})
     health = db.call("queue_health")
     assert (health["queued"], health["live_runs"], health["expired_leases"]) == (3, 1, 0)
     reasons = sorted(row["waits_for"].split(" at ")[0] for row in health["waiting"])

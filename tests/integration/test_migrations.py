@@ -22,7 +22,7 @@ from worker.migrations import migrate, migration_files, undo_files, undo_migrati
 STATUSES = ("queued", "initializing", "running", "completed", "failed", "cancelled")
 TABLES = ("datasets", "training_jobs", "metrics_points", "model_artifacts", "cost_records", "notifications")
 
-OWN_TABLES = ("training_runs", "training_launches", "dataset_validations", "training_terms")
+OWN_TABLES = ("training_runs", "training_launches", "dataset_validations", "training_terms", "training_workers")
 
 _APPLICATION_SCHEMA = Path(__file__).parent.parent / "data" / "application_schema.sql"
 _PIPELINE_SCHEMA = Path(__file__).parent.parent / "data" / "pipeline_schema.sql"

@@ -168,7 +168,7 @@ def test_what_can_be_known_wrong_before_a_gpu_is_paid_for_fails_the_job_at_once(
 ) -> None:
     wrong = {
         "names no dataset": queued(stage, pipeline, dataset_id=None),
-        "is not ready": queued(stage, pipeline, dataset_id=stage.user.upload(status="error")),
+        "The validation of the dataset": queued(stage, pipeline, dataset_id=stage.user.upload(status="error")),
         "epochs": queued(stage, pipeline, epochs=999),
         "is not in the storage": queued(stage, pipeline, dataset_id=None, dataset_file_path="nowhere/training.jsonl"),
         "not a GPU that is offered": queued(stage, pipeline, gpu_type="Voodoo2"),

@@ -83,6 +83,7 @@ def world(database: str) -> Iterator[World]:
     )  # fmt: skip
     db.rows("insert into notifications (user_id, type, title, message) values (%s, 'job_started', 't', 'm')", owner)
     db.rows("insert into dataset_validations (dataset_id, worker, lease_expires_at) values (%s, 'w', now())", dataset)
+    db.rows("insert into training_workers (name, started_at, slots, held) values ('w', now(), 1, 0)")
     db.rows("insert into training_terms (document, written_by) values ('{}', 'w')")
     yield World(db, owner, db.user(), job)
     db.close()

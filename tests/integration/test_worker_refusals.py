@@ -52,7 +52,9 @@ CASES = {
     "rank 3": case("rank", "3", "4", rank=3),
     "learning rate 5": case("learning_rate", "5", learning_rate=5),
     "base model unknown": case("nobody/nothing", BASE_MODEL, base_model="nobody/nothing"),
-    "dataset not ready": case("not ready", "uploading", dataset={"status": "uploading", "training_ready": False}),
+    "dataset's validation failed": case(
+        "failed: Line 3", dataset={"status": "error", "training_ready": False, "error_message": "Line 3: no JSON."}
+    ),
     "dataset deleted": case("deleted", dataset={"deleted_at": "2026-01-01T00:00:00Z"}),
     "file of somebody else": case("somebody else", dataset={"storage_path": "another-user/dataset/Zebras.jsonl"}),
     "GPU unknown": case("Abacus", gpu_config={"type": "Abacus", "count": 1}),

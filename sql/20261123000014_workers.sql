@@ -1,0 +1,73 @@
+-- The workers that run: each leaves a sign of life, so that a queue without one is seen to have none.
+
+create table if not exists public.training_workers (
+  name text primary key,
+  version text,
+  started_at timestamptz not null,
+  seen_at timestamptz not null default now(),
+  -- How many runs it may hold, and how many it holds; how many live runs it allows a user (null: any number).
+  slots int not null,
+  held int not null,
+  max_per_user int,
+  -- Why it does not do its work, as /readyz says it; null while it does.
+  problem text
+);
+
+do $migration$
+begin
+  if not (select relrowsecurity from pg_class where oid = 'public.training_workers'::regclass) then
+    alter table public.training_workers enable row level security;
+  end if;
+end
+$migration$;
+revoke all on public.training_workers from public, anon, authenticated;
+grant select on public.training_workers to service_role;
+
+-- Writes a worker's sign of life: report is {version, running_seconds, slots, held, max_per_user, problem}. Signs
+-- that are a week old go, and so do all but the newest hundred: from cron, every pass has a name of its own.
+create or replace function public.report_worker(worker text, report jsonb) returns boolean
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  news jsonb := public.training_decoded(report_worker.report);
+begin
+  insert into public.training_workers as w (name, version, started_at, slots, held, max_per_user, problem)
+  values (left(report_worker.worker, 200), left(news->>'version', 50),
+          now() - make_interval(secs => least(greatest((news->>'running_seconds')::double precision, 0), 1e9)),
+          (news->>'slots')::int, (news->>'held')::int, (news->>'max_per_user')::int, left(news->>'problem', 500))
+  on conflict (name) do update
+  set version = excluded.version, seen_at = now(), slots = excluded.slots, held = excluded.held,
+      max_per_user = excluded.max_per_user, problem = excluded.problem;
+  delete from public.training_workers w
+  where w.name <> left(report_worker.worker, 200)
+    and (w.seen_at < now() - interval '7 days'
+      or w.name in (select o.name from public.training_workers o order by o.seen_at desc, o.name offset 100));
+  return true;
+end
+$$;
+
+-- Why no job can start, where no worker has been seen for two minutes; null while one runs.
+create or replace function public.training_no_worker() returns text
+language sql stable set search_path = '' as $$
+  select case
+    when s.seconds is null then 'a worker: none has run yet; start one'
+    when s.seconds >= 120 then 'a worker: none has been seen for ' || case
+      when s.seconds >= 172800 then floor(s.seconds / 86400) || ' days'
+      when s.seconds >= 7200 then floor(s.seconds / 3600) || ' h'
+      else floor(s.seconds / 60) || ' min' end || '; start one' end
+  from (select extract(epoch from now() - max(w.seen_at)) as seconds from public.training_workers w) s
+$$;
+
+do $migration$
+declare
+  signature regprocedure;
+begin
+  for signature in
+    select p.oid::regprocedure from pg_proc p
+    where p.pronamespace = 'public'::regnamespace and p.proname in ('report_worker', 'training_no_worker')
+  loop
+    execute format('revoke all on function %s from public, anon, authenticated', signature);
+    execute format('grant execute on function %s to service_role', signature);
+  end loop;
+end
+$migration$;
