@@ -74,7 +74,7 @@ def lists_examples(items: object) -> bool:
 
 def _optional_texts(value: Value, keys: Iterable[str]) -> Iterator[str]:
     for key in keys:
-        if value.get(key) is not None and not is_blank(text := read_text(value[key], key)):
+        if key in value and value[key] is not None and not is_blank(text := read_text(value[key], key)):
             yield text
 
 
@@ -92,8 +92,7 @@ def _answer(value: Value, key: str) -> Turn:
 
 def _conversation(value: Value, turns: list[Turn], identity: str | None) -> Draft:
     """A draft of which no answer may be wanted: then it is left out, as a row with weight 0 is."""
-    answers = [turn for turn in turns if turn.role == ASSISTANT]
-    unwanted = bool(answers) and not any(turn.learned for turn in answers)
+    unwanted = not any(turn.learned for turn in turns) and any(turn.role == ASSISTANT for turn in turns)
     return Draft(_system(value), turns, identity, unwanted)
 
 

@@ -20,6 +20,7 @@ _TOOL_CALLS = ("tool_calls", "function_call", "functionCall", "functionResponse"
 _TOOL_ROLES = ("tool", "function", "observation", "function_call", "tool_call", "function_response", "tool_response")
 REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks", "thought")
 """Keys of a message or a row that hold what the model thinks before it answers."""
+_BESIDE_TEXT = (*TOOL_LISTS, *REASONING)
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 _WITHOUT_TOOLS = (
@@ -54,6 +55,8 @@ def is_wanted(value: Value, place: str = "") -> bool:
         BadValueError: one of them says neither yes nor no.
     """
     wanted = True
+    if value.keys().isdisjoint(FLAGS):
+        return wanted
     for name in FLAGS:
         if (flag := value.get(name)) is not None:
             wanted = _read_flag(flag, f"{place}.{name}" if place else name) and wanted
@@ -79,6 +82,8 @@ def check_beside_text(value: Value) -> None:
     Raises:
         BadValueError: it lists tools or holds reasoning.
     """
+    if value.keys().isdisjoint(_BESIDE_TEXT):
+        return
     for name in TOOL_LISTS:
         if not is_empty(value.get(name)):
             raise BadValueError(name, "is a list of tools", _WITHOUT_TOOLS)
@@ -139,9 +144,10 @@ def _read_turn(item: Any, place: str, spelling: Spelling, learn: bool) -> Turn:
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         raise _unknown_role(name, f"{place}.{spelling.role}")
-    learned = learn and role == ASSISTANT and is_wanted(item, place)
+    learned = learn and role == ASSISTANT
     # Most turns have nothing else, and a file may have millions of them.
     if len(item) > 2:
+        learned = learned and is_wanted(item, place)
         _check_turn(item, place, learned)
     content = item.get(spelling.content)
     if not isinstance(content, str):

@@ -142,7 +142,7 @@ class ValueReader:
             return [enclosing.place(example)]
         last = self._last
         opening = opening_of(last if last is not None and continues(example, last) else example)
-        self._last = example._replace(opening=opening)
+        self._last = Example(messages, trained, draft.conversation_id, line, opening)
         return [self._last]
 
     def _leave_out(self, line: int) -> list[Example | LineError]:
