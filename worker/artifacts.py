@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from trainer.protocol import MANIFEST_NAME, Manifest, Point
+from trainer.protocol import MANIFEST_NAME, Manifest, Point, Summary
+from trainer.words import shorten
 from worker.jobs import Assignment, Dataset
 from worker.outcome import QualityReport
 from worker.places import Places
 
+_NOTES_KEPT, _NOTE_LENGTH = 30, 600
 _NAME_LENGTH = 200
 
 
@@ -62,7 +64,7 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             "dataset_sha256": summary.dataset_sha256,
             "training_examples": summary.training_examples,
             "trainable_parameters": summary.trainable_parameters,
-            "notes": summary.notes,
+            "notes": told_notes(summary),
         },
         "configuration": {
             "preset_id": job.preset_id,
@@ -74,6 +76,11 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             MANIFEST_NAME: places.at(MANIFEST_NAME),
         },
     }
+
+
+def told_notes(summary: Summary) -> list[str]:
+    """The trainer's sentences for the user, as many and as long as a row and a page bear."""
+    return [shorten(note, _NOTE_LENGTH) for note in summary.notes[:_NOTES_KEPT]]
 
 
 def curve_of(manifest: Manifest, progress_points: list[Point]) -> list[Point]:

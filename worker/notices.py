@@ -47,9 +47,10 @@ def job_started(job_id: UUID, dataset: str, gpu_type: str, gpu_count: int) -> di
     return _notice("job_started", "Training Started", text, "medium", _job_url(job_id), job_id=str(job_id))
 
 
-def job_completed(job_id: UUID, dataset: str, cost: float) -> dict[str, Any]:
-    """The adapter is there; `cost` in USD."""
+def job_completed(job_id: UUID, dataset: str, cost: float, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """The adapter is there; `cost` in USD, `notes` are the trainer's sentences on what was left out or changed."""
     text = f"Training on “{dataset}” is complete. It cost ${cost:.2f}."
+    text = shorten(" ".join([text, *notes]), _MAX_MESSAGE_CHARACTERS)
     return _notice(
         "job_completed", "Training Complete", text, "high", _job_url(job_id), job_id=str(job_id), final_cost=cost
     )

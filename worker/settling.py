@@ -11,7 +11,7 @@ import structlog
 from trainer.crashpoints import reach
 from trainer.protocol import LOG_NAME, ErrorCode, Fault, Manifest, Point, Result, Summary, format_log
 from worker import notices
-from worker.artifacts import Description, curve_of, describe_artifact
+from worker.artifacts import Description, curve_of, describe_artifact, told_notes
 from worker.earlier_trainer import Bounds, copy_files
 from worker.errors import (
     ArtifactError,
@@ -217,7 +217,7 @@ def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
         "artifact": {**artifact, "archive": archive and f"{services.settings.artifacts_bucket}/{archive}"},
         "notices": [
             holding.started_notice(),
-            notices.job_completed(job.id, name, holding.cost(gpu_seconds, fee=fee)),
+            notices.job_completed(job.id, name, holding.cost(gpu_seconds, fee=fee), told_notes(summary)),
             notices.artifact_ready(job.id, run.id, artifact["name"]),
         ],
     }

@@ -8,8 +8,9 @@ from uuid import uuid4
 import pytest
 
 from trainer.protocol import FinalMetrics, Summary
-from worker.artifacts import artifact_name
+from worker.artifacts import artifact_name, told_notes
 from worker.jobs import Dataset, Run
+from worker.notices import job_completed
 from worker.places import Places
 from worker.reports import final_columns
 
@@ -59,3 +60,14 @@ def test_a_models_name_fits_its_column_and_ends_with_an_iso_date_fault_41(length
     assert len(name) <= 200
     assert name.startswith("x")
     assert name.endswith(" - 2026-11-24")
+
+
+def test_notes_of_a_training_fit_its_row_and_its_notice() -> None:
+    notes = ["Left out: 3 examples with weight 0, train false or loss false.", "word " * 1000, *["more"] * 1000]
+    told = told_notes(Summary(notes=notes))
+    assert told[0] == notes[0]
+    assert (len(told), max(map(len, told))) == (30, 596)
+    assert told[1].endswith("word …")
+    message = job_completed(uuid4(), "Calm money", 1.5, told)["message"]
+    assert message.startswith(f"Training on “Calm money” is complete. It cost $1.50. {notes[0]} word")
+    assert len(message) <= 600
