@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from trainer.examples import ASSISTANT, Example
+from trainer.words import counted
 
 _MOST_WITHOUT_BEING_ASKED = 0.25
 """Where conversations are too large for the share asked for, one is held out up to this share of the answers."""
@@ -103,8 +104,8 @@ def hold_out(answers: Mapping[str, int], share: float, seed: int) -> HeldOut:
     note = None
     if abs(held - share * total) >= 1:
         note = (
-            f"{held} of {total} answers ({held / total:.0%}) are held out for validation, not {share:.0%}: "
-            "conversations are held out whole."
+            f"Held out for validation: {held} of {counted(total, 'answer')} ({held / total:.0%}), not {share:.0%}, "
+            "since conversations are held out whole."
         )
     return HeldOut(frozenset(chosen), note)
 
@@ -113,6 +114,6 @@ def _nothing_held_out(smallest: int, total: int, conversations: int, share: floa
     why = (
         "all answers belong to one conversation"
         if conversations == 1
-        else f"the smallest of {conversations} conversations has {smallest} of {total} answers"
+        else f"the smallest of {conversations} conversations has {smallest} of {counted(total, 'answer')}"
     )
     return f"Nothing is held out for validation ({share:.0%} was asked for): {why}, and conversations are kept whole."

@@ -21,6 +21,7 @@ from trainer.experts import is_fused_expert
 from trainer.hyperparameters import Hyperparameters
 from trainer.shapes import known_config
 from trainer.targets import choose_targets, high_precision_modules, packing_decision
+from trainer.words import counted
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -148,7 +149,7 @@ def check_plan(plan: MemoryPlan, gpu_bytes: int, gpu_name: str) -> None:
 def format_plan(plan: MemoryPlan, *, gpu_name: str | None = None, gpu_bytes: int | None = None) -> str:
     """The plan as a table for people."""
     lines = [
-        f"{plan.micro_batch} rows of {plan.row_tokens} tokens per forward pass, rank {plan.rank}",
+        f"{counted(plan.micro_batch, 'row')} of {plan.row_tokens} tokens per forward pass, rank {plan.rank}",
         "",
         *_rows(plan.weights),
         _row("weights", plan.weight_bytes),

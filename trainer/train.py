@@ -57,6 +57,7 @@ from trainer.stopping import StopSwitch, end_with_the_handler
 from trainer.targets import DORA_NOTE, packing_decision, serving_note
 from trainer.task import Outcome, Task
 from trainer.volume import FULL_DISK_HINT, is_full_disk
+from trainer.words import counted
 
 log = logging.getLogger("trainer.train")
 
@@ -236,7 +237,7 @@ def run_training(trainer: SFTTrainer, callback: RunCallback, stop: StopSwitch, c
 
 def _out_of_memory(task: Task, shape: BatchShape, micro_batch: int) -> Outcome:
     error = OutOfMemoryError(
-        f"Memory ran out with {micro_batch} rows of {shape.row_tokens} tokens per forward pass.",
+        f"Memory ran out with {counted(micro_batch, 'row')} of {shape.row_tokens} tokens per forward pass.",
         "Lower max_length or the rank, or choose a GPU with more memory.",
     )
     return Outcome(
@@ -251,8 +252,8 @@ def _training_notes(callback: RunCallback, shape: BatchShape, micro_batch: int, 
     notes = []
     if task.micro_batch is not None:
         notes.append(
-            f"Memory ran out with larger steps, so each step of about {shape.rows_per_step} rows was "
-            f"computed {micro_batch} rows at a time."
+            f"Memory ran out with larger steps, so each step of about {counted(shape.rows_per_step, 'row')} was "
+            f"computed {counted(micro_batch, 'row')} at a time."
         )
     if callback.stopped_early_at is not None:
         notes.append(f"Stopped early at step {callback.stopped_early_at}: the validation loss fell no more.")

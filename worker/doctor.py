@@ -10,6 +10,7 @@ import httpx
 
 from trainer.connections import why_unreachable
 from trainer.grants import lifetime_seconds
+from trainer.words import counted
 from worker.buckets import (
     LEAST_MODEL_BYTES,
     OWN_BUCKETS,
@@ -209,7 +210,11 @@ async def _check_endpoint(services: Services) -> list[Check]:
     health = await services.launcher.health()
     if not health.reachable or health.problem:
         return [Check("endpoint", False, health.problem or "not reachable", _REMEDIES["endpoint"])]
-    return [Check("endpoint", True, f"{health.workers} workers, {health.jobs_queued} jobs in its queue")]
+    return [
+        Check(
+            "endpoint", True, f"{counted(health.workers, 'worker')}, {counted(health.jobs_queued, 'job')} in its queue"
+        )
+    ]
 
 
 _CHECKS: tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...] = (

@@ -143,7 +143,7 @@ def test_a_few_conversations_larger_than_the_share_hold_out_the_smallest() -> No
     held_out = hold_out({"a": 6, "b": 5, "c": 4, "d": 5}, 0.1, 7)
     assert held_out.keys == {"c"}
     assert held_out.note == (
-        "4 of 20 answers (20%) are held out for validation, not 10%: conversations are held out whole."
+        "Held out for validation: 4 of 20 answers (20%), not 10%, since conversations are held out whole."
     )
 
 
