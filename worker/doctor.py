@@ -210,11 +210,8 @@ async def _check_endpoint(services: Services) -> list[Check]:
     health = await services.launcher.health()
     if not health.reachable or health.problem:
         return [Check("endpoint", False, health.problem or "not reachable", _REMEDIES["endpoint"])]
-    return [
-        Check(
-            "endpoint", True, f"{counted(health.workers, 'worker')}, {counted(health.jobs_queued, 'job')} in its queue"
-        )
-    ]
+    found = f"{counted(health.workers, 'worker')}, {counted(health.jobs_queued, 'job')} in its queue"
+    return [Check("endpoint", True, found)]
 
 
 _CHECKS: tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...] = (
