@@ -75,16 +75,15 @@ $$;
 
 -- One call for all runs of a worker. reports is [{run_id, lease_token, job, points, notices, problem}], where
 -- job holds columns of training_jobs. Progress and steps never go back within a run, and no stage goes back to
--- waiting for a GPU; terminal jobs stay as they are. Answers [{run_id, applied}].
+-- waiting for a GPU; terminal jobs stay as they are. Answers [{run_id, applied, refused}]: a report whose values no
+-- column holds is left out by itself, with the SQLSTATE, and the lease is held all the same.
 create or replace function public.record_progress(reports jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
   report jsonb;
   run public.training_runs;
-  job jsonb;
-  news jsonb;
-  without_gpu constant text[] := array['initializing', 'waiting_for_gpu_provider', 'queued_on_gpu', 'waiting_for_gpu'];
+  refused text;
   answers jsonb := '[]';
 begin
   for report in
@@ -96,30 +95,47 @@ begin
       answers := answers || jsonb_build_object('run_id', report->>'run_id', 'applied', false);
       continue;
     end if;
-    news := coalesce(report->'job', '{}');
-    job := public.training_job_row(run.queue, run.job_id, locked => true);
-    if news->>'current_stage' = any (without_gpu) and job->>'current_stage' <> all (without_gpu) then
-      -- The trainer checked in after the worker had looked.
-      news := news - 'current_stage';
-    end if;
-    if job->>'status' in ('initializing', 'running') then
-      perform public.training_write_job(run.queue, run.job_id, public.training_advanced(job, news)
-        || jsonb_build_object(
-          'current_stage', coalesce(news->>'current_stage', job->>'current_stage'),
-          'current_cost', least(greatest((job->>'current_cost')::numeric, (news->>'current_cost')::numeric),
-                                (run.launched_with->>'max_cost')::numeric),
-          'estimated_completion_at', coalesce(news->>'estimated_completion_at', job->>'estimated_completion_at')));
-      perform public.training_store_points(run.id, report->'points');
-      perform public.training_notify(run, report->'notices');
-    end if;
-    update public.training_runs r
-    set stage = coalesce(news->>'current_stage', r.stage),
-        current_step = greatest(r.current_step, (news->>'current_step')::int),
-        problem = left(report->>'problem', 500)
-    where r.id = run.id;
-    answers := answers || jsonb_build_object('run_id', run.id, 'applied', true);
+    refused := null;
+    begin
+      perform public.training_apply_report(run, report);
+    exception when data_exception or integrity_constraint_violation then
+      refused := sqlstate;
+    end;
+    answers := answers || jsonb_build_object('run_id', run.id, 'applied', true, 'refused', refused);
   end loop;
   return answers;
+end
+$$;
+
+-- Writes one report of a run that is held and locked.
+create or replace function public.training_apply_report(run public.training_runs, report jsonb) returns void
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+declare
+  job jsonb;
+  news jsonb := coalesce(report->'job', '{}');
+  without_gpu constant text[] := array['initializing', 'waiting_for_gpu_provider', 'queued_on_gpu', 'waiting_for_gpu'];
+begin
+  job := public.training_job_row(run.queue, run.job_id, locked => true);
+  if news->>'current_stage' = any (without_gpu) and job->>'current_stage' <> all (without_gpu) then
+    -- The trainer checked in after the worker had looked.
+    news := news - 'current_stage';
+  end if;
+  if job->>'status' in ('initializing', 'running') then
+    perform public.training_write_job(run.queue, run.job_id, public.training_advanced(job, news)
+      || jsonb_build_object(
+        'current_stage', coalesce(news->>'current_stage', job->>'current_stage'),
+        'current_cost', least(greatest((job->>'current_cost')::numeric, (news->>'current_cost')::numeric),
+                              (run.launched_with->>'max_cost')::numeric),
+        'estimated_completion_at', coalesce(news->>'estimated_completion_at', job->>'estimated_completion_at')));
+    perform public.training_store_points(run.id, report->'points');
+    perform public.training_notify(run, report->'notices');
+  end if;
+  update public.training_runs r
+  set stage = coalesce(news->>'current_stage', r.stage),
+      current_step = greatest(r.current_step, (news->>'current_step')::int),
+      problem = left(report->>'problem', 500)
+  where r.id = run.id;
 end
 $$;
 

@@ -215,7 +215,8 @@ begin
       'training_strays',
       'check_in_run',
       'request_upload', 'upload_grant', 'grant_upload', 'abandoned_uploads', 'training_notify', 'training_store_points',
-      'training_advanced', 'record_progress', 'training_spent_cost', 'training_launch_seconds', 'training_bill_run',
+      'training_advanced', 'training_apply_report', 'record_progress', 'training_spent_cost', 'training_launch_seconds',
+      'training_bill_run',
       'settle_run',
       'training_lineage', 'cancel_training_job', 'stray_launches', 'close_launches', 'queue_health')
   loop

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainer.archive import write_archive
+from trainer.curve import format_log
 from trainer.errors import NothingLearnedError
 from trainer.model_card import Facts, model_card
-from trainer.protocol import LOG_NAME, Point, format_log
+from trainer.protocol import LOG_NAME, Point
 from trainer.volume import naming_full_disks
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from trainer.checkpoints import BEST_NAME, Mark, remove_others, write_mark
 from trainer.crashpoints import reach
+from trainer.curve import Curve, validation_points
 from trainer.errors import LossNotFiniteError, SupersededError
 from trainer.gpu import GpuMonitor
-from trainer.protocol import Point, validation_points
+from trainer.protocol import Point
 from trainer.reporting import Reporter
 from trainer.stopping import StopSwitch
 from trainer.task import Task
@@ -74,7 +75,7 @@ class RunCallback(TrainerCallback):
         self._gpu = gpu
         self._validates = validates
         self._clock = clock
-        self._points: dict[int, Point] = {}
+        self._curve = Curve(limit=task.chart_points)
         self._losses: list[float] = []
         self._tokens = 0
         self._seconds_before = 0.0
@@ -93,7 +94,7 @@ class RunCallback(TrainerCallback):
     @property
     def points(self) -> list[Point]:
         """The curve so far, each step once."""
-        return [self._points[step] for step in sorted(self._points)]
+        return self._curve.points
 
     @property
     def train_seconds(self) -> float:
@@ -102,7 +103,7 @@ class RunCallback(TrainerCallback):
 
     def restore(self, checkpoint: Path, mark: Mark) -> None:
         """Go on from a checkpoint."""
-        self._points = {point.step: point for point in mark.points}
+        self._curve = Curve(mark.points, limit=self._task.chart_points)
         self._losses = [point.training_loss for point in mark.points if point.training_loss is not None]
         self._seconds_before = mark.train_seconds
         self._validation_due = mark.validation_due
@@ -164,8 +165,8 @@ class RunCallback(TrainerCallback):
         else:
             return
         self._reporter.step(
-            self._points[step],
-            self.points,
+            self._curve[step],
+            self._curve,
             total_steps=state.max_steps,
             eta_seconds=self._eta_seconds(step, state.max_steps),
         )
@@ -204,7 +205,7 @@ class RunCallback(TrainerCallback):
         self._saved, self._marked_step = self._clock(), step
 
     def _lacks_validation(self, step: int) -> bool:
-        point = self._points.get(step)
+        point = self._curve.get(step)
         return (
             self._validates
             and validates_after(step, self._total_steps, self._task.chart_points)
@@ -216,7 +217,7 @@ class RunCallback(TrainerCallback):
         seconds, self._step_ended = now - self._step_ended, now
         new_tokens, self._tokens = tokens - self._tokens, tokens
         sample = self._gpu.sample()
-        self._points[step] = Point(
+        point = Point(
             step=step,
             epoch=round(logs.get("epoch") or 0, 4),
             training_loss=logs["loss"],
@@ -227,6 +228,7 @@ class RunCallback(TrainerCallback):
             gpu_memory_bytes=sample.memory_bytes,
             timestamp=round(time.time(), 3),
         )
+        self._curve.note(point)
         self._check_loss(step, logs, args)
 
     def _check_loss(self, step: int, logs: dict[str, Any], args: TrainingArguments) -> None:
@@ -243,8 +245,8 @@ class RunCallback(TrainerCallback):
         )
 
     def _note_validation(self, step: int, loss: float, model: torch.nn.Module) -> None:
-        point = self._points.get(step) or Point(step=step, epoch=0)
-        self._points[step] = point.model_copy(update={"validation_loss": loss})
+        point = self._curve.get(step) or Point(step=step, epoch=0)
+        self._curve.note(point.model_copy(update={"validation_loss": loss}))
         self._step_ended = self._clock()  # the pause is not the next step's
         if not loss < self.best.loss:
             self.best.evaluations_without_gain += 1

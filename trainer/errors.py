@@ -28,6 +28,7 @@ TrainingError                    code, message, hint: becomes `protocol.TrainerE
 └── PublishingError              the adapter is whole, but not published
     ├── GrantMissingError        no upload grant came
     ├── StorageRefusedError      the storage takes no such file: its operator's to mend
+    ├── ArtifactTooLargeError    its files or its manifest are more than the worker takes
     └── UploadFailedError        an upload was refused or broke off
 """
 
@@ -206,6 +207,12 @@ class StorageRefusedError(PublishingError):
     def as_protocol(self) -> TrainerError:
         """The error with the size that was refused, so that no launch is paid for before it is taken."""
         return super().as_protocol().model_copy(update={"too_many_bytes": self.too_many_bytes})
+
+
+class ArtifactTooLargeError(PublishingError):
+    """Its files are too many, or the words about them too long, for what reads them."""
+
+    code = ErrorCode.ARTIFACT_TOO_LARGE
 
 
 class UploadFailedError(PublishingError):

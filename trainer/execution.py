@@ -19,6 +19,7 @@ from typing import Any
 from trainer.channel import ChannelClient
 from trainer.child import TrainingChild, finish
 from trainer.crashpoints import reach
+from trainer.curve import thin_points
 from trainer.download import download_dataset
 from trainer.errors import (
     ChannelUnreachableError,
@@ -31,9 +32,10 @@ from trainer.errors import (
     TrainingError,
 )
 from trainer.progress import ProgressPoster, Send
-from trainer.protocol import STAGE_PROGRESS, Point, Progress, Request, Result, Stage, Summary, thin_points
+from trainer.protocol import STAGE_PROGRESS, Point, Progress, Request, Result, Stage, Summary
 from trainer.publishing import publish
 from trainer.settings import Settings
+from trainer.sizes import fit_message
 from trainer.task import Outcome, Task
 from trainer.volume import JobFolder, find_volume, naming_full_disks, open_job_folder, remove_stale_jobs
 
@@ -43,7 +45,7 @@ RECIPE = 3
 """Counted up when the recipe changes so that an older checkpoint must not be resumed."""
 
 _RESULT_POINTS = 250
-"""Most points of the curve in a result: it stays under 100 kB whatever the chart keeps; RunPod limits answers."""
+"""Most points of the curve in a result: whoever needs more of them reads the manifest."""
 
 
 class Execution:
@@ -109,10 +111,12 @@ class Execution:
         work = asyncio.create_task(self._work(channel))
         guards = [asyncio.create_task(self._keep_fence(channel)), asyncio.create_task(self._await_stop())]
         limit_seconds = self._request.limits.max_seconds
+        # RunPod starts a crashed job once more, and the run's time goes on with it.
+        left_seconds = limit_seconds - await asyncio.to_thread(self._folder.seconds_of_run, self._request.run_id)
         try:
             done, _ = await asyncio.wait(
                 [work, *guards],
-                timeout=limit_seconds - stop_margin_seconds(limit_seconds, self._settings.grace_seconds),
+                timeout=max(left_seconds - stop_margin_seconds(limit_seconds, self._settings.grace_seconds), 0),
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if work in done:
@@ -184,7 +188,7 @@ class Execution:
         self._removing = True
         async with self._noting:
             await asyncio.to_thread(self._folder.remove)
-        return Result(
+        result = Result(
             run_id=manifest.run_id,
             status="completed",
             # The whole curve stands in the stored manifest and log, which the worker reads.
@@ -193,6 +197,7 @@ class Execution:
             summary=manifest.summary,
             points=self._thin(manifest.points, manifest.summary),
         )
+        return fit_message(result)
 
     async def _train(self, task: Task) -> Outcome:
         """Train, with a smaller micro-batch in a fresh process as long as memory runs out."""
@@ -274,7 +279,7 @@ class Execution:
         if error is not None:
             result.error = error.as_protocol()
         result.summary.execution_seconds = self._seconds()
-        return result
+        return fit_message(result)
 
 
 async def _end(tasks: list[asyncio.Task[Any]]) -> None:

@@ -17,12 +17,13 @@ class GpuSample:
 
 
 class GpuMonitor:
-    """The first GPU of this process. `name` is None where there is no GPU or no NVML."""
+    """The first GPU of this process, and how many there are. `name` is None where there is no GPU or no NVML."""
 
     def __init__(self, *, wanted: bool) -> None:
         self._handle: Any = None
         self.name: str | None = None
         self.driver: str | None = None
+        self.count: int | None = None
         if not wanted:
             return
         try:
@@ -30,6 +31,7 @@ class GpuMonitor:
             self._handle = pynvml.nvmlDeviceGetHandleByIndex(0)
             self.name = str(pynvml.nvmlDeviceGetName(self._handle))
             self.driver = str(pynvml.nvmlSystemGetDriverVersion())
+            self.count = int(pynvml.nvmlDeviceGetCount())
         except pynvml.NVMLError:
             self._handle = None
 

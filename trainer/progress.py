@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer.crashpoints import reach
 from trainer.protocol import STAGES, Progress
+from trainer.sizes import fit_message
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class ProgressPoster:
         reach("trainer.progress.before")
         try:
             async with asyncio.timeout(_SEND_TIMEOUT_SECONDS):
-                await self._send(self.latest.model_dump(mode="json", exclude_none=True))
+                await self._send(fit_message(self.latest).model_dump(mode="json", exclude_none=True))
             reach("trainer.progress.after")
         except Exception as error:  # progress is a courtesy: training goes on without it
             log.warning("progress could not be posted (%s)", type(error).__name__)

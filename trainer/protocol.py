@@ -7,13 +7,40 @@ This module imports pydantic and nothing heavier: the worker uses it, and the wo
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, computed_field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    computed_field,
+    model_validator,
+)
 
+from trainer.bounds import (
+    Count,
+    EpochReached,
+    Epochs,
+    FiniteFloat,
+    GpuCount,
+    Instant,
+    Label,
+    Metrics,
+    Name,
+    Notes,
+    PointEpoch,
+    PointStep,
+    Seconds,
+    Sentence,
+    Size,
+    StepReached,
+    spread,
+)  # fmt: skip
 from trainer.hyperparameters import GpuConfig, Hyperparameters
 from trainer.object_names import is_storable
 
@@ -23,7 +50,15 @@ MANIFEST_NAME = "manifest.json"
 CHART_POINTS = 100
 """The application's metrics route returns the first 100 rows, so a job never keeps more."""
 
-_VALIDATION_POINTS = 20
+MAX_MANIFEST_BYTES = 2_000_000
+"""The largest manifest: the trainer writes none above it, and the worker reads none."""
+MAX_MESSAGE_BYTES = 1_000_000
+"""The largest progress or result that the trainer sends through RunPod, which refuses larger ones unsaid."""
+MAX_FILES = 200
+MAX_UPLOAD_REQUEST_BYTES = 100_000
+"""The most files of an artifact, and the most that their list may take as the database's `request_upload` counts."""
+MAX_POINTS = 5000
+"""The most points of a curve that are read of a message; of more, so many are taken, evenly spread."""
 
 
 class Stage(StrEnum):
@@ -87,6 +122,7 @@ class ErrorCode(StrEnum):
     CHANNEL_UNREACHABLE = "channel_unreachable"
     UPLOAD_FAILED = "upload_failed"
     STORAGE_REFUSED = "storage_refused"
+    ARTIFACT_TOO_LARGE = "artifact_too_large"
     GRANT_MISSING = "grant_missing"
     SUPERSEDED = "superseded"
     CANCELLED = "cancelled"
@@ -115,6 +151,8 @@ FAULTS: dict[ErrorCode, Fault] = {
     ErrorCode.UPLOAD_FAILED: Fault.TRANSIENT,
     # The operator's to mend: the adapter waits on the volume, and no launch is paid for while the storage refuses it.
     ErrorCode.STORAGE_REFUSED: Fault.INFRASTRUCTURE,
+    # Trying again writes the same files; whoever changed the trainer has to know.
+    ErrorCode.ARTIFACT_TOO_LARGE: Fault.PERMANENT,
     # The daemon was away: nobody's fault, and the next attempt publishes without training again.
     ErrorCode.GRANT_MISSING: Fault.INFRASTRUCTURE,
     ErrorCode.SUPERSEDED: Fault.INFRASTRUCTURE,
@@ -123,24 +161,6 @@ FAULTS: dict[ErrorCode, Fault] = {
     ErrorCode.CHILD_CRASHED: Fault.TRANSIENT,
     ErrorCode.INTERNAL: Fault.TRANSIENT,
 }
-
-
-def _drop_non_finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-FiniteFloat = Annotated[float | None, BeforeValidator(_drop_non_finite)]
-"""NaN and infinity become None: neither JSON nor the database can hold them."""
-
-_MOST_GPUS = 64
-
-
-def _drop_impossible(value: Any) -> Any:
-    return value if isinstance(value, int) and 1 <= value <= _MOST_GPUS else None
-
-
-GpuCount = Annotated[int | None, BeforeValidator(_drop_impossible)]
-"""A number of GPUs that a machine may have; anything else becomes None: the bill is multiplied by it."""
 
 
 def _check_path(path: str) -> str:
@@ -219,49 +239,58 @@ class Request(_Message):
 class Point(_Message):
     """One logged point of the curve. Units: tokens/s, percent, bytes; losses in nats per token."""
 
-    step: int = Field(ge=0)
-    epoch: float = Field(ge=0)
+    step: PointStep
+    epoch: PointEpoch
     training_loss: FiniteFloat = None
     validation_loss: FiniteFloat = None
     learning_rate: FiniteFloat = None
     gradient_norm: FiniteFloat = None
     throughput: FiniteFloat = None
     gpu_utilization: FiniteFloat = None
-    gpu_memory_bytes: int | None = None
-    timestamp: float | None = None
+    gpu_memory_bytes: Size = None
+    timestamp: Instant = None
     """Unix seconds at which the step ended."""
+
+
+def _readable_points(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    points = []
+    for entry in spread(value, MAX_POINTS):
+        # One that can't be is left out, and takes no other with it.
+        with suppress(ValidationError):
+            points.append(Point.model_validate(entry))
+    return points
+
+
+Points = Annotated[list[Point], BeforeValidator(_readable_points)]
 
 
 class Progress(_Message):
     """RunPod's progress output. Cumulative: `points` holds every kept point of the run so far."""
 
-    run_id: str
-    execution_id: str | None = None
+    run_id: Name
+    execution_id: Name | None = None
     stage: Stage
     progress: float = Field(ge=0, le=100)
-    current_epoch: float = 0
-    current_step: int = 0
-    total_steps: int | None = None
-    eta_seconds: FiniteFloat = None
-    metrics: dict[str, FiniteFloat] = Field(default_factory=dict)
-    points: list[Point] = Field(default_factory=list)
-    message: str | None = None
-    gpu_type: str | None = None
+    current_epoch: EpochReached = 0
+    current_step: StepReached = 0
+    total_steps: Count = None
+    eta_seconds: Seconds = None
+    metrics: Metrics = Field(default_factory=dict)
+    points: Points = Field(default_factory=list)
+    message: Sentence | None = None
+    gpu_type: Label | None = None
     gpu_count: GpuCount = None
 
 
 class ArtifactFile(_Message):
     """One file of the artifact: `path` is relative to the run's prefix, `name` what users see."""
 
-    name: str
+    name: Name
     path: RelativePath
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, lt=10**15)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-
-
-def format_log(points: Iterable[Point]) -> str:
-    """The content of the log file: each point as a line of JSON, without what it does not know."""
-    return "".join(f"{point.model_dump_json(exclude_none=True)}\n" for point in points)
 
 
 class FinalMetrics(_Message):
@@ -277,22 +306,22 @@ class FinalMetrics(_Message):
 class Summary(_Message):
     """What was done, for the artifact's row and for the bill."""
 
-    base_model: str | None = None
-    base_revision: str | None = None
-    dataset_sha256: str | None = None
-    training_examples: int | None = None
-    validation_examples: int | None = None
-    skipped_lines: int | None = None
-    epochs_completed: float | None = None
-    total_steps: int | None = None
-    train_seconds: float | None = None
-    execution_seconds: float | None = None
+    base_model: Label | None = None
+    base_revision: Label | None = None
+    dataset_sha256: Label | None = None
+    training_examples: Count = None
+    validation_examples: Count = None
+    skipped_lines: Count = None
+    epochs_completed: Epochs = None
+    total_steps: Count = None
+    train_seconds: Seconds = None
+    execution_seconds: Seconds = None
     """Seconds from the trainer's check-in to this result, all executions of the run that are known."""
-    gpu_type: str | None = None
+    gpu_type: Label | None = None
     gpu_count: GpuCount = None
-    trainable_parameters: int | None = None
-    resumed_from_step: int | None = None
-    notes: list[str] = Field(default_factory=list)
+    trainable_parameters: Size = None
+    resumed_from_step: Count = None
+    notes: Notes = Field(default_factory=list)
     """Sentences for the user: what was shrunk, skipped or truncated."""
 
 
@@ -300,21 +329,21 @@ class Manifest(_Message):
     """Written last: its presence says that the artifact is whole. Lists every file but itself."""
 
     protocol: Literal[1] = PROTOCOL_VERSION
-    job_id: str
-    run_id: str
-    files: list[ArtifactFile]
+    job_id: Name
+    run_id: Name
+    files: list[ArtifactFile] = Field(max_length=MAX_FILES)
     metrics: FinalMetrics = Field(default_factory=FinalMetrics)
     summary: Summary = Field(default_factory=Summary)
-    points: list[Point] = Field(default_factory=list)
+    points: Points = Field(default_factory=list)
 
 
 class TrainerError(_Message):
     """A failure in the user's words: what went wrong, and what to do about it."""
 
     code: ErrorCode
-    message: str = Field(max_length=2000)
-    hint: str | None = Field(default=None, max_length=2000)
-    too_many_bytes: int | None = Field(default=None, ge=0, le=10**15)
+    message: Sentence
+    hint: Sentence | None = None
+    too_many_bytes: Size = None
     """The size of a file that the storage found too large."""
 
     def sentence(self) -> str:
@@ -325,13 +354,13 @@ class TrainerError(_Message):
 class Result(_Message):
     """The handler's answer. `superseded` trained nothing; `unpublished` left the adapter on the volume."""
 
-    run_id: str
+    run_id: Name
     status: Literal["completed", "failed", "superseded", "unpublished"]
     error: TrainerError | None = None
     manifest: Manifest | None = None
     metrics: FinalMetrics = Field(default_factory=FinalMetrics)
     summary: Summary = Field(default_factory=Summary)
-    points: list[Point] = Field(default_factory=list)
+    points: Points = Field(default_factory=list)
 
     @model_validator(mode="before")
     @classmethod
@@ -368,38 +397,3 @@ class UploadGrant(_Message):
     granted: bool
     sealed: str | None = None
     reason: str | None = None
-
-
-def keep_point(point: Point, *, first_step: int, total_steps: int, limit: int = CHART_POINTS) -> bool:
-    """Whether a point lies on the grid of at most `limit` points that the chart keeps.
-
-    The grid follows from `total_steps` alone, so that worker and trainer choose the same points, a
-    point once kept stays kept, and repeating an update adds nothing. First, last and validation
-    points always stay; the trainer evaluates at most `validation_points(limit)` times.
-    """
-    if total_steps <= limit or point.step in {first_step, total_steps} or point.validation_loss is not None:
-        return True
-    room = max(limit - 2 - validation_points(limit), 1)
-    return point.step % math.ceil(total_steps / room) == 0
-
-
-def validation_points(limit: int = CHART_POINTS) -> int:
-    """How many validation points a curve of at most `limit` points has room for."""
-    return min(_VALIDATION_POINTS, max(limit // 4, 1))
-
-
-def thin_points(points: list[Point], *, total_steps: int, limit: int = CHART_POINTS) -> list[Point]:
-    """The points of a curve that the chart keeps, in order of step, each step once (the last wins)."""
-    by_step = {point.step: point for point in points}
-    if not by_step:
-        return []
-    first_step = min(by_step)
-    kept = [
-        by_step[step]
-        for step in sorted(by_step)
-        if keep_point(by_step[step], first_step=first_step, total_steps=total_steps, limit=limit)
-    ]
-    # A foreign trainer may evaluate at every step; the row limit is the application's, so it wins.
-    while len(kept) > limit:
-        kept = [*kept[:-1:2], kept[-1]]
-    return kept

@@ -18,10 +18,12 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from trainer.channel import ChannelClient
 from trainer.connections import why_unreachable
 from trainer.crashpoints import reach
+from trainer.curve import manifest_points
 from trainer.errors import ChannelUnreachableError, GrantMissingError, StorageRefusedError, UploadFailedError
 from trainer.grants import GrantUnreadableError, lifetime_seconds, open_urls
 from trainer.object_names import storable
 from trainer.protocol import MANIFEST_NAME, ArtifactFile, Manifest, Request
+from trainer.sizes import check_files, encode_manifest
 from trainer.storage_answers import Answer, Refusal, read_answer
 from trainer.task import Outcome
 
@@ -73,6 +75,7 @@ async def publish(
     Safe to repeat: the same files go to the same places.
 
     Raises:
+        ArtifactTooLargeError: its files or its manifest are more than the worker reads; nothing was uploaded.
         GrantMissingError: no grant within `request.limits.grant_wait_seconds`.
         StorageRefusedError: the storage takes no file of this size or type.
         UploadFailedError: an upload was refused for another reason, or broke off too often.
@@ -80,13 +83,21 @@ async def publish(
     """
     sources = await asyncio.to_thread(_files_under, artifact)
     files = [await asyncio.to_thread(_describe, path, artifact) for path in sources]
-    manifest = Manifest(
-        job_id=request.job_id,
-        run_id=request.run_id,
-        files=files,
-        metrics=outcome.metrics,
-        summary=outcome.summary,
-        points=outcome.points,
+    check_files(files)
+    points = manifest_points(
+        outcome.points,
+        total_steps=outcome.summary.total_steps or len(outcome.points),
+        chart_points=request.limits.chart_points,
+    )
+    manifest, content = encode_manifest(
+        Manifest(
+            job_id=request.job_id,
+            run_id=request.run_id,
+            files=files,
+            metrics=outcome.metrics,
+            summary=outcome.summary,
+            points=points,
+        )
     )
     async with httpx.AsyncClient(timeout=httpx.Timeout(300, connect=15), transport=transport) as http:
         uploads = _Uploads(http, files, request, channel, grant_poll_seconds)
@@ -95,7 +106,6 @@ async def publish(
             reach("trainer.upload.before_file")
             await uploads.put(file.path, file.bytes, source)
         reach("trainer.upload.before_manifest")
-        content = manifest.model_dump_json(exclude_none=True).encode()
         await uploads.put(MANIFEST_NAME, len(content), content)
     reach("trainer.upload.after_manifest")
     return manifest

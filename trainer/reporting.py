@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from typing import TextIO
 
+from trainer.curve import Curve
 from trainer.gpu import GpuMonitor
-from trainer.protocol import STAGE_PROGRESS, Point, Progress, Stage, thin_points
+from trainer.protocol import STAGE_PROGRESS, Point, Progress, Stage
 from trainer.task import Task
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Reporter:
         log.info("%s%s", stage.value, f": {message}" if message else "")
         self._write(Progress(**self._common(stage), progress=STAGE_PROGRESS[stage], message=message))
 
-    def step(self, point: Point, points: Sequence[Point], *, total_steps: int, eta_seconds: float | None) -> None:
+    def step(self, point: Point, curve: Curve, *, total_steps: int, eta_seconds: float | None) -> None:
         """Say that a step ended; the first, the last and one in every half second are told."""
         now = time.monotonic()
         ends = point.step in {1, total_steps}
@@ -65,7 +65,7 @@ class Reporter:
                 total_steps=total_steps,
                 eta_seconds=eta_seconds,
                 metrics=metrics,
-                points=thin_points(list(points), total_steps=total_steps, limit=self._task.chart_points),
+                points=curve.chart(total_steps),
             )
         )
 
@@ -75,7 +75,7 @@ class Reporter:
             "execution_id": self._task.execution_id,
             "stage": stage,
             "gpu_type": self._gpu.name,
-            "gpu_count": 1 if self._gpu.name else None,
+            "gpu_count": self._gpu.count,
         }
 
     def _write(self, progress: Progress) -> None:

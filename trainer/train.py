@@ -141,7 +141,7 @@ def train(task: Task, reporter: Reporter, stop: StopSwitch, gpu: GpuMonitor) -> 
             total_steps=facts.steps,
             train_seconds=round(callback.train_seconds, 3),
             gpu_type=gpu.name,
-            gpu_count=1 if gpu.name else None,
+            gpu_count=gpu.count,
             trainable_parameters=lora.trainable,
             resumed_from_step=resumed[1].step if resumed else None,
             notes=facts.notes,

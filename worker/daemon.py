@@ -17,7 +17,6 @@ from uuid import UUID
 import structlog
 
 from trainer.crashpoints import reach
-from trainer.protocol import Fault
 from worker.errors import (
     LeaseLostError,
     PassIncompleteError,
@@ -27,7 +26,7 @@ from worker.errors import (
 )
 from worker.holding import Holding
 from worker.jobs import Assignment
-from worker.outcome import Failure
+from worker.outcome import WORKER_FAULT
 from worker.readiness import Readiness
 from worker.rounds import Rounds
 from worker.services import Services
@@ -56,10 +55,6 @@ _MAX_PROBLEM_CHARACTERS = 300
 _STUCK_SECONDS = 300.0
 _GRACE_SECONDS = 6.0
 """Calls in flight may finish this long after a stop; the whole exit takes less than ten seconds."""
-
-_INTERNAL = Failure(
-    "worker_fault", Fault.PERMANENT, "The service could not handle this job. Please report it to support."
-)
 
 
 def _runs_were(count: int) -> str:
@@ -311,7 +306,7 @@ class Daemon:
             log.exception("work on a run failed", run_id=run_id, times=holding.faults_in_a_row)
             self._note_unsettled(holding, "the work on it failed; see the log")
             if holding.faults_in_a_row >= _FAULTS_BEFORE_GIVING_UP:
-                holding.stopping = _INTERNAL
+                holding.stopping = WORKER_FAULT
         if holding.settled_as is not None:
             self._readiness.settled()
             self._forget(holding)

@@ -6,7 +6,8 @@ WorkerError
 ├── ServiceError          another service did not do what was asked
 │   ├── ServiceUnavailableError   it may later: time-outs, refused connections, 5xx, 429
 │   ├── ServiceRefusedError       it will not: 4xx; the key, the request or the object is wrong
-│   │   └── ObjectMissingError    the object is not in the bucket
+│   │   ├── ObjectMissingError    the object is not in the bucket
+│   │   └── ValueRefusedError     the database can't hold a value
 │   ├── LaunchInDoubtError        a launch that may or may not have been accepted
 │   └── SchemaMismatchError       the database's functions are of a version that this worker does not know
 │       └── SchemaMissingError    they are not there (yet)
@@ -58,6 +59,10 @@ class ServiceRefusedError(ServiceError):
 
 class ObjectMissingError(ServiceRefusedError):
     """The object is not in the bucket."""
+
+
+class ValueRefusedError(ServiceRefusedError):
+    """The database can't hold a value of the call; with another one it would take it."""
 
 
 class LaunchInDoubtError(ServiceError):

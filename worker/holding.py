@@ -26,6 +26,7 @@ from worker.outcome import (
     ARTIFACT_MISSING,
     OVER_BUDGET,
     OVER_TIME,
+    WORKER_FAULT,
     AwaitManifest,
     Failure,
     Finish,
@@ -380,7 +381,9 @@ class Holding:
                 # A trainer that heard of it first has ended by itself, and tells how far it came.
                 found = parse_result(observation.output, run_id=str(self.assignment.run.id))
                 result = found if isinstance(found, Result) else None
-                await self.finish(Ending(self.stopping, result=result, look=self.stopping is not None))
+                # What this worker can't handle is not looked at once more.
+                look = self.stopping not in {None, WORKER_FAULT}
+                await self.finish(Ending(self.stopping, result=result, look=look))
             return
         if observation.state is not LaunchState.UNKNOWN and self._is_overdue(self.stop_asked_at):
             self._say_problem(f"{external_job_id} goes on; look at the launcher's console", "the GPU does not stop")

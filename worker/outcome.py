@@ -135,6 +135,9 @@ STORAGE_REFUSED = Failure(
     FAULTS[ErrorCode.STORAGE_REFUSED],
     "The training ended, but the storage does not take its adapter. It is tried again once the storage does.",
 )
+WORKER_FAULT = Failure(
+    "worker_fault", Fault.PERMANENT, "The service could not handle this job. Please report it to support."
+)
 _SILENT = Failure("gpu_silent", Fault.INFRASTRUCTURE, "The GPU machine was not heard of any more, so it was stopped.")
 _LOST = Failure("gpu_lost", Fault.INFRASTRUCTURE, "The GPU machine was lost while it trained.")
 _NEVER_STARTED = Failure("gpu_timed_out", Fault.INFRASTRUCTURE, "The GPU provider did not start or finish the job.")

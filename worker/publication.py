@@ -16,12 +16,10 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from trainer.crashpoints import reach
-from trainer.protocol import MANIFEST_NAME, ArtifactFile, Manifest
+from trainer.protocol import MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactFile, Manifest
 from worker.errors import ArtifactError, ObjectMissingError, ServiceRefusedError
 from worker.places import Places
 from worker.storage import Storage
-
-_MAX_MANIFEST_BYTES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +90,11 @@ async def keep_manifest(shelf: Shelf, manifest: Manifest, content: bytes) -> Non
 
 async def _read_manifest(shelf: Shelf, path: str) -> bytes | None:
     try:
-        return await shelf.storage.read(shelf.bucket, path, max_bytes=_MAX_MANIFEST_BYTES)
+        return await shelf.storage.read(shelf.bucket, path, max_bytes=MAX_MANIFEST_BYTES)
     except ServiceRefusedError as error:
         if error.status != 413:
             raise
-        raise ArtifactError(f"The artifact's manifest is larger than {_MAX_MANIFEST_BYTES} bytes.") from None
+        raise ArtifactError(f"The artifact's manifest is larger than {MAX_MANIFEST_BYTES} bytes.") from None
 
 
 def _parse_manifest(content: bytes, run_id: UUID) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -15,7 +16,13 @@ from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from trainer.connections import why_unreachable
-from worker.errors import SchemaMismatchError, SchemaMissingError, ServiceRefusedError, ServiceUnavailableError
+from worker.errors import (
+    SchemaMismatchError,
+    SchemaMissingError,
+    ServiceRefusedError,
+    ServiceUnavailableError,
+    ValueRefusedError,
+)
 from worker.jobs import Assignment, DatasetClaim, News, parse_assignment, parse_news, places_of
 
 SCHEMA_VERSIONS = frozenset({1})
@@ -27,6 +34,9 @@ _MEND = "run `lora-worker migrate` with this worker's release, or update the wor
 # Postgres classes and codes that pass: connection failures, resources, operator intervention,
 # serialisation failures and deadlocks, and PostgREST's own "cannot reach the database".
 _PASSING_CODES = ("08", "53", "57", "40", "PGRST000", "PGRST001", "PGRST002", "PGRST003")
+
+# Data exceptions and constraints of Postgres, and what this schema's functions say of an argument.
+_VALUE_CODES = ("22", "23", "PT400")
 
 # The gateway in front of PostgREST gives no code with these.
 _KEY_REFUSED = re.compile(r"api ?key|jwt|unauthori[sz]ed|forbidden|authentication credentials", re.IGNORECASE)
@@ -55,6 +65,9 @@ def explain_api_error(error: APIError) -> Exception:
     # "SUP" is the local lightweight Supabase's word for an error of Postgres that it does not map.
     if code.startswith(_PASSING_CODES) or gateway_failed or code in {"429", "408", "SUP", ""}:
         return ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not available ({code or 'no code'}: {message})")
+    if code.startswith(_VALUE_CODES):
+        # Without the message, which quotes the value.
+        return ValueRefusedError(_SERVICE, f"{_SERVICE} can't hold a value of the call ({code})", status=400)
     return ServiceRefusedError(_SERVICE, f"{_SERVICE} refused the call ({code}: {message})", status=400)
 
 
@@ -76,9 +89,11 @@ def _readable(parse: Callable[[dict[str, Any]], _Parsed], rows: Iterable[dict[st
 def storable(value: Any) -> Any:
     """The JSON value without what Postgres takes in no text: the zero character, and halves of characters.
 
-    Names, notes and errors come from datasets and GPU containers; refused for one of these, an outcome would be
-    refused again in every cycle.
+    Nor with NaN and infinity, which JSON can't hold. Names, notes and errors come from datasets and GPU containers;
+    refused for one of these, an outcome would be refused again in every cycle.
     """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, str):
         return value if value.isascii() and "\x00" not in value else _clean(value)
     if isinstance(value, Mapping):
@@ -260,6 +275,9 @@ class Queue:
     async def record_progress(self, reports: list[dict[str, Any]]) -> dict[UUID, bool]:
         """Write all runs' progress in one call: per run, whether it was applied."""
         rows = await self._call("record_progress", reports=reports)
+        for row in rows:
+            if row.get("refused"):
+                log.warning("progress can't be stored", run_id=row["run_id"], code=row["refused"])
         return {UUID(row["run_id"]): bool(row["applied"]) for row in rows}
 
     async def settle(self, run_id: UUID, lease_token: UUID, outcome: dict[str, Any]) -> str | None:

@@ -7,7 +7,8 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from trainer.protocol import STAGES, FinalMetrics, Point, Progress, Summary, thin_points
+from trainer.curve import thin_points
+from trainer.protocol import STAGES, FinalMetrics, Point, Progress, Summary
 from worker.launchers.base import LaunchState
 
 _METRIC_KEYS = ("training_loss", "validation_loss", "learning_rate", "throughput", "gpu_utilization")

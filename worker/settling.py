@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,17 +10,13 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from trainer.crashpoints import reach
-from trainer.protocol import LOG_NAME, ErrorCode, Fault, Manifest, Point, Result, Summary, format_log
+from trainer.curve import format_log
+from trainer.protocol import LOG_NAME, ErrorCode, Fault, FinalMetrics, Manifest, Point, Result, Summary
 from worker import notices
 from worker.artifacts import Description, curve_of, describe_artifact, told_notes
+from worker.closing import Outcome, close
 from worker.earlier_trainer import Bounds, copy_files
-from worker.errors import (
-    ArtifactError,
-    LeaseLostError,
-    ServiceError,
-    ServiceRefusedError,
-    ServiceUnavailableError,
-)
+from worker.errors import ArtifactError, ServiceError, ServiceRefusedError, ServiceUnavailableError
 from worker.jobs import Job
 from worker.outcome import (
     ARTIFACT_MISSING,
@@ -88,24 +85,23 @@ async def settle(holding: Holding, ending: Ending) -> str:
 
 
 async def _write(holding: Holding, ending: Ending, manifest: Manifest | None) -> str:
-    job = holding.assignment.job
-    if job is not None and manifest is not None:
-        outcome = _success(holding, manifest, job)
-    elif ending.failure is None or job is None:
-        outcome = _cancelled(holding, ending)
-    else:
-        outcome = _failure(holding, ending, ending.failure)
-        if ending.failure.code == ErrorCode.STORAGE_REFUSED:
-            _note_refusal(holding, ending, ending.failure)
+    run, job = holding.assignment.run, holding.assignment.job
     if job is not None and manifest is None:
+        if ending.failure is not None and ending.failure.code == ErrorCode.STORAGE_REFUSED:
+            _note_refusal(holding, ending, ending.failure)
         await _keep_log(holding, _partial_points(holding, ending)[0])
-    reach("worker.settle.before")
-    holding.require_lease()
-    run = holding.assignment.run
-    status = await holding.services.queue.settle(run.id, run.lease_token, outcome)
-    reach("worker.settle.after")
-    if status is None:
-        raise LeaseLostError("the lease was lost before settling")
+    status, outcome = await close(
+        holding,
+        [
+            lambda: _outcome(holding, ending, manifest),
+            # The same end without the numbers and texts that its trainer told.
+            lambda: _outcome(
+                dataclasses.replace(holding, progress=None),
+                dataclasses.replace(ending, result=None),
+                manifest and _without_words(manifest),
+            ),
+        ],
+    )
     SETTLED.labels(status).inc()
     log.info(
         "settled",
@@ -116,6 +112,19 @@ async def _write(holding: Holding, ending: Ending, manifest: Manifest | None) ->
         gpu_seconds=round(outcome["gpu_seconds"], 1),
     )
     return status
+
+
+def _outcome(holding: Holding, ending: Ending, manifest: Manifest | None) -> Outcome:
+    job = holding.assignment.job
+    if job is not None and manifest is not None:
+        return _success(holding, manifest, job)
+    if ending.failure is None or job is None:
+        return _cancelled(holding, ending)
+    return _failure(holding, ending, ending.failure)
+
+
+def _without_words(manifest: Manifest) -> Manifest:
+    return manifest.model_copy(update={"metrics": FinalMetrics(), "summary": Summary(), "points": []})
 
 
 async def _keep_log(holding: Holding, points: list[Point]) -> None:

@@ -6,6 +6,7 @@ drop function if exists public.training_bill_run(public.training_runs, text, num
 drop function if exists public.training_launch_seconds(public.training_launches, numeric);
 drop function if exists public.training_spent_cost(public.training_runs);
 drop function if exists public.record_progress(jsonb);
+drop function if exists public.training_apply_report(public.training_runs, jsonb);
 drop function if exists public.training_advanced(jsonb, jsonb);
 drop function if exists public.training_store_points(uuid, jsonb);
 drop index if exists public.training_cost_records_job_idx;

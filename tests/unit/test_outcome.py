@@ -227,7 +227,7 @@ def test_the_score_follows_the_applications_rule(
 
 
 @pytest.mark.parametrize("count", [0, -1, 10**9, "2", 1.5, None])
-def test_no_number_of_gpus_that_a_container_makes_up_multiplies_the_bill(count: object) -> None:
+def test_a_number_of_gpus_that_no_machine_has_is_not_known(count: object) -> None:
     told = {"run_id": "r", "stage": "training", "progress": 30, "gpu_count": count}
     progress = parse_progress(told, run_id="r")
     assert progress is not None

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.protocol import Point, Progress, Stage, thin_points
+from trainer.curve import thin_points
+from trainer.protocol import Point, Progress, Stage
 from worker.launchers.base import LaunchState
 from worker.reports import latest, partial_columns, point_row, point_rows, progress_columns, waiting_columns
 

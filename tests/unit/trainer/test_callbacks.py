@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.callbacks import RunCallback, has_exploded, validates_after
-from trainer.protocol import Point, thin_points, validation_points
+from trainer.curve import thin_points, validation_points
+from trainer.protocol import Point
 
 pytestmark = pytest.mark.gpu_stack
 

@@ -96,7 +96,7 @@ async def test_a_trained_adapter_is_published_with_its_manifest_last_fault_31(pr
 
 @pytest.mark.parametrize("ending", ["succeed_after:10000", "fail_after:10000"])
 @pytest.mark.parametrize("chart_points", [100, 1000])
-async def test_the_result_of_a_long_run_stays_small_and_the_whole_curve_in_the_stored_manifest(
+async def test_result_and_manifest_of_a_long_run_stay_small_and_have_its_first_and_last_step(
     project, settings, monkeypatch, ending, chart_points
 ):
     monkeypatch.setenv("FAKE_CHILD", ending)
@@ -105,7 +105,9 @@ async def test_the_result_of_a_long_run_stays_small_and_the_whole_curve_in_the_s
     assert len(json.dumps(result.as_output())) < 100_000
     assert (result.points[0].step, result.points[-1].step) == (1, 10_000)
     if result.status == "completed":
-        assert len(Manifest.model_validate_json(project.uploads["manifest.json"]).points) == 10_000
+        points = Manifest.model_validate_json(project.uploads["manifest.json"]).points
+        assert (points[0].step, points[-1].step) == (1, 10_000)
+        assert 1000 <= len(points) <= 4000
 
 
 async def test_progress_is_posted_in_order_and_stages_only_move_forward(project, settings, monkeypatch):

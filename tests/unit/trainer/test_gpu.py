@@ -18,7 +18,7 @@ def test_a_gpu_that_nvml_can_not_see_is_no_fault(monkeypatch):
 
 
 @pytest.fixture
-def one_gpu(monkeypatch):
+def two_gpus(monkeypatch):
     class Utilization:
         gpu = 97
 
@@ -30,6 +30,7 @@ def one_gpu(monkeypatch):
         "nvmlDeviceGetHandleByIndex": object(),
         "nvmlDeviceGetName": "NVIDIA A100-SXM4-80GB",
         "nvmlSystemGetDriverVersion": "570.1",
+        "nvmlDeviceGetCount": 2,
         "nvmlDeviceGetUtilizationRates": Utilization,
         "nvmlDeviceGetMemoryInfo": Memory,
     }
@@ -37,13 +38,13 @@ def one_gpu(monkeypatch):
         monkeypatch.setattr(pynvml, name, lambda *_, answer=answer: answer)
 
 
-def test_the_gpu_names_itself_and_how_busy_it_is(one_gpu):
+def test_the_gpu_names_itself_and_how_busy_it_is(two_gpus):
     monitor = GpuMonitor(wanted=True)
-    assert (monitor.name, monitor.driver) == ("NVIDIA A100-SXM4-80GB", "570.1")
+    assert (monitor.name, monitor.driver, monitor.count) == ("NVIDIA A100-SXM4-80GB", "570.1", 2)
     assert monitor.sample() == GpuSample(97.0, 42 << 30)
 
 
-def test_a_gpu_that_falls_silent_does_not_stop_the_training(one_gpu, monkeypatch):
+def test_a_gpu_that_falls_silent_does_not_stop_the_training(two_gpus, monkeypatch):
     monitor = GpuMonitor(wanted=True)
 
     def fail(handle):
