@@ -5,6 +5,12 @@
 create or replace function public.worker_schema_version() returns int
 language sql immutable set search_path = '' as $$ select 1 $$;
 
+-- Whether the functions of version 1 are in the database, for a worker whose REST API does not know them: that API
+-- keeps a copy of the schema, but passes the names of columns on unseen, and Postgres reads a column of this name,
+-- selected from `datasets`, as a call of this function.
+create or replace function public.worker_schema_1(dataset public.datasets) returns boolean
+language sql immutable set search_path = '' as $$ select true $$;
+
 -- A worker's view of a run: the run with what its job's earlier runs say, the job, the dataset, and in words what
 -- of the two can't be read. By token_sha256 an adopter sees whether it speaks the token that the run's trainer
 -- holds. Whatever a user or a container can make long is left out, or bounded where it is read.

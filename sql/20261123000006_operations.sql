@@ -206,7 +206,7 @@ begin
   for signature in
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace = 'public'::regnamespace and p.proname in (
-      'training_touch_updated_at', 'worker_schema_version', 'training_assignment',
+      'training_touch_updated_at', 'worker_schema_version', 'worker_schema_1', 'training_assignment',
       'training_check_lease_seconds', 'training_check_external_job_id', 'training_decoded',
       'training_json_fault', 'training_text_fault', 'training_name_faults',
       'claim_training_jobs', 'adopt_training_runs',

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
+from pydantic import BaseModel, ValidationError
 from tenacity import (
     AsyncRetrying,
     retry_if_exception_type,
@@ -15,11 +16,18 @@ from tenacity import (
 )
 
 from trainer.errors import CancelledByUserError, ChannelUnreachableError, SupersededError
-from trainer.protocol import ArtifactFile, Channel, CheckIn, UploadGrant
+from trainer.protocol import ArtifactFile, Channel, CheckIn, UploadGrant, UploadRequested
+from trainer.rest import RestError, read_error
 
 log = logging.getLogger(__name__)
 
-_RETRIED_STATUSES = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
+_MAX_ANSWER_BYTES = 4 * 1024**2
+"""Two hundred signed URLs, sealed, are a tenth of this."""
+
+# PostgREST does not know the function, or not with these arguments: the worker knew them when it launched this run.
+_UNKNOWN_FUNCTION = "PGRST202"
+
+_Answer = TypeVar("_Answer", bound=BaseModel)
 
 
 class _PassingFaultError(ChannelUnreachableError):
@@ -73,7 +81,7 @@ class ChannelClient:
             CancelledByUserError: the job was cancelled.
             ChannelUnreachableError: no answer.
         """
-        answer = CheckIn.model_validate(await self._call("check_in_run", external_job_id=self._external_job_id))
+        answer = await self._call("check_in_run", CheckIn, external_job_id=self._external_job_id)
         if answer.may_train:
             return
         if answer.reason == "cancelled" or answer.cancel_requested:
@@ -90,8 +98,10 @@ class ChannelClient:
             SupersededError: another execution owns the run.
             ChannelUnreachableError: no answer.
         """
-        answer = await self._call("request_upload", files=[file.model_dump() for file in files], renew=renew)
-        if not answer.get("ok"):
+        answer = await self._call(
+            "request_upload", UploadRequested, files=[file.model_dump() for file in files], renew=renew
+        )
+        if not answer.ok:
             raise SupersededError("Another execution of this run publishes its adapter.")
 
     async def upload_grant(self) -> str | None:
@@ -101,12 +111,12 @@ class ChannelClient:
             SupersededError: another execution owns the run.
             ChannelUnreachableError: no answer.
         """
-        answer = UploadGrant.model_validate(await self._call("upload_grant"))
+        answer = await self._call("upload_grant", UploadGrant)
         if answer.reason is not None and not answer.granted:
             raise SupersededError("Another execution of this run publishes its adapter.")
         return answer.sealed if answer.granted else None
 
-    async def _call(self, function: str, **arguments: Any) -> dict[str, Any]:
+    async def _call(self, function: str, kind: type[_Answer], **arguments: Any) -> _Answer:
         arguments = {"token": self._token, "execution_id": self._execution_id, **arguments}
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_PassingFaultError),
@@ -114,21 +124,39 @@ class ChannelClient:
             stop=stop_after_delay(self._patience_seconds),
             reraise=True,
         )
-        return await retrying(self._call_once, function, arguments)
+        return await retrying(self._call_once, function, kind, arguments)
 
-    async def _call_once(self, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def _call_once(self, function: str, kind: type[_Answer], arguments: dict[str, Any]) -> _Answer:
         try:
-            response = await self._http.post(function, json=arguments)
-        except httpx.TransportError as error:
+            status, body = await self._send(function, arguments)
+        except httpx.HTTPError as error:
             raise _PassingFaultError(
                 f"The database function {function} could not be reached ({type(error).__name__})."
             ) from None
-        if response.status_code in _RETRIED_STATUSES:
-            raise _PassingFaultError(f"The database function {function} answered {response.status_code}.")
-        if response.status_code != 200:
-            raise ChannelUnreachableError(
-                f"The database refused {function} with status {response.status_code}.",
-                "Check SUPABASE_URL, the publishable key and that the worker's migrations are applied.",
-            )
-        answer: dict[str, Any] = response.json()
-        return answer
+        if status == httpx.codes.OK:
+            try:
+                return kind.model_validate_json(body, strict=True)
+            except ValidationError:
+                # A gateway's page, or a word that only a newer trainer knows: what it says is nobody's verdict.
+                raise _PassingFaultError(f"What came back for {function} is no answer to it.") from None
+        raise _explain(function, read_error(status, body))
+
+    async def _send(self, function: str, arguments: dict[str, Any]) -> tuple[int, bytes]:
+        body = bytearray()
+        async with self._http.stream("POST", function, json=arguments) as response:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > _MAX_ANSWER_BYTES:
+                    break
+        return response.status_code, bytes(body)
+
+
+def _explain(function: str, error: RestError) -> ChannelUnreachableError:
+    what = error.code or f"HTTP {error.status}"
+    if error.passes or error.is_page or error.code == _UNKNOWN_FUNCTION:
+        return _PassingFaultError(f"The database function {function} is not available ({what}).")
+    return ChannelUnreachableError(
+        f"The database refused {function} ({what}).",
+        "Check SUPABASE_URL, the publishable key and that the worker's migrations are applied; "
+        "`lora-worker doctor` tries what the trainer calls.",
+    )

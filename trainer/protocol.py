@@ -391,6 +391,13 @@ class CheckIn(_Message):
     attempt: int | None = None
 
 
+class UploadRequested(_Message):
+    """Answer of `request_upload`."""
+
+    ok: bool
+    reason: str | None = None
+
+
 class UploadGrant(_Message):
     """Answer of `upload_grant`: `sealed` opens with the run's token (`trainer.grants`)."""
 

@@ -28,6 +28,7 @@ from worker.holding import Holding
 from worker.jobs import Assignment
 from worker.outcome import WORKER_FAULT
 from worker.readiness import Readiness
+from worker.repeats import place_of
 from worker.rounds import Rounds
 from worker.services import Services
 from worker.strays import Reconciler
@@ -74,7 +75,7 @@ class Daemon:
         self._started_at = services.clock()
         self._stop = asyncio.Event()
         # It spreads rounds, and guards nothing.
-        self._rounds = Rounds(self._stop, self._readiness, rng or random.Random())  # noqa: S311
+        self._rounds = Rounds(self._stop, self._readiness, services.repeats, rng or random.Random())  # noqa: S311
         self._passed = False
         self._given_up: deque[str] = deque(maxlen=_MAX_ADOPTED)
         self._leaving: set[asyncio.Task[None]] = set()
@@ -194,7 +195,7 @@ class Daemon:
         await self.services.queue.check_schema()
         if await self.services.queue.publish_terms(self.services.terms.model_dump(mode="json")):
             log.info("terms of estimates written")
-        self._readiness.end("start")
+        self._rounds.well("start")
         await self.report()
 
     async def _wait_for_schema(self) -> None:
@@ -294,22 +295,30 @@ class Daemon:
             holding.put_off, holding.is_settling = None, False
             await holding.advance()
             holding.faults_in_a_row = 0
+            self._over(run_id)
         except LeaseLostError as error:
             self._drop(holding, str(error))
         except ServiceError as error:
             FAULTS_SEEN.labels(error.service).inc()
             holding.put_off = str(error)
-            log.warning("put off to the next cycle", run_id=run_id, problem=str(error))
+            if self.services.repeats.is_due((run_id, "work"), str(error)):
+                log.warning("put off to the next cycle", run_id=run_id, problem=str(error))
             self._note_unsettled(holding, str(error))
-        except Exception:
+        except Exception as error:
             holding.faults_in_a_row += 1
-            log.exception("work on a run failed", run_id=run_id, times=holding.faults_in_a_row)
+            if self.services.repeats.is_due((run_id, "work"), place_of(error)):
+                log.exception("work on a run failed", run_id=run_id)
             self._note_unsettled(holding, "the work on it failed; see the log")
             if holding.faults_in_a_row >= _FAULTS_BEFORE_GIVING_UP:
                 holding.stopping = WORKER_FAULT
         if holding.settled_as is not None:
             self._readiness.settled()
             self._forget(holding)
+
+    def _over(self, run_id: str) -> None:
+        times = self.services.repeats.clear((run_id, "work"))
+        if times > 1:
+            log.info("fault over", run_id=run_id, times=times)
 
     def _note_unsettled(self, holding: Holding, problem: str) -> None:
         if holding.is_settling:
@@ -350,6 +359,7 @@ class Daemon:
         if self.holdings.get(run_id) is holding:
             del self.holdings[run_id]
             self._readiness.forget(run_id)
+            self._over(str(run_id))
         HELD_RUNS.set(len(self.holdings))
 
     async def report(self) -> None:
@@ -376,5 +386,7 @@ class Daemon:
             endpoint = await self.services.launcher.health()
             for holding in self.holdings.values():
                 holding.endpoint_has_problem = endpoint.problem is not None
-            if endpoint.problem:
+            if not endpoint.problem:
+                self.services.repeats.clear("endpoint")
+            elif self.services.repeats.is_due("endpoint", endpoint.problem):
                 log.warning("endpoint", problem=endpoint.problem)

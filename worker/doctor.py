@@ -6,9 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
-from trainer.connections import why_unreachable
 from trainer.grants import lifetime_seconds
 from trainer.words import counted
 from worker.buckets import (
@@ -24,9 +21,9 @@ from worker.errors import (
     SchemaMissingError,
     ServiceError,
     ServiceRefusedError,
-    ServiceUnavailableError,
 )
-from worker.queue import api_headers
+from worker.functions import TRAINER_FUNCTIONS, WORKER_FUNCTIONS
+from worker.rest import ANON, Rest, closed_functions
 from worker.services import Services
 from worker.storage import PROBE_NAME
 
@@ -37,9 +34,6 @@ _TABLES = (
 
 _LEAST_URL_SECONDS = 900.0
 """Enough for the files of an adapter, one after the other; a hosted project gives 7,200."""
-
-# A token that is no run's: the function looks it up and does nothing.
-_NO_CHECK_IN = {"token": "", "external_job_id": "doctor", "execution_id": "00000000-0000-0000-0000-000000000000"}
 
 
 _START = "start one: `lora-worker run`"
@@ -74,6 +68,12 @@ async def examine(services: Services) -> list[Check]:
     return checks
 
 
+def _as_check(subject: str, problem: str) -> Check:
+    """The check of what an error's sentence says: after its colon stands what to do."""
+    finding, _, remedy = problem.partition(": ")
+    return Check(subject, False, finding, remedy)
+
+
 def _spoilt_by(subject: str, error: Exception) -> frozenset[str]:
     """The checks whose answers a fault would spoil: buckets look missing to a wrong key, functions at a wrong host."""
     if subject != "database":
@@ -87,7 +87,7 @@ def _spoilt_by(subject: str, error: Exception) -> frozenset[str]:
 
 
 def _remedy_of(subject: str, error: Exception) -> str:
-    if isinstance(error, SchemaMismatchError):
+    if isinstance(error, SchemaMismatchError) or (isinstance(error, ServiceRefusedError) and error.status == 403):
         # Its sentence says it.
         return ""
     if subject == "database" and not isinstance(error, ServiceRefusedError):
@@ -105,6 +105,9 @@ _REMEDIES = {
 
 async def _check_database(services: Services) -> list[Check]:
     version = await services.queue.check_schema()
+    closed = await closed_functions(services.queue.rest, WORKER_FUNCTIONS)
+    if closed:
+        return [_as_check("database", problem) for problem in closed]
     health = await services.queue.health()
     checks = [Check("database", True, f"functions of version {version}, {health['queued']} queued jobs")]
     checks += examine_workers(health)
@@ -135,28 +138,16 @@ def examine_workers(health: Mapping[str, Any]) -> list[Check]:
 async def _check_rights(services: Services) -> list[Check]:
     """What anyone can do who has read the publishable key in the application's pages."""
     settings = services.settings
-    headers = api_headers(settings.supabase_publishable_key.get_secret_value())
-    rest = f"{settings.supabase_url}/rest/v1"
-    try:
-        answer = await services.http.post(f"{rest}/rpc/check_in_run", headers=headers, json=_NO_CHECK_IN)
-        if not answer.is_success:
-            text = f"the publishable key may not call the trainer's functions (HTTP {answer.status_code})"
-            return [Check("rights", False, text, "check SUPABASE_PUBLISHABLE_KEY; run `lora-worker migrate`")]
-        open_tables = []
-        for table in _TABLES:
-            answer = await services.http.get(f"{rest}/{table}?select=*&limit=1", headers=headers)
-            if answer.is_success and answer.json():
-                open_tables.append(table)
-    except (httpx.HTTPError, ValueError) as error:
-        raise ServiceUnavailableError("Supabase", f"Supabase did not answer: {_why(error)}") from None
+    key = settings.supabase_publishable_key.get_secret_value()
+    rest = Rest(settings.supabase_url, key, http=services.http, caller=ANON)
+    closed = await closed_functions(rest, TRAINER_FUNCTIONS)
+    if closed:
+        return [_as_check("rights", problem) for problem in closed]
+    open_tables = [table for table in _TABLES if await rest.shows_rows(table)]
     if open_tables:
         text = f"the publishable key reads rows of {', '.join(open_tables)}"
         return [Check("rights", False, text, "run `lora-worker migrate`; drop policies that let everybody in")]
     return [Check("rights", True, "the publishable key calls the trainer's functions and reads no row")]
-
-
-def _why(error: httpx.HTTPError | ValueError) -> str:
-    return why_unreachable(error) if isinstance(error, httpx.HTTPError) else "its answer is no JSON"
 
 
 async def _check_storage(services: Services) -> list[Check]:

@@ -11,6 +11,7 @@ WorkerError
 │   ├── LaunchInDoubtError        a launch that may or may not have been accepted
 │   └── SchemaMismatchError       the database's functions are of a version that this worker does not know
 │       └── SchemaMissingError    they are not there (yet)
+│           └── SchemaCacheError  they are there, and REST does not know them yet
 ├── PreflightError        the job can't be trained as it is; permanent, in the user's words
 │   └── DatasetPendingError       its dataset is still uploaded or validated; it waits for that
 ├── ArtifactError         what the trainer published is not what its manifest says
@@ -75,6 +76,10 @@ class SchemaMismatchError(ServiceError):
 
 class SchemaMissingError(SchemaMismatchError):
     """The worker's functions are not in the database; a migration may still bring them."""
+
+
+class SchemaCacheError(SchemaMissingError):
+    """The functions are in the database, and REST has not read the schema since they came."""
 
 
 class PreflightError(WorkerError):

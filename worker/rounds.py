@@ -12,6 +12,7 @@ import structlog
 
 from worker.errors import SchemaMismatchError, SchemaMissingError, ServiceError
 from worker.readiness import Readiness
+from worker.repeats import Repeats, place_of
 from worker.telemetry import FAULTS_SEEN
 
 log = structlog.get_logger(__name__)
@@ -25,9 +26,10 @@ _FAILED = "a round failed; see the log"
 class Rounds:
     """Repeats rounds until `stop` is set; what each came to is told to `readiness`."""
 
-    def __init__(self, stop: asyncio.Event, readiness: Readiness, rng: random.Random) -> None:
+    def __init__(self, stop: asyncio.Event, readiness: Readiness, repeats: Repeats, rng: random.Random) -> None:
         self._stop = stop
         self._readiness = readiness
+        self._repeats = repeats
         self._rng = rng
 
     async def once(self, name: str, round_: Callable[[], Awaitable[None]]) -> None:
@@ -40,16 +42,17 @@ class Rounds:
             self._readiness.begin(name)
         try:
             await round_()
-            self._readiness.end(name)
+            self.well(name)
         except SchemaMissingError as error:
             self.note(name, error)
         except SchemaMismatchError:
             raise
         except ServiceError as error:
             self.note(name, error)
-        except Exception:
-            log.exception("a round failed", round=name)
+        except Exception as error:
             self._readiness.end(name, _FAILED)
+            if self._repeats.is_due(("round", name), place_of(error)):
+                log.exception("a round failed", round=name)
 
     async def repeat(self, name: str, round_: Callable[[], Awaitable[None]], seconds: float) -> None:
         """Do a round, and again every so many seconds, until the stop. Raises as `once` does."""
@@ -76,4 +79,12 @@ class Rounds:
         """Note that a service failed in a round."""
         FAULTS_SEEN.labels(error.service).inc()
         self._readiness.end(name, str(error))
-        log.warning("service fault", service=error.service, problem=str(error))
+        if self._repeats.is_due(("round", name), str(error)):
+            log.warning("service fault", service=error.service, problem=str(error))
+
+    def well(self, name: str) -> None:
+        """Note that a round went well; where it had failed several times, the log says how often."""
+        self._readiness.end(name)
+        times = self._repeats.clear(("round", name))
+        if times > 1:
+            log.info("fault over", round=name, times=times)

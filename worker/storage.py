@@ -15,7 +15,7 @@ from trainer.connections import why_unreachable
 from trainer.storage_answers import Answer, Refusal, read_answer, read_streamed_answer
 from worker.errors import ObjectMissingError, ServiceRefusedError, ServiceUnavailableError
 from worker.object_keys import url_path
-from worker.queue import api_headers
+from worker.rest import api_headers
 
 _SERVICE = "Supabase Storage"
 _COPY_SECONDS = 300.0

@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 
 from trainer.crashpoints import reach
+from worker.functions import Stray
 from worker.launchers.base import LaunchState
 from worker.services import Services
 from worker.sweeping import Sweeper
@@ -42,19 +43,19 @@ class Reconciler:
             await self._services.queue.close_launches(closed)
         await self._sweeper.round()
 
-    def _is_ours(self, stray: dict[str, Any]) -> bool:
+    def _is_ours(self, stray: Stray) -> bool:
         """Whether this worker can look at it: what another launcher made is left alone."""
-        problem = left_alone(stray.get("launcher"), self._services.launcher)
+        problem = left_alone(stray["launcher"], self._services.launcher)
         if problem:
             self._say(stray, problem)
         return problem is None
 
-    def _say(self, stray: dict[str, Any], problem: str) -> None:
+    def _say(self, stray: Stray, problem: str) -> None:
         external_job_id = stray["external_job_id"]
         if self._services.repeats.is_due((external_job_id, "stray"), problem):
             log.warning("a stray launch is left", external_job_id=external_job_id, problem=problem)
 
-    async def _look(self, stray: dict[str, Any]) -> dict[str, Any] | None:
+    async def _look(self, stray: Stray) -> dict[str, Any] | None:
         """What to note of a stray that has ended; None while it has not, or nobody knows."""
         async with self._places:
             if self._stop.is_set():
@@ -66,11 +67,11 @@ class Reconciler:
                 log.exception("work on a stray failed", external_job_id=stray["external_job_id"])
                 return None
 
-    async def _end(self, stray: dict[str, Any]) -> dict[str, Any] | None:
-        external_job_id, noted = stray["external_job_id"], stray.get("endpoint")
-        whereabouts = Whereabouts(self._services.launcher, stray.get("endpoints") or ())
+    async def _end(self, stray: Stray) -> dict[str, Any] | None:
+        external_job_id, noted = stray["external_job_id"], stray["endpoint"]
+        whereabouts = Whereabouts(self._services.launcher, stray["endpoints"])
         reach("worker.stray.before")
-        observation = await whereabouts.observe(external_job_id, noted, age_seconds=stray.get("age_seconds"))
+        observation = await whereabouts.observe(external_job_id, noted, age_seconds=stray["age_seconds"])
         ended = observation.ended or observation.state is LaunchState.MISSING
         if observation.state is LaunchState.UNKNOWN:
             # A launcher that does not answer a look takes no cancel either.

@@ -12,3 +12,4 @@ drop function if exists public.training_json_fault(jsonb, int);
 drop function if exists public.training_decoded(jsonb);
 drop function if exists public.training_assignment(uuid);
 drop function if exists public.worker_schema_version();
+drop function if exists public.worker_schema_1(public.datasets);

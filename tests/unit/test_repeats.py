@@ -29,3 +29,12 @@ def test_what_was_said_is_forgotten_before_it_fills_the_memory() -> None:
     assert len(repeats._said) == 10_000
     assert not repeats.is_due(19_999, "404")
     assert repeats.is_due(0, "404")
+
+
+def test_how_often_it_was_met_is_known_when_it_is_over() -> None:
+    repeats = Repeats(clock := Clock())
+    for text in ("401", "404", "404", "404"):
+        repeats.is_due("run", text)
+    clock.now += AGAIN_SECONDS
+    repeats.is_due("run", "404")
+    assert [repeats.clear("run") for _ in range(2)] == [4, 0]

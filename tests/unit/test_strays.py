@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from tests.scripted import FakeQueue, assignment, make_services
 from worker.daemon import Daemon
 from worker.errors import ServiceUnavailableError
+from worker.functions import Stray
 from worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from worker.strays import Reconciler
+
+
+def stray(external_job_id: str) -> Stray:
+    """A launch as the database names it; where it was made was not noted."""
+    return {
+        "run_id": str(uuid4()), "launcher": None, "endpoint": None, "external_job_id": external_job_id,
+        "endpoints": [], "age_seconds": 60,
+    }  # fmt: skip
 
 
 class StrayQueue(FakeQueue):
@@ -22,9 +32,9 @@ class StrayQueue(FakeQueue):
         self.strays = list(external_job_ids)
         self.closed: list[dict[str, Any]] = []
 
-    async def stray_launches(self, max_launches: int) -> list[dict[str, Any]]:
+    async def stray_launches(self, max_launches: int) -> list[Stray]:
         self.calls.append("stray_launches")
-        return [{"external_job_id": name} for name in self.strays]
+        return [stray(name) for name in self.strays]
 
     async def close_launches(self, reports: list[dict[str, Any]]) -> int:
         self.closed += reports

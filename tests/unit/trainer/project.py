@@ -23,6 +23,8 @@ class FakeProject:
     def __init__(self, router: respx.MockRouter) -> None:
         self.check_ins: list[dict[str, Any]] = []
         self.refusal: str | None = None
+        self.check_in_answers: list[httpx.Response] = []
+        """What the next check-ins are answered, before they are as `refusal` says."""
         self.grants_after = 0
         self.upload_statuses: dict[str, list[int | httpx.Response]] = {}
         """What an upload is answered before it is taken: a status, or Storage's own words."""
@@ -42,6 +44,8 @@ class FakeProject:
 
     def _check_in(self, request: httpx.Request) -> httpx.Response:
         self.check_ins.append(json.loads(request.content))
+        if self.check_in_answers:
+            return self.check_in_answers.pop(0)
         reason = self.refusal or "ok"
         return httpx.Response(200, json={"may_train": self.refusal is None, "reason": reason})
 

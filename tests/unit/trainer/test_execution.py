@@ -6,6 +6,7 @@ import signal
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 import respx
 
@@ -153,6 +154,28 @@ async def test_losing_the_fence_while_training_kills_the_child_at_once(
     result = await task
     assert result.status == status
     assert not is_running(child_note(tmp_path)["pid"])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, html="<html>Just a moment</html>"),
+        httpx.Response(200, json={"may_train": False, "reason": "paused"}),
+        httpx.Response(503, json={"code": "PGRST002", "message": "no schema cache"}),
+    ],
+    ids=lambda answer: answer.text[:30],
+)
+async def test_a_heartbeat_without_an_answer_of_the_function_ends_no_training(project, settings, monkeypatch, answer):
+    monkeypatch.setenv("FAKE_CHILD", "wait")
+    run = Run(settings)
+    task = run.start()
+    await run.until_file("ready")
+    project.refusal = "superseded"
+    project.check_in_answers = [answer] * 3
+    result = await task
+    # The fourth was a verdict; the three before were none.
+    assert project.check_in_answers == []
+    assert result.status == "superseded"
 
 
 async def test_a_job_stop_lets_the_child_save_and_then_ends_the_handler(project, settings, monkeypatch, tmp_path):

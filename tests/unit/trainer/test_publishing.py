@@ -179,8 +179,8 @@ async def test_a_transient_fault_of_the_channel_is_retried_and_a_refusal_is_not(
     async with client() as channel:
         await channel.check_in()
         assert route.call_count == 3
-        route.side_effect = [httpx.Response(404)]
-        with pytest.raises(ChannelUnreachableError, match="404"):
+        route.side_effect = [httpx.Response(401, json={"message": "Invalid API key"})]
+        with pytest.raises(ChannelUnreachableError, match="401"):
             await channel.check_in()
     assert route.call_count == 4
 

@@ -1,0 +1,51 @@
+"""REST's copy of the schema may be old: the worker says so, and not that a migration is missing."""
+
+from __future__ import annotations
+
+import httpx
+import psycopg
+import pytest
+from pydantic import TypeAdapter
+
+from sandbox.postgres import Postgres
+from sandbox.supabase import LocalSupabase
+from worker.errors import SchemaCacheError, SchemaMissingError
+from worker.functions import WORKER_SCHEMA_VERSION, Function
+from worker.migrations import migrate
+from worker.rest import Rest
+
+_ASK = b"select d.worker_schema_1 from public.datasets d limit 0"
+_LATER = Function("came_later", TypeAdapter(int), {})
+
+
+def test_the_marker_is_a_column_of_datasets_once_the_database_is_migrated(postgres: Postgres) -> None:
+    bare = postgres.create_template(migrated=False)
+    with postgres.clone(bare) as url, psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(b"create table public.datasets (id uuid primary key)")
+        with pytest.raises(psycopg.errors.UndefinedColumn):
+            connection.execute(_ASK)
+        connection.execute(b"drop table public.datasets")
+        migrate(url)
+        connection.execute(b"set role service_role")
+        assert connection.execute(_ASK).fetchall() == []
+        connection.execute(b"set role authenticated")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(_ASK)
+
+
+async def test_a_function_that_came_after_rest_read_the_schema_is_named_as_such(local_supabase: LocalSupabase) -> None:
+    async with httpx.AsyncClient() as http:
+        rest = Rest(local_supabase.url, local_supabase.secret_key, http=http)
+        # It reads the schema at its first request.
+        await rest.call(WORKER_SCHEMA_VERSION, {})
+        with psycopg.connect(local_supabase.database_url, autocommit=True) as connection, connection.cursor() as cursor:
+            cursor.execute("create function public.came_later() returns int language sql as $$ select 1 $$")
+            cursor.execute("grant execute on function public.came_later() to service_role")
+            with pytest.raises(SchemaCacheError, match="does not know came_later yet"):
+                await rest.call(_LATER, {})
+            cursor.execute("drop function public.worker_schema_1")
+            with pytest.raises(SchemaMissingError, match="lora-worker migrate") as caught:
+                await rest.call(_LATER, {})
+            assert not isinstance(caught.value, SchemaCacheError)
+            local_supabase.restart_rest()
+            assert await rest.call(_LATER, {}) == 1

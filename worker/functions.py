@@ -1,0 +1,183 @@
+"""The database's functions that the worker calls: what each answers, and how to ask for nothing.
+
+A new function stands here with the type of its answer, since whatever does not have it (a gateway's page, or the
+answer of some other release) is no answer; and with arguments that ask for nothing, since `lora-worker doctor` and
+`migrate` try each. They do so by GET, which PostgREST carries out in a read-only transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+from uuid import UUID
+
+from pydantic import ConfigDict, TypeAdapter, with_config
+from typing_extensions import NotRequired, TypedDict
+
+T = TypeVar("T")
+
+Row = dict[str, Any]
+
+_NOBODY = str(UUID(int=0))
+_LEASE = {"run_id": _NOBODY, "lease_token": _NOBODY}
+_CLAIM = {"dataset_id": _NOBODY, "lease_token": _NOBODY}
+
+
+@dataclass(frozen=True, slots=True)
+class Function(Generic[T]):
+    """A function of the schema `public`. `probe` holds its arguments, as a query, for a call that asks for nothing."""
+
+    name: str
+    answer: TypeAdapter[T]
+    probe: Mapping[str, str]
+
+
+class MayLaunch(TypedDict):
+    """Answer of `begin_launch`."""
+
+    may_launch: bool
+    reason: str | None
+
+
+class Applied(TypedDict):
+    """What became of one run's report."""
+
+    run_id: UUID
+    applied: bool
+    refused: NotRequired[str | None]
+    """The SQLSTATE by which the database refused the report's values."""
+
+
+class Stray(TypedDict):
+    """A launch that no live run owns."""
+
+    run_id: str
+    launcher: str | None
+    endpoint: str | None
+    """Where it was made, if that was noted."""
+    external_job_id: str
+    endpoints: list[str]
+    """All at which its run was launched."""
+    age_seconds: float | None
+
+
+# A newer release may say more, which `status --json` shows.
+_open = with_config(ConfigDict(extra="allow"))
+
+
+@_open
+class LiveRun(TypedDict):
+    """A live run, as `queue_health` shows it."""
+
+    run_id: str
+    attempt: int
+    status: str
+    stage: str | None
+    progress: float | None
+    current_step: int | None
+    total_steps: int | None
+    current_cost: float | None
+    worker: str | None
+    lease_seconds_left: float
+    seen_seconds_ago: float | None
+
+
+@_open
+class WaitingJob(TypedDict):
+    """A queued job, as `queue_health` shows it."""
+
+    job_id: str
+    wait_seconds: float
+    retry_count: int | None
+    waits_for: str
+
+
+@_open
+class LivingWorker(TypedDict):
+    """A worker that was seen a short time ago, as `queue_health` shows it."""
+
+    name: str
+    version: str | None
+    running_seconds: float
+    seen_seconds_ago: float
+    slots: int
+    held: int
+    problem: str | None
+
+
+@_open
+class QueueHealth(TypedDict):
+    """Answer of `queue_health`."""
+
+    queued: int
+    oldest_wait_seconds: float | None
+    live_runs: int
+    expired_leases: int
+    stray_launches: int
+    no_worker: str | None
+    """Why no job can start, where no worker was seen for a while."""
+    workers: list[LivingWorker]
+    runs: list[LiveRun]
+    waiting: list[WaitingJob]
+
+
+WORKER_FUNCTIONS: list[Function[Any]] = []
+"""All that the worker calls with the service's key."""
+
+
+def _function(name: str, answer: TypeAdapter[T], probe: Mapping[str, str] | None = None) -> Function[T]:
+    made = Function(name, answer, probe or {})
+    WORKER_FUNCTIONS.append(made)
+    return made
+
+
+WORKER_SCHEMA_VERSION = _function("worker_schema_version", TypeAdapter(int))
+PUBLISH_TRAINING_TERMS = _function(
+    "publish_training_terms", TypeAdapter(bool), {"document": "null", "worker": "doctor"}
+)
+ESTIMATE_TRAINING_JOB = _function("estimate_training_job", TypeAdapter(Row | None), {"job_id": _NOBODY})
+CLAIM_TRAINING_JOBS = _function(
+    "claim_training_jobs",
+    TypeAdapter(list[Row]),
+    {"worker": "doctor", "max_jobs": "0", "lease_seconds": "60", "max_per_user": "0"},
+)
+ADOPT_TRAINING_RUNS = _function(
+    "adopt_training_runs", TypeAdapter(list[Row]), {"worker": "doctor", "max_runs": "0", "lease_seconds": "60"}
+)
+RENEW_TRAINING_RUNS = _function("renew_training_runs", TypeAdapter(list[Row]), {"leases": "[]", "lease_seconds": "60"})
+RELEASE_TRAINING_RUNS = _function("release_training_runs", TypeAdapter(int), {"worker": ""})
+BEGIN_HANDLING = _function("begin_handling", TypeAdapter(int | None), _LEASE)
+BEGIN_LAUNCH = _function(
+    "begin_launch",
+    TypeAdapter(MayLaunch),
+    {**_LEASE, "launcher": "", "token_sha256": "", "enrichment": "{}", "endpoint": "", "launched_with": "{}"},
+)
+RECORD_LAUNCH = _function(
+    "record_launch", TypeAdapter(bool), {**_LEASE, "launcher": "", "external_job_id": "doctor", "endpoint": ""}
+)
+GRANT_UPLOAD = _function("grant_upload", TypeAdapter(bool), {**_LEASE, "upload_request": "[]", "sealed_urls": ""})
+RECORD_PROGRESS = _function("record_progress", TypeAdapter(list[Applied]), {"reports": "[]"})
+SETTLE_RUN = _function(
+    "settle_run",
+    TypeAdapter(Literal["completed", "failed", "cancelled", "queued"] | None),
+    {**_LEASE, "outcome": "{}"},
+)
+CLAIM_DATASET = _function("claim_dataset", TypeAdapter(Row | None), {"worker": "doctor", "lease_seconds": "0"})
+RENEW_DATASET_CLAIM = _function("renew_dataset_claim", TypeAdapter(bool), {**_CLAIM, "lease_seconds": "60"})
+PUT_OFF_DATASET = _function("put_off_dataset", TypeAdapter(bool), {**_CLAIM, "seconds": "0"})
+SETTLE_DATASET = _function("settle_dataset", TypeAdapter(bool), {**_CLAIM, "outcome": "{}"})
+STRAY_LAUNCHES = _function("stray_launches", TypeAdapter(list[Stray]), {"max_launches": "0"})
+CLOSE_LAUNCHES = _function("close_launches", TypeAdapter(int), {"reports": "[]"})
+ABANDONED_UPLOADS = _function("abandoned_uploads", TypeAdapter(list[str]), {"bucket": "", "max_objects": "0"})
+REPORT_WORKER = _function("report_worker", TypeAdapter(bool), {"worker": "doctor", "report": "{}"})
+QUEUE_HEALTH = _function("queue_health", TypeAdapter(QueueHealth))
+
+TRAINER_FUNCTIONS = (
+    Function("check_in_run", TypeAdapter(Row), {"token": "", "external_job_id": "doctor", "execution_id": _NOBODY}),
+    Function(
+        "request_upload", TypeAdapter(Row), {"token": "", "execution_id": _NOBODY, "files": "[]", "renew": "false"}
+    ),
+    Function("upload_grant", TypeAdapter(Row), {"token": "", "execution_id": _NOBODY}),
+)
+"""What the trainer calls with the publishable key and its run's token."""
