@@ -9,7 +9,8 @@ from typing import Any
 
 from trainer.protocol import MANIFEST_NAME, Manifest, Point, Summary
 from trainer.words import shorten
-from worker.jobs import Assignment, Dataset
+from worker.job_keys import unread_keys
+from worker.jobs import Assignment, Dataset, Job
 from worker.outcome import QualityReport
 from worker.places import Places
 
@@ -64,7 +65,7 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             "dataset_sha256": summary.dataset_sha256,
             "training_examples": summary.training_examples,
             "trainable_parameters": summary.trainable_parameters,
-            "notes": told_notes(summary),
+            "notes": told_notes(summary, job),
         },
         "configuration": {
             "preset_id": job.preset_id,
@@ -78,9 +79,9 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
     }
 
 
-def told_notes(summary: Summary) -> list[str]:
+def told_notes(summary: Summary, job: Job) -> list[str]:
     """The trainer's sentences for the user, as many and as long as a row and a page bear."""
-    return [shorten(note, _NOTE_LENGTH) for note in summary.notes[:_NOTES_KEPT]]
+    return [shorten(note, _NOTE_LENGTH) for note in [*unread_keys(job), *summary.notes][:_NOTES_KEPT]]
 
 
 def curve_of(manifest: Manifest, progress_points: list[Point]) -> list[Point]:

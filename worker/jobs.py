@@ -15,6 +15,7 @@ from trainer.hyperparameters import (
     hyperparameters_with_both_shapes,
 )
 from worker.errors import PreflightError
+from worker.job_keys import misspelt_key
 
 _ROW = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
@@ -224,6 +225,12 @@ def _explain(column: str, error: ValidationError) -> str:
     return f"{column}: {key} is {shown}, but {text[0].lower()}{text[1:]}. Change it and start the job again."
 
 
+def _refuse_misspelt(column: str, value: dict[str, Any]) -> None:
+    wrong = misspelt_key(column, value)
+    if wrong:
+        raise PreflightError(f"{column}_invalid", wrong)
+
+
 def parse_hyperparameters(job: Job, *, default_base_model: str) -> Hyperparameters:
     """The job's hyperparameters in one shape, with a base model.
 
@@ -234,6 +241,7 @@ def parse_hyperparameters(job: Job, *, default_base_model: str) -> Hyperparamete
         raise PreflightError(
             "hyperparameters_invalid", "The job's hyperparameters are not an object; start the job again."
         )
+    _refuse_misspelt("hyperparameters", job.hyperparameters)
     try:
         parsed = Hyperparameters.model_validate(
             {key: value for key, value in job.hyperparameters.items() if value is not None}
@@ -251,6 +259,7 @@ def parse_gpu_config(job: Job) -> GpuConfig:
     """
     if not isinstance(job.gpu_config, dict):
         raise PreflightError("gpu_config_invalid", "The job's gpu_config is not an object; start the job again.")
+    _refuse_misspelt("gpu_config", job.gpu_config)
     try:
         return GpuConfig.model_validate({key: value for key, value in job.gpu_config.items() if value is not None})
     except ValidationError as error:

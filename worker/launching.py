@@ -26,6 +26,7 @@ from worker.errors import (
     ServiceRefusedError,
     ServiceUnavailableError,
 )
+from worker.job_keys import unread_keys
 from worker.jobs import enrichment_of
 from worker.keys import public_fault, read_key
 from worker.launchers.base import Policy
@@ -93,7 +94,7 @@ async def _check(holding: Holding) -> preflight.Plan | None:
         await holding.finish(Ending(WORKER_KILLED))
         return None
     try:
-        return await preflight.check(holding.assignment, holding.services)
+        plan = await preflight.check(holding.assignment, holding.services)
     except DatasetPendingError as error:
         # A claim passes such jobs over; this dataset was validated anew, or is known by its file alone.
         await holding.finish(Ending(Failure(error.code, Fault.INFRASTRUCTURE, str(error))))
@@ -101,6 +102,11 @@ async def _check(holding: Holding) -> preflight.Plan | None:
     except PreflightError as error:
         await holding.finish(Ending(Failure(error.code, Fault.PERMANENT, str(error))))
         return None
+    run, job = holding.assignment.run, holding.assignment.job
+    notes = unread_keys(job) if job else []
+    if notes:
+        log.warning("a job has keys that nothing reads", run_id=str(run.id), job_id=str(run.job_id), notes=notes)
+    return plan
 
 
 async def _make_request(holding: Holding, plan: preflight.Plan) -> Request:

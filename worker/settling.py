@@ -226,7 +226,7 @@ def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
         "artifact": {**artifact, "archive": archive and f"{services.settings.artifacts_bucket}/{archive}"},
         "notices": [
             holding.started_notice(),
-            notices.job_completed(job.id, name, holding.cost(gpu_seconds, fee=fee), told_notes(summary)),
+            notices.job_completed(job.id, name, holding.cost(gpu_seconds, fee=fee), told_notes(summary, job)),
             notices.artifact_ready(job.id, run.id, artifact["name"]),
         ],
     }

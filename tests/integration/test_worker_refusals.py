@@ -49,6 +49,7 @@ CASES = {
     "no usable pair": case("Line 1", dataset={"content": _ONLY_ASKED}),
     "epochs 0": case("epochs", "0", "greater than or equal to 1", epochs=0),
     "batch size 0": case("batch_size", "0", batch_size=0),
+    "lr instead of learning_rate": case("'lr'", "'learning_rate' may be meant", lr=1e-5),
     "rank 3": case("rank", "3", "4", rank=3),
     "learning rate 5": case("learning_rate", "5", learning_rate=5),
     "base model unknown": case("nobody/nothing", BASE_MODEL, base_model="nobody/nothing"),

@@ -9,7 +9,7 @@ import pytest
 
 from trainer.protocol import FinalMetrics, Summary
 from worker.artifacts import artifact_name, told_notes
-from worker.jobs import Dataset, Run
+from worker.jobs import Dataset, Job, Run
 from worker.notices import job_completed
 from worker.places import Places
 from worker.reports import final_columns
@@ -64,10 +64,18 @@ def test_a_models_name_fits_its_column_and_ends_with_an_iso_date_fault_41(length
 
 def test_notes_of_a_training_fit_its_row_and_its_notice() -> None:
     notes = ["Left out: 3 examples with weight 0, train false or loss false.", "word " * 1000, *["more"] * 1000]
-    told = told_notes(Summary(notes=notes))
+    job = Job(id=uuid4(), user_id=uuid4(), hyperparameters={"epochs": 1}, gpu_config={})
+    told = told_notes(Summary(notes=notes), job)
     assert told[0] == notes[0]
     assert (len(told), max(map(len, told))) == (30, 596)
     assert told[1].endswith("word …")
     message = job_completed(uuid4(), "Calm money", 1.5, told)["message"]
     assert message.startswith(f"Training on “Calm money” is complete. It cost $1.50. {notes[0]} word")
     assert len(message) <= 600
+
+
+def test_a_key_that_nothing_read_is_a_note_of_the_model() -> None:
+    job = Job(id=uuid4(), user_id=uuid4(), hyperparameters={"optimizer": "lion"}, gpu_config={})
+    assert told_notes(Summary(notes=["More."]), job) == [
+        "hyperparameters: 'optimizer' changed nothing; this service knows no such key.", "More.",
+    ]  # fmt: skip
