@@ -777,6 +777,27 @@ LINES = [
         1,
         unused="messages[].reasoning_content (1 ×)",
     ),
+    Case(
+        "a v3 pair that asks not to be learned",
+        lines(
+            {"training_pairs": [{**v3_pair(1), "train": False}, v3_pair(2)]},
+            {"training_pairs": [{**v3_pair(1), "weight": 0}]},
+        ),
+        1,
+        unwanted=1,
+    ),
+    Case(
+        "parts of a system prompt with keys of their own",
+        lines(
+            {
+                "system": [{"type": "text", "text": "s", "cache_control": {"type": "x"}}],
+                "prompt": "x",
+                "completion": "y",
+            }
+        ),
+        1,
+        unused="system[].cache_control (1 ×)",
+    ),
     Case("a row with a _meta of its own", lines({**chat(), "_meta": {"source": "x"}}), 1, unused="_meta (1 ×)"),
     one(
         "a header with more than a header",

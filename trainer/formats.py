@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 from trainer.examples import ASSISTANT, USER, BadValueError, Draft, Turn, is_blank, kind
-from trainer.turns import Spelling, Value, as_object, read_text, read_turns
+from trainer.turns import Spelling, Value, as_object, is_wanted, read_text, read_turns
 
 Format = Literal[
     "brightrun",
@@ -203,9 +203,9 @@ def _read_brightrun_v3(value: Value) -> Draft | None:
     turns: list[Turn] = []
     for index, pair in enumerate(value["training_pairs"]):
         turns += _read_v3_pair(pair, f"training_pairs[{index}]")
-    if not any(turn.learned for turn in turns):
+    if not any(turn.role == ASSISTANT for turn in turns):
         return None
-    return Draft(_system(value), turns, conversation_identity(value))
+    return _conversation(value, turns, conversation_identity(value))
 
 
 def _read_v3_pair(pair: Any, place: str) -> Iterator[Turn]:
@@ -221,7 +221,7 @@ def _read_v3_pair(pair: Any, place: str) -> Iterator[Turn]:
     # An unanswered turn stays as context: the next user turn is joined to it.
     if answer is not None:
         key = f"{place}.synthesized_output.response_to_user"
-        yield Turn(key, ASSISTANT, read_text(answer, key), learned=True)
+        yield Turn(key, ASSISTANT, read_text(answer, key), learned=is_wanted(pair, place))
 
 
 READERS: dict[Format, Callable[[Value], Draft | None]] = {

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from trainer.examples import ASSISTANT, ROLES
-from trainer.formats import ADDITIONS, ANSWERS, QUESTIONS, SYSTEM_KEYS, Format, speakable
+from trainer.formats import ADDITIONS, ANSWERS, QUESTIONS, SYSTEM_KEYS, Format, is_turn, speakable
 from trainer.turns import FLAGS, TOOL_LISTS, Value, as_object, is_empty
 from trainer.words import counted
 
@@ -42,9 +42,19 @@ TURN_KEYS: dict[Format, frozenset[str]] = {
     "sharegpt": _ANY_TURN | {"from", "value"},
     "gemini": _ANY_TURN - {"content"} | {"parts"},
 }
+_CONTENTS = frozenset({*SYSTEM_KEYS, *QUESTIONS, *ANSWERS, *ADDITIONS, "current_user_input", "target_response"})
+"""Keys of a row that may hold a content list."""
 _PART_KEYS = frozenset({"type", "text"})
 V3_PAIR_KEYS = frozenset(
-    {"turn_number", "turn_id", "user_input", "internal_deliberation", "synthesized_output", "training_metadata"}
+    {
+        "turn_number",
+        "turn_id",
+        "user_input",
+        "internal_deliberation",
+        "synthesized_output",
+        "training_metadata",
+        *FLAGS,
+    }
 )
 _V3_PAIR_PREFIX = "purpose_state_"
 OUTER_KEYS = frozenset({"training_file_metadata", "dataset_metadata", "consultant_profile", "conversation_metadata"})
@@ -69,9 +79,14 @@ class UnusedKeys:
         """Count those of one row that was read."""
         if not value.keys() <= ROW_KEYS[form]:
             self.count(value, ROW_KEYS[form], line)
-        for name in _TURN_LISTS.get(form, ()):
-            if isinstance(items := value.get(name), list):
+        turn_lists = _TURN_LISTS.get(form, ())
+        for name, items in value.items():
+            if not isinstance(items, list):
+                continue
+            if name in turn_lists and items and is_turn(items[0]):
                 self.look_at_turns(items, name, line, TURN_KEYS.get(form, _ANY_TURN))
+            elif name in _CONTENTS:
+                self._look_at_parts(items, name, line)
         if form == "brightrun_v3":
             for pair in value["training_pairs"]:
                 known = V3_PAIR_KEYS | {key for key in pair if key.startswith(_V3_PAIR_PREFIX)}
@@ -86,8 +101,11 @@ class UnusedKeys:
                 self._add(_flags_without_effect(item, name), line)
             for key in ("content", "parts"):
                 if isinstance(parts := item.get(key), list):
-                    for part in parts:
-                        self.count(as_object(part), _PART_KEYS, line, f"{name}[].{key}[].")
+                    self._look_at_parts(parts, f"{name}[].{key}", line)
+
+    def _look_at_parts(self, parts: list[Any], name: str, line: int) -> None:
+        for part in parts:
+            self.count(as_object(part), _PART_KEYS, line, f"{name}[].")
 
     def count(self, value: Value, known: frozenset[str], line: int, prefix: str = "") -> None:
         """Count the keys of an object that are not known."""

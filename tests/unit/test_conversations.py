@@ -214,6 +214,50 @@ def test_no_key_with_a_value_is_passed_over_in_silence(key: str, value: object, 
     assert result.bad or result.unwanted or is_named or says_learn or is_not_learned_anyway
 
 
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", 'b"', "c:"]), st.sampled_from(["1", '"\\":"', '{"a" : 1}'])), max_size=4),
+    st.sampled_from([":", " :", "\t:", " \t : "]),
+    st.sampled_from([":", " : "]),
+)
+def test_a_key_twice_is_found_however_it_is_spaced(
+    members: list[tuple[str, str]], first_colon: str, other_colon: str
+) -> None:
+    colons = [first_colon, *[other_colon] * 3]
+    texts = [f"{json.dumps(key)}{colon}{value}" for (key, value), colon in zip(members, colons, strict=False)]
+    content = lines(json.dumps(chat())[:-1] + ', "extra": {' + ", ".join(texts) + "}}")
+    found, _ = read_all(content + lines(chat()))
+    is_doubled = len({key for key, _ in members}) < len(members)
+    errors = [item for item in found if isinstance(item, LineError)]
+    assert bool(errors) == is_doubled
+    assert all(error.error.endswith("twice") for error in errors)
+
+
+def test_a_v3_answer_that_asks_not_to_be_learned_is_context() -> None:
+    pairs = [{**v3_pair(1), "train": False}, v3_pair(2)]
+    assert read(lines({"training_pairs": pairs}))[0].trained == (3,)
+
+
+@pytest.mark.parametrize(
+    "flag", [{"train": False}, {"loss": False}, {"weight": "0"}, {"weight": 0.0}, {"train": "False"}]
+)
+def test_an_answer_that_asks_not_to_be_learned_is_context(flag: dict[str, object]) -> None:
+    bad, good = {**turn("assistant", "bad"), **flag}, {**turn("assistant", "good"), "weight": 1, "train": True}
+    messages = [turn("user", "a"), bad, turn("user", "b"), good]
+    assert read(lines({"messages": messages}))[0].trained == (3,)
+    spelt = [{"from": item.pop("role"), "value": item.pop("content"), **item} for item in messages]
+    assert read(
+        lines(
+            {"conversations": [{**item, "from": {"user": "human", "assistant": "gpt"}[item["from"]]} for item in spelt]}
+        )
+    )[0].trained == (3,)
+
+
+def test_system_prompts_are_joined_in_their_order() -> None:
+    row = {"system": "s", "system_prompt": "p", "messages": [turn("system", "t"), *chat("a", "b")["messages"]]}
+    assert contents(read(lines(row))[0]) == ["p\n\ns\n\nt", "a", "b"]
+
+
 # Merging
 
 

@@ -90,8 +90,13 @@ def test_200_mb_are_surveyed_in_300_mb(
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     "line",
-    ["[" + "[]," * 1_390_000 + "[]]", '{"messages": "' + "a" * 4_100_000 + '\U0001f600"}', "x" * 100_000_000],
-    ids=["empty-lists", "wide-characters", "endless-line"],
+    [
+        "[" + "[]," * 1_390_000 + "[]]",
+        "{" + ",".join(f'"k{number}":1' for number in range(350_000)) + "}",
+        '{"messages": "' + "a" * 4_100_000 + '\U0001f600"}',
+        "x" * 100_000_000,
+    ],
+    ids=["empty-lists", "many-keys", "wide-characters", "endless-line"],
 )
 def test_a_hostile_line_does_not_eat_the_memory(tmp_path: Path, line: str) -> None:
     path = tmp_path / "dataset"

@@ -214,7 +214,7 @@ def test_held_out_conversations_are_not_trained_on(dataset):
     assert (prepared.answers, prepared.validation_answers) == (8 * TURNS, 2 * TURNS)
 
 
-def test_conversations_whose_ids_name_their_kind_are_trained_on_but_for_the_share(dataset):
+def test_conversations_whose_ids_name_a_kind_are_held_out_by_the_share(dataset):
     chat, _ = chat_for("chatml")
     lines = [
         {**pair, "system_prompt": f"You advise client {n}.", "conversation_id": "alpha" if n % 2 else "beta"}
