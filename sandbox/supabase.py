@@ -129,16 +129,19 @@ class LocalSupabase(Project):
     """A project that we run. Make one with `LocalSupabase.start`; it is a context manager that stops it."""
 
     postgres: Postgres
+    jwt_secret: str = field(repr=False)
+    """What the project signs its tokens and URLs with."""
     _rest: _Rest = field(repr=False)
     _stack: ExitStack = field(repr=False)
 
     @classmethod
-    def start(cls, root: Path) -> Self:
+    def start(cls, root: Path, **rules: int) -> Self:
         """Start PostgreSQL, migrate, and serve a new project with its buckets.
 
         Args:
             root: the sandbox's folder. `root/cache` keeps the npm packages between starts; the project's
                 files (objects, logs) lie in a folder beside it that `stop` removes.
+            rules: `upload_url_seconds` and `file_size_limit`, where they are to be others than a hosted project's.
 
         Raises:
             SandboxError: something is missing or did not start; the text says what to do.
@@ -154,6 +157,7 @@ class LocalSupabase(Project):
                 jwt_secret=secrets.token_hex(32),
                 publishable_key=f"sb_publishable_{secrets.token_hex(16)}",
                 secret_key=f"sb_secret_{secrets.token_hex(16)}",
+                **rules,
             )
             proxy = _start_proxy(keys, folder)
             stack.callback(proxy.stop)
@@ -175,6 +179,7 @@ class LocalSupabase(Project):
                 anon_jwt=_legacy_key("anon", keys.jwt_secret),
                 service_role_jwt=_legacy_key("service_role", keys.jwt_secret),
                 postgres=postgres,
+                jwt_secret=keys.jwt_secret,
                 _rest=rest,
                 _stack=stack.pop_all(),
             )

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sandbox.proxy import rest, storage
+from sandbox.proxy import rest, resumable, storage, storage_lists, storage_ranges, storage_rules
 from sandbox.proxy.answer import Answer
 from sandbox.proxy.keys import swap_keys
 from sandbox.proxy.settings import ProxySettings
@@ -36,7 +36,10 @@ class Proxy:
         )
 
     async def handle(self, request: Request) -> Response:
-        """Pass one request on and its answer back."""
+        """Pass one request on and its answer back, unless Storage would refuse it."""
+        refused = await self._refuse(request)
+        if refused is not None:
+            return refused
         try:
             answer = await self._client.send(await self._outgoing(request), stream=True)
         except httpx.TransportError as error:
@@ -45,6 +48,23 @@ class Proxy:
         except ClientDisconnect:
             return Response(status_code=400)
         return await self._incoming(request, answer)
+
+    async def _refuse(self, request: Request) -> Response | None:
+        """What Storage answers without the server behind; None where that one is asked."""
+        length = request.headers.get("content-length", "")
+        call = storage_rules.Call(
+            request.method, _raw_path(request), request.query_params, int(length) if length.isdecimal() else None
+        )
+        refused = storage_rules.refusal(call, self._settings)
+        if refused is None and storage.names_a_target(request.method, request.url.path):
+            refused = storage_rules.refuse_names(await request.body())
+        if refused is not None:
+            return Response(refused.body, refused.status, media_type="application/json")
+        if request.url.path.startswith(resumable.PATH):
+            headers = MutableHeaders(raw=list(request.headers.raw))
+            swap_keys(headers, self._settings)
+            return await resumable.answer_resumable(request.method, headers, self._client, self._settings)
+        return None
 
     async def close(self) -> None:
         """Close the connections to the server behind."""
@@ -61,9 +81,14 @@ class Proxy:
         if storage.asks_for_signing(request.method, request.url.path):
             content = storage.sign_request(await request.body())
             headers["content-length"] = str(len(content))
+        elif storage_lists.asks_for_list(request.method, request.url.path):
+            content = storage_lists.list_request(await request.body())
+            headers["content-length"] = str(len(content))
+        elif storage.names_a_target(request.method, request.url.path):
+            content = await request.body()
         elif "content-length" in request.headers or "transfer-encoding" in request.headers:
             content = request.stream()
-        target = request.scope["raw_path"].decode("ascii")
+        target = _raw_path(request)
         if request.url.query:
             target += f"?{request.url.query}"
         return self._client.build_request(request.method, target, headers=headers.raw, content=content)
@@ -71,22 +96,49 @@ class Proxy:
     async def _incoming(self, request: Request, answer: httpx.Response) -> Response:
         headers = [(key.lower(), value) for key, value in answer.headers.raw if key.lower().decode() not in _HOP_BY_HOP]
         is_json = answer.headers.get("content-type", "").startswith("application/json")
+        is_object = storage.carries_object(request.method, request.url.path) and answer.status_code < 400
         response: Response
-        if is_json and not storage.carries_object(request.method, request.url.path) and request.method != "HEAD":
+        if is_json and not is_object and request.method != "HEAD":
             try:
                 found = Answer(answer.status_code, await answer.aread())
             except httpx.TransportError:
                 return JSONResponse({"code": "502", "message": "The local Supabase broke off"}, status_code=502)
             finally:
                 await answer.aclose()
-            status, body = rest.rewrite_answer(storage.rewrite_answer(request.method, request.url.path, found))
+            found = storage.rewrite_answer(request.method, request.url.path, found, self._settings)
+            if storage_lists.asks_for_list(request.method, request.url.path):
+                found = storage_lists.list_answer(await request.body(), found)
+            status, body = rest.rewrite_answer(found)
             response = Response(body, status)
             headers = [(key, value) for key, value in headers if key != b"content-length"]
             response.raw_headers = [*headers, (b"content-length", str(len(body)).encode())]
+        elif is_object and "range" in request.headers and request.method == "GET":
+            response = await _part(request.headers["range"], answer, headers)
         else:
             response = StreamingResponse(_stream(answer), answer.status_code)
             response.raw_headers = headers
         return response
+
+
+def _raw_path(request: Request) -> str:
+    return str(request.scope["raw_path"].decode("ascii"))
+
+
+async def _part(wanted: str, answer: httpx.Response, headers: list[tuple[bytes, bytes]]) -> Response:
+    part = storage_ranges.parse_range(wanted, int(answer.headers["content-length"]))
+    if part is None:
+        await answer.aclose()
+        refused = storage_rules.refuse(
+            416, "InvalidRange", "invalid range provided", error="invalid_range", http_status=416
+        )
+        return Response(refused.body, refused.status, media_type="application/json")
+    response = StreamingResponse(storage_ranges.cut(_stream(answer), part), 206)
+    response.raw_headers = [
+        *[(key, value) for key, value in headers if key != b"content-length"],
+        (b"content-length", str(part.last - part.first + 1).encode()),
+        (b"content-range", f"bytes {part.first}-{part.last}/{part.total}".encode()),
+    ]
+    return response
 
 
 async def _stream(answer: httpx.Response) -> AsyncIterator[bytes]:

@@ -19,6 +19,10 @@ class ProxySettings:
     jwt_secret: str
     publishable_key: str
     secret_key: str
+    upload_url_seconds: int = 7200
+    """How long upload URLs live: two hours on a hosted project, 60 seconds on a self-hosted one."""
+    file_size_limit: int = 5 * 1024**3
+    """The project's own limit in bytes, which acts beside each bucket's."""
 
     def to_environment(self) -> dict[str, str]:
         """The variable from which `python -m sandbox.proxy` reads these settings."""

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import jwt
+
 from sandbox.proxy.answer import Answer
+from sandbox.proxy.settings import ProxySettings
+from sandbox.proxy.storage_rules import spell_refusal
 
 ROOT = "/storage/v1/"
 
@@ -24,12 +28,19 @@ def asks_for_signing(method: str, path: str) -> bool:
     return method == "POST" and path.startswith(_SIGN)
 
 
-def rewrite_answer(method: str, path: str, answer: Answer) -> Answer:
+def names_a_target(method: str, path: str) -> bool:
+    """Whether the request is one for a copy or a move, whose body names where to."""
+    return method == "POST" and path in {f"{ROOT}object/copy", f"{ROOT}object/move"}
+
+
+def rewrite_answer(method: str, path: str, answer: Answer, settings: ProxySettings) -> Answer:
     """The JSON answer to a request of Storage as the hosted one gives it."""
+    if answer.status >= 400 and path.startswith(ROOT):
+        return spell_refusal(answer)
     if asks_for_signing(method, path):
         return answer._replace(body=sign_answer(answer.body))
     if method == "POST" and path.startswith(_SIGN_UPLOAD):
-        return answer._replace(body=sign_upload_answer(answer.body))
+        return answer._replace(body=sign_upload_answer(answer.body, settings))
     return answer
 
 
@@ -53,9 +64,13 @@ def sign_answer(body: bytes) -> bytes:
     return json.dumps([spell(item) for item in answer] if isinstance(answer, list) else spell(answer)).encode()
 
 
-def sign_upload_answer(body: bytes) -> bytes:
-    """The answer with `url` relative to the Storage's root."""
+def sign_upload_answer(body: bytes, settings: ProxySettings) -> bytes:
+    """The answer with `url` relative to the Storage's root, and a token that lives as long as the settings say."""
     answer = json.loads(body)
-    if "signedUrl" in answer:
-        answer["url"] = answer.pop("signedUrl").removeprefix("/storage/v1")
-    return json.dumps(answer).encode()
+    if "signedUrl" not in answer:
+        return body
+    url, _, token = answer.pop("signedUrl").removeprefix("/storage/v1").partition("?token=")
+    claims = jwt.decode(token, settings.jwt_secret, algorithms=["HS256"])
+    claims["exp"] = claims["iat"] + settings.upload_url_seconds
+    token = jwt.encode(claims, settings.jwt_secret, algorithm="HS256")
+    return json.dumps({**answer, "url": f"{url}?token={token}", "token": token}).encode()

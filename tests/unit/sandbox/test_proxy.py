@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import jwt
 import pytest
@@ -83,15 +84,22 @@ def test_signed_urls_get_the_spelling_of_the_hosted_storage() -> None:
         "signedURL": "/object/sign/b/p?token=t"
     }
     assert json.loads(sign_answer(b'[{"path": "p", "signedUrl": ""}]')) == [{"path": "p", "signedURL": None}]
-    assert json.loads(sign_upload_answer(b'{"signedUrl": "/storage/v1/object/upload/sign/b/p?token=t"}')) == {
-        "url": "/object/upload/sign/b/p?token=t"
-    }
 
 
 def test_a_refusal_to_sign_passes_through() -> None:
     refusal = {"error": "not_found", "message": "Object not found"}
     assert json.loads(sign_answer(json.dumps(refusal).encode())) == refusal
-    assert json.loads(sign_upload_answer(json.dumps(refusal).encode())) == refusal
+    assert json.loads(sign_upload_answer(json.dumps(refusal).encode(), SETTINGS)) == refusal
+
+
+def test_an_upload_url_lives_as_long_as_the_settings_say() -> None:
+    claims = {"sub": "p", "iat": 1000, "exp": 2**40}
+    token = jwt.encode(claims, SETTINGS.jwt_secret, algorithm="HS256")
+    signed = json.dumps({"signedUrl": f"/storage/v1/object/upload/sign/b/p?token={token}"}).encode()
+    answer = json.loads(sign_upload_answer(signed, replace(SETTINGS, upload_url_seconds=60)))
+    assert answer["url"] == f"/object/upload/sign/b/p?token={answer['token']}"
+    read = jwt.decode(answer["token"], SETTINGS.jwt_secret, algorithms=["HS256"], options={"verify_exp": False})
+    assert read == {**claims, "exp": 1060}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""A self-hosted project as it comes: upload URLs that are soon over, and a limit below its buckets'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from sandbox.runpod import LocalRunPod
+from sandbox.standin import standin_env
+from sandbox.supabase import LocalSupabase
+from tests.conftest import SANDBOX
+from tests.stage import Stage
+
+
+@pytest.fixture
+def self_hosted(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
+    """Sets a stage on a project with rules of its own: `self_hosted(GPUs' environment, **rules)`."""
+    with ExitStack() as stack:
+
+        def start(env: dict[str, str], **rules: int) -> Stage:
+            volume = tmp_path / "volume"
+            project = stack.enter_context(LocalSupabase.start(SANDBOX, **rules))
+            env = {**standin_env(volume, step_seconds=0.02), **env}
+            runpod = LocalRunPod.start(workers_max=1, env=env, rate_limits={})
+            stack.callback(runpod.stop)
+            stage = Stage(project, runpod, tmp_path, volume)
+            stack.callback(stage.close)
+            return stage
+
+        yield start
+
+
+def test_urls_that_run_out_between_two_files_are_granted_anew(self_hosted: Callable[..., Stage]) -> None:
+    stage = self_hosted({"LORA_CRASH": "trainer.upload.before_manifest=sleep:3"}, upload_url_seconds=2)
+    job_id = stage.user.queue(max_steps=5)
+    stage.worker()
+    assert stage.ended(job_id)["status"] == "completed"
+    assert len(stage.runs(job_id)) == 1
+    assert stage.log().count("upload granted") == 2
+    assert len(stage.steps(job_id)) == 5
+
+
+def test_a_projects_limit_below_an_adapter_holds_launches_and_fails_no_job(self_hosted: Callable[..., Stage]) -> None:
+    stage = self_hosted({}, file_size_limit=50 * 1024**2)
+    job_id = stage.user.queue(max_steps=5)
+    stage.worker()
+    job = stage.until(job_id, lambda row: row["current_stage"] == "waiting_for_storage")
+    assert (job["status"], job["error_message"]) == ("initializing", None)
+    assert stage.launches(job_id) == []
+    assert "the project takes no file of 1024 MB" in stage.log()
