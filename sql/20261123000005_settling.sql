@@ -231,6 +231,7 @@ declare
   news jsonb;
   total_cost numeric;
   trained_on uuid;
+  shown_gpu jsonb;
 begin
   outcome := public.training_decoded(outcome);
   verdict := outcome->>'job_status';
@@ -287,12 +288,22 @@ begin
     from (select public.training_lineage(run, trained_on, outcome->'artifact') as a) x
     on conflict (job_id) do nothing;
   end if;
+  if run.queue = 'training_jobs' and verdict <> 'queued' then
+    -- For a job that was inserted before any price was known, and ends without a launch.
+    shown_gpu := public.training_job_order(run.queue, run.job_id)->'gpu_config';
+    shown_gpu := case when jsonb_typeof(shown_gpu) = 'object' then public.training_priced_gpu(
+      (select t.document from public.training_terms t), shown_gpu) end;
+    if public.training_json_fault(shown_gpu, 4096) is not null then
+      shown_gpu := null;
+    end if;
+  end if;
   -- One write: the newer queue's deployment starts at whatever update shows it completed with its archive.
   perform public.training_write_job(run.queue, run.job_id, public.training_advanced(job, news) || case verdict
     when 'completed' then jsonb_build_object(
       'progress', 100, 'final_loss', news->'final_loss', 'training_time_seconds', news->'training_time_seconds',
       'adapter_file_path', outcome->'artifact'->'archive')
     when 'queued' then '{"progress": 0, "current_epoch": 0, "current_step": 0}'
+    else '{}' end || case when shown_gpu is not null then jsonb_build_object('gpu_config', shown_gpu)
     else '{}' end || jsonb_build_object(
     'status', verdict,
     'current_stage', coalesce(case verdict when 'queued' then outcome->>'waiting_stage' end, verdict),

@@ -170,6 +170,20 @@ begin
 end
 $$;
 
+-- A job's GPU as the monitor page shows it: both shapes, and a number for the price, which else reads "$NaN/hr".
+-- 0 stands for a GPU that is not in the price table, whose job is refused.
+create or replace function public.training_priced_gpu(terms jsonb, gpu jsonb) returns jsonb
+language sql immutable set search_path = '' as $$
+  select jsonb_strip_nulls(
+    jsonb_build_object('type', gpu->'gpu_type', 'count', gpu->'num_gpus', 'gpu_type', gpu->'type',
+                       'num_gpus', gpu->'count', 'gpu_memory_gb', coalesce(c.card->'memory_gb', '0'),
+                       'cost_per_gpu_hour', coalesce(c.card->'price_per_hour', '0'))
+    || jsonb_strip_nulls(gpu) - case when jsonb_typeof(gpu->'cost_per_gpu_hour') <> 'number'
+                                then array['cost_per_gpu_hour'] else '{}'::text[] end)
+  from (select public.training_gpu(
+    terms, coalesce(terms->>'endpoint_gpu_type', gpu->>'type', gpu->>'gpu_type')) as card) c
+$$;
+
 -- Makes a new job whole: each shape's missing keys beside the other's, the price as a number, and an
 -- estimate where the client sent none. What the application wrote stays as it is.
 create or replace function public.training_complete_job() returns trigger
@@ -178,7 +192,6 @@ declare
   terms jsonb := (select t.document from public.training_terms t);
   chosen jsonb := new.hyperparameters;
   gpu jsonb := new.gpu_config;
-  card jsonb;
   alpha jsonb;
 begin
   if jsonb_typeof(chosen) is distinct from 'object' or jsonb_typeof(gpu) is distinct from 'object' then
@@ -194,12 +207,12 @@ begin
   new.hyperparameters := jsonb_strip_nulls(
     jsonb_build_object('num_epochs', chosen->'epochs', 'lora_rank', chosen->'rank', 'alpha', alpha,
                        'lora_alpha', alpha, 'lora_dropout', chosen->'dropout') || chosen);
-  card := public.training_gpu(terms, coalesce(terms->>'endpoint_gpu_type', gpu->>'type', gpu->>'gpu_type'));
-  new.gpu_config := jsonb_strip_nulls(
-    jsonb_build_object('type', gpu->'gpu_type', 'count', gpu->'num_gpus', 'gpu_type', gpu->'type',
-                       'num_gpus', gpu->'count', 'gpu_memory_gb', card->'memory_gb',
-                       'cost_per_gpu_hour', card->'price_per_hour')
-    || jsonb_strip_nulls(gpu));
+  new.gpu_config := public.training_priced_gpu(terms, gpu);
+  if terms is null then
+    -- No worker has ever started, so no price is known yet; the launch will write it.
+    new.gpu_config := new.gpu_config - array(
+      select k from unnest(array['cost_per_gpu_hour', 'gpu_memory_gb']) k where gpu->k is null);
+  end if;
   if new.estimated_total_cost is null or new.estimated_total_cost = 'NaN' or new.estimated_total_cost <= 0 then
     select coalesce((public.training_estimate_of(d, new.hyperparameters, new.gpu_config)#>>'{cost,high}')::numeric, 0)
     into new.estimated_total_cost
@@ -224,7 +237,7 @@ begin
   for signature in
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace = 'public'::regnamespace
-      and p.proname in ('publish_training_terms', 'training_number', 'training_gpu', 'training_estimate',
+      and p.proname in ('publish_training_terms', 'training_number', 'training_gpu', 'training_priced_gpu', 'training_estimate',
                         'training_estimate_of', 'estimate_training_cost', 'estimate_training_job', 'training_complete_job')
   loop
     execute format('revoke all on function %s from public, anon, authenticated', signature);

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from trainer.protocol import MANIFEST_NAME, Manifest, Point, Summary
 from trainer.words import shorten
@@ -27,11 +28,11 @@ class Description:
     now: datetime
 
 
-def artifact_name(dataset: Dataset | None, now: datetime) -> str:
-    """`<dataset> - <date>`, cut to the column's 200 characters."""
-    date = now.date().isoformat()
+def artifact_name(dataset: Dataset | None, now: datetime, job_id: UUID) -> str:
+    """`<dataset> - <date> (<first of the job's id>)`, within the column's 200 characters; no two jobs share one."""
+    end = f" - {now.date().isoformat()} ({str(job_id)[:8]})"
     name = dataset.name if dataset else "LoRA adapter"
-    return f"{name[: _NAME_LENGTH - len(date) - 3]} - {date}"
+    return f"{name[: _NAME_LENGTH - len(end)]}{end}"
 
 
 def describe_artifact(assignment: Assignment, manifest: Manifest, description: Description) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
     validation = metrics.final_validation_loss
     hours = (summary.train_seconds or description.gpu_seconds) / 3600
     return {
-        "name": artifact_name(assignment.dataset, description.now),
+        "name": artifact_name(assignment.dataset, description.now, job.id),
         "description": f"LoRA adapter for {summary.base_model}" if summary.base_model else None,
         "quality_metrics": {
             "overall_score": quality.overall_score,

@@ -7,6 +7,7 @@ drop function if exists public.estimate_training_cost(uuid, jsonb, jsonb);
 drop function if exists public.training_estimate_of(public.datasets, jsonb, jsonb);
 drop function if exists public.training_estimate(jsonb, double precision, double precision, double precision,
   double precision, double precision, double precision, text, text);
+drop function if exists public.training_priced_gpu(jsonb, jsonb);
 drop function if exists public.training_gpu(jsonb, text);
 drop function if exists public.training_number(jsonb, numeric, numeric);
 drop function if exists public.publish_training_terms(jsonb, text);

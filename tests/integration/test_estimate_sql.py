@@ -160,6 +160,27 @@ def test_a_new_job_has_both_shapes_and_keeps_what_was_written_fault_26(db: Datab
     assert job["gpu_config"]["gpu_memory_gb"] == 80
 
 
+@pytest.mark.parametrize(
+    "gpu", [{"type": "Abacus", "count": 2}, {"type": "H100", "cost_per_gpu_hour": "4.18"}], ids=str
+)
+def test_the_page_of_any_job_shows_a_number_for_the_price_of_its_gpu(db: Database, gpu: Row) -> None:
+    user = db.user()
+    shown = insert(db, dataset(db, user), user, SHORT, gpu)["gpu_config"]
+    assert shown["cost_per_gpu_hour"] == (0 if gpu["type"] == "Abacus" else 4.18)
+    assert shown["gpu_type"] == gpu["type"]
+
+
+def test_a_job_from_before_the_first_price_shows_one_when_it_is_refused(db: Database) -> None:
+    db.rows("delete from training_terms")
+    run = db.claimed_run()
+    before = db.job(run["job_id"])["gpu_config"]
+    assert "cost_per_gpu_hour" not in before, "a 0 would stay when the launch knows the price"
+    db.settle(run, "failed", error_message="No such GPU.")
+    after = db.job(run["job_id"])["gpu_config"]
+    assert after["cost_per_gpu_hour"] == 0
+    assert after.items() >= before.items()
+
+
 def test_a_job_without_an_estimate_gets_one_fault_30(db: Database) -> None:
     user = db.user()
     counted = dataset(db, user, total_tokens=1_000_000, total_training_pairs=1000)

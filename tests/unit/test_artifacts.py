@@ -54,12 +54,17 @@ def test_the_training_time_is_whole_seconds_and_left_open_where_nobody_measured(
 
 
 @pytest.mark.parametrize("length", [1, 187, 188, 200, 255])
-def test_a_models_name_fits_its_column_and_ends_with_an_iso_date_fault_41(length: int) -> None:
-    dataset = Dataset(id=uuid4(), name="x" * length, storage_path="p")
-    name = artifact_name(dataset, datetime(2026, 11, 24, tzinfo=UTC))
+def test_a_models_name_fits_its_column_and_has_an_iso_date_fault_41(length: int) -> None:
+    dataset, job_id = Dataset(id=uuid4(), name="x" * length, storage_path="p"), uuid4()
+    name = artifact_name(dataset, datetime(2026, 11, 24, tzinfo=UTC), job_id)
     assert len(name) <= 200
     assert name.startswith("x")
-    assert name.endswith(" - 2026-11-24")
+    assert name.endswith(f" - 2026-11-24 ({str(job_id)[:8]})")
+
+
+def test_two_models_of_one_dataset_on_one_day_have_two_names() -> None:
+    dataset = Dataset(id=uuid4(), name="x" * 300, storage_path="p")
+    assert len({artifact_name(dataset, datetime(2026, 11, 24, tzinfo=UTC), uuid4()) for _ in range(9)}) == 9
 
 
 def test_notes_of_a_training_fit_its_row_and_its_notice() -> None:
