@@ -149,12 +149,13 @@ begin
                  next_attempt_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
                  || coalesce(' (' || current_stage || ')', '')
                when current_stage = 'waiting_for_dataset' then 'its dataset, which is being uploaded or validated'
-               when no_worker is not null then no_worker
+               when no_worker is not null then 'a worker: ' || no_worker || '; start one'
                when live_of_user > 0 then 'its user has ' || live_of_user || ' live runs'
                else 'a free worker slot' end as waits_for
         from waiting cross join (select public.training_no_worker() as no_worker) n
         order by created_at, id limit 100) w), '[]'),
       'no_worker', public.training_no_worker(),
+      'had_worker', exists (select from public.training_workers),
       'workers', coalesce((select jsonb_agg(w) from (
         select s.name, s.version, extract(epoch from now() - s.started_at) as running_seconds,
           extract(epoch from now() - s.seen_at) as seen_seconds_ago, s.slots, s.held, s.max_per_user, s.problem

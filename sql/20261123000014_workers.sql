@@ -46,15 +46,15 @@ begin
 end
 $$;
 
--- Why no job can start, where no worker has been seen for two minutes; null while one runs.
+-- Since when no worker runs, in words: none was seen for two minutes. Null while one does.
 create or replace function public.training_no_worker() returns text
 language sql stable set search_path = '' as $$
   select case
-    when s.seconds is null then 'a worker: none has run yet; start one'
-    when s.seconds >= 120 then 'a worker: none has been seen for ' || case
+    when s.seconds is null then 'none has run yet'
+    when s.seconds >= 120 then 'none has been seen for ' || case
       when s.seconds >= 172800 then floor(s.seconds / 86400) || ' days'
       when s.seconds >= 7200 then floor(s.seconds / 3600) || ' h'
-      else floor(s.seconds / 60) || ' min' end || '; start one' end
+      else floor(s.seconds / 60) || ' min' end end
   from (select extract(epoch from now() - max(w.seen_at)) as seconds from public.training_workers w) s
 $$;
 

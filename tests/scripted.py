@@ -75,7 +75,7 @@ class FakeQueue:
         return []
 
     async def health(self) -> dict[str, Any]:
-        return {"queued": 0, "oldest_wait_seconds": None, "no_worker": None, "workers": []}
+        return {"queued": 0, "oldest_wait_seconds": None, "no_worker": None, "had_worker": True, "workers": []}
 
     async def release(self) -> int:
         self.calls.append("release")

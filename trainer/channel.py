@@ -15,6 +15,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from trainer.connections import why_unreachable
 from trainer.errors import CancelledByUserError, ChannelUnreachableError, SupersededError
 from trainer.protocol import ArtifactFile, Channel, CheckIn, UploadGrant, UploadRequested
 from trainer.rest import RestError, read_error
@@ -131,7 +132,7 @@ class ChannelClient:
             status, body = await self._send(function, arguments)
         except httpx.HTTPError as error:
             raise _PassingFaultError(
-                f"The database function {function} could not be reached ({type(error).__name__})."
+                f"The database function {function} could not be reached: {why_unreachable(error)}."
             ) from None
         if status == httpx.codes.OK:
             try:

@@ -144,7 +144,7 @@ def _print_status(health: dict[str, Any]) -> None:
             row["problem"] or "",
         )
     if health["no_worker"]:
-        console.print(f"waits for {health['no_worker']} (lora-worker run)")
+        console.print(f"no worker runs: {health['no_worker']}; start one with `lora-worker run`")
     for table in (workers, runs, waiting):
         if table.row_count:
             console.print(table)

@@ -123,10 +123,9 @@ async def _check_database(services: Services) -> list[Check]:
 def examine_workers(health: Mapping[str, Any]) -> list[Check]:
     """Whether a worker runs, and does its work, by the signs of life in the database."""
     if health["no_worker"]:
-        finding = str(health["no_worker"]).removeprefix("a worker: ").partition(";")[0]
         # Before the first start that is as it should be, unless somebody waits.
-        idle = "yet" in finding and not health["queued"]
-        return [Check("workers", None if idle else False, finding.replace("none", "no worker", 1), _START)]
+        is_missed = health["had_worker"] or health["queued"]
+        return [Check("workers", False if is_missed else None, health["no_worker"], _START)]
     slots, held = (sum(int(worker[key]) for worker in health["workers"]) for key in ("slots", "held"))
     checks = [Check("workers", True, f"{len(health['workers'])} running, {held} of {slots} slots in use")]
     for worker in health["workers"]:

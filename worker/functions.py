@@ -116,7 +116,9 @@ class QueueHealth(TypedDict):
     expired_leases: int
     stray_launches: int
     no_worker: str | None
-    """Why no job can start, where no worker was seen for a while."""
+    had_worker: bool
+    """Whether any has left a sign of life in the last days."""
+    """Since when no worker runs, in words; null while one does."""
     workers: list[LivingWorker]
     runs: list[LiveRun]
     waiting: list[WaitingJob]

@@ -19,7 +19,7 @@ import pytest
 
 from sandbox.project import Project
 from sandbox.runpod import LocalRunPod
-from tests.application import BASE_MODEL, DATASETS_BUCKET, PAIRS
+from tests.application import DATASETS_BUCKET, PAIRS
 from tests.pages import Pages
 from tests.pipeline import Pipeline
 from tests.rows import Row
@@ -31,7 +31,7 @@ OLDER, NEWER = QUEUES = ("training_jobs", "pipeline_training_jobs")
 CHILD_STAGES = ("preparing", "loading_model", "configuring", "training", "saving")
 FAILED = (*CHILD_STAGES, "downloading")
 CANCELLED = (*CHILD_STAGES, "uploading")
-_SERVED = {"LORA_WORKER_DEFAULT_BASE_MODEL": BASE_MODEL, "LORA_WORKER_MAX_ATTEMPTS": "1"}
+_SERVED = {"LORA_WORKER_MAX_ATTEMPTS": "1"}
 
 Key = tuple[str, str, str]
 """What becomes of the job (`fail`, `linger`), its stage, its queue."""

@@ -15,14 +15,11 @@ import psycopg
 import pytest
 
 from sandbox.project import Project
-from tests.application import BASE_MODEL, ENDED, LINE, PAIRS
+from tests.application import ENDED, LINE, PAIRS
 from tests.pipeline import OURS, Pipeline
 from tests.rows import Database, Row
 from tests.stage import Stage
 from tests.waiting import awaited
-
-SERVED = {"LORA_WORKER_DEFAULT_BASE_MODEL": BASE_MODEL}
-"""The newer queue names no base model."""
 
 
 @pytest.fixture
@@ -84,7 +81,7 @@ def unpacked(stage: Stage, job_id: UUID) -> dict[str, bytes]:
 def test_a_job_ends_with_its_archive_in_place_and_its_deployment_started_once(stage: Stage, pipeline: Pipeline) -> None:
     job_id = queued(stage, pipeline)
     before = pipeline.job(job_id)
-    stage.worker(**SERVED)
+    stage.worker()
     job = ended(pipeline, job_id)
     assert (job["status"], job["progress"], job["error_message"]) == ("completed", 100, None)
     assert job["adapter_file_path"] == f"lora-models/adapters/{job_id}.tar.gz"
@@ -95,7 +92,7 @@ def test_a_job_ends_with_its_archive_in_place_and_its_deployment_started_once(st
     assert job["runpod_job_id"] == run["external_job_id"]
     assert job["created_at"] < job["started_at"] < job["completed_at"] <= job["updated_at"]
     assert pipeline.webhook_calls(job_id) == 1
-    stage.one_pass(**SERVED)
+    stage.one_pass()
     assert pipeline.job(job_id) == job
     assert {name for name in job if job[name] != before[name]} <= OURS
     (cost,) = pipeline.costs(job_id)
@@ -109,7 +106,7 @@ def test_the_archive_holds_what_was_verified_under_one_leading_folder_fault_37(
     """fault 37: whatever lies in its place is written over."""
     job_id = queued(stage, pipeline)
     stage.user.overwrite(f"adapters/{job_id}.tar.gz", b"of an attempt that is long gone")
-    stage.worker(**SERVED)
+    stage.worker()
     ended(pipeline, job_id)
     (run,) = settled(stage, job_id)
     files, folder = unpacked(stage, job_id), f"{stage.user.user_id}/{run['id']}/"
@@ -128,7 +125,7 @@ def test_states_and_whole_percents_only_go_forward_and_every_metric_is_there_onc
 ) -> None:
     """fault 22, fault 17: and the metrics that nothing wrote until now."""
     job_id = queued(stage, pipeline, epochs=3)
-    stage.worker(**SERVED)
+    stage.worker()
     ended(pipeline, job_id)
     shown = [row["progress"] for row in pipeline.history(job_id)]
     assert {type(percent) for percent in shown} == {int}
@@ -149,7 +146,7 @@ def test_a_job_that_was_stopped_at_runpod_fails_with_a_sentence_and_is_never_dep
     stage: Stage, pipeline: Pipeline
 ) -> None:
     job_id = queued(stage, pipeline, epochs=20)
-    stage.worker(**SERVED)
+    stage.worker()
     external_job_id = training(pipeline, job_id)["runpod_job_id"]
     headers = {"Authorization": f"Bearer {stage.runpod.api_key}"}
     httpx.post(f"{stage.runpod.api_url}/cancel/{external_job_id}", headers=headers).raise_for_status()
@@ -173,7 +170,7 @@ def test_what_can_be_known_wrong_before_a_gpu_is_paid_for_fails_the_job_at_once(
         "is not in the storage": queued(stage, pipeline, dataset_id=None, dataset_file_path="nowhere/training.jsonl"),
         "not a GPU that is offered": queued(stage, pipeline, gpu_type="Voodoo2"),
     }
-    stage.worker(**SERVED)
+    stage.worker()
     for words, job_id in wrong.items():
         job = ended(pipeline, job_id)
         assert job["status"] == "failed"
@@ -186,7 +183,7 @@ def test_a_cancel_by_the_applications_update_stops_the_gpu_and_nothing_is_deploy
     stage: Stage, pipeline: Pipeline
 ) -> None:
     job_id = queued(stage, pipeline, epochs=20)
-    worker = stage.worker(**SERVED)
+    worker = stage.worker()
     training(pipeline, job_id)
     pipeline.cancel(job_id)
     (run,) = settled(stage, job_id)
@@ -194,7 +191,7 @@ def test_a_cancel_by_the_applications_update_stops_the_gpu_and_nothing_is_deploy
     assert stage.at_runpod(run["external_job_id"])["status"] in {"CANCELLED", "FAILED"}
     stage.stop(worker)
     job = pipeline.job(job_id)
-    stage.one_pass(**SERVED)
+    stage.one_pass()
     assert pipeline.job(job_id) == job
     assert (job["status"], job["adapter_file_path"]) == ("cancelled", None)
     (cost,) = pipeline.costs(job_id)
@@ -207,7 +204,7 @@ def test_a_cancel_by_the_applications_update_stops_the_gpu_and_nothing_is_deploy
 def test_a_job_whose_machine_was_lost_is_tried_again_and_deployed_once(stage: Stage, pipeline: Pipeline) -> None:
     stage.runpod.faults.add("progress", "kill_worker", times=3)
     job_id = queued(stage, pipeline, epochs=6)
-    stage.worker(**SERVED)
+    stage.worker()
     assert ended(pipeline, job_id)["status"] == "completed"
     assert [run["status"] for run in settled(stage, job_id)] == ["lost", "succeeded"]
     states = [row["status"] for row in pipeline.history(job_id)]
@@ -220,13 +217,13 @@ def test_a_job_whose_machine_was_lost_is_tried_again_and_deployed_once(stage: St
 
 def test_an_archive_that_is_not_what_the_manifest_says_never_completes_a_job(stage: Stage, pipeline: Pipeline) -> None:
     job_id = queued(stage, pipeline)
-    worker = stage.worker(LORA_CRASH="worker.grant.after=kill", **SERVED)
+    worker = stage.worker(LORA_CRASH="worker.grant.after=kill")
     assert worker.wait(60) != 0
     (run,) = stage.runs(str(job_id))
     awaited(lambda: stage.user.stored(f"uploads/{run['id']}/manifest.json"))
     stage.user.overwrite(f"uploads/{run['id']}/adapter.tar.gz", b"something else")
     stage.expire_leases()
-    stage.worker(**SERVED)
+    stage.worker()
     assert ended(pipeline, job_id)["status"] == "completed"
     first, second = settled(stage, job_id)
     assert (first["error_code"], second["status"]) == ("artifact_missing", "succeeded")
@@ -245,13 +242,13 @@ def test_a_job_that_names_only_a_file_is_trained_from_the_training_files(stage: 
             headers={"content-type": "application/x-ndjson"},
         ).raise_for_status()
     job_id = queued(stage, pipeline, dataset_id=None, dataset_file_path=path, dataset_name="Zebras")
-    stage.worker(**SERVED)
+    stage.worker()
     assert ended(pipeline, job_id)["status"] == "completed"
 
 
 def test_both_queues_are_served_side_by_side(stage: Stage, pipeline: Pipeline) -> None:
     older, newer = stage.user.queue(max_steps=20), queued(stage, pipeline)
-    stage.worker(**SERVED)
+    stage.worker()
     assert stage.ended(older)["status"] == ended(pipeline, newer)["status"] == "completed"
     (run,) = stage.runs(older)
     assert "adapter.tar.gz" not in stage.user.artifact(older)["artifacts"]

@@ -25,7 +25,7 @@ def checks(db: Database) -> list[Check]:
 
 def test_before_the_first_start_no_worker_is_missed_unless_somebody_waits(db: Database) -> None:
     (idle,) = checks(db)
-    assert (idle.ok, idle.finding) == (None, "no worker has run yet")
+    assert (idle.ok, idle.finding) == (None, "none has run yet")
     db.jobs()
     (missed,) = checks(db)
     assert (missed.ok, missed.remedy) == (False, "start one: `lora-worker run`")
@@ -42,7 +42,7 @@ def test_a_queue_without_a_worker_says_since_when(db: Database, interval: str, w
     (waiting,) = db.call("queue_health")["waiting"]
     assert waiting["waits_for"] == f"a worker: none has been seen for {words}; start one"
     (check,) = checks(db)
-    assert (check.ok, check.finding) == (False, f"no worker has been seen for {words}")
+    assert (check.ok, check.finding) == (False, f"none has been seen for {words}")
 
 
 def test_a_worker_that_runs_is_shown_with_what_it_holds_and_what_troubles_it(db: Database) -> None:

@@ -11,7 +11,7 @@ from tests.scripted import assignment
 from trainer.protocol import ErrorCode, Fault, Manifest, Point, Progress, Result, Stage, Summary, TrainerError
 from worker.holding import Holding
 from worker.launchers.base import LaunchState, Observation
-from worker.outcome import Failure, _failure_of, parse_result
+from worker.outcome import WAITING_FOR_DATASET, Failure, _failure_of, parse_result
 from worker.services import Services
 from worker.settling import Ending, _failure, _success
 
@@ -115,3 +115,14 @@ def test_an_adapter_that_the_storage_refused_waits_for_it_and_is_no_attempt_of_i
     outcome = _failure(holding, Ending(None, result=parsed), _failure_of(parsed))
     assert (outcome["job_status"], outcome["waiting_stage"]) == ("queued", "waiting_for_storage")
     assert outcome["fault"] == "infrastructure"
+
+
+@pytest.mark.parametrize(("attempt", "seconds"), [(1, 60), (2, 120), (6, 1800), (10**6, 1800)])
+def test_a_run_that_came_before_its_dataset_is_given_back_and_counts_as_no_failure(
+    services: Services, attempt: int, seconds: float
+) -> None:
+    holding = Holding.take(services, assignment(None, attempt=attempt), asked_at=services.clock())
+    failure = Failure(WAITING_FOR_DATASET, Fault.INFRASTRUCTURE, "The dataset is not validated yet.")
+    outcome = _failure(holding, Ending(failure), failure)
+    assert (outcome["job_status"], outcome["fault"], outcome["notices"]) == ("queued", None, [])
+    assert (outcome["waiting_stage"], outcome["retry_after_seconds"]) == ("waiting_for_dataset", seconds)
