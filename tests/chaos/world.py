@@ -113,7 +113,14 @@ class World:
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @classmethod
-    def start(cls, *, runpod_workers: int, workers: int = 2, env: Mapping[str, str] | None = None) -> Self:
+    def start(
+        cls,
+        *,
+        runpod_workers: int,
+        workers: int = 2,
+        env: Mapping[str, str] | None = None,
+        handler_module: str = "tests.chaos.handler",
+    ) -> Self:
         """Start everything and wait until it is warm; `env` is set in all processes under test."""
         with ExitStack() as stack:
             folder = temporary_folder()
@@ -129,7 +136,7 @@ class World:
             (folder / "volume").mkdir()
             runpod = stack.enter_context(
                 LocalRunPod.start(
-                    handler_module="tests.chaos.handler",
+                    handler_module=handler_module,
                     workers_max=runpod_workers,
                     rate_limits={},
                     idle_timeout_seconds=3600,
@@ -149,8 +156,8 @@ class World:
                 },
             )
             stack.callback(crew.close)
-            users = [supabase.create_user(f"{uuid4()}@example.com") for _ in range(3)]
-            world = cls(supabase, runpod, crew, folder, runpod_workers, users)
+            world = cls(supabase, runpod, crew, folder, runpod_workers, [])
+            world._users += [world.new_user() for _ in range(3)]
             world.warm_up()
             world.restore(workers)
             world._stack = stack.pop_all()
@@ -197,9 +204,13 @@ class World:
 
     # ── the application's side ──────────────────────────────────────────────────────────────────────
 
-    def queue(self, plans: Sequence[Plan]) -> list[str]:
-        """Queue jobs as the application does; their ids."""
-        users = itertools.cycle(self._users)
+    def new_user(self) -> str:
+        """One more user; the id."""
+        return self.supabase.create_user(f"{uuid4()}@example.com")
+
+    def queue(self, plans: Sequence[Plan], user_id: str | None = None) -> list[str]:
+        """Queue jobs as the application does, of one user or of all in turn; their ids."""
+        users = itertools.cycle([user_id] if user_id else self._users)
         rows = [
             (
                 str(uuid4()),

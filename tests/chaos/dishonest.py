@@ -1,0 +1,204 @@
+"""The trainer's handler, but for jobs whose seed names a lie: those are handled by a container that nobody wrote
+to be honest. It speaks to database and storage by hand, since the trainer's own models would refuse what it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Awaitable, Callable
+from enum import IntEnum
+from typing import Any
+from uuid import uuid4
+
+import httpx
+
+import tests.chaos.handler  # noqa: F401 (spares the SDK what takes long at its import)
+import trainer.handler
+from trainer.grants import open_urls
+
+_honest = trainer.handler.handler
+
+_ENDLESS_SECONDS = 10_000_000
+_MOST_STEPS = 3_000_000_000
+_MUCH_TEXT = "x" * 5_000_000
+_INVENTED_IDS = 150
+_FILE = b"weights of an adapter that nobody has trained"
+
+
+class Lie(IntEnum):
+    """Seeds of jobs whose container is dishonest."""
+
+    LONG_BILL = 9101
+    """Publishes, and claims ten million seconds on 64 GPUs of the dearest kind."""
+    IMPOSSIBLE_NUMBERS = 9102
+    """Publishes a manifest whose numbers no column holds."""
+    IMPOSSIBLE_PROGRESS = 9103
+    """Reports such numbers while it runs, and ends with a result that can't be read."""
+    FOREIGN_FILES = 9104
+    """Ends as an earlier trainer does, with addresses of this machine to fetch files from."""
+    INVENTED_IDS = 9105
+    """Checks in under invented ids, and sends arguments of megabytes."""
+    HUGE_MANIFEST = 9106
+    """Publishes a manifest larger than the worker reads."""
+
+
+class Container:
+    """What a container can do with the run's token and its place in RunPod's queue."""
+
+    def __init__(self, job: dict[str, Any], http: httpx.AsyncClient) -> None:
+        self.job = job
+        self.run_id: str = job["input"]["run_id"]
+        self.execution_id = str(uuid4())
+        self._channel: dict[str, str] = job["input"]["channel"]
+        self._http = http
+
+    async def call(self, function: str, **arguments: Any) -> Any:
+        """One call of a function that the run's token opens; None when it was refused."""
+        answer = await self._http.post(
+            f"{self._channel['url']}/rest/v1/rpc/{function}",
+            headers={"apikey": self._channel["key"]},
+            json={"token": self._channel["token"], "execution_id": self.execution_id, **arguments},
+        )
+        return answer.json() if answer.is_success else None
+
+    async def check_in(self) -> None:
+        """As the trainer does it."""
+        await self.call("check_in_run", external_job_id=self.job["id"])
+
+    async def show(self, progress: dict[str, Any]) -> None:
+        """Post a progress output to RunPod."""
+        from runpod.http_client import AsyncClientSession
+        from runpod.serverless.modules import rp_http
+
+        async with AsyncClientSession() as session:
+            await rp_http.send_result(session, {"status": "IN_PROGRESS", "output": progress}, self.job)
+
+    async def publish(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Upload one file and a manifest that lists it; the manifest."""
+        file = {
+            "name": "adapter_model.safetensors",
+            "path": "adapter_model.safetensors",
+            "bytes": len(_FILE),
+            "sha256": hashlib.sha256(_FILE).hexdigest(),
+        }
+        await self.call("request_upload", files=[file])
+        while not (grant := await self.call("upload_grant") or {}).get("granted"):
+            await asyncio.sleep(0.2)
+        urls = open_urls(self._channel["token"], grant["sealed"])
+        whole = {
+            "protocol": 1,
+            "job_id": self.job["input"]["job_id"],
+            "run_id": self.run_id,
+            "files": [file],
+            **manifest,
+        }
+        await self._put(urls["adapter_model.safetensors"], _FILE, "application/octet-stream")
+        # As JavaScript never would: `Infinity` and `NaN` are written out.
+        await self._put(urls["manifest.json"], json.dumps(whole).encode(), "application/json")
+        return whole
+
+    async def _put(self, url: str, content: bytes, kind: str) -> None:
+        answer = await self._http.put(url, content=content, headers={"content-type": kind, "x-upsert": "true"})
+        answer.raise_for_status()
+
+
+def _point(**numbers: Any) -> dict[str, Any]:
+    return {"step": 1, "epoch": 1, "training_loss": 2.0, **numbers}
+
+
+async def _claim_a_long_bill(container: Container) -> dict[str, Any]:
+    await container.check_in()
+    claimed = {
+        "execution_seconds": _ENDLESS_SECONDS,
+        "train_seconds": _ENDLESS_SECONDS,
+        "gpu_type": "NVIDIA B200",
+        "gpu_count": 64,
+    }
+    manifest = await container.publish({"summary": claimed, "points": [_point()]})
+    return {"run_id": container.run_id, "status": "completed", "manifest": manifest, "summary": claimed}
+
+
+async def _publish_impossible_numbers(container: Container) -> dict[str, Any]:
+    await container.check_in()
+    summary = {
+        "execution_seconds": float("inf"),
+        "train_seconds": float("nan"),
+        "total_steps": _MOST_STEPS,
+        "epochs_completed": 1e300,
+        "notes": ["A note."] * 10_000,
+    }
+    await container.publish(
+        {
+            "summary": summary,
+            "metrics": {"final_training_loss": float("nan"), "final_validation_loss": 1e300},
+            "points": [_point(timestamp=1e30), _point(step=_MOST_STEPS, epoch=1e300, training_loss=float("inf"))],
+        }
+    )
+    return {"run_id": container.run_id, "status": "completed"}
+
+
+async def _report_impossible_progress(container: Container) -> dict[str, Any]:
+    await container.check_in()
+    for progress in (
+        {"current_step": _MOST_STEPS, "total_steps": _MOST_STEPS, "current_epoch": 1e300},
+        {"eta_seconds": "Infinity", "points": [_point(timestamp=1e30)]},
+        {"metrics": {"training_loss": "NaN"}, "points": [_point(step=_MOST_STEPS)] * 1000},
+        {"message": _MUCH_TEXT},
+    ):
+        await container.show(
+            {"run_id": container.run_id, "stage": "training", "progress": 50, "total_steps": 10, **progress}
+        )
+        await asyncio.sleep(1)
+    return {"run_id": container.run_id, "status": "failed", "error": {"code": "internal", "message": "y" * 3000}}
+
+
+async def _name_foreign_files(container: Container) -> dict[str, Any]:
+    # It never checks in, as the earlier trainer never did.
+    port = container.job["input"]["channel"]["url"].rpartition(":")[2]
+    files = {"../../adapter.safetensors": f"http://127.0.0.1:{port}/rest/v1/", "b": "http://169.254.169.254/latest"}
+    return {"status": "success", "model_files": files, "model_metadata": {"final_loss": 1.0}}
+
+
+async def _invent_ids(container: Container) -> dict[str, Any]:
+    for _ in range(_INVENTED_IDS):
+        await container.call("check_in_run", external_job_id=uuid4().hex)
+    await container.check_in()
+    container.execution_id = "not an id"
+    await container.check_in()
+    await container.call("request_upload", files=[_MUCH_TEXT])
+    await container.call("check_in_run", external_job_id=_MUCH_TEXT)
+    error = {"code": "internal", "message": "It is over."}
+    return {"run_id": container.run_id, "status": "failed", "error": "over", "failure": error}
+
+
+async def _publish_a_huge_manifest(container: Container) -> dict[str, Any]:
+    await container.check_in()
+    await container.publish({"summary": {"notes": [_MUCH_TEXT] * 3}})
+    return {"run_id": container.run_id, "status": "completed"}
+
+
+_CONTAINERS: dict[int, Callable[[Container], Awaitable[dict[str, Any]]]] = {
+    Lie.LONG_BILL: _claim_a_long_bill,
+    Lie.IMPOSSIBLE_NUMBERS: _publish_impossible_numbers,
+    Lie.IMPOSSIBLE_PROGRESS: _report_impossible_progress,
+    Lie.FOREIGN_FILES: _name_foreign_files,
+    Lie.INVENTED_IDS: _invent_ids,
+    Lie.HUGE_MANIFEST: _publish_a_huge_manifest,
+}
+
+
+async def handler(job: dict[str, Any]) -> dict[str, Any]:
+    """Handle a job honestly, unless its seed names a lie."""
+    hyperparameters = job["input"].get("hyperparameters", {})
+    lie = _CONTAINERS.get(hyperparameters.get("seed"))
+    if lie is None:
+        return await _honest(job)
+    async with httpx.AsyncClient(timeout=60) as http:
+        return await lie(Container(job, http))
+
+
+if __name__ == "__main__":
+    trainer.handler.handler = handler
+    trainer.handler.main()

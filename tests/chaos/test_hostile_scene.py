@@ -1,0 +1,256 @@
+"""One scene with everything that a user's row or a container can do to others: none of it reaches the honest jobs.
+
+Two workers, five honest jobs of three users; once alone, once beside rows that nobody can read, containers that lie,
+a user with fifty thousand queued jobs, and strangers on the health ports.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.chaos.dishonest import Lie
+from tests.chaos.verdict import ENDED
+from tests.chaos.world import LEASE_SECONDS, Plan, World, until
+
+pytestmark = pytest.mark.chaos
+
+_HONEST_JOBS = 5
+_HONEST_STEPS = 240
+_PER_USER = 4
+_FLOOD_JOBS = 50_000
+_STRANGERS = 40
+_LONGER_THAN_ALONE = 1.5
+"""How much longer the honest jobs may take beside the others: both are measured here, one after the other."""
+_MOST_DOLLARS = 1.0
+"""A bill that no job of this scene can reach honestly: the whole scene takes minutes."""
+_ENV = {
+    "LORA_WORKER_MAX_PER_USER": str(_PER_USER),
+    "LORA_WORKER_MAX_ATTEMPTS": "2",
+    "LORA_WORKER_SLOTS": "20",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the honest jobs."""
+
+    seconds: float
+    statuses: list[str]
+    gpu_seconds: list[float]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with World.start(
+        runpod_workers=_HONEST_JOBS + len(Lie),
+        env=_ENV,
+        handler_module="tests.chaos.dishonest",
+    ) as started:
+        yield started
+
+
+def test_no_hostile_row_or_container_reaches_honest_jobs(world: World) -> None:
+    ports = _start_workers_with_health_ports(world)
+    alone = _train_honest_jobs(world)
+
+    liars = _queue_liars(world)
+    poisoned = _leave_poisoned_rows(world)
+    refused = _send_poisoned_rows(world)
+    flooder = _flood_the_queue(world)
+    with _half_requests(ports):
+        _until_hostile_work_is_under_way(world, liars)
+        beside = _train_honest_jobs(world)
+        _until_ended(world, [*liars.values(), *poisoned])
+        stops = [worker.stop() for worker in list(world.crew.workers)]
+
+    print(f"alone {alone.seconds:.1f} s, beside {beside.seconds:.1f} s: {beside.seconds / alone.seconds:.2f}×")
+    print(f"GPU seconds alone {alone.gpu_seconds}, beside {beside.gpu_seconds}")
+    assert alone.statuses == beside.statuses == ["completed"] * _HONEST_JOBS
+    assert beside.seconds < alone.seconds * _LONGER_THAN_ALONE
+    assert sum(beside.gpu_seconds) < sum(alone.gpu_seconds) * _LONGER_THAN_ALONE
+    assert stops == [0, 0]
+    assert all(refused)
+    _assert_each_ended_with_its_sentence(world, liars, poisoned)
+    _assert_bills_follow_the_clock(world, liars)
+    assert world.count("select count(*) from training_jobs where user_id = %s and status = 'queued'", flooder) > 0
+
+
+# ── the honest ones ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _train_honest_jobs(world: World) -> Outcome:
+    began = time.monotonic()
+    ids = world.queue([Plan(_HONEST_STEPS)] * _HONEST_JOBS)
+    _until_ended(world, ids)
+    seconds = time.monotonic() - began
+    jobs = world.query("select status from training_jobs where id = any(%s::uuid[])", ids)
+    costs = world.query(
+        "select (details->>'gpu_seconds')::float as seconds from cost_records where job_id = any(%s::uuid[])", ids
+    )
+    assert len(costs) == _HONEST_JOBS
+    return Outcome(seconds, [job["status"] for job in jobs], sorted(round(cost["seconds"], 1) for cost in costs))
+
+
+def _until_ended(world: World, job_ids: list[str]) -> None:
+    def unfinished() -> int:
+        return world.unfinished(job_ids)
+
+    until(lambda: not unfinished(), "these jobs end", within_seconds=180)
+
+
+# ── the others ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _queue_liars(world: World) -> dict[Lie, str]:
+    # Of users of their own, so that no limit of one keeps another's container from starting.
+    return {lie: world.queue([Plan(10, seed=int(lie))], world.new_user())[0] for lie in Lie}
+
+
+def _poison() -> list[dict[str, Any] | str]:
+    """Hyperparameters that can't be read, as JSON text: too deep, too long a number, too large."""
+    deep = '{"a":' * 1500 + "1" + "}" * 1500
+    return [deep, '{"rank": ' + "9" * 5000 + "}", *(['{"note": "' + "x" * 20_000_000 + '"}'] * 4)]
+
+
+def _leave_poisoned_rows(world: World) -> list[str]:
+    """Rows that were there before anything refused them; their ids."""
+    user = world.new_user()
+    (ordinary,) = world.queue([Plan(1)], user)
+    with world.supabase.postgres.connect() as connection:
+        connection.execute("set session_replication_role = replica")
+        rows = [
+            connection.execute(
+                "insert into training_jobs (user_id, dataset_id, preset_id, hyperparameters, gpu_config, total_epochs,"
+                " estimated_total_cost, created_at) select user_id, dataset_id, preset_id, %s::jsonb, gpu_config,"
+                " total_epochs, estimated_total_cost, now() - interval '1 day' from training_jobs where id = %s"
+                " returning id::text",
+                (poison, ordinary),
+            ).fetchone()
+            for poison in _poison()
+        ]
+    return [row[0] for row in rows if row]
+
+
+def _send_poisoned_rows(world: World) -> list[bool]:
+    """The same rows through the API, as a signed-in user sends them: whether each was refused with a sentence."""
+    user = world.new_user()
+    (ordinary,) = world.queue([Plan(1)], user)
+    (job,) = world.query("select dataset_id::text from training_jobs where id = %s", ordinary)
+    refused = []
+    with world.supabase.client(user) as client:
+        for poison in _poison():
+            row = (
+                f'{{"user_id": "{user}", "dataset_id": "{job["dataset_id"]}", "preset_id": "custom",'
+                f' "gpu_config": {{"type": "A100-80GB", "count": 1}}, "total_epochs": 1, "estimated_total_cost": 1,'
+                f' "hyperparameters": {poison}}}'
+            )
+            answer = client.post(
+                "/rest/v1/training_jobs", content=row.encode(), headers={"content-type": "application/json"}
+            )
+            refused.append(answer.status_code >= 400)
+    return refused
+
+
+def _flood_the_queue(world: World) -> str:
+    """One user's fifty thousand jobs, older than all others, each of which fails at once; the user's id."""
+    user = world.new_user()
+    (ordinary,) = world.queue([Plan(1)], user)
+    with world.supabase.postgres.connect() as connection:
+        connection.execute("set session_replication_role = replica")
+        connection.execute(
+            "insert into training_jobs (user_id, dataset_id, preset_id, hyperparameters, gpu_config, total_epochs,"
+            " estimated_total_cost, created_at) select user_id, dataset_id, preset_id,"
+            ' hyperparameters || \'{"base_model": "nobody/knows-it"}\', gpu_config, total_epochs,'
+            " estimated_total_cost, now() - interval '2 days' + n * interval '1 second'"
+            " from training_jobs, generate_series(1, %s) n where id = %s",
+            (_FLOOD_JOBS, ordinary),
+        )
+    return user
+
+
+def _start_workers_with_health_ports(world: World) -> list[int]:
+    """Two workers anew, each with a port of its own for health; the ports."""
+    ports = []
+    world.crew.stop()
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            ports.append(free.getsockname()[1])
+        world.crew.start({"LORA_WORKER_HTTP_PORT": str(ports[-1])})
+    world.crew.await_start()
+    return ports
+
+
+@contextmanager
+def _half_requests(ports: list[int]) -> Iterator[None]:
+    """Strangers who begin requests at the health ports and never end them."""
+    with ExitStack() as stack:
+        for port in ports * _STRANGERS:
+            # A worker that takes no more of them, or shows them the door, does right.
+            with suppress(OSError):
+                stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=1))
+                stranger.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Half: ")
+        yield
+
+
+def _until_hostile_work_is_under_way(world: World, liars: dict[Lie, str]) -> None:
+    ids = list(liars.values())
+    until(
+        lambda: (
+            world.count(
+                "select count(distinct job_id) from training_runs where job_id = any(%s::uuid[])"
+                " and (launched_at is not null or ended_at is not null)",
+                ids,
+            )
+            == len(ids)
+        ),
+        "every lying container is launched",
+        within_seconds=120,
+    )
+
+
+# ── what is asked of it ─────────────────────────────────────────────────────────────────────────────
+
+
+def _assert_each_ended_with_its_sentence(world: World, liars: dict[Lie, str], poisoned: list[str]) -> None:
+    for what, job_id in [*((lie.name, job) for lie, job in liars.items()), *(("poison", job) for job in poisoned)]:
+        (job,) = world.query("select status, error_message from training_jobs where id = %s", job_id)
+        print(f"{what}: {job['status']}: {job['error_message']}")
+        assert job["status"] in ENDED, what
+        if job["status"] == "failed":
+            sentence = job["error_message"]
+            assert sentence, what
+            assert sentence.endswith("."), what
+            assert len(sentence) < 1000, what
+            assert "Traceback" not in sentence, what
+    failed = world.count(
+        "select count(*) from training_jobs where id = any(%s::uuid[]) and status = 'failed'", poisoned
+    )
+    assert failed == len(poisoned)
+
+
+def _assert_bills_follow_the_clock(world: World, liars: dict[Lie, str]) -> None:
+    costs = world.query(
+        "select c.amount, c.details, r.gpu_seconds, extract(epoch from r.ended_at - r.created_at) as wall_seconds"
+        " from cost_records c join training_runs r on r.id::text = c.details->>'run_id'"
+        " where c.job_id = any(%s::uuid[])",
+        list(liars.values()),
+    )
+    assert costs
+    for cost in costs:
+        assert float(cost["gpu_seconds"]) <= float(cost["wall_seconds"]) + LEASE_SECONDS
+        assert cost["details"]["gpu_count"] == 1
+        assert float(cost["amount"]) < _MOST_DOLLARS
+    launches = world.count(
+        "select count(*) from training_launches l join training_runs r on r.id = l.run_id where r.job_id = %s",
+        liars[Lie.INVENTED_IDS],
+    )
+    assert launches < 60, "invented ids make launches without a limit"
+    assert json.dumps([cost["details"] for cost in costs], allow_nan=False)
