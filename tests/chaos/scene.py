@@ -12,8 +12,10 @@ from typing import Any
 from tests.chaos.verdict import Row, judge
 from tests.chaos.world import LEASE_SECONDS, Plan, World, until
 
-_ENDS_WITHIN_SECONDS = 120
-_RECONCILED_WITHIN_SECONDS = 30
+# Many times what a free machine needs: only what never happens is waited for that long.
+_ENDS_WITHIN_SECONDS = 360
+_RECOVERED_WITHIN_SECONDS = 180
+_RECONCILED_WITHIN_SECONDS = 120
 WORKERS = 2
 
 COMPLETED = frozenset({"completed"})
@@ -123,15 +125,24 @@ def _recover(scene: Scene) -> float | None:
     ids = [row["id"] for row in live]
     if not ids:
         return 0.0
-    untouched = "select count(*) from training_jobs where id = any(%s::uuid[]) and updated_at <= %s"
-    with _complaining(scene):
-        until(
-            lambda: not scene.world.count(untouched, ids, now["at"]),
-            "every live job is written to again",
-            within_seconds=60,
-        )
-        return round(time.monotonic() - began, 1)
-    return None
+    # A job that has ended was written to, whatever its time says: `updated_at` is when the transaction began, and the
+    # one that ended this job may have begun before `now` and have been committed after the jobs were read.
+    untouched = (
+        "select id::text, status, current_stage from training_jobs where id = any(%s::uuid[]) and updated_at <= %s"
+        " and status in ('initializing', 'running')"
+    )
+    left: list[dict[str, Any]] = []
+
+    def is_recovered() -> bool:
+        left[:] = scene.world.query(untouched, ids, now["at"])
+        return not left
+
+    try:
+        until(is_recovered, "every live job is written to again", within_seconds=_RECOVERED_WITHIN_SECONDS)
+    except TimeoutError as error:
+        scene.complaints.append(f"{error}; not so {left[:5]} of {len(left)}")
+        return None
+    return round(time.monotonic() - began, 1)
 
 
 def _open_launches(scene: Scene) -> int:

@@ -339,7 +339,7 @@ class World:
         )
 
 
-def until(condition: Callable[[], bool], what: str, *, within_seconds: float = 60, pause_seconds: float = 0.3) -> None:
+def until(condition: Callable[[], bool], what: str, *, within_seconds: float = 180, pause_seconds: float = 0.3) -> None:
     """Wait for the condition.
 
     Raises:
