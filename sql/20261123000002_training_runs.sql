@@ -31,6 +31,8 @@ create table if not exists public.training_runs (
   stage text,
   current_step int not null default 0,
   point_steps int[] not null default '{}',
+  -- Of the points that were stored last: the same ones, which come with each report, are not looked at again.
+  points_md5 text,
   -- What keeps the run from going on, for the operator.
   problem text,
   -- What the run was last launched with, whatever becomes of the job's row since: the job's dataset_id,

@@ -31,32 +31,48 @@ language sql volatile set search_path = '' as $$
       and (n->>'type' <> 'job_requeued' or o.metadata->>'run_id' = (run).id::text))
 $$;
 
--- Adds the points that this run has not stored yet; points is [{step, epoch, training_loss, ...}] in
--- the columns' units, already within their ranges. The caller holds the run's lock, so that a step is
--- stored once. What an earlier attempt left at or after this run's first point is replaced.
-create or replace function public.training_store_points(run_id uuid, points jsonb) returns void
+-- Stores the points of a run's curve: points is [{step, epoch, training_loss, ...}] in the columns' units, already
+-- within their ranges. A step is stored once, by the first report that has it; a validation loss that comes later,
+-- since its evaluation took longer, completes what is stored. The caller holds the run's lock. What an earlier attempt
+-- left at or after this run's first point is replaced. A job keeps at most `most` points (a thousand, whatever is
+-- asked for). `whole`: these are the curve from its first step to its last, and no other point stays.
+drop function if exists public.training_store_points(uuid, jsonb);
+create or replace function public.training_store_points(
+  run_id uuid, points jsonb, most int default 100, whole boolean default false
+) returns void
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 declare
   run public.training_runs;
+  md5_now text := md5(concat(training_store_points.whole, training_store_points.points));
+  stored int[];
   fresh jsonb;
   fresh_steps int[];
 begin
   select * into run from public.training_runs r where r.id = training_store_points.run_id;
+  if coalesce(points, '[]') in ('[]', 'null') or run.points_md5 = md5_now then
+    return;
+  end if;
+  stored := run.point_steps;
+  if whole then
+    stored := array(select s.step from unnest(run.point_steps) s (step)
+                    where s.step in (select (p->>'step')::int from jsonb_array_elements(points) p));
+  end if;
   select jsonb_agg(f.p order by f.step), array_agg(f.step order by f.step) into fresh, fresh_steps
   from (
     select distinct on ((p->>'step')::int) p, (p->>'step')::int as step
-    from jsonb_array_elements(coalesce(training_store_points.points, '[]')) p
-    where (p->>'step')::int <> all (run.point_steps)
+    from jsonb_array_elements(points) p
+    where (p->>'step')::int <> all (stored)
     order by (p->>'step')::int
-    -- No chart has as many; a container that counts on for ever fills no table.
-    limit greatest(4000 - cardinality(run.point_steps), 0)
+    limit greatest(least(coalesce(most, 100), 1000) - cardinality(stored), 0)
   ) f;
-  if fresh is null then
-    return;
+  perform public.training_revise_points(run.queue, run.job_id, stored, points, whole);
+  if fresh is not null then
+    perform public.training_write_points(run.queue, run.job_id, fresh, replaces => run.point_steps = '{}');
   end if;
-  perform public.training_write_points(run.queue, run.job_id, fresh, replaces => run.point_steps = '{}');
-  update public.training_runs r set point_steps = r.point_steps || fresh_steps where r.id = run.id;
+  update public.training_runs r
+  set point_steps = stored || coalesce(fresh_steps, '{}'), points_md5 = md5_now
+  where r.id = run.id;
 end
 $$;
 
@@ -73,7 +89,7 @@ language sql immutable set search_path = '' as $$
       || case jsonb_typeof(news->'current_metrics') when 'object' then news->'current_metrics' else '{}' end)
 $$;
 
--- One call for all runs of a worker. reports is [{run_id, lease_token, job, points, notices, problem}], where
+-- One call for all runs of a worker. reports is [{run_id, lease_token, job, points, most_points, notices, problem}], where
 -- job holds columns of training_jobs. Progress and steps never go back within a run, and no stage goes back to
 -- waiting for a GPU; terminal jobs stay as they are. Answers [{run_id, applied, refused}]: a report whose values no
 -- column holds is left out by itself, with the SQLSTATE, and the lease is held all the same.
@@ -128,7 +144,7 @@ begin
         'current_cost', least(greatest((job->>'current_cost')::numeric, (news->>'current_cost')::numeric),
                               (run.launched_with->>'max_cost')::numeric),
         'estimated_completion_at', coalesce(news->>'estimated_completion_at', job->>'estimated_completion_at')));
-    perform public.training_store_points(run.id, report->'points');
+    perform public.training_store_points(run.id, report->'points', (report->>'most_points')::int);
     perform public.training_notify(run, report->'notices');
   end if;
   update public.training_runs r
@@ -218,7 +234,7 @@ $$;
 -- settled a run gets the same answer again: the first may have been lost on its way.
 -- outcome: {run_status, job_status: completed|failed|cancelled|queued, fault, error_code,
 --   error_message, retry_after_seconds, waiting_stage, gpu_seconds, storage_fee, launcher_ended,
---   job: {columns}, points, artifact: {columns, archive}, notices, notices_if_cancelled}
+--   job: {columns}, points, most_points, points_are_whole, artifact: {columns, archive}, notices, notices_if_cancelled}
 -- A job that was cancelled stays cancelled, whatever the outcome says; its GPU time is billed all the same.
 create or replace function public.settle_run(run_id uuid, lease_token uuid, outcome jsonb) returns text
 language plpgsql security definer set search_path = '' as $$
@@ -273,7 +289,8 @@ begin
   if job is null or job->>'status' in ('completed', 'failed') then
     return verdict;
   end if;
-  perform public.training_store_points(run.id, outcome->'points');
+  perform public.training_store_points(run.id, outcome->'points', (outcome->>'most_points')::int,
+                                       coalesce((outcome->>'points_are_whole')::boolean, false));
   if verdict = 'completed' and run.queue = 'training_jobs' then
     -- Of what it was launched with: the job may name another dataset since, and that one may be gone since.
     trained_on := coalesce((select d.id from public.datasets d where d.id = (run.launched_with->>'dataset_id')::uuid),

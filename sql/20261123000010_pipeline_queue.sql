@@ -228,6 +228,47 @@ language sql immutable set search_path = '' as $$
          'tokens_per_second', changes->'current_metrics'->'throughput'))
 $$;
 
+-- Brings what is stored of a curve up to these points: at the stored steps, validation losses that were not known
+-- yet or that were carried on from an earlier step. `whole`: no point at any other step stays.
+create or replace function public.training_revise_points(
+  queue text, job_id uuid, stored int[], points jsonb, whole boolean
+) returns void
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+begin
+  if training_revise_points.queue = 'training_jobs' then
+    delete from public.metrics_points m
+    where training_revise_points.whole and m.job_id = training_revise_points.job_id and m.step <> all (training_revise_points.stored);
+    update public.metrics_points m
+    set validation_loss = (p->>'validation_loss')::numeric
+    from jsonb_array_elements(training_revise_points.points) p
+    where m.job_id = training_revise_points.job_id and m.step = (p->>'step')::int
+      and m.step = any (training_revise_points.stored)
+      and m.validation_loss is distinct from round((p->>'validation_loss')::numeric, 6)
+      and p->>'validation_loss' is not null;
+  elsif to_regclass('public.pipeline_training_metrics') is not null then
+    delete from public.pipeline_training_metrics m
+    where training_revise_points.whole and m.job_id = training_revise_points.job_id
+      and m.measurement_method = 'training_log' and m.step_number <> all (training_revise_points.stored);
+    update public.pipeline_training_metrics m
+    set value = (p->>'validation_loss')::double precision
+    from jsonb_array_elements(training_revise_points.points) p
+    where m.job_id = training_revise_points.job_id and m.measurement_method = 'training_log'
+      and m.metric_id = 'validation_loss' and m.step_number = (p->>'step')::int
+      and m.value <> (p->>'validation_loss')::double precision;
+    perform public.training_write_points(training_revise_points.queue, training_revise_points.job_id, (
+      select jsonb_agg(jsonb_build_object('step', p->'step', 'epoch', p->'epoch', 'timestamp', p->'timestamp',
+                                          'validation_loss', p->'validation_loss'))
+      from jsonb_array_elements(training_revise_points.points) p
+      where (p->>'step')::int = any (training_revise_points.stored) and p->>'validation_loss' is not null
+        and not exists (
+          select from public.pipeline_training_metrics m
+          where m.job_id = training_revise_points.job_id and m.measurement_method = 'training_log'
+            and m.metric_id = 'validation_loss' and m.step_number = (p->>'step')::int)), replaces => false);
+  end if;
+end
+$$;
+
 -- Stores points that the job does not have yet, [{step, epoch, training_loss, ...}], in the form of its
 -- queue. `replaces`: an earlier attempt's points from the first of these on are in the way.
 create or replace function public.training_write_points(queue text, job_id uuid, points jsonb, replaces boolean)
@@ -304,7 +345,8 @@ begin
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace = 'public'::regnamespace and p.proname in (
       'training_pipeline_maker', 'training_job_status', 'training_job_row', 'training_job_order',
-      'training_dataset_row', 'training_order_dataset', 'training_write_job', 'training_pipeline_columns', 'training_write_points', 'training_waiting_jobs')
+      'training_dataset_row', 'training_order_dataset', 'training_write_job', 'training_pipeline_columns',
+      'training_revise_points', 'training_write_points', 'training_waiting_jobs')
   loop
     execute format('revoke all on function %s from public, anon, authenticated', signature);
     execute format('grant execute on function %s to service_role', signature);

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,6 @@ import structlog
 
 from trainer.crashpoints import reach
 from trainer.protocol import Progress, Result, Summary
-from worker import notices
 from worker.billing import Measured, Rate, contradiction, gpu_of
 from worker.errors import LeaseLostError
 from worker.granting import answer
@@ -38,7 +36,8 @@ from worker.outcome import (
 )
 from worker.places import Places
 from worker.publication import has_manifest
-from worker.reports import latest, point_rows, progress_columns, waiting_columns
+from worker.reporting import make_report, progress_report
+from worker.reports import latest
 from worker.services import Services
 from worker.settling import Ending, settle
 from worker.silence import Silence
@@ -208,7 +207,7 @@ class Holding:
         foreign = left_alone(self.assignment.run.launcher, self.services.launcher)
         if foreign:
             self._say_problem(foreign)
-            self.report = self.make_report({})
+            self.report = make_report(self, {})
             return
         if self._is_to_stop:
             await self._stop()
@@ -270,7 +269,7 @@ class Holding:
             log.warning("the GPU is silent", run_id=run_id, external_job_id=external_job_id)
             self.stopping = verdict.failure
         self._watch_limits()
-        self.report = self._progress_report()
+        self.report = progress_report(self)
 
     async def _is_owner(self, external_job_id: str) -> bool:
         """Whether the run is still this launch's, by the database's latest word.
@@ -303,43 +302,6 @@ class Holding:
         elif run.spent_cost + rate.hourly * (seconds - _WATCH_MARGIN_SECONDS) / 3600 > rate.max_cost:
             self.stopping = OVER_BUDGET
 
-    def _progress_report(self) -> dict[str, Any] | None:
-        job = self.assignment.job
-        if self.progress is None or job is None:
-            return self.make_report({"current_cost": self.cost(self.gpu_seconds()), **self._waiting_columns()})
-        columns = progress_columns(
-            self.progress, total_epochs=job.total_epochs, cost=self.cost(self.gpu_seconds()), now=self.services.now()
-        )
-        points = point_rows(
-            self.progress.points,
-            total_steps=self.progress.total_steps,
-            limit=self.services.settings.chart_points,
-        )
-        return self.make_report(columns, points)
-
-    def _waiting_columns(self) -> dict[str, Any]:
-        if self.observation is None:
-            return {}
-        return waiting_columns(
-            self.observation.state,
-            checked_in=self.news.checked_in_at is not None,
-            endpoint_has_problem=self.endpoint_has_problem,
-        )
-
-    def make_report(self, columns: dict[str, Any], points: Sequence[dict[str, Any]] = ()) -> dict[str, Any] | None:
-        """A report of job columns and points, for `record_progress`; None for a job that was deleted."""
-        run = self.assignment.run
-        if self.assignment.job is None:
-            return None
-        return {
-            "run_id": str(run.id),
-            "lease_token": str(run.lease_token),
-            "job": columns,
-            "points": list(points),
-            "notices": [self.started_notice()] if self.news.checked_in_at else [],
-            "problem": self.problem,
-        }
-
     def compare_claims(self, claims: Progress | Summary) -> None:
         """Log, once, what the container says of its GPUs where the bill says something else."""
         problem = contradiction(self.rate, claims.gpu_type, claims.gpu_count, self.services.prices)
@@ -350,11 +312,6 @@ class Holding:
                 problem=problem,
             )
             self._contradicted = True
-
-    def started_notice(self) -> dict[str, Any]:
-        """The notice that the GPU has begun; the database keeps only the first."""
-        name = self.assignment.dataset.name if self.assignment.dataset else "your dataset"
-        return notices.job_started(self.assignment.run.job_id, name, self.rate.gpu_type, self.rate.gpu_count)
 
     async def _stop(self) -> None:
         """Stop the GPU, see that it has stopped, then settle: as cancelled, or with why it was stopped."""
@@ -387,7 +344,7 @@ class Holding:
             return
         if observation.state is not LaunchState.UNKNOWN and self._is_overdue(self.stop_asked_at):
             self._say_problem(f"{external_job_id} goes on; look at the launcher's console", "the GPU does not stop")
-        self.report = self.make_report({})
+        self.report = make_report(self, {})
 
     def _is_overdue(self, stop_asked_at: float) -> bool:
         return self.services.clock() - stop_asked_at > self.services.settings.cancel_seconds

@@ -32,6 +32,7 @@ from worker.keys import public_fault, read_key
 from worker.launchers.base import Policy
 from worker.outcome import WORKER_KILLED, Failure
 from worker.places import Places
+from worker.reporting import make_report
 from worker.settings import Settings
 from worker.settling import Ending
 from worker.telemetry import LAUNCHED
@@ -240,6 +241,6 @@ def patience_seconds(base_seconds: float, tries: int) -> float:
 
 def _wait(holding: Holding, problem: str, base_seconds: float, *, stage: str = "waiting_for_gpu_provider") -> None:
     holding.put_off = problem
-    holding.report = holding.make_report({"current_stage": stage})
+    holding.report = make_report(holding, {"current_stage": stage})
     holding.launch_tries += 1
     holding.launch_not_before = holding.services.clock() + patience_seconds(base_seconds, holding.launch_tries)

@@ -47,11 +47,25 @@ def point_row(point: Point) -> dict[str, Any] | None:
 
 
 def point_rows(points: list[Point], *, total_steps: int | None, limit: int) -> list[dict[str, Any]]:
-    """The rows of a curve that the chart keeps."""
+    """The rows of a curve that the chart keeps.
+
+    Each holds the validation loss that was last measured: the page draws lines without dots, and a single value
+    between nulls would not be seen.
+    """
     if not points:
         return []
     kept = thin_points(points, total_steps=total_steps or max(point.step for point in points), limit=limit)
-    return [row for row in map(point_row, kept) if row is not None]
+    validated = _carry_forward(points)
+    rows = (point_row(point.model_copy(update={"validation_loss": validated[point.step]})) for point in kept)
+    return [row for row in rows if row is not None]
+
+
+def _carry_forward(points: list[Point]) -> dict[int, float | None]:
+    """The validation loss that was last measured, by step."""
+    last, validated = None, {}
+    for point in sorted(points, key=lambda point: point.step):
+        last = validated[point.step] = last if point.validation_loss is None else point.validation_loss
+    return validated
 
 
 def progress_columns(progress: Progress, *, total_epochs: int | None, cost: float, now: datetime) -> dict[str, Any]:

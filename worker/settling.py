@@ -32,6 +32,7 @@ from worker.outcome import (
 )
 from worker.places import Places
 from worker.publication import Shelf, collect
+from worker.reporting import started_notice
 from worker.reports import final_columns, partial_columns, point_rows
 from worker.telemetry import SETTLED
 
@@ -196,6 +197,7 @@ def _base(holding: Holding, gpu_seconds: float, points: list[Point], total_steps
         "launcher_ended": observation is not None and observation.ended,
         "notices_if_cancelled": [_cancelled_notice(holding, gpu_seconds)],
         "points": point_rows(points, total_steps=total_steps, limit=holding.services.settings.chart_points),
+        "most_points": holding.services.settings.chart_points,
         "job": partial_columns(points, total_steps=total_steps, total_epochs=job.total_epochs if job else None),
     }
 
@@ -219,13 +221,15 @@ def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
     archive = Places.of(run).archive
     return {
         **_base(holding, gpu_seconds, points, summary.total_steps),
+        # The manifest's curve goes from the first step to the last, so it replaces what reports have left.
+        "points_are_whole": bool(manifest.points),
         "run_status": "succeeded",
         "job_status": "completed",
         "storage_fee": fee,
         "job": final_columns(manifest.metrics, summary, points),
         "artifact": {**artifact, "archive": archive and f"{services.settings.artifacts_bucket}/{archive}"},
         "notices": [
-            holding.started_notice(),
+            started_notice(holding),
             notices.job_completed(job.id, name, holding.cost(gpu_seconds, fee=fee), told_notes(summary, job)),
             notices.artifact_ready(job.id, run.id, artifact["name"]),
         ],
@@ -307,7 +311,7 @@ def _failure(holding: Holding, ending: Ending, failure: Failure) -> dict[str, An
         "error_code": str(failure.code),
     }
     # A training may fail before any poll has seen it start.
-    started = [holding.started_notice()] if holding.news.checked_in_at else []
+    started = [started_notice(holding)] if holding.news.checked_in_at else []
     if seconds is None:
         told = exhausted(failure, run.attempt)
         ended = {"job_status": "failed", "error_message": told.message}

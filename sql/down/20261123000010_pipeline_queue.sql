@@ -2,6 +2,7 @@
 
 drop index if exists public.pipeline_training_jobs_pending_idx;
 drop function if exists public.training_waiting_jobs();
+drop function if exists public.training_revise_points(text, uuid, int[], jsonb, boolean);
 drop function if exists public.training_write_points(text, uuid, jsonb, boolean);
 drop function if exists public.training_pipeline_columns(jsonb);
 drop function if exists public.training_write_job(text, uuid, jsonb);
