@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
-from trainer.control_tokens import ControlTokens, Marks
+from trainer.control_tokens import ControlTokens, plain_marks
 from trainer.conversations import fold_system
 from trainer.errors import BaseModelUnknownError
-from trainer.examples import ASSISTANT, SYSTEM, USER, Message
+from trainer.examples import ASSISTANT, SYSTEM, USER, Example, LineError, Message
 from trainer.renderings import Rendering
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Chat:
         """What the prompt ends with and an answer's rendering leaves out, such as “<think>” and a line break."""
         self.takes_system = self._takes_system()
         self.tokens = ControlTokens(tokenizer)
-        self.marks = Marks(self._between_turns(), self._stops)
+        self.marks = plain_marks(self._between_turns(), tokenizer)
 
     def row(self, messages: Sequence[Message], trained: Sequence[int]) -> Row | None:
         """The conversation as one row; None when its answers can't stand in one rendering."""
@@ -112,6 +112,10 @@ class Chat:
             return None
         ids, offsets = encode(text)
         return Row(ids, _labels(ids, offsets, spans), len(spans))
+
+    def refuse(self, example: Example) -> LineError | None:
+        """The error of an example whose texts can't be told from the template or its tokens."""
+        return self.marks.refuse(example) or self.tokens.refuse(example)
 
     @cached_property
     def rendering(self) -> Rendering:
@@ -130,6 +134,7 @@ class Chat:
             opens_thought=bool(self._thought),
             stop=max((stop for stop in self._stops if ended.endswith(stop)), key=len),
             history_as_served=self._template == self._tokenizer.chat_template,
+            marks=self.marks.texts,
         )
 
     def _with_thought(self, messages: Sequence[Message], trained: Sequence[int]) -> tuple[str, list[Span]]:

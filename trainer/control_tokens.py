@@ -3,7 +3,7 @@
 A tokenizer makes one token of them wherever they stand, so that an answer would end in its middle, or a
 user's text would speak as the assistant. In a text they are characters like all others: `hide` marks them
 before a conversation is rendered, and `encode` tells them from the template's own. What a template marks its
-turns with as plain text (`[INST]` of some Mistral models) can't be told apart; `find_mark` finds it.
+turns with as plain text (`[INST]` of some Mistral models) can't be told apart; `Marks` finds it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from trainer.examples import Message
+from trainer.examples import Example, LineError, Message
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,6 +25,9 @@ _REAL, _HIDDEN = 0xF0000, 0x100000
 _PRIVATE = re.compile(f"[{chr(_REAL)}-{chr(0x10FFFF)}]")
 _MARKED = re.compile(f"[{chr(_HIDDEN)}-{chr(0x10FFFF)}]")
 _NOTHING = re.compile(r"(?!)")
+
+
+WRITE_OTHERWISE = "Write it in another way or remove the example."
 
 
 class Encoded(NamedTuple):
@@ -57,9 +60,13 @@ class ControlTokens:
         """The other added tokens that stand there, which are read as tokens."""
         return {found for message in messages for found in self._added.findall(message.content)}
 
-    def can_hide(self, messages: Sequence[Message]) -> bool:
-        """Whether no text uses the private characters that hiding needs."""
-        return not any(_PRIVATE.search(message.content) for message in messages)
+    def refuse(self, example: Example) -> LineError | None:
+        """The error of an example in which they can't be hidden: its texts use the characters that hiding needs."""
+        if not self.find(example.messages) or not any(_PRIVATE.search(text) for _, text in example.messages):
+            return None
+        return LineError(
+            example.line, None, "holds a special token of the base beside private characters", WRITE_OTHERWISE
+        )
 
     def hide(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with each control token marked: its first character becomes a private one."""
@@ -103,17 +110,30 @@ class ControlTokens:
 
 
 class Marks:
-    """What a chat template writes between turns as plain text, so that a text with it looks like a turn."""
+    """What a chat template writes between turns as plain text, so that a text with it looks like a turn.
 
-    def __init__(self, between: Iterable[str], specials: Sequence[str]) -> None:
-        special = _any_of(specials)
-        pattern = {_mark_pattern(part) for piece in between for part in _plain_parts(piece, special)}
-        self._pattern = re.compile("|".join(sorted(pattern, key=len, reverse=True))) if pattern else _NOTHING
+    A mark that begins with a line break is one at the beginning of a line alone.
+    """
 
-    def find(self, messages: Sequence[Message]) -> str | None:
-        """The first mark in the messages' texts."""
-        found = (self._pattern.search(message.content) for message in messages)
-        return next((match[0] for match in found if match), None)
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = tuple(texts)
+        self._pattern = re.compile("|".join(map(_mark_pattern, self.texts))) if self.texts else _NOTHING
+
+    def refuse(self, example: Example) -> LineError | None:
+        """The error of an example that holds a mark."""
+        for message in example.messages:
+            if match := self._pattern.search(message.content):
+                what = f"holds “{match[0]}”, with which the base's chat template marks a turn"
+                return LineError(example.line, None, what, WRITE_OTHERWISE)
+        return None
+
+
+def plain_marks(between: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Marks:
+    """The marks of a template that writes these stretches before, between and after the texts of a conversation."""
+    added = tokenizer.added_tokens_decoder.values()
+    special, token = _any_of(t.content for t in added if t.special), _any_of(t.content for t in added)
+    found = {_spell_mark(part) for piece in between for part in _plain_parts(piece, special, token)}
+    return Marks(sorted(found))
 
 
 def _any_of(contents: Iterable[str]) -> re.Pattern[str]:
@@ -121,15 +141,18 @@ def _any_of(contents: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, alternatives))) if alternatives else _NOTHING
 
 
-def _plain_parts(piece: str, special: re.Pattern[str]) -> list[str]:
+def _plain_parts(piece: str, special: re.Pattern[str], token: re.Pattern[str]) -> list[str]:
     """The parts of a stretch between two texts that mark a turn without help of a special token."""
-    parts = special.split(piece)
-    if len(parts) == 1:
-        return parts if piece.strip() else []
+    if not special.search(piece):
+        return [piece] if piece.strip() else []
     # Beside a special token, a bare word such as a role's name marks nothing; “[INST]” does.
-    return [part for part in parts if (name := part.strip()) and not (name[0].isalnum() or name[-1].isalnum())]
+    parts = ((part, part.strip()) for part in token.split(piece))
+    return [part for part, name in parts if name and not (name[0].isalnum() or name[-1].isalnum())]
 
 
-def _mark_pattern(part: str) -> str:
-    begins_a_line = part.lstrip(" ").startswith("\n")
-    return ("(?m:^)" if begins_a_line else "") + re.escape(part.strip())
+def _spell_mark(part: str) -> str:
+    return f"\n{part.strip()}" if part.lstrip(" ").startswith("\n") else part.strip()
+
+
+def _mark_pattern(mark: str) -> str:
+    return ("(?m:^)" if mark.startswith("\n") else "") + re.escape(mark.strip())

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trainer.chat import Chat, Row
-from trainer.conversations import ERRORS_KEPT, Example, LineError, merge_conversations
+from trainer.conversations import Example, merge_conversations
 from trainer.errors import DatasetInvalidError
 from trainer.examples import SYSTEM, Message
 from trainer.hyperparameters import Hyperparameters
 from trainer.identity import conversation_key, conversation_names, hold_out, shared_ids_note
-from trainer.survey import Survey, Surveyor
+from trainer.survey import Refuse, Survey, Surveyor, accept
 from trainer.words import counted
 
 _CHUNK_BYTES = 1 << 20
@@ -78,8 +78,7 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data
     Raises:
         DatasetInvalidError: no usable example, too many bad lines, or nothing fits `max_length`.
     """
-    everything, survey = load_examples(dataset, parameters.max_bad_line_share)
-    examples, text_notes = check_texts(chat, everything, survey, parameters.max_bad_line_share)
+    examples, survey = load_examples(dataset, parameters.max_bad_line_share, chat.refuse)
     tally = Tally()
     fitted = _fit_conversations(chat, examples, parameters, tally)
     if not fitted:
@@ -91,13 +90,13 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data
     answers = {key: sum(row.answers for row in rows) for key, rows in fitted.items()}
     held_out = hold_out(answers, parameters.validation_share, parameters.seed)
     names = conversation_names(examples)
-    notes = [*tally.notes(parameters.max_length), *_dataset_notes(chat, examples, survey), *text_notes]
+    notes = [*tally.notes(parameters.max_length), *_dataset_notes(chat, examples, survey)]
     return Data(
         train=[row for key, rows in fitted.items() if key not in held_out.keys for row in rows],
         validation=[row for key, rows in fitted.items() if key in held_out.keys for row in rows],
         training_ids=sorted(names[key] for key in fitted if key not in held_out.keys),
         validation_ids=sorted(names[key] for key in held_out.keys),
-        skipped_lines=survey.bad + len(everything) - len(examples),
+        skipped_lines=survey.bad,
         notes=[*notes, held_out.note] if held_out.note else notes,
     )
 
@@ -117,7 +116,8 @@ def _fit_conversations(
 def _dataset_notes(chat: Chat, examples: Sequence[Example], survey: Survey) -> list[str]:
     notes = []
     if survey.bad:
-        notes.append(f"Left out: {counted(survey.bad, 'example')} of the dataset that can't be used.")
+        what = counted(survey.bad, "example")
+        notes.append(f"Left out: {what} of the dataset that can't be used. {survey.errors[0].sentence()}")
     if not chat.takes_system and any(example.messages[0].role == SYSTEM for example in examples):
         notes.append(
             "The base's chat template doesn't keep a system prompt in front, so the first user turn opens with it, "
@@ -135,16 +135,16 @@ def _dataset_notes(chat: Chat, examples: Sequence[Example], survey: Survey) -> l
         )
     if shared := shared_ids_note(examples):
         notes.append(shared)
-    return notes + [note.text for note in survey.notes]
+    return [*notes, *(note.text for note in survey.notes), *_token_notes(chat, examples)]
 
 
-def load_examples(dataset: Path, max_bad_line_share: float) -> tuple[list[Example], Survey]:
-    """All examples of a file, and what was counted on the way.
+def load_examples(dataset: Path, max_bad_line_share: float, refuse: Refuse = accept) -> tuple[list[Example], Survey]:
+    """All examples of a file that `refuse` has no error for, and what was counted on the way.
 
     Raises:
         DatasetInvalidError: the file can't be read, or more lines are bad than `max_bad_line_share` allows.
     """
-    surveyor, examples = Surveyor(), []
+    surveyor, examples = Surveyor(refuse), []
     with dataset.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             examples += surveyor.feed(chunk)
@@ -154,52 +154,19 @@ def load_examples(dataset: Path, max_bad_line_share: float) -> tuple[list[Exampl
     return examples, survey
 
 
-def check_texts(
-    chat: Chat, examples: Sequence[Example], survey: Survey, max_bad_line_share: float
-) -> tuple[list[Example], list[str]]:
-    """The examples whose texts can be told from the template's own marks, and notes on control tokens in texts.
-
-    Raises:
-        DatasetInvalidError: with those that can't, more lines are bad than `max_bad_line_share` allows.
-    """
-    usable: list[Example] = []
-    errors: list[LineError] = []
+def _token_notes(chat: Chat, examples: Sequence[Example]) -> list[str]:
+    """What became of control tokens in texts."""
     as_text: Counter[str] = Counter()
     as_tokens: Counter[str] = Counter()
     for example in examples:
-        if error := _mixes_with_template(chat, example):
-            errors.append(error)
-            continue
-        usable.append(example)
         as_text.update(chat.tokens.find(example.messages))
         as_tokens.update(chat.tokens.find_kept(example.messages))
     notes = []
-    if errors:
-        replace(
-            survey,
-            examples=survey.examples - len(errors),
-            bad=survey.bad + len(errors),
-            errors=(*survey.errors, *errors)[:ERRORS_KEPT],
-        ).check(max_bad_line_share)
-        notes.append(
-            f"Left out: {counted(len(errors), 'example')} that can't be told from the base's chat template. "
-            f"{errors[0].sentence()}"
-        )
     if as_text:
         notes.append(f"Texts hold special tokens of the base, which were learned as plain text: {_names(as_text)}.")
     if as_tokens:
         notes.append(f"Texts hold added tokens of the base, which were learned as these tokens: {_names(as_tokens)}.")
-    return usable, notes
-
-
-def _mixes_with_template(chat: Chat, example: Example) -> LineError | None:
-    hint = "Write it in another way or remove the example."
-    if mark := chat.marks.find(example.messages):
-        what = f"holds “{mark}”, with which the base's chat template marks a turn"
-        return LineError(example.line, None, what, hint)
-    if chat.tokens.find(example.messages) and not chat.tokens.can_hide(example.messages):
-        return LineError(example.line, None, "holds a special token of the base beside private characters", hint)
-    return None
+    return notes
 
 
 def _names(tokens: Counter[str]) -> str:

@@ -27,12 +27,14 @@ class Rendering:
     """Whether the generation prompt has begun a thought, which an answer must close before it begins."""
     stop: str
     """The token that ends an answer."""
+    marks: tuple[str, ...] = ()
+    """What marks turns as plain text, so that a text must not hold it (`trainer.control_tokens.Marks`)."""
     history_as_served: bool = True
     """Whether earlier answers of a row stand there as a server renders them, and not with thoughts that it drops."""
 
 
 _CHATML = Rendering("conversation", "in front", opens_thought=False, stop="<|im_end|>")
-_MISTRAL = Rendering("conversation", "in front", opens_thought=False, stop="</s>")
+_MISTRAL = Rendering("conversation", "in front", opens_thought=False, stop="</s>", marks=("[/INST]", "[INST]"))
 
 RENDERINGS: dict[str, Rendering] = {
     "mistralai/Mistral-7B-Instruct-v0.2": _MISTRAL,

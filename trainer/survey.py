@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -146,6 +146,14 @@ def estimate_tokens(text: str) -> float:
     return (len(text) if text.isascii() else len(text.encode())) / _BYTES_PER_TOKEN
 
 
+Refuse = Callable[[Example], LineError | None]
+"""Gives the error of an example that reads well and can't be used all the same."""
+
+
+def accept(_: Example) -> None:
+    """Refuse no example."""
+
+
 class Surveyor:
     """Counts a dataset as its bytes arrive: `feed`, then `close`, then `result`.
 
@@ -153,7 +161,8 @@ class Surveyor:
         DatasetUnusableError: the file can't be read, or not any further.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, refuse: Refuse = accept) -> None:
+        self._refuse = refuse
         self._parser = ExampleParser()
         self._digest = hashlib.sha256()
         self._bytes = 0
@@ -198,7 +207,8 @@ class Surveyor:
 
     def _count(self, items: Iterator[Example | LineError]) -> list[Example]:
         examples: list[Example] = []
-        for item in items:
+        for found in items:
+            item = found if isinstance(found, LineError) else self._refuse(found) or found
             if isinstance(item, LineError):
                 self._bad += 1
                 if self._bad <= ERRORS_KEPT:

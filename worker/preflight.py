@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from trainer.control_tokens import Marks
 from trainer.errors import TrainingError
 from trainer.hyperparameters import GpuConfig, Hyperparameters
-from trainer.renderings import REFUSALS
+from trainer.renderings import REFUSALS, RENDERINGS
 from trainer.survey import Survey, Surveyor
 from worker.billing import Rate, gpu_of
 from worker.errors import DatasetPendingError, ObjectMissingError, PreflightError
@@ -65,7 +66,12 @@ async def check(assignment: Assignment, services: Services) -> Plan:
         queue_allowance_seconds=settings.queue_allowance_seconds,
     )
     dataset = check_dataset_row(job, assignment.dataset, patience_seconds=assignment.run.dataset_patience_seconds)
-    survey = await survey_dataset(dataset, services.storage, max_bad_line_share=hyperparameters.max_bad_line_share)
+    survey = await survey_dataset(
+        dataset,
+        services.storage,
+        max_bad_line_share=hyperparameters.max_bad_line_share,
+        base_model=hyperparameters.base_model,
+    )
     check_estimate(hyperparameters, survey, gpu_config.type, services.terms)
     return Plan(hyperparameters, gpu_config, price, rate, policy, survey)
 
@@ -198,14 +204,17 @@ def make_policy(
     return Policy(execution, execution + queue_allowance_seconds)
 
 
-async def survey_dataset(dataset: Dataset, storage: Storage, *, max_bad_line_share: float) -> Survey:
-    """Stream the dataset once, in constant memory, and count what it holds.
+async def survey_dataset(
+    dataset: Dataset, storage: Storage, *, max_bad_line_share: float, base_model: str | None = None
+) -> Survey:
+    """Stream the dataset once, in constant memory, and count what it holds that this base can be trained on.
 
     Raises:
         PreflightError: it is not there, can't be read, or holds too little that is usable.
         ServiceError: the storage did not answer.
     """
-    surveyor = Surveyor()
+    known = RENDERINGS.get(base_model or "")
+    surveyor = Surveyor(Marks(known.marks if known else ()).refuse)
     try:
         async with storage.stream(dataset.bucket, dataset.storage_path) as chunks:
             async for chunk in chunks:

@@ -14,16 +14,18 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.corpus import CASES, GOOD, Case, lines, pair, turn
+from tests.corpus import CASES, GOOD, Case, chat, lines, pair, turn
 from trainer.survey import Surveyor
 from worker.errors import (
     ObjectMissingError,
+    PreflightError,
     SchemaMissingError,
     ServiceError,
     ServiceRefusedError,
     ServiceUnavailableError,
 )
 from worker.jobs import Dataset, DatasetClaim
+from worker.preflight import survey_dataset
 from worker.services import HeavySlots
 from worker.validation import Validator, failed, ready
 
@@ -111,6 +113,23 @@ async def test_a_usable_dataset_becomes_ready_with_real_counts() -> None:
     assert outcome["validation_errors"] is None
     assert outcome["notice"]["type"] == "dataset_ready"
     assert outcome["notice"]["action_url"] == f"/datasets/{DATASET.id}"
+
+
+@pytest.mark.parametrize(
+    ("base", "refused"), [("mistralai/Mistral-7B-Instruct-v0.2", True), ("Qwen/Qwen2.5-7B-Instruct", False)]
+)
+async def test_a_text_with_the_bases_own_mark_is_refused_before_a_launch(base: str, refused: bool) -> None:
+    storage: Any = FakeStorage(lines(GOOD[0], chat("How?", "So [INST] and more")))
+    checking = survey_dataset(DATASET, storage, max_bad_line_share=0.05, base_model=base)
+    if not refused:
+        assert (await checking).examples == 2
+        return
+    with pytest.raises(PreflightError) as error:
+        await checking
+    assert str(error.value) == (
+        "Line 2 of the dataset holds “[INST]”, with which the base's chat template marks a turn. "
+        "Write it in another way or remove the example."
+    )
 
 
 async def test_a_few_bad_lines_leave_it_ready_and_are_listed() -> None:

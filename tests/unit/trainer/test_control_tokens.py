@@ -8,7 +8,7 @@ import pytest
 from tests.unit.trainer.test_data import chat_for, learned_pieces
 from tests.unit.trainer.tokenizers import MISTRAL_V0_3, TEMPLATES
 from trainer.chat import IGNORED, Chat
-from trainer.conversations import Message
+from trainer.conversations import Example, Message
 from trainer.data import prepare_data
 from trainer.errors import DatasetInvalidError
 from trainer.hyperparameters import Hyperparameters
@@ -129,14 +129,16 @@ def test_a_plain_mark_of_the_template_in_a_text_is_refused_with_its_line(tmp_pat
     )
     lenient = prepare_data(path, chat, WHOLE.model_copy(update={"max_bad_line_share": 0.5}))
     assert (lenient.answers, lenient.skipped_lines) == (1, 1)
-    assert any("Left out: 1 example that can't be told from the base's chat template" in note for note in lenient.notes)
+    assert any(
+        note.startswith("Left out: 1 example of the dataset that can't be used. Line 2 of") for note in lenient.notes
+    )
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_ordinary_texts_are_no_marks_of_any_template(name):
     chat, _ = chat_for(name)
     text = "user\nassistant\nsystem\n### Heading\n- INST\nUser: no\n\n1. You are kind. <b>x</b> [1] think model end"
-    assert chat.marks.find([Message("user", text), Message("assistant", text)]) is None
+    assert chat.refuse(Example((Message("user", text), Message("assistant", text)), (1,), None, 1)) is None
 
 
 def test_private_characters_beside_a_control_token_are_refused(tmp_path):

@@ -61,6 +61,8 @@ EMPTY_THOUGHT = (
     "{% else %}{{ message['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 )
+# Tokens of the vocabulary since v0.3; before, plain text.
+_OWN_SPECIAL = {"mistral_v0_3": ["[INST]", "[/INST]"]}
 _STOPS = {
     "r1_distill": R1_SPECIAL[-1],
     "empty_thought": "<|im_end|>",
@@ -98,7 +100,10 @@ def tokenizer_with(name: str, template: str | None = None) -> PreTrainedTokenize
     raw.train_from_iterator([Path(__file__).read_text()], trainer)
     stop = _STOPS.get(name, "<|im_end|>" if name.startswith(("qwen", "chatml")) else "</s>")
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<s>", eos_token=stop, additional_special_tokens=[*_SPECIAL, *R1_SPECIAL]
+        tokenizer_object=raw,
+        bos_token="<s>",
+        eos_token=stop,
+        additional_special_tokens=[*_SPECIAL, *R1_SPECIAL, *_OWN_SPECIAL.get(name, ())],
     )
     own = {"chatml": CHAT_TEMPLATE, "strict": STRICT, "none": None}
     own |= {"mistral_v0_2": MISTRAL_V0_2, "mistral_v0_3": MISTRAL_V0_3}
