@@ -16,6 +16,7 @@ from trainer.hyperparameters import (
 )
 from worker.errors import PreflightError
 from worker.job_keys import misspelt_key
+from worker.object_keys import object_key
 
 _ROW = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
@@ -57,8 +58,9 @@ class Dataset(BaseModel):
         """
         if self.user_id not in {None, user_id}:
             return False
-        folders = self.storage_path.split("/")
-        return ".." not in folders and (self.bucket == _SHARED_BUCKET or folders[0] == str(user_id))
+        # The name by which it is read, too.
+        key = object_key(self.storage_path)
+        return key is not None and (self.bucket == _SHARED_BUCKET or key.split("/")[0] == str(user_id))
 
 
 class DatasetClaim(BaseModel):

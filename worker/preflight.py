@@ -115,6 +115,12 @@ def check_dataset_row(job: Job, dataset: Dataset | None, *, patience_seconds: fl
             "dataset_foreign",
             f"The dataset “{dataset.name}” or its file belongs to somebody else; choose one of yours.",
         )
+    if "?" in dataset.storage_path:
+        raise PreflightError(
+            "dataset_unreachable",
+            f"The file of the dataset “{dataset.name}” has a ? in its name, for which the storage signs no URL that "
+            "works; rename the file and upload it again.",
+        )
     if dataset.status in {"uploading", "validating"} and patience_seconds:
         raise DatasetPendingError(WAITING_FOR_DATASET, f"The dataset “{dataset.name}” is not validated yet.")
     if dataset.status != "ready" or not dataset.training_ready:
