@@ -90,7 +90,7 @@ begin
   end if;
   if to_regclass('public.training_runs_live_user_idx') is null then
     create index training_runs_live_user_idx
-      on public.training_runs (user_id) where status in ('claimed', 'launched', 'running');
+      on public.training_runs (user_id, created_at) where status in ('claimed', 'launched', 'running');
   end if;
   if to_regclass('public.training_launches_run_idx') is null then
     create index training_launches_run_idx on public.training_launches (run_id);
@@ -98,10 +98,6 @@ begin
   if to_regclass('public.training_launches_open_idx') is null then
     create index training_launches_open_idx
       on public.training_launches (run_id) where ended_at is null and external_job_id is not null;
-  end if;
-  -- The claim's index: 90 % of a grown table is terminal rows that the claim must never look at.
-  if to_regclass('public.training_jobs_queued_idx') is null then
-    create index training_jobs_queued_idx on public.training_jobs (created_at, id) where status = 'queued';
   end if;
   for own_table in
     select oid from pg_class

@@ -119,9 +119,7 @@ begin
         -- A row may say 'infinity', which no wait can be counted from.
         case when isfinite(j.created_at) then j.created_at else now() end as created_at,
         (select max(r.next_attempt_at) from public.training_runs r
-         where r.job_id = j.id and r.next_attempt_at > now()) as next_attempt_at,
-        (select count(*) from public.training_runs r
-         where r.user_id = j.user_id and r.status in ('claimed', 'launched', 'running')) as live_of_user
+         where r.job_id = j.id and r.next_attempt_at > now()) as next_attempt_at
       from public.training_waiting_jobs() j
     ), live as (
       select r.* from public.training_runs r where r.status in ('claimed', 'launched', 'running')
@@ -150,10 +148,16 @@ begin
                  || coalesce(' (' || current_stage || ')', '')
                when current_stage = 'waiting_for_dataset' then 'its dataset, which is being uploaded or validated'
                when no_worker is not null then 'a worker: ' || no_worker || '; start one'
-               when live_of_user > 0 then 'its user has ' || live_of_user || ' live runs'
+               when live_of_user >= most_of_user then 'its user has ' || live_of_user || ' live runs, and may have no more'
                else 'a free worker slot' end as waits_for
-        from waiting cross join (select public.training_no_worker() as no_worker) n
-        order by created_at, id limit 100) w), '[]'),
+        from (select * from waiting order by created_at, id limit 100) waiting
+        cross join (select public.training_no_worker() as no_worker) n
+        -- What the most generous worker allows; null where one of them has no limit.
+        cross join (select case when bool_and(s.max_per_user is not null) then max(s.max_per_user) end as most_of_user
+                    from public.training_workers s where s.seen_at > now() - interval '2 minutes') m
+        cross join lateral (select count(*) as live_of_user from public.training_runs r
+                            where r.user_id = waiting.user_id and r.status in ('claimed', 'launched', 'running')) l
+        order by created_at, id) w), '[]'),
       'no_worker', public.training_no_worker(),
       'had_worker', exists (select from public.training_workers),
       'workers', coalesce((select jsonb_agg(w) from (
@@ -210,7 +214,7 @@ begin
       'training_touch_updated_at', 'worker_schema_version', 'worker_schema_1', 'training_assignment',
       'training_check_lease_seconds', 'training_check_external_job_id', 'training_decoded',
       'training_json_fault', 'training_text_fault', 'training_name_faults',
-      'claim_training_jobs', 'adopt_training_runs',
+      'adopt_training_runs',
       'renew_training_runs', 'begin_handling', 'release_training_runs', 'training_held_run', 'begin_launch',
       'record_launch', 'training_note_launch', 'training_endpoints', 'training_run_of_token', 'training_is_published', 'training_is_file', 'training_is_crowded',
       'training_strays',

@@ -331,16 +331,10 @@ begin
 end
 $$;
 
--- The claim's index, as for the older queue; `lora-worker migrate` makes it once the table is there.
 do $migration$
 declare
   signature regprocedure;
 begin
-  if to_regclass('public.pipeline_training_jobs') is not null
-     and to_regclass('public.pipeline_training_jobs_pending_idx') is null then
-    create index pipeline_training_jobs_pending_idx
-      on public.pipeline_training_jobs (created_at, id) where status = 'pending';
-  end if;
   for signature in
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace = 'public'::regnamespace and p.proname in (

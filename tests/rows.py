@@ -37,6 +37,11 @@ class Database:
         values = [json.dumps(a) if isinstance(a, dict | list) else a for a in arguments]
         return self.row(f"select public.{function}({marks}) as answer", *values)["answer"]
 
+    def pages(self, call: str, *values: Any) -> int:
+        """How many pages a call reads."""
+        (plan,) = self.row(f"explain (analyze, buffers, format json) select {call}", *values)["QUERY PLAN"]
+        return int(plan["Plan"]["Shared Hit Blocks"]) + int(plan["Plan"]["Shared Read Blocks"])
+
     def user(self) -> UUID:
         return self.row("insert into auth.users (id) values (gen_random_uuid()) returning id")["id"]
 

@@ -29,7 +29,8 @@ from worker.storage import PROBE_NAME
 
 _TABLES = (
     *("datasets", "training_jobs", "metrics_points", "model_artifacts", "cost_records", "notifications"),
-    *("training_runs", "training_launches", "dataset_validations", "training_terms", "training_workers"),
+    *("training_runs", "training_launches", "dataset_validations", "training_terms"),
+    *("training_workers", "training_waiting_users"),
 )
 
 _LEAST_URL_SECONDS = 900.0

@@ -108,6 +108,9 @@ class Settings(BaseSettings):
     )
     slots: int = Field(default=20, ge=0, le=1000, description="Runs this worker holds before it stops claiming")
     max_per_user: int | None = Field(default=3, ge=1, description="Live runs a user may have; empty: no limit")
+    max_queued_per_user: int = Field(
+        default=100, ge=1, le=10_000, description="Waiting jobs a user may have; more are refused where they are added"
+    )
     max_attempts: int = Field(default=3, ge=1, le=20, description="Attempts a job has for faults of its own")
     max_infrastructure_failures: int = Field(
         default=5, ge=1, le=50, description="Lost GPUs and preemptions before a job is given up"

@@ -72,6 +72,7 @@ class Terms(BaseModel):
     """USD for a finished model."""
     max_cost_per_job: float
     max_run_seconds: float
+    max_queued_per_user: int
     hyperparameters: dict[str, float]
     """What a job trains with where it chooses nothing."""
     assumptions: tuple[str, ...]
@@ -110,6 +111,7 @@ def make_terms(settings: Settings, prices: tuple[GpuPrice, ...]) -> Terms:
         storage_fee=settings.storage_fee,
         max_cost_per_job=settings.max_cost_per_job,
         max_run_seconds=settings.max_run_seconds,
+        max_queued_per_user=settings.max_queued_per_user,
         hyperparameters=Hyperparameters().model_dump(
             include={"learning_rate", "batch_size", "epochs", "rank", "dropout"}
         ),

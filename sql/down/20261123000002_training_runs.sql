@@ -24,4 +24,3 @@ $down$;
 
 drop table if exists public.training_launches;
 drop table if exists public.training_runs;
-drop index if exists public.training_jobs_queued_idx;

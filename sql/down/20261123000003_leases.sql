@@ -4,7 +4,6 @@ drop function if exists public.release_training_runs(text);
 drop function if exists public.begin_handling(uuid, uuid);
 drop function if exists public.renew_training_runs(jsonb, int);
 drop function if exists public.adopt_training_runs(text, int, int);
-drop function if exists public.claim_training_jobs(text, int, int, int);
 drop function if exists public.training_check_lease_seconds(int);
 drop function if exists public.training_name_faults(jsonb);
 drop function if exists public.training_text_fault(text, int);

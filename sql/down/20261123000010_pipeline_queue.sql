@@ -1,6 +1,5 @@
 -- Undoes 20261123000010_pipeline_queue.sql.
 
-drop index if exists public.pipeline_training_jobs_pending_idx;
 drop function if exists public.training_waiting_jobs();
 drop function if exists public.training_revise_points(text, uuid, int[], jsonb, boolean);
 drop function if exists public.training_write_points(text, uuid, jsonb, boolean);

@@ -390,11 +390,18 @@ def test_queue_health_says_why_each_job_waits_fault_03(db: Database) -> None:
     db.jobs(2, busy)
     db.claim(max_jobs=1)
     db.jobs()
-    db.call("report_worker", "w1", {"slots": 20, "held": 1})
-    health = db.call("queue_health")
-    assert (health["queued"], health["live_runs"], health["expired_leases"]) == (3, 1, 0)
-    reasons = sorted(row["waits_for"].split(" at ")[0] for row in health["waiting"])
-    assert reasons == ["a free worker slot", "its user has 1 live runs", "retry"]
+
+    def reasons() -> list[str]:
+        health = db.call("queue_health")
+        assert (health["queued"], health["live_runs"], health["expired_leases"]) == (3, 1, 0)
+        return sorted(row["waits_for"].split(" at ")[0] for row in health["waiting"])
+
+    db.call("report_worker", "w1", {"slots": 20, "held": 1, "max_per_user": 1})
+    assert reasons() == ["a free worker slot", "its user has 1 live runs, and may have no more", "retry"]
+    # One live run is no reason to wait where two are allowed, or any number.
+    for limit in (2, None):
+        db.call("report_worker", "w2", {"slots": 20, "held": 1, "max_per_user": limit})
+        assert reasons() == ["a free worker slot", "a free worker slot", "retry"]
 
 
 def test_a_job_of_the_end_of_time_hides_nobody_elses_wait(db: Database) -> None:

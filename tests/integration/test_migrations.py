@@ -22,7 +22,10 @@ from worker.migrations import migrate, migration_files, undo_files, undo_migrati
 STATUSES = ("queued", "initializing", "running", "completed", "failed", "cancelled")
 TABLES = ("datasets", "training_jobs", "metrics_points", "model_artifacts", "cost_records", "notifications")
 
-OWN_TABLES = ("training_runs", "training_launches", "dataset_validations", "training_terms", "training_workers")
+OWN_TABLES = (
+    *("training_runs", "training_launches", "dataset_validations", "training_terms"),
+    *("training_workers", "training_waiting_users"),
+)
 
 _APPLICATION_SCHEMA = Path(__file__).parent.parent / "data" / "application_schema.sql"
 _PIPELINE_SCHEMA = Path(__file__).parent.parent / "data" / "pipeline_schema.sql"
@@ -229,8 +232,8 @@ def test_a_deadlock_with_the_live_system_is_tried_again(applications: str) -> No
         migrating = pool.submit(migrate, applications, sleep=pauses.append)
         with psycopg.connect(applications, autocommit=True) as watching:
             assert eventually(lambda: watching.execute(_WAITS_FOR_DATASETS).fetchone() is not None)
-        # Its index on the jobs is made by now, and their lock is held until its end.
-        writer.execute("lock table public.training_jobs in row exclusive mode")
+        # Its index on the notices is made by now, and their lock is held until its end.
+        writer.execute("lock table public.notifications in row exclusive mode")
         writer.rollback()
         assert migrating.result(60)
     assert len(pauses) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -311,21 +310,3 @@ def test_a_table_that_goes_away_ends_its_runs_and_no_other(db: Database, pipelin
     lease = [{"run_id": run["id"], "lease_token": run["lease_token"]} for run in (given["run"], other["run"])]
     assert [news["cancel_requested"] for news in db.call("renew_training_runs", lease, 60)] == [True, False]
     assert settled(db, given["run"], "cancelled") == "cancelled"
-
-
-def test_the_claim_uses_the_index_of_pending_jobs(db: Database, pipeline: Pipeline) -> None:
-    user = db.user()
-    db.rows(
-        "insert into pipeline_training_jobs (user_id, job_name, engine_id, engine_name, created_at, status)"
-        " select %s, 'n', 'e', 'e', now() + n * interval '1 second', case n %% 10 when 0 then 'pending' else"
-        " 'completed' end from generate_series(1, 20000) n", user,
-    )  # fmt: skip
-    db.rows("vacuum analyze pipeline_training_jobs")
-    db.rows("analyze training_runs")
-    source = db.row("select pg_get_functiondef('public.claim_training_jobs'::regproc) as text")["text"]
-    found = re.search(r"pipeline_candidates no scroll cursor for\s+(select.*?skip locked);", source, re.DOTALL)
-    assert found is not None
-    query = found[1].replace("claim_training_jobs.max_per_user", "3")
-    (plan,) = db.row(f"explain (format json) declare candidates no scroll cursor for {query}")["QUERY PLAN"]
-    assert "pipeline_training_jobs_pending_idx" in str(plan)
-    assert "'Sort'" not in str(plan)

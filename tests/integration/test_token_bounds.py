@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -14,12 +13,6 @@ from tests.rows import Database, Row, notice, point, report
 MEGABYTE = 1_000_000
 FILE = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
 RUNS = 12
-
-
-def pages_of(db: Database, call: str, *values: Any) -> int:
-    """How many pages a call reads."""
-    (plan,) = db.row(f"explain (analyze, buffers, format json) select {call}", *values)["QUERY PLAN"]
-    return int(plan["Plan"]["Shared Hit Blocks"]) + int(plan["Plan"]["Shared Read Blocks"])
 
 
 def check_in(db: Database, token: str, external_job_id: str, execution: str | None = None) -> Row:
@@ -161,7 +154,7 @@ def test_a_notice_is_looked_up_among_its_jobs_own(db: Database) -> None:
     db.rows("vacuum analyze notifications")
     said = json.dumps([notice("job_started", run["job_id"])])
     call = "training_notify(r, %s) from training_runs r where r.id = %s"
-    pages = max(pages_of(db, call, said, run["id"]) for _ in range(3))
+    pages = max(db.pages(call, said, run["id"]) for _ in range(3))
     print(f"{pages} pages")
     assert pages < 100
     mine = "select count(*) from notifications where metadata->>'job_id' = %s"
