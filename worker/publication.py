@@ -21,6 +21,9 @@ from worker.errors import ArtifactError, ObjectMissingError, ServiceRefusedError
 from worker.places import Places
 from worker.storage import Storage
 
+_MAX_BYTES = 32 * 1024**3
+"""All files of an artifact together: each is copied and read, and holds one of few places meanwhile."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
@@ -105,6 +108,8 @@ def _parse_manifest(content: bytes, run_id: UUID) -> Manifest:
     paths = [file.path for file in manifest.files]
     if manifest.run_id != str(run_id) or not paths:
         raise ArtifactError("The artifact's manifest belongs to another run or lists no file.")
+    if sum(file.bytes for file in manifest.files) > _MAX_BYTES:
+        raise ArtifactError("The artifact's manifest lists more bytes than an adapter has.")
     if len(set(paths)) < len(paths) or MANIFEST_NAME in paths:
         raise ArtifactError("The artifact's manifest lists a file twice, or itself.")
     return manifest

@@ -134,6 +134,7 @@ async def test_a_missing_file_is_named() -> None:
         (listed({}), "lists no file"),
         (listed(FILES, files=listed(FILES).files * 2), "a file twice"),
         (listed({"manifest.json": b"{}"}), "or itself"),
+        (listed({}, files=[ArtifactFile(name="a", path="a", bytes=10**11, sha256="0" * 64)]), "more bytes than"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
