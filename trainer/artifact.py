@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from trainer.archive import write_archive
 from trainer.curve import format_log
 from trainer.errors import NothingLearnedError
+from trainer.generation import save_generation_config
 from trainer.model_card import Facts, model_card
 from trainer.protocol import LOG_NAME, Point
 from trainer.volume import naming_full_disks
@@ -51,6 +52,7 @@ def save_artifact(
         _store_in_bf16(folder / _WEIGHTS_NAME)
         check_weights(folder / _WEIGHTS_NAME)
         tokenizer.save_pretrained(folder)
+        save_generation_config(folder, model.get_base_model(), tokenizer, facts.stop)
         _write(folder / "README.md", model_card(facts))
         _write(folder / LOG_NAME, format_log(points))
         _write(folder / "split.json", json.dumps(facts.split, indent=2))

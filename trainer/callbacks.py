@@ -86,6 +86,8 @@ class RunCallback(TrainerCallback):
         self.evaluate: Callable[[], object] | None = None
         """The trainer's own; for an evaluation that an interruption left out."""
         self.best = Best()
+        self.loss_before: float | None = None
+        """The validation loss of the base, before the first step."""
         self.stopped = False
         """Whether the training ended because it was told to."""
         self.stopped_early_at: int | None = None
@@ -106,17 +108,20 @@ class RunCallback(TrainerCallback):
         self._curve = Curve(mark.points, limit=self._task.chart_points)
         self._losses = [point.training_loss for point in mark.points if point.training_loss is not None]
         self._seconds_before = mark.train_seconds
+        self.loss_before = mark.loss_before
         self._validation_due = mark.validation_due
         if mark.best_step is not None and mark.best_loss is not None:
             weights = load_file(checkpoint / BEST_NAME)
             self.best = Best(mark.best_step, mark.best_loss, weights, mark.evaluations_without_gain)
 
     def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
-        """Start the clocks, and make up for an evaluation that is due since before an interruption."""
+        """Start the clocks; look at the base's loss, or make up for an evaluation that an interruption left out."""
         self._begun = self._saved = self._step_ended = self._clock()
         self._first_step, self._total_steps = state.global_step, state.max_steps
-        if self._validation_due and self.evaluate is not None:
+        first = self._validates and state.global_step == 0
+        if (first or self._validation_due) and self.evaluate is not None:
             self.evaluate()
+            self._step_ended = self._clock()
 
     def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Decide what follows this step: a checkpoint, a look at the held-out examples, the end."""
@@ -155,6 +160,9 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Take what the trainer logs into the curve; every step is logged."""
         step = state.global_step
+        if "eval_loss" in logs and step == 0:
+            self.loss_before = logs["eval_loss"]
+            return
         if "eval_loss" in logs:
             self._note_validation(step, logs["eval_loss"], things["model"])
             if self._gave_up():
@@ -198,6 +206,7 @@ class RunCallback(TrainerCallback):
                     best_loss=self.best.loss if self.best.step is not None else None,
                     evaluations_without_gain=self.best.evaluations_without_gain,
                     train_seconds=self.train_seconds,
+                    loss_before=self.loss_before,
                     validation_due=self._lacks_validation(step),
                 ),
             )

@@ -28,6 +28,8 @@ class Mark(BaseModel):
     best_loss: float | None = None
     evaluations_without_gain: int = 0
     train_seconds: float = 0
+    loss_before: float | None = None
+    """Validation loss of the base, before the first step."""
     validation_due: bool = False
     """Whether the training broke off between the step and its look at the held-out examples."""
 

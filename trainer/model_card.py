@@ -30,6 +30,14 @@ class Facts:
     split: dict[str, Any]
     own_template: bool
     """Whether the base had no chat template and the trainer's was put in."""
+    stop: str
+    """The token that ends an answer."""
+    dtype: str
+    """In which the training computed."""
+    packed: bool
+    warm_up_steps: int
+    loss_before: float | None = None
+    """Validation loss of the base alone."""
     gpu_type: str | None = None
     driver: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -83,7 +91,8 @@ def _table(rows: dict[str, Any]) -> str:
 def _results(facts: Facts) -> dict[str, Any]:
     metrics = facts.metrics
     rows = {
-        "training loss, first step": metrics.first_training_loss,
+        "validation loss before training": facts.loss_before,
+        "training loss, first step (before its update)": metrics.first_training_loss,
         "training loss, last step": metrics.final_training_loss,
         "validation loss, last": metrics.final_validation_loss,
         "validation loss, best": metrics.best_validation_loss,
@@ -93,10 +102,15 @@ def _results(facts: Facts) -> dict[str, Any]:
 
 
 def _hyperparameters(facts: Facts) -> dict[str, Any]:
-    chosen = facts.parameters.model_dump(exclude_none=True, exclude={"base_model", "base_revision", "alpha"})
+    chosen = facts.parameters.model_dump(
+        exclude_none=True, exclude={"base_model", "base_revision", "alpha", "packing", "warmup_steps"}
+    )
     return {
         **{name: f"`{value}`" for name, value in chosen.items()},
         "alpha": f"`{facts.parameters.lora_alpha}`",
+        "packing": "several examples a row, kept apart by attention" if facts.packed else "no",
+        "warm-up steps": facts.warm_up_steps,
+        "computed in": f"`{facts.dtype}`, over 4-bit weights; LoRA in `float32`, published in `bfloat16`",
         "target modules": ", ".join(f"`{name}`" for name in facts.target_modules),
     }
 
@@ -110,12 +124,23 @@ def _usage(facts: Facts) -> str:
     )
     return (
         f"{template}```python\n"
+        "import torch\n"
         "from peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({facts.base_name!r}{revision})\n"
-        'model = PeftModel.from_pretrained(base, "path/of/this/folder")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")\n'
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig\n\n"
+        'folder = "path/of/this/folder"\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        f"base = AutoModelForCausalLM.from_pretrained({facts.base_name!r}{revision}, dtype=torch.bfloat16)\n"
+        "model = PeftModel.from_pretrained(base, folder)\n\n"
+        'messages = [{"role": "user", "content": "Write your question here."}]\n'
+        "prompt = tokenizer.apply_chat_template(\n"
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n'
+        ").to(model.device)\n"
+        "ends = GenerationConfig.from_pretrained(folder)\n"
+        "answer = model.generate(**prompt, generation_config=ends, max_new_tokens=512)[0]\n"
+        'print(tokenizer.decode(answer[prompt["input_ids"].shape[1] :], skip_special_tokens=True))\n'
         "```\n\n"
+        f"An answer ends with `{facts.stop}`. `generation_config.json` names its id: without it, generation may run on "
+        "where tokenizer and chat template end with different tokens.\n\n"
         f"{_vllm(facts)}\n"
     )
 
@@ -124,7 +149,10 @@ def _vllm(facts: Facts) -> str:
     if facts.parameters.use_dora:
         return DORA_NOTE
     rank = vllm_rank(facts.parameters.rank)
-    return f"vLLM: `--enable-lora --max-lora-rank {rank} --lora-modules name=path/of/this/folder`. {facts.serving}"
+    return (
+        f"vLLM: `--enable-lora --max-lora-rank {rank} --lora-modules name=path/of/this/folder "
+        f"--generation-config path/of/this/folder`. {facts.serving}"
+    )
 
 
 def _licence(facts: Facts) -> str:

@@ -247,7 +247,7 @@ def training_arguments(
         optim="paged_adamw_8bit" if hardware.is_gpu else "adamw_torch",
         learning_rate=parameters.learning_rate,
         weight_decay=parameters.weight_decay,
-        warmup_steps=warm_up_steps(total_steps, parameters.warmup_steps),
+        warmup_steps=planned_warm_up(parameters, shape),
         lr_scheduler_type=parameters.scheduler,
         max_grad_norm=_MAX_GRADIENT_NORM,
         neftune_noise_alpha=parameters.neftune_noise_alpha,
@@ -267,6 +267,12 @@ def training_arguments(
         save_strategy="no",
         save_total_limit=2,
     )
+
+
+def planned_warm_up(parameters: Hyperparameters, shape: BatchShape) -> int:
+    """How many steps of this training are below its full learning rate."""
+    total_steps = shape.total_steps(epochs=parameters.epochs, max_steps=parameters.max_steps)
+    return warm_up_steps(total_steps, parameters.warmup_steps)
 
 
 def as_dataset(rows: Sequence[Row]) -> Dataset:

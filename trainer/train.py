@@ -50,9 +50,10 @@ from trainer.models import (
 )
 from trainer.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_memory
 from trainer.protocol import FinalMetrics, Stage, Summary
+from trainer.renderings import Rendering
 from trainer.reporters import usable_reporters
 from trainer.reporting import Reporter
-from trainer.sft import build_trainer, save_checkpoint_now
+from trainer.sft import build_trainer, planned_warm_up, save_checkpoint_now
 from trainer.stopping import StopSwitch, end_with_the_handler
 from trainer.targets import DORA_NOTE, packing_decision, serving_note
 from trainer.task import Outcome, Task
@@ -70,6 +71,8 @@ class Prepared:
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     own_template: bool
+    rendering: Rendering
+    dtype: str
     data: Data
     shape: BatchShape
     micro_batch: int
@@ -155,7 +158,8 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
     base = models.find(str(parameters.base_model), parameters.base_revision)
     config, tokenizer = load_config(base), load_tokenizer(base)
     own_template = prepare_tokenizer(tokenizer)
-    data = prepare_data(task.dataset, Chat(tokenizer), parameters)
+    chat = Chat(tokenizer)
+    data = prepare_data(task.dataset, chat, parameters)
     packing, packing_note = packing_decision(config.model_type, parameters.packing)
     shape = shape_batches(
         [len(row.input_ids) for row in data.train],
@@ -178,7 +182,8 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         limit = largest_fitting_micro_batch(plan, limit, gpu_bytes)
     reporters, reporter_notes = usable_reporters()
     notes = [*filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None]), *reporter_notes]
-    return Prepared(base, config, tokenizer, own_template, data, shape, limit, reporters, notes)
+    dtype = str(hardware.dtype).removeprefix("torch.")
+    return Prepared(base, config, tokenizer, own_template, chat.rendering, dtype, data, shape, limit, reporters, notes)
 
 
 def collect_facts(task: Task, prepared: Prepared, lora: Lora, callback: RunCallback, gpu: GpuMonitor) -> Facts:
@@ -199,6 +204,11 @@ def collect_facts(task: Task, prepared: Prepared, lora: Lora, callback: RunCallb
         serving=serving_note(prepared.config.model_type),
         split={"seed": task.hyperparameters.seed, "training": data.training_ids, "validation": data.validation_ids},
         own_template=prepared.own_template,
+        stop=prepared.rendering.stop,
+        dtype=prepared.dtype,
+        packed=prepared.shape.packed,
+        warm_up_steps=planned_warm_up(task.hyperparameters, prepared.shape),
+        loss_before=callback.loss_before,
         gpu_type=gpu.name,
         driver=gpu.driver,
         notes=[
@@ -259,6 +269,13 @@ def _training_notes(callback: RunCallback, shape: BatchShape, micro_batch: int, 
         notes.append(f"Stopped early at step {callback.stopped_early_at}: the validation loss fell no more.")
     if callback.best.step is not None and callback.best.step != callback.points[-1].step:
         notes.append(f"The adapter is that of step {callback.best.step}, with the lowest validation loss.")
+    lowest = final_metrics(callback).best_validation_loss
+    if lowest is not None and callback.loss_before is not None and lowest >= callback.loss_before:
+        notes.append(f"The validation loss never fell below that of the base ({callback.loss_before:.4f}).")
+    if planned_warm_up(task.hyperparameters, shape) >= (steps := callback.points[-1].step) > 1:
+        notes.append(
+            f"The warm-up was as long as the training ({steps} steps): the full learning rate was not reached."
+        )
     if task.gpu_config.count > 1:
         notes.append(f"One of the {task.gpu_config.count} GPUs asked for was used; a single one is enough.")
     return notes

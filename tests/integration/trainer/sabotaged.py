@@ -50,7 +50,7 @@ def full_disk(_: str) -> None:
 
 
 def validation(losses: str) -> None:
-    """The held-out examples give these losses, one after the other."""
+    """The held-out examples give these losses, one after the other; the first before training."""
     loop, given = StepTrainer.evaluation_loop, iter(map(float, losses.split(",")))
 
     def scripted(self, *arguments, **options):
@@ -62,12 +62,12 @@ def validation(losses: str) -> None:
 
 
 def evaluation(name: str) -> None:
-    """The process gets this signal in its first look at the held-out examples."""
+    """The process gets this signal in its first look at the held-out examples after a step."""
     step, calls = SFTTrainer.prediction_step, 0
 
     def signalled(self, *arguments, **options):
         nonlocal calls
-        calls += 1
+        calls += self.state.global_step > 0
         if calls == 1:
             os.kill(os.getpid(), signal.Signals[name])
         return step(self, *arguments, **options)

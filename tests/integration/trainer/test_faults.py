@@ -79,7 +79,7 @@ def test_the_options_train_and_early_stopping_ends_with_the_best_adapter(tmp_pat
         "epochs": 5,
     }
     task = make_task(tmp_path, tiny_model, hyperparameters=options, archive_name="adapter.tar.gz")
-    outcome, _ = train(task, SABOTAGED, SABOTAGE="validation:5,4,4.5,4.6")
+    outcome, _ = train(task, SABOTAGED, SABOTAGE="validation:6,5,4,4.5,4.6")
     assert outcome.status == "trained", outcome.error
     validation = {p.step: p.validation_loss for p in outcome.points if p.validation_loss is not None}
     assert list(validation.values()) == [5, 4, 4.5, 4.6]
@@ -88,7 +88,8 @@ def test_the_options_train_and_early_stopping_ends_with_the_best_adapter(tmp_pat
     assert outcome.summary.total_steps == list(validation)[3]
     assert any("Stopped early" in note for note in outcome.summary.notes)
     assert any(f"that of step {best}" in note for note in outcome.summary.notes)
-    assert any("vLLM refuses" in note for note in outcome.summary.notes)
+    assert any("vLLM refuses" in note and "merge in bf16" in note for note in outcome.summary.notes)
+    assert "| validation loss before training | 6.0000 |" in (task.artifact / "README.md").read_text()
     assert "max-lora-rank" not in (task.artifact / "README.md").read_text()
     _check_archive(task, tiny_model, tmp_path / "deployed")
 

@@ -1,8 +1,10 @@
 import json
+import re
 import signal
 
 import pytest
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from tests.integration.trainer.child import make_task, start, train
 from trainer.protocol import ErrorCode, Stage
@@ -56,6 +58,7 @@ def test_the_artifact_is_whole_and_names_no_path_of_this_machine(trained):
         "README.md",
         "training_log.jsonl",
         "loss.png",
+        "generation_config.json",
         "split.json",
         "environment.json",
     }
@@ -69,6 +72,34 @@ def test_the_artifact_is_whole_and_names_no_path_of_this_machine(trained):
     for path in task.artifact.iterdir():
         if path.suffix in {".json", ".md", ".jsonl"}:
             assert str(task.job_folder.parent) not in path.read_text()
+
+
+def test_the_card_says_how_it_was_trained_and_what_the_base_would_score(trained):
+    task, outcome, _ = trained
+    card = (task.artifact / "README.md").read_text()
+    before = float(re.search(r"\| validation loss before training \| ([\d.]+) \|", card)[1])
+    assert before > outcome.metrics.best_validation_loss
+    for line in ("| packing | several examples a row", "| warm-up steps | ", "| computed in | `float32`"):
+        assert line in card
+    assert outcome.points[0].step == 1, "the look before training is no point of the curve"
+
+
+def test_the_example_of_the_card_generates_an_answer(trained, tiny_model, capsys):
+    task, outcome, _ = trained
+    card = (task.artifact / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    code = code.replace('"path/of/this/folder"', repr(str(task.artifact)))
+    code = code.replace(repr(outcome.summary.base_model), repr(str(tiny_model)))
+    exec(code.replace("max_new_tokens=512", "max_new_tokens=24, do_sample=False"), {})  # the card's own words
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_artifact_names_the_token_that_ends_an_answer(trained):
+    task, _, _ = trained
+    tokenizer = AutoTokenizer.from_pretrained(task.artifact)
+    ends = json.loads((task.artifact / "generation_config.json").read_text())["eos_token_id"]
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in ends
+    assert "An answer ends with `<|im_end|>`" in (task.artifact / "README.md").read_text()
 
 
 def test_the_answers_are_those_of_the_file_and_not_of_its_header(trained):

@@ -58,3 +58,26 @@ def test_throughput_is_tokens_a_second_and_not_steps_fault_24(tmp_path):
         state = SimpleNamespace(global_step=step, max_steps=3)
         callback.on_log(SimpleNamespace(fp16=False), state, None, {"loss": 1.0, "num_tokens": tokens})
     assert [point.throughput for point in callback.points] == [1500.0, 500.0]
+
+
+def test_the_loss_before_training_is_no_point_and_outlives_a_resume(tmp_path):
+    from trainer.checkpoints import Mark
+
+    def made():
+        return RunCallback(
+            SimpleNamespace(job_folder=tmp_path, execution_id="e1", chart_points=100),
+            SimpleNamespace(step=lambda *_, **__: None),
+            SimpleNamespace(requested=False),
+            SimpleNamespace(),
+            validates=True,
+        )
+
+    callback, begun = made(), SimpleNamespace(global_step=0, max_steps=3)
+    callback.evaluate = lambda: callback.on_log(None, begun, None, {"eval_loss": 2.5}, model=None)
+    callback.on_train_begin(None, begun, None)
+    assert (callback.loss_before, callback.points, callback.best.step) == (2.5, [], None)
+    resumed = made()
+    resumed.restore(tmp_path, Mark(fingerprint="f", step=1, loss_before=2.5))
+    resumed.evaluate = lambda: pytest.fail("the weights are not the base's any more")
+    resumed.on_train_begin(None, SimpleNamespace(global_step=1, max_steps=3), None)
+    assert resumed.loss_before == 2.5
