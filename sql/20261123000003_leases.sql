@@ -180,8 +180,8 @@ begin
       'last_seen_at', r.last_seen_at,
       'seen_seconds_ago', extract(epoch from now() - r.last_seen_at),
       'used_seconds', extract(epoch from r.last_seen_at - r.checked_in_at),
-      'posted_seconds_ago', (select extract(epoch from now() - o.posted_at) from public.training_launches o
-                             where o.external_job_id = r.external_job_id),
+      'posted_seconds_ago', (select extract(epoch from now() - min(o.posted_at)) from public.training_launches o
+                             where o.run_id = r.id),
       'upload_request', u.upload_request))
     from jsonb_array_elements(leases) l
     left join public.training_runs r on r.id = (l->>'run_id')::uuid

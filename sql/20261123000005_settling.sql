@@ -169,12 +169,14 @@ begin
 end
 $$;
 
--- The GPU seconds of a launch: what was measured, and never more than the clock allows from its POST to its end.
+-- The GPU seconds of a launch: what was measured, and never more than the clock allows from the run's first POST to
+-- the launch's end. Which POST it came of may be a guess.
 create or replace function public.training_launch_seconds(launch public.training_launches, measured numeric)
 returns numeric
 language sql stable set search_path = '' as $$
   select round(least(greatest(training_launch_seconds.measured, 0),
-                     extract(epoch from coalesce((launch).ended_at, now()) - (launch).posted_at)), 3)
+                     extract(epoch from coalesce((launch).ended_at, now()) - (
+                       select min(p.posted_at) from public.training_launches p where p.run_id = (launch).run_id))), 3)
 $$;
 
 -- Writes the one cost record of a run, or writes it anew when more of its launches have ended, and answers what

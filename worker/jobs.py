@@ -173,7 +173,7 @@ class News(BaseModel):
     used_seconds: float | None = None
     """From the trainer's check-in to its last heartbeat."""
     posted_seconds_ago: float | None = None
-    """Since the launch that owns the run was sent."""
+    """Since the run was first sent to a launcher."""
     upload_request: Any = None
     """As the container sent it: it is read when it is answered."""
 

@@ -9,7 +9,11 @@ import pytest
 
 from tests.pipeline import Pipeline
 from tests.rows import Database, Row, point, report
-from trainer.protocol import MAX_FILES, MAX_UPLOAD_REQUEST_BYTES
+from tests.scripted import assignment, make_services
+from trainer.protocol import MAX_FILES, MAX_UPLOAD_REQUEST_BYTES, Manifest
+from worker.holding import Holding
+from worker.queue import storable
+from worker.settling import _success
 
 BAD = [
     {"current_step": 3_000_000_000},
@@ -91,3 +95,30 @@ def test_the_database_takes_as_many_files_as_the_trainer_publishes(db: Database)
     assert db.call("request_upload", token, execution, entries(MAX_FILES, longest))["ok"]
     with pytest.raises(Exception, match="files"):
         db.call("request_upload", token, execution, entries(MAX_FILES, longest + 1))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"summary": {"execution_seconds": "Infinity"}},
+        {"summary": {"execution_seconds": 10_000_000.0}},
+        {"summary": {"total_steps": 3_000_000_000}},
+        {"points": [{"step": 1, "epoch": 1, "training_loss": 2.0, "timestamp": 1e30}]},
+        {"summary": {"epochs_completed": 1e300}},
+        {"summary": {"train_seconds": "NaN"}},
+        {"metrics": {"final_training_loss": 1e308, "final_validation_loss": float("inf")}},
+        {"summary": {"notes": ["\x00\ud800"] * 100, "base_model": "b" * 100_000}},
+    ],
+    ids=lambda told: str(told)[:60],
+)
+def test_a_manifest_with_dishonest_numbers_settles_its_run_as_completed(db: Database, told: Row) -> None:
+    run, _, _ = db.running_run()
+    services = make_services()
+    holding = Holding.take(services, assignment(), asked_at=services.clock())
+    file = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
+    manifest = Manifest.model_validate({"job_id": "j", "run_id": "r", "files": [file], **told})
+    job = holding.assignment.job
+    assert job is not None
+    outcome = json.dumps(storable(_success(holding, manifest, job)), allow_nan=False)
+    assert db.row("select settle_run(%s, %s, %s)", run["id"], run["lease_token"], outcome)["settle_run"] == "completed"
+    assert db.row("select amount from cost_records")["amount"] <= 1

@@ -250,6 +250,16 @@ async def test_nothing_is_noted_in_a_folder_that_is_being_removed(project, setti
     assert removed == [[]]
 
 
+async def test_a_restarted_execution_goes_on_with_the_time_of_its_run(project, settings, monkeypatch):
+    monkeypatch.setenv("FAKE_CHILD", "wait")
+    earlier = JobFolder(settings.volume / "lora-jobs" / "job-1", "earlier")
+    earlier.take("run-1")
+    earlier.note_seconds("run-1", 3600)
+    result = await asyncio.wait_for(Run(settings, limits={"max_seconds": 3600}).result(), 60)
+    assert result.error.code is ErrorCode.TIME_LIMIT
+    assert result.summary.execution_seconds >= 3600
+
+
 async def test_the_child_is_stopped_before_the_time_limit(project, settings, monkeypatch):
     monkeypatch.setenv("FAKE_CHILD", "wait")
     run = Run(settings, limits={"max_seconds": 3})
