@@ -35,6 +35,8 @@ create table if not exists public.training_runs (
   points_md5 text,
   -- What keeps the run from going on, for the operator.
   problem text,
+  -- What it is trained on; known once it may be launched.
+  base_model text check (length(base_model) <= 300),
   -- What the run was last launched with, whatever becomes of the job's row since: the job's dataset_id,
   -- hyperparameters and gpu_config, and the bill's gpu_type, gpu_count, price_per_hour and max_cost (USD, all runs
   -- of the job together).

@@ -152,6 +152,9 @@ begin
       current_step = greatest(r.current_step, (news->>'current_step')::int),
       problem = left(report->>'problem', 500)
   where r.id = run.id;
+  if run.current_step = 0 and (news->>'current_step')::int > 0 then
+    perform public.training_breakers_worked(run);
+  end if;
 end
 $$;
 
@@ -235,7 +238,7 @@ $$;
 -- job's status afterwards; null when the lease is not held, and then nothing has changed. The token that has
 -- settled a run gets the same answer again: the first may have been lost on its way.
 -- outcome: {run_status, job_status: completed|failed|cancelled|queued, fault, error_code,
---   error_message, retry_after_seconds, waiting_stage, gpu_seconds, storage_fee, launcher_ended,
+--   error_message, blame: {kind, at_once, hold_seconds}, retry_after_seconds, waiting_stage, gpu_seconds, storage_fee, launcher_ended,
 --   job: {columns}, points, most_points, points_are_whole, artifact: {columns, archive}, notices, notices_if_cancelled}
 -- A job that was cancelled stays cancelled, whatever the outcome says; its GPU time is billed all the same.
 create or replace function public.settle_run(run_id uuid, lease_token uuid, outcome jsonb) returns text
@@ -284,6 +287,12 @@ begin
   set ended_at = coalesce(l.ended_at, case when (outcome->>'launcher_ended')::boolean then now() end),
       gpu_seconds = greatest(l.gpu_seconds, public.training_launch_seconds(l, (outcome->>'gpu_seconds')::numeric))
   where l.run_id = run.id and l.external_job_id = run.external_job_id;
+
+  if run_status = 'succeeded' then
+    perform public.training_breakers_worked(run);
+  else
+    perform public.training_note_breakers(run, nullif(outcome->'blame', 'null'), outcome);
+  end if;
 
   -- Where somebody else ended the job, no model is stored.
   total_cost := public.training_bill_run(run, run_status,

@@ -119,7 +119,8 @@ begin
         -- A row may say 'infinity', which no wait can be counted from.
         case when isfinite(j.created_at) then j.created_at else now() end as created_at,
         (select max(r.next_attempt_at) from public.training_runs r
-         where r.job_id = j.id and r.next_attempt_at > now()) as next_attempt_at
+         where r.job_id = j.id and r.next_attempt_at > now()) as next_attempt_at,
+        (select h.reason from public.training_holds h where h.job_id = j.id and h.held_until > now()) as hold
       from public.training_waiting_jobs() j
     ), live as (
       select r.* from public.training_runs r where r.status in ('claimed', 'launched', 'running')
@@ -141,9 +142,11 @@ begin
               where o.ended_at is null and o.external_job_id is null) l
         join public.training_runs r on r.id = l.run_id
         group by l.launcher, l.endpoint order by count(*) desc limit 20) e), '[]'),
+      'held', public.training_held(),
       'waiting', coalesce((select jsonb_agg(w) from (
         select id as job_id, retry_count, extract(epoch from now() - created_at) as wait_seconds,
-          case when next_attempt_at is not null then 'retry at ' || to_char(
+          case when hold is not null then hold
+               when next_attempt_at is not null then 'retry at ' || to_char(
                  next_attempt_at at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
                  || coalesce(' (' || current_stage || ')', '')
                when current_stage = 'waiting_for_dataset' then 'its dataset, which is being uploaded or validated'

@@ -150,6 +150,8 @@ begin
         and not exists (
           select from public.training_runs r
           where r.job_id = j.id and (r.status in ('claimed', 'launched', 'running') or r.next_attempt_at > now()))
+        -- It waits for its base model or the image.
+        and not exists (select from public.training_holds h where h.job_id = j.id and h.held_until > now())
         -- Its dataset is not there yet.
         and not exists (
           select from public.datasets d
@@ -186,6 +188,8 @@ begin
         and not exists (
           select from public.training_runs r
           where r.job_id = j.id and (r.status in ('claimed', 'launched', 'running') or r.next_attempt_at > now()))
+        -- It waits for its base model or the image.
+        and not exists (select from public.training_holds h where h.job_id = j.id and h.held_until > now())
         -- Its dataset is not there yet.
         and not exists (
           select from public.datasets d
@@ -290,7 +294,10 @@ begin
   return found and not exists (
     select from public.training_runs r
     where r.job_id = training_lock_waiting_job.job_id
-      and (r.status in ('claimed', 'launched', 'running') or r.next_attempt_at > now()));
+      and (r.status in ('claimed', 'launched', 'running') or r.next_attempt_at > now()))
+    and not exists (
+      select from public.training_holds h
+      where h.job_id = training_lock_waiting_job.job_id and h.held_until > now());
 end
 $$;
 

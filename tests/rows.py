@@ -91,10 +91,10 @@ class Database:
         assert self.call("check_in_run", token, run["external_job_id"], execution)["may_train"]
         return self.run(run["id"]), token, execution
 
-    def begin(self, run: Row, token: str) -> Row:
+    def begin(self, run: Row, token: str, endpoint: str | None = None) -> Row:
         """Begin a launch, as if it had been an hour ago: a run is billed for no more than the time since."""
         sha256 = hashlib.sha256(token.encode()).hexdigest()
-        answer = self.call("begin_launch", run["id"], run["lease_token"], "runpod", sha256, {}, H100)
+        answer = self.call("begin_launch", run["id"], run["lease_token"], "runpod", sha256, {}, H100, endpoint)
         if answer["may_launch"]:
             self.worked(run)
         return answer

@@ -75,7 +75,15 @@ class FakeQueue:
         return []
 
     async def health(self) -> dict[str, Any]:
-        return {"queued": 0, "oldest_wait_seconds": None, "no_worker": None, "had_worker": True, "workers": []}
+        return {"queued": 0, "oldest_wait_seconds": None, "no_worker": None, "had_worker": True, "workers": [],
+                "endpoints": []}  # fmt: skip
+
+    async def pass_breakers(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return {"go": True}
+
+    async def note_endpoint(self, **seen: Any) -> float:
+        self.calls.append(f"note_endpoint {seen['state']}")
+        return 0.0
 
     async def release(self) -> int:
         self.calls.append("release")

@@ -266,7 +266,7 @@ class Execution:
 
     def _result(self, status: Any, error: TrainingError | None = None, outcome: Outcome | None = None) -> Result:
         latest, outcome = self._poster.latest, outcome or self._outcome
-        result = Result(run_id=self._request.run_id, status=status)
+        result = Result(run_id=self._request.run_id, status=status, stage=latest.stage if latest else Stage.SETUP)
         if outcome is not None:
             result.error, result.metrics = outcome.error, outcome.metrics
             result.summary, result.points = outcome.summary, self._thin(outcome.points, outcome.summary)

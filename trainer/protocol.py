@@ -357,6 +357,8 @@ class Result(_Message):
     run_id: Name
     status: Literal["completed", "failed", "superseded", "unpublished"]
     error: TrainerError | None = None
+    stage: Stage | None = None
+    """How far the trainer came."""
     manifest: Manifest | None = None
     metrics: FinalMetrics = Field(default_factory=FinalMetrics)
     summary: Summary = Field(default_factory=Summary)

@@ -109,6 +109,8 @@ def _print_status(health: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from worker.endpoints import status_lines
+
     console = Console()
     oldest = health["oldest_wait_seconds"]
     console.print(
@@ -148,6 +150,21 @@ def _print_status(health: dict[str, Any]) -> None:
     for table in (workers, runs, waiting):
         if table.row_count:
             console.print(table)
+    for line in status_lines(health):
+        console.print(line, highlight=False)
+
+
+@app.command()
+def resume(
+    name: Annotated[str, typer.Argument(help="A base model or an endpoint; empty: whatever is held.")] = "",
+) -> None:
+    """Let held jobs go at once, when what they were held for is mended."""
+    settings = _settings()
+    resumed = _run(_with_services(settings, lambda services: services.queue.resume_training(name or None)))
+    for held in resumed:
+        typer.echo(f"{held['jobs']} jobs may go: {held['name'] or 'the image'} at {held['endpoint']}")
+    if not resumed:
+        typer.echo("nothing is held" + (f" for {name}" if name else ""))
 
 
 @app.command()

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Coroutine
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 from uuid import UUID
@@ -17,6 +18,7 @@ from uuid import UUID
 import structlog
 
 from trainer.crashpoints import reach
+from worker.endpoints import EndpointWatch
 from worker.errors import (
     LeaseLostError,
     PassIncompleteError,
@@ -82,6 +84,7 @@ class Daemon:
         """Work on runs that are not held any more, until it has ended: a stop waits for it as for all other work."""
         self._validator = Validator(services, self._stop)
         self._reconciler = Reconciler(services, self._stop)
+        self._endpoints = EndpointWatch(services, self.holdings)
 
     @property
     def problem(self) -> str | None:
@@ -113,6 +116,7 @@ class Daemon:
             self._rounds.repeat("strays", self._reconciler.round, settings.poll_seconds),
             self._rounds.repeat("watch", self.watch, _WATCH_SECONDS),
             self._rounds.repeat("report", self.report, _REPORT_SECONDS),
+            self._rounds.repeat("endpoint", self._endpoints.round, self._endpoints.interval_seconds),
         ]
         if settings.validate_datasets:
             loops.append(self._rounds.repeat("validate", self._validator.round, settings.poll_seconds))
@@ -144,7 +148,8 @@ class Daemon:
             # First, while no lease runs; and what becomes ready may be trained in this same pass.
             # Runs that are under way need this pass more than datasets do.
             await self._rounds.once("validate", self._validator.round)
-        for part in (self._adopt, self._settle_round, self._claim, self._settle_round, self._reconciler.round):
+        look = partial(self._rounds.once, "endpoint", self._endpoints.round)
+        for part in (self._adopt, look, self._settle_round, self._claim, self._settle_round, self._reconciler.round):
             if self._stop.is_set():
                 return
             await part()
@@ -377,16 +382,8 @@ class Daemon:
         )
 
     async def watch(self) -> None:
-        """Look at queue, schema and endpoint once a minute, for operators and for users who wait for a GPU."""
+        """Look at queue and schema once a minute, for operators."""
         await self.services.queue.check_schema()
         health = await self.services.queue.health()
         QUEUE_DEPTH.set(health["queued"])
         OLDEST_WAIT_SECONDS.set(health["oldest_wait_seconds"] or 0)
-        if any(holding.news.checked_in_at is None for holding in self.holdings.values()):
-            endpoint = await self.services.launcher.health()
-            for holding in self.holdings.values():
-                holding.endpoint_has_problem = endpoint.problem is not None
-            if not endpoint.problem:
-                self.services.repeats.clear("endpoint")
-            elif self.services.repeats.is_due("endpoint", endpoint.problem):
-                log.warning("endpoint", problem=endpoint.problem)

@@ -16,6 +16,7 @@ from worker.buckets import (
     project_fault,
     publicity_faults,
 )
+from worker.endpoints import launches_at, unowned_work
 from worker.errors import (
     SchemaMismatchError,
     SchemaMissingError,
@@ -31,6 +32,7 @@ _TABLES = (
     *("datasets", "training_jobs", "metrics_points", "model_artifacts", "cost_records", "notifications"),
     *("training_runs", "training_launches", "dataset_validations", "training_terms"),
     *("training_workers", "training_waiting_users"),
+    *("training_endpoints", "training_breakers", "training_holds"),
 )
 
 _LEAST_URL_SECONDS = 900.0
@@ -81,10 +83,10 @@ def _spoilt_by(subject: str, error: Exception) -> frozenset[str]:
         return frozenset()
     if isinstance(error, ServiceRefusedError):
         # Storage is asked with the same key.
-        return frozenset({"storage"}) if error.status == 401 else frozenset()
+        return frozenset({"storage", "launches"}) if error.status == 401 else frozenset({"launches"})
     if isinstance(error, SchemaMismatchError) and not isinstance(error, SchemaMissingError):
-        return frozenset()
-    return frozenset({"rights", "storage"})
+        return frozenset({"launches"})
+    return frozenset({"rights", "storage", "launches"})
 
 
 def _remedy_of(subject: str, error: Exception) -> str:
@@ -101,6 +103,7 @@ _REMEDIES = {
     "rights": "check SUPABASE_PUBLISHABLE_KEY, and that it is of the project of SUPABASE_URL",
     "storage": "check that Storage is on in the project and that the key may use it",
     "endpoint": "check GPU_CLUSTER_API_URL and GPU_CLUSTER_API_KEY",
+    "launches": "see what the database and the endpoint answer",
 }
 
 
@@ -198,11 +201,53 @@ def examine_lifetime(seconds: float) -> Check:
 
 
 async def _check_endpoint(services: Services) -> list[Check]:
-    health = await services.launcher.health()
-    if not health.reachable or health.problem:
-        return [Check("endpoint", False, health.problem or "not reachable", _REMEDIES["endpoint"])]
-    found = f"{counted(health.workers, 'worker')}, {counted(health.jobs_queued, 'job')} in its queue"
-    return [Check("endpoint", True, found)]
+    launcher = services.launcher
+    seen = await launcher.health()
+    if not seen.reachable or seen.problem:
+        return [Check("endpoint", False, seen.problem or "not reachable", _REMEDIES["endpoint"])]
+    return [
+        Check("endpoint", True, f"{counted(seen.workers, 'worker')}, {counted(seen.jobs_queued, 'job')} in its queue")
+    ]
+
+
+async def _check_launches(services: Services) -> list[Check]:
+    """Whether each live launch can be reached where it was made, and whether GPUs work for anybody else."""
+    health, launcher = await services.queue.health(), services.launcher
+    checks = [Check("runs", False, f"the run {run['run_id']} can't go on: {run['problem']}", "see docs/reliability.md")
+              for run in health["runs"] if run["problem"]]  # fmt: skip
+    for row in health["endpoints"]:
+        if row["launcher"] != launcher.name:
+            text = f"{counted(row['launches'], 'launch', 'launches')} by {row['launcher']}, which this worker is not"
+            checks.append(Check("launches", False, text, "start a worker that knows it"))
+        elif row["endpoint"] not in {None, launcher.endpoint}:
+            former = await launcher.health(row["endpoint"])
+            text = f"{counted(row['launches'], 'launch', 'launches')} at {row['endpoint']}, a former endpoint"
+            remedy = "" if former.reachable else _FORMER_REMEDY
+            checks.append(Check("launches", former.reachable, text + _told(former.problem), remedy))
+    seen = await launcher.health()
+    unowned = unowned_work(seen, launches_at(launcher.endpoint, health)) if seen.reachable else None
+    if unowned:
+        checks.append(Check("launches", False, unowned, "ask again in a minute, then cancel them there"))
+    return checks + [_held(breaker) for breaker in health["held"]["breakers"]]
+
+
+_FORMER_REMEDY = (
+    "give GPU_CLUSTER_API_KEY access to it, or name it in LORA_WORKER_FORMER_ENDPOINTS; its runs are neither ended "
+    "nor billed before"
+)
+
+
+def _told(problem: str | None) -> str:
+    return f": {problem}" if problem else ""
+
+
+def _held(breaker: Mapping[str, Any]) -> Check:
+    what = f"the base model {breaker['name']}" if breaker["kind"] == "base_model" else "the image"
+    text = (
+        f"{counted(breaker['jobs'], 'job')} held: {what} failed at {breaker['endpoint']} for {breaker['users']} users "
+        f"({breaker['error_code']}: {breaker['error_message']}); the next try is in {breaker['probe_in_seconds']:.0f} s"
+    )
+    return Check("held", False, text, f"mend it, then `lora-worker resume {breaker['name'] or breaker['endpoint']}`")
 
 
 _CHECKS: tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...] = (
@@ -210,4 +255,5 @@ _CHECKS: tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...] = 
     ("rights", _check_rights),
     ("storage", _check_storage),
     ("endpoint", _check_endpoint),
+    ("launches", _check_launches),
 )

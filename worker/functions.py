@@ -40,6 +40,32 @@ class MayLaunch(TypedDict):
     reason: str | None
 
 
+class Passed(TypedDict):
+    """Answer of `pass_breakers`: whether the run may be launched, and why not."""
+
+    go: bool
+    reason: NotRequired[Literal["lease_lost", "held"]]
+    kind: NotRequired[Literal["base_model", "image"]]
+    name: NotRequired[str]
+    message: NotRequired[str]
+
+
+class Noted(TypedDict):
+    """Answer of `note_endpoint`."""
+
+    starting_seconds: float
+    """For how long the endpoint's workers have been starting without one of them getting ready."""
+
+
+class Resumed(TypedDict):
+    """What was held for a base model or an image, and for how many jobs."""
+
+    kind: str
+    name: str
+    endpoint: str
+    jobs: int
+
+
 class Applied(TypedDict):
     """What became of one run's report."""
 
@@ -81,6 +107,48 @@ class LiveRun(TypedDict):
     worker: str | None
     lease_seconds_left: float
     seen_seconds_ago: float | None
+    problem: str | None
+    """What keeps it from going on, for the operator."""
+
+
+@_open
+class LaunchesAt(TypedDict):
+    """How many launches may be alive at an endpoint, as `queue_health` shows it."""
+
+    launcher: str
+    endpoint: str | None
+    launches: int
+
+
+@_open
+class OpenBreaker(TypedDict):
+    """What jobs are held for, as `queue_health` shows it."""
+
+    kind: str
+    name: str
+    endpoint: str
+    error_code: str | None
+    error_message: str | None
+    users: int
+    probe_in_seconds: float
+    jobs: int
+
+
+@_open
+class EndpointProblem(TypedDict):
+    """What a worker saw wrong with an endpoint a short time ago, as `queue_health` shows it."""
+
+    endpoint: str
+    problem: str
+    starting_seconds: float | None
+
+
+@_open
+class Held(TypedDict):
+    """What is held, and what is wrong with endpoints."""
+
+    breakers: list[OpenBreaker]
+    endpoint_problems: list[EndpointProblem]
 
 
 @_open
@@ -120,6 +188,8 @@ class QueueHealth(TypedDict):
     """Whether any has left a sign of life in the last days."""
     """Since when no worker runs, in words; null while one does."""
     workers: list[LivingWorker]
+    endpoints: list[LaunchesAt]
+    held: Held
     runs: list[LiveRun]
     waiting: list[WaitingJob]
 
@@ -155,6 +225,13 @@ BEGIN_LAUNCH = _function(
     TypeAdapter(MayLaunch),
     {**_LEASE, "launcher": "", "token_sha256": "", "enrichment": "{}", "endpoint": "", "launched_with": "{}"},
 )
+PASS_BREAKERS = _function(
+    "pass_breakers", TypeAdapter(Passed), {**_LEASE, "base_model": "", "endpoint": "", "look_again_seconds": "300"}
+)
+NOTE_ENDPOINT = _function(
+    "note_endpoint", TypeAdapter(Noted), {"launcher": "doctor", "endpoint": "", "state": "unknown", "problem": ""}
+)
+RESUME_TRAINING = _function("resume_training", TypeAdapter(list[Resumed]), {"named": "none of this name"})
 RECORD_LAUNCH = _function(
     "record_launch", TypeAdapter(bool), {**_LEASE, "launcher": "", "external_job_id": "doctor", "endpoint": ""}
 )

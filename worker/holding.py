@@ -15,13 +15,15 @@ import structlog
 from trainer.crashpoints import reach
 from trainer.protocol import Progress, Result, Summary
 from worker.billing import Measured, Rate, contradiction, gpu_of
+from worker.endpoints import EndpointView
 from worker.errors import LeaseLostError
 from worker.granting import answer
 from worker.jobs import Assignment, News
-from worker.launchers.base import LaunchState, Observation
+from worker.launchers.base import LaunchRef, LaunchState, Observation
 from worker.launching import launch
 from worker.outcome import (
     ARTIFACT_MISSING,
+    NEVER_READY,
     OVER_BUDGET,
     OVER_TIME,
     WORKER_FAULT,
@@ -74,8 +76,8 @@ class Holding:
     observation: Observation | None = None
     stopping: Failure | None = None
     stop_asked_at: float | None = None
-    endpoint_has_problem: bool = False
-    """By the daemon's last look at the endpoint."""
+    endpoint: EndpointView = field(default_factory=EndpointView)
+    """By the daemon's last look at it."""
     measured_seconds: float = 0.0
     """GPU seconds by the launcher's longest measure: it forgets them with the job."""
     put_off: str | None = None
@@ -229,7 +231,7 @@ class Holding:
     async def _observe(self, external_job_id: str) -> Observation:
         """Look at the launch, and keep what it says of time and progress."""
         observation = self.observation = await self.whereabouts.observe(
-            external_job_id, self.news.endpoint, age_seconds=self.services.clock() - self.launched_at
+            external_job_id, self.news.endpoint, age_seconds=self._launch_age_seconds
         )
         unseen = self.whereabouts.unseen(external_job_id, self.news.endpoint, observation)
         self._say_problem(unseen, "status unknown")
@@ -268,7 +270,7 @@ class Holding:
         if isinstance(verdict, Stop):
             log.warning("the GPU is silent", run_id=run_id, external_job_id=external_job_id)
             self.stopping = verdict.failure
-        self._watch_limits()
+        self._watch_limits(observation)
         self.report = progress_report(self)
 
     async def _is_owner(self, external_job_id: str) -> bool:
@@ -294,8 +296,28 @@ class Holding:
             services.storage, services.settings.artifacts_bucket, Places.of(run)
         )
 
-    def _watch_limits(self) -> None:
+    @property
+    def launch_ref(self) -> LaunchRef:
+        """The launch that the run is known by, where it is."""
+        return self.whereabouts.ref(self.news.external_job_id or "", self.news.endpoint)
+
+    @property
+    def waits_for_gpu(self) -> bool:
+        """Whether it was launched, or is going to be, and no trainer of it was heard of yet."""
+        return self.news.checked_in_at is None
+
+    @property
+    def _launch_age_seconds(self) -> float:
+        return self.services.clock() - self.launched_at
+
+    def _watch_limits(self, observation: Observation) -> None:
         settings = self.services.settings
+        if self.waits_for_gpu and self.endpoint.keeps_waiting(
+            observation.state, launch_age_seconds=self._launch_age_seconds, limit_seconds=settings.max_start_seconds
+        ):
+            self.stopping = NEVER_READY
+            log.error("the endpoint's workers never get ready", run_id=str(self.assignment.run.id))
+            return
         run, seconds, rate = self.assignment.run, self.gpu_seconds(), self.rate
         if run.spent_seconds + seconds > settings.max_run_seconds + _WATCH_MARGIN_SECONDS:
             self.stopping = OVER_TIME
@@ -342,12 +364,10 @@ class Holding:
                 look = self.stopping not in {None, WORKER_FAULT}
                 await self.finish(Ending(self.stopping, result=result, look=look))
             return
-        if observation.state is not LaunchState.UNKNOWN and self._is_overdue(self.stop_asked_at):
+        overdue = self.services.clock() - self.stop_asked_at > self.services.settings.cancel_seconds
+        if overdue and observation.state is not LaunchState.UNKNOWN:
             self._say_problem(f"{external_job_id} goes on; look at the launcher's console", "the GPU does not stop")
         self.report = make_report(self, {})
-
-    def _is_overdue(self, stop_asked_at: float) -> bool:
-        return self.services.clock() - stop_asked_at > self.services.settings.cancel_seconds
 
     async def finish(self, ending: Ending) -> None:
         """Settle the run; afterwards `settled_as` holds the job's status."""

@@ -18,6 +18,7 @@ from trainer.protocol import (
     Request,
 )
 from worker import preflight
+from worker.breakers import hold_back
 from worker.errors import (
     DatasetPendingError,
     LaunchInDoubtError,
@@ -62,6 +63,8 @@ async def launch(holding: Holding) -> None:
         if holding.services.repeats.is_due("artifacts bucket", str(error)):
             log.error("the storage can't take an adapter", problem=str(error))
         _wait(holding, str(error), holding.services.settings.retry_base_seconds, stage="waiting_for_storage")
+        return
+    if await hold_back(holding):
         return
     async with AsyncExitStack() as slot:
         await slot.enter_async_context(holding.services.heavy_slots.take(alone=holding.is_suspect))

@@ -141,6 +141,11 @@ WORKER_FAULT = Failure(
 _SILENT = Failure("gpu_silent", Fault.INFRASTRUCTURE, "The GPU machine was not heard of any more, so it was stopped.")
 _LOST = Failure("gpu_lost", Fault.INFRASTRUCTURE, "The GPU machine was lost while it trained.")
 _NEVER_STARTED = Failure("gpu_timed_out", Fault.INFRASTRUCTURE, "The GPU provider did not start or finish the job.")
+NEVER_READY = Failure(
+    "gpu_never_ready",
+    Fault.INFRASTRUCTURE,
+    "The GPU provider's machines did not get ready for the training in time.",
+)
 _NO_RESULT = Failure("result_unreadable", Fault.TRANSIENT, "The training ended without a readable result.")
 _CRASHED = Failure("trainer_crashed", Fault.TRANSIENT, "The training program ended unexpectedly.")
 

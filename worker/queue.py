@@ -161,6 +161,31 @@ class Queue:
         """Count the begin of work that might kill this worker; how often that was, None if the lease is lost."""
         return await self._call(functions.BEGIN_HANDLING, run_id=str(run_id), lease_token=str(lease_token))
 
+    async def pass_breakers(
+        self, run_id: UUID, lease_token: UUID, *, base_model: str, endpoint: str
+    ) -> functions.Passed:
+        """Ask whether a run may be launched on its base model; where not, it is back in the queue (see the SQL)."""
+        # Not repeated: where the answer is lost, a run that was put back reads as a lost lease, which it is.
+        return await self._call(
+            functions.PASS_BREAKERS,
+            attempts=1,
+            run_id=str(run_id),
+            lease_token=str(lease_token),
+            base_model=base_model,
+            endpoint=endpoint,
+        )
+
+    async def note_endpoint(self, *, launcher: str, endpoint: str, state: str, problem: str | None) -> float:
+        """Note how an endpoint was seen; for how many seconds its workers have been starting in vain."""
+        noted = await self._call(
+            functions.NOTE_ENDPOINT, launcher=launcher, endpoint=endpoint, state=state, problem=problem
+        )
+        return noted["starting_seconds"]
+
+    async def resume_training(self, named: str | None) -> list[functions.Resumed]:
+        """Let jobs go that are held for a base model or an endpoint, or all; what was held."""
+        return await self._call(functions.RESUME_TRAINING, named=named)
+
     async def begin_launch(
         self,
         run_id: UUID,

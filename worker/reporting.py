@@ -28,7 +28,7 @@ def _waiting_columns(holding: Holding) -> dict[str, Any]:
     return waiting_columns(
         holding.observation.state,
         checked_in=holding.news.checked_in_at is not None,
-        endpoint_has_problem=holding.endpoint_has_problem,
+        endpoint_has_problem=holding.endpoint.problem is not None,
     )
 
 

@@ -140,6 +140,18 @@ class Settings(BaseSettings):
         le=518400,
         description="How long a launch may wait for a GPU; with the next at most 604800",
     )
+    max_start_seconds: Seconds = Field(
+        default=3600,
+        le=604800,
+        description="How long an endpoint's workers may start without one getting ready (pull of the image included) "
+        "before its launches are stopped and its jobs held",
+    )
+    hold_seconds: Seconds = Field(
+        default=1800,
+        le=86400,
+        description="How long a base model or image that failed for several users is held before one job tries it "
+        "again; doubles up to a day",
+    )
     max_run_seconds: Seconds = Field(
         default=43200,
         ge=LEAST_USEFUL_SECONDS,

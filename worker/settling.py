@@ -14,6 +14,7 @@ from trainer.curve import format_log
 from trainer.protocol import LOG_NAME, ErrorCode, Fault, FinalMetrics, Manifest, Point, Result, Summary
 from worker import notices
 from worker.artifacts import Description, curve_of, describe_artifact, told_notes
+from worker.breakers import blame_of
 from worker.closing import Outcome, close
 from worker.earlier_trainer import Bounds, copy_files
 from worker.errors import ArtifactError, ServiceError, ServiceRefusedError, ServiceUnavailableError
@@ -309,6 +310,7 @@ def _failure(holding: Holding, ending: Ending, failure: Failure) -> dict[str, An
         "run_status": "lost" if failure.code in {"gpu_lost", "gpu_silent"} else "failed",
         "fault": str(failure.fault),
         "error_code": str(failure.code),
+        "blame": blame_of(holding, failure, ending.result.stage if ending.result else None),
     }
     # A training may fail before any poll has seen it start.
     started = [started_notice(holding)] if holding.news.checked_in_at else []

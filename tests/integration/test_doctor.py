@@ -19,7 +19,10 @@ from worker.settings import Settings
 class _Launcher:
     """An endpoint that is well; the doctor asks for nothing else."""
 
-    async def health(self) -> EndpointHealth:
+    name = "runpod"
+    endpoint = "http://127.0.0.1:1/v2/none"
+
+    async def health(self, endpoint: str | None = None) -> EndpointHealth:
         return EndpointHealth(reachable=True, workers=1, jobs_queued=0)
 
 

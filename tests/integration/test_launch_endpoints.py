@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 from uuid import uuid4
 
-from tests.rows import H100, Database, Row
+from tests.rows import Database, Row
 
 HERE, THERE = "https://api.runpod.ai/v2/here", "https://api.runpod.ai/v2/there"
-
-
-def begin(db: Database, run: Row, token: str, endpoint: str) -> Any:
-    sha256 = hashlib.sha256(token.encode()).hexdigest()
-    return db.call("begin_launch", run["id"], run["lease_token"], "runpod", sha256, {}, H100, endpoint)
 
 
 def record(db: Database, run: Row, external_job_id: str, endpoint: str) -> Any:
@@ -33,7 +27,7 @@ def renewed(db: Database, run: Row) -> Row:
 
 def test_the_endpoint_stands_in_the_row_before_the_post(db: Database) -> None:
     run = db.claimed_run()
-    assert begin(db, run, uuid4().hex * 2, HERE)["may_launch"]
+    assert db.begin(run, uuid4().hex * 2, HERE)["may_launch"]
     assert endpoints(db, run) == {None: HERE}
     assert db.run(run["id"])["endpoint"] == HERE
     db.expire(run["id"])
@@ -43,8 +37,8 @@ def test_the_endpoint_stands_in_the_row_before_the_post(db: Database) -> None:
 
 def test_a_run_launched_again_at_another_endpoint_keeps_each_place(db: Database) -> None:
     run, token = db.claimed_run(), uuid4().hex * 2
-    begin(db, run, token, HERE)
-    begin(db, run, token, THERE)
+    db.begin(run, token, HERE)
+    db.begin(run, token, THERE)
     assert record(db, run, "accepted-there", THERE)
     assert endpoints(db, run) == {None: HERE, "accepted-there": THERE}
     assert (renewed(db, run)["external_job_id"], renewed(db, run)["endpoint"]) == ("accepted-there", THERE)
@@ -59,8 +53,8 @@ def test_a_run_launched_again_at_another_endpoint_keeps_each_place(db: Database)
 
 def test_the_answer_to_a_launch_corrects_where_its_trainer_was_taken_to_be(db: Database) -> None:
     run, token = db.claimed_run(), uuid4().hex * 2
-    begin(db, run, token, HERE)
-    begin(db, run, token, THERE)
+    db.begin(run, token, HERE)
+    db.begin(run, token, THERE)
     assert db.call("check_in_run", token, "accepted-here", str(uuid4()))["may_train"]
     assert renewed(db, run)["endpoint"] == THERE
     assert record(db, run, "accepted-here", HERE)
@@ -70,8 +64,8 @@ def test_the_answer_to_a_launch_corrects_where_its_trainer_was_taken_to_be(db: D
 
 def test_health_counts_launches_by_the_place_where_they_were_made(db: Database) -> None:
     run, token = db.claimed_run(), uuid4().hex * 2
-    begin(db, run, token, HERE)
-    begin(db, run, token, THERE)
+    db.begin(run, token, HERE)
+    db.begin(run, token, THERE)
     record(db, run, "accepted-there", THERE)
     found = {row["endpoint"]: (row["launches"], row["without_run"]) for row in db.call("queue_health")["endpoints"]}
     assert found == {HERE: (1, 0), THERE: (1, 0)}

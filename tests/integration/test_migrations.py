@@ -25,6 +25,7 @@ TABLES = ("datasets", "training_jobs", "metrics_points", "model_artifacts", "cos
 OWN_TABLES = (
     *("training_runs", "training_launches", "dataset_validations", "training_terms"),
     *("training_workers", "training_waiting_users"),
+    *("training_endpoints", "training_breakers", "training_holds"),
 )
 
 _APPLICATION_SCHEMA = Path(__file__).parent.parent / "data" / "application_schema.sql"

@@ -85,6 +85,13 @@ def world(database: str) -> Iterator[World]:
     db.rows("insert into dataset_validations (dataset_id, worker, lease_expires_at) values (%s, 'w', now())", dataset)
     db.rows("insert into training_workers (name, started_at, slots, held) values ('w', now(), 1, 0)")
     db.rows("insert into training_terms (document, written_by) values ('{}', 'w')")
+    db.rows("insert into training_endpoints (launcher, endpoint) values ('runpod', 'here')")
+    db.rows("insert into training_breakers (kind, name, endpoint) values ('image', '', 'here')")
+    db.rows(
+        "insert into training_holds (job_id, kind, name, endpoint, reason, held_until)"
+        " values (%s, 'image', '', 'here', 'r', now())",
+        job,
+    )
     yield World(db, owner, db.user(), job)
     db.close()
 

@@ -278,9 +278,9 @@ async def test_a_job_without_a_gpu_says_so_while_the_endpoint_has_a_problem_and_
     await daemon.claim()
     for problem in (None, "no free GPU", None):
         monkeypatch.setattr(
-            launcher, "health", lambda problem=problem: asyncio.sleep(0, EndpointHealth(True, 0, 1, problem))
+            launcher, "health", lambda _, problem=problem: asyncio.sleep(0, EndpointHealth(True, 0, 1, problem))
         )
-        await daemon.watch()
+        await daemon._endpoints.round()
         await daemon.poll()
     assert stages == ["queued_on_gpu", "waiting_for_gpu", "queued_on_gpu"]
 

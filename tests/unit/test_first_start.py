@@ -90,7 +90,7 @@ async def test_a_doctor_who_is_refused_everywhere_says_so_for_each_key(services:
     assert list(found) == ["database", "rights", "endpoint"]
     assert "SUPABASE_SERVICE_ROLE_KEY" in found["database"]
     assert "GPU_CLUSTER_API_KEY" in found["endpoint"]
-    assert [check.subject for check in checks if check.ok is None] == ["storage"]
+    assert [check.subject for check in checks if check.ok is None] == ["storage", "launches"]
 
 
 _NOT_SUPABASE: dict[str, dict[str, Any]] = {
@@ -113,7 +113,7 @@ async def test_one_fault_is_told_once_and_not_as_what_follows_from_it(services: 
         api.route(host="api.runpod.ai").respond(200, json={"workers": {"idle": 1}, "jobs": {}})
         checks = await examine(services)
     assert list(failing(checks)) == ["database"]
-    assert {check.subject for check in checks if check.ok is None} == {"rights", "storage"}
+    assert {check.subject for check in checks if check.ok is None} == {"rights", "storage", "launches"}
     told = [f"{check.finding} {check.remedy}" for check in checks if check.ok is not True]
     assert not any("bucket" in words for words in told)
     assert any("migrate" in words for words in told) is (wrong == "functions missing")
@@ -125,7 +125,7 @@ async def test_an_answer_that_nobody_expected_hides_no_other_check(services: Ser
     with respx.mock(assert_all_called=False) as api:
         api.route().respond(200, json=body)
         found = await examine(services)
-    assert {check.subject for check in found} == {"database", "rights", "storage", "endpoint"}
+    assert {check.subject for check in found} == {"database", "rights", "storage", "endpoint", "launches"}
 
 
 @pytest.mark.parametrize(

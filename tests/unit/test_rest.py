@@ -202,6 +202,9 @@ CALLS: dict[str, Callable[[Queue], Awaitable[Any]]] = {
     "renew_training_runs": lambda q: q.renew([(ID, ID)]),
     "release_training_runs": lambda q: q.release(),
     "begin_handling": lambda q: q.begin_handling(ID, ID),
+    "pass_breakers": lambda q: q.pass_breakers(ID, ID, base_model="b", endpoint="e"),
+    "note_endpoint": lambda q: q.note_endpoint(launcher="r", endpoint="e", state="well", problem=None),
+    "resume_training": lambda q: q.resume_training(None),
     "begin_launch": lambda q: q.begin_launch(
         ID, ID, launcher="r", endpoint="e", token_sha256="x", launched_with={}, enrichment={}
     ),

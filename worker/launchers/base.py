@@ -60,14 +60,40 @@ class Policy:
     ttl_seconds: float
 
 
+class EndpointState(StrEnum):
+    """Whether an endpoint's workers get ready for the jobs that wait there."""
+
+    WELL = "well"
+    """One is ready or at work, or nothing waits."""
+    STARTING = "starting"
+    """Jobs wait, and its workers start, or ended while they did; none is ready."""
+    UNKNOWN = "unknown"
+    """There is no worker at all (no GPU is free, or none is allowed), or the endpoint can't be looked at."""
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointHealth:
-    """Whether the endpoint can take runs; `problem` is a sentence for the operator."""
+    """Whether the endpoint can take runs; `problem` is a sentence for the operator. The rest are counts."""
 
     reachable: bool
     workers: int
+    """Those that are ready, at work, or starting."""
     jobs_queued: int
     problem: str | None = None
+    ready: int = 0
+    running: int = 0
+    starting: int = 0
+    unhealthy: int = 0
+    jobs_running: int = 0
+
+    @property
+    def state(self) -> EndpointState:
+        """What the counts say together."""
+        if not self.reachable:
+            return EndpointState.UNKNOWN
+        if self.ready or self.running or self.jobs_running or not self.jobs_queued:
+            return EndpointState.WELL
+        return EndpointState.STARTING if self.starting or self.unhealthy else EndpointState.UNKNOWN
 
 
 class Launcher(Protocol):

@@ -204,17 +204,37 @@ class RunPodLauncher:
             return EndpointHealth(False, 0, 0, _explain_refusal(answer.status_code))
         try:
             body = await answer.json()
-            workers, jobs = body["workers"], body["jobs"]
-            count = sum(count_of(workers, state) for state in ("idle", "initializing", "ready", "running"))
-            queued, throttled = count_of(jobs, "inQueue"), count_of(workers, "throttled")
+            return _read_health(body["workers"], body["jobs"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return EndpointHealth(False, 0, 0, "RunPod's answer to /health is not readable")
-        problem = None
-        if throttled and not count:
-            problem = "RunPod has no free GPU of this kind now (workers throttled)"
-        elif queued and not count:
-            problem = (
-                "no worker takes the queued jobs: RunPod sets an endpoint that was idle for a week to "
-                "0 workers; raise workersMax in its settings"
-            )
-        return EndpointHealth(True, count, queued, problem)
+
+
+def _read_health(workers: Any, jobs: Any) -> EndpointHealth:
+    running, starting = count_of(workers, "running"), count_of(workers, "initializing")
+    # RunPod counts an idle worker as a ready one, too.
+    ready = max(count_of(workers, "idle"), count_of(workers, "ready"))
+    queued, unhealthy = count_of(jobs, "inQueue"), count_of(workers, "unhealthy")
+    problem = None
+    if unhealthy and queued and not ready and not running:
+        problem = (
+            f"its workers end before they take a job ({unhealthy} unhealthy): the image fails at its start; see the "
+            "workers' logs in RunPod's console"
+        )
+    elif count_of(workers, "throttled") and not ready + running + starting:
+        problem = "RunPod has no free GPU of this kind now (workers throttled)"
+    elif queued and not ready + running + starting:
+        problem = (
+            "no worker takes the queued jobs: RunPod sets an endpoint that was idle for a week to "
+            "0 workers; raise workersMax in its settings"
+        )
+    return EndpointHealth(
+        True,
+        ready + running + starting,
+        queued,
+        problem,
+        ready=ready,
+        running=running,
+        starting=starting,
+        unhealthy=unhealthy,
+        jobs_running=count_of(jobs, "inProgress"),
+    )
