@@ -91,8 +91,10 @@ class Services:
     def tokens(self) -> RunTokens:
         """The runs' tokens."""
         settings = self.settings
-        # The service's key last, also where a secret is set: runs may be live from before it was.
-        secrets = [settings.token_secret, *settings.previous_token_secrets, settings.supabase_service_role_key]
+        # New tokens are made with the first. The service's key is also read where a secret is set: runs may be live
+        # from before it was.
+        key = settings.supabase_service_role_key
+        secrets = [settings.token_secret or key, *settings.previous_token_secrets, key]
         return RunTokens([secret.get_secret_value() for secret in secrets if secret])
 
     @cached_property

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import uuid4
+from uuid import UUID
 
 import httpx
 import pytest
@@ -192,7 +192,8 @@ async def queue_at(**answer: Any) -> AsyncIterator[Queue]:
         yield queue
 
 
-ID = uuid4()
+# The same in each process: they stand in names of tests, and those who share the tests out compare the names.
+ID, OTHER_ID = UUID(int=1), UUID(int=2)
 CALLS: dict[str, Callable[[Queue], Awaitable[Any]]] = {
     "worker_schema_version": lambda q: q.check_schema(),
     "publish_training_terms": lambda q: q.publish_terms({}),
@@ -254,7 +255,7 @@ async def test_whatever_is_not_the_functions_answer_is_a_service_away(function: 
         ("begin_launch", {"may_launch": "yes", "reason": None}),
         ("record_progress", [{"run_id": str(ID), "applied": 1}]),
         ("renew_training_runs", []),
-        ("renew_training_runs", [{"run_id": str(uuid4()), "held": True}]),
+        ("renew_training_runs", [{"run_id": str(OTHER_ID), "held": True}]),
         ("stray_launches", [{"run_id": str(ID)}]),
         ("queue_health", {"queued": "many"}),
     ],

@@ -74,10 +74,11 @@ def test_workers_with_different_keys_and_the_same_secret_speak_the_same_tokens()
     assert Holding.take(services_with("sb_secret_x", secret="shared"), taken, asked_at=0).token == token
 
 
-def test_a_run_without_a_token_gets_that_of_the_present_secret() -> None:
-    services = services_with("legacy", secret="shared", previous=("former",))
+@pytest.mark.parametrize(("secret", "present"), [("shared", "shared"), (None, "sb_secret_new")])
+def test_a_run_without_a_token_gets_that_of_the_present_secret(secret: str | None, present: str) -> None:
+    services = services_with("sb_secret_new", secret=secret, previous=("former",))
     fresh = assignment(None, status="claimed")
-    assert Holding.take(services, fresh, asked_at=0).token == RunTokens(["shared"]).of(fresh.run.id, None)
+    assert Holding.take(services, fresh, asked_at=0).token == RunTokens([present]).of(fresh.run.id, None)
 
 
 async def test_a_run_of_an_unknown_secret_is_granted_nothing_that_its_trainer_can_not_open(
