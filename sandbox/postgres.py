@@ -23,6 +23,7 @@ from psycopg import sql
 
 from sandbox.errors import ChildFailedError, ToolMissingError
 from sandbox.processes import Child, free_ports, remove_folder, start_child, temporary_folder, wait_until
+from sandbox.rights import ROLES, default_grants
 from worker.migrations import migrate
 
 SUPERUSER = "postgres"
@@ -44,11 +45,6 @@ _SETTINGS = {
 
 # What every Supabase project has before our migrations run, for tests that need SQL and no HTTP.
 _SUPABASE_STUB = """
-do $$ begin
-  if to_regrole('anon') is null then create role anon nologin; end if;
-  if to_regrole('authenticated') is null then create role authenticated nologin; end if;
-  if to_regrole('service_role') is null then create role service_role nologin bypassrls; end if;
-end $$;
 create schema auth;
 create table auth.users (
   id uuid primary key default gen_random_uuid(),
@@ -61,10 +57,8 @@ $$;
 create function auth.role() returns text language sql stable as $$
   select current_setting('request.jwt.claims', true)::jsonb ->> 'role'
 $$;
-grant usage on schema auth, public to anon, authenticated, service_role;
-alter default privileges in schema public grant all on tables to anon, authenticated, service_role;
-alter default privileges in schema public grant all on sequences to anon, authenticated, service_role;
-alter default privileges in schema public grant execute on functions to anon, authenticated, service_role;
+grant usage on schema auth to anon, authenticated, service_role;
+grant execute on all functions in schema auth to public;
 """
 
 
@@ -148,15 +142,17 @@ class Postgres:
         """A superuser's connection in autocommit mode."""
         return psycopg.connect(self.database_url(database), autocommit=True, connect_timeout=5)
 
-    def create_template(self, *, migrated: bool = True) -> str:
+    def create_template(self, *, migrated: bool = True, generous: bool = False) -> str:
         """A new database with Supabase's roles, `auth` schema and, if `migrated`, our migrations; its name.
+
+        It grants by default what projects of today do, nothing; if `generous`, what older ones did.
 
         Made once for a test session, it is the template that `clone` copies in a few milliseconds.
         """
         name = f"template_{uuid4().hex[:8]}"
         self._execute(sql.SQL("create database {}").format(sql.Identifier(name)))
         with self.connect(name) as connection:
-            connection.execute(_SUPABASE_STUB)
+            connection.execute(f"{ROLES}{_SUPABASE_STUB}{default_grants(generous=generous)}".encode())
         if migrated:
             migrate(self.database_url(name))
         return name

@@ -5,6 +5,7 @@ Everything listens on free ports of 127.0.0.1 and ends with the process that sta
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import subprocess
@@ -25,6 +26,7 @@ from sandbox.postgres import Postgres
 from sandbox.processes import Child, free_ports, remove_folder, start_child, temporary_folder, wait_until
 from sandbox.project import Project
 from sandbox.proxy.settings import ProxySettings
+from sandbox.rights import ROLES, default_grants
 from worker.migrations import migration_files
 
 _DAY_SECONDS = 86_400
@@ -56,8 +58,16 @@ enabled = true
 file_size_limit = "5GiB"
 """
 
-# Hosted projects have this grant; without it a function that calls auth.uid() as its caller is refused.
-_LOCAL_GRANT = "grant usage on schema auth to anon, authenticated, service_role"
+# Hosted projects have these; without the first, a function that calls auth.uid() as its caller is refused.
+_LOCAL_GRANTS = b"""
+grant usage on schema auth, storage to anon, authenticated, service_role;
+grant execute on all functions in schema auth to public;
+grant execute on all functions in schema storage to public;
+grant all on all tables in schema storage to anon, authenticated, service_role;
+"""
+
+# Of hosted projects, from which what is not named here inherits.
+_STATEMENT_SECONDS = {"anon": 3, "authenticated": 8, "authenticator": 8}
 
 
 class _Rest:
@@ -65,7 +75,10 @@ class _Rest:
 
     def __init__(self, folder: Path, packages: Path, keys: ProxySettings) -> None:
         self._folder = folder
-        self._lite = [node_binary(), packages / "@supabase" / "lite" / "dist" / "cli" / "index.js"]
+        lite = packages / "@supabase" / "lite" / "dist" / "cli" / "index.js"
+        self._migrate = [node_binary(), lite, "migration", "up"]
+        hosted = Path(__file__).with_name("hosted.mjs").as_uri()
+        self._serve = [node_binary(), "--import", hosted, lite, "start", "--no-admin"]
         self._url = keys.upstream
         self._env = {
             **os.environ,
@@ -74,6 +87,8 @@ class _Rest:
             "LITE_TELEMETRY": "0",
             "DO_NOT_TRACK": "1",
             "EXPERIMENTAL_STORAGE": "1",
+            "LORA_SANDBOX_NODE_MODULES": str(packages),
+            "LORA_SANDBOX_STATEMENT_SECONDS": json.dumps(_STATEMENT_SECONDS),
         }
         self._server: Child | None = None
 
@@ -89,7 +104,7 @@ class _Rest:
     def migrate(self) -> None:
         """Apply the migrations, its own and ours. It reads the schema once, so this comes before `serve`."""
         done = subprocess.run(  # noqa: S603
-            [*self._lite, "migration", "up"],
+            self._migrate,
             cwd=self._folder,
             env=self._env,
             stdin=subprocess.DEVNULL,
@@ -104,7 +119,7 @@ class _Rest:
     def serve(self) -> None:
         """Start the server and wait until it answers."""
         self._server = start_child(
-            [*self._lite, "start", "--no-admin"],
+            self._serve,
             name="The local Supabase",
             log=self._folder / "lite.log",
             env=self._env,
@@ -135,12 +150,13 @@ class LocalSupabase(Project):
     _stack: ExitStack = field(repr=False)
 
     @classmethod
-    def start(cls, root: Path, **rules: int) -> Self:
+    def start(cls, root: Path, *, generous: bool = False, **rules: int) -> Self:
         """Start PostgreSQL, migrate, and serve a new project with its buckets.
 
         Args:
             root: the sandbox's folder. `root/cache` keeps the npm packages between starts; the project's
                 files (objects, logs) lie in a folder beside it that `stop` removes.
+            generous: grant everything on new tables and functions, as projects did before 2026-10-30.
             rules: `upload_url_seconds` and `file_size_limit`, where they are to be others than a hosted project's.
 
         Raises:
@@ -165,9 +181,11 @@ class LocalSupabase(Project):
             rest = _Rest(folder, packages, keys)
             stack.callback(rest.stop)
             rest.configure(port=rest_port, database_url=postgres.url, jwt_secret=keys.jwt_secret)
+            with postgres.connect() as connection:
+                connection.execute(f"{ROLES}{default_grants(generous=generous)}".encode())
             rest.migrate()
             with postgres.connect() as connection:
-                connection.execute(_LOCAL_GRANT)
+                connection.execute(_LOCAL_GRANTS)
             rest.serve()
             url = f"http://127.0.0.1:{proxy_port}"
             wait_until(lambda: _answers(f"{url}/auth/v1/health"), proxy)

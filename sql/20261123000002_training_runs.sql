@@ -110,5 +110,5 @@ begin
 end
 $migration$;
 
-revoke all on public.training_runs, public.training_launches from public, anon, authenticated;
+revoke all on public.training_runs, public.training_launches from public, anon, authenticated, service_role;
 grant select on public.training_runs, public.training_launches to service_role;

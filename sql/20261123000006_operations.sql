@@ -206,7 +206,7 @@ begin
 end
 $$;
 
--- Who may call what: the service everything; anon only what a run's token opens; owners may cancel.
+-- Nobody may call these but their owner; what others call is granted by the last migration.
 do $migration$
 declare
   signature regprocedure;
@@ -228,13 +228,7 @@ begin
       'settle_run',
       'training_lineage', 'cancel_training_job', 'stray_launches', 'close_launches', 'queue_health')
   loop
-    execute format('revoke all on function %s from public, anon, authenticated', signature);
-    execute format('grant execute on function %s to service_role', signature);
+    execute format('revoke all on function %s from public, anon, authenticated, service_role', signature);
   end loop;
 end
 $migration$;
-
-grant execute on function public.check_in_run(text, text, uuid) to anon;
-grant execute on function public.request_upload(text, uuid, jsonb, boolean) to anon;
-grant execute on function public.upload_grant(text, uuid) to anon;
-grant execute on function public.cancel_training_job(uuid) to authenticated;

@@ -30,7 +30,7 @@ begin
 end
 $migration$;
 
-revoke all on public.dataset_validations from public, anon, authenticated;
+revoke all on public.dataset_validations from public, anon, authenticated, service_role;
 grant select on public.dataset_validations to service_role;
 
 -- Claims the dataset that has waited longest in 'validating', or answers null. A live claim of another
@@ -171,8 +171,7 @@ begin
     where p.pronamespace = 'public'::regnamespace
       and p.proname in ('claim_dataset', 'renew_dataset_claim', 'put_off_dataset', 'settle_dataset')
   loop
-    execute format('revoke all on function %s from public, anon, authenticated', signature);
-    execute format('grant execute on function %s to service_role', signature);
+    execute format('revoke all on function %s from public, anon, authenticated, service_role', signature);
   end loop;
 end
 $migration$;

@@ -41,7 +41,7 @@ end
 $$;
 
 revoke all on function public.training_guard_job(), public.training_guard_notification()
-  from public, anon, authenticated;
+  from public, anon, authenticated, service_role;
 
 -- Everything below looks first: on a migrated database it takes no lock that somebody would wait for.
 do $migration$

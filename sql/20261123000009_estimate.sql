@@ -17,7 +17,7 @@ begin
   end if;
 end
 $migration$;
-revoke all on public.training_terms from public, anon, authenticated;
+revoke all on public.training_terms from public, anon, authenticated, service_role;
 grant select on public.training_terms to service_role;
 
 -- Writes the terms; whether they are others than before.
@@ -240,10 +240,7 @@ begin
       and p.proname in ('publish_training_terms', 'training_number', 'training_gpu', 'training_priced_gpu', 'training_estimate',
                         'training_estimate_of', 'estimate_training_cost', 'estimate_training_job', 'training_complete_job')
   loop
-    execute format('revoke all on function %s from public, anon, authenticated', signature);
-    execute format('grant execute on function %s to service_role', signature);
+    execute format('revoke all on function %s from public, anon, authenticated, service_role', signature);
   end loop;
 end
 $migration$;
-
-grant execute on function public.estimate_training_cost(uuid, jsonb, jsonb) to authenticated;

@@ -342,8 +342,7 @@ begin
       'training_dataset_row', 'training_order_dataset', 'training_write_job', 'training_pipeline_columns',
       'training_revise_points', 'training_write_points', 'training_waiting_jobs')
   loop
-    execute format('revoke all on function %s from public, anon, authenticated', signature);
-    execute format('grant execute on function %s to service_role', signature);
+    execute format('revoke all on function %s from public, anon, authenticated, service_role', signature);
   end loop;
 end
 $migration$;

@@ -98,11 +98,7 @@ begin
     where p.pronamespace = 'public'::regnamespace
       and p.proname in ('training_is_ours', 'training_keep_job', 'training_drop_foreign_row')
   loop
-    execute format('revoke all on function %s from public, anon, authenticated', signature);
-    execute format('grant execute on function %s to service_role', signature);
+    execute format('revoke all on function %s from public, anon, authenticated, service_role', signature);
   end loop;
 end
 $migration$;
-
--- The triggers run as whoever writes.
-grant execute on function public.training_is_ours(uuid, text) to anon, authenticated;

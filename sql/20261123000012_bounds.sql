@@ -65,8 +65,7 @@ begin
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace = 'public'::regnamespace and p.proname in ('training_bound_row')
   loop
-    execute format('revoke all on function %s from public, anon, authenticated', signature);
-    execute format('grant execute on function %s to service_role', signature);
+    execute format('revoke all on function %s from public, anon, authenticated, service_role', signature);
   end loop;
 end
 $migration$;

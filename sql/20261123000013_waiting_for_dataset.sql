@@ -80,8 +80,7 @@ begin
       and p.proname in ('training_dataset_patience', 'training_job_patience', 'training_mark_waiting',
                         'training_mark_waiting_jobs')
   loop
-    execute format('revoke all on function %s from public, anon, authenticated', signature);
-    execute format('grant execute on function %s to service_role', signature);
+    execute format('revoke all on function %s from public, anon, authenticated, service_role', signature);
   end loop;
 end
 $migration$;

@@ -20,7 +20,7 @@ begin
   end if;
 end
 $migration$;
-revoke all on public.training_workers from public, anon, authenticated;
+revoke all on public.training_workers from public, anon, authenticated, service_role;
 grant select on public.training_workers to service_role;
 
 -- Writes a worker's sign of life: report is {version, running_seconds, slots, held, max_per_user, problem}. Signs
@@ -66,8 +66,7 @@ begin
     select p.oid::regprocedure from pg_proc p
     where p.pronamespace = 'public'::regnamespace and p.proname in ('report_worker', 'training_no_worker')
   loop
-    execute format('revoke all on function %s from public, anon, authenticated', signature);
-    execute format('grant execute on function %s to service_role', signature);
+    execute format('revoke all on function %s from public, anon, authenticated, service_role', signature);
   end loop;
 end
 $migration$;

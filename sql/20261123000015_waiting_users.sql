@@ -13,7 +13,7 @@ create table if not exists public.training_waiting_users (
   looked_at timestamptz not null default '-infinity'
 );
 
-revoke all on public.training_waiting_users from public, anon, authenticated;
+revoke all on public.training_waiting_users from public, anon, authenticated, service_role;
 grant select on public.training_waiting_users to service_role;
 
 -- Notes a job that waits. Whoever adds one holds its user's row here until the transaction's end, so that nobody
@@ -349,8 +349,7 @@ begin
       'training_note_waiting', 'training_keep_waiting_users', 'training_live_runs', 'training_waiting_count',
       'training_limit_waiting', 'training_candidates', 'claim_training_jobs', 'training_lock_waiting_job')
   loop
-    execute format('revoke all on function %s from public, anon, authenticated', signature);
-    execute format('grant execute on function %s to service_role', signature);
+    execute format('revoke all on function %s from public, anon, authenticated, service_role', signature);
   end loop;
 end
 $migration$;

@@ -262,8 +262,7 @@ begin
       'pass_breakers', 'training_note_breakers', 'training_breakers_worked', 'resume_training', 'note_endpoint',
       'training_held')
   loop
-    execute format('revoke all on function %s from public, anon, authenticated', signature);
-    execute format('grant execute on function %s to service_role', signature);
+    execute format('revoke all on function %s from public, anon, authenticated, service_role', signature);
   end loop;
 end
 $migration$;

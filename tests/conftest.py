@@ -30,6 +30,12 @@ def database_template(postgres: Postgres) -> str:
     return postgres.create_template()
 
 
+@pytest.fixture(scope="session")
+def generous_template(postgres: Postgres) -> str:
+    """The same in a project that grants every new table and function to all roles, as they did before 2026-10-30."""
+    return postgres.create_template(generous=True)
+
+
 @pytest.fixture
 def database(postgres: Postgres, database_template: str) -> Iterator[str]:
     """The superuser's URL of a fresh, migrated database, dropped after the test."""
