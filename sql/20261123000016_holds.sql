@@ -57,7 +57,7 @@ end
 $migration$;
 
 revoke all on public.training_endpoints, public.training_breakers, public.training_holds
-  from public, anon, authenticated;
+  from public, anon, authenticated, service_role;
 grant select on public.training_endpoints, public.training_breakers, public.training_holds to service_role;
 
 -- Asked before a run is prepared: may it be launched on this base model at this endpoint? {go: true}, also for the

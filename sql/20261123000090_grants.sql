@@ -14,6 +14,7 @@ begin
         'claim_training_jobs', 'adopt_training_runs', 'renew_training_runs', 'release_training_runs',
         'begin_handling', 'begin_launch', 'record_launch', 'grant_upload', 'record_progress', 'settle_run',
         'stray_launches', 'close_launches', 'abandoned_uploads', 'estimate_training_job',
+        'pass_breakers', 'note_endpoint', 'resume_training',
         'claim_dataset', 'renew_dataset_claim', 'put_off_dataset', 'settle_dataset']),
       -- The trainer, with the publishable key: a run's token opens them.
       ('anon, service_role', array['check_in_run', 'request_upload', 'upload_grant']),
