@@ -1,6 +1,6 @@
 """What the daemon costs, as ratios within one run: `make bench`.
 
-- claiming: jobs per second of eight workers against one, through REST
+- claiming: jobs per second of eight workers against one, and of batches against one by one, through REST
 - a cycle: seconds and database calls of a poll round with 200 live runs against one with 20
 - looks: seconds for 1,000 looks at a RunPod that takes 150 ms a call, 16 side by side against the bound that adapts
 - memory: of a started daemon against a bare interpreter
@@ -93,11 +93,11 @@ def queue_jobs(database_url: str, count: int) -> None:
         )
 
 
-def claim_all(settings: Settings) -> int:
+def claim_all(settings: Settings, max_jobs: int = 1) -> int:
     async def work() -> int:
         claimed = 0
         async with open_services(settings) as services:
-            while batch := await services.queue.claim(1, None):
+            while batch := await services.queue.claim(max_jobs, None):
                 claimed += len(batch)
         return claimed
 
@@ -113,6 +113,16 @@ def measure_claims(project: LocalSupabase, processes: int) -> float:
         started = time.perf_counter()
         claimed = sum(pool.map(claim_all, settings))
         seconds = time.perf_counter() - started
+    assert claimed == JOBS, f"{claimed} claims of {JOBS} jobs"
+    return JOBS / seconds
+
+
+def measure_batches(project: LocalSupabase, max_jobs: int) -> float:
+    """Jobs claimed per second by one process, so many in a call."""
+    queue_jobs(project.database_url, JOBS)
+    started = time.perf_counter()
+    claimed = claim_all(settings_for(project, name=f"batch-{max_jobs}"), max_jobs)
+    seconds = time.perf_counter() - started
     assert claimed == JOBS, f"{claimed} claims of {JOBS} jobs"
     return JOBS / seconds
 
@@ -175,12 +185,20 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with LocalSupabase.start(ROOT / ".sandbox") as project:
         one, eight = measure_claims(project, 1), measure_claims(project, 8)
+        alone, hundred, whole = (measure_batches(project, max_jobs) for max_jobs in (1, 100, JOBS))
         small, small_calls = asyncio.run(measure_cycle(project, 20))
         large, large_calls = asyncio.run(measure_cycle(project, 200))
     fixed, adapting = asyncio.run(measure_looks(16)), asyncio.run(measure_looks(200))
     bare, daemon = memory_mb("pass"), memory_mb("import worker.cli, worker.daemon")
     report = {
         "claims_per_second": {"one_process": one, "eight_processes": eight, "ratio": eight / one},
+        "claims_per_second_in_batches": {
+            "of_1": alone,
+            "of_100": hundred,
+            f"of_{JOBS}": whole,
+            "ratio_100": hundred / alone,
+            f"ratio_{JOBS}": whole / alone,
+        },
         "cycle_seconds": {"20_runs": small, "200_runs": large, "ratio": large / small},
         "cycle_database_calls": {"20_runs": small_calls, "200_runs": large_calls},
         "thousand_looks_seconds": {"16_side_by_side": fixed, "adapting": adapting, "ratio": fixed / adapting},
@@ -189,6 +207,8 @@ def main() -> None:
     }
     table = Table("measured", "first", "second", "ratio")
     table.add_row("claims/s: 1 process, 8 processes", f"{one:.0f}", f"{eight:.0f}", f"{eight / one:.2f}")
+    table.add_row("claims/s: one by one, 100 at a time", f"{alone:.0f}", f"{hundred:.0f}", f"{hundred / alone:.2f}")
+    table.add_row(f"claims/s: one by one, {JOBS} at a time", f"{alone:.0f}", f"{whole:.0f}", f"{whole / alone:.2f}")
     table.add_row("cycle: 20 runs, 200 runs (s)", f"{small:.3f}", f"{large:.3f}", f"{large / small:.2f}")
     table.add_row(
         "calls a cycle: 20 runs, 200 runs", str(small_calls), str(large_calls), f"{large_calls / small_calls:.2f}"

@@ -124,12 +124,12 @@ end
 $$;
 
 -- The oldest waiting jobs of both queues that may be claimed now, `most` of them, without those jobs and users that
--- the caller has tried. Of a user at the limit no job is looked at. Planned anew with each call's numbers: only who
--- knows how few rows are wanted reads just these from the index.
+-- the caller has tried. Of a user at the limit no job is looked at. Of all others only as many as are wanted, in the
+-- index's order: a plan that is kept does not know how few they are, and might read and sort all.
 create or replace function public.training_candidates(
   max_per_user int, most int, tried_jobs uuid[], tried_users uuid[]
 ) returns table (queue text, id uuid, user_id uuid, waits_since timestamptz)
-language plpgsql stable set search_path = '' set plan_cache_mode = force_custom_plan set enable_seqscan = off as $$
+language plpgsql stable set search_path = '' set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
   open_users uuid[] := (
@@ -225,13 +225,14 @@ declare
 begin
   perform public.training_check_lease_seconds(lease_seconds);
   perform public.training_keep_waiting_users();
-  -- What others lock at the moment is passed over, and the next ones are tried: each round sees others.
+  -- What others lock at the moment is passed over, and the next ones are tried, more of them in each round.
   for round in 1..20 loop
     exit when cardinality(claimed) >= claim_training_jobs.max_jobs;
     found_some := false;
     for candidate in
       select * from public.training_candidates(
-        claim_training_jobs.max_per_user, claim_training_jobs.max_jobs - cardinality(claimed) + 10, tried_jobs, tried_users)
+        claim_training_jobs.max_per_user, claim_training_jobs.max_jobs - cardinality(claimed) + 10 * (round - 1),
+        tried_jobs, tried_users)
       order by waits_since, id
     loop
       found_some := true;
