@@ -25,6 +25,7 @@ from sandbox.node import node_binary, node_packages
 from sandbox.postgres import Postgres
 from sandbox.processes import Child, free_ports, remove_folder, start_child, temporary_folder, wait_until
 from sandbox.project import Project
+from sandbox.proxy import pages
 from sandbox.proxy.settings import ProxySettings
 from sandbox.rights import ROLES, default_grants
 from worker.migrations import migration_files
@@ -201,6 +202,16 @@ class LocalSupabase(Project):
                 _rest=rest,
                 _stack=stack.pop_all(),
             )
+
+    def answer_with_pages(self, prefix: str, *, status: int, times: int) -> None:
+        """Answer the next so many requests whose paths begin so with a gateway's page; 0 ends it."""
+        httpx.post(
+            f"{self.url}{pages.PATH}",
+            headers={"apikey": self.secret_key},
+            json={"prefix": prefix, "status": status, "times": times},
+            timeout=30,
+            trust_env=False,
+        ).raise_for_status()
 
     def restart_rest(self) -> None:
         """Restart what serves REST, Auth and Storage; needed after a change of the schema."""

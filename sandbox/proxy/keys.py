@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jwt
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 
 from sandbox.proxy.settings import ProxySettings
 
@@ -25,3 +25,16 @@ def swap_keys(headers: MutableHeaders, settings: ProxySettings) -> None:
         headers["apikey"] = swapped
         if bearer == apikey:
             del headers["authorization"]
+
+
+def has_expired(headers: Headers, settings: ProxySettings) -> bool:
+    """Whether a legacy key is genuine and its time is over: the gateway lets it pass, and PostgREST says so."""
+    for key in (headers.get("apikey", ""), headers.get("authorization", "").removeprefix("Bearer ")):
+        if key.startswith("eyJ"):
+            try:
+                jwt.decode(key, settings.jwt_secret, algorithms=["HS256"], options={"verify_aud": False})
+            except jwt.ExpiredSignatureError:
+                return True
+            except jwt.InvalidTokenError:
+                continue
+    return False

@@ -12,9 +12,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sandbox.proxy import rest, resumable, storage, storage_lists, storage_ranges, storage_rules
+from sandbox.proxy import pages, rest, resumable, storage, storage_lists, storage_ranges, storage_rules
 from sandbox.proxy.answer import Answer
-from sandbox.proxy.keys import swap_keys
+from sandbox.proxy.keys import has_expired, swap_keys
 from sandbox.proxy.settings import ProxySettings
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -28,6 +28,7 @@ class Proxy:
 
     def __init__(self, settings: ProxySettings) -> None:
         self._settings = settings
+        self._pages = pages.Pages()
         self._client = httpx.AsyncClient(
             base_url=settings.upstream,
             timeout=httpx.Timeout(None, connect=5),
@@ -37,7 +38,9 @@ class Proxy:
 
     async def handle(self, request: Request) -> Response:
         """Pass one request on and its answer back, unless Storage would refuse it."""
-        refused = await self._refuse(request)
+        if request.url.path == pages.PATH and request.headers.get("apikey") == self._settings.secret_key:
+            return self._pages.order(await request.body())
+        refused = self._pages.take(request.url.path) or await self._refuse(request)
         if refused is not None:
             return refused
         try:
@@ -58,6 +61,8 @@ class Proxy:
         refused = storage_rules.refusal(call, self._settings)
         if refused is None and storage.names_a_target(request.method, request.url.path):
             refused = storage_rules.refuse_names(await request.body())
+        if request.url.path.startswith(rest.ROOT) and has_expired(request.headers, self._settings):
+            refused = rest.EXPIRED
         if refused is not None:
             return Response(refused.body, refused.status, media_type="application/json")
         if request.url.path.startswith(resumable.PATH):
@@ -108,7 +113,7 @@ class Proxy:
             found = storage.rewrite_answer(request.method, request.url.path, found, self._settings)
             if storage_lists.asks_for_list(request.method, request.url.path):
                 found = storage_lists.list_answer(await request.body(), found)
-            status, body = rest.rewrite_answer(found)
+            status, body = rest.rewrite_answer(request.url.path, found)
             response = Response(body, status)
             headers = [(key, value) for key, value in headers if key != b"content-length"]
             response.raw_headers = [*headers, (b"content-length", str(len(body)).encode())]
