@@ -202,6 +202,9 @@ def migrate(
     down: Annotated[
         bool, typer.Option("--down", help="Take it all back instead. Refused while a run lives; users' rows stay.")
     ] = False,
+    wait_seconds: Annotated[
+        float, typer.Option(min=0, help="How long to wait for REST to read the new schema; 0: not at all.")
+    ] = 600,
 ) -> None:
     """Bring the database to this worker's schema. May be repeated, and while workers run."""
     from worker.errors import WorkerError
@@ -214,6 +217,14 @@ def migrate(
         raise _fail(str(error), 1) from None
     for name in done:
         typer.echo(f"{'undone' if down else 'applied'} {name}")
+    if down or not wait_seconds:
+        return
+    from worker.reload import see_it_served
+
+    try:
+        see_it_served(database_url, seconds=wait_seconds, say=typer.echo)
+    except WorkerError as error:
+        raise _fail(str(error), 1) from None
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from importlib.resources.abc import Traversable
 import psycopg
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from worker.errors import SchemaMismatchError, ServiceRefusedError, ServiceUnavailableError
+from worker.errors import SchemaMismatchError, ServiceError, ServiceRefusedError, ServiceUnavailableError
 from worker.queue import SCHEMA_VERSIONS
 
 _SERVICE = "the database"
@@ -20,6 +21,7 @@ _CONNECT_SECONDS = 15
 _OTHER_MIGRATION_SECONDS = 120
 _TABLE_LOCK_SECONDS = 5
 _ATTEMPTS = 5
+_RELOAD = "notify pgrst, 'reload schema'"
 
 # Any constant will do, so long as every worker's migrate uses the same.
 _MIGRATION_LOCK = 0x10DA0001
@@ -58,6 +60,12 @@ def undo_migrations(database_url: str, *, sleep: Callable[[float], None] = time.
             is a reason to.
     """
     return _apply_all(database_url, undo_files(), sleep)
+
+
+def ask_for_reload(database_url: str) -> None:
+    """Tell PostgREST once more to read the schema, if the database can be reached."""
+    with contextlib.suppress(ServiceError, psycopg.Error), _connect(database_url) as connection:
+        connection.execute(_RELOAD)
 
 
 class _BusyError(ServiceUnavailableError):
@@ -128,7 +136,7 @@ def _transaction(database_url: str) -> Iterator[psycopg.Connection]:
             _refuse_newer(connection)
             yield connection
             # PostgREST keeps a copy of the schema and would answer 404 for new functions.
-            connection.execute("notify pgrst, 'reload schema'")
+            connection.execute(_RELOAD)
     except psycopg.OperationalError as error:
         raise ServiceUnavailableError(
             _SERVICE, f"the database went away or is busy ({_first_line(error)}), nothing is changed: try again"

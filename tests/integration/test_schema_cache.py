@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import psycopg
 import pytest
 from pydantic import TypeAdapter
+from typer.testing import CliRunner
 
 from sandbox.postgres import Postgres
 from sandbox.supabase import LocalSupabase
+from worker.cli import app
 from worker.errors import SchemaCacheError, SchemaMissingError
 from worker.functions import WORKER_SCHEMA_VERSION, Function
 from worker.migrations import migrate
@@ -49,3 +53,25 @@ async def test_a_function_that_came_after_rest_read_the_schema_is_named_as_such(
             assert not isinstance(caught.value, SchemaCacheError)
             local_supabase.restart_rest()
             assert await rest.call(_LATER, {}) == 1
+
+
+def test_migrate_waits_until_rest_serves_what_it_applied(
+    local_supabase: LocalSupabase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The local server reads the schema at its start only; a platform would restart it, or hear the notification."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SUPABASE_URL", local_supabase.url)
+    monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", local_supabase.secret_key)
+    arguments = ["migrate", "--database-url", local_supabase.database_url]
+    with psycopg.connect(local_supabase.database_url, autocommit=True) as connection:
+        connection.execute("drop function public.put_off_dataset")
+        local_supabase.restart_rest()
+        with local_supabase.client() as client:
+            client.get("/rest/v1/datasets?limit=0").raise_for_status()
+        done = CliRunner().invoke(app, [*arguments, "--wait-seconds", "3"], catch_exceptions=False)
+        assert done.exit_code == 1
+        assert "it does not know put_off_dataset yet" in done.output
+        local_supabase.restart_rest()
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0
+        assert "waiting up to" not in done.output
