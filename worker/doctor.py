@@ -165,7 +165,7 @@ async def _check_storage(services: Services) -> list[Check]:
             continue
         checks += examine_bucket(found[name], holds_artifacts=name == artifacts_bucket)
         if name == artifacts_bucket:
-            checks += await _check_uploads(services, name)
+            checks += await _check_uploads(services, found[name])
         if await services.storage.opens_to(name, public_key):
             text = f"the publishable key lists the files of {name}"
             remedy = "drop the policies on storage.objects that let `anon` or `public` read this bucket"
@@ -183,12 +183,14 @@ def examine_bucket(bucket: Mapping[str, Any], *, holds_artifacts: bool) -> list[
     return [Check("storage", True, f"the bucket {bucket['name']} is private and takes files {size}")]
 
 
-async def _check_uploads(services: Services, bucket: str) -> list[Check]:
+async def _check_uploads(services: Services, bucket: Mapping[str, Any]) -> list[Check]:
     """What the bucket's row does not say: the project's own limit, and how long upload URLs live."""
     checks = []
-    if fault := await project_fault(services.storage, bucket, LEAST_MODEL_BYTES):
+    # A bucket that would refuse the file itself says nothing of the project.
+    asked = not artifact_faults(bucket)
+    if asked and (fault := await project_fault(services.storage, bucket["name"], LEAST_MODEL_BYTES)):
         checks.append(Check("storage", False, fault.finding, fault.remedy))
-    seconds = lifetime_seconds(await services.storage.sign_upload(bucket, PROBE_NAME))
+    seconds = lifetime_seconds(await services.storage.sign_upload(bucket["name"], PROBE_NAME))
     return checks + ([] if seconds is None else [examine_lifetime(seconds)])
 
 

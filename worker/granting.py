@@ -51,7 +51,8 @@ async def answer(holding: Holding, request: Any) -> None:
     except ServiceError as error:
         FAULTS_SEEN.labels(error.service).inc()
         holding.put_off = str(error)
-        log.warning("upload not granted yet", run_id=run_id, problem=str(error))
+        if holding.services.repeats.is_due((run_id, "upload grant"), str(error)):
+            log.warning("upload not granted yet", run_id=run_id, problem=str(error))
 
 
 async def _grant(holding: Holding, request: list[dict[str, Any]], paths: list[str]) -> None:

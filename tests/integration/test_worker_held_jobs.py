@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +32,15 @@ def mended(broken: LocalRunPod, gpu_volume: Path) -> Iterator[LocalRunPod]:
         yield runpod
 
 
+def command(stage: Stage, name: str) -> str:
+    """What `lora-worker <name>` prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.cli", name],
+        env=stage.environment(), cwd=stage.folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
 def test_an_image_that_fails_at_its_import_is_stopped_and_said(
     broken: LocalRunPod, mended: LocalRunPod, stage_with: Callable[..., Stage]
 ) -> None:
@@ -52,7 +63,11 @@ def test_an_image_that_fails_at_its_import_is_stopped_and_said(
     health = stage.database.row("select public.queue_health() as health")["health"]
     assert [breaker["kind"] for breaker in health["held"]["breakers"]] == ["image"]
     stage.stop(worker)
-    stage.database.rows("select public.resume_training()")
+    # The table of a narrow terminal breaks its lines.
+    told = " ".join(command(stage, "status").split())
+    assert "held: 2 jobs, for the image" in told
+    assert "2 jobs may go: the image" in command(stage, "resume")
+    assert "nothing is held" in command(stage, "resume")
     stage.worker(GPU_CLUSTER_API_URL=mended.api_url, **_PACE)
     assert stage.ended(job_id)["status"] == "completed"
     stage.until(job_id, lambda _: another.job(held)["status"] == "completed")

@@ -26,7 +26,7 @@ def test_the_daemon_imports_neither_torch_nor_a_gpu_clouds_sdk() -> None:
     assert not modules_after("import worker.daemon, worker.doctor") & {"torch", "transformers", "runpod", "datasets"}
 
 
-@pytest.mark.parametrize("command", ["run", "status", "doctor", "migrate", "settings", "plan"])
+@pytest.mark.parametrize("command", ["run", "status", "doctor", "resume", "migrate", "settings", "plan"])
 def test_every_command_explains_itself(command: str) -> None:
     done = subprocess.run([sys.executable, "-m", "worker.cli", command, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
