@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from worker.jobs import Assignment, News
+from worker.functions import Passed, QueueHealth, Stray
+from worker.jobs import Assignment, DatasetClaim, News
 from worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from worker.outcome import RetryLimits
 from worker.pricing import load_prices
@@ -25,15 +27,19 @@ class Clock:
 
 
 class FakeQueue:
-    """Holds what the database would say; notes what it was asked."""
+    """Holds what the database would say; notes what it was asked.
+
+    `test_fake_queues.py` holds it against the real one.
+    """
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.reports: list[dict[str, Any]] = []
         self.to_adopt: list[Assignment] = []
         self.to_claim: list[Assignment] = []
-        self.lost: set[Any] = set()
+        self.lost: set[UUID] = set()
         self.failing: Exception | None = None
+        self._held: set[UUID] = set()
 
     async def check_schema(self) -> int:
         self.calls.append("check_schema")
@@ -41,53 +47,63 @@ class FakeQueue:
             raise self.failing
         return 1
 
-    async def publish_terms(self, terms: Any) -> bool:
+    async def publish_terms(self, terms: Mapping[str, Any]) -> bool:
         return False
 
-    async def report_worker(self, report: Any) -> None:
-        self.reports.append(report)
+    async def report_worker(self, report: Mapping[str, Any]) -> None:
+        self.reports.append(dict(report))
 
     async def adopt(self, max_runs: int) -> list[Assignment]:
         self.calls.append("adopt")
-        found, self.to_adopt = self.to_adopt, []
-        return found
+        return self._hand_out(self.to_adopt, max_runs)
 
     async def claim(self, max_jobs: int, max_per_user: int | None) -> list[Assignment]:
         self.calls.append("claim")
-        found, self.to_claim = self.to_claim, []
+        return self._hand_out(self.to_claim, max_jobs)
+
+    def _hand_out(self, waiting: list[Assignment], at_most: int) -> list[Assignment]:
+        found = waiting[:at_most]
+        del waiting[:at_most]
+        self._held |= {assignment.run.id for assignment in found}
         return found
 
-    async def claim_dataset(self) -> None:
+    async def claim_dataset(self) -> DatasetClaim | None:
         return None
 
-    async def renew(self, leases: Any) -> list[News]:
+    async def renew(self, leases: Iterable[tuple[UUID, UUID]]) -> list[News]:
         self.calls.append("renew")
         return [News(run_id=run, held=run not in self.lost, external_job_id="ext") for run, _ in leases]
 
-    async def record_progress(self, reports: list[dict[str, Any]]) -> dict[Any, bool]:
+    async def record_progress(self, reports: list[dict[str, Any]]) -> dict[UUID, bool]:
         self.calls.append(f"record_progress {len(reports)}")
-        return {UUID(report["run_id"]): True for report in reports}
+        runs = [UUID(report["run_id"]) for report in reports]
+        return {run: run not in self.lost for run in runs}
 
-    async def stray_launches(self, max_launches: int) -> list[dict[str, Any]]:
+    async def stray_launches(self, max_launches: int) -> list[Stray]:
         return []
 
     async def abandoned_uploads(self, bucket: str, max_objects: int) -> list[str]:
         return []
 
-    async def health(self) -> dict[str, Any]:
-        return {"queued": 0, "oldest_wait_seconds": None, "no_worker": None, "had_worker": True, "workers": [],
-                "endpoints": []}  # fmt: skip
+    async def health(self) -> QueueHealth:
+        return {
+            "queued": len(self.to_claim), "oldest_wait_seconds": None, "live_runs": 0, "expired_leases": 0,
+            "stray_launches": 0, "no_worker": None, "had_worker": True, "workers": [], "endpoints": [],
+            "held": {"breakers": [], "endpoint_problems": []}, "runs": [], "waiting": [],
+        }  # fmt: skip
 
-    async def pass_breakers(self, *_: Any, **__: Any) -> dict[str, Any]:
+    async def pass_breakers(self, run_id: UUID, lease_token: UUID, *, base_model: str, endpoint: str) -> Passed:
         return {"go": True}
 
-    async def note_endpoint(self, **seen: Any) -> float:
-        self.calls.append(f"note_endpoint {seen['state']}")
+    async def note_endpoint(self, *, launcher: str, endpoint: str, state: str, problem: str | None) -> float:
+        self.calls.append(f"note_endpoint {state}")
         return 0.0
 
     async def release(self) -> int:
         self.calls.append("release")
-        return 0
+        released = self._held - self.lost
+        self.lost |= released
+        return len(released)
 
 
 class FakeLauncher:

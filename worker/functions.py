@@ -184,9 +184,9 @@ class QueueHealth(TypedDict):
     expired_leases: int
     stray_launches: int
     no_worker: str | None
+    """Since when no worker runs, in words; null while one does."""
     had_worker: bool
     """Whether any has left a sign of life in the last days."""
-    """Since when no worker runs, in words; null while one does."""
     workers: list[LivingWorker]
     endpoints: list[LaunchesAt]
     held: Held

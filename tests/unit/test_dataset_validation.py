@@ -36,7 +36,7 @@ DATASET = Dataset(
 
 
 class FakeQueue:
-    """Hands out one claim and records what is done with it."""
+    """Hands out one claim and records what is done with it. `test_fake_queues.py` holds it against the real one."""
 
     def __init__(self, *, attempts: int = 1, holds: bool = True) -> None:
         self.claims = [DatasetClaim(dataset=DATASET, lease_token=uuid4(), attempts=attempts)]
@@ -55,13 +55,13 @@ class FakeQueue:
 
     async def put_off_dataset(self, dataset_id: UUID, lease_token: UUID, *, seconds: int) -> bool:
         self.put_off.append(seconds)
-        return True
+        return self.holds
 
     async def settle_dataset(self, dataset_id: UUID, lease_token: UUID, outcome: dict[str, Any]) -> bool:
         if self.settling:
             raise self.settling.pop()
         self.outcomes.append(outcome)
-        return True
+        return self.holds
 
 
 class FakeStorage:
