@@ -173,4 +173,7 @@ def _refuse_newer(connection: psycopg.Connection) -> None:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, psycopg.DataError):
+        # Its words repeat the value, which is somebody's.
+        return f"a row holds a value that it can't take, SQLSTATE {error.sqlstate}"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

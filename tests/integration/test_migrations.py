@@ -163,6 +163,14 @@ def test_migrating_changes_no_row_of_the_application(applications: str) -> None:
     assert rows_of(applications) == before
 
 
+def test_a_value_that_a_migration_trips_over_is_not_repeated(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = [("0001_broken.sql", "do $$ begin perform 'what somebody wrote'::uuid; end $$")]
+    monkeypatch.setattr(migrations, "migration_files", lambda: broken)
+    with pytest.raises(ServiceRefusedError, match=r"0001_broken\.sql was refused, .*SQLSTATE 22P02") as caught:
+        migrate(empty)
+    assert "somebody wrote" not in str(caught.value)
+
+
 def test_the_applications_own_objects_stay_as_they_are(applications: str) -> None:
     before = Counter(catalog(applications))
     migrate(applications)

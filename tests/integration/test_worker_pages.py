@@ -1,0 +1,31 @@
+"""A gateway's pages in place of answers end no worker and no training: they are a service that is away."""
+
+from __future__ import annotations
+
+import pytest
+
+from sandbox.supabase import LocalSupabase
+from tests.stage import Stage
+from tests.waiting import eventually
+
+FUNCTIONS = "/rest/v1/rpc/"
+
+
+@pytest.mark.parametrize("status", [200, 502])
+def test_pages_at_the_start_and_in_a_training_end_neither_worker_nor_training(stage: Stage, status: int) -> None:
+    project = stage.project
+    if not isinstance(project, LocalSupabase):
+        pytest.skip("only the sandbox's gateway takes orders")
+    project.answer_with_pages(FUNCTIONS, status=status, times=4)
+    worker = stage.worker()
+    job_id = stage.user.queue(max_steps=150)
+    assert eventually(lambda: stage.user.job(job_id)["current_stage"] == "training"), stage.log()
+    # For worker and trainer alike, whoever asks first.
+    project.answer_with_pages(FUNCTIONS, status=status, times=20)
+    job = stage.ended(job_id)
+    assert (job["status"], job["error_message"]) == ("completed", None)
+    (run,) = stage.runs(job_id)
+    assert run["attempt"] == 1
+    assert worker.poll() is None
+    assert "Traceback" not in stage.log()
+    assert "Just a moment" not in stage.log()
