@@ -15,9 +15,10 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from trainer.answers import CheckIn, UploadGrant, UploadRequested
 from trainer.connections import why_unreachable
 from trainer.errors import CancelledByUserError, ChannelUnreachableError, SupersededError
-from trainer.protocol import ArtifactFile, Channel, CheckIn, UploadGrant, UploadRequested
+from trainer.protocol import ArtifactFile, Channel
 from trainer.rest import RestError, read_error
 
 log = logging.getLogger(__name__)

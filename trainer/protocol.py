@@ -382,27 +382,3 @@ class Result(_Message):
             output["failure"] = output["error"]
             output["error"] = self.error.sentence()
         return output
-
-
-class CheckIn(_Message):
-    """Answer of `check_in_run`. Called again with the same execution it is the heartbeat."""
-
-    may_train: bool
-    reason: Literal["ok", "unknown_token", "superseded", "cancelled", "ended"]
-    cancel_requested: bool = False
-    attempt: int | None = None
-
-
-class UploadRequested(_Message):
-    """Answer of `request_upload`."""
-
-    ok: bool
-    reason: str | None = None
-
-
-class UploadGrant(_Message):
-    """Answer of `upload_grant`: `sealed` opens with the run's token (`trainer.grants`)."""
-
-    granted: bool
-    sealed: str | None = None
-    reason: str | None = None

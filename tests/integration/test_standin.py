@@ -21,8 +21,9 @@ from sandbox.processes import free_ports
 from sandbox.runpod import LocalRunPod, Outcome
 from sandbox.standin import Mishap, read_steps, runs_trained_twice, standin_env
 from tests.waiting import awaited, eventually
+from trainer.answers import CheckIn, UploadGrant
 from trainer.grants import seal_urls
-from trainer.protocol import CheckIn, Manifest, Progress, Result, UploadGrant
+from trainer.protocol import Manifest, Progress, Result
 
 TOKEN = "t" * 43
 DATASET = b'{"messages": []}\n'
