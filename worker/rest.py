@@ -31,8 +31,8 @@ from worker.functions import Function, T
 SERVICE = "Supabase's database"
 MEND = "run `lora-worker migrate` with this worker's release, or update the worker"
 
-MAX_ANSWER_BYTES = 64 * 1024**2
-"""A fraction of the smallest machine's memory, and far more than a claim or an adoption of all slots answers."""
+MAX_ANSWER_BYTES = 32 * 1024**2
+"""More than 500 adopted runs with rows as large as the database lets them be; the smallest machine can hold it."""
 
 _RELOAD = "run `notify pgrst, 'reload schema'` in the project's SQL editor"
 
