@@ -147,7 +147,7 @@ language sql stable set search_path = '' as $$
     'format', left(d.format, 50),
     'file_size', d.file_size,
     'deleted_at', d.deleted_at,
-    'error_message', case when d.status = 'error' then left(d.error_message, 500) end,
+    'error_message', case when d.status = 'error' then left(to_jsonb(d)->>'error_message', 500) end,
     'unreadable', public.training_name_faults(to_jsonb(f)))
   from public.datasets d,
        lateral (select public.training_text_fault(d.storage_path, 1024) as storage_path,

@@ -286,7 +286,7 @@ def test_a_model_says_what_the_training_was_and_is_linked_both_ways_fault_40_fau
     assert job["artifact_id"] == model["id"] == scene.stage.runs(scene.jobs[outcome])[-1]["id"]
     assert (model["status"], model["deleted_at"]) == ("stored", None)
     assert model["dataset_id"] == job["dataset_id"]
-    assert model["name"].endswith(f" - {job['completed_at'][:10]}")
+    assert model["name"].endswith(f" - {job['completed_at'][:10]} ({job['id'][:8]})")
     summary = model["training_summary"]
     assert summary["epochs_completed"] == job["total_epochs"]
     assert summary["total_steps"] == job["total_steps"] == job["current_step"]
