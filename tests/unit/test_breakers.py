@@ -28,20 +28,20 @@ def raised(kind: str) -> str:
     return json.dumps({"error_type": f"<class '{kind}'>", "error_message": "boom"})
 
 
-@pytest.mark.parametrize("code", _BASE)
+@pytest.mark.parametrize("code", sorted(_BASE))
 @pytest.mark.parametrize("stage", [None, Stage.SETUP, Stage.LOADING_MODEL])
 def test_a_base_that_can_not_be_had_is_blamed(code: ErrorCode, stage: Stage | None) -> None:
     assert blame(of(code), failed(), checked_in=True, stage=stage) == "base_model"
 
 
-@pytest.mark.parametrize("code", _LOADING)
+@pytest.mark.parametrize("code", sorted(_LOADING))
 @pytest.mark.parametrize("stage", list(Stage))
 def test_what_breaks_is_the_bases_only_while_it_loads(code: ErrorCode, stage: Stage) -> None:
     blamed = blame(of(code), failed(), checked_in=True, stage=stage)
     assert blamed == ("base_model" if stage in {Stage.LOADING_MODEL, Stage.CONFIGURING} else None)
 
 
-@pytest.mark.parametrize("code", _OWN)
+@pytest.mark.parametrize("code", sorted(_OWN))
 @pytest.mark.parametrize("stage", list(Stage))
 def test_a_jobs_own_failures_blame_nobody_else(code: ErrorCode, stage: Stage) -> None:
     assert blame(of(code), failed(), checked_in=True, stage=stage) is None
