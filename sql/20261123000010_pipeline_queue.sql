@@ -147,7 +147,11 @@ language sql stable set search_path = '' as $$
     'format', left(d.format, 50),
     'file_size', d.file_size,
     'deleted_at', d.deleted_at,
-    'error_message', case when d.status = 'error' then left(to_jsonb(d)->>'error_message', 500) end,
+    -- Where somebody has taken the column away again, the name is that of the fallback. Not of to_jsonb(d): the row's
+    -- other columns may have any size.
+    'error_message', case when d.status = 'error' then (
+      select (select left(error_message, 500) from public.datasets own where own.id = d.id)
+      from (select null::text as error_message) fallback) end,
     'unreadable', public.training_name_faults(to_jsonb(f)))
   from public.datasets d,
        lateral (select public.training_text_fault(d.storage_path, 1024) as storage_path,

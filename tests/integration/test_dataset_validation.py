@@ -192,6 +192,8 @@ def test_a_schema_without_error_message_is_tolerated(db: Connection) -> None:
     errors = [{"line": 2, "error": "e"}]
     assert settle(db, dataset, token, status="error", error_message="m", validation_errors=errors) is True
     assert row_of(db, dataset)["validation_errors"] == errors
+    (read,) = (db.execute("select public.training_dataset_row(%s)", [dataset]).fetchone() or {}).values()
+    assert (read["status"], read["error_message"]) == ("error", None)
 
 
 def test_validating_a_dataset_again_counts_from_the_beginning(db: Connection) -> None:
