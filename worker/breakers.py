@@ -6,6 +6,7 @@ The breakers are rows of the database (`sql/20261123000016_holds.sql`); this is 
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from worker.holding import Holding
 
 log = structlog.get_logger(__name__)
+
+_LOOK_AGAIN_SECONDS = 300.0
+"""A job that waits while another one tries is looked at again after this, if that one came to no end of use."""
 
 Blamed = Literal["base_model", "image"]
 
@@ -100,7 +104,11 @@ async def hold_back(holding: Holding) -> bool:
         # The preflight says it.
         return False
     answer = await services.queue.pass_breakers(
-        run.id, run.lease_token, base_model=chosen.base_model or "", endpoint=services.launcher.endpoint
+        run.id,
+        run.lease_token,
+        base_model=chosen.base_model or "",
+        endpoint=services.launcher.endpoint,
+        look_again_seconds=math.ceil(min(_LOOK_AGAIN_SECONDS, services.settings.hold_seconds)),
     )
     if answer["go"]:
         return False

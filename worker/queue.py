@@ -162,7 +162,7 @@ class Queue:
         return await self._call(functions.BEGIN_HANDLING, run_id=str(run_id), lease_token=str(lease_token))
 
     async def pass_breakers(
-        self, run_id: UUID, lease_token: UUID, *, base_model: str, endpoint: str
+        self, run_id: UUID, lease_token: UUID, *, base_model: str, endpoint: str, look_again_seconds: int
     ) -> functions.Passed:
         """Ask whether a run may be launched on its base model; where not, it is back in the queue (see the SQL)."""
         # Not repeated: where the answer is lost, a run that was put back reads as a lost lease, which it is.
@@ -173,6 +173,7 @@ class Queue:
             lease_token=str(lease_token),
             base_model=base_model,
             endpoint=endpoint,
+            look_again_seconds=look_again_seconds,
         )
 
     async def note_endpoint(self, *, launcher: str, endpoint: str, state: str, problem: str | None) -> float:

@@ -134,7 +134,18 @@ def _leave_poisoned_rows(world: World) -> list[str]:
             ).fetchone()
             for poison in _poison()
         ]
+        _note_who_waits(connection, user)
     return [row[0] for row in rows if row]
+
+
+def _note_who_waits(connection: psycopg.Connection[Any], user: str) -> None:
+    """As a migration notes the users of rows that no trigger has seen: a claim looks at nobody else."""
+    connection.execute(
+        "insert into training_waiting_users as w (user_id, waits_since)"
+        " select user_id, min(created_at) from training_jobs where user_id = %s and status = 'queued' group by 1"
+        " on conflict (user_id) do update set waits_since = least(w.waits_since, excluded.waits_since)",
+        (user,),
+    )
 
 
 def _send_poisoned_rows(world: World) -> list[str]:
@@ -180,6 +191,7 @@ def _flood_the_queue(world: World) -> str:
             " from training_jobs, generate_series(1, %s) n where id = %s",
             (_FLOOD_JOBS, ordinary),
         )
+        _note_who_waits(connection, user)
     return user
 
 

@@ -203,7 +203,7 @@ CALLS: dict[str, Callable[[Queue], Awaitable[Any]]] = {
     "renew_training_runs": lambda q: q.renew([(ID, ID)]),
     "release_training_runs": lambda q: q.release(),
     "begin_handling": lambda q: q.begin_handling(ID, ID),
-    "pass_breakers": lambda q: q.pass_breakers(ID, ID, base_model="b", endpoint="e"),
+    "pass_breakers": lambda q: q.pass_breakers(ID, ID, base_model="b", endpoint="e", look_again_seconds=1),
     "note_endpoint": lambda q: q.note_endpoint(launcher="r", endpoint="e", state="well", problem=None),
     "resume_training": lambda q: q.resume_training(None),
     "begin_launch": lambda q: q.begin_launch(
