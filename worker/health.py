@@ -90,8 +90,6 @@ class HealthServer:
         while not self._stopped.is_set():
             # With poll: select knows no descriptor above 1,023.
             self._server.asyncore.loop(timeout=1, use_poll=True, map=self._connections, count=1)
-        self._server.task_dispatcher.shutdown(timeout=_STOP_SECONDS / 2)
-        self._server.asyncore.close_all(self._connections)
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
@@ -111,7 +109,11 @@ class HealthServer:
         """Close the port. Requests that are under way are waited for no longer than a moment."""
         self._stopped.set()
         self._server.pull_trigger()
-        self._thread.join(timeout=_STOP_SECONDS)
+        self._thread.join(timeout=_STOP_SECONDS / 2)
+        # Only here: a loop that closed by itself could take the trigger away while it is being pulled.
+        if not self._thread.is_alive():
+            self._server.task_dispatcher.shutdown(timeout=_STOP_SECONDS / 2)
+            self._server.asyncore.close_all(self._connections)
 
 
 def _listen(host: str, port: int) -> socket.socket:

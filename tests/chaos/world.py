@@ -168,14 +168,17 @@ class World:
     def warm_up(self) -> None:
         """Have every GPU worker started: ten cold starts beside a test would be a fault of their own."""
         headers = {"authorization": f"Bearer {self.runpod.api_key}"}
-        for _ in range(self.runpod_workers):
-            # No request of ours, so whichever worker is ready refuses it at once.
-            body = {"input": {"run_id": "warm-up"}}
-            httpx.post(f"{self.runpod.api_url}/run", headers=headers, json=body, timeout=30).raise_for_status()
-        until(
-            lambda: list(self.runpod.workers().values()) == ["idle"] * self.runpod_workers,
-            "every GPU worker is warm",
-        )
+
+        def are_warm() -> bool:
+            states = list(self.runpod.workers().values())
+            if len(states) < self.runpod_workers:
+                # No request of ours, so whichever worker is ready refuses it at once. One that is ready early takes
+                # several, and for those no further worker starts: hence more of them until all are there.
+                body = {"input": {"run_id": "warm-up"}}
+                httpx.post(f"{self.runpod.api_url}/run", headers=headers, json=body, timeout=30).raise_for_status()
+            return states == ["idle"] * self.runpod_workers
+
+        until(are_warm, "every GPU worker is warm", pause_seconds=0.1)
 
     def restore(self, workers: int) -> None:
         """As many healthy workers as that, and no fault armed."""

@@ -83,6 +83,23 @@ def test_half_a_request_keeps_nobody_waiting_and_no_stop(said: bytes) -> None:
         half.close()
 
 
+def test_a_loop_that_wakes_up_by_itself_takes_nothing_from_the_stop() -> None:
+    server = HealthServer("127.0.0.1", 0, alive=lambda: None, ready=lambda: None)
+    pull = server._server.pull_trigger
+
+    def pull_late() -> None:
+        # As on a busy machine: the loop has seen that it is to end, before it is woken up.
+        pull()
+        server._thread.join(10)
+        pull()
+
+    server._server.pull_trigger = pull_late
+    server.stop()
+    assert not server._thread.is_alive()
+    with pytest.raises(OSError):  # noqa: PT011 (refused or reset, by the time of the look)
+        socket.create_connection(("127.0.0.1", server.port), timeout=5)
+
+
 @pytest.mark.parametrize(
     ("said", "status"),
     [
