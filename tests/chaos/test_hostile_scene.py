@@ -268,8 +268,9 @@ def _assert_bills_follow_the_clock(world: World, liars: dict[Lie, str]) -> None:
         assert cost["details"]["gpu_count"] == 1
         assert float(cost["amount"]) < _MOST_DOLLARS
     launches = world.count(
-        "select count(*) from training_launches l join training_runs r on r.id = l.run_id where r.job_id = %s",
+        "select max(n) from (select count(*) as n from training_launches l join training_runs r on r.id = l.run_id"
+        " where r.job_id = %s group by r.id) x",
         liars[Lie.INVENTED_IDS],
     )
-    assert launches < 60, "invented ids make launches without a limit"
+    assert launches < 25, "invented ids make launches of a run without a limit"
     assert json.dumps([cost["details"] for cost in costs], allow_nan=False)

@@ -168,17 +168,19 @@ class World:
     def warm_up(self) -> None:
         """Have every GPU worker started: ten cold starts beside a test would be a fault of their own."""
         headers = {"authorization": f"Bearer {self.runpod.api_key}"}
+        # No request of ours, so whichever worker is ready refuses it at once.
+        body = {"input": {"run_id": "warm-up"}}
+        workers = self.runpod_workers
 
         def are_warm() -> bool:
             states = list(self.runpod.workers().values())
-            if len(states) < self.runpod_workers:
-                # No request of ours, so whichever worker is ready refuses it at once. One that is ready early takes
-                # several, and for those no further worker starts: hence more of them until all are there.
-                body = {"input": {"run_id": "warm-up"}}
-                httpx.post(f"{self.runpod.api_url}/run", headers=headers, json=body, timeout=30).raise_for_status()
-            return states == ["idle"] * self.runpod_workers
+            if len(states) < workers and set(states) <= {"idle"}:
+                # A worker that is ready early takes several, and for those no other starts: then once more for all.
+                for _ in range(workers):
+                    httpx.post(f"{self.runpod.api_url}/run", headers=headers, json=body, timeout=30).raise_for_status()
+            return states == ["idle"] * workers
 
-        until(are_warm, "every GPU worker is warm", pause_seconds=0.1)
+        until(are_warm, "every GPU worker is warm")
 
     def restore(self, workers: int) -> None:
         """As many healthy workers as that, and no fault armed."""
