@@ -3,7 +3,7 @@
 The trainer's own handler runs it instead of `trainer.train` when told to (`standin_env`), so check-in,
 progress, cancelling, checkpoints and publishing are the real ones. It takes `max_steps` steps, or ten an
 epoch; a `Mishap` as the job's seed makes one job go wrong in the middle, and words of its dataset in any stage:
-"fail in saving", "linger in preparing" (until it is stopped).
+"fail in saving", "linger in preparing" (until it is stopped), "linger in half" (of its steps).
 
 It speaks the protocol in plain JSON, which the handler checks with the real models: importing those
 would take ten times as long as such a training, and the chaos suite trains thousands.
@@ -184,7 +184,8 @@ class Training:
             os.kill(os.getppid(), signal.SIGKILL)
         if self._seed == Mishap.LOSS_NOT_FINITE:
             raise _NotFiniteError
-        while self._seed in {Mishap.ENDLESS, Mishap.KILL_WORKER} and not self._stop.requested:
+        lingers = self._seed in {Mishap.ENDLESS, Mishap.KILL_WORKER} or ("linger", "half") in self._mishaps
+        while lingers and not self._stop.requested:
             time.sleep(self._step_seconds)
 
     def _report(self, stage: str, progress: float, **more: Any) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from sandbox.runpod.ledger import Execution, Launch
 from sandbox.standin import TrainedStep, read_steps
 from tests.application import BASE_MODEL, ENDED, User
 from tests.rows import Database, Row
+from tests.waiting import awaited, until
 
 _PACE = {
     "LORA_WORKER_POLL_SECONDS": "0.4",
@@ -87,12 +87,12 @@ class Stage:
 
     def one_pass(self, **more: str) -> None:
         """One whole pass, as from cron."""
-        assert self.worker("--once", **more).wait(60) == 0, self.log()
+        assert self.dies(self.worker("--once", **more)) == 0, self.log()
 
     def stop(self, process: subprocess.Popen[bytes]) -> int:
-        """SIGTERM, and the exit code, which comes within ten seconds."""
+        """SIGTERM, and the exit code."""
         process.send_signal(signal.SIGTERM)
-        return process.wait(10)
+        return self.dies(process)
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """SIGKILL, and no wait for the dead worker's leases."""
@@ -110,30 +110,33 @@ class Stage:
 
     # ── waiting ─────────────────────────────────────────────────────────────────────────────────────
 
-    def until(self, job_id: str, done: Callable[[Row], Any], seconds: float = 90) -> Row:
-        """The job's row, once it meets the condition."""
-        deadline = time.monotonic() + seconds
-        while not done(row := self.user.job(job_id)):
-            assert time.monotonic() < deadline, f"still {row['status']} in {row['current_stage']}: {self.log()[-3000:]}"
-            time.sleep(0.1)
-        return row
+    def until(self, job_id: str, done: Callable[[Row], Any], what: str) -> Row:
+        """The job's row, once it meets the condition; `what` says which."""
+        return awaited(lambda: self.user.job(job_id), what, fits=done, state=self.log)
 
     def ended(self, job_id: str) -> Row:
         """The job's row, once it has ended."""
-        return self.until(job_id, lambda row: row["status"] in ENDED)
+        return self.until(job_id, lambda row: row["status"] in ENDED, "the job ends")
 
     def training(self, job_id: str, step: int = 3) -> Row:
         """The job's row, once it shows that step."""
-        return self.until(job_id, lambda row: (row["current_step"] or 0) >= step)
+        return self.until(job_id, lambda row: (row["current_step"] or 0) >= step, f"step {step} is shown")
 
     def settled(self, job_id: str) -> list[Row]:
         """The job's runs, once none of them lives."""
-        self.until(job_id, lambda _: all(run["ended_at"] for run in self.runs(job_id)))
+        self.until(job_id, lambda _: all(run["ended_at"] for run in self.runs(job_id)), "every run ends")
         return self.runs(job_id)
 
     def gpus_free(self, job_id: str) -> None:
         """Wait until no GPU works for the job, and none is going to."""
-        self.until(job_id, lambda _: not {run["id"] for run in self.runs(job_id)} & self._busy_runs())
+        until(
+            lambda: not {run["id"] for run in self.runs(job_id)} & self._busy_runs(),
+            "no GPU works for the job", state=self.log,
+        )  # fmt: skip
+
+    def dies(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit code of a worker that ends by itself."""
+        return awaited(process.poll, "the worker ends", state=self.log)
 
     # ── what is known of a job ──────────────────────────────────────────────────────────────────────
 

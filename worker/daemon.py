@@ -57,7 +57,9 @@ _REPORT_SECONDS = 30.0
 _MAX_PROBLEM_CHARACTERS = 300
 _STUCK_SECONDS = 300.0
 _GRACE_SECONDS = 6.0
-"""Calls in flight may finish this long after a stop; the whole exit takes less than ten seconds."""
+"""Calls in flight may finish this long after a stop."""
+_RELEASE_SECONDS = 2.0
+"""The release of the leases may take this long then, so that the whole exit takes less than ten seconds."""
 
 
 def _runs_were(count: int) -> str:
@@ -189,7 +191,7 @@ class Daemon:
             await asyncio.gather(*tasks, return_exceptions=True)
         reach("worker.release.before")
         try:
-            released = await asyncio.wait_for(self.services.queue.release(), timeout=2)
+            released = await asyncio.wait_for(self.services.queue.release(), timeout=_RELEASE_SECONDS)
             log.info("worker stopped", released=released)
         except (ServiceError, TimeoutError) as error:
             log.warning("leases not released; they run out by themselves", problem=str(error))

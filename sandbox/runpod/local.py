@@ -164,6 +164,10 @@ class LocalRunPod:
 
         self._on_loop(act)
 
+    def start_workers(self) -> None:
+        """Start as many workers as the limit allows, before there is work for them."""
+        self._on_loop(lambda: self._endpoint.pool.fill())
+
     def start_worker(self, env: Mapping[str, str]) -> str:
         """Start one more worker now, beyond the limit and whatever waits, with `env` besides; its id."""
         return self._on_loop(lambda: self._endpoint.pool.start_extra(env))

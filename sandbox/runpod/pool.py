@@ -147,6 +147,11 @@ class Pool:
             for _ in range(missing):
                 self._start()
 
+    def fill(self) -> None:
+        """Start as many workers as there may be, whatever waits."""
+        for _ in range(self.max_workers - sum(1 for worker in self.all() if not worker.is_extra)):
+            self._start()
+
     def start_extra(self, env: Mapping[str, str]) -> str:
         """Start one more worker now, whatever waits, with `env` besides; its id."""
         self.next_env = env

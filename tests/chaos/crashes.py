@@ -21,6 +21,7 @@ from tests.chaos.crew import Worker
 from tests.chaos.report import PointCount
 from tests.chaos.scene import CANCELLED, COMPLETED, Scene
 from tests.chaos.world import Plan
+from tests.waiting import PATIENCE_SECONDS
 from trainer.crashpoints import CRASH_POINTS
 
 ENV = {
@@ -34,7 +35,9 @@ ENV = {
 _ARMED_ENV = {"LORA_WORKER_SLOTS": "4"}
 _ARMED_WORKERS = 6
 _ARMED_GPU_WORKERS = 5
-_PATIENCE_SECONDS = 15
+_LEAST_PATIENCE_SECONDS = 15
+_PATIENCE_RUNS = 20
+"""A process is late when so many runs have ended since it was started, however long they take on this machine."""
 _TRIES = 12
 _TICK_SECONDS = 0.2
 
@@ -58,6 +61,8 @@ class Arming:
     log: Path
     tries: int = 0
     began: float = 0.0
+    runs_before: int = 0
+    """How many runs had ended when its process was started."""
 
     @property
     def env(self) -> dict[str, str]:
@@ -69,10 +74,11 @@ class Arming:
         """Whether the process has come to its end there: the visit is logged just before."""
         return _visits(self.log)[self.point] >= self.visit
 
-    @property
-    def is_late(self) -> bool:
+    def is_late(self, ended_runs: int) -> bool:
         """Whether nobody should wait for it any longer."""
-        return time.monotonic() > self.began + _PATIENCE_SECONDS
+        seconds = time.monotonic() - self.began
+        had_its_chance = ended_runs >= self.runs_before + _PATIENCE_RUNS and seconds > _LEAST_PATIENCE_SECONDS
+        return had_its_chance or seconds > PATIENCE_SECONDS
 
 
 def _visits(log: Path) -> Counter[str]:
@@ -163,11 +169,11 @@ class Supervisor(Generic[V]):
         """Whether nobody is left to die."""
         return not self._armed and not self.ledger.waiting
 
-    def tick(self) -> None:
+    def tick(self, ended_runs: int) -> None:
         """Look after the dead and those who tarry."""
         for arming, victim in list(self._armed):
             struck = arming.has_struck
-            if not struck and victim.is_alive and not arming.is_late:
+            if not struck and victim.is_alive and not arming.is_late(ended_runs):
                 self.provoke(arming, victim)
                 continue
             self._armed.remove((arming, victim))
@@ -175,7 +181,7 @@ class Supervisor(Generic[V]):
             victim.stop()
             self.ledger.strike(arming) if struck else self.ledger.put_back(arming)
         while len(self._armed) < self.places and (arming := self.ledger.next()):
-            arming.began = time.monotonic()
+            arming.began, arming.runs_before = time.monotonic(), ended_runs
             self._armed.append((arming, self.start(arming.env)))
 
 
@@ -185,6 +191,8 @@ class Feeder:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._next_look = 0.0
+        self.ended_runs = 0
+        """So far, as it was looked at last."""
 
     def tick(self) -> None:
         """Queue what is missing; how many are in flight changes all the time."""
@@ -193,9 +201,11 @@ class Feeder:
         scene = self._scene
         self._next_look = time.monotonic() + scene.rng.uniform(0.3, 0.9)
         (now,) = scene.world.query(
-            "select count(*) filter (where status = 'queued') as queued, count(*) as unfinished"
+            "select count(*) filter (where status = 'queued') as queued, count(*) as unfinished,"
+            " (select count(*) from training_runs where ended_at is not null) as ended_runs"
             " from training_jobs where status in ('queued', 'initializing', 'running')"
         )
+        self.ended_runs = now["ended_runs"]
         if now["queued"] < 3 and now["unfinished"] < scene.rng.randint(12, 24):
             plans = [Plan(scene.rng.randint(6, 12)) for _ in range(scene.rng.randint(2, 6))]
             scene.ends |= dict.fromkeys(scene.world.queue(plans), COMPLETED)
@@ -216,9 +226,9 @@ def kill_everywhere(scene: Scene, *, seeds: int, only: Sequence[str] = tuple(CRA
     )
     feeder = Feeder(scene)
     while not (workers.is_done and gpu_workers.is_done):
-        workers.tick()
-        gpu_workers.tick()
         feeder.tick()
+        workers.tick(feeder.ended_runs)
+        gpu_workers.tick(feeder.ended_runs)
         time.sleep(_TICK_SECONDS)
     reached: Counter[str] = Counter()
     for log in folder.glob("visits-*"):

@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.nursery import Hatchling, Nursery
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODULE = "worker.cli"
@@ -141,10 +141,10 @@ class Crew:
         while len(self.workers) < count:
             self.start()
 
-    def await_start(self, workers: Sequence[Worker] | None = None, *, deadline_seconds: float = 60) -> None:
-        """Return when the workers (all, if not said) have logged that they are at work."""
-        deadline = time.monotonic() + deadline_seconds
+    def await_start(self, workers: Sequence[Worker] | None = None) -> None:
+        """Return when the workers (all, if not said) have logged that they are at work, or have ended."""
         for worker in self.workers if workers is None else workers:
-            while worker.is_alive and not worker.has_started:
-                assert time.monotonic() < deadline, f"{worker.name} did not start; see {worker.child.log}"
-                time.sleep(0.05)
+            until(
+                lambda worker=worker: worker.has_started or not worker.is_alive,
+                f"{worker.name} starts; see {worker.child.log}",
+            )

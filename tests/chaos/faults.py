@@ -12,7 +12,8 @@ from sandbox.standin import Mishap
 from tests.chaos.crew import Worker
 from tests.chaos.poisoned import POISON
 from tests.chaos.scene import CANCELLED, COMPLETED, FAILED, Act, Scene
-from tests.chaos.world import DOUBT_SECONDS, REQUEST_TIMEOUT_SECONDS, Plan, until
+from tests.chaos.world import DOUBT_SECONDS, REQUEST_TIMEOUT_SECONDS, Plan
+from tests.waiting import until
 
 FAULTS: dict[str, Act] = {}
 """By the name in the table, in its order."""
@@ -163,7 +164,7 @@ def worker_poisoned(scene: Scene) -> None:
                 crew.start(*poisoned)
         return scene.count("error_code = 'worker_killed'") > 0
 
-    until(restart_the_dead, "the poisonous job is given up", within_seconds=90)
+    until(restart_the_dead, "the poisonous job is given up")
 
 
 @_fault("no worker while runs end and RunPod forgets them")

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests.waiting import PATIENCE_SECONDS
+
 PRELOADED = ("typer", "worker.services", "worker.telemetry", "worker.artifacts", "worker.reports", "worker.preflight")
 _POLL_SECONDS = 0.02
 
@@ -84,7 +86,7 @@ class Hatchling:
         if self.returncode is None:
             os.kill(self.pid, number)
 
-    def stop(self, number: int = signal.SIGTERM, *, patience_seconds: float = 10) -> int:
+    def stop(self, number: int = signal.SIGTERM, *, patience_seconds: float = PATIENCE_SECONDS) -> int:
         """Ask it to end, insist with SIGKILL when patience is over; its exit status."""
         self.send(number)
         deadline = time.monotonic() + patience_seconds

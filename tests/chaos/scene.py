@@ -10,12 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.chaos.verdict import Row, judge
-from tests.chaos.world import LEASE_SECONDS, Plan, World, until
+from tests.chaos.world import LEASE_SECONDS, Plan, World
+from tests.waiting import until
 
-# Many times what a free machine needs: only what never happens is waited for that long.
-_ENDS_WITHIN_SECONDS = 360
-_RECOVERED_WITHIN_SECONDS = 180
-_RECONCILED_WITHIN_SECONDS = 120
 WORKERS = 2
 
 COMPLETED = frozenset({"completed"})
@@ -91,10 +88,10 @@ def play(world: World, name: str, act: Act, *, jobs: int, seed: int) -> Row:
         world.restore(WORKERS)
     recovery_seconds = _recover(scene)
     with _complaining(scene):
-        until(lambda: not world.unfinished(scene.job_ids), "every job ends", within_seconds=_ENDS_WITHIN_SECONDS)
+        until(lambda: not world.unfinished(scene.job_ids), "every job ends", state=lambda: world.unended(scene.job_ids))
     world.runpod.faults.clear()
     with _complaining(scene):
-        until(lambda: not _open_launches(scene), "every launch is closed", within_seconds=_RECONCILED_WITHIN_SECONDS)
+        until(lambda: not _open_launches(scene), "every launch is closed")
     row = judge(name, world.dump(scene.job_ids), scene.ends)
     row = replace(
         row,
@@ -138,7 +135,7 @@ def _recover(scene: Scene) -> float | None:
         return not left
 
     try:
-        until(is_recovered, "every live job is written to again", within_seconds=_RECOVERED_WITHIN_SECONDS)
+        until(is_recovered, "every live job is written to again")
     except TimeoutError as error:
         scene.complaints.append(f"{error}; not so {left[:5]} of {len(left)}")
         return None

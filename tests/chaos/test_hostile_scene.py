@@ -19,7 +19,8 @@ import pytest
 
 from tests.chaos.dishonest import Lie
 from tests.chaos.verdict import ENDED
-from tests.chaos.world import LEASE_SECONDS, Plan, World, until
+from tests.chaos.world import LEASE_SECONDS, Plan, World
+from tests.waiting import until
 
 pytestmark = pytest.mark.chaos
 
@@ -101,7 +102,7 @@ def _train_honest_jobs(world: World) -> Outcome:
 
 
 def _until_ended(world: World, job_ids: list[str]) -> None:
-    until(lambda: not world.unfinished(job_ids), f"{len(job_ids)} jobs end", within_seconds=360)
+    until(lambda: not world.unfinished(job_ids), f"{len(job_ids)} jobs end", state=lambda: world.unended(job_ids))
 
 
 # ── the others ──────────────────────────────────────────────────────────────────────────────────────
@@ -231,7 +232,6 @@ def _until_hostile_work_is_under_way(world: World, liars: dict[Lie, str]) -> Non
             == len(ids)
         ),
         "every lying container is launched",
-        within_seconds=360,
     )
 
 

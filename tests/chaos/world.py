@@ -6,8 +6,7 @@ import itertools
 import json
 import shutil
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, Self
 from uuid import uuid4
 
 import certifi
-import httpx
 from psycopg.rows import dict_row
 
 from sandbox.errors import ChildFailedError
@@ -25,6 +23,7 @@ from sandbox.standin import read_steps, standin_env
 from sandbox.supabase import LocalSupabase
 from tests.chaos.crew import ROOT, Crew
 from tests.chaos.verdict import Evidence
+from tests.warm import await_idle
 
 BASE_MODEL = "standin"
 LEASE_SECONDS = 5
@@ -60,6 +59,12 @@ _TRAINER = {
     "LORA_TRAINER_PROGRESS_SECONDS": "0.5",
     "LORA_TRAINER_GRANT_POLL_SECONDS": "0.6",
 }
+
+_UNFINISHED = (
+    "from training_jobs j where id = any(%s::uuid[]) and ("
+    " status not in ('completed', 'failed', 'cancelled') or exists ("
+    " select from training_runs r where r.job_id = j.id and r.status in ('claimed', 'launched', 'running')))"
+)
 
 
 @dataclass(frozen=True)
@@ -167,20 +172,7 @@ class World:
 
     def warm_up(self) -> None:
         """Have every GPU worker started: ten cold starts beside a test would be a fault of their own."""
-        headers = {"authorization": f"Bearer {self.runpod.api_key}"}
-        # No request of ours, so whichever worker is ready refuses it at once.
-        body = {"input": {"run_id": "warm-up"}}
-        workers = self.runpod_workers
-
-        def are_warm() -> bool:
-            states = list(self.runpod.workers().values())
-            if len(states) < workers and set(states) <= {"idle"}:
-                # A worker that is ready early takes several, and for those no other starts: then once more for all.
-                for _ in range(workers):
-                    httpx.post(f"{self.runpod.api_url}/run", headers=headers, json=body, timeout=30).raise_for_status()
-            return states == ["idle"] * workers
-
-        until(are_warm, "every GPU worker is warm")
+        await_idle(self.runpod, self.runpod_workers)
 
     def restore(self, workers: int) -> None:
         """As many healthy workers as that, and no fault armed."""
@@ -292,12 +284,13 @@ class World:
 
     def unfinished(self, job_ids: Sequence[str]) -> int:
         """How many of the jobs have not ended, or still have a live run."""
-        return self.count(
-            "select count(*) from training_jobs j where id = any(%s::uuid[]) and ("
-            " status not in ('completed', 'failed', 'cancelled') or exists ("
-            " select from training_runs r where r.job_id = j.id and r.status in ('claimed', 'launched', 'running')))",
-            list(job_ids),
-        )
+        return self.count(f"select count(*) {_UNFINISHED}", list(job_ids))
+
+    def unended(self, job_ids: Sequence[str]) -> str:
+        """Those jobs in words, for whoever waited for them in vain; the first few."""
+        rows = self.query(f"select id::text, status, current_stage {_UNFINISHED} limit 5", list(job_ids))
+        named = [f"{row['id'][:8]} is {row['status']} in {row['current_stage']}" for row in rows]
+        return f"of {self.unfinished(job_ids)}: {'; '.join(named)}"
 
     def manifests(self, job_ids: Sequence[str]) -> dict[str, str]:
         """The live runs of the jobs whose manifest lies in the storage: run id to RunPod's job id."""
@@ -344,19 +337,6 @@ class World:
             steps=[step for step in read_steps(self.folder / "volume" / "steps.jsonl") if step.run_id in own],
             orphans=[orphan for orphan in self.runpod.orphans() if orphan.run_id in own],
         )
-
-
-def until(condition: Callable[[], bool], what: str, *, within_seconds: float = 180, pause_seconds: float = 0.3) -> None:
-    """Wait for the condition.
-
-    Raises:
-        TimeoutError: it did not come true in time.
-    """
-    deadline = time.monotonic() + within_seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {within_seconds:.0f} s in vain: {what}")
-        time.sleep(pause_seconds)
 
 
 def _first_certificate() -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import pytest
 
 from sandbox.project import Project
@@ -15,7 +14,7 @@ from sandbox.standin import standin_env
 from tests.pipeline import Pipeline
 from tests.rows import Database
 from tests.stage import Stage
-from tests.waiting import eventually
+from tests.warm import await_idle
 from worker.migrations import migrate
 
 _GPUS = 2
@@ -53,12 +52,7 @@ def gpus(gpu_volume: Path) -> Iterator[LocalRunPod]:
         idle_timeout_seconds=3600,
         rate_limits={},
     ) as runpod:
-        headers = {"authorization": f"Bearer {runpod.api_key}"}
-        for _ in range(_GPUS):
-            # No request of ours, so whichever worker is ready refuses it at once.
-            body = {"input": {"run_id": "warm-up"}}
-            httpx.post(f"{runpod.api_url}/run", headers=headers, json=body, timeout=30).raise_for_status()
-        assert eventually(lambda: list(runpod.workers().values()) == ["idle"] * _GPUS)
+        await_idle(runpod, _GPUS)
         yield runpod
 
 

@@ -5,11 +5,10 @@ All jobs run once, side by side, while somebody looks at the pages ten times a s
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from tests.application import ENDED, LINE
 from tests.pages import PageError, Pages
 from tests.rows import Row
 from tests.stage import Stage
+from tests.waiting import awaited, until
 
 LONG_GPU = {"gpu_type": "H100", "num_gpus": 1, "gpu_memory_gb": 80, "cost_per_gpu_hour": 5.0}
 LONG_KEYS = (
@@ -76,11 +76,14 @@ class Scene:
 
     def until(self, *outcomes: str, done: Any = lambda row: row["status"] in ENDED) -> None:
         """Look on until each of the jobs is so far."""
-        deadline = time.monotonic() + 90
-        while not all(done(self.stage.user.job(self.jobs[outcome])) for outcome in outcomes):
-            assert time.monotonic() < deadline, (outcomes, self.stage.log()[-3000:])
+        left = list(outcomes)
+
+        def look_on() -> bool:
             self.look()
-            time.sleep(0.1)
+            left[:] = [outcome for outcome in left if not done(self.stage.user.job(self.jobs[outcome]))]
+            return not left
+
+        until(look_on, "each job is so far", state=lambda: f"{self.stage.log()}\nnot so far: {left}")
         self.look()
 
     def job(self, outcome: str) -> Row:
@@ -354,11 +357,12 @@ def test_both_shapes_stand_in_the_row_and_what_the_user_chose_stays_fault_26(sce
 
 def test_a_validated_dataset_shows_its_counts_and_a_broken_one_its_lines(scene: Scene) -> None:
     for status, dataset_id in scene.datasets.items():
-        deadline = datetime.now(UTC) + timedelta(seconds=30)
-        while scene.pages.dataset(dataset_id)["status"] == "validating":
-            assert datetime.now(UTC) < deadline
-            time.sleep(0.1)
-        assert scene.pages.dataset(dataset_id)["status"] == status
+        settled = awaited(
+            lambda dataset_id=dataset_id: scene.pages.dataset(dataset_id),
+            "the dataset is validated",
+            fits=lambda row: row["status"] != "validating",
+        )
+        assert settled["status"] == status
     assert scene.pages.dataset(scene.datasets["ready"])["training_ready"] is True
     (problem,) = scene.pages.dataset(scene.datasets["error"])["validation_errors"]
     assert problem["line"] == 2

@@ -6,7 +6,6 @@ All of them run once, side by side; beside them, what only the older queue has i
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from tests.pages import Pages
 from tests.pipeline import Pipeline
 from tests.rows import Row
 from tests.stage import Stage
-from tests.waiting import awaited
+from tests.waiting import awaited, until
 from worker.migrations import migrate
 
 OLDER, NEWER = QUEUES = ("training_jobs", "pipeline_training_jobs")
@@ -74,9 +73,15 @@ class Scene:
 
     def until(self, keys: list[Key], condition: str) -> None:
         """Wait until the latest run of each job meets an SQL condition."""
+        unmet = (
+            "select wanted.id::text from unnest(%s::uuid[]) wanted(id)"
+            f" where not exists (select from training_runs where job_id = wanted.id and {condition})"
+        )
         jobs = [self.jobs[key] for key in keys]
-        query = f"select 1 as met from training_runs where job_id = any(%s::uuid[]) and {condition}"
-        awaited(lambda: len(self.stage.database.rows(query, jobs)) == len(jobs) or None, 90)
+        awaited(
+            lambda: self.stage.database.rows(unmet, jobs), f"a run of each job has: {condition}",
+            fits=lambda left: not left, state=self.stage.log,
+        )  # fmt: skip
 
     def costs(self, key: Key) -> list[Row]:
         """The job's cost records."""
@@ -146,15 +151,19 @@ def _fail_and_cancel_in_the_child(scene: Scene) -> None:
         scene.queue(*key)
         scene.queue("fail", *key[1:])
     worker = scene.stage.worker(**_SERVED)
-    deadline = time.monotonic() + 120
-    while lingering:
-        assert time.monotonic() < deadline, (lingering, scene.stage.log()[-3000:])
+
+    def cancel_those_that_linger() -> bool:
         for key in list(lingering):
             runs = scene.stage.runs(scene.jobs[key])
             if runs and runs[-1]["stage"] == key[1]:
                 scene.cancel(key)
                 lingering.remove(key)
-        time.sleep(0.1)
+        return not lingering
+
+    until(
+        cancel_those_that_linger, "each job lingers in its stage",
+        state=lambda: f"{scene.stage.log()}\nnot yet: {lingering}",
+    )  # fmt: skip
     scene.until(list(scene.jobs), "ended_at is not null")
     scene.stage.stop(worker)
 

@@ -12,7 +12,7 @@ from sandbox.processes import port_answers
 from sandbox.project import Project
 from sandbox.supabase import LocalSupabase
 from tests.conftest import SANDBOX
-from tests.waiting import eventually
+from tests.waiting import until
 
 MODELS = "lora-models"
 
@@ -114,11 +114,11 @@ def test_it_works_again_after_postgres_restarts_crashes_or_drops_its_clients(
 
         assert answers()
         local_supabase.postgres.restart()
-        assert eventually(answers_again)
+        until(answers_again, "REST answers after a restart")
         local_supabase.postgres.restart("crash")
-        assert eventually(answers_again)
+        until(answers_again, "REST answers after a crash")
         assert local_supabase.postgres.kill_backends() >= 1
-        assert eventually(answers_again)
+        until(answers_again, "REST answers with new connections")
         local_supabase.stop_rest()
         assert client.get("/rest/v1/datasets").status_code == httpx.codes.BAD_GATEWAY
         local_supabase.restart_rest()

@@ -15,7 +15,7 @@ from sandbox.postgres import Postgres
 from sandbox.rights import NOTHING_BY_DEFAULT
 from tests.catalog import catalog
 from tests.rows import Database
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, until
 from worker import migrations
 from worker.errors import ServiceRefusedError, ServiceUnavailableError
 from worker.migrations import migrate, migration_files, undo_files, undo_migrations
@@ -255,11 +255,11 @@ def test_a_deadlock_with_the_live_system_is_tried_again(applications: str) -> No
         writer.execute("lock table public.datasets in row exclusive mode")
         migrating = pool.submit(migrate, applications, sleep=pauses.append)
         with psycopg.connect(applications, autocommit=True) as watching:
-            assert eventually(lambda: watching.execute(_WAITS_FOR_DATASETS).fetchone() is not None)
+            until(lambda: watching.execute(_WAITS_FOR_DATASETS).fetchone() is not None, "a waiting migration")
         # Its index on the notices is made by now, and their lock is held until its end.
         writer.execute("lock table public.notifications in row exclusive mode")
         writer.rollback()
-        assert migrating.result(60)
+        assert migrating.result(PATIENCE_SECONDS)
     assert len(pauses) == 1
 
 

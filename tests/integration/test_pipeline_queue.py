@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
@@ -15,11 +15,11 @@ import psycopg
 import pytest
 
 from sandbox.project import Project
-from tests.application import ENDED, LINE, PAIRS
+from tests.application import DATASET_WORD, ENDED, LINE, PAIRS
 from tests.pipeline import OURS, Pipeline
 from tests.rows import Database, Row
 from tests.stage import Stage
-from tests.waiting import awaited
+from tests.waiting import awaited, until
 
 
 @pytest.fixture
@@ -45,27 +45,25 @@ def queued(stage: Stage, pipeline: Pipeline, **columns: Any) -> UUID:
     return pipeline.queue(**{"user_id": stage.user.user_id, "dataset_id": stage.user.upload(), **columns})
 
 
-def until(pipeline: Pipeline, job_id: UUID, done: Callable[[Row], Any]) -> Row:
-    """The job's row, once it meets the condition."""
-    return awaited(lambda: row if done(row := pipeline.job(job_id)) else None, 90)
+def endless(stage: Stage, pipeline: Pipeline) -> UUID:
+    """A job that trains half of its 200 steps, and goes on until it is stopped."""
+    dataset = stage.user.upload(b"\n".join([LINE.replace(DATASET_WORD.encode(), b"linger in half")] * 3))
+    return queued(stage, pipeline, dataset_id=dataset, epochs=20)
 
 
 def ended(pipeline: Pipeline, job_id: UUID) -> Row:
-    return until(pipeline, job_id, lambda row: row["status"] in ENDED)
+    return awaited(lambda: pipeline.job(job_id), "the job ends", fits=lambda row: row["status"] in ENDED)
 
 
 def training(pipeline: Pipeline, job_id: UUID) -> Row:
-    return until(pipeline, job_id, lambda row: (row["current_step"] or 0) >= 3)
+    return awaited(lambda: pipeline.job(job_id), "step 3 is shown", fits=lambda row: (row["current_step"] or 0) >= 3)
 
 
 def settled(stage: Stage, job_id: UUID) -> list[Row]:
     """The job's runs, once none of them lives."""
-
-    def ended_runs() -> list[Row] | None:
-        runs = stage.runs(str(job_id))
-        return runs if all(run["ended_at"] for run in runs) else None
-
-    return awaited(ended_runs)
+    return awaited(
+        lambda: stage.runs(str(job_id)), "every run ends", fits=lambda runs: all(run["ended_at"] for run in runs)
+    )
 
 
 def unpacked(stage: Stage, job_id: UUID) -> dict[str, bytes]:
@@ -145,7 +143,7 @@ def test_states_and_whole_percents_only_go_forward_and_every_metric_is_there_onc
 def test_a_job_that_was_stopped_at_runpod_fails_with_a_sentence_and_is_never_deployed(
     stage: Stage, pipeline: Pipeline
 ) -> None:
-    job_id = queued(stage, pipeline, epochs=20)
+    job_id = endless(stage, pipeline)
     stage.worker()
     external_job_id = training(pipeline, job_id)["runpod_job_id"]
     headers = {"Authorization": f"Bearer {stage.runpod.api_key}"}
@@ -182,7 +180,7 @@ def test_what_can_be_known_wrong_before_a_gpu_is_paid_for_fails_the_job_at_once(
 def test_a_cancel_by_the_applications_update_stops_the_gpu_and_nothing_is_deployed(
     stage: Stage, pipeline: Pipeline
 ) -> None:
-    job_id = queued(stage, pipeline, epochs=20)
+    job_id = endless(stage, pipeline)
     worker = stage.worker()
     training(pipeline, job_id)
     pipeline.cancel(job_id)
@@ -218,9 +216,9 @@ def test_a_job_whose_machine_was_lost_is_tried_again_and_deployed_once(stage: St
 def test_an_archive_that_is_not_what_the_manifest_says_never_completes_a_job(stage: Stage, pipeline: Pipeline) -> None:
     job_id = queued(stage, pipeline)
     worker = stage.worker(LORA_CRASH="worker.grant.after=kill")
-    assert worker.wait(60) != 0
+    assert stage.dies(worker) != 0
     (run,) = stage.runs(str(job_id))
-    awaited(lambda: stage.user.stored(f"uploads/{run['id']}/manifest.json"))
+    until(lambda: stage.user.stored(f"uploads/{run['id']}/manifest.json"), "the manifest is uploaded")
     stage.user.overwrite(f"uploads/{run['id']}/adapter.tar.gz", b"something else")
     stage.expire_leases()
     stage.worker()

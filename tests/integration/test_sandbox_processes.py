@@ -11,7 +11,7 @@ import pytest
 from sandbox.errors import ChildFailedError
 from sandbox.postgres import Postgres
 from sandbox.processes import Child, port_answers, start_child, wait_until
-from tests.waiting import eventually
+from tests.waiting import until
 
 START_AND_WAIT = """
 import sys, time
@@ -45,8 +45,8 @@ def test_a_server_and_its_files_are_gone_after_sigkill_of_its_parent(
     assert port_answers(port)
     assert folder.exists()
     process.send_signal(signal.SIGKILL)
-    assert eventually(lambda: not port_answers(port))
-    assert eventually(lambda: not folder.exists())
+    until(lambda: not port_answers(port), "nobody listens")
+    until(lambda: not folder.exists(), "the folder is gone")
 
 
 def test_a_stopped_server_leaves_no_process_and_no_file() -> None:
@@ -61,7 +61,7 @@ def test_stopping_a_child_ends_its_grandchildren_too(tmp_path: Path) -> None:
     wait_until(lambda: (tmp_path / "log").read_text().strip() != "", child)
     grandchild = int((tmp_path / "log").read_text())
     child.stop()
-    assert eventually(lambda: not Path(f"/proc/{grandchild}").exists() or is_zombie(grandchild))
+    until(lambda: not Path(f"/proc/{grandchild}").exists() or is_zombie(grandchild), "the grandchild has ended")
 
 
 def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:

@@ -34,12 +34,12 @@ def self_hosted(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
 
 
 def test_urls_that_run_out_between_two_files_are_granted_anew(self_hosted: Callable[..., Stage]) -> None:
-    stage = self_hosted({"LORA_CRASH": "trainer.upload.before_manifest=sleep:3"}, upload_url_seconds=2)
+    stage = self_hosted({"LORA_CRASH": "trainer.upload.before_manifest=sleep:6"}, upload_url_seconds=5)
     job_id = stage.user.queue(max_steps=5)
     stage.worker()
     assert stage.ended(job_id)["status"] == "completed"
     assert len(stage.runs(job_id)) == 1
-    assert stage.log().count("upload granted") == 2
+    assert stage.log().count("upload granted") >= 2
     assert len(stage.steps(job_id)) == 5
 
 
@@ -47,7 +47,7 @@ def test_a_projects_limit_below_an_adapter_holds_launches_and_fails_no_job(self_
     stage = self_hosted({}, file_size_limit=50 * 1024**2)
     job_id = stage.user.queue(max_steps=5)
     stage.worker()
-    job = stage.until(job_id, lambda row: row["current_stage"] == "waiting_for_storage")
+    job = stage.until(job_id, lambda row: row["current_stage"] == "waiting_for_storage", "the storage is waited for")
     assert (job["status"], job["error_message"]) == ("initializing", None)
     assert stage.launches(job_id) == []
     assert "the project takes no file of 1024 MB" in stage.log()

@@ -19,16 +19,15 @@ from tests.pages import Pages
 from tests.pipeline import Pipeline
 from tests.rows import Database, Row, outcome
 from tests.stage import Stage
-
-_CLAIMED_WITHIN_SECONDS = 3
-"""Several rounds of the worker."""
+from tests.waiting import until
 
 
 class OldDispatcher:
     """`process-training-jobs` as it is documented: unguarded updates, side effects first, errors unread.
 
-    `delay_seconds` lies between its look at running jobs and its updates, and between its look at queued ones and
-    its updates as long as it takes a worker to claim one of them, so that it acts on what is no longer so.
+    `delay_seconds` lies between its look at running jobs and its updates. Between its look at queued ones and its
+    updates lies as much as it takes a worker to claim one of them, so that it acts on what is no longer so; but for
+    each third time, when it may be first.
     """
 
     def __init__(self, stage: Stage, *, delay_seconds: float) -> None:
@@ -39,6 +38,8 @@ class OldDispatcher:
         self._thread = threading.Thread(target=self._repeat, daemon=True)
         self.launched: list[str] = []
         """The jobs that it sent, each time."""
+        self.rounds = 0
+        self._looks = 0
 
     def __enter__(self) -> OldDispatcher:
         self._thread.start()
@@ -46,7 +47,7 @@ class OldDispatcher:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(60)
+        self._thread.join()
         self._tables.close()
         self._runpod.close()
 
@@ -54,12 +55,21 @@ class OldDispatcher:
         while not self._stop.is_set():
             self.dispatch()
             self.poll()
+            self.rounds += 1
+
+    def end_what_was_begun(self) -> None:
+        """Wait until whatever it saw before this call is written."""
+        begun = self.rounds + 1
+        until(lambda: self.rounds > begun, "the old dispatcher goes round", state=self._stage.log)
 
     def dispatch(self) -> None:
         queued = self._select("status=eq.queued", "order=created_at.asc", "limit=5")
-        deadline = time.monotonic() + _CLAIMED_WITHIN_SECONDS
-        while queued and time.monotonic() < deadline and not any(map(self._is_claimed, queued)):
-            self._stop.wait(0.05)
+        self._looks += bool(queued)
+        if queued and self._looks % 3:
+            until(
+                lambda: self._stop.is_set() or any(map(self._is_claimed, queued)),
+                "the worker claims one of the queued jobs", state=self._stage.log,
+            )  # fmt: skip
         for job in queued:
             self._update(job, status="initializing", current_stage="initializing")
             payload = {"job_id": job["id"], "dataset_url": "https://example.com/d", "hyperparameters": {}}
@@ -125,7 +135,7 @@ def test_the_old_dispatcher_beside_the_daemon_launches_none_of_its_jobs_twice_fa
         for job_id in ours:
             stage.settled(job_id)
         # Whatever it still has in its hands comes too late for all of them.
-        time.sleep(1)
+        old.end_what_was_begun()
     stage.stop(worker)
     pages = Pages(stage.database, stage.user.user_id)
     assert len(ours) >= 3
@@ -142,7 +152,7 @@ def test_the_old_dispatcher_beside_the_daemon_launches_none_of_its_jobs_twice_fa
 def wait_until_none_is_queued(stage: Stage, jobs: list[str]) -> set[str]:
     """The jobs that the worker has taken."""
     for job_id in jobs:
-        stage.until(job_id, lambda row: row["status"] != "queued")
+        stage.until(job_id, lambda row: row["status"] != "queued", "somebody takes it")
     return {job_id for job_id in jobs if stage.runs(job_id)}
 
 
@@ -255,10 +265,8 @@ def test_a_claim_that_the_old_dispatcher_waited_for_is_seen_by_the_guard(db: Dat
         waiting = threading.Thread(target=update)
         waiting.start()
         blocked.wait()
-        while not db.rows(
-            "select 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
-        ):
-            time.sleep(0.01)
+        waits = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        until(lambda: db.rows(waits), "the update waits for the claim")
         claiming.commit()
     waiting.join()
     assert (db.job(job_id)["status"], db.job(job_id)["external_job_id"]) == ("initializing", None)

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from sandbox.processes import free_ports
 from sandbox.runpod import LocalRunPod, Outcome
 from sandbox.standin import Mishap, read_steps, runs_trained_twice, standin_env
-from tests.waiting import awaited, eventually
+from tests.waiting import awaited, until
 from trainer.answers import CheckIn, UploadGrant
 from trainer.grants import seal_urls
 from trainer.protocol import Manifest, Progress, Result
@@ -53,7 +53,7 @@ class Project:
 
     def __enter__(self) -> Project:
         self._thread.start()
-        assert eventually(lambda: self._server.started)
+        until(lambda: self._server.started, "the server listens")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,7 +132,7 @@ class Launches:
 
     def end_of(self, job_id: str) -> dict[str, Any]:
         over = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
-        return dict(awaited(lambda: found if (found := self.answer(job_id))["status"] in over else None))
+        return awaited(lambda: self.answer(job_id), "the job ends", fits=lambda answer: answer["status"] in over)
 
     def until_training(self, job_id: str) -> Progress:
         def probe() -> Progress | None:
@@ -140,7 +140,7 @@ class Launches:
             progress = Progress.model_validate(output) if output else None
             return progress if progress is not None and progress.current_step > 0 else None
 
-        return awaited(probe)
+        return awaited(probe, "a step is trained")
 
 
 def error_code(answer: dict[str, Any]) -> str:
@@ -171,7 +171,7 @@ def test_a_cancel_stops_the_training(launches: Launches, http: httpx.Client, run
     launches.until_training(job_id)
     http.post(f"/cancel/{job_id}").raise_for_status()
     (execution,) = runpod.ledger.executions_of(job_id)
-    assert awaited(lambda: execution.outcome) is Outcome.STOPPED
+    assert awaited(lambda: execution.outcome, "the execution ends") is Outcome.STOPPED
     assert max(step.step for step in read_steps(volume / "steps.jsonl") if step.run_id == "run-cancelled") <= 10
 
 

@@ -22,7 +22,7 @@ def _granted_urls(stage: Stage, job_id: str) -> dict[str, str]:
 def test_the_upload_urls_of_a_settled_run_change_nothing_that_its_model_points_to(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=5)
     worker = stage.worker(LORA_CRASH="worker.grant.after=kill")
-    assert worker.wait(60) != 0
+    assert stage.dies(worker) != 0
     urls = _granted_urls(stage, job_id)
     stage.gpus_free(job_id)
     stage.expire_leases()
@@ -43,7 +43,7 @@ def test_a_worker_that_dies_while_it_keeps_an_artifact_is_followed_by_one_that_g
     job_id = stage.user.queue(max_steps=5)
     for point in ("worker.keep.after_file", "worker.keep.before_manifest", "worker.keep.after_manifest"):
         worker = stage.worker(LORA_CRASH=f"{point}=kill")
-        assert worker.wait(60) != 0
+        assert stage.dies(worker) != 0
         stage.expire_leases()
     stage.worker()
     assert stage.ended(job_id)["status"] == "completed"

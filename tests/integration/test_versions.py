@@ -52,7 +52,7 @@ def test_on_a_newer_schema_an_older_worker_stops_with_a_sentence_and_a_newer_one
     older = start_release(stage, "1")
     stage.training(jobs[0], step=1)
     schema.execute(_NEWER.format(version=2))
-    assert older.wait(60) == 1
+    assert stage.dies(older) == 1
     assert "has version 2, this worker knows 1" in stage.log()
     assert "Traceback" not in stage.log()
     # It gave its leases back, so that nobody waits for them.

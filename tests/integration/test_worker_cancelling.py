@@ -41,7 +41,7 @@ def test_a_job_cancelled_before_its_launch_is_accepted_costs_nothing(stage: Stag
     jobs = [stage.user.queue(), stage.user.queue()]
     worker = stage.worker()
     for job_id in jobs:
-        stage.until(job_id, lambda row: row["current_stage"] == "waiting_for_gpu_provider")
+        stage.until(job_id, lambda row: row["current_stage"] == "waiting_for_gpu_provider", "RunPod is waited for")
         assert stage.user.job(job_id)["status"] == "initializing"
     cancel_each_way(stage, jobs)
     for job_id in jobs:
@@ -63,7 +63,7 @@ def test_a_job_cancelled_while_it_waits_for_a_gpu_never_gets_one(stage: Stage) -
         jobs = [stage.user.queue(), stage.user.queue()]
         worker = stage.worker()
         for job_id in jobs:
-            stage.until(job_id, lambda row: row["current_stage"] == "queued_on_gpu")
+            stage.until(job_id, lambda row: row["current_stage"] == "queued_on_gpu", "it waits for a GPU")
         cancel_each_way(stage, jobs)
         runs = [run for job_id in jobs for run in stage.settled(job_id)]
     finally:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
+import signal
 
 from sandbox.standin import runs_trained_twice
 from tests.application import ENDED
 from tests.stage import Stage
+from tests.waiting import until
 
 LIVE = {"claimed", "launched", "running"}
 
@@ -92,7 +93,7 @@ def test_both_shapes_train_and_cost_the_same_rate_and_keep_their_keys_fault_52(s
 
 
 def test_sigterm_releases_the_run_and_the_next_worker_finishes_it_without_a_new_launch_fault_55(stage: Stage) -> None:
-    job_id = stage.user.queue(max_steps=250)
+    job_id = stage.user.queue(max_steps=400)
     first = stage.worker()
     stage.training(job_id)
     assert stage.stop(first) == 0
@@ -112,10 +113,10 @@ def test_sigterm_releases_the_run_and_the_next_worker_finishes_it_without_a_new_
 
 def test_a_killed_workers_run_is_adopted_when_its_lease_is_over_and_finished_fault_02(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=100)
-    first = stage.worker(LORA_WORKER_LEASE_SECONDS="5")
-    stage.training(job_id)
-    first.kill()
-    first.wait()
+    first = stage.worker(LORA_WORKER_LEASE_SECONDS="5", LORA_CRASH="worker.progress.after=kill")
+    assert stage.dies(first) == -signal.SIGKILL
+    (run,) = stage.runs(job_id)
+    assert run["status"] in LIVE
     stage.worker()
     assert stage.ended(job_id)["status"] == "completed"
     assert len(stage.launches(job_id)) == 1
@@ -124,13 +125,14 @@ def test_a_killed_workers_run_is_adopted_when_its_lease_is_over_and_finished_fau
 
 def test_passes_from_cron_bring_a_job_to_its_end_and_hold_nothing_between_them(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=20)
-    for _ in range(25):
+
+    def has_ended_after_a_pass() -> bool:
         stage.one_pass()
         (run,) = stage.runs(job_id)
         assert run["worker"] is None
-        if stage.user.job(job_id)["status"] in ENDED:
-            break
-        time.sleep(0.5)
+        return stage.user.job(job_id)["status"] in ENDED
+
+    until(has_ended_after_a_pass, "passes bring the job to its end", state=stage.log)
     assert stage.user.job(job_id)["status"] == "completed"
     assert len(stage.launches(job_id)) == 1
     assert len(stage.user.costs(job_id)) == 1

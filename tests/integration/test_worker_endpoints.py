@@ -29,7 +29,7 @@ def test_a_launch_of_another_launcher_is_left_alone_and_said(stage: Stage) -> No
     stage.database.rows("update training_runs set launcher = 'modal' where job_id = %s", job_id)
     calls = dict(stage.runpod.ledger.calls)
     worker = stage.worker()
-    stage.until(job_id, lambda _: any(run["problem"] for run in stage.runs(job_id)))
+    stage.until(job_id, lambda _: any(run["problem"] for run in stage.runs(job_id)), "the run shows a problem")
     (run,) = stage.runs(job_id)
     assert run["problem"].startswith("it was launched by modal, and this worker launches by runpod")
     assert [stage.runpod.ledger.calls[name] for name in ("status", "cancel")] == [
@@ -72,7 +72,7 @@ def test_a_run_at_an_endpoint_the_key_may_not_reach_is_not_ended_as_cancelled(
     stage.stop(worker)
     worker = stage.worker(GPU_CLUSTER_API_URL=another_endpoint.api_url)
     stage.user.cancel_by_update(job_id)
-    stage.until(job_id, lambda _: any(run["problem"] for run in stage.runs(job_id)))
+    stage.until(job_id, lambda _: any(run["problem"] for run in stage.runs(job_id)), "the run shows a problem")
     (run,) = stage.runs(job_id)
     assert run["ended_at"] is None
     assert "LORA_WORKER_FORMER_ENDPOINTS" in run["problem"]

@@ -35,8 +35,8 @@ def test_of_two_launches_of_a_run_one_trains_and_the_other_is_superseded_and_clo
         job_id = stage.user.queue(max_steps=100)
         stage.worker(LORA_WORKER_DOUBT_SECONDS="1")
         # Nobody checks in, so the doubt is over before a GPU is free.
-        stage.until(job_id, lambda _: len(stage.launches(job_id)) == 2)
-        stage.until(job_id, lambda row: row["current_stage"] == "queued_on_gpu")
+        stage.until(job_id, lambda _: len(stage.launches(job_id)) == 2, "it is launched twice")
+        stage.until(job_id, lambda row: row["current_stage"] == "queued_on_gpu", "it waits for a GPU")
     finally:
         stage.runpod.set_workers(throttled=False)
     assert stage.ended(job_id)["status"] == "completed"
@@ -48,7 +48,11 @@ def test_of_two_launches_of_a_run_one_trains_and_the_other_is_superseded_and_clo
     assert ended["status"] == "CANCELLED" or ended["output"]["status"] == "superseded"
     assert runs_trained_twice(stage.steps(job_id)) == set()
     assert len({step.execution_id for step in stage.steps(job_id)}) == 1
-    stage.until(job_id, lambda _: closed_launches(stage, job_id) == {run["external_job_id"]: True, loser: True})
+    stage.until(
+        job_id,
+        lambda _: closed_launches(stage, job_id) == {run["external_job_id"]: True, loser: True},
+        "both launches are closed",
+    )
     assert len(stage.user.costs(job_id)) == 1
 
 
@@ -59,7 +63,7 @@ def test_a_launch_that_no_live_run_owns_is_stopped_by_whoever_comes_next(stage: 
     try:
         job_id = stage.user.queue()
         worker = stage.worker(LORA_WORKER_DOUBT_SECONDS="1")
-        stage.until(job_id, lambda row: row["current_stage"] == "queued_on_gpu")
+        stage.until(job_id, lambda row: row["current_stage"] == "queued_on_gpu", "it waits for a GPU")
         stage.user.cancel(job_id)
         stage.settled(job_id)
         stage.stop(worker)
@@ -67,7 +71,7 @@ def test_a_launch_that_no_live_run_owns_is_stopped_by_whoever_comes_next(stage: 
         stage.runpod.set_workers(throttled=False)
     first, second = (launch.job_id for launch in stage.launches(job_id))
     # Its answer was lost and it never checked in, so nobody knows its id until it does.
-    stage.until(job_id, lambda _: first in closed_launches(stage, job_id))
+    stage.until(job_id, lambda _: first in closed_launches(stage, job_id), "the first launch is closed")
     assert stage.at_runpod(second)["status"] == "CANCELLED"
     stage.gpus_free(job_id)
     stage.one_pass()
@@ -100,7 +104,7 @@ def test_a_run_that_has_ended_lets_nobody_train_again(stage: Stage) -> None:
     request = stage.runpod._endpoint.jobs.get(run["external_job_id"]).request
     headers = {"Authorization": f"Bearer {stage.runpod.api_key}"}
     again = httpx.post(f"{stage.runpod.api_url}/run", headers=headers, json=request, timeout=30).json()["id"]
-    stage.until(job_id, lambda _: stage.at_runpod(again)["status"] == "COMPLETED")
+    stage.until(job_id, lambda _: stage.at_runpod(again)["status"] == "COMPLETED", "the second launch ends")
     assert stage.at_runpod(again)["output"]["status"] == "superseded"
     assert len(stage.steps(job_id)) == 5
     assert stage.user.job(job_id)["status"] == "completed"

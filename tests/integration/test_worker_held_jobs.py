@@ -13,7 +13,7 @@ from sandbox.runpod import LocalRunPod
 from sandbox.standin import standin_env
 from tests.application import User
 from tests.stage import Stage
-from tests.waiting import eventually
+from tests.waiting import until
 
 _PACE = {"LORA_WORKER_MAX_START_SECONDS": "3", "LORA_WORKER_HOLD_SECONDS": "3600"}
 
@@ -47,18 +47,24 @@ def test_an_image_that_fails_at_its_import_is_stopped_and_said(
     stage = stage_with(broken)
     job_id = stage.user.queue()
     worker = stage.worker(**_PACE)
-    stage.until(job_id, lambda row: row["status"] == "queued" and row["current_stage"] == "waiting_for_gpu")
+    stage.until(
+        job_id,
+        lambda row: row["status"] == "queued" and row["current_stage"] == "waiting_for_gpu",
+        "it waits for a GPU",
+    )
     (run,) = stage.runs(job_id)
     assert (run["status"], run["error_code"], run["fault"]) == ("failed", "gpu_never_ready", "infrastructure")
     assert "can't begin trainings" in stage.user.job(job_id)["error_message"]
     # Another user's job is not launched any more, and RunPod has nothing to start workers for.
     another = User(stage.project, stage.folder)
     held = another.queue()
-    stage.until(job_id, lambda _: another.job(held)["current_stage"] == "waiting_for_gpu")
+    stage.until(
+        job_id, lambda _: another.job(held)["current_stage"] == "waiting_for_gpu", "the other user's job is held"
+    )
     assert stage.runs(held) == []
     assert broken.orphans() == []
     assert len(stage.launches(job_id)) == 1
-    assert eventually(lambda: broken.workers() == {})
+    until(lambda: broken.workers() == {}, "the endpoint has no workers")
     assert "the image fails at its start" in stage.log()
     health = stage.database.row("select public.queue_health() as health")["health"]
     assert [breaker["kind"] for breaker in health["held"]["breakers"]] == ["image"]
@@ -70,6 +76,6 @@ def test_an_image_that_fails_at_its_import_is_stopped_and_said(
     assert "nothing is held" in command(stage, "resume")
     stage.worker(GPU_CLUSTER_API_URL=mended.api_url, **_PACE)
     assert stage.ended(job_id)["status"] == "completed"
-    stage.until(job_id, lambda _: another.job(held)["status"] == "completed")
+    stage.until(job_id, lambda _: another.job(held)["status"] == "completed", "the other user's job is completed")
     assert another.job(held)["error_message"] is None
     another.close()

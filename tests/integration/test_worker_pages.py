@@ -6,7 +6,6 @@ import pytest
 
 from sandbox.supabase import LocalSupabase
 from tests.stage import Stage
-from tests.waiting import eventually
 
 FUNCTIONS = "/rest/v1/rpc/"
 
@@ -19,7 +18,7 @@ def test_pages_at_the_start_and_in_a_training_end_neither_worker_nor_training(st
     project.answer_with_pages(FUNCTIONS, status=status, times=4)
     worker = stage.worker()
     job_id = stage.user.queue(max_steps=150)
-    assert eventually(lambda: stage.user.job(job_id)["current_stage"] == "training"), stage.log()
+    stage.training(job_id, step=1)
     # For worker and trainer alike, whoever asks first.
     project.answer_with_pages(FUNCTIONS, status=status, times=20)
     job = stage.ended(job_id)

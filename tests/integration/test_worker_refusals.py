@@ -6,8 +6,8 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -21,7 +21,7 @@ from sandbox.runpod import LocalRunPod
 from tests.application import BASE_MODEL, DATASET_WORD, LINE
 from tests.serving import serving
 from tests.stage import Stage
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, until
 
 _ONLY_ASKED = b'{"messages": [{"role": "user", "content": "only asked"}]}\n'
 _LINE_17_BROKEN = b"\n".join([*[LINE] * 16, b'{"messages": [', LINE])
@@ -134,7 +134,10 @@ def test_a_bucket_that_takes_no_adapter_holds_launches_and_fails_no_job_fault_33
 class _WithoutMigrations(BaseHTTPRequestHandler):
     """A Supabase project as it is before our migrations: PostgREST knows none of our functions."""
 
+    calls = 0
+
     def do_POST(self) -> None:
+        type(self).calls += 1
         self.rfile.read(int(self.headers.get("content-length", 0)))
         body = {"code": "PGRST202", "message": "Could not find the function in the schema cache", "details": None}
         content = json.dumps({**body, "hint": None}).encode()
@@ -148,51 +151,71 @@ class _WithoutMigrations(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(params=["unreachable", "not migrated"])
-def useless_supabase(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+@dataclass(frozen=True)
+class Useless:
     """A URL at which no worker can work, and what it should say of it."""
-    if request.param == "unreachable":
-        yield f"http://127.0.0.1:{free_ports(1)[0]}", "not reachable"
-    else:
-        with serving(_WithoutMigrations) as url:
-            yield url, "lora-worker migrate"
+
+    url: str
+    words: str
+    await_call: Callable[[], None]
+    """Waits until a worker calls there once more."""
 
 
-def test_a_single_pass_says_why_it_can_not_work_and_exits_with_1(
-    stage: Stage, useless_supabase: tuple[str, str]
-) -> None:
-    url, words = useless_supabase
-    done = run_worker(stage, "--once", SUPABASE_URL=url)
+def _await_post() -> None:
+    before = _WithoutMigrations.calls
+    until(lambda: _WithoutMigrations.calls > before, "the worker calls once more")
+
+
+@pytest.fixture(params=["unreachable", "not migrated"])
+def useless_supabase(request: pytest.FixtureRequest) -> Iterator[Useless]:
+    """One after the other."""
+    with ExitStack() as stack:
+        (port,) = free_ports(1)
+
+        def await_connection() -> None:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            listener.settimeout(PATIENCE_SECONDS)
+            # It stays open, and unanswered, until the worker has ended: another fault would be said, too.
+            stack.enter_context(listener.accept()[0])
+
+        if request.param == "unreachable":
+            yield Useless(f"http://127.0.0.1:{port}", "not reachable", await_connection)
+        else:
+            url = stack.enter_context(serving(_WithoutMigrations))
+            yield Useless(url, "lora-worker migrate", _await_post)
+
+
+def test_a_single_pass_says_why_it_can_not_work_and_exits_with_1(stage: Stage, useless_supabase: Useless) -> None:
+    done = run_worker(stage, "--once", SUPABASE_URL=useless_supabase.url)
     assert done.returncode == 1
-    assert words in done.stderr
+    assert useless_supabase.words in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_daemon_says_why_it_can_not_work_and_goes_on_trying(
-    stage: Stage, useless_supabase: tuple[str, str]
-) -> None:
-    url, words = useless_supabase
+def test_the_daemon_says_why_it_can_not_work_and_goes_on_trying(stage: Stage, useless_supabase: Useless) -> None:
+    words = useless_supabase.words
     (port,) = free_ports(1)
-    daemon = stage.worker(SUPABASE_URL=url, LORA_WORKER_HTTP_PORT=str(port), LORA_WORKER_POLL_SECONDS="0.1")
-    assert eventually(lambda: words in stage.log()), stage.log()
-    assert daemon.poll() is None
+    daemon = stage.worker(
+        SUPABASE_URL=useless_supabase.url, LORA_WORKER_HTTP_PORT=str(port), LORA_WORKER_POLL_SECONDS="0.1"
+    )
+    until(lambda: words in stage.log(), "the worker says why", state=stage.log)
     ready = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30)
     assert ready.status_code == 503
     assert words in ready.json()["problem"]
     assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=30).status_code == 200
+    useless_supabase.await_call()
+    assert daemon.poll() is None
     assert stage.stop(daemon) == 0
     # A fault that lasts is said once, however often it was met.
     assert stage.log().count('"service fault"') == 1
 
 
 @pytest.mark.parametrize("arguments", [(), ("--once",)], ids=["daemon", "single pass"])
-def test_sigterm_ends_a_worker_within_ten_seconds_while_supabase_swallows_its_calls(
-    stage: Stage, arguments: tuple[str, ...]
-) -> None:
+def test_sigterm_ends_a_worker_while_supabase_swallows_its_calls(stage: Stage, arguments: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         worker = stage.worker(*arguments, SUPABASE_URL=url)
-        silent.settimeout(60)
+        silent.settimeout(PATIENCE_SECONDS)
         call, _ = silent.accept()
         with call:
             assert stage.stop(worker) == (1 if arguments else 0)

@@ -70,7 +70,7 @@ def test_a_permanent_fault_of_the_training_is_not_tried_again(stage: Stage) -> N
 def test_a_result_that_runpod_forgot_is_found_in_the_storage_fault_38(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=10)
     worker = stage.worker(LORA_CRASH="worker.grant.after=kill")
-    assert worker.wait(60) != 0
+    assert stage.dies(worker) != 0
     stage.gpus_free(job_id)
     (run,) = stage.runs(job_id)
     assert stage.at_runpod(run["external_job_id"])["output"]["status"] == "completed"
@@ -87,9 +87,10 @@ def test_a_result_that_runpod_forgot_is_found_in_the_storage_fault_38(stage: Sta
 
 def test_an_adapter_that_nobody_collected_is_published_by_the_next_attempt_without_training(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=40)
-    worker = stage.worker(LORA_WORKER_GRANT_WAIT_SECONDS="0.5")
-    stage.training(job_id, step=1)
-    stage.kill(worker)
+    # It dies before it has given the grant, and the trainer waits in vain.
+    worker = stage.worker(LORA_WORKER_GRANT_WAIT_SECONDS="0.5", LORA_CRASH="worker.grant.before=kill")
+    assert stage.dies(worker) != 0
+    stage.expire_leases()
     stage.gpus_free(job_id)
     (run,) = stage.runs(job_id)
     assert stage.at_runpod(run["external_job_id"])["output"]["status"] == "unpublished"
@@ -107,7 +108,7 @@ def test_an_adapter_that_nobody_collected_is_published_by_the_next_attempt_witho
 def test_an_artifact_that_is_not_what_its_manifest_says_is_refused_and_trained_anew_fault_34(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=5)
     worker = stage.worker(LORA_CRASH="worker.grant.after=kill")
-    assert worker.wait(60) != 0
+    assert stage.dies(worker) != 0
     stage.gpus_free(job_id)
     (run,) = stage.runs(job_id)
     stage.user.overwrite(f"uploads/{run['id']}/adapter_model.safetensors", b"something else")

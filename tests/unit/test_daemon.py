@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from tests.scripted import ForgetfulLauncher, Shelf, assignment
+from tests.waiting import PATIENCE_SECONDS
 from worker import holding as holding_module
 from worker.daemon import Daemon
 from worker.errors import LeaseLostError, PassIncompleteError, SchemaMismatchError, ServiceUnavailableError
@@ -316,7 +317,7 @@ async def test_a_stop_claims_no_more_and_releases(services: Services) -> None:
     while "claim" not in services.queue.calls:  # type: ignore[attr-defined]
         await asyncio.sleep(0)
     daemon.stop()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, PATIENCE_SECONDS)
     assert services.queue.calls[-1] == "release"  # type: ignore[attr-defined]
     assert daemon.problem is None
 
@@ -338,7 +339,7 @@ async def test_an_absent_database_is_waited_for(services: Services) -> None:
     while "claim" not in services.queue.calls:  # type: ignore[attr-defined]
         await asyncio.sleep(0.01)
     daemon.stop()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, PATIENCE_SECONDS)
 
 
 async def test_a_run_that_ended_several_workers_is_read_alone() -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tests.scripted import assignment
 from tests.unit.test_settings import GOOD
+from tests.waiting import PATIENCE_SECONDS
 from worker.cli import app
 from worker.daemon import Daemon
 from worker.errors import ServiceUnavailableError
@@ -38,7 +39,7 @@ async def test_an_outage_is_said_once_and_with_its_count_when_it_ends(
 
     with capture_logs() as logs:
         loop = asyncio.create_task(daemon._rounds.repeat("renew", round_, 0))
-        await asyncio.wait_for(done.wait(), 60)
+        await asyncio.wait_for(done.wait(), PATIENCE_SECONDS)
         daemon.stop()
         await loop
     assert len(said(logs, "service fault")) == 1
@@ -98,4 +99,4 @@ async def test_a_page_for_an_answer_at_its_start_keeps_the_daemon_waiting(servic
     while "claim" not in services.queue.calls:  # type: ignore[attr-defined]
         await asyncio.sleep(0.001)
     daemon.stop()
-    await asyncio.wait_for(running, 60)
+    await asyncio.wait_for(running, PATIENCE_SECONDS)

@@ -13,6 +13,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from tests.waiting import PATIENCE_SECONDS
 from worker import health
 from worker.errors import PortTakenError
 from worker.health import HealthServer
@@ -75,7 +76,7 @@ def test_half_a_request_keeps_nobody_waiting_and_no_stop(said: bytes) -> None:
     assert get(server, "/healthz").status_code == 200
     stopping = threading.Thread(target=server.stop)
     stopping.start()
-    stopping.join(30)
+    stopping.join(PATIENCE_SECONDS)
     assert not stopping.is_alive()
     for half in halves:
         with suppress(ConnectionResetError):
@@ -124,7 +125,7 @@ def test_a_connection_ends_in_time_also_if_it_says_a_little_now_and_then(
     monkeypatch.setattr(health, "_CONNECTION_SECONDS", 0.3)
     with connect(server, b"GET /healthz HTTP/1.1\r\nX: ") as connection:
         connection.settimeout(0.05)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             with suppress(TimeoutError):
                 try:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.scripted import FakeQueue, assignment
+from tests.waiting import PATIENCE_SECONDS
 from worker import daemon as daemon_module
 from worker.daemon import Daemon
 from worker.errors import LeaseLostError, PassIncompleteError, SchemaMismatchError
@@ -45,7 +46,7 @@ async def test_a_pass_renews_its_leases_while_one_run_takes_longer_than_a_lease(
         holding.settled_as = "completed"
 
     advance_by(monkeypatch, settle_something_large)
-    await asyncio.wait_for(Daemon(services).run_once(), 5)
+    await asyncio.wait_for(Daemon(services).run_once(), PATIENCE_SECONDS)
 
 
 async def test_a_stop_ends_a_pass_whatever_it_waits_for(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +63,7 @@ async def test_a_stop_ends_a_pass_whatever_it_waits_for(services: Services, monk
     await begun.wait()
     daemon.stop()
     with pytest.raises(PassIncompleteError, match="stopped before its end"):
-        await asyncio.wait_for(running, 5)
+        await asyncio.wait_for(running, PATIENCE_SECONDS)
     assert "claim" not in queue.calls
     assert queue.calls[-1] == "release"
 
@@ -71,11 +72,13 @@ async def test_calls_in_flight_at_a_stop_of_a_pass_may_finish(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adopting(services)
-    begun, finished = asyncio.Event(), []
+    begun, stopped, finished = asyncio.Event(), asyncio.Event(), []
 
     async def finish_later(_: Holding) -> None:
         begun.set()
-        await asyncio.sleep(0.05)
+        await stopped.wait()
+        for _ in range(10):
+            await asyncio.sleep(0)
         finished.append(True)
 
     advance_by(monkeypatch, finish_later)
@@ -83,6 +86,7 @@ async def test_calls_in_flight_at_a_stop_of_a_pass_may_finish(
     running = asyncio.create_task(daemon.run_once())
     await begun.wait()
     daemon.stop()
+    stopped.set()
     with pytest.raises(PassIncompleteError):
         await running
     assert finished == [True]
@@ -117,7 +121,11 @@ async def test_a_schema_that_changes_during_a_pass_ends_it_with_its_sentence(
     monkeypatch.setattr(queue, "renew", renew)
     monkeypatch.setattr(daemon_module, "_GRACE_SECONDS", 0.01)
     with pytest.raises(SchemaMismatchError, match="run migrate"):
-        await asyncio.wait_for(Daemon(services).run_once(), 5)
+        await asyncio.wait_for(Daemon(services).run_once(), PATIENCE_SECONDS)
+
+
+def test_what_a_stop_waits_for_leaves_time_of_its_ten_seconds() -> None:
+    assert daemon_module._GRACE_SECONDS + daemon_module._RELEASE_SECONDS <= 8
 
 
 @pytest.mark.parametrize("once", [False, True])
@@ -137,6 +145,6 @@ async def test_a_stop_is_heard_while_the_database_does_not_answer(
     running = asyncio.create_task(daemon.run_once() if once else daemon.run())
     await asked.wait()
     daemon.stop()
-    done, _ = await asyncio.wait([running], timeout=5)
+    done, _ = await asyncio.wait([running], timeout=PATIENCE_SECONDS)
     assert done
     assert isinstance(running.exception(), PassIncompleteError if once else type(None))

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from tests.scripted import FakeQueue, assignment, make_services
+from tests.waiting import PATIENCE_SECONDS
 from worker.daemon import Daemon
 from worker.errors import ServiceUnavailableError
 from worker.functions import Stray
@@ -119,7 +120,7 @@ async def test_a_stop_leaves_the_strays_that_nobody_has_looked_at_yet() -> None:
         await asyncio.sleep(0)
     stop.set()
     launcher.hangs.set()
-    await asyncio.wait_for(working, 5)
+    await asyncio.wait_for(working, PATIENCE_SECONDS)
     assert len(launcher.cancelled) <= 8
 
 
@@ -142,7 +143,7 @@ async def test_runs_are_polled_while_strays_hang(monkeypatch: pytest.MonkeyPatch
     while looked.count("ext") < 3 or "stray" not in looked:
         await asyncio.sleep(0.001)
     daemon.stop()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, PATIENCE_SECONDS)
     assert looked.count("stray") == 1
 
 

@@ -37,17 +37,20 @@ class Caller:
         return self.http.post(f"/cancel/{job_id}").raise_for_status().json()
 
     def until(self, job_id: str, *statuses: str) -> dict[str, Any]:
-        return awaited(lambda: answer if (answer := self.status(job_id))["status"] in statuses else None)
+        what = f"a job that is {' or '.join(statuses)}"
+        return awaited(lambda: self.status(job_id), what, fits=lambda answer: answer["status"] in statuses)
 
     def until_output(self, job_id: str) -> dict[str, Any]:
-        return awaited(lambda: answer if "output" in (answer := self.status(job_id)) else None)
+        return awaited(lambda: self.status(job_id), "a job with an output", fits=lambda answer: "output" in answer)
 
     def outcomes(self, job_id: str) -> list[Outcome | None]:
         return [execution.outcome for execution in self.runpod.ledger.executions_of(job_id)]
 
     def until_done_with(self, job_id: str) -> list[Outcome | None]:
         """The outcomes of the job's executions, once there are some and all have ended."""
-        return awaited(lambda: found if (found := self.outcomes(job_id)) and None not in found else None)
+        return awaited(
+            lambda: self.outcomes(job_id), "every execution ends", fits=lambda found: found and None not in found
+        )
 
 
 def is_alive(pid: int) -> bool:

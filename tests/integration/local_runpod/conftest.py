@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.runpod import LocalRunPod
 from tests.integration.local_runpod.caller import HANDLER, Caller
-from tests.waiting import eventually
+from tests.waiting import until
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def caller(shared: LocalRunPod) -> Iterator[Caller]:
     shared.faults.clear()
     for execution in shared.orphans():
         shared.forget(execution.job_id)
-    assert eventually(lambda: not shared.orphans())
+    until(lambda: not shared.orphans(), "no worker has a job of the test's")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from sandbox.runpod import Outcome
 from tests.integration.local_runpod.caller import Caller, endpoint, is_alive
-from tests.waiting import awaited, eventually
+from tests.waiting import until
 
 
 class TestAnswers:
@@ -102,7 +102,7 @@ class TestProgress:
     def test_the_sdks_own_updates_overtake_the_result_and_hang_the_job(self, caller: Caller) -> None:
         unguarded = caller.runpod.faults.add("progress", "unguarded", times=None)
         job_id = caller.run("report_carelessly")
-        awaited(lambda: caller.runpod.faults.hits(unguarded) or None)
+        until(lambda: caller.runpod.faults.hits(unguarded), "the fault strikes")
         assert caller.until_done_with(job_id) == [Outcome.COMPLETED]
         assert caller.until(job_id, "IN_PROGRESS")["output"] == {"step": 1}
 
@@ -129,17 +129,17 @@ class TestEnding:
         assert caller.until_done_with(job_id) == [Outcome.STOPPED]
 
     def test_the_execution_timeout_fails_the_job_and_stops_the_handler(self, caller: Caller) -> None:
-        job_id = caller.run("report_and_wait", policy={"executionTimeout": 5_000})
+        job_id = caller.run("report_and_wait", policy={"executionTimeout": 600_000})
         caller.until_output(job_id)
-        caller.runpod.advance(5)
+        caller.runpod.advance(600)
         answer = caller.status(job_id)
         assert (answer["status"], answer["error"]) == ("FAILED", "executionTimeout exceeded")
         assert caller.until_done_with(job_id) == [Outcome.STOPPED]
 
     def test_the_ttl_deletes_a_running_job(self, caller: Caller) -> None:
-        job_id = caller.run("report_and_wait", policy={"ttl": 10_000})
+        job_id = caller.run("report_and_wait", policy={"ttl": 300_000})
         caller.until_output(job_id)
-        caller.runpod.advance(10)
+        caller.runpod.advance(300)
         assert caller.http.get(f"/status/{job_id}").status_code == 404
         assert caller.until_done_with(job_id) == [Outcome.STOPPED]
 
@@ -156,4 +156,4 @@ class TestEnding:
         pids = own.until_output(job_id)["output"]
         own.cancel(job_id)
         assert own.until_done_with(job_id) == [Outcome.STOPPED]
-        assert eventually(lambda: not any(is_alive(pid) for pid in pids.values()))
+        until(lambda: not any(is_alive(pid) for pid in pids.values()), "every process of the container has ended")

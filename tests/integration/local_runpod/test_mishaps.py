@@ -13,7 +13,7 @@ import pytest
 from sandbox.errors import SandboxError
 from sandbox.runpod import LocalRunPod, Outcome
 from tests.integration.local_runpod.caller import HANDLER, Caller, endpoint, is_alive
-from tests.waiting import awaited, eventually
+from tests.waiting import awaited, until
 
 
 class TestLostWorkers:
@@ -37,15 +37,15 @@ class TestLostWorkers:
         pids = caller.until_output(job_id)["output"]
         caller.runpod.faults.add("dispatch", "time_out")
         assert caller.runpod.kill_worker_of(job_id)
-        assert eventually(lambda: not any(is_alive(pid) for pid in pids.values()))
+        until(lambda: not any(is_alive(pid) for pid in pids.values()), "every process of the container has ended")
         assert caller.until(job_id, "TIMED_OUT")["retries"] == 1
 
-    @endpoint(workers_max=2, ping_interval_seconds=1, ping_timeout_seconds=2.5)
+    @endpoint(workers_max=2, ping_interval_seconds=1, ping_timeout_seconds=8)
     def test_a_worker_whose_pings_are_lost_shares_its_job_with_another(self, own: Caller) -> None:
         job_id = own.run("report_and_wait")
         first = own.until_output(job_id)["workerId"]
         own.runpod.faults.add("ping", "respond", worker_id=first, times=None)
-        assert eventually(lambda: len(own.outcomes(job_id)) == 2)
+        until(lambda: len(own.outcomes(job_id)) == 2, "a second worker has the job")
         assert own.outcomes(job_id) == [None, None]
         assert {execution.worker_id for execution in own.runpod.orphans()} > {first}
         assert own.runpod.workers()[first] == "unhealthy"
@@ -53,7 +53,7 @@ class TestLostWorkers:
     def test_a_job_can_be_delivered_to_two_workers_at_once(self, caller: Caller) -> None:
         caller.runpod.faults.add("dispatch", "deliver_twice")
         job_id = caller.run("report_and_wait")
-        assert eventually(lambda: len(caller.outcomes(job_id)) == 2)
+        until(lambda: len(caller.outcomes(job_id)) == 2, "a second worker has the job")
         workers = {execution.worker_id for execution in caller.runpod.ledger.executions_of(job_id)}
         assert len(workers) == 2
 
@@ -78,7 +78,13 @@ class TestCapacity:
         own.runpod.set_workers(throttled=False)
         own.until(job_id, "COMPLETED")
         own.runpod.set_workers(max_workers=0)
-        assert eventually(lambda: not own.runpod.workers())
+        until(lambda: not own.runpod.workers(), "the endpoint has no workers")
+
+    @endpoint(workers_max=2)
+    def test_workers_can_be_had_before_there_is_work(self, own: Caller) -> None:
+        own.runpod.start_workers()
+        own.runpod.start_workers()
+        until(lambda: list(own.runpod.workers().values()) == ["idle"] * 2, "both workers are idle")
 
     @endpoint(workers_max=0)
     def test_the_queue_can_be_purged(self, own: Caller) -> None:
@@ -90,7 +96,7 @@ class TestCapacity:
     ) -> None:
         monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", "secret")
         caller.runpod.replace_workers({"SET_FOR_THE_NEXT": "1"})
-        assert eventually(lambda: not caller.runpod.workers())
+        until(lambda: not caller.runpod.workers(), "the former workers have gone")
         names = caller.until(caller.run("environment"), "COMPLETED")["output"]
         assert {"SET_BY_TEMPLATE", "SET_FOR_THE_NEXT", "RUNPOD_POD_ID"} <= set(names)
         assert "SUPABASE_SERVICE_ROLE_KEY" not in names
@@ -126,9 +132,9 @@ class TestFaultsOnTheWire:
 
     @pytest.mark.parametrize("action", ["delay", "delay_answer"])
     def test_a_late_answer_makes_the_caller_give_up(self, caller: Caller, action: str) -> None:
-        caller.runpod.faults.add("health", action, seconds=0.5)
+        caller.runpod.faults.add("health", action, seconds=5)
         with pytest.raises(httpx.ReadTimeout):
-            caller.http.get("/health", timeout=0.1)
+            caller.http.get("/health", timeout=httpx.Timeout(30, read=0.1))
 
     def test_a_job_can_be_forgotten(self, caller: Caller) -> None:
         job_id = caller.run("answer", **{"with": 1})
@@ -158,7 +164,7 @@ class TestProcesses:
             assert admin.get("/orphans").json() == []
             worker_id = admin.get("/workers").json()[0]["id"]
             admin.post(f"/workers/{worker_id}/kill").raise_for_status()
-            assert eventually(lambda: worker_id not in caller.runpod.workers())
+            until(lambda: worker_id not in caller.runpod.workers(), "the killed worker is gone")
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     def test_nothing_outlives_the_server_however_it_ends(self, number: int) -> None:
@@ -172,10 +178,12 @@ class TestProcesses:
             with httpx.Client(base_url=addresses["api_url"], headers=headers) as http:
                 body = {"input": {"do": "leave_children_and_wait"}}
                 job_id = http.post("/run", json=body).json()["id"]
-                pids = awaited(lambda: http.get(f"/status/{job_id}").json().get("output"))
+                pids = awaited(
+                    lambda: http.get(f"/status/{job_id}").json().get("output"), "the container names its processes"
+                )
             server.send_signal(number)
             assert server.wait() == (0 if number == signal.SIGTERM else -signal.SIGKILL)
-        assert eventually(lambda: not any(is_alive(pid) for pid in pids.values()))
+        until(lambda: not any(is_alive(pid) for pid in pids.values()), "every process of the container has ended")
 
     def test_a_handler_that_cannot_start_is_reported_and_not_started_in_a_loop(
         self, caplog: pytest.LogCaptureFixture
@@ -183,7 +191,7 @@ class TestProcesses:
         with LocalRunPod.start(handler_module="no.such.module") as runpod:
             with Caller(runpod).http as http:
                 http.post("/run", json={"input": {"x": 1}}).raise_for_status()
-                awaited(lambda: http.get("/health").json()["workers"]["unhealthy"] or None)
+                until(lambda: http.get("/health").json()["workers"]["unhealthy"], "the worker is unhealthy")
             assert len(caplog.records) == 1
             assert "No module named 'no'" in caplog.text
 

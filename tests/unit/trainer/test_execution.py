@@ -11,6 +11,7 @@ import pytest
 import respx
 
 from tests.unit.trainer.project import TOKEN, FakeProject, request_input
+from tests.waiting import PATIENCE_SECONDS
 from trainer import handler as handler_module
 from trainer.execution import Execution, fingerprint_of, stop_margin_seconds
 from trainer.handler import handler, parse_request
@@ -383,7 +384,7 @@ async def test_sigterm_reaches_the_execution_and_the_sdk(monkeypatch):
         stopped = asyncio.Event()
         with handler_module._on_sigterm(stopped.set):
             os.kill(os.getpid(), signal.SIGTERM)
-            await asyncio.wait_for(stopped.wait(), 5)
+            await asyncio.wait_for(stopped.wait(), PATIENCE_SECONDS)
         assert heard == ["sdk"]
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -32,7 +32,7 @@ def test_a_stage_without_points_keeps_the_curve():
 
 
 class Server:
-    """Takes posts slowly, as a server far away does."""
+    """Takes posts slowly, as a server far away does: each takes some turns of the loop."""
 
     def __init__(self) -> None:
         self.arrived: list[float] = []
@@ -42,9 +42,14 @@ class Server:
     async def post(self, payload: dict) -> None:
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
-        await asyncio.sleep(0.01)
+        await turns(10)
         self.arrived.append(payload["progress"])
         self.under_way -= 1
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 async def test_posts_go_one_at_a_time_and_none_is_under_way_after_closing():
@@ -52,14 +57,15 @@ async def test_posts_go_one_at_a_time_and_none_is_under_way_after_closing():
     poster = ProgressPoster(server.post, interval_seconds=0, settle_seconds=0)
     for percent in range(0, 100, 5):
         poster.update(progress(Stage.TRAINING, percent))
-        await asyncio.sleep(0.002)
+        await turns(3)
     await poster.close()
     arrived = list(server.arrived)
+    assert 1 < len(arrived) < 20
     assert server.most_under_way == 1
     assert arrived == sorted(arrived)
     assert server.under_way == 0
     poster.update(progress(Stage.COMPLETED))
-    await asyncio.sleep(0.05)
+    await turns(50)
     assert server.arrived == arrived, "something was posted after the end"
 
 
@@ -68,7 +74,7 @@ async def test_updates_between_two_posts_become_one():
     poster = ProgressPoster(server.post, interval_seconds=1000, settle_seconds=0)
     for percent in range(50):
         poster.update(progress(Stage.TRAINING, percent))
-    await asyncio.sleep(0.05)
+    await turns(50)
     await poster.close()
     assert len(server.arrived) == 1
 
@@ -83,6 +89,7 @@ async def test_a_post_that_fails_does_not_stop_the_training():
     poster = ProgressPoster(refuse, interval_seconds=0, settle_seconds=0)
     for percent in (1, 2, 3):
         poster.update(progress(Stage.TRAINING, percent))
-        await asyncio.sleep(0.01)
+        while len(calls) < percent:
+            await asyncio.sleep(0)
     await poster.close()
     assert len(calls) == 3
