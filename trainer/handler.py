@@ -20,7 +20,7 @@ from trainer.errors import RequestInvalidError, TrainingError
 from trainer.execution import Execution
 from trainer.progress import Send
 from trainer.protocol import PROTOCOL_VERSION, Request, Result
-from trainer.settings import load_settings
+from trainer.settings import load_settings, unread_settings
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs, and ours are signed
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # the default prints every output
+    for sentence in unread_settings():
+        # Said, and no more: a GPU that is paid for trains with the defaults.
+        log.warning("%s", sentence)
     import runpod
 
     runpod.serverless.start({"handler": handler})

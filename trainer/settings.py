@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from trainer.errors import TrainingError
+from trainer.names import unread_variables
+
+_OWN = re.compile(r"LORA[_-]?TRAIN", re.IGNORECASE)
 
 
 class Settings(BaseSettings):
@@ -34,6 +39,12 @@ class Settings(BaseSettings):
     """Names of base models whose own code may run; a JSON list."""
     keep_days: float = Field(default=14, gt=0)
     """Job folders untouched for longer are removed from the volume."""
+
+
+def unread_settings() -> list[str]:
+    """Sentences on variables of this container that are named like the trainer's and are none; no value is shown."""
+    known = {f"LORA_TRAINER_{name}".upper() for name in Settings.model_fields}
+    return unread_variables(os.environ, _OWN, known, whose="the trainer", otherwise="docs/training.md lists them all")
 
 
 def load_settings() -> Settings:

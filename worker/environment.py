@@ -7,7 +7,6 @@ these would leave a default in force that nobody chose, so they are refused here
 from __future__ import annotations
 
 import codecs
-import difflib
 import io
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from dotenv.parser import parse_stream
 
+from trainer.names import nearest, unread_variables
 from worker.errors import SettingsError
 
 ENV_FILE = Path(".env")
@@ -23,7 +23,6 @@ ENV_FILE_ENCODING = "utf-8-sig"
 """With or without the mark that some editors put in front."""
 
 _MAX_BYTES = 1 << 20
-_MAX_NAMED = 5
 _OWN = re.compile(r"LORA[_-]?WORK", re.IGNORECASE)
 _OF_A_PAGE = re.compile(r"^(NEXT_PUBLIC_|VITE_|NUXT_PUBLIC_|REACT_APP_)")
 _BESIDE_SETTINGS = frozenset({"LORA_WORKER_DATABASE_URL"})
@@ -83,18 +82,11 @@ def refuse_misspelt(names: Iterable[str], known: Iterable[str]) -> None:
     Raises:
         SettingsError: names each, with the setting that is nearest to it.
     """
-    settings = {*known, *_BESIDE_SETTINGS}
-    unknown = sorted(name for name in names if _OWN.match(name) and name.upper() not in settings)
-    if unknown:
-        told = [_misspelt(name, settings) for name in unknown[:_MAX_NAMED]]
-        more = [f"And {len(unknown) - _MAX_NAMED} more."] if len(unknown) > _MAX_NAMED else []
-        raise SettingsError(" ".join([*told, *more]))
-
-
-def _misspelt(name: str, settings: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name.upper().replace("-", "_"), settings, n=1, cutoff=0.75)
-    meant = f"{near[0]} may be meant" if near else "`lora-worker settings` lists them all"
-    return f"{name[:60]} is no setting of the worker: {meant}; rename it, or take it away."
+    told = unread_variables(
+        names, _OWN, {*known, *_BESIDE_SETTINGS}, whose="the worker", otherwise="`lora-worker settings` lists them all"
+    )
+    if told:
+        raise SettingsError(" ".join(told))
 
 
 def meant_for(wanted: Iterable[str], names: Iterable[str], known: Iterable[str]) -> str | None:
@@ -103,7 +95,7 @@ def meant_for(wanted: Iterable[str], names: Iterable[str], known: Iterable[str])
     for variable in wanted:
         family = variable.split("_")[0]
         candidates = [name for name in of_others if name.startswith(family)]
-        near = difflib.get_close_matches(variable, candidates, n=1, cutoff=0.7)
+        near = nearest(variable, candidates, cutoff=0.7)
         if near:
-            return of_others[near[0]]
+            return of_others[near]
     return None

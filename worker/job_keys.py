@@ -7,7 +7,6 @@ noted.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import AliasChoices, BaseModel
 
 from trainer.hyperparameters import GpuConfig, Hyperparameters
+from trainer.names import nearest
 
 if TYPE_CHECKING:
     from worker.jobs import Job
@@ -69,8 +69,8 @@ def _unknown(column: str, value: Any) -> list[str]:
 def _meant(column: str, key: str) -> str | None:
     plain = {_plain(known): known for known in sorted(_KNOWN[column] - _BESIDE[column])}
     said = _plain(key[: 2 * _MAX_SHOWN_CHARACTERS])
-    near = difflib.get_close_matches(said, plain, n=1, cutoff=_NEAR)
-    return _OTHER_NAMES[column].get(said) or (plain[near[0]] if near else None)
+    near = nearest(said, plain, cutoff=_NEAR)
+    return _OTHER_NAMES[column].get(said) or (plain[near] if near else None)
 
 
 def _shown(key: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from tests.integration.trainer.child import make_task, train
 from trainer.protocol import ErrorCode
 
-pytestmark = [pytest.mark.gpu_stack, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.gpu_stack
 
 SABOTAGED = "tests.integration.trainer.sabotaged"
 FOUR_ROWS = {"packing": False, "merge_conversations": False, "batch_size": 4, "max_length": 128, "dropout": 0}

@@ -8,16 +8,15 @@ import sys
 from pathlib import Path
 
 import httpx
-import pytest
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-pytestmark = pytest.mark.timeout(120)
+from tests.waiting import PATIENCE_SECONDS
 
 MALFORMED = {"input": {"job_id": "j", "run_id": "r", "channel": {"token": "secret-token"}}}
 
 
-def start(*arguments, folder):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")}
+def start(*arguments, folder, **variables):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")} | variables
     return subprocess.Popen(
         [sys.executable, "-u", "-m", "trainer.handler", *arguments],
         cwd=folder,
@@ -29,9 +28,11 @@ def start(*arguments, folder):
 
 
 def test_a_malformed_test_input_is_answered_with_a_sentence_and_the_process_ends(tmp_path):
-    process = start("--test_input", json.dumps(MALFORMED), folder=tmp_path)
-    output, _ = process.communicate(timeout=60)
+    process = start("--test_input", json.dumps(MALFORMED), folder=tmp_path, LORA_TRAINER_GRACE_SECOND="hidden")
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert "The request's dataset is wrong" in output
+    assert "LORA_TRAINER_GRACE_SECONDS may be meant" in output
+    assert "hidden" not in output
     assert "Traceback" not in output
 
 
@@ -42,7 +43,9 @@ def test_the_local_api_answers_a_malformed_request_with_a_sentence(tmp_path):
     process = start("--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port), folder=tmp_path)
     try:
         for attempt in Retrying(
-            retry=retry_if_exception_type(httpx.ConnectError), stop=stop_after_delay(60), wait=wait_fixed(0.2)
+            retry=retry_if_exception_type(httpx.ConnectError),
+            stop=stop_after_delay(PATIENCE_SECONDS),
+            wait=wait_fixed(0.2),
         ):
             with attempt, httpx.Client(trust_env=False, timeout=30) as http:
                 answer = http.post(f"http://127.0.0.1:{port}/runsync", json=MALFORMED)
@@ -51,4 +54,4 @@ def test_the_local_api_answers_a_malformed_request_with_a_sentence(tmp_path):
         assert "secret-token" not in answer.text
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_SECONDS)

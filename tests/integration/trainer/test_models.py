@@ -2,7 +2,7 @@
 
 import pytest
 
-pytestmark = [pytest.mark.gpu_stack, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.gpu_stack
 
 
 def test_qwen3_next_trains_in_four_bits_and_answers_the_same_after_reloading():

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.trainer.child import make_task, start, train
 
-pytestmark = [pytest.mark.gpu_stack, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.gpu_stack
 
 SABOTAGED = "tests.integration.trainer.sabotaged"
 EVERY_STEP = 1e-9

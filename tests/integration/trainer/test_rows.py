@@ -7,7 +7,7 @@ import pytest
 from tests.integration.trainer.child import make_task
 from trainer.chat import IGNORED
 
-pytestmark = [pytest.mark.gpu_stack, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.gpu_stack
 
 LONG_ANSWER = "and then we go on saving, month after month. " * 12
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from tests.integration.trainer.child import make_task, start, train
 from trainer.protocol import ErrorCode, Stage
 
-pytestmark = [pytest.mark.gpu_stack, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.gpu_stack
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from trainer.errors import RequestInvalidError, TrainingError
-from trainer.settings import Settings, load_settings
+from trainer.settings import Settings, load_settings, unread_settings
 from trainer.task import Outcome
 from trainer.volume import find_volume, open_job_folder, remove_stale_jobs
 
@@ -74,6 +74,24 @@ def test_a_wrong_variable_of_the_endpoint_is_named(monkeypatch):
     monkeypatch.setenv("LORA_TRAINER_GRACE_SECONDS", "5")
     monkeypatch.setenv("LORA_TRAINER_TRUST_REMOTE_CODE", json.dumps(["org/model"]))
     assert load_settings() == Settings(grace_seconds=5, trust_remote_code=["org/model"])
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("LORA_TRAINER_KEEP_DAY", "LORA_TRAINER_KEEP_DAYS may be meant"),
+        ("lora-trainer-volume", "LORA_TRAINER_VOLUME may be meant"),
+        ("LORA_TRAIN_GRACE_SECONDS", "LORA_TRAINER_GRACE_SECONDS may be meant"),
+        ("LORA_TRAINER_ZEBRAS_IN_PARIS", "docs/training.md lists them all"),
+    ],
+)
+def test_a_misspelt_variable_of_the_endpoint_is_named_and_fails_nothing(monkeypatch, name, near):
+    for right in ("LORA_TRAINER_VOLUME", "lora_trainer_keep_days", "LORA_CRASH", "LORA_STANDIN_LOG"):
+        monkeypatch.setenv(right, "1")
+    assert unread_settings() == []
+    monkeypatch.setenv(name, "hidden")
+    assert unread_settings() == [f"{name} is no setting of the trainer: {near}; rename it, or take it away."]
+    assert load_settings()
 
 
 def test_two_executions_of_a_job_that_was_delivered_twice_may_take_its_folder_at_the_same_moment(tmp_path):
