@@ -92,7 +92,9 @@ class FakeQueue:
             "held": {"breakers": [], "endpoint_problems": []}, "runs": [], "waiting": [],
         }  # fmt: skip
 
-    async def pass_breakers(self, run_id: UUID, lease_token: UUID, *, base_model: str, endpoint: str) -> Passed:
+    async def pass_breakers(
+        self, run_id: UUID, lease_token: UUID, *, base_model: str, endpoint: str, look_again_seconds: int
+    ) -> Passed:
         return {"go": True}
 
     async def note_endpoint(self, *, launcher: str, endpoint: str, state: str, problem: str | None) -> float:

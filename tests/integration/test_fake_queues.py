@@ -158,7 +158,9 @@ async def test_a_run_on_a_base_that_nobody_holds_may_go(scene: Scene) -> None:
     scene.add_jobs(1)
     (claimed,) = await scene.queue.claim(1, None)
     ((run_id, token),) = leases([claimed])
-    passed = await scene.queue.pass_breakers(run_id, token, base_model="org/base", endpoint="https://e.invalid/v2/e")
+    passed = await scene.queue.pass_breakers(
+        run_id, token, base_model="org/base", endpoint="https://e.invalid/v2/e", look_again_seconds=300
+    )
     assert passed["go"] is True
 
 
