@@ -157,7 +157,7 @@ begin
         cross join (select public.training_no_worker() as no_worker) n
         -- What the most generous worker allows; null where one of them has no limit.
         cross join (select case when bool_and(s.max_per_user is not null) then max(s.max_per_user) end as most_of_user
-                    from public.training_workers s where s.seen_at > now() - interval '2 minutes') m
+                    from public.training_living_workers() s) m
         cross join lateral (select count(*) as live_of_user from public.training_runs r
                             where r.user_id = waiting.user_id and r.status in ('claimed', 'launched', 'running')) l
         order by created_at, id) w), '[]'),
@@ -165,8 +165,9 @@ begin
       'had_worker', exists (select from public.training_workers),
       'workers', coalesce((select jsonb_agg(w) from (
         select s.name, s.version, extract(epoch from now() - s.started_at) as running_seconds,
-          extract(epoch from now() - s.seen_at) as seen_seconds_ago, s.slots, s.held, s.max_per_user, s.problem
-        from public.training_workers s where s.seen_at > now() - interval '2 minutes'
+          extract(epoch from now() - s.seen_at) as seen_seconds_ago, s.slots, s.held, s.max_per_user, s.problem,
+          s.single_pass
+        from public.training_living_workers() s
         order by s.seen_at desc, s.name limit 50) w), '[]'),
       'runs', coalesce((select jsonb_agg(w) from (
         select l.id as run_id, l.job_id, l.attempt, l.status, l.worker, l.stage, l.launcher, l.endpoint,

@@ -10,7 +10,9 @@ create table if not exists public.training_workers (
   held int not null,
   max_per_user int,
   -- Why it does not do its work, as /readyz says it; null while it does.
-  problem text
+  problem text,
+  -- Whether it was one pass, as from cron, which has a name of its own and leaves one sign.
+  single_pass boolean not null default false
 );
 
 do $migration$
@@ -23,18 +25,19 @@ $migration$;
 revoke all on public.training_workers from public, anon, authenticated, service_role;
 grant select on public.training_workers to service_role;
 
--- Writes a worker's sign of life: report is {version, running_seconds, slots, held, max_per_user, problem}. Signs
--- that are a week old go, and so do all but the newest hundred: from cron, every pass has a name of its own.
+-- Writes a worker's sign of life: report is {version, running_seconds, slots, held, max_per_user, problem,
+-- single_pass}. Signs that are a week old go, and so do all but the newest hundred: from cron, every pass has a name of its own.
 create or replace function public.report_worker(worker text, report jsonb) returns boolean
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
   news jsonb := public.training_decoded(report_worker.report);
 begin
-  insert into public.training_workers as w (name, version, started_at, slots, held, max_per_user, problem)
+  insert into public.training_workers as w (name, version, started_at, slots, held, max_per_user, problem, single_pass)
   values (left(report_worker.worker, 200), left(news->>'version', 50),
           now() - make_interval(secs => least(greatest((news->>'running_seconds')::double precision, 0), 1e9)),
-          (news->>'slots')::int, (news->>'held')::int, (news->>'max_per_user')::int, left(news->>'problem', 500))
+          (news->>'slots')::int, (news->>'held')::int, (news->>'max_per_user')::int, left(news->>'problem', 500),
+          coalesce((news->>'single_pass')::boolean, false))
   on conflict (name) do update
   set version = excluded.version, seen_at = now(), slots = excluded.slots, held = excluded.held,
       max_per_user = excluded.max_per_user, problem = excluded.problem;
@@ -46,16 +49,30 @@ begin
 end
 $$;
 
--- Since when no worker runs, in words: none was seen for two minutes. Null while one does.
+-- The workers that serve the queue: those seen in the last two minutes, and the newest pass of the last hour. Rarer
+-- passes would not do: a trainer waits half an hour for the grant of its upload.
+create or replace function public.training_living_workers() returns setof public.training_workers
+language sql stable set search_path = '' as $$
+  select w.* from public.training_workers w where not w.single_pass and w.seen_at > now() - interval '2 minutes'
+  union all
+  (select w.* from public.training_workers w where w.single_pass and w.seen_at > now() - interval '1 hour'
+   order by w.seen_at desc, w.name limit 1)
+$$;
+
+-- Since when no worker serves the queue, in words; null while one does.
 create or replace function public.training_no_worker() returns text
 language sql stable set search_path = '' as $$
   select case
-    when s.seconds is null then 'none has run yet'
-    when s.seconds >= 120 then 'none has been seen for ' || case
-      when s.seconds >= 172800 then floor(s.seconds / 86400) || ' days'
-      when s.seconds >= 7200 then floor(s.seconds / 3600) || ' h'
-      else floor(s.seconds / 60) || ' min' end end
-  from (select extract(epoch from now() - max(w.seen_at)) as seconds from public.training_workers w) s
+    when exists (select from public.training_living_workers()) then null
+    else coalesce((
+      select case when w.single_pass then 'the last pass was ' || w.duration || ' ago'
+             else 'none has been seen for ' || w.duration end
+      from (select s.single_pass, case
+              when s.seconds >= 172800 then floor(s.seconds / 86400) || ' days'
+              when s.seconds >= 7200 then floor(s.seconds / 3600) || ' h'
+              else floor(s.seconds / 60) || ' min' end as duration
+            from (select o.single_pass, extract(epoch from now() - o.seen_at) as seconds
+                  from public.training_workers o order by o.seen_at desc limit 1) s) w), 'none has run yet') end
 $$;
 
 do $migration$
@@ -64,7 +81,8 @@ declare
 begin
   for signature in
     select p.oid::regprocedure from pg_proc p
-    where p.pronamespace = 'public'::regnamespace and p.proname in ('report_worker', 'training_no_worker')
+    where p.pronamespace = 'public'::regnamespace
+      and p.proname in ('report_worker', 'training_living_workers', 'training_no_worker')
   loop
     execute format('revoke all on function %s from public, anon, authenticated, service_role', signature);
   end loop;

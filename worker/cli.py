@@ -140,7 +140,7 @@ def _print_status(health: dict[str, Any]) -> None:
         workers.add_row(
             row["name"],
             row["version"],
-            f"{row['running_seconds']:.0f} s",
+            "a single pass" if row["single_pass"] else f"{row['running_seconds']:.0f} s",
             f"{row['seen_seconds_ago']:.0f} s ago",
             f"{row['held']}/{row['slots']}",
             row["problem"] or "",

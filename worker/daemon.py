@@ -80,7 +80,7 @@ class Daemon:
         self._stop = asyncio.Event()
         # It spreads rounds, and guards nothing.
         self._rounds = Rounds(self._stop, self._readiness, services.repeats, rng or random.Random())  # noqa: S311
-        self._passed = False
+        self._is_single_pass = self._passed = False
         self._given_up: deque[str] = deque(maxlen=_MAX_ADOPTED)
         self._leaving: set[asyncio.Task[None]] = set()
         """Work on runs that are not held any more, until it has ended: a stop waits for it as for all other work."""
@@ -131,6 +131,7 @@ class Daemon:
             ServiceError: the database did not answer; what was held is adopted by the next worker.
             PassIncompleteError: a run could not be served; the next pass tries again.
         """
+        self._is_single_pass = True
         await self._rounds.unless_stopped(self._check_in())
         if not self._stop.is_set():
             await self._until_one_ends(self._pass(), self._rounds.repeat("renew", self.renew, self._renew_seconds))
@@ -380,6 +381,7 @@ class Daemon:
                 "held": len(self.holdings),
                 "max_per_user": settings.max_per_user,
                 "problem": None if problem is None else redact(problem)[:_MAX_PROBLEM_CHARACTERS],
+                "single_pass": self._is_single_pass,
             }
         )
 

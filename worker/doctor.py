@@ -130,9 +130,15 @@ def examine_workers(health: Mapping[str, Any]) -> list[Check]:
         # Before the first start that is as it should be, unless somebody waits.
         is_missed = health["had_worker"] or health["queued"]
         return [Check("workers", False if is_missed else None, health["no_worker"], _START)]
-    slots, held = (sum(int(worker[key]) for worker in health["workers"]) for key in ("slots", "held"))
-    checks = [Check("workers", True, f"{len(health['workers'])} running, {held} of {slots} slots in use")]
+    checks = []
+    running = [worker for worker in health["workers"] if not worker["single_pass"]]
+    if running:
+        slots, held = (sum(int(worker[key]) for worker in running) for key in ("slots", "held"))
+        checks.append(Check("workers", True, f"{len(running)} running, {held} of {slots} slots in use"))
     for worker in health["workers"]:
+        if worker["single_pass"]:
+            minutes = worker["seen_seconds_ago"] / 60
+            checks.append(Check("workers", True, f"last pass {minutes:.0f} min ago (`run --once`)"))
         if worker["problem"]:
             checks.append(Check("workers", False, f"{worker['name']}: {worker['problem']}", "see its log"))
     return checks

@@ -163,7 +163,7 @@ class WaitingJob(TypedDict):
 
 @_open
 class LivingWorker(TypedDict):
-    """A worker that was seen a short time ago, as `queue_health` shows it."""
+    """A worker that was seen a short time ago, or the last pass, as `queue_health` shows it."""
 
     name: str
     version: str | None
@@ -172,6 +172,7 @@ class LivingWorker(TypedDict):
     slots: int
     held: int
     problem: str | None
+    single_pass: bool
 
 
 @_open

@@ -107,7 +107,7 @@ class Queue:
         return await self._call(functions.PUBLISH_TRAINING_TERMS, document=dict(terms), worker=self.worker)
 
     async def report_worker(self, report: Mapping[str, Any]) -> None:
-        """Leave a sign of life: version, running_seconds, slots, held, max_per_user, problem."""
+        """Leave a sign of life: version, running_seconds, slots, held, max_per_user, problem, single_pass."""
         await self._call(functions.REPORT_WORKER, worker=self.worker, report=dict(report))
 
     async def estimate_job(self, job_id: UUID) -> dict[str, Any] | None:

@@ -72,6 +72,43 @@ def test_signs_of_life_are_few_and_short_and_end(db: Database) -> None:
     assert [row["name"] for row in db.rows("select name from training_workers")] == ["today"]
 
 
+def test_passes_from_cron_are_told_from_a_worker_that_ended(db: Database) -> None:
+    db.jobs()
+    report(db, "pass 1", single_pass=True)
+    let_pass(db, "20 minutes")
+    report(db, "pass 2", single_pass=True, max_per_user=5)
+    let_pass(db, "7 minutes")
+    health = db.call("queue_health")
+    assert health["no_worker"] is None
+    assert [(row["name"], row["single_pass"], row["max_per_user"]) for row in health["workers"]] == [
+        ("pass 2", True, 5)
+    ]
+    assert health["waiting"][0]["waits_for"] == "a free worker slot"
+    (check,) = examine_workers(health)
+    assert (check.ok, check.finding) == (True, "last pass 7 min ago (`run --once`)")
+
+
+def test_passes_that_have_stopped_are_missed_after_an_hour(db: Database) -> None:
+    db.jobs()
+    report(db, "pass", single_pass=True)
+    let_pass(db, "3 hours")
+    (check,) = checks(db)
+    assert (check.ok, check.finding) == (False, "the last pass was 3 h ago")
+    (waiting,) = db.call("queue_health")["waiting"]
+    assert waiting["waits_for"] == "a worker: the last pass was 3 h ago; start one"
+
+
+def test_passes_beside_a_worker_hide_nothing_of_it(db: Database) -> None:
+    report(db, problem="RunPod is not reachable")
+    report(db, "pass", single_pass=True, slots=100)
+    running, passed, troubled = checks(db)
+    assert (running.finding, passed.ok) == ("1 running, 3 of 20 slots in use", True)
+    assert (troubled.ok, troubled.finding) == (False, "w1: RunPod is not reachable")
+    let_pass(db, "3 minutes")
+    (passed,) = checks(db)
+    assert passed.finding == "last pass 3 min ago (`run --once`)"
+
+
 @pytest.mark.parametrize("odd", [{"running_seconds": 1e300}, {"running_seconds": None}, {"max_per_user": None}])
 def test_an_odd_number_spoils_no_sign(db: Database, odd: dict[str, Any]) -> None:
     report(db, **odd)

@@ -92,6 +92,11 @@ async def test_calls_in_flight_at_a_stop_of_a_pass_may_finish(
     assert finished == [True]
 
 
+async def test_a_pass_leaves_a_sign_that_says_what_it_was(services: Services) -> None:
+    await Daemon(services).run_once()
+    assert [report["single_pass"] for report in services.queue.reports] == [True]  # type: ignore[attr-defined]
+
+
 async def test_a_run_that_a_pass_lost_makes_it_incomplete(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     adopting(services)
 
