@@ -26,7 +26,8 @@ revoke all on public.training_workers from public, anon, authenticated, service_
 grant select on public.training_workers to service_role;
 
 -- Writes a worker's sign of life: report is {version, running_seconds, slots, held, max_per_user, problem,
--- single_pass}. Signs that are a week old go, and so do all but the newest hundred: from cron, every pass has a name of its own.
+-- single_pass}. Signs that are a week old go, and so do all but the newest hundred: from cron, every pass has a name
+-- of its own.
 create or replace function public.report_worker(worker text, report jsonb) returns boolean
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -40,7 +41,7 @@ begin
           coalesce((news->>'single_pass')::boolean, false))
   on conflict (name) do update
   set version = excluded.version, seen_at = now(), slots = excluded.slots, held = excluded.held,
-      max_per_user = excluded.max_per_user, problem = excluded.problem;
+      max_per_user = excluded.max_per_user, problem = excluded.problem, single_pass = excluded.single_pass;
   delete from public.training_workers w
   where w.name <> left(report_worker.worker, 200)
     and (w.seen_at < now() - interval '7 days'

@@ -232,7 +232,9 @@ async def test_through_rest_two_workers_take_every_poisoned_row_and_all_between(
     key = empty_supabase.secret_key
     async with httpx.AsyncClient(timeout=60) as http:
         first, second = (
-            Queue(empty_supabase.url, key, worker=name, lease_seconds=60, http=http) for name in ("w1", "w2")
+            # No lease may run out meanwhile, however slow the machine: the second worker's would be adopted, too.
+            Queue(empty_supabase.url, key, worker=name, lease_seconds=3600, http=http)
+            for name in ("w1", "w2")
         )
         claimed = [*await first.claim(5, None), *await second.claim(99, None)]
         assert [each.run.job_id for each in claimed] == jobs
