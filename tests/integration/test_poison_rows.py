@@ -242,7 +242,9 @@ async def test_through_rest_two_workers_take_every_poisoned_row_and_all_between(
         news = await first.renew([(each.run.id, each.run.lease_token) for each in claimed])
         assert all(each.held for each in news)
         await first.release()
-        assert len(await second.adopt(99)) == 5
+        # Live runs that other tests left in this project are adopted, too.
+        adopted = {each.run.job_id for each in await second.adopt(99)}
+        assert adopted & set(jobs) == set(jobs[:5])
 
 
 def test_through_rest_a_user_reads_why_a_row_is_refused(supabase: Project, tmp_path: Path) -> None:
