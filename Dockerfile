@@ -55,6 +55,6 @@ COPY worker worker
 COPY trainer trainer
 RUN python -m pip install --no-cache-dir --no-deps .
 # What was built must load, and none of it needs a GPU for that: better to fail here than in each job.
-RUN python -c "import torch, causal_conv1d, fla, bitsandbytes, tensorboardX, trainer.handler, trainer.train"
+RUN python -c "import torch, causal_conv1d, fla, bitsandbytes, tensorboardX, lora_trainer.handler, lora_trainer.recipe.train"
 # PID 1, since the SDK's ping process outlives a killed parent and would go on saying that the job lives.
-CMD ["python", "-u", "-m", "trainer.handler"]
+CMD ["python", "-u", "-m", "lora_trainer.handler"]

@@ -29,7 +29,7 @@ _GLIBC = range(17, 40)  # Ubuntu 24.04 has 2.39
 _PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in _GLIBC), "manylinux2014_x86_64", "manylinux1_x86_64"]
 _COMPILED = re.compile(r"\b(causal_conv1d|fla), ")
 _OF_THE_BASE_IMAGE = {"torch", "triton"}
-_IMPORTS = {"worker": "worker.cli", "trainer": "trainer.handler, trainer.train"}
+_IMPORTS = {"worker": "lora_worker.commands.cli", "trainer": "lora_trainer.handler, lora_trainer.recipe.train"}
 _FROM_ELSEWHERE = """
 import sys, {modules}
 files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]

@@ -75,11 +75,11 @@ def measure(architecture: str, folder: Path) -> Row:
     import torch
 
     from benchmarks.memory import LiveBytes
-    from trainer.bases import BaseModels
-    from trainer.experts import is_fused_expert
-    from trainer.hyperparameters import Hyperparameters
-    from trainer.models import Hardware, detect_hardware, load_config, load_model, tensor_bytes
-    from trainer.plan import plan_memory
+    from lora_trainer.models.bases import BaseModels
+    from lora_trainer.models.experts import is_fused_expert
+    from lora_contract.hyperparameters import Hyperparameters
+    from lora_trainer.models.loading import Hardware, detect_hardware, load_config, load_model, tensor_bytes
+    from lora_trainer.models.plan import plan_memory
 
     base = BaseModels(MODELS).find(str(build_tiny_model(MODELS, architecture)), None)
     parameters = Hyperparameters(learning_rate=5e-3, batch_size=8, epochs=20, max_length=256, max_steps=40)
@@ -115,13 +115,13 @@ def _train(base: Any, config: Any, hardware: Any, parameters: Any, folder: Path)
     import torch
 
     from sandbox.sample_text import write_sample_dataset
-    from trainer.artifact import round_adapter
-    from trainer.batches import shape_batches
-    from trainer.chat import Chat, prepare_tokenizer
-    from trainer.data import prepare_data
-    from trainer.models import attach_lora, load_model, load_tokenizer
-    from trainer.sft import trainer_for, training_arguments
-    from trainer.targets import packing_decision
+    from lora_trainer.artifact.folder import round_adapter
+    from lora_contract.batches import shape_batches
+    from lora_trainer.data.chat import Chat, prepare_tokenizer
+    from lora_trainer.data.rows import prepare_data
+    from lora_trainer.models.loading import attach_lora, load_model, load_tokenizer
+    from lora_trainer.recipe.sft import trainer_for, training_arguments
+    from lora_trainer.models.targets import packing_decision
 
     tokenizer = load_tokenizer(base)
     prepare_tokenizer(tokenizer)
@@ -133,7 +133,7 @@ def _train(base: Any, config: Any, hardware: Any, parameters: Any, folder: Path)
     lora = attach_lora(load_model(base, config, hardware), parameters)
     arguments = training_arguments(parameters, shape, hardware, folder)
     trainer = trainer_for(lora, tokenizer, data.train, [], shape, shape.rows_per_step, arguments)
-    trainer.train()
+    lora_trainer.recipe.train()
     states = trainer.optimizer.optimizer.state.values()
     state = sum(t.numel() * t.element_size() for s in states for t in s.values() if t.numel() > 1)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -168,8 +168,8 @@ def reload(architecture: str, folder: Path) -> tuple[float, str]:
     import torch
     from peft import PeftModel
 
-    from trainer.bases import BaseModels
-    from trainer.models import detect_hardware, load_config, load_model, load_tokenizer
+    from lora_trainer.models.bases import BaseModels
+    from lora_trainer.models.loading import detect_hardware, load_config, load_model, load_tokenizer
 
     base = BaseModels(MODELS).find(str(build_tiny_model(MODELS, architecture)), None)
     tokenizer = load_tokenizer(base)

@@ -87,7 +87,7 @@ def _make_base(folder: Path, dataset: Path | None) -> Path:
 
 
 def _texts(dataset: Path) -> list[str]:
-    from trainer.data import load_examples
+    from lora_trainer.data.rows import load_examples
 
     examples, _ = load_examples(dataset, 0.05)
     return [message.content for example in examples for message in example.messages]
@@ -97,9 +97,9 @@ def _load(path: Path) -> tuple[Any, Any]:
     """LoRA on the base in 4 bits, and its tokenizer."""
     import torch
 
-    from trainer.bases import BaseModels
-    from trainer.hyperparameters import Hyperparameters
-    from trainer.models import attach_lora, detect_hardware, load_config, load_model, load_tokenizer
+    from lora_trainer.models.bases import BaseModels
+    from lora_contract.hyperparameters import Hyperparameters
+    from lora_trainer.models.loading import attach_lora, detect_hardware, load_config, load_model, load_tokenizer
 
     torch.manual_seed(0)
     base = BaseModels(path.parent).find(str(path), None)
@@ -109,15 +109,15 @@ def _load(path: Path) -> tuple[Any, Any]:
 
 
 def _parameters(**changes: Any) -> Any:
-    from trainer.hyperparameters import Hyperparameters
+    from lora_contract.hyperparameters import Hyperparameters
 
     return Hyperparameters(**{"batch_size": BATCH, "epochs": 1, "max_length": MAX_LENGTH, **changes})
 
 
 def _our_rows(path: Path, tokenizer: Any, parameters: Any) -> tuple[Any, Any]:
-    from trainer.batches import shape_batches
-    from trainer.chat import Chat
-    from trainer.data import prepare_data
+    from lora_contract.batches import shape_batches
+    from lora_trainer.data.chat import Chat
+    from lora_trainer.data.rows import prepare_data
 
     data = prepare_data(path.parent / "dataset", Chat(tokenizer), parameters)
     lengths = [len(row.input_ids) for row in data.train]
@@ -179,7 +179,7 @@ def _train_in_turns(trainers: dict[str, Any]) -> dict[str, list[float]]:
     threads = []
     for name, trainer in trainers.items():
         trainer.add_callback(_clock(turns, name))
-        threads.append(threading.Thread(target=trainer.train))
+        threads.append(threading.Thread(target=lora_trainer.recipe.train))
         threads[-1].start()
     for thread in threads:
         thread.join()
@@ -227,8 +227,8 @@ def _trainer(name: str, path: Path, folder: Path, parameters: Any) -> Any:
     from transformers.trainer_callback import PrinterCallback
     from trl import SFTTrainer
 
-    from trainer.models import detect_hardware
-    from trainer.sft import as_dataset, training_arguments
+    from lora_trainer.models.loading import detect_hardware
+    from lora_trainer.recipe.sft import as_dataset, training_arguments
 
     folder.mkdir()
     lora, tokenizer = _load(path)
@@ -249,14 +249,14 @@ def _trainer(name: str, path: Path, folder: Path, parameters: Any) -> Any:
 
 
 def _our_trainer(lora: Any, tokenizer: Any, rows: Any, shape: Any, path: Path, folder: Path, parameters: Any) -> Any:
-    from trainer.callbacks import RunCallback
-    from trainer.gpu import GpuMonitor
-    from trainer.hyperparameters import GpuConfig
-    from trainer.models import detect_hardware
-    from trainer.reporting import Reporter
-    from trainer.sft import build_trainer
-    from trainer.stopping import StopSwitch
-    from trainer.task import Task
+    from lora_trainer.recipe.callbacks import RunCallback
+    from lora_trainer.models.gpu import GpuMonitor
+    from lora_contract.hyperparameters import GpuConfig
+    from lora_trainer.models.loading import detect_hardware
+    from lora_trainer.run.events import Reporter
+    from lora_trainer.recipe.sft import build_trainer
+    from lora_trainer.recipe.stopping import StopSwitch
+    from lora_trainer.run.task import Task
 
     task = Task(
         job_id="bench",
@@ -281,8 +281,8 @@ def _our_trainer(lora: Any, tokenizer: Any, rows: Any, shape: Any, path: Path, f
 
 def _gain(path: Path, folder: Path) -> dict[str, float]:
     """One epoch each; an answer's token counts when it reaches the loss."""
-    from trainer.models import detect_hardware
-    from trainer.sft import trainer_for, training_arguments
+    from lora_trainer.models.loading import detect_hardware
+    from lora_trainer.recipe.sft import trainer_for, training_arguments
 
     trainers, answers = {}, {}
     for name, prepare in (("todays", _todays_rows), ("our", _our_epoch_rows)):
@@ -305,10 +305,10 @@ def _our_epoch_rows(path: Path, tokenizer: Any) -> tuple[Any, Any, int]:
 
 def _todays_rows(path: Path, tokenizer: Any) -> tuple[Any, Any, int]:
     """A row for each pair with the user's turn doubled, cut at its end; every token is a label."""
-    from trainer.batches import BatchShape
-    from trainer.chat import Chat, Row
-    from trainer.data import load_examples
-    from trainer.examples import Message
+    from lora_contract.batches import BatchShape
+    from lora_trainer.data.chat import Chat, Row
+    from lora_trainer.data.rows import load_examples
+    from lora_conversations.examples import Message
 
     chat = Chat(tokenizer)
     rows, answer_tokens = [], 0

@@ -29,11 +29,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sandbox.supabase import LocalSupabase
-from worker.daemon import Daemon
-from worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
-from worker.launchers.runpod import RunPodLauncher
-from worker.services import open_services
-from worker.settings import Settings
+from lora_worker.duties.daemon import Daemon
+from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
+from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.services import open_services
+from lora_worker.configuration.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = 800
@@ -189,7 +189,7 @@ def main() -> None:
         small, small_calls = asyncio.run(measure_cycle(project, 20))
         large, large_calls = asyncio.run(measure_cycle(project, 200))
     fixed, adapting = asyncio.run(measure_looks(16)), asyncio.run(measure_looks(200))
-    bare, daemon = memory_mb("pass"), memory_mb("import worker.cli, worker.daemon")
+    bare, daemon = memory_mb("pass"), memory_mb("import lora_worker.commands.cli, lora_worker.duties.daemon")
     report = {
         "claims_per_second": {"one_process": one, "eight_processes": eight, "ratio": eight / one},
         "claims_per_second_in_batches": {

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trainer.conversations import USER, Example, Message, read_examples
+from lora_conversations.reader import USER, Example, Message, read_examples
 
 _MOST_NEW_TOKENS = 80
 _BLANK = "(only blanks: one million weights learn a file's line breaks before its words)"

@@ -26,8 +26,8 @@ from sandbox.report import fetch_artifact, read_report, record_stages, show
 from sandbox.runpod import LocalRunPod
 from sandbox.sample_text import write_sample_dataset
 from sandbox.supabase import LocalSupabase
-from trainer.conversations import DatasetUnusableError, Example, read_examples
-from worker.errors import WorkerError
+from lora_conversations.reader import DatasetUnusableError, Example, read_examples
+from lora_worker.errors import WorkerError
 
 ROOT = Path(__file__).resolve().parent.parent
 SANDBOX = ROOT / ".sandbox"

@@ -24,7 +24,7 @@ from psycopg import sql
 from sandbox.errors import ChildFailedError, ToolMissingError
 from sandbox.processes import Child, free_ports, remove_folder, start_child, temporary_folder, wait_until
 from sandbox.rights import ROLES, default_grants
-from worker.migrations import migrate
+from lora_worker.database.migrations import migrate
 
 SUPERUSER = "postgres"
 

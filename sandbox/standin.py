@@ -1,6 +1,6 @@
 """A training process without a model, for tests of everything around the training.
 
-The trainer's own handler runs it instead of `trainer.train` when told to (`standin_env`), so check-in,
+The trainer's own handler runs it instead of `lora_trainer.recipe.train` when told to (`standin_env`), so check-in,
 progress, cancelling, checkpoints and publishing are the real ones. It takes `max_steps` steps, or ten an
 epoch; a `Mishap` as the job's seed makes one job go wrong in the middle, and words of its dataset in any stage:
 "fail in saving", "linger in preparing" (until it is stopped), "linger in half" (of its steps).
@@ -23,8 +23,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
-from trainer.crashpoints import reach
-from trainer.stopping import StopSwitch, end_with_the_handler
+from lora_contract.crashpoints import reach
+from lora_trainer.recipe.stopping import StopSwitch, end_with_the_handler
 
 _STEPS_PER_EPOCH = 10
 _CHECKPOINT_STEPS = 5
@@ -100,7 +100,7 @@ class _StageFailedError(Exception):
 
 
 class Training:
-    """One task of the handler, as `trainer.task.Task` writes it."""
+    """One task of the handler, as `lora_trainer.run.task.Task` writes it."""
 
     def __init__(self, task: dict[str, Any], events: TextIO) -> None:
         self._task = task
@@ -160,7 +160,7 @@ class Training:
         (artifact / "adapter_model.safetensors").write_bytes(self._task["fingerprint"].encode() * 16)
         (artifact / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
         if self._task["archive_name"] is not None:
-            from trainer.archive import write_archive
+            from lora_trainer.artifact.archive import write_archive
 
             write_archive(artifact, artifact / self._task["archive_name"])
 

@@ -28,7 +28,7 @@ from sandbox.project import Project
 from sandbox.proxy import pages
 from sandbox.proxy.settings import ProxySettings
 from sandbox.rights import ROLES, default_grants
-from worker.migrations import migration_files
+from lora_worker.database.migrations import migration_files
 
 _DAY_SECONDS = 86_400
 _PROBE_SECONDS = 3.0

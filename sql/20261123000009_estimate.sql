@@ -1,7 +1,7 @@
 -- What a training will cost, for the application to ask before it queues one; and new jobs made whole
 -- with the same numbers, so that every page can show them before any worker has seen them.
 
--- The worker's terms (worker/terms.py): prices, speeds, sizes, limits. One row; each worker writes it
+-- The worker's terms (worker/lora_worker/money/terms.py): prices, speeds, sizes, limits. One row; each worker writes it
 -- when it starts, so the files in the worker stay the only place where the numbers are kept.
 create table if not exists public.training_terms (
   only_row boolean primary key default true check (only_row),
@@ -53,7 +53,7 @@ language sql immutable set search_path = '' as $$
   limit 1
 $$;
 
--- worker.estimate.estimate once more, in the same order of operations, so that both give the same digits:
+-- lora_worker.money.estimate.estimate once more, in the same order of operations, so that both give the same digits:
 -- {seconds: {low, high}, cost: {low, high}, tokens, gpu_type, gpu_count, price_per_hour, assumptions}.
 create or replace function public.training_estimate(
   terms jsonb, tokens double precision, pairs double precision, pairs_per_conversation double precision,

@@ -13,7 +13,7 @@ import zipfile
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.documents import MAX_VALUE_BYTES
+from lora_conversations.documents import MAX_VALUE_BYTES
 
 FIX = "Fix the line or remove it."
 SHAPES = (

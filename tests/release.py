@@ -2,8 +2,10 @@
 
 import os
 
-from worker import daemon, queue
-from worker.cli import main
+from lora_worker.duties import daemon
+
+from lora_worker.database import queue
+from lora_worker.commands.cli import main
 
 if __name__ == "__main__":
     queue.SCHEMA_VERSIONS = frozenset(map(int, os.environ["RELEASE_SCHEMAS"].split(",")))

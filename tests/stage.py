@@ -71,7 +71,7 @@ class Stage:
             **more,
         }
 
-    def worker(self, *arguments: str, module: str = "worker.cli", **more: str) -> subprocess.Popen[bytes]:
+    def worker(self, *arguments: str, module: str = "lora_worker.commands.cli", **more: str) -> subprocess.Popen[bytes]:
         """Start `lora-worker run`; it works until it is stopped or the test ends."""
         with (self.folder / "worker.log").open("ab") as log:
             process = subprocess.Popen(

@@ -1,6 +1,6 @@
 """RunPod Serverless on this machine: its HTTP API, with the official SDK's worker processes behind it.
 
-    with LocalRunPod.start(handler_module="trainer.handler", env={"LORA_TRAINER_VOLUME": "…"}) as runpod:
+    with LocalRunPod.start(handler_module="lora_trainer.handler", env={"LORA_TRAINER_VOLUME": "…"}) as runpod:
         httpx.post(f"{runpod.api_url}/run", headers={"Authorization": f"Bearer {runpod.api_key}"}, json=…)
         runpod.faults.add("status", "respond", status=502, body="html", times=3)
 

@@ -24,7 +24,7 @@ def _assignment(text: str) -> tuple[str, str]:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sandbox.runpod", description="RunPod on this machine")
-    parser.add_argument("--handler", default="trainer.handler", help="module that the workers run")
+    parser.add_argument("--handler", default="lora_trainer.handler", help="module that the workers run")
     parser.add_argument("--endpoint", default="local", help="the endpoint's id")
     parser.add_argument("--api-key", help="the callers' key; a new one by default")
     parser.add_argument("--port", type=int, default=0, help="of the public API; a free one by default")

@@ -51,7 +51,7 @@ class EndpointSettings:
     """How the endpoint behaves. Durations in seconds."""
 
     endpoint: str = "local"
-    handler_module: str = "trainer.handler"
+    handler_module: str = "lora_trainer.handler"
     workers_max: int = 1
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     """What the endpoint's template sets in its workers."""

@@ -18,7 +18,7 @@ from tests.chaos.report import PointCount, Report, show, show_row
 from tests.chaos.scene import Scene, play
 from tests.chaos.verdict import Row
 from tests.chaos.world import World
-from trainer.crashpoints import CRASH_POINTS
+from lora_contract.crashpoints import CRASH_POINTS
 
 _RUNPOD_WORKERS = 10
 _CRASH_RUNPOD_WORKERS = 4

@@ -15,7 +15,7 @@ from tests.chaos.nursery import Hatchling, Nursery
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MODULE = "worker.cli"
+MODULE = "lora_worker.commands.cli"
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 

@@ -15,10 +15,10 @@ from uuid import uuid4
 import httpx
 
 import tests.chaos.handler  # noqa: F401 (spares the SDK what takes long at its import)
-import trainer.handler
-from trainer.grants import open_urls
+import lora_trainer.handler
+from lora_contract.grants import open_urls
 
-_honest = trainer.handler.handler
+_honest = lora_trainer.handler.handler
 
 _ENDLESS_SECONDS = 10_000_000
 _MOST_STEPS = 3_000_000_000
@@ -200,5 +200,5 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    trainer.handler.handler = handler
-    trainer.handler.main()
+    lora_trainer.handler.handler = handler
+    lora_trainer.handler.main()

@@ -1,4 +1,4 @@
-"""The trainer's handler, as RunPod's workers run it here: `trainer.handler` with a quicker start.
+"""The trainer's handler, as RunPod's workers run it here: `lora_trainer.handler` with a quicker start.
 
 A chaos suite starts hundreds of them. The SDK asks at import which processor the machine has, for its debug
 output, and loads an SSH client for its command line: that takes longer than everything else together.
@@ -11,7 +11,7 @@ from typing import Any, cast
 cast(dict[str, Any], sys.modules)["cpuinfo"] = SimpleNamespace(get_cpu_info=lambda: {"brand_raw": "not asked"})
 sys.modules["paramiko"] = ModuleType("paramiko")
 
-from trainer.handler import main  # noqa: E402
+from lora_trainer.handler import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from tests.waiting import PATIENCE_SECONDS
 
-PRELOADED = ("typer", "worker.services", "worker.telemetry", "worker.artifacts", "worker.reports", "worker.preflight")
+PRELOADED = ("typer", "lora_worker.services", "lora_worker.observability.telemetry", "lora_worker.runs.artifacts", "lora_worker.runs.report_rows", "lora_worker.datasets.preflight")
 _POLL_SECONDS = 0.02
 
 
@@ -130,7 +130,7 @@ def main() -> None:
     """Carry out orders until there are no more."""
     for name in PRELOADED:
         __import__(name)
-    assert "trainer.crashpoints" not in sys.modules, "a crash point would never be armed"
+    assert "lora_contract.crashpoints" not in sys.modules, "a crash point would never be armed"
     for line in sys.stdin:
         order = json.loads(line)
         if "poll" in order:

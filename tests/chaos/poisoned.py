@@ -3,11 +3,11 @@
 import os
 import signal
 
-from worker import preflight
-from worker.cli import main
-from worker.jobs import Assignment
-from worker.preflight import Plan
-from worker.services import Services
+from lora_worker.datasets import preflight
+from lora_worker.commands.cli import main
+from lora_worker.database.rows import Assignment
+from lora_worker.datasets.preflight import Plan
+from lora_worker.services import Services
 
 POISON = "poison"
 

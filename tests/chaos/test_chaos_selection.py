@@ -13,7 +13,7 @@ from tests.chaos import crashes
 from tests.chaos.faults import FAULTS
 from tests.chaos.scene import Scene, play
 from tests.chaos.world import World
-from trainer.crashpoints import CRASH_POINTS
+from lora_contract.crashpoints import CRASH_POINTS
 
 pytestmark = pytest.mark.chaos
 

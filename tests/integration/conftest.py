@@ -15,7 +15,7 @@ from tests.pipeline import Pipeline
 from tests.rows import Database
 from tests.stage import Stage
 from tests.warm import await_idle
-from worker.migrations import migrate
+from lora_worker.database.migrations import migrate
 
 _GPUS = 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.scripted import make_services
-from worker.services import Services
+from lora_worker.services import Services
 
 
 @pytest.fixture

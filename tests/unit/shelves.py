@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
-from worker.errors import ObjectMissingError
-from worker.places import Places
-from worker.publication import Shelf
+from lora_worker.errors import ObjectMissingError
+from lora_worker.storage.places import Places
+from lora_worker.storage.publication import Shelf
 
 RUN_ID = "6f1f5a70-0000-4000-8000-000000000001"
 PLACES = Places("user/run/", f"uploads/{RUN_ID}/")

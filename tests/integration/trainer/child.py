@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.sample_text import write_sample_dataset
-from trainer.protocol import Progress
-from trainer.task import Outcome, Task
+from lora_contract.protocol import Progress
+from lora_trainer.run.task import Outcome, Task
 
 FAST = {"learning_rate": 5e-3, "batch_size": 8, "epochs": 2, "max_length": 256, "rank": 8}
 
@@ -75,7 +75,7 @@ class Child:
         return Outcome.read(self.task.folder)
 
 
-def start(task: Task, module: str = "trainer.train", **environment: str) -> Child:
+def start(task: Task, module: str = "lora_trainer.recipe.train", **environment: str) -> Child:
     """Start the training process as the handler does."""
     read_end, write_end = os.pipe()
     process = subprocess.Popen(
@@ -91,7 +91,7 @@ def start(task: Task, module: str = "trainer.train", **environment: str) -> Chil
     return Child(task, process, os.fdopen(read_end))
 
 
-def train(task: Task, module: str = "trainer.train", **environment: str) -> tuple[Outcome | None, Child]:
+def train(task: Task, module: str = "lora_trainer.recipe.train", **environment: str) -> tuple[Outcome | None, Child]:
     """Train to the end."""
     child = start(task, module, **environment)
     return child.finish(), child

@@ -9,8 +9,8 @@ import torch
 from transformers import Trainer
 from trl import SFTTrainer
 
-from trainer.sft import StepTrainer
-from trainer.train import main
+from lora_trainer.recipe.sft import StepTrainer
+from lora_trainer.recipe.train import main
 
 VERB, _, ARGUMENT = os.environ["SABOTAGE"].partition(":")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.integration.trainer.child import make_task, train
-from trainer.protocol import ErrorCode
+from lora_contract.protocol import ErrorCode
 
 pytestmark = pytest.mark.gpu_stack
 

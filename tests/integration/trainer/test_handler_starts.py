@@ -18,7 +18,7 @@ MALFORMED = {"input": {"job_id": "j", "run_id": "r", "channel": {"token": "secre
 def start(*arguments, folder, **variables):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")} | variables
     return subprocess.Popen(
-        [sys.executable, "-u", "-m", "trainer.handler", *arguments],
+        [sys.executable, "-u", "-m", "lora_trainer.handler", *arguments],
         cwd=folder,
         env={**environment, "PYTHONPATH": str(Path(__file__).parents[3])},
         stdout=subprocess.PIPE,

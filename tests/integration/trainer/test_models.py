@@ -21,8 +21,8 @@ def test_a_packed_example_computes_as_if_it_were_alone(tiny_model):
     import torch
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from trainer.bases import BaseModels
-    from trainer.models import detect_hardware, load_config, load_model
+    from lora_trainer.models.bases import BaseModels
+    from lora_trainer.models.loading import detect_hardware, load_config, load_model
 
     base = BaseModels(tiny_model.parent).find(str(tiny_model), None)
     model = load_model(base, load_config(base), detect_hardware()).eval()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.integration.trainer.child import make_task
-from trainer.chat import IGNORED
+from lora_trainer.data.chat import IGNORED
 
 pytestmark = pytest.mark.gpu_stack
 
@@ -26,10 +26,10 @@ def dataset_with_one_long_conversation(path):
 
 
 def prepared_with_the_long_one_held_out(task):
-    from trainer.bases import BaseModels
-    from trainer.gpu import GpuMonitor
-    from trainer.models import detect_hardware
-    from trainer.train import prepare
+    from lora_trainer.models.bases import BaseModels
+    from lora_trainer.models.gpu import GpuMonitor
+    from lora_trainer.models.loading import detect_hardware
+    from lora_trainer.recipe.train import prepare
 
     models = BaseModels(task.volume)
     for seed in range(100):
@@ -42,8 +42,8 @@ def prepared_with_the_long_one_held_out(task):
 
 def built(prepared, task, folder, *, micro_batch=None):
     """TRL's trainer for what was prepared, on the real model; without dropout the same each time."""
-    from trainer.models import attach_lora, detect_hardware, load_model
-    from trainer.sft import trainer_for, training_arguments
+    from lora_trainer.models.loading import attach_lora, detect_hardware, load_model
+    from lora_trainer.recipe.sft import trainer_for, training_arguments
 
     hardware = detect_hardware()
     return trainer_for(
@@ -58,10 +58,10 @@ def built(prepared, task, folder, *, micro_batch=None):
 
 
 def prepared_for(task):
-    from trainer.bases import BaseModels
-    from trainer.gpu import GpuMonitor
-    from trainer.models import detect_hardware
-    from trainer.train import prepare
+    from lora_trainer.models.bases import BaseModels
+    from lora_trainer.models.gpu import GpuMonitor
+    from lora_trainer.models.loading import detect_hardware
+    from lora_trainer.recipe.train import prepare
 
     return prepare(task, BaseModels(task.volume), detect_hardware(), GpuMonitor(wanted=False))
 
@@ -156,10 +156,10 @@ def test_the_validation_loss_is_the_mean_over_all_tokens_however_they_are_split(
 @pytest.mark.parametrize(("packing", "together"), [(True, 1), (False, 4)])
 def test_packed_rows_go_through_one_by_one_where_a_mask_keeps_them_apart(tmp_path, tiny_model, packing, together):
     """TRL strings a micro-batch's packed rows together, and the mask grows with the square of their length."""
-    from trainer.bases import BaseModels
-    from trainer.gpu import GpuMonitor
-    from trainer.models import detect_hardware
-    from trainer.train import prepare
+    from lora_trainer.models.bases import BaseModels
+    from lora_trainer.models.gpu import GpuMonitor
+    from lora_trainer.models.loading import detect_hardware
+    from lora_trainer.recipe.train import prepare
 
     wanted = {"packing": packing, "merge_conversations": False, "batch_size": 4, "max_length": 128}
     task = make_task(tmp_path, tiny_model, hyperparameters=wanted)

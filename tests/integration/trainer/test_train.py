@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from tests.integration.trainer.child import make_task, start, train
-from trainer.protocol import ErrorCode, Stage
+from lora_contract.protocol import ErrorCode, Stage
 
 pytestmark = pytest.mark.gpu_stack
 

@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.protocol import ErrorCode, FinalMetrics, Point, Progress, Stage, Summary, TrainerError
-from trainer.task import Outcome, Task
+from lora_contract.protocol import ErrorCode, FinalMetrics, Point, Progress, Stage, Summary, TrainerError
+from lora_trainer.run.task import Outcome, Task
 
 _LONGER_THAN_ANY_TEST_SECONDS = 3600
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import respx
 
-from trainer.grants import seal_urls
+from lora_contract.grants import seal_urls
 
 TOKEN = "t" * 43
 URL = "https://project.example"

@@ -1,0 +1,1 @@
+"""Every format of dataset that is accepted, read line by line into examples. Imports nothing heavy."""

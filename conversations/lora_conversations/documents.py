@@ -1,0 +1,383 @@
+"""JSON documents read element by element, so that a file of any size needs the memory of one element.
+
+A document is one JSON value, pretty-printed or not; several may follow each other. The elements of an
+outermost list, or of `conversations` in an outermost object, come one by one. When the structure
+breaks, nothing after it can be trusted, which is a `DatasetUnusableError`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections import Counter
+from collections.abc import Generator, Iterable
+from typing import Any, NamedTuple, NoReturn
+
+from lora_conversations.examples import BadValueError, DatasetUnusableError, LineError, Repair
+from lora_conversations.formats import lists_examples, speakable, tell
+from lora_conversations.turns import is_empty
+from lora_conversations.values import CONTAINERS, two_lists
+
+MAX_VALUE_BYTES = 4 * 1024 * 1024
+"""The largest line or element: a million tokens. Parsed, a list of empty lists takes thirty times its size."""
+
+_MAX_NAMES = 1000
+"""Keys of an object around a list of examples."""
+_RETRY_CHARACTERS = 64 * 1024
+_EDGE_CHARACTERS = 16
+"""Closer than this to the end of what has arrived, an error may only mean that not all is here."""
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_PATH_PART = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
+_decode_value = json.JSONDecoder().raw_decode
+
+
+class Frame(NamedTuple):
+    """A parsed value. `key` is its place in its document; `text` is kept where it spans several lines.
+
+    `doubled` names a key that an object in it has twice, of which a parser keeps the last without a word.
+    """
+
+    line: int
+    value: Any
+    key: str = ""
+    text: str = ""
+    doubled: str | None = None
+
+
+class Around(NamedTuple):
+    """The value of a frame that says what else stood in an object around a list of examples."""
+
+    container: str
+    names: tuple[str, ...]
+
+
+class KeyWatch:
+    """Parses JSON and notices keys that an object has twice."""
+
+    def __init__(self) -> None:
+        self.doubled: str | None = None
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._build)
+
+    def decode(self, text: str, start: int = 0) -> tuple[Any, int]:
+        """The value that begins at `start`, and where it ends; `doubled` is about this value.
+
+        Raises:
+            ValueError: no JSON, or not all of it is here.
+            RecursionError: it is nested too deeply.
+        """
+        self.doubled = None
+        return self._decoder.raw_decode(text, start)
+
+    def _build(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        built = dict(pairs)
+        if len(built) < len(pairs):
+            self.doubled = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        return built
+
+
+Framed = Generator[Frame | LineError | None, None, None]
+"""Yields None when it needs more bytes."""
+
+Starved = Generator[None, None, None]
+
+
+def reason(error: Exception) -> str:
+    """What a JSON parser complains of, without any of the text."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+
+
+def not_utf8(error: UnicodeDecodeError) -> tuple[str, str]:
+    """Error and suggestion for bytes that are no UTF-8."""
+    byte = error.object[error.start]
+    return f"is not UTF-8 (byte 0x{byte:02x})", "Save the file as UTF-8 and upload it again."
+
+
+def breaks_off(line: int) -> DatasetUnusableError:
+    """Half a file: training on it would silently leave out the rest."""
+    again = "Only a part of it arrived: upload it again."
+    cut = LineError(line, None, "is cut: the file breaks off in it", again)
+    return DatasetUnusableError(f"The dataset breaks off in the middle of line {line}.", again, [cut])
+
+
+def too_long(line: int) -> LineError:
+    """A line or element above the limit."""
+    size = f"is longer than {MAX_VALUE_BYTES // 1024**2} MB"
+    return LineError(line, None, size, "No model reads that much in one example: split it, one example a line.")
+
+
+def twice(name: str) -> tuple[str, str]:
+    """Error and suggestion for a key that an object has twice."""
+    return f"has the key {speakable(name)} twice", "Keep one of the two."
+
+
+def _is_example(names: Iterable[str]) -> bool:
+    """Whether an object with these keys is an example itself."""
+    try:
+        return tell(dict.fromkeys(names, True)) is not None
+    except BadValueError:
+        return True
+
+
+def _unusable(error: LineError) -> DatasetUnusableError:
+    message = error._replace(suggestion=None).sentence()
+    return DatasetUnusableError(message, error.suggestion, [error])
+
+
+class DocumentReader:
+    """A pull parser over a growing text: `add` bytes, then go on with the generator that `read` gave."""
+
+    def __init__(self, line: int, repairs: Counter[Repair]) -> None:
+        self._repairs = repairs
+        self._json = KeyWatch()
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._text = ""
+        self._position = 0
+        self._counted = 0
+        """Up to here the newlines are counted in `_line`."""
+        self._line = line
+        self._pinned = False
+        """Keep the text from its beginning: an outermost object may have to be read as one value."""
+        self._ended = False
+        self._begun = False
+        """Whether a document was read: only after one may a comma stand."""
+
+    def add(self, raw: bytes, *, ended: bool) -> None:
+        """More of the file; `ended` says that there is no more.
+
+        Raises:
+            DatasetUnusableError: the bytes are no UTF-8.
+        """
+        self._ended = ended
+        self._forget()
+        try:
+            self._text += self._decoder.decode(raw, final=ended)
+        except UnicodeDecodeError as error:
+            line = self._line_at(len(self._text)) + error.object.count(b"\n", 0, error.start)
+            if ended and error.reason == "unexpected end of data":
+                raise breaks_off(line) from None
+            raise _unusable(LineError(line, None, *not_utf8(error))) from None
+
+    def read(self) -> Framed:
+        """The values of the documents. Yields None when it needs more bytes."""
+        while begun := (yield from self._peek()):
+            if begun == "[":
+                yield from self._read_list("")
+            elif begun == "{":
+                yield from self._read_object()
+            elif begun == "," and self._begun:
+                self._drop_comma()
+            else:
+                self._fail("Expecting '{' or '['", self._position)
+            self._begun = True
+
+    def _drop_comma(self) -> None:
+        self._repairs[Repair.TRAILING_COMMA] += 1
+        self._position += 1
+
+    def _read_list(self, key: str) -> Framed:
+        self._position += 1
+        index = 0
+        if (yield from self._peek()) == "]":
+            self._position += 1
+            return
+        while True:
+            value, start = yield from self._value()
+            line = self._count_to(start)
+            text = self._text[start : self._position]
+            yield Frame(line, value, f"{key}[{index}]", text if "\n" in text else "", self._json.doubled)
+            if (yield from self._take(",]")) == "]":
+                return
+            if (yield from self._peek()) == "]":
+                self._position -= 1
+                self._drop_comma()
+                self._position += 1
+                return
+            index += 1
+
+    def _read_object(self) -> Framed:
+        self._forget()
+        self._pinned = True
+        line = self._count_to(0)
+        self._position += 1
+        if (yield from self._peek()) == "}":
+            self._position += 1
+        else:
+            yield from self._read_members(line)
+        if self._pinned:
+            text = self._text[: self._position]
+            self._check_length(self._position)
+            self._pinned = False
+            value, _ = self._json.decode(text)
+            yield Frame(line, value, "", text if "\n" in text else "", self._json.doubled)
+
+    def _read_members(self, line: int) -> Framed:
+        """Unpins, when the examples of a list in the object were given one by one."""
+        filled: dict[str, bool] = {}
+        container = doubled = None
+        while True:
+            if (yield from self._peek()) not in {'"', ""}:
+                self._fail("Expecting property name enclosed in double quotes", self._position)
+            name, _ = yield from self._value()
+            doubled = name if name in filled else doubled
+            yield from self._take(":")
+            streams = container is None and name in CONTAINERS and (yield from self._lists_examples(filled))
+            container = name if streams else container
+            if container is not None:
+                self._check_names(line, doubled, len(filled))
+            if streams:
+                self._pinned = filled[name] = False
+                yield from self._read_list(name)
+            else:
+                value, _ = yield from self._value()
+                if container is not None and name in CONTAINERS and lists_examples(value):
+                    raise _unusable(LineError(line, None, *two_lists(container, name)))
+                filled[name] = not is_empty(value)
+            if (yield from self._take(",}")) == "}":
+                break
+        if container is not None:
+            yield Frame(line, Around(container, tuple(name for name in filled if filled[name])))
+
+    def _check_names(self, line: int, doubled: str | None, count: int) -> None:
+        """Refuse an object around a list of examples, of which a part would be lost or kept for ever."""
+        if doubled is not None:
+            raise _unusable(LineError(line, None, *twice(doubled)))
+        if count >= _MAX_NAMES:
+            raise _unusable(LineError(line, None, f"is an object with more than {_MAX_NAMES:,} keys"))
+
+    def _lists_examples(self, names: Iterable[str]) -> Generator[None, None, bool]:
+        """Whether a list of examples begins here, which is not a part of an example itself. Takes nothing."""
+        if (yield from self._peek()) != "[" or _is_example(names):
+            return False
+        start = self._position
+        self._position += 1
+        listed = (yield from self._peek()) in {"{", "["}
+        if listed:
+            value, _ = yield from self._value()
+            listed = lists_examples([value])
+        self._position = start
+        return listed
+
+    def _peek(self) -> Generator[None, None, str]:
+        """The next character that is not space, without taking it; "" at the end of the file."""
+        while True:
+            match = _SPACE.match(self._text, self._position)
+            self._position = match.end() if match else self._position
+            if self._position < len(self._text) or self._ended:
+                return self._text[self._position : self._position + 1]
+            self._check_length(len(self._text))
+            yield None
+
+    def _take(self, expected: str) -> Generator[None, None, str]:
+        found = yield from self._peek()
+        if not found:
+            raise breaks_off(self._line_at(len(self._text)))
+        if found not in expected:
+            self._fail(f"Expecting '{expected[0]}'", self._position)
+        self._position += 1
+        return found
+
+    def _value(self) -> Generator[None, None, tuple[Any, int]]:
+        """The value that comes next, and where it starts in the text."""
+        yield from self._peek()
+        while True:
+            # Adding text may shift it, so the start is known by `_position` alone until all is here.
+            start = self._position
+            try:
+                value, end = self._json.decode(self._text, start)
+            except json.JSONDecodeError as error:
+                self._check_cut(error)
+            except (ValueError, RecursionError) as error:
+                self._fail(reason(error))
+            else:
+                # A number may go on in the next chunk.
+                if end < len(self._text) or self._ended:
+                    self._check_length(end)
+                    self._position = end
+                    return value, start
+            yield from self._wait()
+
+    def _check_cut(self, error: json.JSONDecodeError) -> None:
+        """Return when the error may only mean that more has to arrive."""
+        open_text = error.msg.startswith("Unterminated string")
+        if self._ended and (open_text or not self._text[error.pos :].strip()):
+            raise breaks_off(self._line_at(len(self._text))) from None
+        if self._ended or not (open_text or len(self._text) - error.pos <= _EDGE_CHARACTERS):
+            self._fail(error.msg.removesuffix(" at"), error.pos)
+
+    def _wait(self) -> Starved:
+        """Until what is here has doubled, so that parsing it again and again stays cheap."""
+        self._check_length(len(self._text))
+        here = len(self._text) - self._position
+        enough = min(here + max(here, _RETRY_CHARACTERS), MAX_VALUE_BYTES + 1)
+        while len(self._text) - self._position < enough and not self._ended:
+            yield None
+
+    def _check_length(self, end: int) -> None:
+        start = 0 if self._pinned else self._position
+        if end - start > MAX_VALUE_BYTES:
+            raise _unusable(too_long(self._line_at(start)))
+
+    def _forget(self) -> None:
+        if self._pinned:
+            return
+        self._count_to(self._position)
+        self._text = self._text[self._position :]
+        self._counted = self._position = 0
+
+    def _count_to(self, position: int) -> int:
+        self._line = self._line_at(position)
+        self._counted = position
+        return self._line
+
+    def _line_at(self, position: int) -> int:
+        return self._line + self._text.count("\n", self._counted, position)
+
+    def _fail(self, why: str, position: int | None = None) -> NoReturn:
+        at = ""
+        if position is None:
+            position = self._position
+        else:
+            column = position - self._text.rfind("\n", 0, position)
+            at = f" at column {column}"
+        line = self._line_at(position)
+        raise _unusable(LineError(line, None, f"is not valid JSON ({why}{at})", "Fix the line.")) from None
+
+
+def lines_before(text: str, key: str) -> int:
+    """How many lines of a valid JSON text end before the value at `key`, such as `turns[2].role`.
+
+    What is missing counts as its container.
+    """
+    position = _skip(text, 0)
+    for index, name in _PATH_PART.findall(key):
+        position = _find_child(text, position, int(index) if index else name)
+    return text.count("\n", 0, position)
+
+
+def _find_child(text: str, start: int, wanted: int | str) -> int:
+    opening = text[start]
+    if opening not in "{[":
+        return start
+    position = _skip(text, start + 1)
+    index = 0
+    while text[position] not in "]}":
+        name: int | str = index
+        if opening == "{":
+            name, position = _decode_value(text, position)
+            position = _skip(text, _skip(text, position) + 1)
+        if name == wanted:
+            return position
+        position = _skip(text, _decode_value(text, position)[1])
+        if text[position] == ",":
+            position = _skip(text, position + 1)
+        index += 1
+    return start
+
+
+def _skip(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position

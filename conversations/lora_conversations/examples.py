@@ -1,0 +1,255 @@
+"""What a dataset is made of: messages, examples, and what is wrong with a line.
+
+An example is a conversation that ends with an assistant's answer, and says which of its answers are
+learned. `arrange` is the one place where the rules for its order stand, whatever format it came from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple
+from unicodedata import category
+
+from lora_trainer.errors import DatasetInvalidError
+from lora_contract.words import counted
+
+SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
+
+_ALIASES = {
+    SYSTEM: ("system", "developer"),
+    USER: ("user", "human"),
+    ASSISTANT: ("assistant", "gpt", "bot", "model"),
+}
+ROLES: dict[str, str] = {
+    spelling: role
+    for role, aliases in _ALIASES.items()
+    for alias in aliases
+    for spelling in (alias, alias.capitalize(), alias.upper())
+}
+"""Every accepted spelling of a role, and the role that it means."""
+
+_UNSEEN_CATEGORIES = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
+_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+"""Letters and signs without a shape: Hangul and Khmer fillers, the blank Braille pattern."""
+
+
+class Message(NamedTuple):
+    """One turn. `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class Example(NamedTuple):
+    """One training example: system (or not), then user and assistant in turn, an answer last.
+
+    `trained` holds the indices of the messages whose tokens are learned; the rest is context.
+    `line` is where the example begins in the file, from 1. `opening` is the digest of how its conversation
+    begins, where that is not how this example begins (`conversation_key`).
+    """
+
+    messages: tuple[Message, ...]
+    trained: tuple[int, ...]
+    conversation_id: str | None
+    line: int
+    opening: str | None = None
+
+
+class LineError(NamedTuple):
+    """Why one example can't be used. `error` is a predicate: its subject is `key`, or else the line.
+
+    Holds no text of the dataset: keys, types, lengths and positions only.
+    """
+
+    line: int
+    key: str | None
+    error: str
+    suggestion: str | None = None
+
+    def sentence(self) -> str:
+        """What is wrong, where, and what to do, as users read it."""
+        where = f"Line {self.line} of the dataset" + (f": {self.key}" if self.key else "")
+        return f"{where} {self.error}." + (f" {self.suggestion}" if self.suggestion else "")
+
+    def as_row(self) -> dict[str, Any]:
+        """The shape of the application's `datasets.validation_errors`."""
+        row = {"line": self.line, "error": f"{self.key or 'The line'} {self.error}."}
+        return {**row, "suggestion": self.suggestion} if self.suggestion else row
+
+
+class DatasetUnusableError(DatasetInvalidError):
+    """The dataset as a whole can't be trained on. `errors` are the first bad lines, if lines are to blame."""
+
+    def __init__(self, message: str, hint: str | None = None, errors: Sequence[LineError] = ()) -> None:
+        super().__init__(message, hint)
+        self.errors = tuple(errors)
+
+
+class BadValueError(ValueError):
+    """A value breaks a rule; becomes a `LineError` where its line is known. Never leaves the loader."""
+
+    def __init__(self, key: str | None, error: str, suggestion: str | None = None) -> None:
+        super().__init__(error)
+        self.key = key
+        self.error = error
+        self.suggestion = suggestion
+
+
+class Repair(StrEnum):
+    """What was put right. Nothing that is learned changes, but that an opening answer has no question."""
+
+    TRAILING_COMMA = "commas after examples dropped"
+    DOUBLED_USER_TURN = "doubled user turns dropped"
+    BLANK_TURN = "blank turns dropped"
+    JOINED_TURN = "consecutive turns of one role joined"
+    OPENING_ANSWER = "answers before the first user turn dropped"
+    TRAILING_TURN = "turns after the last answer dropped"
+
+
+class Turn(NamedTuple):
+    """One message as a format gave it: `key` is its place, `learned` whether its tokens are to be learned."""
+
+    key: str
+    role: str
+    content: str
+    learned: bool
+
+
+class Draft(NamedTuple):
+    """A conversation as a format gave it, before `arrange`. `unwanted`: no answer of it is to be learned."""
+
+    system: tuple[str, ...]
+    turns: list[Turn]
+    conversation_id: str | None
+    unwanted: bool = False
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to read in it: no character, or only such as leave no mark on a page."""
+    if text and text[0].isalnum():
+        return False
+    return not any(character not in _UNSEEN and category(character) not in _UNSEEN_CATEGORIES for character in text)
+
+
+def kind(value: object) -> str:
+    """A JSON value in words, without its content."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return f"a text of {counted(len(value), 'character')}" if value else "an empty text"
+        case list():
+            return f"a list of {counted(len(value), 'element')}" if value else "an empty list"
+        case _:
+            return "an object"
+
+
+def arrange(draft: Draft, repairs: Counter[Repair]) -> tuple[tuple[Message, ...], tuple[int, ...]]:
+    """The messages in an order that every chat template takes, and the indices of the learned ones.
+
+    Raises:
+        BadValueError: the order can't be mended without a change to what is learned.
+    """
+    arranged = _Arranged(draft.system, repairs)
+    for turn in draft.turns:
+        arranged.add(turn)
+    return arranged.finish()
+
+
+class _Arranged:
+    def __init__(self, systems: Sequence[str], repairs: Counter[Repair]) -> None:
+        self._repairs = repairs
+        self._messages: list[Message] = []
+        self._trained: list[int] = []
+        self._begun = False
+        for text in systems:
+            self.add(Turn("system prompt", SYSTEM, text, learned=False))
+
+    def add(self, turn: Turn) -> None:
+        if not turn.content.isascii():
+            _check_characters(turn.content, turn.key)
+        if is_blank(turn.content):
+            if turn.learned:
+                is_empty = not turn.content or turn.content.isspace()
+                what = "is an empty answer" if is_empty else "is an answer without a visible character"
+                raise BadValueError(turn.key, what, "Write the answer or remove the example.")
+            self._repairs[Repair.BLANK_TURN] += turn.role != SYSTEM
+        elif turn.role == SYSTEM:
+            self._add_system(turn)
+        elif turn.role == USER:
+            self._add_user(turn)
+        else:
+            self._add_answer(turn)
+        self._begun = self._begun or turn.role != SYSTEM
+
+    def _add_system(self, turn: Turn) -> None:
+        if self._begun:
+            raise BadValueError(
+                turn.key,
+                "is a system message after the first place",
+                "Put one system message first, or make it part of the user's turn.",
+            )
+        if not self._messages:
+            self._messages.append(Message(SYSTEM, turn.content))
+        elif self._messages[0].content.strip() != turn.content.strip():
+            self._join(turn)
+
+    def _add_user(self, turn: Turn) -> None:
+        last = self._messages[-1] if self._messages else None
+        if last is None or last.role != USER:
+            self._messages.append(Message(USER, turn.content))
+        elif last.content.strip() == turn.content.strip():
+            self._repairs[Repair.DOUBLED_USER_TURN] += 1
+        else:
+            self._join(turn)
+
+    def _add_answer(self, turn: Turn) -> None:
+        last_role = self._messages[-1].role if self._messages else None
+        if last_role == USER:
+            if turn.learned:
+                self._trained.append(len(self._messages))
+            self._messages.append(Message(ASSISTANT, turn.content))
+        elif last_role != ASSISTANT:
+            # Strict templates refuse a conversation that the assistant opens.
+            self._repairs[Repair.OPENING_ANSWER] += 1
+        elif turn.learned or (self._trained and self._trained[-1] == len(self._messages) - 1):
+            raise BadValueError(
+                turn.key,
+                "is an answer directly after another answer",
+                "Join the two answers, or put the user's turn between them.",
+            )
+        else:
+            self._join(turn)
+
+    def _join(self, turn: Turn) -> None:
+        self._repairs[Repair.JOINED_TURN] += 1
+        self._messages[-1] = Message(turn.role, f"{self._messages[-1].content}\n\n{turn.content}")
+
+    def finish(self) -> tuple[tuple[Message, ...], tuple[int, ...]]:
+        if not self._trained:
+            raise BadValueError(
+                None,
+                "holds no answer to a user's turn",
+                "Each example needs a user's turn and the assistant's answer to it.",
+            )
+        end = self._trained[-1] + 1
+        if end < len(self._messages):
+            self._repairs[Repair.TRAILING_TURN] += len(self._messages) - end
+        return tuple(self._messages[:end]), tuple(self._trained)
+
+
+def _check_characters(content: str, key: str) -> None:
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        raise BadValueError(
+            key,
+            "holds half of a two-part character (a lone surrogate escape)",
+            "Write the file again with whole characters: cut texts between characters.",
+        ) from None

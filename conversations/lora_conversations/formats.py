@@ -1,0 +1,291 @@
+"""From a parsed JSON object to a conversation: one reader for each format, told apart by the keys.
+
+A reader is a pure function from one object to a `Draft`, or None for a pair without an answer.
+`lora_conversations.values` opens what holds many of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+from lora_conversations.examples import ASSISTANT, USER, BadValueError, Draft, Turn, is_blank, kind
+from lora_conversations.turns import Spelling, Value, as_object, is_wanted, read_text, read_turns
+
+Format = Literal[
+    "brightrun",
+    "brightrun_v3",
+    "openai_messages",
+    "turns",
+    "sharegpt",
+    "gemini",
+    "alpaca",
+    "prompt_completion",
+    "question_answer",
+]
+"""The formats, as reports name them. Plain texts: an enum's hash costs as much as a small example."""
+
+SYSTEM_KEYS = ("system_prompt", "system")
+QUESTIONS = ("question", "query", "prompt", "instruction")
+ADDITIONS = ("input", "context")
+"""Texts that belong to a question; `input` is the question where there is no other."""
+ANSWERS = ("answer", "response", "completion", "output")
+_PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
+_SHAREGPT, _GEMINI = Spelling("from", "value"), Spelling("role", "parts")
+
+_MAX_ID_CHARACTERS = 200
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+KNOWN_SHAPES = (
+    "Use messages, conversations, turns, current_user_input with target_response, instruction with output, "
+    "prompt with completion, or question with answer."
+)
+
+
+def speakable(key: str) -> str:
+    """A key as a message may repeat it: in a file of an unknown kind it may be text too."""
+    return key if _PLAIN_KEY.fullmatch(key) else "…"
+
+
+def _identity(*candidates: Any) -> str | None:
+    for candidate in candidates:
+        if isinstance(candidate, str) and candidate:
+            return candidate[:_MAX_ID_CHARACTERS]
+        if isinstance(candidate, int) and not isinstance(candidate, bool):
+            return str(candidate)[:_MAX_ID_CHARACTERS]
+    return None
+
+
+def conversation_identity(value: Value) -> str | None:
+    """The id of a conversation that holds its pairs."""
+    metadata = as_object(value.get("conversation_metadata"))
+    return _identity(metadata.get("conversation_id"), value.get("conversation_id"))
+
+
+def is_turn(value: object) -> bool:
+    """Whether a value is one turn of a conversation, rather than a conversation."""
+    return isinstance(value, dict) and ("from" in value or "role" in value or "value" in value)
+
+
+def lists_examples(items: object) -> bool:
+    """Whether a value is a list of examples, rather than of one conversation's turns or of texts."""
+    return isinstance(items, list) and bool(items) and isinstance(items[0], dict | list) and not is_turn(items[0])
+
+
+def _optional_texts(value: Value, keys: Iterable[str]) -> Iterator[str]:
+    for key in keys:
+        if key in value and value[key] is not None and not is_blank(text := read_text(value[key], key)):
+            yield text
+
+
+def _system(value: Value) -> tuple[str, ...]:
+    return tuple(_optional_texts(value, SYSTEM_KEYS))
+
+
+def _question(key: str, content: str) -> Turn:
+    return Turn(key, USER, content, learned=False)
+
+
+def _answer(value: Value, key: str) -> Turn:
+    return Turn(key, ASSISTANT, read_text(value[key], key), learned=True)
+
+
+def _conversation(value: Value, turns: list[Turn], identity: str | None) -> Draft:
+    """A draft of which no answer may be wanted: then it is left out, as a row with weight 0 is."""
+    unwanted = not any(turn.learned for turn in turns) and any(turn.role == ASSISTANT for turn in turns)
+    return Draft(_system(value), turns, identity, unwanted)
+
+
+def _read_openai(value: Value) -> Draft:
+    metadata = as_object(value.get("metadata"))
+    identity = _identity(value.get("conversation_id"), metadata.get("conversation_id"))
+    return _conversation(value, read_turns(value["messages"], "messages"), identity)
+
+
+def _read_turns_row(value: Value) -> Draft:
+    return _conversation(value, read_turns(value["turns"], "turns"), _identity(value.get("conversation_id")))
+
+
+def _read_sharegpt(value: Value) -> Draft:
+    items = value["conversations"]
+    turns = read_turns(items, "conversations", spelling_of(items))
+    return _conversation(value, turns, _identity(value.get("conversation_id"), value.get("id")))
+
+
+def spelling_of(items: Any) -> Spelling:
+    """How the turns of a ShareGPT conversation, or of a bare list, are spelt."""
+    named = isinstance(items, list) and bool(items) and "role" in as_object(items[0])
+    return Spelling() if named else _SHAREGPT
+
+
+def read_bare_turns(items: list[Any]) -> Draft:
+    """A conversation that is a list of its turns, without an object around it."""
+    return _conversation({}, read_turns(items, "", spelling_of(items)), None)
+
+
+def _read_gemini(value: Value) -> Draft:
+    turns = read_turns(value["contents"], "contents", _GEMINI)
+    draft = _conversation(value, turns, _identity(value.get("conversation_id")))
+    for key in ("systemInstruction", "system_instruction"):
+        instruction = value.get(key)
+        if instruction is not None:
+            parts = instruction.get("parts") if isinstance(instruction, dict) else instruction
+            draft = draft._replace(system=(*draft.system, read_text(parts, key)))
+    return draft
+
+
+def _read_alpaca(value: Value) -> Draft:
+    return _read_pair(value, "instruction", "output")
+
+
+def _read_question_answer(value: Value) -> Draft:
+    question, answer = _only(value, QUESTIONS) or "input", _only(value, ANSWERS)
+    assert answer is not None, "told by its answer"
+    return _read_pair(value, question, answer)
+
+
+def _read_pair(value: Value, question_key: str, answer_key: str) -> Draft:
+    """A question with its answer; what belongs to the question stands below it, after an empty line."""
+    asked = _optional_texts(value, [question_key, *(key for key in ADDITIONS if key != question_key)])
+    question = _question(question_key, "\n\n".join(asked))
+    turns = [*_read_history(value.get("history")), question, _answer(value, answer_key)]
+    return Draft(_system(value), turns, _identity(value.get("conversation_id")))
+
+
+def _read_history(history: Any) -> Iterator[Turn]:
+    if history is None:
+        return
+    if not isinstance(history, list):
+        raise BadValueError("history", f"is {kind(history)}, not a list of questions with answers")
+    for index, pair in enumerate(history):
+        place = f"history[{index}]"
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise BadValueError(place, f"is {kind(pair)}, not a question with its answer")
+        yield _question(f"{place}[0]", read_text(pair[0], f"{place}[0]"))
+        yield Turn(f"{place}[1]", ASSISTANT, read_text(pair[1], f"{place}[1]"), learned=False)
+
+
+def _read_prompt_completion(value: Value) -> Draft:
+    if isinstance(value.get("label"), bool):
+        raise BadValueError(
+            "label",
+            "marks the answer as good or bad",
+            "Preferences can't be trained: keep the good answers alone, without label.",
+        )
+    prompt, completion = value["prompt"], value["completion"]
+    if isinstance(prompt, list):
+        asked = read_turns(prompt, "prompt", learn=False)
+    else:
+        asked = [_question("prompt", read_text(prompt, "prompt"))]
+    answered = read_turns(completion, "completion") if isinstance(completion, list) else [_answer(value, "completion")]
+    draft = _conversation(value, answered, _identity(value.get("conversation_id")))
+    return draft._replace(turns=asked + answered)
+
+
+def _read_brightrun(value: Any) -> Draft | None:
+    """A BrightRun pair. Its history already ends with `current_user_input`, which `arrange` drops once."""
+    if not isinstance(value, dict):
+        raise BadValueError(None, f"is {kind(value)}, not an object")
+    for key in ("current_user_input", "target_response"):
+        if key not in value:
+            raise BadValueError(key, "is missing", "Each pair needs current_user_input and target_response.")
+    if value["target_response"] is None:
+        return None
+    history = value.get("conversation_history")
+    turns = read_turns(history, "conversation_history", learn=False) if history else []
+    turns.append(_question("current_user_input", read_text(value["current_user_input"], "current_user_input")))
+    turns.append(_answer(value, "target_response"))
+    return Draft(_system(value), turns, _identity(value.get("conversation_id")))
+
+
+def _read_brightrun_v3(value: Value) -> Draft | None:
+    """A whole v3 conversation: its pairs carry no history, so that only together they make sense."""
+    turns: list[Turn] = []
+    for index, pair in enumerate(value["training_pairs"]):
+        turns += _read_v3_pair(pair, f"training_pairs[{index}]")
+    if not any(turn.role == ASSISTANT for turn in turns):
+        return None
+    return _conversation(value, turns, conversation_identity(value))
+
+
+def _read_v3_pair(pair: Any, place: str) -> Iterator[Turn]:
+    if not isinstance(pair, dict):
+        raise BadValueError(place, f"is {kind(pair)}, not an object")
+    if "user_input" not in pair:
+        raise BadValueError(f"{place}.user_input", "is missing", "Each pair needs user_input and synthesized_output.")
+    yield _question(f"{place}.user_input", read_text(pair["user_input"], f"{place}.user_input"))
+    output = pair.get("synthesized_output")
+    if output is not None and not isinstance(output, dict):
+        raise BadValueError(f"{place}.synthesized_output", f"is {kind(output)}, not an object")
+    answer = as_object(output).get("response_to_user")
+    # An unanswered turn stays as context: the next user turn is joined to it.
+    if answer is not None:
+        key = f"{place}.synthesized_output.response_to_user"
+        yield Turn(key, ASSISTANT, read_text(answer, key), learned=is_wanted(pair, place))
+
+
+READERS: dict[Format, Callable[[Value], Draft | None]] = {
+    "brightrun": _read_brightrun,
+    "brightrun_v3": _read_brightrun_v3,
+    "openai_messages": _read_openai,
+    "turns": _read_turns_row,
+    "sharegpt": _read_sharegpt,
+    "gemini": _read_gemini,
+    "alpaca": _read_alpaca,
+    "prompt_completion": _read_prompt_completion,
+    "question_answer": _read_question_answer,
+}
+_TELLING: tuple[tuple[str, Format], ...] = (
+    ("messages", "openai_messages"),
+    ("target_response", "brightrun"),
+    ("current_user_input", "brightrun"),
+    ("conversations", "sharegpt"),
+    ("turns", "turns"),
+    ("contents", "gemini"),
+)
+
+
+def tell(value: Value) -> Format | None:
+    """The format of an object that holds one pair or one conversation; None where it is none of them.
+
+    Raises:
+        BadValueError: it is a pair of a better and a worse answer.
+    """
+    for better, worse in _PREFERENCES:
+        if better in value and worse in value:
+            raise BadValueError(
+                None,
+                f"is a preference ({better} and {worse})",
+                "Preferences can't be trained: write the better answer alone, such as prompt with completion.",
+            )
+    for key, form in _TELLING:
+        if key in value:
+            return form
+    if "instruction" in value and "output" in value:
+        return "alpaca"
+    if "prompt" in value and "completion" in value:
+        return "prompt_completion"
+    asks = _only(value, QUESTIONS) or (not any(key in value for key in QUESTIONS) and "input" in value)
+    return "question_answer" if asks and _only(value, ANSWERS) else None
+
+
+def _only(value: Value, keys: Iterable[str]) -> str | None:
+    found = [key for key in keys if key in value]
+    return found[0] if len(found) == 1 else None
+
+
+def unknown_format(value: Value) -> BadValueError:
+    """What to say of an object of no known format."""
+    if is_turn(value) and ("content" in value or "value" in value):
+        return BadValueError(
+            None,
+            "is a single turn, not a conversation",
+            "Put all turns of a conversation into the messages of one object.",
+        )
+    lists = [speakable(key) for key in list(value)[:5] if lists_examples(value[key])]
+    if lists:
+        hint = "Upload one list of examples, or JSON Lines, with one example a line."
+        return BadValueError(None, f"holds examples under {', '.join(lists)}, which is no known format", hint)
+    keys = [speakable(key) for key in list(value)[:5]]
+    named = f"with the keys {', '.join(keys)}" if keys else "without keys"
+    return BadValueError(None, f"is an object {named}, which is no known format", KNOWN_SHAPES)

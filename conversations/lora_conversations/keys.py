@@ -1,0 +1,143 @@
+"""Keys of a dataset's rows that nothing reads: counted, so that the user is told what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from lora_conversations.examples import ASSISTANT, ROLES
+from lora_conversations.formats import ADDITIONS, ANSWERS, QUESTIONS, SYSTEM_KEYS, Format, is_turn, speakable
+from lora_conversations.turns import FLAGS, TOOL_LISTS, Value, as_object, is_empty
+from lora_contract.words import counted
+
+_NAMES_KEPT = 200
+_NAMES_SPOKEN = 10
+
+ANY_ROW = frozenset({"id", "conversation_id", "metadata", *SYSTEM_KEYS, *FLAGS, *TOOL_LISTS})
+"""What a row of any format may have."""
+# What the application writes about its own pairs; none of it is meant to be learned.
+_BRIGHTRUN = {"turn_number", "conversation_metadata", "emotional_context", "training_metadata"}
+ROW_KEYS: dict[Format, frozenset[str]] = {
+    "brightrun": frozenset({"conversation_history", "current_user_input", "target_response", *_BRIGHTRUN, *ANY_ROW}),
+    "brightrun_v3": frozenset({"training_pairs", "conversation_metadata", *ANY_ROW}),
+    "openai_messages": frozenset({"messages", *ANY_ROW}),
+    "turns": frozenset({"turns", *ANY_ROW}),
+    "sharegpt": frozenset({"conversations", *ANY_ROW}),
+    "gemini": frozenset({"contents", "systemInstruction", "system_instruction", *ANY_ROW}),
+    "alpaca": frozenset({"instruction", "output", "history", *ADDITIONS, *ANY_ROW}),
+    "prompt_completion": frozenset({"prompt", "completion", *ANY_ROW}),
+    "question_answer": frozenset({"history", *QUESTIONS, *ANSWERS, *ADDITIONS, *ANY_ROW}),
+}
+_TURN_LISTS: dict[Format, tuple[str, ...]] = {
+    "brightrun": ("conversation_history",),
+    "openai_messages": ("messages",),
+    "turns": ("turns",),
+    "sharegpt": ("conversations",),
+    "gemini": ("contents",),
+    "prompt_completion": ("prompt", "completion"),
+}
+_ANY_TURN = frozenset({"role", "content", *FLAGS})
+TURN_KEYS: dict[Format, frozenset[str]] = {
+    "brightrun": _ANY_TURN | {"turn", "emotional_state"},
+    "sharegpt": _ANY_TURN | {"from", "value"},
+    "gemini": _ANY_TURN - {"content"} | {"parts"},
+}
+_CONTENTS = frozenset({*SYSTEM_KEYS, *QUESTIONS, *ANSWERS, *ADDITIONS, "current_user_input", "target_response"})
+"""Keys of a row that may hold a content list."""
+_PART_KEYS = frozenset({"type", "text"})
+V3_PAIR_KEYS = frozenset(
+    {
+        "turn_number",
+        "turn_id",
+        "user_input",
+        "internal_deliberation",
+        "synthesized_output",
+        "training_metadata",
+        *FLAGS,
+    }
+)
+_V3_PAIR_PREFIX = "purpose_state_"
+OUTER_KEYS = frozenset({"training_file_metadata", "dataset_metadata", "consultant_profile", "conversation_metadata"})
+"""What the application writes around the conversations of a full file."""
+
+
+class UnusedKey(NamedTuple):
+    """A key that nothing read: where it stands in a row, how often it was met, and on which line first."""
+
+    name: str
+    count: int
+    line: int
+
+
+class UnusedKeys:
+    """Counts keys that nothing reads, in bounded memory. Those without a value don't count."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[int]] = {}
+
+    def look(self, form: Format, value: Value, line: int) -> None:
+        """Count those of one row that was read."""
+        if not value.keys() <= ROW_KEYS[form]:
+            self.count(value, ROW_KEYS[form], line)
+        turn_lists = _TURN_LISTS.get(form, ())
+        for name, items in value.items():
+            if not isinstance(items, list):
+                continue
+            if name in turn_lists and items and is_turn(items[0]):
+                self.look_at_turns(items, name, line, TURN_KEYS.get(form, _ANY_TURN))
+            elif name in _CONTENTS:
+                self._look_at_parts(items, name, line)
+        if form == "brightrun_v3":
+            for pair in value["training_pairs"]:
+                known = V3_PAIR_KEYS | {key for key in pair if key.startswith(_V3_PAIR_PREFIX)}
+                self.count(pair, known, line, "training_pairs[].")
+
+    def look_at_turns(self, items: list[Any], name: str, line: int, known: frozenset[str] = _ANY_TURN) -> None:
+        """Count those of a list of turns, and of the parts of their contents."""
+        for item in items:
+            if not item.keys() <= known:
+                self.count(item, known, line, f"{name}[].")
+            if len(item) > 2 and ROLES.get(_role(item)) != ASSISTANT:
+                self._add(_flags_without_effect(item, name), line)
+            for key in ("content", "parts"):
+                if isinstance(parts := item.get(key), list):
+                    self._look_at_parts(parts, f"{name}[].{key}", line)
+
+    def _look_at_parts(self, parts: list[Any], name: str, line: int) -> None:
+        for part in parts:
+            self.count(as_object(part), _PART_KEYS, line, f"{name}[].")
+
+    def count(self, value: Value, known: frozenset[str], line: int, prefix: str = "") -> None:
+        """Count the keys of an object that are not known."""
+        names = (key for key in value if key not in known and not is_empty(value[key]))
+        self._add((f"{prefix}{speakable(key)}" for key in names), line)
+
+    def _add(self, names: Iterable[str], line: int) -> None:
+        for name in names:
+            if name not in self._found and len(self._found) >= _NAMES_KEPT:
+                name = "…"
+            self._found.setdefault(name, [0, line])[0] += 1
+
+    def result(self) -> tuple[UnusedKey, ...]:
+        """Those that were met, the most frequent first."""
+        found = [UnusedKey(name, count, line) for name, (count, line) in self._found.items()]
+        return tuple(sorted(found, key=lambda key: (-key.count, key.line)))
+
+
+def _role(item: Value) -> str:
+    name = item.get("role", item.get("from"))
+    return name if isinstance(name, str) else ""
+
+
+def _flags_without_effect(item: Value, name: str) -> Iterator[str]:
+    """Only answers are learned, whatever a user's or system turn asks for."""
+    for flag in FLAGS:
+        if item.get(flag) in (1, "1", "true"):
+            yield f"{name}[].{flag} of a turn that is no answer"
+
+
+def unused_keys_note(keys: tuple[UnusedKey, ...]) -> str:
+    """A sentence that names them."""
+    named = [f"{key.name} ({key.count:,} ×)" for key in keys[:_NAMES_SPOKEN]]
+    more = len(keys) - len(named)
+    return f"Keys that are not used: {', '.join(named)}" + (f" and {counted(more, 'other')}." if more else ".")

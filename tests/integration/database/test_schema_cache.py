@@ -1,0 +1,77 @@
+"""REST's copy of the schema may be old: the worker says so, and not that a migration is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+from pydantic import TypeAdapter
+from typer.testing import CliRunner
+
+from sandbox.postgres import Postgres
+from sandbox.supabase import LocalSupabase
+from lora_worker.commands.cli import app
+from lora_worker.errors import SchemaCacheError, SchemaMissingError
+from lora_worker.database.functions import WORKER_SCHEMA_VERSION, Function
+from lora_worker.database.migrations import migrate
+from lora_worker.database.rest import Rest
+
+_ASK = b"select d.worker_schema_1 from public.datasets d limit 0"
+_LATER = Function("came_later", TypeAdapter(int), {})
+
+
+def test_the_marker_is_a_column_of_datasets_once_the_database_is_migrated(postgres: Postgres) -> None:
+    bare = postgres.create_template(migrated=False)
+    with postgres.clone(bare) as url, psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(b"create table public.datasets (id uuid primary key)")
+        with pytest.raises(psycopg.errors.UndefinedColumn):
+            connection.execute(_ASK)
+        connection.execute(b"drop table public.datasets")
+        migrate(url)
+        connection.execute(b"set role service_role")
+        assert connection.execute(_ASK).fetchall() == []
+        connection.execute(b"set role authenticated")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(_ASK)
+
+
+async def test_a_function_that_came_after_rest_read_the_schema_is_named_as_such(local_supabase: LocalSupabase) -> None:
+    async with httpx.AsyncClient() as http:
+        rest = Rest(local_supabase.url, local_supabase.secret_key, http=http)
+        # It reads the schema at its first request.
+        await rest.call(WORKER_SCHEMA_VERSION, {})
+        with psycopg.connect(local_supabase.database_url, autocommit=True) as connection, connection.cursor() as cursor:
+            cursor.execute("create function public.came_later() returns int language sql as $$ select 1 $$")
+            cursor.execute("grant execute on function public.came_later() to service_role")
+            with pytest.raises(SchemaCacheError, match="does not know came_later yet"):
+                await rest.call(_LATER, {})
+            cursor.execute("drop function public.worker_schema_1")
+            with pytest.raises(SchemaMissingError, match="lora-worker migrate") as caught:
+                await rest.call(_LATER, {})
+            assert not isinstance(caught.value, SchemaCacheError)
+            local_supabase.restart_rest()
+            assert await rest.call(_LATER, {}) == 1
+
+
+def test_migrate_waits_until_rest_serves_what_it_applied(
+    local_supabase: LocalSupabase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The local server reads the schema at its start only; a platform would restart it, or hear the notification."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SUPABASE_URL", local_supabase.url)
+    monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", local_supabase.secret_key)
+    arguments = ["migrate", "--database-url", local_supabase.database_url]
+    with psycopg.connect(local_supabase.database_url, autocommit=True) as connection:
+        connection.execute("drop function public.put_off_dataset")
+        local_supabase.restart_rest()
+        with local_supabase.client() as client:
+            client.get("/rest/v1/datasets?limit=0").raise_for_status()
+        done = CliRunner().invoke(app, [*arguments, "--wait-seconds", "3"], catch_exceptions=False)
+        assert done.exit_code == 1
+        assert "it does not know put_off_dataset yet" in done.output
+        local_supabase.restart_rest()
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0
+        assert "waiting up to" not in done.output

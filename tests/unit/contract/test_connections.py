@@ -1,0 +1,151 @@
+"""A call without an answer is told with its host and its reason, at real sockets, without the URL's secrets."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lora_contract.connections import why_unreachable
+
+_SECRETS = "path-secret?token=query-secret"
+
+
+async def told(url: str) -> str:
+    """What is said of a GET that fails."""
+    async with httpx.AsyncClient(timeout=httpx.Timeout(30, read=0.2)) as http:
+        with pytest.raises(httpx.HTTPError) as caught:
+            await http.get(url, headers={"authorization": "Bearer header-secret"})
+    text = why_unreachable(caught.value)
+    assert "secret" not in text
+    assert "\n" not in text
+    return text
+
+
+@contextmanager
+def serving(behave: Callable[[socket.socket], None]) -> Iterator[str]:
+    """The address of a server that takes one connection and does this with it."""
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            behave(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
+        served = thread.submit(serve)
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        served.result()
+
+
+async def test_a_host_without_an_address_is_named_as_such() -> None:
+    assert await told(f"https://nowhere.invalid/{_SECRETS}") == "nowhere.invalid can't be resolved (DNS)"
+
+
+async def test_a_port_where_nobody_listens_is_named_as_such() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    assert await told(f"http://{address}/{_SECRETS}") == f"{address} refused the connection"
+
+
+async def test_a_server_that_hangs_up_is_named_as_such() -> None:
+    with serving(lambda connection: None) as address:
+        assert (await told(f"http://{address}/{_SECRETS}")).startswith(f"{address} broke the connection off")
+
+
+async def test_a_server_that_speaks_no_http_is_named_as_such() -> None:
+    with serving(lambda connection: connection.sendall(b"220 mail.example ESMTP secret\r\n")) as address:
+        assert (await told(f"http://{address}/{_SECRETS}")).startswith(f"{address} broke the connection off")
+
+
+async def test_a_server_that_never_answers_is_named_as_such() -> None:
+    def listen(connection: socket.socket) -> None:
+        while connection.recv(1000):
+            pass
+
+    with serving(listen) as address:
+        assert await told(f"http://{address}/{_SECRETS}") == f"{address} did not answer in time"
+
+
+async def test_a_server_without_tls_is_named_as_such() -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.recv(1000)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with serving(answer) as address:
+        said = await told(f"https://{address}/{_SECRETS}")
+    assert said.startswith(f"{address} could not be spoken to securely (TLS: ")
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_named_as_such(tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(_self_signed(tmp_path))
+
+    def shake_hands(connection: socket.socket) -> None:
+        with pytest.raises(OSError):  # noqa: PT011 (the client hangs up in the middle, in one of several ways)
+            context.wrap_socket(connection, server_side=True)
+
+    with serving(shake_hands) as address:
+        said = await told(f"https://{address}/{_SECRETS}")
+    assert said.startswith(f"{address} shows a certificate that is not trusted (TLS: self")
+
+
+def _self_signed(folder: Path) -> Path:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nobody")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / "both.pem"
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (httpx.ConnectTimeout(""), "the host took no connection in time"),
+        (httpx.PoolTimeout(""), "the host got no connection, since too many calls are under way"),
+        (httpx.ProxyError("secret"), "the host could not be reached through the proxy"),
+        (httpx.ConnectError("secret"), "the host could not be reached (ConnectError)"),
+        (httpx.ReadError("secret"), "the host broke the connection off"),
+        (httpx.HTTPError("secret"), "the host could not be reached (HTTPError)"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_other_fault_has_its_words_and_not_those_of_the_error(error: httpx.HTTPError, words: str) -> None:
+    assert why_unreachable(error) == words
+
+
+def test_an_answer_that_is_no_success_is_told_by_its_status() -> None:
+    request = httpx.Request("GET", "https://p.supabase.co/secret")
+    error = httpx.HTTPStatusError("secret", request=request, response=httpx.Response(503, text="secret"))
+    assert why_unreachable(error) == "p.supabase.co answered 503"
+
+
+def test_a_network_that_is_down_is_named_as_such() -> None:
+    error = httpx.ConnectError("secret", request=httpx.Request("GET", "https://u:secret@p.supabase.co/secret"))
+    error.__cause__ = OSError(101, "secret")
+    assert why_unreachable(error) == "p.supabase.co could not be reached (Network is unreachable)"

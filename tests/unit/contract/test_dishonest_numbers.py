@@ -1,0 +1,217 @@
+"""Whatever numbers, texts and lists a container sends, its messages are read within bounds and its run settles."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tests.scripted import FakeQueue, Shelf, assignment, make_services
+from lora_contract.bounds import MOST_STEPS, spread
+from lora_contract.protocol import (
+    MAX_FILES,
+    MAX_POINTS,
+    FinalMetrics,
+    Manifest,
+    Point,
+    Progress,
+    Result,
+    Stage,
+    Summary,
+    TrainerError,
+)
+from lora_worker.runs import settling
+from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError, ValueRefusedError
+from lora_worker.runs.held_run import Holding
+from lora_worker.runs.verdicts import CANCELLED_ELSEWHERE, parse_progress, parse_result
+from lora_worker.database.queue import storable
+from lora_worker.runs.report_rows import point_rows, progress_columns
+from lora_worker.runs.settling import Ending
+
+ENDLESS = ["Infinity", "-Infinity", "NaN", float("inf"), float("nan"), -1, 3_000_000_000, 1e300, 1e30, "9" * 5000,
+           10**400, True, [], {}, "many", None]  # fmt: skip
+FILE = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
+
+
+def manifest(**parts: Any) -> Any:
+    return {"job_id": "j", "run_id": "r", "files": [FILE], **parts}
+
+
+@pytest.mark.parametrize("value", ENDLESS, ids=lambda value: repr(value)[:20])
+def test_every_number_of_a_summary_is_within_bounds_or_not_known(value: Any) -> None:
+    numbers = [name for name, field in Summary.model_fields.items() if "str" not in str(field.annotation)]
+    assert len(numbers) == 10
+    summary = Manifest.model_validate(manifest(summary=dict.fromkeys(numbers, value))).summary
+    for name in numbers:
+        found = getattr(summary, name)
+        assert found is None or 0 <= found <= 2**53, name
+
+
+@pytest.mark.parametrize("value", ENDLESS, ids=lambda value: repr(value)[:20])
+def test_every_metric_is_finite_or_not_known(value: Any) -> None:
+    metrics = FinalMetrics.model_validate(dict.fromkeys(FinalMetrics.model_fields, value))
+    progress = Progress.model_validate(
+        {"run_id": "r", "stage": "training", "progress": 30, "metrics": {"training_loss": value},
+         "eta_seconds": value, "current_step": value, "current_epoch": value, "total_steps": value}
+    )  # fmt: skip
+    for found in (*metrics.model_dump().values(), *progress.metrics.values()):
+        assert found is None or math.isfinite(found)
+    columns = progress_columns(progress, total_epochs=3, cost=0.0, now=datetime.now(UTC))
+    assert json.dumps(columns, allow_nan=False)
+    assert 0 <= columns["current_step"] <= MOST_STEPS
+
+
+@pytest.mark.parametrize("value", ENDLESS, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize("key", sorted(set(Point.model_fields) - {"training_loss"}))
+def test_a_point_with_an_impossible_value_costs_no_other_point(key: str, value: Any) -> None:
+    good = [{"step": step, "epoch": 1, "training_loss": 2.0} for step in (1, 2)]
+    read = Manifest.model_validate(manifest(points=[*good, {**good[1], "step": 3, key: value}])).points
+    assert [point.step for point in read][:2] == [1, 2]
+    assert json.dumps(point_rows(read, total_steps=3, limit=100), allow_nan=False)
+
+
+def test_lists_and_texts_end_somewhere() -> None:
+    points = [{"step": step, "epoch": 1, "training_loss": 2.0} for step in range(MAX_POINTS * 2)]
+    told = {"notes": ["n" * 10_000] * 1000, "base_model": "b" * 10_000}
+    read = Manifest.model_validate(manifest(points=points, summary=told))
+    assert len(read.points) <= MAX_POINTS
+    assert (read.points[0].step, read.points[-1].step) == (0, MAX_POINTS * 2 - 1)
+    assert (len(read.summary.notes), len(read.summary.notes[0])) == (50, 1000)
+    assert len(read.summary.base_model or "") == 400
+    metrics = {f"{'k' * 200}{number}": 1.0 for number in range(1000)}
+    progress = Progress.model_validate({"run_id": "r", "stage": "training", "progress": 1, "metrics": metrics})
+    assert len(progress.metrics) <= 50
+    assert len(TrainerError(code="internal", message="m" * 10_000, hint="h" * 10_000).sentence()) <= 4001
+
+
+def test_more_files_than_can_be_published_are_no_manifest() -> None:
+    assert Manifest.model_validate(manifest(files=[FILE] * MAX_FILES))
+    with pytest.raises(ValueError, match="at most 200"):
+        Manifest.model_validate(manifest(files=[FILE] * (MAX_FILES + 1)))
+
+
+def test_a_spread_keeps_first_and_last_and_no_more_than_asked() -> None:
+    for count in (0, 1, 2, 3, 99, 100, 101, 1000, 4999):
+        for most in (2, 3, 10, 100):
+            kept = spread(list(range(count)), most)
+            assert len(kept) <= most
+            assert kept == sorted(set(kept))
+            assert not count or (kept[0], kept[-1]) == (0, count - 1)
+
+
+def test_an_output_nested_deep_is_no_message() -> None:
+    deep: Any = []
+    for _ in range(500):
+        deep = [deep]
+    output = {"run_id": "r", "stage": "training", "progress": 1, "points": deep, "metrics": {"a": deep}}
+    progress = parse_progress(output, run_id="r")
+    assert progress is None or progress.points == []
+    assert parse_result({"run_id": "r", "status": "completed", "manifest": deep}, run_id="r") is None
+
+
+def test_what_goes_to_the_database_holds_no_nan() -> None:
+    assert storable({"a": [float("nan"), float("inf"), 1.5]}) == {"a": [None, None, 1.5]}
+
+
+# ── settling ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Writable(Shelf):
+    """A storage that takes a log."""
+
+    async def write(self, bucket: str, path: str, content: bytes, *, content_type: str) -> None:
+        assert content
+
+
+class Picky(FakeQueue):
+    """A database that can't hold the first so many outcomes."""
+
+    def __init__(self, refusals: int, error: Exception | None = None) -> None:
+        super().__init__()
+        self.outcomes: list[dict[str, Any]] = []
+        self._refusals = refusals
+        self._error = error or ValueRefusedError("Supabase's database", "can't hold it (22003)", status=400)
+
+    async def settle(self, run_id: Any, lease_token: Any, outcome: dict[str, Any]) -> str:
+        self.outcomes.append(outcome)
+        if len(self.outcomes) <= self._refusals:
+            raise self._error
+        return str(outcome["job_status"])
+
+
+def ended(queue: Picky, **parts: Any) -> Holding:
+    services = make_services(queue=queue, storage=Writable(False))
+    holding = Holding.take(services, assignment(), asked_at=services.clock())
+    points = [Point(step=1, epoch=1, training_loss=2.0)]
+    holding.progress = Progress(run_id=str(holding.assignment.run.id), stage=Stage.TRAINING, progress=40, points=points)
+    return holding
+
+
+def successful(holding: Holding) -> Manifest:
+    run = holding.assignment.run
+    return Manifest.model_validate(
+        manifest(job_id=str(run.job_id), run_id=str(run.id), summary={"total_steps": 5, "notes": ["n"]},
+                 points=[{"step": 5, "epoch": 1, "training_loss": 1.0}])
+    )  # fmt: skip
+
+
+async def test_an_outcome_that_is_refused_is_settled_without_its_trainers_words() -> None:
+    queue = Picky(1)
+    holding = ended(queue)
+    assert await settling._write(holding, Ending(None), successful(holding)) == "completed"
+    assert [point["step"] for point in queue.outcomes[0]["points"]] == [5]
+    assert queue.outcomes[1]["points"] == []
+    assert queue.outcomes[1]["artifact"]["training_summary"]["notes"] == []
+
+
+async def test_an_outcome_that_is_refused_twice_ends_as_failed_with_a_sentence() -> None:
+    queue = Picky(2)
+    holding = ended(queue)
+    assert await settling._write(holding, Ending(None), successful(holding)) == "failed"
+    last = queue.outcomes[-1]
+    assert last["error_message"].startswith("The training ended with a result that can't be stored.")
+    assert [notice["type"] for notice in last["notices"]] == ["job_failed"]
+
+
+async def test_an_outcome_that_can_not_even_be_made_settles_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*_: Any, **__: Any) -> Any:
+        raise OverflowError("timestamp out of range")
+
+    monkeypatch.setattr(settling, "point_rows", explode)
+    queue = Picky(0)
+    holding = ended(queue)
+    assert await settling._write(holding, Ending(CANCELLED_ELSEWHERE), None) == "failed"
+    assert queue.outcomes[-1]["error_code"] == "result_refused"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ServiceUnavailableError("Supabase's database", "away"),
+        ServiceRefusedError("Supabase's database", "refused the key", status=401),
+        ServiceRefusedError("Supabase's database", "an application's trigger says no (P0001)", status=400),
+    ],
+    ids=str,
+)
+async def test_what_is_not_the_outcomes_fault_fails_no_job(error: Exception) -> None:
+    queue = Picky(1, error)
+    holding = ended(queue)
+    with pytest.raises(type(error)):
+        await settling._write(holding, Ending(None), successful(holding))
+    assert len(queue.outcomes) == 1
+
+
+def test_a_dishonest_result_is_read_as_far_as_it_can_be() -> None:
+    output = {
+        "run_id": "r", "status": "completed",
+        "summary": {"execution_seconds": "Infinity", "total_steps": 3e9, "epochs_completed": 1e300,
+                    "train_seconds": "NaN"},
+        "points": [{"step": 1, "epoch": 1, "timestamp": 1e30}],
+    }  # fmt: skip
+    result = parse_result(output, run_id="r")
+    assert isinstance(result, Result)
+    assert result.summary == Summary()
+    assert result.points == [Point(step=1, epoch=1)]

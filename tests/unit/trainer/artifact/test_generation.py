@@ -1,0 +1,41 @@
+"""When an answer ends, as the artifact says it."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from transformers import GenerationConfig
+
+from tests.unit.trainer.tokenizers import tokenizer_with
+from lora_trainer.data.chat import Chat, prepare_tokenizer
+from lora_trainer.artifact.generation import save_generation_config
+
+pytestmark = pytest.mark.gpu_stack
+
+
+def saved(folder, base, template="chatml", eos="</s>"):
+    tokenizer = tokenizer_with(template)
+    tokenizer.eos_token = eos
+    prepare_tokenizer(tokenizer)
+    save_generation_config(folder, SimpleNamespace(generation_config=base), tokenizer, Chat(tokenizer).rendering.stop)
+    ends = json.loads((folder / "generation_config.json").read_text())
+    return {**ends, "eos_token_id": tokenizer.convert_ids_to_tokens(ends["eos_token_id"])}
+
+
+def test_generation_ends_where_the_template_does_though_the_tokenizer_ends_elsewhere(tmp_path):
+    assert saved(tmp_path, GenerationConfig())["eos_token_id"] == ["<|im_end|>", "</s>"]
+
+
+def test_what_the_base_ends_with_and_how_it_samples_is_kept(tmp_path):
+    other = tokenizer_with("chatml").convert_tokens_to_ids("<|endoftext|>")
+    base = GenerationConfig(eos_token_id=[other], do_sample=True, temperature=0.6)
+    ends = saved(tmp_path, base)
+    assert ends["eos_token_id"] == ["<|im_end|>", "</s>", "<|endoftext|>"]
+    assert (ends["do_sample"], ends["temperature"]) == (True, 0.6)
+    assert base.eos_token_id == [other], "the model's own is left as it is"
+
+
+def test_a_base_whose_configuration_contradicts_itself_costs_no_training(tmp_path):
+    base = GenerationConfig()
+    base.num_return_sequences, base.do_sample = 4, False
+    assert saved(tmp_path, base)["eos_token_id"] == ["<|im_end|>", "</s>"]

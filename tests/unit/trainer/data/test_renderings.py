@@ -1,0 +1,120 @@
+"""Each base that is offered, by what its chat template really does: answers are learned as they are served."""
+
+import pytest
+
+from tests.unit.trainer.data.test_data import ANSWERS, TURNS, chat_for, learned_pieces, talk
+from tests.unit.trainer.tokenizers import NO_STOP, tokenizer_with
+from lora_trainer.data.chat import IGNORED, Chat
+from lora_conversations.reader import Example, Message
+from lora_trainer.data.rows import Tally, fit_examples
+from lora_trainer.errors import BaseModelUnknownError
+from lora_contract.hyperparameters import Hyperparameters
+from lora_trainer.data.renderings import REFUSALS, RENDERINGS, main
+from lora_worker.datasets import preflight
+from lora_worker.errors import PreflightError
+from lora_worker.configuration.settings import Settings
+
+pytestmark = pytest.mark.gpu_stack
+
+OFFERED = Settings.model_fields["base_models"].default
+TEMPLATE_OF = {
+    "mistralai/Mistral-7B-Instruct-v0.2": "mistral_v0_2",
+    "mistralai/Mistral-7B-Instruct-v0.3": "mistral_v0_3",
+    "meta-llama/Meta-Llama-3-8B-Instruct": "llama3",
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": "r1_distill",
+    "Qwen/Qwen2.5-7B-Instruct": "qwen2_5",
+    "Qwen/Qwen3-8B": "qwen3",
+    "Qwen/Qwen3-30B-A3B-Instruct-2507": "qwen3_instruct_2507",
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": "qwen3_instruct_2507",
+}
+
+
+def rows_of(name, messages):
+    chat, tokenizer = chat_for(name)
+    trained = tuple(index for index, message in enumerate(messages) if message.role == "assistant")
+    return list(fit_examples(chat, [Example(tuple(messages), trained, "c", 1)], 4096, Tally())), chat, tokenizer
+
+
+def as_prompted(tokenizer, messages):
+    """What a server hands to the model."""
+    return tokenizer.apply_chat_template(
+        [message._asdict() for message in messages], tokenize=False, add_generation_prompt=True
+    )
+
+
+def test_every_base_that_is_offered_has_a_verdict_and_a_template_here():
+    assert set(OFFERED) == set(RENDERINGS) == set(TEMPLATE_OF)
+    assert not set(OFFERED) & set(REFUSALS)
+
+
+@pytest.mark.parametrize("base", OFFERED)
+def test_the_recorded_verdict_is_what_the_tokenizer_alone_says(base):
+    assert chat_for(TEMPLATE_OF[base])[0].rendering == RENDERINGS[base]
+
+
+@pytest.mark.parametrize("base", [base for base, found in RENDERINGS.items() if found.history_as_served])
+def test_each_answer_is_learned_after_exactly_what_a_server_renders(base):
+    messages = talk(None)
+    rows, _, tokenizer = rows_of(TEMPLATE_OF[base], messages)
+    prompts = []
+    for row in rows:
+        starts = [at for at, label in enumerate(row.labels) if label != IGNORED and row.labels[at - 1] == IGNORED]
+        prompts += [tokenizer.decode(row.input_ids[:start]) for start in starts]
+    assert prompts == [as_prompted(tokenizer, messages[: 2 * turn + 1]) for turn in range(TURNS)]
+
+
+def test_r1_learns_to_close_the_thought_that_its_prompt_has_begun():
+    rows, chat, tokenizer = rows_of("r1_distill", talk())
+    assert len(rows) == TURNS, "a server renders earlier answers without thoughts, so each answer is a row"
+    assert [learned_pieces(tokenizer, row) for row in rows] == [
+        [f"\n</think>\n\n{answer}<｜end▁of▁sentence｜>"] for answer in ANSWERS
+    ]
+    last = tokenizer.decode(rows[-1].input_ids)
+    assert last.count("<think>") == 1
+    assert last.startswith("<s>Be brief.<｜User｜>Question 1?<｜Assistant｜>Answer 1")
+    assert chat.takes_system
+
+
+def test_r1_learns_a_thought_that_an_answer_has_and_history_drops_it():
+    messages = talk()
+    messages[2] = Message("assistant", "<think>\nFirst, count.\n</think>\n\nIt is 7.")
+    rows, _, tokenizer = rows_of("r1_distill", messages)
+    assert learned_pieces(tokenizer, rows[0]) == ["First, count.\n</think>\n\nIt is 7.<｜end▁of▁sentence｜>"]
+    assert "count" not in tokenizer.decode(rows[1].input_ids)
+
+
+def test_an_empty_thought_of_the_rendering_is_not_learned_twice():
+    rows, _, tokenizer = rows_of("empty_thought", talk(None))
+    assert [learned_pieces(tokenizer, row) for row in rows] == [
+        [f"\n</think>\n\n{answer}<|im_end|>"] for answer in ANSWERS
+    ]
+
+
+def test_qwen3_keeps_an_empty_thought_in_training_and_says_so(tmp_path):
+    from lora_trainer.data.rows import prepare_data
+
+    path = tmp_path / "dataset.jsonl"
+    path.write_text('{"messages": [' + ", ".join(
+        f'{{"role": "{message.role}", "content": "{message.content[:9]}"}}' for message in talk(None)
+    ) + "]}")  # fmt: skip
+    notes = prepare_data(path, chat_for("qwen3")[0], Hyperparameters(validation_share=0)).notes
+    assert any("keep the empty thought" in note for note in notes)
+
+
+@pytest.mark.parametrize("base", REFUSALS)
+def test_a_base_that_can_not_be_rendered_is_refused_before_a_launch(base):
+    """GLM's template ends an answer with nothing: the next user's mark is what stops it."""
+    with pytest.raises(BaseModelUnknownError, match="never learn to stop"):
+        _ = Chat(tokenizer_with("glm", NO_STOP)).rendering
+    with pytest.raises(PreflightError, match="can't be trained: its chat template ends"):
+        preflight.check_base_model(Hyperparameters(base_model=base), (*OFFERED, base))
+
+
+def test_a_base_is_judged_by_its_tokenizer_before_it_is_offered(tmp_path, capsys):
+    for name, template in (("good", "r1_distill"), ("bad", "x")):
+        tokenizer_with(template, NO_STOP if template == "x" else None).save_pretrained(tmp_path / name)
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
+    assert main([str(tmp_path / "good"), "--volume", str(tmp_path)]) == 0
+    assert "opens_thought=True" in capsys.readouterr().out
+    assert main([str(tmp_path / "bad"), "--volume", str(tmp_path)]) == 1
+    assert "stop token" in capsys.readouterr().err

@@ -1,0 +1,122 @@
+"""Which exceptions mean that memory ran out, which that the GPU is lost, which that a file is damaged."""
+
+import errno
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from lora_trainer.models import loading as models
+from lora_trainer.models.bases import Base
+from lora_trainer.models.cuda_faults import context_is_broken, is_out_of_memory
+from lora_trainer.errors import BaseModelMismatchError, TrainingError
+from lora_contract.protocol import FAULTS, ErrorCode, Fault
+from lora_trainer.recipe.train import explain, run_training
+
+pytestmark = pytest.mark.gpu_stack
+
+MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"),
+]
+DRIVER = [
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+]
+PASSING = [
+    *DRIVER,
+    OSError(errno.EIO, "Input/output error"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    SafetensorError("I/O error: Input/output error (os error 5)"),
+    RuntimeError("We encountered some issues during automatic conversion of the weights."),
+]
+DAMAGE = [
+    SafetensorError("Error while deserializing header: incomplete metadata, file not fully covered"),
+    KeyError("model.layers.0.mlp.up_proj.weight"),
+    RuntimeError("You set `ignore_mismatched_sizes` to `False`, thus raising an error."),
+    RuntimeError("Error(s) in loading state_dict for LlamaForCausalLM: size mismatch for lm_head.weight"),
+    OSError("Error no file named model.safetensors found in directory"),
+]
+
+
+@pytest.mark.parametrize("error", MEMORY)
+def test_every_form_of_memory_running_out_is_known(error):
+    assert is_out_of_memory(error)
+    assert explain(error).code is ErrorCode.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("error", [*PASSING, *DAMAGE])
+def test_nothing_else_is_taken_for_it(error):
+    assert not is_out_of_memory(error)
+
+
+def loading(monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", fail)
+    config = SimpleNamespace(model_type="llama")
+    return models.load_model(Base("org/model", None, "folder"), config, models.Hardware("cpu", torch.float32))
+
+
+@pytest.mark.parametrize("error", DAMAGE)
+def test_a_damaged_base_model_is_final_and_says_what_to_remove(monkeypatch, error):
+    with pytest.raises(BaseModelMismatchError, match="can't be loaded"):
+        loading(monkeypatch, error)
+
+
+@pytest.mark.parametrize("error", PASSING)
+def test_what_may_pass_while_loading_is_tried_again(monkeypatch, caplog, error):
+    with pytest.raises(TrainingError) as caught:
+        loading(monkeypatch, error)
+    assert FAULTS[caught.value.code] is Fault.TRANSIENT
+    assert type(error).__name__ in caplog.text
+    assert "org/model" in caught.value.message
+
+
+@pytest.mark.parametrize("error", [*MEMORY, OSError(errno.ENOSPC, "No space left on device")])
+def test_memory_and_disk_that_run_out_while_loading_keep_their_names(monkeypatch, error):
+    with pytest.raises(type(error)) as caught:
+        loading(monkeypatch, error)
+    assert explain(caught.value).code in {ErrorCode.OUT_OF_MEMORY, ErrorCode.DISK_FULL}
+
+
+class Trainer:
+    """Fails at once, and says whether it was asked to save."""
+
+    def __init__(self, error):
+        self.error = error
+        self.saved = []
+        self.state = SimpleNamespace(global_step=3)
+
+    def train(self, resume_from_checkpoint):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "saves"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False),
+    ],
+)
+def test_a_broken_gpu_context_is_not_saved_from_and_the_last_checkpoint_goes_on(monkeypatch, error, saves):
+    trainer, saved = Trainer(error), []
+    monkeypatch.setattr("lora_trainer.recipe.train.save_checkpoint_now", lambda *_: saved.append(True))
+    stop = SimpleNamespace(training_begins=lambda: None)
+    assert run_training(trainer, None, stop, None) is False
+    assert bool(saved) is saves
+
+
+@pytest.mark.parametrize("error", DRIVER)
+def test_a_gpu_that_fails_is_named_and_tried_again(error):
+    assert context_is_broken(error)
+    known = explain(error)
+    assert FAULTS[known.code] is Fault.TRANSIENT
+    assert "GPU" in known.message
+    assert "checkpoint" in known.hint

@@ -1,0 +1,120 @@
+"""The plan, against the model that the issue names and against what is counted elsewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_trainer.errors import DoesNotFitError
+from lora_contract.hyperparameters import Hyperparameters
+from lora_trainer.models.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_for_base, plan_memory
+from lora_worker.configuration.settings import Settings
+
+pytestmark = pytest.mark.gpu_stack
+
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def headline():
+    """Qwen3-Next-80B-A3B at rank 16, 4,096 tokens, micro-batch 1: the defaults of its configuration."""
+    from transformers import Qwen3NextConfig
+
+    return plan_memory(Qwen3NextConfig(), Hyperparameters(rank=16), row_tokens=4096, micro_batch=1)
+
+
+def test_qwen3_next_80b_fits_one_80_gb_gpu(headline):
+    assert headline.weight_bytes <= 48 * GB
+    assert headline.loading_peak <= 60 * GB
+    assert headline.total <= 76 * GB
+    assert headline.adapter_bytes <= 600e6
+    assert headline.weights["experts, 4 bits"] == pytest.approx(77.31e9 / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("mistralai/Mistral-7B-Instruct-v0.2", 7.242),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", 8.030),
+        ("Qwen/Qwen2.5-7B-Instruct", 7.616),
+        ("Qwen/Qwen3-8B", 8.191),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", 30.532),
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", 79.674),
+    ],
+)
+def test_a_well_known_model_is_planned_offline_with_its_true_size(name, billions, tmp_path):
+    plan = plan_for_base(name, Hyperparameters(), row_tokens=2048, micro_batch=1, volume=tmp_path)
+    assert plan.checkpoint_bytes / 2e9 == pytest.approx(billions, rel=1e-3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_is_refused_with_figures_and_remedy(headline):
+    with pytest.raises(DoesNotFitError) as caught:
+        check_plan(headline, 48 * GB, "L40S")
+    text = caught.value.as_protocol().sentence()
+    assert "GB of GPU memory" in text
+    assert "L40S has 48.0 GB" in text
+    assert "max_length" in text
+    assert "80 GB or more" in text
+    check_plan(headline, 80 * GB, "A100")
+
+
+def test_the_micro_batch_grows_into_the_spare_memory(headline):
+    assert largest_fitting_micro_batch(headline, 64, 48 * GB) == 0
+    assert largest_fitting_micro_batch(headline, 64, 60 * GB) == 1
+    assert 1 < largest_fitting_micro_batch(headline, 64, 80 * GB) < 10
+    assert largest_fitting_micro_batch(headline, 2, 180 * GB) == 2
+
+
+def test_packed_rows_without_flash_attention_are_planned_with_their_mask():
+    from transformers import MistralConfig
+
+    def planned(masked):
+        return plan_memory(MistralConfig(), Hyperparameters(), row_tokens=32_768, micro_batch=1, masked=masked)
+
+    mask = planned(True).training["mask of packed examples"]
+    assert mask >= 3 * 32_768**2
+    assert planned(True).total - planned(False).total >= mask
+
+
+def test_the_table_names_every_part_and_the_verdict(headline):
+    table = format_plan(headline, gpu_name="A100-80GB", gpu_bytes=80 * GB)
+    for words in ("experts, 4 bits", "optimizer", "peak while loading", "adapter", "fits on A100-80GB"):
+        assert words in table
+    assert "DOES NOT FIT" in format_plan(headline, gpu_name="L4", gpu_bytes=24 * GB)
+
+
+@pytest.mark.parametrize("change", [{}, {"rank": 64}, {"use_dora": True}, {"target_experts": True}])
+def test_planned_weights_are_those_that_train(change):
+    from sandbox.tiny_architectures import tiny_config
+    from lora_trainer.models.loading import attach_lora
+
+    architecture = "qwen3_next" if change.get("target_experts") else "llama"
+    config = tiny_config(architecture, vocab_size=512)
+    parameters = Hyperparameters(**change)
+    plan = plan_memory(config, parameters, row_tokens=128, micro_batch=1)
+    with torch.device("meta"):
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_config(config)
+    assert attach_lora(model, parameters).trainable == plan.trainable
+
+
+def test_the_table_in_the_documentation_is_what_the_plan_says(tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+    rows = re.findall(r"^\| `(\S+/\S+)` \| (.*) \|$", page, re.MULTILINE)
+    assert [name for name, _ in rows] == list(Settings.model_fields["base_models"].default)
+    for name, cells in rows:
+        short, long = (
+            plan_for_base(name, Hyperparameters(rank=16), row_tokens=tokens, micro_batch=1, volume=tmp_path)
+            for tokens in (2048, 4096)
+        )
+        assert cells.split(" | ") == [
+            f"{short.weight_bytes / GB:.1f} GB",
+            f"{short.loading_peak / GB:.1f} GB",
+            f"{short.total / GB:.0f} GB",
+            f"{long.total / GB:.0f} GB",
+            f"{short.adapter_bytes / 1e6:.0f} MB",
+            f"{short.checkpoint_bytes / GB:.0f} GB",
+        ], name

@@ -1,0 +1,26 @@
+"""What the optimizer is told."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lora_contract.hyperparameters import Hyperparameters
+from lora_trainer.recipe.sft import _loraplus_optimizer
+
+pytestmark = pytest.mark.gpu_stack
+
+
+def test_lora_plus_decays_weights_as_asked_for():
+    from tests.unit.trainer.models.test_targets import meta_model
+    from lora_trainer.models.loading import attach_lora
+
+    parameters = Hyperparameters(loraplus_lr_ratio=4, weight_decay=0.05, learning_rate=1e-4)
+    trainer = SimpleNamespace(
+        model=attach_lora(meta_model("llama"), parameters).model,
+        args=None,
+        get_optimizer_cls_and_kwargs=lambda _: (torch.optim.AdamW, {"lr": 1e-4}),
+    )
+    groups = [group for group in _loraplus_optimizer(trainer, parameters).param_groups if group["params"]]
+    assert {group["weight_decay"] for group in groups} == {0.05}
+    assert {group["lr"] for group in groups} == {1e-4, 4e-4}

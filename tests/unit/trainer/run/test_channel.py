@@ -1,0 +1,78 @@
+"""What the trainer hears over its line to the database: only an answer of the function itself ends a training."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.unit.trainer.project import TOKEN, URL
+from lora_trainer.run.channel import ChannelClient, _PassingFaultError
+from lora_trainer.errors import ChannelUnreachableError
+from lora_contract.protocol import Channel
+
+SECRET = "a gateway's words"
+
+
+async def fault(function: str, response: httpx.Response) -> ChannelUnreachableError:
+    """What the function raises when the patience is over and it still answers so."""
+    async with ChannelClient(
+        Channel(url=URL, key="sb_publishable_x", token=TOKEN),
+        external_job_id="j",
+        execution_id="e",
+        patience_seconds=0,
+        transport=httpx.MockTransport(lambda _: response),
+    ) as channel:
+        calls = {
+            "check_in": channel.check_in,
+            "request_upload": lambda: channel.request_upload([]),
+            "upload_grant": channel.upload_grant,
+        }
+        with pytest.raises(ChannelUnreachableError) as caught:
+            await calls[function]()
+    assert SECRET not in f"{caught.value.message} {caught.value.hint}"
+    return caught.value
+
+
+@pytest.mark.parametrize("function", ["check_in", "request_upload", "upload_grant"])
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(200, html=f"<html>{SECRET}</html>"),
+        httpx.Response(200),
+        httpx.Response(204),
+        httpx.Response(200, json=SECRET),
+        httpx.Response(200, json=True),
+        httpx.Response(200, json=[]),
+        httpx.Response(200, json={}),
+        httpx.Response(200, json={"may_train": "yes", "ok": "yes", "granted": "yes", "reason": "ok"}),
+        httpx.Response(200, json={"may_train": False, "reason": SECRET}),
+        httpx.Response(302),
+        httpx.Response(403, html=f"<html>{SECRET}</html>"),
+        httpx.Response(404, html="<html>"),
+        httpx.Response(404, json={"code": "PGRST202", "message": SECRET}),
+        httpx.Response(405, json={"code": "25006", "message": SECRET}),
+        httpx.Response(500, json={"code": "57014", "message": SECRET}),
+        httpx.Response(503, json={"code": "PGRST001"}),
+        httpx.Response(540, json={"message": "paused"}),
+        httpx.Response(200, content=b"[" * 100_000),
+    ],
+    ids=lambda response: f"{response.status_code} {response.text[:40]}",
+)
+async def test_what_is_no_answer_of_the_function_is_waited_out(function: str, response: httpx.Response) -> None:
+    assert isinstance(await fault(function, response), _PassingFaultError)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(401, json={"message": "Invalid API key"}),
+        httpx.Response(401, json={"code": "PGRST301", "message": SECRET}),
+        httpx.Response(401, json={"code": "42501", "message": SECRET}),
+        httpx.Response(400, json={"code": "PT400", "message": SECRET}),
+    ],
+    ids=lambda response: f"{response.status_code} {response.text[:40]}",
+)
+async def test_a_refusal_is_said_at_once_without_the_servers_words(response: httpx.Response) -> None:
+    refusal = await fault("check_in", response)
+    assert not isinstance(refusal, _PassingFaultError)
+    assert refusal.hint

@@ -1,0 +1,401 @@
+import asyncio
+import errno
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+import respx
+
+from tests.unit.trainer.project import TOKEN, FakeProject, request_input
+from tests.waiting import PATIENCE_SECONDS
+from lora_trainer import handler as handler_module
+from lora_trainer.run.execution import Execution, fingerprint_of, stop_margin_seconds
+from lora_trainer.handler import handler, parse_request
+from lora_contract.hyperparameters import hyperparameters_with_both_shapes
+from lora_contract.protocol import ErrorCode, Manifest, Result
+from lora_trainer.settings import Settings
+from lora_trainer.run.volume import JobFolder
+
+
+@pytest.fixture
+def project():
+    with respx.mock(assert_all_called=False) as router:
+        yield FakeProject(router)
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_CHILD_NOTE", str(tmp_path / "note.json"))
+    monkeypatch.setenv("RUNPOD_AI_API_KEY", "secret-of-runpod")
+    return Settings(
+        child="tests.unit.trainer.fake_child",
+        volume=tmp_path / "volume",
+        heartbeat_seconds=0.05,
+        progress_seconds=0.01,
+        settle_seconds=0,
+        grace_seconds=20,
+        channel_patience_seconds=0.01,
+        grant_poll_seconds=0.01,
+    )
+
+
+class Run:
+    def __init__(self, settings: Settings, **changes):
+        self.posts: list[dict] = []
+        self.execution = Execution(parse_request(request_input(**changes)), "runpod-job-1", settings, self._send)
+        self.volume = settings.volume
+
+    async def _send(self, payload):
+        self.posts.append(payload)
+
+    async def result(self) -> Result:
+        return await self.execution.run()
+
+    def start(self) -> asyncio.Task:
+        return asyncio.create_task(self.execution.run())
+
+    async def until_file(self, name: str) -> Path:
+        while not (found := list(self.volume.glob(f"lora-jobs/job-1/*/{name}"))):
+            await asyncio.sleep(0.02)
+        return found[0]
+
+
+def child_note(tmp_path) -> dict:
+    return json.loads((tmp_path / "note.json").read_text())
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_a_trained_adapter_is_published_with_its_manifest_last_fault_31(project, settings, monkeypatch):
+    monkeypatch.setenv("FAKE_CHILD", "succeed")
+    run = Run(settings)
+    result = await run.result()
+    assert result.status == "completed"
+    assert project.upload_order == ["adapter_config.json", "adapter_model.safetensors", "manifest.json"]
+    manifest = Manifest.model_validate_json(project.uploads["manifest.json"])
+    assert manifest.model_copy(update={"points": []}) == result.manifest
+    assert [point.step for point in manifest.points] == [1, 2, 3]
+    assert {file.path: file.bytes for file in manifest.files} == {
+        "adapter_config.json": 2,
+        "adapter_model.safetensors": 700,
+    }
+    assert project.upload_headers["adapter_model.safetensors"]["content-type"] == "application/octet-stream"
+    assert project.upload_headers["manifest.json"]["content-type"] == "application/json"
+    assert project.upload_headers["manifest.json"]["x-upsert"] == "true"
+    assert [point.step for point in result.points] == [1, 2, 3]
+    assert result.summary.execution_seconds > 0
+    assert not (settings.volume / "lora-jobs" / "job-1").exists()
+
+
+@pytest.mark.parametrize("ending", ["succeed_after:10000", "fail_after:10000"])
+@pytest.mark.parametrize("chart_points", [100, 1000])
+async def test_result_and_manifest_of_a_long_run_stay_small_and_have_its_first_and_last_step(
+    project, settings, monkeypatch, ending, chart_points
+):
+    monkeypatch.setenv("FAKE_CHILD", ending)
+    limits = {"max_seconds": 600, "chart_points": chart_points}
+    result = await Run(settings, limits=limits).result()
+    assert len(json.dumps(result.as_output())) < 100_000
+    assert (result.points[0].step, result.points[-1].step) == (1, 10_000)
+    if result.status == "completed":
+        points = Manifest.model_validate_json(project.uploads["manifest.json"]).points
+        assert (points[0].step, points[-1].step) == (1, 10_000)
+        assert 1000 <= len(points) <= 4000
+
+
+async def test_progress_is_posted_in_order_and_stages_only_move_forward(project, settings, monkeypatch):
+    monkeypatch.setenv("FAKE_CHILD", "succeed")
+    run = Run(settings)
+    await run.result()
+    stages = [post["stage"] for post in run.posts]
+    order = ["setup", "downloading", "preparing", "training", "uploading"]
+    assert stages == sorted(stages, key=order.index)
+    assert [post["progress"] for post in run.posts] == sorted(post["progress"] for post in run.posts)
+    assert run.posts[-1]["points"]
+
+
+async def test_the_first_act_is_the_fence_and_a_superseded_run_trains_nothing(project, settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("FAKE_CHILD", "succeed")
+    project.refusal = "superseded"
+    run = Run(settings)
+    result = await run.result()
+    assert result.status == "superseded"
+    assert result.error is None
+    assert "error" not in result.as_output()
+    assert not (tmp_path / "note.json").exists()
+    assert project.check_ins[0]["external_job_id"] == "runpod-job-1"
+    assert run.posts == []
+
+
+async def test_a_cancelled_job_is_not_started(project, settings, tmp_path):
+    project.refusal = "cancelled"
+    result = await Run(settings).result()
+    assert (result.status, result.error.code) == ("failed", ErrorCode.CANCELLED)
+    assert not (tmp_path / "note.json").exists()
+
+
+@pytest.mark.parametrize(("refusal", "status"), [("superseded", "superseded"), ("cancelled", "failed")])
+async def test_losing_the_fence_while_training_kills_the_child_at_once(
+    project, settings, monkeypatch, tmp_path, refusal, status
+):
+    monkeypatch.setenv("FAKE_CHILD", "ignore_sigterm")
+    run = Run(settings)
+    task = run.start()
+    await run.until_file("ready")
+    project.refusal = refusal
+    result = await task
+    assert result.status == status
+    assert not is_running(child_note(tmp_path)["pid"])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, html="<html>Just a moment</html>"),
+        httpx.Response(200, json={"may_train": False, "reason": "paused"}),
+        httpx.Response(503, json={"code": "PGRST002", "message": "no schema cache"}),
+    ],
+    ids=lambda answer: answer.text[:30],
+)
+async def test_a_heartbeat_without_an_answer_of_the_function_ends_no_training(project, settings, monkeypatch, answer):
+    monkeypatch.setenv("FAKE_CHILD", "wait")
+    run = Run(settings)
+    task = run.start()
+    await run.until_file("ready")
+    project.refusal = "superseded"
+    project.check_in_answers = [answer] * 3
+    result = await task
+    # The fourth was a verdict; the three before were none.
+    assert project.check_in_answers == []
+    assert result.status == "superseded"
+
+
+async def test_a_job_stop_lets_the_child_save_and_then_ends_the_handler(project, settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("FAKE_CHILD", "wait")
+    run = Run(settings)
+    task = run.start()
+    await run.until_file("ready")
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()  # RunPod may repeat it
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await run.until_file("saved")
+    assert not is_running(child_note(tmp_path)["pid"])
+
+
+async def test_sigterm_saves_a_checkpoint_and_is_nobodys_fault(project, settings, monkeypatch):
+    monkeypatch.setenv("FAKE_CHILD", "wait")
+    run = Run(settings)
+    task = run.start()
+    await run.until_file("ready")
+    run.execution.stop.set()
+    result = await task
+    assert result.error.code is ErrorCode.INTERRUPTED
+    assert await run.until_file("saved")
+    assert [point.step for point in result.points] == [1, 2, 3]
+
+
+async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(project, settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("FAKE_CHILD", "ignore_sigterm")
+    run = Run(settings.model_copy(update={"grace_seconds": 0.05}))
+    task = run.start()
+    await run.until_file("ready")
+    run.execution.stop.set()
+    assert (await task).error.code is ErrorCode.INTERRUPTED
+    assert not is_running(child_note(tmp_path)["pid"])
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "full"), OSError(errno.ESTALE, "stale"), FileNotFoundError()])
+async def test_a_volume_that_takes_no_note_does_not_end_a_healthy_run(project, settings, monkeypatch, caplog, fault):
+    def broken(folder, run_id, seconds):
+        if seconds > 0:
+            refused.append(threading.current_thread())
+            raise fault
+
+    refused = []
+    monkeypatch.setattr(JobFolder, "note_seconds", broken)
+    monkeypatch.setenv("FAKE_CHILD", "wait")
+    run = Run(settings)
+    task = run.start()
+    while len(refused) < 3 and not task.done():
+        await asyncio.sleep(0.01)
+    run.execution.stop.set()
+    assert (await task).error.code is ErrorCode.INTERRUPTED
+    assert threading.main_thread() not in refused, "a slow volume would hold up the heartbeat and the progress"
+    assert type(fault).__name__ in caplog.text
+
+
+async def test_nothing_is_noted_in_a_folder_that_is_being_removed(project, settings, monkeypatch):
+    def remove(folder):
+        beats = len(project.check_ins)
+        noted.clear()
+        while len(project.check_ins) < beats + 3:
+            threading.Event().wait(0.01)
+        removed.append(list(noted))
+
+    noted, removed = [], []
+    monkeypatch.setattr(JobFolder, "remove", remove)
+    monkeypatch.setattr(JobFolder, "note_seconds", lambda folder, run_id, seconds: noted.append(seconds))
+    monkeypatch.setenv("FAKE_CHILD", "succeed")
+    assert (await Run(settings).result()).status == "completed"
+    assert removed == [[]]
+
+
+async def test_a_restarted_execution_goes_on_with_the_time_of_its_run(project, settings, monkeypatch):
+    monkeypatch.setenv("FAKE_CHILD", "wait")
+    earlier = JobFolder(settings.volume / "lora-jobs" / "job-1", "earlier")
+    earlier.take("run-1")
+    earlier.note_seconds("run-1", 3600)
+    result = await asyncio.wait_for(Run(settings, limits={"max_seconds": 3600}).result(), 60)
+    assert result.error.code is ErrorCode.TIME_LIMIT
+    assert result.summary.execution_seconds >= 3600
+
+
+async def test_the_child_is_stopped_before_the_time_limit(project, settings, monkeypatch):
+    monkeypatch.setenv("FAKE_CHILD", "wait")
+    run = Run(settings, limits={"max_seconds": 3})
+    result = await run.result()
+    assert result.error.code is ErrorCode.TIME_LIMIT
+    assert await run.until_file("saved")
+    assert stop_margin_seconds(3, 60) == pytest.approx(0.3)
+    assert stop_margin_seconds(36_000, 60) == 90
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        (f"signal:{int(signal.SIGSEGV)}", "SIGSEGV"),
+        (f"signal:{int(signal.SIGKILL)}", "memory ran out"),
+        ("exit:7", "exit code 7"),
+        ("exit:0", "exit code 0"),
+    ],
+)
+async def test_a_crashed_child_is_a_failure_that_names_how_fault_59(project, settings, monkeypatch, behaviour, words):
+    monkeypatch.setenv("FAKE_CHILD", behaviour)
+    result = await Run(settings).result()
+    assert (result.status, result.error.code) == ("failed", ErrorCode.CHILD_CRASHED)
+    assert words in result.error.message
+    assert [point.step for point in result.points] == [1, 2, 3]
+
+
+async def test_a_failure_also_fails_the_runpod_job_and_keeps_its_code(project, settings, monkeypatch):
+    monkeypatch.setenv("FAKE_CHILD", "fail")
+    output = (await Run(settings).result()).as_output()
+    assert output.pop("error") == "Line 17 is not JSON."  # what RunPod's SDK takes away
+    assert Result.model_validate(output).error.code is ErrorCode.DATASET_INVALID
+
+
+async def test_memory_that_ran_out_is_tried_again_with_a_smaller_micro_batch(project, settings, monkeypatch):
+    monkeypatch.setenv("FAKE_CHILD", "out_of_memory_until:1")
+    result = await Run(settings).result()
+    assert result.status == "completed"
+    assert result.summary.notes == ["micro-batch 1"]
+
+
+async def test_the_child_gets_no_secret(project, settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("FAKE_CHILD", "succeed")
+    await Run(settings).result()
+    note = (tmp_path / "note.json").read_text()
+    for secret in (TOKEN, "sb_publishable_x", "secret-of-runpod", "project.example/dataset"):
+        assert secret not in note
+
+
+async def test_an_ungranted_adapter_stays_on_the_volume_and_is_published_by_the_next_attempt_fault_39(
+    project, settings, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("FAKE_CHILD", "succeed")
+    project.grants_after = 10_000
+    first = await Run(settings, limits={"max_seconds": 600, "grant_wait_seconds": 0.05}).result()
+    assert (first.status, first.error.code) == ("unpublished", ErrorCode.GRANT_MISSING)
+    assert project.uploads == {}
+
+    project.grants_after = 2
+    (tmp_path / "note.json").unlink()
+    second = await Run(settings, run_id="run-2", output={"bucket": "b", "prefix": "user/run-2/"}).result()
+    assert second.status == "completed"
+    assert not (tmp_path / "note.json").exists(), "it trained again"
+    assert second.manifest.run_id == "run-2"
+
+
+async def test_an_adapter_of_other_hyperparameters_is_not_taken_for_this_one(project, settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("FAKE_CHILD", "succeed")
+    project.grants_after = 10_000
+    await Run(settings, limits={"max_seconds": 600, "grant_wait_seconds": 0.05}).result()
+    project.grants_after = 0
+    (tmp_path / "note.json").unlink()
+    changed = {"base_model": "tiny", "epochs": 2}
+    assert (await Run(settings, hyperparameters=changed).result()).status == "completed"
+    assert (tmp_path / "note.json").exists()
+
+
+async def test_a_run_stopped_while_it_waits_for_its_grant_is_unpublished_not_failed(project, settings, monkeypatch):
+    monkeypatch.setenv("FAKE_CHILD", "succeed")
+    project.grants_after = 10_000
+    run = Run(settings)
+    task = run.start()
+    while not project.requested:
+        await asyncio.sleep(0.02)
+    run.execution.stop.set()
+    assert (await task).status == "unpublished"
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"other bytes", ErrorCode.DATASET_CHANGED),
+        (b'{"messages": {}}\n', ErrorCode.DATASET_CHANGED),
+    ],
+)
+async def test_a_dataset_that_changed_is_not_trained_on(project, settings, tmp_path, content, code):
+    project.dataset = content
+    result = await Run(settings).result()
+    assert result.error.code is code
+    assert not (tmp_path / "note.json").exists()
+
+
+async def test_a_request_that_is_none_is_refused_without_repeating_its_values():
+    output = await handler({"id": "x", "input": {"job_id": "j", "run_id": "r", "channel": {"token": "secret"}}})
+    assert output["status"] == "failed"
+    assert output["failure"]["code"] == "request_invalid"
+    assert "dataset" in output["error"]
+    assert "secret" not in json.dumps(output)
+
+
+async def test_another_protocol_is_refused_with_the_remedy():
+    output = await handler({"id": "x", "input": request_input(protocol=2)})
+    assert "protocol 2" in output["error"]
+    assert "same release" in output["error"]
+
+
+async def test_sigterm_reaches_the_execution_and_the_sdk(monkeypatch):
+    heard = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: heard.append("sdk"))
+    try:
+        stopped = asyncio.Event()
+        with handler_module._on_sigterm(stopped.set):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(stopped.wait(), PATIENCE_SECONDS)
+        assert heard == ["sdk"]
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_what_the_worker_adds_to_a_job_at_its_launch_makes_no_other_training():
+    """Else the second attempt would know neither checkpoint nor adapter of the first."""
+    chosen = {"epochs": 2, "rank": 8, "base_model": "base"}
+    first = parse_request(request_input(hyperparameters=chosen))
+    enriched = hyperparameters_with_both_shapes(chosen, first.hyperparameters)
+    second = parse_request(request_input(hyperparameters=enriched))
+    assert fingerprint_of(first, "0" * 64) == fingerprint_of(second, "0" * 64)
+    other = parse_request(request_input(hyperparameters={**chosen, "alpha": 64}))
+    assert fingerprint_of(first, "0" * 64) != fingerprint_of(other, "0" * 64)

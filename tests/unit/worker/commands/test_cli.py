@@ -1,0 +1,40 @@
+"""The command line starts light, and nothing of the worker imports torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has imported after `code`."""
+    ask = f"{code}\nimport sys, json; print(json.dumps(sorted({{n.split('.')[0] for n in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_help_imports_nothing_heavy() -> None:
+    ask_for_help = "import sys; sys.argv = ['lora-worker', '--help']\nfrom lora_worker.commands.cli import main\n"
+    code = ask_for_help + "try: main()\nexcept SystemExit: pass"
+    assert not modules_after(code) & {"httpx", "pydantic", "supabase", "postgrest", "storage3", "structlog", "torch"}
+
+
+def test_the_daemon_imports_neither_torch_nor_a_gpu_clouds_sdk() -> None:
+    assert not modules_after("import lora_worker.duties.daemon, lora_worker.commands.doctor") & {"torch", "transformers", "runpod", "datasets"}
+
+
+@pytest.mark.parametrize("command", ["run", "status", "doctor", "resume", "migrate", "settings", "plan"])
+def test_every_command_explains_itself(command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "lora_worker.commands.cli", command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+def test_settings_lists_every_variable_without_a_value() -> None:
+    done = subprocess.run([sys.executable, "-m", "lora_worker.commands.cli", "settings", "--json"], capture_output=True, text=True)
+    names = {row["variable"] for row in json.loads(done.stdout)}
+    assert "SUPABASE_URL" in names
+    assert "LORA_WORKER_POLL_SECONDS" in names

@@ -1,0 +1,161 @@
+"""What goes wrong on the first day ends in one sentence that says what to do, and shows no secret."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import respx
+from tenacity import wait_none
+from typer.testing import CliRunner
+
+from tests.unit.worker.configuration.test_settings import GOOD
+from lora_worker.commands.cli import app
+from lora_worker.commands.doctor import Check, examine
+from lora_worker.errors import ServiceRefusedError
+from lora_worker.database.queue import Queue
+from lora_worker.services import Services, open_services
+from lora_worker.configuration.settings import Settings
+
+SUPABASE, RUNPOD = "https://p.supabase.co", "https://api.runpod.ai/v2/ep"
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    monkeypatch.chdir(tmp_path)
+    for name, value in GOOD.items():
+        monkeypatch.setenv(name, value)
+    # Loggers keep the first stream that they are given, and this one is closed with the test.
+    monkeypatch.setattr("lora_worker.observability.telemetry.configure_logging", lambda _: None)
+    return monkeypatch
+
+
+@pytest.fixture
+async def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Services]:
+    monkeypatch.chdir(tmp_path)
+    # No wait between two tries of a call.
+    monkeypatch.setattr("lora_worker.database.queue.wait_random_exponential", lambda **_: wait_none())
+    settings = Settings(
+        supabase_url=SUPABASE,
+        supabase_service_role_key="sb_secret_x",
+        supabase_publishable_key="sb_publishable_x",
+        gpu_cluster_api_url=RUNPOD,
+        gpu_cluster_api_key="rpa_x",
+    )
+    async with open_services(settings) as opened:
+        yield opened
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    """Exit code and output of the command; an exception that escapes it fails the test."""
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    return done.exit_code, done.output
+
+
+REFUSED_KEYS = [
+    (401, {"message": "Invalid API key", "hint": "Double check your Supabase `anon` or `service_role` API key."}),
+    (401, {"message": "No API key found in request"}),
+    (401, {"message": "Legacy API keys are disabled"}),
+    (403, {"message": "Unauthorized"}),
+    (401, {"code": 401, "message": "Unregistered API key"}),
+    (401, {"code": "PGRST301", "message": "No suitable key or wrong key type"}),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), REFUSED_KEYS, ids=lambda value: str(value))
+async def test_a_wrong_service_key_is_told_as_such_and_not_as_a_database_that_is_away(
+    status: int, body: dict[str, Any]
+) -> None:
+    async with httpx.AsyncClient() as http, respx.mock(base_url=SUPABASE) as api:
+        api.post("/rest/v1/rpc/worker_schema_version").respond(status, json=body)
+        queue = Queue(SUPABASE, "sb_secret_wrong", worker="w", lease_seconds=60, http=http)
+        with pytest.raises(ServiceRefusedError, match="check SUPABASE_SERVICE_ROLE_KEY"):
+            await queue.check_schema()
+
+
+def failing(checks: list[Check]) -> dict[str, str]:
+    return {check.subject: check.finding for check in checks if check.ok is False}
+
+
+async def test_a_doctor_who_is_refused_everywhere_says_so_for_each_key(services: Services) -> None:
+    with respx.mock(assert_all_called=False) as api:
+        api.route(host="p.supabase.co").respond(401, json={"message": "Invalid API key"})
+        api.route(host="api.runpod.ai").respond(401)
+        checks = await examine(services)
+    found = failing(checks)
+    assert list(found) == ["database", "rights", "endpoint"]
+    assert "SUPABASE_SERVICE_ROLE_KEY" in found["database"]
+    assert "GPU_CLUSTER_API_KEY" in found["endpoint"]
+    assert [check.subject for check in checks if check.ok is None] == ["storage", "launches"]
+
+
+_NOT_SUPABASE: dict[str, dict[str, Any]] = {
+    "no such host": {"side_effect": httpx.ConnectError("secret")},
+    "a web page": {"return_value": httpx.Response(200, html="<html>Welcome</html>")},
+    "a web page that is not there": {"return_value": httpx.Response(404, html="<html>Not found</html>")},
+    "another service": {"return_value": httpx.Response(404, json={"detail": "Not Found"})},
+    "a project that sleeps": {"return_value": httpx.Response(540, json={"message": "Project paused"})},
+    "functions missing": {
+        "return_value": httpx.Response(404, json={"code": "PGRST202", "message": "Could not find the function"})
+    },
+}
+
+
+@pytest.mark.parametrize("wrong", _NOT_SUPABASE)
+async def test_one_fault_is_told_once_and_not_as_what_follows_from_it(services: Services, wrong: str) -> None:
+    with respx.mock(assert_all_called=False) as api:
+        api.route(host="p.supabase.co", path__startswith="/rest/").mock(**_NOT_SUPABASE[wrong])
+        api.route(host="p.supabase.co", path="/storage/v1/bucket").respond(200, json=[])
+        api.route(host="api.runpod.ai").respond(200, json={"workers": {"idle": 1}, "jobs": {}})
+        checks = await examine(services)
+    assert list(failing(checks)) == ["database"]
+    assert {check.subject for check in checks if check.ok is None} == {"rights", "storage", "launches"}
+    told = [f"{check.finding} {check.remedy}" for check in checks if check.ok is not True]
+    assert not any("bucket" in words for words in told)
+    assert any("migrate" in words for words in told) is (wrong == "functions missing")
+    assert "secret" not in " ".join(told)
+
+
+@pytest.mark.parametrize("body", [[], {"unexpected": True}, [{"id": 1}]], ids=str)
+async def test_an_answer_that_nobody_expected_hides_no_other_check(services: Services, body: Any) -> None:
+    with respx.mock(assert_all_called=False) as api:
+        api.route().respond(200, json=body)
+        found = await examine(services)
+    assert {check.subject for check in found} == {"database", "rights", "storage", "endpoint", "launches"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "foo",
+        "",
+        "https://p.supabase.co",
+        "postgresql://u:s3cr3t%zz@127.0.0.1/db",
+        "postgresql://u:s3cr3t@s3cr3t@nowhere.invalid/db",
+        "postgresql://u:s3cr3t@[::1/db",
+        "postgresql://u:s3cr3t@nowhere.invalid:s3cr3t/db",
+        "postgresql://u:s3cr3t@.nowhere.invalid/db",
+        # Nobody listens on the port of the discard service.
+        "postgresql://u:s3cr3t@127.0.0.1:9/db",
+    ],
+    ids=str,
+)
+def test_a_wrong_database_url_is_one_sentence_without_any_of_it(url: str) -> None:
+    code, output = run("migrate", "--database-url", url)
+    assert code == 1
+    assert "--database-url" in output
+    assert len(output.splitlines()) == 1
+    assert not any(part in output for part in ("s3cr3t", "nowhere", "supabase.co", "foo", "127.0.0.1"))
+
+
+def test_a_port_that_is_taken_is_named_with_its_variable(environment: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment.setenv("LORA_WORKER_HTTP_PORT", str(taken.getsockname()[1]))
+        code, output = run("run")
+    assert code == 1
+    assert "LORA_WORKER_HTTP_PORT" in output
+    assert len(output.splitlines()) == 1

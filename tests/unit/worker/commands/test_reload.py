@@ -1,0 +1,113 @@
+"""After a migration the command waits until REST serves it, says for what, and not for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from lora_worker.errors import SchemaCacheError, ServiceRefusedError
+from lora_worker.database.functions import WORKER_FUNCTIONS
+from lora_worker.commands.reload import see_it_served, wait_for_reload
+from lora_worker.database.rest import Rest
+
+UNKNOWN = httpx.Response(404, json={"code": "PGRST202", "message": "Could not find the function"})
+READ_ONLY = httpx.Response(405, json={"code": "25006", "message": "read-only"})
+ROWS: httpx.Response = httpx.Response(200, json=[])
+
+
+class Api:
+    """REST that serves the functions from a moment on, and a clock that only waiting turns."""
+
+    def __init__(self, *, served_at: float = 0.0, before: httpx.Response = UNKNOWN) -> None:
+        self.now = 0.0
+        self.served_at = served_at
+        self.before = before
+        self.said: list[str] = []
+        self.notified: list[float] = []
+        self.asked: set[str] = set()
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        name = request.url.path.removeprefix("/rest/v1/")
+        if not name.startswith("rpc/"):
+            return ROWS
+        assert request.method == "GET", "it may have an effect"
+        if self.now < self.served_at:
+            return self.before
+        self.asked.add(name.removeprefix("rpc/"))
+        return READ_ONLY
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    async def wait(self, seconds: float = 600) -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(self.answer)) as http:
+            await wait_for_reload(
+                Rest("http://db", "sb_secret_x", http=http),
+                seconds=seconds,
+                notify=lambda: self.notified.append(self.now),
+                say=self.said.append,
+                sleep=self.sleep,
+                clock=lambda: self.now,
+            )
+
+
+async def test_where_rest_serves_the_schema_nothing_is_waited_for_or_said() -> None:
+    api = Api()
+    await api.wait()
+    assert (api.now, api.said, api.notified) == (0.0, [], [])
+    assert api.asked == {function.name for function in WORKER_FUNCTIONS}
+
+
+async def test_it_waits_says_for_what_once_and_repeats_the_notification() -> None:
+    api = Api(served_at=500)
+    await api.wait()
+    assert 500 <= api.now < 503
+    (said,) = api.said
+    assert "waiting up to 600 s for REST to read the new schema" in said
+    assert len(api.notified) == 24
+
+
+async def test_it_does_not_wait_for_ever() -> None:
+    api = Api(served_at=5000)
+    with pytest.raises(SchemaCacheError, match=r"applied, but after 600 s .* SUPABASE_URL is the project of"):
+        await api.wait()
+    assert api.now < 603
+
+
+async def test_a_gateway_that_is_away_meanwhile_is_waited_for_too() -> None:
+    api = Api(served_at=30, before=httpx.Response(503, json={"code": "PGRST002", "message": "no schema cache"}))
+    await api.wait()
+    assert api.now >= 30
+    assert "PGRST002" in api.said[0]
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [{"message": "Invalid API key"}, {"code": "42501", "message": "permission denied for function settle_run"}],
+)
+async def test_what_no_waiting_mends_is_said_at_once(refusal: dict[str, Any]) -> None:
+    api = Api(served_at=5000, before=httpx.Response(401, json=refusal))
+    with pytest.raises(ServiceRefusedError):
+        await api.wait()
+    assert api.now == 0
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"SUPABASE_URL": "https://p.supabase.co"}, {"SUPABASE_URL": "no url", "SUPABASE_SECRET_KEY": "sb_secret_x"}],
+)
+def test_where_it_is_not_said_where_rest_is_it_is_said_what_may_take_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SECRET_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    said: list[str] = []
+    see_it_served("postgresql://nobody.invalid/db", seconds=600, say=said.append)
+    assert len(said) == 1
+    assert "SUPABASE_SERVICE_ROLE_KEY" in said[0]

@@ -1,0 +1,154 @@
+"""A wrong setting is named in one sentence, and never shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lora_worker.errors import SettingsError
+from lora_worker.configuration.settings import Settings, load_settings, variable_of
+
+GOOD = {
+    "SUPABASE_URL": "https://p.supabase.co/",
+    "SUPABASE_SERVICE_ROLE_KEY": "sb_secret_abcdef",
+    "SUPABASE_PUBLISHABLE_KEY": "sb_publishable_abcdef",
+    "GPU_CLUSTER_API_URL": "https://api.runpod.ai/v2/ep",
+    "GPU_CLUSTER_API_KEY": "rpa_abcdef",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    monkeypatch.chdir(tmp_path)
+    for name in (*GOOD, "SUPABASE_ANON_KEY", "SUPABASE_SECRET_KEY", "RUNPOD_ENDPOINT_ID", "RUNPOD_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in GOOD.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_the_five_variables_are_enough(environment: pytest.MonkeyPatch) -> None:
+    settings = load_settings()
+    assert settings.supabase_url == "https://p.supabase.co"
+    assert settings.supabase_service_role_key.get_secret_value() == "sb_secret_abcdef"
+
+
+def test_runpods_own_names_do_as_well(environment: pytest.MonkeyPatch) -> None:
+    environment.delenv("GPU_CLUSTER_API_URL")
+    environment.delenv("GPU_CLUSTER_API_KEY")
+    environment.setenv("RUNPOD_ENDPOINT_ID", "abc")
+    environment.setenv("RUNPOD_API_KEY", "rpa_x")
+    assert load_settings().gpu_cluster_api_url == "https://api.runpod.ai/v2/abc"
+
+
+@pytest.mark.parametrize("name", ["fleet", "", None])
+def test_no_two_processes_have_the_same_name_whatever_they_are_called(
+    environment: pytest.MonkeyPatch, name: str | None
+) -> None:
+    """A release by name must never give up another process's leases."""
+    environment.delenv("LORA_WORKER_NAME", raising=False)
+    if name is not None:
+        environment.setenv("LORA_WORKER_NAME", name)
+    first, second = load_settings(), load_settings()
+    assert first.name != second.name
+    assert re.fullmatch(rf"{name or '.+'}-[0-9a-f]{{8}}", first.name)
+
+
+@pytest.mark.parametrize("missing", GOOD)
+def test_a_missing_variable_is_named_fault_13(environment: pytest.MonkeyPatch, missing: str) -> None:
+    environment.delenv(missing)
+    with pytest.raises(SettingsError, match=missing):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SUPABASE_URL", "p.supabase.co"),
+        ("SUPABASE_SERVICE_ROLE_KEY", "  sb_secret_hidden"),
+        ("SUPABASE_PUBLISHABLE_KEY", "sb_secret_abcdef"),
+        ("LORA_WORKER_POLL_SECONDS", "-1"),
+        ("LORA_WORKER_SLOTS", "many"),
+        ("LORA_WORKER_LEASE_SECONDS", "1"),
+        ("LORA_WORKER_LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_variable_is_named_and_its_value_is_not_shown(
+    environment: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    environment.setenv(name, value)
+    with pytest.raises(SettingsError, match=name) as caught:
+        load_settings()
+    assert "sb_secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["SUPABASE_URL", "GPU_CLUSTER_API_URL"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://", "https://[abc", "https://x:port", "https://x:99999", "https://.supabase.co", "https://a b.co"),
+        *("https://u:s3cr3t@p.supabase.co", "https://p.supabase.co?x=1", f"https://{'x' * 64}.co"),
+    ],
+)
+def test_a_url_that_nothing_can_be_called_at_is_named_at_the_start(
+    environment: pytest.MonkeyPatch, name: str, url: str
+) -> None:
+    environment.setenv(name, url)
+    with pytest.raises(SettingsError, match=rf"^{name}: is not a URL to call: .*\.$") as caught:
+        load_settings()
+    assert url not in str(caught.value)
+
+
+def test_an_empty_supabase_url_is_named(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("SUPABASE_URL", "")
+    with pytest.raises(SettingsError, match=r"SUPABASE_URL: is empty"):
+        load_settings()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:54321", "http://[::1]:54321", "https://x_y.co/", "http://host/sub"])
+def test_a_url_of_ones_own_machine_or_behind_a_path_is_taken(environment: pytest.MonkeyPatch, url: str) -> None:
+    environment.setenv("SUPABASE_URL", url)
+    assert load_settings().supabase_url == url.rstrip("/")
+
+
+def test_keys_are_not_shown_by_repr(environment: pytest.MonkeyPatch) -> None:
+    assert "abcdef" not in repr(load_settings())
+
+
+def test_every_setting_says_what_it_means() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert variable_of(name)
+
+
+def test_empty_means_no_limit_for_a_user(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("LORA_WORKER_MAX_PER_USER", "")
+    assert load_settings().max_per_user is None
+
+
+def test_token_secrets_are_optional_listed_and_long(environment: pytest.MonkeyPatch) -> None:
+    assert load_settings().token_secret is None
+    environment.setenv("LORA_WORKER_TOKEN_SECRET", "")
+    environment.setenv("LORA_WORKER_PREVIOUS_TOKEN_SECRETS", "eyJold, sb_secret_older")
+    settings = load_settings()
+    assert settings.token_secret is None
+    assert [secret.get_secret_value() for secret in settings.previous_token_secrets] == ["eyJold", "sb_secret_older"]
+    assert "eyJold" not in repr(settings)
+    environment.setenv("LORA_WORKER_TOKEN_SECRET", "hidden")
+    with pytest.raises(SettingsError, match="LORA_WORKER_TOKEN_SECRET: is shorter") as wrong:
+        load_settings()
+    assert "hidden" not in str(wrong.value)
+
+
+def test_a_run_and_its_wait_for_a_gpu_fit_into_runpods_seven_days(environment: pytest.MonkeyPatch) -> None:
+    """A ttl that has no room for the queue deletes a running job."""
+    environment.setenv("LORA_WORKER_MAX_RUN_SECONDS", "604800")
+    with pytest.raises(SettingsError, match="LORA_WORKER_QUEUE_ALLOWANCE_SECONDS") as wrong:
+        load_settings()
+    assert "LORA_WORKER_MAX_RUN_SECONDS" in str(wrong.value)
+    assert str(wrong.value).count(". ") == 0
+    environment.setenv("LORA_WORKER_MAX_RUN_SECONDS", "518400")
+    assert load_settings().queue_allowance_seconds == 86400

@@ -1,0 +1,41 @@
+"""What goes to the database is what Postgres can store."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+import respx
+
+from lora_worker.database.queue import Queue, storable
+
+URL = "https://p.supabase.co"
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        ("a\x00b", "ab"),
+        ("half \ud800 a character", "half ? a character"),
+        ("“Größe” 🦓", "“Größe” 🦓"),
+        ({"i\x00d": [{"conversation_id": "\x00"}, ("x\x00",)]}, {"id": [{"conversation_id": ""}, ["x"]]}),
+        ([1, 2.5, None, True], [1, 2.5, None, True]),
+    ],
+    ids=ascii,
+)
+def test_what_postgres_can_not_store_is_taken_out_of_any_depth(value: Any, stored: Any) -> None:
+    assert storable(value) == stored
+
+
+async def test_no_text_of_a_dataset_or_of_a_trainer_makes_an_outcome_unwritable() -> None:
+    async with httpx.AsyncClient() as http, respx.mock(base_url=URL) as api:
+        queue = Queue(URL, "sb_secret_x", worker="w", lease_seconds=60, http=http)
+        dataset = api.post("/rest/v1/rpc/settle_dataset").respond(json=True)
+        run = api.post("/rest/v1/rpc/settle_run").respond(json="failed")
+        await queue.settle_dataset(uuid4(), uuid4(), {"sample_data": [{"conversation_id": "a\x00"}]})
+        await queue.settle(uuid4(), uuid4(), {"error_message": "odd \ud800\x00"})
+        assert json.loads(dataset.calls.last.request.content)["outcome"]["sample_data"] == [{"conversation_id": "a"}]
+        assert json.loads(run.calls.last.request.content)["outcome"]["error_message"] == "odd ?"

@@ -1,0 +1,319 @@
+"""Every answer of Supabase's REST API means one thing: wait, mend, or ask otherwise; and none is taken for another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+import respx
+from tenacity import wait_none
+
+from lora_contract.rest_errors import read_error
+from lora_worker.database import functions
+from lora_worker.database import rest
+from lora_worker.errors import (
+    SchemaCacheError,
+    SchemaMissingError,
+    ServiceError,
+    ServiceRefusedError,
+    ServiceUnavailableError,
+    ValueRefusedError,
+)
+from lora_worker.database.queue import Queue
+from lora_worker.database.rest import ANON, SERVICE_ROLE, explain
+
+URL = "https://p.supabase.co"
+ROW_TEXT = "a user's words"
+"""Stands in every message: Postgres repeats values, and none may get into an exception."""
+
+WAIT, MEND, REFUSED, VALUE = ServiceUnavailableError, SchemaMissingError, ServiceRefusedError, ValueRefusedError
+
+# (HTTP status as PostgREST 12 to 14 gives it, code, what follows, its status or words of its sentence)
+CODES = [
+    (503, "08006", WAIT, "08006"),
+    (405, "25006", WAIT, "read-only"),
+    (500, "25P03", WAIT, "25P03"),
+    (500, "25P04", WAIT, "25P04"),
+    (400, "26000", WAIT, "26000"),
+    (500, "40001", WAIT, "40001"),
+    (500, "40P01", WAIT, "40P01"),
+    (400, "42P05", WAIT, "42P05"),
+    (503, "53100", WAIT, "disk is full"),
+    (503, "53300", WAIT, "no connection left"),
+    (500, "53400", WAIT, "53400"),
+    (500, "54001", WAIT, "54001"),
+    (500, "55P03", WAIT, "lock"),
+    (500, "55006", WAIT, "55006"),
+    (500, "57014", WAIT, "longer than the database allows"),
+    (503, "57P01", WAIT, "57P01"),
+    (500, "57P03", WAIT, "57P03"),
+    (500, "58030", WAIT, "58030"),
+    (500, "F0000", WAIT, "F0000"),
+    (500, "HV00N", WAIT, "HV00N"),
+    (500, "XX000", WAIT, "XX000"),
+    (500, "XX001", WAIT, "XX001"),
+    (503, "PT503", WAIT, "PT503"),
+    (429, "PT429", WAIT, "PT429"),
+    (503, "PGRST000", WAIT, "PGRST000"),
+    (503, "PGRST001", WAIT, "PGRST001"),
+    (503, "PGRST002", WAIT, "can't load the schema"),
+    (504, "PGRST003", WAIT, "PGRST003"),
+    (500, "PGRST300", WAIT, "PGRST300"),
+    (500, "PGRSTX00", WAIT, "PGRSTX00"),
+    (404, "42883", MEND, "lora-worker migrate"),
+    (404, "42P01", MEND, "lora-worker migrate"),
+    (400, "42703", MEND, "lora-worker migrate"),
+    (300, "PGRST203", MEND, "lora-worker migrate"),
+    (406, "PGRST106", MEND, "expose the schema public"),
+    (401, "PGRST301", REFUSED, 401),
+    (401, "PGRST302", REFUSED, 401),
+    (401, "PGRST303", REFUSED, 401),
+    (403, "42501", REFUSED, 403),
+    (401, "42501", REFUSED, 403),
+    (400, "PT400", VALUE, 400),
+    (409, "PT409", REFUSED, 400),
+    (400, "22P02", VALUE, 400),
+    (400, "22P05", VALUE, 400),
+    (400, "22003", VALUE, 400),
+    (400, "23502", VALUE, 400),
+    (409, "23503", VALUE, 400),
+    (409, "23505", VALUE, 400),
+    (400, "23514", VALUE, 400),
+    (400, "21000", REFUSED, 400),
+    (400, "0A000", REFUSED, 400),
+    (400, "P0001", REFUSED, 400),
+    (500, "P0002", REFUSED, 400),
+    (400, "PGRST102", REFUSED, 400),
+]
+
+
+def explained(status: int, body: Any) -> ServiceError:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return explain("settle_run", read_error(status, content), SERVICE_ROLE)
+
+
+def check(error: ServiceError, kind: type[ServiceError], about: int | str) -> None:
+    assert type(error) is kind
+    if isinstance(error, ServiceRefusedError):
+        assert error.status == about
+    else:
+        assert str(about) in str(error)
+    assert ROW_TEXT not in str(error)
+
+
+@pytest.mark.parametrize(("status", "code", "kind", "about"), CODES, ids=lambda value: str(value))
+def test_each_code_of_the_database_means_wait_mend_or_refused(
+    status: int, code: str, kind: type[ServiceError], about: int | str
+) -> None:
+    body = {"code": code, "message": f'invalid: "{ROW_TEXT}"', "details": ROW_TEXT, "hint": ROW_TEXT}
+    check(explained(status, body), kind, about)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "about"),
+    [
+        (401, {"message": "Invalid API key", "hint": ROW_TEXT}, REFUSED, 401),
+        (403, {"message": "Unauthorized"}, REFUSED, 401),
+        (401, {"code": 401, "message": "Unregistered API key"}, REFUSED, 401),
+        (401, {"code": "401", "message": "Unregistered API key"}, REFUSED, 401),
+        # The newer keys become short-lived tokens at the gateway, whose clock may be ahead.
+        (401, {"code": "PGRST303", "message": "JWT issued at future"}, WAIT, "PGRST303"),
+        (401, {"code": "PGRST303", "message": "JWT expired"}, REFUSED, 401),
+        # A challenge or a block page in front of the project says nothing about the key.
+        (403, b"<html><title>Just a moment...</title>", WAIT, "HTTP 403"),
+        (402, {"message": "Service for this project is restricted"}, WAIT, "restricted"),
+        (404, {"message": "no Route matched with those values"}, WAIT, "SUPABASE_URL"),
+        (404, b"<html>", WAIT, "SUPABASE_URL"),
+        (302, b"", WAIT, "HTTP 302"),
+        (408, b"", WAIT, "HTTP 408"),
+        (413, b"<html>Request Entity Too Large", VALUE, 400),
+        (429, {"message": "Too many requests"}, WAIT, "HTTP 429"),
+        (500, b"", WAIT, "HTTP 500"),
+        (502, b"<html>Bad gateway", WAIT, "HTTP 502"),
+        (503, {"message": "name resolution failed"}, WAIT, "HTTP 503"),
+        (520, b"<html>", WAIT, "HTTP 520"),
+        (540, {"message": "Project paused"}, WAIT, "paused"),
+        (500, b"[" * 100_000, WAIT, "HTTP 500"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_the_gateway_says_is_about_the_key_or_the_way_and_never_about_a_job(
+    status: int, body: Any, kind: type[ServiceError], about: int | str
+) -> None:
+    check(explained(status, body), kind, about)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "permission denied for function settle_run",
+            ["service_role may not call settle_run", "grant execute on function public.settle_run to service_role"],
+        ),
+        (
+            "permission denied for function training_bill_run",
+            ["grant execute on function public.training_bill_run to its owner"],
+        ),
+        (
+            "permission denied for table training_jobs",
+            ["the table training_jobs", "grant select, insert, update, delete on table public.training_jobs to"],
+        ),
+        ("permission denied for sequence s", ["grant usage on sequence public.s to"]),
+        ("permission denied for schema auth", ["grant usage on schema auth to"]),
+        ('new row violates row-level security policy for table "cost_records"', ["policies", "cost_records"]),
+        (f"a job of {ROW_TEXT} can only be cancelled", ["policies and triggers"]),
+    ],
+)
+def test_a_missing_right_is_named_with_its_grant_and_never_as_the_key(text: str, words: list[str]) -> None:
+    error = explained(403, {"code": "42501", "message": text})
+    assert all(word in str(error) for word in words), error
+    assert "KEY" not in str(error)
+    assert ROW_TEXT not in str(error)
+
+
+def test_the_trainers_missing_right_is_anons() -> None:
+    denied = read_error(401, b'{"code": "42501", "message": "permission denied for function check_in_run"}')
+    assert "grant execute on function public.check_in_run to anon" in str(explain("check_in_run", denied, ANON))
+
+
+# ── answers that are none ───────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def queue_at(**answer: Any) -> AsyncIterator[Queue]:
+    async with httpx.AsyncClient() as http, respx.mock(base_url=URL) as api:
+        api.route().respond(**answer)
+        queue = Queue(URL, "sb_secret_x", worker="w", lease_seconds=60, http=http)
+        queue._wait = wait_none()
+        yield queue
+
+
+# The same in each process: they stand in names of tests, and those who share the tests out compare the names.
+ID, OTHER_ID = UUID(int=1), UUID(int=2)
+CALLS: dict[str, Callable[[Queue], Awaitable[Any]]] = {
+    "worker_schema_version": lambda q: q.check_schema(),
+    "publish_training_terms": lambda q: q.publish_terms({}),
+    "estimate_training_job": lambda q: q.estimate_job(ID),
+    "claim_training_jobs": lambda q: q.claim(1, None),
+    "adopt_training_runs": lambda q: q.adopt(1),
+    "renew_training_runs": lambda q: q.renew([(ID, ID)]),
+    "release_training_runs": lambda q: q.release(),
+    "begin_handling": lambda q: q.begin_handling(ID, ID),
+    "pass_breakers": lambda q: q.pass_breakers(ID, ID, base_model="b", endpoint="e", look_again_seconds=1),
+    "note_endpoint": lambda q: q.note_endpoint(launcher="r", endpoint="e", state="well", problem=None),
+    "resume_training": lambda q: q.resume_training(None),
+    "begin_launch": lambda q: q.begin_launch(
+        ID, ID, launcher="r", endpoint="e", token_sha256="x", launched_with={}, enrichment={}
+    ),
+    "record_launch": lambda q: q.record_launch(ID, ID, launcher="r", endpoint="e", external_job_id="x"),
+    "grant_upload": lambda q: q.grant_upload(ID, ID, request=[], sealed_urls=""),
+    "record_progress": lambda q: q.record_progress([]),
+    "settle_run": lambda q: q.settle(ID, ID, {}),
+    "claim_dataset": lambda q: q.claim_dataset(),
+    "renew_dataset_claim": lambda q: q.renew_dataset_claim(ID, ID),
+    "put_off_dataset": lambda q: q.put_off_dataset(ID, ID, seconds=1),
+    "settle_dataset": lambda q: q.settle_dataset(ID, ID, {}),
+    "stray_launches": lambda q: q.stray_launches(1),
+    "close_launches": lambda q: q.close_launches([]),
+    "abandoned_uploads": lambda q: q.abandoned_uploads("b", 1),
+    "report_worker": lambda q: q.report_worker({}),
+    "queue_health": lambda q: q.health(),
+}
+
+NO_ANSWERS: list[dict[str, Any]] = [
+    {"html": f"<html><title>{ROW_TEXT}</title></html>"},
+    {"content": b""},
+    {"json": ROW_TEXT},
+    {"json": 1.5},
+    {"content": b"[" * 100_000},
+]
+
+
+def test_every_function_is_tried() -> None:
+    assert set(CALLS) == {function.name for function in functions.WORKER_FUNCTIONS}
+
+
+@pytest.mark.parametrize("answer", NO_ANSWERS, ids=lambda answer: str(answer)[:20])
+@pytest.mark.parametrize("function", CALLS)
+async def test_whatever_is_not_the_functions_answer_is_a_service_away(function: str, answer: dict[str, Any]) -> None:
+    async with queue_at(**answer) as queue:
+        with pytest.raises(ServiceUnavailableError, match=function) as caught:
+            await CALLS[function](queue)
+    assert ROW_TEXT not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("function", "answer"),
+    [
+        ("publish_training_terms", 1),
+        ("publish_training_terms", "true"),
+        ("settle_run", "paused"),
+        ("begin_launch", {"may_launch": "yes", "reason": None}),
+        ("record_progress", [{"run_id": str(ID), "applied": 1}]),
+        ("renew_training_runs", []),
+        ("renew_training_runs", [{"run_id": str(OTHER_ID), "held": True}]),
+        ("stray_launches", [{"run_id": str(ID)}]),
+        ("queue_health", {"queued": "many"}),
+    ],
+    ids=str,
+)
+async def test_an_unknown_value_is_no_verdict(function: str, answer: Any) -> None:
+    async with queue_at(json=answer) as queue:
+        with pytest.raises(ServiceUnavailableError):
+            await CALLS[function](queue)
+
+
+async def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest, "MAX_ANSWER_BYTES", 10_000)
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1000
+            yield b" " * 1000
+
+    async with queue_at(stream=endless()) as queue:
+        with pytest.raises(ServiceUnavailableError):
+            await queue.health()
+    assert sent < 20_000
+
+
+# ── functions that REST does not know ───────────────────────────────────────────────────────────────
+
+UNKNOWN = {"code": "PGRST202", "message": "Could not find the function public.worker_schema_version"}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        # The marker is there: only REST has not read the schema.
+        (200, [], SchemaCacheError, "schema cache"),
+        (
+            403,
+            {"code": "42501", "message": "permission denied for function worker_schema_1"},
+            SchemaCacheError,
+            "cache",
+        ),
+        (400, {"code": "42703", "message": "column datasets.worker_schema_1 does not exist"}, MEND, "are missing"),
+        # Nothing of the application is known either.
+        (404, {"code": "PGRST205", "message": "Could not find the table"}, MEND, "its schema cache is old"),
+        (502, {"message": "bad gateway"}, MEND, "its schema cache is old"),
+    ],
+)
+async def test_a_function_that_is_missing_is_told_from_one_that_rest_has_not_read(
+    status: int, body: Any, kind: type[ServiceError], words: str
+) -> None:
+    async with httpx.AsyncClient() as http, respx.mock(base_url=URL) as api:
+        api.post("/rest/v1/rpc/worker_schema_version").respond(404, json=UNKNOWN)
+        api.get("/rest/v1/datasets").respond(status, json=body)
+        queue = Queue(URL, "sb_secret_x", worker="w", lease_seconds=60, http=http)
+        with pytest.raises(SchemaMissingError, match=words) as caught:
+            await queue.check_schema()
+    assert type(caught.value) is kind
+    assert ("lora-worker migrate" in str(caught.value)) is (kind is MEND)

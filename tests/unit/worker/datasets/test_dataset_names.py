@@ -1,0 +1,30 @@
+"""Names of datasets' files as Storage takes them: what it can't serve is said before a GPU is paid for."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from lora_worker.errors import PreflightError
+from lora_worker.database.rows import Dataset, Job
+from lora_worker.datasets.preflight import check_dataset_row
+
+USER = uuid4()
+
+
+def checked(path: str) -> Dataset:
+    dataset = Dataset(
+        id=uuid4(), name="Zebras", user_id=USER, status="ready", training_ready=True, storage_path=f"{USER}/d/{path}"
+    )
+    return check_dataset_row(Job(id=uuid4(), user_id=USER), dataset)
+
+
+@pytest.mark.parametrize("path", ["a.jsonl", "Q&A (v2).jsonl", "/a.jsonl", "größe.jsonl", "100%.jsonl"])
+def test_a_name_that_storage_serves_or_does_not_have_is_looked_for(path: str) -> None:
+    assert checked(path).name == "Zebras"
+
+
+def test_a_name_of_which_no_signed_url_works_fails_with_what_to_do() -> None:
+    with pytest.raises(PreflightError, match=r"has a \? in its name.*rename the file"):
+        checked("what?.jsonl")

@@ -1,0 +1,392 @@
+"""The loops with services that answer from a script and a clock that the test turns."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from datetime import UTC, datetime
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+
+from tests.scripted import ForgetfulLauncher, Shelf, assignment
+from tests.waiting import PATIENCE_SECONDS
+from lora_worker.runs import held_run as holding_module
+from lora_worker.duties.daemon import Daemon
+from lora_worker.errors import LeaseLostError, PassIncompleteError, SchemaMismatchError, ServiceUnavailableError
+from lora_worker.runs.held_run import Holding
+from lora_worker.database.rows import News
+from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState
+from lora_worker.services import HeavySlots, Services
+
+
+async def test_after_its_lease_by_its_own_clock_a_worker_neither_looks_nor_writes(services: Services) -> None:
+    daemon = Daemon(services)
+    daemon.services.queue.to_adopt = [assignment()]  # type: ignore[attr-defined]
+    await daemon.claim()
+    services.clock.now += 60  # type: ignore[attr-defined]
+    await daemon.poll()
+    assert services.launcher.looked == []  # type: ignore[attr-defined]
+    assert not any(call.startswith("record_progress") for call in services.queue.calls)  # type: ignore[attr-defined]
+    assert daemon.holdings == {}
+
+
+async def test_a_renewal_counts_from_when_it_was_asked(services: Services) -> None:
+    daemon = Daemon(services)
+    services.queue.to_adopt = [assignment()]  # type: ignore[attr-defined]
+    await daemon.claim()
+    (holding,) = daemon.holdings.values()
+    services.clock.now += 50  # type: ignore[attr-defined]
+    asked_at = services.clock()
+    await daemon.renew()
+    assert holding.trusted_until == asked_at + 60
+
+
+async def test_a_lost_lease_ends_the_holding(services: Services) -> None:
+    daemon = Daemon(services)
+    taken = assignment()
+    services.queue.to_adopt = [taken]  # type: ignore[attr-defined]
+    await daemon.claim()
+    services.queue.lost = {taken.run.id}  # type: ignore[attr-defined]
+    await daemon.renew()
+    assert daemon.holdings == {}
+
+
+async def test_a_run_that_breaks_its_handling_does_not_disturb_the_others_fault_15(services: Services) -> None:
+    daemon = Daemon(services)
+    adopted = [assignment("bad"), assignment("good-1"), assignment("good-2")]
+    services.queue.to_adopt = adopted  # type: ignore[attr-defined]
+    services.launcher.broken = {"bad"}  # type: ignore[attr-defined]
+    await daemon.claim()
+    await daemon.poll()
+    assert sorted(services.launcher.looked) == ["bad", "good-1", "good-2"]  # type: ignore[attr-defined]
+    assert "record_progress 2" in services.queue.calls  # type: ignore[attr-defined]
+    assert len(daemon.holdings) == 3
+
+
+@pytest.mark.parametrize("runs", [1, 40])
+async def test_a_cycle_costs_the_same_number_of_calls_for_any_number_of_runs_fault_14(
+    services: Services, runs: int
+) -> None:
+    daemon = Daemon(services)
+    services.queue.to_adopt = [assignment() for _ in range(runs)]  # type: ignore[attr-defined]
+    await daemon.claim()
+    services.queue.calls.clear()  # type: ignore[attr-defined]
+    await daemon.renew()
+    await daemon.poll()
+    assert services.queue.calls == ["renew", f"record_progress {runs}"]  # type: ignore[attr-defined]
+
+
+async def test_a_launch_in_doubt_is_left_alone_until_its_time(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[Holding] = []
+
+    async def note(holding: Holding) -> None:
+        launched.append(holding)
+
+    monkeypatch.setattr(holding_module, "launch", note)
+    doubtful = assignment(None, status="claimed", launches=1, posted_seconds_ago=30)
+    holding = Holding.take(services, doubtful, asked_at=services.clock())
+    holding.trusted_until = float("inf")
+    await holding.advance()
+    assert launched == []
+    services.clock.now += 71  # type: ignore[attr-defined]
+    await holding.advance()
+    assert launched == [holding]
+
+
+async def test_a_run_that_nobody_launched_is_launched_at_once(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[Holding] = []
+
+    async def note(holding: Holding) -> None:
+        launched.append(holding)
+
+    monkeypatch.setattr(holding_module, "launch", note)
+    await Holding.take(services, assignment(None, status="claimed"), asked_at=services.clock()).advance()
+    assert len(launched) == 1
+
+
+def watched(
+    services: Services,
+    monkeypatch: pytest.MonkeyPatch,
+    state: LaunchState,
+    *,
+    manifest: bool,
+    checked_in: bool = True,
+) -> tuple[Holding, list[Any]]:
+    """A holding of a run whose launcher says `state`, and what it was settled with."""
+    endings: list[Any] = []
+
+    async def settle(holding: Holding, ending: Any) -> str:
+        endings.append(ending)
+        return "completed"
+
+    monkeypatch.setattr(holding_module, "settle", settle)
+    ready = dataclasses.replace(
+        services, launcher=cast(Any, ForgetfulLauncher(state)), storage=cast(Any, Shelf(manifest))
+    )
+    checked_in_at = datetime.now(UTC) if checked_in else None
+    holding = Holding.take(ready, assignment(checked_in_at=checked_in_at), asked_at=services.clock())
+    holding.trusted_until = float("inf")
+    return holding, endings
+
+
+async def test_a_run_that_the_launcher_forgot_is_settled_at_once_where_its_manifest_lies(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, endings = watched(services, monkeypatch, LaunchState.MISSING, manifest=True)
+    await holding.advance()
+    assert [ending.look for ending in endings] == [True]
+
+
+async def test_one_404_is_not_a_lost_run_and_a_long_silence_is(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, endings = watched(services, monkeypatch, LaunchState.MISSING, manifest=False)
+    await holding.advance()
+    assert endings == []
+    services.clock.now += services.settings.lost_seconds + 1  # type: ignore[attr-defined]
+    await holding.advance()
+    assert [ending.failure.code for ending in endings] == ["gpu_lost"]
+
+
+async def test_a_run_that_only_seems_to_go_on_is_stopped_and_its_manifest_looked_for(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, endings = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
+    await holding.advance()
+    services.clock.now += services.settings.lost_seconds + 1  # type: ignore[attr-defined]
+    await holding.advance()
+    assert endings == []
+    await holding.advance()
+    assert holding.services.launcher.cancelled == ["ext"]  # type: ignore[attr-defined]
+    assert [(ending.failure.code, ending.look) for ending in endings] == [("gpu_silent", True)]
+
+
+async def test_a_trainer_without_heartbeats_is_left_alone_until_no_run_may_take_so_long(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, endings = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False, checked_in=False)
+    for seconds in (0, services.settings.lost_seconds + 1, services.settings.max_run_seconds - 1000):
+        services.clock.now += seconds  # type: ignore[attr-defined]
+        await holding.advance()
+    assert holding.services.launcher.cancelled == []  # type: ignore[attr-defined]
+    services.clock.now += 1000  # type: ignore[attr-defined]
+    await holding.advance()
+    await holding.advance()
+    assert [ending.failure.code for ending in endings] == ["time_limit"]
+
+
+async def test_a_launch_that_lost_the_race_and_was_cancelled_for_it_ends_nothing(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, endings = watched(services, monkeypatch, LaunchState.CANCELLED, manifest=False)
+
+    async def renew(leases: Any) -> list[News]:
+        return [News(run_id=run, held=True, external_job_id="winner") for run, _ in leases]
+
+    monkeypatch.setattr(services.queue, "renew", renew)
+    await holding.advance()
+    assert endings == []
+    assert holding.news.external_job_id == "winner"
+
+
+async def test_gpu_time_that_was_measured_is_not_forgotten_with_the_job(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, _ = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
+    await holding.advance()
+    holding.services.launcher.state = LaunchState.MISSING  # type: ignore[attr-defined]
+    await holding.advance()
+    assert holding.gpu_seconds() == 90
+
+
+async def test_an_adopted_run_that_was_cancelled_is_billed_what_its_trainer_has_used(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    billed: list[float] = []
+
+    async def settle(holding: Holding, _: Any) -> str:
+        billed.append(holding.gpu_seconds())
+        return "cancelled"
+
+    monkeypatch.setattr(holding_module, "settle", settle)
+    adopted = assignment(used_seconds=70)
+    holding = Holding.take(
+        dataclasses.replace(services, launcher=cast(Any, ForgetfulLauncher(LaunchState.MISSING))),
+        adopted.model_copy(update={"job": None}),
+        asked_at=services.clock(),
+    )
+    assert holding.gpu_seconds() == 70
+    # The trainer's last heartbeat may have come after the adoption.
+    news = News(run_id=adopted.run.id, held=True, external_job_id="ext", used_seconds=75, cancel_requested=True)
+    monkeypatch.setattr(services.queue, "renew", lambda leases: asyncio.sleep(0, [news]))
+    await holding.advance()
+    assert billed == [75]
+
+
+async def test_a_lease_that_runs_out_while_the_launcher_is_looked_at_cancels_nothing(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, _ = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
+    holding.news = holding.news.model_copy(update={"cancel_requested": True})
+    holding.trusted_until = services.clock() + 10
+    launcher: Any = holding.services.launcher
+    look = launcher.observe
+
+    async def look_slowly(ref: LaunchRef) -> Any:
+        services.clock.now += 20  # type: ignore[attr-defined]
+        return await look(ref)
+
+    monkeypatch.setattr(launcher, "observe", look_slowly)
+    with pytest.raises(LeaseLostError):
+        await holding.advance()
+    assert launcher.cancelled == []
+
+
+async def test_a_stop_reaches_the_launch_that_owns_the_run_before_the_run_is_settled(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, endings = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
+    holding.news = holding.news.model_copy(update={"cancel_requested": True})
+    owner = News(run_id=holding.assignment.run.id, held=True, external_job_id="winner", cancel_requested=True)
+    monkeypatch.setattr(services.queue, "renew", lambda leases: asyncio.sleep(0, [owner]))
+    await holding.advance()
+    assert endings == []
+    await holding.advance()
+    assert holding.services.launcher.cancelled == ["ext", "winner"]  # type: ignore[attr-defined]
+    assert len(endings) == 1
+
+
+async def test_a_job_without_a_gpu_says_so_while_the_endpoint_has_a_problem_and_no_longer(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[str] = []
+
+    async def record_progress(reports: list[dict[str, Any]]) -> dict[Any, bool]:
+        stages.extend(report["job"]["current_stage"] for report in reports)
+        return {UUID(report["run_id"]): True for report in reports}
+
+    launcher = ForgetfulLauncher(LaunchState.QUEUED)
+    daemon = Daemon(dataclasses.replace(services, launcher=cast(Any, launcher)))
+    queue: Any = services.queue
+    monkeypatch.setattr(queue, "record_progress", record_progress)
+    queue.to_adopt = [assignment(status="launched")]
+    await daemon.claim()
+    for problem in (None, "no free GPU", None):
+        monkeypatch.setattr(
+            launcher, "health", lambda _, problem=problem: asyncio.sleep(0, EndpointHealth(True, 0, 1, problem))
+        )
+        await daemon._endpoints.round()
+        await daemon.poll()
+    assert stages == ["queued_on_gpu", "waiting_for_gpu", "queued_on_gpu"]
+
+
+async def test_a_full_pass_adopts_before_it_claims_and_releases_at_its_end(services: Services) -> None:
+    await Daemon(services).run_once()
+    calls = services.queue.calls  # type: ignore[attr-defined]
+    assert calls.index("adopt") < calls.index("claim") < calls.index("release")
+    assert calls[-1] == "release"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [(ServiceUnavailableError("db", "claim_dataset did not answer"), "did not answer"), (ValueError("odd"), "the log")],
+    ids=["away", "a bug"],
+)
+async def test_a_full_pass_goes_on_where_datasets_can_not_be_validated_and_says_so(
+    services: Services, monkeypatch: pytest.MonkeyPatch, fault: Exception, words: str
+) -> None:
+    async def refuse() -> None:
+        raise fault
+
+    monkeypatch.setattr(services.queue, "claim_dataset", refuse)
+    with pytest.raises(PassIncompleteError, match=words):
+        await Daemon(services).run_once()
+    calls = services.queue.calls  # type: ignore[attr-defined]
+    assert calls.index("adopt") < calls.index("claim") < calls.index("release")
+
+
+async def test_a_stop_claims_no_more_and_releases(services: Services) -> None:
+    daemon = Daemon(services)
+    running = asyncio.create_task(daemon.run())
+    while "claim" not in services.queue.calls:  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+    daemon.stop()
+    await asyncio.wait_for(running, PATIENCE_SECONDS)
+    assert services.queue.calls[-1] == "release"  # type: ignore[attr-defined]
+    assert daemon.problem is None
+
+
+async def test_a_schema_of_another_version_ends_the_daemon_with_its_sentence(services: Services) -> None:
+    services.queue.failing = SchemaMismatchError("db", "run migrate")  # type: ignore[attr-defined]
+    with pytest.raises(SchemaMismatchError, match="run migrate"):
+        await Daemon(services).run()
+
+
+async def test_an_absent_database_is_waited_for(services: Services) -> None:
+    daemon = Daemon(services)
+    services.queue.failing = ServiceUnavailableError("db", "not reachable")  # type: ignore[attr-defined]
+    running = asyncio.create_task(daemon.run())
+    while services.queue.calls.count("check_schema") < 3:  # type: ignore[attr-defined]
+        await asyncio.sleep(0.01)
+    assert daemon.problem == "not reachable"
+    services.queue.failing = None  # type: ignore[attr-defined]
+    while "claim" not in services.queue.calls:  # type: ignore[attr-defined]
+        await asyncio.sleep(0.01)
+    daemon.stop()
+    await asyncio.wait_for(running, PATIENCE_SECONDS)
+
+
+async def test_a_run_that_ended_several_workers_is_read_alone() -> None:
+    slots, together = HeavySlots(3), 0
+
+    async def read(alone: bool, seen: list[int]) -> None:
+        nonlocal together
+        async with slots.take(alone=alone):
+            together += 1
+            await asyncio.sleep(0)
+            seen.append(together)
+            await asyncio.sleep(0)
+            together -= 1
+
+    suspect: list[int] = []
+    others: list[int] = []
+    await asyncio.gather(
+        *(read(False, others) for _ in range(5)), read(True, suspect), *(read(False, others) for _ in range(5))
+    )
+    assert suspect == [1]
+    assert max(others) == 3
+
+
+async def test_a_worker_that_can_settle_nothing_is_not_ready(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing: list[Exception] = [ServiceUnavailableError("db", "settle_run refused")]
+
+    async def settle(*_: Any) -> str:
+        if refusing:
+            raise refusing[0]
+        return "completed"
+
+    monkeypatch.setattr(holding_module, "settle", settle)
+    forgetful = cast(Any, ForgetfulLauncher(LaunchState.MISSING))
+    daemon = Daemon(dataclasses.replace(services, launcher=forgetful, storage=cast(Any, Shelf(True))))
+    daemon._readiness.end("start")
+    services.queue.to_adopt = [  # type: ignore[attr-defined]
+        assignment(checked_in_at=datetime.now(UTC)),
+        assignment(external_job_id=None, status="claimed", launches=1, posted_seconds_ago=0),
+    ]
+    await daemon.claim()
+    for _ in range(2):
+        await daemon.poll()
+    assert daemon.problem is None
+    await daemon.poll()
+    assert daemon.problem == "no run could be settled, 3 times in a row: settle_run refused"
+    refusing.clear()
+    await daemon.poll()
+    assert daemon.problem is None

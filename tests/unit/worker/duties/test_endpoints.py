@@ -1,0 +1,164 @@
+"""Workers that never get ready, and GPUs that work for nobody, are seen in the endpoint's counts and said."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from tests.scripted import FakeLauncher, ForgetfulLauncher, assignment, make_services
+from lora_worker.duties.daemon import Daemon
+from lora_worker.duties.endpoints import EndpointView, EndpointWatch, launches_at, starting_too_long, status_lines, unowned_work
+from lora_worker.errors import ServiceUnavailableError
+from lora_worker.launchers.base import EndpointHealth, EndpointState, LaunchState
+from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.runs.verdicts import NEVER_READY
+
+OWN = FakeLauncher.endpoint
+
+
+@pytest.mark.parametrize(
+    ("workers", "jobs", "state", "words"),
+    [
+        ({"unhealthy": 1}, {"inQueue": 2}, "starting", "the image fails at its start"),
+        ({"unhealthy": 1, "initializing": 1}, {"inQueue": 1}, "starting", "the image fails at its start"),
+        ({"initializing": 1}, {"inQueue": 1}, "starting", None),
+        ({"unhealthy": 1, "running": 1}, {"inQueue": 1, "inProgress": 1}, "well", None),
+        ({"unhealthy": 1, "idle": 1, "ready": 1}, {"inQueue": 1}, "well", None),
+        ({"unhealthy": 1}, {"inQueue": 0}, "well", None),
+        ({"throttled": 2}, {"inQueue": 1}, "unknown", "no free GPU"),
+        ({}, {"inQueue": 1}, "unknown", "workersMax"),
+        ({}, {}, "well", None),
+    ],
+)
+async def test_health_tells_starts_in_vain_from_a_wait_for_gpus(
+    workers: dict[str, int], jobs: dict[str, int], state: str, words: str | None
+) -> None:
+    answer = httpx.MockTransport(lambda _: httpx.Response(200, json={"jobs": jobs, "workers": workers}))
+    async with httpx.AsyncClient(transport=answer) as http:
+        health = await RunPodLauncher(OWN, "key", http=http).health()
+    assert health.state is EndpointState(state)
+    assert (health.problem is None) if words is None else words in (health.problem or "")
+
+
+@pytest.mark.parametrize(
+    ("state", "starting", "age", "waits"),
+    [
+        (LaunchState.QUEUED, 600, 700, True),
+        (LaunchState.QUEUED, 599, 700, False),
+        # It came when the workers had been starting for a while: it has its own time.
+        (LaunchState.QUEUED, 6000, 599, False),
+        (LaunchState.RUNNING, 6000, 6000, False),
+        (LaunchState.UNKNOWN, 6000, 6000, False),
+    ],
+)
+def test_a_launch_waits_its_limit_for_workers_that_start(
+    state: LaunchState, starting: float, age: float, waits: bool
+) -> None:
+    view = EndpointView(None, starting)
+    assert view.keeps_waiting(state, launch_age_seconds=age, limit_seconds=600) is waits
+
+
+@pytest.mark.parametrize(("running", "in_progress", "launches", "surplus"), [(1, 1, 1, 0), (3, 2, 1, 2), (0, 2, 0, 2)])
+def test_gpus_without_a_run_are_counted(running: int, in_progress: int, launches: int, surplus: int) -> None:
+    seen = EndpointHealth(True, running, 0, running=running, jobs_running=in_progress)
+    told = unowned_work(seen, launches)
+    assert (told is None) if surplus == 0 else (told or "").startswith(f"{surplus} more of its GPUs")
+
+
+def test_launches_count_where_they_were_made_or_may_have_been() -> None:
+    rows = [{"endpoint": OWN, "launches": 2}, {"endpoint": None, "launches": 1}, {"endpoint": "there", "launches": 9}]
+    assert launches_at(OWN, {"endpoints": rows}) == 3
+
+
+def test_a_long_start_is_said_from_half_its_limit_on() -> None:
+    assert starting_too_long(1799, 3600) is None
+    assert "30 minutes" in (starting_too_long(1800, 3600) or "")
+
+
+class Endpoint(ForgetfulLauncher):
+    """A launcher whose launches are queued, at an endpoint with these counts."""
+
+    def __init__(self, **counts: Any) -> None:
+        super().__init__(LaunchState.QUEUED)
+        self.counts = counts
+
+    async def health(self, endpoint: str | None = None) -> EndpointHealth:
+        return EndpointHealth(True, 0, **{"jobs_queued": 1, **self.counts})
+
+
+def daemon_at(launcher: Endpoint, monkeypatch: pytest.MonkeyPatch, *, starting_seconds: float) -> Daemon:
+    services = make_services(launcher=cast(Any, launcher))
+    queue: Any = services.queue
+
+    async def note_endpoint(**_: Any) -> float:
+        return starting_seconds
+
+    monkeypatch.setattr(queue, "note_endpoint", note_endpoint)
+    queue.to_adopt = [assignment(status="launched", posted_seconds_ago=7000)]
+    return Daemon(services)
+
+
+async def test_a_launch_is_stopped_when_its_workers_never_get_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = daemon_at(Endpoint(unhealthy=1, problem="the image fails"), monkeypatch, starting_seconds=3600)
+    await daemon._adopt()
+    (holding,) = daemon.holdings.values()
+    with pytest.raises(ServiceUnavailableError, match="the image fails"):
+        await daemon._endpoints.round()
+    await holding.advance()
+    assert holding.stopping == NEVER_READY
+    assert holding.report is not None
+    assert holding.report["job"]["current_stage"] == "waiting_for_gpu"
+
+
+async def test_a_start_within_its_limit_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = daemon_at(Endpoint(starting=1), monkeypatch, starting_seconds=1200)
+    await daemon._adopt()
+    (holding,) = daemon.holdings.values()
+    await daemon._endpoints.round()
+    await holding.advance()
+    assert holding.stopping is None
+    assert holding.report is not None
+    assert holding.report["job"]["current_stage"] == "queued_on_gpu"
+
+
+async def test_gpus_without_a_run_are_said_when_they_are_seen_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    services = make_services(launcher=cast(Any, Endpoint(jobs_queued=0, running=2, jobs_running=2)))
+    watch = EndpointWatch(services, {})
+    await watch.round()
+    assert "more of its GPUs" not in capsys.readouterr().out
+    for _ in range(3):
+        await watch.round()
+    assert capsys.readouterr().out.count("2 more of its GPUs") == 1
+
+
+async def test_a_wait_for_gpus_is_no_fault_of_the_workers_readiness() -> None:
+    services = make_services(launcher=cast(Any, Endpoint(problem="no free GPU")))
+    daemon = Daemon(services)
+    await daemon._endpoints.round()
+    assert "no free GPU" not in (daemon.problem or "")
+
+
+def test_status_says_what_is_held_and_what_is_wrong() -> None:
+    health = {
+        "runs": [{"run_id": "12345678-9", "problem": "it can't be looked at"}, {"run_id": "2", "problem": None}],
+        "endpoints": [
+            {"launcher": "runpod", "endpoint": OWN, "launches": 1},
+            {"launcher": "runpod", "endpoint": "there", "launches": 2},
+        ],
+        "held": {
+            "endpoint_problems": [{"endpoint": OWN, "problem": "the image fails", "starting_seconds": 90.0}],
+            "breakers": [
+                {"kind": "base_model", "name": "org/base", "endpoint": OWN, "jobs": 3, "users": 2,
+                 "error_code": "child_crashed", "probe_in_seconds": 600.0},
+            ],
+        },
+    }  # fmt: skip
+    assert status_lines(health) == [
+        "run 12345678: it can't be looked at",
+        f"endpoint {OWN}: the image fails (starting for 90 s)",
+        f"held: 3 jobs, for org/base at {OWN} (child_crashed, 2 users); next try in 600 s, or `lora-worker resume`",
+        f"1 launches at {OWN} (runpod)",
+        "2 launches at there (runpod)",
+    ]

@@ -1,0 +1,120 @@
+"""Runs that this worker holds no more: their work is ended with the worker's, and what it settled is no lost lease."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.scripted import FakeQueue, assignment
+from lora_worker.duties import daemon as daemon_module
+from lora_worker.duties.daemon import Daemon
+from lora_worker.errors import ServiceUnavailableError
+from lora_worker.runs.held_run import Holding
+from lora_worker.database.rows import News
+from lora_worker.runs.verdicts import CANCELLED_ELSEWHERE
+from lora_worker.services import Services
+from lora_worker.runs.settling import Ending
+
+
+def adopting(services: Services) -> FakeQueue:
+    queue: Any = services.queue
+    queue.to_adopt = [assignment()]
+    return queue  # type: ignore[no-any-return]
+
+
+async def test_work_on_a_run_that_was_given_up_ends_and_a_stop_waits_for_it(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def work(_: Holding) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            # What a cancelled call still has to do before it is over.
+            for _ in range(5):
+                await asyncio.sleep(0)
+            ended.set()
+
+    monkeypatch.setattr(Holding, "advance", work)
+    queue, daemon = adopting(services), Daemon(services)
+    running = asyncio.create_task(daemon.run())
+    await begun.wait()
+    queue.lost = set(daemon.holdings)
+    await daemon.renew()
+    assert daemon.holdings == {}
+    daemon.stop()
+    await running
+    assert ended.is_set()
+
+
+async def test_an_end_sees_work_that_does_not_stop_at_once(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def work(holding: Holding) -> None:
+        assert holding.task is not None
+        tasks.append(holding.task)
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            # One cancel is taken for something else, as a library may.
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(Holding, "advance", work)
+    monkeypatch.setattr(daemon_module, "_GRACE_SECONDS", 0.01)
+    queue, daemon = adopting(services), Daemon(services)
+    running = asyncio.create_task(daemon.run())
+    await begun.wait()
+    queue.lost = set(daemon.holdings)
+    await daemon.renew()
+    daemon.stop()
+    await running
+    assert all(task.done() for task in tasks)
+
+
+class LosesAnswers(FakeQueue):
+    """A queue that settles runs whose worker never hears of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settled: set[Any] = set()
+
+    async def settle(self, run_id: Any, lease_token: Any, outcome: Any) -> str:
+        self.calls.append("settle")
+        self.settled.add(run_id)
+        raise ServiceUnavailableError("Supabase's database", "the answer was lost")
+
+    async def renew(self, leases: Any) -> list[News]:
+        return [
+            News(
+                run_id=run,
+                held=run not in self.settled,
+                settled_as="cancelled" if run in self.settled else None,
+                external_job_id="ext",
+            )
+            for run, _ in leases
+        ]
+
+
+async def test_a_settling_whose_answer_was_lost_is_no_lost_lease(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = LosesAnswers()
+    queue.to_adopt = [assignment(external_job_id=None).model_copy(update={"job": None})]
+    object.__setattr__(services, "queue", queue)
+    daemon = Daemon(services)
+    await daemon.claim()
+    (holding,) = daemon.holdings.values()
+    with pytest.raises(ServiceUnavailableError):
+        await holding.finish(Ending(CANCELLED_ELSEWHERE))
+    assert not await holding._is_owner("ext")
+    assert holding.settled_as == "cancelled"
+    holding.settled_as = None
+    await daemon.renew()
+    assert (daemon.holdings, holding.settled_as) == ({}, "cancelled")
+    assert not daemon._given_up

@@ -1,0 +1,155 @@
+"""`run --once` keeps its leases as the daemon does, ends as fast on SIGTERM, and says what it could not do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from tests.scripted import FakeQueue, assignment
+from tests.waiting import PATIENCE_SECONDS
+from lora_worker.duties import daemon as daemon_module
+from lora_worker.duties.daemon import Daemon
+from lora_worker.errors import LeaseLostError, PassIncompleteError, SchemaMismatchError
+from lora_worker.runs.held_run import Holding
+from lora_worker.database.rows import News
+from lora_worker.services import Services
+
+
+def advance_by(monkeypatch: pytest.MonkeyPatch, work: Callable[[Holding], Awaitable[None]]) -> None:
+    """Let a cycle of a run be this."""
+    monkeypatch.setattr(Holding, "advance", work)
+
+
+def adopting(services: Services) -> FakeQueue:
+    """The queue, with a run to adopt."""
+    queue: Any = services.queue
+    queue.to_adopt = [assignment()]
+    return queue  # type: ignore[no-any-return]
+
+
+async def test_a_pass_renews_its_leases_while_one_run_takes_longer_than_a_lease(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = adopting(services)
+
+    async def settle_something_large(holding: Holding) -> None:
+        for _ in range(3):
+            services.clock.now += 50  # type: ignore[attr-defined]
+            renewals = queue.calls.count("renew")
+            # The first of these may have been asked before the clock went on.
+            while queue.calls.count("renew") < renewals + 2:
+                await asyncio.sleep(0.001)
+        holding.require_lease()
+        holding.settled_as = "completed"
+
+    advance_by(monkeypatch, settle_something_large)
+    await asyncio.wait_for(Daemon(services).run_once(), PATIENCE_SECONDS)
+
+
+async def test_a_stop_ends_a_pass_whatever_it_waits_for(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, begun = adopting(services), asyncio.Event()
+
+    async def wait_for_ever(_: Holding) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    advance_by(monkeypatch, wait_for_ever)
+    monkeypatch.setattr(daemon_module, "_GRACE_SECONDS", 0.01)
+    daemon = Daemon(services)
+    running = asyncio.create_task(daemon.run_once())
+    await begun.wait()
+    daemon.stop()
+    with pytest.raises(PassIncompleteError, match="stopped before its end"):
+        await asyncio.wait_for(running, PATIENCE_SECONDS)
+    assert "claim" not in queue.calls
+    assert queue.calls[-1] == "release"
+
+
+async def test_calls_in_flight_at_a_stop_of_a_pass_may_finish(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adopting(services)
+    begun, stopped, finished = asyncio.Event(), asyncio.Event(), []
+
+    async def finish_later(_: Holding) -> None:
+        begun.set()
+        await stopped.wait()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        finished.append(True)
+
+    advance_by(monkeypatch, finish_later)
+    daemon = Daemon(services)
+    running = asyncio.create_task(daemon.run_once())
+    await begun.wait()
+    daemon.stop()
+    stopped.set()
+    with pytest.raises(PassIncompleteError):
+        await running
+    assert finished == [True]
+
+
+async def test_a_pass_leaves_a_sign_that_says_what_it_was(services: Services) -> None:
+    await Daemon(services).run_once()
+    assert [report["single_pass"] for report in services.queue.reports] == [True]  # type: ignore[attr-defined]
+
+
+async def test_a_run_that_a_pass_lost_makes_it_incomplete(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    adopting(services)
+
+    async def lose(_: Holding) -> None:
+        raise LeaseLostError("the lease ran out before it was renewed")
+
+    advance_by(monkeypatch, lose)
+    with pytest.raises(PassIncompleteError, match="1 run was given up: the lease ran out"):
+        await Daemon(services).run_once()
+
+
+async def test_a_schema_that_changes_during_a_pass_ends_it_with_its_sentence(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, begun = adopting(services), asyncio.Event()
+
+    async def wait_for_ever(_: Holding) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def renew(leases: Any) -> list[News]:
+        if begun.is_set():
+            raise SchemaMismatchError("db", "run migrate")
+        return [News(run_id=run, held=True, external_job_id="ext") for run, _ in leases]
+
+    advance_by(monkeypatch, wait_for_ever)
+    monkeypatch.setattr(queue, "renew", renew)
+    monkeypatch.setattr(daemon_module, "_GRACE_SECONDS", 0.01)
+    with pytest.raises(SchemaMismatchError, match="run migrate"):
+        await asyncio.wait_for(Daemon(services).run_once(), PATIENCE_SECONDS)
+
+
+def test_what_a_stop_waits_for_leaves_time_of_its_ten_seconds() -> None:
+    assert daemon_module._GRACE_SECONDS + daemon_module._RELEASE_SECONDS <= 8
+
+
+@pytest.mark.parametrize("once", [False, True])
+async def test_a_stop_is_heard_while_the_database_does_not_answer(
+    services: Services, monkeypatch: pytest.MonkeyPatch, once: bool
+) -> None:
+    asked = asyncio.Event()
+
+    async def check_schema() -> int:
+        asked.set()
+        await asyncio.Event().wait()
+        return 1
+
+    monkeypatch.setattr(daemon_module, "_GRACE_SECONDS", 0.01)
+    daemon = Daemon(services)
+    monkeypatch.setattr(services.queue, "check_schema", check_schema)
+    running = asyncio.create_task(daemon.run_once() if once else daemon.run())
+    await asked.wait()
+    daemon.stop()
+    done, _ = await asyncio.wait([running], timeout=PATIENCE_SECONDS)
+    assert done
+    assert isinstance(running.exception(), PassIncompleteError if once else type(None))

@@ -1,0 +1,112 @@
+"""RunPod's answers are bounded in number, size and depth: a container writes part of each."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import respx
+
+from lora_worker.errors import LaunchInDoubtError, ServiceUnavailableError
+from lora_worker.launchers.answers import count_of, parse_observation, seconds_of
+from lora_worker.launchers.base import LaunchRef, LaunchState, Policy
+from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.runs.verdicts import Finish, judge
+
+URL = "https://api.runpod.ai/v2/ep"
+REF = LaunchRef(None, "j")
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.fixture
+async def launcher() -> AsyncIterator[RunPodLauncher]:
+    async with httpx.AsyncClient() as http:
+        yield RunPodLauncher(URL, "key", http=http)
+
+
+@pytest.fixture
+def api() -> Any:
+    with respx.mock(base_url=URL, assert_all_called=False) as mock:
+        yield mock
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [(0, 0), (1500, 1.5), (604_800_000, 604_800), (-1, None), (True, None), (float("nan"), None),
+     (float("inf"), None), (1e308, None), (10**400, None), ("1500", None), (None, None), ([], None)],
+)  # fmt: skip
+def test_a_time_that_no_launch_can_have_taken_is_none(said: Any, seconds: float | None) -> None:
+    assert seconds_of(said) == seconds
+    seen = parse_observation({"status": "COMPLETED", "executionTime": said, "delayTime": said})
+    assert (seen.execution_seconds, seen.queue_seconds) == (seconds, seconds)
+
+
+@pytest.mark.parametrize("said", [-1, True, float("nan"), float("inf"), 1e308, 10**400, "3", None, []])
+async def test_a_count_of_the_endpoint_that_is_none_counts_nothing(
+    launcher: RunPodLauncher, api: Any, said: Any
+) -> None:
+    assert count_of({"idle": said}, "idle") == 0
+    api.get("/health").respond(content=json.dumps({"jobs": {"inQueue": said}, "workers": {"idle": said}}).encode())
+    health = await launcher.health()
+    assert (health.reachable, health.workers, health.jobs_queued) == (True, 0, 0)
+
+
+@pytest.mark.parametrize("output", [b'"' + b"x" * 50_000_000 + b'"', DEEP, b"9" * 5000])
+@pytest.mark.parametrize("word", ["COMPLETED", "IN_PROGRESS", "FAILED"])
+async def test_an_output_that_can_not_be_read_hides_no_status(
+    launcher: RunPodLauncher, api: Any, output: bytes, word: str
+) -> None:
+    body = b'{"executionTime": 5, "output": ' + output + b', "status": "%b", "workerId": "w"}' % word.encode()
+    api.get("/status/j").respond(content=body)
+    seen = await launcher.observe(REF)
+    assert (str(seen.state), seen.output) == ({"IN_PROGRESS": "running"}.get(word, word.lower()), None)
+
+
+async def test_a_huge_answer_takes_little_memory() -> None:
+    class Endless(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for _ in range(2_000):
+                yield b"[" * 65_536
+
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Endless()))
+    async with httpx.AsyncClient(transport=transport) as http:
+        tracemalloc.start()
+        seen = await RunPodLauncher(URL, "key", http=http).observe(REF)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert seen.state is LaunchState.UNKNOWN
+    assert peak < 40_000_000
+
+
+async def test_a_status_is_never_taken_from_inside_a_broken_answer(launcher: RunPodLauncher, api: Any) -> None:
+    api.get("/status/j").respond(content=b'{"output": {"status": "COMPLETED"')
+    assert (await launcher.observe(REF)).state is LaunchState.UNKNOWN
+
+
+async def test_a_launch_whose_answer_is_too_deep_is_in_doubt(launcher: RunPodLauncher, api: Any) -> None:
+    api.post("/run").respond(content=DEEP)
+    with pytest.raises(LaunchInDoubtError):
+        await launcher.launch({}, Policy(60, 120))
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("9" * 400, None), ("999999", 3600.0), ("²", None), ("7", 7.0)])
+async def test_a_wish_to_be_left_alone_is_granted_for_an_hour_at_most(
+    launcher: RunPodLauncher, api: Any, said: str, seconds: float | None
+) -> None:
+    api.post("/run").respond(429, headers=[(b"retry-after", said.encode("latin-1"))])
+    with pytest.raises(ServiceUnavailableError) as caught:
+        await launcher.launch({}, Policy(60, 120))
+    assert caught.value.retry_after_seconds == seconds
+
+
+def test_an_error_nested_too_deep_is_a_crash_like_any_other() -> None:
+    seen = parse_observation({"status": "FAILED", "error": "[" * 1_000_000})
+    verdict = judge(
+        seen, run_id="r", owned_elsewhere=False, checked_in=True, silent_seconds=0, lost_seconds=1, longest_seconds=1
+    )
+    assert isinstance(verdict, Finish)
+    assert verdict.failure.code == "trainer_crashed"

@@ -1,0 +1,174 @@
+"""An estimate is an honest range: never crossed, never NaN, and what must not start is refused by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_contract.batches import shape_batches
+from lora_contract.hyperparameters import Hyperparameters
+from lora_conversations.survey import Survey
+from lora_worker.datasets import preflight
+from lora_worker.errors import PreflightError
+from lora_worker.money.estimate import Work, estimate, told
+from lora_worker.money.pricing import load_prices
+from lora_worker.configuration.settings import DEFAULT_BASE_MODEL, Settings
+from lora_worker.money.terms import Terms, load_throughput, make_terms
+
+
+def terms(**settings: Any) -> Terms:
+    made = Settings(
+        supabase_url="http://127.0.0.1:9",
+        supabase_service_role_key="sb_secret_x",
+        supabase_publishable_key="sb_publishable_x",
+        gpu_cluster_api_url="http://127.0.0.1:9",
+        gpu_cluster_api_key="x",
+        _env_file=None,
+        **settings,
+    )
+    return make_terms(made, load_prices(settings.get("price_table")))
+
+
+TERMS = terms()
+WORK = Work(tokens=1_000_000, pairs=1000, gpu_type="A100-80GB")
+WORKS = st.builds(
+    Work,
+    tokens=st.one_of(st.none(), st.integers(0, 10**12)),
+    pairs=st.one_of(st.none(), st.integers(0, 10**8)),
+    pairs_per_conversation=st.floats(0, 100),
+    epochs=st.integers(1, 20),
+    batch_size=st.integers(1, 64),
+    max_steps=st.one_of(st.none(), st.integers(1, 10**6)),
+    base_model=st.sampled_from([None, "unknown/model", *TERMS.models]),
+    gpu_type=st.sampled_from([*(gpu.type for gpu in TERMS.gpus), "NVIDIA A100-SXM4-80GB"]),
+)
+
+
+@given(work=WORKS, fee=st.sampled_from([0.0, 0.5]), gpus=st.integers(1, 8))
+def test_every_estimate_is_a_range_of_finite_numbers(work: Work, fee: float, gpus: int) -> None:
+    found = estimate(work, TERMS.model_copy(update={"storage_fee": fee, "endpoint_gpu_count": gpus}))
+    if found is None:
+        assert not work.tokens
+        assert not work.pairs
+        return
+    assert 0 < found.seconds.low <= found.seconds.high < math.inf
+    assert fee <= found.cost.low <= found.cost.high < math.inf
+
+
+@given(work=WORKS, more=st.integers(1, 10**9))
+def test_more_tokens_or_epochs_never_take_less(work: Work, more: int) -> None:
+    work = dataclasses.replace(work, tokens=work.tokens or 1, pairs=work.pairs or 1, max_steps=None)
+    first = estimate(work, TERMS)
+    assert first is not None
+    for greater in (
+        dataclasses.replace(work, tokens=(work.tokens or 0) + more),
+        dataclasses.replace(work, epochs=work.epochs + 1),
+    ):
+        second = estimate(greater, TERMS)
+        assert second is not None
+        assert first.seconds.low <= second.seconds.low
+        assert first.seconds.high <= second.seconds.high
+        assert first.cost.high <= second.cost.high
+
+
+def test_the_high_end_is_the_applications_own_formula_at_the_slow_speed() -> None:
+    """steps × epochs × (tokens / pairs × batch) / throughput + 600 + 300 × epochs + 300, for a 7B base."""
+    found = estimate(dataclasses.replace(WORK, pairs=1001, batch_size=4, epochs=3), TERMS)
+    steps = math.ceil(1001 / 4) * 3
+    seconds = steps * (1_000_000 / 1001 * 4) / (1800 * load_throughput()["slower"]) + 600 + 300 * 3 + 300
+    assert found is not None
+    assert found.seconds.high == math.ceil(seconds)
+    assert found.cost.high == pytest.approx(seconds / 3600 * 2.74, abs=0.011)
+
+
+def test_an_estimate_counts_the_trainers_own_steps() -> None:
+    """1,000 answers in conversations of 10, 4 a step: a step is one conversation, so 100 steps are the whole epoch."""
+    work = dataclasses.replace(WORK, pairs_per_conversation=10, batch_size=4, epochs=1)
+    whole, capped, half = (estimate(dataclasses.replace(work, max_steps=steps), TERMS) for steps in (None, 100, 50))
+    assert whole is not None
+    assert capped is not None
+    assert half is not None
+    assert capped.seconds.low == whole.seconds.low
+    assert half.seconds.low < whole.seconds.low
+    shape = shape_batches([500] * 100, 1000, batch_size=4, max_length=2048, packing=False)
+    assert shape.total_steps(epochs=1, max_steps=None) == 100
+
+
+def test_tokens_that_were_not_counted_are_two_hundred_a_pair_as_the_application_has_it() -> None:
+    found = estimate(Work(pairs=50, gpu_type="H100"), TERMS)
+    assert found is not None
+    assert found.tokens == 10_000
+
+
+def test_a_larger_base_takes_longer_and_an_unknown_one_counts_as_the_reference() -> None:
+    sizes = [
+        estimate(dataclasses.replace(WORK, base_model=name), TERMS)
+        for name in (DEFAULT_BASE_MODEL, "unknown/model", "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B")
+    ]
+    default, unknown, large = [found.seconds for found in sizes if found]
+    assert default == unknown
+    assert (large.low, large.high) > (default.low, default.high)
+
+
+def test_the_endpoints_gpu_counts_and_not_the_one_that_was_asked_for() -> None:
+    found = estimate(WORK, terms(endpoint_gpu_type="L40S", endpoint_gpu_count=2))
+    assert found is not None
+    assert (found.gpu_type, found.gpu_count, found.price_per_hour) == ("L40S", 2, 1.91)
+
+
+def test_every_gpu_of_the_price_table_has_a_speed_and_every_offered_model_a_size() -> None:
+    assert load_throughput()["tokens_per_second"].keys() == {price.type for price in load_prices()}
+    assert load_throughput()["models"].keys() == set(Settings.model_fields["base_models"].default)
+
+
+def test_a_gpu_of_an_operators_own_table_lies_somewhere_between_all_others(tmp_path: Path) -> None:
+    table = tmp_path / "prices.toml"
+    table.write_text('[[gpu]]\ntype = "Abacus"\nprice_per_hour = 1.0\nmemory_gb = 8\nnames = ["Abacus"]\n')
+    found = estimate(dataclasses.replace(WORK, gpu_type="abacus"), terms(price_table=table))
+    assert found is not None
+    assert found.seconds.low < found.seconds.high
+
+
+def survey(tokens: int, examples: int = 1000) -> Survey:
+    return cast(Survey, SimpleNamespace(tokens=tokens, examples=examples, conversations=examples))
+
+
+def test_a_job_that_can_not_stay_below_its_limit_is_refused_with_both_figures_fault_30() -> None:
+    chosen = Hyperparameters(epochs=10, max_length=131072)
+    preflight.check_estimate(chosen, survey(100_000), "A100-80GB", terms(max_cost_per_job=5))
+    with pytest.raises(PreflightError, match=r"at least \$12.+ a job may cost \$5\.00; choose fewer") as refused:
+        preflight.check_estimate(chosen, survey(10_000_000), "A100-80GB", terms(max_cost_per_job=5))
+    assert "\n" not in str(refused.value)
+    with pytest.raises(PreflightError, match=r"at least 4\.6 hours on 1 × A100-80GB, and may take 2\.0; choose fewer"):
+        preflight.check_estimate(chosen, survey(10_000_000), "A100-80GB", terms(max_run_seconds=7200))
+    # It may end after its first epoch, and rows are cut at their longest.
+    early = chosen.model_copy(update={"early_stopping_patience": 1})
+    preflight.check_estimate(early, survey(10_000_000), "A100-80GB", terms(max_cost_per_job=5))
+    short = chosen.model_copy(update={"max_length": 64})
+    preflight.check_estimate(short, survey(10_000_000), "A100-80GB", terms(max_cost_per_job=5))
+
+
+def test_a_terminal_is_told_both_ends_and_what_was_assumed() -> None:
+    found = estimate(WORK, terms(storage_fee=0.5))
+    assert found is not None
+    lines = told(dataclasses.asdict(found)).splitlines()
+    assert lines[0] == (
+        "11 min to 1 h 26 min, $0.96 to $4.41, on 1 × A100-80GB ($2.74 an hour each): 1,000,000 tokens an epoch."
+    )
+    assert any("$0.50" in line for line in lines)
+
+
+def test_the_tables_say_where_their_figures_are_from() -> None:
+    folder = Path(__file__).parents[2] / "worker"
+    for name in ("prices.toml", "throughput.toml"):
+        text = (folder / name).read_text()
+        assert tomllib.loads(text)["updated"]
+        assert text.startswith("#")

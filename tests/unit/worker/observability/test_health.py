@@ -1,0 +1,233 @@
+"""The health endpoints answer whatever the event loop does and whoever else calls."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.waiting import PATIENCE_SECONDS
+from lora_worker.observability import health
+from lora_worker.errors import PortTakenError
+from lora_worker.observability.health import HealthServer
+from lora_worker.observability.readiness import Pulse, Readiness
+
+
+class Problems:
+    """What the two checks say; a test changes it."""
+
+    alive: str | None = None
+    ready: str | None = None
+
+
+@pytest.fixture
+def problems() -> Problems:
+    return Problems()
+
+
+@pytest.fixture
+def server(problems: Problems) -> Iterator[HealthServer]:
+    one = HealthServer("127.0.0.1", 0, alive=lambda: problems.alive, ready=lambda: problems.ready)
+    yield one
+    one.stop()
+
+
+def get(server: HealthServer, path: str) -> httpx.Response:
+    return httpx.get(f"http://127.0.0.1:{server.port}{path}", timeout=60)
+
+
+def test_the_endpoints_say_what_is_wrong(server: HealthServer, problems: Problems) -> None:
+    assert get(server, "/readyz").json() == {"ok": True, "problem": None}
+    problems.ready = "Supabase is not reachable"
+    answer = get(server, "/readyz")
+    assert (answer.status_code, answer.json()["problem"]) == (503, "Supabase is not reachable")
+    assert get(server, "/healthz").status_code == 200
+    problems.alive = "it hangs"
+    assert get(server, "/healthz").status_code == 503
+    assert "lora_worker_held_runs" in get(server, "/metrics").text
+    assert get(server, "/else").status_code == 404
+
+
+def connect(server: HealthServer, said: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    connection.sendall(said)
+    return connection
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\nab",
+    ],
+    ids=["nothing", "half a header", "half a body"],
+)
+def test_half_a_request_keeps_nobody_waiting_and_no_stop(said: bytes) -> None:
+    server = HealthServer("127.0.0.1", 0, alive=lambda: None, ready=lambda: None)
+    halves = [connect(server, said) for _ in range(8)]
+    assert get(server, "/healthz").status_code == 200
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    stopping.join(PATIENCE_SECONDS)
+    assert not stopping.is_alive()
+    for half in halves:
+        with suppress(ConnectionResetError):
+            assert half.recv(1) == b""
+        half.close()
+
+
+def test_a_loop_that_wakes_up_by_itself_takes_nothing_from_the_stop() -> None:
+    server = HealthServer("127.0.0.1", 0, alive=lambda: None, ready=lambda: None)
+    pull = server._server.pull_trigger
+
+    def pull_late() -> None:
+        # As on a busy machine: the loop has seen that it is to end, before it is woken up.
+        pull()
+        server._thread.join(10)
+        pull()
+
+    server._server.pull_trigger = pull_late
+    server.stop()
+    assert not server._thread.is_alive()
+    with pytest.raises(OSError):  # noqa: PT011 (refused or reset, by the time of the look)
+        socket.create_connection(("127.0.0.1", server.port), timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n", b"431"),
+        (b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000000\r\n\r\n", b"413"),
+        (b"\x16\x03\x01\x00\xff nonsense\r\n\r\n", b"400"),
+    ],
+    ids=["an endless header", "a large body", "no HTTP"],
+)
+def test_a_request_that_is_too_large_or_none_is_refused(server: HealthServer, said: bytes, status: bytes) -> None:
+    with connect(server, b"") as connection:
+        with suppress(ConnectionError):
+            connection.sendall(said)
+        with suppress(ConnectionError):
+            assert status in connection.recv(1000)
+    assert get(server, "/healthz").status_code == 200
+
+
+def test_a_connection_ends_in_time_also_if_it_says_a_little_now_and_then(
+    server: HealthServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "_CONNECTION_SECONDS", 0.3)
+    with connect(server, b"GET /healthz HTTP/1.1\r\nX: ") as connection:
+        connection.settimeout(0.05)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            with suppress(TimeoutError):
+                try:
+                    connection.sendall(b"x")
+                    if connection.recv(1) == b"":
+                        return
+                except ConnectionError:
+                    return
+    pytest.fail("the connection was still open")
+
+
+def test_connections_beyond_the_limit_wait_until_others_have_ended(
+    server: HealthServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "_CONNECTION_SECONDS", 1.0)
+    idle = [connect(server, b"GET ") for _ in range(health._MAX_CONNECTIONS * 2)]
+    assert len(server._connections) <= health._MAX_CONNECTIONS + 3
+    assert get(server, "/healthz").status_code == 200
+    for connection in idle:
+        connection.close()
+
+
+def test_a_port_that_is_taken_or_an_odd_address_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(PortTakenError, match="LORA_WORKER_HTTP_PORT"):
+        HealthServer("127.0.0.1", taken.getsockname()[1], alive=lambda: None, ready=lambda: None)
+    with pytest.raises(PortTakenError, match="LORA_WORKER_HTTP_HOST"):
+        HealthServer("x" * 300, 0, alive=lambda: None, ready=lambda: None)
+
+
+async def test_a_hung_event_loop_is_not_healthy_and_the_answer_comes_all_the_same() -> None:
+    clock = Clock()
+    pulse = Pulse(clock)
+    server = HealthServer("127.0.0.1", 0, alive=lambda: pulse.problem, ready=lambda: None)
+    beating = asyncio.create_task(pulse.keep())
+    await asyncio.sleep(0)
+    clock.now += 31
+    # This call hangs the loop: the answer comes from another thread.
+    answer = get(server, "/healthz")
+    assert (answer.status_code, answer.json()["problem"]) == (503, "the event loop has not turned for 31 s")
+    pulse.beat()
+    assert get(server, "/healthz").status_code == 200
+    beating.cancel()
+    server.stop()
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def readiness(clock: Clock) -> Readiness:
+    made = Readiness(clock, stuck_seconds=300)
+    assert made.problem == "starting"
+    made.end("start")
+    return made
+
+
+def test_a_round_that_fails_is_a_problem_until_it_ends_well(readiness: Readiness) -> None:
+    readiness.end("claim", "Supabase is not reachable")
+    assert readiness.problem == "Supabase is not reachable"
+    readiness.end("claim")
+    assert readiness.problem is None
+
+
+def test_a_round_that_does_not_end_is_a_problem(readiness: Readiness, clock: Clock) -> None:
+    readiness.begin("renew")
+    clock.now += 300
+    assert readiness.problem is None
+    clock.now += 1
+    assert readiness.problem == "the round renew has not ended for 301 s"
+    readiness.end("renew")
+    assert readiness.problem is None
+
+
+def test_ends_that_can_not_be_written_are_a_problem_until_one_can(readiness: Readiness) -> None:
+    one, other = uuid4(), uuid4()
+    readiness.settling_failed(one, "refused")
+    readiness.settling_failed(other, "refused")
+    assert readiness.problem is None
+    readiness.settling_failed(one, "refused: disk full")
+    assert readiness.problem == "no run could be settled, 3 times in a row: refused: disk full"
+    readiness.settled()
+    assert readiness.problem is None
+    for _ in range(3):
+        readiness.settling_failed(one, "refused")
+    readiness.forget(one)
+    assert readiness.problem is None
+
+
+def test_rounds_in_which_every_run_is_put_off_are_a_problem(readiness: Readiness) -> None:
+    for put_off in (["away"], ["away", None], ["away"], ["away", "away"]):
+        readiness.note_runs(list(put_off))
+    assert readiness.problem is None
+    readiness.note_runs(["away"])
+    assert readiness.problem == "no run could be worked on in 3 rounds: away"
+    readiness.note_runs([])
+    assert readiness.problem is None

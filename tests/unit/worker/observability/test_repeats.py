@@ -1,0 +1,40 @@
+"""A line of the log that is true in every cycle is written when it begins or changes, and seldom again."""
+
+from __future__ import annotations
+
+from tests.scripted import Clock
+from lora_worker.observability.repeats import AGAIN_SECONDS, Repeats
+
+
+def test_what_goes_on_is_said_once_and_again_at_a_slow_rate() -> None:
+    clock = Clock()
+    repeats = Repeats(clock)
+    assert [repeats.is_due("run", "404") for _ in range(3)] == [True, False, False]
+    clock.now += AGAIN_SECONDS
+    assert [repeats.is_due("run", "404") for _ in range(2)] == [True, False]
+
+
+def test_what_changes_or_comes_again_is_said_at_once() -> None:
+    repeats = Repeats(Clock())
+    assert [repeats.is_due("run", text) for text in ("404", "401", "401", "404")] == [True, True, False, True]
+    assert repeats.is_due("another", "404")
+    repeats.clear("run")
+    assert repeats.is_due("run", "404")
+
+
+def test_what_was_said_is_forgotten_before_it_fills_the_memory() -> None:
+    repeats = Repeats(Clock())
+    for run in range(20_000):
+        repeats.is_due(run, "404")
+    assert len(repeats._said) == 10_000
+    assert not repeats.is_due(19_999, "404")
+    assert repeats.is_due(0, "404")
+
+
+def test_how_often_it_was_met_is_known_when_it_is_over() -> None:
+    repeats = Repeats(clock := Clock())
+    for text in ("401", "404", "404", "404"):
+        repeats.is_due("run", text)
+    clock.now += AGAIN_SECONDS
+    repeats.is_due("run", "404")
+    assert [repeats.clear("run") for _ in range(2)] == [4, 0]

@@ -1,0 +1,86 @@
+"""Where a run's files lie, how a model is described, and what is refused before the storage is asked."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import pytest
+
+from lora_contract.protocol import FinalMetrics, Summary
+from lora_worker.runs.artifacts import artifact_name, told_notes
+from lora_worker.database.rows import Dataset, Job, Run
+from lora_worker.runs.notices import job_completed
+from lora_worker.storage.places import Places
+from lora_worker.runs.report_rows import final_columns
+
+
+def run_of(queue: str) -> Run:
+    ids = {name: uuid4() for name in ("id", "job_id", "user_id", "lease_token")}
+    return Run.model_validate(
+        {**ids, "queue": queue, "attempt": 1, "status": "running", "created_at": datetime.now(UTC)}
+    )
+
+
+def test_only_the_archive_of_the_newer_queue_lies_outside_the_runs_own_folder() -> None:
+    run = run_of("pipeline_training_jobs")
+    places = Places.of(run)
+    assert places.archive_name is not None
+    assert places.at(places.archive_name) == f"adapters/{run.job_id}.tar.gz"
+    for path in ("manifest.json", "adapter_config.json", f"sub/{places.archive_name}"):
+        assert places.at(path) == f"{run.user_id}/{run.id}/{path}"
+
+
+def test_the_older_queue_has_no_archive_and_no_way_out_of_the_runs_folder() -> None:
+    run = run_of("training_jobs")
+    places = Places.of(run)
+    assert places.archive_name is None
+    assert places.at("adapter.tar.gz") == f"{run.user_id}/{run.id}/adapter.tar.gz"
+
+
+def test_what_upload_urls_open_is_never_what_is_kept() -> None:
+    for queue in ("training_jobs", "pipeline_training_jobs"):
+        places = Places.of(run_of(queue))
+        paths = ["manifest.json", "adapter.tar.gz", "sub/x"]
+        assert {places.staged(path) for path in paths}.isdisjoint({places.at(path) for path in paths})
+        assert all(places.staged(path).startswith("uploads/") for path in paths)
+
+
+def test_the_training_time_is_whole_seconds_and_left_open_where_nobody_measured() -> None:
+    metrics = FinalMetrics(final_training_loss=0.5)
+    columns = final_columns(metrics, Summary(train_seconds=89.6), [])
+    assert (columns["final_loss"], columns["training_time_seconds"]) == (0.5, 90)
+    assert final_columns(metrics, Summary(), [])["training_time_seconds"] is None
+
+
+@pytest.mark.parametrize("length", [1, 187, 188, 200, 255])
+def test_a_models_name_fits_its_column_and_has_an_iso_date_fault_41(length: int) -> None:
+    dataset, job_id = Dataset(id=uuid4(), name="x" * length, storage_path="p"), uuid4()
+    name = artifact_name(dataset, datetime(2026, 11, 24, tzinfo=UTC), job_id)
+    assert len(name) <= 200
+    assert name.startswith("x")
+    assert name.endswith(f" - 2026-11-24 ({str(job_id)[:8]})")
+
+
+def test_two_models_of_one_dataset_on_one_day_have_two_names() -> None:
+    dataset = Dataset(id=uuid4(), name="x" * 300, storage_path="p")
+    assert len({artifact_name(dataset, datetime(2026, 11, 24, tzinfo=UTC), uuid4()) for _ in range(9)}) == 9
+
+
+def test_notes_of_a_training_fit_its_row_and_its_notice() -> None:
+    notes = ["Left out: 3 examples with weight 0, train false or loss false.", "word " * 1000, *["more"] * 1000]
+    job = Job(id=uuid4(), user_id=uuid4(), hyperparameters={"epochs": 1}, gpu_config={})
+    told = told_notes(Summary(notes=notes), job)
+    assert told[0] == notes[0]
+    assert (len(told), max(map(len, told))) == (30, 596)
+    assert told[1].endswith("word …")
+    message = job_completed(uuid4(), "Calm money", 1.5, told)["message"]
+    assert message.startswith(f"Training on “Calm money” is complete. It cost $1.50. {notes[0]} word")
+    assert len(message) <= 600
+
+
+def test_a_key_that_nothing_read_is_a_note_of_the_model() -> None:
+    job = Job(id=uuid4(), user_id=uuid4(), hyperparameters={"optimizer": "lion"}, gpu_config={})
+    assert told_notes(Summary(notes=["More."]), job) == [
+        "hyperparameters: 'optimizer' changed nothing; this service knows no such key.", "More.",
+    ]  # fmt: skip

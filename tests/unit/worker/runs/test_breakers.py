@@ -1,0 +1,75 @@
+"""Which failures may meet everybody who comes next: those of a base model or an image, never those of one's data."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lora_contract.protocol import FAULTS, ErrorCode, Fault, Stage
+from lora_worker.runs.breakers import blame
+from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.runs.verdicts import NEVER_READY, Failure
+
+_BASE = (ErrorCode.BASE_MODEL_UNKNOWN, ErrorCode.BASE_MODEL_UNREACHABLE, ErrorCode.BASE_MODEL_MISMATCH)
+_LOADING = (ErrorCode.OUT_OF_MEMORY, ErrorCode.DISK_FULL, ErrorCode.CHILD_CRASHED, ErrorCode.INTERNAL)
+_OWN = tuple(set(ErrorCode) - set(_BASE) - set(_LOADING))
+
+
+def of(code: str) -> Failure:
+    return Failure(code, FAULTS.get(code, Fault.TRANSIENT), "It broke.")  # type: ignore[call-overload]
+
+
+def failed(error: str | None = None, state: LaunchState = LaunchState.FAILED) -> Observation:
+    return Observation(state, error=error)
+
+
+def raised(kind: str) -> str:
+    return json.dumps({"error_type": f"<class '{kind}'>", "error_message": "boom"})
+
+
+@pytest.mark.parametrize("code", sorted(_BASE))
+@pytest.mark.parametrize("stage", [None, Stage.SETUP, Stage.LOADING_MODEL])
+def test_a_base_that_can_not_be_had_is_blamed(code: ErrorCode, stage: Stage | None) -> None:
+    assert blame(of(code), failed(), checked_in=True, stage=stage) == "base_model"
+
+
+@pytest.mark.parametrize("code", sorted(_LOADING))
+@pytest.mark.parametrize("stage", list(Stage))
+def test_what_breaks_is_the_bases_only_while_it_loads(code: ErrorCode, stage: Stage) -> None:
+    blamed = blame(of(code), failed(), checked_in=True, stage=stage)
+    assert blamed == ("base_model" if stage in {Stage.LOADING_MODEL, Stage.CONFIGURING} else None)
+
+
+@pytest.mark.parametrize("code", sorted(_OWN))
+@pytest.mark.parametrize("stage", list(Stage))
+def test_a_jobs_own_failures_blame_nobody_else(code: ErrorCode, stage: Stage) -> None:
+    assert blame(of(code), failed(), checked_in=True, stage=stage) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "observation", "blamed"),
+    [
+        ("gpu_lost", failed("job timed out after 1 retries"), "image"),
+        ("trainer_crashed", failed(), "image"),
+        ("trainer_crashed", failed(raised("ModuleNotFoundError")), "image"),
+        ("trainer_crashed", failed(raised("transformers.ImportError")), "image"),
+        # An earlier trainer never checks in, and raises what its data make it raise.
+        ("trainer_crashed", failed(raised("ValueError")), None),
+        ("training_failed", failed(), None),
+        ("time_limit", failed("executionTimeout exceeded"), None),
+        ("gpu_lost", failed(state=LaunchState.MISSING), None),
+        ("gpu_timed_out", failed(state=LaunchState.TIMED_OUT), None),
+        ("cancelled_at_launcher", failed(state=LaunchState.CANCELLED), None),
+        ("trainer_crashed", None, None),
+    ],
+)
+def test_an_image_is_blamed_where_it_died_without_a_word(
+    code: str, observation: Observation | None, blamed: str | None
+) -> None:
+    assert blame(of(code), observation, checked_in=False, stage=None) == blamed
+    assert blame(of(code), observation, checked_in=True, stage=None) is None
+
+
+def test_workers_that_never_get_ready_are_the_images() -> None:
+    assert blame(NEVER_READY, failed(state=LaunchState.QUEUED), checked_in=False, stage=None) == "image"

@@ -1,0 +1,102 @@
+"""A fault that lasts is said once, and counted; a page in place of an answer ends no command with a traceback."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import respx
+from structlog.testing import capture_logs
+from typer.testing import CliRunner
+
+from tests.scripted import assignment
+from tests.unit.worker.configuration.test_settings import GOOD
+from tests.waiting import PATIENCE_SECONDS
+from lora_worker.commands.cli import app
+from lora_worker.duties.daemon import Daemon
+from lora_worker.errors import ServiceUnavailableError
+from lora_worker.services import Services
+
+PAGE = "<html><title>a gateway's words</title></html>"
+
+
+def said(logs: list[Any], event: str) -> list[Any]:
+    return [entry for entry in logs if entry["event"] == event]
+
+
+async def test_an_outage_is_said_once_and_with_its_count_when_it_ends(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon, outcomes = Daemon(services), [ServiceUnavailableError("db", "away")] * 50 + [None]
+    done = asyncio.Event()
+
+    async def round_() -> None:
+        outcome = outcomes.pop(0) if outcomes else done.set()
+        if outcome:
+            raise outcome
+
+    with capture_logs() as logs:
+        loop = asyncio.create_task(daemon._rounds.repeat("renew", round_, 0))
+        await asyncio.wait_for(done.wait(), PATIENCE_SECONDS)
+        daemon.stop()
+        await loop
+    assert len(said(logs, "service fault")) == 1
+    assert [entry["times"] for entry in said(logs, "fault over")] == [50]
+    assert daemon.problem == "starting"
+
+
+async def test_another_fault_in_the_same_place_is_said_too(services: Services) -> None:
+    daemon = Daemon(services)
+    with capture_logs() as logs:
+        for problem in ("away", "away", "read-only", "away"):
+            daemon._rounds.note("claim", ServiceUnavailableError("db", problem))
+    assert [entry["problem"] for entry in said(logs, "service fault")] == ["away", "read-only", "away"]
+
+
+async def test_a_bug_on_one_run_is_said_once_with_its_count(services: Services) -> None:
+    daemon = Daemon(services)
+    services.queue.to_adopt = [assignment("bad")]  # type: ignore[attr-defined]
+    services.launcher.broken = {"bad"}  # type: ignore[attr-defined]
+    with capture_logs() as logs:
+        await daemon.claim()
+        for _ in range(5):
+            await daemon.poll()
+        daemon._forget(next(iter(daemon.holdings.values())))
+    assert len(said(logs, "work on a run failed")) == 1
+    (over,) = said(logs, "fault over")
+    assert over["times"] == 5
+
+
+@pytest.mark.parametrize("command", [["run", "--once"], ["status"], ["status", "--json"]])
+@pytest.mark.parametrize("status", [200, 502])
+def test_a_page_for_an_answer_ends_a_command_with_one_sentence(
+    command: list[str], status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in GOOD.items():
+        monkeypatch.setenv(name, value)
+    # Loggers keep the first stream that they are given, and this one is closed with the test.
+    monkeypatch.setattr("lora_worker.observability.telemetry.configure_logging", lambda _: None)
+    with respx.mock(assert_all_called=False) as api:
+        api.route().respond(status, html=PAGE)
+        done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 1
+    assert len(done.output.splitlines()) == 1
+    assert "is not available" in done.output
+    assert "words" not in done.output
+
+
+async def test_a_page_for_an_answer_at_its_start_keeps_the_daemon_waiting(services: Services) -> None:
+    daemon = Daemon(services)
+    services.queue.failing = ServiceUnavailableError("db", "no answer")  # type: ignore[attr-defined]
+    running = asyncio.create_task(daemon.run())
+    while services.queue.calls.count("check_schema") < 2:  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+    assert not running.done()
+    services.queue.failing = None  # type: ignore[attr-defined]
+    while "claim" not in services.queue.calls:  # type: ignore[attr-defined]
+        await asyncio.sleep(0.001)
+    daemon.stop()
+    await asyncio.wait_for(running, PATIENCE_SECONDS)

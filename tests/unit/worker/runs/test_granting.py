@@ -1,0 +1,117 @@
+"""An upload that can't be granted keeps its run from nothing else: neither polls, nor limits, nor its cancelling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.scripted import FakeQueue, ForgetfulLauncher, assignment, make_services
+from lora_worker.runs import held_run as holding_module
+from lora_worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceUnavailableError
+from lora_worker.runs.held_run import Holding
+from lora_worker.launchers.base import LaunchState
+
+FILE = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
+
+
+class Shelves:
+    """A storage that signs uploads, or fails to."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+        self.signed: list[str] = []
+
+    async def sign_upload(self, bucket: str, path: str) -> str:
+        if self.failure:
+            raise self.failure
+        self.signed.append(path)
+        return f"http://storage/{path}"
+
+
+def asking(
+    monkeypatch: pytest.MonkeyPatch,
+    request: Any,
+    failure: Exception | None = None,
+    state: LaunchState = LaunchState.RUNNING,
+) -> tuple[Holding, list[Any]]:
+    """A holding whose trainer asks to upload, and what it is settled with."""
+    endings: list[Any] = []
+
+    async def settle(holding: Holding, ending: Any) -> str:
+        endings.append(ending)
+        return "completed"
+
+    monkeypatch.setattr(holding_module, "settle", settle)
+    services = make_services(launcher=ForgetfulLauncher(state), storage=Shelves(failure))
+    holding = Holding.take(services, assignment(), asked_at=services.clock())
+    holding.news = holding.news.model_copy(update={"upload_request": request})
+    return holding, endings
+
+
+STORAGE_FAULTS = [
+    ServiceUnavailableError("storage", "not available"),
+    ObjectMissingError("storage", "the bucket is not there", status=404),
+]
+
+
+@pytest.mark.parametrize("failure", STORAGE_FAULTS, ids=lambda failure: type(failure).__name__)
+async def test_a_run_is_looked_at_while_the_storage_grants_nothing(
+    monkeypatch: pytest.MonkeyPatch, failure: ServiceError
+) -> None:
+    holding, _ = asking(monkeypatch, [FILE], failure)
+    await holding.advance()
+    assert holding.report is not None
+    assert holding.put_off == str(failure)
+    assert holding.news.upload_request == [FILE]
+
+
+async def test_a_run_that_ended_is_settled_while_the_storage_grants_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    holding, endings = asking(monkeypatch, [FILE], STORAGE_FAULTS[0], LaunchState.FAILED)
+    await holding.advance()
+    assert [ending.failure.code for ending in endings] == ["trainer_crashed"]
+
+
+@pytest.mark.parametrize("request_", [[FILE], [1]])
+async def test_a_cancelled_run_is_stopped_and_granted_nothing(monkeypatch: pytest.MonkeyPatch, request_: Any) -> None:
+    holding, endings = asking(monkeypatch, request_, STORAGE_FAULTS[0])
+    holding.news = holding.news.model_copy(update={"cancel_requested": True})
+    await holding.advance()
+    assert [ending.failure for ending in endings] == [None]
+
+
+@pytest.mark.parametrize("request_", [[1], {}, {"path": "a"}, [FILE | {"path": "../another-run/a"}]])
+async def test_a_request_that_can_not_be_read_is_its_own_runs_failure(
+    monkeypatch: pytest.MonkeyPatch, request_: Any
+) -> None:
+    holding, endings = asking(monkeypatch, request_)
+    await holding.advance()
+    (ending,) = endings
+    assert ending.failure.code == "upload_request_invalid"
+    assert holding.services.storage.signed == []  # type: ignore[attr-defined]
+
+
+async def test_a_grant_under_a_lost_lease_still_ends_the_holding(monkeypatch: pytest.MonkeyPatch) -> None:
+    holding, _ = asking(monkeypatch, [FILE])
+
+    async def sign_upload(bucket: str, path: str) -> str:
+        holding.services.clock.now += 61  # type: ignore[attr-defined]
+        return "url"
+
+    monkeypatch.setattr(holding.services.storage, "sign_upload", sign_upload)
+    with pytest.raises(LeaseLostError):
+        await holding.advance()
+
+
+async def test_a_granted_request_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    granted: list[Any] = []
+
+    async def grant_upload(self: FakeQueue, run_id: Any, lease_token: Any, *, request: Any, sealed_urls: str) -> bool:
+        granted.append(request)
+        return True
+
+    monkeypatch.setattr(FakeQueue, "grant_upload", grant_upload, raising=False)
+    holding, _ = asking(monkeypatch, [FILE])
+    await holding.advance()
+    await holding.advance()
+    assert granted == [[FILE]]

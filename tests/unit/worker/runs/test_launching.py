@@ -1,0 +1,101 @@
+"""How long a launch that was not accepted waits for its next try."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from tests.scripted import assignment, make_services
+from lora_contract.hyperparameters import GpuConfig, Hyperparameters
+from lora_contract.protocol import Channel, DatasetRef, Limits, OutputRef, Request
+from lora_worker.runs import launching
+from lora_worker.money.billing import Rate
+from lora_worker.errors import PreflightError
+from lora_worker.runs.held_run import Holding
+from lora_worker.runs.launching import patience_seconds
+from lora_worker.datasets.preflight import make_policy
+from lora_worker.money.pricing import load_prices
+
+
+@pytest.mark.parametrize(("tries", "seconds"), [(1, 30), (2, 60), (5, 480), (6, 600), (1_026, 600), (10**6, 600)])
+def test_a_launch_waits_twice_as_long_each_time_and_never_longer_than_ten_minutes(tries: int, seconds: float) -> None:
+    assert patience_seconds(30.0, tries) == seconds
+
+
+def test_a_provider_may_ask_for_more_patience() -> None:
+    assert patience_seconds(3600.0, 1) == patience_seconds(3600.0, 2_000) == 3600
+
+
+def test_a_job_outlasts_any_number_of_refused_launches() -> None:
+    services = make_services()
+    holding = Holding.take(services, assignment(None, status="claimed", launches=1_500), asked_at=services.clock())
+    holding.launch_tries = 1_500
+    launching._wait(holding, "RunPod is not reachable", 30.0)
+    assert holding.launch_not_before == services.clock() + 600
+
+
+@pytest.mark.parametrize("max_run_seconds", [3600, 43_200, 518_400])
+@pytest.mark.parametrize("budget", [10, 1_000_000])
+def test_a_launch_outlives_its_longest_wait_and_its_longest_execution(max_run_seconds: float, budget: float) -> None:
+    policy = make_policy(
+        Rate.at(load_prices()[0], gpu_count=1, max_cost=budget),
+        spent_cost=0,
+        spent_seconds=0,
+        max_run_seconds=max_run_seconds,
+        queue_allowance_seconds=86_400,
+    )
+    assert policy.execution_seconds <= max_run_seconds
+    assert policy.ttl_seconds - policy.execution_seconds == 86_400
+    assert policy.ttl_seconds <= 7 * 86_400
+
+
+@pytest.mark.parametrize("key", ["sb_secret_other", "sb_secret_x", "rpa_x", "eyJ.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.x"])
+async def test_a_request_with_a_secret_key_is_never_sent(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    posted: list[Any] = []
+    services = make_services()
+    # As no settings that were read can be.
+    services.settings.supabase_publishable_key = SecretStr(key)
+    holding = Holding.take(services, assignment(None, status="claimed"), asked_at=services.clock())
+    monkeypatch.setattr(services.artifacts_bucket, "require", lambda _: asyncio.sleep(0))
+    monkeypatch.setattr(launching, "_check", lambda _: asyncio.sleep(0, "a plan"))
+    monkeypatch.setattr(launching, "_post", lambda *request: asyncio.sleep(0, posted.append(request)))
+
+    async def make_request(holding: Holding, _: Any) -> Request:
+        public = holding.services.settings.supabase_publishable_key.get_secret_value()
+        return Request(
+            job_id="job", run_id="run", dataset=DatasetRef(url="https://x/y"), hyperparameters=Hyperparameters(),
+            gpu_config=GpuConfig(), channel=Channel(url="https://x", key=public, token="t" * 64),
+            output=OutputRef(bucket="b", prefix="p/"), limits=Limits(max_seconds=60),
+        )  # fmt: skip
+
+    monkeypatch.setattr(launching, "_make_request", make_request)
+    await launching.launch(holding)
+    assert posted == []
+    assert holding.put_off is not None
+    assert holding.put_off.startswith("SUPABASE_PUBLISHABLE_KEY holds ")
+    assert key not in holding.put_off
+    services.settings.supabase_publishable_key = SecretStr("sb_publishable_x")
+    await launching.launch(holding)
+    assert len(posted) == 1
+
+
+def test_a_resumed_attempt_gets_what_earlier_ones_left_of_time_and_money() -> None:
+    rate = Rate(gpu_type="H100", gpu_count=1, price_per_hour=4.0, max_cost=100)
+    policy = make_policy(
+        rate, spent_cost=40, spent_seconds=36_000, max_run_seconds=43_200, queue_allowance_seconds=86_400
+    )
+    assert policy.execution_seconds == 7_200
+    policy = make_policy(
+        rate, spent_cost=98, spent_seconds=36_000, max_run_seconds=43_200, queue_allowance_seconds=86_400
+    )
+    assert policy.execution_seconds == 1_800
+
+
+def test_a_job_whose_attempts_used_its_time_up_is_refused_with_both_figures() -> None:
+    rate = Rate(gpu_type="H100", gpu_count=1, price_per_hour=4.0, max_cost=100)
+    with pytest.raises(PreflightError, match=r"used 11\.9 of the 12\.0 GPU hours") as refused:
+        make_policy(rate, spent_cost=47, spent_seconds=43_000, max_run_seconds=43_200, queue_allowance_seconds=86_400)
+    assert refused.value.code == "time_limit"

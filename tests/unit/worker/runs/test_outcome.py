@@ -1,0 +1,234 @@
+"""Each row of the table in `lora_worker.runs.verdicts`, and the retries that follow."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from lora_contract.protocol import FAULTS, ErrorCode, Fault, Point
+from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.runs.verdicts import (
+    OVER_TIME,
+    AwaitManifest,
+    Failure,
+    Finish,
+    Keep,
+    LegacyResult,
+    RetryLimits,
+    Stop,
+    Verdict,
+    exhausted,
+    judge,
+    parse_progress,
+    rate_training,
+    retry_after,
+)
+
+RUN = "run-1"
+TODAYS_FAILURE = {"status": "failed", "error_message": "No.\nTraceback"}
+
+
+def raised(kind: str) -> str:
+    """RunPod's `error` when a handler raised: JSON in a string."""
+    return json.dumps({"error_type": kind, "error_message": "boom", "error_traceback": "Traceback …"})
+
+
+def look(
+    state: str,
+    output: Any = None,
+    error: str | None = None,
+    *,
+    elsewhere: bool = False,
+    silent: float = 0,
+    checked_in: bool = True,
+) -> Verdict:
+    observation = Observation(LaunchState(state), output=output, error=error)
+    return judge(
+        observation,
+        run_id=RUN,
+        owned_elsewhere=elsewhere,
+        checked_in=checked_in,
+        silent_seconds=silent,
+        lost_seconds=60,
+        longest_seconds=3600,
+    )
+
+
+def result(status: str, code: str | None = None, run_id: str = RUN) -> dict[str, Any]:
+    error = {"code": code, "message": "It broke.", "hint": "Mend it."} if code else None
+    return {"run_id": run_id, "status": status, "error": error}
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "unknown"])
+def test_what_has_not_ended_is_kept(state: str) -> None:
+    assert isinstance(look(state), Keep)
+
+
+def test_a_job_that_the_launcher_forgot_is_kept_while_its_manifest_may_come() -> None:
+    assert isinstance(look("missing", silent=59), AwaitManifest)
+
+
+def test_a_job_that_runs_and_says_nothing_is_stopped() -> None:
+    assert look("running", silent=61) == Stop(
+        Failure("gpu_silent", Fault.INFRASTRUCTURE, "The GPU machine was not heard of any more, so it was stopped.")
+    )
+
+
+def test_a_trainer_that_never_checked_in_may_say_nothing_as_long_as_a_run_may_take() -> None:
+    assert isinstance(look("running", silent=3599, checked_in=False), Keep)
+    assert look("running", silent=3600, checked_in=False) == Stop(OVER_TIME)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("No.\nTraceback", "No."),
+        ("GET https://p.supabase.co/storage/v1/o?token=abc failed", "GET [address] failed"),
+        ("key sb_secret_abc refused", "key [secret] refused"),
+        (f"token {'eyJhbGciOiJIUzI1NiJ9.e30.abc'} expired", "token [secret] expired"),
+        ("401 for hf_abcdefghijklmnopqrstuvwxyz", "401 for [secret]"),
+        ("connect postgresql://u:pw@h/db", "connect [address]"),
+        ("Traceback (most recent call last):\n  File x\nRuntimeError: CUDA error", "RuntimeError: CUDA error"),
+        ("", "The training program ended unexpectedly."),
+        ({"odd": 1}, "{'odd': 1}"),
+    ],
+)
+def test_todays_trainers_words_reach_a_row_without_keys_addresses_and_tracebacks(message: Any, told: str) -> None:
+    verdict = look("completed", {"status": "failed", "error_message": message})
+    assert isinstance(verdict, Finish)
+    assert verdict.failure.message == told
+
+
+def test_waiting_for_a_gpu_is_never_a_failure_however_long() -> None:
+    assert isinstance(look("queued", silent=10**9), Keep)
+
+
+def test_unknown_is_never_failed_however_long() -> None:
+    assert isinstance(look("unknown", silent=10**9), Keep)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code", "fault"),
+    [
+        (look("completed", result("completed")), "artifact_missing", Fault.TRANSIENT),
+        (look("completed", result("failed", "dataset_invalid")), "dataset_invalid", Fault.PERMANENT),
+        (look("completed", result("unpublished")), "grant_missing", Fault.INFRASTRUCTURE),
+        (look("completed", result("superseded"), silent=61), "superseded", Fault.INFRASTRUCTURE),
+        (look("completed"), "result_unreadable", Fault.TRANSIENT),
+        (look("completed", "text"), "result_unreadable", Fault.TRANSIENT),
+        (look("completed", result("completed", run_id="another")), "result_unreadable", Fault.TRANSIENT),
+        (look("completed", TODAYS_FAILURE), "training_failed", Fault.PERMANENT),
+        (look("failed", result("failed", "interrupted")), "interrupted", Fault.INFRASTRUCTURE),
+        (look("failed", error="executionTimeout exceeded"), "time_limit", Fault.PERMANENT),
+        (look("failed", error="job timed out after 1 retries"), "gpu_lost", Fault.INFRASTRUCTURE),
+        (look("failed", error=raised("<class 'torch.OutOfMemoryError'>")), "out_of_memory", Fault.PERMANENT),
+        (look("failed", error=raised("<class 'ValueError'>")), "trainer_crashed", Fault.TRANSIENT),
+        (look("failed"), "trainer_crashed", Fault.TRANSIENT),
+        (look("cancelled"), "cancelled_at_launcher", Fault.PERMANENT),
+        (look("timed_out"), "gpu_timed_out", Fault.INFRASTRUCTURE),
+        (look("missing", silent=60), "gpu_lost", Fault.INFRASTRUCTURE),
+    ],
+)  # fmt: skip
+def test_every_end_says_why_and_whose_fault_it_is(verdict: Verdict, code: str, fault: Fault) -> None:
+    assert isinstance(verdict, Finish)
+    assert (verdict.failure.code, verdict.failure.fault) == (code, fault)
+    assert "Traceback" not in verdict.failure.message
+    assert verdict.failure.message.endswith(".")
+
+
+def test_a_superseded_launch_changes_nothing_while_another_trains() -> None:
+    assert isinstance(look("completed", result("superseded"), elsewhere=True), Keep)
+
+
+def test_a_superseded_execution_waits_for_the_manifest_of_the_newer_one() -> None:
+    assert isinstance(look("completed", result("superseded"), silent=5), AwaitManifest)
+
+
+@pytest.mark.parametrize("key", ["model_files", "download_urls"])
+def test_todays_trainers_success_is_understood(key: str) -> None:
+    output = {"status": "success", key: {"adapter.safetensors": "https://x/a"}, "model_metadata": {"final_loss": 1}}
+    verdict = look("completed", output)
+    assert isinstance(verdict, Finish)
+    assert verdict.legacy == LegacyResult(files={"adapter.safetensors": "https://x/a"}, metadata={"final_loss": 1})
+
+
+def test_todays_trainers_progress_is_understood() -> None:
+    progress = parse_progress(
+        {"progress": 40, "current_step": 3, "metrics": {"training_loss": float("nan")}}, run_id=RUN
+    )
+    assert progress is not None
+    assert (progress.progress, progress.current_step, progress.metrics) == (40, 3, {"training_loss": None})
+
+
+@pytest.mark.parametrize(
+    "output", [None, "half", {}, {"progress": "much"}, {"run_id": "another", "stage": "training", "progress": 1}]
+)
+def test_progress_that_is_not_this_runs_is_no_progress(output: Any) -> None:
+    assert parse_progress(output, run_id=RUN) is None
+
+
+def limits() -> RetryLimits:
+    return RetryLimits(3, 5, base_seconds=10, max_seconds=60, rng=random.Random(1))
+
+
+def wait(fault: Fault, transient: int = 0, infrastructure: int = 0) -> float | None:
+    failure = Failure("x", fault, "It broke.")
+    return retry_after(failure, transient_failures=transient, infrastructure_failures=infrastructure, limits=limits())
+
+
+def test_a_permanent_fault_is_not_tried_again() -> None:
+    assert wait(Fault.PERMANENT) is None
+
+
+def test_passing_faults_are_tried_again_with_growing_bounded_waits_until_the_attempts_are_used() -> None:
+    waits = [wait(Fault.TRANSIENT, transient=n) for n in range(3)]
+    assert waits[2] is None
+    assert all(w is not None and 5 * 2**n <= w <= 10 * 2**n for n, w in enumerate(waits[:2]))
+
+
+def test_the_clouds_faults_have_a_limit_of_their_own() -> None:
+    waits = [wait(Fault.INFRASTRUCTURE, transient=9, infrastructure=n) for n in range(6)]
+    assert waits[5] is None
+    assert all(w is not None and w <= 60 for w in waits[:5])
+
+
+def test_the_last_failure_says_how_often_it_was_tried_fault_36() -> None:
+    failure = Failure("x", Fault.TRANSIENT, "It broke.")
+    assert "3 attempts" in exhausted(failure, 3).message
+    assert exhausted(failure, 1) is failure
+
+
+def test_every_error_code_has_a_fault() -> None:
+    assert set(FAULTS) == set(ErrorCode)
+
+
+@pytest.mark.parametrize(
+    ("losses", "validation", "expected"),
+    [
+        ([4.0, 1.0], None, (5, "excellent")),
+        ([4.0, 2.5], None, (4, "good")),
+        ([4.0, 3.2], None, (3, "fair")),
+        ([4.0, 3.7], None, (2, "poor")),
+        ([4.0, 4.0], None, (1, "poor")),
+        ([4.0, 1.0], 2.0, (4, "overfit")),
+        ([], None, (3, "unknown")),
+        ([0.0, 0.0], None, (1, "poor")),
+    ],
+)
+def test_the_score_follows_the_applications_rule(
+    losses: list[float], validation: float | None, expected: tuple[int, str]
+) -> None:
+    points = [Point(step=step, epoch=1, training_loss=loss) for step, loss in enumerate(losses, 1)]
+    rated = rate_training(points, final_validation_loss=validation)
+    assert (rated.overall_score, rated.convergence_quality) == expected
+
+
+@pytest.mark.parametrize("count", [0, -1, 10**9, "2", 1.5, None])
+def test_a_number_of_gpus_that_no_machine_has_is_not_known(count: object) -> None:
+    told = {"run_id": "r", "stage": "training", "progress": 30, "gpu_count": count}
+    progress = parse_progress(told, run_id="r")
+    assert progress is not None
+    assert progress.gpu_count is None

@@ -1,0 +1,128 @@
+"""What a run is billed for: the clocks' seconds and the endpoint's GPUs, whatever its container says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.scripted import assignment
+from lora_contract.protocol import ErrorCode, Fault, Manifest, Point, Progress, Result, Stage, Summary, TrainerError
+from lora_worker.runs.held_run import Holding
+from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.runs.verdicts import WAITING_FOR_DATASET, Failure, _failure_of, parse_result
+from lora_worker.services import Services
+from lora_worker.runs.settling import Ending, _failure, _success
+
+A40 = Summary(gpu_type="NVIDIA A40", gpu_count=2, execution_seconds=3600)
+
+
+def held(services: Services, progress: dict[str, Any] | None) -> Holding:
+    """A run of a job that asked for an H100, and what was last heard of its progress."""
+    holding = Holding.take(services, assignment(), asked_at=services.clock())
+    if progress is not None:
+        run_id = str(holding.assignment.run.id)
+        holding.progress = Progress.model_validate(
+            {"run_id": run_id, "stage": Stage.TRAINING, "progress": 40, **progress}
+        )
+    return holding
+
+
+def failed(holding: Holding, summary: Summary) -> dict[str, Any]:
+    error = TrainerError(code=ErrorCode.OUT_OF_MEMORY, message="It broke.")
+    result = Result(run_id=str(holding.assignment.run.id), status="failed", error=error, summary=summary)
+    return _failure(holding, Ending(None, result=result), Failure("out_of_memory", Fault.PERMANENT, "It broke."))
+
+
+def succeeded(holding: Holding, summary: Summary) -> dict[str, Any]:
+    run, job = holding.assignment.run, holding.assignment.job
+    assert job is not None
+    file = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
+    manifest = Manifest.model_validate(
+        {"job_id": str(job.id), "run_id": str(run.id), "files": [file], "summary": summary.model_dump()}
+    )
+    return _success(holding, manifest, job)
+
+
+GPU_OF_THE_CONTAINER = {"gpu_type": "NVIDIA A40", "gpu_count": 2}
+
+
+@pytest.mark.parametrize("end", [failed, succeeded])
+@pytest.mark.parametrize("progress", [None, {}, GPU_OF_THE_CONTAINER], ids=str)
+def test_gpu_and_count_are_the_endpoints_and_a_contradiction_is_logged(
+    services: Services, end: Any, progress: dict[str, Any] | None
+) -> None:
+    holding = held(services, progress)
+    with capture_logs() as logs:
+        outcome = end(holding, A40)
+    assert (holding.rate.gpu_type, holding.rate.gpu_count) == ("H100", 1)
+    assert not {"gpu_type", "gpu_count", "price_per_hour"} & set(outcome)
+    (told,) = [entry["problem"] for entry in logs if "contradicts" in entry["event"]]
+    assert told == "the trainer found 2 × A40, and 1 × H100 is billed"
+
+
+@pytest.mark.parametrize("end", [failed, succeeded])
+def test_a_container_that_claims_ten_million_seconds_is_billed_by_the_clocks(services: Services, end: Any) -> None:
+    holding = held(services, None)
+    holding.measured_seconds = 90.0
+    holding.observation = Observation(LaunchState.COMPLETED, execution_seconds=90.0)
+    with capture_logs() as logs:
+        outcome = end(holding, Summary(execution_seconds=10_000_000))
+    assert outcome["gpu_seconds"] == 90
+    assert ["claims more seconds" in entry["event"] for entry in logs] == [True]
+
+
+@pytest.mark.parametrize("end", [failed, succeeded])
+def test_a_claim_fills_a_gap_of_the_clocks_and_no_more(services: Services, end: Any) -> None:
+    holding = held(services, None)
+    holding.observation = Observation(LaunchState.MISSING)
+    holding.news = holding.news.model_copy(update={"used_seconds": 100.0, "posted_seconds_ago": 86_400.0})
+    assert end(holding, Summary(execution_seconds=130))["gpu_seconds"] == 130
+    assert end(holding, Summary(execution_seconds=10_000_000))["gpu_seconds"] == 100 + services.settings.lost_seconds
+    holding.news = holding.news.model_copy(update={"posted_seconds_ago": 120.0})
+    assert end(holding, Summary(execution_seconds=10_000_000))["gpu_seconds"] == 120
+
+
+def test_what_a_user_reads_of_the_cost_stays_within_the_cap(services: Services) -> None:
+    holding = held(services, None)
+    holding.measured_seconds = 10_000_000.0
+    assert holding.cost(holding.gpu_seconds()) == services.settings.max_cost_per_job
+    (notice,) = failed(holding, Summary())["notices_if_cancelled"]
+    assert "$100.00" in notice["message"]
+
+
+def test_a_run_is_billed_at_the_rate_it_was_launched_with(services: Services) -> None:
+    launched_with = {"dataset_id": None, "gpu_type": "L4", "gpu_count": 2, "price_per_hour": 0.5, "max_cost": 7}
+    holding = Holding.take(services, assignment(launched_with=launched_with), asked_at=services.clock())
+    assert (holding.rate.gpu_type, holding.rate.gpu_count, holding.cost(3600)) == ("L4", 2, 1.0)
+    assert holding.cost(10**9) == 7
+
+
+def test_naming_the_gpu_late_keeps_the_curve(services: Services) -> None:
+    points = [Point(step=1, epoch=1, training_loss=2.0, learning_rate=1e-4)]
+    outcome = failed(held(services, {"points": points, "total_steps": 10}), A40)
+    assert [point["step"] for point in outcome["points"]] == [1]
+
+
+def test_an_adapter_that_the_storage_refused_waits_for_it_and_is_no_attempt_of_its_user(services: Services) -> None:
+    holding = held(services, None)
+    refused = TrainerError(code=ErrorCode.STORAGE_REFUSED, message="Too large.", too_many_bytes=3 * 10**9)
+    result = Result(run_id=str(holding.assignment.run.id), status="unpublished", error=refused)
+    parsed = parse_result(result.as_output(), run_id=result.run_id)
+    assert isinstance(parsed, Result)
+    assert parsed.error == refused
+    outcome = _failure(holding, Ending(None, result=parsed), _failure_of(parsed))
+    assert (outcome["job_status"], outcome["waiting_stage"]) == ("queued", "waiting_for_storage")
+    assert outcome["fault"] == "infrastructure"
+
+
+@pytest.mark.parametrize(("attempt", "seconds"), [(1, 60), (2, 120), (6, 1800), (10**6, 1800)])
+def test_a_run_that_came_before_its_dataset_is_given_back_and_counts_as_no_failure(
+    services: Services, attempt: int, seconds: float
+) -> None:
+    holding = Holding.take(services, assignment(None, attempt=attempt), asked_at=services.clock())
+    failure = Failure(WAITING_FOR_DATASET, Fault.INFRASTRUCTURE, "The dataset is not validated yet.")
+    outcome = _failure(holding, Ending(failure), failure)
+    assert (outcome["job_status"], outcome["fault"], outcome["notices"]) == ("queued", None, [])
+    assert (outcome["waiting_stage"], outcome["retry_after_seconds"]) == ("waiting_for_dataset", seconds)

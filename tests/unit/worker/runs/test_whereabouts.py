@@ -1,0 +1,129 @@
+"""A launch is looked for where it was made, and no row steers the key to a stranger's host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import httpx
+import pytest
+import respx
+
+from lora_worker.launchers.addresses import Addresses
+from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
+from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.runs.whereabouts import LONGEST_LAUNCH_SECONDS, Whereabouts, left_alone
+
+OWN = "https://api.runpod.ai/v2/own"
+FORMER = "https://api.runpod.ai/v2/former"
+
+
+class Endpoints:
+    """A launcher whose endpoints each say one thing of every launch."""
+
+    name = "runpod"
+    endpoint = OWN
+
+    def __init__(self, states: Mapping[str | None, LaunchState]) -> None:
+        self.states = states
+        self.looked: list[str | None] = []
+        self.cancelled: list[str | None] = []
+
+    async def launch(self, payload: object, policy: object) -> str:
+        raise NotImplementedError
+
+    async def observe(self, launch: LaunchRef) -> Observation:
+        self.looked.append(launch.endpoint)
+        return Observation(self.states[launch.endpoint], reason="so it says")
+
+    async def cancel(self, launch: LaunchRef) -> bool:
+        self.cancelled.append(launch.endpoint)
+        return True
+
+    async def health(self, endpoint: str | None = None) -> EndpointHealth:
+        return EndpointHealth(True, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "called"),
+    [
+        (None, OWN),
+        (OWN, OWN),
+        (FORMER, FORMER),
+        ("https://other.example/v2/named", "https://other.example/v2/named"),
+        ("https://other.example/v2/own", None),
+        ("https://other.example/v2/named/../own", None),
+        ("http://api.runpod.ai/v2/own", None),
+        ("https://api.runpod.ai.evil.example/v2/own", None),
+        ("https://api.runpod.ai@evil.example/v2/own", None),
+        ("https://api.runpod.ai/v2/own?x=/v2/own", None),
+        ("https://api.runpod.ai/v2/..", None),
+        ("https://api.runpod.ai/v2/a b", None),
+        ("https://api.runpod.ai/v2/", None),
+        ("https://api.runpod.ai/v2/own#", None),
+        ("https://api.runpod.ai/v1/own", None),
+        ("https://api.runpod.ai/v2/" + "x" * 101, None),
+        ("own", None),
+        ("", None),
+    ],
+)
+def test_the_key_goes_to_the_own_api_and_to_named_endpoints_only(endpoint: str | None, called: str | None) -> None:
+    assert Addresses(OWN, ["https://other.example/v2/named/"]).of(endpoint) == called
+
+
+def test_beside_an_address_without_a_path_there_is_no_other_endpoint() -> None:
+    assert Addresses("https://gpu.example").of("https://evil.example") is None
+    assert Addresses("https://gpu.example").of("https://gpu.example") == "https://gpu.example"
+
+
+async def test_a_launch_elsewhere_gets_no_call_with_the_key_and_is_unknown() -> None:
+    with respx.mock() as network:
+        async with httpx.AsyncClient() as http:
+            launcher = RunPodLauncher(OWN, "key", http=http)
+            ref = LaunchRef("https://evil.example/v2/own", "job")
+            seen = await launcher.observe(ref)
+            assert (seen.state, "LORA_WORKER_FORMER_ENDPOINTS" in (seen.reason or "")) == (LaunchState.UNKNOWN, True)
+            assert await launcher.cancel(ref) is False
+            assert (await launcher.health(ref.endpoint)).reachable is False
+        assert not network.calls
+
+
+async def test_a_launch_is_looked_at_and_cancelled_where_it_was_made() -> None:
+    launcher = Endpoints({FORMER: LaunchState.RUNNING})
+    places = Whereabouts(launcher, [FORMER])
+    assert (await places.observe("job", FORMER)).state is LaunchState.RUNNING
+    assert await places.cancel("job", FORMER)
+    assert (launcher.looked, launcher.cancelled) == ([FORMER], [FORMER])
+
+
+async def test_a_launch_whose_place_was_a_guess_is_found_at_the_other_one() -> None:
+    launcher = Endpoints({OWN: LaunchState.MISSING, FORMER: LaunchState.RUNNING})
+    places = Whereabouts(launcher, [OWN, FORMER])
+    assert (await places.observe("job", OWN)).state is LaunchState.RUNNING
+    await places.cancel("job", OWN)
+    assert launcher.cancelled == [FORMER]
+    launcher.looked.clear()
+    await places.observe("job", OWN)
+    assert launcher.looked == [FORMER]
+
+
+@pytest.mark.parametrize(
+    ("former", "state"), [(LaunchState.UNKNOWN, LaunchState.UNKNOWN), (LaunchState.MISSING, LaunchState.MISSING)]
+)
+async def test_a_launch_is_missing_only_where_each_endpoint_says_so(former: LaunchState, state: LaunchState) -> None:
+    places = Whereabouts(Endpoints({OWN: LaunchState.MISSING, FORMER: former}), [OWN, FORMER])
+    assert (await places.observe("job", OWN)).state is state
+
+
+async def test_a_launch_older_than_any_can_be_is_gone_also_where_nobody_answers() -> None:
+    places = Whereabouts(Endpoints({FORMER: LaunchState.UNKNOWN}), [FORMER])
+    young = await places.observe("job", FORMER, age_seconds=LONGEST_LAUNCH_SECONDS - 1)
+    old = await places.observe("job", FORMER, age_seconds=LONGEST_LAUNCH_SECONDS + 1)
+    assert (young.state, old.state) == (LaunchState.UNKNOWN, LaunchState.MISSING)
+    assert FORMER in (places.unseen("job", FORMER, young) or "")
+    assert places.unseen("job", FORMER, old) is None
+
+
+def test_what_another_launcher_made_is_left_alone() -> None:
+    launcher = Endpoints({})
+    assert left_alone(None, launcher) is left_alone("runpod", launcher) is None
+    assert "modal" in (left_alone("modal", launcher) or "")

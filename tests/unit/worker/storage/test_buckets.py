@@ -1,0 +1,115 @@
+"""No GPU is paid for while the storage would refuse its adapter, and a fit bucket is looked at once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+
+from tests.unit.worker.commands.test_doctor import GOOD
+from lora_worker.storage.buckets import ArtifactsBucket
+from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError
+
+JOB, OTHER = uuid4(), uuid4()
+
+
+class Shelves:
+    """A storage that describes its buckets, or is away."""
+
+    def __init__(self, *buckets: dict[str, Any]) -> None:
+        self.found: list[dict[str, Any]] | Exception = list(buckets)
+        self.looks = 0
+        self.takes: int | None = 10**12
+        """The project's limit in bytes; None where it can't be known."""
+
+    async def takes_size(self, bucket: str, byte_count: int) -> bool | None:
+        return None if self.takes is None else byte_count <= self.takes
+
+    async def buckets(self) -> list[dict[str, Any]]:
+        self.looks += 1
+        await asyncio.sleep(0)
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+def bucket_of(shelves: Shelves) -> ArtifactsBucket:
+    return ArtifactsBucket(cast(Any, shelves), "lora-models")
+
+
+async def test_a_fit_bucket_is_looked_at_once_however_many_launches_wait() -> None:
+    shelves = Shelves(GOOD)
+    bucket = bucket_of(shelves)
+    await asyncio.gather(*(bucket.require(JOB) for _ in range(5)))
+    await bucket.require(JOB)
+    assert shelves.looks == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ([], "the bucket lora-models is missing: run `lora-worker migrate`"),
+        ([GOOD | {"name": "other"}], "is missing"),
+        ([GOOD | {"file_size_limit": 50 * 1024**2}], "takes files up to 50 MB: raise its limit"),
+        ([GOOD | {"allowed_mime_types": ["application/json"]}], "does not take application/octet-stream: add"),
+    ],
+    ids=str,
+)
+async def test_a_bucket_that_takes_no_adapter_is_refused_with_what_to_do_and_looked_at_again(
+    found: list[dict[str, Any]], words: str
+) -> None:
+    shelves = Shelves(*found)
+    bucket = bucket_of(shelves)
+    with pytest.raises(ServiceRefusedError, match=words):
+        await bucket.require(JOB)
+    shelves.found = [GOOD]
+    await bucket.require(JOB)
+
+
+async def test_a_public_bucket_is_the_doctors_to_tell_and_holds_up_no_launch() -> None:
+    await bucket_of(Shelves(GOOD | {"public": True})).require(JOB)
+
+
+async def test_a_storage_that_is_away_is_asked_again() -> None:
+    shelves = Shelves(GOOD)
+    shelves.found = ServiceUnavailableError("Supabase Storage", "is not available")
+    bucket = bucket_of(shelves)
+    with pytest.raises(ServiceUnavailableError):
+        await bucket.require(JOB)
+    shelves.found = [GOOD]
+    await bucket.require(JOB)
+
+
+async def test_a_projects_limit_below_an_adapter_is_named_before_a_launch() -> None:
+    shelves = Shelves(GOOD)
+    shelves.takes = 50 * 1024**2
+    with pytest.raises(ServiceRefusedError, match="the project takes no file of 1024 MB"):
+        await bucket_of(shelves).require(JOB)
+    shelves.takes = None
+    await bucket_of(shelves).require(JOB)
+
+
+async def test_a_refused_adapter_holds_its_own_job_until_its_size_is_taken_and_nobody_elses() -> None:
+    shelves = Shelves(GOOD)
+    shelves.takes = 2 * 1024**3
+    bucket = bucket_of(shelves)
+    await bucket.require(JOB)
+    bucket.note_refusal(JOB, 3 * 1024**3)
+    await bucket.require(OTHER)
+    for _ in range(2):
+        with pytest.raises(ServiceRefusedError, match="no file of 3072 MB"):
+            await bucket.require(JOB)
+    shelves.takes = 4 * 1024**3
+    await bucket.require(JOB)
+
+
+async def test_a_refusal_lets_the_bucket_be_looked_at_again() -> None:
+    shelves = Shelves(GOOD)
+    bucket = bucket_of(shelves)
+    await bucket.require(JOB)
+    shelves.found = [GOOD | {"allowed_mime_types": ["application/json"]}]
+    bucket.note_refusal(JOB, None)
+    with pytest.raises(ServiceRefusedError, match="does not take"):
+        await bucket.require(JOB)

@@ -1,0 +1,212 @@
+"""What a stranger names is fetched from the open internet alone, by the address that was looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from lora_worker.storage.public_web import ForbiddenAddressError, PublicTransport, fetch, is_public
+
+PRIVATE = [
+    "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
+    "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fe80::1%eth0",
+    "fc00::1", "fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1",
+    "64:ff9b:1::a00:1", "2002:7f00:1::", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:db8::1", "not an address", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_an_address_of_this_machine_or_its_networks_is_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["1.1.1.1", "142.250.185.78", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
+def test_an_address_of_the_internet_is_public(address: str) -> None:
+    assert is_public(address)
+
+
+class Names:
+    """A resolver whose answers change from call to call."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+
+    async def getaddrinfo(self, host: str, port: int, **_: Any) -> list[Any]:
+        self.asked.append(host)
+        addresses = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+
+class Wire(httpx.AsyncBaseTransport):
+    """Notes what would be connected to, and answers what it was given."""
+
+    def __init__(self, *answers: httpx.Response | Exception) -> None:
+        self.answers = list(answers)
+        self.requests: list[httpx.Request] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = self.answers.pop(0) if self.answers else httpx.Response(200, content=b"x")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+async def fetched(wire: Wire, url: str = "https://files.example/a?token=t", trusted: tuple[str, ...] = ()) -> bytes:
+    async with httpx.AsyncClient(transport=PublicTransport(trusted, inner=wire)) as http, fetch(http, url) as response:
+        return await response.aread()
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    resolver = Names(["93.184.215.14"])
+
+    async def getaddrinfo(self: Any, host: str, port: int, **more: Any) -> list[Any]:
+        return await resolver.getaddrinfo(host, port, **more)
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    return resolver
+
+
+async def test_the_connection_goes_to_the_address_that_was_checked_and_tls_asks_for_the_name(names: Names) -> None:
+    names.answers = [["93.184.215.14"], ["127.0.0.1"]]
+    wire = Wire()
+    assert await fetched(wire) == b"x"
+    (request,) = wire.requests
+    assert request.url == "https://93.184.215.14/a?token=t"
+    assert request.headers["host"] == "files.example"
+    assert request.extensions["sni_hostname"] == "files.example"
+    assert names.asked == ["files.example"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "::1", "10.1.2.3"])
+async def test_a_name_that_leads_inside_is_not_connected_to(names: Names, address: str) -> None:
+    names.answers = [["93.184.215.14", address]]
+    wire = Wire()
+    with pytest.raises(ForbiddenAddressError, match="public"):
+        await fetched(wire)
+    assert wire.requests == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://files.example/a", "ftp://files.example/a", "file:///etc/passwd", "files.example/a", "", "https://",
+        "https://[::1/a", "https://files.example:99999/a", "https://" + "a" * 5000, "https://\x00/",
+    ],
+)  # fmt: skip
+async def test_what_is_no_https_address_is_not_fetched(names: Names, url: str) -> None:
+    wire = Wire()
+    with pytest.raises((ForbiddenAddressError, httpx.UnsupportedProtocol)):
+        await fetched(wire, url)
+    assert wire.requests == []
+
+
+def redirect(to: str) -> httpx.Response:
+    return httpx.Response(302, headers={"location": to})
+
+
+@pytest.mark.parametrize(
+    "to",
+    ["https://elsewhere.example/a", "http://files.example/a", "https://files.example:8443/a", "//169.254.169.254/"],
+)
+async def test_a_redirect_to_elsewhere_is_not_followed(names: Names, to: str) -> None:
+    wire = Wire(redirect(to))
+    with pytest.raises(ForbiddenAddressError, match="another host"):
+        await fetched(wire)
+    assert len(wire.requests) == 1
+
+
+async def test_a_redirect_on_the_same_host_is_followed_and_its_address_looked_at_again(names: Names) -> None:
+    assert await fetched(Wire(redirect("/b"))) == b"x"
+    names.answers = [["93.184.215.14"], ["127.0.0.1"]]
+    wire = Wire(redirect("/b"))
+    with pytest.raises(ForbiddenAddressError, match="public"):
+        await fetched(wire)
+    assert len(wire.requests) == 1
+
+
+async def test_redirects_without_end_end(names: Names) -> None:
+    wire = Wire(*[redirect(f"/{number}") for number in range(50)])
+    with pytest.raises(ForbiddenAddressError, match="on and on"):
+        await fetched(wire)
+    assert len(wire.requests) <= 4
+
+
+async def test_the_next_address_is_tried_where_one_can_not_be_reached(names: Names) -> None:
+    names.answers = [["2606:4700:4700::1111", "1.1.1.1"]]
+    wire = Wire(httpx.ConnectError("refused"))
+    assert await fetched(wire) == b"x"
+    assert [request.url.host for request in wire.requests] == ["2606:4700:4700::1111", "1.1.1.1"]
+
+
+@pytest.fixture
+async def tls_server(tmp_path: Path) -> AsyncIterator[tuple[int, ssl.SSLContext]]:
+    """A server on this machine that shows a certificate of files.example: its port, and who trusts it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "files.example")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("files.example")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = tmp_path / "server.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    pem.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    shown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    shown.load_cert_chain(pem)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\nconnection: close\r\n\r\nx")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=shown) as server:
+        yield server.sockets[0].getsockname()[1], ssl.create_default_context(cafile=str(pem))
+
+
+async def test_a_certificate_is_the_names_though_the_connection_goes_to_an_address(
+    names: Names, tls_server: tuple[int, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, trusting = tls_server
+    names.answers = [["127.0.0.1"]]
+    monkeypatch.setattr("lora_worker.storage.public_web.is_public", lambda address: address == "127.0.0.1")
+    transport = PublicTransport(inner=httpx.AsyncHTTPTransport(verify=trusting))
+    async with httpx.AsyncClient(transport=transport) as http:
+        async with fetch(http, f"https://files.example:{port}/a") as response:
+            assert await response.aread() == b"x"
+        with pytest.raises(httpx.ConnectError, match=r"(?i)hostname mismatch"):
+            async with fetch(http, f"https://another.example:{port}/a"):
+                pass
+
+
+async def test_a_trusted_host_is_fetched_from_as_it_stands_and_no_other_port_of_it(names: Names) -> None:
+    wire = Wire()
+    assert await fetched(wire, "http://127.0.0.1:8080/a", ("127.0.0.1:8080",)) == b"x"
+    assert wire.requests[0].url == "http://127.0.0.1:8080/a"
+    with pytest.raises(ForbiddenAddressError):
+        await fetched(wire, "http://127.0.0.1:8081/a", ("127.0.0.1:8080",))
+    assert len(wire.requests) == 1

@@ -1,0 +1,180 @@
+"""What is settled can't be changed any more: not by an upload URL, nor by a worker that dies in the middle."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tests.unit.shelves import PLACES, RUN_ID, MemoryBucket, shelf_of
+from lora_contract.protocol import ArtifactFile, Manifest
+from lora_worker.errors import ArtifactError, LeaseLostError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.storage.publication import collect, has_manifest
+
+RUN = UUID(RUN_ID)
+FILES = {"adapter_model.safetensors": b"w" * 5000, "adapter_config.json": b"{}"}
+KEPT = {f"user/run/{name}": content for name, content in FILES.items()}
+
+
+def listed(contents: dict[str, bytes], **changes: Any) -> Manifest:
+    entries = [
+        ArtifactFile(name=name, path=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        for name, content in contents.items()
+    ]
+    return Manifest(job_id="job", run_id=RUN_ID, files=entries).model_copy(update=changes)
+
+
+def published(files: dict[str, bytes] = FILES, manifest: Manifest | None = None) -> MemoryBucket:
+    bucket = MemoryBucket()
+    bucket.objects = {PLACES.staged(name): content for name, content in files.items()}
+    bucket.objects[PLACES.staged("manifest.json")] = (manifest or listed(files)).model_dump_json().encode()
+    return bucket
+
+
+async def test_what_was_uploaded_is_kept_where_no_upload_url_leads_and_its_manifest_comes_last() -> None:
+    bucket = published()
+    staged = bucket.objects[PLACES.staged("manifest.json")]
+    assert await collect(shelf_of(bucket), run_id=RUN) == listed(FILES)
+    assert {name: bucket.objects[name] for name in KEPT} == KEPT
+    assert bucket.objects["user/run/manifest.json"] == staged
+    assert bucket.calls[-1] == ("write", "user/run/manifest.json")
+
+
+async def test_nothing_published_is_nothing_kept() -> None:
+    assert await collect(shelf_of(MemoryBucket()), run_id=RUN) is None
+    assert not await has_manifest(shelf_of(MemoryBucket()).storage, "lora-models", PLACES)
+    assert await has_manifest(shelf_of(published()).storage, "lora-models", PLACES)
+
+
+async def test_bytes_that_change_between_the_look_and_the_copy_are_found_in_the_copy() -> None:
+    bucket = published()
+    weights = PLACES.staged("adapter_model.safetensors")
+
+    def overwrite(call: str, path: str) -> None:
+        if (call, path) == ("copy", weights):
+            bucket.objects[weights] = b"x" * 5000
+
+    bucket.before = overwrite
+    with pytest.raises(ArtifactError, match="not the file that the training saved"):
+        await collect(shelf_of(bucket), run_id=RUN)
+    assert "user/run/manifest.json" not in bucket.objects
+
+
+async def test_an_upload_after_the_copy_changes_nothing_that_is_kept() -> None:
+    bucket = published()
+    weights = PLACES.staged("adapter_model.safetensors")
+
+    def overwrite(call: str, path: str) -> None:
+        if (call, path) == ("stream", "user/run/adapter_model.safetensors"):
+            bucket.objects[weights] = b"x" * 5000
+
+    bucket.before = overwrite
+    assert await collect(shelf_of(bucket), run_id=RUN) is not None
+    assert bucket.objects["user/run/adapter_model.safetensors"] == FILES["adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize(("fatal", "visit"), [("copy", 1), ("copy", 2), ("stream", 1), ("stream", 2), ("write", 1)])
+async def test_a_worker_that_dies_in_the_middle_leaves_it_to_the_next_which_copies_no_file_twice(
+    fatal: str, visit: int
+) -> None:
+    bucket, visits = published(), iter(range(1, 10))
+
+    def die(call: str, path: str) -> None:
+        if call == fatal and next(visits) == visit:
+            raise ServiceUnavailableError("Supabase Storage", "is away")
+
+    bucket.before = die
+    with pytest.raises(ServiceUnavailableError):
+        await collect(shelf_of(bucket), run_id=RUN)
+    copied = {PLACES.staged(name) for name in FILES if f"user/run/{name}" in bucket.objects}
+    bucket.before, bucket.calls = lambda call, path: None, []
+    assert await collect(shelf_of(bucket), run_id=RUN) == listed(FILES)
+    assert not copied & {path for call, path in bucket.calls if call == "copy"}
+    assert {name: bucket.objects[name] for name in KEPT} == KEPT
+
+
+async def test_what_is_kept_already_wins_over_what_is_uploaded_later() -> None:
+    bucket = published()
+    await collect(shelf_of(bucket), run_id=RUN)
+    other = {"adapter_model.safetensors": b"another"}
+    bucket.objects |= published(other).objects
+    assert await collect(shelf_of(bucket), run_id=RUN) == listed(FILES)
+    assert {name: bucket.objects[name] for name in KEPT} == KEPT
+
+
+async def test_a_file_too_large_to_hash_is_always_copied_since_its_size_proves_nothing() -> None:
+    bucket = published()
+    bucket.objects |= {name: b"x" * len(content) for name, content in KEPT.items()}
+    await collect(shelf_of(bucket, sha256_max_bytes=0), run_id=RUN)
+    assert {name: bucket.objects[name] for name in KEPT} == KEPT
+
+
+async def test_an_upload_of_another_size_is_refused_before_it_is_copied() -> None:
+    bucket = published()
+    bucket.objects[PLACES.staged("adapter_model.safetensors")] = b"x" * 100_000
+    with pytest.raises(ArtifactError, match="has 100000 bytes in the storage instead of 5000"):
+        await collect(shelf_of(bucket), run_id=RUN)
+    assert ("copy", PLACES.staged("adapter_model.safetensors")) not in bucket.calls
+
+
+async def test_a_missing_file_is_named() -> None:
+    bucket = published()
+    del bucket.objects[PLACES.staged("adapter_config.json")]
+    with pytest.raises(ArtifactError, match=r"adapter_config\.json is missing"):
+        await collect(shelf_of(bucket), run_id=RUN)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "words"),
+    [
+        (listed(FILES, run_id="another"), "another run"),
+        (listed({}), "lists no file"),
+        (listed(FILES, files=listed(FILES).files * 2), "a file twice"),
+        (listed({"manifest.json": b"{}"}), "or itself"),
+        (listed({}, files=[ArtifactFile(name="a", path="a", bytes=10**11, sha256="0" * 64)]), "more bytes than"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_manifest_that_is_not_this_artifacts_is_refused(manifest: Manifest, words: str) -> None:
+    with pytest.raises(ArtifactError, match=words):
+        await collect(shelf_of(published(manifest=manifest)), run_id=RUN)
+
+
+async def test_a_manifest_without_end_is_a_refused_artifact_and_not_a_storage_that_refuses() -> None:
+    bucket = published()
+
+    def refuse(call: str, path: str) -> None:
+        if (call, path) == ("read", PLACES.staged("manifest.json")):
+            raise ServiceRefusedError("Supabase Storage", "is larger", status=413)
+
+    bucket.before = refuse
+    with pytest.raises(ArtifactError, match="manifest is larger than"):
+        await collect(shelf_of(bucket), run_id=RUN)
+
+
+async def test_an_artifact_without_the_archive_that_the_queue_wants_is_not_kept() -> None:
+    places = replace(PLACES, archive="adapters/job.tar.gz")
+    with pytest.raises(ArtifactError, match="no archive"):
+        await collect(shelf_of(published(), places), run_id=RUN)
+
+
+async def test_an_archive_of_an_earlier_attempt_is_written_over() -> None:
+    places = replace(PLACES, archive="adapters/job.tar.gz")
+    bucket = published({"adapter.tar.gz": b"new"})
+    bucket.objects["adapters/job.tar.gz"] = b"old"
+    await collect(shelf_of(bucket, places), run_id=RUN)
+    assert bucket.objects["adapters/job.tar.gz"] == b"new"
+
+
+async def test_a_worker_that_lost_its_lease_copies_and_writes_nothing_more() -> None:
+    bucket = published()
+
+    def lost() -> None:
+        raise LeaseLostError("lost")
+
+    with pytest.raises(LeaseLostError):
+        await collect(replace(shelf_of(bucket), require_lease=lost), run_id=RUN)
+    assert not any(name.startswith("user/") for name in bucket.objects)

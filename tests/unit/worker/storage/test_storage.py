@@ -1,0 +1,216 @@
+"""What Storage answers and what it means: hosted Storage wraps the real status in the body of a 400."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import respx
+
+from lora_worker.errors import ObjectMissingError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.storage.objects import Storage
+
+URL = "https://p.supabase.co"
+
+
+@pytest.fixture
+async def storage() -> AsyncIterator[Storage]:
+    async with httpx.AsyncClient() as http:
+        yield Storage(URL, "sb_secret_x", http=http)
+
+
+def said(status: str, error: str, message: str = "") -> dict[str, str]:
+    return {"statusCode": status, "error": error, "message": message or error}
+
+
+async def read(storage: Storage, http_status: int, body: Any) -> bytes:
+    with respx.mock(base_url=URL) as api:
+        api.get("/storage/v1/object/bucket/a/b.jsonl").respond(http_status, json=body)
+        async with storage.stream("bucket", "a/b.jsonl") as chunks:
+            return b"".join([chunk async for chunk in chunks])
+
+
+MISSING = [
+    (400, said("404", "Bucket not found")),
+    (400, said("404", "not_found", "Object not found")),
+    (400, {"code": "NoSuchBucket", "message": "Bucket not found"}),
+    (404, {"statusCode": "404", "code": "NoSuchKey", "error": "NoSuchKey", "message": "Object not found"}),
+    (400, said("400", "InvalidKey", "Invalid key: a/signature.jsonl")),
+    (400, said("400", "Invalid Input", "The object name contains invalid characters")),
+    (404, "text"),
+]
+KEY_REFUSED = [
+    (400, said("403", "Unauthorized", "signature verification failed")),
+    (400, said("403", "Unauthorized", "Invalid Compact JWS")),
+    (400, said("400", "InvalidJWT", '"exp" claim timestamp check failed')),
+    (400, said("400", "Error", "headers must have required property 'authorization'")),
+    (401, {"message": "Invalid API key"}),
+    (403, said("403", "AccessDenied")),
+]
+PASSING = [
+    (400, said("500", "Internal")),
+    (400, said("429", "too_many_connections")),
+    (400, said("423", "ResourceLocked")),
+    (400, said("503", "DatabaseReadOnly")),
+    (544, said("544", "DatabaseTimeout")),
+    (503, "text"),
+    (429, {}),
+]
+
+
+@pytest.mark.parametrize(("http_status", "body"), MISSING, ids=str)
+async def test_a_missing_bucket_or_file_or_a_path_that_none_can_have_is_a_missing_object(
+    storage: Storage, http_status: int, body: Any
+) -> None:
+    with pytest.raises(ObjectMissingError, match=r"bucket/a/b\.jsonl is not in the storage"):
+        await read(storage, http_status, body)
+
+
+@pytest.mark.parametrize(("http_status", "body"), KEY_REFUSED, ids=str)
+async def test_a_refused_key_is_the_operators_and_no_missing_object(
+    storage: Storage, http_status: int, body: Any
+) -> None:
+    with pytest.raises(ServiceRefusedError, match="refused the key") as caught:
+        await read(storage, http_status, body)
+    assert not isinstance(caught.value, ObjectMissingError)
+
+
+@pytest.mark.parametrize(("http_status", "body"), PASSING, ids=str)
+async def test_what_passes_inside_a_400_is_tried_again(storage: Storage, http_status: int, body: Any) -> None:
+    with pytest.raises(ServiceUnavailableError):
+        await read(storage, http_status, body)
+
+
+@pytest.mark.parametrize(("http_status", "body"), KEY_REFUSED, ids=str)
+async def test_a_refused_key_does_not_say_that_there_is_no_manifest(
+    storage: Storage, http_status: int, body: Any
+) -> None:
+    with respx.mock(base_url=URL) as api:
+        api.get("/storage/v1/object/info/bucket/a/b.jsonl").respond(http_status, json=body)
+        with pytest.raises(ServiceRefusedError, match="refused the key"):
+            await storage.size("bucket", "a/b.jsonl")
+
+
+async def test_a_size_in_a_missing_bucket_is_none(storage: Storage) -> None:
+    with respx.mock(base_url=URL) as api:
+        api.get("/storage/v1/object/info/bucket/a/b.jsonl").respond(400, json=said("404", "Bucket not found"))
+        assert await storage.size("bucket", "a/b.jsonl") is None
+
+
+async def test_an_upload_that_is_refused_is_no_missing_object(storage: Storage) -> None:
+    with respx.mock(base_url=URL) as api:
+        api.post("/storage/v1/object/bucket/a").respond(400, json=said("415", "invalid_mime_type"))
+        with pytest.raises(ServiceRefusedError) as caught:
+            await storage.write("bucket", "a", b"x", content_type="text/plain")
+    assert caught.value.status == 415
+
+
+async def test_a_bucket_stays_one_part_of_the_path(storage: Storage) -> None:
+    with respx.mock(base_url=URL) as api:
+        route = api.get(url__regex=r".*").respond(404)
+        with pytest.raises(ObjectMissingError):
+            async with storage.stream("../../rest/v1", "secrets"):
+                pass
+        assert route.calls.last.request.url.raw_path == b"/storage/v1/object/..%2F..%2Frest%2Fv1/secrets"
+
+
+@pytest.mark.parametrize("path", ["/a/b.jsonl", "a//b.jsonl", "//a/b.jsonl/"])
+async def test_slashes_that_storage_does_not_see_are_not_sent(storage: Storage, path: str) -> None:
+    with respx.mock(base_url=URL) as api:
+        api.get("/storage/v1/object/bucket/a/b.jsonl").respond(200, content=b"x")
+        api.get("/storage/v1/object/info/bucket/a/b.jsonl").respond(200, json={"size": 1})
+        api.post("/storage/v1/object/sign/bucket/a/b.jsonl").respond(200, json={"signedURL": "/x?token=t"})
+        assert await storage.read("bucket", path, max_bytes=1) == b"x"
+        assert await storage.size("bucket", path) == 1
+        assert await storage.sign_download("bucket", path, seconds=1) == (
+            f"{URL}/storage/v1/object/sign/bucket/a/b.jsonl?token=t"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("größe.jsonl", b"gr%C3%B6%C3%9Fe.jsonl"),
+        ("100%.jsonl", b"100%25.jsonl"),
+        ("a%41.jsonl", b"a%2541.jsonl"),
+        ("a#b.jsonl", b"a%23b.jsonl"),
+        ("[a].jsonl", b"%5Ba%5D.jsonl"),
+        ("a&b+c (1).jsonl", b"a&b+c%20(1).jsonl"),
+    ],
+)
+async def test_every_call_means_the_same_object_by_a_name(storage: Storage, name: str, raw: bytes) -> None:
+    with respx.mock(base_url=URL) as api:
+        read = api.get(url__regex=r".*/object/bucket/.*").respond(200, content=b"x")
+        info = api.get(url__regex=r".*/object/info/.*").respond(200, json={"size": 1})
+        sign = api.post(url__regex=r".*/object/sign/.*").respond(200, json={"signedURL": "/x?token=t"})
+        await storage.read("bucket", name, max_bytes=1)
+        await storage.size("bucket", name)
+        signed = await storage.sign_download("bucket", name, seconds=1)
+    paths = [route.calls.last.request.url.raw_path for route in (read, info, sign)]
+    assert [path.rsplit(b"/", 1)[1] for path in paths] == [raw] * 3
+    assert signed.endswith(f"/{raw.decode()}?token=t")
+
+
+@pytest.mark.parametrize("path", ["a/../b", "./a", "..", "", "///"])
+async def test_a_path_that_is_no_objects_leaves_the_bucket_nowhere(storage: Storage, path: str) -> None:
+    assert await storage.size("bucket", path) is None
+    with pytest.raises(ObjectMissingError):
+        await storage.sign_download("bucket", path, seconds=1)
+
+
+async def test_an_answer_that_is_no_answer_of_storage_is_tried_again(storage: Storage) -> None:
+    with respx.mock(base_url=URL) as api:
+        route = api.get("/storage/v1/object/info/bucket/a")
+        route.side_effect = [httpx.Response(200, text="<html>"), httpx.Response(200, json={"size": 7})]
+        assert await storage.size("bucket", "a") == 7
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [(413, False), (404, None), (400, None), (500, None)], ids=lambda value: str(value)
+)
+async def test_a_size_that_can_not_be_stored_is_known_without_sending_it(
+    storage: Storage, status: int, expected: bool | None
+) -> None:
+    with respx.mock(base_url=URL) as api:
+        asked = api.post("/storage/v1/upload/resumable").respond(status)
+        assert await storage.takes_size("bucket", 10**9) is expected
+    assert asked.calls.last.request.headers["upload-length"] == "1000000000"
+    assert asked.calls.last.request.content == b""
+
+
+async def test_a_size_that_is_taken_leaves_no_begun_upload_behind(storage: Storage) -> None:
+    with respx.mock(base_url=URL) as api:
+        where = "https://inner.host/upload/resumable/aWQ"
+        api.post("/storage/v1/upload/resumable").respond(201, headers={"location": where})
+        ended = api.delete("/storage/v1/upload/resumable/aWQ").respond(204)
+        assert await storage.takes_size("bucket", 10**9) is True
+    assert ended.called
+
+
+async def test_a_copy_over_another_object_works_where_storage_copies_over_nothing(storage: Storage) -> None:
+    with respx.mock(base_url=URL) as api:
+        copied = api.post("/storage/v1/object/copy")
+        copied.side_effect = [
+            httpx.Response(400, json=said("409", "Duplicate", "The resource already exists")),
+            httpx.Response(200, json={"Key": "bucket/b"}),
+        ]
+        removed = api.delete("/storage/v1/object/bucket").respond(200, json=[])
+        await storage.copy("bucket", "a", "b")
+    assert removed.calls.last.request.read() == b'{"prefixes":["b"]}'
+    assert copied.calls.last.request.headers["x-upsert"] == "true"
+
+
+async def test_a_copy_of_nothing_is_a_missing_object_and_a_lock_is_waited_for(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with respx.mock(base_url=URL) as api:
+        copied = api.post("/storage/v1/object/copy")
+        copied.side_effect = [
+            httpx.Response(400, json=said("503", "LockTimeout")),
+            httpx.Response(400, json=said("404", "NoSuchKey", "Object not found")),
+        ]
+        with pytest.raises(ObjectMissingError):
+            await storage.copy("bucket", "a", "b")
+    assert copied.call_count == 2

@@ -1,0 +1,127 @@
+"""The folder that is published: the adapter in PEFT's layout, and what one needs to know about it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lora_trainer.artifact.archive import write_archive
+from lora_contract.curve import format_log
+from lora_trainer.errors import NothingLearnedError
+from lora_trainer.artifact.generation import save_generation_config
+from lora_trainer.artifact.model_card import Facts, model_card
+from lora_contract.protocol import LOG_NAME, Point
+from lora_trainer.run.volume import naming_full_disks
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+_WEIGHTS_NAME = "adapter_model.safetensors"
+_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "tokenizers")
+
+
+def save_artifact(
+    folder: Path,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Facts,
+    points: list[Point],
+    archive_name: str | None,
+) -> None:
+    """Write every file of the artifact into `folder`.
+
+    Raises:
+        DiskFullError: no room for them.
+        NothingLearnedError: the adapter would change nothing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with naming_full_disks(folder):
+        round_adapter(model)
+        # Only now: with a name of the hub in it, PEFT asks the hub at each checkpoint.
+        for config in model.peft_config.values():
+            config.base_model_name_or_path, config.revision = facts.base_name, facts.base_revision
+        # Embeddings are never trained; looking whether they were would ask the hub for the base's files.
+        model.save_pretrained(folder, save_embedding_layers=False)
+        _store_in_bf16(folder / _WEIGHTS_NAME)
+        check_weights(folder / _WEIGHTS_NAME)
+        tokenizer.save_pretrained(folder)
+        save_generation_config(folder, model.get_base_model(), tokenizer, facts.stop)
+        _write(folder / "README.md", model_card(facts))
+        _write(folder / LOG_NAME, format_log(points))
+        _write(folder / "split.json", json.dumps(facts.split, indent=2))
+        _write(folder / "environment.json", json.dumps(environment(facts), indent=2))
+        draw_loss(points, folder / "loss.png")
+        if archive_name is not None:
+            write_archive(folder, folder / archive_name)
+
+
+def round_adapter(model: torch.nn.Module) -> None:
+    """Round the adapter's weights to bf16, in which they are saved: what is tested is what is served."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16().to(parameter.dtype)
+
+
+def _store_in_bf16(weights: Path) -> None:
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
+def check_weights(weights: Path) -> None:
+    """Refuse an adapter that is not worth publishing, by what was saved of it.
+
+    Raises:
+        NothingLearnedError: its B matrices are all zero, so that it adds nothing to the base; or it holds no numbers.
+    """
+    saved = load_file(weights)
+    if broken := sum(not bool(tensor.isfinite().all()) for tensor in saved.values()):
+        raise NothingLearnedError(
+            f"{broken} of the adapter's {len(saved)} matrices hold values that are no numbers.",
+            "Try a learning rate a third as high, or a longer warm-up (warmup_steps).",
+        )
+    if not any(bool(tensor.any()) for name, tensor in saved.items() if ".lora_B" in name):
+        raise NothingLearnedError(
+            "The adapter is all zeros, so it would answer exactly as the base does.",
+            "Train for more steps (epochs, max_steps), or at a higher learning_rate.",
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def environment(facts: Facts) -> dict[str, Any]:
+    """Where the adapter was trained: versions, GPU, driver, seed."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "cuda": torch.version.cuda,
+        "gpu": facts.gpu_type,
+        "driver": facts.driver,
+        "seed": facts.parameters.seed,
+        "base_model": facts.base_name,
+        "base_revision": facts.base_revision,
+        "dataset_sha256": facts.dataset_sha256,
+    }
+
+
+def draw_loss(points: list[Point], path: Path) -> None:
+    """The loss curve as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)", title="Training loss")
+    for label, name, style in (("training", "training_loss", "-"), ("validation", "validation_loss", "o--")):
+        curve = [(p.step, value) for p in points if (value := getattr(p, name)) is not None]
+        if curve:
+            axes.plot(*zip(*curve, strict=True), style, label=label, markersize=4)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,161 @@
+"""The adapter's README: what it is, what it was made from, how well it went, how to use it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_contract.hyperparameters import Hyperparameters
+from lora_contract.protocol import FinalMetrics
+from lora_trainer.models.targets import DORA_NOTE, vllm_rank
+
+
+@dataclass
+class Facts:
+    """All that the artifact's texts say."""
+
+    base_name: str
+    base_revision: str | None
+    base_licence: str | None
+    dataset_sha256: str
+    training_examples: int
+    validation_examples: int
+    parameters: Hyperparameters
+    metrics: FinalMetrics
+    steps: int
+    trainable: int
+    target_modules: tuple[str, ...]
+    serving: str
+    split: dict[str, Any]
+    own_template: bool
+    """Whether the base had no chat template and the trainer's was put in."""
+    stop: str
+    """The token that ends an answer."""
+    dtype: str
+    """In which the training computed."""
+    packed: bool
+    warm_up_steps: int
+    loss_before: float | None = None
+    """Validation loss of the base alone."""
+    gpu_type: str | None = None
+    driver: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def model_card(facts: Facts) -> str:
+    """Markdown with the metadata block that the hub reads."""
+    revision = f" at revision `{facts.base_revision}`" if facts.base_revision else ""
+    sections = [
+        _front_matter(facts),
+        "# LoRA adapter\n",
+        f"A LoRA adapter for `{facts.base_name}`{revision}, trained with QLoRA (4-bit NF4, double "
+        "quantisation) on the assistant's answers only.\n",
+        "## Results\n\n" + _table(_results(facts)),
+        "## Data\n\n"
+        + _table(
+            {
+                "answers trained on": facts.training_examples,
+                "answers held out": facts.validation_examples,
+                "sha256 of the dataset": f"`{facts.dataset_sha256}`",
+                "held-out conversations": "see `split.json`",
+            }
+        ),
+        "## Hyperparameters\n\n" + _table(_hyperparameters(facts)),
+        "## Use\n\n" + _usage(facts),
+    ]
+    if facts.notes:
+        sections.append("## Notes\n\n" + "\n".join(f"- {note}" for note in facts.notes) + "\n")
+    sections.append("## Licence\n\n" + _licence(facts))
+    return "\n".join(sections)
+
+
+def _front_matter(facts: Facts) -> str:
+    lines = [
+        "---",
+        "library_name: peft",
+        "pipeline_tag: text-generation",
+        "tags: [lora, qlora, sft]",
+        # json.dumps is YAML's quoting, too: a name may hold anything.
+        f"base_model: {json.dumps(facts.base_name)}",
+    ]
+    if facts.base_licence:
+        lines.append(f"license: {json.dumps(facts.base_licence)}")
+    return "\n".join([*lines, "---", ""])
+
+
+def _table(rows: dict[str, Any]) -> str:
+    return "".join(["| | |\n|---|---|\n", *(f"| {name} | {value} |\n" for name, value in rows.items())])
+
+
+def _results(facts: Facts) -> dict[str, Any]:
+    metrics = facts.metrics
+    rows = {
+        "validation loss before training": facts.loss_before,
+        "training loss, first step (before its update)": metrics.first_training_loss,
+        "training loss, last step": metrics.final_training_loss,
+        "validation loss, last": metrics.final_validation_loss,
+        "validation loss, best": metrics.best_validation_loss,
+    }
+    shown: dict[str, Any] = {name: f"{value:.4f}" for name, value in rows.items() if value is not None}
+    return {**shown, "steps": facts.steps, "trained weights": f"{facts.trainable:,}"}
+
+
+def _hyperparameters(facts: Facts) -> dict[str, Any]:
+    chosen = facts.parameters.model_dump(
+        exclude_none=True, exclude={"base_model", "base_revision", "alpha", "packing", "warmup_steps"}
+    )
+    return {
+        **{name: f"`{value}`" for name, value in chosen.items()},
+        "alpha": f"`{facts.parameters.lora_alpha}`",
+        "packing": "several examples a row, kept apart by attention" if facts.packed else "no",
+        "warm-up steps": facts.warm_up_steps,
+        "computed in": f"`{facts.dtype}`, over 4-bit weights; LoRA in `float32`, published in `bfloat16`",
+        "target modules": ", ".join(f"`{name}`" for name in facts.target_modules),
+    }
+
+
+def _usage(facts: Facts) -> str:
+    revision = f", revision={facts.base_revision!r}" if facts.base_revision else ""
+    template = (
+        "The base has no chat template of its own: use the tokenizer of this folder, which has one.\n\n"
+        if facts.own_template
+        else ""
+    )
+    return (
+        f"{template}```python\n"
+        "import torch\n"
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig\n\n"
+        'folder = "path/of/this/folder"\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        f"base = AutoModelForCausalLM.from_pretrained({facts.base_name!r}{revision}, dtype=torch.bfloat16)\n"
+        "model = PeftModel.from_pretrained(base, folder)\n\n"
+        'messages = [{"role": "user", "content": "Write your question here."}]\n'
+        "prompt = tokenizer.apply_chat_template(\n"
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n'
+        ").to(model.device)\n"
+        "ends = GenerationConfig.from_pretrained(folder)\n"
+        "answer = model.generate(**prompt, generation_config=ends, max_new_tokens=512)[0]\n"
+        'print(tokenizer.decode(answer[prompt["input_ids"].shape[1] :], skip_special_tokens=True))\n'
+        "```\n\n"
+        f"An answer ends with `{facts.stop}`. `generation_config.json` names its id: without it, generation may run on "
+        "where tokenizer and chat template end with different tokens.\n\n"
+        f"{_vllm(facts)}\n"
+    )
+
+
+def _vllm(facts: Facts) -> str:
+    if facts.parameters.use_dora:
+        return DORA_NOTE
+    rank = vllm_rank(facts.parameters.rank)
+    return (
+        f"vLLM: `--enable-lora --max-lora-rank {rank} --lora-modules name=path/of/this/folder "
+        f"--generation-config path/of/this/folder`. {facts.serving}"
+    )
+
+
+def _licence(facts: Facts) -> str:
+    if facts.base_licence:
+        return f"The base model's licence is `{facts.base_licence}`; it extends to what is made from it.\n"
+    return "The base model's folder names no licence; look it up before you publish the adapter.\n"

@@ -1,0 +1,257 @@
+"""Where the answers stand in a rendered conversation, for any chat template.
+
+Templates that mark answers (`{% generation %}`) are few and TRL knows some others by heart; every
+template, however, renders a conversation up to an answer, and including it. The difference between
+the two is the answer. That holds when rendering more turns leaves the earlier text alone ("prefix
+preserving"); where it does not, each answer becomes a row of its own.
+
+Some templates end the prompt with the beginning of a thought that the rendering of an answer leaves out
+(DeepSeek's R1). There the answer is put together as it is generated: the prompt, the thought or none, its
+end, and the answer as the template renders it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jinja2
+
+from lora_conversations.control_tokens import ControlTokens, plain_marks
+from lora_conversations.reader import fold_system
+from lora_trainer.errors import BaseModelUnknownError
+from lora_conversations.examples import ASSISTANT, SYSTEM, USER, Example, LineError, Message
+from lora_trainer.data.renderings import Rendering
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a token that is not learned."""
+
+DEFAULT_TEMPLATE = (
+    "{{ bos_token or '' }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '### Assistant:\\n' + message['content'] + eos_token + '\\n\\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '### User:\\n' + message['content'] + '\\n\\n' }}"
+    "{% else %}{{ '### System:\\n' + message['content'] + '\\n\\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
+)
+"""For bases without a template; written into the artifact, so that serving speaks the same."""
+
+
+_THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
+_DIFFERENT = (
+    "The base model's chat template renders an answer differently from the prompt before it.",
+    "Use a base model whose template is made for chat.",
+)
+
+
+class Row(NamedTuple):
+    """One tokenised training row: `labels` are the ids of the learned tokens, IGNORED elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+    answers: int
+
+
+class Span(NamedTuple):
+    """Characters of a rendered conversation that are learned."""
+
+    start: int
+    end: int
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Give the tokenizer a pad token, and a chat template if it has none; whether it had none.
+
+    Raises:
+        BaseModelUnknownError: it has no end-of-text token, or can't tell which characters a token covers.
+    """
+    if not tokenizer.is_fast:
+        raise BaseModelUnknownError(
+            "The base model's tokenizer can't say which characters a token covers.",
+            "Use a base model with a tokenizer.json.",
+        )
+    if tokenizer.eos_token is None:
+        raise BaseModelUnknownError("The base model's tokenizer has no end-of-text token.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is not None:
+        return False
+    tokenizer.chat_template = DEFAULT_TEMPLATE
+    return True
+
+
+class Chat:
+    """A tokenizer's chat template, as the data preparation uses it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._stops = tuple(
+            {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+            | {tokenizer.eos_token}
+        )
+        self.takes_system = True
+        """Whether the template puts a system prompt where it belongs; else the first user turn opens with it."""
+        self._template = self._choose_template()
+        self._thought = self._forced_thought()
+        """What the prompt ends with and an answer's rendering leaves out, such as “<think>” and a line break."""
+        self.takes_system = self._takes_system()
+        self.tokens = ControlTokens(tokenizer)
+        self.marks = plain_marks(self._between_turns(), tokenizer)
+
+    def row(self, messages: Sequence[Message], trained: Sequence[int]) -> Row | None:
+        """The conversation as one row; None when its answers can't stand in one rendering."""
+        encode = self.tokens.encode
+        if self.tokens.find(messages):
+            messages, encode = self.tokens.hide(messages), self.tokens.encode_hidden
+        text, spans = self._with_thought(messages, trained) if self._thought else self._as_rendered(messages, trained)
+        if not spans:
+            return None
+        ids, offsets = encode(text)
+        return Row(ids, _labels(ids, offsets, spans), len(spans))
+
+    def refuse(self, example: Example) -> LineError | None:
+        """The error of an example whose texts can't be told from the template or its tokens."""
+        return self.marks.refuse(example) or self.tokens.refuse(example)
+
+    @cached_property
+    def rendering(self) -> Rendering:
+        """What this template allows; no weights and no dataset are needed to know it.
+
+        Raises:
+            BaseModelUnknownError: answers can't be rendered for training.
+        """
+        talk = [Message(USER, "a"), Message(ASSISTANT, "b"), Message(USER, "c"), Message(ASSISTANT, "d")]
+        if (alone := self.row(talk[:2], [1])) is None:
+            raise BaseModelUnknownError(*_DIFFERENT)
+        ended = self._tokenizer.decode([label for label in alone.labels if label != IGNORED]).rstrip()
+        return Rendering(
+            row="answer" if self.row(talk, [1, 3]) is None else "conversation",
+            system="in front" if self.takes_system else "first turn",
+            opens_thought=bool(self._thought),
+            stop=max((stop for stop in self._stops if ended.endswith(stop)), key=len),
+            history_as_served=self._template == self._tokenizer.chat_template,
+            marks=self.marks.texts,
+        )
+
+    def _with_thought(self, messages: Sequence[Message], trained: Sequence[int]) -> tuple[str, list[Span]]:
+        """The last answer as it is generated after a prompt that begins a thought; no span for more than that.
+
+        Earlier answers stand there without their thoughts, as a server renders them.
+        """
+        *history, answer = messages
+        if list(trained) != [len(history)]:
+            return "", []
+        prompt = self._render(history, prompting=True)
+        thought, _, said = answer.content.rpartition(_THOUGHT_ENDS)
+        answered = self._render([*history, answer._replace(content=said)])
+        begun = prompt.removesuffix(self._thought)
+        if not answered.startswith(begun):
+            raise BaseModelUnknownError(*_DIFFERENT)
+        thought = thought.strip().removeprefix(_THOUGHT_BEGINS).strip()
+        # A template may put an empty thought before an answer that has none.
+        said_and_stop = answered[len(begun) :].rpartition(_THOUGHT_ENDS)[2].lstrip()
+        text = f"{prompt}{thought}\n{_THOUGHT_ENDS}\n\n{said_and_stop}"
+        return text, [Span(len(prompt), self._stop_of(text))]
+
+    def _as_rendered(self, messages: Sequence[Message], trained: Sequence[int]) -> tuple[str, list[Span]]:
+        text, spans = self._render(messages), []
+        for index in trained:
+            prompt = self._render(messages[:index], prompting=True)
+            answered = self._render(messages[: index + 1])
+            if not answered.startswith(prompt):
+                raise BaseModelUnknownError(*_DIFFERENT)
+            if not text.startswith(answered):
+                return text, []
+            spans.append(Span(len(prompt), self._stop_of(answered)))
+        return text, spans
+
+    def _stop_of(self, answered: str) -> int:
+        """End of the learned characters: just after the token that stops the generation."""
+        stripped = answered.rstrip()
+        if not stripped.endswith(self._stops):
+            raise BaseModelUnknownError(
+                "The base model's chat template ends an answer without a stop token, so the model would "
+                "never learn to stop.",
+                "Use a base model whose chat template ends the assistant's turn with a special token.",
+            )
+        return len(stripped)
+
+    def _render(self, messages: Sequence[Message], *, prompting: bool = False) -> str:
+        shown = messages if self.takes_system else fold_system(messages)
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                [message._asdict() for message in shown],
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=prompting,
+            )
+        except jinja2.TemplateError as error:
+            # The template's own words; it doesn't know the dataset's.
+            raise BaseModelUnknownError(f"The base model's chat template refuses a conversation: {error}.") from None
+        return str(rendered)
+
+    def _choose_template(self) -> Any:
+        """The tokenizer's own template where it keeps earlier turns as they are, else TRL's variant of it."""
+        from trl.chat_template_utils import get_training_chat_template
+
+        self._template = self._tokenizer.chat_template
+        if self._keeps_earlier_turns():
+            return self._template
+        try:
+            return get_training_chat_template(self._tokenizer) or self._template
+        except ValueError:
+            return self._template
+
+    def _keeps_earlier_turns(self) -> bool:
+        talk = [Message(USER, "a"), Message(ASSISTANT, "b"), Message(USER, "c"), Message(ASSISTANT, "d")]
+        return self._render(talk).startswith(self._render(talk[:2]))
+
+    def _forced_thought(self) -> str:
+        """The beginning of a thought that ends the prompt and is missing where an answer is rendered; else empty."""
+        talk = [Message(USER, "a"), Message(ASSISTANT, "b")]
+        prompt, answered = self._render(talk[:1], prompting=True), self._render(talk)
+        begins = prompt.rstrip().removesuffix(_THOUGHT_BEGINS)
+        forced = len(begins) < len(prompt.rstrip()) and not answered.startswith(prompt) and answered.startswith(begins)
+        return prompt[len(begins) :] if forced else ""
+
+    def _between_turns(self) -> list[str]:
+        """What the template writes before, between and after the texts of a conversation."""
+        roles = [SYSTEM] * self.takes_system + [USER, ASSISTANT, USER, ASSISTANT]
+        probes = [Message(role, f"TEXT-PROBE-{index}-TEXT") for index, role in enumerate(roles)]
+        return re.split(r"TEXT-PROBE-\d-TEXT", self._render(probes))
+
+    def _takes_system(self) -> bool:
+        """Whether the system prompt comes first and stays there, however long the conversation gets.
+
+        Mistral v0.3 puts it into the last message if that is the user's: a prompt has it, the same
+        conversation with its answer has not.
+        """
+        talk = [Message(SYSTEM, "SYSTEM-PROBE"), Message(USER, "USER-PROBE"), Message(ASSISTANT, "a")]
+        talk += [Message(USER, "b"), Message(ASSISTANT, "c")]
+        try:
+            for answer in (2, 4):
+                prompt, answered = self._render(talk[:answer], prompting=True), self._render(talk[: answer + 1])
+                begun = prompt.removesuffix(self._thought)
+                if "SYSTEM-PROBE" not in prompt.partition("USER-PROBE")[0] or not answered.startswith(begun):
+                    return False
+        except BaseModelUnknownError:
+            return False
+        return True
+
+
+def _labels(ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]) -> list[int]:
+    labels = [IGNORED] * len(ids)
+    pending = iter(spans)
+    span = next(pending, None)
+    for index, (start, end) in enumerate(offsets):
+        while span is not None and start >= span.end:
+            span = next(pending, None)
+        if span is None:
+            break
+        if end > span.start:
+            labels[index] = ids[index]
+    return labels

@@ -1,0 +1,235 @@
+"""From the dataset's file to tokenised rows: read, merge, hold out, render, mask, fit.
+
+A row that is too long loses its oldest turns, never an answer. Every trained answer becomes learned
+tokens in exactly one row; what can't fit is counted and reported.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lora_trainer.data.chat import Chat, Row
+from lora_conversations.reader import Example, merge_conversations
+from lora_trainer.errors import DatasetInvalidError
+from lora_conversations.examples import SYSTEM, Message
+from lora_contract.hyperparameters import Hyperparameters
+from lora_conversations.identity import conversation_key, conversation_names, hold_out, shared_ids_note
+from lora_conversations.survey import Refuse, Survey, Surveyor, accept
+from lora_contract.words import counted
+
+_CHUNK_BYTES = 1 << 20
+_TOKENS_NAMED = 5
+
+
+@dataclass
+class Data:
+    """Rows to train on and rows held out, with what is worth telling about them."""
+
+    train: list[Row]
+    validation: list[Row]
+    training_ids: list[str]
+    """Conversations that are trained on."""
+    validation_ids: list[str]
+    """Conversations that are held out."""
+    skipped_lines: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def answers(self) -> int:
+        """How many answers the training rows teach."""
+        return sum(row.answers for row in self.train)
+
+    @property
+    def validation_answers(self) -> int:
+        """How many answers are held out."""
+        return sum(row.answers for row in self.validation)
+
+
+@dataclass
+class Tally:
+    """What fitting had to give up."""
+
+    shortened: int = 0
+    too_long: int = 0
+
+    def notes(self, max_length: int) -> list[str]:
+        """Sentences for the user."""
+        notes = []
+        if self.shortened:
+            what = counted(self.shortened, "row")
+            notes.append(
+                f"Shortened: {what} longer than max_length ({max_length} tokens) lost the oldest turns or the system "
+                "prompt."
+            )
+        if self.too_long:
+            what = counted(self.too_long, "answer")
+            notes.append(
+                f"Left out: {what} longer than max_length ({max_length} tokens) together with the question alone."
+            )
+        return notes
+
+
+def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data:
+    """The dataset as rows.
+
+    Raises:
+        DatasetInvalidError: no usable example, too many bad lines, or nothing fits `max_length`.
+    """
+    examples, survey = load_examples(dataset, parameters.max_bad_line_share, chat.refuse)
+    tally = Tally()
+    fitted = _fit_conversations(chat, examples, parameters, tally)
+    if not fitted:
+        raise DatasetInvalidError(
+            f"No example fits into max_length ({parameters.max_length} tokens).",
+            "Raise max_length, or shorten the system prompt and the questions.",
+        )
+    # Of what was really made into rows, so that an answer that is left out counts on neither side.
+    answers = {key: sum(row.answers for row in rows) for key, rows in fitted.items()}
+    held_out = hold_out(answers, parameters.validation_share, parameters.seed)
+    names = conversation_names(examples)
+    notes = [*tally.notes(parameters.max_length), *_dataset_notes(chat, examples, survey)]
+    return Data(
+        train=[row for key, rows in fitted.items() if key not in held_out.keys for row in rows],
+        validation=[row for key, rows in fitted.items() if key in held_out.keys for row in rows],
+        training_ids=sorted(names[key] for key in fitted if key not in held_out.keys),
+        validation_ids=sorted(names[key] for key in held_out.keys),
+        skipped_lines=survey.bad,
+        notes=[*notes, held_out.note] if held_out.note else notes,
+    )
+
+
+def _fit_conversations(
+    chat: Chat, examples: Sequence[Example], parameters: Hyperparameters, tally: Tally
+) -> dict[str, list[Row]]:
+    """The rows of each conversation that has any, by its key."""
+    merged = merge_conversations(examples) if parameters.merge_conversations else examples
+    fitted: defaultdict[str, list[Row]] = defaultdict(list)
+    for example in merged:
+        if rows := list(fit_examples(chat, [example], parameters.max_length, tally)):
+            fitted[conversation_key(example)] += rows
+    return fitted
+
+
+def _dataset_notes(chat: Chat, examples: Sequence[Example], survey: Survey) -> list[str]:
+    notes = []
+    if survey.bad:
+        what = counted(survey.bad, "example")
+        notes.append(f"Left out: {what} of the dataset that can't be used. {survey.errors[0].sentence()}")
+    if not chat.takes_system and any(example.messages[0].role == SYSTEM for example in examples):
+        notes.append(
+            "The base's chat template doesn't keep a system prompt in front, so the first user turn opens with it, "
+            "followed by an empty line; prompt the adapter in the same way."
+        )
+    if chat.rendering.opens_thought:
+        notes.append(
+            "The base begins each answer with a thought. Answers that have none in the dataset were learned with an "
+            "empty one, so the adapter closes it at once; serve it with a parser for reasoning, which takes that off."
+        )
+    if not chat.rendering.history_as_served and any(len(example.trained) > 1 for example in examples):
+        notes.append(
+            "In training, earlier answers of a conversation keep the empty thought that the base's chat template "
+            "leaves out when it is served."
+        )
+    if shared := shared_ids_note(examples):
+        notes.append(shared)
+    return [*notes, *(note.text for note in survey.notes), *_token_notes(chat, examples)]
+
+
+def load_examples(dataset: Path, max_bad_line_share: float, refuse: Refuse = accept) -> tuple[list[Example], Survey]:
+    """All examples of a file that `refuse` has no error for, and what was counted on the way.
+
+    Raises:
+        DatasetInvalidError: the file can't be read, or more lines are bad than `max_bad_line_share` allows.
+    """
+    surveyor, examples = Surveyor(refuse), []
+    with dataset.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            examples += surveyor.feed(chunk)
+    examples += surveyor.close()
+    survey = surveyor.result()
+    survey.check(max_bad_line_share)
+    return examples, survey
+
+
+def _token_notes(chat: Chat, examples: Sequence[Example]) -> list[str]:
+    """What became of control tokens in texts."""
+    as_text: Counter[str] = Counter()
+    as_tokens: Counter[str] = Counter()
+    for example in examples:
+        as_text.update(chat.tokens.find(example.messages))
+        as_tokens.update(chat.tokens.find_kept(example.messages))
+    notes = []
+    if as_text:
+        notes.append(f"Texts hold special tokens of the base, which were learned as plain text: {_names(as_text)}.")
+    if as_tokens:
+        notes.append(f"Texts hold added tokens of the base, which were learned as these tokens: {_names(as_tokens)}.")
+    return notes
+
+
+def _names(tokens: Counter[str]) -> str:
+    named = [f"{token} (in {counted(count, 'example')})" for token, count in tokens.most_common(_TOKENS_NAMED)]
+    more = len(tokens) - len(named)
+    return ", ".join(named) + (f" and {counted(more, 'other')}" if more else "")
+
+
+def fit_examples(chat: Chat, examples: Sequence[Example], max_length: int, tally: Tally) -> Iterator[Row]:
+    """Each example as one row, or as several where it is too long or its template needs that."""
+    for example in examples:
+        row = chat.row(example.messages, example.trained)
+        if row is not None and len(row.input_ids) <= max_length:
+            yield row
+        else:
+            yield from _fit(chat, example, max_length, tally)
+
+
+def _fit(chat: Chat, example: Example, max_length: int, tally: Tally) -> Iterator[Row]:
+    """Rows that together teach each answer once, each with as much of its history as fits."""
+    window = _Window(chat, example.messages, max_length)
+    answers = list(example.trained)
+    while answers:
+        start, taken = answers[0] - 1, 1
+        row = window.row(start, answers[:1])
+        if row is None:
+            alone = window.without_system().row(start, answers[:1])
+            tally.too_long += alone is None
+            tally.shortened += alone is not None
+            if alone is not None:
+                yield alone
+            answers = answers[1:]
+            continue
+        while taken < len(answers) and (wider := window.row(start, answers[: taken + 1])):
+            taken, row = taken + 1, wider
+        while start > window.opening and (wider := window.row(start - 2, answers[:taken])):
+            start, row = start - 2, wider
+        tally.shortened += start > window.opening
+        answers = answers[taken:]
+        yield row
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Cuts a conversation that is too long: its system prompt, if kept, and some of its turns in a row."""
+
+    chat: Chat
+    messages: tuple[Message, ...]
+    max_length: int
+    keeps_system: bool = True
+
+    @property
+    def opening(self) -> int:
+        """Index of the first turn after the system prompt."""
+        return int(self.messages[0].role == SYSTEM)
+
+    def without_system(self) -> _Window:
+        """The same, with the system prompt given up."""
+        return replace(self, keeps_system=False)
+
+    def row(self, start: int, answers: list[int]) -> Row | None:
+        """The turns from `start` to the last of `answers` as a row; None where they don't fit."""
+        head = self.messages[: self.opening] if self.keeps_system else ()
+        kept = head + self.messages[start : answers[-1] + 1]
+        row = self.chat.row(kept, [index - start + len(head) for index in answers])
+        return row if row is not None and len(row.input_ids) <= self.max_length else None

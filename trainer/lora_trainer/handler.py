@@ -1,0 +1,126 @@
+"""RunPod's door to the trainer: `python -u -m lora_trainer.handler` is the container's first process.
+
+Also `python -m lora_trainer.handler --test_input '{"input": {…}}'` and `--rp_serve_api`, as with every
+RunPod worker. Nothing here imports torch: the training runs in a child process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+
+from lora_trainer.errors import RequestInvalidError, TrainingError
+from lora_trainer.run.execution import Execution
+from lora_trainer.run.runpod_progress import Send
+from lora_contract.protocol import PROTOCOL_VERSION, Request, Result
+from lora_trainer.settings import load_settings, unread_settings
+
+log = logging.getLogger(__name__)
+
+
+async def handler(job: dict[str, Any]) -> dict[str, Any]:
+    """Carry out one RunPod job. The answer is a `protocol.Result`; a failure also fails the job."""
+    try:
+        request = parse_request(job.get("input"))
+        async with _sending_progress(job) as send:
+            execution = Execution(request, job["id"], load_settings(), send)
+            with _on_sigterm(execution.stop.set):
+                result = await execution.run()
+    except TrainingError as error:
+        log.error("%s", error)
+        given = job.get("input")
+        run_id = given.get("run_id") if isinstance(given, dict) else None
+        result = Result(run_id=str(run_id), status="failed", error=error.as_protocol())
+    return result.as_output()
+
+
+def parse_request(given: Any) -> Request:
+    """The job's input as a request.
+
+    Raises:
+        RequestInvalidError: names the first key that is wrong. Values are left out: they may be secret.
+    """
+    if not isinstance(given, dict):
+        raise RequestInvalidError("The job's input is not an object; send the worker's request.")
+    if (protocol := given.get("protocol", PROTOCOL_VERSION)) != PROTOCOL_VERSION:
+        raise RequestInvalidError(
+            f"The request speaks protocol {protocol!r:.40}, this trainer {PROTOCOL_VERSION}.",
+            "Bring the worker and the trainer's image to the same release.",
+        )
+    try:
+        return Request.model_validate(given)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, problem["loc"])) or "input"
+        raise RequestInvalidError(f"The request's {place} is wrong: {problem['msg']}.") from None
+
+
+@asynccontextmanager
+async def _sending_progress(job: dict[str, Any]) -> AsyncIterator[Send]:
+    from runpod.http_client import AsyncClientSession
+    from runpod.serverless.modules import rp_http
+
+    async def post(payload: dict[str, Any]) -> None:
+        # The SDK's own progress_update sends from a thread, unordered: a post that overtakes the
+        # result leaves the job IN_PROGRESS for ever.
+        await rp_http.send_result(session, {"status": "IN_PROGRESS", "output": payload}, job)
+
+    async def print_line(payload: dict[str, Any]) -> None:
+        log.info("%s %.0f %% step %s", payload["stage"], payload["progress"], payload["current_step"])
+
+    if "RUNPOD_WEBHOOK_POST_OUTPUT" not in os.environ:  # --test_input, --rp_serve_api
+        yield print_line
+        return
+    async with AsyncClientSession() as session:
+        yield post
+
+
+@contextmanager
+def _on_sigterm(stop: Callable[[], object]) -> Iterator[None]:
+    """Call `stop` on SIGTERM, then whatever the SDK does.
+
+    The SDK installs its handler when it starts and tells a running job nothing, so ours is put in
+    front of it for the time of a job.
+    """
+    import asyncio
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    previous = signal.getsignal(signal.SIGTERM)
+
+    def on_signal(number: int, frame: Any) -> None:
+        loop.call_soon_threadsafe(stop)
+        if callable(previous):
+            previous(number, frame)
+
+    signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def main() -> None:
+    """Serve jobs until RunPod stops the container."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs, and ours are signed
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # the default prints every output
+    for sentence in unread_settings():
+        # Said, and no more: a GPU that is paid for trains with the defaults.
+        log.warning("%s", sentence)
+    import runpod
+
+    runpod.serverless.start({"handler": handler})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Base models: finding, sizing, loading and quantising them, and where LoRA goes."""

@@ -1,0 +1,237 @@
+"""Load a base model in 4 bits and put LoRA on it. Training and evaluation both load through here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import bitsandbytes as bnb
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from lora_trainer.models.bases import Base
+from lora_trainer.models.cuda_faults import is_out_of_memory
+from lora_trainer.errors import BaseModelMismatchError, BaseModelUnknownError, TrainingError
+from lora_trainer.models.experts import quantising_experts, unquantised_experts
+from lora_contract.hyperparameters import Hyperparameters
+from lora_trainer.models.targets import Targets, check_coverage, choose_targets, high_precision_modules, keeping_names
+from lora_trainer.run.volume import is_full_disk
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where the model lives, and in which precision it computes."""
+
+    device: str
+    dtype: torch.dtype
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether there is a CUDA device."""
+        return self.device != "cpu"
+
+
+def detect_hardware() -> Hardware:
+    """The first GPU, in bf16 where it has bf16; else the CPU, where fp32 is the fastest."""
+    if not torch.cuda.is_available():
+        return Hardware("cpu", torch.float32)
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return Hardware("cuda:0", dtype)
+
+
+def load_config(base: Base) -> PretrainedConfig:
+    """The model's configuration.
+
+    Raises:
+        BaseModelUnknownError: it needs code of its own, or is of a kind that transformers doesn't know.
+    """
+    try:
+        return AutoConfig.from_pretrained(base.folder, trust_remote_code=base.trusted)
+    except (ValueError, OSError, json.JSONDecodeError) as error:
+        if "trust_remote_code" in str(error):
+            raise BaseModelUnknownError(
+                f"The base model {base.name} brings code of its own, which is not run unless allowed.",
+                "Choose another base, or name it in LORA_TRAINER_TRUST_REMOTE_CODE on the endpoint.",
+            ) from None
+        raise BaseModelUnknownError(
+            f"The configuration of the base model {base.name} can't be read.",
+            "It may be newer than the trainer's image, or its files on the volume may be damaged.",
+        ) from None
+
+
+def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        BaseModelUnknownError: there is none, or it can't be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(base.folder, trust_remote_code=base.trusted)
+    except (ValueError, OSError, KeyError, AttributeError):
+        raise BaseModelUnknownError(f"The tokenizer of the base model {base.name} can't be read.") from None
+
+
+def load_model(base: Base, config: PretrainedConfig, hardware: Hardware) -> PreTrainedModel:
+    """The base model, linear layers and experts in NF4 with double quantisation.
+
+    Raises:
+        BaseModelMismatchError: its files are damaged or of another model than its configuration says.
+        TrainingError: the GPU or the volume failed, which may pass.
+    """
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=hardware.dtype,
+        llm_int8_skip_modules=high_precision_modules(config.model_type),
+    )
+    try:
+        with quantising_experts():
+            model = AutoModelForCausalLM.from_pretrained(
+                base.folder,
+                config=config,
+                quantization_config=quantization,
+                dtype=hardware.dtype,
+                device_map={"": hardware.device},
+                attn_implementation=attention_of(hardware),
+                trust_remote_code=base.trusted,
+            )
+    except Exception as error:
+        # Memory and disk have names of their own in the end.
+        if is_out_of_memory(error) or is_full_disk(error):
+            raise
+        raise _loading_failed(base, error) from error
+    _keep_constants(model)
+    if left := unquantised_experts(model):
+        raise BaseModelMismatchError(f"{len(left)} expert matrices of {base.name} were not quantised.")
+    return model
+
+
+def _loading_failed(base: Base, error: Exception) -> TrainingError:
+    kind = type(error).__name__
+    if _is_damage(error):
+        return BaseModelMismatchError(
+            f"The weights of the base model {base.name} can't be loaded ({kind}).",
+            "Remove its folder from the volume, so that it is downloaded again.",
+        )
+    # Only the places in the code, as everywhere; the GPU's driver or the volume may do better next time.
+    log.error("loading %s: %s at\n%s", base.name, kind, "".join(traceback.format_tb(error.__traceback__)[-8:]))
+    return TrainingError(
+        f"The base model {base.name} could not be loaded ({kind}).",
+        "The GPU or the volume may have failed; if it happens again, the container's log says where.",
+    )
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the files are at fault, which trying again does not mend."""
+    text = str(error)
+    if isinstance(error, SafetensorError):
+        return "os error" not in text
+    if isinstance(error, OSError):
+        return error.errno is None  # transformers' own, for a file that is not there
+    if isinstance(error, RuntimeError):
+        return "size mismatch" in text or "ignore_mismatched_sizes" in text
+    return isinstance(error, KeyError)
+
+
+def _keep_constants(model: torch.nn.Module) -> None:
+    """Leave the constants of the quantisation as they are when the model is evaluated on a CPU.
+
+    bitsandbytes repacks a weight for newer CPUs at its first evaluation and rounds its constants; the
+    training would go on with another model than before, and a resumed one would differ.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def attention_of(hardware: Hardware) -> str:
+    """The implementation of attention, as transformers calls it."""
+    from transformers.utils import is_flash_attn_2_available
+
+    usable = hardware.is_gpu and hardware.dtype is not torch.float32 and is_flash_attn_2_available()
+    return "flash_attention_2" if usable else "sdpa"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A model with LoRA on it, and what there is to say about it before the first step."""
+
+    model: PeftModel
+    targets: Targets
+    coverage: Counter[str]
+    trainable: int
+    """Weights that train."""
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Size of the saved adapter: bf16."""
+        return 2 * self.trainable
+
+    def sentence(self) -> str:
+        """Which modules carry LoRA, how many weights train, how large the adapter will be."""
+        modules = ", ".join(f"{name} ×{self.coverage[name]}" for name in self.targets.modules)
+        size_mb = self.adapter_bytes / 1e6
+        return f"LoRA on {modules}: {self.trainable:,} weights train, the adapter takes {size_mb:,.1f} MB."
+
+
+def attach_lora(model: PreTrainedModel, parameters: Hyperparameters) -> Lora:
+    """Put LoRA on the chosen modules, and make sure that each of them took it.
+
+    Raises:
+        HyperparametersInvalidError: experts were asked for and can't be trained.
+        BaseModelUnknownError: modules that should carry LoRA are not there.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = choose_targets(model, target_experts=parameters.target_experts)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=parameters.rank,
+        lora_alpha=parameters.lora_alpha,
+        lora_dropout=parameters.dropout,
+        target_modules=list(targets.modules),
+        use_rslora=parameters.use_rslora,
+        use_dora=parameters.use_dora,
+        bias="none",
+    )
+    with keeping_names(model.config.model_type, targets):
+        adapted = get_peft_model(model, config)
+    return Lora(
+        adapted,
+        targets,
+        check_coverage(adapted, targets),
+        sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad),
+    )
+
+
+def tensor_bytes(model: torch.nn.Module) -> dict[str, int]:
+    """Bytes of a loaded model by kind: quantised weights with their constants, and the rest."""
+    sizes: dict[str, Any] = {"quantised": 0, "constants": 0, "rest": 0}
+    for parameter in model.parameters():
+        size = parameter.numel() * parameter.element_size()
+        sizes["quantised" if parameter.dtype is torch.uint8 else "rest"] += size
+    for module in model.modules():
+        state = getattr(module, "quant_state", None) or getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            sizes["constants"] += _constant_bytes(state)
+    return sizes
+
+
+def _constant_bytes(state: Any) -> int:
+    tensors = [state.absmax, state.code, getattr(state, "offset", None)]
+    nested = getattr(state, "state2", None)
+    if nested is not None:
+        tensors += [nested.absmax, nested.code]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)

@@ -1,0 +1,209 @@
+"""Which modules of an architecture carry LoRA, which stay in high precision, and what serving needs.
+
+Chosen per architecture on purpose. PEFT turns `gate_proj`, `up_proj` and `down_proj` of models with
+fused experts into LoRA on every expert (3.4 billion trainable weights at 80B), or, where the experts
+are quantised, silently into nothing. So expert modules are never named here, but for a shared expert
+when it is asked for, and what carries LoRA is counted after it was attached.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_trainer.errors import BaseModelUnknownError, HyperparametersInvalidError
+from lora_trainer.models.packages import imports
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_DENSE = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
+_LINEAR_ATTENTION = ("in_proj_qkvz", "in_proj_ba", "out_proj")
+_SHARED_EXPERT = ("shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert.down_proj")
+_SERVES = "vLLM loads it as it is."
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is known of a `model_type`."""
+
+    targets: tuple[str, ...]
+    """Ends of the names of the modules that carry LoRA."""
+    serving: str = _SERVES
+    shared_expert: tuple[str, ...] = ()
+    """Further targets when `target_experts` is set."""
+    high_precision: tuple[str, ...] = ("lm_head",)
+    """Never quantised: their rounding would be felt everywhere, or the 4-bit kernels can't take them."""
+    packing_needs: tuple[str, ...] = ()
+    """Packages without which packed examples would leak into each other."""
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture(_DENSE),
+    "mistral": Architecture(_DENSE),
+    "qwen2": Architecture(_DENSE),
+    "qwen3": Architecture(_DENSE),
+    "mixtral": Architecture(_ATTENTION),
+    "qwen3_moe": Architecture(_ATTENTION),
+    "qwen3_next": Architecture(
+        (*_ATTENTION, *_LINEAR_ATTENTION),
+        serving=(
+            "vLLM loads it where its Qwen3-Next maps in_proj_qkvz and in_proj_ba (2026 releases do). "
+            "Check that the adapter's answers differ from the base's: older ones drop unknown modules "
+            "with no more than a warning."
+        ),
+        shared_expert=_SHARED_EXPERT,
+        # shared_expert_gate has one output; the 4-bit kernels want multiples of 32.
+        high_precision=("lm_head", "shared_expert_gate"),
+        packing_needs=("causal_conv1d", "fla"),
+    ),
+}
+
+_NEVER = ("router", "gate", "shared_expert_gate", "lm_head", "embed_tokens", "score")
+"""Last parts of names that an unknown architecture's LoRA leaves alone: routers, heads, embeddings."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What `choose_targets` decided."""
+
+    modules: tuple[str, ...]
+    note: str | None = None
+    converts: bool = False
+    """Whether PEFT would rewrite these names, so that it must be kept from it, here and when loading."""
+
+
+def high_precision_modules(model_type: str) -> list[str]:
+    """Names of modules that are not quantised."""
+    known = ARCHITECTURES.get(model_type)
+    return list(known.high_precision if known else ("lm_head", "router", "shared_expert_gate"))
+
+
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""All that `--max-lora-rank` takes."""
+DORA_NOTE = (
+    "vLLM refuses adapters with DoRA: merge it into the base before serving, and merge in bf16 (load the base with "
+    "dtype=torch.bfloat16 and without quantisation, then merge_and_unload). Merged into 4 bits the adapter is "
+    "practically gone, without an error."
+)
+
+
+def vllm_rank(rank: int) -> int:
+    """The smallest `--max-lora-rank` of vLLM that has room for `rank`."""
+    return next(known for known in _VLLM_RANKS if known >= rank)
+
+
+def serving_note(model_type: str) -> str:
+    """What is known of serving an adapter of this architecture."""
+    known = ARCHITECTURES.get(model_type)
+    return known.serving if known else "Whether vLLM serves this architecture with LoRA is not known."
+
+
+def choose_targets(model: nn.Module, *, target_experts: bool) -> Targets:
+    """The modules of `model` that are to carry LoRA.
+
+    Raises:
+        HyperparametersInvalidError: experts were asked for and can't be trained.
+        BaseModelUnknownError: no module qualifies.
+    """
+    model_type = str(model.config.model_type)
+    known = ARCHITECTURES.get(model_type)
+    if known is None:
+        modules = _all_linear(model, model_type)
+        return Targets(
+            modules,
+            note=f"The architecture {model_type} is not in the trainer's table: LoRA goes on "
+            f"{', '.join(modules)}; routers, heads and embeddings are left alone.",
+        )
+    if not target_experts:
+        return Targets(known.targets)
+    if not known.shared_expert:
+        raise HyperparametersInvalidError(
+            f"target_experts is set, but LoRA can't be trained on the 4-bit routed experts of {model_type}."
+            if model_type in _fused_expert_types()
+            else f"target_experts is set, but {model_type} has no experts.",
+            "Set target_experts to false.",
+        )
+    return Targets(
+        (*known.targets, *known.shared_expert),
+        note="LoRA is on the shared expert, too; the routed experts stay as they are.",
+        converts=True,
+    )
+
+
+def packing_decision(model_type: str, asked: bool | None) -> tuple[bool, str | None]:
+    """Whether examples are packed, and a note when that is not what was asked for."""
+    known = ARCHITECTURES.get(model_type)
+    if asked is False:
+        return False, None
+    if known is None:
+        reason = f"the architecture {model_type} is not known to keep packed examples apart"
+    elif missing := [name for name in known.packing_needs if importlib.util.find_spec(name) is None]:
+        reason = f"{model_type} keeps packed examples apart only with {' and '.join(missing)}"
+    elif broken := [name for name in known.packing_needs if not imports(name)]:
+        # An image that means to have them: worth telling though nobody asked, for the training is slow, too.
+        return False, f"Packing is off: {' and '.join(broken)} can't be imported here, which {model_type} needs for it."
+    else:
+        return True, None
+    return False, f"Packing is off: {reason}." if asked else None
+
+
+def check_coverage(model: nn.Module, targets: Targets) -> Counter[str]:
+    """How many modules carry LoRA, by target.
+
+    Raises:
+        BaseModelUnknownError: a module that should carry LoRA does not. PEFT says nothing then.
+    """
+    carrying = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A." in name}
+    covered = Counter(target for name in carrying for target in targets.modules if name.endswith(f".{target}"))
+    if missing := [target for target in targets.modules if not covered[target]]:
+        raise BaseModelUnknownError(
+            f"No module named {', '.join(missing)} of the base model took LoRA.",
+            "Its architecture differs from others of its name; the trainer's table needs an entry for it.",
+        )
+    return covered
+
+
+@contextmanager
+def keeping_names(model_type: str, targets: Targets) -> Iterator[None]:
+    """Keep PEFT from turning a shared expert's names into those of all experts (peft#3711)."""
+    if not targets.converts:
+        yield
+        return
+    import peft.utils.transformers_weight_conversion as conversion
+
+    before = conversion._MODEL_TO_CONVERSION_PATTERN  # noqa: SLF001 no public switch
+    conversion._MODEL_TO_CONVERSION_PATTERN = {  # noqa: SLF001
+        name: pattern for name, pattern in before.items() if name != model_type
+    }
+    try:
+        yield
+    finally:
+        conversion._MODEL_TO_CONVERSION_PATTERN = before  # noqa: SLF001
+
+
+def _fused_expert_types() -> dict[str, Any]:
+    from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN
+
+    return dict(_MODEL_TO_CONVERSION_PATTERN)
+
+
+def _all_linear(model: nn.Module, model_type: str) -> tuple[str, ...]:
+    from torch import nn
+
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings()
+    }
+    names -= set(_NEVER)
+    if model_type in _fused_expert_types():
+        names -= {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+    if not names:
+        raise BaseModelUnknownError(f"The architecture {model_type} has no linear layers to put LoRA on.")
+    return tuple(sorted(names))

@@ -1,0 +1,307 @@
+"""One execution of one run, from check-in to result: the trainer's life on RunPod, without RunPod.
+
+The work (download, train, publish) runs beside its guards (the fence's heartbeat, the machine's
+SIGTERM, the time limit). Whichever ends first decides; ending early means cancelling the work, and
+cancelling the work stops the child process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+import traceback
+import uuid
+from typing import Any
+
+from lora_trainer.run.channel import ChannelClient
+from lora_trainer.run.child import TrainingChild, finish
+from lora_contract.crashpoints import reach
+from lora_contract.curve import thin_points
+from lora_trainer.run.download import download_dataset
+from lora_trainer.errors import (
+    ChannelUnreachableError,
+    FenceLostError,
+    GrantMissingError,
+    PublishingError,
+    StoppedError,
+    SupersededError,
+    TimeLimitError,
+    TrainingError,
+)
+from lora_trainer.run.runpod_progress import ProgressPoster, Send
+from lora_contract.protocol import STAGE_PROGRESS, Point, Progress, Request, Result, Stage, Summary
+from lora_trainer.run.publishing import publish
+from lora_trainer.settings import Settings
+from lora_trainer.run.sizes import fit_message
+from lora_trainer.run.task import Outcome, Task
+from lora_trainer.run.volume import JobFolder, find_volume, naming_full_disks, open_job_folder, remove_stale_jobs
+
+log = logging.getLogger(__name__)
+
+RECIPE = 3
+"""Counted up when the recipe changes so that an older checkpoint must not be resumed."""
+
+_RESULT_POINTS = 250
+"""Most points of the curve in a result: whoever needs more of them reads the manifest."""
+
+
+class Execution:
+    """Carries out one request. `stop` may be set to end it with a checkpoint (the machine goes away)."""
+
+    def __init__(self, request: Request, external_job_id: str, settings: Settings, send: Send) -> None:
+        self.stop = asyncio.Event()
+        self._request = request
+        self._settings = settings
+        self._execution_id = str(uuid.uuid4())
+        self._external_job_id = external_job_id
+        self._started = time.monotonic()
+        self._outcome: Outcome | None = None
+        self._noting = asyncio.Lock()
+        """Held while the job's folder is taken, noted in by the heartbeat, or removed: one writer at a time."""
+        self._removing = False
+        self._volume = find_volume(settings.volume)
+        self._folder = open_job_folder(self._volume, request.job_id, self._execution_id)
+        self._poster = ProgressPoster(
+            send, interval_seconds=settings.progress_seconds, settle_seconds=settings.settle_seconds
+        )
+        self._child = TrainingChild(
+            settings.child, grace_seconds=settings.grace_seconds, on_progress=self._poster.update
+        )
+
+    async def run(self) -> Result:
+        """Train and publish. Never raises but for cancellation: what goes wrong stands in the result."""
+        try:
+            result = await self._run_as_owner()
+        except SupersededError as error:
+            log.info("%s", error)
+            return self._result("superseded")
+        except PublishingError as error:
+            result = self._result("unpublished", error)
+        except TrainingError as error:
+            result = self._result("failed", error)
+        except Exception as error:
+            # Only the places in the code: an exception's text may hold dataset text or a signed URL.
+            log.error("%s at\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+            unexpected = TrainingError(
+                f"The trainer failed unexpectedly ({type(error).__name__}).",
+                "The container's log says where.",
+            )
+            result = self._result("failed", unexpected)
+        finally:
+            await finish(self._poster.close())
+        reach("trainer.result.before")
+        return result
+
+    async def _run_as_owner(self) -> Result:
+        async with ChannelClient(
+            self._request.channel,
+            external_job_id=self._external_job_id,
+            execution_id=self._execution_id,
+            patience_seconds=self._settings.channel_patience_seconds,
+        ) as channel:
+            reach("trainer.check_in.before")
+            await channel.check_in()
+            reach("trainer.check_in.after")
+            return await self._guard(channel)
+
+    async def _guard(self, channel: ChannelClient) -> Result:
+        work = asyncio.create_task(self._work(channel))
+        guards = [asyncio.create_task(self._keep_fence(channel)), asyncio.create_task(self._await_stop())]
+        limit_seconds = self._request.limits.max_seconds
+        # RunPod starts a crashed job once more, and the run's time goes on with it.
+        left_seconds = limit_seconds - await asyncio.to_thread(self._folder.seconds_of_run, self._request.run_id)
+        try:
+            done, _ = await asyncio.wait(
+                [work, *guards],
+                timeout=max(left_seconds - stop_margin_seconds(limit_seconds, self._settings.grace_seconds), 0),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if work in done:
+                return work.result()
+            reason = next((guard.exception() for guard in done), None) or TimeLimitError(
+                f"The run used its {limit_seconds:.0f} seconds without finishing.",
+                "Raise the job's cost cap, or lower its epochs or max_length.",
+            )
+            # Who lost the fence has nothing to save: the folder is another's, or nobody wants the adapter.
+            self._child.save_on_stop = not isinstance(reason, FenceLostError)
+            raise self._as_unpublished(reason)
+        finally:
+            await finish(_end([work, *guards]))
+
+    def _as_unpublished(self, reason: BaseException) -> BaseException:
+        """The reason to stop, in the light of an adapter that is trained and only waits for its upload."""
+        if self._outcome is None or not isinstance(reason, TimeLimitError | StoppedError):
+            return reason
+        return GrantMissingError(
+            f"{reason.message} The adapter is trained, but not published.",
+            "It is kept on the volume; the next attempt publishes it without training again.",
+        )
+
+    async def _keep_fence(self, channel: ChannelClient) -> None:
+        while True:
+            await asyncio.sleep(self._settings.heartbeat_seconds)
+            try:
+                await channel.check_in()
+            except ChannelUnreachableError as error:
+                # Not knowing is not having lost: the fence in the database still refuses the other one.
+                log.warning("heartbeat: %s", error)
+            await self._note_seconds()
+
+    async def _await_stop(self) -> None:
+        await self.stop.wait()
+        raise StoppedError(
+            "The GPU machine was taken away while training.", "The next attempt goes on from the checkpoint."
+        )
+
+    async def _work(self, channel: ChannelClient) -> Result:
+        self._report(Stage.SETUP)
+        with naming_full_disks(self._volume):
+            async with self._noting:
+                self._folder.take(self._request.run_id)
+            await asyncio.to_thread(
+                remove_stale_jobs, self._volume, keep=self._folder, keep_days=self._settings.keep_days
+            )
+        self._report(Stage.DOWNLOADING)
+        dataset = self._folder.own / "dataset"
+        dataset_sha256 = await download_dataset(self._request.dataset, dataset)
+        fingerprint = fingerprint_of(self._request, dataset_sha256)
+        finished = self._folder.finished_artifact(fingerprint)
+        if finished is None:
+            task = self._task(self._folder, dataset_sha256, fingerprint)
+            outcome = await self._train(task)
+            if outcome.status != "trained":
+                return self._result("failed", outcome=outcome)
+            artifact = task.artifact
+        else:
+            artifact, outcome = finished
+            outcome.summary.notes.append("An earlier attempt had trained this adapter; it was published as it was.")
+        self._outcome = outcome
+        outcome.summary.execution_seconds = self._seconds()
+        reach("trainer.save.after")
+        self._report(Stage.UPLOADING)
+        manifest = await publish(
+            artifact, outcome, self._request, channel, grant_poll_seconds=self._settings.grant_poll_seconds
+        )
+        self._removing = True
+        async with self._noting:
+            await asyncio.to_thread(self._folder.remove)
+        result = Result(
+            run_id=manifest.run_id,
+            status="completed",
+            # The whole curve stands in the stored manifest and log, which the worker reads.
+            manifest=manifest.model_copy(update={"points": []}),
+            metrics=manifest.metrics,
+            summary=manifest.summary,
+            points=self._thin(manifest.points, manifest.summary),
+        )
+        return fit_message(result)
+
+    async def _train(self, task: Task) -> Outcome:
+        """Train, with a smaller micro-batch in a fresh process as long as memory runs out."""
+        self._report(Stage.PREPARING)  # the child says it, too, some seconds later: it imports torch first
+        while True:
+            outcome = await self._child.run(task)
+            if outcome.next_micro_batch is None:
+                return outcome
+            task = task.model_copy(update={"micro_batch": outcome.next_micro_batch})
+
+    def _task(self, folder: JobFolder, dataset_sha256: str, fingerprint: str) -> Task:
+        request, settings = self._request, self._settings
+        return Task(
+            job_id=request.job_id,
+            run_id=request.run_id,
+            execution_id=self._execution_id,
+            fingerprint=fingerprint,
+            dataset=folder.own / "dataset",
+            dataset_sha256=dataset_sha256,
+            dataset_format=request.dataset.format,
+            hyperparameters=request.hyperparameters,
+            gpu_config=request.gpu_config,
+            job_folder=folder.path,
+            folder=folder.own,
+            volume=self._volume,
+            archive_name=request.output.archive_name,
+            chart_points=request.limits.chart_points,
+            checkpoint_minutes=settings.checkpoint_minutes,
+            trust_remote_code=settings.trust_remote_code,
+        )
+
+    def _report(self, stage: Stage) -> None:
+        self._poster.update(
+            Progress(
+                run_id=self._request.run_id,
+                execution_id=self._execution_id,
+                stage=stage,
+                progress=STAGE_PROGRESS[stage],
+            )
+        )
+
+    def _seconds(self) -> float:
+        own = time.monotonic() - self._started
+        return round(own + self._folder.seconds_of_run(self._request.run_id), 3)
+
+    async def _note_seconds(self) -> None:
+        if self._removing:
+            return
+        async with self._noting:
+            try:
+                # In a thread: a network volume may take its time.
+                await asyncio.to_thread(self._note_seconds_now)
+            except OSError as error:
+                # The note is for the bill of a next attempt only; whether the disk is full, training will say.
+                log.warning("the seconds worked could not be noted on the volume (%s)", type(error).__name__)
+
+    def _note_seconds_now(self) -> None:
+        if self._folder.own.is_dir():
+            self._folder.note_seconds(self._request.run_id, round(time.monotonic() - self._started, 3))
+
+    def _thin(self, points: list[Point], summary: Summary) -> list[Point]:
+        if not points:
+            return []
+        limit = min(self._request.limits.chart_points, _RESULT_POINTS)
+        return thin_points(points, total_steps=summary.total_steps or points[-1].step, limit=limit)
+
+    def _result(self, status: Any, error: TrainingError | None = None, outcome: Outcome | None = None) -> Result:
+        latest, outcome = self._poster.latest, outcome or self._outcome
+        result = Result(run_id=self._request.run_id, status=status, stage=latest.stage if latest else Stage.SETUP)
+        if outcome is not None:
+            result.error, result.metrics = outcome.error, outcome.metrics
+            result.summary, result.points = outcome.summary, self._thin(outcome.points, outcome.summary)
+        if latest is not None and not result.points:
+            # A child that failed or died says nothing of its curve; what it had reported is still shown.
+            result.summary.total_steps = result.summary.total_steps or latest.total_steps
+            result.points = self._thin(latest.points, result.summary)
+            result.summary.gpu_type = result.summary.gpu_type or latest.gpu_type
+            result.summary.gpu_count = result.summary.gpu_count or latest.gpu_count
+        if error is not None:
+            result.error = error.as_protocol()
+        result.summary.execution_seconds = self._seconds()
+        return fit_message(result)
+
+
+async def _end(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def stop_margin_seconds(limit_seconds: float, grace_seconds: float) -> float:
+    """How long before the time limit the work is stopped: for a checkpoint and the result's way back."""
+    return min(grace_seconds + 30, limit_seconds / 10)
+
+
+def fingerprint_of(request: Request, dataset_sha256: str) -> str:
+    """What a checkpoint or artifact was made from: equal fingerprints, equal training."""
+    chosen = request.hyperparameters
+    inputs = {
+        "recipe": RECIPE,
+        "dataset": dataset_sha256,
+        "format": request.dataset.format,
+        # The worker writes the alpha that follows from the rank into the job's row: it is no other training then.
+        "hyperparameters": {**chosen.model_dump(mode="json"), "alpha": chosen.lora_alpha},
+        "archive": request.output.archive_name,
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

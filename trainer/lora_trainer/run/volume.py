@@ -1,0 +1,139 @@
+"""Folders on the network volume: what one execution leaves for the next.
+
+    <volume>/lora-jobs/<job_id>/owner.json         the execution that may write here now
+    <volume>/lora-jobs/<job_id>/<execution_id>/    its dataset, checkpoints, artifact and outcome
+    <volume>/models/                               base models (a Hugging Face cache)
+
+Each execution writes into a folder of its own, so that one that was believed dead can't spoil what
+its successor writes; the successor reads its predecessors' folders and removes them when it ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_trainer.errors import DiskFullError, RequestInvalidError
+from lora_trainer.run.task import Outcome, write_atomically
+
+_MOUNTS = (Path("/runpod-volume"), Path("/workspace"))
+FULL_DISK_HINT = "Make the network volume larger, or remove old models from it."
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
+
+def find_volume(configured: Path | None) -> Path:
+    """The folder that outlives this container: as configured, a mounted network volume, or the home."""
+    if configured is not None:
+        return configured
+    for mount in _MOUNTS:
+        if mount.is_dir() and os.access(mount, os.W_OK):
+            return mount
+    return Path.home() / ".cache" / "lora-trainer"
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an exception says so in words: safetensors raises one of its own, which has no errno."""
+    return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)
+
+
+@contextmanager
+def naming_full_disks(folder: Path) -> Iterator[None]:
+    """Turn a full disk or used-up quota into a `DiskFullError` that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise DiskFullError(f"The disk is full at {folder}.", FULL_DISK_HINT) from None
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """What belongs to one job on the volume, seen by one execution."""
+
+    path: Path
+    execution_id: str
+
+    @property
+    def own(self) -> Path:
+        """This execution's folder."""
+        return self.path / self.execution_id
+
+    def take(self, run_id: str) -> None:
+        """Become the execution that may write here."""
+        self.own.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "owner.json", json.dumps({"execution_id": self.execution_id}))
+        self.note_seconds(run_id, 0)
+
+    def is_owned(self) -> bool:
+        """Whether no later execution took the folder; asked before each checkpoint."""
+        try:
+            owner = json.loads((self.path / "owner.json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return False
+        return bool(owner.get("execution_id") == self.execution_id)
+
+    def finished_artifact(self, fingerprint: str) -> tuple[Path, Outcome] | None:
+        """A whole, unpublished artifact of an earlier execution with the same inputs, and its outcome."""
+        for folder in self.earlier_executions():
+            outcome = Outcome.read(folder)
+            if outcome and outcome.status == "trained" and outcome.fingerprint == fingerprint:
+                return folder / "artifact", outcome
+        return None
+
+    def earlier_executions(self) -> list[Path]:
+        """Folders of other executions, newest first."""
+        if not self.path.is_dir():
+            return []
+        folders = (p for p in self.path.iterdir() if p.is_dir() and p.name != self.execution_id)
+        return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
+
+    def note_seconds(self, run_id: str, seconds: float) -> None:
+        """Record how long this execution has worked on the run, for the bill of one that follows."""
+        write_atomically(self.own / "seconds.json", json.dumps({"run_id": run_id, "seconds": seconds}))
+
+    def seconds_of_run(self, run_id: str) -> float:
+        """Seconds that earlier executions of the same run worked, as far as they are known."""
+        total = 0.0
+        for folder in self.earlier_executions():
+            try:
+                note = json.loads((folder / "seconds.json").read_bytes())
+            except (FileNotFoundError, ValueError):
+                continue
+            if note.get("run_id") == run_id:
+                total += float(note.get("seconds", 0))
+        return total
+
+    def remove(self) -> None:
+        """Remove everything of the job: it is published."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def open_job_folder(volume: Path, job_id: str, execution_id: str) -> JobFolder:
+    """The job's folder on `volume`.
+
+    Raises:
+        RequestInvalidError: the job's id can't be a folder's name.
+    """
+    if not _SAFE_NAME.fullmatch(job_id):
+        raise RequestInvalidError("job_id must consist of letters, digits, '-' and '_'.")
+    return JobFolder(volume / "lora-jobs" / job_id, execution_id)
+
+
+def remove_stale_jobs(volume: Path, *, keep: JobFolder, keep_days: float) -> None:
+    """Remove folders of other jobs that nobody wrote to for `keep_days`."""
+    oldest = time.time() - keep_days * 86_400
+    for folder in (volume / "lora-jobs").iterdir():
+        # Another worker may be removing the same folder.
+        with suppress(FileNotFoundError):
+            latest = max((path.stat().st_mtime for path in folder.glob("*/*")), default=folder.stat().st_mtime)
+            if folder != keep.path and latest < oldest:
+                shutil.rmtree(folder, ignore_errors=True)

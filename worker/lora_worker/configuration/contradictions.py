@@ -1,0 +1,64 @@
+"""Settings that are right each by itself and wrong together. Each is a sentence that names the variables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lora_worker.errors import SettingsError
+from lora_worker.money.pricing import LEAST_USEFUL_SECONDS, GpuPrice, affordable_seconds, find_price
+
+if TYPE_CHECKING:
+    from lora_worker.configuration.settings import Settings
+
+_MAX_LAUNCH_SECONDS = 7 * 86400
+"""RunPod's limit for a launch, from its submission to its end."""
+
+
+def contradictions(settings: Settings) -> Iterator[str]:
+    """What can't hold together, one sentence each, without its full stop."""
+    if settings.default_base_model not in settings.base_models:
+        yield (
+            "LORA_WORKER_DEFAULT_BASE_MODEL is not among LORA_WORKER_BASE_MODELS, so every job that names no base "
+            "would fail: add it there, or choose one of them"
+        )
+    if settings.max_run_seconds + settings.queue_allowance_seconds > _MAX_LAUNCH_SECONDS:
+        yield (
+            "LORA_WORKER_MAX_RUN_SECONDS and LORA_WORKER_QUEUE_ALLOWANCE_SECONDS are together more than "
+            f"{_MAX_LAUNCH_SECONDS}, the seven days after which RunPod deletes a job, running or not"
+        )
+    for less, more, why in _ORDER:
+        if getattr(settings, less) > getattr(settings, more):
+            yield f"LORA_WORKER_{less.upper()} is more than LORA_WORKER_{more.upper()}: {why}"
+
+
+_ORDER = (
+    ("poll_seconds", "lease_seconds", "a worker would look at its runs less often than their leases run out"),
+    ("poll_seconds", "lost_seconds", "a run would be given up as lost before a worker looks at it again"),
+    ("poll_seconds", "cancel_seconds", "a cancel would be called unconfirmed before a worker looks again"),
+    ("poll_seconds", "grant_wait_seconds", "a trainer would leave before a worker sees that it wants to upload"),
+    ("retry_base_seconds", "retry_max_seconds", "the first wait before a retry would be longer than the longest"),
+)
+"""(the setting that must not be more, than which, what would follow)."""
+
+
+def check_prices(settings: Settings, prices: tuple[GpuPrice, ...]) -> None:
+    """Refuse settings with which no job could ever be launched at these prices.
+
+    Raises:
+        SettingsError: names the variable; without it every job would fail as its user's fault.
+    """
+    card = find_price(prices, settings.endpoint_gpu_type)
+    if settings.endpoint_gpu_type and card is None:
+        known = ", ".join(price.type for price in prices)
+        raise SettingsError(
+            f"LORA_WORKER_ENDPOINT_GPU_TYPE is not in the price table: choose one of {known}, "
+            "or name it in LORA_WORKER_PRICE_TABLE."
+        )
+    hourly = card.price_per_hour if card else min(price.price_per_hour for price in prices)
+    bought = affordable_seconds(settings.max_cost_per_job, price_per_hour=hourly, gpu_count=settings.endpoint_gpu_count)
+    if bought < LEAST_USEFUL_SECONDS:
+        raise SettingsError(
+            f"LORA_WORKER_MAX_COST_PER_JOB buys {bought:.0f} seconds of {settings.endpoint_gpu_count} GPUs at "
+            f"${hourly:.2f} an hour, and no job is launched for less than {LEAST_USEFUL_SECONDS:.0f}: raise it."
+        )

@@ -1,0 +1,351 @@
+"""Every setting: its variable, its unit, its default. Read from the environment once, checked once."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from lora_contract.protocol import CHART_POINTS
+from lora_worker.configuration.addresses import endpoint_fault, is_base_url, project_of, supabase_fault
+from lora_worker.configuration.contradictions import contradictions
+from lora_worker.configuration.environment import ENV_FILE, ENV_FILE_ENCODING, meant_for, refuse_misspelt, variable_names
+from lora_worker.errors import SettingsError
+from lora_worker.configuration.keys import Role, launcher_fault, public_fault, read_key, secret_fault
+from lora_worker.money.pricing import LEAST_USEFUL_SECONDS
+
+DEFAULT_BASE_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
+"""The application's inference endpoint serves this one; an adapter fits only the base it was trained on."""
+
+_KNOWN_BASE_MODELS = (
+    DEFAULT_BASE_MODEL,
+    "mistralai/Mistral-7B-Instruct-v0.3",
+    "meta-llama/Meta-Llama-3-8B-Instruct",
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
+    "Qwen/Qwen2.5-7B-Instruct",
+    "Qwen/Qwen3-8B",
+    "Qwen/Qwen3-30B-A3B-Instruct-2507",
+    "Qwen/Qwen3-Next-80B-A3B-Instruct",
+)
+
+_LEAST_SECRET_CHARACTERS = 32
+
+Seconds = Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)]
+
+
+def _process_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+class Settings(BaseSettings):
+    """The daemon's settings. `LORA_WORKER_<NAME>` but for those that Supabase and RunPod name themselves."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LORA_WORKER_", env_file=ENV_FILE, env_file_encoding=ENV_FILE_ENCODING, extra="ignore",
+        populate_by_name=True, hide_input_in_errors=True,
+    )  # fmt: skip
+
+    supabase_url: str = Field(
+        validation_alias=AliasChoices("SUPABASE_URL"), description="The project's URL, https://….supabase.co"
+    )
+    supabase_service_role_key: SecretStr = Field(
+        validation_alias=AliasChoices("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SECRET_KEY"),
+        description="The secret key (sb_secret_…) or the legacy service_role JWT",
+    )
+    supabase_publishable_key: SecretStr = Field(
+        validation_alias=AliasChoices("SUPABASE_PUBLISHABLE_KEY", "SUPABASE_ANON_KEY"),
+        description="The publishable key (sb_publishable_…) or the legacy anon JWT; goes to the GPU",
+    )
+    gpu_cluster_api_url: str = Field(
+        default="", validation_alias=AliasChoices("GPU_CLUSTER_API_URL"),
+        description="https://api.runpod.ai/v2/<endpoint>; or set RUNPOD_ENDPOINT_ID",
+    )  # fmt: skip
+    runpod_endpoint_id: str = Field(
+        default="", validation_alias=AliasChoices("RUNPOD_ENDPOINT_ID"),
+        description="The endpoint's id, where GPU_CLUSTER_API_URL is not set",
+    )  # fmt: skip
+    gpu_cluster_api_key: SecretStr = Field(
+        validation_alias=AliasChoices("GPU_CLUSTER_API_KEY", "RUNPOD_API_KEY"), description="RunPod's API key"
+    )
+    former_endpoints: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Addresses of former endpoints at another API than GPU_CLUSTER_API_URL's, comma-separated, "
+        "while launches made there live: the key is sent to them, too",
+    )
+
+    token_secret: SecretStr | None = Field(
+        default=None,
+        description="What the runs' tokens are derived from, the same for all workers; empty: the service's key",
+    )
+    previous_token_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Former token secrets and service keys, comma-separated, while runs of their time are live",
+    )
+    name: str = Field(
+        default="",
+        description="The worker's name in leases and logs, with a random end that each process gets; "
+        "empty: host and process",
+    )
+    poll_seconds: Seconds = Field(default=10, description="Between two polls of the runs and of the queue")
+    lease_seconds: int = Field(
+        default=60, ge=5, le=3600, description="A dead worker's runs are adopted after this long"
+    )
+    slots: int = Field(default=20, ge=0, le=1000, description="Runs this worker holds before it stops claiming")
+    max_per_user: int | None = Field(default=3, ge=1, description="Live runs a user may have; empty: no limit")
+    max_queued_per_user: int = Field(
+        default=100, ge=1, le=10_000, description="Waiting jobs a user may have; more are refused where they are added"
+    )
+    max_attempts: int = Field(default=3, ge=1, le=20, description="Attempts a job has for faults of its own")
+    max_infrastructure_failures: int = Field(
+        default=5, ge=1, le=50, description="Lost GPUs and preemptions before a job is given up"
+    )
+    max_handlings: int = Field(
+        default=6,
+        ge=3,
+        le=50,
+        description="Workers that may begin preflight or settling of a run before it is given up",
+    )
+    validate_datasets: bool = Field(
+        default=True, description="Validate uploaded datasets; switch the function validate-datasets off then"
+    )
+    retry_base_seconds: Seconds = Field(default=30, description="First wait before a retry; doubles, with jitter")
+    retry_max_seconds: Seconds = Field(default=1800, description="Longest wait before a retry")
+    doubt_seconds: Seconds = Field(
+        default=180, description="How long a POST of unknown outcome may check in before it is sent again"
+    )
+    lost_seconds: Seconds = Field(
+        default=600, description="A run unknown to the launcher and silent for this long is lost"
+    )
+    cancel_seconds: Seconds = Field(
+        default=600, description="How long a cancel may go unconfirmed before the operator is warned"
+    )
+    queue_allowance_seconds: Seconds = Field(
+        default=86400,
+        le=518400,
+        description="How long a launch may wait for a GPU; with the next at most 604800",
+    )
+    max_start_seconds: Seconds = Field(
+        default=3600,
+        le=604800,
+        description="How long an endpoint's workers may start without one getting ready (pull of the image included) "
+        "before its launches are stopped and its jobs held",
+    )
+    hold_seconds: Seconds = Field(
+        default=1800,
+        le=86400,
+        description="How long a base model or image that failed for several users is held before one job tries it "
+        "again; doubles up to a day",
+    )
+    max_run_seconds: Seconds = Field(
+        default=43200,
+        ge=LEAST_USEFUL_SECONDS,
+        le=604800,
+        description="Longest GPU time of a job, all its attempts together",
+    )
+    max_cost_per_job: float = Field(default=100, gt=0, le=1_000_000, description="USD a job may cost over all its runs")
+    storage_fee: float = Field(default=0, ge=0, le=1000, description="USD added for storing a finished model")
+    default_base_model: str = Field(default=DEFAULT_BASE_MODEL, description="For jobs that name none")
+    base_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=_KNOWN_BASE_MODELS, description="Base models that jobs may name, comma-separated"
+    )
+    endpoint_gpu_type: str | None = Field(
+        default=None, description="GPU of the endpoint, for limits and bills; empty: the one that the job asks for"
+    )
+    endpoint_gpu_count: int = Field(default=1, ge=1, le=8, description="GPUs of one worker of the endpoint")
+    price_table: Path | None = Field(default=None, description="A price file of your own (see worker/lora_worker/money/prices.toml)")
+    chart_points: int = Field(default=CHART_POINTS, ge=10, le=1000, description="Metric points kept for a job")
+    grant_wait_seconds: Seconds = Field(
+        default=1800, description="How long a trainer waits for upload URLs before it leaves the adapter"
+    )
+    artifacts_bucket: str = Field(default="lora-models", description="Bucket of the adapters")
+    earlier_trainer: bool = Field(
+        default=False,
+        description="Fetch the files of an earlier trainer's results, by https from public hosts",
+    )
+    earlier_trainer_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Hosts (host:port, comma-separated) that may serve them by http and from private addresses, too",
+    )
+    verify_sha256_max_bytes: int = Field(
+        default=2 * 1024**3, ge=0, description="Files up to this size are read back and hashed when settled"
+    )
+    launcher_concurrency: int = Field(
+        default=200,
+        ge=1,
+        le=400,
+        description="Most calls of a kind to RunPod side by side; how many there are adapts to what it takes",
+    )
+    request_timeout_seconds: Seconds = Field(default=20, description="For one call to Supabase or RunPod")
+    http_port: int = Field(default=0, ge=0, le=65535, description="Port of /healthz, /readyz, /metrics; 0: none")
+    http_host: str = Field(default="127.0.0.1", description="Address of that port")
+    log_format: Literal["auto", "json", "console"] = Field(default="auto", description="auto: json unless a terminal")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged")
+
+    @field_validator("supabase_url")
+    @classmethod
+    def _require_url(cls, url: str) -> str:
+        if not url:
+            raise ValueError("is empty; copy the project's URL, https://….supabase.co")
+        return url
+
+    @field_validator("supabase_url", "gpu_cluster_api_url")
+    @classmethod
+    def _check_url(cls, url: str, info: ValidationInfo) -> str:
+        if not url:
+            return url
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("must begin with https:// (or http:// on your own machine)")
+        if not is_base_url(url):
+            raise ValueError("is not a URL to call: it needs a host, may have a port's number and a path, and no more")
+        fault = supabase_fault(url) if info.field_name == "supabase_url" else endpoint_fault(url)
+        if fault:
+            raise ValueError(fault)
+        return url.rstrip("/")
+
+    @field_validator("former_endpoints")
+    @classmethod
+    def _check_former_endpoints(cls, urls: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        return tuple(cls._check_url(url, info) for url in urls)
+
+    @field_validator("supabase_service_role_key", "supabase_publishable_key", "gpu_cluster_api_key")
+    @classmethod
+    def _check_key(cls, key: SecretStr, info: ValidationInfo) -> SecretStr:
+        text = key.get_secret_value()
+        if not text.strip() or text != text.strip() or not text.isascii() or not text.isprintable():
+            raise ValueError("is empty or holds blanks; copy the key again")
+        found, now = read_key(text), time.time()
+        fault = {
+            "supabase_service_role_key": secret_fault(found, now=now),
+            "supabase_publishable_key": public_fault(found, now=now),
+            "gpu_cluster_api_key": launcher_fault(found),
+        }[str(info.field_name)]
+        if fault:
+            raise ValueError(fault)
+        return key
+
+    @field_validator("earlier_trainer_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not re.fullmatch(r"[A-Za-z0-9.-]+:[0-9]{1,5}", host):
+                raise ValueError("holds what is no host:port; write them as files.internal:8080, comma-separated")
+        return tuple(host.lower() for host in hosts)
+
+    @field_validator("name")
+    @classmethod
+    def _make_unique(cls, name: str) -> str:
+        # A release by name must never give up another process's leases, however a fleet is set up.
+        return f"{name.strip() or _process_name()}-{os.urandom(4).hex()}"
+
+    @field_validator("token_secret")
+    @classmethod
+    def _check_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        remedy = "make one with openssl rand -hex 32"
+        if secret and len(secret.get_secret_value()) < _LEAST_SECRET_CHARACTERS:
+            raise ValueError(f"is shorter than {_LEAST_SECRET_CHARACTERS} characters; {remedy}")
+        if secret and read_key(secret.get_secret_value()).role is Role.PUBLISHABLE:
+            raise ValueError(f"holds {Role.PUBLISHABLE}, which anybody can read; {remedy}")
+        return secret
+
+    @field_validator(
+        "base_models", "previous_token_secrets", "former_endpoints", "earlier_trainer_hosts", mode="before"
+    )
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("max_per_user", "endpoint_gpu_type", "price_table", "token_secret", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        if not self.gpu_cluster_api_url:
+            if not self.runpod_endpoint_id:
+                raise PydanticCustomError("missing_endpoint", "GPU_CLUSTER_API_URL or RUNPOD_ENDPOINT_ID is missing")
+            self.gpu_cluster_api_url = f"https://api.runpod.ai/v2/{self.runpod_endpoint_id}"
+        wrong = list(contradictions(self))
+        if wrong:
+            raise ValueError(". ".join(wrong))
+        if self.supabase_publishable_key == self.supabase_service_role_key:
+            raise ValueError(
+                "SUPABASE_PUBLISHABLE_KEY holds the secret key: it would go to the GPU container; "
+                "set the publishable (anon) key"
+            )
+        for name in ("supabase_service_role_key", "supabase_publishable_key"):
+            project = read_key(getattr(self, name).get_secret_value()).project
+            if project and project_of(self.supabase_url) not in {None, project}:
+                raise ValueError(f"{variable_of(name)} holds a key of another project than SUPABASE_URL")
+        return self
+
+
+def variable_of(name: str) -> str:
+    """The environment variable (or variables, with `or`) that sets a field."""
+    alias = Settings.model_fields[name].validation_alias
+    if isinstance(alias, AliasChoices):
+        return " or ".join(str(choice) for choice in alias.choices)
+    return f"LORA_WORKER_{name.upper()}"
+
+
+def _known_variables() -> set[str]:
+    return {variable for name in Settings.model_fields for variable in variable_of(name).split(" or ")}
+
+
+_ENDPOINT_VARIABLES = ("GPU_CLUSTER_API_URL", "RUNPOD_ENDPOINT_ID")
+
+
+def _hint(wanted: Sequence[str], names: set[str]) -> str:
+    meant = meant_for(wanted, names, _known_variables())
+    return f" ({meant} is set, which nothing reads)" if meant else ""
+
+
+def _explain(error: ValidationError, names: set[str]) -> str:
+    """Each problem in a sentence; `names` are the variables that are set."""
+    sentences = []
+    by_alias = {variable: name for name in Settings.model_fields for variable in variable_of(name).split(" or ")}
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        place = str(problem["loc"][0]) if problem["loc"] else ""
+        name = by_alias.get(place, place.lower().removeprefix("lora_worker_"))
+        text = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing_endpoint":
+            sentences.append(f"{text}{_hint(_ENDPOINT_VARIABLES, names)}.")
+        elif not place:
+            sentences.append(text + ".")
+        elif problem["type"] == "missing":
+            variable = variable_of(name)
+            hint = _hint(variable.split(" or "), names)
+            sentences.append(f"{variable} is missing{hint}: {Settings.model_fields[name].description}.")
+        else:
+            sentences.append(f"{variable_of(name)}: {text[0].lower()}{text[1:]}.")
+    return " ".join(sentences)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings from environment and `.env`.
+
+    Raises:
+        SettingsError: names each variable that is missing, wrong or misspelt, and never its value.
+    """
+    names = variable_names()
+    refuse_misspelt(names, _known_variables())
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, names)) from None

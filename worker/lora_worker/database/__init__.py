@@ -1,0 +1,1 @@
+"""The database: its functions, its rows as values, its migrations."""

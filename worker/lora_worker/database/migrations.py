@@ -1,0 +1,179 @@
+"""Bring a database to this worker's schema, or take it back: the files of `sql/` or `sql/down/`, in one transaction."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+import psycopg
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from lora_worker.errors import SchemaMismatchError, ServiceError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.database.queue import SCHEMA_VERSIONS
+
+_SERVICE = "the database"
+
+_CONNECT_SECONDS = 15
+_OTHER_MIGRATION_SECONDS = 120
+_TABLE_LOCK_SECONDS = 5
+_ATTEMPTS = 5
+_RELOAD = "notify pgrst, 'reload schema'"
+
+# Any constant will do, so long as every worker's migrate uses the same.
+_MIGRATION_LOCK = 0x10DA0001
+
+
+def migration_files() -> list[tuple[str, str]]:
+    """Name and text of every migration, in the order in which they are applied."""
+    return _sql_of(files("sql"))
+
+
+def undo_files() -> list[tuple[str, str]]:
+    """Name and text of every file that undoes a migration, the last migration's first."""
+    return _sql_of(files("sql") / "down")[::-1]
+
+
+def migrate(database_url: str, *, sleep: Callable[[float], None] = time.sleep) -> list[str]:
+    """Apply every migration; the names of those applied. May be repeated, and while workers run.
+
+    Where the live system's locks and these meet, all is undone and tried again a few times.
+
+    Raises:
+        SchemaMismatchError: the database is of a newer version than this worker.
+        ServiceError: it can't be reached, or refused a statement (nothing is changed then).
+    """
+    return _apply_all(database_url, migration_files(), sleep)
+
+
+def undo_migrations(database_url: str, *, sleep: Callable[[float], None] = time.sleep) -> list[str]:
+    """Take everything back that `migrate` added, for a database whose workers are stopped; the names of the files.
+
+    The application's rows stay, and so do tables that `migrate` made, unless they are all empty.
+
+    Raises:
+        SchemaMismatchError: the database is of a newer version than this worker.
+        ServiceError: it can't be reached, or refused a statement (nothing is changed then): a run that lives
+            is a reason to.
+    """
+    return _apply_all(database_url, undo_files(), sleep)
+
+
+def ask_for_reload(database_url: str) -> None:
+    """Tell PostgREST once more to read the schema, if the database can be reached."""
+    with contextlib.suppress(ServiceError, psycopg.Error), _connect(database_url) as connection:
+        connection.execute(_RELOAD)
+
+
+class _BusyError(ServiceUnavailableError):
+    """The live system held a lock that a migration needed; the transaction may be tried again."""
+
+
+def _apply_all(database_url: str, sql_files: list[tuple[str, str]], sleep: Callable[[float], None]) -> list[str]:
+    for attempt in Retrying(
+        retry=retry_if_exception_type(_BusyError),
+        stop=stop_after_attempt(_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=1, max=10),
+        sleep=sleep,
+        reraise=True,
+    ):
+        with attempt, _transaction(database_url) as connection:
+            return [_apply(connection, name, text) for name, text in sql_files]
+    raise AssertionError("unreachable")
+
+
+def _sql_of(folder: Traversable) -> list[tuple[str, str]]:
+    found = [entry for entry in folder.iterdir() if entry.name.endswith(".sql")]
+    return [(entry.name, entry.read_text(encoding="utf-8")) for entry in sorted(found, key=lambda e: e.name)]
+
+
+# What libpq says, in words of our own: its texts repeat parts of the URL, which may be parts of the password.
+_UNKNOWN_HOST = "its host is not known (an @ in the password must be written %40)"
+_CONNECT_FAULTS = (
+    ("password authentication", "the database refused the user or the password: copy both again"),
+    ("resolve host", _UNKNOWN_HOST),
+    ("translate host", _UNKNOWN_HOST),
+    ("unreachable", "no way leads to its host: where it has only an IPv6 address, take the session pooler's URL"),
+    ("timeout", f"its host did not answer within {_CONNECT_SECONDS} s: check host and port, then try again"),
+    ("refused", "nothing listens at its host and port: check both, then try again"),
+)
+_NO_URL = (
+    "it is no URL of a database: copy postgresql://… from the project's settings, and write %25, %40 and %3A for "
+    "a %, @ or : in the password"
+)
+
+
+def _explain_connect_fault(error: Exception) -> ServiceUnavailableError | ServiceRefusedError:
+    where = "no connection by --database-url (or its variable)"
+    if not isinstance(error, psycopg.OperationalError):
+        return ServiceRefusedError(_SERVICE, f"{where}: {_NO_URL}", status=400)
+    said = str(error).lower()
+    ours = [ours for theirs, ours in _CONNECT_FAULTS if theirs in said]
+    return ServiceUnavailableError(_SERVICE, f"{where}: {ours[0] if ours else 'check each part of the URL'}")
+
+
+def _connect(database_url: str) -> psycopg.Connection:
+    if not database_url.strip():
+        # libpq would take its own defaults, and perhaps find some other database.
+        raise _explain_connect_fault(ValueError())
+    try:
+        return psycopg.connect(database_url, connect_timeout=_CONNECT_SECONDS, autocommit=False)
+    except (psycopg.Error, ValueError) as error:
+        raise _explain_connect_fault(error) from None
+
+
+@contextmanager
+def _transaction(database_url: str) -> Iterator[psycopg.Connection]:
+    try:
+        with _connect(database_url) as connection:
+            connection.execute(f"set local lock_timeout = '{_OTHER_MIGRATION_SECONDS}s'".encode())
+            connection.execute("select pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+            # Waiting longer for a table's lock would hold up the application behind us.
+            connection.execute(f"set local lock_timeout = '{_TABLE_LOCK_SECONDS}s'".encode())
+            _refuse_newer(connection)
+            yield connection
+            # PostgREST keeps a copy of the schema and would answer 404 for new functions.
+            connection.execute(_RELOAD)
+    except psycopg.OperationalError as error:
+        raise ServiceUnavailableError(
+            _SERVICE, f"the database went away or is busy ({_first_line(error)}), nothing is changed: try again"
+        ) from None
+
+
+def _apply(connection: psycopg.Connection, name: str, text: str) -> str:
+    try:
+        connection.execute(text.encode())
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+        raise _BusyError(
+            _SERVICE,
+            f"{name}: others held locks on its tables at each of {_ATTEMPTS} tries ({_first_line(error)}), nothing is "
+            "changed: try again at a quieter moment",
+        ) from None
+    except psycopg.Error as error:
+        raise ServiceRefusedError(
+            _SERVICE, f"{name} was refused, nothing is changed ({_first_line(error)})", status=400
+        ) from None
+    return name
+
+
+def _refuse_newer(connection: psycopg.Connection) -> None:
+    found = connection.execute("select to_regprocedure('public.worker_schema_version()') is not null").fetchone()
+    if not found or not found[0]:
+        return
+    version = connection.execute("select public.worker_schema_version()").fetchone()
+    if version and version[0] > max(SCHEMA_VERSIONS):
+        raise SchemaMismatchError(
+            _SERVICE,
+            f"the database's schema has version {version[0]}, newer than this worker's {max(SCHEMA_VERSIONS)}: "
+            "update the worker instead",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, psycopg.DataError):
+        # Its words repeat the value, which is somebody's.
+        return f"a row holds a value that it can't take, SQLSTATE {error.sqlstate}"
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,1 @@
+"""What can be known of a dataset and of a job before a GPU is paid for."""

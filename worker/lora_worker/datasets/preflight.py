@@ -1,0 +1,239 @@
+"""Everything that can be known wrong before a GPU is paid for. Each fault is a sentence for the user."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from lora_conversations.control_tokens import Marks
+from lora_trainer.errors import TrainingError
+from lora_contract.hyperparameters import GpuConfig, Hyperparameters
+from lora_trainer.data.renderings import REFUSALS, RENDERINGS
+from lora_conversations.survey import Survey, Surveyor
+from lora_worker.money.billing import Rate, gpu_of
+from lora_worker.errors import DatasetPendingError, ObjectMissingError, PreflightError
+from lora_worker.money.estimate import Work, estimate
+from lora_worker.database.rows import Assignment, Dataset, Job, parse_gpu_config, parse_hyperparameters
+from lora_worker.launchers.base import Policy
+from lora_worker.runs.verdicts import WAITING_FOR_DATASET
+from lora_worker.money.pricing import LEAST_USEFUL_SECONDS, GpuPrice, affordable_seconds
+from lora_worker.services import Services
+from lora_worker.storage.objects import Storage
+from lora_worker.money.terms import Terms
+
+_MAX_REASON_CHARACTERS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A job that may be launched: everything in one shape, the dataset as it was read just now."""
+
+    hyperparameters: Hyperparameters
+    gpu_config: GpuConfig
+    price: GpuPrice
+    rate: Rate
+    policy: Policy
+    survey: Survey
+
+
+async def check(assignment: Assignment, services: Services) -> Plan:
+    """Check the job, its dataset and its budget.
+
+    Raises:
+        PreflightError: the job can't be trained; permanent.
+        ServiceError: the storage did not answer; passing.
+    """
+    settings = services.settings
+    job = assignment.job
+    if job is None:
+        raise PreflightError("job_missing", "The job was deleted.")
+    hyperparameters = parse_hyperparameters(job, default_base_model=settings.default_base_model)
+    gpu_config = parse_gpu_config(job)
+    check_base_model(hyperparameters, settings.base_models)
+    price = gpu_of({"type": gpu_config.type}, services.prices, endpoint_gpu_type=settings.endpoint_gpu_type)
+    if price is None:
+        known = ", ".join(price.type for price in services.prices)
+        raise PreflightError(
+            "gpu_config_invalid",
+            f"gpu_config: {gpu_config.type!r} is not a GPU that is offered; choose one of {known}.",
+        )
+    rate = Rate.at(price, gpu_count=settings.endpoint_gpu_count, max_cost=settings.max_cost_per_job)
+    policy = make_policy(
+        rate,
+        spent_cost=assignment.run.spent_cost,
+        spent_seconds=assignment.run.spent_seconds,
+        max_run_seconds=settings.max_run_seconds,
+        queue_allowance_seconds=settings.queue_allowance_seconds,
+    )
+    dataset = check_dataset_row(job, assignment.dataset, patience_seconds=assignment.run.dataset_patience_seconds)
+    survey = await survey_dataset(
+        dataset,
+        services.storage,
+        max_bad_line_share=hyperparameters.max_bad_line_share,
+        base_model=hyperparameters.base_model,
+    )
+    check_estimate(hyperparameters, survey, gpu_config.type, services.terms)
+    return Plan(hyperparameters, gpu_config, price, rate, policy, survey)
+
+
+def check_base_model(hyperparameters: Hyperparameters, allowed: tuple[str, ...]) -> None:
+    """Refuse a base model that is not on the list, or whose answers can't be rendered for training.
+
+    Raises:
+        PreflightError: names it and the list.
+    """
+    if hyperparameters.base_model not in allowed:
+        raise PreflightError(
+            "base_model_unknown",
+            f"hyperparameters: base_model {hyperparameters.base_model!r} is not offered; choose one of "
+            f"{', '.join(allowed)}.",
+        )
+    if reason := REFUSALS.get(hyperparameters.base_model or ""):
+        raise PreflightError(
+            "base_model_unknown",
+            f"hyperparameters: base_model {hyperparameters.base_model!r} can't be trained: {reason}. Choose one of "
+            f"{', '.join(base for base in allowed if base not in REFUSALS)}.",
+        )
+
+
+def check_dataset_row(job: Job, dataset: Dataset | None, *, patience_seconds: float | None = None) -> Dataset:
+    """The job's dataset, when it may be trained on.
+
+    Raises:
+        DatasetPendingError: it is still uploaded or validated, and the job may wait for `patience_seconds` more.
+        PreflightError: it is gone, deleted, somebody else's, failed its validation, or is not ready.
+    """
+    if dataset is None:
+        named = (
+            f"The dataset {job.dataset_id} does not exist any more" if job.dataset_id else "The job names no dataset"
+        )
+        raise PreflightError("dataset_missing", f"{named}; choose another.")
+    if dataset.deleted_at is not None:
+        raise PreflightError("dataset_deleted", f"The dataset “{dataset.name}” was deleted; choose another.")
+    if not dataset.is_readable_by(job.user_id):
+        raise PreflightError(
+            "dataset_foreign",
+            f"The dataset “{dataset.name}” or its file belongs to somebody else; choose one of yours.",
+        )
+    if "?" in dataset.storage_path:
+        raise PreflightError(
+            "dataset_unreachable",
+            f"The file of the dataset “{dataset.name}” has a ? in its name, for which the storage signs no URL that "
+            "works; rename the file and upload it again.",
+        )
+    if dataset.status in {"uploading", "validating"} and patience_seconds:
+        raise DatasetPendingError(WAITING_FOR_DATASET, f"The dataset “{dataset.name}” is not validated yet.")
+    if dataset.status != "ready" or not dataset.training_ready:
+        raise PreflightError("dataset_not_ready", _not_ready(dataset))
+    return dataset
+
+
+def _not_ready(dataset: Dataset) -> str:
+    if dataset.status == "error":
+        # The validator's sentence, which its owner may have changed since.
+        why = " ".join((dataset.error_message or "").split())[:_MAX_REASON_CHARACTERS].rstrip(". ")
+        told = f": {why}" if why else ""
+        return f"The validation of the dataset “{dataset.name}” failed{told}. Mend the file and upload it again."
+    if dataset.status == "uploading":
+        return f"The dataset “{dataset.name}” was not uploaded to its end within a day; upload it again."
+    if dataset.status == "validating":
+        return f"The dataset “{dataset.name}” was not validated within a day; upload it again, or ask support."
+    return f"The dataset “{dataset.name}” is not ready (its status is {dataset.status!r}); choose another."
+
+
+def check_estimate(chosen: Hyperparameters, survey: Survey, gpu_type: str, terms: Terms) -> None:
+    """Refuse a job that would reach its limit of cost or time even if all goes as fast as can be.
+
+    Raises:
+        PreflightError: says the least that it would take, and the limit.
+    """
+    expected = estimate(
+        Work(
+            tokens=round(min(survey.tokens, survey.examples * chosen.max_length) * (1 - chosen.validation_share)),
+            pairs=max(round(survey.examples * (1 - chosen.validation_share)), 1),
+            pairs_per_conversation=(
+                survey.examples / max(survey.conversations, 1) if chosen.merge_conversations else 1.0
+            ),
+            # Early stopping may end it after the first.
+            epochs=1 if chosen.early_stopping_patience else chosen.epochs,
+            batch_size=chosen.batch_size,
+            max_steps=chosen.max_steps,
+            base_model=chosen.base_model,
+            gpu_type=gpu_type,
+        ),
+        terms,
+    )
+    if expected is None:
+        return
+    remedy = "choose fewer epochs or a smaller dataset, or ask for a higher limit."
+    if expected.cost.low > terms.max_cost_per_job:
+        raise PreflightError(
+            "budget_exhausted",
+            f"The training would cost at least ${expected.cost.low:.2f} on {expected.gpu_count} × {expected.gpu_type}, "
+            f"and a job may cost ${terms.max_cost_per_job:.2f}; {remedy}",
+        )
+    if expected.seconds.low > terms.max_run_seconds:
+        raise PreflightError(
+            "time_limit",
+            f"The training would take at least {expected.seconds.low / 3600:.1f} hours on "
+            f"{expected.gpu_count} × {expected.gpu_type}, and may take {terms.max_run_seconds / 3600:.1f}; {remedy}",
+        )
+
+
+def make_policy(
+    rate: Rate, *, spent_cost: float, spent_seconds: float, max_run_seconds: float, queue_allowance_seconds: float
+) -> Policy:
+    """How long a launch may execute and live, from the money and the time that the job's earlier runs left.
+
+    The ttl counts from submission and deletes even a running job, so it outlives the longest wait in
+    the queue and the longest execution together. The settings keep both within RunPod's seven days.
+
+    Raises:
+        PreflightError: the money or the time does not last for a useful run.
+    """
+    budget = rate.max_cost - spent_cost
+    affordable = affordable_seconds(budget, price_per_hour=rate.price_per_hour, gpu_count=rate.gpu_count)
+    if affordable < LEAST_USEFUL_SECONDS:
+        raise PreflightError(
+            "budget_exhausted",
+            f"The job's budget has ${max(budget, 0):.2f} left, less than five minutes of a {rate.gpu_type} "
+            f"(${rate.price_per_hour:.2f} an hour); choose a cheaper GPU or ask for a higher limit.",
+        )
+    time_left = max_run_seconds - spent_seconds
+    if time_left < LEAST_USEFUL_SECONDS:
+        raise PreflightError(
+            "time_limit",
+            f"The job's attempts have used {spent_seconds / 3600:.1f} of the {max_run_seconds / 3600:.1f} GPU hours "
+            "that it may take; choose fewer epochs or a smaller dataset, or ask for a higher limit.",
+        )
+    execution = min(affordable, time_left)
+    return Policy(execution, execution + queue_allowance_seconds)
+
+
+async def survey_dataset(
+    dataset: Dataset, storage: Storage, *, max_bad_line_share: float, base_model: str | None = None
+) -> Survey:
+    """Stream the dataset once, in constant memory, and count what it holds that this base can be trained on.
+
+    Raises:
+        PreflightError: it is not there, can't be read, or holds too little that is usable.
+        ServiceError: the storage did not answer.
+    """
+    known = RENDERINGS.get(base_model or "")
+    surveyor = Surveyor(Marks(known.marks if known else ()).refuse)
+    try:
+        async with storage.stream(dataset.bucket, dataset.storage_path) as chunks:
+            async for chunk in chunks:
+                # A megabyte of JSON takes long enough to hold up other runs' renewals.
+                await asyncio.to_thread(surveyor.feed, chunk)
+        await asyncio.to_thread(surveyor.close)
+        survey = surveyor.result()
+        survey.check(max_bad_line_share)
+    except ObjectMissingError:
+        raise PreflightError(
+            "dataset_missing",
+            f"The file of the dataset “{dataset.name}” is not in the storage; upload it again.",
+        ) from None
+    except TrainingError as error:
+        raise PreflightError("dataset_invalid", error.as_protocol().sentence()) from None
+    return survey

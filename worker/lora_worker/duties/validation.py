@@ -1,0 +1,167 @@
+"""Validation of uploaded datasets: claim one, read it once, write what it holds. Replaces `validate-datasets`.
+
+Uses the loader that the trainer uses, so that what is `ready` here can be trained on there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from lora_conversations.reader import ERRORS_KEPT, DatasetUnusableError
+from lora_contract.hyperparameters import Hyperparameters
+from lora_conversations.survey import Note, Survey, Surveyor
+from lora_worker.runs import notices
+from lora_worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceRefusedError
+from lora_worker.database.rows import Dataset, DatasetClaim
+from lora_worker.services import Services
+from lora_worker.observability.telemetry import FAULTS_SEEN
+
+log = structlog.get_logger(__name__)
+
+_NOTES_KEPT = 5
+_MAX_INT = 2**31 - 1
+_UNREADABLE = DatasetUnusableError("The dataset could not be read to its end.", "Split it and upload it again.")
+_FOREIGN = DatasetUnusableError("The dataset's file lies outside its owner's folder.", "Upload it again.")
+_MISSING = DatasetUnusableError("The dataset's file is not in the storage.", "Upload it again.")
+
+
+class Validator:
+    """Validates one dataset at a time: reading is work for the processor, of which a worker has little."""
+
+    def __init__(self, services: Services, stop: asyncio.Event) -> None:
+        self._services = services
+        self._stop = stop
+
+    async def round(self) -> None:
+        """Validate all that waits.
+
+        Raises:
+            ServiceError: the database did not answer; claims run out by themselves.
+        """
+        while not self._stop.is_set():
+            async with self._services.heavy_slots.take():
+                claim = await self._services.queue.claim_dataset()
+                if claim is None:
+                    return
+                await self._validate(claim)
+
+    async def _validate(self, claim: DatasetClaim) -> None:
+        """Settle one dataset, or leave its claim to run out, which counts as an attempt.
+
+        Raises:
+            ServiceError: the database did not answer.
+        """
+        dataset_id = str(claim.dataset.id)
+        try:
+            await self._settle(claim)
+        except ServiceRefusedError as error:
+            if error.status != 400:
+                raise
+            FAULTS_SEEN.labels(error.service).inc()
+            log.error("dataset not settled", dataset_id=dataset_id, problem=str(error))
+        except ServiceError:
+            raise
+        except Exception:
+            log.exception("work on a dataset failed", dataset_id=dataset_id)
+
+    async def _settle(self, claim: DatasetClaim) -> None:
+        queue, dataset = self._services.queue, claim.dataset
+        try:
+            outcome = await self._examine(claim)
+        except LeaseLostError as error:
+            log.warning("dataset given up", dataset_id=str(dataset.id), reason=str(error))
+            return
+        except ServiceError as error:
+            FAULTS_SEEN.labels(error.service).inc()
+            log.warning("dataset put off", dataset_id=str(dataset.id), problem=str(error))
+            await queue.put_off_dataset(
+                dataset.id, claim.lease_token, seconds=round(self._services.settings.retry_base_seconds)
+            )
+            return
+        if outcome is None:
+            await queue.put_off_dataset(dataset.id, claim.lease_token, seconds=0)
+            return
+        applied = await queue.settle_dataset(dataset.id, claim.lease_token, outcome)
+        log.info("dataset validated", dataset_id=str(dataset.id), status=outcome["status"], applied=applied)
+
+    async def _examine(self, claim: DatasetClaim) -> dict[str, Any] | None:
+        """The outcome to write; None when the worker stopped in the middle."""
+        dataset = claim.dataset
+        if claim.unreadable is not None:
+            text = f"The dataset can't be read: {claim.unreadable}."
+            return failed(dataset, DatasetUnusableError(text, "Upload it again under a shorter name."))
+        if claim.attempts > self._services.settings.max_handlings:
+            return failed(dataset, _UNREADABLE)
+        if not dataset.is_readable_by(dataset.user_id):
+            return failed(dataset, _FOREIGN)
+        surveyor = Surveyor()
+        try:
+            if not await self._read(claim, surveyor):
+                return None
+            survey = surveyor.result()
+            # What a job allows by default; a stricter or laxer job is checked again before its launch.
+            survey.check(Hyperparameters().max_bad_line_share)
+        except ObjectMissingError:
+            return failed(dataset, _MISSING)
+        except DatasetUnusableError as error:
+            return failed(dataset, error, surveyor.result())
+        return ready(dataset, survey)
+
+    async def _read(self, claim: DatasetClaim, surveyor: Surveyor) -> bool:
+        """Stream the file through the surveyor, renewing the claim on the way; False when the worker stops."""
+        services, dataset = self._services, claim.dataset
+        renewed_at = services.clock()
+        async with services.storage.stream(dataset.bucket, dataset.storage_path) as chunks:
+            async for chunk in chunks:
+                # A megabyte of JSON takes long enough to hold up the runs' renewals.
+                await asyncio.to_thread(surveyor.feed, chunk)
+                if self._stop.is_set():
+                    return False
+                if services.clock() - renewed_at > services.settings.lease_seconds / 3:
+                    renewed_at = services.clock()
+                    if not await services.queue.renew_dataset_claim(dataset.id, claim.lease_token):
+                        raise LeaseLostError("another worker reads it now")
+        await asyncio.to_thread(surveyor.close)
+        return True
+
+
+def ready(dataset: Dataset, survey: Survey) -> dict[str, Any]:
+    """The outcome of a usable dataset, in the columns of `datasets`. Pairs are answers to be learned."""
+    notes = [note for note in survey.notes if not note.harmless]
+    return {
+        "status": "ready",
+        "total_training_pairs": min(survey.answers, _MAX_INT),
+        "total_tokens": survey.tokens,
+        "avg_turns_per_conversation": round(survey.turns_per_conversation, 2),
+        "avg_tokens_per_turn": round(survey.tokens_per_turn, 2),
+        "validation_errors": _rows(survey, notes) or None,
+        "sample_data": survey.sample,
+        "error_message": None,
+        "notice": notices.dataset_ready(
+            dataset.id, dataset.name, survey.answers, survey.bad, [note.text for note in notes]
+        ),
+    }
+
+
+def _rows(survey: Survey, notes: list[Note]) -> list[dict[str, Any]]:
+    """What the dataset's page lists: bad lines, then what else is left out or changed, ten in all."""
+    told = [{"line": note.line, "error": f"Note: {note.text}"} for note in notes[:_NOTES_KEPT]]
+    return [*(error.as_row() for error in survey.errors[: ERRORS_KEPT - len(told)]), *told]
+
+
+def failed(dataset: Dataset, error: DatasetUnusableError, survey: Survey | None = None) -> dict[str, Any]:
+    """The outcome of a dataset that can't be used. A fault of the whole file is told as of its first line."""
+    lines = list(dict.fromkeys([*error.errors, *(survey.errors if survey else ())]))
+    whole_file = {"line": 1, "error": error.message, "suggestion": error.hint}
+    sentence = error.as_protocol().sentence()
+    return {
+        "status": "error",
+        "total_training_pairs": min(survey.answers, _MAX_INT) if survey else None,
+        "validation_errors": [line.as_row() for line in lines[:ERRORS_KEPT]] or [whole_file],
+        "sample_data": None,
+        "error_message": sentence,
+        "notice": notices.dataset_failed(dataset.id, dataset.name, sentence),
+    }

@@ -1,0 +1,240 @@
+"""RunPod Serverless, through its queue-based job API (api.runpod.ai/v2/<endpoint>).
+
+Facts this rests on (RunPod's docs, August 2026): `/run` has no idempotency key; results are kept 30
+minutes; `policy.executionTimeout` and `policy.ttl` are in ms, the ttl counts from submission and
+deletes even a running job; a handler that fails inside may still be COMPLETED; an execution past its
+limit is FAILED with "executionTimeout exceeded"; bodies end at 10 MB; `{"input": {}}` is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import httpx
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from lora_contract.connections import why_unreachable
+from lora_worker.errors import LaunchInDoubtError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.launchers.addresses import Addresses
+from lora_worker.launchers.answers import Answer, count_of, read_answer, read_observation, retry_after_seconds
+from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation, Policy
+from lora_worker.launchers.limits import CallLimit, PausedError
+
+_SERVICE = "RunPod"
+_MAX_BODY_BYTES = 10_000_000
+_MAX_POLICY_SECONDS = 7 * 86400
+
+MOST_CANCELS = 20
+_MOST_HEALTH_LOOKS = 20
+
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
+"""Containers name their own: one with a slash or dots would lead to another route, with the key."""
+
+_ELSEWHERE = (
+    "it is at another API than GPU_CLUSTER_API_URL, and the key is not sent there: "
+    "name it in LORA_WORKER_FORMER_ENDPOINTS while launches of its time live"
+)
+
+
+def _explain_refusal(status: int) -> str:
+    return {
+        400: "RunPod refused the request (400): the payload or its policy is not valid",
+        401: "RunPod refused the API key (401): check GPU_CLUSTER_API_KEY",
+        403: "RunPod refused the API key (403): it may not use this endpoint",
+        404: "RunPod knows no such endpoint (404): check GPU_CLUSTER_API_URL, and that the key belongs to it",
+        413: "RunPod refused the request (413): it is larger than 10 MB",
+    }.get(status, f"RunPod refused the request ({status})")
+
+
+class RunPodLauncher:
+    """The serverless endpoint where launches go, and those of former launches at the same API.
+
+    `former_endpoints` are addresses elsewhere at which launches may still live; the key is sent nowhere else.
+    """
+
+    name = "runpod"
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        http: httpx.AsyncClient,
+        concurrency: int = 200,
+        former_endpoints: Iterable[str] = (),
+    ) -> None:
+        self._addresses = Addresses(url, former_endpoints)
+        self.endpoint = self._addresses.present
+        self._headers = {"Authorization": f"Bearer {key}"}
+        self._http = http
+        # RunPod's own, side by side and in ten seconds. Each kind has its bound: cancels never wait for looks.
+        self._limits = {
+            "run": CallLimit(most=min(concurrency, 200), calls=1000),
+            "status": CallLimit(most=min(concurrency, 400), calls=2000),
+            "cancel": CallLimit(most=MOST_CANCELS, calls=100),
+            # Not in its list; less than what it allows for anything else that is only read.
+            "health": CallLimit(most=_MOST_HEALTH_LOOKS, calls=200),
+        }
+
+    async def _send(
+        self, operation: str, base: str, external_job_id: str | None = None, *, content: bytes | None = None
+    ) -> Answer:
+        headers = self._headers if content is None else {**self._headers, "Content-Type": "application/json"}
+        method = "POST" if operation in {"run", "cancel"} else "GET"
+        url = f"{base}/{operation}" + (f"/{external_job_id}" if external_job_id else "")
+        limit = self._limits[operation]
+        try:
+            async with limit.place() as began_at:
+                async with self._http.stream(method, url, headers=headers, content=content) as response:
+                    answer = await read_answer(response)
+                if answer.status_code == 429:
+                    limit.refused(began_at, pause_seconds=retry_after_seconds(answer.headers))
+                else:
+                    limit.taken()
+                return answer
+        except PausedError as pause:
+            # As RunPod would answer.
+            return Answer(429, {"retry-after": str(math.ceil(pause.seconds))}, b"")
+
+    async def launch(self, payload: dict[str, Any], policy: Policy) -> str:
+        """POST `/run`. See `Launcher.launch`.
+
+        Only what certainly was not accepted is sent again here: refused connections and 429.
+        """
+        body = {
+            "input": payload,
+            "policy": {
+                "executionTimeout": int(min(policy.execution_seconds, _MAX_POLICY_SECONDS) * 1000),
+                "ttl": int(min(policy.ttl_seconds, _MAX_POLICY_SECONDS) * 1000),
+            },
+        }
+        content = json.dumps(body, allow_nan=False).encode()
+        if len(content) > _MAX_BODY_BYTES:
+            raise ServiceRefusedError(_SERVICE, "the job's request is larger than RunPod's 10 MB", status=413)
+        try:
+            answer = await self._send("run", self.endpoint, content=content)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise ServiceUnavailableError(_SERVICE, f"RunPod is not reachable: {why_unreachable(error)}") from None
+        except httpx.HTTPError as error:
+            raise LaunchInDoubtError(_SERVICE, f"RunPod did not answer the launch: {why_unreachable(error)}") from None
+        return await self._read_launch(answer)
+
+    @staticmethod
+    async def _read_launch(answer: Answer) -> str:
+        if answer.status_code == 429:
+            raise ServiceUnavailableError(
+                _SERVICE, "RunPod takes no more requests now (429)",
+                retry_after_seconds=retry_after_seconds(answer.headers),
+            )  # fmt: skip
+        if answer.status_code >= 500:
+            raise LaunchInDoubtError(_SERVICE, f"RunPod failed while it took the launch ({answer.status_code})")
+        if answer.status_code >= 400:
+            raise ServiceRefusedError(_SERVICE, _explain_refusal(answer.status_code), status=answer.status_code)
+        try:
+            external_job_id = (await answer.json())["id"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise LaunchInDoubtError(_SERVICE, "RunPod's answer to the launch holds no id") from None
+        if not isinstance(external_job_id, str) or not _JOB_ID.fullmatch(external_job_id):
+            raise LaunchInDoubtError(_SERVICE, "RunPod's answer to the launch holds no usable id")
+        return external_job_id
+
+    async def observe(self, launch: LaunchRef) -> Observation:
+        """GET `/status/{id}`. See `Launcher.observe`."""
+        if not _JOB_ID.fullmatch(launch.external_job_id):
+            return Observation(LaunchState.MISSING, reason="no id that RunPod gives")
+        base = self._addresses.of(launch.endpoint)
+        if base is None:
+            return Observation(LaunchState.UNKNOWN, reason=_ELSEWHERE)
+        try:
+            answer = await self._send("status", base, launch.external_job_id)
+        except httpx.HTTPError as error:
+            return Observation(LaunchState.UNKNOWN, reason=why_unreachable(error))
+        if answer.status_code == 404:
+            # An unknown endpoint answers 404 too, and then every run would look lost.
+            health = await self.health(base)
+            state = LaunchState.MISSING if health.reachable else LaunchState.UNKNOWN
+            return Observation(state, reason=(None if health.reachable else health.problem) or "404")
+        if answer.status_code in {401, 403}:
+            return Observation(LaunchState.UNKNOWN, reason=_explain_refusal(answer.status_code))
+        if answer.status_code != 200:
+            return Observation(LaunchState.UNKNOWN, reason=f"HTTP {answer.status_code}")
+        return await read_observation(answer)
+
+    async def cancel(self, launch: LaunchRef) -> bool:
+        """POST `/cancel/{id}`, a few times. See `Launcher.cancel`."""
+        if not _JOB_ID.fullmatch(launch.external_job_id):
+            return True
+        base = self._addresses.of(launch.endpoint)
+        if base is None:
+            return False
+
+        async def post() -> Answer:
+            answer = await self._send("cancel", base, launch.external_job_id)
+            if answer.status_code == 429 or answer.status_code >= 500:
+                raise httpx.RemoteProtocolError(f"HTTP {answer.status_code}")
+            return answer
+
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception(lambda error: isinstance(error, httpx.HTTPError)),
+                stop=stop_after_attempt(3),
+                wait=wait_random_exponential(multiplier=0.3, max=2),
+                reraise=True,
+            ):
+                with attempt:
+                    answer = await post()
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == 404 or answer.is_success
+
+    async def health(self, endpoint: str | None = None) -> EndpointHealth:
+        """GET `/health`. See `Launcher.health`."""
+        base = self._addresses.of(endpoint)
+        if base is None:
+            return EndpointHealth(False, 0, 0, _ELSEWHERE)
+        try:
+            answer = await self._send("health", base)
+        except httpx.HTTPError as error:
+            return EndpointHealth(False, 0, 0, f"RunPod is not reachable: {why_unreachable(error)}")
+        if answer.status_code != 200:
+            return EndpointHealth(False, 0, 0, _explain_refusal(answer.status_code))
+        try:
+            body = await answer.json()
+            return _read_health(body["workers"], body["jobs"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return EndpointHealth(False, 0, 0, "RunPod's answer to /health is not readable")
+
+
+def _read_health(workers: Any, jobs: Any) -> EndpointHealth:
+    running, starting = count_of(workers, "running"), count_of(workers, "initializing")
+    # RunPod counts an idle worker as a ready one, too.
+    ready = max(count_of(workers, "idle"), count_of(workers, "ready"))
+    queued, unhealthy = count_of(jobs, "inQueue"), count_of(workers, "unhealthy")
+    problem = None
+    if unhealthy and queued and not ready and not running:
+        problem = (
+            f"its workers end before they take a job ({unhealthy} unhealthy): the image fails at its start; see the "
+            "workers' logs in RunPod's console"
+        )
+    elif count_of(workers, "throttled") and not ready + running + starting:
+        problem = "RunPod has no free GPU of this kind now (workers throttled)"
+    elif queued and not ready + running + starting:
+        problem = (
+            "no worker takes the queued jobs: RunPod sets an endpoint that was idle for a week to "
+            "0 workers; raise workersMax in its settings"
+        )
+    return EndpointHealth(
+        True,
+        ready + running + starting,
+        queued,
+        problem,
+        ready=ready,
+        running=running,
+        starting=starting,
+        unhealthy=unhealthy,
+        jobs_running=count_of(jobs, "inProgress"),
+    )

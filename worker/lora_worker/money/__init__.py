@@ -1,0 +1,1 @@
+"""Prices, bills, budgets and estimates."""

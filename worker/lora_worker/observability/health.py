@@ -1,0 +1,149 @@
+"""The health endpoints: /healthz, /readyz and /metrics, on a port of their own, outside the event loop.
+
+Whoever reaches the port is a stranger: the number of connections, their time and the size of a request are bounded,
+and half a request keeps nobody else waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from prometheus_client import REGISTRY, make_wsgi_app
+from waitress import create_server  # type: ignore[import-untyped]
+from waitress.channel import HTTPChannel  # type: ignore[import-untyped]
+
+from lora_worker.errors import PortTakenError
+from lora_worker.observability.readiness import Pulse
+from lora_worker.configuration.settings import Settings
+
+Problem = Callable[[], str | None]
+
+_CONNECTION_SECONDS = 10.0
+"""A connection is closed after this, whatever it has said by then."""
+
+_MAX_CONNECTIONS = 32
+_MAX_HEADER_BYTES = 8192
+_MAX_BODY_BYTES = 1024
+_STOP_SECONDS = 2.0
+
+# It warns whenever more requests wait than it has threads, which strangers bring about at will.
+logging.getLogger("waitress").setLevel(logging.ERROR)
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]
+    """A connection with an end. waitress's own time-out begins anew with each byte."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._opened_at = time.monotonic()
+
+    def readable(self) -> bool:
+        # Asked at each turn of the server's loop, once a second at least.
+        if self.connected and time.monotonic() - self._opened_at > _CONNECTION_SECONDS:
+            self.handle_close()
+        return bool(self.connected and super().readable())
+
+    def writable(self) -> bool:
+        return bool(self.connected and super().writable())
+
+
+class HealthServer:
+    """/healthz (the process lives), /readyz (it does its work), /metrics, in threads of its own.
+
+    Raises:
+        PortTakenError: the port can't be opened.
+    """
+
+    def __init__(self, host: str, port: int, *, alive: Problem, ready: Problem) -> None:
+        self._checks = {"/healthz": alive, "/readyz": ready}
+        self._metrics = make_wsgi_app(REGISTRY)
+        listener = _listen(host, port)
+        self.port: int = listener.getsockname()[1]
+        self._connections: dict[int, Any] = {}
+        self._server = create_server(
+            self._answer,
+            map=self._connections,
+            sockets=[listener],
+            threads=2,
+            ident=None,
+            # The listening socket and the loop's own trigger count, too.
+            connection_limit=_MAX_CONNECTIONS + 2,
+            max_request_header_size=_MAX_HEADER_BYTES,
+            max_request_body_size=_MAX_BODY_BYTES,
+            log_socket_errors=False,
+        )
+        self._server.channel_class = _Channel
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="health", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._stopped.is_set():
+            # With poll: select knows no descriptor above 1,023.
+            self._server.asyncore.loop(timeout=1, use_poll=True, map=self._connections, count=1)
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path == "/metrics":
+            answer: Iterable[bytes] = self._metrics(environ, start_response)
+            return answer
+        check = self._checks.get(path)
+        if check is None:
+            start_response("404 Not Found", [("content-type", "text/plain")])
+            return [b"not found\n"]
+        problem = check()
+        status = "503 Service Unavailable" if problem else "200 OK"
+        start_response(status, [("content-type", "application/json")])
+        return [json.dumps({"ok": problem is None, "problem": problem}).encode() + b"\n"]
+
+    def stop(self) -> None:
+        """Close the port. Requests that are under way are waited for no longer than a moment."""
+        self._stopped.set()
+        self._server.pull_trigger()
+        self._thread.join(timeout=_STOP_SECONDS / 2)
+        # Only here: a loop that closed by itself could take the trigger away while it is being pulled.
+        if not self._thread.is_alive():
+            self._server.task_dispatcher.shutdown(timeout=_STOP_SECONDS / 2)
+            self._server.asyncore.close_all(self._connections)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=16)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise PortTakenError(
+            f"the port {port} can't be opened ({reason}): set LORA_WORKER_HTTP_PORT to a free one, or to 0 "
+            "for none, and LORA_WORKER_HTTP_HOST to an address of this machine"
+        ) from None
+
+
+@asynccontextmanager
+async def serving_health(settings: Settings, ready: Problem) -> AsyncIterator[None]:
+    """Serve the endpoints while this lasts, where a port is set; /healthz follows the running event loop.
+
+    Raises:
+        PortTakenError: the port can't be opened.
+    """
+    if not settings.http_port:
+        yield
+        return
+    pulse = Pulse()
+    server = HealthServer(settings.http_host, settings.http_port, alive=lambda: pulse.problem, ready=ready)
+    beating = asyncio.create_task(pulse.keep(), name="pulse")
+    try:
+        yield
+    finally:
+        beating.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await beating
+        server.stop()

@@ -1,0 +1,90 @@
+"""How a finished run is described for the application."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from lora_contract.protocol import MANIFEST_NAME, Manifest, Point, Summary
+from lora_contract.words import shorten
+from lora_worker.datasets.job_keys import unread_keys
+from lora_worker.database.rows import Assignment, Dataset, Job
+from lora_worker.runs.verdicts import QualityReport
+from lora_worker.storage.places import Places
+
+_NOTES_KEPT, _NOTE_LENGTH = 30, 600
+_NAME_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a `model_artifacts` row says of a run, beside the manifest."""
+
+    quality: QualityReport
+    gpu_seconds: float
+    now: datetime
+
+
+def artifact_name(dataset: Dataset | None, now: datetime, job_id: UUID) -> str:
+    """`<dataset> - <date> (<first of the job's id>)`, within the column's 200 characters; no two jobs share one."""
+    end = f" - {now.date().isoformat()} ({str(job_id)[:8]})"
+    name = dataset.name if dataset else "LoRA adapter"
+    return f"{name[: _NAME_LENGTH - len(end)]}{end}"
+
+
+def describe_artifact(assignment: Assignment, manifest: Manifest, description: Description) -> dict[str, Any]:
+    """The columns of `model_artifacts` that the application's pages read (app contract 1.4).
+
+    Version and parent are decided where the row is written: only there is it known which models there are.
+    """
+    job, metrics, summary, places = assignment.job, manifest.metrics, manifest.summary, Places.of(assignment.run)
+    assert job is not None
+    quality = description.quality
+    validation = metrics.final_validation_loss
+    hours = (summary.train_seconds or description.gpu_seconds) / 3600
+    return {
+        "name": artifact_name(assignment.dataset, description.now, job.id),
+        "description": f"LoRA adapter for {summary.base_model}" if summary.base_model else None,
+        "quality_metrics": {
+            "overall_score": quality.overall_score,
+            "convergence_quality": quality.convergence_quality,
+            "final_training_loss": metrics.final_training_loss,
+            "final_validation_loss": validation,
+            "perplexity": math.exp(validation) if validation is not None and validation < 50 else None,
+            "loss_reduction_percent": quality.loss_reduction_percent,
+        },
+        "training_summary": {
+            "epochs_completed": summary.epochs_completed or job.total_epochs,
+            "total_steps": summary.total_steps or job.total_steps,
+            "final_loss": metrics.final_training_loss,
+            "training_duration_hours": round(hours, 4),
+            "base_model": summary.base_model,
+            "base_revision": summary.base_revision,
+            "dataset_sha256": summary.dataset_sha256,
+            "training_examples": summary.training_examples,
+            "trainable_parameters": summary.trainable_parameters,
+            "notes": told_notes(summary, job),
+        },
+        "configuration": {
+            "preset_id": job.preset_id,
+            "hyperparameters": job.hyperparameters,
+            "gpu_config": job.gpu_config,
+        },
+        "artifacts": {
+            **{file.name: places.at(file.path) for file in manifest.files},
+            MANIFEST_NAME: places.at(MANIFEST_NAME),
+        },
+    }
+
+
+def told_notes(summary: Summary, job: Job) -> list[str]:
+    """The trainer's sentences for the user, as many and as long as a row and a page bear."""
+    return [shorten(note, _NOTE_LENGTH) for note in [*unread_keys(job), *summary.notes][:_NOTES_KEPT]]
+
+
+def curve_of(manifest: Manifest, progress_points: list[Point]) -> list[Point]:
+    """The run's curve: the manifest's own, else what was reported while it ran."""
+    return manifest.points or progress_points

@@ -1,0 +1,1 @@
+"""Supabase Storage: objects, buckets, and where a run keeps its files."""

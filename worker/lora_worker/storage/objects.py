@@ -1,0 +1,263 @@
+"""Supabase Storage: signed URLs, streamed reads, uploads, sizes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, quote, urlsplit
+
+import httpx
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from lora_contract.connections import why_unreachable
+from lora_contract.storage_answers import Answer, Refusal, read_answer, read_streamed_answer
+from lora_worker.errors import ObjectMissingError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.storage.object_keys import url_path
+from lora_worker.database.rest import api_headers
+
+_SERVICE = "Supabase Storage"
+_COPY_SECONDS = 300.0
+"""Five gigabytes take a minute or two inside the storage."""
+
+PROBE_NAME = "uploads/probe"
+"""What is asked whether it could be stored, and never is."""
+
+_Answer = TypeVar("_Answer")
+
+
+def _explain(answer: Answer, what: str, *, reads: bool = False) -> Exception:
+    """What an answer that is no success means for the worker."""
+    match answer.refusal:
+        case Refusal.KEY_REFUSED | Refusal.URL_EXPIRED | Refusal.URL_REFUSED:
+            # The worker calls with its key alone: a token that is refused is the key.
+            return ServiceRefusedError(_SERVICE, f"{_SERVICE} refused the key for {what}", status=answer.status)
+        case Refusal.MISSING:
+            return ObjectMissingError(_SERVICE, f"{what} is not in the storage", status=404)
+        case Refusal.NAME_REFUSED | Refusal.OTHER if reads and answer.status == 400:
+            # A name that Storage does not even take is the name of no object, and asking again changes nothing.
+            return ObjectMissingError(_SERVICE, f"{what} is not in the storage", status=404)
+        case Refusal.PASSING:
+            return ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not available ({answer.status})")
+    return ServiceRefusedError(_SERVICE, f"{_SERVICE} refused {what} ({answer.status})", status=answer.status)
+
+
+def _unreadable(error: Exception) -> ServiceUnavailableError:
+    if isinstance(error, httpx.HTTPError):
+        return ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not reachable: {why_unreachable(error)}")
+    return ServiceUnavailableError(_SERVICE, f"{_SERVICE} did not answer properly ({type(error).__name__})")
+
+
+class Storage:
+    """The buckets, with the service's key. Every method raises `ServiceError`s and nothing else.
+
+    It speaks HTTP itself: the official client takes a `%` in a name for an encoded character, and an answer's
+    outer status for the real one.
+    """
+
+    def __init__(self, url: str, key: str, *, http: httpx.AsyncClient) -> None:
+        self._url = f"{url}/storage/v1"
+        self._headers = api_headers(key)
+        self._http = http
+
+    def _object_url(self, route: str, bucket: str, path: str) -> str:
+        key = url_path(path)
+        if key is None:
+            raise ObjectMissingError(_SERVICE, f"{bucket}/{path} is not in the storage", status=404)
+        return f"{self._url}/{route}/{quote(bucket, safe='')}/{key}"
+
+    async def _ask(
+        self,
+        method: str,
+        url: str,
+        what: str,
+        parse: Callable[[Any], _Answer],
+        *,
+        reads: bool = False,
+        headers: dict[str, str] | None = None,
+        **arguments: Any,
+    ) -> _Answer:
+        """One call, tried again while Storage is away; what `parse` makes of its JSON.
+
+        `parse` raises a ValueError, KeyError or TypeError for what is no answer of Storage.
+        """
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(ServiceUnavailableError),
+            stop=stop_after_attempt(3),
+            wait=wait_random_exponential(multiplier=0.3, max=3),
+            reraise=True,
+        ):
+            with attempt:
+                answer = await self._ask_once(method, url, what, reads=reads, headers=headers or {}, **arguments)
+                try:
+                    return parse(answer)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise _unreadable(error) from None
+        raise AssertionError("unreachable")
+
+    async def _ask_once(
+        self, method: str, url: str, what: str, *, reads: bool, headers: dict[str, str], **arguments: Any
+    ) -> Any:
+        try:
+            response = await self._http.request(method, url, headers={**self._headers, **headers}, **arguments)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _unreadable(error) from None
+        if not response.is_success:
+            raise _explain(read_answer(response.status_code, response.content), what, reads=reads)
+        try:
+            return response.json()
+        except ValueError as error:
+            # A page of a gateway in front of it.
+            raise _unreadable(error) from None
+
+    async def sign_download(self, bucket: str, path: str, *, seconds: float) -> str:
+        """A URL that downloads one object for so many seconds. It is a secret."""
+        url = self._object_url("object/sign", bucket, path)
+        body = {"expiresIn": int(seconds)}
+        token = await self._ask(
+            "POST", url, f"{bucket}/{path}", lambda answer: _token_of(answer["signedURL"]), json=body
+        )
+        return f"{url}?token={token}"
+
+    async def sign_upload(self, bucket: str, path: str) -> str:
+        """A URL that uploads one object, also over an earlier one: a retried run must be able to repeat."""
+        url = self._object_url("object/upload/sign", bucket, path)
+        token = await self._ask(
+            "POST",
+            url,
+            f"{bucket}/{path}",
+            lambda answer: _token_of(answer["url"]),
+            headers={"x-upsert": "true"},
+        )
+        return f"{url}?token={token}"
+
+    @asynccontextmanager
+    async def stream(self, bucket: str, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The object's bytes in chunks, in constant memory."""
+        url = self._object_url("object", bucket, path)
+        try:
+            async with self._http.stream("GET", url, headers=self._headers) as response:
+                if response.status_code != 200:
+                    raise _explain(await read_streamed_answer(response), f"{bucket}/{path}", reads=True)
+                yield response.aiter_bytes(1 << 20)
+        except httpx.HTTPError as error:
+            raise ServiceUnavailableError(
+                _SERVICE, f"{_SERVICE} broke off while reading: {why_unreachable(error)}"
+            ) from None
+
+    async def read(self, bucket: str, path: str, *, max_bytes: int) -> bytes | None:
+        """A small object whole; None where there is none.
+
+        Raises:
+            ServiceRefusedError: it is larger than `max_bytes`.
+        """
+        content = bytearray()
+        try:
+            async with self.stream(bucket, path) as chunks:
+                async for chunk in chunks:
+                    content += chunk
+                    if len(content) > max_bytes:
+                        raise ServiceRefusedError(
+                            _SERVICE, f"{bucket}/{path} is larger than {max_bytes} bytes", status=413
+                        )
+        except ObjectMissingError:
+            return None
+        return bytes(content)
+
+    async def size(self, bucket: str, path: str) -> int | None:
+        """The object's size in bytes; None where there is none."""
+        try:
+            url = self._object_url("object/info", bucket, path)
+            return await self._ask("GET", url, f"{bucket}/{path}", _size_of, reads=True)
+        except ObjectMissingError:
+            return None
+
+    async def write(self, bucket: str, path: str, content: bytes, *, content_type: str) -> None:
+        """Put an object, also over an earlier one."""
+        url = self._object_url("object", bucket, path)
+        headers = {"content-type": content_type, "x-upsert": "true"}
+        await self._ask("POST", url, f"{bucket}/{path}", lambda _: None, headers=headers, content=content)
+
+    async def write_stream(self, bucket: str, path: str, chunks: AsyncIterator[bytes]) -> None:
+        """Put an object that comes in chunks, also over an earlier one; not tried again, since chunks come once."""
+        url = self._object_url("object", bucket, path)
+        headers = {"content-type": "application/octet-stream", "x-upsert": "true"}
+        await self._ask_once("POST", url, f"{bucket}/{path}", reads=False, headers=headers, content=chunks)
+
+    async def copy(self, bucket: str, source: str, target: str) -> None:
+        """Copy an object inside the bucket, also over an earlier one; nothing comes by here.
+
+        Raises:
+            ObjectMissingError: the source is not there.
+        """
+        body = {"bucketId": bucket, "sourceKey": source, "destinationKey": target}
+        url, what = f"{self._url}/object/copy", f"{bucket}/{source}"
+        headers, timeout = {"x-upsert": "true"}, httpx.Timeout(_COPY_SECONDS, connect=10)
+        try:
+            await self._ask("POST", url, what, lambda _: None, headers=headers, json=body, timeout=timeout)
+        except ServiceRefusedError as error:
+            if error.status != 409:
+                raise
+            # A Storage of before 2025 copies over nothing.
+            await self.remove(bucket, [target])
+            await self._ask("POST", url, what, lambda _: None, headers=headers, json=body, timeout=timeout)
+
+    async def remove(self, bucket: str, paths: Sequence[str]) -> None:
+        """Remove objects, at most a thousand; those that are not there are none the worse for it."""
+        url = f"{self._url}/object/{quote(bucket, safe='')}"
+        await self._ask("DELETE", url, f"objects of {bucket}", lambda _: None, json={"prefixes": list(paths)})
+
+    async def buckets(self) -> list[dict[str, Any]]:
+        """Name and limits of every bucket."""
+
+        def parse(found: Any) -> list[dict[str, Any]]:
+            if not isinstance(found, list) or not all(isinstance(entry, dict) and "name" in entry for entry in found):
+                raise ValueError("no list of buckets")
+            return found
+
+        return await self._ask("GET", f"{self._url}/bucket", "the buckets", parse)
+
+    async def takes_size(self, bucket: str, byte_count: int) -> bool | None:
+        """Whether a file of this size would be taken; None where this Storage can't say.
+
+        The project's own limit acts beside the bucket's and can't be read. So a resumable upload of that length is
+        begun and ended again, without a byte being sent.
+        """
+        url = f"{self._url}/upload/resumable"
+        names = {"bucketName": bucket, "objectName": PROBE_NAME, "contentType": "application/octet-stream"}
+        metadata = ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in names.items())
+        headers = {**self._headers, "tus-resumable": "1.0.0", "x-upsert": "true"}
+        begin = {"upload-length": str(byte_count), "upload-metadata": metadata}
+        try:
+            response = await self._http.post(url, headers={**headers, **begin})
+            upload = urlsplit(response.headers.get("location", "")).path.rpartition("/")[2]
+            if response.status_code == 201 and upload:
+                await self._http.delete(f"{url}/{quote(upload, safe='')}", headers=headers)
+        except httpx.HTTPError as error:
+            raise _unreadable(error) from None
+        if response.status_code == 201:
+            return True
+        is_refused = read_answer(response.status_code, response.content).refusal is Refusal.TOO_LARGE
+        return False if is_refused else None
+
+    async def opens_to(self, bucket: str, key: str) -> bool:
+        """Whether the holder of another key sees an object in the bucket."""
+        url = f"{self._url}/object/list/{quote(bucket, safe='')}"
+        try:
+            response = await self._http.post(url, headers=api_headers(key), json={"prefix": "", "limit": 1})
+            found = response.json() if response.is_success else None
+        except (httpx.HTTPError, ValueError) as error:
+            raise _unreadable(error) from None
+        if not response.is_success and read_answer(response.status_code, response.content).refusal is Refusal.PASSING:
+            raise ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not available ({response.status_code})")
+        return bool(found)
+
+
+def _token_of(signed_url: str) -> str:
+    (token,) = parse_qs(urlsplit(signed_url).query, strict_parsing=True)["token"]
+    return quote(token, safe="")
+
+
+def _size_of(info: dict[str, Any]) -> int:
+    return int(info["size"] if "size" in info else info["metadata"]["size"])
