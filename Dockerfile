@@ -9,8 +9,9 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 LORA_WORKER_LOG_FORMAT=json
 WORKDIR /app
 COPY pyproject.toml README.md ./
 COPY sql sql
+COPY contract contract
+COPY conversations conversations
 COPY trainer trainer
-COPY sandbox/__init__.py sandbox/__init__.py
 COPY worker worker
 # At the versions that were tested together.
 RUN pip install --no-cache-dir --constraint trainer/requirements.lock . && useradd --create-home --uid 10001 worker
@@ -50,7 +51,8 @@ RUN python -m pip install --no-cache-dir -r trainer/kernels.lock --only-binary :
         python -m pip install --no-cache-dir --no-build-isolation --no-deps causal-conv1d==1.7.0
 COPY pyproject.toml README.md ./
 COPY sql sql
-COPY sandbox/__init__.py sandbox/__init__.py
+COPY contract contract
+COPY conversations conversations
 COPY worker worker
 COPY trainer trainer
 RUN python -m pip install --no-cache-dir --no-deps .

@@ -34,10 +34,11 @@ test-supabase: $(INSTALLED) ## the integration tests against the Supabase of SUP
 	@test -n "$$SUPABASE_URL" || { echo "Set SUPABASE_URL and its keys first: see README.md"; exit 1; }
 	@$(BIN)/pytest tests/integration $(ARGS)
 
-lint: $(INSTALLED) ## style and types
+lint: $(INSTALLED) ## style, types, and the walls between packages
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 chaos: $(INSTALLED) ## every fault on 50 jobs, and some kills at each crash point; writes chaos-report.json
 	@$(BIN)/python -m tests.chaos --seeds 4 $(ARGS)

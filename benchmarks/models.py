@@ -75,9 +75,9 @@ def measure(architecture: str, folder: Path) -> Row:
     import torch
 
     from benchmarks.memory import LiveBytes
+    from lora_contract.hyperparameters import Hyperparameters
     from lora_trainer.models.bases import BaseModels
     from lora_trainer.models.experts import is_fused_expert
-    from lora_contract.hyperparameters import Hyperparameters
     from lora_trainer.models.loading import Hardware, detect_hardware, load_config, load_model, tensor_bytes
     from lora_trainer.models.plan import plan_memory
 
@@ -114,14 +114,14 @@ def measure(architecture: str, folder: Path) -> Row:
 def _train(base: Any, config: Any, hardware: Any, parameters: Any, folder: Path) -> dict[str, Any]:
     import torch
 
-    from sandbox.sample_text import write_sample_dataset
-    from lora_trainer.artifact.folder import round_adapter
     from lora_contract.batches import shape_batches
+    from lora_trainer.artifact.folder import round_adapter
     from lora_trainer.data.chat import Chat, prepare_tokenizer
     from lora_trainer.data.rows import prepare_data
     from lora_trainer.models.loading import attach_lora, load_model, load_tokenizer
-    from lora_trainer.recipe.sft import trainer_for, training_arguments
     from lora_trainer.models.targets import packing_decision
+    from lora_trainer.recipe.sft import trainer_for, training_arguments
+    from sandbox.sample_text import write_sample_dataset
 
     tokenizer = load_tokenizer(base)
     prepare_tokenizer(tokenizer)
@@ -133,7 +133,7 @@ def _train(base: Any, config: Any, hardware: Any, parameters: Any, folder: Path)
     lora = attach_lora(load_model(base, config, hardware), parameters)
     arguments = training_arguments(parameters, shape, hardware, folder)
     trainer = trainer_for(lora, tokenizer, data.train, [], shape, shape.rows_per_step, arguments)
-    lora_trainer.recipe.train()
+    trainer.train()
     states = trainer.optimizer.optimizer.state.values()
     state = sum(t.numel() * t.element_size() for s in states for t in s.values() if t.numel() > 1)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

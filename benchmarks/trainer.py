@@ -97,8 +97,8 @@ def _load(path: Path) -> tuple[Any, Any]:
     """LoRA on the base in 4 bits, and its tokenizer."""
     import torch
 
-    from lora_trainer.models.bases import BaseModels
     from lora_contract.hyperparameters import Hyperparameters
+    from lora_trainer.models.bases import BaseModels
     from lora_trainer.models.loading import attach_lora, detect_hardware, load_config, load_model, load_tokenizer
 
     torch.manual_seed(0)
@@ -179,7 +179,7 @@ def _train_in_turns(trainers: dict[str, Any]) -> dict[str, list[float]]:
     threads = []
     for name, trainer in trainers.items():
         trainer.add_callback(_clock(turns, name))
-        threads.append(threading.Thread(target=lora_trainer.recipe.train))
+        threads.append(threading.Thread(target=trainer.train))
         threads[-1].start()
     for thread in threads:
         thread.join()
@@ -249,13 +249,13 @@ def _trainer(name: str, path: Path, folder: Path, parameters: Any) -> Any:
 
 
 def _our_trainer(lora: Any, tokenizer: Any, rows: Any, shape: Any, path: Path, folder: Path, parameters: Any) -> Any:
-    from lora_trainer.recipe.callbacks import RunCallback
-    from lora_trainer.models.gpu import GpuMonitor
     from lora_contract.hyperparameters import GpuConfig
     from lora_trainer.models.loading import detect_hardware
-    from lora_trainer.run.events import Reporter
+    from lora_trainer.recipe.callbacks import RunCallback
     from lora_trainer.recipe.sft import build_trainer
     from lora_trainer.recipe.stopping import StopSwitch
+    from lora_trainer.run.events import Reporter
+    from lora_trainer.run.gpu import GpuMonitor
     from lora_trainer.run.task import Task
 
     task = Task(
@@ -306,9 +306,9 @@ def _our_epoch_rows(path: Path, tokenizer: Any) -> tuple[Any, Any, int]:
 def _todays_rows(path: Path, tokenizer: Any) -> tuple[Any, Any, int]:
     """A row for each pair with the user's turn doubled, cut at its end; every token is a label."""
     from lora_contract.batches import BatchShape
+    from lora_conversations.examples import Message
     from lora_trainer.data.chat import Chat, Row
     from lora_trainer.data.rows import load_examples
-    from lora_conversations.examples import Message
 
     chat = Chat(tokenizer)
     rows, answer_tokens = [], 0

@@ -28,12 +28,12 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from sandbox.supabase import LocalSupabase
+from lora_worker.configuration.settings import Settings
 from lora_worker.duties.daemon import Daemon
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from lora_worker.launchers.runpod import RunPodLauncher
 from lora_worker.services import open_services
-from lora_worker.configuration.settings import Settings
+from sandbox.supabase import LocalSupabase
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = 800

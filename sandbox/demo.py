@@ -19,6 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
+from lora_conversations.errors import DatasetUnusableError
+from lora_conversations.reader import Example, read_examples
+from lora_worker.errors import WorkerError
 from sandbox.application import Application
 from sandbox.errors import ChildFailedError, DemoError, SandboxError
 from sandbox.processes import Child, remove_folder, start_child, temporary_folder
@@ -26,8 +29,6 @@ from sandbox.report import fetch_artifact, read_report, record_stages, show
 from sandbox.runpod import LocalRunPod
 from sandbox.sample_text import write_sample_dataset
 from sandbox.supabase import LocalSupabase
-from lora_conversations.reader import DatasetUnusableError, Example, read_examples
-from lora_worker.errors import WorkerError
 
 ROOT = Path(__file__).resolve().parent.parent
 SANDBOX = ROOT / ".sandbox"

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lora_contract.protocol import MANIFEST_NAME, Manifest
 from sandbox.errors import DemoError
 from sandbox.project import Project
-from lora_contract.protocol import MANIFEST_NAME, Manifest
 
 _MODELS_BUCKET = "lora-models"
 _PLOT_WIDTH, _PLOT_HEIGHT = 78, 16

@@ -20,6 +20,7 @@ import httpx
 import jwt
 import psycopg
 
+from lora_worker.database.migrations import migration_files
 from sandbox.errors import ChildFailedError
 from sandbox.node import node_binary, node_packages
 from sandbox.postgres import Postgres
@@ -28,7 +29,6 @@ from sandbox.project import Project
 from sandbox.proxy import pages
 from sandbox.proxy.settings import ProxySettings
 from sandbox.rights import ROLES, default_grants
-from lora_worker.database.migrations import migration_files
 
 _DAY_SECONDS = 86_400
 _PROBE_SECONDS = 3.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -11,8 +10,9 @@ import pytest
 from sandbox.postgres import Postgres
 from sandbox.project import Project
 from sandbox.supabase import LocalSupabase
+from tests.project import ROOT
 
-SANDBOX = Path(__file__).resolve().parent.parent / ".sandbox"
+SANDBOX = ROOT / ".sandbox"
 
 _TABLES = ("cost_records", "notifications", "model_artifacts", "training_jobs", "datasets")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import textwrap
-from pathlib import Path
 
-_DOCS = Path(__file__).resolve().parent.parent / "docs"
+from tests.project import ROOT
+
+_DOCS = ROOT / "docs"
 
 
 def table_under(page: str, heading: str) -> dict[str, dict[str, str]]:

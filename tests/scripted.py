@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+from lora_worker.configuration.retry_limits import RetryLimits
+from lora_worker.configuration.settings import Settings
 from lora_worker.database.functions import Passed, QueueHealth, Stray
 from lora_worker.database.rows import Assignment, DatasetClaim, News
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
-from lora_worker.runs.verdicts import RetryLimits
 from lora_worker.money.pricing import load_prices
 from lora_worker.services import HeavySlots, Services
-from lora_worker.configuration.settings import Settings
 
 START = 1000.0
 

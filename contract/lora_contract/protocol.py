@@ -43,6 +43,7 @@ from lora_contract.bounds import (
 )  # fmt: skip
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.object_names import is_storable
+from lora_contract.words import joined
 
 PROTOCOL_VERSION: Literal[1] = 1
 LOG_NAME = "training_log.jsonl"
@@ -348,7 +349,7 @@ class TrainerError(_Message):
 
     def sentence(self) -> str:
         """Message and hint as one text for `error_message`."""
-        return f"{self.message} {self.hint}" if self.hint else self.message
+        return joined(self.message, self.hint)
 
 
 class Result(_Message):

@@ -13,3 +13,8 @@ def shorten(text: str, characters: int) -> str:
     if len(text) <= characters:
         return text
     return text[: characters - 2].rsplit(" ", 1)[0] + " …"
+
+
+def joined(message: str, hint: str | None) -> str:
+    """What is wrong and what to do about it, as one text."""
+    return f"{message} {hint}" if hint else message

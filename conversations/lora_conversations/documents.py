@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple, NoReturn
 
-from lora_conversations.examples import BadValueError, DatasetUnusableError, LineError, Repair
+from lora_conversations.errors import BadValueError, DatasetUnusableError
+from lora_conversations.examples import LineError, Repair
 from lora_conversations.formats import lists_examples, speakable, tell
 from lora_conversations.turns import is_empty
 from lora_conversations.values import CONTAINERS, two_lists

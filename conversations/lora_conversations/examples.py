@@ -12,8 +12,8 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 from unicodedata import category
 
-from lora_trainer.errors import DatasetInvalidError
 from lora_contract.words import counted
+from lora_conversations.errors import BadValueError
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 
@@ -77,24 +77,6 @@ class LineError(NamedTuple):
         """The shape of the application's `datasets.validation_errors`."""
         row = {"line": self.line, "error": f"{self.key or 'The line'} {self.error}."}
         return {**row, "suggestion": self.suggestion} if self.suggestion else row
-
-
-class DatasetUnusableError(DatasetInvalidError):
-    """The dataset as a whole can't be trained on. `errors` are the first bad lines, if lines are to blame."""
-
-    def __init__(self, message: str, hint: str | None = None, errors: Sequence[LineError] = ()) -> None:
-        super().__init__(message, hint)
-        self.errors = tuple(errors)
-
-
-class BadValueError(ValueError):
-    """A value breaks a rule; becomes a `LineError` where its line is known. Never leaves the loader."""
-
-    def __init__(self, key: str | None, error: str, suggestion: str | None = None) -> None:
-        super().__init__(error)
-        self.key = key
-        self.error = error
-        self.suggestion = suggestion
 
 
 class Repair(StrEnum):

@@ -10,7 +10,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
-from lora_conversations.examples import ASSISTANT, USER, BadValueError, Draft, Turn, is_blank, kind
+from lora_conversations.errors import BadValueError
+from lora_conversations.examples import (
+    ASSISTANT,
+    USER,
+    Draft,
+    Turn,
+    is_blank,
+    kind,
+)
 from lora_conversations.turns import Spelling, Value, as_object, is_wanted, read_text, read_turns
 
 Format = Literal[

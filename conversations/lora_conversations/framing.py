@@ -25,7 +25,8 @@ from lora_conversations.documents import (
     reason,
     too_long,
 )
-from lora_conversations.examples import DatasetUnusableError, LineError, Repair
+from lora_conversations.errors import DatasetUnusableError
+from lora_conversations.examples import LineError, Repair
 
 _HEAD_BYTES = 64 * 1024
 _FOREIGN: tuple[tuple[bytes, str], ...] = (

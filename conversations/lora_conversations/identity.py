@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from lora_conversations.examples import ASSISTANT, Example
 from lora_contract.words import counted
+from lora_conversations.examples import ASSISTANT, Example
 
 _MOST_WITHOUT_BEING_ASKED = 0.25
 """Where conversations are too large for the share asked for, one is held out up to this share of the answers."""

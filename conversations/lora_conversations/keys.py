@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
+from lora_contract.words import counted
 from lora_conversations.examples import ASSISTANT, ROLES
 from lora_conversations.formats import ADDITIONS, ANSWERS, QUESTIONS, SYSTEM_KEYS, Format, is_turn, speakable
 from lora_conversations.turns import FLAGS, TOOL_LISTS, Value, as_object, is_empty
-from lora_contract.words import counted
 
 _NAMES_KEPT = 200
 _NAMES_SPOKEN = 10
@@ -61,7 +62,8 @@ OUTER_KEYS = frozenset({"training_file_metadata", "dataset_metadata", "consultan
 """What the application writes around the conversations of a full file."""
 
 
-class UnusedKey(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class UnusedKey:
     """A key that nothing read: where it stands in a row, how often it was met, and on which line first."""
 
     name: str

@@ -11,7 +11,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from lora_conversations.documents import Around, Frame, lines_before, twice
-from lora_conversations.examples import ASSISTANT, SYSTEM, USER, DatasetUnusableError, Example, LineError, Message
+from lora_conversations.examples import (
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    Example,
+    LineError,
+    Message,
+)
 from lora_conversations.framing import Framer
 from lora_conversations.identity import conversation_key
 from lora_conversations.values import ValueReader
@@ -21,7 +28,6 @@ __all__ = [
     "ERRORS_KEPT",
     "SYSTEM",
     "USER",
-    "DatasetUnusableError",
     "Example",
     "ExampleParser",
     "LineError",

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lora_conversations.examples import ASSISTANT, ROLES, BadValueError, Turn, kind
+from lora_conversations.errors import BadValueError
+from lora_conversations.examples import (
+    ASSISTANT,
+    ROLES,
+    Turn,
+    kind,
+)
 
 Value = dict[str, Any]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lora_contract.crashpoints import CRASH_POINTS
 from tests.chaos import crashes
 from tests.chaos.crew import ROOT
 from tests.chaos.faults import FAULTS
@@ -18,7 +19,6 @@ from tests.chaos.report import PointCount, Report, show, show_row
 from tests.chaos.scene import Scene, play
 from tests.chaos.verdict import Row
 from tests.chaos.world import World
-from lora_contract.crashpoints import CRASH_POINTS
 
 _RUNPOD_WORKERS = 10
 _CRASH_RUNPOD_WORKERS = 4

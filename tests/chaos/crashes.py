@@ -16,13 +16,13 @@ from typing import Generic, Protocol, TypeVar
 
 import httpx
 
+from lora_contract.crashpoints import CRASH_POINTS
 from sandbox.runpod import LocalRunPod
 from tests.chaos.crew import Worker
 from tests.chaos.report import PointCount
 from tests.chaos.scene import CANCELLED, COMPLETED, Scene
 from tests.chaos.world import Plan
 from tests.waiting import PATIENCE_SECONDS
-from lora_contract.crashpoints import CRASH_POINTS
 
 ENV = {
     # Here nothing but the crashes may end a job, and there are many.

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.nursery import Hatchling, Nursery
+from tests.project import ROOT
 from tests.waiting import until
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 MODULE = "lora_worker.commands.cli"
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 

@@ -14,8 +14,8 @@ from uuid import uuid4
 
 import httpx
 
-import tests.chaos.handler  # noqa: F401 (spares the SDK what takes long at its import)
 import lora_trainer.handler
+import tests.chaos.handler  # noqa: F401 (spares the SDK what takes long at its import)
 from lora_contract.grants import open_urls
 
 _honest = lora_trainer.handler.handler

@@ -24,7 +24,14 @@ from typing import Any, NoReturn
 
 from tests.waiting import PATIENCE_SECONDS
 
-PRELOADED = ("typer", "lora_worker.services", "lora_worker.observability.telemetry", "lora_worker.runs.artifacts", "lora_worker.runs.report_rows", "lora_worker.datasets.preflight")
+PRELOADED = (
+    "typer",
+    "lora_worker.services",
+    "lora_worker.observability.telemetry",
+    "lora_worker.runs.artifacts",
+    "lora_worker.runs.report_rows",
+    "lora_worker.datasets.preflight",
+)
 _POLL_SECONDS = 0.02
 
 

@@ -3,9 +3,9 @@
 import os
 import signal
 
-from lora_worker.datasets import preflight
 from lora_worker.commands.cli import main
 from lora_worker.database.rows import Assignment
+from lora_worker.datasets import preflight
 from lora_worker.datasets.preflight import Plan
 from lora_worker.services import Services
 

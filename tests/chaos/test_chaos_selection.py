@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from lora_contract.crashpoints import CRASH_POINTS
 from tests.chaos import crashes
 from tests.chaos.faults import FAULTS
 from tests.chaos.scene import Scene, play
 from tests.chaos.world import World
-from lora_contract.crashpoints import CRASH_POINTS
 
 pytestmark = pytest.mark.chaos
 

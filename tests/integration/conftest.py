@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_worker.database.migrations import migrate
 from sandbox.project import Project
 from sandbox.runpod import LocalRunPod
 from sandbox.standin import standin_env
@@ -15,7 +16,6 @@ from tests.pipeline import Pipeline
 from tests.rows import Database
 from tests.stage import Stage
 from tests.warm import await_idle
-from lora_worker.database.migrations import migrate
 
 _GPUS = 2
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.scripted import make_services
 from lora_worker.services import Services
+from tests.scripted import make_services
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.project import ROOT
+
 FAULTS = range(1, 62)
 LINES = re.findall(
     r"^- fault (\d+): (.+?)(?=^- fault |^#|\Z)", (ROOT / "docs/app.md").read_text(), re.MULTILINE | re.DOTALL

@@ -5,15 +5,15 @@ import re
 import subprocess
 import tomllib
 import zipfile
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from benchmarks.dockerfile import make_distribution_python, read_dockerfile, stage_files
+from tests.project import ROOT
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = ROOT
 STAGES = read_dockerfile(PROJECT / "Dockerfile")
 LOCKS = ["trainer/requirements.lock", "trainer/kernels.lock"]
 
@@ -80,7 +80,9 @@ def test_what_a_stage_copies_is_there_and_is_all_that_its_steps_name(name, tmp_p
     for run in stage.runs:
         for lock in re.findall(r"(?:-r|--constraint) (\S+)", run):
             assert (tmp_path / lock).is_file()
-    assert {"worker", "trainer", "sandbox", "sql"} <= {path.name for path in tmp_path.iterdir()}, "what the wheel packs"
+    assert {"contract", "conversations", "worker", "trainer", "sql"} <= {path.name for path in tmp_path.iterdir()}, (
+        "what the wheel packs"
+    )
 
 
 @pytest.mark.parametrize("lock", LOCKS)

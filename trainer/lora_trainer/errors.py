@@ -11,7 +11,6 @@ TrainingError                    code, message, hint: becomes `protocol.TrainerE
 │   ├── DatasetUnreachableError  it can't be downloaded
 │   ├── DatasetChangedError      it is not the file that was checked
 │   └── DatasetInvalidError      nothing to train on, or too many bad lines
-│       └── DatasetUnusableError the same from the loader, with the bad lines (lora_conversations.examples)
 ├── BaseModelError
 │   ├── BaseModelUnknownError    there is no such model, or it can't be used
 │   ├── BaseModelUnreachableError  it could not be downloaded

@@ -16,10 +16,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lora_contract.protocol import PROTOCOL_VERSION, Request, Result
 from lora_trainer.errors import RequestInvalidError, TrainingError
 from lora_trainer.run.execution import Execution
 from lora_trainer.run.runpod_progress import Send
-from lora_contract.protocol import PROTOCOL_VERSION, Request, Result
 from lora_trainer.settings import load_settings, unread_settings
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from lora_trainer.errors import TrainingError
 from lora_contract.names import unread_variables
+from lora_trainer.errors import TrainingError
 
 _OWN = re.compile(r"LORA[_-]?TRAIN", re.IGNORECASE)
 

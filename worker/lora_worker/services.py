@@ -13,17 +13,17 @@ from typing import Any
 
 import httpx
 
-from lora_worker.storage.buckets import ArtifactsBucket
+from lora_worker.configuration.retry_limits import RetryLimits
+from lora_worker.configuration.settings import Settings
+from lora_worker.configuration.tokens import RunTokens
+from lora_worker.database.queue import Queue
 from lora_worker.launchers.base import Launcher
 from lora_worker.launchers.runpod import MOST_CANCELS, RunPodLauncher
-from lora_worker.runs.verdicts import RetryLimits
 from lora_worker.money.pricing import GpuPrice, load_prices
-from lora_worker.database.queue import Queue
-from lora_worker.observability.repeats import Repeats
-from lora_worker.configuration.settings import Settings
-from lora_worker.storage.objects import Storage
 from lora_worker.money.terms import Terms, make_terms
-from lora_worker.runs.tokens import RunTokens
+from lora_worker.observability.repeats import Repeats
+from lora_worker.storage.buckets import ArtifactsBucket
+from lora_worker.storage.objects import Storage
 
 _HEAVY_SLOTS = 4
 _FOREIGN_SLOTS = 2

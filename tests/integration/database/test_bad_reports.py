@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from lora_contract.protocol import MAX_FILES, MAX_UPLOAD_REQUEST_BYTES, Manifest
+from lora_worker.database.queue import storable
+from lora_worker.runs.held_run import Holding
+from lora_worker.runs.settling import _success
 from tests.pipeline import Pipeline
 from tests.rows import Database, Row, point, report
 from tests.scripted import assignment, make_services
-from lora_contract.protocol import MAX_FILES, MAX_UPLOAD_REQUEST_BYTES, Manifest
-from lora_worker.runs.held_run import Holding
-from lora_worker.database.queue import storable
-from lora_worker.runs.settling import _success
 
 BAD = [
     {"current_step": 3_000_000_000},

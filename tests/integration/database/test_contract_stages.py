@@ -16,6 +16,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from lora_worker.database.migrations import migrate
 from sandbox.project import Project
 from sandbox.runpod import LocalRunPod
 from tests.application import DATASETS_BUCKET, PAIRS
@@ -24,7 +25,6 @@ from tests.pipeline import Pipeline
 from tests.rows import Row
 from tests.stage import Stage
 from tests.waiting import awaited, until
-from lora_worker.database.migrations import migrate
 
 OLDER, NEWER = QUEUES = ("training_jobs", "pipeline_training_jobs")
 CHILD_STAGES = ("preparing", "loading_model", "configuring", "training", "saving")

@@ -15,12 +15,12 @@ import pytest
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from sandbox.project import Project
-from tests.corpus import GOOD, META, lines, pair
 from lora_worker.database.queue import Queue
+from lora_worker.duties.validation import Validator
 from lora_worker.services import HeavySlots
 from lora_worker.storage.objects import Storage
-from lora_worker.duties.validation import Validator
+from sandbox.project import Project
+from tests.corpus import GOOD, META, lines, pair
 
 OUTCOME = {
     "status": "ready",

@@ -14,13 +14,13 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from lora_worker.database.migrations import migrate
+from lora_worker.money.estimate import Work, estimate
+from lora_worker.money.terms import Terms
 from tests.pipeline import Pipeline
 from tests.rows import Database, Row
 from tests.stage import Stage
 from tests.unit.worker.money.test_estimate import terms
-from lora_worker.money.estimate import Work, estimate
-from lora_worker.database.migrations import migrate
-from lora_worker.money.terms import Terms
 
 LONG = {"num_epochs": 2, "lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.1}
 SHORT = {"epochs": 2, "rank": 8, "batch_size": 4, "learning_rate": 1e-4}

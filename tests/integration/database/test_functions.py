@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.rows import Database
 from lora_worker.database.functions import TRAINER_FUNCTIONS, WORKER_FUNCTIONS
+from tests.rows import Database
 
 
 def test_each_function_is_there_once_with_the_arguments_that_are_tried(db: Database) -> None:

@@ -7,10 +7,10 @@ from uuid import UUID
 
 import pytest
 
-from tests.pipeline import Pipeline
-from tests.rows import Database, Row, outcome, point, report
 from lora_contract.protocol import Point
 from lora_worker.runs.report_rows import point_rows
+from tests.pipeline import Pipeline
+from tests.rows import Database, Row, outcome, point, report
 
 
 class Chart:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from uuid import UUID
 
 import psycopg
 import pytest
 
+from lora_worker.database import migrations
+from lora_worker.database.migrations import migrate, migration_files, undo_files, undo_migrations
+from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError
 from sandbox.postgres import Postgres
 from sandbox.rights import NOTHING_BY_DEFAULT
 from tests.catalog import catalog
+from tests.project import ROOT
 from tests.rows import Database
 from tests.waiting import PATIENCE_SECONDS, until
-from lora_worker.database import migrations
-from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError
-from lora_worker.database.migrations import migrate, migration_files, undo_files, undo_migrations
 
 STATUSES = ("queued", "initializing", "running", "completed", "failed", "cancelled")
 TABLES = ("datasets", "training_jobs", "metrics_points", "model_artifacts", "cost_records", "notifications")
@@ -29,8 +29,8 @@ OWN_TABLES = (
     *("training_endpoints", "training_breakers", "training_holds"),
 )
 
-_APPLICATION_SCHEMA = Path(__file__).parent.parent / "data" / "application_schema.sql"
-_PIPELINE_SCHEMA = Path(__file__).parent.parent / "data" / "pipeline_schema.sql"
+_APPLICATION_SCHEMA = ROOT / "tests" / "data" / "application_schema.sql"
+_PIPELINE_SCHEMA = ROOT / "tests" / "data" / "pipeline_schema.sql"
 _WAITS_FOR_DATASETS = "select from pg_locks where relation = 'public.datasets'::regclass and not granted"
 
 

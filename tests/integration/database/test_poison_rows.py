@@ -12,16 +12,16 @@ import psycopg
 import pytest
 from psycopg.types.json import Json
 
+from lora_worker.database.queue import Queue
+from lora_worker.database.rows import parse_assignment
+from lora_worker.money.pricing import load_prices
+from lora_worker.money.terms import make_terms
 from sandbox.errors import SandboxError
 from sandbox.project import Project
 from tests.application import User
 from tests.pipeline import Pipeline
 from tests.rows import Database, Row
 from tests.scripted import make_services
-from lora_worker.database.rows import parse_assignment
-from lora_worker.money.pricing import load_prices
-from lora_worker.database.queue import Queue
-from lora_worker.money.terms import make_terms
 
 MEGABYTE = 1_000_000
 POISON = {

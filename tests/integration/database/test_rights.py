@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,9 +17,10 @@ from psycopg import sql
 from sandbox.postgres import Postgres
 from sandbox.project import Project
 from tests.documented import sql_of_page, table_under
+from tests.project import ROOT
 from tests.rows import Database, Row
 
-_PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "rights.md").read_text()
+_PAGE = (ROOT / "docs" / "rights.md").read_text()
 _NOTHING = "–"
 # A project of before 2026-10-30 granted all new tables and functions to everybody; one of today grants nothing.
 _ON_BOTH = pytest.mark.parametrize("world", [False, True], indirect=True, ids=["nothing granted", "all granted"])

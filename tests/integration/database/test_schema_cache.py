@@ -10,13 +10,13 @@ import pytest
 from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
-from sandbox.postgres import Postgres
-from sandbox.supabase import LocalSupabase
 from lora_worker.commands.cli import app
-from lora_worker.errors import SchemaCacheError, SchemaMissingError
 from lora_worker.database.functions import WORKER_SCHEMA_VERSION, Function
 from lora_worker.database.migrations import migrate
 from lora_worker.database.rest import Rest
+from lora_worker.errors import SchemaCacheError, SchemaMissingError
+from sandbox.postgres import Postgres
+from sandbox.supabase import LocalSupabase
 
 _ASK = b"select d.worker_schema_1 from public.datasets d limit 0"
 _LATER = Function("came_later", TypeAdapter(int), {})

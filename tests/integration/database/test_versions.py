@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from tests.stage import Stage
 from lora_worker.database.migrations import migrate
+from tests.stage import Stage
 
 _NEWER = "create or replace function public.worker_schema_version() returns int" + (
     " language sql immutable set search_path = '' as $$ select {version} $$"

@@ -7,11 +7,11 @@ from uuid import UUID
 import httpx
 import pytest
 
-from tests.rows import Database
-from tests.stage import Stage
-from lora_worker.errors import DatasetPendingError, PreflightError
 from lora_worker.database.rows import Assignment, parse_assignment
 from lora_worker.datasets.preflight import check_dataset_row
+from lora_worker.errors import DatasetPendingError, PreflightError
+from tests.rows import Database
+from tests.stage import Stage
 
 
 def queued(db: Database, status: str) -> tuple[UUID, UUID]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.rows import Database
 from lora_worker.commands.doctor import Check, examine_workers
+from tests.rows import Database
 
 
 def report(db: Database, worker: str = "w1", **more: Any) -> None:

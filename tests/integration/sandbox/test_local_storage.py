@@ -10,9 +10,9 @@ import httpx
 import jwt
 import pytest
 
+from lora_contract.grants import lifetime_seconds
 from sandbox.supabase import LocalSupabase
 from tests.conftest import SANDBOX
-from lora_contract.grants import lifetime_seconds
 
 MODELS = "lora-models"
 JSON_TYPE = {"content-type": "application/json", "x-upsert": "true"}

@@ -11,11 +11,13 @@ import pytest
 from sandbox.errors import ChildFailedError
 from sandbox.postgres import Postgres
 from sandbox.processes import Child, port_answers, start_child, wait_until
+from tests.project import ROOT
 from tests.waiting import until
 
 START_AND_WAIT = """
 import sys, time
 from sandbox.postgres import Postgres
+from tests.project import ROOT
 server = Postgres.start()
 print(server.port, server._folder, flush=True)
 time.sleep(600)
@@ -28,7 +30,7 @@ def parent() -> Iterator[tuple["subprocess.Popen[str]", int, Path]]:
         [sys.executable, "-c", START_AND_WAIT],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=ROOT,
         start_new_session=True,
     )
     assert process.stdout is not None

@@ -11,11 +11,11 @@ import jwt
 import psycopg
 import pytest
 
-from sandbox.supabase import LocalSupabase
-from tests.conftest import SANDBOX
-from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError
 from lora_worker.database.functions import WORKER_SCHEMA_VERSION
 from lora_worker.database.rest import Rest
+from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError
+from sandbox.supabase import LocalSupabase
+from tests.conftest import SANDBOX
 
 _FUNCTIONS = """
 create function public.fail_with(code text) returns int language plpgsql as $$

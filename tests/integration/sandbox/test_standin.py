@@ -17,13 +17,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from lora_contract.grants import seal_urls
+from lora_contract.protocol import Manifest, Progress, Result
+from lora_trainer.run.answers import CheckIn, UploadGrant
 from sandbox.processes import free_ports
 from sandbox.runpod import LocalRunPod, Outcome
 from sandbox.standin import Mishap, read_steps, runs_trained_twice, standin_env
 from tests.waiting import awaited, until
-from lora_trainer.run.answers import CheckIn, UploadGrant
-from lora_contract.grants import seal_urls
-from lora_contract.protocol import Manifest, Progress, Result
 
 TOKEN = "t" * 43
 DATASET = b'{"messages": []}\n'

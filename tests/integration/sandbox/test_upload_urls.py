@@ -6,9 +6,9 @@ from uuid import UUID
 
 import httpx
 
-from tests.stage import Stage
 from lora_contract.grants import open_urls
-from lora_worker.runs.tokens import RunTokens
+from lora_worker.configuration.tokens import RunTokens
+from tests.stage import Stage
 
 
 def _granted_urls(stage: Stage, job_id: str) -> dict[str, str]:

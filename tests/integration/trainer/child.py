@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sandbox.sample_text import write_sample_dataset
 from lora_contract.protocol import Progress
 from lora_trainer.run.task import Outcome, Task
+from sandbox.sample_text import write_sample_dataset
 
 FAST = {"learning_rate": 5e-3, "batch_size": 8, "epochs": 2, "max_length": 256, "rank": 8}
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.trainer.child import make_task, train
 from lora_contract.protocol import ErrorCode
+from tests.integration.trainer.child import make_task, train
 
 pytestmark = pytest.mark.gpu_stack
 

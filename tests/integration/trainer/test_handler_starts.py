@@ -5,11 +5,11 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from tests.project import IMPORT_PATH
 from tests.waiting import PATIENCE_SECONDS
 
 MALFORMED = {"input": {"job_id": "j", "run_id": "r", "channel": {"token": "secret-token"}}}
@@ -20,7 +20,7 @@ def start(*arguments, folder, **variables):
     return subprocess.Popen(
         [sys.executable, "-u", "-m", "lora_trainer.handler", *arguments],
         cwd=folder,
-        env={**environment, "PYTHONPATH": str(Path(__file__).parents[3])},
+        env={**environment, "PYTHONPATH": IMPORT_PATH},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -102,7 +102,7 @@ def hub():
 def begin_prefetch(hub, volume, model="org/model"):
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     return subprocess.Popen(
-        [sys.executable, "-m", "lora_trainer.models.prefetch", "--volume", str(volume), model],
+        [sys.executable, "-m", "lora_trainer.cli", "prefetch", "--volume", str(volume), model],
         env={
             **environment,
             "HF_ENDPOINT": hub,

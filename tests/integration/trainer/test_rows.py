@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.integration.trainer.child import make_task
 from lora_trainer.data.chat import IGNORED
+from tests.integration.trainer.child import make_task
 
 pytestmark = pytest.mark.gpu_stack
 
@@ -27,9 +27,9 @@ def dataset_with_one_long_conversation(path):
 
 def prepared_with_the_long_one_held_out(task):
     from lora_trainer.models.bases import BaseModels
-    from lora_trainer.models.gpu import GpuMonitor
     from lora_trainer.models.loading import detect_hardware
     from lora_trainer.recipe.train import prepare
+    from lora_trainer.run.gpu import GpuMonitor
 
     models = BaseModels(task.volume)
     for seed in range(100):
@@ -59,9 +59,9 @@ def built(prepared, task, folder, *, micro_batch=None):
 
 def prepared_for(task):
     from lora_trainer.models.bases import BaseModels
-    from lora_trainer.models.gpu import GpuMonitor
     from lora_trainer.models.loading import detect_hardware
     from lora_trainer.recipe.train import prepare
+    from lora_trainer.run.gpu import GpuMonitor
 
     return prepare(task, BaseModels(task.volume), detect_hardware(), GpuMonitor(wanted=False))
 
@@ -157,9 +157,9 @@ def test_the_validation_loss_is_the_mean_over_all_tokens_however_they_are_split(
 def test_packed_rows_go_through_one_by_one_where_a_mask_keeps_them_apart(tmp_path, tiny_model, packing, together):
     """TRL strings a micro-batch's packed rows together, and the mask grows with the square of their length."""
     from lora_trainer.models.bases import BaseModels
-    from lora_trainer.models.gpu import GpuMonitor
     from lora_trainer.models.loading import detect_hardware
     from lora_trainer.recipe.train import prepare
+    from lora_trainer.run.gpu import GpuMonitor
 
     wanted = {"packing": packing, "merge_conversations": False, "batch_size": 4, "max_length": 128}
     task = make_task(tmp_path, tiny_model, hyperparameters=wanted)

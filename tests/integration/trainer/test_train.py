@@ -6,8 +6,8 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from tests.integration.trainer.child import make_task, start, train
 from lora_contract.protocol import ErrorCode, Stage
+from tests.integration.trainer.child import make_task, start, train
 
 pytestmark = pytest.mark.gpu_stack
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from lora_worker.commands.doctor import Check, examine
+from lora_worker.configuration.settings import Settings
+from lora_worker.launchers.base import EndpointHealth
+from lora_worker.services import open_services
 from sandbox.supabase import LocalSupabase
 from tests.application import User
 from tests.conftest import SANDBOX
-from lora_worker.commands.doctor import Check, examine
-from lora_worker.launchers.base import EndpointHealth
-from lora_worker.services import open_services
-from lora_worker.configuration.settings import Settings
 
 
 class _Launcher:

@@ -10,13 +10,13 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from lora_worker.database.functions import QUEUE_HEALTH
+from lora_worker.database.queue import SCHEMA_VERSIONS, Queue
+from lora_worker.database.rows import Assignment, DatasetClaim
 from sandbox.project import Project
 from tests import scripted
 from tests.rows import Database, report
 from tests.unit.worker.duties import test_dataset_validation as datasets
-from lora_worker.database.functions import QUEUE_HEALTH
-from lora_worker.database.rows import Assignment, DatasetClaim
-from lora_worker.database.queue import SCHEMA_VERSIONS, Queue
 
 _LEASE_SECONDS = 600
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.scripted import FakeQueue, Shelf, assignment, make_services
 from lora_contract.bounds import MOST_STEPS, spread
 from lora_contract.protocol import (
     MAX_FILES,
@@ -23,13 +22,15 @@ from lora_contract.protocol import (
     Summary,
     TrainerError,
 )
-from lora_worker.runs import settling
-from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError, ValueRefusedError
-from lora_worker.runs.held_run import Holding
-from lora_worker.runs.verdicts import CANCELLED_ELSEWHERE, parse_progress, parse_result
 from lora_worker.database.queue import storable
+from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError, ValueRefusedError
+from lora_worker.runs import settling
+from lora_worker.runs.failures import CANCELLED_ELSEWHERE
+from lora_worker.runs.held_run import Holding
 from lora_worker.runs.report_rows import point_rows, progress_columns
+from lora_worker.runs.results import parse_progress, parse_result
 from lora_worker.runs.settling import Ending
+from tests.scripted import FakeQueue, Shelf, assignment, make_services
 
 ENDLESS = ["Infinity", "-Infinity", "NaN", float("inf"), float("nan"), -1, 3_000_000_000, 1e300, 1e30, "9" * 5000,
            10**400, True, [], {}, "many", None]  # fmt: skip

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.trainer.data.test_data import chat_for, learned_pieces
-from tests.unit.trainer.tokenizers import MISTRAL_V0_3, TEMPLATES
-from lora_trainer.data.chat import IGNORED, Chat
+from lora_contract.hyperparameters import Hyperparameters
 from lora_conversations.reader import Example, Message
+from lora_trainer.data.chat import IGNORED, Chat
 from lora_trainer.data.rows import prepare_data
 from lora_trainer.errors import DatasetInvalidError
-from lora_contract.hyperparameters import Hyperparameters
+from tests.unit.trainer.data.test_data import chat_for, learned_pieces
+from tests.unit.trainer.tokenizers import MISTRAL_V0_3, TEMPLATES
 
 pytestmark = pytest.mark.gpu_stack
 

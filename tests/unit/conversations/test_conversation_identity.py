@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.corpus import chat, conversation, full_file, lines, pair, turn
-from lora_conversations.reader import Example, merge_conversations, read_examples
 from lora_conversations.identity import conversation_key, conversation_names, hold_out, shared_ids_note
+from lora_conversations.reader import Example, merge_conversations, read_examples
+from tests.corpus import chat, conversation, full_file, lines, pair, turn
 
 
 def read(content: bytes) -> list[Example]:

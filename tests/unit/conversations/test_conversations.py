@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.corpus import CASES, GOOD, META, chat, conversation, full_file, lines, pair, sharegpt, turn, v3_pair
+from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.reader import (
     ASSISTANT,
     SYSTEM,
     USER,
-    DatasetUnusableError,
     Example,
     ExampleParser,
     LineError,
@@ -27,6 +26,7 @@ from lora_conversations.reader import (
     read_examples,
 )
 from lora_conversations.survey import Survey, Surveyor, estimate_tokens
+from tests.corpus import CASES, GOOD, META, chat, conversation, full_file, lines, pair, sharegpt, turn, v3_pair
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "eq-alignment-12.jsonl"
 SMALL_CASES = [case.content for case in CASES if len(case.content) < 100_000]

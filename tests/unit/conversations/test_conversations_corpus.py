@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.corpus import CASES, Case
-from lora_conversations.reader import DatasetUnusableError, Example, LineError
+from lora_conversations.errors import DatasetUnusableError
+from lora_conversations.reader import Example, LineError
 from lora_conversations.survey import Survey, Surveyor
+from tests.corpus import CASES, Case
 
 
 def in_chunks(content: bytes, size: int) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.corpus import conversation, pair, sharegpt
+from tests.project import ROOT
 
 FILE_BYTES = 200_000_000
 LIMIT_KILOBYTES = 300 * 1024
@@ -20,6 +21,7 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 from lora_conversations.survey import Surveyor
+from tests.project import ROOT
 surveyor = Surveyor()
 with open(sys.argv[1], "rb") as file:
     while chunk := file.read(1 << 20):
@@ -48,7 +50,7 @@ def fill(path: Path, begin: str, item: Callable[[int], str], separator: str, end
 def measure(path: Path) -> tuple[int, int, int]:
     """Examples, bad lines, and the peak of the memory in kilobytes, in a process of its own."""
     command = [sys.executable, "-c", MEASURE, str(path)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     path.unlink()
     examples, bad, kilobytes = map(int, answer.stdout.split())
     print(f"{examples} examples, {kilobytes // 1024} MB")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-from tests.corpus import CASES
-from lora_conversations.reader import Example, read_examples
 from lora_conversations.keys import OUTER_KEYS, ROW_KEYS, TURN_KEYS, V3_PAIR_KEYS
+from lora_conversations.reader import Example, read_examples
 from lora_conversations.turns import REASONING
 from lora_conversations.values import CONTAINERS
+from tests.corpus import CASES
+from tests.project import ROOT
 
-PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+PAGE = (ROOT / "docs" / "formats.md").read_text()
 BLOCKS = re.findall(r"### (.+?)\n.*?```jsonl?\n(.*?)```", PAGE, re.DOTALL)
 
 

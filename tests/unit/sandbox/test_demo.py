@@ -7,6 +7,7 @@ from pathlib import Path
 from sandbox.answers import first_question
 from sandbox.report import JobReport
 from sandbox.sample_text import WARM_SYSTEM, write_sample_dataset
+from tests.project import ROOT
 
 REPORT = JobReport(
     status="completed",
@@ -44,6 +45,6 @@ def test_the_question_is_the_first_of_the_dataset_with_its_system_prompt(tmp_pat
 
 def test_a_dataset_that_is_not_there_is_one_sentence_and_starts_nothing() -> None:
     command = [sys.executable, "-m", "sandbox.demo", "--dataset", "no-such-file.jsonl"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout == "The demo stopped: there is no file no-such-file.jsonl\n"

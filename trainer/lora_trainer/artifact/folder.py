@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.artifact.archive import write_archive
 from lora_contract.curve import format_log
-from lora_trainer.errors import NothingLearnedError
+from lora_contract.protocol import LOG_NAME, Point
+from lora_trainer.artifact.archive import write_archive
 from lora_trainer.artifact.generation import save_generation_config
 from lora_trainer.artifact.model_card import Facts, model_card
-from lora_contract.protocol import LOG_NAME, Point
+from lora_trainer.errors import NothingLearnedError
 from lora_trainer.run.volume import naming_full_disks
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
+from lora_contract.renderings import Rendering
 from lora_conversations.control_tokens import ControlTokens, plain_marks
+from lora_conversations.examples import ASSISTANT, SYSTEM, USER, Example, LineError, Message
 from lora_conversations.reader import fold_system
 from lora_trainer.errors import BaseModelUnknownError
-from lora_conversations.examples import ASSISTANT, SYSTEM, USER, Example, LineError, Message
-from lora_trainer.data.renderings import Rendering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,14 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lora_trainer.data.chat import Chat, Row
-from lora_conversations.reader import Example, merge_conversations
-from lora_trainer.errors import DatasetInvalidError
-from lora_conversations.examples import SYSTEM, Message
 from lora_contract.hyperparameters import Hyperparameters
-from lora_conversations.identity import conversation_key, conversation_names, hold_out, shared_ids_note
-from lora_conversations.survey import Refuse, Survey, Surveyor, accept
 from lora_contract.words import counted
+from lora_conversations.errors import DatasetUnusableError
+from lora_conversations.examples import SYSTEM, Message
+from lora_conversations.identity import conversation_key, conversation_names, hold_out, shared_ids_note
+from lora_conversations.reader import Example, merge_conversations
+from lora_conversations.survey import Refuse, Survey, Surveyor, accept
+from lora_trainer.data.chat import Chat, Row
+from lora_trainer.errors import DatasetInvalidError
 
 _CHUNK_BYTES = 1 << 20
 _TOKENS_NAMED = 5
@@ -145,12 +146,15 @@ def load_examples(dataset: Path, max_bad_line_share: float, refuse: Refuse = acc
         DatasetInvalidError: the file can't be read, or more lines are bad than `max_bad_line_share` allows.
     """
     surveyor, examples = Surveyor(refuse), []
-    with dataset.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            examples += surveyor.feed(chunk)
-    examples += surveyor.close()
-    survey = surveyor.result()
-    survey.check(max_bad_line_share)
+    try:
+        with dataset.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                examples += surveyor.feed(chunk)
+        examples += surveyor.close()
+        survey = surveyor.result()
+        survey.check(max_bad_line_share)
+    except DatasetUnusableError as error:
+        raise DatasetInvalidError(error.message, error.hint) from None
     return examples, survey
 
 

@@ -14,11 +14,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from lora_contract.hyperparameters import Hyperparameters
+from lora_trainer.errors import BaseModelMismatchError, BaseModelUnknownError, TrainingError
 from lora_trainer.models.bases import Base
 from lora_trainer.models.cuda_faults import is_out_of_memory
-from lora_trainer.errors import BaseModelMismatchError, BaseModelUnknownError, TrainingError
 from lora_trainer.models.experts import quantising_experts, unquantised_experts
-from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.models.targets import Targets, check_coverage, choose_targets, high_precision_modules, keeping_names
 from lora_trainer.run.volume import is_full_disk
 

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from lora_contract.hyperparameters import Hyperparameters
+from lora_contract.words import counted
 from lora_trainer.errors import DoesNotFitError
 from lora_trainer.models.experts import is_fused_expert
-from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.models.shapes import known_config
 from lora_trainer.models.targets import choose_targets, high_precision_modules, packing_decision
-from lora_contract.words import counted
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

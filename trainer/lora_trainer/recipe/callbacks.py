@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lora_trainer.recipe.checkpoints import BEST_NAME, Mark, remove_others, write_mark
 from lora_contract.crashpoints import reach
 from lora_contract.curve import Curve, validation_points
-from lora_trainer.errors import LossNotFiniteError, SupersededError
-from lora_trainer.models.gpu import GpuMonitor
 from lora_contract.protocol import Point
-from lora_trainer.run.events import Reporter
+from lora_trainer.errors import LossNotFiniteError, SupersededError
+from lora_trainer.recipe.checkpoints import BEST_NAME, Mark, remove_others, write_mark
 from lora_trainer.recipe.stopping import StopSwitch
+from lora_trainer.run.events import Reporter
+from lora_trainer.run.gpu import GpuMonitor
 from lora_trainer.run.task import Task
 from lora_trainer.run.volume import JobFolder, naming_full_disks
 

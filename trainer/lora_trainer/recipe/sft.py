@@ -16,10 +16,10 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from lora_contract.batches import BatchShape, forward_passes, share_out
-from lora_trainer.recipe.callbacks import EvaluationLeftError, RunCallback
-from lora_trainer.data.chat import IGNORED, Row
 from lora_contract.hyperparameters import Hyperparameters
+from lora_trainer.data.chat import IGNORED, Row
 from lora_trainer.models.loading import Hardware, Lora
+from lora_trainer.recipe.callbacks import EvaluationLeftError, RunCallback
 from lora_trainer.recipe.schedule import rate_share, warm_up_steps
 from lora_trainer.run.task import Task
 

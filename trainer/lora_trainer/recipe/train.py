@@ -27,17 +27,17 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
-from lora_trainer.artifact.folder import save_artifact
-from lora_trainer.models.bases import Base, BaseModels, licence_of
 from lora_contract.batches import BatchShape, shape_batches, smaller_micro_batch
-from lora_trainer.recipe.callbacks import RunCallback, load_trainable_weights
+from lora_contract.protocol import FinalMetrics, Stage, Summary
+from lora_contract.renderings import Rendering
+from lora_contract.words import counted
+from lora_trainer.artifact.folder import save_artifact
+from lora_trainer.artifact.model_card import Facts
 from lora_trainer.data.chat import Chat, prepare_tokenizer
-from lora_trainer.recipe.checkpoints import newest_checkpoint
-from lora_trainer.models.cuda_faults import context_is_broken, is_out_of_memory
 from lora_trainer.data.rows import Data, prepare_data
 from lora_trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, TrainingError
-from lora_trainer.models.gpu import GpuMonitor
-from lora_trainer.artifact.model_card import Facts
+from lora_trainer.models.bases import Base, BaseModels, licence_of
+from lora_trainer.models.cuda_faults import context_is_broken, is_out_of_memory
 from lora_trainer.models.loading import (
     Hardware,
     Lora,
@@ -49,16 +49,16 @@ from lora_trainer.models.loading import (
     load_tokenizer,
 )
 from lora_trainer.models.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_memory
-from lora_contract.protocol import FinalMetrics, Stage, Summary
-from lora_trainer.data.renderings import Rendering
-from lora_trainer.recipe.trackers import usable_reporters
-from lora_trainer.run.events import Reporter
+from lora_trainer.models.targets import DORA_NOTE, packing_decision, serving_note
+from lora_trainer.recipe.callbacks import RunCallback, load_trainable_weights
+from lora_trainer.recipe.checkpoints import newest_checkpoint
 from lora_trainer.recipe.sft import build_trainer, planned_warm_up, save_checkpoint_now
 from lora_trainer.recipe.stopping import StopSwitch, end_with_the_handler
-from lora_trainer.models.targets import DORA_NOTE, packing_decision, serving_note
+from lora_trainer.recipe.trackers import usable_reporters
+from lora_trainer.run.events import Reporter
+from lora_trainer.run.gpu import GpuMonitor
 from lora_trainer.run.task import Outcome, Task
 from lora_trainer.run.volume import FULL_DISK_HINT, is_full_disk
-from lora_contract.words import counted
 
 log = logging.getLogger("lora_trainer.recipe.train")
 
@@ -228,7 +228,7 @@ def run_training(trainer: SFTTrainer, callback: RunCallback, stop: StopSwitch, c
     """
     stop.training_begins()
     try:
-        lora_trainer.recipe.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -15,11 +15,11 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from lora_trainer.run.answers import CheckIn, UploadGrant, UploadRequested
 from lora_contract.connections import why_unreachable
-from lora_trainer.errors import CancelledByUserError, ChannelUnreachableError, SupersededError
 from lora_contract.protocol import ArtifactFile, Channel
 from lora_contract.rest_errors import RestError, read_error
+from lora_trainer.errors import CancelledByUserError, ChannelUnreachableError, SupersededError
+from lora_trainer.run.answers import CheckIn, UploadGrant, UploadRequested
 
 log = logging.getLogger(__name__)
 

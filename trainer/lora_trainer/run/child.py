@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from lora_trainer.errors import ChildCrashedError
 from lora_contract.protocol import Progress
+from lora_trainer.errors import ChildCrashedError
 from lora_trainer.run.task import OUTCOME_NAME, Outcome, Task
 
 log = logging.getLogger(__name__)

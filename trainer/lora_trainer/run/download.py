@@ -9,9 +9,9 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from lora_contract.connections import why_unreachable
-from lora_trainer.errors import DatasetChangedError, DatasetUnreachableError
 from lora_contract.protocol import DatasetRef
 from lora_contract.storage_answers import Refusal, read_streamed_answer
+from lora_trainer.errors import DatasetChangedError, DatasetUnreachableError
 from lora_trainer.run.volume import naming_full_disks
 
 _ATTEMPTS = 5

@@ -7,8 +7,8 @@ import time
 from typing import TextIO
 
 from lora_contract.curve import Curve
-from lora_trainer.models.gpu import GpuMonitor
 from lora_contract.protocol import STAGE_PROGRESS, Point, Progress, Stage
+from lora_trainer.run.gpu import GpuMonitor
 from lora_trainer.run.task import Task
 
 log = logging.getLogger(__name__)

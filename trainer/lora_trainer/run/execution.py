@@ -16,11 +16,9 @@ import traceback
 import uuid
 from typing import Any
 
-from lora_trainer.run.channel import ChannelClient
-from lora_trainer.run.child import TrainingChild, finish
 from lora_contract.crashpoints import reach
 from lora_contract.curve import thin_points
-from lora_trainer.run.download import download_dataset
+from lora_contract.protocol import STAGE_PROGRESS, Point, Progress, Request, Result, Stage, Summary
 from lora_trainer.errors import (
     ChannelUnreachableError,
     FenceLostError,
@@ -31,13 +29,15 @@ from lora_trainer.errors import (
     TimeLimitError,
     TrainingError,
 )
-from lora_trainer.run.runpod_progress import ProgressPoster, Send
-from lora_contract.protocol import STAGE_PROGRESS, Point, Progress, Request, Result, Stage, Summary
+from lora_trainer.run.channel import ChannelClient
+from lora_trainer.run.child import TrainingChild, finish
+from lora_trainer.run.download import download_dataset
 from lora_trainer.run.publishing import publish
-from lora_trainer.settings import Settings
+from lora_trainer.run.runpod_progress import ProgressPoster, Send
 from lora_trainer.run.sizes import fit_message
 from lora_trainer.run.task import Outcome, Task
 from lora_trainer.run.volume import JobFolder, find_volume, naming_full_disks, open_job_folder, remove_stale_jobs
+from lora_trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 

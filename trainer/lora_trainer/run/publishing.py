@@ -15,16 +15,16 @@ from pathlib import Path
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from lora_trainer.run.channel import ChannelClient
 from lora_contract.connections import why_unreachable
 from lora_contract.crashpoints import reach
 from lora_contract.curve import manifest_points
-from lora_trainer.errors import ChannelUnreachableError, GrantMissingError, StorageRefusedError, UploadFailedError
 from lora_contract.grants import GrantUnreadableError, lifetime_seconds, open_urls
 from lora_contract.object_names import storable
 from lora_contract.protocol import MANIFEST_NAME, ArtifactFile, Manifest, Request
-from lora_trainer.run.sizes import check_files, encode_manifest
 from lora_contract.storage_answers import Answer, Refusal, read_answer
+from lora_trainer.errors import ChannelUnreachableError, GrantMissingError, StorageRefusedError, UploadFailedError
+from lora_trainer.run.channel import ChannelClient
+from lora_trainer.run.sizes import check_files, encode_manifest
 from lora_trainer.run.task import Outcome
 
 _ATTEMPTS = 5

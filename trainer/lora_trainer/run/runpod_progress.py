@@ -85,10 +85,10 @@ class ProgressPoster:
 
     async def _post(self) -> None:
         assert self.latest is not None
-        reach("lora_trainer.run.runpod_progress.before")
+        reach("trainer.progress.before")
         try:
             async with asyncio.timeout(_SEND_TIMEOUT_SECONDS):
                 await self._send(fit_message(self.latest).model_dump(mode="json", exclude_none=True))
-            reach("lora_trainer.run.runpod_progress.after")
+            reach("trainer.progress.after")
         except Exception as error:  # progress is a courtesy: training goes on without it
             log.warning("progress could not be posted (%s)", type(error).__name__)

@@ -6,7 +6,6 @@ import json
 from typing import TypeVar
 
 from lora_contract.bounds import spread
-from lora_trainer.errors import ArtifactTooLargeError
 from lora_contract.protocol import (
     MAX_FILES,
     MAX_MANIFEST_BYTES,
@@ -18,6 +17,7 @@ from lora_contract.protocol import (
     Progress,
     Result,
 )
+from lora_trainer.errors import ArtifactTooLargeError
 
 _Message = TypeVar("_Message", Progress, Result)
 

@@ -30,10 +30,9 @@ def _fail(text: str, code: int) -> typer.Exit:
 
 
 def _settings() -> Settings:
-    from lora_worker.configuration.contradictions import check_prices
-    from lora_worker.errors import SettingsError
-    from lora_worker.money.pricing import load_prices
     from lora_worker.configuration.settings import load_settings
+    from lora_worker.errors import SettingsError
+    from lora_worker.money.pricing import check_prices, load_prices
     from lora_worker.observability.telemetry import configure_logging
 
     try:
@@ -109,7 +108,7 @@ def _print_status(health: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lora_worker.duties.endpoints import status_lines
+    from lora_worker.commands.status import status_lines
 
     console = Console()
     oldest = health["oldest_wait_seconds"]
@@ -207,9 +206,9 @@ def migrate(
     ] = 600,
 ) -> None:
     """Bring the database to this worker's schema. May be repeated, and while workers run."""
-    from lora_worker.errors import WorkerError
     from lora_worker.database.migrations import migrate as apply
     from lora_worker.database.migrations import undo_migrations
+    from lora_worker.errors import WorkerError
 
     try:
         done = undo_migrations(database_url) if down else apply(database_url)
@@ -313,47 +312,6 @@ def _estimate(settings: Settings, gpu: str, gpus: int, **work: Any) -> dict[str,
     if found is None:
         raise _fail(f"--gpu: {gpu!r} is not in the price table; {', '.join(card.type for card in terms.gpus)} are", 2)
     return asdict(found)
-
-
-@app.command()
-def plan(
-    base_model: Annotated[str, typer.Option(help="Name on the hub, or the absolute path of a folder.")],
-    gpu: Annotated[str, typer.Option(help="A GPU of the price table.")] = "A100-80GB",
-    seq: Annotated[int, typer.Option(min=64, help="Tokens of a row.")] = 4096,
-    batch: Annotated[int, typer.Option(min=1, help="Rows of a forward pass.")] = 1,
-    rank: Annotated[int, typer.Option(min=4, max=128)] = 16,
-) -> None:
-    """How much memory a training takes, without a GPU. Needs the trainer's packages."""
-    import logging
-    from pathlib import Path
-
-    from lora_worker.money.pricing import find_price, load_prices
-
-    # It warns that a CPU kernel is missing, which a plan does not need.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    card = find_price(load_prices(), gpu)
-    if card is None:
-        raise _fail(f"--gpu: {gpu!r} is not in the price table; {', '.join(p.type for p in load_prices())} are", 2)
-    try:
-        from lora_trainer.errors import TrainingError
-        from lora_contract.hyperparameters import Hyperparameters
-        from lora_trainer.models.plan import format_plan, plan_for_base
-    except ImportError:
-        raise _fail("the plan needs the trainer's packages: pip install 'lora-worker[trainer]'", 1) from None
-    try:
-        made = plan_for_base(
-            base_model,
-            Hyperparameters(rank=rank),
-            row_tokens=seq,
-            micro_batch=batch,
-            volume=Path.home() / ".lora-worker",
-        )
-    except TrainingError as error:
-        raise _fail(error.as_protocol().sentence(), 1) from None
-    gpu_bytes = card.memory_gb * 10**9
-    typer.echo(format_plan(made, gpu_name=card.type, gpu_bytes=gpu_bytes))
-    if max(made.total, made.loading_peak) > gpu_bytes:
-        raise typer.Exit(1)
 
 
 def main() -> None:

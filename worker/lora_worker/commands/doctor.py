@@ -8,6 +8,16 @@ from typing import Any
 
 from lora_contract.grants import lifetime_seconds
 from lora_contract.words import counted
+from lora_worker.database.functions import TRAINER_FUNCTIONS, WORKER_FUNCTIONS
+from lora_worker.database.rest import ANON, Rest, closed_functions
+from lora_worker.errors import (
+    SchemaMismatchError,
+    SchemaMissingError,
+    ServiceError,
+    ServiceRefusedError,
+)
+from lora_worker.launchers.endpoints import launches_at, unowned_work
+from lora_worker.services import Services
 from lora_worker.storage.buckets import (
     LEAST_MODEL_BYTES,
     OWN_BUCKETS,
@@ -16,16 +26,6 @@ from lora_worker.storage.buckets import (
     project_fault,
     publicity_faults,
 )
-from lora_worker.duties.endpoints import launches_at, unowned_work
-from lora_worker.errors import (
-    SchemaMismatchError,
-    SchemaMissingError,
-    ServiceError,
-    ServiceRefusedError,
-)
-from lora_worker.database.functions import TRAINER_FUNCTIONS, WORKER_FUNCTIONS
-from lora_worker.database.rest import ANON, Rest, closed_functions
-from lora_worker.services import Services
 from lora_worker.storage.objects import PROBE_NAME
 
 _TABLES = (

@@ -13,10 +13,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lora_worker.configuration.addresses import is_base_url, supabase_fault
 from lora_worker.configuration.environment import ENV_FILE, ENV_FILE_ENCODING
-from lora_worker.errors import SchemaCacheError, SchemaMissingError, ServiceUnavailableError
 from lora_worker.database.functions import WORKER_FUNCTIONS, Function
 from lora_worker.database.migrations import ask_for_reload
 from lora_worker.database.rest import SERVICE, Rest
+from lora_worker.errors import SchemaCacheError, SchemaMissingError, ServiceUnavailableError
 
 _POLL_SECONDS = 2.0
 _NOTIFY_SECONDS = 20.0

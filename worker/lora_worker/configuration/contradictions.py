@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lora_worker.errors import SettingsError
-from lora_worker.money.pricing import LEAST_USEFUL_SECONDS, GpuPrice, affordable_seconds, find_price
-
 if TYPE_CHECKING:
     from lora_worker.configuration.settings import Settings
 
+LEAST_USEFUL_SECONDS = 300.0
+"""GPU time below which no training comes to anything."""
 _MAX_LAUNCH_SECONDS = 7 * 86400
 """RunPod's limit for a launch, from its submission to its end."""
 
@@ -40,25 +39,3 @@ _ORDER = (
     ("retry_base_seconds", "retry_max_seconds", "the first wait before a retry would be longer than the longest"),
 )
 """(the setting that must not be more, than which, what would follow)."""
-
-
-def check_prices(settings: Settings, prices: tuple[GpuPrice, ...]) -> None:
-    """Refuse settings with which no job could ever be launched at these prices.
-
-    Raises:
-        SettingsError: names the variable; without it every job would fail as its user's fault.
-    """
-    card = find_price(prices, settings.endpoint_gpu_type)
-    if settings.endpoint_gpu_type and card is None:
-        known = ", ".join(price.type for price in prices)
-        raise SettingsError(
-            f"LORA_WORKER_ENDPOINT_GPU_TYPE is not in the price table: choose one of {known}, "
-            "or name it in LORA_WORKER_PRICE_TABLE."
-        )
-    hourly = card.price_per_hour if card else min(price.price_per_hour for price in prices)
-    bought = affordable_seconds(settings.max_cost_per_job, price_per_hour=hourly, gpu_count=settings.endpoint_gpu_count)
-    if bought < LEAST_USEFUL_SECONDS:
-        raise SettingsError(
-            f"LORA_WORKER_MAX_COST_PER_JOB buys {bought:.0f} seconds of {settings.endpoint_gpu_count} GPUs at "
-            f"${hourly:.2f} an hour, and no job is launched for less than {LEAST_USEFUL_SECONDS:.0f}: raise it."
-        )

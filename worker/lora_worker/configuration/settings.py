@@ -24,11 +24,16 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lora_contract.protocol import CHART_POINTS
 from lora_worker.configuration.addresses import endpoint_fault, is_base_url, project_of, supabase_fault
-from lora_worker.configuration.contradictions import contradictions
-from lora_worker.configuration.environment import ENV_FILE, ENV_FILE_ENCODING, meant_for, refuse_misspelt, variable_names
-from lora_worker.errors import SettingsError
+from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS, contradictions
+from lora_worker.configuration.environment import (
+    ENV_FILE,
+    ENV_FILE_ENCODING,
+    meant_for,
+    refuse_misspelt,
+    variable_names,
+)
 from lora_worker.configuration.keys import Role, launcher_fault, public_fault, read_key, secret_fault
-from lora_worker.money.pricing import LEAST_USEFUL_SECONDS
+from lora_worker.errors import SettingsError
 
 DEFAULT_BASE_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 """The application's inference endpoint serves this one; an adapter fits only the base it was trained on."""
@@ -168,7 +173,7 @@ class Settings(BaseSettings):
         default=None, description="GPU of the endpoint, for limits and bills; empty: the one that the job asks for"
     )
     endpoint_gpu_count: int = Field(default=1, ge=1, le=8, description="GPUs of one worker of the endpoint")
-    price_table: Path | None = Field(default=None, description="A price file of your own (see worker/lora_worker/money/prices.toml)")
+    price_table: Path | None = Field(default=None, description="A price file of your own, shaped as money/prices.toml")
     chart_points: int = Field(default=CHART_POINTS, ge=10, le=1000, description="Metric points kept for a job")
     grant_wait_seconds: Seconds = Field(
         default=1800, description="How long a trainer waits for upload URLs before it leaves the adapter"

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from pathlib import Path
 
 import psycopg
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from lora_worker.errors import SchemaMismatchError, ServiceError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.database.queue import SCHEMA_VERSIONS
+from lora_worker.errors import SchemaMismatchError, ServiceError, ServiceRefusedError, ServiceUnavailableError
 
 _SERVICE = "the database"
 
@@ -29,12 +30,12 @@ _MIGRATION_LOCK = 0x10DA0001
 
 def migration_files() -> list[tuple[str, str]]:
     """Name and text of every migration, in the order in which they are applied."""
-    return _sql_of(files("sql"))
+    return _sql_of(_sql_folder())
 
 
 def undo_files() -> list[tuple[str, str]]:
     """Name and text of every file that undoes a migration, the last migration's first."""
-    return _sql_of(files("sql") / "down")[::-1]
+    return _sql_of(_sql_folder() / "down")[::-1]
 
 
 def migrate(database_url: str, *, sleep: Callable[[float], None] = time.sleep) -> list[str]:
@@ -83,6 +84,12 @@ def _apply_all(database_url: str, sql_files: list[tuple[str, str]], sleep: Calla
         with attempt, _transaction(database_url) as connection:
             return [_apply(connection, name, text) for name, text in sql_files]
     raise AssertionError("unreachable")
+
+
+def _sql_folder() -> Traversable:
+    """The wheel packs the project's folder `sql/` into this package; in a checkout it lies beside it."""
+    packed = files("lora_worker") / "sql"
+    return packed if packed.is_dir() else Path(__file__).parents[3] / "sql"
 
 
 def _sql_of(folder: Traversable) -> list[tuple[str, str]]:

@@ -14,10 +14,10 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from tenacity.wait import wait_base
 
 from lora_worker.database import functions
-from lora_worker.errors import SchemaMismatchError, ServiceUnavailableError
 from lora_worker.database.functions import Function, T
-from lora_worker.database.rows import Assignment, DatasetClaim, News, parse_assignment, parse_news, places_of
 from lora_worker.database.rest import MEND, SERVICE, Rest
+from lora_worker.database.rows import Assignment, DatasetClaim, News, parse_assignment, parse_news, places_of
+from lora_worker.errors import SchemaMismatchError, ServiceUnavailableError
 
 SCHEMA_VERSIONS = frozenset({1})
 """Versions of `worker_schema_version()` that this worker speaks."""

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lora_contract.connections import why_unreachable
 from lora_contract.rest_errors import RestError, read_error
+from lora_worker.database.functions import Function, T
 from lora_worker.errors import (
     SchemaCacheError,
     SchemaMissingError,
@@ -26,7 +27,6 @@ from lora_worker.errors import (
     ServiceUnavailableError,
     ValueRefusedError,
 )
-from lora_worker.database.functions import Function, T
 
 SERVICE = "Supabase's database"
 MEND = "run `lora-worker migrate` with this worker's release, or update the worker"

@@ -14,9 +14,9 @@ from lora_contract.hyperparameters import (
     gpu_config_with_both_shapes,
     hyperparameters_with_both_shapes,
 )
+from lora_contract.object_names import object_key
+from lora_worker.database.job_keys import misspelt_key
 from lora_worker.errors import PreflightError
-from lora_worker.datasets.job_keys import misspelt_key
-from lora_worker.storage.object_keys import object_key
 
 _ROW = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from lora_conversations.control_tokens import Marks
-from lora_trainer.errors import TrainingError
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
-from lora_trainer.data.renderings import REFUSALS, RENDERINGS
+from lora_contract.renderings import REFUSALS, RENDERINGS
+from lora_conversations.control_tokens import Marks
+from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.survey import Survey, Surveyor
-from lora_worker.money.billing import Rate, gpu_of
-from lora_worker.errors import DatasetPendingError, ObjectMissingError, PreflightError
-from lora_worker.money.estimate import Work, estimate
+from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS
 from lora_worker.database.rows import Assignment, Dataset, Job, parse_gpu_config, parse_hyperparameters
+from lora_worker.errors import DatasetPendingError, ObjectMissingError, PreflightError
 from lora_worker.launchers.base import Policy
-from lora_worker.runs.verdicts import WAITING_FOR_DATASET
-from lora_worker.money.pricing import LEAST_USEFUL_SECONDS, GpuPrice, affordable_seconds
+from lora_worker.money.billing import Rate, gpu_of
+from lora_worker.money.estimate import Work, estimate
+from lora_worker.money.pricing import GpuPrice, affordable_seconds
+from lora_worker.money.terms import Terms
 from lora_worker.services import Services
 from lora_worker.storage.objects import Storage
-from lora_worker.money.terms import Terms
 
 _MAX_REASON_CHARACTERS = 300
+
+WAITING_FOR_DATASET = "waiting_for_dataset"
+"""Code and stage of a run that was given back, since its dataset is not validated yet. It is nobody's failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +237,6 @@ async def survey_dataset(
             "dataset_missing",
             f"The file of the dataset “{dataset.name}” is not in the storage; upload it again.",
         ) from None
-    except TrainingError as error:
-        raise PreflightError("dataset_invalid", error.as_protocol().sentence()) from None
+    except DatasetUnusableError as error:
+        raise PreflightError("dataset_invalid", error.sentence()) from None
     return survey

@@ -18,7 +18,11 @@ from uuid import UUID
 import structlog
 
 from lora_contract.crashpoints import reach
+from lora_worker.database.rows import Assignment
 from lora_worker.duties.endpoints import EndpointWatch
+from lora_worker.duties.rounds import Rounds
+from lora_worker.duties.strays import Reconciler
+from lora_worker.duties.validation import Validator
 from lora_worker.errors import (
     LeaseLostError,
     PassIncompleteError,
@@ -26,14 +30,8 @@ from lora_worker.errors import (
     SchemaMissingError,
     ServiceError,
 )
-from lora_worker.runs.held_run import Holding
-from lora_worker.database.rows import Assignment
-from lora_worker.runs.verdicts import WORKER_FAULT
 from lora_worker.observability.readiness import Readiness
 from lora_worker.observability.repeats import place_of
-from lora_worker.duties.rounds import Rounds
-from lora_worker.services import Services
-from lora_worker.duties.strays import Reconciler
 from lora_worker.observability.telemetry import (
     ADOPTED,
     CLAIMED,
@@ -45,7 +43,9 @@ from lora_worker.observability.telemetry import (
     QUEUE_DEPTH,
     redact,
 )
-from lora_worker.duties.validation import Validator
+from lora_worker.runs.failures import WORKER_FAULT
+from lora_worker.runs.held_run import Holding
+from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)
 

@@ -1,86 +1,22 @@
-"""The endpoints, looked at once a minute: whether their workers get ready, and whether GPUs work for nobody.
-
-An image that ends while it starts is started again and again by RunPod, and its jobs stay in the queue for as long
-as their ttl allows; the job API says no more of it than these counts.
-"""
+"""The endpoints, looked at once a minute: whether their workers get ready, and whether GPUs work for nobody."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import structlog
 
 from lora_worker.errors import ServiceUnavailableError
-from lora_worker.launchers.base import EndpointHealth, EndpointState, LaunchState
+from lora_worker.launchers.base import EndpointHealth, EndpointState
+from lora_worker.launchers.endpoints import EndpointView, launches_at, starting_too_long, unowned_work
 from lora_worker.services import Services
 
 if TYPE_CHECKING:
     from lora_worker.runs.held_run import Holding
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointView:
-    """How a run's endpoint was seen last."""
-
-    problem: str | None = None
-    """A sentence for the operator."""
-    starting_seconds: float = 0.0
-    """For how long its workers have been starting without one of them getting ready."""
-
-    def keeps_waiting(self, state: LaunchState, *, launch_age_seconds: float, limit_seconds: float) -> bool:
-        """Whether a launch has waited its limit for workers that never get ready."""
-        waited = min(self.starting_seconds, launch_age_seconds)
-        return state is LaunchState.QUEUED and waited >= limit_seconds
-
-
-def launches_at(endpoint: str, health: Mapping[str, Any]) -> int:
-    """How many launches the database knows that may be alive at an endpoint; `health` is the queue's."""
-    return sum(row["launches"] for row in health.get("endpoints", ()) if row["endpoint"] in {endpoint, None})
-
-
-def unowned_work(seen: EndpointHealth, launches: int) -> str | None:
-    """What GPUs do that nobody here asked for; None where there is nothing of it."""
-    surplus = max(seen.running, seen.jobs_running) - launches
-    if surplus <= 0:
-        return None
-    return (
-        f"{surplus} more of its GPUs work than this database has launches there ({launches}): look for their jobs in "
-        "RunPod's console, or does another application use this endpoint?"
-    )
-
-
-def starting_too_long(seconds: float, limit_seconds: float) -> str | None:
-    """That workers don't get ready, once that takes too long for a start; None before."""
-    if seconds < limit_seconds / 2:
-        return None
-    return (
-        f"its workers have been starting for {seconds / 60:.0f} minutes, and none gets ready: see their logs in "
-        f"RunPod's console; after {limit_seconds / 60:.0f} minutes its launches are stopped, and jobs are held"
-    )
-
-
-def status_lines(health: Mapping[str, Any]) -> list[str]:
-    """What `lora-worker status` says of endpoints and held jobs beside its tables."""
-    held = health["held"]
-    lines = [f"run {run['run_id'][:8]}: {run['problem']}" for run in health["runs"] if run["problem"]]
-    lines += [
-        f"endpoint {row['endpoint']}: {row['problem']}"
-        + (f" (starting for {row['starting_seconds']:.0f} s)" if row["starting_seconds"] else "")
-        for row in held["endpoint_problems"]
-    ]
-    lines += [
-        f"held: {row['jobs']} jobs, for {row['name'] or 'the image'} at {row['endpoint']} ({row['error_code']}, "
-        f"{row['users']} users); next try in {row['probe_in_seconds']:.0f} s, or `lora-worker resume`"
-        for row in held["breakers"]
-    ]
-    if len({(row["launcher"], row["endpoint"]) for row in health["endpoints"]}) > 1:
-        lines += [f"{row['launches']} launches at {row['endpoint']} ({row['launcher']})" for row in health["endpoints"]]
-    return lines
 
 
 class EndpointWatch:

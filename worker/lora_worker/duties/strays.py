@@ -9,10 +9,10 @@ import structlog
 
 from lora_contract.crashpoints import reach
 from lora_worker.database.functions import Stray
-from lora_worker.launchers.base import LaunchState
-from lora_worker.services import Services
 from lora_worker.duties.sweeping import Sweeper
+from lora_worker.launchers.base import LaunchState
 from lora_worker.runs.whereabouts import Whereabouts, left_alone
+from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)
 

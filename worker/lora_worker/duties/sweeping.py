@@ -5,8 +5,8 @@ from __future__ import annotations
 import structlog
 
 from lora_worker.errors import ServiceError
-from lora_worker.storage.places import STAGING
 from lora_worker.services import Services
+from lora_worker.storage.places import STAGING
 
 log = structlog.get_logger(__name__)
 

@@ -10,14 +10,15 @@ from typing import Any
 
 import structlog
 
-from lora_conversations.reader import ERRORS_KEPT, DatasetUnusableError
 from lora_contract.hyperparameters import Hyperparameters
+from lora_conversations.errors import DatasetUnusableError
+from lora_conversations.reader import ERRORS_KEPT
 from lora_conversations.survey import Note, Survey, Surveyor
-from lora_worker.runs import notices
-from lora_worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceRefusedError
 from lora_worker.database.rows import Dataset, DatasetClaim
-from lora_worker.services import Services
+from lora_worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceRefusedError
 from lora_worker.observability.telemetry import FAULTS_SEEN
+from lora_worker.runs import notices
+from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)
 
@@ -156,7 +157,7 @@ def failed(dataset: Dataset, error: DatasetUnusableError, survey: Survey | None 
     """The outcome of a dataset that can't be used. A fault of the whole file is told as of its first line."""
     lines = list(dict.fromkeys([*error.errors, *(survey.errors if survey else ())]))
     whole_file = {"line": 1, "error": error.message, "suggestion": error.hint}
-    sentence = error.as_protocol().sentence()
+    sentence = error.sentence()
     return {
         "status": "error",
         "total_training_pairs": min(survey.answers, _MAX_INT) if survey else None,

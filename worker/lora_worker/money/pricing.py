@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS
 from lora_worker.errors import SettingsError
 
-LEAST_USEFUL_SECONDS = 300.0
-"""GPU time below which no training comes to anything."""
+if TYPE_CHECKING:
+    from lora_worker.configuration.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def load_prices(path: Path | None = None) -> tuple[GpuPrice, ...]:
     Raises:
         SettingsError: the file can't be read; says what is wrong in it.
     """
-    source = path or files("worker") / "prices.toml"
+    source = path or files("lora_worker.money") / "prices.toml"
     try:
         entries = tomllib.loads(source.read_text(encoding="utf-8"))["gpu"]
         return tuple(_parse(entry) for entry in entries)
@@ -70,3 +71,25 @@ def accrued_cost(gpu_seconds: float, *, price_per_hour: float, gpu_count: int) -
 def affordable_seconds(budget: float, *, price_per_hour: float, gpu_count: int) -> float:
     """How long a budget in USD lasts on these GPUs."""
     return max(budget, 0.0) * 3600 / (price_per_hour * gpu_count)
+
+
+def check_prices(settings: Settings, prices: tuple[GpuPrice, ...]) -> None:
+    """Refuse settings with which no job could ever be launched at these prices.
+
+    Raises:
+        SettingsError: names the variable; without it every job would fail as its user's fault.
+    """
+    card = find_price(prices, settings.endpoint_gpu_type)
+    if settings.endpoint_gpu_type and card is None:
+        known = ", ".join(price.type for price in prices)
+        raise SettingsError(
+            f"LORA_WORKER_ENDPOINT_GPU_TYPE is not in the price table: choose one of {known}, "
+            "or name it in LORA_WORKER_PRICE_TABLE."
+        )
+    hourly = card.price_per_hour if card else min(price.price_per_hour for price in prices)
+    bought = affordable_seconds(settings.max_cost_per_job, price_per_hour=hourly, gpu_count=settings.endpoint_gpu_count)
+    if bought < LEAST_USEFUL_SECONDS:
+        raise SettingsError(
+            f"LORA_WORKER_MAX_COST_PER_JOB buys {bought:.0f} seconds of {settings.endpoint_gpu_count} GPUs at "
+            f"${hourly:.2f} an hour, and no job is launched for less than {LEAST_USEFUL_SECONDS:.0f}: raise it."
+        )

@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from lora_contract.hyperparameters import Hyperparameters
-from lora_worker.money.pricing import GpuPrice, plain_name
 from lora_worker.configuration.settings import Settings
+from lora_worker.money.pricing import GpuPrice, plain_name
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -91,7 +91,7 @@ class Terms(BaseModel):
 @lru_cache(maxsize=1)
 def load_throughput() -> dict[str, Any]:
     """`worker/lora_worker/money/throughput.toml`."""
-    return tomllib.loads((files("worker") / "throughput.toml").read_text(encoding="utf-8"))
+    return tomllib.loads((files("lora_worker.money") / "throughput.toml").read_text(encoding="utf-8"))
 
 
 def make_terms(settings: Settings, prices: tuple[GpuPrice, ...]) -> Terms:

@@ -21,9 +21,9 @@ from prometheus_client import REGISTRY, make_wsgi_app
 from waitress import create_server  # type: ignore[import-untyped]
 from waitress.channel import HTTPChannel  # type: ignore[import-untyped]
 
+from lora_worker.configuration.settings import Settings
 from lora_worker.errors import PortTakenError
 from lora_worker.observability.readiness import Pulse
-from lora_worker.configuration.settings import Settings
 
 Problem = Callable[[], str | None]
 

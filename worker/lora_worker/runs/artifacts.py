@@ -10,9 +10,9 @@ from uuid import UUID
 
 from lora_contract.protocol import MANIFEST_NAME, Manifest, Point, Summary
 from lora_contract.words import shorten
-from lora_worker.datasets.job_keys import unread_keys
+from lora_worker.database.job_keys import unread_keys
 from lora_worker.database.rows import Assignment, Dataset, Job
-from lora_worker.runs.verdicts import QualityReport
+from lora_worker.runs.quality import QualityReport
 from lora_worker.storage.places import Places
 
 _NOTES_KEPT, _NOTE_LENGTH = 30, 600

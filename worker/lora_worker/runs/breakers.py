@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import structlog
 
 from lora_contract.protocol import STAGES, ErrorCode, Stage
-from lora_worker.errors import LeaseLostError, PreflightError
 from lora_worker.database.rows import parse_hyperparameters
+from lora_worker.errors import LeaseLostError, PreflightError
 from lora_worker.launchers.base import LaunchState, Observation
-from lora_worker.runs.verdicts import NEVER_READY, Failure
+from lora_worker.runs.failures import NEVER_READY, Failure
 
 if TYPE_CHECKING:
     from lora_worker.runs.held_run import Holding

@@ -9,8 +9,8 @@ import structlog
 
 from lora_contract.crashpoints import reach
 from lora_contract.protocol import Fault
-from lora_worker.runs import notices
 from lora_worker.errors import LeaseLostError, ServiceError, ValueRefusedError
+from lora_worker.runs import notices
 
 if TYPE_CHECKING:
     from lora_worker.runs.held_run import Holding

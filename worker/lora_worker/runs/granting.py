@@ -10,11 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 from lora_contract.crashpoints import reach
 from lora_contract.grants import seal_urls
 from lora_contract.protocol import MANIFEST_NAME, ArtifactFile, Fault
-from lora_worker.errors import ServiceError
 from lora_worker.database.rows import places_of
-from lora_worker.runs.verdicts import Failure
-from lora_worker.storage.places import Places
+from lora_worker.errors import ServiceError
 from lora_worker.observability.telemetry import FAULTS_SEEN
+from lora_worker.runs.failures import Failure
+from lora_worker.storage.places import Places
 
 if TYPE_CHECKING:
     from lora_worker.runs.held_run import Holding

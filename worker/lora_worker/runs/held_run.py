@@ -14,36 +14,32 @@ import structlog
 
 from lora_contract.crashpoints import reach
 from lora_contract.protocol import Progress, Result, Summary
-from lora_worker.money.billing import Measured, Rate, contradiction, gpu_of
-from lora_worker.duties.endpoints import EndpointView
-from lora_worker.errors import LeaseLostError
-from lora_worker.runs.granting import answer
 from lora_worker.database.rows import Assignment, News
+from lora_worker.errors import LeaseLostError
 from lora_worker.launchers.base import LaunchRef, LaunchState, Observation
-from lora_worker.runs.launching import launch
-from lora_worker.runs.verdicts import (
+from lora_worker.launchers.endpoints import EndpointView
+from lora_worker.money.billing import Measured, Rate, contradiction, gpu_of
+from lora_worker.runs.failures import (
     ARTIFACT_MISSING,
     NEVER_READY,
     OVER_BUDGET,
     OVER_TIME,
     WORKER_FAULT,
-    AwaitManifest,
     Failure,
-    Finish,
-    Stop,
-    judge,
-    parse_progress,
-    parse_result,
     unreadable,
 )
-from lora_worker.storage.places import Places
-from lora_worker.storage.publication import has_manifest
+from lora_worker.runs.granting import answer
+from lora_worker.runs.launching import launch
 from lora_worker.runs.progress_entries import make_report, progress_report
 from lora_worker.runs.report_rows import latest
-from lora_worker.services import Services
+from lora_worker.runs.results import parse_progress, parse_result
 from lora_worker.runs.settling import Ending, settle
 from lora_worker.runs.silence import Silence
+from lora_worker.runs.verdicts import AwaitManifest, Finish, Stop, judge
 from lora_worker.runs.whereabouts import Whereabouts, left_alone
+from lora_worker.services import Services
+from lora_worker.storage.places import Places
+from lora_worker.storage.publication import has_manifest
 
 log = structlog.get_logger(__name__)
 

@@ -17,8 +17,12 @@ from lora_contract.protocol import (
     OutputRef,
     Request,
 )
+from lora_worker.configuration.keys import public_fault, read_key
+from lora_worker.configuration.settings import Settings
+from lora_worker.configuration.tokens import token_sha256
+from lora_worker.database.job_keys import unread_keys
+from lora_worker.database.rows import enrichment_of
 from lora_worker.datasets import preflight
-from lora_worker.runs.breakers import hold_back
 from lora_worker.errors import (
     DatasetPendingError,
     LaunchInDoubtError,
@@ -27,17 +31,13 @@ from lora_worker.errors import (
     ServiceRefusedError,
     ServiceUnavailableError,
 )
-from lora_worker.datasets.job_keys import unread_keys
-from lora_worker.database.rows import enrichment_of
-from lora_worker.configuration.keys import public_fault, read_key
 from lora_worker.launchers.base import Policy
-from lora_worker.runs.verdicts import WORKER_KILLED, Failure
-from lora_worker.storage.places import Places
-from lora_worker.runs.progress_entries import make_report
-from lora_worker.configuration.settings import Settings
-from lora_worker.runs.settling import Ending
 from lora_worker.observability.telemetry import LAUNCHED
-from lora_worker.runs.tokens import token_sha256
+from lora_worker.runs.breakers import hold_back
+from lora_worker.runs.failures import WORKER_KILLED, Failure
+from lora_worker.runs.progress_entries import make_report
+from lora_worker.runs.settling import Ending
+from lora_worker.storage.places import Places
 
 if TYPE_CHECKING:
     from lora_worker.runs.held_run import Holding

@@ -12,30 +12,29 @@ import structlog
 from lora_contract.crashpoints import reach
 from lora_contract.curve import format_log
 from lora_contract.protocol import LOG_NAME, ErrorCode, Fault, FinalMetrics, Manifest, Point, Result, Summary
+from lora_worker.database.rows import Job
+from lora_worker.datasets.preflight import WAITING_FOR_DATASET
+from lora_worker.errors import ArtifactError, ServiceError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.observability.telemetry import SETTLED
 from lora_worker.runs import notices
 from lora_worker.runs.artifacts import Description, curve_of, describe_artifact, told_notes
 from lora_worker.runs.breakers import blame_of
 from lora_worker.runs.closing import Outcome, close
-from lora_worker.storage.earlier_trainer import Bounds, copy_files
-from lora_worker.errors import ArtifactError, ServiceError, ServiceRefusedError, ServiceUnavailableError
-from lora_worker.database.rows import Job
-from lora_worker.runs.verdicts import (
+from lora_worker.runs.earlier_trainer import Bounds, copy_files
+from lora_worker.runs.failures import (
     ARTIFACT_MISSING,
     EARLIER_TRAINER,
     STORAGE_REFUSED,
-    WAITING_FOR_DATASET,
     WORKER_KILLED,
     Failure,
-    LegacyResult,
-    exhausted,
-    rate_training,
-    retry_after,
 )
+from lora_worker.runs.progress_entries import started_notice
+from lora_worker.runs.quality import rate_training
+from lora_worker.runs.report_rows import final_columns, partial_columns, point_rows
+from lora_worker.runs.results import LegacyResult
+from lora_worker.runs.retries import exhausted, retry_after
 from lora_worker.storage.places import Places
 from lora_worker.storage.publication import Shelf, collect
-from lora_worker.runs.progress_entries import started_notice
-from lora_worker.runs.report_rows import final_columns, partial_columns, point_rows
-from lora_worker.observability.telemetry import SETTLED
 
 if TYPE_CHECKING:
     from lora_worker.runs.held_run import Holding

@@ -12,10 +12,10 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from lora_contract.connections import why_unreachable
+from lora_contract.object_names import url_path
 from lora_contract.storage_answers import Answer, Refusal, read_answer, read_streamed_answer
-from lora_worker.errors import ObjectMissingError, ServiceRefusedError, ServiceUnavailableError
-from lora_worker.storage.object_keys import url_path
 from lora_worker.database.rest import api_headers
+from lora_worker.errors import ObjectMissingError, ServiceRefusedError, ServiceUnavailableError
 
 _SERVICE = "Supabase Storage"
 _COPY_SECONDS = 300.0

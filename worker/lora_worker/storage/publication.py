@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from lora_contract.crashpoints import reach
 from lora_contract.protocol import MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactFile, Manifest
 from lora_worker.errors import ArtifactError, ObjectMissingError, ServiceRefusedError
-from lora_worker.storage.places import Places
 from lora_worker.storage.objects import Storage
+from lora_worker.storage.places import Places
 
 _MAX_BYTES = 32 * 1024**3
 """All files of an artifact together: each is copied and read, and holds one of few places meanwhile."""

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 from transformers import GenerationConfig
 
-from tests.unit.trainer.tokenizers import tokenizer_with
-from lora_trainer.data.chat import Chat, prepare_tokenizer
 from lora_trainer.artifact.generation import save_generation_config
+from lora_trainer.data.chat import Chat, prepare_tokenizer
+from tests.unit.trainer.tokenizers import tokenizer_with
 
 pytestmark = pytest.mark.gpu_stack
 

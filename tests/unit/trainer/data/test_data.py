@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from tests.unit.trainer.tokenizers import NO_STOP, TEMPLATES, tokenizer_with
-from lora_trainer.data.chat import IGNORED, Chat, prepare_tokenizer
+from lora_contract.hyperparameters import Hyperparameters
 from lora_conversations.reader import Example, Message
+from lora_trainer.data.chat import IGNORED, Chat, prepare_tokenizer
 from lora_trainer.data.rows import Tally, fit_examples, load_examples, prepare_data
 from lora_trainer.errors import BaseModelUnknownError, DatasetInvalidError
-from lora_contract.hyperparameters import Hyperparameters
+from tests.unit.trainer.tokenizers import NO_STOP, TEMPLATES, tokenizer_with
 
 pytestmark = pytest.mark.gpu_stack
 

@@ -1,18 +1,20 @@
 """Each base that is offered, by what its chat template really does: answers are learned as they are served."""
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.unit.trainer.data.test_data import ANSWERS, TURNS, chat_for, learned_pieces, talk
-from tests.unit.trainer.tokenizers import NO_STOP, tokenizer_with
-from lora_trainer.data.chat import IGNORED, Chat
+from lora_contract.hyperparameters import Hyperparameters
+from lora_contract.renderings import REFUSALS, RENDERINGS
 from lora_conversations.reader import Example, Message
+from lora_trainer.cli import app
+from lora_trainer.data.chat import IGNORED, Chat
 from lora_trainer.data.rows import Tally, fit_examples
 from lora_trainer.errors import BaseModelUnknownError
-from lora_contract.hyperparameters import Hyperparameters
-from lora_trainer.data.renderings import REFUSALS, RENDERINGS, main
+from lora_worker.configuration.settings import Settings
 from lora_worker.datasets import preflight
 from lora_worker.errors import PreflightError
-from lora_worker.configuration.settings import Settings
+from tests.unit.trainer.data.test_data import ANSWERS, TURNS, chat_for, learned_pieces, talk
+from tests.unit.trainer.tokenizers import NO_STOP, tokenizer_with
 
 pytestmark = pytest.mark.gpu_stack
 
@@ -110,11 +112,14 @@ def test_a_base_that_can_not_be_rendered_is_refused_before_a_launch(base):
         preflight.check_base_model(Hyperparameters(base_model=base), (*OFFERED, base))
 
 
-def test_a_base_is_judged_by_its_tokenizer_before_it_is_offered(tmp_path, capsys):
+def test_a_base_is_judged_by_its_tokenizer_before_it_is_offered(tmp_path):
     for name, template in (("good", "r1_distill"), ("bad", "x")):
         tokenizer_with(template, NO_STOP if template == "x" else None).save_pretrained(tmp_path / name)
         (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
-    assert main([str(tmp_path / "good"), "--volume", str(tmp_path)]) == 0
-    assert "opens_thought=True" in capsys.readouterr().out
-    assert main([str(tmp_path / "bad"), "--volume", str(tmp_path)]) == 1
-    assert "stop token" in capsys.readouterr().err
+    runner = CliRunner()
+    good = runner.invoke(app, ["judge", str(tmp_path / "good"), "--volume", str(tmp_path)])
+    assert good.exit_code == 0
+    assert "opens_thought=True" in good.stdout
+    bad = runner.invoke(app, ["judge", str(tmp_path / "bad"), "--volume", str(tmp_path)])
+    assert bad.exit_code == 1
+    assert "stop token" in bad.stderr

@@ -6,14 +6,14 @@ import httpx2
 import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from lora_trainer.models import bases
-from lora_trainer.models.bases import Base, BaseModels, has_weights, licence_of
 from lora_trainer.errors import (
     BaseModelMismatchError,
     BaseModelUnknownError,
     BaseModelUnreachableError,
     DiskFullError,
 )
+from lora_trainer.models import bases
+from lora_trainer.models.bases import Base, BaseModels, has_weights, licence_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

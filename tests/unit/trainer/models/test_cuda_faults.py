@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from lora_contract.protocol import FAULTS, ErrorCode, Fault
+from lora_trainer.errors import BaseModelMismatchError, TrainingError
 from lora_trainer.models import loading as models
 from lora_trainer.models.bases import Base
 from lora_trainer.models.cuda_faults import context_is_broken, is_out_of_memory
-from lora_trainer.errors import BaseModelMismatchError, TrainingError
-from lora_contract.protocol import FAULTS, ErrorCode, Fault
 from lora_trainer.recipe.train import explain, run_training
 
 pytestmark = pytest.mark.gpu_stack

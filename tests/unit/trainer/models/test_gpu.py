@@ -1,7 +1,7 @@
 import pynvml
 import pytest
 
-from lora_trainer.models.gpu import GpuMonitor, GpuSample
+from lora_trainer.run.gpu import GpuMonitor, GpuSample
 
 
 def test_without_a_gpu_nothing_is_claimed():

@@ -1,15 +1,15 @@
 """The plan, against the model that the issue names and against what is counted elsewhere."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
-from lora_trainer.errors import DoesNotFitError
 from lora_contract.hyperparameters import Hyperparameters
+from lora_trainer.errors import DoesNotFitError
 from lora_trainer.models.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_for_base, plan_memory
 from lora_worker.configuration.settings import Settings
+from tests.project import ROOT
 
 pytestmark = pytest.mark.gpu_stack
 
@@ -87,8 +87,8 @@ def test_the_table_names_every_part_and_the_verdict(headline):
 
 @pytest.mark.parametrize("change", [{}, {"rank": 64}, {"use_dora": True}, {"target_experts": True}])
 def test_planned_weights_are_those_that_train(change):
-    from sandbox.tiny_architectures import tiny_config
     from lora_trainer.models.loading import attach_lora
+    from sandbox.tiny_architectures import tiny_config
 
     architecture = "qwen3_next" if change.get("target_experts") else "llama"
     config = tiny_config(architecture, vocab_size=512)
@@ -102,7 +102,7 @@ def test_planned_weights_are_those_that_train(change):
 
 
 def test_the_table_in_the_documentation_is_what_the_plan_says(tmp_path):
-    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+    page = (ROOT / "docs" / "training.md").read_text()
     rows = re.findall(r"^\| `(\S+/\S+)` \| (.*) \|$", page, re.MULTILINE)
     assert [name for name, _ in rows] == list(Settings.model_fields["base_models"].default)
     for name, cells in rows:

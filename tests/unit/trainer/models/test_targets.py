@@ -3,11 +3,11 @@ import sys
 import pytest
 import torch
 
-from sandbox.tiny_architectures import ARCHITECTURES, tiny_config
-from lora_trainer.errors import BaseModelUnknownError, HyperparametersInvalidError
 from lora_contract.hyperparameters import Hyperparameters
+from lora_trainer.errors import BaseModelUnknownError, HyperparametersInvalidError
 from lora_trainer.models.loading import attach_lora
 from lora_trainer.models.targets import Targets, check_coverage, choose_targets, packing_decision, vllm_rank
+from sandbox.tiny_architectures import ARCHITECTURES, tiny_config
 
 pytestmark = pytest.mark.gpu_stack
 

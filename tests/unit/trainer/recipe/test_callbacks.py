@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.recipe.callbacks import RunCallback, has_exploded, validates_after
 from lora_contract.curve import thin_points, validation_points
 from lora_contract.protocol import Point
+from lora_trainer.recipe.callbacks import RunCallback, has_exploded, validates_after
 
 pytestmark = pytest.mark.gpu_stack
 

@@ -12,8 +12,8 @@ pytestmark = pytest.mark.gpu_stack
 
 
 def test_lora_plus_decays_weights_as_asked_for():
-    from tests.unit.trainer.models.test_targets import meta_model
     from lora_trainer.models.loading import attach_lora
+    from tests.unit.trainer.models.test_targets import meta_model
 
     parameters = Hyperparameters(loraplus_lr_ratio=4, weight_decay=0.05, learning_rate=1e-4)
     trainer = SimpleNamespace(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.unit.trainer.project import TOKEN, URL
-from lora_trainer.run.channel import ChannelClient, _PassingFaultError
-from lora_trainer.errors import ChannelUnreachableError
 from lora_contract.protocol import Channel
+from lora_trainer.errors import ChannelUnreachableError
+from lora_trainer.run.channel import ChannelClient, _PassingFaultError
+from tests.unit.trainer.project import TOKEN, URL
 
 SECRET = "a gateway's words"
 

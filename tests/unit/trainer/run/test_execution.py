@@ -10,15 +10,15 @@ import httpx
 import pytest
 import respx
 
-from tests.unit.trainer.project import TOKEN, FakeProject, request_input
-from tests.waiting import PATIENCE_SECONDS
-from lora_trainer import handler as handler_module
-from lora_trainer.run.execution import Execution, fingerprint_of, stop_margin_seconds
-from lora_trainer.handler import handler, parse_request
 from lora_contract.hyperparameters import hyperparameters_with_both_shapes
 from lora_contract.protocol import ErrorCode, Manifest, Result
-from lora_trainer.settings import Settings
+from lora_trainer import handler as handler_module
+from lora_trainer.handler import handler, parse_request
+from lora_trainer.run.execution import Execution, fingerprint_of, stop_margin_seconds
 from lora_trainer.run.volume import JobFolder
+from lora_trainer.settings import Settings
+from tests.unit.trainer.project import TOKEN, FakeProject, request_input
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture

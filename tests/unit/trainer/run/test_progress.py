@@ -4,8 +4,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.run.runpod_progress import ProgressPoster, advance
 from lora_contract.protocol import STAGE_PROGRESS, STAGES, Point, Progress, Stage
+from lora_trainer.run.runpod_progress import ProgressPoster, advance
 
 
 def progress(stage: Stage, percent: float | None = None, step: int = 0) -> Progress:

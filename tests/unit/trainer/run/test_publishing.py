@@ -2,9 +2,7 @@ import httpx
 import pytest
 import respx
 
-from tests.unit.trainer.project import TOKEN, URL, FakeProject, request_input, said
-from lora_trainer.run.channel import ChannelClient
-from lora_trainer.run.download import download_dataset
+from lora_contract.protocol import Channel, DatasetRef, Request
 from lora_trainer.errors import (
     ChannelUnreachableError,
     DatasetUnreachableError,
@@ -13,9 +11,11 @@ from lora_trainer.errors import (
     StorageRefusedError,
     UploadFailedError,
 )
-from lora_contract.protocol import Channel, DatasetRef, Request
+from lora_trainer.run.channel import ChannelClient
+from lora_trainer.run.download import download_dataset
 from lora_trainer.run.publishing import publish
 from lora_trainer.run.task import Outcome
+from tests.unit.trainer.project import TOKEN, URL, FakeProject, request_input, said
 
 
 @pytest.fixture(autouse=True)

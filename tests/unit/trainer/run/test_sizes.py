@@ -7,7 +7,6 @@ import json
 import pytest
 
 from lora_contract.curve import Curve, manifest_points, thin_points
-from lora_trainer.errors import ArtifactTooLargeError
 from lora_contract.protocol import (
     FAULTS,
     MAX_FILES,
@@ -23,6 +22,7 @@ from lora_contract.protocol import (
     Stage,
     Summary,
 )
+from lora_trainer.errors import ArtifactTooLargeError
 from lora_trainer.run.sizes import check_files, encode_manifest, fit_message
 
 

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lora_trainer.errors import RequestInvalidError, TrainingError
-from lora_trainer.settings import Settings, load_settings, unread_settings
 from lora_trainer.run.task import Outcome
 from lora_trainer.run.volume import find_volume, open_job_folder, remove_stale_jobs
+from lora_trainer.settings import Settings, load_settings, unread_settings
 
 
 def test_the_configured_volume_comes_first_fault_46(tmp_path):

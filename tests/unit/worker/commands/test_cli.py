@@ -23,18 +23,27 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_the_daemon_imports_neither_torch_nor_a_gpu_clouds_sdk() -> None:
-    assert not modules_after("import lora_worker.duties.daemon, lora_worker.commands.doctor") & {"torch", "transformers", "runpod", "datasets"}
+    assert not modules_after("import lora_worker.duties.daemon, lora_worker.commands.doctor") & {
+        "torch",
+        "transformers",
+        "runpod",
+        "datasets",
+    }
 
 
-@pytest.mark.parametrize("command", ["run", "status", "doctor", "resume", "migrate", "settings", "plan"])
+@pytest.mark.parametrize("command", ["run", "status", "doctor", "resume", "migrate", "settings"])
 def test_every_command_explains_itself(command: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "lora_worker.commands.cli", command, "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_worker.commands.cli", command, "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0
     assert "Usage" in done.stdout
 
 
 def test_settings_lists_every_variable_without_a_value() -> None:
-    done = subprocess.run([sys.executable, "-m", "lora_worker.commands.cli", "settings", "--json"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_worker.commands.cli", "settings", "--json"], capture_output=True, text=True
+    )
     names = {row["variable"] for row in json.loads(done.stdout)}
     assert "SUPABASE_URL" in names
     assert "LORA_WORKER_POLL_SECONDS" in names

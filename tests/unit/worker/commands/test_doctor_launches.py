@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from tests.scripted import FakeLauncher, FakeQueue, make_services
 from lora_worker.commands.doctor import Check, _check_launches
 from lora_worker.launchers.base import EndpointHealth
+from tests.scripted import FakeLauncher, FakeQueue, make_services
 
 OWN, FORMER = FakeLauncher.endpoint, "https://api.runpod.ai/v2/former"
 HEALTH: dict[str, Any] = {"runs": [], "endpoints": [], "held": {"breakers": [], "endpoint_problems": []}}

@@ -13,13 +13,13 @@ import respx
 from tenacity import wait_none
 from typer.testing import CliRunner
 
-from tests.unit.worker.configuration.test_settings import GOOD
 from lora_worker.commands.cli import app
 from lora_worker.commands.doctor import Check, examine
-from lora_worker.errors import ServiceRefusedError
-from lora_worker.database.queue import Queue
-from lora_worker.services import Services, open_services
 from lora_worker.configuration.settings import Settings
+from lora_worker.database.queue import Queue
+from lora_worker.errors import ServiceRefusedError
+from lora_worker.services import Services, open_services
+from tests.unit.worker.configuration.test_settings import GOOD
 
 SUPABASE, RUNPOD = "https://p.supabase.co", "https://api.runpod.ai/v2/ep"
 

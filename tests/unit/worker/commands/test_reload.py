@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from lora_worker.errors import SchemaCacheError, ServiceRefusedError
-from lora_worker.database.functions import WORKER_FUNCTIONS
 from lora_worker.commands.reload import see_it_served, wait_for_reload
+from lora_worker.database.functions import WORKER_FUNCTIONS
 from lora_worker.database.rest import Rest
+from lora_worker.errors import SchemaCacheError, ServiceRefusedError
 
 UNKNOWN = httpx.Response(404, json={"code": "PGRST202", "message": "Could not find the function"})
 READ_ONLY = httpx.Response(405, json={"code": "25006", "message": "read-only"})

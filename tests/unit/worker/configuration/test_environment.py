@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tests.unit.worker.configuration.test_settings import GOOD
 from lora_worker.commands.cli import app
-from lora_worker.errors import SettingsError
 from lora_worker.configuration.settings import load_settings
+from lora_worker.errors import SettingsError
+from tests.unit.worker.configuration.test_settings import GOOD
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.unit.worker.configuration.test_settings import GOOD
-from lora_worker.errors import SettingsError
 from lora_worker.configuration.keys import Role, read_key
 from lora_worker.configuration.settings import load_settings
+from lora_worker.errors import SettingsError
+from tests.unit.worker.configuration.test_settings import GOOD
 
 
 def jwt(**claims: Any) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_worker.errors import SettingsError
 from lora_worker.configuration.settings import Settings, load_settings, variable_of
+from lora_worker.errors import SettingsError
 
 GOOD = {
     "SUPABASE_URL": "https://p.supabase.co/",

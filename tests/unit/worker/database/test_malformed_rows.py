@@ -11,15 +11,15 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from tests.scripted import FakeLauncher, ForgetfulLauncher, make_services
-from lora_worker.runs import held_run as holding_module
+from lora_worker.database.queue import Queue
+from lora_worker.database.rows import Assignment, Dataset, parse_assignment
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import ServiceUnavailableError
-from lora_worker.runs.held_run import Holding
-from lora_worker.database.rows import Assignment, Dataset, parse_assignment
 from lora_worker.launchers.base import LaunchState
 from lora_worker.money.pricing import find_price, load_prices
-from lora_worker.database.queue import Queue
+from lora_worker.runs import held_run as holding_module
+from lora_worker.runs.held_run import Holding
+from tests.scripted import FakeLauncher, ForgetfulLauncher, make_services
 
 Row = dict[str, Any]
 

@@ -14,8 +14,9 @@ import respx
 from tenacity import wait_none
 
 from lora_contract.rest_errors import read_error
-from lora_worker.database import functions
-from lora_worker.database import rest
+from lora_worker.database import functions, rest
+from lora_worker.database.queue import Queue
+from lora_worker.database.rest import ANON, SERVICE_ROLE, explain
 from lora_worker.errors import (
     SchemaCacheError,
     SchemaMissingError,
@@ -24,8 +25,6 @@ from lora_worker.errors import (
     ServiceUnavailableError,
     ValueRefusedError,
 )
-from lora_worker.database.queue import Queue
-from lora_worker.database.rest import ANON, SERVICE_ROLE, explain
 
 URL = "https://p.supabase.co"
 ROW_TEXT = "a user's words"

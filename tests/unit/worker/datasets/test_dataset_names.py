@@ -6,9 +6,9 @@ from uuid import uuid4
 
 import pytest
 
-from lora_worker.errors import PreflightError
 from lora_worker.database.rows import Dataset, Job
 from lora_worker.datasets.preflight import check_dataset_row
+from lora_worker.errors import PreflightError
 
 USER = uuid4()
 

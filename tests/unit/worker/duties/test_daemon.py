@@ -10,15 +10,15 @@ from uuid import UUID
 
 import pytest
 
-from tests.scripted import ForgetfulLauncher, Shelf, assignment
-from tests.waiting import PATIENCE_SECONDS
-from lora_worker.runs import held_run as holding_module
+from lora_worker.database.rows import News
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import LeaseLostError, PassIncompleteError, SchemaMismatchError, ServiceUnavailableError
-from lora_worker.runs.held_run import Holding
-from lora_worker.database.rows import News
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState
+from lora_worker.runs import held_run as holding_module
+from lora_worker.runs.held_run import Holding
 from lora_worker.services import HeavySlots, Services
+from tests.scripted import ForgetfulLauncher, Shelf, assignment
+from tests.waiting import PATIENCE_SECONDS
 
 
 async def test_after_its_lease_by_its_own_clock_a_worker_neither_looks_nor_writes(services: Services) -> None:

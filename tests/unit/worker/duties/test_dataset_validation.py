@@ -7,15 +7,16 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from tests.corpus import CASES, GOOD, Case, chat, lines, pair, turn
 from lora_conversations.survey import Surveyor
+from lora_worker.database.rows import Dataset, DatasetClaim
+from lora_worker.datasets.preflight import survey_dataset
+from lora_worker.duties.validation import Validator, failed, ready
 from lora_worker.errors import (
     ObjectMissingError,
     PreflightError,
@@ -24,10 +25,9 @@ from lora_worker.errors import (
     ServiceRefusedError,
     ServiceUnavailableError,
 )
-from lora_worker.database.rows import Dataset, DatasetClaim
-from lora_worker.datasets.preflight import survey_dataset
 from lora_worker.services import HeavySlots
-from lora_worker.duties.validation import Validator, failed, ready
+from tests.corpus import CASES, GOOD, Case, chat, lines, pair, turn
+from tests.project import ROOT
 
 OWNER, STRANGER = UUID(int=1), UUID(int=2)
 DATASET = Dataset(
@@ -297,7 +297,7 @@ asyncio.run(main())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_500_mb_are_validated_in_300_mb_of_memory() -> None:
-    root = Path(__file__).parents[2]
+    root = ROOT
     answer = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, cwd=root)
     assert answer.returncode == 0, answer.stderr
     kilobytes = int(answer.stdout.split()[-1])

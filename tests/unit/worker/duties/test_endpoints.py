@@ -7,13 +7,15 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from tests.scripted import FakeLauncher, ForgetfulLauncher, assignment, make_services
+from lora_worker.commands.status import status_lines
 from lora_worker.duties.daemon import Daemon
-from lora_worker.duties.endpoints import EndpointView, EndpointWatch, launches_at, starting_too_long, status_lines, unowned_work
+from lora_worker.duties.endpoints import EndpointWatch
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, EndpointState, LaunchState
+from lora_worker.launchers.endpoints import EndpointView, launches_at, starting_too_long, unowned_work
 from lora_worker.launchers.runpod import RunPodLauncher
-from lora_worker.runs.verdicts import NEVER_READY
+from lora_worker.runs.failures import NEVER_READY
+from tests.scripted import FakeLauncher, ForgetfulLauncher, assignment, make_services
 
 OWN = FakeLauncher.endpoint
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.scripted import FakeQueue, assignment
+from lora_worker.database.rows import News
 from lora_worker.duties import daemon as daemon_module
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import ServiceUnavailableError
+from lora_worker.runs.failures import CANCELLED_ELSEWHERE
 from lora_worker.runs.held_run import Holding
-from lora_worker.database.rows import News
-from lora_worker.runs.verdicts import CANCELLED_ELSEWHERE
-from lora_worker.services import Services
 from lora_worker.runs.settling import Ending
+from lora_worker.services import Services
+from tests.scripted import FakeQueue, assignment
 
 
 def adopting(services: Services) -> FakeQueue:

@@ -8,13 +8,13 @@ from uuid import uuid4
 
 import pytest
 
+from lora_worker.database.functions import Stray
+from lora_worker.duties.daemon import Daemon
+from lora_worker.duties.strays import Reconciler
+from lora_worker.errors import ServiceUnavailableError
+from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from tests.scripted import FakeQueue, assignment, make_services
 from tests.waiting import PATIENCE_SECONDS
-from lora_worker.duties.daemon import Daemon
-from lora_worker.errors import ServiceUnavailableError
-from lora_worker.database.functions import Stray
-from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
-from lora_worker.duties.strays import Reconciler
 
 
 def stray(external_job_id: str) -> Stray:

@@ -7,11 +7,11 @@ import asyncio
 import httpx
 import pytest
 
-from tests.scripted import Clock
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import LaunchRef, LaunchState, Policy
 from lora_worker.launchers.limits import CallLimit, PausedError
 from lora_worker.launchers.runpod import RunPodLauncher
+from tests.scripted import Clock
 
 URL = "https://api.runpod.ai/v2/ep"
 

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from lora_contract.batches import shape_batches
 from lora_contract.hyperparameters import Hyperparameters
 from lora_conversations.survey import Survey
+from lora_worker.configuration.settings import DEFAULT_BASE_MODEL, Settings
 from lora_worker.datasets import preflight
 from lora_worker.errors import PreflightError
 from lora_worker.money.estimate import Work, estimate, told
 from lora_worker.money.pricing import load_prices
-from lora_worker.configuration.settings import DEFAULT_BASE_MODEL, Settings
 from lora_worker.money.terms import Terms, load_throughput, make_terms
+from tests.project import ROOT
 
 
 def terms(**settings: Any) -> Terms:
@@ -167,7 +168,7 @@ def test_a_terminal_is_told_both_ends_and_what_was_assumed() -> None:
 
 
 def test_the_tables_say_where_their_figures_are_from() -> None:
-    folder = Path(__file__).parents[2] / "worker"
+    folder = ROOT / "worker/lora_worker/money"
     for name in ("prices.toml", "throughput.toml"):
         text = (folder / name).read_text()
         assert tomllib.loads(text)["updated"]

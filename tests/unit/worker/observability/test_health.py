@@ -13,11 +13,11 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.waiting import PATIENCE_SECONDS
-from lora_worker.observability import health
 from lora_worker.errors import PortTakenError
+from lora_worker.observability import health
 from lora_worker.observability.health import HealthServer
 from lora_worker.observability.readiness import Pulse, Readiness
+from tests.waiting import PATIENCE_SECONDS
 
 
 class Problems:

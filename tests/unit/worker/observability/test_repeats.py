@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.scripted import Clock
 from lora_worker.observability.repeats import AGAIN_SECONDS, Repeats
+from tests.scripted import Clock
 
 
 def test_what_goes_on_is_said_once_and_again_at_a_slow_rate() -> None:

@@ -8,11 +8,11 @@ from uuid import uuid4
 import pytest
 
 from lora_contract.protocol import FinalMetrics, Summary
-from lora_worker.runs.artifacts import artifact_name, told_notes
 from lora_worker.database.rows import Dataset, Job, Run
+from lora_worker.runs.artifacts import artifact_name, told_notes
 from lora_worker.runs.notices import job_completed
-from lora_worker.storage.places import Places
 from lora_worker.runs.report_rows import final_columns
+from lora_worker.storage.places import Places
 
 
 def run_of(queue: str) -> Run:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.scripted import FakeQueue, ForgetfulLauncher, assignment, make_services
-from lora_worker.runs import held_run as holding_module
 from lora_worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceUnavailableError
-from lora_worker.runs.held_run import Holding
 from lora_worker.launchers.base import LaunchState
+from lora_worker.runs import held_run as holding_module
+from lora_worker.runs.held_run import Holding
+from tests.scripted import FakeQueue, ForgetfulLauncher, assignment, make_services
 
 FILE = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
 

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.scripted import assignment, make_services
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.protocol import Channel, DatasetRef, Limits, OutputRef, Request
-from lora_worker.runs import launching
-from lora_worker.money.billing import Rate
+from lora_worker.datasets.preflight import make_policy
 from lora_worker.errors import PreflightError
+from lora_worker.money.billing import Rate
+from lora_worker.money.pricing import load_prices
+from lora_worker.runs import launching
 from lora_worker.runs.held_run import Holding
 from lora_worker.runs.launching import patience_seconds
-from lora_worker.datasets.preflight import make_policy
-from lora_worker.money.pricing import load_prices
+from tests.scripted import assignment, make_services
 
 
 @pytest.mark.parametrize(("tries", "seconds"), [(1, 30), (2, 60), (5, 480), (6, 600), (1_026, 600), (10**6, 600)])

@@ -9,23 +9,13 @@ from typing import Any
 import pytest
 
 from lora_contract.protocol import FAULTS, ErrorCode, Fault, Point
+from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.launchers.base import LaunchState, Observation
-from lora_worker.runs.verdicts import (
-    OVER_TIME,
-    AwaitManifest,
-    Failure,
-    Finish,
-    Keep,
-    LegacyResult,
-    RetryLimits,
-    Stop,
-    Verdict,
-    exhausted,
-    judge,
-    parse_progress,
-    rate_training,
-    retry_after,
-)
+from lora_worker.runs.failures import OVER_TIME, Failure
+from lora_worker.runs.quality import rate_training
+from lora_worker.runs.results import LegacyResult, parse_progress
+from lora_worker.runs.retries import exhausted, retry_after
+from lora_worker.runs.verdicts import AwaitManifest, Finish, Keep, Stop, Verdict, judge
 
 RUN = "run-1"
 TODAYS_FAILURE = {"status": "failed", "error_message": "No.\nTraceback"}

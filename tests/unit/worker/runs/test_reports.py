@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from lora_contract.curve import thin_points
 from lora_contract.protocol import Point, Progress, Stage
 from lora_worker.launchers.base import LaunchState
-from lora_worker.runs.report_rows import latest, partial_columns, point_row, point_rows, progress_columns, waiting_columns
+from lora_worker.runs.report_rows import (
+    latest,
+    partial_columns,
+    point_row,
+    point_rows,
+    progress_columns,
+    waiting_columns,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANY_FLOAT = st.one_of(st.none(), st.floats())

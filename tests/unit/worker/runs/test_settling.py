@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from tests.scripted import assignment
 from lora_contract.protocol import ErrorCode, Fault, Manifest, Point, Progress, Result, Stage, Summary, TrainerError
-from lora_worker.runs.held_run import Holding
+from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.launchers.base import LaunchState, Observation
-from lora_worker.runs.verdicts import WAITING_FOR_DATASET, Failure, _failure_of, parse_result
-from lora_worker.services import Services
+from lora_worker.runs.failures import Failure
+from lora_worker.runs.held_run import Holding
+from lora_worker.runs.results import parse_result
 from lora_worker.runs.settling import Ending, _failure, _success
+from lora_worker.runs.verdicts import _failure_of
+from lora_worker.services import Services
+from tests.scripted import assignment
 
 A40 = Summary(gpu_type="NVIDIA A40", gpu_count=2, execution_seconds=3600)
 

@@ -8,9 +8,9 @@ from uuid import uuid4
 
 import pytest
 
-from tests.unit.worker.commands.test_doctor import GOOD
-from lora_worker.storage.buckets import ArtifactsBucket
 from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError
+from lora_worker.storage.buckets import ArtifactsBucket
+from tests.unit.worker.commands.test_doctor import GOOD
 
 JOB, OTHER = uuid4(), uuid4()
 

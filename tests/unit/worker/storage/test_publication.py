@@ -9,10 +9,10 @@ from uuid import UUID
 
 import pytest
 
-from tests.unit.shelves import PLACES, RUN_ID, MemoryBucket, shelf_of
 from lora_contract.protocol import ArtifactFile, Manifest
 from lora_worker.errors import ArtifactError, LeaseLostError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.storage.publication import collect, has_manifest
+from tests.unit.shelves import PLACES, RUN_ID, MemoryBucket, shelf_of
 
 RUN = UUID(RUN_ID)
 FILES = {"adapter_model.safetensors": b"w" * 5000, "adapter_config.json": b"{}"}

@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.unit.shelves import RUN_ID, MemoryBucket, shelf_of
-from lora_worker.storage import earlier_trainer
-from lora_worker.storage.earlier_trainer import Bounds, copy_files
 from lora_worker.errors import ArtifactError, ServiceRefusedError
-from lora_worker.runs.verdicts import LegacyResult
+from lora_worker.runs import earlier_trainer
+from lora_worker.runs.earlier_trainer import Bounds, copy_files
+from lora_worker.runs.results import LegacyResult
 from lora_worker.storage.public_web import PublicTransport
+from tests.unit.shelves import RUN_ID, MemoryBucket, shelf_of
 
 BASE = "http://files:80"
 

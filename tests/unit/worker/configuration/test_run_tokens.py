@@ -12,12 +12,12 @@ from uuid import uuid4
 import pytest
 from pydantic import SecretStr
 
-from tests.scripted import START, FakeLauncher, FakeQueue, assignment, make_services
 from lora_contract.grants import open_urls
+from lora_worker.configuration.tokens import RunTokens, token_sha256
 from lora_worker.runs import launching
 from lora_worker.runs.held_run import Holding
 from lora_worker.services import Services
-from lora_worker.runs.tokens import RunTokens, token_sha256
+from tests.scripted import START, FakeLauncher, FakeQueue, assignment, make_services
 
 FILE = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
 

@@ -1,17 +1,12 @@
-"""What a base's chat template allows, found out from its tokenizer alone: before any weights, and before a launch.
+"""What a base's chat template allows: known without the template, so that the worker needs no tokenizer.
 
-`lora_trainer.data.chat` judges a tokenizer; what it found for the bases that are offered and for others that are asked for
-often stands here, so that the worker knows it without a tokenizer. A test holds the tables against the templates.
-
-`python -m lora_trainer.data.renderings <model> [<model> …]`, where the trainer is installed, judges a base before it is offered.
+`lora_trainer.data.chat` judges a tokenizer; the verdict on the bases that are offered, and on others that are asked for
+often, stands here. A test holds the table against the templates. `lora-trainer judge MODEL` judges another base.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 
@@ -57,33 +52,3 @@ RENDERINGS: dict[str, Rendering] = {
 _NO_STOP = "its chat template ends an answer without a stop token, so it would never learn to stop"
 REFUSALS: dict[str, str] = {"zai-org/GLM-4.5": _NO_STOP, "zai-org/GLM-4.5-Air": _NO_STOP}
 """Bases whose answers can't, and why."""
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Judge each model by its tokenizer and print what was found; 1 when one can't be trained."""
-    from lora_trainer.models.bases import BaseModels
-    from lora_trainer.data.chat import Chat, prepare_tokenizer
-    from lora_trainer.errors import TrainingError
-    from lora_trainer.models.loading import load_tokenizer
-    from lora_trainer.settings import Settings
-    from lora_trainer.run.volume import find_volume
-
-    parser = argparse.ArgumentParser(prog="python -m lora_trainer.data.renderings", description="Judge chat templates.")
-    parser.add_argument("models", nargs="+", metavar="model", help="as on huggingface.co, name@revision, or a folder")
-    parser.add_argument("--volume", type=Path, help="default: the mounted network volume")
-    options = parser.parse_args(arguments)
-    models, failed = BaseModels(find_volume(options.volume or Settings().volume)), 0
-    for wanted in options.models:
-        name, _, revision = wanted.partition("@")
-        try:
-            tokenizer = load_tokenizer(models.find(name, revision or None))
-            own = prepare_tokenizer(tokenizer)
-            print(f"{name}: {Chat(tokenizer).rendering}{', with our template' if own else ''}")
-        except TrainingError as error:
-            print(f"{name}: {error.as_protocol().sentence()}", file=sys.stderr)
-            failed = 1
-    return failed
-
-
-if __name__ == "__main__":
-    sys.exit(main())

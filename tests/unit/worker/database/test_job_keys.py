@@ -13,9 +13,9 @@ from lora_contract.hyperparameters import (
     gpu_config_with_both_shapes,
     hyperparameters_with_both_shapes,
 )
-from lora_worker.errors import PreflightError
-from lora_worker.datasets.job_keys import misspelt_key, unread_keys
+from lora_worker.database.job_keys import misspelt_key, unread_keys
 from lora_worker.database.rows import Job, parse_gpu_config, parse_hyperparameters
+from lora_worker.errors import PreflightError
 
 
 def job(hyperparameters: Any = None, gpu_config: Any = None) -> Job:

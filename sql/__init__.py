@@ -1,1 +1,0 @@
-"""The database side: numbered migrations, read by `lora-worker migrate`."""

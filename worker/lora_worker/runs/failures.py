@@ -1,0 +1,72 @@
+"""Why a run ended without a result, in words for its user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lora_contract.protocol import FAULTS, ErrorCode, Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a run ended without a result; `message` is for its user."""
+
+    code: str
+    fault: Fault
+    message: str
+
+
+ARTIFACT_MISSING = Failure(
+    "artifact_missing", Fault.TRANSIENT, "The training ended, but its result did not arrive in the storage."
+)
+CANCELLED_ELSEWHERE = Failure(
+    "cancelled_at_launcher",
+    Fault.PERMANENT,
+    "The GPU job was stopped at the GPU provider, outside this application. Start the job again if nobody meant that.",
+)
+OVER_TIME = Failure(
+    ErrorCode.TIME_LIMIT,
+    Fault.PERMANENT,
+    "The training reached the longest time it may take and was stopped. "
+    "Choose fewer epochs or a smaller dataset, or ask for a higher limit.",
+)
+OVER_BUDGET = Failure(
+    ErrorCode.TIME_LIMIT,
+    Fault.PERMANENT,
+    "The training reached the most it may cost and was stopped. "
+    "Choose fewer epochs, a smaller dataset or a cheaper GPU, or ask for a higher limit.",
+)
+WORKER_KILLED = Failure(
+    "worker_killed",
+    Fault.PERMANENT,
+    "Preparing or finishing this job ended the service several times, so it was given up. Please report it to support.",
+)
+EARLIER_TRAINER = Failure(
+    "earlier_trainer",
+    Fault.PERMANENT,
+    "The training ended, but was done by an earlier program, whose files this service does not fetch. "
+    "Please report it to support.",
+)
+STORAGE_REFUSED = Failure(
+    ErrorCode.STORAGE_REFUSED,
+    FAULTS[ErrorCode.STORAGE_REFUSED],
+    "The training ended, but the storage does not take its adapter. It is tried again once the storage does.",
+)
+WORKER_FAULT = Failure(
+    "worker_fault", Fault.PERMANENT, "The service could not handle this job. Please report it to support."
+)
+SILENT = Failure("gpu_silent", Fault.INFRASTRUCTURE, "The GPU machine was not heard of any more, so it was stopped.")
+LOST = Failure("gpu_lost", Fault.INFRASTRUCTURE, "The GPU machine was lost while it trained.")
+NEVER_STARTED = Failure("gpu_timed_out", Fault.INFRASTRUCTURE, "The GPU provider did not start or finish the job.")
+NEVER_READY = Failure(
+    "gpu_never_ready",
+    Fault.INFRASTRUCTURE,
+    "The GPU provider's machines did not get ready for the training in time.",
+)
+NO_RESULT = Failure("result_unreadable", Fault.TRANSIENT, "The training ended without a readable result.")
+CRASHED = Failure("trainer_crashed", Fault.TRANSIENT, "The training program ended unexpectedly.")
+
+
+def unreadable(sentence: str) -> Failure:
+    """The failure of a job whose row can't be read; the sentence says why."""
+    return Failure("job_unreadable", Fault.PERMANENT, sentence)

@@ -1,0 +1,35 @@
+"""Whether and when a failed run is tried again."""
+
+from __future__ import annotations
+
+from lora_contract.protocol import Fault
+from lora_worker.configuration.retry_limits import RetryLimits
+from lora_worker.runs.failures import Failure
+
+
+def retry_after(
+    failure: Failure, *, transient_failures: int, infrastructure_failures: int, limits: RetryLimits
+) -> float | None:
+    """Seconds until the next attempt; None when there is none. The counts are of earlier runs.
+
+    Full jitter over the upper half of an exponential backoff, so that jobs that failed together do
+    not come back together (Brooker, "Exponential backoff and jitter", AWS 2015).
+    """
+    if failure.fault is Fault.PERMANENT:
+        return None
+    if failure.fault is Fault.TRANSIENT:
+        count, limit = transient_failures, limits.max_attempts - 1
+    else:
+        count, limit = infrastructure_failures, limits.max_infrastructure_failures
+    if count >= limit:
+        return None
+    ceiling = min(limits.base_seconds * 2.0**count, limits.max_seconds)
+    return ceiling * limits.rng.uniform(0.5, 1.0)
+
+
+def exhausted(failure: Failure, attempts: int) -> Failure:
+    """The failure as its user reads it when no attempt is left."""
+    if failure.fault is Fault.PERMANENT or attempts <= 1:
+        return failure
+    text = f"{failure.message} {attempts} attempts were made; start the job again later, or ask support."
+    return Failure(failure.code, failure.fault, text)
