@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,10 @@ def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subproce
         built = carry_out(f"python3 -m pip wheel --quiet --no-deps --wheel-dir {folder}/dist .")
         if built.returncode:
             return built
-        command = f"{command.removesuffix('.')}{next((folder / 'dist').glob('*.whl'))}"
+        wheel = next((folder / "dist").glob("*.whl"))
+        if strangers := modules_of_others(wheel):
+            return subprocess.CompletedProcess(command, 1, "", f"The wheel also installs {', '.join(strangers)}.")
+        command = f"{command.removesuffix('.')}{wheel}"
     if " install " in command:
         # Without the variables below, with which pip would not look whether it may touch this Python at all.
         may = carry_out(moved(f"{command.partition(' install ')[0]} install --no-index no-such-package"))
@@ -115,6 +119,13 @@ def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subproce
     elif "--no-deps" not in command:
         environment["PIP_ONLY_BINARY"] = ":all:"
     return carry_out(moved(command))
+
+
+def modules_of_others(wheel: Path) -> list[str]:
+    """The top-level modules of a wheel that don't bear our name, and so might be another project's, too."""
+    with zipfile.ZipFile(wheel) as packed:
+        tops = {name.split("/")[0] for name in packed.namelist()}
+    return sorted(top for top in tops if not top.startswith("lora_"))
 
 
 def _imports_of(stage: Stage) -> str:

@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from benchmarks.dockerfile import make_distribution_python, read_dockerfile, stage_files
+from benchmarks.image import modules_of_others
 from tests.project import ROOT
 
 PROJECT = ROOT
@@ -134,3 +135,11 @@ def test_causal_conv1d_compiles_instead_of_downloading_a_wheel_that_nothing_chec
 def test_docker_builds_both_images_where_it_is():
     workflow = (PROJECT / ".github/workflows/images.yml").read_text()
     assert set(re.findall(r"--target (\w+)", workflow)) == set(STAGES)
+
+
+def test_a_wheel_with_a_module_of_a_common_name_is_noticed(tmp_path):
+    path = tmp_path / "lora_worker-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name in ("lora_worker/sql/1.sql", "lora_worker-0.1.0.dist-info/METADATA", "trainer/__init__.py"):
+            wheel.writestr(name, "")
+    assert modules_of_others(path) == ["trainer"]
