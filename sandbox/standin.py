@@ -23,7 +23,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
-from lora_contract.crashpoints import reach
+from lora_contract.crash_points import crash_point
 from lora_trainer.recipe.stopping import StopSwitch, end_with_the_handler
 
 _STEPS_PER_EPOCH = 10
@@ -148,7 +148,7 @@ class Training:
                 self._suffer()
             time.sleep(self._step_seconds)
             self._take(step)
-            reach("trainer.train.step")
+            crash_point("trainer.train.step")
             is_last = step == self._total_steps
             if (self._stop.requested and not is_last) or step % _CHECKPOINT_STEPS == 0:
                 self._save_checkpoint(step)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lora_contract.crashpoints import CRASH_POINTS
+from lora_contract.crash_points import CRASH_POINTS
 from tests.chaos import crashes
 from tests.chaos.crew import ROOT
 from tests.chaos.faults import FAULTS

@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 import httpx
 
-from lora_contract.crashpoints import CRASH_POINTS
+from lora_contract.crash_points import CRASH_POINTS
 from sandbox.runpod import LocalRunPod
 from tests.chaos.crew import Worker
 from tests.chaos.report import PointCount

@@ -137,7 +137,7 @@ def main() -> None:
     """Carry out orders until there are no more."""
     for name in PRELOADED:
         __import__(name)
-    assert "lora_contract.crashpoints" not in sys.modules, "a crash point would never be armed"
+    assert "lora_contract.crash_points" not in sys.modules, "a crash point would never be armed"
     for line in sys.stdin:
         order = json.loads(line)
         if "poll" in order:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lora_contract.crashpoints import CRASH_POINTS
+from lora_contract.crash_points import CRASH_POINTS
 from tests.chaos import crashes
 from tests.chaos.faults import FAULTS
 from tests.chaos.scene import Scene, play

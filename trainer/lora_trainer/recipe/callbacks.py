@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lora_contract.crashpoints import reach
+from lora_contract.crash_points import crash_point
 from lora_contract.curve import Curve, validation_points
 from lora_contract.protocol import Point
 from lora_trainer.errors import LossNotFiniteError, SupersededError
@@ -125,7 +125,7 @@ class RunCallback(TrainerCallback):
 
     def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Decide what follows this step: a checkpoint, a look at the held-out examples, the end."""
-        reach("trainer.train.step")
+        crash_point("trainer.train.step")
         if self._stop.requested:
             self.stopped = state.global_step < state.max_steps
             control.should_training_stop = True

@@ -16,7 +16,7 @@ import traceback
 import uuid
 from typing import Any
 
-from lora_contract.crashpoints import reach
+from lora_contract.crash_points import crash_point
 from lora_contract.curve import thin_points
 from lora_contract.protocol import STAGE_PROGRESS, Point, Progress, Request, Result, Stage, Summary
 from lora_trainer.errors import (
@@ -92,7 +92,7 @@ class Execution:
             result = self._result("failed", unexpected)
         finally:
             await finish(self._poster.close())
-        reach("trainer.result.before")
+        crash_point("trainer.result.before")
         return result
 
     async def _run_as_owner(self) -> Result:
@@ -102,9 +102,9 @@ class Execution:
             execution_id=self._execution_id,
             patience_seconds=self._settings.channel_patience_seconds,
         ) as channel:
-            reach("trainer.check_in.before")
+            crash_point("trainer.check_in.before")
             await channel.check_in()
-            reach("trainer.check_in.after")
+            crash_point("trainer.check_in.after")
             return await self._guard(channel)
 
     async def _guard(self, channel: ChannelClient) -> Result:
@@ -180,7 +180,7 @@ class Execution:
             outcome.summary.notes.append("An earlier attempt had trained this adapter; it was published as it was.")
         self._outcome = outcome
         outcome.summary.execution_seconds = self._seconds()
-        reach("trainer.save.after")
+        crash_point("trainer.save.after")
         self._report(Stage.UPLOADING)
         manifest = await publish(
             artifact, outcome, self._request, channel, grant_poll_seconds=self._settings.grant_poll_seconds

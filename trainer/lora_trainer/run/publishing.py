@@ -16,7 +16,7 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from lora_contract.connections import why_unreachable
-from lora_contract.crashpoints import reach
+from lora_contract.crash_points import crash_point
 from lora_contract.curve import manifest_points
 from lora_contract.grants import GrantUnreadableError, lifetime_seconds, open_urls
 from lora_contract.object_names import storable
@@ -103,11 +103,11 @@ async def publish(
         uploads = _Uploads(http, files, request, channel, grant_poll_seconds)
         await uploads.obtain_urls()
         for file, source in zip(files, sources, strict=True):
-            reach("trainer.upload.before_file")
+            crash_point("trainer.upload.before_file")
             await uploads.put(file.path, file.bytes, source)
-        reach("trainer.upload.before_manifest")
+        crash_point("trainer.upload.before_manifest")
         await uploads.put(MANIFEST_NAME, len(content), content)
-    reach("trainer.upload.after_manifest")
+    crash_point("trainer.upload.after_manifest")
     return manifest
 
 
@@ -158,7 +158,7 @@ class _Uploads:
                 if not requested:
                     await self._channel.request_upload(self._files, renew=renew)
                     requested = True
-                    reach("trainer.request_upload.after")
+                    crash_point("trainer.request_upload.after")
                 if sealed := await self._channel.upload_grant():
                     return sealed
             except ChannelUnreachableError:

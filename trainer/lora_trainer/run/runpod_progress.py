@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from lora_contract.crashpoints import reach
+from lora_contract.crash_points import crash_point
 from lora_contract.protocol import STAGES, Progress
 from lora_trainer.run.sizes import fit_message
 
@@ -85,10 +85,10 @@ class ProgressPoster:
 
     async def _post(self) -> None:
         assert self.latest is not None
-        reach("trainer.progress.before")
+        crash_point("trainer.progress.before")
         try:
             async with asyncio.timeout(_SEND_TIMEOUT_SECONDS):
                 await self._send(fit_message(self.latest).model_dump(mode="json", exclude_none=True))
-            reach("trainer.progress.after")
+            crash_point("trainer.progress.after")
         except Exception as error:  # progress is a courtesy: training goes on without it
             log.warning("progress could not be posted (%s)", type(error).__name__)

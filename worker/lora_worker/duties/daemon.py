@@ -17,7 +17,7 @@ from uuid import UUID
 
 import structlog
 
-from lora_contract.crashpoints import reach
+from lora_contract.crash_points import crash_point
 from lora_worker.database.rows import Assignment
 from lora_worker.duties.endpoints import EndpointWatch
 from lora_worker.duties.rounds import Rounds
@@ -190,13 +190,13 @@ class Daemon:
             for task in late:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        reach("worker.release.before")
+        crash_point("worker.release.before")
         try:
             released = await asyncio.wait_for(self.services.queue.release(), timeout=_RELEASE_SECONDS)
             log.info("worker stopped", released=released)
         except (ServiceError, TimeoutError) as error:
             log.warning("leases not released; they run out by themselves", problem=str(error))
-        reach("worker.release.after")
+        crash_point("worker.release.after")
 
     async def _check_in(self) -> None:
         """See that the database speaks this worker's version, and tell it the terms."""
@@ -236,7 +236,7 @@ class Daemon:
         asked_at = self.services.clock()
         adopted = await self.services.queue.adopt(_MAX_ADOPTED)
         if adopted:
-            reach("worker.adopt.after")
+            crash_point("worker.adopt.after")
         ADOPTED.inc(len(adopted))
         self._take(adopted, asked_at, "adopted")
 
@@ -245,11 +245,11 @@ class Daemon:
         free = settings.slots - len(self.holdings)
         if free <= 0 or self._stop.is_set():
             return
-        reach("worker.claim.before")
+        crash_point("worker.claim.before")
         asked_at = self.services.clock()
         claimed = await self.services.queue.claim(free, settings.max_per_user)
         if claimed:
-            reach("worker.claim.after")
+            crash_point("worker.claim.after")
         CLAIMED.inc(len(claimed))
         self._take(claimed, asked_at, "claimed")
 
@@ -340,9 +340,9 @@ class Daemon:
             holding.report = None
         if not reports:
             return
-        reach("worker.progress.before")
+        crash_point("worker.progress.before")
         applied = await self.services.queue.record_progress(reports)
-        reach("worker.progress.after")
+        crash_point("worker.progress.after")
         for holding in trusted:
             run_id = holding.assignment.run.id
             if not applied.get(run_id, False) and (holding.task is None or holding.task.done()):

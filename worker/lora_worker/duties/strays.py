@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from lora_contract.crashpoints import reach
+from lora_contract.crash_points import crash_point
 from lora_worker.database.functions import Stray
 from lora_worker.duties.sweeping import Sweeper
 from lora_worker.launchers.base import LaunchState
@@ -70,7 +70,7 @@ class Reconciler:
     async def _end(self, stray: Stray) -> dict[str, Any] | None:
         external_job_id, noted = stray["external_job_id"], stray["endpoint"]
         whereabouts = Whereabouts(self._services.launcher, stray["endpoints"])
-        reach("worker.stray.before")
+        crash_point("worker.stray.before")
         observation = await whereabouts.observe(external_job_id, noted, age_seconds=stray["age_seconds"])
         ended = observation.ended or observation.state is LaunchState.MISSING
         if observation.state is LaunchState.UNKNOWN:
@@ -80,7 +80,7 @@ class Reconciler:
             asked = await whereabouts.cancel(external_job_id, noted)
             if self._services.repeats.is_due((external_job_id, "cancel"), str(asked)):
                 log.info("stray launch cancelled", external_job_id=external_job_id, asked=asked)
-        reach("worker.stray.after")
+        crash_point("worker.stray.after")
         if not ended:
             return None
         return {"external_job_id": external_job_id, "gpu_seconds": observation.execution_seconds or 0.0}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from lora_contract.crashpoints import reach
+from lora_contract.crash_points import crash_point
 from lora_contract.protocol import Fault
 from lora_worker.errors import LeaseLostError, ServiceError, ValueRefusedError
 from lora_worker.runs import notices
@@ -46,11 +46,11 @@ async def close(holding: Holding, outcomes: Iterable[Callable[[], Outcome]]) -> 
 
 
 async def _write(holding: Holding, outcome: Outcome) -> str:
-    reach("worker.settle.before")
+    crash_point("worker.settle.before")
     holding.require_lease()
     run = holding.assignment.run
     status = await holding.services.queue.settle(run.id, run.lease_token, outcome)
-    reach("worker.settle.after")
+    crash_point("worker.settle.after")
     if status is None:
         raise LeaseLostError("the lease was lost before settling")
     return status

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from lora_contract.crashpoints import reach
+from lora_contract.crash_points import crash_point
 from lora_contract.grants import seal_urls
 from lora_contract.protocol import MANIFEST_NAME, ArtifactFile, Fault
 from lora_worker.database.rows import places_of
@@ -63,10 +63,10 @@ async def _grant(holding: Holding, request: list[dict[str, Any]], paths: list[st
         return
     bucket, places = services.settings.artifacts_bucket, Places.of(run)
     urls = {path: await services.storage.sign_upload(bucket, places.staged(path)) for path in [*paths, MANIFEST_NAME]}
-    reach("worker.grant.before")
+    crash_point("worker.grant.before")
     holding.require_lease()
     sealed = seal_urls(holding.token, urls)
     granted = await services.queue.grant_upload(run.id, run.lease_token, request=request, sealed_urls=sealed)
-    reach("worker.grant.after")
+    crash_point("worker.grant.after")
     holding.news = holding.news.model_copy(update={"upload_request": None})
     log.info("upload granted" if granted else "upload request changed", run_id=str(run.id), files=len(paths))

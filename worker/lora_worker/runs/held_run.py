@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from lora_contract.crashpoints import reach
+from lora_contract.crash_points import crash_point
 from lora_contract.protocol import Progress, Result, Summary
 from lora_worker.database.rows import Assignment, News
 from lora_worker.errors import LeaseLostError
@@ -342,11 +342,11 @@ class Holding:
         if first:
             # Its progress goes with it, and an adopter has not seen any yet.
             await self._observe(external_job_id)
-        reach("worker.cancel.before")
+        crash_point("worker.cancel.before")
         self.require_lease()
         self.stop_asked_at = self.stop_asked_at or self.services.clock()
         asked = await self.whereabouts.cancel(external_job_id, self.news.endpoint)
-        reach("worker.cancel.after")
+        crash_point("worker.cancel.after")
         if first:
             log.info("stopping the GPU", run_id=str(self.assignment.run.id), asked=asked)
         observation = await self._observe(external_job_id)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from lora_contract.crashpoints import reach
+from lora_contract.crash_points import crash_point
 from lora_contract.protocol import (
     Channel,
     DatasetRef,
@@ -150,7 +150,7 @@ async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> Non
     services, run, job = holding.services, holding.assignment.run, holding.assignment.job
     assert job is not None
     launcher = services.launcher
-    reach("worker.launch.before_intent")
+    crash_point("worker.launch.before_intent")
     holding.require_lease()
     both_shapes = enrichment_of(
         job,
@@ -185,12 +185,12 @@ async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> Non
             "run": run.model_copy(update={"launched_with": launched_with}),
         }
     )
-    reach("worker.launch.before_post")
+    crash_point("worker.launch.before_post")
     holding.require_lease()
     external_job_id = await _send(holding, request.model_dump(mode="json"), plan.policy)
     if external_job_id is None:
         return
-    reach("worker.launch.after_post")
+    crash_point("worker.launch.after_post")
     log.info("launched", run_id=str(run.id), job_id=str(job.id), attempt=run.attempt, external_job_id=external_job_id)
     # Known here and now, whatever becomes of the record: this worker polls it from the next cycle on.
     if holding.news.external_job_id is None:
@@ -203,7 +203,7 @@ async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> Non
         endpoint=launcher.endpoint,
         external_job_id=external_job_id,
     )
-    reach("worker.launch.after_record")
+    crash_point("worker.launch.after_record")
 
 
 async def _send(holding: Holding, payload: dict[str, Any], policy: Policy) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from lora_contract.crashpoints import reach
+from lora_contract.crash_points import crash_point
 from lora_contract.curve import format_log
 from lora_contract.protocol import LOG_NAME, ErrorCode, Fault, FinalMetrics, Manifest, Point, Result, Summary
 from lora_worker.database.rows import Job
@@ -137,7 +137,7 @@ async def _keep_log(holding: Holding, points: list[Point]) -> None:
     try:
         if await services.storage.size(bucket, path) is not None:
             return
-        reach("worker.log.before")
+        crash_point("worker.log.before")
         content, staged = format_log(points).encode(), places.staged(LOG_NAME)
         size = await services.storage.size(bucket, staged)
         holding.require_lease()
@@ -145,7 +145,7 @@ async def _keep_log(holding: Holding, points: list[Point]) -> None:
             await services.storage.copy(bucket, staged, path)
         else:
             await services.storage.write(bucket, path, content, content_type="application/octet-stream")
-        reach("worker.log.after")
+        crash_point("worker.log.after")
     except ServiceError as error:
         # The rows have the curve, too; no job waits for its log.
         log.warning("log not kept", run_id=str(holding.assignment.run.id), problem=str(error))

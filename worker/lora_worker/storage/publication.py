@@ -15,7 +15,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from lora_contract.crashpoints import reach
+from lora_contract.crash_points import crash_point
 from lora_contract.protocol import MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactFile, Manifest
 from lora_worker.errors import ArtifactError, ObjectMissingError, ServiceRefusedError
 from lora_worker.storage.objects import Storage
@@ -84,11 +84,11 @@ async def keep_manifest(shelf: Shelf, manifest: Manifest, content: bytes) -> Non
     """
     if shelf.places.archive_name not in {None, *(file.path for file in manifest.files)}:
         raise ArtifactError("The training left no archive of its adapter.")
-    reach("worker.keep.before_manifest")
+    crash_point("worker.keep.before_manifest")
     shelf.require_lease()
     path = shelf.places.at(MANIFEST_NAME)
     await shelf.storage.write(shelf.bucket, path, content, content_type="application/json")
-    reach("worker.keep.after_manifest")
+    crash_point("worker.keep.after_manifest")
 
 
 async def _read_manifest(shelf: Shelf, path: str) -> bytes | None:
@@ -131,7 +131,7 @@ async def _keep(shelf: Shelf, file: ArtifactFile) -> None:
         await storage.copy(bucket, source, target)
     except ObjectMissingError:
         raise ArtifactError(_misfit(file, None)) from None
-    reach("worker.keep.after_file")
+    crash_point("worker.keep.after_file")
     await _verify(shelf, file)
 
 

@@ -1,8 +1,9 @@
-"""Named places where a test can kill, stop or delay a process. One no-op call each in production.
+"""Named places in worker and trainer where a test can kill, stop or delay the process; in production they do nothing.
 
-`LORA_CRASH` arms them: `name=action[:argument]`, comma-separated; actions are `kill` (SIGKILL),
-`stop` (SIGSTOP) and `sleep:seconds`. `name#3=kill` waits for the third visit. `LORA_CRASH_LOG` names
-a file to which every visit is appended, so that a suite can tell which points it never reached.
+The environment variable `LORA_CRASH` arms them, as a comma-separated list of `name=action`. The actions are `kill`
+(SIGKILL), `stop` (SIGSTOP) and `sleep:seconds`. `name#3=kill` acts when the process passes the point for the third
+time. `LORA_CRASH_LOG` names a file to which the name of every point that is passed is appended, so that a test suite
+can list the points that it never passed.
 """
 
 from __future__ import annotations
@@ -95,5 +96,5 @@ def _arm() -> _Armed | None:
     return _Armed(_parse(text or ""), Path(log) if log else None) if text or log else None
 
 
-reach = _arm() or _ignore
-"""Say that the named point is reached."""
+crash_point = _arm() or _ignore
+"""Pass the named point: die, stop or sleep here if a test has armed it. Raises KeyError for an unknown name."""
