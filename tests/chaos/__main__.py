@@ -7,6 +7,7 @@ import fnmatch
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +27,8 @@ _LOGS = ROOT / ".sandbox" / "chaos-logs"
 """Where the logs of a broken promise are kept."""
 
 
-def _parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What to play. Ends with 2 where a pattern names nothing: a run of no fault would prove nothing."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Faults and crashes, real processes")
     parser.add_argument("--faults", default="*", metavar="PATTERN", help="only faults with such a name; '' for none")
     parser.add_argument("--jobs", type=int, default=50, help="jobs of each fault")
@@ -34,7 +36,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=20, help="kills at each crash point")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=Path, default=Path("chaos-report.json"))
-    return parser.parse_args()
+    found = parser.parse_args(arguments)
+    for option, names in (("faults", FAULTS), ("points", CRASH_POINTS)):
+        pattern = getattr(found, option)
+        if pattern and not fnmatch.filter(names, pattern):
+            parser.error(f"--{option}: {pattern!r} names none; the pattern is a shell's, such as '*429*'")
+    if not (found.faults or found.points):
+        parser.error("--faults and --points are both empty: nothing is left to do")
+    return found
 
 
 def play_faults(console: Console, pattern: str, *, jobs: int, seed: int) -> list[Row]:
@@ -78,7 +87,7 @@ def play_crashes(console: Console, pattern: str, *, seeds: int, seed: int) -> tu
 
 def main() -> int:
     """Run what was asked for; the exit status."""
-    arguments = _parse()
+    arguments = parse()
     console = Console(width=None if sys.stdout.isatty() else 240)
     began = time.monotonic()
     # One after the other: side by side on two cores each takes three times as long, and every lease is late.

@@ -11,6 +11,7 @@ import pytest
 
 from lora_contract.crash_points import CRASH_POINTS
 from tests.chaos import crashes
+from tests.chaos.__main__ import parse
 from tests.chaos.faults import FAULTS
 from tests.chaos.scene import Scene, play
 from tests.chaos.world import World
@@ -51,3 +52,11 @@ def test_a_kill_where_money_or_results_are_at_stake_loses_and_doubles_nothing() 
         row = play(world, "SIGKILL at some crash points", act, jobs=0, seed=_SEED)
     assert row.is_clean, row.complaints
     assert [count.killed for count in counts] == [1] * len(_POINTS)
+
+
+@pytest.mark.parametrize("patterns", [["--faults", "429"], ["--points", "none"], ["--faults", "", "--points", ""]])
+def test_a_pattern_that_names_nothing_is_refused(patterns: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(patterns)
+    assert ended.value.code == 2
+    assert "--" in capsys.readouterr().err
