@@ -64,9 +64,6 @@ def parse_request(given: Any) -> Request:
 
 @asynccontextmanager
 async def _sending_progress(job: dict[str, Any]) -> AsyncIterator[Send]:
-    from runpod.http_client import AsyncClientSession
-    from runpod.serverless.modules import rp_http
-
     async def post(payload: dict[str, Any]) -> None:
         # The SDK's own progress_update sends from a thread, unordered: a post that overtakes the
         # result leaves the job IN_PROGRESS for ever.
@@ -78,6 +75,9 @@ async def _sending_progress(job: dict[str, Any]) -> AsyncIterator[Send]:
     if "RUNPOD_WEBHOOK_POST_OUTPUT" not in os.environ:  # --test_input, --rp_serve_api
         yield print_line
         return
+    from runpod.http_client import AsyncClientSession
+    from runpod.serverless.modules import rp_http
+
     async with AsyncClientSession() as session:
         yield post
 

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.errors import BaseModelMismatchError, BaseModelUnknownError, TrainingError
+from lora_trainer.models.attention import SDPA
 from lora_trainer.models.bases import Base
 from lora_trainer.models.cuda_faults import is_out_of_memory
 from lora_trainer.models.experts import quantising_experts, unquantised_experts
@@ -82,29 +83,26 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
         raise BaseModelUnknownError(f"The tokenizer of the base model {base.name} can't be read.") from None
 
 
-def load_model(base: Base, config: PretrainedConfig, hardware: Hardware) -> PreTrainedModel:
-    """The base model, linear layers and experts in NF4 with double quantisation.
+def load_model(
+    base: Base, config: PretrainedConfig, hardware: Hardware, *, attention: str = SDPA, quantize: bool = True
+) -> PreTrainedModel:
+    """The base model: linear layers and experts in NF4 with double quantisation, or all in full precision.
+
+    `attention` is what `lora_trainer.models.attention.choose_attention` chose.
 
     Raises:
         BaseModelMismatchError: its files are damaged or of another model than its configuration says.
         TrainingError: the GPU or the volume failed, which may pass.
     """
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=hardware.dtype,
-        llm_int8_skip_modules=high_precision_modules(config.model_type),
-    )
     try:
         with quantising_experts():
             model = AutoModelForCausalLM.from_pretrained(
                 base.folder,
                 config=config,
-                quantization_config=quantization,
+                **({"quantization_config": _quantization(config, hardware)} if quantize else {}),
                 dtype=hardware.dtype,
                 device_map={"": hardware.device},
-                attn_implementation=attention_of(hardware),
+                attn_implementation=attention,
                 trust_remote_code=base.trusted,
             )
     except Exception as error:
@@ -113,9 +111,19 @@ def load_model(base: Base, config: PretrainedConfig, hardware: Hardware) -> PreT
             raise
         raise _loading_failed(base, error) from error
     _keep_constants(model)
-    if left := unquantised_experts(model):
+    if quantize and (left := unquantised_experts(model)):
         raise BaseModelMismatchError(f"{len(left)} expert matrices of {base.name} were not quantised.")
     return model
+
+
+def _quantization(config: PretrainedConfig, hardware: Hardware) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=hardware.dtype,
+        llm_int8_skip_modules=high_precision_modules(config.model_type),
+    )
 
 
 def _loading_failed(base: Base, error: Exception) -> TrainingError:
@@ -154,14 +162,6 @@ def _keep_constants(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def attention_of(hardware: Hardware) -> str:
-    """The implementation of attention, as transformers calls it."""
-    from transformers.utils import is_flash_attn_2_available
-
-    usable = hardware.is_gpu and hardware.dtype is not torch.float32 and is_flash_attn_2_available()
-    return "flash_attention_2" if usable else "sdpa"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.words import counted
 from lora_trainer.errors import DoesNotFitError
 from lora_trainer.models.experts import is_fused_expert
+from lora_trainer.models.optimizer import choose_optimizer
 from lora_trainer.models.shapes import known_config
 from lora_trainer.models.targets import choose_targets, high_precision_modules, packing_decision
 
@@ -76,13 +77,13 @@ def plan_memory(
     row_tokens: int,
     micro_batch: int,
     dtype: torch.dtype = torch.bfloat16,
-    optimizer_bytes: int = 2,
+    optimizer_bytes: int | None = None,
     masked: bool = False,
 ) -> MemoryPlan:
     """The plan for one micro-batch of `micro_batch` rows with `row_tokens` tokens each.
 
-    `optimizer_bytes` is per trained weight: 2 for the 8-bit AdamW of GPUs, 8 for fp32. `masked` says
-    whether packed examples are kept apart by a mask of all tokens against all, for want of flash-attention.
+    `optimizer_bytes` is per trained weight; None: of the optimizer that a GPU would be given. `masked` says
+    whether packed examples are kept apart by a mask of all tokens against all, see `lora_trainer.models.attention`.
 
     Raises:
         HyperparametersInvalidError: experts were asked for and can't be trained.
@@ -92,6 +93,8 @@ def plan_memory(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     weights = _weights(model, dtype)
     trainable = _trainable(model, parameters)
+    if optimizer_bytes is None:
+        optimizer_bytes = choose_optimizer(trainable, is_gpu=True).state_bytes
     largest = _largest_dequantised(model, dtype)
     tokens = row_tokens * micro_batch
     training = {

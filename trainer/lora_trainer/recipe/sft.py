@@ -19,6 +19,7 @@ from lora_contract.batches import BatchShape, forward_passes, share_out
 from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.data.chat import IGNORED, Row
 from lora_trainer.models.loading import Hardware, Lora
+from lora_trainer.models.optimizer import PLAIN, Optimizer, choose_optimizer
 from lora_trainer.recipe.callbacks import EvaluationLeftError, RunCallback
 from lora_trainer.recipe.schedule import rate_share, warm_up_steps
 from lora_trainer.run.task import Task
@@ -187,7 +188,14 @@ def build_trainer(
     reporters: Sequence[str] = (),
 ) -> SFTTrainer:
     """The trainer, ready for its first step."""
-    arguments = training_arguments(task.hyperparameters, shape, hardware, task.checkpoints, reporters)
+    arguments = training_arguments(
+        task.hyperparameters,
+        shape,
+        hardware,
+        task.checkpoints,
+        reporters,
+        optimizer=choose_optimizer(lora.trainable, is_gpu=hardware.is_gpu),
+    )
     trainer = trainer_for(lora, tokenizer, train, validation, shape, micro_batch, arguments)
     trainer.add_callback(callback)
     callback.evaluate = trainer.evaluate
@@ -230,6 +238,9 @@ def training_arguments(
     hardware: Hardware,
     checkpoints: Path,
     reporters: Sequence[str] = (),
+    *,
+    optimizer: Optimizer = PLAIN,
+    recompute: bool = True,
 ) -> SFTConfig:
     """The settings of one training. Evaluating, saving and stopping are the callback's decisions."""
     total_steps = shape.total_steps(epochs=parameters.epochs, max_steps=parameters.max_steps)
@@ -244,7 +255,7 @@ def training_arguments(
         num_train_epochs=parameters.epochs,
         max_steps=total_steps,  # alone it decides: more than the epochs hold would be trained, too
         # optimizer
-        optim="paged_adamw_8bit" if hardware.is_gpu else "adamw_torch",
+        optim=optimizer.name,
         learning_rate=parameters.learning_rate,
         weight_decay=parameters.weight_decay,
         warmup_steps=planned_warm_up(parameters, shape),
@@ -256,7 +267,7 @@ def training_arguments(
         bf16=hardware.dtype is torch.bfloat16,
         fp16=hardware.dtype is torch.float16,
         use_cpu=not hardware.is_gpu,
-        gradient_checkpointing=True,
+        gradient_checkpointing=recompute,
         dataloader_pin_memory=hardware.is_gpu,
         # reports
         logging_steps=1,

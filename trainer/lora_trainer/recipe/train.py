@@ -36,13 +36,13 @@ from lora_trainer.artifact.model_card import Facts
 from lora_trainer.data.chat import Chat, prepare_tokenizer
 from lora_trainer.data.rows import Data, prepare_data
 from lora_trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, TrainingError
+from lora_trainer.models.attention import choose_attention, needs_mask
 from lora_trainer.models.bases import Base, BaseModels, licence_of
 from lora_trainer.models.cuda_faults import context_is_broken, is_out_of_memory
 from lora_trainer.models.loading import (
     Hardware,
     Lora,
     attach_lora,
-    attention_of,
     detect_hardware,
     load_config,
     load_model,
@@ -73,6 +73,7 @@ class Prepared:
     own_template: bool
     rendering: Rendering
     dtype: str
+    attention: str
     data: Data
     shape: BatchShape
     micro_batch: int
@@ -92,7 +93,7 @@ def train(task: Task, reporter: Reporter, stop: StopSwitch, gpu: GpuMonitor) -> 
 
     reporter.stage(Stage.LOADING_MODEL)
     prepared.base = models.complete(prepared.base)
-    model = load_model(prepared.base, prepared.config, hardware)
+    model = load_model(prepared.base, prepared.config, hardware, attention=prepared.attention)
 
     reporter.stage(Stage.CONFIGURING)
     lora = attach_lora(model, task.hyperparameters)
@@ -169,7 +170,8 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         packing=packing,
         longest_held_out=max((len(row.input_ids) for row in data.validation), default=0),
     )
-    masked = shape.packed and attention_of(hardware) != "flash_attention_2"
+    attention = choose_attention(config, hardware, packed=shape.packed)
+    masked = needs_mask(attention, packed=shape.packed)
     # TRL strings the packed rows of a micro-batch together, and the mask grows with the square of that.
     limit = 1 if masked else min(task.micro_batch or shape.rows_per_step, shape.rows_per_step)
     if hardware.is_gpu:
@@ -183,7 +185,10 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
     reporters, reporter_notes = usable_reporters()
     notes = [*filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None]), *reporter_notes]
     dtype = str(hardware.dtype).removeprefix("torch.")
-    return Prepared(base, config, tokenizer, own_template, chat.rendering, dtype, data, shape, limit, reporters, notes)
+    return Prepared(
+        *(base, config, tokenizer, own_template, chat.rendering, dtype, attention),
+        *(data, shape, limit, reporters, notes),
+    )
 
 
 def collect_facts(task: Task, prepared: Prepared, lora: Lora, callback: RunCallback, gpu: GpuMonitor) -> Facts:

@@ -41,7 +41,7 @@ from lora_trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 
-RECIPE = 3
+RECIPE = 4
 """Counted up when the recipe changes so that an older checkpoint must not be resumed."""
 
 _RESULT_POINTS = 250

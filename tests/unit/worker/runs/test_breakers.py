@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from lora_contract.protocol import FAULTS, ErrorCode, Fault, Stage
-from lora_worker.launchers.base import EndCause, LaunchState, Observation
+from lora_worker.launchers.base import LaunchState, Observation
 from lora_worker.runs.breakers import blame
 from lora_worker.runs.failures import NEVER_READY, Failure
 
@@ -18,8 +20,12 @@ def of(code: str) -> Failure:
     return Failure(code, FAULTS.get(code, Fault.TRANSIENT), "It broke.")  # type: ignore[call-overload]
 
 
-def failed(cause: EndCause = EndCause.UNKNOWN, state: LaunchState = LaunchState.FAILED) -> Observation:
-    return Observation(state, cause=cause)
+def failed(error: str | None = None, state: LaunchState = LaunchState.FAILED) -> Observation:
+    return Observation(state, error=error)
+
+
+def raised(kind: str) -> str:
+    return json.dumps({"error_type": f"<class '{kind}'>", "error_message": "boom"})
 
 
 @pytest.mark.parametrize("code", sorted(_BASE))
@@ -44,14 +50,14 @@ def test_a_jobs_own_failures_blame_nobody_else(code: ErrorCode, stage: Stage) ->
 @pytest.mark.parametrize(
     ("code", "observation", "blamed"),
     [
-        ("gpu_lost", failed(EndCause.LOST), "image"),
+        ("gpu_lost", failed("job timed out after 1 retries"), "image"),
         ("trainer_crashed", failed(), "image"),
-        ("trainer_crashed", failed(EndCause.IMPORT_FAILED), "image"),
+        ("trainer_crashed", failed(raised("ModuleNotFoundError")), "image"),
+        ("trainer_crashed", failed(raised("transformers.ImportError")), "image"),
         # An earlier trainer never checks in, and raises what its data make it raise.
-        ("trainer_crashed", failed(EndCause.RAISED), None),
-        ("out_of_memory", failed(EndCause.OUT_OF_MEMORY), None),
+        ("trainer_crashed", failed(raised("ValueError")), None),
         ("training_failed", failed(), None),
-        ("time_limit", failed(EndCause.OVER_TIME), None),
+        ("time_limit", failed("executionTimeout exceeded"), None),
         ("gpu_lost", failed(state=LaunchState.MISSING), None),
         ("gpu_timed_out", failed(state=LaunchState.TIMED_OUT), None),
         ("cancelled_at_launcher", failed(state=LaunchState.CANCELLED), None),

@@ -11,8 +11,7 @@ import respx
 from lora_worker.launchers.addresses import Addresses
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from lora_worker.launchers.runpod import RunPodLauncher
-from lora_worker.runs.whereabouts import Whereabouts, left_alone
-from tests.scripted import GUIDE
+from lora_worker.runs.whereabouts import LONGEST_LAUNCH_SECONDS, Whereabouts, left_alone
 
 OWN = "https://api.runpod.ai/v2/own"
 FORMER = "https://api.runpod.ai/v2/former"
@@ -22,8 +21,6 @@ class Endpoints:
     """A launcher whose endpoints each say one thing of every launch."""
 
     name = "runpod"
-    guide = GUIDE
-    longest_launch_seconds = 600.0
     endpoint = OWN
 
     def __init__(self, states: Mapping[str | None, LaunchState]) -> None:
@@ -119,8 +116,8 @@ async def test_a_launch_is_missing_only_where_each_endpoint_says_so(former: Laun
 
 async def test_a_launch_older_than_any_can_be_is_gone_also_where_nobody_answers() -> None:
     places = Whereabouts(Endpoints({FORMER: LaunchState.UNKNOWN}), [FORMER])
-    young = await places.observe("job", FORMER, age_seconds=599)
-    old = await places.observe("job", FORMER, age_seconds=601)
+    young = await places.observe("job", FORMER, age_seconds=LONGEST_LAUNCH_SECONDS - 1)
+    old = await places.observe("job", FORMER, age_seconds=LONGEST_LAUNCH_SECONDS + 1)
     assert (young.state, old.state) == (LaunchState.UNKNOWN, LaunchState.MISSING)
     assert FORMER in (places.unseen("job", FORMER, young) or "")
     assert places.unseen("job", FORMER, old) is None

@@ -1,0 +1,112 @@
+"""Which implementation of attention a training uses, and one that keeps packed examples apart without a mask.
+
+Examples that are packed into one row may not see each other. SDPA needs a mask of all tokens against all for that,
+which rules its fast kernels out and grows with the square of the row. `torch.nn.attention.varlen` takes the places
+where examples begin instead; TRL's collator gives them with every batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import flash_attention_mask
+from transformers.utils import is_flash_attn_2_available
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from lora_trainer.models.loading import Hardware
+
+VARLEN = "varlen"
+FLASH = "flash_attention_2"
+SDPA = "sdpa"
+
+
+def choose_attention(config: PretrainedConfig, hardware: Hardware, *, packed: bool) -> str:
+    """The implementation, as transformers calls it: the fastest that is right for these rows on this hardware."""
+    if not hardware.is_gpu or hardware.dtype is not torch.bfloat16:
+        return SDPA
+    if packed and not _has_sliding_window(config) and has_varlen():
+        return VARLEN
+    return FLASH if is_flash_attn_2_available() else SDPA
+
+
+def needs_mask(attention: str, *, packed: bool) -> bool:
+    """Whether each forward pass holds a mask of all its tokens against all."""
+    return packed and attention == SDPA
+
+
+@cache
+def has_varlen() -> bool:
+    """Whether this torch has attention over rows of several examples, causal and with a scale: 2.11 and newer."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return {"window_size", "scale"} <= inspect.signature(varlen_attn).parameters.keys()
+
+
+def _has_sliding_window(config: PretrainedConfig) -> bool:
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None:
+        return "sliding_attention" in kinds
+    return getattr(text, "sliding_window", None) is not None
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each example of a packed row.
+
+    Shapes: query (1, heads, tokens, width), key and value the same with as many heads or fewer; `cu_seq_lens_q`
+    (examples + 1,) int32, where each example begins and the last one ends. Gives (1, tokens, heads, width).
+    Rows of one example each, without padding, go through SDPA.
+
+    Raises:
+        ValueError: rows are padded; this implementation was chosen for rows that are not.
+    """
+    if cu_seq_lens_q is None or max_length_q is None:
+        if attention_mask is not None:
+            raise ValueError("varlen attention takes packed rows, or rows without padding")
+        return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True, **options)
+    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return _kernel(*rows, cu_seq_lens_q, int(max_length_q), scaling)[None], None
+
+
+def _kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    longest: int,
+    scale: float | None,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    dtype = query.dtype
+    query, key, value = (tensor.to(torch.bfloat16) for tensor in (query, key, value))
+    # Fewer key heads than query heads must be allowed by name since 2.12; before, they just are.
+    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    mixed = varlen_attn(
+        *(query, key, value, starts, starts, longest, longest), scale=scale, window_size=(-1, 0), **grouped
+    )
+    return mixed.to(dtype)
+
+
+AttentionInterface.register(VARLEN, varlen_attention)
+AttentionMaskInterface.register(VARLEN, flash_attention_mask)
