@@ -19,7 +19,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-supabase lint chaos crashes models bench bench-trainer lock image-check clean
+.PHONY: help demo test test-supabase lint chaos crashes models bench bench-trainer gpu lock image-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,9 @@ bench-trainer: $(INSTALLED) ## the recipe against bare TRL and against today's t
 image-check: $(INSTALLED) ## every step of the Dockerfile as far as it goes without Docker
 	@$(BIN)/python -m benchmarks.image
 
+gpu: $(INSTALLED) ## correctness, speed and memory on this machine's NVIDIA GPU (ARGS="llama-nf4" for one part)
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
+
 lock: $(INSTALLED) ## pin what the trainer's image installs, from pyproject.toml's ranges
 	@$(BIN)/python -m pip install --quiet --dry-run --ignore-installed $(PIP_ARGS) "$(TORCH)" ".[trainer]" \
 		--report $(VENV)/lock.json
@@ -65,7 +68,7 @@ lock: $(INSTALLED) ## pin what the trainer's image installs, from pyproject.toml
 
 clean: ## remove everything that was installed or made here
 	rm -rf $(VENV) .sandbox .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
-	rm -f demo-report.json demo-loss.png chaos-report.json crash-report.json bench-report.json
+	rm -f demo-report.json demo-loss.png chaos-report.json crash-report.json bench-report.json gpu-report.json
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -43,8 +43,6 @@ class IdleLauncher:
     """Answers at once that every run goes on: what is measured is our side."""
 
     name = "runpod"
-    guide = RunPodLauncher.guide
-    longest_launch_seconds = RunPodLauncher.longest_launch_seconds
     endpoint = "https://api.runpod.ai/v2/ep"
 
     async def launch(self, payload: dict[str, Any], policy: Any) -> str:

@@ -11,7 +11,7 @@ from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.configuration.settings import Settings
 from lora_worker.database.functions import Passed, QueueHealth, Stray
 from lora_worker.database.rows import Assignment, DatasetClaim, News
-from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation
+from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from lora_worker.money.pricing import load_prices
 from lora_worker.services import HeavySlots, Services
 
@@ -108,13 +108,8 @@ class FakeQueue:
         return len(released)
 
 
-GUIDE = Guide("The cloud", "the cloud's console", "check CLOUD_KEY", "give CLOUD_KEY access to it")
-
-
 class FakeLauncher:
     name = "runpod"
-    guide = GUIDE
-    longest_launch_seconds = 691_200.0
     endpoint = "https://api.runpod.ai/v2/ep"
 
     def __init__(self) -> None:

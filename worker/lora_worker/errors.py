@@ -7,8 +7,7 @@ WorkerError
 │   ├── ServiceUnavailableError   it may later: time-outs, refused connections, 5xx, 429
 │   ├── ServiceRefusedError       it will not: 4xx; the key, the request or the object is wrong
 │   │   ├── ObjectMissingError    the object is not in the bucket
-│   │   ├── ValueRefusedError     the database can't hold a value
-│   │   └── LaunchRefusedError     the launcher refuses a run's request, whoever sends it
+│   │   └── ValueRefusedError     the database can't hold a value
 │   ├── LaunchInDoubtError        a launch that may or may not have been accepted
 │   └── SchemaMismatchError       the database's functions are of a version that this worker does not know
 │       └── SchemaMissingError    they are not there (yet)
@@ -65,10 +64,6 @@ class ObjectMissingError(ServiceRefusedError):
 
 class ValueRefusedError(ServiceRefusedError):
     """The database can't hold a value of the call; with another one it would take it."""
-
-
-class LaunchRefusedError(ServiceRefusedError):
-    """The launcher refuses the request of this run, whoever sends it: it is the run's fault, not the settings'."""
 
 
 class LaunchInDoubtError(ServiceError):

@@ -14,14 +14,12 @@ from lora_worker.services import open_services
 from sandbox.supabase import LocalSupabase
 from tests.application import User
 from tests.conftest import SANDBOX
-from tests.scripted import GUIDE
 
 
 class _Launcher:
     """An endpoint that is well; the doctor asks for nothing else."""
 
     name = "runpod"
-    guide = GUIDE
     endpoint = "http://127.0.0.1:1/v2/none"
 
     async def health(self, endpoint: str | None = None) -> EndpointHealth:

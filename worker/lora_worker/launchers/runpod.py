@@ -18,24 +18,15 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from lora_contract.connections import why_unreachable
-from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.errors import LaunchInDoubtError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.addresses import Addresses
 from lora_worker.launchers.answers import Answer, count_of, read_answer, read_observation, retry_after_seconds
-from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation, Policy
+from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation, Policy
 from lora_worker.launchers.limits import CallLimit, PausedError
 
-_GUIDE = Guide(
-    title="RunPod",
-    console="RunPod's console",
-    check="check GPU_CLUSTER_API_URL and GPU_CLUSTER_API_KEY",
-    former_endpoint="give GPU_CLUSTER_API_KEY access to it, or name it in LORA_WORKER_FORMER_ENDPOINTS; its runs are "
-    "neither ended nor billed before",
-)
-_SERVICE = _GUIDE.title
+_SERVICE = "RunPod"
 _MAX_BODY_BYTES = 10_000_000
-MAX_POLICY_SECONDS = 7 * 86400
-"""RunPod deletes a job this long after its submission, running or not."""
-_CLOCK_DOUBT_SECONDS = 86400.0
+_MAX_POLICY_SECONDS = 7 * 86400
 
 MOST_CANCELS = 20
 _MOST_HEALTH_LOOKS = 20
@@ -47,9 +38,6 @@ _ELSEWHERE = (
     "it is at another API than GPU_CLUSTER_API_URL, and the key is not sent there: "
     "name it in LORA_WORKER_FORMER_ENDPOINTS while launches of its time live"
 )
-
-
-_REQUEST_REFUSED = frozenset({400, 413, 422})
 
 
 def _explain_refusal(status: int) -> str:
@@ -69,8 +57,6 @@ class RunPodLauncher:
     """
 
     name = "runpod"
-    guide = _GUIDE
-    longest_launch_seconds = MAX_POLICY_SECONDS + _CLOCK_DOUBT_SECONDS
 
     def __init__(
         self,
@@ -122,13 +108,13 @@ class RunPodLauncher:
         body = {
             "input": payload,
             "policy": {
-                "executionTimeout": int(min(policy.execution_seconds, MAX_POLICY_SECONDS) * 1000),
-                "ttl": int(min(policy.ttl_seconds, MAX_POLICY_SECONDS) * 1000),
+                "executionTimeout": int(min(policy.execution_seconds, _MAX_POLICY_SECONDS) * 1000),
+                "ttl": int(min(policy.ttl_seconds, _MAX_POLICY_SECONDS) * 1000),
             },
         }
         content = json.dumps(body, allow_nan=False).encode()
         if len(content) > _MAX_BODY_BYTES:
-            raise LaunchRefusedError(_SERVICE, "the job's request is larger than RunPod's 10 MB", status=413)
+            raise ServiceRefusedError(_SERVICE, "the job's request is larger than RunPod's 10 MB", status=413)
         try:
             answer = await self._send("run", self.endpoint, content=content)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
@@ -147,8 +133,7 @@ class RunPodLauncher:
         if answer.status_code >= 500:
             raise LaunchInDoubtError(_SERVICE, f"RunPod failed while it took the launch ({answer.status_code})")
         if answer.status_code >= 400:
-            refused = LaunchRefusedError if answer.status_code in _REQUEST_REFUSED else ServiceRefusedError
-            raise refused(_SERVICE, _explain_refusal(answer.status_code), status=answer.status_code)
+            raise ServiceRefusedError(_SERVICE, _explain_refusal(answer.status_code), status=answer.status_code)
         try:
             external_job_id = (await answer.json())["id"]
         except (ValueError, KeyError, TypeError, RecursionError):

@@ -259,7 +259,7 @@ class Holding:
             await self.finish(Ending(verdict.failure, result=verdict.result, legacy=verdict.legacy, look=True))
             return
         if observation.state is LaunchState.MISSING and self.services.repeats.is_due((run_id, "missing"), "missing"):
-            log.warning("the launcher has forgotten the launch", run_id=run_id, reason=observation.reason)
+            log.warning("RunPod has forgotten the launch", run_id=run_id, reason=observation.reason)
         if isinstance(verdict, AwaitManifest) and await self._has_manifest():
             await self.finish(Ending(ARTIFACT_MISSING, look=True))
             return
@@ -362,9 +362,7 @@ class Holding:
             return
         overdue = self.services.clock() - self.stop_asked_at > self.services.settings.cancel_seconds
         if overdue and observation.state is not LaunchState.UNKNOWN:
-            self._say_problem(
-                f"{external_job_id} goes on; see {self.services.launcher.guide.console}", "the GPU does not stop"
-            )
+            self._say_problem(f"{external_job_id} goes on; look at the launcher's console", "the GPU does not stop")
         self.report = make_report(self, {})
 
     async def finish(self, ending: Ending) -> None:

@@ -26,7 +26,6 @@ from lora_worker.datasets import preflight
 from lora_worker.errors import (
     DatasetPendingError,
     LaunchInDoubtError,
-    LaunchRefusedError,
     LeaseLostError,
     PreflightError,
     ServiceRefusedError,
@@ -212,16 +211,16 @@ async def _send(holding: Holding, payload: dict[str, Any], policy: Policy) -> st
     services, run = holding.services, holding.assignment.run
     try:
         external_job_id = await services.launcher.launch(payload, policy)
-    except LaunchRefusedError:
-        LAUNCHED.labels("refused").inc()
-        text = "The GPU provider refused the job's request. Please report it to support."
-        await holding.finish(Ending(Failure(ErrorCode.REQUEST_INVALID, Fault.PERMANENT, text)))
     except ServiceRefusedError as error:
         LAUNCHED.labels("refused").inc()
-        # The key or the endpoint: the operator's to mend, and no reason to fail anybody's job.
-        if services.repeats.is_due("launcher", str(error)):
-            log.error("the launcher refuses this worker", problem=str(error))
-        _wait(holding, str(error), services.settings.retry_base_seconds)
+        if error.status in {400, 413, 422}:
+            text = "The GPU provider refused the job's request. Please report it to support."
+            await holding.finish(Ending(Failure(ErrorCode.REQUEST_INVALID, Fault.PERMANENT, text)))
+        else:
+            # The key or the endpoint: the operator's to mend, and no reason to fail anybody's job.
+            if services.repeats.is_due("launcher", str(error)):
+                log.error("the launcher refuses this worker", problem=str(error))
+            _wait(holding, str(error), services.settings.retry_base_seconds)
     except ServiceUnavailableError as error:
         LAUNCHED.labels("unavailable").inc()
         log.warning("launch put off", run_id=str(run.id), problem=str(error))

@@ -33,6 +33,6 @@ class Silence:
         return now - self._since
 
     def _is_new(self, observation: Observation) -> bool:
-        # The execution time goes on by itself, also of a job that hangs at the launcher and nowhere else.
+        # The execution time goes on by itself, also of a job that hangs at RunPod and nowhere else.
         seen = self._seen
         return seen is None or (seen.state, seen.output) != (observation.state, observation.output)

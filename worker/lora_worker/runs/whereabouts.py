@@ -7,6 +7,9 @@ from dataclasses import replace
 
 from lora_worker.launchers.base import Launcher, LaunchRef, LaunchState, Observation
 
+LONGEST_LAUNCH_SECONDS = 8 * 86400.0
+"""RunPod deletes a job seven days after its submission at the latest; one day for clocks and doubt."""
+
 
 class Whereabouts:
     """The endpoints at which a run was launched, and what was found where.
@@ -45,8 +48,7 @@ class Whereabouts:
                 self._found[external_job_id] = place
                 observation = seen
                 break
-        longest_seconds = self._launcher.longest_launch_seconds
-        if observation.state is LaunchState.UNKNOWN and age_seconds and age_seconds > longest_seconds:
+        if observation.state is LaunchState.UNKNOWN and age_seconds and age_seconds > LONGEST_LAUNCH_SECONDS:
             return replace(observation, state=LaunchState.MISSING)
         return observation
 

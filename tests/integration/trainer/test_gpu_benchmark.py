@@ -1,0 +1,34 @@
+"""`make gpu` in its form for machines without a GPU: the same code, at a size that shows no speed."""
+
+import json
+
+import pytest
+
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.report import format_table
+
+pytestmark = pytest.mark.gpu_stack
+
+
+def test_the_parts_of_the_gpu_benchmark_run_one_by_one_into_one_report(tmp_path):
+    report = tmp_path / "gpu-report.json"
+    for part in ("qwen3-30b-nf4", "llama-trl"):
+        assert main(["--tiny", "--steps", "1", "--report", str(report), part]) == 0
+    found = json.loads(report.read_text())
+    assert set(found["parts"]) == {"qwen3-30b-nf4", "llama-trl"}
+    for figures in found["parts"].values():
+        assert figures["tokens_a_second"] > 0
+        assert figures["steps_measured"] == 1
+        assert all(loss > 0 for loss in figures["losses"])
+    table = format_table(found)
+    assert "torch" in table.splitlines()[0]
+    assert table.count("\n| ") == 3
+
+
+def test_without_a_gpu_the_full_benchmark_says_so_and_an_unknown_part_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("benchmarks.gpu.__main__.describe_card", lambda: {"gpu": None})
+    assert main(["--report", str(tmp_path / "r.json")]) == 1
+    assert "no NVIDIA GPU" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["llama-nf5"])
+    assert "llama-nf5" in capsys.readouterr().err
