@@ -31,7 +31,10 @@ OWN_TABLES = (
 
 _APPLICATION_SCHEMA = ROOT / "tests" / "data" / "application_schema.sql"
 _PIPELINE_SCHEMA = ROOT / "tests" / "data" / "pipeline_schema.sql"
-_WAITS_FOR_DATASETS = "select from pg_locks where relation = 'public.datasets'::regclass and not granted"
+_WHO_CAN_CALL = """
+    select p.oid::regprocedure, a.grantee from pg_proc p, aclexplode(coalesce(proacl, acldefault('f', proowner))) a
+    where p.pronamespace = 'public'::regnamespace and a.grantee <> p.proowner"""
+_WAITS_FOR_COSTS = "select from pg_locks where relation = 'public.cost_records'::regclass and not granted"
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +191,19 @@ def test_migrating_twice_changes_nothing(kind: str, request: pytest.FixtureReque
     assert postgres.dump(url) == once
 
 
+def test_no_function_is_open_to_all_between_two_files(postgres: Postgres) -> None:
+    """Supabase's CLI commits each file by itself, and the next one may be refused."""
+    generous = postgres.create_template(migrated=False, generous=True)
+    with postgres.clone(generous) as url, psycopg.connect(url, autocommit=True) as connection:
+        for name, text in migration_files():
+            connection.execute(text.encode())
+            can_call = connection.execute(_WHO_CAN_CALL).fetchall()
+            if name == migration_files()[-1][0]:
+                assert len(can_call) > 30
+            else:
+                assert can_call == [], name
+
+
 def test_a_second_migration_waits_for_no_reader(applications: str) -> None:
     migrate(applications)
     with psycopg.connect(applications) as reader, psycopg.connect(applications) as migrating:
@@ -252,11 +268,11 @@ def test_a_deadlock_with_the_live_system_is_tried_again(applications: str) -> No
     with psycopg.connect(applications) as writer, ThreadPoolExecutor(1) as pool:
         # The migration is to notice it, not the writer.
         writer.execute("set deadlock_timeout = '60s'")
-        writer.execute("lock table public.datasets in row exclusive mode")
+        writer.execute("lock table public.cost_records in row exclusive mode")
         migrating = pool.submit(migrate, applications, sleep=pauses.append)
         with psycopg.connect(applications, autocommit=True) as watching:
-            until(lambda: watching.execute(_WAITS_FOR_DATASETS).fetchone() is not None, "a waiting migration")
-        # Its index on the notices is made by now, and their lock is held until its end.
+            until(lambda: watching.execute(_WAITS_FOR_COSTS).fetchone() is not None, "a waiting migration")
+        # The migration has made its index on notifications by now, and holds that lock until its end.
         writer.execute("lock table public.notifications in row exclusive mode")
         writer.rollback()
         assert migrating.result(PATIENCE_SECONDS)

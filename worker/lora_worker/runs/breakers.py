@@ -1,6 +1,6 @@
 """What fails for everybody: whether a failure is the base model's or the image's, and what is held for it.
 
-The breakers are rows of the database (`sql/20261123000016_holds.sql`); this is when they are asked, and what counts.
+The breakers are rows of the database (`sql/20261123000010_breakers.sql`); this is when they are asked, and what counts.
 """
 
 from __future__ import annotations

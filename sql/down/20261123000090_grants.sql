@@ -1,1 +1,0 @@
--- Undoes 20261123000090_grants.sql: the rights go with the functions.
