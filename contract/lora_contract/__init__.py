@@ -1,1 +1,1 @@
-"""What worker, trainer and dataset readers share: the protocol and its bounds. Imports nothing heavy."""
+"""What worker and trainer share: their protocol and the rules that both must apply alike. Imports no heavy library."""

@@ -1,9 +1,11 @@
-"""How rows become optimizer steps: pure arithmetic, without torch, since the worker's estimate counts the same steps.
+"""How training examples are divided into optimizer steps.
 
-The user's `batch_size` counts the dataset's answers. An epoch has `answers / batch_size` steps, rounded up, and its
-rows are shared out among them so that all steps learn about as many answers: no step is a small remainder, which the
-optimizer would give as large an update as a whole one. Merging and packing change what a forward pass holds, never
-what a step learns.
+This is plain arithmetic without torch, because the worker's price estimate must count the same steps as the trainer.
+
+The user's `batch_size` is a number of answers. An epoch has `answers / batch_size` steps, rounded up. The examples are
+distributed over these steps so that every step learns about the same number of answers. Filling the steps one after the
+other would leave a small last step, and the optimizer would give it as large an update as a full one. Merging
+conversations and packing change what one forward pass holds; they never change what one step learns.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ from dataclasses import dataclass
 
 _TOKEN_GRID = 64
 _ROOM = 1.25
-"""Steps hold equal answers, not equal tokens: a packed row has room for somewhat more than the average step."""
+"""Row length over the tokens of an average step. Steps have equal answers, not equal tokens, so some need more room."""
 
 
 @dataclass(frozen=True)
 class BatchShape:
-    """`steps_per_epoch` steps, each of about `rows_per_step` rows of at most `row_tokens` tokens.
+    """The size of the batches: each step has about `rows_per_step` rows of at most `row_tokens` tokens.
 
-    A packed row holds as many examples as it has room for; otherwise a row is one example.
+    With `packed`, a row holds as many examples as fit into it; without, a row is one example.
     """
 
     steps_per_epoch: int
@@ -32,13 +34,16 @@ class BatchShape:
     packed: bool
 
     def total_steps(self, *, epochs: int, max_steps: int | None) -> int:
-        """The optimizer steps of the whole training."""
+        """Count the optimizer steps of the whole training; `max_steps` cuts it short where it is set."""
         steps = self.steps_per_epoch * epochs
         return min(steps, max_steps) if max_steps else steps
 
 
 def steps_of_epoch(*, answers: int, examples: int, batch_size: int) -> int:
-    """Optimizer steps of one epoch: as many as make `batch_size` answers each, and an example each at the least."""
+    """Count the optimizer steps of one epoch.
+
+    A step learns `batch_size` answers. There are never more steps than examples, since a step needs at least one.
+    """
     return max(1, min(math.ceil(answers / batch_size), examples))
 
 
@@ -51,10 +56,15 @@ def shape_batches(
     packing: bool,
     longest_held_out: int = 0,
 ) -> BatchShape:
-    """The shape of steps that learn about `batch_size` answers each.
+    """Choose the batch shape for steps that learn about `batch_size` answers each.
 
-    `lengths` are the tokens of each example, none above `max_length`; `answers` is how many answers they
-    hold together. There is room for `longest_held_out` tokens in a row, too.
+    Args:
+        lengths: tokens of each training example; none is above `max_length`.
+        answers: the number of answers in all examples together.
+        batch_size: answers that one step learns.
+        max_length: the most tokens that a row may have.
+        packing: whether several examples may share a row.
+        longest_held_out: tokens of the longest validation example, which must fit into a row, too.
     """
     steps = steps_of_epoch(answers=answers, examples=len(lengths), batch_size=batch_size)
     longest = max(*lengths, longest_held_out)
@@ -67,14 +77,16 @@ def shape_batches(
 
 
 def share_out(answers: Sequence[int], lengths: Sequence[int], steps: int, *, seed: str) -> list[list[int]]:
-    """One epoch: the examples of each step, by index; every example once, and answers as even as they can be.
+    """Distribute the examples of one epoch over its steps; returns the indices of each step's examples.
 
-    The same seed gives the same epoch.
+    Every example is used once, and the steps have nearly equal numbers of answers. `answers` and `lengths` hold the
+    answers and tokens of each example. The result depends only on the arguments: the same seed gives the same epoch.
     """
-    chance = random.Random(seed)  # noqa: S311 an order, no secret
+    chance = random.Random(seed)  # noqa: S311 it decides an order and guards no secret
     order = list(range(len(answers)))
     chance.shuffle(order)
-    # The largest first, each to the step that has the fewest answers and then the fewest tokens.
+    # Greedy balancing: take the examples with most answers first, and give each to the step that has the fewest
+    # answers so far; among equal steps, to the one with the fewest tokens.
     order.sort(key=lambda index: -answers[index])
     fullness = [(0, 0, step) for step in range(steps)]
     shares: list[list[int]] = [[] for _ in range(steps)]
@@ -89,10 +101,14 @@ def share_out(answers: Sequence[int], lengths: Sequence[int], steps: int, *, see
 def forward_passes(
     examples: Sequence[int], lengths: Sequence[int], shape: BatchShape, micro_batch: int
 ) -> list[list[int]]:
-    """Split examples into forward passes of at most `micro_batch` rows of the shape; indices into `lengths`."""
+    """Split the examples of a step into forward passes of at most `micro_batch` rows.
+
+    `examples` and the returned lists hold indices into `lengths`, which are token counts.
+    """
     by_length = sorted(examples, key=lambda index: (-lengths[index], index))
     if not shape.packed:
-        # Neighbours in length, so that little is padded; evenly, so that no pass is a remainder.
+        # Examples of similar length share a pass, so that little padding is needed. All passes get about the same
+        # number of examples: a small last pass would use the GPU badly.
         passes = math.ceil(len(by_length) / micro_batch)
         return [
             by_length[number * len(by_length) // passes : (number + 1) * len(by_length) // passes]
@@ -102,7 +118,7 @@ def forward_passes(
 
 
 def _packed(by_length: Sequence[int], lengths: Sequence[int], room: int) -> Iterator[list[int]]:
-    """The longest first, each to the emptiest pass, or to a new one where it does not fit."""
+    """Fill passes of `room` tokens: the longest example first, into the emptiest pass, or a new one if it won't fit."""
     passes: list[tuple[int, int, list[int]]] = []
     for index in by_length:
         if passes and passes[0][0] + lengths[index] <= room:
@@ -115,5 +131,5 @@ def _packed(by_length: Sequence[int], lengths: Sequence[int], room: int) -> Iter
 
 
 def smaller_micro_batch(micro_batch: int) -> int | None:
-    """What to try after `micro_batch` rows were too many: half of them; None at one row."""
+    """Return the micro-batch to try after the GPU ran out of memory: half of the rows, or None below one row."""
     return micro_batch // 2 or None

@@ -1,7 +1,8 @@
-"""Types of what a container says: every number, text and list of it has bounds, since nobody vouches for it.
+"""Types for the fields of messages that a trainer sends, each with limits.
 
-A value that is out of its bounds and not needed becomes None: the rest of the message still counts. This module
-imports pydantic and nothing heavier, as `lora_contract.protocol` does.
+The worker stores these values in database columns and shows them to users, and the trainer runs in a container that
+the worker does not control. So every number, text and list is checked. An optional value outside its limits becomes
+None instead of an error: the rest of the message is still usable. This module imports nothing heavier than pydantic.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, Field
 
 MOST_STEPS = 2_000_000_000
-"""The most that the database's columns hold."""
+"""A limit for steps and counts that fits into the database's 32-bit integer columns."""
 
 Item = TypeVar("Item")
 
@@ -28,7 +29,7 @@ _MOST_METRICS = 50
 
 
 def _number(value: Any) -> float:
-    """The number that a JSON value is; NaN for anything else, and for one that no float holds."""
+    """Convert a JSON number to a float; NaN for any other value, and for an integer too large for a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     try:
@@ -40,7 +41,7 @@ def _number(value: Any) -> float:
 def _within(low: float, high: float, otherwise: float | None = None) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
         number = _number(value)
-        # NaN lies between no two numbers.
+        # A comparison with NaN is always false, so NaN gives `otherwise`.
         return number if low <= number <= high else otherwise
 
     return check
@@ -55,33 +56,33 @@ def _whole(low: int, high: int, otherwise: int | None = None) -> Callable[[Any],
 
 
 FiniteFloat = Annotated[float | None, BeforeValidator(_within(-sys.float_info.max, sys.float_info.max))]
-"""NaN and infinity become None: neither JSON nor the database can hold them."""
+"""A finite number. NaN and infinity become None, because neither JSON nor the database's columns can hold them."""
 
 Seconds = Annotated[float | None, BeforeValidator(_within(0, _MOST_SECONDS))]
-"""A length of time, of a year at most."""
+"""A duration of at most one year."""
 
 Instant = Annotated[float | None, BeforeValidator(_within(0, _LATEST_INSTANT))]
-"""Unix seconds that a calendar knows."""
+"""A point in time as Unix seconds, from 1970 to 2100."""
 
 Count = Annotated[int | None, BeforeValidator(_whole(0, MOST_STEPS))]
 Size = Annotated[int | None, BeforeValidator(_whole(0, 2**53))]
 """A number of bytes or parameters."""
 
 GpuCount = Annotated[int | None, BeforeValidator(_whole(1, _MOST_GPUS))]
-"""A number of GPUs that a machine may have."""
+"""The number of GPUs in one machine, from 1 to 64."""
 
 Epochs = Annotated[float | None, BeforeValidator(_within(0, _MOST_EPOCHS))]
 
 StepReached = Annotated[int, BeforeValidator(_whole(0, MOST_STEPS, 0))]
 EpochReached = Annotated[float, BeforeValidator(_within(0, _MOST_EPOCHS, 0.0))]
-"""How far a run has come; nowhere, where that can't be."""
+"""The epoch that a run has reached; like `StepReached`, an impossible value becomes 0."""
 
 PointStep = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 PointEpoch = Annotated[float, Field(ge=0, le=_MOST_EPOCHS)]
 
 
 def text(most: int) -> BeforeValidator:
-    """Cuts a text after so many characters."""
+    """Return a validator that cuts a text after `most` characters."""
     return BeforeValidator(lambda value: value[:most] if isinstance(value, str) else value)
 
 
@@ -104,7 +105,7 @@ Metrics = Annotated[dict[Annotated[str, text(100)], FiniteFloat], BeforeValidato
 
 
 def spread(items: list[Item], most: int) -> list[Item]:
-    """At most so many of the items, evenly spread, the first and the last among them."""
+    """Choose at most `most` items at even distances, always with the first and the last one."""
     if len(items) <= most:
         return items
     stride = math.ceil((len(items) - 1) / (most - 1))

@@ -1,4 +1,4 @@
-"""Why a call over HTTP got no answer, in words that name the host and hold no secret of the URL."""
+"""Explains why an HTTP call failed, in words that name the host but show no other part of the URL."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _MAX_HOST_CHARACTERS = 253
 
 
 def why_unreachable(error: httpx.HTTPError) -> str:
-    """What went wrong between here and the host: “p.supabase.co can't be resolved (DNS)”.
+    """Describe a failed call in one clause, such as “p.supabase.co can't be resolved (DNS)”.
 
-    Paths, queries and users of URLs are left out: they may hold tokens.
+    Only host and port of the URL are shown: path, query and user name may contain tokens.
     """
     return f"{_host_of(error)} {_reason(error)}"
 
@@ -24,7 +24,7 @@ def _host_of(error: httpx.HTTPError) -> str:
     try:
         url = error.request.url
     except RuntimeError:
-        # httpx knows the request of nearly every error.
+        # httpx raises this for the few errors that it made without a request.
         return "the host"
     shown = url.host[:_MAX_HOST_CHARACTERS]
     return shown if url.port is None else f"{shown}:{url.port}"
@@ -44,9 +44,9 @@ def _reason(error: httpx.HTTPError) -> str:
                 return words(cause)
     if isinstance(error, httpx.HTTPStatusError):
         return f"answered {error.response.status_code}"
-    told = [text for kind, text in _OF_ERRORS if isinstance(error, kind)]
-    if told:
-        return told[0]
+    texts = [text for kind, text in _OF_ERRORS if isinstance(error, kind)]
+    if texts:
+        return texts[0]
     numbers = [cause.errno for cause in _causes(error) if isinstance(cause, OSError) and cause.errno]
     return f"could not be reached ({os.strerror(numbers[0]) if numbers else type(error).__name__})"
 
@@ -65,7 +65,8 @@ def _plain(text: str) -> Callable[[BaseException], str]:
     return lambda _: text
 
 
-# From the particular to the general: a certificate's fault is one of TLS, and a refusal a broken connection.
+# The first match is used, so subclasses stand before their base classes: a certificate error is also an SSL error, and
+# a refused connection is also a connection error.
 _OF_CAUSES: tuple[tuple[type[BaseException], Callable[[BaseException], str]], ...] = (
     (socket.gaierror, _plain("can't be resolved (DNS)")),
     (ssl.SSLCertVerificationError, _of_certificate),

@@ -1,4 +1,4 @@
-"""The curve of a training: which of its points a chart and a manifest keep."""
+"""Chooses which points of a training's loss curve are kept in the application's chart and in the manifest."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from lora_contract.bounds import spread
 from lora_contract.protocol import CHART_POINTS, Point
 
 MANIFEST_POINTS = 2000
-"""Points of a curve beside those of its chart that a manifest may hold; the log has all of them."""
+"""The most points that a manifest holds in addition to those of the chart. The log file holds every point."""
 
 _VALIDATION_POINTS = 20
 
 
 def format_log(points: Iterable[Point]) -> str:
-    """The content of the log file: each point as a line of JSON, without what it does not know."""
+    """Write the content of the log file: each point as one line of JSON, without fields that are None."""
     return "".join(f"{point.model_dump_json(exclude_none=True)}\n" for point in points)
 
 
 def keep_point(point: Point, *, first_step: int, total_steps: int, limit: int = CHART_POINTS) -> bool:
-    """Whether a point lies on the grid of at most `limit` points that the chart keeps.
+    """Decide whether the chart of at most `limit` points keeps a point.
 
-    The grid follows from `total_steps` alone, so that worker and trainer choose the same points, a
-    point once kept stays kept, and repeating an update adds nothing. First, last and validation
-    points always stay; the trainer evaluates at most `validation_points(limit)` times.
+    The first and the last point and all points with a validation loss are kept; of the others, those whose step is on
+    a regular grid. The grid depends on `total_steps` and `limit` alone. So worker and trainer choose the same points,
+    a point that was kept once stays kept, and a repeated update adds no new ones. There is room for the validation
+    points because the trainer evaluates at most `validation_points(limit)` times.
     """
     if total_steps <= limit or point.step in {first_step, total_steps} or point.validation_loss is not None:
         return True
@@ -33,24 +34,27 @@ def keep_point(point: Point, *, first_step: int, total_steps: int, limit: int = 
 
 
 def validation_points(limit: int = CHART_POINTS) -> int:
-    """How many validation points a curve of at most `limit` points has room for."""
+    """Return how many of at most `limit` points of a curve may be validation points."""
     return min(_VALIDATION_POINTS, max(limit // 4, 1))
 
 
 def thin_points(points: Iterable[Point], *, total_steps: int, limit: int = CHART_POINTS) -> list[Point]:
-    """The points of a curve that the chart keeps, in order of step, each step once (the last wins)."""
+    """Select the points that the chart keeps, in order of step. Of several points of one step the last is used."""
     return _at_most(limit, _on_grid(points, total_steps=total_steps, limit=limit))
 
 
 def manifest_points(points: list[Point], *, total_steps: int, chart_points: int) -> list[Point]:
-    """The points of a curve that its manifest holds: enough for the chart and for a judgement of the whole."""
+    """Select the points that the manifest holds: those of the chart, and up to `MANIFEST_POINTS` more.
+
+    The worker can then fill the chart and judge the whole curve even if it received no progress from the run.
+    """
     by_step = {point.step: point for point in spread(points, MANIFEST_POINTS)}
     by_step |= {point.step: point for point in _on_grid(points, total_steps=total_steps, limit=chart_points)}
     return [by_step[step] for step in sorted(by_step)]
 
 
 class Curve:
-    """A curve that grows by its steps, and its chart, without either being sorted or thinned anew at each of them."""
+    """A growing curve and its chart. Adding a point takes constant time: nothing is sorted or thinned again."""
 
     def __init__(self, points: Iterable[Point] = (), *, limit: int) -> None:
         self._points = {point.step: point for point in sorted(points, key=lambda point: point.step)}
@@ -62,22 +66,22 @@ class Curve:
         return self._points[step]
 
     def get(self, step: int) -> Point | None:
-        """The point of a step; None where it has none yet."""
+        """Return the point of a step, or None if that step has no point yet."""
         return self._points.get(step)
 
     def note(self, point: Point) -> None:
-        """Take the point of a step that follows all others, or what more is known of a step."""
+        """Add the point of a new, latest step, or replace the point of an earlier step by a more complete one."""
         self._points[point.step] = point
         if self._total_steps and self._keeps(point):
             self._chart[point.step] = point
 
     @property
     def points(self) -> list[Point]:
-        """All points, in order of step."""
+        """Return all points, in order of step."""
         return list(self._points.values())
 
     def chart(self, total_steps: int) -> list[Point]:
-        """The points that the chart keeps, in order of step."""
+        """Return the points that the chart keeps, in order of step."""
         if total_steps != self._total_steps:
             self._total_steps = total_steps
             self._chart = {step: point for step, point in self._points.items() if self._keeps(point)}
@@ -99,7 +103,8 @@ def _on_grid(points: Iterable[Point], *, total_steps: int, limit: int) -> list[P
 
 
 def _at_most(limit: int, kept: list[Point]) -> list[Point]:
-    # A foreign trainer may evaluate at every step; the row limit is the application's, so it wins.
+    # Another trainer may evaluate at every step, and all those points would be kept. The application reads at most
+    # `limit` rows, so the curve is thinned until it fits.
     while len(kept) > limit:
         kept = [*kept[:-1:2], kept[-1]]
     return kept

@@ -1,8 +1,8 @@
-"""Seal and open upload grants.
+"""Encrypts and decrypts upload grants: the signed URLs with which a trainer uploads its artifact.
 
-The grant travels through a database row, and no signed URL may stand in a row in the clear. Worker
-and trainer share the run's 256-bit token, of which the database knows only the sha256, so a key
-derived from the token keeps the row opaque to everyone else.
+The worker hands a grant to the trainer through a database row, and whoever can read the row must not be able to use
+the signed URLs. Worker and trainer share the run's 256-bit token; the database stores only its sha256. So the URLs are
+encrypted with a key that is derived from the token.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 
 class GrantUnreadableError(ValueError):
-    """The grant was not sealed with this run's token."""
+    """The grant is damaged, or was encrypted with another run's token."""
 
 
 def _key(token: str) -> bytes:
@@ -22,17 +22,17 @@ def _key(token: str) -> bytes:
 
 
 def seal_urls(token: str, urls: dict[str, str]) -> str:
-    """Encrypt `{path: signed upload URL}` for the holder of `token`."""
+    """Encrypt `{path: signed upload URL}` with a key derived from the run's `token`."""
     from cryptography.fernet import Fernet
 
     return Fernet(_key(token)).encrypt(json.dumps(urls).encode()).decode()
 
 
 def open_urls(token: str, sealed: str) -> dict[str, str]:
-    """The `{path: signed upload URL}` of a grant.
+    """Decrypt a grant to `{path: signed upload URL}`.
 
     Raises:
-        GrantUnreadableError: the grant is damaged or meant for another run.
+        GrantUnreadableError: the grant is damaged, or was encrypted with another run's token.
     """
     from cryptography.fernet import Fernet, InvalidToken
 
@@ -44,9 +44,10 @@ def open_urls(token: str, sealed: str) -> dict[str, str]:
 
 
 def lifetime_seconds(signed_url: str) -> float | None:
-    """How long a signed URL lives from its making; None where its token does not say.
+    """Return for how many seconds a signed URL was valid when it was signed; None if its token does not tell.
 
-    Told by the difference of two times of the signer's clock, so that no other clock matters.
+    This is the difference of the token's claims `exp` and `iat`. Both come from the signer's clock, so the result
+    does not depend on the clock of this machine.
     """
     try:
         (token,) = parse_qs(urlsplit(signed_url).query)["token"]

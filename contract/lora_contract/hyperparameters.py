@@ -1,8 +1,8 @@
-"""Hyperparameters and GPU configuration: both of the application's shapes in, one shape out.
+"""Hyperparameters and GPU configuration of a job, in both shapes that the application uses.
 
-The application writes a short shape (`epochs`, `rank`, `type`) and reads a long one (`num_epochs`,
-`lora_rank`, `gpu_type`) elsewhere. `parse_*` takes either; `*_with_both_shapes` gives back the row's
-own keys with the missing ones added, so that every page finds what it reads.
+The application writes short keys (`epochs`, `rank`, `type`), but some of its pages read long ones (`num_epochs`,
+`lora_rank`, `gpu_type`). The models here accept both. `*_with_both_shapes` returns the row's own keys and adds the
+missing ones, so that every page finds the keys that it reads.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ def _either(short: str, long: str) -> AliasChoices:
 
 
 class Hyperparameters(BaseModel):
-    """What the user chose. Ranges are those of the application's estimate route, but for the rate."""
+    """The hyperparameters that the user chose. The ranges, except `learning_rate`, are those of the application."""
 
     model_config = _SHAPES
 
     base_model: str | None = Field(default=None, max_length=200)
     base_revision: str | None = Field(default=None, max_length=200)
-    # The application stops at 1e-3; small bases (the demo's has a million weights) need more.
+    # The application allows at most 1e-3. Small base models need more: the demo's has a million weights.
     learning_rate: float = Field(default=1e-4, ge=1e-6, le=1e-2)
     batch_size: int = Field(default=4, ge=1, le=64)
     epochs: int = Field(default=3, ge=1, le=20, validation_alias=_either("epochs", "num_epochs"))
@@ -34,14 +34,14 @@ class Hyperparameters(BaseModel):
     dropout: float = Field(default=0.05, ge=0, le=0.5, validation_alias=_either("dropout", "lora_dropout"))
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     warmup_steps: int | None = Field(default=None, ge=0)
-    """None: 3 % of all steps."""
+    """Steps over which the learning rate rises; None means 3 % of all steps."""
     max_length: int = Field(default=2048, ge=64, le=131072)
-    """Tokens of one training example; a longer one loses history from its left."""
+    """The most tokens of one training example. A longer one loses its oldest history first."""
     max_steps: int | None = Field(default=None, ge=1)
     packing: bool | None = None
-    """None: packed where the architecture keeps packed examples apart."""
+    """Whether several examples share one row. None: yes, if the model's architecture can keep them separate."""
     merge_conversations: bool = True
-    """Overlapping pairs of one conversation become one example with several trained answers."""
+    """Whether overlapping pairs of one conversation become one example with several trained answers."""
     validation_share: float = Field(default=0.1, ge=0, le=0.5)
     early_stopping_patience: int | None = Field(default=None, ge=1)
     seed: int = Field(default=42, ge=0, lt=2**31)
@@ -55,12 +55,12 @@ class Hyperparameters(BaseModel):
 
     @property
     def lora_alpha(self) -> int:
-        """LoRA's scale; twice the rank where the user chose none."""
+        """Return LoRA's alpha: the user's choice, or twice the rank."""
         return self.alpha if self.alpha is not None else 2 * self.rank
 
 
 class GpuConfig(BaseModel):
-    """Which GPU a job asked for. The price is the application's wish; billing uses our table."""
+    """The GPU that a job asked for. The row's price is ignored: billing uses the worker's own price table."""
 
     model_config = _SHAPES
 
@@ -77,7 +77,7 @@ _HYPERPARAMETER_PAIRS = (
 
 
 def hyperparameters_with_both_shapes(row: dict[str, Any], parsed: Hyperparameters) -> dict[str, Any]:
-    """The row's own keys and values, plus every key of the other shape that is missing."""
+    """Return the row's own keys and values, plus the missing keys of the other shape."""
     values = {
         "base_model": parsed.base_model,
         "learning_rate": parsed.learning_rate,
@@ -92,7 +92,7 @@ def hyperparameters_with_both_shapes(row: dict[str, Any], parsed: Hyperparameter
 def gpu_config_with_both_shapes(
     row: dict[str, Any], parsed: GpuConfig, *, memory_gb: int, price_per_hour: float
 ) -> dict[str, Any]:
-    """The row's own keys and values, plus the missing ones; the price is a number in USD per GPU hour."""
+    """Return the row's own keys and values, plus the missing ones; the price is in USD per GPU hour."""
     values = {
         "type": parsed.type,
         "count": parsed.count,

@@ -1,4 +1,4 @@
-"""Names that nobody reads, and what was meant by them: misspelt variables and keys."""
+"""Finds misspelt names of settings and keys, and suggests the name that was probably meant."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _MAX_CHARACTERS = 60
 
 
 def nearest(name: str, candidates: Iterable[str], *, cutoff: float = _NEAR) -> str | None:
-    """The candidate that is written most like the name, from 0 to 1 at least `cutoff`; None where none is."""
-    # A name may have any length, and comparing takes as long as both have.
+    """Return the candidate that is most similar to `name`, or None if no similarity reaches `cutoff` (0 to 1)."""
+    # Comparing takes time that grows with both lengths, and a name from outside may have any length.
     near = difflib.get_close_matches(name[: 2 * _MAX_CHARACTERS], candidates, n=1, cutoff=cutoff)
     return near[0] if near else None
 
@@ -21,20 +21,22 @@ def nearest(name: str, candidates: Iterable[str], *, cutoff: float = _NEAR) -> s
 def unread_variables(
     names: Iterable[str], own: re.Pattern[str], known: Collection[str], *, whose: str, otherwise: str
 ) -> list[str]:
-    """Sentences on variables that are named like ours and are none; the first few, then how many more.
+    """Write a sentence about each environment variable that looks like one of our settings and is none.
+
+    The first few variables get a sentence each; one more sentence counts the rest.
 
     Args:
-        names: of all the variables that are set.
-        own: how a name begins that is meant for us.
-        known: the names that are read, in capitals.
-        whose: settings they would be.
-        otherwise: what is said where no known name is near.
+        names: the names of all environment variables that are set.
+        own: matches the beginning of names that are meant for us.
+        known: the names that are read, in capital letters.
+        whose: the program that the settings belong to, for the sentence.
+        otherwise: the explanation for a name that is similar to no known name.
     """
     unknown = sorted(name for name in names if own.match(name) and name.upper() not in known)
-    told = []
+    sentences = []
     for name in unknown[:_MAX_NAMED]:
         near = nearest(name.upper().replace("-", "_"), known)
         meant = f"{near} may be meant" if near else otherwise
-        told.append(f"{name[:_MAX_CHARACTERS]} is no setting of {whose}: {meant}; rename it, or take it away.")
+        sentences.append(f"{name[:_MAX_CHARACTERS]} is no setting of {whose}: {meant}; rename it, or take it away.")
     more = len(unknown) - _MAX_NAMED
-    return [*told, f"And {more} more."] if more > 0 else told
+    return [*sentences, f"And {more} more."] if more > 0 else sentences

@@ -1,6 +1,7 @@
-"""Names of objects in Supabase Storage: which path is which object, and which names it takes.
+"""Names of objects in Supabase Storage: which names it accepts, and how they are written in a URL.
 
-Storage signs upload URLs for other names, too, and then refuses the upload.
+Names must be checked before an upload URL is requested: Storage signs URLs for names that it does not accept, and
+refuses only the upload itself.
 """
 
 from __future__ import annotations
@@ -8,37 +9,38 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
-# What Storage takes in a name and reads literally in a path. It signs the path as it was sent, with these characters
-# never decoded, and compares that with the decoded one: encoded, they would make signed URLs that are refused.
+# Characters that Storage accepts in a name and that must not be percent-encoded in a URL. Storage signs the path as it
+# was sent, but compares it with the decoded path when the URL is used. So a signed URL with one of these characters
+# encoded would be refused.
 _LITERAL = "/!*'()&$=@;:+,"
 _STORABLE = re.compile(r"[A-Za-z0-9_/!.*'() &$=@;:+,-]+")
 _REFUSED = re.compile(r"[^A-Za-z0-9_/!.*'() &$@;:+,-]")
 
 
 def is_storable(path: str) -> bool:
-    """Whether an object can be stored under this name, and be read again by a signed URL."""
-    # Storage takes `?` too, but refuses the signed URL of such an object.
+    """Tell whether an object can be stored under this name and be downloaded by a signed URL."""
+    # Storage also stores names with `?`, but then refuses the signed URL of the object.
     return _STORABLE.fullmatch(path) is not None
 
 
 def storable(path: str) -> str:
-    """The path with every character that no name may have as `=` and its UTF-8 bytes in hex.
+    """Replace every character that Storage refuses in a name by its UTF-8 bytes as `=XX` (hexadecimal).
 
-    No two paths become one: `=` itself is written so, too.
+    `=` itself is replaced as well, so two different paths never give the same name.
     """
     return _REFUSED.sub(lambda match: "".join(f"={byte:02X}" for byte in match[0].encode()), path)
 
 
 def object_key(path: str) -> str | None:
-    """The name of the object that a path means; None where it can mean none.
+    """Return the name of the object that a path refers to; None for an empty path and one with `.` or `..`.
 
-    Slashes at the begin and end, and doubled ones, are dropped, as the official clients do when they upload.
+    Leading, trailing and doubled slashes are dropped, as the official clients do when they upload.
     """
     parts = [part for part in path.split("/") if part]
     return "/".join(parts) if parts and not {".", ".."} & set(parts) else None
 
 
 def url_path(path: str) -> str | None:
-    """`object_key` as a part of a URL."""
+    """Return `object_key(path)` percent-encoded for a URL; None where there is no such name."""
     key = object_key(path)
     return None if key is None else quote(key, safe=_LITERAL)

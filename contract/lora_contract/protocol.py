@@ -1,8 +1,9 @@
-"""What worker and trainer say to each other, and the only place that spells the keys.
+"""The messages that worker and trainer exchange. No other module spells their keys.
 
-`Request` goes out as the `input` of RunPod's `/run`; `Progress` and `Result` come back as its output;
-`Manifest` lies beside the adapter and is enough to settle a run when everything else is forgotten.
-This module imports pydantic and nothing heavier: the worker uses it, and the worker fits 256 MB.
+The worker sends a `Request` as the `input` of RunPod's `/run`; `Progress` and `Result` come back as its output. The
+trainer uploads a `Manifest` beside the adapter. It holds all that the worker needs to settle the run, so that a run can
+be settled even if its `Result` was lost. This module imports nothing heavier than pydantic, because the worker must
+run in 256 MB of memory.
 """
 
 from __future__ import annotations
@@ -49,17 +50,17 @@ PROTOCOL_VERSION: Literal[1] = 1
 LOG_NAME = "training_log.jsonl"
 MANIFEST_NAME = "manifest.json"
 CHART_POINTS = 100
-"""The application's metrics route returns the first 100 rows, so a job never keeps more."""
+"""The most points of a curve that the database keeps of a job: the application's metrics route returns 100 rows."""
 
 MAX_MANIFEST_BYTES = 2_000_000
-"""The largest manifest: the trainer writes none above it, and the worker reads none."""
+"""The largest manifest that the trainer writes and the worker reads."""
 MAX_MESSAGE_BYTES = 1_000_000
-"""The largest progress or result that the trainer sends through RunPod, which refuses larger ones unsaid."""
+"""The largest progress or result that the trainer sends through RunPod. RunPod drops larger ones without an error."""
 MAX_FILES = 200
 MAX_UPLOAD_REQUEST_BYTES = 100_000
-"""The most files of an artifact, and the most that their list may take as the database's `request_upload` counts."""
+"""The most bytes that the list of an artifact's files may have. The SQL function `request_upload` checks it, too."""
 MAX_POINTS = 5000
-"""The most points of a curve that are read of a message; of more, so many are taken, evenly spread."""
+"""The most points of a curve that are read from a message. A longer list is thinned evenly to this number."""
 
 
 class Stage(StrEnum):
@@ -89,22 +90,22 @@ STAGE_PROGRESS: dict[Stage, float] = {
     Stage.UPLOADING: 97,
     Stage.COMPLETED: 100,
 }
-"""Percent at which a stage begins; training fills the span from 25 to 95."""
+"""The percentage at which each stage begins. Training takes the range from 25 to 95."""
 
 
 class Fault(StrEnum):
-    """Whose fault a failure is, which decides whether and how often it is tried again."""
+    """The kind of a failure, which decides whether and how often the run is retried."""
 
     PERMANENT = "permanent"
-    """The job's own: trying the same again gives the same."""
+    """Caused by the job itself: a retry would fail in the same way, so there is none."""
     TRANSIENT = "transient"
-    """Passing: tried again with backoff, counted against the job's attempts."""
+    """Temporary: retried with backoff, and counted against the job's attempts."""
     INFRASTRUCTURE = "infrastructure"
-    """The GPU cloud's (preemption, a lost machine): tried again, with a limit of its own."""
+    """Caused by the GPU cloud (preemption, a lost machine) or by our own services: retried, with a separate limit."""
 
 
 class ErrorCode(StrEnum):
-    """Why a trainer ended without a result. `FAULTS` says what follows from each."""
+    """Why a trainer ended without an artifact. `FAULTS` gives the kind of each failure."""
 
     REQUEST_INVALID = "request_invalid"
     HYPERPARAMETERS_INVALID = "hyperparameters_invalid"
@@ -136,7 +137,7 @@ FAULTS: dict[ErrorCode, Fault] = {
     ErrorCode.REQUEST_INVALID: Fault.PERMANENT,
     ErrorCode.HYPERPARAMETERS_INVALID: Fault.PERMANENT,
     ErrorCode.DATASET_UNREACHABLE: Fault.TRANSIENT,
-    # The file was rewritten between preflight and download; the next preflight reads the new one.
+    # The file was replaced between preflight and download. The preflight of the retry reads the new file.
     ErrorCode.DATASET_CHANGED: Fault.TRANSIENT,
     ErrorCode.DATASET_INVALID: Fault.PERMANENT,
     ErrorCode.BASE_MODEL_UNKNOWN: Fault.PERMANENT,
@@ -150,11 +151,12 @@ FAULTS: dict[ErrorCode, Fault] = {
     ErrorCode.TIME_LIMIT: Fault.PERMANENT,
     ErrorCode.CHANNEL_UNREACHABLE: Fault.TRANSIENT,
     ErrorCode.UPLOAD_FAILED: Fault.TRANSIENT,
-    # The operator's to mend: the adapter waits on the volume, and no launch is paid for while the storage refuses it.
+    # The operator has to repair this. Meanwhile the adapter waits on the volume, and the worker launches no run that
+    # would cost money while the storage refuses uploads.
     ErrorCode.STORAGE_REFUSED: Fault.INFRASTRUCTURE,
-    # Trying again writes the same files; whoever changed the trainer has to know.
+    # A retry would write the same files.
     ErrorCode.ARTIFACT_TOO_LARGE: Fault.PERMANENT,
-    # The daemon was away: nobody's fault, and the next attempt publishes without training again.
+    # No worker was running to grant the upload. The next attempt publishes the finished adapter without training again.
     ErrorCode.GRANT_MISSING: Fault.INFRASTRUCTURE,
     ErrorCode.SUPERSEDED: Fault.INFRASTRUCTURE,
     ErrorCode.CANCELLED: Fault.PERMANENT,
@@ -177,12 +179,12 @@ RelativePath = Annotated[str, AfterValidator(_check_path), Field(max_length=400)
 
 
 class _Message(BaseModel):
-    # A newer peer may add keys; refusing them would make every rollout a flag day.
+    # Unknown keys are ignored, so that worker and trainer can be updated one after the other: the newer may add keys.
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
 class DatasetRef(_Message):
-    """Where the dataset lies and what it must be. `url` is signed: never log it."""
+    """Where the trainer downloads the dataset, and which content it must have. `url` is signed: never log it."""
 
     url: str = Field(repr=False)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
@@ -191,7 +193,7 @@ class DatasetRef(_Message):
 
 
 class Channel(_Message):
-    """How the trainer reaches the database: the project's URL, its publishable key, the run's token."""
+    """How the trainer calls the database: URL and publishable key of the Supabase project, and the run's token."""
 
     url: str
     key: str = Field(repr=False)
@@ -199,16 +201,16 @@ class Channel(_Message):
 
 
 class OutputRef(_Message):
-    """Where the artifact goes: `<bucket>/<prefix><name>`; `prefix` is `<user_id>/<run_id>/`."""
+    """Where the artifact's files are uploaded: `<bucket>/<prefix><name>`; `prefix` is `<user_id>/<run_id>/`."""
 
     bucket: str
     prefix: str = Field(pattern=r"/$")
     archive_name: RelativePath | None = None
-    """When set, a `.tar.gz` with one leading folder is published too, under this name."""
+    """If set, a `.tar.gz` of the artifact with one leading folder is published as well, under this name."""
 
 
 class Limits(_Message):
-    """What the run may use. The trainer saves a checkpoint and ends before `max_seconds` is over."""
+    """What the run may use. The trainer saves a checkpoint and ends before `max_seconds` have passed."""
 
     max_seconds: float = Field(gt=0)
     grant_wait_seconds: float = Field(default=1800, gt=0)
@@ -216,7 +218,7 @@ class Limits(_Message):
 
 
 class Request(_Message):
-    """The `input` of `/run`: one run, complete."""
+    """The `input` of RunPod's `/run`: all that the trainer needs for one run."""
 
     protocol: Literal[1] = PROTOCOL_VERSION
     job_id: str
@@ -233,12 +235,15 @@ class Request(_Message):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def dataset_url(self) -> str:
-        """The dataset's URL once more, under the key that the earlier trainer requires."""
+        """Repeat the dataset's URL under the key that the previous version of the trainer requires."""
         return self.dataset.url
 
 
 class Point(_Message):
-    """One logged point of the curve. Units: tokens/s, percent, bytes; losses in nats per token."""
+    """One point of the training curve.
+
+    Losses are in nats per token, `throughput` in tokens per second, `gpu_utilization` in percent.
+    """
 
     step: PointStep
     epoch: PointEpoch
@@ -258,7 +263,7 @@ def _readable_points(value: Any) -> Any:
         return value
     points = []
     for entry in spread(value, MAX_POINTS):
-        # One that can't be is left out, and takes no other with it.
+        # A point that is not valid is left out; the others are still used.
         with suppress(ValidationError):
             points.append(Point.model_validate(entry))
     return points
@@ -268,7 +273,7 @@ Points = Annotated[list[Point], BeforeValidator(_readable_points)]
 
 
 class Progress(_Message):
-    """RunPod's progress output. Cumulative: `points` holds every kept point of the run so far."""
+    """How far a run is. Each message is complete: `points` holds all points of the chart so far, not only new ones."""
 
     run_id: Name
     execution_id: Name | None = None
@@ -286,7 +291,7 @@ class Progress(_Message):
 
 
 class ArtifactFile(_Message):
-    """One file of the artifact: `path` is relative to the run's prefix, `name` what users see."""
+    """One file of the artifact. `path` is relative to the run's prefix; `name` is what users see."""
 
     name: Name
     path: RelativePath
@@ -295,7 +300,7 @@ class ArtifactFile(_Message):
 
 
 class FinalMetrics(_Message):
-    """What the training ended with."""
+    """Figures of a finished training. Losses are in nats per token; None where nothing was measured."""
 
     first_training_loss: FiniteFloat = None
     final_training_loss: FiniteFloat = None
@@ -305,7 +310,7 @@ class FinalMetrics(_Message):
 
 
 class Summary(_Message):
-    """What was done, for the artifact's row and for the bill."""
+    """What the trainer did, for the artifact's row in the database and for the bill."""
 
     base_model: Label | None = None
     base_revision: Label | None = None
@@ -317,17 +322,17 @@ class Summary(_Message):
     total_steps: Count = None
     train_seconds: Seconds = None
     execution_seconds: Seconds = None
-    """Seconds from the trainer's check-in to this result, all executions of the run that are known."""
+    """Seconds from check-in to this result, added up over all executions of the run that the trainer knows of."""
     gpu_type: Label | None = None
     gpu_count: GpuCount = None
     trainable_parameters: Size = None
     resumed_from_step: Count = None
     notes: Notes = Field(default_factory=list)
-    """Sentences for the user: what was shrunk, skipped or truncated."""
+    """Sentences for the user about what was reduced, skipped or truncated."""
 
 
 class Manifest(_Message):
-    """Written last: its presence says that the artifact is whole. Lists every file but itself."""
+    """Lists all other files of an artifact. It is uploaded last, so where it exists the artifact is complete."""
 
     protocol: Literal[1] = PROTOCOL_VERSION
     job_id: Name
@@ -339,27 +344,31 @@ class Manifest(_Message):
 
 
 class TrainerError(_Message):
-    """A failure in the user's words: what went wrong, and what to do about it."""
+    """A failure, explained to the user: what went wrong, and what to do about it."""
 
     code: ErrorCode
     message: Sentence
     hint: Sentence | None = None
     too_many_bytes: Size = None
-    """The size of a file that the storage found too large."""
+    """The size in bytes of a file that Storage refused as too large."""
 
     def sentence(self) -> str:
-        """Message and hint as one text for `error_message`."""
+        """Return message and hint as one text for the column `error_message`."""
         return joined(self.message, self.hint)
 
 
 class Result(_Message):
-    """The handler's answer. `superseded` trained nothing; `unpublished` left the adapter on the volume."""
+    """What the trainer's handler returns at the end of a run.
+
+    `superseded`: another execution has taken over the run, so this one trained nothing. `unpublished`: the training
+    is finished, but the adapter could not be uploaded and waits on the volume.
+    """
 
     run_id: Name
     status: Literal["completed", "failed", "superseded", "unpublished"]
     error: TrainerError | None = None
     stage: Stage | None = None
-    """How far the trainer came."""
+    """The last stage that the trainer reached."""
     manifest: Manifest | None = None
     metrics: FinalMetrics = Field(default_factory=FinalMetrics)
     summary: Summary = Field(default_factory=Summary)
@@ -373,10 +382,10 @@ class Result(_Message):
         return data
 
     def as_output(self) -> dict[str, Any]:
-        """What the handler returns to RunPod, such that a failed result also fails the RunPod job.
+        """Return the handler's output for RunPod; its key `error` makes RunPod mark the job as failed.
 
-        RunPod's SDK takes the key `error` out of the output, so the error travels as `failure` too, and
-        `Result.model_validate` finds it there.
+        RunPod's SDK removes the key `error` from the output. So the error is sent under the key `failure` as well,
+        where `Result.model_validate` looks for it.
         """
         output = self.model_dump(mode="json", exclude_none=True)
         if self.error is not None and self.status in {"failed", "unpublished"}:

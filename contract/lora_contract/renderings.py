@@ -1,7 +1,8 @@
-"""What a base's chat template allows: known without the template, so that the worker needs no tokenizer.
+"""How each base model's chat template must be used for training, as a table.
 
-`lora_trainer.data.chat` judges a tokenizer; the verdict on the bases that are offered, and on others that are asked for
-often, stands here. A test holds the table against the templates. `lora-trainer judge MODEL` judges another base.
+With this table the worker needs no tokenizer. `lora_trainer.data.chat` finds these properties out from a tokenizer; the
+table holds its results for the base models that are offered and for others that users often ask for. A test compares
+the table with the templates. `lora-trainer judge MODEL` prints the properties of another base model.
 """
 
 from __future__ import annotations
@@ -12,20 +13,25 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Rendering:
-    """How a base's answers are rendered for training, so that they are learned as they will be served."""
+    """How conversations are rendered for training, so that the model learns what a server will later ask it for."""
 
     row: Literal["conversation", "answer"]
-    """What becomes one row: a whole conversation, or each answer, where the template renders earlier turns anew."""
+    """What one training row holds: a whole conversation, or one answer with its history.
+
+    Each answer needs its own row where the template renders a turn differently once other turns follow it.
+    """
     system: Literal["in front", "first turn"]
-    """Where a system prompt stands: where the template puts it, or at the beginning of the first user turn."""
+    """Where the system prompt goes: where the template puts it, or at the beginning of the first user turn."""
     opens_thought: bool
-    """Whether the generation prompt has begun a thought, which an answer must close before it begins."""
+    """Whether the generation prompt ends inside a thought (`<think>`), which the answer then has to close first."""
     stop: str
     """The token that ends an answer."""
     marks: tuple[str, ...] = ()
-    """What marks turns as plain text, so that a text must not hold it (`lora_conversations.control_tokens.Marks`)."""
+    """Plain text with which the template marks turns. Texts of the dataset must not contain it (see
+    `lora_conversations.control_tokens.Marks`)."""
     history_as_served: bool = True
-    """Whether earlier answers of a row stand there as a server renders them, and not with thoughts that it drops."""
+    """Whether earlier answers in a row look as a server renders them. False if training keeps thoughts there that a
+    server drops from the history."""
 
 
 _CHATML = Rendering("conversation", "in front", opens_thought=False, stop="<|im_end|>")
@@ -47,8 +53,8 @@ RENDERINGS: dict[str, Rendering] = {
     "Qwen/Qwen3-30B-A3B-Instruct-2507": _CHATML,
     "Qwen/Qwen3-Next-80B-A3B-Instruct": _CHATML,
 }
-"""Bases whose answers can be learned as they are served."""
+"""Base models that can be trained on exactly what a server will render."""
 
 _NO_STOP = "its chat template ends an answer without a stop token, so it would never learn to stop"
 REFUSALS: dict[str, str] = {"zai-org/GLM-4.5": _NO_STOP, "zai-org/GLM-4.5-Air": _NO_STOP}
-"""Bases whose answers can't, and why."""
+"""Base models that can't be trained, each with the reason, as the end of a sentence."""

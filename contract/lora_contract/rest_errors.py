@@ -1,7 +1,8 @@
-"""What an error of Supabase's REST API says: whether it passes. Trainer and worker call the same functions through it.
+"""Reads error answers of Supabase's REST API, and decides whether a retry may succeed.
 
-PostgREST names the database's own code (a SQLSTATE), or one of its own (`PGRST…`). The gateway before it gives a
-status and a text, or a page.
+Worker and trainer both call SQL functions through this API. Errors come from two places. PostgREST gives a code: a
+SQLSTATE of the database, or one of its own (`PGRST…`). The gateway in front of it gives only a status and a text, or
+an HTML page.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from http import HTTPStatus
 _SQLSTATE = re.compile(r"[0-9A-Z]{5}")
 _RAISED = re.compile(r"PT(\d{3})")
 
-# Of the classes of SQLSTATE those that speak of the database's state, and not of what it was asked: connections,
-# transactions (also one that is read-only), rollbacks, resources, limits, locks, operators, files, other servers.
+# Classes of SQLSTATE whose errors come from the state of the database and not from the statement: connections,
+# transactions (such as a read-only one), rollbacks, resources, limits, locks, operator intervention, files, foreign
+# servers, internal errors. See appendix A, “PostgreSQL Error Codes”, of PostgreSQL's manual.
 _PASSING_CLASSES = ("08", "25", "40", "53", "54", "55", "57", "58", "F0", "HV", "XX")
 
-# A pooler handed PostgREST a connection that does not know its prepared statements, or knows them already.
+# A connection pooler gave PostgREST another connection, on which its prepared statement is missing or exists already.
 _PASSING_SQLSTATES = frozenset({"26000", "42P05"})
 
 _PASSING_STATUSES = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
@@ -26,18 +28,18 @@ _PASSING_STATUSES = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY,
 
 @dataclass(frozen=True, slots=True)
 class RestError:
-    """An answer that is an error. `text` is the server's and may hold values of rows: it goes into no log."""
+    """An error answer. `text` comes from the server and may contain values of rows: never log it."""
 
     status: int
     code: str | None
-    """A SQLSTATE or a code of PostgREST; None from the gateway."""
+    """A SQLSTATE or a code of PostgREST; None if the gateway answered."""
     text: str
     is_page: bool
-    """It is no JSON object, so neither PostgREST nor the gateway's check of keys said it."""
+    """Whether the answer is no JSON object. Then neither PostgREST nor the gateway's check of API keys sent it."""
 
     @property
     def passes(self) -> bool:
-        """Whether the same call may succeed later, with nothing changed in it."""
+        """Tell whether a retry of the same call may succeed."""
         if self.code is None:
             return self.status in _PASSING_STATUSES or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         raised = _RAISED.fullmatch(self.code)
@@ -49,7 +51,7 @@ class RestError:
 
 
 def read_error(status: int, body: bytes) -> RestError:
-    """The error in an answer whose status is no success."""
+    """Parse the body of an answer whose status is not a success; never raises."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
@@ -57,6 +59,6 @@ def read_error(status: int, body: bytes) -> RestError:
     if not isinstance(found, dict):
         return RestError(status, None, "", is_page=True)
     code, text = found.get("code"), found.get("message")
-    # The gateway may repeat the status there.
+    # The gateway may repeat the HTTP status under `code`; that is no code of PostgREST.
     is_code = isinstance(code, str) and re.fullmatch(r"[0-9A-Z]{5}|PGRST\w{3}", code)
     return RestError(status, code if is_code else None, text if isinstance(text, str) else "", is_page=False)

@@ -1,8 +1,8 @@
-"""What an answer of Supabase Storage means. Worker and trainer both ask here, so it imports nothing heavy.
+"""Reads error answers of Supabase Storage. Worker and trainer both use it, so it imports no heavy library.
 
-Storage refuses nearly everything with HTTP 400 and puts the real status into the body:
-`{"statusCode": "413", "code": "EntityTooLarge", "error": "Payload too large", "message": "…"}`. Only 500 and 544
-stay outside, and whatever a gateway in front of it answers.
+Storage answers nearly every error with HTTP 400 and puts the real status into the body:
+`{"statusCode": "413", "code": "EntityTooLarge", "error": "Payload too large", "message": "…"}`. Only its statuses 500
+and 544, and the answers of a gateway in front of it, are real HTTP statuses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 MAX_ANSWER_BYTES = 65_536
-"""More than any refusal has; what comes after it is not read."""
+"""How many bytes of an error answer are read. No error answer of Storage is longer."""
 
 _SHOWN_CHARACTERS = 300
 
@@ -28,36 +28,37 @@ _KEY_REFUSED = re.compile(r"api ?key|jw[ts]|signature|authori[sz]|access ?denied
 
 
 class Refusal(StrEnum):
-    """Why Storage did not do what was asked."""
+    """Why Storage refused a call."""
 
     PASSING = "passing"
-    """It may work later: a lock, too many calls, a database that only reads, a fault of the server."""
+    """A retry may succeed: a lock, too many calls, a read-only database, an error of the server."""
     URL_EXPIRED = "url_expired"
-    """The signed URL has run out; a new one works."""
+    """The signed URL has expired; a new one works."""
     URL_REFUSED = "url_refused"
-    """The signed URL is not one of this project's, or is for another object."""
+    """The signed URL belongs to another project or another object."""
     KEY_REFUSED = "key_refused"
+    """The API key is wrong, or may not do this."""
     MISSING = "missing"
-    """The object or its bucket is not there."""
+    """The object or its bucket does not exist."""
     TOO_LARGE = "too_large"
-    """More bytes than the bucket, or the project, takes."""
+    """The file has more bytes than the bucket or the project allows."""
     TYPE_REFUSED = "type_refused"
-    """The bucket does not take this MIME type."""
+    """The bucket does not allow this MIME type."""
     NAME_REFUSED = "name_refused"
-    """No object can have this name."""
+    """Storage allows no object with this name."""
     OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer that is no success. `status` is the real one, wherever it stood."""
+    """An error answer. `status` is the real status, from the body or, where that has none, from HTTP."""
 
     status: int
     refusal: Refusal
 
 
 def read_answer(http_status: int, body: bytes) -> Answer:
-    """What Storage means by an answer that is no success."""
+    """Interpret an error answer of Storage; never raises."""
     document = _document(body)
     status = _inner_status(document, http_status)
     name = _text(document, "code") + " " + _text(document, "error")
@@ -65,10 +66,10 @@ def read_answer(http_status: int, body: bytes) -> Answer:
 
 
 async def read_streamed_answer(response: httpx.Response) -> Answer:
-    """`read_answer` for a response whose body has not been read; takes `MAX_ANSWER_BYTES` of it at most.
+    """Interpret an error response whose body has not been read yet; reads at most `MAX_ANSWER_BYTES` of it.
 
     Raises:
-        httpx.HTTPError: it broke off.
+        httpx.HTTPError: the connection broke while the body was read.
     """
     body = bytearray()
     async for chunk in response.aiter_bytes():
@@ -99,7 +100,7 @@ def _inner_status(document: dict[str, Any], http_status: int) -> int:
 
 
 def _refusal(status: int, name: str, message: str) -> Refusal:
-    # A message repeats the name that was refused, and a name may hold any word: the codes come first.
+    # Codes are checked before messages: a message repeats the object's name, which may contain any word.
     if "InvalidKey" in name:
         return Refusal.NAME_REFUSED
     if status in _PASSING_STATUSES or status >= 500:

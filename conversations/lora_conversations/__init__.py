@@ -1,1 +1,1 @@
-"""Every format of dataset that is accepted, read line by line into examples. Imports nothing heavy."""
+"""Reads datasets of every accepted format, line by line, into training examples. Imports no heavy library."""

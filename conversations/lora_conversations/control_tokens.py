@@ -1,9 +1,12 @@
-"""Control tokens that stand in a dataset's texts, such as `<|im_end|>` in an answer.
+"""Control tokens that a dataset's texts contain by chance, such as `<|im_end|>` in the middle of an answer.
 
-A tokenizer makes one token of them wherever they stand, so that an answer would end in its middle, or a
-user's text would speak as the assistant. In a text they are characters like all others: `hide` marks them
-before a conversation is rendered, and `encode` tells them from the template's own. What a template marks its
-turns with as plain text (`[INST]` of some Mistral models) can't be told apart; `Marks` finds it.
+A tokenizer turns such a text into the control token itself, wherever it stands. Then an answer would end in its middle,
+or a part of a user's text would count as the assistant's. In a dataset's text they must be plain characters. So
+`ControlTokens.hide` marks them before a conversation is rendered, and `ControlTokens.encode_hidden` encodes the marked
+ones as text and those of the template as tokens.
+
+Some templates mark turns with plain text instead (`[INST]` of some Mistral models). Such a mark in a dataset's text
+can't be distinguished from the template's own, so `Marks` finds and refuses it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _REAL, _HIDDEN = 0xF0000, 0x100000
-"""Private code points that stand for the first character of the template's tokens and of the texts'."""
+"""Where two ranges of private code points begin. A control token's first character is replaced by one of them: from
+`_REAL` if the template wrote the token, from `_HIDDEN` if it stands in a dataset's text."""
 _PRIVATE = re.compile(f"[{chr(_REAL)}-{chr(0x10FFFF)}]")
 _MARKED = re.compile(f"[{chr(_HIDDEN)}-{chr(0x10FFFF)}]")
 _NOTHING = re.compile(r"(?!)")
@@ -31,7 +35,7 @@ WRITE_OTHERWISE = "Write it in another way or remove the example."
 
 
 class Encoded(NamedTuple):
-    """Token ids, and the characters that each covers."""
+    """Token ids, and for each the range of characters `[start, end)` that it covers."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -40,8 +44,8 @@ class Encoded(NamedTuple):
 class ControlTokens:
     """The control tokens of one tokenizer.
 
-    Special tokens become text. Other added tokens (`<think>`, `<tool_call>`) are part of what a model writes,
-    and stay what they are.
+    Special tokens in a dataset's text are encoded as plain text. Other added tokens (`<think>`, `<tool_call>`) belong
+    to what a model writes, so they stay tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -53,15 +57,15 @@ class ControlTokens:
         self._added = _any_of(token.content for token in added if not token.special)
 
     def find(self, messages: Sequence[Message]) -> set[str]:
-        """The special tokens that stand in the messages' texts."""
+        """Return the special tokens that the messages' texts contain."""
         return {found for message in messages for found in self._special.findall(message.content)}
 
     def find_kept(self, messages: Sequence[Message]) -> set[str]:
-        """The other added tokens that stand there, which are read as tokens."""
+        """Return the other added tokens that the messages' texts contain; these are encoded as tokens."""
         return {found for message in messages for found in self._added.findall(message.content)}
 
     def refuse(self, example: Example) -> LineError | None:
-        """The error of an example in which they can't be hidden: its texts use the characters that hiding needs."""
+        """Return an error if special tokens can't be hidden, because the texts already use the private characters."""
         if not self.find(example.messages) or not any(_PRIVATE.search(text) for _, text in example.messages):
             return None
         return LineError(
@@ -69,7 +73,7 @@ class ControlTokens:
         )
 
     def hide(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages with each control token marked: its first character becomes a private one."""
+        """Replace the first character of every special token in the messages' texts by a private character."""
 
         def mark(match: re.Match[str]) -> str:
             return chr(_HIDDEN + self._index[match[0]]) + match[0][1:]
@@ -77,15 +81,15 @@ class ControlTokens:
         return [message._replace(content=self._special.sub(mark, message.content)) for message in messages]
 
     def encode(self, rendered: str) -> Encoded:
-        """The tokens of a rendered conversation, as the tokenizer itself makes them."""
+        """Encode a rendered conversation exactly as the tokenizer does, without hiding anything."""
         encoded = self._tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
         return Encoded(encoded["input_ids"], encoded["offset_mapping"])
 
     def encode_hidden(self, rendered: str) -> Encoded:
-        """The tokens of a rendered conversation whose messages went through `hide`; offsets count its characters."""
+        """Encode a rendered conversation whose messages went through `hide`; offsets count its characters."""
         text = self._special.sub(lambda match: self._real(match[0]), rendered)
         text = _MARKED.sub(lambda match: self._specials[ord(match[0]) - _HIDDEN][0], text)
-        plain, ids = self._apart
+        plain, ids = self._renamed_tokenizer
         encoding = plain.encode(text, add_special_tokens=False)
         return Encoded([ids.get(token, token) for token in encoding.ids], encoding.offsets)
 
@@ -93,8 +97,11 @@ class ControlTokens:
         return chr(_REAL + self._index[content]) + content[1:]
 
     @cached_property
-    def _apart(self) -> tuple[Tokenizer, dict[int, int]]:
-        """A copy of the tokenizer that knows its special tokens by their private names, and the ids they had."""
+    def _renamed_tokenizer(self) -> tuple[Tokenizer, dict[int, int]]:
+        """A copy of the tokenizer in which each special token begins with a private character.
+
+        The second value maps the copy's token ids to the original ones, where they differ.
+        """
         from tokenizers import Tokenizer
 
         description = json.loads(self._tokenizer.backend_tokenizer.to_str())
@@ -105,14 +112,14 @@ class ControlTokens:
                 token["content"] = self._real(token["content"])
             names[token["content"]] = token["id"]
         plain = Tokenizer.from_str(json.dumps(description))
-        # A token whose name the vocabulary doesn't know gets another id in the copy.
+        # An added token whose new name is not in the vocabulary gets a new id in the copy.
         return plain, {copied: own for name, own in names.items() if (copied := plain.token_to_id(name)) is not None}
 
 
 class Marks:
-    """What a chat template writes between turns as plain text, so that a text with it looks like a turn.
+    """Plain texts with which a chat template marks turns. A dataset's text that contains one would look like a turn.
 
-    A mark that begins with a line break is one at the beginning of a line alone.
+    A mark that begins with a line break counts only at the beginning of a line.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -120,7 +127,7 @@ class Marks:
         self._pattern = re.compile("|".join(map(_mark_pattern, self.texts))) if self.texts else _NOTHING
 
     def refuse(self, example: Example) -> LineError | None:
-        """The error of an example that holds a mark."""
+        """Return an error if a text of the example contains a mark, else None."""
         for message in example.messages:
             if match := self._pattern.search(message.content):
                 what = f"holds “{match[0]}”, with which the base's chat template marks a turn"
@@ -129,7 +136,7 @@ class Marks:
 
 
 def plain_marks(between: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Marks:
-    """The marks of a template that writes these stretches before, between and after the texts of a conversation."""
+    """Find the marks of a template; `between` are the texts it writes before, between and after the messages."""
     added = tokenizer.added_tokens_decoder.values()
     special, token = _any_of(t.content for t in added if t.special), _any_of(t.content for t in added)
     found = {_spell_mark(part) for piece in between for part in _plain_parts(piece, special, token)}
@@ -142,10 +149,11 @@ def _any_of(contents: Iterable[str]) -> re.Pattern[str]:
 
 
 def _plain_parts(piece: str, special: re.Pattern[str], token: re.Pattern[str]) -> list[str]:
-    """The parts of a stretch between two texts that mark a turn without help of a special token."""
+    """Return the parts of a template's text between two messages that mark a turn without a special token."""
     if not special.search(piece):
         return [piece] if piece.strip() else []
-    # Beside a special token, a bare word such as a role's name marks nothing; “[INST]” does.
+    # Where a special token marks the turn, a plain word beside it, such as the role's name, is no mark. A text with
+    # signs around it, such as “[INST]”, still is one.
     parts = ((part, part.strip()) for part in token.split(piece))
     return [part for part, name in parts if name and not (name[0].isalnum() or name[-1].isalnum())]
 

@@ -1,8 +1,8 @@
-"""JSON documents read element by element, so that a file of any size needs the memory of one element.
+"""Reads JSON documents element by element, so that a file of any size needs the memory of one element only.
 
-A document is one JSON value, pretty-printed or not; several may follow each other. The elements of an
-outermost list, or of `conversations` in an outermost object, come one by one. When the structure
-breaks, nothing after it can be trusted, which is a `DatasetUnusableError`.
+A document is one JSON value, pretty-printed or not; a file may hold several, one after the other. The elements of an
+outermost list, and of a list of examples in an outermost object, are returned one by one. If the JSON syntax is broken,
+the reader can't know where the next element begins, so it raises `DatasetUnusableError`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from typing import Any, NamedTuple, NoReturn
 
 from lora_conversations.errors import BadValueError, DatasetUnusableError
 from lora_conversations.examples import LineError, Repair
-from lora_conversations.formats import lists_examples, speakable, tell
+from lora_conversations.formats import detect_format, lists_examples, speakable
 from lora_conversations.turns import is_empty
 from lora_conversations.values import CONTAINERS, two_lists
 
 MAX_VALUE_BYTES = 4 * 1024 * 1024
-"""The largest line or element: a million tokens. Parsed, a list of empty lists takes thirty times its size."""
+"""The largest line or element, about a million tokens. The limit protects the worker's memory: a list of empty lists
+takes thirty times its size once it is parsed."""
 
 _MAX_NAMES = 1000
-"""Keys of an object around a list of examples."""
+"""The most keys of an object around a list of examples; they are kept until the object ends."""
 _RETRY_CHARACTERS = 64 * 1024
+"""An incomplete value is parsed again after at least this many more characters."""
 _EDGE_CHARACTERS = 16
-"""Closer than this to the end of what has arrived, an error may only mean that not all is here."""
+"""A syntax error this close to the end of the text may only mean that the rest has not arrived yet."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _PATH_PART = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
@@ -35,9 +37,11 @@ _decode_value = json.JSONDecoder().raw_decode
 
 
 class Frame(NamedTuple):
-    """A parsed value. `key` is its place in its document; `text` is kept where it spans several lines.
+    """A parsed value.
 
-    `doubled` names a key that an object in it has twice, of which a parser keeps the last without a word.
+    `line` is where it begins in the file, from 1; `key` is its path in the document, such as `data[3]`. `text` is its
+    JSON text if that has several lines, else empty. `doubled` is a key that an object in it has twice, if there is one:
+    a JSON parser would keep the last of the two values without an error.
     """
 
     line: int
@@ -47,26 +51,29 @@ class Frame(NamedTuple):
     doubled: str | None = None
 
 
-class Around(NamedTuple):
-    """The value of a frame that says what else stood in an object around a list of examples."""
+class OuterKeys(NamedTuple):
+    """The value of the frame that follows the examples of a list: the other keys of the object around that list.
+
+    `container` is the key of the list; `names` are the other keys that have a value.
+    """
 
     container: str
     names: tuple[str, ...]
 
 
 class KeyWatch:
-    """Parses JSON and notices keys that an object has twice."""
+    """A JSON parser that notices if an object has the same key twice."""
 
     def __init__(self) -> None:
         self.doubled: str | None = None
         self._decoder = json.JSONDecoder(object_pairs_hook=self._build)
 
     def decode(self, text: str, start: int = 0) -> tuple[Any, int]:
-        """The value that begins at `start`, and where it ends; `doubled` is about this value.
+        """Parse the value that begins at `start`; returns it and the index after its end, and sets `doubled`.
 
         Raises:
-            ValueError: no JSON, or not all of it is here.
-            RecursionError: it is nested too deeply.
+            ValueError: the text is not JSON, or is incomplete.
+            RecursionError: the value is nested too deeply.
         """
         self.doubled = None
         return self._decoder.raw_decode(text, start)
@@ -79,46 +86,46 @@ class KeyWatch:
 
 
 Framed = Generator[Frame | LineError | None, None, None]
-"""Yields None when it needs more bytes."""
+"""A generator of frames that yields None when it needs more bytes."""
 
-Starved = Generator[None, None, None]
+AwaitingBytes = Generator[None, None, None]
 
 
 def reason(error: Exception) -> str:
-    """What a JSON parser complains of, without any of the text."""
+    """Describe the error of a JSON parser without repeating any of the dataset's text."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
 
 
 def not_utf8(error: UnicodeDecodeError) -> tuple[str, str]:
-    """Error and suggestion for bytes that are no UTF-8."""
+    """Return error and suggestion for bytes that are not UTF-8."""
     byte = error.object[error.start]
     return f"is not UTF-8 (byte 0x{byte:02x})", "Save the file as UTF-8 and upload it again."
 
 
-def breaks_off(line: int) -> DatasetUnusableError:
-    """Half a file: training on it would silently leave out the rest."""
+def cut_off_error(line: int) -> DatasetUnusableError:
+    """Make the error for a file that ends in the middle of a value. Training on it would silently omit the rest."""
     again = "Only a part of it arrived: upload it again."
     cut = LineError(line, None, "is cut: the file breaks off in it", again)
     return DatasetUnusableError(f"The dataset breaks off in the middle of line {line}.", again, [cut])
 
 
-def too_long(line: int) -> LineError:
-    """A line or element above the limit."""
+def too_long_error(line: int) -> LineError:
+    """Make the error for a line or element with more than `MAX_VALUE_BYTES`."""
     size = f"is longer than {MAX_VALUE_BYTES // 1024**2} MB"
     return LineError(line, None, size, "No model reads that much in one example: split it, one example a line.")
 
 
-def twice(name: str) -> tuple[str, str]:
-    """Error and suggestion for a key that an object has twice."""
+def doubled_key_error(name: str) -> tuple[str, str]:
+    """Return error and suggestion for a key that an object has twice."""
     return f"has the key {speakable(name)} twice", "Keep one of the two."
 
 
 def _is_example(names: Iterable[str]) -> bool:
-    """Whether an object with these keys is an example itself."""
+    """Tell whether an object with these keys is itself an example, rather than an object around examples."""
     try:
-        return tell(dict.fromkeys(names, True)) is not None
+        return detect_format(dict.fromkeys(names, True)) is not None
     except BadValueError:
         return True
 
@@ -129,7 +136,7 @@ def _unusable(error: LineError) -> DatasetUnusableError:
 
 
 class DocumentReader:
-    """A pull parser over a growing text: `add` bytes, then go on with the generator that `read` gave."""
+    """An incremental parser: `add` bytes, then continue the generator that `read` returned."""
 
     def __init__(self, line: int, repairs: Counter[Repair]) -> None:
         self._repairs = repairs
@@ -138,19 +145,19 @@ class DocumentReader:
         self._text = ""
         self._position = 0
         self._counted = 0
-        """Up to here the newlines are counted in `_line`."""
+        """The position up to which `_line` has counted the line breaks of `_text`."""
         self._line = line
         self._pinned = False
-        """Keep the text from its beginning: an outermost object may have to be read as one value."""
+        """Whether `_text` must be kept from its beginning, because an outermost object may be one single value."""
         self._ended = False
         self._begun = False
-        """Whether a document was read: only after one may a comma stand."""
+        """Whether a document was read already. Only then a comma is accepted (and dropped)."""
 
     def add(self, raw: bytes, *, ended: bool) -> None:
-        """More of the file; `ended` says that there is no more.
+        """Add the next bytes of the file; `ended` says that they are the last ones.
 
         Raises:
-            DatasetUnusableError: the bytes are no UTF-8.
+            DatasetUnusableError: the bytes are not UTF-8.
         """
         self._ended = ended
         self._forget()
@@ -159,11 +166,15 @@ class DocumentReader:
         except UnicodeDecodeError as error:
             line = self._line_at(len(self._text)) + error.object.count(b"\n", 0, error.start)
             if ended and error.reason == "unexpected end of data":
-                raise breaks_off(line) from None
+                raise cut_off_error(line) from None
             raise _unusable(LineError(line, None, *not_utf8(error))) from None
 
     def read(self) -> Framed:
-        """The values of the documents. Yields None when it needs more bytes."""
+        """Yield the values of the documents, and None when more bytes are needed.
+
+        Raises:
+            DatasetUnusableError: the JSON syntax is broken, or the file ends in the middle of a value.
+        """
         while begun := (yield from self._peek()):
             if begun == "[":
                 yield from self._read_list("")
@@ -216,7 +227,11 @@ class DocumentReader:
             yield Frame(line, value, "", text if "\n" in text else "", self._json.doubled)
 
     def _read_members(self, line: int) -> Framed:
-        """Unpins, when the examples of a list in the object were given one by one."""
+        """Read the members of an outermost object.
+
+        If one of them is a list of examples, its elements are yielded one by one and `_pinned` becomes false: the
+        object's text is then no longer kept.
+        """
         filled: dict[str, bool] = {}
         container = doubled = None
         while True:
@@ -240,17 +255,20 @@ class DocumentReader:
             if (yield from self._take(",}")) == "}":
                 break
         if container is not None:
-            yield Frame(line, Around(container, tuple(name for name in filled if filled[name])))
+            yield Frame(line, OuterKeys(container, tuple(name for name in filled if filled[name])))
 
     def _check_names(self, line: int, doubled: str | None, count: int) -> None:
-        """Refuse an object around a list of examples, of which a part would be lost or kept for ever."""
+        """Refuse an object around a list of examples that has a key twice, or more keys than may be kept in memory."""
         if doubled is not None:
-            raise _unusable(LineError(line, None, *twice(doubled)))
+            raise _unusable(LineError(line, None, *doubled_key_error(doubled)))
         if count >= _MAX_NAMES:
             raise _unusable(LineError(line, None, f"is an object with more than {_MAX_NAMES:,} keys"))
 
     def _lists_examples(self, names: Iterable[str]) -> Generator[None, None, bool]:
-        """Whether a list of examples begins here, which is not a part of an example itself. Takes nothing."""
+        """Tell whether a list of examples begins at the current position. Leaves the position unchanged.
+
+        `names` are the keys that the object has before this list: if they make it an example, the list is part of it.
+        """
         if (yield from self._peek()) != "[" or _is_example(names):
             return False
         start = self._position
@@ -263,7 +281,7 @@ class DocumentReader:
         return listed
 
     def _peek(self) -> Generator[None, None, str]:
-        """The next character that is not space, without taking it; "" at the end of the file."""
+        """Skip white space and return the next character without consuming it; "" at the end of the file."""
         while True:
             match = _SPACE.match(self._text, self._position)
             self._position = match.end() if match else self._position
@@ -275,17 +293,17 @@ class DocumentReader:
     def _take(self, expected: str) -> Generator[None, None, str]:
         found = yield from self._peek()
         if not found:
-            raise breaks_off(self._line_at(len(self._text)))
+            raise cut_off_error(self._line_at(len(self._text)))
         if found not in expected:
             self._fail(f"Expecting '{expected[0]}'", self._position)
         self._position += 1
         return found
 
     def _value(self) -> Generator[None, None, tuple[Any, int]]:
-        """The value that comes next, and where it starts in the text."""
+        """Consume the next value; returns it and the position in `_text` where it starts."""
         yield from self._peek()
         while True:
-            # Adding text may shift it, so the start is known by `_position` alone until all is here.
+            # Adding bytes may drop text before `_position`, so the start has to be read anew after each wait.
             start = self._position
             try:
                 value, end = self._json.decode(self._text, start)
@@ -294,7 +312,7 @@ class DocumentReader:
             except (ValueError, RecursionError) as error:
                 self._fail(reason(error))
             else:
-                # A number may go on in the next chunk.
+                # A number that ends where the text ends may have more digits in the next chunk.
                 if end < len(self._text) or self._ended:
                     self._check_length(end)
                     self._position = end
@@ -302,15 +320,15 @@ class DocumentReader:
             yield from self._wait()
 
     def _check_cut(self, error: json.JSONDecodeError) -> None:
-        """Return when the error may only mean that more has to arrive."""
+        """Raise for a real syntax error; return if the error may only mean that more bytes have to arrive."""
         open_text = error.msg.startswith("Unterminated string")
         if self._ended and (open_text or not self._text[error.pos :].strip()):
-            raise breaks_off(self._line_at(len(self._text))) from None
+            raise cut_off_error(self._line_at(len(self._text))) from None
         if self._ended or not (open_text or len(self._text) - error.pos <= _EDGE_CHARACTERS):
             self._fail(error.msg.removesuffix(" at"), error.pos)
 
-    def _wait(self) -> Starved:
-        """Until what is here has doubled, so that parsing it again and again stays cheap."""
+    def _wait(self) -> AwaitingBytes:
+        """Wait until the unread text has doubled. So repeated parsing of a long value takes linear time in total."""
         self._check_length(len(self._text))
         here = len(self._text) - self._position
         enough = min(here + max(here, _RETRY_CHARACTERS), MAX_VALUE_BYTES + 1)
@@ -320,7 +338,7 @@ class DocumentReader:
     def _check_length(self, end: int) -> None:
         start = 0 if self._pinned else self._position
         if end - start > MAX_VALUE_BYTES:
-            raise _unusable(too_long(self._line_at(start)))
+            raise _unusable(too_long_error(self._line_at(start)))
 
     def _forget(self) -> None:
         if self._pinned:
@@ -349,9 +367,9 @@ class DocumentReader:
 
 
 def lines_before(text: str, key: str) -> int:
-    """How many lines of a valid JSON text end before the value at `key`, such as `turns[2].role`.
+    """Count the line breaks of a valid JSON text before the value at the path `key`, such as `turns[2].role`.
 
-    What is missing counts as its container.
+    If a part of the path does not exist, the value that should contain it is used.
     """
     position = _skip(text, 0)
     for index, name in _PATH_PART.findall(key):

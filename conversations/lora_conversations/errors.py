@@ -1,7 +1,7 @@
-"""What can be wrong with a dataset.
+"""The errors of this package.
 
-DatasetUnusableError   the dataset as a whole can't be trained on
-BadValueError          a value breaks a rule; becomes a `LineError` where its line is known, and never leaves the reader
+DatasetUnusableError   the dataset as a whole can't be used for training
+BadValueError          one value breaks a rule; the reader catches it and makes a `LineError` of it
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class DatasetUnusableError(Exception):
-    """The dataset as a whole can't be trained on. `errors` are the first bad lines, if lines are to blame."""
+    """The dataset as a whole can't be used for training. `errors` are the first bad lines, if these are the reason."""
 
     def __init__(self, message: str, hint: str | None = None, errors: Sequence[LineError] = ()) -> None:
         super().__init__(message)
@@ -25,12 +25,15 @@ class DatasetUnusableError(Exception):
         self.errors = tuple(errors)
 
     def sentence(self) -> str:
-        """Message and hint as one text for the user."""
+        """Return message and hint as one text for the user."""
         return joined(self.message, self.hint)
 
 
 class BadValueError(ValueError):
-    """A value breaks a rule; becomes a `LineError` where its line is known. Never leaves the reader."""
+    """One value breaks a rule. The reader, which knows its line, catches it and makes a `LineError` of it.
+
+    `key` is the path of the value; `error` is a predicate for it, such as “is missing”.
+    """
 
     def __init__(self, key: str | None, error: str, suggestion: str | None = None) -> None:
         super().__init__(error)

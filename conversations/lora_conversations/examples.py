@@ -1,7 +1,7 @@
-"""What a dataset is made of: messages, examples, and what is wrong with a line.
+"""The parts of a dataset: messages, training examples, and errors of a line.
 
-An example is a conversation that ends with an assistant's answer, and says which of its answers are
-learned. `arrange` is the one place where the rules for its order stand, whatever format it came from.
+An example is a conversation that ends with an answer of the assistant, and marks which of its answers are learned.
+`arrange` holds the rules for the order of messages, for all formats.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROLES: dict[str, str] = {
 
 _UNSEEN_CATEGORIES = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
 _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-"""Letters and signs without a shape: Hangul and Khmer fillers, the blank Braille pattern."""
+"""Characters that Unicode counts as letters or signs but that show nothing: Hangul and Khmer fillers, blank Braille."""
 
 
 class Message(NamedTuple):
@@ -43,11 +43,11 @@ class Message(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One training example: system (or not), then user and assistant in turn, an answer last.
+    """One training example: perhaps a system message, then user and assistant alternately, an answer last.
 
-    `trained` holds the indices of the messages whose tokens are learned; the rest is context.
-    `line` is where the example begins in the file, from 1. `opening` is the digest of how its conversation
-    begins, where that is not how this example begins (`conversation_key`).
+    `trained` holds the indices of the messages whose tokens are learned; the others are context. `line` is where the
+    example begins in the file, from 1. `opening` is set if the example's conversation began earlier than the example
+    does: then it is the digest of that beginning (see `lora_conversations.identity`).
     """
 
     messages: tuple[Message, ...]
@@ -58,9 +58,9 @@ class Example(NamedTuple):
 
 
 class LineError(NamedTuple):
-    """Why one example can't be used. `error` is a predicate: its subject is `key`, or else the line.
+    """Why one example can't be used. `error` is a predicate for `key`, or for the line if there is no key.
 
-    Holds no text of the dataset: keys, types, lengths and positions only.
+    It contains no text of the dataset, only keys, types, lengths and positions: it is logged and stored.
     """
 
     line: int
@@ -69,18 +69,21 @@ class LineError(NamedTuple):
     suggestion: str | None = None
 
     def sentence(self) -> str:
-        """What is wrong, where, and what to do, as users read it."""
+        """Write for the user what is wrong, where, and what to do."""
         where = f"Line {self.line} of the dataset" + (f": {self.key}" if self.key else "")
         return f"{where} {self.error}." + (f" {self.suggestion}" if self.suggestion else "")
 
     def as_row(self) -> dict[str, Any]:
-        """The shape of the application's `datasets.validation_errors`."""
+        """Return the error as an element of the application's column `datasets.validation_errors`."""
         row = {"line": self.line, "error": f"{self.key or 'The line'} {self.error}."}
         return {**row, "suggestion": self.suggestion} if self.suggestion else row
 
 
 class Repair(StrEnum):
-    """What was put right. Nothing that is learned changes, but that an opening answer has no question."""
+    """Changes that the reader makes to an example so that it can be used; the values are counted and shown to users.
+
+    They change no answer that is learned. One exception: an answer before the first user turn is dropped.
+    """
 
     TRAILING_COMMA = "commas after examples dropped"
     DOUBLED_USER_TURN = "doubled user turns dropped"
@@ -91,7 +94,7 @@ class Repair(StrEnum):
 
 
 class Turn(NamedTuple):
-    """One message as a format gave it: `key` is its place, `learned` whether its tokens are to be learned."""
+    """One message as it stands in the file. `key` is its path; `learned` says whether its tokens shall be learned."""
 
     key: str
     role: str
@@ -100,7 +103,7 @@ class Turn(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A conversation as a format gave it, before `arrange`. `unwanted`: no answer of it is to be learned."""
+    """A conversation as it stands in the file, before `arrange`. `unwanted`: the file says to learn none of it."""
 
     system: tuple[str, ...]
     turns: list[Turn]
@@ -109,14 +112,14 @@ class Draft(NamedTuple):
 
 
 def is_blank(text: str) -> bool:
-    """Whether there is nothing to read in it: no character, or only such as leave no mark on a page."""
+    """Tell whether a text has no visible character."""
     if text and text[0].isalnum():
         return False
     return not any(character not in _UNSEEN and category(character) not in _UNSEEN_CATEGORIES for character in text)
 
 
 def kind(value: object) -> str:
-    """A JSON value in words, without its content."""
+    """Describe the type of a JSON value in words, without its content."""
     match value:
         case None:
             return "null"
@@ -133,10 +136,12 @@ def kind(value: object) -> str:
 
 
 def arrange(draft: Draft, repairs: Counter[Repair]) -> tuple[tuple[Message, ...], tuple[int, ...]]:
-    """The messages in an order that every chat template takes, and the indices of the learned ones.
+    """Bring the messages into an order that every chat template accepts; returns them and the indices of learned ones.
+
+    `repairs` counts the changes that were needed.
 
     Raises:
-        BadValueError: the order can't be mended without a change to what is learned.
+        BadValueError: no such order is possible without changing what is learned, or a text is not valid.
     """
     arranged = _Arranged(draft.system, repairs)
     for turn in draft.turns:
@@ -198,7 +203,7 @@ class _Arranged:
                 self._trained.append(len(self._messages))
             self._messages.append(Message(ASSISTANT, turn.content))
         elif last_role != ASSISTANT:
-            # Strict templates refuse a conversation that the assistant opens.
+            # Many chat templates raise an error if the assistant's turn comes first.
             self._repairs[Repair.OPENING_ANSWER] += 1
         elif turn.learned or (self._trained and self._trained[-1] == len(self._messages) - 1):
             raise BadValueError(

@@ -1,7 +1,7 @@
-"""From a parsed JSON object to a conversation: one reader for each format, told apart by the keys.
+"""Reads one JSON object of a known format into a conversation. The object's keys decide which format it has.
 
-A reader is a pure function from one object to a `Draft`, or None for a pair without an answer.
-`lora_conversations.values` opens what holds many of them.
+The reader of a format is a pure function from an object to a `Draft`; it returns None for a pair without an answer.
+`lora_conversations.values` handles objects and lists that hold several conversations.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Format = Literal[
     "prompt_completion",
     "question_answer",
 ]
-"""The formats, as reports name them. Plain texts: an enum's hash costs as much as a small example."""
+"""The names of the formats, as reports show them. No enum: hashing its members takes as long as reading an example."""
 
 SYSTEM_KEYS = ("system_prompt", "system")
 QUESTIONS = ("question", "query", "prompt", "instruction")
 ADDITIONS = ("input", "context")
-"""Texts that belong to a question; `input` is the question where there is no other."""
+"""Keys of texts that are added to a question. `input` is the question itself where no other key of one is present."""
 ANSWERS = ("answer", "response", "completion", "output")
 _PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 _SHAREGPT, _GEMINI = Spelling("from", "value"), Spelling("role", "parts")
@@ -51,7 +51,7 @@ KNOWN_SHAPES = (
 
 
 def speakable(key: str) -> str:
-    """A key as a message may repeat it: in a file of an unknown kind it may be text too."""
+    """Return a key if an error message may show it, else “…”: in a file of unknown format a key may be private text."""
     return key if _PLAIN_KEY.fullmatch(key) else "…"
 
 
@@ -65,18 +65,18 @@ def _identity(*candidates: Any) -> str | None:
 
 
 def conversation_identity(value: Value) -> str | None:
-    """The id of a conversation that holds its pairs."""
+    """Return the id of an object that holds the pairs of one conversation; None if it has no id."""
     metadata = as_object(value.get("conversation_metadata"))
     return _identity(metadata.get("conversation_id"), value.get("conversation_id"))
 
 
 def is_turn(value: object) -> bool:
-    """Whether a value is one turn of a conversation, rather than a conversation."""
+    """Tell whether a value is one turn of a conversation, rather than a whole conversation."""
     return isinstance(value, dict) and ("from" in value or "role" in value or "value" in value)
 
 
 def lists_examples(items: object) -> bool:
-    """Whether a value is a list of examples, rather than of one conversation's turns or of texts."""
+    """Tell whether a value is a list of examples, rather than a list of texts or of one conversation's turns."""
     return isinstance(items, list) and bool(items) and isinstance(items[0], dict | list) and not is_turn(items[0])
 
 
@@ -99,7 +99,7 @@ def _answer(value: Value, key: str) -> Turn:
 
 
 def _conversation(value: Value, turns: list[Turn], identity: str | None) -> Draft:
-    """A draft of which no answer may be wanted: then it is left out, as a row with weight 0 is."""
+    """Make a draft. If it has answers and none of them is learned, it is left out, like a row with weight 0."""
     unwanted = not any(turn.learned for turn in turns) and any(turn.role == ASSISTANT for turn in turns)
     return Draft(_system(value), turns, identity, unwanted)
 
@@ -121,13 +121,13 @@ def _read_sharegpt(value: Value) -> Draft:
 
 
 def spelling_of(items: Any) -> Spelling:
-    """How the turns of a ShareGPT conversation, or of a bare list, are spelt."""
+    """Return the keys that the turns of a ShareGPT conversation, or of a bare list of turns, use."""
     named = isinstance(items, list) and bool(items) and "role" in as_object(items[0])
     return Spelling() if named else _SHAREGPT
 
 
 def read_bare_turns(items: list[Any]) -> Draft:
-    """A conversation that is a list of its turns, without an object around it."""
+    """Read a conversation that is a list of turns, without an object around it."""
     return _conversation({}, read_turns(items, "", spelling_of(items)), None)
 
 
@@ -148,12 +148,12 @@ def _read_alpaca(value: Value) -> Draft:
 
 def _read_question_answer(value: Value) -> Draft:
     question, answer = _only(value, QUESTIONS) or "input", _only(value, ANSWERS)
-    assert answer is not None, "told by its answer"
+    assert answer is not None, "detect_format chose this reader because the row has one answer"
     return _read_pair(value, question, answer)
 
 
 def _read_pair(value: Value, question_key: str, answer_key: str) -> Draft:
-    """A question with its answer; what belongs to the question stands below it, after an empty line."""
+    """Read a question with its answer. Texts that belong to the question are added to it after an empty line."""
     asked = _optional_texts(value, [question_key, *(key for key in ADDITIONS if key != question_key)])
     question = _question(question_key, "\n\n".join(asked))
     turns = [*_read_history(value.get("history")), question, _answer(value, answer_key)]
@@ -191,7 +191,7 @@ def _read_prompt_completion(value: Value) -> Draft:
 
 
 def _read_brightrun(value: Any) -> Draft | None:
-    """A BrightRun pair. Its history already ends with `current_user_input`, which `arrange` drops once."""
+    """Read a BrightRun pair. Its history already ends with `current_user_input`; `arrange` drops the repetition."""
     if not isinstance(value, dict):
         raise BadValueError(None, f"is {kind(value)}, not an object")
     for key in ("current_user_input", "target_response"):
@@ -207,7 +207,7 @@ def _read_brightrun(value: Any) -> Draft | None:
 
 
 def _read_brightrun_v3(value: Value) -> Draft | None:
-    """A whole v3 conversation: its pairs carry no history, so that only together they make sense."""
+    """Read a whole BrightRun v3 conversation. Its pairs carry no history, so they make sense only together."""
     turns: list[Turn] = []
     for index, pair in enumerate(value["training_pairs"]):
         turns += _read_v3_pair(pair, f"training_pairs[{index}]")
@@ -226,7 +226,7 @@ def _read_v3_pair(pair: Any, place: str) -> Iterator[Turn]:
     if output is not None and not isinstance(output, dict):
         raise BadValueError(f"{place}.synthesized_output", f"is {kind(output)}, not an object")
     answer = as_object(output).get("response_to_user")
-    # An unanswered turn stays as context: the next user turn is joined to it.
+    # A turn without an answer stays as context: `arrange` joins the next user turn to it.
     if answer is not None:
         key = f"{place}.synthesized_output.response_to_user"
         yield Turn(key, ASSISTANT, read_text(answer, key), learned=is_wanted(pair, place))
@@ -243,7 +243,7 @@ READERS: dict[Format, Callable[[Value], Draft | None]] = {
     "prompt_completion": _read_prompt_completion,
     "question_answer": _read_question_answer,
 }
-_TELLING: tuple[tuple[str, Format], ...] = (
+_FORMAT_BY_KEY: tuple[tuple[str, Format], ...] = (
     ("messages", "openai_messages"),
     ("target_response", "brightrun"),
     ("current_user_input", "brightrun"),
@@ -253,11 +253,11 @@ _TELLING: tuple[tuple[str, Format], ...] = (
 )
 
 
-def tell(value: Value) -> Format | None:
-    """The format of an object that holds one pair or one conversation; None where it is none of them.
+def detect_format(value: Value) -> Format | None:
+    """Return the format of an object that holds one pair or one conversation; None if its keys match no format.
 
     Raises:
-        BadValueError: it is a pair of a better and a worse answer.
+        BadValueError: the object is a preference (a better and a worse answer), which can't be trained.
     """
     for better, worse in _PREFERENCES:
         if better in value and worse in value:
@@ -266,7 +266,7 @@ def tell(value: Value) -> Format | None:
                 f"is a preference ({better} and {worse})",
                 "Preferences can't be trained: write the better answer alone, such as prompt with completion.",
             )
-    for key, form in _TELLING:
+    for key, form in _FORMAT_BY_KEY:
         if key in value:
             return form
     if "instruction" in value and "output" in value:
@@ -283,7 +283,7 @@ def _only(value: Value, keys: Iterable[str]) -> str | None:
 
 
 def unknown_format(value: Value) -> BadValueError:
-    """What to say of an object of no known format."""
+    """Make the error for an object whose format is not known."""
     if is_turn(value) and ("content" in value or "value" in value):
         return BadValueError(
             None,

@@ -1,7 +1,7 @@
-"""From bytes to parsed JSON values, each with its line: the streaming half of the dataset loader.
+"""Parses the bytes of a dataset into JSON values, each with its line number, as the bytes arrive.
 
-A file is read as JSON Lines or as documents (`lora_conversations.documents`), whichever its beginning shows,
-whatever its name. A bad line becomes a `LineError` and the next line is read.
+A file is read as JSON Lines or as JSON documents (`lora_conversations.documents`). Its first bytes decide this, not its
+name. In JSON Lines a bad line becomes a `LineError`, and reading continues with the next line.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from lora_conversations.documents import (
     Frame,
     Framed,
     KeyWatch,
-    breaks_off,
+    cut_off_error,
     not_utf8,
     reason,
-    too_long,
+    too_long_error,
 )
 from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.examples import LineError, Repair
@@ -50,10 +50,10 @@ _OPENING_LINE = re.compile(rb"^[ \t\r]*[{\[]", re.MULTILINE)
 
 
 class Framer:
-    """A push parser: `feed` it bytes as they arrive, then `close` it.
+    """An incremental parser: call `feed` with bytes as they arrive, then `close`.
 
     Raises, from `feed` and `close`:
-        DatasetUnusableError: the file can't be read, or not any further.
+        DatasetUnusableError: the file can't be read, or can't be read any further.
     """
 
     def __init__(self, repairs: Counter[Repair]) -> None:
@@ -65,7 +65,7 @@ class Framer:
         self._frames = self._read()
 
     def feed(self, chunk: bytes) -> Iterator[Frame | LineError]:
-        """The values that this chunk completes."""
+        """Yield the values that this chunk completes."""
         self._bytes += chunk
         for frame in self._frames:
             if frame is None:
@@ -73,7 +73,7 @@ class Framer:
             yield frame
 
     def close(self) -> Iterator[Frame | LineError]:
-        """The values that the end of the file completes."""
+        """Yield the values that the end of the file completes."""
         self._ended = True
         return self.feed(b"")
 
@@ -93,14 +93,17 @@ class Framer:
             yield from self._lines()
 
     def _skip_blank_lines(self) -> bytes:
-        """Drop what is blank at the beginning; the first byte that is not."""
+        """Drop leading white space, and return the first byte after it; empty if there is none yet."""
         blank = len(self._bytes) - len(self._bytes.lstrip())
         self._line += self._bytes.count(b"\n", 0, blank)
         del self._bytes[:blank]
         return bytes(self._bytes[:1])
 
     def _is_document(self) -> Generator[None, None, bool]:
-        """Whether the first value goes on after its first line, which is not just a broken line."""
+        """Tell whether the file is a JSON document: its first value continues after the first line.
+
+        If the first line is incomplete but the second is an object of its own, the file is JSON Lines with a bad line.
+        """
         end = yield from self._find_line_end(0)
         if end < 0:
             return True
@@ -114,7 +117,7 @@ class Framer:
         return not isinstance(second, dict)
 
     def _find_line_end(self, start: int) -> Generator[None, None, int]:
-        """Where the line ends; -1 for the last one, and for one that is too long for a line."""
+        """Return the index of the line's end; -1 if the file ends before it, or the line is longer than allowed."""
         limit = start + MAX_VALUE_BYTES + 1
         while (end := self._bytes.find(b"\n", start, limit)) < 0 and len(self._bytes) < limit and not self._ended:
             yield None
@@ -150,13 +153,13 @@ class Framer:
                 searched = 0
             yield None
         if _is_cut(bytes(self._bytes)):
-            raise breaks_off(self._line)
+            raise cut_off_error(self._line)
         yield from self._parse_block(bytes(self._bytes))
 
     def _parse_block(self, block: bytes) -> Iterator[Frame | LineError]:
         for raw in block.split(b"\n"):
             if len(raw) > MAX_VALUE_BYTES:
-                yield too_long(self._line)
+                yield too_long_error(self._line)
             elif raw and not raw.isspace():
                 yield self._parse(raw)
             self._line += 1
@@ -171,7 +174,7 @@ class Framer:
         return self._parse_slowly(raw) if _may_double_a_key(raw, value) else Frame(self._line, value)
 
     def _parse_before_comma(self, raw: bytes) -> Frame | LineError:
-        """A line that was one of a list's: the comma after it says nothing."""
+        """Parse a line that ends with a comma, as if it were cut out of a list; the comma is dropped."""
         frame = self._parse_slowly(raw.rstrip()[:-1])
         if isinstance(frame, LineError):
             return self._parse_slowly(raw)
@@ -179,7 +182,7 @@ class Framer:
         return frame
 
     def _parse_slowly(self, raw: bytes) -> Frame | LineError:
-        """What orjson refuses: Python writes NaN, and its own parser says better what is wrong."""
+        """Parse a line that orjson refused, with Python's parser: it accepts NaN, and explains errors better."""
         if b"\x00" in raw:
             again = "Write the file again: they come from a broken copy or from UTF-16."
             return LineError(self._line, None, "holds zero bytes", again)
@@ -200,14 +203,15 @@ class Framer:
             self._bytes.clear()
             yield None
         del self._bytes[: end + 1 if end >= 0 else None]
-        yield too_long(self._line)
+        yield too_long_error(self._line)
         self._line += 1
 
 
 def _may_double_a_key(raw: bytes, value: object) -> bool:
-    """Whether an object of the line may have a key twice, of which orjson keeps the last.
+    """Tell whether an object of the line may have a key twice; orjson would keep only the last value.
 
-    Written again, it has fewer keys then. A quote with a colon inside a text looks like a key in both.
+    The parsed value is written as JSON again: it has fewer keys than the line if one was doubled. A quote with a colon
+    inside a text is counted on both sides, so it makes no difference.
     """
     if _SPACED_KEY.search(raw):
         return True
@@ -215,7 +219,7 @@ def _may_double_a_key(raw: bytes, value: object) -> bool:
 
 
 def _is_cut(raw: bytes) -> bool:
-    """Whether a line is the beginning of a JSON value, as far as it goes."""
+    """Tell whether a line is the beginning of a valid JSON value whose rest is missing."""
     if not raw or raw.isspace():
         return False
     try:
@@ -231,7 +235,11 @@ def _is_cut(raw: bytes) -> bool:
 
 
 def _check_head(head: bytes) -> None:
-    """Refuse at once what is no JSON at all, by the names that users know."""
+    """Refuse files that are obviously not JSON, and name their type for the user.
+
+    Raises:
+        DatasetUnusableError: the file is an archive, a database, a page, or is not UTF-8 text.
+    """
     begun = head.lstrip()
     for magic, what in _FOREIGN:
         if begun.startswith(magic):

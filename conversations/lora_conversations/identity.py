@@ -1,7 +1,8 @@
-"""Which examples belong to one conversation, and which conversations are held out.
+"""Decides which examples belong to the same conversation, and which conversations are held out for validation.
 
-A file's ids can't be trusted to tell conversations apart: in the application's own files the id of a pair
-names its kind. So a conversation is known by its id and by how it begins.
+The `conversation_id` of a file is not reliable: in the application's own files, many conversations of the same kind
+have the same id. So a conversation is identified by its id together with its beginning, called its opening: all
+messages before the first answer.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from lora_contract.words import counted
 from lora_conversations.examples import ASSISTANT, Example
 
 _MOST_WITHOUT_BEING_ASKED = 0.25
-"""Where conversations are too large for the share asked for, one is held out up to this share of the answers."""
+"""If every conversation is larger than the requested share, the smallest is held out, up to this share of answers."""
 
 
 def opening_of(example: Example) -> str:
-    """A digest of all up to the first answer, or the one that the example was given."""
+    """Return the digest of all messages before the first answer, or `example.opening` if that is set."""
     if example.opening is not None:
         return example.opening
     digest = hashlib.sha256()
@@ -30,16 +31,16 @@ def opening_of(example: Example) -> str:
 
 
 def conversation_key(example: Example) -> str:
-    """What examples of one conversation share, and no others: id and opening."""
+    """Return a key that is equal for all examples of one conversation and for no others: id and opening."""
     opening = opening_of(example)
     return opening if example.conversation_id is None else f"{example.conversation_id}#{opening}"
 
 
 def continues(example: Example, last: Example) -> bool:
-    """Whether an example goes on with the last one, though its history was cut or its system prompt changed.
+    """Tell whether an example continues the conversation of the example before it in the file.
 
-    Files write a conversation's pairs one after the other: its history then holds the question and answer
-    with which the last one ended.
+    Its opening may differ, because its history was cut or its system prompt changed. Files write the pairs of a
+    conversation one after the other, so its history then contains the question and the answer with which `last` ended.
     """
     if example.conversation_id is None or example.conversation_id != last.conversation_id:
         return False
@@ -49,7 +50,7 @@ def continues(example: Example, last: Example) -> bool:
 
 
 def conversation_names(examples: Iterable[Example]) -> dict[str, str]:
-    """Each conversation's name by its key: its id where no other has the same, else its key."""
+    """Name each conversation, by its key: its id if that is unique in the dataset, else the key itself."""
     identities = {conversation_key(example): example.conversation_id for example in examples}
     holders: dict[str | None, int] = {}
     for identity in identities.values():
@@ -61,7 +62,7 @@ def conversation_names(examples: Iterable[Example]) -> dict[str, str]:
 
 
 def shared_ids_note(examples: Iterable[Example]) -> str | None:
-    """A sentence where one id stands for several conversations."""
+    """Write a sentence for the user if several conversations have the same id; else return None."""
     identities = {conversation_key(example): example.conversation_id for example in examples}
     named = [identity for identity in identities.values() if identity is not None]
     distinct = len(set(named))
@@ -72,18 +73,18 @@ def shared_ids_note(examples: Iterable[Example]) -> str | None:
 
 
 class HeldOut(NamedTuple):
-    """The keys of the conversations that are held out, and a sentence where that is not what was asked for."""
+    """The keys of the conversations that are held out, and a sentence if the requested share was not possible."""
 
     keys: frozenset[str]
     note: str | None = None
 
 
 def hold_out(answers: Mapping[str, int], share: float, seed: int) -> HeldOut:
-    """Which conversations to hold out, whole, so that about `share` of all answers is held out.
+    """Choose whole conversations to hold out for validation, with about `share` (0 to 1) of all answers.
 
-    `answers` counts each conversation's by its key. The choice depends on keys, counts and seed alone, not on
-    the order. Where each conversation holds more than the share, the smallest is held out if that is no more
-    than a quarter of all answers.
+    `answers` holds the number of answers of each conversation, by its key. The choice depends only on keys, numbers
+    and seed, not on their order. If every conversation is larger than the share, the smallest one is held out, but
+    only if it has no more than a quarter of all answers.
     """
     if share <= 0 or not answers:
         return HeldOut(frozenset())

@@ -1,4 +1,4 @@
-"""Keys of a dataset's rows that nothing reads: counted, so that the user is told what was left out."""
+"""Counts keys of a dataset's rows that the reader does not use, so that the user learns what was ignored."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _NAMES_KEPT = 200
 _NAMES_SPOKEN = 10
 
 ANY_ROW = frozenset({"id", "conversation_id", "metadata", *SYSTEM_KEYS, *FLAGS, *TOOL_LISTS})
-"""What a row of any format may have."""
-# What the application writes about its own pairs; none of it is meant to be learned.
+"""Keys that a row of any format may have."""
+# What the application writes about its own pairs. None of it is for training, so it is no reason for a note.
 _BRIGHTRUN = {"turn_number", "conversation_metadata", "emotional_context", "training_metadata"}
 ROW_KEYS: dict[Format, frozenset[str]] = {
     "brightrun": frozenset({"conversation_history", "current_user_input", "target_response", *_BRIGHTRUN, *ANY_ROW}),
@@ -44,7 +44,7 @@ TURN_KEYS: dict[Format, frozenset[str]] = {
     "gemini": _ANY_TURN - {"content"} | {"parts"},
 }
 _CONTENTS = frozenset({*SYSTEM_KEYS, *QUESTIONS, *ANSWERS, *ADDITIONS, "current_user_input", "target_response"})
-"""Keys of a row that may hold a content list."""
+"""Keys of a row whose value may be a list of content parts, such as `[{"type": "text", "text": "…"}]`."""
 _PART_KEYS = frozenset({"type", "text"})
 V3_PAIR_KEYS = frozenset(
     {
@@ -59,12 +59,12 @@ V3_PAIR_KEYS = frozenset(
 )
 _V3_PAIR_PREFIX = "purpose_state_"
 OUTER_KEYS = frozenset({"training_file_metadata", "dataset_metadata", "consultant_profile", "conversation_metadata"})
-"""What the application writes around the conversations of a full file."""
+"""Keys that the application writes beside the list of conversations in a complete file."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnusedKey:
-    """A key that nothing read: where it stands in a row, how often it was met, and on which line first."""
+    """A key that is not used: its path in a row, how often it occurs, and the line where it occurs first."""
 
     name: str
     count: int
@@ -72,13 +72,13 @@ class UnusedKey:
 
 
 class UnusedKeys:
-    """Counts keys that nothing reads, in bounded memory. Those without a value don't count."""
+    """Counts keys that are not used, in bounded memory. Keys with an empty value are not counted."""
 
     def __init__(self) -> None:
         self._found: dict[str, list[int]] = {}
 
     def look(self, form: Format, value: Value, line: int) -> None:
-        """Count those of one row that was read."""
+        """Count the unused keys of a row of the format `form`, and of the turns and parts in it."""
         if not value.keys() <= ROW_KEYS[form]:
             self.count(value, ROW_KEYS[form], line)
         turn_lists = _TURN_LISTS.get(form, ())
@@ -95,7 +95,7 @@ class UnusedKeys:
                 self.count(pair, known, line, "training_pairs[].")
 
     def look_at_turns(self, items: list[Any], name: str, line: int, known: frozenset[str] = _ANY_TURN) -> None:
-        """Count those of a list of turns, and of the parts of their contents."""
+        """Count the unused keys of a list of turns, and of the parts of their contents."""
         for item in items:
             if not item.keys() <= known:
                 self.count(item, known, line, f"{name}[].")
@@ -110,7 +110,7 @@ class UnusedKeys:
             self.count(as_object(part), _PART_KEYS, line, f"{name}[].")
 
     def count(self, value: Value, known: frozenset[str], line: int, prefix: str = "") -> None:
-        """Count the keys of an object that are not known."""
+        """Count the keys of an object that are not in `known`; `prefix` is the path of the object."""
         names = (key for key in value if key not in known and not is_empty(value[key]))
         self._add((f"{prefix}{speakable(key)}" for key in names), line)
 
@@ -121,7 +121,7 @@ class UnusedKeys:
             self._found.setdefault(name, [0, line])[0] += 1
 
     def result(self) -> tuple[UnusedKey, ...]:
-        """Those that were met, the most frequent first."""
+        """Return the counted keys, the most frequent first."""
         found = [UnusedKey(name, count, line) for name, (count, line) in self._found.items()]
         return tuple(sorted(found, key=lambda key: (-key.count, key.line)))
 
@@ -132,14 +132,14 @@ def _role(item: Value) -> str:
 
 
 def _flags_without_effect(item: Value, name: str) -> Iterator[str]:
-    """Only answers are learned, whatever a user's or system turn asks for."""
+    """Yield flags that ask to learn a turn of the user or the system. They are ignored: only answers are learned."""
     for flag in FLAGS:
         if item.get(flag) in (1, "1", "true"):
             yield f"{name}[].{flag} of a turn that is no answer"
 
 
 def unused_keys_note(keys: tuple[UnusedKey, ...]) -> str:
-    """A sentence that names them."""
+    """Write a sentence for the user that names the most frequent of the unused keys."""
     named = [f"{key.name} ({key.count:,} ×)" for key in keys[:_NAMES_SPOKEN]]
     more = len(keys) - len(named)
     return f"Keys that are not used: {', '.join(named)}" + (f" and {counted(more, 'other')}." if more else ".")

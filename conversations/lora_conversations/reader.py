@@ -1,8 +1,8 @@
-"""The dataset loader that worker and trainer share: any accepted file to training examples.
+"""Reads datasets of all accepted formats into training examples; worker and trainer both use it.
 
-`read_examples` for a file at hand, `ExampleParser` for bytes that arrive; both hold one line or one
-element of the file in memory. `docs/formats.md` describes the formats and the rules.
-Imports neither torch nor transformers: the worker validates datasets with it.
+`read_examples` reads a file, `ExampleParser` reads bytes as they arrive. Both keep only one line or element of the
+file in memory. `docs/formats.md` describes the formats and the rules. This module imports neither torch nor
+transformers, because the worker validates datasets with it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from lora_conversations.documents import Around, Frame, lines_before, twice
+from lora_conversations.documents import Frame, OuterKeys, doubled_key_error, lines_before
 from lora_conversations.examples import (
     ASSISTANT,
     SYSTEM,
@@ -38,28 +38,28 @@ __all__ = [
 ]
 
 ERRORS_KEPT = 10
-"""Bad lines that a report names; the application shows no more."""
+"""The most bad lines that a report describes, because the application shows no more."""
 
 
 class ExampleParser:
-    """A push parser: `feed` it bytes as they arrive, then `close` it.
+    """An incremental parser: call `feed` with bytes as they arrive, then `close`.
 
     Raises, from `feed` and `close`:
-        DatasetUnusableError: the file can't be read, or not any further.
+        DatasetUnusableError: the file can't be read, or can't be read any further.
     """
 
     def __init__(self) -> None:
         self.values = ValueReader()
-        """What was met so far: formats, pairs without an answer, repairs, keys that nothing reads."""
+        """Counts of what was read so far: formats, pairs without an answer, repairs, keys that are not used."""
         self._framer = Framer(self.values.repairs)
         self._located = 0
 
     def feed(self, chunk: bytes) -> Iterator[Example | LineError]:
-        """The examples and bad lines that this chunk completes. Exhaust it before the next call."""
+        """Yield the examples and bad lines that this chunk completes. Exhaust the iterator before the next call."""
         return self._read(self._framer.feed(chunk))
 
     def close(self) -> Iterator[Example | LineError]:
-        """The examples and bad lines that the end of the file completes."""
+        """Yield the examples and bad lines that the end of the file completes."""
         return self._read(self._framer.close())
 
     def _read(self, frames: Iterator[Frame | LineError]) -> Iterator[Example | LineError]:
@@ -72,15 +72,15 @@ class ExampleParser:
 
     def _open(self, frame: Frame) -> Sequence[Example | LineError]:
         if frame.doubled is not None:
-            return [LineError(frame.line, frame.key or None, *twice(frame.doubled))]
-        if isinstance(frame.value, Around):
-            return self.values.read_around(frame.value.names, frame.line, frame.value.container)
+            return [LineError(frame.line, frame.key or None, *doubled_key_error(frame.doubled))]
+        if isinstance(frame.value, OuterKeys):
+            return self.values.read_outer_keys(frame.value.names, frame.line, frame.value.container)
         return self.values.read(frame.value, frame.line, frame.key)
 
     def _locate(self, error: LineError, frame: Frame) -> LineError:
-        """The error with its own line, where its element spans several."""
+        """Correct the line of an error if the element in which it occurred spans several lines."""
         self._located += 1
-        # Finding a line parses the element again: worth it for those that a report names.
+        # Finding the line parses the element again, so it is done only for as many errors as a report describes.
         if not frame.text or self._located > ERRORS_KEPT:
             return error
         within = (error.key or "").removeprefix(frame.key)
@@ -88,10 +88,10 @@ class ExampleParser:
 
 
 def read_examples(chunks: Iterable[bytes]) -> Iterator[Example | LineError]:
-    """Examples and bad lines of a dataset, in the order of the file, in constant memory.
+    """Yield the examples and bad lines of a dataset in the order of the file, with constant memory.
 
     Raises:
-        DatasetUnusableError: the file can't be read, or not any further.
+        DatasetUnusableError: the file can't be read, or can't be read any further.
     """
     parser = ExampleParser()
     for chunk in chunks:
@@ -100,7 +100,7 @@ def read_examples(chunks: Iterable[bytes]) -> Iterator[Example | LineError]:
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
-    """A conversation whose system prompt opens the first user turn, for templates without that role."""
+    """Move the system prompt to the beginning of the first user turn, for chat templates without a system role."""
     if messages[0].role != SYSTEM:
         return list(messages)
     system, user, *rest = messages
@@ -108,10 +108,10 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def merge_conversations(examples: Iterable[Example]) -> list[Example]:
-    """Overlapping examples of one conversation as one example with several trained answers.
+    """Merge overlapping examples of one conversation into one example with several trained answers.
 
-    Two are merged only when the first, whole, is how the second begins: each answer keeps exactly the
-    context that it had, and is trained as often as before. Whatever doesn't fit is left as it is.
+    Two examples are merged only if the second begins with all messages of the first. So each answer keeps exactly the
+    context that it had, and is trained as often as before. All other examples are returned unchanged.
     """
     groups: defaultdict[str, list[tuple[int, Example]]] = defaultdict(list)
     for order, example in enumerate(examples):
@@ -121,7 +121,7 @@ def merge_conversations(examples: Iterable[Example]) -> list[Example]:
 
 
 def _merge_group(group: list[tuple[int, Example]]) -> list[tuple[int, Example]]:
-    # Chains by the hash of all their messages, so that a long conversation needs no quadratic search.
+    # Merged examples are found by the hash of all their messages: comparing each with each would take quadratic time.
     chains: defaultdict[int, list[tuple[int, Example]]] = defaultdict(list)
     for order, example in sorted(group, key=lambda pair: len(pair[1].messages)):
         hashes = _prefix_hashes(example.messages)

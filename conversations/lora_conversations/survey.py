@@ -1,7 +1,7 @@
-"""What a dataset holds, counted while it streams by: the figures of its row, its sha256, a sample.
+"""Counts what a dataset contains while its bytes arrive: the figures of its row, its sha256, and a sample.
 
-Used by the worker, for validation and preflight, and by the trainer, so that all three agree on what
-is counted and on when too many lines are bad.
+The worker uses it for validation and preflight, and the trainer for training. So all three count the same things, and
+agree on when a dataset has too many bad lines.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _OTHER_LINES = 4
 
 
 class Note(NamedTuple):
-    """A sentence on what is left out or changed, where it was met first, and whether nothing is lost by it."""
+    """A sentence about data that is left out or changed, and the line where this happens first.
+
+    `harmless` means that the user loses nothing by it.
+    """
 
     text: str
     line: int = 1
@@ -43,7 +46,7 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a whole dataset was found to hold."""
+    """The counted content of a whole dataset."""
 
     format: str | None
     """The format of most examples."""
@@ -51,32 +54,34 @@ class Survey:
     sha256: str
     examples: int
     answers: int
-    """Answers that are learned: more than `examples` where one holds several."""
+    """Answers that are learned. There are more of them than `examples` if one example has several."""
     conversations: int
     skipped: int
-    """Pairs without an answer, which are no errors."""
+    """Pairs without an answer. They are not counted as bad."""
     bad: int
     """Lines or elements that can't be used."""
     errors: tuple[LineError, ...]
-    """The first of them."""
+    """The errors of the first bad lines, at most `ERRORS_KEPT`."""
     turns_per_conversation: float
-    """User and assistant turns of an average conversation, by its longest example."""
+    """Average number of user and assistant turns in the longest example of each conversation."""
     tokens: int
-    """Estimate (`estimate_tokens`) for all examples, each with its history."""
+    """Estimated tokens (`estimate_tokens`) of all examples, each with its history."""
     answer_tokens: int
     """The part of `tokens` that is learned."""
     tokens_per_turn: float
     sample: list[dict[str, Any]]
-    """The first conversations, shortened, for `datasets.sample_data`."""
+    """The first conversations, shortened, for the column `datasets.sample_data`."""
     repairs: dict[str, int]
+    """How often each `Repair` was made, by its value."""
     unwanted: int = 0
-    """Examples that ask not to be learned, which are no errors."""
+    """Examples that the file marks as not to be learned. They are not counted as bad."""
     first_unwanted_line: int = 0
+    """The line of the first of them; 0 if there is none."""
     unused_keys: tuple[UnusedKey, ...] = ()
 
     @property
     def notes(self) -> list[Note]:
-        """What the file holds and training leaves out or changes, in a few sentences."""
+        """Describe in a few sentences what training leaves out or changes."""
         notes = []
         if self.unwanted:
             text = f"Left out: {counted(self.unwanted, 'example')} with weight 0, train false or loss false."
@@ -86,16 +91,16 @@ class Survey:
         if self.skipped:
             notes.append(Note(f"Left out: {counted(self.skipped, 'pair')} whose target_response is null."))
         for repair, count in self.repairs.items():
-            # The application writes each pair's question twice; once is what is meant.
+            # The application writes the question of each pair twice, so dropping one of them loses nothing.
             harmless = repair == Repair.DOUBLED_USER_TURN
             notes.append(Note(f"Put right: {repair} ({count:,} ×).", harmless=harmless))
         return notes
 
     def check(self, max_bad_line_share: float) -> None:
-        """Accept the dataset, with its bad lines skipped, or refuse it.
+        """Refuse the dataset if too much of it is bad. Otherwise its bad lines are skipped.
 
         Raises:
-            DatasetUnusableError: no example is usable, or a larger share than allowed is bad.
+            DatasetUnusableError: no example is usable, or more than `max_bad_line_share` (0 to 1) of them is bad.
         """
         if self.examples == 0 and self.bad == 0:
             raise _no_example(self.skipped, self.unwanted)
@@ -113,7 +118,7 @@ class Survey:
         raise DatasetUnusableError(message, first.suggestion, self.errors)
 
     def _other_lines(self) -> str:
-        """Where the next bad lines are; the whole list is too long for where a message is read."""
+        """Name a few more bad lines; the whole list would be too long for an error message."""
         lines = list(dict.fromkeys(error.line for error in self.errors if error.line != self.errors[0].line))
         named = ", ".join(map(str, lines[:_OTHER_LINES]))
         return f" Look also at {'line' if len(lines) == 1 else 'lines'} {named}." if named else ""
@@ -136,29 +141,29 @@ def _no_example(skipped: int, unwanted: int) -> DatasetUnusableError:
 
 
 def estimate_tokens(text: str) -> float:
-    """Tokens of a text: a quarter of its UTF-8 bytes.
+    """Estimate the tokens of a text as a quarter of its UTF-8 bytes.
 
-    Four characters a token is the rule of thumb that OpenAI's tokenizer page gives for English. Counted
-    in bytes it holds for other scripts too: a Chinese character has three bytes and takes about one
-    token. (The application's own validator took 1.3 tokens a word, which sees one word in a Chinese
-    page; on English text this rule gives about a sixth more.)
+    Four characters per token is the rule of thumb that OpenAI's tokenizer page gives for English. Counting bytes makes
+    it usable for other scripts: a Chinese character has three bytes and takes about one token. The application's own
+    validator counted 1.3 tokens per word, which finds a single word on a Chinese page; for English text the rule here
+    gives about a sixth more than that.
     """
     return (len(text) if text.isascii() else len(text.encode())) / _BYTES_PER_TOKEN
 
 
 Refuse = Callable[[Example], LineError | None]
-"""Gives the error of an example that reads well and can't be used all the same."""
+"""A check of examples that were read without error: returns the reason why one can't be used, or None."""
 
 
 def accept(_: Example) -> None:
-    """Refuse no example."""
+    """Accept every example: the check that is used by default."""
 
 
 class Surveyor:
-    """Counts a dataset as its bytes arrive: `feed`, then `close`, then `result`.
+    """Counts a dataset as its bytes arrive: call `feed` for each chunk, then `close`, then `result`.
 
     Raises, from `feed` and `close`:
-        DatasetUnusableError: the file can't be read, or not any further.
+        DatasetUnusableError: the file can't be read, or can't be read any further.
     """
 
     def __init__(self, refuse: Refuse = accept) -> None:
@@ -172,17 +177,17 @@ class Surveyor:
         self._conversations = _Conversations()
 
     def feed(self, chunk: bytes) -> list[Example]:
-        """The examples that this chunk completes, counted."""
+        """Count and return the examples that this chunk completes."""
         self._digest.update(chunk)
         self._bytes += len(chunk)
         return self._count(self._parser.feed(chunk))
 
     def close(self) -> list[Example]:
-        """The examples that the end of the file completes, counted."""
+        """Count and return the examples that the end of the file completes."""
         return self._count(self._parser.close())
 
     def result(self) -> Survey:
-        """What was counted so far."""
+        """Return the counts so far."""
         values = self._parser.values
         return Survey(
             format=max(values.formats, key=values.formats.__getitem__, default=None),
@@ -229,16 +234,16 @@ class Surveyor:
 
 
 class _Conversations:
-    """Counts conversations and their turns; examples of one conversation stand together in a file."""
+    """Counts conversations and their turns. Assumes that examples of one conversation stand together in the file."""
 
     def __init__(self) -> None:
-        # Eight bytes a conversation, in parts that become sets one at a time: a set of all the ids of
-        # a 500 MB file would need more memory than the worker has.
+        # A set of all conversation ids of a 500 MB file would need more memory than the worker has. So 8-byte hashes
+        # are collected in 256 arrays, and `count` makes only one of these a set at a time.
         self._hashes = [array("q") for _ in range(256)]
         self._current: str | None = None
         self._longest: Example | None = None
-        self._stretches = 0
-        """Of examples with the same key, one after the other."""
+        self._groups = 0
+        """Groups of consecutive examples that belong to the same conversation."""
         self._finished_turns = 0
         self._samples: list[Example] = []
 
@@ -254,7 +259,7 @@ class _Conversations:
 
     def _finish(self) -> None:
         if self._longest is not None:
-            self._stretches += 1
+            self._groups += 1
             self._finished_turns += _turns(self._longest)
             if len(self._samples) < SAMPLE_CONVERSATIONS:
                 self._samples.append(self._longest)
@@ -265,7 +270,7 @@ class _Conversations:
 
     def average_turns(self) -> float:
         self._finish()
-        return self._finished_turns / self._stretches if self._stretches else 0.0
+        return self._finished_turns / self._groups if self._groups else 0.0
 
     def sample(self) -> list[dict[str, Any]]:
         self._finish()

@@ -1,7 +1,7 @@
-"""Texts and turns as files write them: what a message may hold, and whether its answer is learned.
+"""Reads the texts and turns of a conversation, and decides for each answer whether it is learned.
 
-What a message holds beside its text and can't be trained (a tool call, reasoning, a picture) is refused with
-its key, since the text without it would teach something else.
+A message may contain more than text: a tool call, reasoning, a picture. These can't be trained yet. The message is
+refused then, because learning its text without them would teach the model something else.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from lora_conversations.examples import (
 Value = dict[str, Any]
 
 FLAGS = ("weight", "train", "loss")
-"""Keys that say whether an answer, or a whole row, is learned."""
+"""Keys that say whether an answer or a whole row shall be learned."""
 TOOL_LISTS = ("tools", "functions")
 """Keys of a row that list the tools which the model may call."""
 _TOOL_CALLS = ("tool_calls", "function_call", "functionCall", "functionResponse", "tool_use", "tool_result")
 _TOOL_ROLES = ("tool", "function", "observation", "function_call", "tool_call", "function_response", "tool_response")
 REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks", "thought")
-"""Keys of a message or a row that hold what the model thinks before it answers."""
+"""Keys of a message or a row for the model's reasoning before its answer."""
 _BESIDE_TEXT = (*TOOL_LISTS, *REASONING)
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -38,27 +38,27 @@ _YES = frozenset({"1", "1.0", "true"})
 
 
 class Spelling(NamedTuple):
-    """The keys under which a format's turns have their role and their content."""
+    """The names of the keys for role and content in the turns of a format."""
 
     role: str = "role"
     content: str = "content"
 
 
 def as_object(value: object) -> Value:
-    """The value, where it is an object; else an empty one."""
+    """Return the value if it is an object, else an empty object."""
     return value if isinstance(value, dict) else {}
 
 
 def is_empty(value: object) -> bool:
-    """Whether a key with this value holds nothing: exports write null for what is not there."""
+    """Tell whether a value means “nothing”. Exports write null, or an empty text or list, for keys that are unset."""
     return value is None or value in ("", "[]", "{}") or (isinstance(value, list | dict) and not value)
 
 
 def is_wanted(value: Value, place: str = "") -> bool:
-    """Whether an answer or a row may be learned, by its `weight`, `train` and `loss`.
+    """Tell whether an answer or a row shall be learned, by its keys `weight`, `train` and `loss`.
 
     Raises:
-        BadValueError: one of them says neither yes nor no.
+        BadValueError: one of these keys has a value that means neither yes nor no.
     """
     wanted = True
     if value.keys().isdisjoint(FLAGS):
@@ -83,10 +83,10 @@ def _read_flag(flag: object, key: str) -> bool:
 
 
 def check_beside_text(value: Value) -> None:
-    """Refuse a row whose answers can't be learned without what stands beside them.
+    """Refuse a row with tools or reasoning, without which its answers can't be learned correctly.
 
     Raises:
-        BadValueError: it lists tools or holds reasoning.
+        BadValueError: the row lists tools or contains reasoning.
     """
     if value.keys().isdisjoint(_BESIDE_TEXT):
         return
@@ -103,10 +103,10 @@ def _check_reasoning(value: Value, place: str) -> None:
 
 
 def read_text(value: Any, key: str) -> str:
-    """A text, or the text parts of a content list, one after the other.
+    """Return a text, or the joined texts of a list of content parts.
 
     Raises:
-        BadValueError: it is, or has, something else.
+        BadValueError: the value is something else, or one of its parts is not a text.
     """
     if isinstance(value, str):
         return value
@@ -129,10 +129,10 @@ def _read_part(part: Value, key: str) -> str:
 
 
 def read_turns(items: Any, key: str, spelling: Spelling | None = None, *, learn: bool = True) -> list[Turn]:
-    """A list of turns. With `learn`, each answer is learned, but for those that say otherwise (`is_wanted`).
+    """Read a list of turns. With `learn`, each answer is learned unless its own keys say otherwise (`is_wanted`).
 
     Raises:
-        BadValueError: no list of turns, or a turn that can't be trained.
+        BadValueError: the value is not a list of turns, or one of them can't be trained.
     """
     spelling = spelling or Spelling()
     if not isinstance(items, list):
@@ -151,7 +151,7 @@ def _read_turn(item: Any, place: str, spelling: Spelling, learn: bool) -> Turn:
     if role is None:
         raise _unknown_role(name, f"{place}.{spelling.role}")
     learned = learn and role == ASSISTANT
-    # Most turns have nothing else, and a file may have millions of them.
+    # Most turns have only role and content. A file may have millions of them, so the other checks are skipped then.
     if len(item) > 2:
         learned = learned and is_wanted(item, place)
         _check_turn(item, place, learned)

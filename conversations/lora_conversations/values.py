@@ -1,4 +1,4 @@
-"""From a parsed JSON value to examples: opens what holds many, and counts what it meets on the way."""
+"""Turns parsed JSON values into training examples, and counts what it finds. One value may hold many examples."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from lora_conversations.formats import (
     READERS,
     Format,
     conversation_identity,
+    detect_format,
     is_turn,
     lists_examples,
     read_bare_turns,
-    tell,
     unknown_format,
 )
 from lora_conversations.identity import continues, opening_of
@@ -31,13 +31,13 @@ from lora_conversations.keys import ANY_ROW, OUTER_KEYS, UnusedKeys
 from lora_conversations.turns import Value, as_object, check_beside_text, is_wanted
 
 CONTAINERS = ("conversations", "data", "examples", "rows", "items", "records", "samples", "dataset")
-"""Keys of an object around a list of examples."""
+"""Keys under which an object may hold a list of examples."""
 _ONE_LIST = "Put all examples into one list."
 _NESTED = "Write each example as an object, such as messages with its turns."
 
 
 class ValueReader:
-    """Turns values into examples and counts, over a whole dataset, what it met on the way."""
+    """Turns the values of one dataset into examples, and counts formats, repairs and what is left out."""
 
     def __init__(self) -> None:
         self.formats: Counter[Format] = Counter()
@@ -45,32 +45,35 @@ class ValueReader:
         self.skipped = 0
         """Pairs without an answer (`target_response` null)."""
         self.unwanted = 0
-        """Examples that ask not to be learned (`weight` 0, `train` or `loss` false)."""
+        """Examples that the file marks as not to be learned (`weight` 0, `train` or `loss` false)."""
         self.first_unwanted_line = 0
         self.repairs: Counter[Repair] = Counter()
         self.unused = UnusedKeys()
         self._last: Example | None = None
 
     def read(self, value: object, line: int, key: str = "") -> list[Example | LineError]:
-        """The examples of one line, one element, or one whole file. `key` is its place in its document."""
+        """Return the examples of a line, of an element, or of a whole file. `key` is its path in the document."""
         try:
             return self._open(value, line, key)
         except BadValueError as error:
             return [_line_error(error, line, key)]
 
-    def read_around(self, names: Iterable[str], line: int, container: str) -> list[LineError]:
-        """Count the keys around a list of examples that were read one by one, or refuse what is lost with them."""
+    def read_outer_keys(self, names: Iterable[str], line: int, container: str) -> list[LineError]:
+        """Check the keys of an object around a list of examples, after these were read one by one.
+
+        Returns an error if the object holds an example, tools or reasoning beside the list; other keys are counted.
+        """
         try:
-            self._check_around(dict.fromkeys(names, True), line, container)
+            self._check_outer_keys(dict.fromkeys(names, True), line, container)
         except BadValueError as error:
             return [_line_error(error, line, "")]
         return []
 
-    def _check_around(self, around: Value, line: int, container: str) -> None:
-        if tell(around) is not None:
+    def _check_outer_keys(self, outer: Value, line: int, container: str) -> None:
+        if detect_format(outer) is not None:
             raise BadValueError(None, f"holds an example beside the list {container}", _ONE_LIST)
-        check_beside_text(around)
-        self.unused.count(around, OUTER_KEYS | {container}, line)
+        check_beside_text(outer)
+        self.unused.count(outer, OUTER_KEYS | {container}, line)
 
     def _open(self, value: object, line: int, key: str) -> list[Example | LineError]:
         if isinstance(value, list) and value and is_turn(value[0]):
@@ -80,8 +83,8 @@ class ValueReader:
         if not isinstance(value, dict):
             raise BadValueError(None, f"is {kind(value)}, not an object", KNOWN_SHAPES if key == "" else _NESTED)
         if value.keys() == {"_meta"}:
-            return []  # BrightRun's header; its total_pairs was seen to be twice the truth
-        form = "brightrun" if "training_pairs" in value else tell(value)
+            return []  # BrightRun's header line; its total_pairs is not used, since it can be twice the real number
+        form = "brightrun" if "training_pairs" in value else detect_format(value)
         container = _container(value, form) if not key.startswith(CONTAINERS) else None
         if form is None and container is None:
             raise unknown_format(value)
@@ -91,11 +94,11 @@ class ValueReader:
             return self._open_container(value, container, line, key)
         if "training_pairs" in value:
             return self._open_conversation(value, line, key)
-        assert form is not None, "what is neither is refused above"
+        assert form is not None, "a value that is neither an example nor a container was refused above"
         return self._read(form, value, line)
 
     def _open_container(self, value: Value, container: str, line: int, key: str) -> list[Example | LineError]:
-        self._check_around({name: value[name] for name in value if name != container}, line, container)
+        self._check_outer_keys({name: value[name] for name in value if name != container}, line, container)
         return [
             example
             for index, item in enumerate(value[container])
@@ -160,14 +163,14 @@ class ValueReader:
 
 
 class _Enclosing:
-    """A conversation that holds its pairs: all have its id, and begin as the first of them does."""
+    """An object that holds the pairs of one conversation: they all get its id, and the opening of the first pair."""
 
     def __init__(self, identity: str | None) -> None:
         self._identity = identity
         self._opening: str | None = None
 
     def place(self, example: Example) -> Example:
-        """The pair as a part of this conversation. Its own `conversation_id` may only name a kind."""
+        """Give a pair the id and opening of this conversation. The pair's own id is used only if that has none."""
         if self._opening is None:
             self._opening = opening_of(example)
         identity = example.conversation_id if self._identity is None else self._identity
@@ -175,15 +178,15 @@ class _Enclosing:
 
 
 def two_lists(one: str, other: str) -> tuple[str, str]:
-    """Error and suggestion for an object around two lists of examples."""
+    """Return error and suggestion for an object around two lists of examples."""
     return f"holds two lists, {one} and {other}", _ONE_LIST
 
 
 def _container(value: Value, form: Format | None) -> str | None:
-    """The key of the list of examples that an object is made around; None for an example itself.
+    """Return the key under which an object holds a list of examples; None if the object is itself an example.
 
     Raises:
-        BadValueError: there are several.
+        BadValueError: the object has several such lists.
     """
     if form not in (None, "sharegpt"):
         return None
