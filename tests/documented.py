@@ -1,13 +1,36 @@
-"""The tables and statements of our pages, for tests that hold them against what is."""
+"""The tables, the statements and the names of tests on the documentation's pages, for tests that check them."""
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from tests.project import ROOT
 
-_DOCS = ROOT / "docs"
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+
+
+@dataclass(frozen=True)
+class DocumentedTest:
+    """A test function: its module's path from the root, its name, and the recorded faults that it protects against."""
+
+    path: str
+    name: str
+    faults: frozenset[int]
+
+    @property
+    def mention(self) -> str:
+        """How a page names it."""
+        return f"{Path(self.path).name}::{self.name}"
+
+
+def all_tests() -> list[DocumentedTest]:
+    """Every test function below `tests/`, read from the source without importing it."""
+    return [test for path in sorted((ROOT / "tests").rglob("test_*.py")) for test in _tests_of(path)]
 
 
 def table_under(page: str, heading: str) -> dict[str, dict[str, str]]:
@@ -20,4 +43,19 @@ def table_under(page: str, heading: str) -> dict[str, dict[str, str]]:
 
 def sql_of_page(name: str) -> list[str]:
     """The statements that a page gives to run, in its order."""
-    return [textwrap.dedent(block) for block in re.findall(r"```sql\n(.*?)```", (_DOCS / name).read_text(), re.S)]
+    page = (ROOT / "docs" / name).read_text()
+    return [textwrap.dedent(block) for block in re.findall(r"```sql\n(.*?)```", page, re.DOTALL)]
+
+
+def _tests_of(path: Path) -> Iterator[DocumentedTest]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            numbers = frozenset(number for mark in node.decorator_list for number in _faults(mark))
+            yield DocumentedTest(str(path.relative_to(ROOT)), node.name, numbers)
+
+
+def _faults(decorator: ast.expr) -> list[int]:
+    """The numbers of a `@pytest.mark.fault(...)`; of any other decorator, none."""
+    if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.fault":
+        return [ast.literal_eval(number) for number in decorator.args]
+    return []

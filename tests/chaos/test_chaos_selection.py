@@ -35,13 +35,13 @@ def world() -> Iterator[World]:
 
 
 @pytest.mark.parametrize("fault", _SELECTION)
-def test_no_job_is_lost_and_nothing_paid_twice_under(fault: str, world: World) -> None:
+def test_faults_and_crashes_lose_no_job_and_pay_for_none_twice(fault: str, world: World) -> None:
     row = play(world, fault, FAULTS[fault], jobs=_JOBS, seed=_SEED)
     assert row.is_clean, row.complaints
     assert row.completed == row.jobs == _JOBS
 
 
-def test_a_kill_where_money_or_results_are_at_stake_loses_and_doubles_nothing() -> None:
+def test_crash_at_a_commit_point_loses_and_doubles_nothing() -> None:
     assert set(_POINTS) <= set(CRASH_POINTS)
     counts = []
 

@@ -59,7 +59,7 @@ def world() -> Iterator[World]:
         yield started
 
 
-def test_no_hostile_row_or_container_reaches_honest_jobs(world: World) -> None:
+def test_hostile_rows_and_containers_do_not_disturb_honest_jobs(world: World) -> None:
     ports = _start_workers_with_health_ports(world)
     alone = _train_honest_jobs(world)
 

@@ -47,13 +47,13 @@ def run(command, prefix, path=None):
     )
 
 
-def test_the_base_images_python_refuses_pip_as_pep_668_has_it(distribution, package):
+def test_base_images_python_refuses_pip_as_in_pep_668(distribution, package):
     refused = run(f"python3 -m pip install --no-index {package}", distribution)
     assert refused.returncode != 0
     assert "externally-managed-environment" in refused.stderr
 
 
-def test_the_trainers_steps_install_beside_such_a_python(distribution, package):
+def test_trainers_steps_install_beside_a_protected_python(distribution, package):
     trainer = STAGES["trainer"]
     first = trainer.runs[0].replace("/opt/trainer", str(distribution / "trainer"))
     made = run(first, distribution)
@@ -67,7 +67,7 @@ def test_the_trainers_steps_install_beside_such_a_python(distribution, package):
     assert json.loads(trainer.command)[0] == "python", "the command's Python is the environment's, by PATH"
 
 
-def test_nothing_is_installed_before_there_is_an_environment_to_install_into():
+def test_environment_is_created_before_anything_is_installed():
     first, *rest = STAGES["trainer"].runs
     assert "-m venv" in first
     assert "pip" not in first.split()
@@ -75,7 +75,7 @@ def test_nothing_is_installed_before_there_is_an_environment_to_install_into():
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_what_a_stage_copies_is_there_and_is_all_that_its_steps_name(name, tmp_path):
+def test_each_stage_copies_exactly_the_files_its_steps_name(name, tmp_path):
     stage = STAGES[name]
     stage_files(stage, PROJECT, tmp_path)
     for run in stage.runs:
@@ -87,7 +87,7 @@ def test_what_a_stage_copies_is_there_and_is_all_that_its_steps_name(name, tmp_p
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_every_line_of_a_lock_is_one_exact_version(lock):
+def test_every_line_of_a_lock_pins_one_version(lock):
     lines = [line for line in (PROJECT / lock).read_text().splitlines() if not line.startswith("#")]
     assert lines
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", line) for line in lines)
@@ -96,7 +96,7 @@ def test_every_line_of_a_lock_is_one_exact_version(lock):
     assert not {"torch", "triton"} & set(names), "the base image brings it"
 
 
-def test_the_lock_has_what_the_project_needs_since_nothing_else_installs_it():
+def test_lock_contains_every_dependency_of_the_project():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (PROJECT / LOCKS[0]).read_text(), re.M))
     pinned = {canonicalize_name(name): version for name, version in pinned.items()}
@@ -108,14 +108,14 @@ def test_the_lock_has_what_the_project_needs_since_nothing_else_installs_it():
             assert needed.specifier.contains(version), f"{text} is pinned at {version}: run make lock"
 
 
-def test_what_the_two_locks_share_has_one_version():
+def test_packages_in_both_locks_have_the_same_version():
     first, second = (dict(re.findall(r"^([\w.-]+)==(\S+)$", (PROJECT / lock).read_text(), re.M)) for lock in LOCKS)
     assert {name: first[name] for name in first.keys() & second.keys()} == {
         name: second[name] for name in first.keys() & second.keys()
     }
 
 
-def test_pip_installs_nothing_that_is_not_pinned():
+def test_pip_installs_only_pinned_packages():
     for stage in STAGES.values():
         for run in stage.runs:
             for command in re.findall(r"pip install ([^&]+)", run):
@@ -124,7 +124,7 @@ def test_pip_installs_nothing_that_is_not_pinned():
                 assert not loose, f"{loose} in {run}"
 
 
-def test_causal_conv1d_compiles_instead_of_downloading_a_wheel_that_nothing_checks():
+def test_causal_conv1d_compiles_instead_of_downloading_a_wheel():
     (run,) = [run for run in STAGES["trainer"].runs if re.search(r"causal-conv1d==", run)]
     (command,) = [command for command in run.split(" && ") if "causal-conv1d==" in command]
     assert command.startswith("CAUSAL_CONV1D_FORCE_BUILD=TRUE ")
@@ -132,7 +132,7 @@ def test_causal_conv1d_compiles_instead_of_downloading_a_wheel_that_nothing_chec
     assert "einops" in (PROJECT / "trainer/kernels.lock").read_text(), "flash-linear-attention needs it, unpinned"
 
 
-def test_docker_builds_both_images_where_it_is():
+def test_docker_builds_both_images_where_docker_is_installed():
     workflow = (PROJECT / ".github/workflows/images.yml").read_text()
     assert set(re.findall(r"--target (\w+)", workflow)) == set(STAGES)
 

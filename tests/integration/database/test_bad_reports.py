@@ -27,7 +27,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("bad", BAD, ids=str)
-def test_one_bad_report_stops_nobody_elses_progress(db: Database, bad: Row) -> None:
+def test_invalid_report_does_not_block_other_runs_reports(db: Database, bad: Row) -> None:
     runs = [db.running_run()[0] for _ in range(3)]
     reports = [report(run, [point(1)], progress=40, current_step=7) for run in runs]
     reports[1]["job"] |= bad
@@ -42,7 +42,7 @@ def test_one_bad_report_stops_nobody_elses_progress(db: Database, bad: Row) -> N
 
 
 @pytest.mark.parametrize("points", [[{"step": "x"}], [{"step": 1}], [{**point(1), "timestamp": "1e30"}]], ids=str)
-def test_points_that_no_row_holds_are_their_runs_alone(db: Database, points: list[Row]) -> None:
+def test_points_that_do_not_fit_a_row_refuse_only_their_own_report(db: Database, points: list[Row]) -> None:
     good, bad = db.running_run()[0], db.running_run()[0]
     answers = db.call("record_progress", [report(good, [point(1)]), report(bad, points)])
     assert {answer["run_id"]: answer["refused"] is None for answer in answers} == {
@@ -51,7 +51,7 @@ def test_points_that_no_row_holds_are_their_runs_alone(db: Database, points: lis
     }
 
 
-def test_a_bad_report_of_the_newer_queue_stops_nobody(db: Database, pipeline: Pipeline) -> None:
+def test_invalid_report_of_the_newer_queue_blocks_no_other_run(db: Database, pipeline: Pipeline) -> None:
     good, _, _ = db.running_run()
     user = db.user()
     pipeline.queue(user_id=user, dataset_id=db.dataset(user))
@@ -66,7 +66,7 @@ def test_a_bad_report_of_the_newer_queue_stops_nobody(db: Database, pipeline: Pi
     assert float(db.job(good["job_id"])["progress"]) == 40
 
 
-def test_a_passing_fault_is_no_refusal(db: Database, database: str) -> None:
+def test_transient_error_is_not_recorded_as_a_refused_report(db: Database, database: str) -> None:
     run, _, _ = db.running_run()
     other = Database(database)
     try:
@@ -79,7 +79,7 @@ def test_a_passing_fault_is_no_refusal(db: Database, database: str) -> None:
         other.close()
 
 
-def test_the_database_takes_as_many_files_as_the_trainer_publishes(db: Database) -> None:
+def test_database_accepts_as_many_files_as_the_trainer_publishes(db: Database) -> None:
     _, token, execution = db.running_run()
 
     def entries(count: int, letters: int = 1) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ def test_the_database_takes_as_many_files_as_the_trainer_publishes(db: Database)
     ],
     ids=lambda told: str(told)[:60],
 )
-def test_a_manifest_with_dishonest_numbers_settles_its_run_as_completed(db: Database, told: Row) -> None:
+def test_manifest_with_impossible_numbers_still_completes_its_run(db: Database, told: Row) -> None:
     run, _, _ = db.running_run()
     services = make_services()
     holding = Holding.take(services, assignment(), asked_at=services.clock())

@@ -56,7 +56,7 @@ def newest(request: pytest.FixtureRequest, db: Database) -> Any:
     return make
 
 
-def test_ten_million_claimed_seconds_are_billed_by_the_wall_clock(db: Database, newest: Any) -> None:
+def test_exaggerated_gpu_seconds_are_bounded_by_the_wall_clock(db: Database, newest: Any) -> None:
     run, _ = newest()
     db.worked(run, 100)
     db.settle(run, "failed", gpu_seconds=10_000_000)
@@ -65,7 +65,7 @@ def test_ten_million_claimed_seconds_are_billed_by_the_wall_clock(db: Database, 
     assert float(cost["amount"]) == pytest.approx(0.12, abs=0.11)
 
 
-def test_the_cap_holds_over_all_runs_when_they_are_settled(db: Database, newest: Any) -> None:
+def test_cost_cap_covers_all_runs_of_a_job(db: Database, newest: Any) -> None:
     run, _ = newest(max_cost=5)
     db.worked(run, 3600)
     db.settle(run, "queued", gpu_seconds=3600, retry_after_seconds=0)
@@ -82,7 +82,7 @@ def test_the_cap_holds_over_all_runs_when_they_are_settled(db: Database, newest:
     assert last["details"]["amount_before_cap"] == 4.18
 
 
-def test_the_cap_holds_when_seconds_come_late(db: Database, newest: Any) -> None:
+def test_cost_cap_holds_for_seconds_reported_late(db: Database, newest: Any) -> None:
     run, token = newest(max_cost=5)
     db.worked(run, 36_000)
     db.call("check_in_run", token, "loser", str(uuid4()))
@@ -95,7 +95,7 @@ def test_the_cap_holds_when_seconds_come_late(db: Database, newest: Any) -> None
         assert float(db.job(run["job_id"])["final_cost"]) == 5.00
 
 
-def test_late_seconds_are_bounded_by_the_wall_clock_too(db: Database) -> None:
+def test_seconds_reported_late_are_bounded_by_the_wall_clock(db: Database) -> None:
     run, token = running(db)
     db.call("check_in_run", token, "loser", str(uuid4()))
     db.settle(run, "failed", gpu_seconds=0)
@@ -104,20 +104,20 @@ def test_late_seconds_are_bounded_by_the_wall_clock_too(db: Database) -> None:
     assert cost["details"]["gpu_seconds"] < 100
 
 
-def test_the_cap_holds_while_the_cost_accrues(db: Database) -> None:
+def test_cost_cap_holds_while_a_run_is_in_progress(db: Database) -> None:
     run, _ = running(db, max_cost=5)
     assert db.call("record_progress", [report(run, current_cost=7611.0)])[0]["applied"]
     assert float(db.job(run["job_id"])["current_cost"]) == 5.00
 
 
 @pytest.mark.parametrize("seconds", ["NaN", "Infinity", "-5", "1e30"])
-def test_seconds_that_are_no_time_still_settle_the_run(db: Database, seconds: str) -> None:
+def test_invalid_gpu_seconds_still_settle_the_run(db: Database, seconds: str) -> None:
     run, _ = running(db)
     assert db.settle(run, "failed", gpu_seconds=seconds) == "failed"
     assert total(db, run) <= 0.2
 
 
-def test_a_launch_in_doubt_that_was_cancelled_is_billed_when_it_checks_in_late(db: Database, newest: Any) -> None:
+def test_unconfirmed_launch_that_checks_in_after_a_cancel_is_billed(db: Database, newest: Any) -> None:
     run, token = newest()
     # As it was before the check-in: sent, unanswered, given up.
     db.rows("update training_runs set status = 'claimed', external_job_id = null, checked_in_at = null,"
@@ -136,7 +136,7 @@ def test_a_launch_in_doubt_that_was_cancelled_is_billed_when_it_checks_in_late(d
     assert cost["user_id"] == run["user_id"]
 
 
-def test_a_late_trainer_that_nobody_measured_has_its_record_all_the_same(db: Database) -> None:
+def test_late_trainer_with_unknown_gpu_time_still_gets_a_cost_record(db: Database) -> None:
     run = db.claimed_run()
     token = begun(db, run)
     db.settle(run, "cancelled", gpu_seconds=0)
@@ -145,14 +145,14 @@ def test_a_late_trainer_that_nobody_measured_has_its_record_all_the_same(db: Dat
     assert [float(cost["amount"]) for cost in costs(db, run)] == [0]
 
 
-def test_launches_that_never_ran_make_no_record(db: Database) -> None:
+def test_launches_that_never_ran_get_no_cost_record(db: Database) -> None:
     run, _ = db.launched_run("never")
     db.settle(run, "cancelled", gpu_seconds=0, launcher_ended=False)
     assert db.call("close_launches", [{"external_job_id": "never", "gpu_seconds": 0}]) == 1
     assert costs(db, run) == []
 
 
-def test_settling_again_with_ones_own_token_answers_the_same_and_writes_nothing(db: Database) -> None:
+def test_settling_twice_with_the_same_lease_is_idempotent(db: Database) -> None:
     for status in ("completed", "failed", "cancelled", "queued"):
         run, _, _ = db.running_run()
         assert db.settle(run, status) == status
@@ -161,7 +161,7 @@ def test_settling_again_with_ones_own_token_answers_the_same_and_writes_nothing(
         assert db.call("settle_run", run["id"], uuid4(), outcome(status)) is None
 
 
-def test_seconds_count_over_all_attempts_of_a_job(db: Database) -> None:
+def test_gpu_seconds_add_up_over_all_attempts(db: Database) -> None:
     run, _, _ = db.running_run()
     db.settle(run, "queued", gpu_seconds=1800, retry_after_seconds=0)
     (given,) = db.claim()
@@ -171,13 +171,13 @@ def test_seconds_count_over_all_attempts_of_a_job(db: Database) -> None:
     assert adopted["run"]["spent_seconds"] == 1800
 
 
-def test_a_worker_hears_how_long_ago_its_launch_was_sent(db: Database) -> None:
+def test_lease_renewal_returns_the_age_of_the_launch(db: Database) -> None:
     run, _, _ = db.running_run()
     (news,) = db.call("renew_training_runs", [{"run_id": str(run["id"]), "lease_token": str(run["lease_token"])}], 60)
     assert 3600 <= news["posted_seconds_ago"] < 3700
 
 
-def test_an_artifact_names_the_dataset_that_the_run_was_launched_with(db: Database) -> None:
+def test_artifact_names_the_dataset_of_the_launch(db: Database) -> None:
     run = db.claimed_run()
     trained_on = db.job(run["job_id"])["dataset_id"]
     token = begun(db, run, dataset_id=str(trained_on))
@@ -194,7 +194,7 @@ def test_an_artifact_names_the_dataset_that_the_run_was_launched_with(db: Databa
     assert db.row("select dataset_id from model_artifacts")["dataset_id"] == trained_on
 
 
-def test_a_dataset_that_is_gone_since_keeps_no_model_from_being_stored(db: Database) -> None:
+def test_model_is_stored_although_its_dataset_was_deleted(db: Database) -> None:
     run = db.claimed_run()
     begun(db, run, dataset_id=str(uuid4()))
     assert db.settle(run) == "completed"
@@ -202,7 +202,7 @@ def test_a_dataset_that_is_gone_since_keeps_no_model_from_being_stored(db: Datab
 
 
 @pytest.mark.parametrize("metrics", ['"text"', "[1, 2]", "7"])
-def test_metrics_that_are_no_object_do_not_grow_with_each_report(db: Database, metrics: str) -> None:
+def test_invalid_current_metrics_do_not_grow_with_each_report(db: Database, metrics: str) -> None:
     run, _ = running(db)
     db.rows("update training_jobs set current_metrics = %s where id = %s", metrics, run["job_id"])
     for _ in range(3):
@@ -212,7 +212,7 @@ def test_metrics_that_are_no_object_do_not_grow_with_each_report(db: Database, m
     assert db.job(run["job_id"])["current_metrics"] == {"training_loss": 1.5}
 
 
-def test_a_run_that_settles_while_a_loser_is_closed_is_billed_for_both(db: Database, database: str) -> None:
+def test_settling_while_a_superseded_launch_closes_bills_both(db: Database, database: str) -> None:
     run, token, _ = db.running_run()
     db.call("check_in_run", token, "loser", str(uuid4()))
     other = Database(database)

@@ -70,7 +70,7 @@ def open_breaker(crew: Crew) -> None:
         crew.fail(crew.launched())
 
 
-def test_five_users_of_a_broken_base_pay_two_launches(crew: Crew, db: Database) -> None:
+def test_broken_base_model_costs_its_users_two_launches_in_all(crew: Crew, db: Database) -> None:
     jobs = [db.jobs()[0] for _ in range(5)]
     for _ in range(3):
         for claimed in iter(db.claim, []):
@@ -86,7 +86,7 @@ def test_five_users_of_a_broken_base_pay_two_launches(crew: Crew, db: Database) 
     assert all("fail on the GPU at the moment" in job["error_message"] for job in waiting)
 
 
-def test_a_held_job_counts_no_attempt_and_holds_no_slot(crew: Crew, db: Database) -> None:
+def test_held_job_uses_no_attempt_and_no_slot(crew: Crew, db: Database) -> None:
     open_breaker(crew)
     (job_id,) = db.jobs()
     for _ in range(3):
@@ -97,7 +97,7 @@ def test_a_held_job_counts_no_attempt_and_holds_no_slot(crew: Crew, db: Database
     assert db.call("queue_health")["live_runs"] == 0
 
 
-def test_one_users_failures_hold_nobody(crew: Crew, db: Database) -> None:
+def test_failures_of_a_single_user_open_no_breaker(crew: Crew, db: Database) -> None:
     user = db.user()
     for _ in range(4):
         db.jobs(user=user)
@@ -108,20 +108,20 @@ def test_one_users_failures_hold_nobody(crew: Crew, db: Database) -> None:
     assert not crew.held()
 
 
-def test_a_failure_that_blames_nobody_holds_nobody(crew: Crew, db: Database) -> None:
+def test_failure_without_a_culprit_opens_no_breaker(crew: Crew, db: Database) -> None:
     for _ in range(4):
         db.settle(crew.launched(), "failed", blame=None)
     assert not crew.held()
 
 
-def test_other_bases_and_other_endpoints_go_on(crew: Crew) -> None:
+def test_open_breaker_leaves_other_bases_and_endpoints_alone(crew: Crew) -> None:
     open_breaker(crew)
     assert crew.held()
     crew.launched(ANOTHER)
     crew.launched(BASE, THERE)
 
 
-def test_a_broken_image_holds_every_base_at_once(crew: Crew, db: Database) -> None:
+def test_broken_image_holds_jobs_of_every_base_model(crew: Crew, db: Database) -> None:
     crew.fail(crew.launched(), kind="image", at_once=True)
     (job_id,) = db.jobs()
     assert not crew.passes(crew.claim(), ANOTHER)
@@ -129,7 +129,7 @@ def test_a_broken_image_holds_every_base_at_once(crew: Crew, db: Database) -> No
     crew.launched(ANOTHER, THERE)
 
 
-def test_one_job_at_a_time_tries_what_is_held(crew: Crew, db: Database) -> None:
+def test_open_breaker_lets_one_trial_job_through_at_a_time(crew: Crew, db: Database) -> None:
     open_breaker(crew)
     db.jobs()
     db.jobs()
@@ -145,7 +145,7 @@ def test_one_job_at_a_time_tries_what_is_held(crew: Crew, db: Database) -> None:
     assert crew.held()
 
 
-def test_the_wait_for_the_next_try_doubles_up_to_a_day(crew: Crew, db: Database) -> None:
+def test_wait_between_trial_jobs_doubles_up_to_a_day(crew: Crew, db: Database) -> None:
     open_breaker(crew)
     for _ in range(12):
         crew.let_pass_time()
@@ -154,7 +154,7 @@ def test_the_wait_for_the_next_try_doubles_up_to_a_day(crew: Crew, db: Database)
     assert 86_300 < waits["seconds"] <= 86_400
 
 
-def test_a_try_that_ends_otherwise_leaves_the_next_one_to_another(crew: Crew, db: Database) -> None:
+def test_inconclusive_trial_lets_another_job_try_next(crew: Crew, db: Database) -> None:
     open_breaker(crew)
     crew.let_pass_time()
     db.settle(crew.launched(), "cancelled")
@@ -163,7 +163,7 @@ def test_a_try_that_ends_otherwise_leaves_the_next_one_to_another(crew: Crew, db
 
 
 @pytest.mark.parametrize("how", ["trains", "completes"])
-def test_a_try_that_works_lets_all_go(crew: Crew, db: Database, how: str) -> None:
+def test_successful_trial_closes_the_breaker(crew: Crew, db: Database, how: str) -> None:
     open_breaker(crew)
     assert crew.held()
     (waiting,) = db.rows("select job_id from training_holds")
@@ -178,7 +178,7 @@ def test_a_try_that_works_lets_all_go(crew: Crew, db: Database, how: str) -> Non
     assert crew.claim()["job_id"] == str(waiting["job_id"])
 
 
-def test_the_operator_lets_them_go_at_once(crew: Crew, db: Database) -> None:
+def test_operator_closes_a_breaker_at_once(crew: Crew, db: Database) -> None:
     open_breaker(crew)
     assert crew.held()
     held = db.call("queue_health")["held"]["breakers"]
@@ -188,14 +188,14 @@ def test_the_operator_lets_them_go_at_once(crew: Crew, db: Database) -> None:
     assert crew.passes(crew.claim())
 
 
-def test_what_is_in_doubt_is_not_put_back(crew: Crew, db: Database) -> None:
+def test_unconfirmed_launch_is_not_returned_to_the_queue(crew: Crew, db: Database) -> None:
     run = crew.launched()
     open_breaker(crew)
     assert crew.passes(run)
     assert db.run(UUID(str(run["id"])))["status"] == "claimed"
 
 
-def test_a_cancelled_job_is_not_put_back_into_the_queue(crew: Crew, db: Database) -> None:
+def test_cancelled_job_is_not_returned_to_the_queue(crew: Crew, db: Database) -> None:
     open_breaker(crew)
     (job_id,) = db.jobs()
     run = crew.claim()
@@ -204,7 +204,7 @@ def test_a_cancelled_job_is_not_put_back_into_the_queue(crew: Crew, db: Database
     assert db.job(job_id)["status"] == "cancelled"
 
 
-def test_starting_is_counted_while_it_is_seen_and_forgotten_when_a_worker_is_ready(db: Database) -> None:
+def test_endpoint_start_is_timed_until_a_worker_is_ready(db: Database) -> None:
     def note(state: str) -> float:
         return float(db.call("note_endpoint", "runpod", HERE, state, "ill")["starting_seconds"])
 

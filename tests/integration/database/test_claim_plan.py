@@ -39,7 +39,7 @@ TABLES = [("training_jobs", "queued"), ("pipeline_training_jobs", "pending")]
 
 
 @pytest.mark.parametrize(("table", "waits"), TABLES)
-def test_a_claim_reads_the_same_among_3000_and_50000_ended_jobs(
+def test_claim_cost_does_not_grow_with_the_number_of_ended_jobs(
     db: Database, pipeline: Pipeline, table: str, waits: str
 ) -> None:
     pages = []
@@ -55,7 +55,7 @@ def test_a_claim_reads_the_same_among_3000_and_50000_ended_jobs(
 
 
 @pytest.mark.parametrize(("table", "waits"), TABLES)
-def test_a_user_at_the_limit_with_50000_waiting_jobs_keeps_nobody_waiting(
+def test_user_at_the_limit_with_50000_jobs_does_not_slow_other_claims(
     db: Database, pipeline: Pipeline, table: str, waits: str
 ) -> None:
     greedy, other = db.user(), db.user()
@@ -71,7 +71,7 @@ def test_a_user_at_the_limit_with_50000_waiting_jobs_keeps_nobody_waiting(
     assert max(beside, within) < FEW
 
 
-def test_jobs_that_ended_under_an_open_transaction_are_not_looked_at_again(db: Database, database: str) -> None:
+def test_ended_jobs_kept_by_an_open_transaction_do_not_slow_claims(db: Database, database: str) -> None:
     user = db.user()
     with psycopg.connect(database) as reader:
         queue(db, user, "training_jobs", 30_000, "queued")
@@ -88,7 +88,7 @@ def test_jobs_that_ended_under_an_open_transaction_are_not_looked_at_again(db: D
     assert max(later) < FEW
 
 
-def test_a_batch_reads_for_each_job_what_a_single_claim_reads(db: Database) -> None:
+def test_batch_claim_reads_as_much_for_each_job_as_a_single_claim(db: Database) -> None:
     db.jobs(1100)
     db.rows("analyze")
     claim(db, 1, None)
@@ -100,7 +100,7 @@ def test_a_batch_reads_for_each_job_what_a_single_claim_reads(db: Database) -> N
     assert db.row("select count(*) from training_runs")["count"] == 1052
 
 
-def test_the_limit_of_a_user_holds_within_a_batch(db: Database, pipeline: Pipeline) -> None:
+def test_limit_for_a_user_holds_within_a_batch_claim(db: Database, pipeline: Pipeline) -> None:
     users = [db.user() for _ in range(3)]
     for user in users:
         queue(db, user, "training_jobs", 40, "queued")
@@ -116,7 +116,7 @@ def known(db: Database) -> list[dict[str, Any]]:
     return db.rows("select user_id from training_waiting_users order by user_id")
 
 
-def test_users_without_a_waiting_job_are_forgotten_and_come_back_with_their_next(db: Database) -> None:
+def test_index_of_waiting_users_drops_and_restores_users(db: Database) -> None:
     (job,) = db.jobs(1)
     assert len(known(db)) == 1
     db.rows("update training_jobs set status = 'cancelled'")
@@ -126,7 +126,7 @@ def test_users_without_a_waiting_job_are_forgotten_and_come_back_with_their_next
     assert db.claim()[0]["job"]["id"] == str(job)
 
 
-def test_a_job_that_is_older_than_all_that_waited_so_far_is_found(db: Database) -> None:
+def test_job_older_than_all_waiting_jobs_is_claimed(db: Database) -> None:
     user = db.user()
     db.jobs(2, user)
     assert len(db.claim()) == 1
@@ -138,7 +138,7 @@ def test_a_job_that_is_older_than_all_that_waited_so_far_is_found(db: Database) 
     assert [a["job"]["id"] for a in db.claim(max_jobs=9)][-1] == str(unknown)
 
 
-def test_a_job_is_not_missed_while_its_user_is_being_forgotten(db: Database, database: str) -> None:
+def test_job_inserted_while_its_user_is_removed_is_claimed(db: Database, database: str) -> None:
     (first,) = db.jobs(1)
     user = db.job(first)["user_id"]
     db.rows("update training_jobs set status = 'cancelled'")
@@ -154,9 +154,7 @@ def test_a_job_is_not_missed_while_its_user_is_being_forgotten(db: Database, dat
 
 
 @pytest.mark.parametrize(("table", "waits"), TABLES)
-def test_a_user_may_have_so_many_waiting_jobs_and_no_more(
-    db: Database, pipeline: Pipeline, table: str, waits: str
-) -> None:
+def test_number_of_waiting_jobs_for_a_user_is_limited(db: Database, pipeline: Pipeline, table: str, waits: str) -> None:
     db.call("publish_training_terms", {"max_queued_per_user": 5}, "w1")
     user, other = db.user(), db.user()
     dataset = db.dataset(user)
@@ -188,7 +186,7 @@ def test_a_user_may_have_so_many_waiting_jobs_and_no_more(
     add(1)
 
 
-def test_a_jobs_way_back_to_the_newer_queue_counts_too(db: Database, pipeline: Pipeline) -> None:
+def test_job_returned_to_the_newer_queue_counts_against_the_limit(db: Database, pipeline: Pipeline) -> None:
     db.call("publish_training_terms", {"max_queued_per_user": 2}, "w1")
     user = db.user()
     jobs = [pipeline.queue(user_id=user) for _ in range(2)]
@@ -201,7 +199,7 @@ def test_a_jobs_way_back_to_the_newer_queue_counts_too(db: Database, pipeline: P
             db.rows("update pipeline_training_jobs set status = 'pending' where id = %s", cancelled)
 
 
-def test_a_queue_that_came_after_the_last_migration_is_served(db: Database) -> None:
+def test_queue_table_created_after_migrating_is_served(db: Database) -> None:
     pipeline = Pipeline(db)
     pipeline.create()
     user = db.user()

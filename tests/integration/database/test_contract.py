@@ -173,13 +173,15 @@ def _play(scene: Scene) -> None:
 # ── what the pages find ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_no_page_finds_anything_null_nan_or_unknown_at_any_moment_of_any_outcome_fault_27(scene: Scene) -> None:
+@pytest.mark.fault(27)
+def test_no_page_ever_reads_null_nan_or_an_unknown_value(scene: Scene) -> None:
     assert scene.problems == set()
     assert all(scene.readings.values())
 
 
 @pytest.mark.parametrize("outcome", [*COMPLETED, *FAILED, *CANCELLED])
-def test_each_job_ends_as_its_user_expects_fault_11(scene: Scene, outcome: str) -> None:
+@pytest.mark.fault(11)
+def test_each_job_ends_in_the_expected_final_state(scene: Scene, outcome: str) -> None:
     job = scene.job(outcome)
     word = "completed" if outcome in COMPLETED else outcome.split()[0].replace("retried,", "failed")
     assert job["status"] == word
@@ -193,7 +195,8 @@ def test_each_job_ends_as_its_user_expects_fault_11(scene: Scene, outcome: str) 
 
 
 @pytest.mark.parametrize("outcome", [*COMPLETED, *FAILED, *CANCELLED])
-def test_what_the_monitor_shows_only_goes_forward_within_an_attempt_fault_09(scene: Scene, outcome: str) -> None:
+@pytest.mark.fault(9)
+def test_monitor_never_goes_backward_within_an_attempt(scene: Scene, outcome: str) -> None:
     order = {status: n for n, status in enumerate(("queued", "initializing", "running", "ended"))}
     before: Row | None = None
     for row in scene.readings[outcome]:
@@ -217,7 +220,8 @@ def test_what_the_monitor_shows_only_goes_forward_within_an_attempt_fault_09(sce
 
 
 @pytest.mark.parametrize("outcome", ON_A_GPU)
-def test_started_at_is_when_the_gpu_started_and_not_when_the_job_was_sent_fault_29(scene: Scene, outcome: str) -> None:
+@pytest.mark.fault(29)
+def test_started_at_is_the_time_of_the_gpus_check_in(scene: Scene, outcome: str) -> None:
     runs = scene.stage.runs(scene.jobs[outcome])
     assert datetime.fromisoformat(scene.job(outcome)["started_at"]) == runs[0]["checked_in_at"]
     for run in runs:
@@ -225,7 +229,7 @@ def test_started_at_is_when_the_gpu_started_and_not_when_the_job_was_sent_fault_
 
 
 @pytest.mark.parametrize("outcome", sorted({*COMPLETED, *FAILED, *CANCELLED} - set(ON_A_GPU)))
-def test_a_job_that_no_gpu_saw_has_not_started_and_costs_nothing(scene: Scene, outcome: str) -> None:
+def test_job_without_a_gpu_has_no_start_and_no_cost(scene: Scene, outcome: str) -> None:
     job = scene.job(outcome)
     assert job["started_at"] is None
     assert (job["current_cost"], job["final_cost"]) == (0, 0)
@@ -233,9 +237,8 @@ def test_a_job_that_no_gpu_saw_has_not_started_and_costs_nothing(scene: Scene, o
 
 
 @pytest.mark.parametrize("outcome", ON_A_GPU)
-def test_every_run_that_used_a_gpu_has_one_cost_record_whatever_became_of_it_fault_28_fault_53(
-    scene: Scene, outcome: str
-) -> None:
+@pytest.mark.fault(28, 53)
+def test_every_run_that_used_a_gpu_has_one_cost_record(scene: Scene, outcome: str) -> None:
     runs, costs = scene.stage.runs(scene.jobs[outcome]), scene.costs(outcome)
     assert sorted(cost["details"]["run_id"] for cost in costs) == sorted(run["id"] for run in runs)
     told = {run["id"]: (run["status"], run["attempt"]) for run in runs}
@@ -269,11 +272,12 @@ EXPECTED_NOTICES = {
 
 
 @pytest.mark.parametrize("outcome", EXPECTED_NOTICES)
-def test_each_thing_is_told_once(scene: Scene, outcome: str) -> None:
+def test_each_notification_is_written_once(scene: Scene, outcome: str) -> None:
     assert scene.notices(outcome) == EXPECTED_NOTICES[outcome]
 
 
-def test_a_retry_is_counted_fault_10(scene: Scene) -> None:
+@pytest.mark.fault(10)
+def test_retry_is_counted(scene: Scene) -> None:
     counts = {outcome: scene.job(outcome)["retry_count"] for outcome in scene.readings if outcome in scene.jobs}
     assert counts == {outcome: int(outcome.startswith("retried")) for outcome in counts}
 
@@ -282,9 +286,8 @@ def test_a_retry_is_counted_fault_10(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("outcome", COMPLETED)
-def test_a_model_says_what_the_training_was_and_is_linked_both_ways_fault_40_fault_35(
-    scene: Scene, outcome: str
-) -> None:
+@pytest.mark.fault(40, 35)
+def test_model_describes_its_training_and_is_linked_both_ways(scene: Scene, outcome: str) -> None:
     job, model = scene.job(outcome), scene.model(outcome)
     assert job["artifact_id"] == model["id"] == scene.stage.runs(scene.jobs[outcome])[-1]["id"]
     assert (model["status"], model["deleted_at"]) == ("stored", None)
@@ -299,18 +302,20 @@ def test_a_model_says_what_the_training_was_and_is_linked_both_ways_fault_40_fau
     assert {"adapter_model.safetensors", "adapter_config.json", "manifest.json"} <= model["artifacts"].keys()
 
 
-def test_models_of_one_dataset_are_versions_each_of_the_one_before(scene: Scene) -> None:
+def test_models_of_one_dataset_form_a_chain_of_versions(scene: Scene) -> None:
     models = sorted(scene.pages.models(), key=lambda model: str(model["version"]))
     assert [model["version"] for model in models] == ["1.0.0", "1.1.0", "1.2.0", "1.3.0"]
     assert [model["parent_model_id"] for model in models] == [None, *(model["id"] for model in models[:-1])]
 
 
-def test_a_failed_or_cancelled_job_has_no_model_fault_06(scene: Scene) -> None:
+@pytest.mark.fault(6)
+def test_failed_or_cancelled_job_has_no_model(scene: Scene) -> None:
     assert {model["job_id"] for model in scene.pages.models()} == {scene.jobs[outcome] for outcome in COMPLETED}
     assert all(scene.job(outcome)["artifact_id"] is None for outcome in (*FAILED, *CANCELLED))
 
 
-def test_the_best_model_comes_first_and_its_score_is_of_its_own_curve_fault_42(scene: Scene) -> None:
+@pytest.mark.fault(42)
+def test_best_model_is_first_and_scored_by_its_own_curve(scene: Scene) -> None:
     models = scene.pages.models()
     scores = [model["quality_metrics"]["overall_score"] for model in models]
     assert scores == sorted(scores, reverse=True)
@@ -324,7 +329,8 @@ def test_the_best_model_comes_first_and_its_score_is_of_its_own_curve_fault_42(s
 
 
 @pytest.mark.parametrize("outcome", ON_A_GPU)
-def test_the_first_hundred_points_are_the_whole_curve_fault_20(scene: Scene, outcome: str) -> None:
+@pytest.mark.fault(20)
+def test_first_hundred_points_cover_the_whole_curve(scene: Scene, outcome: str) -> None:
     chart = scene.pages.chart(scene.jobs[outcome])
     steps = [point["step"] for point in chart]
     assert steps == sorted(set(steps))
@@ -341,7 +347,8 @@ def test_the_first_hundred_points_are_the_whole_curve_fault_20(scene: Scene, out
 
 
 @pytest.mark.parametrize("outcome", [*COMPLETED, *FAILED, *CANCELLED])
-def test_both_shapes_stand_in_the_row_and_what_the_user_chose_stays_fault_26(scene: Scene, outcome: str) -> None:
+@pytest.mark.fault(26)
+def test_row_holds_both_shapes_and_keeps_the_users_choices(scene: Scene, outcome: str) -> None:
     job = scene.job(outcome)
     chosen, gpu = job["hyperparameters"], job["gpu_config"]
     for short, long in (("epochs", "num_epochs"), ("rank", "lora_rank"), ("dropout", "lora_dropout")):
@@ -355,7 +362,7 @@ def test_both_shapes_stand_in_the_row_and_what_the_user_chose_stays_fault_26(sce
 # ── datasets ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_validated_dataset_shows_its_counts_and_a_broken_one_its_lines(scene: Scene) -> None:
+def test_valid_dataset_shows_counts_and_a_broken_one_its_bad_lines(scene: Scene) -> None:
     for status, dataset_id in scene.datasets.items():
         settled = awaited(
             lambda dataset_id=dataset_id: scene.pages.dataset(dataset_id),

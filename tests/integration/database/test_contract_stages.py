@@ -189,7 +189,7 @@ def _cases(what: str, stages: tuple[str, ...]) -> Any:
 
 
 @_cases("fail", FAILED)
-def test_a_job_that_fails_in_any_stage_says_why_and_is_billed_and_deployed_never(scene: Scene, key: Key) -> None:
+def test_failure_in_any_stage_has_a_reason_a_bill_and_no_deployment(scene: Scene, key: Key) -> None:
     job = scene.row(key)
     assert job["status"] == "failed"
     assert ("replaced meanwhile" if key[1] == "downloading" else f"It failed in {key[1]}.") in job["error_message"]
@@ -208,7 +208,7 @@ def test_a_job_that_fails_in_any_stage_says_why_and_is_billed_and_deployed_never
 
 
 @_cases("linger", CANCELLED)
-def test_a_job_that_is_cancelled_in_any_stage_stays_so_stops_its_gpu_and_is_billed(scene: Scene, key: Key) -> None:
+def test_cancel_in_any_stage_lasts_stops_the_gpu_and_is_billed(scene: Scene, key: Key) -> None:
     job = scene.row(key)
     assert job["status"] == "cancelled"
     assert job["error_message"] is None
@@ -233,7 +233,7 @@ def _assert_nothing_is_published(scene: Scene, key: Key) -> None:
         assert scene.pipeline.webhook_calls(UUID(job_id)) == 0
 
 
-def test_the_pages_find_nothing_odd_in_any_of_them(scene: Scene) -> None:
+def test_pages_read_only_known_values_after_an_end_in_any_stage(scene: Scene) -> None:
     for read in (scene.pages.jobs, scene.pages.models, scene.pages.notifications):
         read()
     for (_, _, queue), job_id in scene.jobs.items():

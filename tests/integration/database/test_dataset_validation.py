@@ -84,7 +84,7 @@ def row_of(db: Connection, dataset: str) -> dict[str, Any]:
     return row
 
 
-def test_only_datasets_that_wait_are_claimed_the_longest_waiting_first(db: Connection) -> None:
+def test_waiting_datasets_are_claimed_oldest_first(db: Connection) -> None:
     for status in ("uploading", "ready", "error"):
         add_dataset(db, status)
     add_dataset(db, deleted_at="2026-01-01")
@@ -93,7 +93,7 @@ def test_only_datasets_that_wait_are_claimed_the_longest_waiting_first(db: Conne
     assert claim(db) is None
 
 
-def test_forty_datasets_and_eight_connections_give_every_dataset_to_one(db: Connection, database: str) -> None:
+def test_each_dataset_is_claimed_by_one_of_eight_connections(db: Connection, database: str) -> None:
     waiting = {add_dataset(db) for _ in range(40)}
 
     async def work() -> list[str]:
@@ -117,7 +117,7 @@ def test_forty_datasets_and_eight_connections_give_every_dataset_to_one(db: Conn
     assert set(taken) == waiting
 
 
-def test_a_dead_workers_dataset_is_claimed_again_and_the_dead_one_writes_nothing(db: Connection) -> None:
+def test_expired_claim_is_taken_over_and_fences_its_old_holder(db: Connection) -> None:
     dataset = add_dataset(db)
     _, old = claimed(db)
     expire(db, dataset)
@@ -129,7 +129,7 @@ def test_a_dead_workers_dataset_is_claimed_again_and_the_dead_one_writes_nothing
     assert settle(db, dataset, again["lease_token"]) is True
 
 
-def test_a_renewed_claim_stays_and_an_expired_one_is_lost(db: Connection) -> None:
+def test_renewing_keeps_a_claim_unless_it_has_expired(db: Connection) -> None:
     dataset = add_dataset(db)
     _, token = claimed(db)
     assert one(db, "select public.renew_dataset_claim(%s, %s, 60)", dataset, token) is True
@@ -137,7 +137,7 @@ def test_a_renewed_claim_stays_and_an_expired_one_is_lost(db: Connection) -> Non
     assert one(db, "select public.renew_dataset_claim(%s, %s, 60)", dataset, token) is False
 
 
-def test_a_dataset_that_is_put_off_waits_and_has_used_no_attempt(db: Connection) -> None:
+def test_postponed_dataset_waits_without_using_an_attempt(db: Connection) -> None:
     dataset = add_dataset(db)
     _, token = claimed(db)
     assert one(db, "select public.put_off_dataset(%s, %s, 30)", dataset, token) is True
@@ -149,7 +149,7 @@ def test_a_dataset_that_is_put_off_waits_and_has_used_no_attempt(db: Connection)
     assert again["attempts"] == 1
 
 
-def test_settling_writes_every_column_and_one_notice(db: Connection) -> None:
+def test_settling_writes_every_column_and_one_notification(db: Connection) -> None:
     dataset = add_dataset(db)
     _, token = claimed(db)
     assert settle(db, dataset, token) is True
@@ -174,7 +174,7 @@ def test_settling_writes_every_column_and_one_notice(db: Connection) -> None:
         "status = 'validating', updated_at = now() + interval '1 second'",
     ],
 )
-def test_a_dataset_that_changed_meanwhile_is_not_written(db: Connection, change: str) -> None:
+def test_dataset_changed_during_validation_is_not_overwritten(db: Connection, change: str) -> None:
     dataset = add_dataset(db)
     _, token = claimed(db)
     db.execute(f"update public.datasets set {change} where id = %s", [dataset])
@@ -185,7 +185,7 @@ def test_a_dataset_that_changed_meanwhile_is_not_written(db: Connection, change:
         assert claim(db) is not None
 
 
-def test_a_schema_without_error_message_is_tolerated(db: Connection) -> None:
+def test_datasets_table_without_error_message_is_supported(db: Connection) -> None:
     db.execute("alter table public.datasets drop column error_message")
     dataset = add_dataset(db)
     _, token = claimed(db)
@@ -196,7 +196,7 @@ def test_a_schema_without_error_message_is_tolerated(db: Connection) -> None:
     assert (read["status"], read["error_message"]) == ("error", None)
 
 
-def test_validating_a_dataset_again_counts_from_the_beginning(db: Connection) -> None:
+def test_validating_again_resets_the_attempts(db: Connection) -> None:
     dataset = add_dataset(db)
     settle(db, *claimed(db), status="error", error_message="m")
     assert row_of(db, dataset)["training_ready"] is False
@@ -207,7 +207,7 @@ def test_validating_a_dataset_again_counts_from_the_beginning(db: Connection) ->
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
-def test_nobody_but_the_service_may_call_or_read_it(db: Connection, role: str) -> None:
+def test_only_the_service_may_claim_and_settle_datasets(db: Connection, role: str) -> None:
     dataset = add_dataset(db)
     db.execute(f"set role {role}")
     for statement in (
@@ -243,7 +243,8 @@ def upload(project: Project, user: str, bucket: str, content: bytes | None) -> s
         return str(answer.json()[0]["id"])
 
 
-async def test_the_service_validates_what_waits_from_each_rows_own_bucket_fault_51(empty_supabase: Project) -> None:
+@pytest.mark.fault(51)
+async def test_each_dataset_is_read_from_the_bucket_of_its_row(empty_supabase: Project) -> None:
     project = empty_supabase
     user = project.create_user(f"{uuid4().hex}@example.com")
     good = upload(project, user, "lora-datasets", lines(META, pair(2), pair(4)))

@@ -69,7 +69,7 @@ def in_python(made: Terms, work: Work) -> Row | None:
     return None if found is None else json.loads(json.dumps(dataclasses.asdict(found)))
 
 
-def test_sql_and_python_say_the_same_on_a_grid(db: Database) -> None:
+def test_sql_and_python_estimates_agree_on_a_grid(db: Database) -> None:
     sizes = [(None, 7), (1_234_567, 1003), (999, None), (0, 0), (None, None), (10**12, 3)]
     chosen = itertools.product(
         sizes,
@@ -93,7 +93,7 @@ def test_sql_and_python_say_the_same_on_a_grid(db: Database) -> None:
     assert told > 100
 
 
-def test_the_database_holds_the_workers_own_numbers_and_writes_them_once(db: Database) -> None:
+def test_terms_in_the_database_are_the_workers_and_written_once(db: Database) -> None:
     made = terms()
     assert db.row("select document from training_terms")["document"] == made.model_dump(mode="json")
     assert not publish(db, made)
@@ -101,7 +101,7 @@ def test_the_database_holds_the_workers_own_numbers_and_writes_them_once(db: Dat
     assert db.row("select count(*) from training_terms")["count"] == 1
 
 
-def test_the_owner_of_a_dataset_is_told_and_nobody_else(db: Database) -> None:
+def test_only_the_datasets_owner_gets_an_estimate(db: Database) -> None:
     user, stranger = db.user(), db.user()
     counted = dataset(db, user, total_tokens=1_000_000, total_training_pairs=1000, avg_turns_per_conversation=8)
     work = Work(tokens=1_000_000, pairs=1000, pairs_per_conversation=4, epochs=2, batch_size=4, gpu_type="H100")
@@ -133,7 +133,7 @@ def as_user(db: Database, user: UUID, *arguments: Any, role: str = "authenticate
     [[], "x", 3, {}, {"epochs": "many"}, {"epochs": 1e300, "batch_size": 0, "rank": None}, {"max_steps": -1}],
     ids=str,
 )
-def test_odd_values_are_never_an_error(db: Database, odd: Any) -> None:
+def test_unusual_values_never_make_the_estimate_fail(db: Database, odd: Any) -> None:
     user = db.user()
     counted = dataset(db, user, total_tokens=1000)
     if not isinstance(odd, str):
@@ -142,7 +142,8 @@ def test_odd_values_are_never_an_error(db: Database, odd: Any) -> None:
 
 
 @pytest.mark.parametrize("chosen", [SHORT, LONG, {}, {"lora_rank": 8, "rank": None, "dropout": 0}], ids=str)
-def test_a_new_job_has_both_shapes_and_keeps_what_was_written_fault_26(db: Database, chosen: Row) -> None:
+@pytest.mark.fault(26)
+def test_new_job_gets_both_shapes_and_keeps_what_was_written(db: Database, chosen: Row) -> None:
     user = db.user()
     gpu = (
         {"gpu_type": "H100", "num_gpus": 1, "cost_per_gpu_hour": 5} if chosen is LONG else {"type": "H100", "count": 1}
@@ -163,14 +164,14 @@ def test_a_new_job_has_both_shapes_and_keeps_what_was_written_fault_26(db: Datab
 @pytest.mark.parametrize(
     "gpu", [{"type": "Abacus", "count": 2}, {"type": "H100", "cost_per_gpu_hour": "4.18"}], ids=str
 )
-def test_the_page_of_any_job_shows_a_number_for_the_price_of_its_gpu(db: Database, gpu: Row) -> None:
+def test_every_job_has_a_number_as_the_price_of_its_gpu(db: Database, gpu: Row) -> None:
     user = db.user()
     shown = insert(db, dataset(db, user), user, SHORT, gpu)["gpu_config"]
     assert shown["cost_per_gpu_hour"] == (0 if gpu["type"] == "Abacus" else 4.18)
     assert shown["gpu_type"] == gpu["type"]
 
 
-def test_a_job_from_before_the_first_price_shows_one_when_it_is_refused(db: Database) -> None:
+def test_refused_job_from_before_the_first_prices_gets_a_price(db: Database) -> None:
     db.rows("delete from training_terms")
     run = db.claimed_run()
     before = db.job(run["job_id"])["gpu_config"]
@@ -181,7 +182,8 @@ def test_a_job_from_before_the_first_price_shows_one_when_it_is_refused(db: Data
     assert after.items() >= before.items()
 
 
-def test_a_job_without_an_estimate_gets_one_fault_30(db: Database) -> None:
+@pytest.mark.fault(30)
+def test_job_inserted_without_an_estimate_gets_one(db: Database) -> None:
     user = db.user()
     counted = dataset(db, user, total_tokens=1_000_000, total_training_pairs=1000)
     gpu = {"type": "A100-80GB", "count": 1}
@@ -192,7 +194,7 @@ def test_a_job_without_an_estimate_gets_one_fault_30(db: Database) -> None:
     assert float(insert(db, dataset(db, user), user, SHORT, gpu, cost=0)["estimated_total_cost"]) == 0
 
 
-def test_a_finished_models_row_carries_the_fee_for_its_storage_and_no_other(db: Database) -> None:
+def test_storage_fee_is_charged_for_finished_models_only(db: Database) -> None:
     run, _, _ = db.running_run()
     db.settle(run, storage_fee=0.5)
     cost = db.row("select * from cost_records where job_id = %s", run["job_id"])
@@ -207,7 +209,7 @@ def test_a_finished_models_row_carries_the_fee_for_its_storage_and_no_other(db: 
         assert "storage_fee" not in db.row("select * from cost_records where job_id = %s", run["job_id"])["details"]
 
 
-def test_a_job_of_the_newer_queue_is_estimated_like_one_of_the_older(db: Database, database: str) -> None:
+def test_both_queues_get_the_same_estimate(db: Database, database: str) -> None:
     unknown = uuid4()
     assert db.call("estimate_training_job", unknown) is None
     pipeline = Pipeline(db)
@@ -227,7 +229,7 @@ def test_a_job_of_the_newer_queue_is_estimated_like_one_of_the_older(db: Databas
     assert db.call("estimate_training_job", unknown) is None
 
 
-def test_the_command_line_says_the_same_for_a_job(stage: Stage) -> None:
+def test_estimate_command_prints_the_databases_estimate(stage: Stage) -> None:
     stage.one_pass(LORA_WORKER_SLOTS="0")
     dataset_id = stage.user.upload(total_tokens=1_000_000)
     job_id = stage.user.queue(dataset_id)

@@ -6,7 +6,7 @@ from lora_worker.database.functions import TRAINER_FUNCTIONS, WORKER_FUNCTIONS
 from tests.rows import Database
 
 
-def test_each_function_is_there_once_with_the_arguments_that_are_tried(db: Database) -> None:
+def test_each_function_exists_once_with_the_arguments_under_test(db: Database) -> None:
     """An overload of an earlier release makes every call of its name ambiguous to PostgREST (PGRST203)."""
     wanted = {function.name: sorted(function.probe) for function in (*WORKER_FUNCTIONS, *TRAINER_FUNCTIONS)}
     found = db.rows(

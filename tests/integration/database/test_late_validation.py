@@ -65,7 +65,7 @@ def at(step: int, validation: float | None = None) -> Row:
     return {**point(step), "validation_loss": validation}
 
 
-def test_a_validation_loss_that_comes_late_completes_its_stored_point(chart: Chart) -> None:
+def test_late_validation_loss_completes_its_stored_point(chart: Chart) -> None:
     chart.send([at(1), at(2)])
     assert chart.line() == {}
     chart.send([at(1), at(2, 1.5), at(3, 1.5)])
@@ -76,39 +76,39 @@ def test_a_validation_loss_that_comes_late_completes_its_stored_point(chart: Cha
     assert chart.line("training_loss") == dict.fromkeys(range(1, 5), 1.5)
 
 
-def test_settling_completes_the_line_that_no_report_had(chart: Chart) -> None:
+def test_settling_stores_the_points_that_no_report_had(chart: Chart) -> None:
     chart.send([at(1), at(2)])
     chart.settle([at(1), at(2, 1.5), at(3, 1.5)])
     assert chart.line() == {2: 1.5, 3: 1.5}
     assert list(chart.line("training_loss")) == [1, 2, 3]
 
 
-def test_the_whole_curve_replaces_what_reports_have_left(chart: Chart) -> None:
+def test_complete_curve_replaces_the_reported_points(chart: Chart) -> None:
     chart.send([at(step) for step in range(1, 60)])
     chart.settle([at(step, 2.0) for step in range(1, 121, 2)])
     assert list(chart.line("training_loss")) == list(range(1, 121, 2))
     assert set(chart.line().values()) == {2.0}
 
 
-def test_a_part_of_a_curve_takes_no_stored_point_away(chart: Chart) -> None:
+def test_partial_curve_deletes_no_stored_point(chart: Chart) -> None:
     chart.send([at(1), at(2), at(3)])
     chart.settle([at(3, 1.5)], whole=False, status="failed")
     assert (list(chart.line("training_loss")), chart.line()) == ([1, 2, 3], {3: 1.5})
 
 
-def test_an_end_without_points_keeps_those_that_are_stored(chart: Chart) -> None:
+def test_settling_without_points_keeps_the_stored_ones(chart: Chart) -> None:
     chart.send([at(1), at(2, 1.5)])
     chart.settle([])
     assert (list(chart.line("training_loss")), chart.line()) == ([1, 2], {2: 1.5})
 
 
-def test_a_job_keeps_no_more_points_than_asked_for(chart: Chart) -> None:
+def test_stored_points_of_a_job_are_limited(chart: Chart) -> None:
     for first in (1, 50, 90, 1000):
         chart.send([at(step) for step in range(first, first + 60)], most=100)
     assert len(chart.line("training_loss")) == 100
 
 
-def test_points_of_an_earlier_attempt_and_of_others_stay_as_they_are(chart: Chart, db: Database) -> None:
+def test_points_of_earlier_attempts_and_other_jobs_are_not_changed(chart: Chart, db: Database) -> None:
     other, _, _ = db.running_run()
     db.call("record_progress", [report(other, [at(2)])])
     chart.send([at(1), at(2)])
@@ -117,7 +117,7 @@ def test_points_of_an_earlier_attempt_and_of_others_stay_as_they_are(chart: Char
     assert row["validation_loss"] is None
 
 
-def test_the_same_points_again_are_not_looked_at_again(chart: Chart, db: Database) -> None:
+def test_repeated_points_cost_no_further_reads(chart: Chart, db: Database) -> None:
     chart.send([at(1, 1.5)])
     db.rows("update metrics_points set validation_loss = 9 where job_id = %s", chart.run["job_id"])
     before = chart.line()
@@ -125,7 +125,7 @@ def test_the_same_points_again_are_not_looked_at_again(chart: Chart, db: Databas
     assert chart.line() == before
 
 
-def test_a_later_attempt_replaces_and_completes_what_it_repeats(db: Database) -> None:
+def test_later_attempt_replaces_and_completes_repeated_steps(db: Database) -> None:
     run, _, _ = db.running_run()
     chart = Chart(db, run, None)
     chart.send([at(1), at(2, 3.0), at(3, 3.0)])
@@ -159,7 +159,7 @@ def curve(total: int, every: int, reached: int, *, late: bool) -> list[Point]:
 
 
 @pytest.mark.parametrize(("total", "every"), [(9, 1), (9, 2), (90, 10), (430, 43), (1000, 100)])
-def test_every_measured_value_reaches_the_chart_and_none_stands_alone(chart: Chart, total: int, every: int) -> None:
+def test_chart_has_every_measured_value_and_no_isolated_one(chart: Chart, total: int, every: int) -> None:
     """0 of 8 and 5 of 9 values were kept before; a value between two nulls is not drawn."""
     for reached in range(1, total + 1, max(total // 12, 1)):
         for late in (True, False):

@@ -35,7 +35,7 @@ def _claim_with_eight_processes(url: str, max_per_user: int | None) -> list[str]
     return [job_id for part in parts for job_id in part]
 
 
-def test_eight_processes_claim_two_thousand_jobs_once_each(db: Database, database: str) -> None:
+def test_eight_processes_claim_each_of_two_thousand_jobs_once(db: Database, database: str) -> None:
     db.jobs(2000)
     claimed = _claim_with_eight_processes(database, None)
     print(f"{len(claimed)} claims of {len(set(claimed))} jobs by 8 processes")
@@ -43,7 +43,7 @@ def test_eight_processes_claim_two_thousand_jobs_once_each(db: Database, databas
     assert db.row("select count(*) from training_runs")["count"] == 2000
 
 
-def test_the_limit_for_a_user_holds_however_many_workers_claim(db: Database, database: str) -> None:
+def test_limit_for_a_user_holds_across_concurrent_workers(db: Database, database: str) -> None:
     for _ in range(5):
         db.jobs(20)
     claimed = _claim_with_eight_processes(database, 3)
@@ -52,7 +52,7 @@ def test_the_limit_for_a_user_holds_however_many_workers_claim(db: Database, dat
     assert [row["count"] for row in per_user] == [3] * 5
 
 
-def test_the_oldest_job_is_claimed_first_and_its_attempt_counted(db: Database) -> None:
+def test_oldest_job_is_claimed_first_and_its_attempt_counted(db: Database) -> None:
     jobs = db.jobs(3)
     claimed = db.claim(max_jobs=2)
     assert [a["job"]["id"] for a in claimed] == [str(j) for j in jobs[:2]]
@@ -61,7 +61,7 @@ def test_the_oldest_job_is_claimed_first_and_its_attempt_counted(db: Database) -
     assert db.job(jobs[2])["status"] == "queued"
 
 
-def test_an_expired_run_is_adopted_with_a_new_token_and_a_held_one_is_not(db: Database) -> None:
+def test_only_runs_with_an_expired_lease_are_adopted(db: Database) -> None:
     run = db.claimed_run()
     assert db.call("adopt_training_runs", "w2", 10, 60) == []
     db.expire(run["id"])
@@ -71,14 +71,14 @@ def test_an_expired_run_is_adopted_with_a_new_token_and_a_held_one_is_not(db: Da
     assert adopted["job"]["id"] == run["job_id"]
 
 
-def test_a_released_run_is_adopted_at_once(db: Database) -> None:
+def test_released_run_can_be_adopted_at_once(db: Database) -> None:
     run = db.claimed_run("w1")
     assert db.call("release_training_runs", "w2") == 0
     assert db.call("release_training_runs", "w1") == 1
     assert [a["run"]["id"] for a in db.call("adopt_training_runs", "w2", 10, 60)] == [run["id"]]
 
 
-def test_handlings_that_ended_no_worker_are_not_held_against_a_run(db: Database) -> None:
+def test_handlings_are_reset_by_a_release_and_by_a_launch(db: Database) -> None:
     run = db.claimed_run("w1")
     handlings = "select handlings from training_runs where id = %s"
     assert db.call("begin_handling", run["id"], run["lease_token"]) == 1
@@ -91,14 +91,14 @@ def test_handlings_that_ended_no_worker_are_not_held_against_a_run(db: Database)
     assert db.call("begin_handling", *lease) == 1
 
 
-def test_a_run_that_checked_in_is_billed_even_where_its_time_is_not_known(db: Database) -> None:
+def test_checked_in_run_with_unknown_gpu_time_is_billed(db: Database) -> None:
     run, _, _ = db.running_run()
     assert db.settle(run, gpu_seconds=0) == "completed"
     (cost,) = db.rows("select amount from cost_records where details->>'run_id' = %s", str(run["id"]))
     assert cost["amount"] == 0
 
 
-def test_an_adopter_knows_how_long_the_gpu_was_used_so_far(db: Database) -> None:
+def test_adoption_returns_the_gpu_time_used_so_far(db: Database) -> None:
     run, _, _ = db.running_run()
     db.rows("update training_runs set checked_in_at = last_seen_at - interval '90 seconds' where id = %s", run["id"])
     db.expire(run["id"])
@@ -106,7 +106,7 @@ def test_an_adopter_knows_how_long_the_gpu_was_used_so_far(db: Database) -> None
     assert adopted["run"]["used_seconds"] == 90
 
 
-def test_an_adopter_knows_which_token_the_trainer_holds(db: Database) -> None:
+def test_adoption_returns_the_hash_of_the_trainers_token(db: Database) -> None:
     run, token = db.launched_run()
     db.expire(run["id"])
     (adopted,) = db.call("adopt_training_runs", "w2", 1, 60)
@@ -114,7 +114,7 @@ def test_an_adopter_knows_which_token_the_trainer_holds(db: Database) -> None:
     assert "upload_grant" not in adopted["run"]
 
 
-def test_a_run_whose_job_was_deleted_is_billed_all_the_same(db: Database) -> None:
+def test_run_of_a_deleted_job_is_billed(db: Database) -> None:
     run, _, _ = db.running_run()
     db.rows("delete from training_jobs where id = %s", run["job_id"])
     assert db.settle(run, "cancelled") == "cancelled"
@@ -124,7 +124,7 @@ def test_a_run_whose_job_was_deleted_is_billed_all_the_same(db: Database) -> Non
     assert db.run(run["id"])["gpu_seconds"] == 360
 
 
-def test_a_run_whose_user_was_deleted_is_settled_without_a_bill(db: Database) -> None:
+def test_run_of_a_deleted_user_settles_without_a_bill(db: Database) -> None:
     run, _, _ = db.running_run()
     db.rows("delete from training_jobs where id = %s", run["job_id"])
     db.rows("delete from datasets where user_id = %s", run["user_id"])
@@ -135,7 +135,7 @@ def test_a_run_whose_user_was_deleted_is_settled_without_a_bill(db: Database) ->
 
 
 @pytest.mark.parametrize("lost_by", ["time", "adoption"])
-def test_a_worker_that_lost_its_lease_writes_nothing(db: Database, lost_by: str) -> None:
+def test_worker_without_its_lease_cannot_write(db: Database, lost_by: str) -> None:
     run, token, execution = db.running_run()
     files = [{"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}]
     assert db.call("request_upload", token, execution, files)["ok"]
@@ -162,14 +162,14 @@ def _everything(db: Database) -> str:
     return json.dumps([db.rows(f"select * from {table}") for table in tables], default=str)
 
 
-def test_a_run_that_ended_can_not_be_settled_again(db: Database) -> None:
+def test_ended_run_cannot_be_settled_again(db: Database) -> None:
     run, _, _ = db.running_run()
     assert db.settle(run) == "completed"
     assert db.settle(run, "failed") == "completed"
     assert db.job(run["job_id"])["status"] == "completed"
 
 
-def test_a_retry_waits_for_its_time_and_counts(db: Database) -> None:
+def test_retry_waits_for_its_time_and_is_counted(db: Database) -> None:
     run, _, _ = db.running_run()
     assert db.settle(run, "queued") == "queued"
     assert db.claim() == []
@@ -181,7 +181,7 @@ def test_a_retry_waits_for_its_time_and_counts(db: Database) -> None:
     assert (again["run"]["attempt"], again["run"]["transient_failures"]) == (2, 1)
 
 
-def test_a_run_outlives_its_job_so_that_its_gpu_can_be_stopped(db: Database) -> None:
+def test_run_outlives_its_deleted_job_so_its_gpu_can_be_stopped(db: Database) -> None:
     run, token, execution = db.running_run()
     db.rows("delete from training_jobs where id = %s", run["job_id"])
     lease = [{"run_id": str(run["id"]), "lease_token": str(run["lease_token"])}]
@@ -192,7 +192,7 @@ def test_a_run_outlives_its_job_so_that_its_gpu_can_be_stopped(db: Database) -> 
     assert db.run(run["id"])["status"] == "cancelled"
 
 
-def test_the_fence_lets_one_launch_and_its_newest_execution_train(db: Database) -> None:
+def test_fence_admits_one_launch_and_its_newest_execution(db: Database) -> None:
     _, token = db.launched_run("ext-1")
     first, second, third = str(uuid4()), str(uuid4()), str(uuid4())
 
@@ -231,7 +231,7 @@ _FILE = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
         _FILE | {"sha256": "G" * 64},
     ],
 )
-def test_only_files_can_be_asked_to_be_uploaded(db: Database, wrong: Any) -> None:
+def test_upload_request_must_name_plain_files(db: Database, wrong: Any) -> None:
     run, token, execution = db.running_run()
     with pytest.raises(psycopg.Error, match="each of files must") as refusal:
         db.call("request_upload", token, execution, [_FILE, wrong])
@@ -241,7 +241,7 @@ def test_only_files_can_be_asked_to_be_uploaded(db: Database, wrong: Any) -> Non
 
 
 @pytest.mark.parametrize("place", ["uploads/{id}/manifest.json", "{user_id}/{id}/manifest.json"])
-def test_a_published_run_is_not_trained_again_when_only_its_result_was_lost(db: Database, place: str) -> None:
+def test_published_run_is_not_trained_again_after_a_lost_result(db: Database, place: str) -> None:
     run, token, execution = db.running_run()
     files = [{"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}]
 
@@ -259,7 +259,7 @@ def test_a_published_run_is_not_trained_again_when_only_its_result_was_lost(db: 
     assert check_in(execution) == "ok"
 
 
-def test_a_container_can_not_name_another_runs_job_as_its_own(db: Database) -> None:
+def test_container_cannot_claim_the_job_id_of_another_run(db: Database) -> None:
     (another, _, _), (run, token) = db.running_run(), db.launched_run()
     answer = db.call("check_in_run", token, another["external_job_id"], str(uuid4()))
     assert (answer["may_train"], answer["reason"]) == (False, "superseded")
@@ -268,7 +268,7 @@ def test_a_container_can_not_name_another_runs_job_as_its_own(db: Database) -> N
 
 
 @pytest.mark.parametrize("named", ["x/../../purge-queue", "..", "a b", "x?y", "", "x" * 256, None, "x\n"])
-def test_a_container_can_not_name_another_route_of_the_launcher_as_its_job(db: Database, named: str | None) -> None:
+def test_container_cannot_give_an_api_route_as_its_job_id(db: Database, named: str | None) -> None:
     run, token = db.launched_run()
     before = db.run(run["id"])
     for refused in (
@@ -281,7 +281,7 @@ def test_a_container_can_not_name_another_route_of_the_launcher_as_its_job(db: D
     assert db.run(run["id"]) == before
 
 
-def test_a_launch_that_was_not_recorded_is_known_once_it_checks_in(db: Database) -> None:
+def test_unrecorded_launch_becomes_known_by_its_check_in(db: Database) -> None:
     run = db.claimed_run()
     token = uuid4().hex * 2
     assert db.begin(run, token)["may_launch"]
@@ -293,7 +293,8 @@ def test_a_launch_that_was_not_recorded_is_known_once_it_checks_in(db: Database)
     assert db.run(run["id"])["external_job_id"] == "ext-9"
 
 
-def test_points_are_stored_once_and_a_later_attempt_replaces_what_it_repeats_fault_17(db: Database) -> None:
+@pytest.mark.fault(17)
+def test_points_are_stored_once_and_replaced_by_a_later_attempt(db: Database) -> None:
     run, _, _ = db.running_run()
     points = [{"step": s, "epoch": 1, "training_loss": 9 - s, "learning_rate": 0.1} for s in (1, 2, 3)]
     for _ in range(2):
@@ -309,7 +310,7 @@ def test_points_are_stored_once_and_a_later_attempt_replaces_what_it_repeats_fau
     assert [(row["step"], float(row["training_loss"])) for row in rows] == [(1, 8), (2, 7), (3, 0.5), (4, 0.5)]
 
 
-def test_a_report_from_before_the_check_in_takes_no_stage_back(db: Database) -> None:
+def test_report_from_before_the_check_in_does_not_reset_the_stage(db: Database) -> None:
     run, token = db.launched_run()
     db.call("record_progress", [report(run, current_stage="waiting_for_gpu")])
     assert db.job(run["job_id"])["current_stage"] == "waiting_for_gpu"
@@ -321,7 +322,7 @@ def test_a_report_from_before_the_check_in_takes_no_stage_back(db: Database) -> 
     assert db.job(run["job_id"])["current_stage"] == "training"
 
 
-def test_progress_never_goes_back(db: Database) -> None:
+def test_progress_never_decreases(db: Database) -> None:
     run, _, _ = db.running_run()
     db.call("record_progress", [report(run, progress=60, current_step=30, current_epoch=2)])
     db.call("record_progress", [report(run, progress=40, current_step=20, current_epoch=1)])
@@ -329,7 +330,7 @@ def test_progress_never_goes_back(db: Database) -> None:
     assert (job["progress"], job["current_step"], job["current_epoch"]) == (60, 30, 2)
 
 
-def test_a_cancelled_job_is_never_resurrected_and_its_gpu_time_is_billed(db: Database) -> None:
+def test_cancelled_job_stays_cancelled_and_is_billed(db: Database) -> None:
     run, _, _ = db.running_run()
     db.rows("update training_jobs set status = 'cancelled' where id = %s", run["job_id"])
     db.call("record_progress", [report(run, [{"step": 1, "epoch": 1, "training_loss": 1}], progress=99)])
@@ -343,7 +344,8 @@ def test_a_cancelled_job_is_never_resurrected_and_its_gpu_time_is_billed(db: Dat
     assert float(job["final_cost"]) == 0.42
 
 
-def test_settling_writes_everything_or_nothing_fault_12(db: Database) -> None:
+@pytest.mark.fault(12)
+def test_settling_is_atomic(db: Database) -> None:
     run, _, _ = db.running_run()
     broken = outcome("completed")
     broken["artifact"]["quality_metrics"] = None
@@ -358,7 +360,7 @@ def test_settling_writes_everything_or_nothing_fault_12(db: Database) -> None:
     assert db.row("select count(*) from cost_records")["count"] == 1
 
 
-def test_seconds_of_a_late_loser_are_added_to_the_one_record(db: Database) -> None:
+def test_superseded_launchs_seconds_join_the_runs_cost_record(db: Database) -> None:
     run, token, _ = db.running_run()
     db.call("check_in_run", token, "loser", str(uuid4()))
     db.settle(run)
@@ -373,7 +375,7 @@ def test_seconds_of_a_late_loser_are_added_to_the_one_record(db: Database) -> No
     assert job["status"] == "completed"
 
 
-def test_seconds_of_a_late_loser_take_nothing_from_what_a_job_is_known_to_cost_by_now(db: Database) -> None:
+def test_superseded_launchs_seconds_never_lower_the_current_cost(db: Database) -> None:
     run, token, _ = db.running_run()
     db.call("check_in_run", token, "loser", str(uuid4()))
     db.settle(run, "queued")
@@ -383,7 +385,8 @@ def test_seconds_of_a_late_loser_take_nothing_from_what_a_job_is_known_to_cost_b
     assert (job["current_cost"], job["final_cost"], job["status"]) == (5, None, "queued")
 
 
-def test_queue_health_says_why_each_job_waits_fault_03(db: Database) -> None:
+@pytest.mark.fault(3)
+def test_queue_health_gives_the_reason_why_each_job_waits(db: Database) -> None:
     run, _, _ = db.running_run()
     db.settle(run, "queued")
     busy = db.user()
@@ -404,7 +407,7 @@ def test_queue_health_says_why_each_job_waits_fault_03(db: Database) -> None:
         assert reasons() == ["a free worker slot", "a free worker slot", "retry"]
 
 
-def test_a_job_of_the_end_of_time_hides_nobody_elses_wait(db: Database) -> None:
+def test_infinite_creation_date_does_not_hide_other_jobs_waits(db: Database) -> None:
     jobs = db.jobs(3)
     db.rows("update training_jobs set created_at = 'infinity' where id = %s", jobs[0])
     db.rows("update training_jobs set created_at = '-infinity' where id = %s", jobs[1])

@@ -19,7 +19,7 @@ def model(db: Database, run: Row) -> tuple[str, UUID | None]:
     return row["version"], row["parent_model_id"]
 
 
-def test_each_model_of_a_dataset_is_the_next_version_of_the_one_before(db: Database) -> None:
+def test_each_model_is_the_next_version_of_its_predecessor(db: Database) -> None:
     runs = running(db, 3)
     assert [db.settle(run) for run in runs] == ["completed"] * 3
     versions = [("1.0.0", None), ("1.1.0", UUID(runs[0]["id"])), ("1.2.0", UUID(runs[1]["id"]))]
@@ -29,7 +29,7 @@ def test_each_model_of_a_dataset_is_the_next_version_of_the_one_before(db: Datab
     assert [model(db, run) for run in runs] == versions
 
 
-def test_a_deleted_model_is_nobodys_parent(db: Database) -> None:
+def test_deleted_model_is_never_a_parent(db: Database) -> None:
     first, second, third = running(db, 3)
     db.settle(first)
     db.settle(second)
@@ -38,7 +38,7 @@ def test_a_deleted_model_is_nobodys_parent(db: Database) -> None:
     assert model(db, third) == ("1.1.0", UUID(first["id"]))
 
 
-def test_another_dataset_or_another_user_begins_anew(db: Database) -> None:
+def test_another_dataset_or_user_starts_a_new_chain(db: Database) -> None:
     user = db.user()
     (first,), (second,), (third,) = running(db, 1, user), running(db, 1, user), running(db, 1)
     for run in (first, second, third):
@@ -46,7 +46,7 @@ def test_another_dataset_or_another_user_begins_anew(db: Database) -> None:
         assert model(db, run) == ("1.0.0", None)
 
 
-def test_the_highest_version_is_the_parent_and_an_odd_one_only_where_there_is_no_other(db: Database) -> None:
+def test_highest_version_is_the_parent_malformed_ones_come_last(db: Database) -> None:
     runs = running(db, 4)
     db.settle(runs[0])
     db.rows("update model_artifacts set version = 'final'")
@@ -59,7 +59,7 @@ def test_the_highest_version_is_the_parent_and_an_odd_one_only_where_there_is_no
     assert model(db, runs[3])[1] == UUID(runs[2]["id"])
 
 
-def test_runs_that_settle_at_once_get_a_chain_and_no_version_twice(db: Database, database: str) -> None:
+def test_concurrent_settling_gives_each_model_its_own_version(db: Database, database: str) -> None:
     runs = running(db, 16)
 
     def settle(run: Row) -> str | None:

@@ -149,7 +149,7 @@ def without_old_grants(lines: list[str]) -> list[str]:
     return [line for line in lines if not line.startswith(tuple(f"grant: {table} " for table in TABLES))]
 
 
-def test_an_empty_database_and_the_applications_own_end_in_the_same_state(empty: str, applications: str) -> None:
+def test_empty_and_existing_databases_end_in_the_same_schema(empty: str, applications: str) -> None:
     migrate(empty)
     migrate(applications)
     ours = Counter(without_old_grants(catalog(empty)))
@@ -159,14 +159,14 @@ def test_an_empty_database_and_the_applications_own_end_in_the_same_state(empty:
     print(f"{ours.total()} columns, constraints, indexes, triggers, policies, grants and functions are the same")
 
 
-def test_migrating_changes_no_row_of_the_application(applications: str) -> None:
+def test_migrating_changes_no_application_row(applications: str) -> None:
     before = rows_of(applications)
     assert {row["status"] for row, _ in before["training_jobs"]} == set(STATUSES)  # type: ignore[misc,index]
     migrate(applications)
     assert rows_of(applications) == before
 
 
-def test_a_value_that_a_migration_trips_over_is_not_repeated(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migration_error_does_not_quote_row_values(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = [("0001_broken.sql", "do $$ begin perform 'what somebody wrote'::uuid; end $$")]
     monkeypatch.setattr(migrations, "migration_files", lambda: broken)
     with pytest.raises(ServiceRefusedError, match=r"0001_broken\.sql was refused, .*SQLSTATE 22P02") as caught:
@@ -174,7 +174,7 @@ def test_a_value_that_a_migration_trips_over_is_not_repeated(empty: str, monkeyp
     assert "somebody wrote" not in str(caught.value)
 
 
-def test_the_applications_own_objects_stay_as_they_are(applications: str) -> None:
+def test_application_objects_are_left_unchanged(applications: str) -> None:
     before = Counter(catalog(applications))
     migrate(applications)
     changed = before - Counter(catalog(applications))
@@ -183,7 +183,7 @@ def test_the_applications_own_objects_stay_as_they_are(applications: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["empty", "applications"])
-def test_migrating_twice_changes_nothing(kind: str, request: pytest.FixtureRequest, postgres: Postgres) -> None:
+def test_migrating_is_idempotent(kind: str, request: pytest.FixtureRequest, postgres: Postgres) -> None:
     url = request.getfixturevalue(kind)
     migrate(url)
     once = postgres.dump(url)
@@ -204,7 +204,7 @@ def test_no_function_is_open_to_all_between_two_files(postgres: Postgres) -> Non
                 assert can_call == [], name
 
 
-def test_a_second_migration_waits_for_no_reader(applications: str) -> None:
+def test_repeated_migration_is_not_blocked_by_readers(applications: str) -> None:
     migrate(applications)
     with psycopg.connect(applications) as reader, psycopg.connect(applications) as migrating:
         for table in TABLES:
@@ -216,7 +216,7 @@ def test_a_second_migration_waits_for_no_reader(applications: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["empty", "applications"])
-def test_a_second_migration_waits_for_no_writer(kind: str, request: pytest.FixtureRequest) -> None:
+def test_repeated_migration_is_not_blocked_by_writers(kind: str, request: pytest.FixtureRequest) -> None:
     url = request.getfixturevalue(kind)
     migrate(url)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -232,9 +232,7 @@ def test_a_second_migration_waits_for_no_writer(kind: str, request: pytest.Fixtu
             migrating.execute(text.encode())
 
 
-def test_a_table_that_is_locked_for_a_while_is_waited_for_in_short_tries(
-    applications: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_locked_table_is_retried_with_short_lock_timeouts(applications: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migrations, "_TABLE_LOCK_SECONDS", 0.05)
     pauses: list[float] = []
     with psycopg.connect(applications) as writer:
@@ -249,7 +247,7 @@ def test_a_table_that_is_locked_for_a_while_is_waited_for_in_short_tries(
     assert len(pauses) == 2
 
 
-def test_a_table_that_stays_locked_ends_in_a_sentence_and_changes_nothing(
+def test_permanently_locked_table_fails_cleanly_with_a_sentence(
     applications: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrations, "_TABLE_LOCK_SECONDS", 0.01)
@@ -263,7 +261,7 @@ def test_a_table_that_stays_locked_ends_in_a_sentence_and_changes_nothing(
     assert postgres.dump(applications) == before
 
 
-def test_a_deadlock_with_the_live_system_is_tried_again(applications: str) -> None:
+def test_deadlock_with_the_live_system_is_retried(applications: str) -> None:
     pauses: list[float] = []
     with psycopg.connect(applications) as writer, ThreadPoolExecutor(1) as pool:
         # The migration is to notice it, not the writer.
@@ -280,7 +278,9 @@ def test_a_deadlock_with_the_live_system_is_tried_again(applications: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["empty", "applications"])
-def test_undoing_leaves_no_trace(kind: str, request: pytest.FixtureRequest, postgres: Postgres) -> None:
+def test_undo_removes_everything_that_migrating_added(
+    kind: str, request: pytest.FixtureRequest, postgres: Postgres
+) -> None:
     url = request.getfixturevalue(kind)
     before = postgres.dump(url)
     migrate(url)
@@ -291,7 +291,7 @@ def test_undoing_leaves_no_trace(kind: str, request: pytest.FixtureRequest, post
 
 
 @pytest.mark.parametrize("kind", ["empty", "applications"])
-def test_undoing_twice_does_no_more_than_once_and_migrating_again_does_all(
+def test_undo_is_idempotent_and_migrating_again_works(
     kind: str, request: pytest.FixtureRequest, postgres: Postgres
 ) -> None:
     url = request.getfixturevalue(kind)
@@ -303,7 +303,7 @@ def test_undoing_twice_does_no_more_than_once_and_migrating_again_does_all(
     assert postgres.dump(url) == migrated
 
 
-def test_tables_that_we_made_stay_with_their_rows_and_closed(empty: str) -> None:
+def test_undo_keeps_created_tables_with_rows_but_closes_them(empty: str) -> None:
     migrate(empty)
     database = Database(empty)
     add_rows(database)
@@ -320,7 +320,7 @@ def test_tables_that_we_made_stay_with_their_rows_and_closed(empty: str) -> None
     assert {table: len(rows) for table, rows in migrate_again.items()} == {t: len(rows) for t, rows in before.items()}
 
 
-def test_undoing_takes_only_the_tables_that_were_missing(empty: str, postgres: Postgres) -> None:
+def test_undo_closes_only_the_tables_that_migrating_created(empty: str, postgres: Postgres) -> None:
     database = Database(empty)
     schema = _APPLICATION_SCHEMA.read_text()
     # An application that has datasets and jobs, and nothing else yet.
@@ -332,7 +332,7 @@ def test_undoing_takes_only_the_tables_that_were_missing(empty: str, postgres: P
     assert postgres.dump(empty) == before
 
 
-def test_policies_that_the_application_added_since_stay_in_force(applications: str) -> None:
+def test_undo_keeps_policies_added_by_the_application(applications: str) -> None:
     migrate(applications)
     with psycopg.connect(applications, autocommit=True) as connection:
         connection.execute("create policy later on cost_records for select using (auth.uid() = user_id)")
@@ -343,7 +343,7 @@ def test_policies_that_the_application_added_since_stay_in_force(applications: s
     assert dict(found) == {"cost_records": True, "notifications": False}
 
 
-def test_policies_of_the_application_are_not_added_a_second_time(applications: str) -> None:
+def test_existing_application_policies_are_not_duplicated(applications: str) -> None:
     with psycopg.connect(applications, autocommit=True) as connection:
         connection.execute("alter table cost_records enable row level security")
         connection.execute("create policy own on cost_records for all using (user_id = auth.uid())")
@@ -352,7 +352,7 @@ def test_policies_of_the_application_are_not_added_a_second_time(applications: s
     assert found == [("own",)]
 
 
-def test_a_live_run_is_not_forgotten_by_undoing(applications: str, postgres: Postgres) -> None:
+def test_undo_refuses_while_a_run_is_live(applications: str, postgres: Postgres) -> None:
     migrate(applications)
     database = Database(applications)
     database.claim()
@@ -363,7 +363,7 @@ def test_a_live_run_is_not_forgotten_by_undoing(applications: str, postgres: Pos
     assert postgres.dump(applications) == before
 
 
-def test_every_migration_can_be_undone_and_no_undoing_is_applied() -> None:
+def test_every_migration_has_an_undo_that_migrate_never_applies() -> None:
     names = [name for name, _ in migration_files()]
     assert [name for name, _ in undo_files()] == names[::-1]
     assert not {text for _, text in migration_files()} & {text for _, text in undo_files()}

@@ -34,7 +34,7 @@ def settled(db: Database, run: Row, status: str, **more: Any) -> str | None:
     return db.call("settle_run", run["id"], run["lease_token"], made)
 
 
-def test_a_job_is_handed_over_in_the_words_of_the_older_queue(db: Database, pipeline: Pipeline) -> None:
+def test_claimed_job_has_the_column_names_of_the_older_queue(db: Database, pipeline: Pipeline) -> None:
     job_id = queued(db, pipeline, learning_rate=5e-5, batch_size=2, gpu_type="NVIDIA A40")
     (given,) = db.claim()
     job = given["job"]
@@ -48,7 +48,7 @@ def test_a_job_is_handed_over_in_the_words_of_the_older_queue(db: Database, pipe
     assert pipeline.job(job_id)["status"] == "initializing"
 
 
-def test_the_oldest_job_of_either_queue_is_claimed_first(db: Database, pipeline: Pipeline) -> None:
+def test_oldest_job_of_either_queue_is_claimed_first(db: Database, pipeline: Pipeline) -> None:
     user = db.user()
     old, new = db.jobs(2, user)
     between = queued(db, pipeline)
@@ -57,7 +57,7 @@ def test_the_oldest_job_of_either_queue_is_claimed_first(db: Database, pipeline:
     assert db.claim() == []
 
 
-def test_one_claim_may_take_from_both_queues_within_the_users_limit(db: Database, pipeline: Pipeline) -> None:
+def test_one_claim_serves_both_queues_within_a_users_limit(db: Database, pipeline: Pipeline) -> None:
     user = db.user()
     db.jobs(2, user)
     dataset = db.dataset(user)
@@ -70,13 +70,13 @@ def test_one_claim_may_take_from_both_queues_within_the_users_limit(db: Database
 
 
 @pytest.mark.parametrize("status", ["queued", "initializing", "running", "completed", "failed", "cancelled"])
-def test_what_the_other_dispatcher_has_taken_is_left_alone(db: Database, pipeline: Pipeline, status: str) -> None:
+def test_jobs_of_the_other_dispatcher_are_not_claimed(db: Database, pipeline: Pipeline, status: str) -> None:
     job_id = queued(db, pipeline, status=status)
     assert db.claim() == []
     assert pipeline.history(job_id) == []
 
 
-def test_a_job_without_a_user_is_its_makers_and_one_without_either_fails(db: Database, pipeline: Pipeline) -> None:
+def test_job_without_user_and_maker_fails(db: Database, pipeline: Pipeline) -> None:
     maker = db.user()
     nobodys = pipeline.queue(dataset_id=db.dataset(maker))
     makers = pipeline.queue(dataset_id=db.dataset(maker), created_by=maker)
@@ -90,7 +90,7 @@ def test_a_job_without_a_user_is_its_makers_and_one_without_either_fails(db: Dat
     assert "belongs to no user" in failed["error_message"]
 
 
-def test_a_schema_without_the_later_columns_is_served_too(db: Database, pipeline: Pipeline) -> None:
+def test_pipeline_table_without_the_later_columns_is_served(db: Database, pipeline: Pipeline) -> None:
     for column in ("workbase_id", "hf_adapter_path", "deployment_log", "adapter_status", "created_by", "updated_by"):
         db.rows(f"alter table pipeline_training_jobs drop column {column}")
     job_id = queued(db, pipeline)
@@ -100,7 +100,7 @@ def test_a_schema_without_the_later_columns_is_served_too(db: Database, pipeline
     assert pipeline.job(job_id)["status"] == "completed"
 
 
-def test_a_job_that_names_only_a_file_has_the_dataset_of_that_file(db: Database, pipeline: Pipeline) -> None:
+def test_job_that_names_only_a_file_gets_its_dataset(db: Database, pipeline: Pipeline) -> None:
     user, stranger = db.user(), db.user()
     own, foreign = db.dataset(user), db.dataset(stranger)
     paths = {
@@ -118,7 +118,7 @@ def test_a_job_that_names_only_a_file_has_the_dataset_of_that_file(db: Database,
     assert given[str(of_nothing)] is None
 
 
-def test_each_step_of_a_run_shows_as_the_pipelines_own_states(db: Database, pipeline: Pipeline) -> None:
+def test_each_step_of_a_run_maps_to_a_pipeline_state(db: Database, pipeline: Pipeline) -> None:
     job_id = queued(db, pipeline)
     (given,) = db.claim()
     run = given["run"]
@@ -139,8 +139,9 @@ def test_each_step_of_a_run_shows_as_the_pipelines_own_states(db: Database, pipe
     assert job["started_at"] is not None
 
 
-def test_completed_and_the_archives_path_come_in_one_update_and_none_follows(db: Database, pipeline: Pipeline) -> None:
-    """fault 22, and the race R12: a later update would deploy the adapter again."""
+@pytest.mark.fault(22)
+def test_completed_and_archive_path_are_one_last_update(db: Database, pipeline: Pipeline) -> None:
+    """The application deploys the adapter at each update of a completed row: a second one would deploy it twice."""
     job_id = queued(db, pipeline)
     before = pipeline.job(job_id)
     (given,) = db.claim()
@@ -166,7 +167,7 @@ def test_completed_and_the_archives_path_come_in_one_update_and_none_follows(db:
     assert pipeline.webhook_calls(job_id) == 1
 
 
-def test_columns_of_others_are_never_written(db: Database, pipeline: Pipeline) -> None:
+def test_columns_of_other_writers_are_never_written(db: Database, pipeline: Pipeline) -> None:
     theirs = {"hf_adapter_path": "org/a", "adapter_status": "superseded", "workbase_id": uuid4(),
               "adapter_download_url": "u", "runpod_endpoint_id": "e"}  # fmt: skip
     jobs = [queued(db, pipeline, **theirs) for _ in range(4)]
@@ -180,7 +181,7 @@ def test_columns_of_others_are_never_written(db: Database, pipeline: Pipeline) -
         assert {name for name in after if after[name] != before[job_id][name]} <= OURS
 
 
-def test_a_retry_waits_as_pending_with_nothing_of_the_attempt_left(db: Database, pipeline: Pipeline) -> None:
+def test_retry_waits_as_pending_with_the_attempts_values_cleared(db: Database, pipeline: Pipeline) -> None:
     job_id = queued(db, pipeline)
     (given,) = db.claim()
     running(db, given["run"])
@@ -200,8 +201,8 @@ def test_a_retry_waits_as_pending_with_nothing_of_the_attempt_left(db: Database,
     assert float(pipeline.job(job_id)["actual_cost"]) == 0.84
 
 
-def test_metrics_are_stored_once_and_a_later_attempt_replaces_what_it_repeats(db: Database, pipeline: Pipeline) -> None:
-    """fault 17."""
+@pytest.mark.fault(17)
+def test_metrics_are_stored_once_and_replaced_by_a_later_attempt(db: Database, pipeline: Pipeline) -> None:
     job_id = queued(db, pipeline)
     (given,) = db.claim()
     running(db, given["run"])
@@ -231,7 +232,7 @@ def test_metrics_are_stored_once_and_a_later_attempt_replaces_what_it_repeats(db
 
 
 @pytest.mark.parametrize("way", ["the application's update", "the function"])
-def test_a_cancelled_job_stays_cancelled_and_is_billed(db: Database, pipeline: Pipeline, way: str) -> None:
+def test_cancelled_pipeline_job_stays_cancelled_and_is_billed(db: Database, pipeline: Pipeline, way: str) -> None:
     job_id = queued(db, pipeline)
     (given,) = db.claim()
     run = given["run"]
@@ -253,7 +254,7 @@ def test_a_cancelled_job_stays_cancelled_and_is_billed(db: Database, pipeline: P
     assert pipeline.webhook_calls(job_id) == 0
 
 
-def test_only_a_jobs_owner_may_cancel_it(db: Database, pipeline: Pipeline) -> None:
+def test_only_the_owner_may_cancel_a_pipeline_job(db: Database, pipeline: Pipeline) -> None:
     job_id, stranger = queued(db, pipeline), db.user()
     owner = pipeline.job(job_id)["user_id"]
     for user, may in ((stranger, False), (owner, True)):
@@ -263,7 +264,7 @@ def test_only_a_jobs_owner_may_cancel_it(db: Database, pipeline: Pipeline) -> No
             assert db.call("cancel_training_job", job_id) is may
 
 
-def test_what_only_the_older_queue_can_hold_is_not_written(db: Database, pipeline: Pipeline) -> None:
+def test_columns_of_the_older_queue_alone_are_not_written(db: Database, pipeline: Pipeline) -> None:
     job_id = queued(db, pipeline)
     (given,) = db.claim()
     running(db, given["run"])
@@ -278,7 +279,7 @@ def test_what_only_the_older_queue_can_hold_is_not_written(db: Database, pipelin
     assert db.call("close_launches", []) == 0
 
 
-def test_seconds_of_a_late_loser_are_added_to_the_one_record(db: Database, pipeline: Pipeline) -> None:
+def test_superseded_launchs_seconds_join_the_runs_cost_record(db: Database, pipeline: Pipeline) -> None:
     job_id = queued(db, pipeline)
     (given,) = db.claim()
     token, _ = running(db, given["run"])
@@ -291,7 +292,7 @@ def test_seconds_of_a_late_loser_are_added_to_the_one_record(db: Database, pipel
     assert len(pipeline.history(job_id)) == updates
 
 
-def test_health_counts_both_queues(db: Database, pipeline: Pipeline) -> None:
+def test_queue_health_counts_both_queues(db: Database, pipeline: Pipeline) -> None:
     db.jobs(1)
     first, second = queued(db, pipeline), queued(db, pipeline)
     assert db.claim(max_jobs=2)[1]["job"]["id"] == str(first)
@@ -301,7 +302,7 @@ def test_health_counts_both_queues(db: Database, pipeline: Pipeline) -> None:
     assert {row["progress"] for row in health["runs"]} == {0}
 
 
-def test_a_table_that_goes_away_ends_its_runs_and_no_other(db: Database, pipeline: Pipeline) -> None:
+def test_dropped_pipeline_table_ends_only_its_own_runs(db: Database, pipeline: Pipeline) -> None:
     queued(db, pipeline)
     (given,) = db.claim()
     pipeline.remove()

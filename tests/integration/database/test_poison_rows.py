@@ -63,9 +63,7 @@ def claimed_beside_honest(db: Database, jobs: list[UUID]) -> Row:
 
 @pytest.mark.parametrize("column", ["hyperparameters", "gpu_config"])
 @pytest.mark.parametrize("value", POISON.values(), ids=POISON.keys())
-def test_a_poisoned_job_is_claimed_with_its_sentence_and_its_neighbours_as_ever(
-    db: Database, column: str, value: str
-) -> None:
+def test_unreadable_job_is_claimed_with_a_sentence_beside_good_ones(db: Database, column: str, value: str) -> None:
     jobs = db.jobs(3)
     poison(db, column, value, jobs[1])
     poisoned = claimed_beside_honest(db, jobs)
@@ -73,7 +71,7 @@ def test_a_poisoned_job_is_claimed_with_its_sentence_and_its_neighbours_as_ever(
     assert poisoned["job"][column] is None
 
 
-def test_whatever_has_happened_to_a_live_jobs_row_its_runs_are_renewed_adopted_and_settled(db: Database) -> None:
+def test_runs_of_a_spoiled_job_row_are_renewed_adopted_settled(db: Database) -> None:
     runs = [db.running_run()[0] for _ in range(2)]
     for column in ("hyperparameters", "gpu_config", "current_metrics"):
         poison(db, column, POISON["numbers that are long as text alone"], runs[0]["job_id"])
@@ -94,7 +92,7 @@ def test_whatever_has_happened_to_a_live_jobs_row_its_runs_are_renewed_adopted_a
         assert db.settle(run, "failed") == "failed"
 
 
-def test_a_renewal_reads_how_a_job_stands_and_no_more_of_its_row(db: Database) -> None:
+def test_renewal_reads_only_the_status_of_a_job(db: Database) -> None:
     run, _, _ = db.running_run()
     db.rows("alter table training_jobs alter hyperparameters set storage external")
     poison(db, "hyperparameters", POISON["20 MB that are stored as 200 KB"], run["job_id"])
@@ -105,7 +103,7 @@ def test_a_renewal_reads_how_a_job_stands_and_no_more_of_its_row(db: Database) -
     assert pages < 500
 
 
-def test_of_a_dataset_only_what_is_needed_travels(db: Database) -> None:
+def test_claim_returns_only_the_dataset_columns_it_needs(db: Database) -> None:
     jobs = db.jobs(1)
     many = POISON["20 MB that are stored as 200 KB"]
     deep = POISON["nested 1,500 deep"]
@@ -122,7 +120,7 @@ def test_of_a_dataset_only_what_is_needed_travels(db: Database) -> None:
     assert len(text) < LARGEST_ANSWER
 
 
-def test_a_path_too_long_is_the_datasets_own_fault(db: Database) -> None:
+def test_too_long_dataset_path_fails_with_a_sentence(db: Database) -> None:
     db.jobs(1)
     db.rows("update datasets set storage_path = %s", "x" * 2000)
     (answer,) = json.loads(as_text(db, "claim_training_jobs", "w1", 9, 60, None))
@@ -137,7 +135,7 @@ def test_a_path_too_long_is_the_datasets_own_fault(db: Database) -> None:
 @pytest.mark.parametrize(
     "column", ["gpu_type", "dataset_file_path", "dataset_name", "engine_features", "error_message"]
 )
-def test_the_newer_queues_texts_are_bounded_where_they_are_read(db: Database, pipeline: Pipeline, column: str) -> None:
+def test_long_texts_of_the_newer_queue_are_cut_when_read(db: Database, pipeline: Pipeline, column: str) -> None:
     user = db.user()
     jobs = [pipeline.queue(user_id=user, dataset_file_path="a") for _ in range(3)]
     value: Any = "x" * 20 * MEGABYTE
@@ -168,7 +166,7 @@ HONEST = '{"epochs": 2, "learning_rate": 5e-5, "dropout": 0.1234567890123456, "n
 
 @pytest.mark.parametrize("column", ["hyperparameters", "gpu_config"])
 @pytest.mark.parametrize("value", POISON.values(), ids=POISON.keys())
-def test_a_user_can_not_insert_a_poisoned_job(db: Database, column: str, value: str) -> None:
+def test_user_cannot_insert_an_oversized_or_malformed_job(db: Database, column: str, value: str) -> None:
     user = db.user()
     values = {"hyperparameters": HONEST, "gpu_config": HONEST}
     as_user(db, user, _INSERT, user, db.dataset(user), *values.values())
@@ -178,7 +176,7 @@ def test_a_user_can_not_insert_a_poisoned_job(db: Database, column: str, value: 
     assert "epochs" not in str(refused.value)
 
 
-def test_a_user_can_not_make_the_newer_queues_rows_or_a_datasets_path_endless(db: Database, pipeline: Pipeline) -> None:
+def test_user_cannot_write_oversized_pipeline_rows_or_paths(db: Database, pipeline: Pipeline) -> None:
     user = db.user()
     job_id, dataset = pipeline.queue(user_id=user), db.dataset(user)
     long = "x" * 2000
@@ -198,7 +196,7 @@ def test_a_user_can_not_make_the_newer_queues_rows_or_a_datasets_path_endless(db
         )  # fmt: skip
 
 
-def test_a_row_that_is_there_already_can_still_be_cancelled_and_changed(db: Database, pipeline: Pipeline) -> None:
+def test_existing_oversized_row_can_be_cancelled_and_changed(db: Database, pipeline: Pipeline) -> None:
     user = db.user()
     (job,) = db.jobs(1, user)
     newer = pipeline.queue(user_id=user, gpu_type="x" * 2000)
@@ -212,7 +210,7 @@ def test_a_row_that_is_there_already_can_still_be_cancelled_and_changed(db: Data
 
 
 @pytest.mark.parametrize("value", POISON.values(), ids=POISON.keys())
-def test_nothing_is_said_of_what_poison_would_cost(db: Database, value: str) -> None:
+def test_oversized_settings_get_no_estimate(db: Database, value: str) -> None:
     db.call("publish_training_terms", make_terms(make_services().settings, load_prices()).model_dump(mode="json"), "w")
     user = db.user()
     dataset = db.dataset(user)
@@ -222,7 +220,7 @@ def test_nothing_is_said_of_what_poison_would_cost(db: Database, value: str) -> 
     assert db.call("estimate_training_cost", dataset, "{}", value) is None
 
 
-async def test_through_rest_two_workers_take_every_poisoned_row_and_all_between(empty_supabase: Project) -> None:
+async def test_two_workers_claim_good_and_unreadable_rows_through_rest(empty_supabase: Project) -> None:
     owner = UUID(empty_supabase.create_user(f"{uuid4().hex}@example.com"))
     db = Database(empty_supabase.database_url)
     jobs = db.jobs(len(POISON) + 1, owner)
@@ -247,7 +245,7 @@ async def test_through_rest_two_workers_take_every_poisoned_row_and_all_between(
         assert adopted & set(jobs) == set(jobs[:5])
 
 
-def test_through_rest_a_user_reads_why_a_row_is_refused(supabase: Project, tmp_path: Path) -> None:
+def test_user_reads_the_reason_for_a_refused_row_through_rest(supabase: Project, tmp_path: Path) -> None:
     user = User(supabase, tmp_path)
     with pytest.raises(SandboxError, match=r"HTTP 400.*hyperparameters is nested deeper than 8 levels"):
         user.queue(note=json.loads("[" * 9 + "1" + "]" * 9))

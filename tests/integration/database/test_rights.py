@@ -217,7 +217,8 @@ def rights_to_table(world: World, actor: Actor, table: str) -> str:
 
 
 @_ON_BOTH
-def test_fault_56_every_table_is_as_open_as_documented(world: World) -> None:
+@pytest.mark.fault(56)
+def test_table_rights_are_as_documented(world: World) -> None:
     actors = {
         "anon": Actor("anon"),
         "its owner": Actor("authenticated", world.owner),
@@ -232,7 +233,7 @@ def test_fault_56_every_table_is_as_open_as_documented(world: World) -> None:
     assert found == table_under(_PAGE, "Tables")
 
 
-def test_no_role_but_the_services_may_see_who_else_there_is(world: World) -> None:
+def test_only_the_service_role_can_list_users(world: World) -> None:
     """What is refused says nothing about other rows: a stranger's filter by id finds no row, as for a wrong id."""
     stranger = Actor("authenticated", world.stranger)
     for job in (world.job, uuid4()):
@@ -254,7 +255,8 @@ def may_call(world: World, actor: Actor, function: Row) -> bool:
 
 
 @_ON_BOTH
-def test_fault_60_every_function_may_be_called_by_whom_the_page_says(world: World) -> None:
+@pytest.mark.fault(60)
+def test_function_rights_are_as_documented(world: World) -> None:
     """The key that goes to the GPU opens three functions, which ask for a run's token, and no table."""
     functions = world.database.rows(
         "select proname as name, coalesce((select array_agg(format_type(t, null) order by n)"
@@ -277,7 +279,7 @@ def test_fault_60_every_function_may_be_called_by_whom_the_page_says(world: Worl
     assert found == documented
 
 
-def test_a_wrong_token_opens_nothing(world: World) -> None:
+def test_wrong_run_token_is_refused(world: World) -> None:
     anon = Actor("anon")
     run = world.database.row("select execution_id from training_runs")
     refused = world.attempt(anon, "select check_in_run('wrong', 'runpod-1', %s) as answer", run["execution_id"])
@@ -300,7 +302,8 @@ def as_user(world: World, user: UUID, statement: str, *values: Any) -> list[Row]
 
 
 @pytest.mark.parametrize("status", ["queued", "initializing", "running"])
-def test_fault_08_the_applications_own_update_cancels(world: World, status: str) -> None:
+@pytest.mark.fault(8)
+def test_applications_own_update_cancels_a_job(world: World, status: str) -> None:
     world.database.rows("update training_jobs set status = %s, current_cost = 1.25", status)
     # The application's clock may be wrong, and its cost NaN, which is null in JSON.
     as_user(
@@ -322,7 +325,7 @@ def test_fault_08_the_applications_own_update_cancels(world: World, status: str)
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
-def test_an_ended_job_is_not_cancelled(world: World, status: str) -> None:
+def test_ended_job_cannot_be_cancelled(world: World, status: str) -> None:
     world.database.rows("update training_jobs set status = %s", status)
     before = world.database.job(world.job)
     as_user(world, world.owner, "update training_jobs set status = 'cancelled' where id = %s", world.job)
@@ -335,13 +338,13 @@ def test_an_ended_job_is_not_cancelled(world: World, status: str) -> None:
     "change",
     ["progress = 100", "error_message = 'x'", "external_job_id = 'x'", "retry_count = 9", "artifact_id = null"],
 )
-def test_cancelling_carries_nothing_else_along(world: World, change: str) -> None:
+def test_cancelling_update_may_change_no_other_column(world: World, change: str) -> None:
     world.database.rows("update training_jobs set artifact_id = (select id from model_artifacts)")
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="can only be cancelled"):
         as_user(world, world.owner, f"update training_jobs set status = 'cancelled', {change}")
 
 
-def test_a_policy_of_the_application_that_gives_more_is_still_held_to_cancelling(world: World) -> None:
+def test_generous_application_policy_still_allows_cancelling_only(world: World) -> None:
     world.database.rows("create policy generous on training_jobs for all using (auth.uid() = user_id)")
     world.database.rows("create policy generous on notifications for all using (auth.uid() = user_id)")
     for statement in (
@@ -353,7 +356,7 @@ def test_a_policy_of_the_application_that_gives_more_is_still_held_to_cancelling
             as_user(world, world.owner, statement)
 
 
-def test_a_stranger_cancels_nothing(world: World) -> None:
+def test_other_users_cannot_cancel_a_job(world: World) -> None:
     before = world.database.job(world.job)
     as_user(world, world.stranger, "update training_jobs set status = 'cancelled'")
     (answer,) = as_user(world, world.stranger, "select cancel_training_job(%s) as done", world.job)
@@ -376,7 +379,7 @@ def test_a_stranger_cancels_nothing(world: World) -> None:
         ("dataset_id", None),
     ],
 )
-def test_a_job_begins_queued_and_last_in_line_on_an_own_dataset(world: World, column: str, value: Any) -> None:
+def test_new_job_must_be_queued_last_on_a_dataset_of_its_user(world: World, column: str, value: Any) -> None:
     owner = Actor("authenticated", world.owner)
     strangers: Row = {"user_id": str(world.stranger), "dataset_id": str(world.database.dataset(world.stranger))}
     fine = _INSERTED["queue"]
@@ -384,7 +387,7 @@ def test_a_job_begins_queued_and_last_in_line_on_an_own_dataset(world: World, co
     assert not may_insert(world, owner, "training_jobs", fine | {column: strangers.get(column, value)})
 
 
-def test_a_dataset_can_not_be_given_away(world: World) -> None:
+def test_dataset_cannot_change_its_owner(world: World) -> None:
     owner = Actor("authenticated", world.owner)
     assert world.attempt(owner, "update datasets set user_id = %s", world.stranger) is None
     assert world.attempt(owner, "update datasets set name = 'Quaggas'") == 1
@@ -442,7 +445,8 @@ def add(client: httpx.Client, table: str, **row: Any) -> None:
     client.post(f"/rest/v1/{table}", json=row).raise_for_status()
 
 
-def test_fault_08_a_user_cancels_through_rest_as_the_application_does(rest: Rest) -> None:
+@pytest.mark.fault(8)
+def test_user_cancels_through_rest_as_the_application_does(rest: Rest) -> None:
     wish = {"status": "cancelled", "completed_at": "2026-02-24T12:00:00.000Z", "final_cost": 0}
     path = f"/rest/v1/training_jobs?id=eq.{rest.job}"
     as_rows = {"prefer": "return=representation"}
@@ -454,7 +458,7 @@ def test_fault_08_a_user_cancels_through_rest_as_the_application_does(rest: Rest
     assert rest.owner.patch(path, json=wish, headers=as_rows).json() == []
 
 
-def test_rest_shows_owners_their_rows_and_others_none(rest: Rest) -> None:
+def test_rest_shows_rows_to_their_owner_only(rest: Rest) -> None:
     for table, column in (("training_jobs", "id"), ("metrics_points", "job_id")):
         path = f"/rest/v1/{table}?select={column}&{column}=eq.{rest.job}"
         assert rest.owner.get(path).json() == [{column: rest.job}]
@@ -464,7 +468,7 @@ def test_rest_shows_owners_their_rows_and_others_none(rest: Rest) -> None:
         assert anons == [] or anons["code"] == "42501"
 
 
-def test_rest_takes_the_notices_that_the_applications_routes_write_and_no_others(rest: Rest) -> None:
+def test_rest_accepts_only_notifications_of_the_applications_routes(rest: Rest) -> None:
     notice = {"user_id": rest.owner_id, "type": "job_queued", "title": "Queued", "message": "It waits."}
     add(rest.owner, "notifications", **notice)
     refused = [
@@ -479,7 +483,7 @@ def test_rest_takes_the_notices_that_the_applications_routes_write_and_no_others
     assert rest.owner.patch(path, json={"title": "Forged"}).status_code == httpx.codes.FORBIDDEN
 
 
-def test_rest_refuses_the_workers_functions_and_tables_to_users(rest: Rest) -> None:
+def test_rest_refuses_worker_functions_and_tables_to_users(rest: Rest) -> None:
     arguments = {"worker": "w", "max_jobs": 1, "lease_seconds": 60}
     for client in (rest.owner, rest.anon):
         assert client.post("/rest/v1/rpc/claim_training_jobs", json=arguments).is_client_error
@@ -493,7 +497,7 @@ def test_rest_refuses_the_workers_functions_and_tables_to_users(rest: Rest) -> N
 # ── buckets ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_bucket_is_as_documented_and_closed_to_anon(rest: Rest) -> None:
+def test_buckets_are_as_documented_and_closed_to_anon(rest: Rest) -> None:
     documented = table_under(_PAGE, "Buckets")
     found = {}
     for bucket in rest.service.get("/storage/v1/bucket").json():
@@ -525,7 +529,7 @@ def in_bytes(size: str) -> int:
     return int(number) * _UNIT_BYTES[unit]
 
 
-def test_no_function_is_left_to_public_by_its_migration(world: World) -> None:
+def test_no_function_is_executable_by_public(world: World) -> None:
     """A function that a later migration adds and forgets to revoke would be everybody's."""
     left = world.database.rows(
         "select proname from pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner)))"
@@ -541,7 +545,7 @@ def print_table(heading: str, found: dict[str, dict[str, str]]) -> None:
         print(f"| {name} | {' | '.join(cells.values())} |")
 
 
-def test_the_pages_query_names_a_policy_that_opens_a_table_to_every_signed_in_user(database: str) -> None:
+def test_documented_query_finds_policies_open_to_every_user(database: str) -> None:
     (query,) = sql_of_page("rights.md")
     opened = "create policy {} on public.datasets for select to {} using (true)"
     with psycopg.connect(database, autocommit=True) as connection:

@@ -22,7 +22,7 @@ _ASK = b"select d.worker_schema_1 from public.datasets d limit 0"
 _LATER = Function("came_later", TypeAdapter(int), {})
 
 
-def test_the_marker_is_a_column_of_datasets_once_the_database_is_migrated(postgres: Postgres) -> None:
+def test_migrating_adds_the_marker_column_to_datasets(postgres: Postgres) -> None:
     bare = postgres.create_template(migrated=False)
     with postgres.clone(bare) as url, psycopg.connect(url, autocommit=True) as connection:
         connection.execute(b"create table public.datasets (id uuid primary key)")
@@ -37,7 +37,7 @@ def test_the_marker_is_a_column_of_datasets_once_the_database_is_migrated(postgr
             connection.execute(_ASK)
 
 
-async def test_a_function_that_came_after_rest_read_the_schema_is_named_as_such(local_supabase: LocalSupabase) -> None:
+async def test_function_missing_from_rests_schema_cache_is_explained(local_supabase: LocalSupabase) -> None:
     async with httpx.AsyncClient() as http:
         rest = Rest(local_supabase.url, local_supabase.secret_key, http=http)
         # It reads the schema at its first request.
@@ -55,7 +55,7 @@ async def test_a_function_that_came_after_rest_read_the_schema_is_named_as_such(
             assert await rest.call(_LATER, {}) == 1
 
 
-def test_migrate_waits_until_rest_serves_what_it_applied(
+def test_migrate_waits_until_rest_serves_the_new_schema(
     local_supabase: LocalSupabase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The local server reads the schema at its start only; a platform would restart it, or hear the notification."""

@@ -218,7 +218,7 @@ class Life(RuleBasedStateMachine):
             assert self.db.rows(query) == [], query
 
 
-def test_no_order_of_events_breaks_a_promise(shared: Database) -> None:
+def test_every_order_of_events_keeps_the_invariants(shared: Database) -> None:
     Life.db, Life.steps = shared, 0
     run_state_machine_as_test(
         Life,

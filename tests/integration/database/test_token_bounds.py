@@ -21,7 +21,7 @@ def check_in(db: Database, token: str, external_job_id: str, execution: str | No
     return answer
 
 
-def test_invented_job_ids_make_a_few_launches_and_no_more(db: Database) -> None:
+def test_invented_job_ids_create_a_bounded_number_of_launches(db: Database) -> None:
     run, token, execution = db.running_run()
     for number in range(60):
         assert check_in(db, token, f"invented-{number}")["may_train"] is False
@@ -31,7 +31,7 @@ def test_invented_job_ids_make_a_few_launches_and_no_more(db: Database) -> None:
     assert check_in(db, token, run["external_job_id"], execution)["may_train"] is True
 
 
-def test_a_launch_in_doubt_is_still_known_beside_invented_ids(db: Database) -> None:
+def test_unconfirmed_launch_is_recognised_beside_invented_ids(db: Database) -> None:
     run = db.claimed_run()
     token = uuid4().hex * 2
     assert db.begin(run, token)["may_launch"]
@@ -41,7 +41,7 @@ def test_a_launch_in_doubt_is_still_known_beside_invented_ids(db: Database) -> N
     assert db.rows("select 1 from training_launches where external_job_id = 'real'")
 
 
-def test_a_run_takes_as_many_executions_as_a_container_may_need(db: Database) -> None:
+def test_executions_of_a_run_are_limited(db: Database) -> None:
     run, token, execution = db.running_run()
     for _ in range(30):
         execution = str(uuid4())
@@ -55,7 +55,7 @@ def test_a_run_takes_as_many_executions_as_a_container_may_need(db: Database) ->
     assert check_in(db, token, run["external_job_id"], execution)["may_train"]
 
 
-def test_points_that_never_end_are_stored_up_to_a_number(db: Database) -> None:
+def test_stored_points_of_a_run_are_limited(db: Database) -> None:
     run, _, _ = db.running_run()
     for start in range(0, 6000, 1000):
         steps = [point(step) for step in range(start, start + 1000)]
@@ -65,7 +65,7 @@ def test_points_that_never_end_are_stored_up_to_a_number(db: Database) -> None:
     assert db.row("select count(*) from metrics_points")["count"] == 100
 
 
-def test_every_stray_has_its_turn_however_many_there_are(db: Database) -> None:
+def test_every_stray_launch_gets_its_turn_among_many(db: Database) -> None:
     runs = []
     for _ in range(3):
         run, token, _ = db.running_run()
@@ -84,7 +84,7 @@ def test_every_stray_has_its_turn_however_many_there_are(db: Database) -> None:
 
 
 @pytest.mark.parametrize("huge", ["x" * 50 * MEGABYTE, "", "ä" * 201])
-def test_a_huge_token_opens_nothing_and_nothing_is_computed_of_it(db: Database, huge: str) -> None:
+def test_huge_token_is_refused_before_it_is_hashed(db: Database, huge: str) -> None:
     db.running_run()
     execution = str(uuid4())
     assert check_in(db, huge, "a")["reason"] == "unknown_token"
@@ -92,7 +92,7 @@ def test_a_huge_token_opens_nothing_and_nothing_is_computed_of_it(db: Database, 
     assert db.call("upload_grant", huge, execution)["reason"] == "unknown_token"
 
 
-def test_a_huge_job_id_is_refused(db: Database) -> None:
+def test_huge_job_id_is_refused(db: Database) -> None:
     _, token = db.launched_run()
     with pytest.raises(psycopg.Error, match="external_job_id must be") as refused:
         check_in(db, token, "x" * 50 * MEGABYTE)
@@ -113,7 +113,7 @@ def test_a_huge_job_id_is_refused(db: Database) -> None:
     ],
     ids=["ten million entries", "50 MB of text", "a large entry", "long as text", "201", "a name", "in all", "deep"],
 )
-def test_an_upload_request_that_is_too_much_is_refused(db: Database, files: str) -> None:
+def test_oversized_upload_request_is_refused(db: Database, files: str) -> None:
     run, token, execution = db.running_run()
     with pytest.raises(psycopg.Error, match=r"must be an array of 1 to 200|each of files must") as refused:
         db.call("request_upload", token, execution, files)
@@ -121,13 +121,13 @@ def test_an_upload_request_that_is_too_much_is_refused(db: Database, files: str)
     assert db.run(run["id"])["upload_request"] is None
 
 
-def test_an_upload_request_holds_what_is_asked_for_and_nothing_beside(db: Database) -> None:
+def test_upload_request_stores_only_its_known_keys(db: Database) -> None:
     run, token, execution = db.running_run()
     assert db.call("request_upload", token, execution, [FILE | {"more": ["x"] * 1000}, FILE | {"path": "b"}])["ok"]
     assert db.run(run["id"])["upload_request"] == [FILE, FILE | {"path": "b"}]
 
 
-def test_the_largest_upload_requests_of_many_runs_fit_an_answer_and_all_have_their_turn(db: Database) -> None:
+def test_largest_upload_requests_fit_the_answer_in_turns(db: Database) -> None:
     largest = [FILE | {"name": "x" * 200, "path": f"{number}" + "y" * 190} for number in range(190)]
     leases = []
     for _ in range(RUNS):
@@ -145,7 +145,7 @@ def test_the_largest_upload_requests_of_many_runs_fit_an_answer_and_all_have_the
     assert len(seen) == RUNS
 
 
-def test_a_notice_is_looked_up_among_its_jobs_own(db: Database) -> None:
+def test_notification_is_deduplicated_within_its_own_job(db: Database) -> None:
     run, _, _ = db.running_run()
     db.rows(
         "insert into notifications (user_id, type, title, message, metadata)"
@@ -162,7 +162,7 @@ def test_a_notice_is_looked_up_among_its_jobs_own(db: Database) -> None:
     assert db.row(mine, str(run["job_id"]))["count"] == 1
 
 
-def test_a_users_own_notices_may_hold_anything(db: Database) -> None:
+def test_malformed_notifications_of_a_user_break_nothing(db: Database) -> None:
     user = db.user()
     for odd in ({"job_id": "x" * MEGABYTE}, {"job_id": [1]}, [], {"job_id": None}):
         db.rows(
@@ -171,9 +171,7 @@ def test_a_users_own_notices_may_hold_anything(db: Database) -> None:
         )  # fmt: skip
 
 
-def test_a_job_was_launched_before_it_checked_in_also_where_its_check_in_came_first(
-    db: Database, database: str
-) -> None:
+def test_launch_time_is_never_after_the_check_in(db: Database, database: str) -> None:
     run = db.claimed_run()
     token = uuid4().hex * 2
     assert db.begin(run, token)["may_launch"]
@@ -186,7 +184,7 @@ def test_a_job_was_launched_before_it_checked_in_also_where_its_check_in_came_fi
     assert seen["launched_at"] <= seen["checked_in_at"] <= seen["last_seen_at"]
 
 
-def test_a_job_that_checks_in_before_its_launch_is_recorded_was_launched_then(db: Database) -> None:
+def test_early_check_in_sets_the_launch_time(db: Database) -> None:
     run = db.claimed_run()
     token = uuid4().hex * 2
     assert db.begin(run, token)["may_launch"]

@@ -22,7 +22,7 @@ def _asked(db: Database, run: Row) -> object:
     return news["upload_request"]
 
 
-def test_a_grant_whose_urls_have_run_out_is_withdrawn_and_given_anew(db: Database) -> None:
+def test_expired_grant_is_withdrawn_and_issued_again(db: Database) -> None:
     run, token, execution = _granted(db)
     assert db.call("request_upload", token, execution, _FILES)["ok"]
     assert db.call("upload_grant", token, execution)["sealed"] == "sealed"
@@ -33,7 +33,7 @@ def test_a_grant_whose_urls_have_run_out_is_withdrawn_and_given_anew(db: Databas
     assert db.call("upload_grant", token, execution)["sealed"] == "fresh"
 
 
-def test_a_restarted_execution_never_gets_the_urls_of_the_one_before(db: Database) -> None:
+def test_restarted_execution_never_gets_its_predecessors_urls(db: Database) -> None:
     run, token, first = _granted(db)
     second = str(uuid4())
     assert db.call("check_in_run", token, run["external_job_id"], second)["may_train"]
@@ -44,7 +44,7 @@ def test_a_restarted_execution_never_gets_the_urls_of_the_one_before(db: Databas
     assert db.call("request_upload", token, first, _FILES, True)["ok"] is False
 
 
-def test_a_heartbeat_leaves_the_grant_as_it_is(db: Database) -> None:
+def test_heartbeat_does_not_change_the_grant(db: Database) -> None:
     run, token, execution = _granted(db)
     assert db.call("check_in_run", token, run["external_job_id"], execution)["may_train"]
     assert db.call("upload_grant", token, execution)["sealed"] == "sealed"

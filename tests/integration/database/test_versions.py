@@ -29,7 +29,7 @@ def schema(stage: Stage) -> Iterator[psycopg.Connection]:
         connection.execute(_NEWER.format(version=1))
 
 
-def test_migrating_a_live_system_loses_nothing(stage: Stage) -> None:
+def test_migrating_a_live_system_loses_no_job(stage: Stage) -> None:
     jobs = [stage.user.queue(max_steps=20) for _ in range(6)]
     stage.worker()
     stage.worker()
@@ -45,7 +45,7 @@ def test_migrating_a_live_system_loses_nothing(stage: Stage) -> None:
     assert "Traceback" not in stage.log()
 
 
-def test_on_a_newer_schema_an_older_worker_stops_with_a_sentence_and_a_newer_one_finishes_its_runs(
+def test_older_worker_stops_on_a_newer_schema_and_a_newer_one_takes_over(
     stage: Stage, schema: psycopg.Connection
 ) -> None:
     jobs = [stage.user.queue(max_steps=60) for _ in range(3)]
@@ -63,7 +63,7 @@ def test_on_a_newer_schema_an_older_worker_stops_with_a_sentence_and_a_newer_one
         assert len(stage.launches(job_id)) == len(stage.runs(job_id)) == 1
 
 
-def test_two_releases_that_know_the_schema_share_the_queue(stage: Stage) -> None:
+def test_two_compatible_releases_share_the_queue(stage: Stage) -> None:
     start_release(stage, "1,2")
     stage.worker()
     jobs = [stage.user.queue(max_steps=10) for _ in range(6)]

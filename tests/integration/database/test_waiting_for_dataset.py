@@ -41,7 +41,7 @@ def check(assignment: Assignment) -> None:
 
 
 @pytest.mark.parametrize("status", ["uploading", "validating"])
-def test_a_job_waits_for_its_dataset_and_takes_no_slot(db: Database, status: str) -> None:
+def test_job_waiting_for_its_dataset_uses_no_slot(db: Database, status: str) -> None:
     dataset, job = queued(db, status)
     assert (db.job(job)["status"], db.job(job)["current_stage"]) == ("queued", "waiting_for_dataset")
     assert claimed(db) == []
@@ -53,13 +53,13 @@ def test_a_job_waits_for_its_dataset_and_takes_no_slot(db: Database, status: str
     check(one)
 
 
-def test_a_job_behind_one_that_waits_is_not_kept_waiting(db: Database) -> None:
+def test_job_waiting_for_its_dataset_does_not_block_later_jobs(db: Database) -> None:
     queued(db, "uploading")
     _, other = queued(db, "ready")
     assert [one.run.job_id for one in claimed(db)] == [other]
 
 
-def test_a_job_whose_datasets_validation_fails_is_told_that_and_why(db: Database) -> None:
+def test_job_of_an_invalid_dataset_fails_with_the_reason(db: Database) -> None:
     dataset, _ = queued(db, "validating")
     db.rows("update datasets set status = 'error', error_message = %s where id = %s", "Line 3: no\nJSON.", dataset)
     (one,) = claimed(db)
@@ -74,7 +74,7 @@ def test_a_job_whose_datasets_validation_fails_is_told_that_and_why(db: Database
 @pytest.mark.parametrize(
     ("status", "words"), [("uploading", "was not uploaded to its end"), ("validating", "was not validated")]
 )
-def test_a_job_that_has_waited_for_a_day_ends_with_a_sentence(db: Database, status: str, words: str) -> None:
+def test_job_fails_after_waiting_a_day_for_its_dataset(db: Database, status: str, words: str) -> None:
     _, job = queued(db, status)
     db.rows("update training_jobs set created_at = now() - interval '86399 seconds' where id = %s", job)
     assert claimed(db) == []
@@ -85,13 +85,13 @@ def test_a_job_that_has_waited_for_a_day_ends_with_a_sentence(db: Database, stat
     assert not isinstance(caught.value, DatasetPendingError)
 
 
-def test_a_job_of_the_end_of_time_does_not_wait_for_ever(db: Database) -> None:
+def test_infinite_creation_date_does_not_extend_the_wait(db: Database) -> None:
     _, job = queued(db, "uploading")
     db.rows("update training_jobs set created_at = 'infinity' where id = %s", job)
     assert len(claimed(db)) == 1
 
 
-def test_a_dataset_that_is_validated_anew_has_its_jobs_wait_again(db: Database) -> None:
+def test_jobs_wait_again_while_their_dataset_is_revalidated(db: Database) -> None:
     dataset, job = queued(db, "ready")
     assert db.job(job)["current_stage"] == "queued"
     (one,) = claimed(db)
@@ -103,7 +103,7 @@ def test_a_dataset_that_is_validated_anew_has_its_jobs_wait_again(db: Database) 
         check(parse_assignment(adopted))
 
 
-def test_stages_of_other_jobs_are_left_alone(db: Database) -> None:
+def test_dataset_change_leaves_stages_of_other_jobs_alone(db: Database) -> None:
     dataset, job = queued(db, "ready")
     db.rows("update training_jobs set current_stage = 'retry_after_gpu_lost' where id = %s", job)
     _, other = queued(db, "ready")
@@ -111,7 +111,7 @@ def test_stages_of_other_jobs_are_left_alone(db: Database) -> None:
     assert [db.job(one)["current_stage"] for one in (job, other)] == ["retry_after_gpu_lost", "queued"]
 
 
-def test_a_worker_leaves_it_waiting_and_starts_it_once_its_dataset_is_ready(stage: Stage) -> None:
+def test_worker_starts_a_job_once_its_dataset_is_ready(stage: Stage) -> None:
     dataset = stage.user.upload(status="uploading", training_ready=False)
     job = stage.user.queue(dataset)
     stage.one_pass()

@@ -23,7 +23,7 @@ def checks(db: Database) -> list[Check]:
     return examine_workers(db.call("queue_health"))
 
 
-def test_before_the_first_start_no_worker_is_missed_unless_somebody_waits(db: Database) -> None:
+def test_missing_worker_is_reported_only_once_a_job_waits(db: Database) -> None:
     (idle,) = checks(db)
     assert (idle.ok, idle.finding) == (None, "none has run yet")
     db.jobs()
@@ -35,7 +35,7 @@ def test_before_the_first_start_no_worker_is_missed_unless_somebody_waits(db: Da
     ("interval", "words"),
     [("3 minutes", "3 min"), ("3 hours", "3 h"), ("50 hours", "2 days")],
 )
-def test_a_queue_without_a_worker_says_since_when(db: Database, interval: str, words: str) -> None:
+def test_queue_health_reports_since_when_no_worker_runs(db: Database, interval: str, words: str) -> None:
     db.jobs()
     report(db)
     let_pass(db, interval)
@@ -45,7 +45,7 @@ def test_a_queue_without_a_worker_says_since_when(db: Database, interval: str, w
     assert (check.ok, check.finding) == (False, f"none has been seen for {words}")
 
 
-def test_a_worker_that_runs_is_shown_with_what_it_holds_and_what_troubles_it(db: Database) -> None:
+def test_queue_health_lists_each_worker_with_its_runs_and_problems(db: Database) -> None:
     db.jobs()
     report(db)
     report(db, "w2", slots=10, held=0, problem="RunPod is not reachable")
@@ -60,7 +60,7 @@ def test_a_worker_that_runs_is_shown_with_what_it_holds_and_what_troubles_it(db:
     assert 59 < workers["w1"]["running_seconds"] < 90
 
 
-def test_signs_of_life_are_few_and_short_and_end(db: Database) -> None:
+def test_worker_heartbeats_are_bounded_and_expire(db: Database) -> None:
     for number in range(130):
         report(db, f"pass {number}", problem="x" * 10_000, version="y" * 10_000)
     rows = db.rows("select name, version, problem from training_workers")
@@ -72,7 +72,7 @@ def test_signs_of_life_are_few_and_short_and_end(db: Database) -> None:
     assert [row["name"] for row in db.rows("select name from training_workers")] == ["today"]
 
 
-def test_passes_from_cron_are_told_from_a_worker_that_ended(db: Database) -> None:
+def test_cron_passes_are_distinguished_from_a_stopped_worker(db: Database) -> None:
     db.jobs()
     report(db, "pass 1", single_pass=True)
     let_pass(db, "20 minutes")
@@ -88,7 +88,7 @@ def test_passes_from_cron_are_told_from_a_worker_that_ended(db: Database) -> Non
     assert (check.ok, check.finding) == (True, "last pass 7 min ago (`run --once`)")
 
 
-def test_passes_that_have_stopped_are_missed_after_an_hour(db: Database) -> None:
+def test_missing_cron_passes_are_reported_after_an_hour(db: Database) -> None:
     db.jobs()
     report(db, "pass", single_pass=True)
     let_pass(db, "3 hours")
@@ -98,7 +98,7 @@ def test_passes_that_have_stopped_are_missed_after_an_hour(db: Database) -> None
     assert waiting["waits_for"] == "a worker: the last pass was 3 h ago; start one"
 
 
-def test_passes_beside_a_worker_hide_nothing_of_it(db: Database) -> None:
+def test_cron_passes_do_not_hide_a_stopped_worker(db: Database) -> None:
     report(db, problem="RunPod is not reachable")
     report(db, "pass", single_pass=True, slots=100)
     running, passed, troubled = checks(db)
@@ -110,6 +110,6 @@ def test_passes_beside_a_worker_hide_nothing_of_it(db: Database) -> None:
 
 
 @pytest.mark.parametrize("odd", [{"running_seconds": 1e300}, {"running_seconds": None}, {"max_per_user": None}])
-def test_an_odd_number_spoils_no_sign(db: Database, odd: dict[str, Any]) -> None:
+def test_invalid_number_does_not_spoil_a_workers_heartbeat(db: Database, odd: dict[str, Any]) -> None:
     report(db, **odd)
     assert len(db.call("queue_health")["workers"]) == 1

@@ -26,7 +26,7 @@ class TestAnswers:
         error = json.loads(answer["error"])
         assert (error["error_type"], error["error_message"]) == ("<class 'ValueError'>", "boom")
 
-    def test_an_error_that_the_handler_returns_keeps_its_other_keys_in_the_output(self, caller: Caller) -> None:
+    def test_error_returned_by_the_handler_keeps_the_other_output_keys(self, caller: Caller) -> None:
         answer = caller.until(caller.run("answer", **{"with": {"error": "evicted", "step": 4}}), "FAILED")
         assert (answer["error"], answer["output"]) == ("evicted", {"step": 4})
 
@@ -43,12 +43,12 @@ class TestAnswers:
         states = {"idle", "initializing", "ready", "running", "throttled", "unhealthy"}
         assert health["workers"].keys() == states
 
-    def test_a_result_with_nan_is_refused_as_it_is_no_json(self, caller: Caller) -> None:
+    def test_result_with_nan_is_refused_as_invalid_json(self, caller: Caller) -> None:
         job_id = caller.run("answer_nan")
         assert caller.until_done_with(job_id) == [Outcome.RESULT_LOST]
         assert caller.status(job_id)["status"] == "IN_PROGRESS"
 
-    def test_what_a_handler_streams_is_handed_out_once(self, caller: Caller) -> None:
+    def test_streamed_results_are_delivered_once(self, caller: Caller) -> None:
         job_id = caller.run("stream", chunk={"line": 1})
         caller.until(job_id, "COMPLETED")
         answers = [caller.http.get(f"/stream/{job_id}").json() for _ in range(2)]
@@ -70,7 +70,7 @@ class TestRefusals:
         assert caller.http.get(path).status_code == 404
 
     @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"input": 1}', b'{"input": {"x": NaN}}'])
-    def test_a_body_that_is_no_request_is_refused(self, caller: Caller, body: bytes) -> None:
+    def test_invalid_request_body_is_refused(self, caller: Caller, body: bytes) -> None:
         assert caller.http.post("/run", content=body).status_code == 400
 
     def test_a_body_over_ten_megabytes_is_refused(self, caller: Caller) -> None:
@@ -121,7 +121,7 @@ class TestEnding:
         assert caller.until_done_with(job_id) == [Outcome.STOPPED]
         assert caller.status(job_id)["status"] == "CANCELLED"
 
-    def test_a_stop_that_is_lost_once_is_told_again(self, caller: Caller) -> None:
+    def test_lost_stop_message_is_repeated(self, caller: Caller) -> None:
         caller.runpod.faults.add("job-stop", "respond", status=500, times=2)
         job_id = caller.run("report_and_wait")
         caller.until_output(job_id)
@@ -151,7 +151,7 @@ class TestEnding:
         assert caller.http.post(f"/retry/{job_id}").status_code == 404
 
     @endpoint(stop_by="kill", stop_grace_seconds=0.2)
-    def test_a_cancel_may_also_kill_the_worker(self, own: Caller) -> None:
+    def test_cancel_can_be_configured_to_kill_the_container(self, own: Caller) -> None:
         job_id = own.run("leave_children_and_wait")
         pids = own.until_output(job_id)["output"]
         own.cancel(job_id)

@@ -32,7 +32,7 @@ class TestLostWorkers:
         assert caller.until(job_id, "COMPLETED")["retries"] == 1
         assert caller.outcomes(job_id) == [Outcome.LOST, Outcome.COMPLETED]
 
-    def test_with_a_worker_everything_in_its_container_ends(self, caller: Caller) -> None:
+    def test_killing_a_worker_ends_every_process_of_its_container(self, caller: Caller) -> None:
         job_id = caller.run("leave_children_and_wait")
         pids = caller.until_output(job_id)["output"]
         caller.runpod.faults.add("dispatch", "time_out")
@@ -58,7 +58,7 @@ class TestLostWorkers:
         assert len(workers) == 2
 
     @pytest.mark.parametrize(("then", "status"), [("stuck", "IN_PROGRESS"), ("completed", "COMPLETED")])
-    def test_the_sdk_gives_a_refused_result_up(self, caller: Caller, then: str, status: str) -> None:
+    def test_sdk_gives_up_on_a_refused_result(self, caller: Caller, then: str, status: str) -> None:
         caller.runpod.faults.add("job-done", "lose_result", then=then)
         job_id = caller.run("answer", **{"with": 1})
         assert caller.until_done_with(job_id) == [Outcome.RESULT_LOST]
@@ -81,7 +81,7 @@ class TestCapacity:
         until(lambda: not own.runpod.workers(), "the endpoint has no workers")
 
     @endpoint(workers_max=2)
-    def test_workers_can_be_had_before_there_is_work(self, own: Caller) -> None:
+    def test_workers_can_be_started_before_there_are_jobs(self, own: Caller) -> None:
         own.runpod.start_workers()
         own.runpod.start_workers()
         until(lambda: list(own.runpod.workers().values()) == ["idle"] * 2, "both workers are idle")
@@ -91,7 +91,7 @@ class TestCapacity:
         own.run("answer")
         assert own.http.post("/purge-queue").json() == {"removed": 1, "status": "completed"}
 
-    def test_the_container_sees_its_template_and_nothing_of_the_machine(
+    def test_container_sees_only_its_templates_environment(
         self, caller: Caller, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", "secret")
@@ -103,14 +103,14 @@ class TestCapacity:
 
 
 class TestFaultsOnTheWire:
-    def test_an_accepted_run_whose_answer_is_lost_runs_all_the_same(self, caller: Caller) -> None:
+    def test_accepted_run_with_a_lost_answer_still_runs(self, caller: Caller) -> None:
         launches = len(caller.runpod.ledger.launches)
         caller.runpod.faults.add("run", "drop_answer")
         with pytest.raises(httpx.RemoteProtocolError):
             caller.run("answer", **{"with": 1})
         assert len(caller.runpod.ledger.launches) == launches + 1
 
-    def test_a_refused_run_leaves_nothing_behind(self, caller: Caller) -> None:
+    def test_refused_run_creates_no_job(self, caller: Caller) -> None:
         launches = len(caller.runpod.ledger.launches)
         caller.runpod.faults.add("run", "disconnect")
         # With a reset or without, as the kernel has it.
@@ -122,7 +122,7 @@ class TestFaultsOnTheWire:
         assert len(caller.runpod.ledger.launches) == launches
 
     @pytest.mark.parametrize(("body", "content_type"), [("html", "text/html"), ("broken_json", "application/json")])
-    def test_an_answer_may_be_no_json(self, caller: Caller, body: str, content_type: str) -> None:
+    def test_answer_can_be_made_invalid_json(self, caller: Caller, body: str, content_type: str) -> None:
         caller.runpod.faults.add("health", "respond", status=502, body=body)
         answer = caller.http.get("/health")
         assert answer.status_code == 502
@@ -150,7 +150,7 @@ class TestFaultsOnTheWire:
 
 
 class TestProcesses:
-    def test_another_process_can_work_the_switchboard(self, caller: Caller) -> None:
+    def test_another_process_can_arm_faults(self, caller: Caller) -> None:
         with httpx.Client(base_url=caller.runpod.admin_url) as admin:
             armed = admin.post("/faults", json={"operation": "health", "action": "respond", "status": 503})
             assert caller.http.get("/health").status_code == 503
@@ -167,7 +167,7 @@ class TestProcesses:
             until(lambda: worker_id not in caller.runpod.workers(), "the killed worker is gone")
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-    def test_nothing_outlives_the_server_however_it_ends(self, number: int) -> None:
+    def test_no_process_outlives_the_server_however_it_ends(self, number: int) -> None:
         server = subprocess.Popen(
             [sys.executable, "-m", "sandbox.runpod", "--handler", HANDLER], stdout=subprocess.PIPE, text=True
         )
@@ -185,9 +185,7 @@ class TestProcesses:
             assert server.wait() == (0 if number == signal.SIGTERM else -signal.SIGKILL)
         until(lambda: not any(is_alive(pid) for pid in pids.values()), "every process of the container has ended")
 
-    def test_a_handler_that_cannot_start_is_reported_and_not_started_in_a_loop(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_handler_that_cannot_start_is_reported_and_not_restarted(self, caplog: pytest.LogCaptureFixture) -> None:
         with LocalRunPod.start(handler_module="no.such.module") as runpod:
             with Caller(runpod).http as http:
                 http.post("/run", json={"input": {"x": 1}}).raise_for_status()

@@ -63,14 +63,14 @@ def with_claims(project: LocalSupabase, url: str, **changes: Any) -> str:
     return f"{base}?token={jwt.encode(claims, project.jwt_secret, algorithm='HS256')}"
 
 
-def test_a_refusal_is_a_400_with_the_real_status_inside(service: httpx.Client, folder: str) -> None:
+def test_refusal_is_http_400_with_the_real_status_in_the_body(service: httpx.Client, folder: str) -> None:
     assert inner(service.get(f"/storage/v1/object/{MODELS}/{folder}/none")) == (400, "404", "NoSuchKey")
     assert inner(service.get("/storage/v1/object/no-bucket/none")) == (400, "404", "NoSuchBucket")
     html = put(service, f"{folder}/a.html", **{"content-type": "text/html"})
     assert inner(html) == (400, "415", "InvalidMimeType")
 
 
-def test_the_projects_limit_acts_beside_the_buckets(service: httpx.Client, folder: str) -> None:
+def test_size_limit_of_the_project_applies_beside_the_buckets(service: httpx.Client, folder: str) -> None:
     too_large = put(service, f"{folder}/large.json", b"x" * 1_000_001)
     assert inner(too_large) == (400, "413", "EntityTooLarge")
     by_url = httpx.put(signed_upload(service, f"{folder}/large.json"), content=b"x" * 1_000_001, headers=JSON_TYPE)
@@ -78,7 +78,7 @@ def test_the_projects_limit_acts_beside_the_buckets(service: httpx.Client, folde
 
 
 @pytest.mark.parametrize(("length", "status"), [(1_000_000, 201), (1_000_001, 413)])
-def test_a_resumable_upload_tells_the_limit_without_a_byte(service: httpx.Client, length: int, status: int) -> None:
+def test_resumable_upload_reveals_the_size_limit_without_data(service: httpx.Client, length: int, status: int) -> None:
     headers = {
         "tus-resumable": "1.0.0",
         "upload-length": str(length),
@@ -90,7 +90,7 @@ def test_a_resumable_upload_tells_the_limit_without_a_byte(service: httpx.Client
         assert service.delete(begun.headers["location"], headers={"tus-resumable": "1.0.0"}).status_code == 204
 
 
-def test_upload_urls_live_as_long_as_the_project_says(
+def test_upload_urls_expire_as_the_project_is_configured(
     project: LocalSupabase, service: httpx.Client, folder: str
 ) -> None:
     url = signed_upload(service, f"{folder}/a.json")
@@ -101,7 +101,7 @@ def test_upload_urls_live_as_long_as_the_project_says(
     assert "exp" in over.json()["message"]
 
 
-def test_a_tampered_url_and_one_of_another_object_are_told_apart(
+def test_tampered_url_and_url_of_another_object_differ_in_error(
     project: LocalSupabase, service: httpx.Client, folder: str
 ) -> None:
     put(service, f"{folder}/a.json")
@@ -117,7 +117,7 @@ def test_a_tampered_url_and_one_of_another_object_are_told_apart(
         assert inner(send(with_claims(project, url, exp=1))) == (400, "400", "InvalidJWT")
 
 
-def test_the_signed_url_of_a_deleted_object_is_a_missing_object(service: httpx.Client, folder: str) -> None:
+def test_signed_url_of_a_deleted_object_answers_not_found(service: httpx.Client, folder: str) -> None:
     put(service, f"{folder}/a.json")
     url = signed(service, f"{folder}/a.json")
     service.request("DELETE", f"/storage/v1/object/{MODELS}", json={"prefixes": [f"{folder}/a.json"]})
@@ -128,21 +128,19 @@ def test_the_signed_url_of_a_deleted_object_is_a_missing_object(service: httpx.C
     "name",
     ["gr%C3%B6%C3%9Fe.json", "%F0%9F%98%80.json", "100%25.json", "a%23.json", "%5Ba%5D.json", "~a", "a%5Cb"],
 )
-def test_a_name_that_no_object_may_have_is_signed_and_then_refused(
-    service: httpx.Client, folder: str, name: str
-) -> None:
+def test_invalid_object_name_can_be_signed_but_not_read(service: httpx.Client, folder: str, name: str) -> None:
     url = signed_upload(service, f"{folder}/{name}")
     assert inner(httpx.put(url, content=b"{}", headers=JSON_TYPE)) == (400, "400", "InvalidKey")
     assert inner(put(service, f"{folder}/{name}")) == (400, "400", "InvalidKey")
 
 
-def test_a_question_mark_is_stored_and_its_signed_url_refused(service: httpx.Client, folder: str) -> None:
+def test_object_name_with_question_mark_has_no_usable_signed_url(service: httpx.Client, folder: str) -> None:
     assert put(service, f"{folder}/a%3Fb.json").status_code == 200
     assert inner(httpx.get(signed(service, f"{folder}/a%3Fb.json"))) == (400, "400", "InvalidSignature")
 
 
 @pytest.mark.parametrize("path", ["/{}/a.json", "{}//a.json"])
-def test_a_raw_path_with_more_slashes_is_another_object(service: httpx.Client, folder: str, path: str) -> None:
+def test_path_with_extra_slashes_is_another_object(service: httpx.Client, folder: str, path: str) -> None:
     put(service, f"{folder}/a.json")
     assert service.get(f"/storage/v1/object/{MODELS}/{folder}/a.json").status_code == 200
     assert inner(service.get(f"/storage/v1/object/{MODELS}/{path.format(folder)}"))[1] == "404"
@@ -152,7 +150,7 @@ def test_a_raw_path_with_more_slashes_is_another_object(service: httpx.Client, f
     ("header", "expected"),
     [("bytes=0-3", b"0123"), ("bytes=4-", b"456789"), ("bytes=-2", b"89"), ("bytes=8-100", b"89")],
 )
-def test_a_part_is_206(service: httpx.Client, folder: str, header: str, expected: bytes) -> None:
+def test_range_request_answers_206(service: httpx.Client, folder: str, header: str, expected: bytes) -> None:
     put(service, f"{folder}/a.json")
     answer = httpx.get(signed(service, f"{folder}/a.json"), headers={"range": header})
     assert (answer.status_code, answer.content) == (206, expected)
@@ -160,13 +158,13 @@ def test_a_part_is_206(service: httpx.Client, folder: str, header: str, expected
 
 
 @pytest.mark.parametrize("header", ["bytes=10-", "bytes=5-4", "bytes=a-b", "bytes=-"])
-def test_a_part_that_is_not_there_is_416(service: httpx.Client, folder: str, header: str) -> None:
+def test_range_beyond_the_end_answers_416(service: httpx.Client, folder: str, header: str) -> None:
     put(service, f"{folder}/a.json")
     answer = httpx.get(signed(service, f"{folder}/a.json"), headers={"range": header})
     assert inner(answer) == (416, "416", "InvalidRange")
 
 
-def test_a_list_is_one_folder_deep_and_at_most_1500_long(
+def test_list_covers_one_folder_and_at_most_1500_objects(
     project: LocalSupabase, service: httpx.Client, folder: str
 ) -> None:
     for name in ("b.json", "a.json", "sub/x.json", "sub/y.json"):
@@ -194,7 +192,7 @@ def test_a_list_is_one_folder_deep_and_at_most_1500_long(
 
 
 @pytest.mark.parametrize("rule", ["*/*", "*", "application/j*"])
-def test_a_types_rule_is_exact_or_a_whole_family(
+def test_allowed_mime_types_match_exactly_or_by_family(
     project: LocalSupabase, service: httpx.Client, folder: str, rule: str
 ) -> None:
     bucket = uuid4().hex
@@ -204,7 +202,7 @@ def test_a_types_rule_is_exact_or_a_whole_family(
     assert inner(refused) == (400, "415", "InvalidMimeType")
 
 
-def test_a_copy_goes_over_another_object_when_it_is_told_to(service: httpx.Client, folder: str) -> None:
+def test_copy_overwrites_an_object_only_on_request(service: httpx.Client, folder: str) -> None:
     put(service, f"{folder}/a.json", b"1")
     put(service, f"{folder}/b.json", b"2")
     body = {"bucketId": MODELS, "sourceKey": f"{folder}/a.json", "destinationKey": f"{folder}/b.json"}

@@ -66,7 +66,7 @@ async def test_objects_come_back_byte_for_byte(official: AsyncClient, user: str)
     assert answer.content == content
 
 
-async def test_json_that_looks_like_an_answer_is_stored_untouched(official: AsyncClient, user: str) -> None:
+async def test_stored_json_that_resembles_an_answer_is_not_rewritten(official: AsyncClient, user: str) -> None:
     content = b'{"at": "2026-11-23 17:46:14+00", "signedUrl": "/storage/v1/x"}'
     bucket = official.storage.from_(MODELS)
     grant = await bucket.create_signed_upload_url(f"{user}/manifest.json")
@@ -77,14 +77,14 @@ async def test_json_that_looks_like_an_answer_is_stored_untouched(official: Asyn
     assert await bucket.download(f"{user}/manifest.json") == content
 
 
-def test_a_bucket_takes_only_the_types_it_is_for(service: httpx.Client, user: str) -> None:
+def test_bucket_accepts_only_its_mime_types(service: httpx.Client, user: str) -> None:
     answer = service.post(
         f"/storage/v1/object/{MODELS}/{user}/page.html", content=b"<p>", headers={"content-type": "text/html"}
     )
     assert answer.is_client_error
 
 
-def test_a_user_sees_only_his_own_rows(supabase: Project, service: httpx.Client, user: str) -> None:
+def test_user_sees_only_their_own_rows(supabase: Project, service: httpx.Client, user: str) -> None:
     other = supabase.create_user(f"{uuid4().hex}@example.com")
     rows = [dataset_row(user), dataset_row(other)]
     service.post("/rest/v1/datasets", json=rows).raise_for_status()
@@ -93,11 +93,11 @@ def test_a_user_sees_only_his_own_rows(supabase: Project, service: httpx.Client,
     assert seen == [{"user_id": user}]
 
 
-def test_a_stranger_with_no_key_sees_nothing(supabase: Project) -> None:
+def test_request_without_a_key_sees_nothing(supabase: Project) -> None:
     assert httpx.get(f"{supabase.url}/rest/v1/datasets").status_code == httpx.codes.UNAUTHORIZED
 
 
-def test_it_works_again_after_postgres_restarts_crashes_or_drops_its_clients(
+def test_recovers_when_postgres_restarts_crashes_or_drops_clients(
     local_supabase: LocalSupabase,
 ) -> None:
     with local_supabase.client() as client:
@@ -125,7 +125,7 @@ def test_it_works_again_after_postgres_restarts_crashes_or_drops_its_clients(
         assert answers()
 
 
-def test_nothing_listens_and_no_file_is_left_after_a_stop() -> None:
+def test_stopping_leaves_no_open_port_and_no_file() -> None:
     with LocalSupabase.start(SANDBOX) as project:
         while_running = set(SANDBOX.iterdir())
         ports = [project.postgres.port, httpx.URL(project.url).port or 0]

@@ -40,7 +40,7 @@ def parent() -> Iterator[tuple["subprocess.Popen[str]", int, Path]]:
         process.kill()
 
 
-def test_a_server_and_its_files_are_gone_after_sigkill_of_its_parent(
+def test_server_and_files_are_removed_after_sigkill_of_the_parent(
     parent: tuple["subprocess.Popen[str]", int, Path],
 ) -> None:
     process, port, folder = parent
@@ -76,7 +76,7 @@ def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     assert child.stop(patience_seconds=0.1) == -signal.SIGKILL
 
 
-def test_a_child_that_ends_early_is_reported_with_its_last_words(tmp_path: Path) -> None:
+def test_child_that_exits_early_is_reported_with_its_last_output(tmp_path: Path) -> None:
     child = start_child(["sh", "-c", "echo no space left; exit 3"], name="The server", log=tmp_path / "log")
     with pytest.raises(ChildFailedError, match=r"(?s)The server ended with status 3 .*no space left"):
         wait_until(lambda: False, child)

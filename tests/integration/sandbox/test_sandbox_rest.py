@@ -71,34 +71,30 @@ def call(client: httpx.Client, function: str, **arguments: Any) -> httpx.Respons
 
 
 @pytest.mark.parametrize(("code", "status"), _CODES, ids=[code for code, _ in _CODES])
-def test_an_error_of_the_database_has_its_code_and_postgrests_status(
-    service: httpx.Client, code: str, status: int
-) -> None:
+def test_database_error_has_its_code_and_postgrests_status(service: httpx.Client, code: str, status: int) -> None:
     answer = call(service, "fail_with", code=code)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert answer.json()["message"].endswith("it broke")
     assert (answer.json()["details"], answer.json()["hint"]) in {("the detail", "the hint"), ("the detail", None)}
 
 
-def test_a_table_that_a_function_wants_in_vain_is_the_databases_own_error(service: httpx.Client) -> None:
+def test_table_missing_inside_a_function_is_a_database_error(service: httpx.Client) -> None:
     answer = call(service, "want_a_table")
     assert (answer.status_code, answer.json()["code"]) == (404, "42P01")
 
 
-def test_a_get_of_a_function_writes_nothing(service: httpx.Client) -> None:
+def test_function_called_by_get_cannot_write(service: httpx.Client) -> None:
     answer = service.get("/rest/v1/rpc/write_it")
     assert (answer.status_code, answer.json()["code"]) == (405, "25006")
 
 
-def test_statements_have_the_time_of_their_role_and_the_service_the_authenticators(
-    project: LocalSupabase, service: httpx.Client
-) -> None:
+def test_statement_timeouts_follow_the_role(project: LocalSupabase, service: httpx.Client) -> None:
     assert call(service, "limits").json() == {"statement": "8s", "lock": "8s"}
     with as_anon(project) as anon:
         assert call(anon, "limits").json() == {"statement": "3s", "lock": "8s"}
 
 
-def test_rows_of_a_function_are_cut_at_a_thousand_and_one_jsonb_is_not(service: httpx.Client) -> None:
+def test_set_of_rows_is_cut_at_1000_but_a_jsonb_array_is_not(service: httpx.Client) -> None:
     assert len(call(service, "rows_of", n=1500).json()) == 1000
     assert len(call(service, "array_of", n=1500).json()) == 1500
 
@@ -113,7 +109,7 @@ def test_new_tables_and_functions_are_granted_to_nobody(
 
 
 @pytest.mark.parametrize("role", ["anon", "service_role"])
-def test_a_key_whose_time_is_over_is_told_so(project: LocalSupabase, role: str) -> None:
+def test_expired_key_is_refused_as_expired(project: LocalSupabase, role: str) -> None:
     keys = project.anon_jwt if role == "anon" else project.service_role_jwt
     claims = jwt.decode(str(keys), options={"verify_signature": False})
     expired = jwt.encode(claims | {"exp": int(time.time()) - 60}, project.jwt_secret, algorithm="HS256")
@@ -123,7 +119,7 @@ def test_a_key_whose_time_is_over_is_told_so(project: LocalSupabase, role: str) 
 
 
 @pytest.mark.parametrize("status", [200, 502, 504])
-async def test_a_gateways_page_is_a_service_away_until_it_is_gone(project: LocalSupabase, status: int) -> None:
+async def test_html_page_of_the_gateway_counts_as_an_outage(project: LocalSupabase, status: int) -> None:
     project.answer_with_pages("/rest/v1/rpc/", status=status, times=1)
     async with httpx.AsyncClient() as http:
         rest = Rest(project.url, project.secret_key, http=http)
@@ -132,7 +128,7 @@ async def test_a_gateways_page_is_a_service_away_until_it_is_gone(project: Local
         assert await rest.call(WORKER_SCHEMA_VERSION, {}) == 1
 
 
-async def test_pages_are_ordered_by_nobody_without_the_secret_key(project: LocalSupabase) -> None:
+async def test_only_the_secret_key_can_arm_gateway_pages(project: LocalSupabase) -> None:
     order = {"prefix": "/", "status": 200, "times": 9}
     with as_anon(project) as anon:
         assert anon.post("/sandbox/pages", json=order).status_code == 404
@@ -140,7 +136,7 @@ async def test_pages_are_ordered_by_nobody_without_the_secret_key(project: Local
         assert await Rest(project.url, project.secret_key, http=http).call(WORKER_SCHEMA_VERSION, {}) == 1
 
 
-async def test_a_right_that_was_taken_is_named_with_its_grant(project: LocalSupabase) -> None:
+async def test_revoked_right_is_named_with_the_grant_that_restores_it(project: LocalSupabase) -> None:
     with psycopg.connect(project.database_url, autocommit=True) as connection:
         connection.execute("revoke execute on function worker_schema_version from service_role")
         try:

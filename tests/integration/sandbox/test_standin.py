@@ -175,7 +175,7 @@ def test_a_cancel_stops_the_training(launches: Launches, http: httpx.Client, run
     assert max(step.step for step in read_steps(volume / "steps.jsonl") if step.run_id == "run-cancelled") <= 10
 
 
-def test_a_lost_fence_stops_the_training(launches: Launches, project: Project) -> None:
+def test_lost_fence_stops_the_training(launches: Launches, project: Project) -> None:
     job_id = launches.run("fenced", Mishap.ENDLESS)
     launches.until_training(job_id)
     project.cancelled.add(job_id)
@@ -186,14 +186,12 @@ def test_a_lost_fence_stops_the_training(launches: Launches, project: Project) -
 @pytest.mark.parametrize(
     ("mishap", "code"), [(Mishap.CRASH, "child_crashed"), (Mishap.LOSS_NOT_FINITE, "loss_not_finite")]
 )
-def test_a_training_that_goes_wrong_fails_the_job_with_its_reason(
-    launches: Launches, mishap: Mishap, code: str
-) -> None:
+def test_failed_training_fails_the_job_with_its_reason(launches: Launches, mishap: Mishap, code: str) -> None:
     answer = launches.end_of(launches.run(mishap.name, mishap))
     assert (answer["status"], error_code(answer)) == ("FAILED", code)
 
 
-def test_a_training_that_crashed_once_goes_on_from_its_checkpoint(launches: Launches, volume: Path) -> None:
+def test_crashed_training_resumes_from_its_checkpoint(launches: Launches, volume: Path) -> None:
     assert launches.end_of(launches.run("again", Mishap.CRASH_ONCE))["status"] == "FAILED"
     result = Result.model_validate(launches.end_of(launches.run("again", Mishap.CRASH_ONCE))["output"])
     assert result.summary.resumed_from_step == 5

@@ -19,7 +19,7 @@ def _granted_urls(stage: Stage, job_id: str) -> dict[str, str]:
     return open_urls(token, run["upload_grant"])
 
 
-def test_the_upload_urls_of_a_settled_run_change_nothing_that_its_model_points_to(stage: Stage) -> None:
+def test_old_upload_urls_cannot_change_a_settled_model(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=5)
     worker = stage.worker(LORA_CRASH="worker.grant.after=kill")
     assert stage.dies(worker) != 0
@@ -39,7 +39,7 @@ def test_the_upload_urls_of_a_settled_run_change_nothing_that_its_model_points_t
     assert b"{}" not in [kept[path] for path in paths if path.endswith("manifest.json")]
 
 
-def test_a_worker_that_dies_while_it_keeps_an_artifact_is_followed_by_one_that_goes_on(stage: Stage) -> None:
+def test_next_worker_resumes_an_interrupted_copy_of_an_artifact(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=5)
     for point in ("worker.keep.after_file", "worker.keep.before_manifest", "worker.keep.after_manifest"):
         worker = stage.worker(LORA_CRASH=f"{point}=kill")
@@ -52,7 +52,7 @@ def test_a_worker_that_dies_while_it_keeps_an_artifact_is_followed_by_one_that_g
     assert all(stage.user.stored(path) for path in artifact.values())
 
 
-def test_uploads_are_removed_when_no_run_needs_them_and_no_url_opens_them(stage: Stage) -> None:
+def test_uploads_are_removed_once_no_run_and_no_url_can_use_them(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=5)
     stage.worker(LORA_WORKER_POLL_SECONDS="0.4")
     assert stage.ended(job_id)["status"] == "completed"

@@ -21,7 +21,7 @@ FOUR_ROWS = {"packing": False, "merge_conversations": False, "batch_size": 4, "m
 _EXTRACTING: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
-def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on_from_the_last_step(tmp_path, tiny_model):
+def test_out_of_memory_halves_the_micro_batch_and_resumes(tmp_path, tiny_model):
     task = make_task(tmp_path, tiny_model, hyperparameters={**FOUR_ROWS, "epochs": 1})
     first, _ = train(task, SABOTAGED, SABOTAGE="out_of_memory:300")
     assert (first.status, first.error.code) == ("failed", ErrorCode.OUT_OF_MEMORY)
@@ -39,21 +39,22 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_goes_on_from_the_last_s
         assert math.isclose(mended.training_loss, plain.training_loss, rel_tol=1e-3), "the batch changed"
 
 
-def test_memory_that_runs_out_with_one_row_is_final_and_says_what_to_do(tmp_path, tiny_model):
+def test_out_of_memory_with_one_row_is_final_with_advice(tmp_path, tiny_model):
     task = make_task(tmp_path, tiny_model, hyperparameters=FOUR_ROWS, micro_batch=1)
     outcome, _ = train(task, SABOTAGED, SABOTAGE="out_of_memory:10")
     assert outcome.next_micro_batch is None
     assert "max_length" in outcome.error.sentence()
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step_and_what_to_try_fault_25(tmp_path, tiny_model):
+@pytest.mark.fault(25)
+def test_nan_loss_stops_with_the_step_and_advice(tmp_path, tiny_model):
     outcome, _ = train(make_task(tmp_path, tiny_model), SABOTAGED, SABOTAGE="no_number:3")
     assert outcome.error.code is ErrorCode.LOSS_NOT_FINITE
     assert "at step 3" in outcome.error.message
     assert "learning rate" in outcome.error.hint
 
 
-def test_a_full_disk_is_named(tmp_path, tiny_model):
+def test_full_disk_is_named(tmp_path, tiny_model):
     task = make_task(tmp_path, tiny_model, checkpoint_minutes=1e-9)
     outcome, _ = train(task, SABOTAGED, SABOTAGE="full_disk:")
     assert outcome.error.code is ErrorCode.DISK_FULL
@@ -61,14 +62,14 @@ def test_a_full_disk_is_named(tmp_path, tiny_model):
 
 
 @pytest.mark.skipif(find_spec("mlflow") is not None, reason="mlflow is installed here")
-def test_a_reporter_without_its_package_costs_its_reports_and_not_the_training(tmp_path, tiny_model):
+def test_missing_reporter_package_does_not_stop_the_training(tmp_path, tiny_model):
     task = make_task(tmp_path, tiny_model, hyperparameters={"max_steps": 1})
     outcome, _ = train(task, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert outcome.status == "trained", outcome.error
     assert any("MLFLOW_TRACKING_URI" in note for note in outcome.summary.notes)
 
 
-def test_the_options_train_and_early_stopping_ends_with_the_best_adapter(tmp_path, tiny_model):
+def test_early_stopping_keeps_the_best_adapter_with_all_options(tmp_path, tiny_model):
     options = {
         "use_rslora": True,
         "use_dora": True,

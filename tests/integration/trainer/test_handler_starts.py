@@ -27,7 +27,7 @@ def start(*arguments, folder, **variables):
     )
 
 
-def test_a_malformed_test_input_is_answered_with_a_sentence_and_the_process_ends(tmp_path):
+def test_malformed_test_input_ends_the_process_with_a_sentence(tmp_path):
     process = start("--test_input", json.dumps(MALFORMED), folder=tmp_path, LORA_TRAINER_GRACE_SECOND="hidden")
     output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert "The request's dataset is wrong" in output

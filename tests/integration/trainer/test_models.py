@@ -5,7 +5,7 @@ import pytest
 pytestmark = pytest.mark.gpu_stack
 
 
-def test_qwen3_next_trains_in_four_bits_and_answers_the_same_after_reloading():
+def test_qwen3_next_trains_in_4_bits_and_reloads_identically():
     """Linear attention, fused and shared experts: loaded, trained, saved, reloaded in a fresh process."""
     from benchmarks.models import check
 
@@ -17,7 +17,7 @@ def test_qwen3_next_trains_in_four_bits_and_answers_the_same_after_reloading():
     assert row.peak_loading < row.bytes_bf16 * 0.7
 
 
-def test_a_packed_example_computes_as_if_it_were_alone(tiny_model):
+def test_packed_example_computes_like_a_single_one(tiny_model):
     import torch
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 

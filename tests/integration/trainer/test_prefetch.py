@@ -125,7 +125,7 @@ def prefetch(hub, volume, model="org/model"):
     return finish(begin_prefetch(hub, volume, model))
 
 
-def test_prefetch_fills_the_volume_with_what_training_needs_and_no_more(hub, tmp_path):
+def test_prefetch_downloads_exactly_what_training_needs(hub, tmp_path):
     done = prefetch(hub, tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "huggingface-cache/hub/models--org--model/snapshots" / COMMIT
@@ -136,7 +136,7 @@ def test_prefetch_fills_the_volume_with_what_training_needs_and_no_more(hub, tmp
     assert Hub.served == [], "a second run downloads nothing"
 
 
-def test_a_download_that_broke_off_goes_on_where_it_stopped(hub, tmp_path):
+def test_interrupted_download_resumes_where_it_stopped(hub, tmp_path):
     Hub.break_after = 25 << 20
     done = prefetch(hub, tmp_path)
     done = done if done.returncode == 0 else prefetch(hub, tmp_path)
@@ -148,14 +148,14 @@ def test_a_download_that_broke_off_goes_on_where_it_stopped(hub, tmp_path):
     assert int(re.search(r"\d+", begins[1])[0]) >= 10 << 20, "it began anew"
 
 
-def test_an_unknown_model_is_one_sentence(hub, tmp_path):
+def test_unknown_model_is_reported_in_one_sentence(hub, tmp_path):
     done = prefetch(hub, tmp_path, "org/other")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_two_processes_that_want_the_same_model_download_it_once(hub, tmp_path):
+def test_two_processes_download_the_same_model_once(hub, tmp_path):
     for done in map(finish, [begin_prefetch(hub, tmp_path) for _ in range(2)]):
         assert done.returncode == 0, done.stderr
     served = [name for name, _ in Hub.served]

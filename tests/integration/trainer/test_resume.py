@@ -39,7 +39,8 @@ def killed_at(step, folder, base):
     return task
 
 
-def test_a_run_killed_at_a_random_step_resumes_to_the_same_curve_fault_54(uninterrupted, tmp_path, tiny_model):
+@pytest.mark.fault(54)
+def test_run_killed_at_a_random_step_resumes_to_the_same_curve(uninterrupted, tmp_path, tiny_model):
     step = random.randint(2, uninterrupted.summary.total_steps - 1)
     killed_at(step, tmp_path, tiny_model)
     outcome, _ = train(resumable_task(tmp_path, tiny_model))
@@ -50,7 +51,7 @@ def test_a_run_killed_at_a_random_step_resumes_to_the_same_curve_fault_54(uninte
 
 
 @pytest.mark.parametrize("step", [2, 3])
-def test_a_run_stopped_by_sigterm_resumes_to_the_same_curve(uninterrupted, tmp_path, tiny_model, step):
+def test_run_stopped_by_sigterm_resumes_to_the_same_curve(uninterrupted, tmp_path, tiny_model, step):
     validated = {point.step for point in uninterrupted.points if point.validation_loss is not None}
     assert (2 in validated, 3 in validated) == (False, True), "one of the steps is followed by an evaluation"
     task = resumable_task(tmp_path, tiny_model, checkpoint_minutes=60)
@@ -64,9 +65,7 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_curve(uninterrupted, tmp_p
     assert curve(outcome) == curve(uninterrupted)
 
 
-def test_a_stop_while_evaluating_leaves_the_evaluation_and_resumes_to_the_same_curve(
-    uninterrupted, tmp_path, tiny_model
-):
+def test_stop_during_evaluation_resumes_to_the_same_curve(uninterrupted, tmp_path, tiny_model):
     first = next(point.step for point in uninterrupted.points if point.validation_loss is not None)
     task = resumable_task(tmp_path, tiny_model, checkpoint_minutes=60)
     stopped, _ = train(task, SABOTAGED, SABOTAGE="evaluation:SIGTERM")
@@ -77,7 +76,7 @@ def test_a_stop_while_evaluating_leaves_the_evaluation_and_resumes_to_the_same_c
     assert curve(outcome) == curve(uninterrupted)
 
 
-def test_a_kill_while_evaluating_costs_no_step_when_a_checkpoint_was_due(uninterrupted, tmp_path, tiny_model):
+def test_kill_during_evaluation_loses_no_step_of_a_due_checkpoint(uninterrupted, tmp_path, tiny_model):
     first = next(point.step for point in uninterrupted.points if point.validation_loss is not None)
     outcome, _ = train(resumable_task(tmp_path, tiny_model), SABOTAGED, SABOTAGE="evaluation:SIGKILL")
     assert outcome is None
@@ -86,7 +85,7 @@ def test_a_kill_while_evaluating_costs_no_step_when_a_checkpoint_was_due(uninter
     assert curve(outcome) == curve(uninterrupted)
 
 
-def test_half_a_checkpoint_and_a_foreign_one_are_not_resumed(uninterrupted, tmp_path, tiny_model):
+def test_partial_and_foreign_checkpoints_are_not_resumed(uninterrupted, tmp_path, tiny_model):
     task = killed_at(4, tmp_path, tiny_model)
     newest = task.checkpoints / "checkpoint-3"
     shutil.copytree(newest, task.checkpoints / "checkpoint-99")

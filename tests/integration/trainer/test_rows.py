@@ -67,9 +67,7 @@ def prepared_for(task):
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_a_held_out_answer_is_judged_whole_though_it_is_longer_than_all_that_is_trained_on(
-    tmp_path, tiny_model, packing
-):
+def test_long_held_out_answer_is_evaluated_whole(tmp_path, tiny_model, packing):
     dataset = dataset_with_one_long_conversation(tmp_path / "dataset")
     wanted = {"packing": packing, "max_length": 1024, "validation_share": 0.1, "batch_size": 1}
     task = make_task(tmp_path / "job", tiny_model, dataset=dataset, hyperparameters=wanted)
@@ -92,7 +90,7 @@ def test_a_held_out_answer_is_judged_whole_though_it_is_longer_than_all_that_is_
     ("conversations", "batch_size", "epochs", "steps"),
     [(9, 8, 1, 2), (5, 2, 3, 9), (7, 3, 1, 3), (3, 64, 2, 2)],
 )
-def test_a_training_takes_the_documented_steps_and_none_is_a_remainder(
+def test_training_takes_the_documented_steps_without_a_remainder(
     tmp_path, tiny_model, packing, conversations, batch_size, epochs, steps
 ):
     lines = [
@@ -115,7 +113,7 @@ def test_a_training_takes_the_documented_steps_and_none_is_a_remainder(
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_a_step_is_the_mean_over_its_answer_tokens_however_it_is_split(tmp_path, tiny_model, packing):
+def test_step_loss_is_the_token_mean_however_the_batch_is_split(tmp_path, tiny_model, packing):
     """A pass with one short answer must not count as much as one with a long answer."""
     import torch
 
@@ -141,7 +139,7 @@ def test_a_step_is_the_mean_over_its_answer_tokens_however_it_is_split(tmp_path,
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_the_validation_loss_is_the_mean_over_all_tokens_however_they_are_split(tmp_path, tiny_model, packing):
+def test_validation_loss_is_the_token_mean_however_it_is_split(tmp_path, tiny_model, packing):
     dataset = dataset_with_one_long_conversation(tmp_path / "dataset")
     wanted = {"packing": packing, "max_length": 1024, "validation_share": 0.5, "batch_size": 8}
     task = make_task(tmp_path / "job", tiny_model, dataset=dataset, hyperparameters=wanted)
@@ -154,7 +152,7 @@ def test_the_validation_loss_is_the_mean_over_all_tokens_however_they_are_split(
 
 
 @pytest.mark.parametrize(("packing", "together"), [(True, 1), (False, 4)])
-def test_packed_rows_go_through_one_by_one_where_a_mask_keeps_them_apart(tmp_path, tiny_model, packing, together):
+def test_packed_rows_with_a_mask_are_computed_one_by_one(tmp_path, tiny_model, packing, together):
     """TRL strings a micro-batch's packed rows together, and the mask grows with the square of their length."""
     from lora_trainer.models.bases import BaseModels
     from lora_trainer.models.loading import detect_hardware

@@ -19,20 +19,21 @@ def trained(tmp_path_factory, tiny_model):
     return task, outcome, child
 
 
-def test_the_loss_falls_by_a_third(trained):
+def test_training_lowers_the_loss_by_a_third(trained):
     _, outcome, _ = trained
     assert outcome.status == "trained"
     assert outcome.metrics.final_training_loss < outcome.metrics.first_training_loss * 2 / 3
     assert outcome.metrics.best_validation_loss < outcome.metrics.first_training_loss
 
 
-def test_every_step_is_in_the_curve_once_and_in_order(trained):
+def test_curve_has_every_step_once_in_order(trained):
     _, outcome, _ = trained
     assert [point.step for point in outcome.points] == list(range(1, outcome.summary.total_steps + 1))
     assert all(point.training_loss is not None and point.throughput > 0 for point in outcome.points)
 
 
-def test_progress_goes_through_the_stages_and_counts_real_steps_fault_23(trained):
+@pytest.mark.fault(23)
+def test_progress_passes_every_stage_and_counts_real_steps(trained):
     _, outcome, child = trained
     stages = list(dict.fromkeys(progress.stage for progress in child.seen))
     assert stages == [
@@ -47,7 +48,7 @@ def test_progress_goes_through_the_stages_and_counts_real_steps_fault_23(trained
     assert [point.step for point in last.points] == [point.step for point in outcome.points]
 
 
-def test_the_artifact_is_whole_and_names_no_path_of_this_machine(trained):
+def test_artifact_is_complete_and_contains_no_local_path(trained):
     task, outcome, _ = trained
     names = {path.name for path in task.artifact.iterdir()}
     assert names >= {
@@ -74,7 +75,7 @@ def test_the_artifact_is_whole_and_names_no_path_of_this_machine(trained):
             assert str(task.job_folder.parent) not in path.read_text()
 
 
-def test_the_card_says_how_it_was_trained_and_what_the_base_would_score(trained):
+def test_model_card_has_settings_and_the_score_of_the_base(trained):
     task, outcome, _ = trained
     card = (task.artifact / "README.md").read_text()
     before = float(re.search(r"\| validation loss before training \| ([\d.]+) \|", card)[1])
@@ -84,7 +85,7 @@ def test_the_card_says_how_it_was_trained_and_what_the_base_would_score(trained)
     assert outcome.points[0].step == 1, "the look before training is no point of the curve"
 
 
-def test_the_example_of_the_card_generates_an_answer(trained, tiny_model, capsys):
+def test_example_code_of_the_model_card_works(trained, tiny_model, capsys):
     task, outcome, _ = trained
     card = (task.artifact / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
@@ -94,7 +95,7 @@ def test_the_example_of_the_card_generates_an_answer(trained, tiny_model, capsys
     assert capsys.readouterr().out.strip()
 
 
-def test_the_artifact_names_the_token_that_ends_an_answer(trained):
+def test_artifact_names_the_token_that_ends_an_answer(trained):
     task, _, _ = trained
     tokenizer = AutoTokenizer.from_pretrained(task.artifact)
     ends = json.loads((task.artifact / "generation_config.json").read_text())["eos_token_id"]
@@ -102,13 +103,13 @@ def test_the_artifact_names_the_token_that_ends_an_answer(trained):
     assert "An answer ends with `<|im_end|>`" in (task.artifact / "README.md").read_text()
 
 
-def test_the_answers_are_those_of_the_file_and_not_of_its_header(trained):
+def test_learned_answers_are_counted_from_the_file_not_its_header(trained):
     task, outcome, _ = trained
     answers = len(task.dataset.read_text().splitlines()) - 1
     assert outcome.summary.training_examples + outcome.summary.validation_examples == answers
 
 
-def test_sigterm_while_training_leaves_a_checkpoint_and_says_where_it_stopped(tmp_path, tiny_model):
+def test_sigterm_leaves_a_checkpoint_and_reports_the_step(tmp_path, tiny_model):
     task = make_task(tmp_path, tiny_model, hyperparameters={"epochs": 20})
     child = start(task)
     child.read(until=lambda progress: progress.current_step >= 2)
@@ -125,7 +126,7 @@ def test_sigterm_before_the_first_step_ends_at_once(tmp_path, tiny_model):
     assert child.finish().status == "stopped"
 
 
-def test_the_child_dies_with_the_handler_that_was_killed(tmp_path, tiny_model):
+def test_training_process_ends_with_its_killed_handler(tmp_path, tiny_model):
     child = start(make_task(tmp_path, tiny_model, hyperparameters={"epochs": 20}))
     child.read(until=lambda progress: progress.current_step >= 1)
     child.process.stdin.close()
@@ -133,7 +134,7 @@ def test_the_child_dies_with_the_handler_that_was_killed(tmp_path, tiny_model):
     child.events.close()
 
 
-def test_a_base_model_that_is_not_there_is_named_with_the_remedy(tmp_path, tiny_model):
+def test_missing_base_model_is_named_with_the_remedy(tmp_path, tiny_model):
     task = make_task(tmp_path, tiny_model, hyperparameters={"base_model": "no such model"})
     outcome, child = train(task)
     assert outcome.error.code is ErrorCode.BASE_MODEL_UNKNOWN
@@ -141,7 +142,7 @@ def test_a_base_model_that_is_not_there_is_named_with_the_remedy(tmp_path, tiny_
     assert child.process.returncode == 1
 
 
-def test_a_training_of_one_step_learns_and_publishes_no_zeros(tmp_path, tiny_model):
+def test_one_step_training_learns_and_publishes_no_zeros(tmp_path, tiny_model):
     dataset = tmp_path / "dataset"
     lines = [
         {"messages": [{"role": "user", "content": f"Why, {n}?"}, {"role": "assistant", "content": f"Since {n}."}]}

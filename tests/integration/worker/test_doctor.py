@@ -52,7 +52,9 @@ async def failures(project: LocalSupabase) -> dict[str, str]:
     return {check.finding: check.remedy for check in await findings(project) if not check.ok}
 
 
-async def test_a_migrated_project_is_sound(project: LocalSupabase, tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_doctor_finds_nothing_wrong_with_a_migrated_project(
+    project: LocalSupabase, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     # With rows and files that a wrong right would show.
     user = User(project, tmp_path_factory.mktemp("user"))
     user.queue()
@@ -106,7 +108,8 @@ _FAULTS = {
 
 
 @pytest.mark.parametrize("fault", _FAULTS)
-async def test_fault_56_what_is_open_or_too_small_is_found_with_its_remedy(
+@pytest.mark.fault(56)
+async def test_doctor_finds_open_tables_and_small_buckets_with_a_remedy(
     project: LocalSupabase,
     tmp_path_factory: pytest.TempPathFactory,
     fault: str,

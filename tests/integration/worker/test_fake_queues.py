@@ -93,11 +93,11 @@ def sent(assignment: Assignment) -> dict[str, Any]:
     return report({"id": run.id, "lease_token": run.lease_token}, progress=1)
 
 
-async def test_the_schema_is_one_that_this_worker_knows(scene: Scene) -> None:
+async def test_schema_version_is_known_to_this_worker(scene: Scene) -> None:
     assert await scene.queue.check_schema() in SCHEMA_VERSIONS
 
 
-async def test_an_empty_queue_hands_out_nothing(scene: Scene) -> None:
+async def test_empty_queue_returns_no_job(scene: Scene) -> None:
     queue = scene.queue
     assert await queue.claim(5, None) == []
     assert await queue.adopt(5) == []
@@ -109,7 +109,7 @@ async def test_an_empty_queue_hands_out_nothing(scene: Scene) -> None:
     assert await queue.release() == 0
 
 
-async def test_a_claim_hands_out_as_many_jobs_as_asked_each_once(scene: Scene) -> None:
+async def test_claim_returns_at_most_the_requested_jobs_each_once(scene: Scene) -> None:
     scene.add_jobs(3)
     first, second = await scene.queue.claim(2, None), await scene.queue.claim(2, None)
     assert (len(first), len(second)) == (2, 1)
@@ -117,14 +117,14 @@ async def test_a_claim_hands_out_as_many_jobs_as_asked_each_once(scene: Scene) -
     assert await scene.queue.claim(2, None) == []
 
 
-async def test_an_adoption_hands_out_as_many_runs_as_asked_each_once(scene: Scene) -> None:
+async def test_adoption_returns_at_most_the_requested_runs_each_once(scene: Scene) -> None:
     scene.leave_runs(3)
     first, second = await scene.queue.adopt(2), await scene.queue.adopt(2)
     assert (len(first), len(second)) == (2, 1)
     assert await scene.queue.adopt(2) == []
 
 
-async def test_a_renewal_says_of_each_lease_whether_it_is_held(scene: Scene) -> None:
+async def test_renewal_reports_for_each_lease_whether_it_is_held(scene: Scene) -> None:
     scene.add_jobs(2)
     kept, lost = claimed = await scene.queue.claim(2, None)
     scene.lose(lost.run.id)
@@ -140,7 +140,7 @@ async def test_progress_is_applied_for_held_leases_only(scene: Scene) -> None:
     assert applied == {kept.run.id: True, lost.run.id: False}
 
 
-async def test_a_release_gives_up_every_lease_and_counts_them(scene: Scene) -> None:
+async def test_release_gives_up_every_lease_and_counts_them(scene: Scene) -> None:
     scene.add_jobs(2)
     claimed = await scene.queue.claim(2, None)
     assert await scene.queue.release() == 2
@@ -154,7 +154,7 @@ async def test_the_health_of_a_queue_has_the_documented_shape(scene: Scene) -> N
     assert health["queued"] == 2
 
 
-async def test_a_run_on_a_base_that_nobody_holds_may_go(scene: Scene) -> None:
+async def test_run_on_a_base_without_a_breaker_may_launch(scene: Scene) -> None:
     scene.add_jobs(1)
     (claimed,) = await scene.queue.claim(1, None)
     ((run_id, token),) = leases([claimed])
@@ -164,14 +164,14 @@ async def test_a_run_on_a_base_that_nobody_holds_may_go(scene: Scene) -> None:
     assert passed["go"] is True
 
 
-async def test_an_endpoint_that_is_well_starts_nothing_in_vain(scene: Scene) -> None:
+async def test_healthy_endpoint_has_no_failing_start(scene: Scene) -> None:
     seconds = await scene.queue.note_endpoint(
         launcher="runpod", endpoint=f"https://e.invalid/v2/{uuid4().hex}", state="well", problem=None
     )
     assert seconds == 0
 
 
-async def test_a_sign_of_life_is_taken(scene: Scene) -> None:
+async def test_worker_heartbeat_is_accepted(scene: Scene) -> None:
     news = {"version": "1", "running_seconds": 1.0, "slots": 1, "held": 0, "max_per_user": None, "problem": None}
     assert await scene.queue.report_worker(news) is None
 
@@ -209,7 +209,7 @@ def dataset_scene(request: pytest.FixtureRequest) -> DatasetScene:
     return DatasetScene(scene.queue, lose)
 
 
-async def test_a_dataset_is_claimed_once_and_its_claim_is_held(dataset_scene: DatasetScene) -> None:
+async def test_dataset_is_claimed_once_and_its_claim_is_held(dataset_scene: DatasetScene) -> None:
     queue = dataset_scene.queue
     claim = await queue.claim_dataset()
     assert claim.attempts == 1
@@ -218,14 +218,14 @@ async def test_a_dataset_is_claimed_once_and_its_claim_is_held(dataset_scene: Da
     assert await queue.settle_dataset(claim.dataset.id, claim.lease_token, {"status": "error"}) is True
 
 
-async def test_a_dataset_that_is_put_off_is_not_claimed_again_before(dataset_scene: DatasetScene) -> None:
+async def test_postponed_dataset_is_not_claimed_before_its_time(dataset_scene: DatasetScene) -> None:
     queue = dataset_scene.queue
     claim = await queue.claim_dataset()
     assert await queue.put_off_dataset(claim.dataset.id, claim.lease_token, seconds=3600) is True
     assert await queue.claim_dataset() is None
 
 
-async def test_a_lost_claim_of_a_dataset_writes_nothing(dataset_scene: DatasetScene) -> None:
+async def test_lost_dataset_claim_cannot_write(dataset_scene: DatasetScene) -> None:
     queue = dataset_scene.queue
     claim = await queue.claim_dataset()
     dataset_scene.lose(claim)
@@ -252,7 +252,7 @@ def spelled(signature: inspect.Signature) -> tuple[list[tuple[str, Any, Any]], s
 
 
 @pytest.mark.parametrize("fake", [scripted.FakeQueue, datasets.FakeQueue], ids=["runs", "datasets"])
-def test_a_fake_is_called_as_the_real_queue_is(fake: type) -> None:
+def test_fake_queues_have_the_signatures_of_the_real_queue(fake: type) -> None:
     real = methods(Queue)
     for name, signature in methods(fake).items():
         assert spelled(signature) == spelled(real[name]), name

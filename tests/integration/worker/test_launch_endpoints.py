@@ -25,7 +25,7 @@ def renewed(db: Database, run: Row) -> Row:
     return dict(news)
 
 
-def test_the_endpoint_stands_in_the_row_before_the_post(db: Database) -> None:
+def test_endpoint_is_stored_before_the_launch_is_sent(db: Database) -> None:
     run = db.claimed_run()
     assert db.begin(run, uuid4().hex * 2, HERE)["may_launch"]
     assert endpoints(db, run) == {None: HERE}
@@ -35,7 +35,7 @@ def test_the_endpoint_stands_in_the_row_before_the_post(db: Database) -> None:
     assert (adopted["run"]["endpoint"], adopted["run"]["endpoints"]) == (HERE, [HERE])
 
 
-def test_a_run_launched_again_at_another_endpoint_keeps_each_place(db: Database) -> None:
+def test_relaunch_elsewhere_keeps_the_endpoint_of_each_launch(db: Database) -> None:
     run, token = db.claimed_run(), uuid4().hex * 2
     db.begin(run, token, HERE)
     db.begin(run, token, THERE)
@@ -51,7 +51,7 @@ def test_a_run_launched_again_at_another_endpoint_keeps_each_place(db: Database)
     assert stray["endpoints"] == [THERE, HERE]
 
 
-def test_the_answer_to_a_launch_corrects_where_its_trainer_was_taken_to_be(db: Database) -> None:
+def test_launch_answer_corrects_the_assumed_endpoint(db: Database) -> None:
     run, token = db.claimed_run(), uuid4().hex * 2
     db.begin(run, token, HERE)
     db.begin(run, token, THERE)
@@ -62,7 +62,7 @@ def test_the_answer_to_a_launch_corrects_where_its_trainer_was_taken_to_be(db: D
     assert endpoints(db, run)["accepted-here"] == HERE
 
 
-def test_health_counts_launches_by_the_place_where_they_were_made(db: Database) -> None:
+def test_queue_health_counts_launches_by_endpoint(db: Database) -> None:
     run, token = db.claimed_run(), uuid4().hex * 2
     db.begin(run, token, HERE)
     db.begin(run, token, THERE)

@@ -76,7 +76,7 @@ def unpacked(stage: Stage, job_id: UUID) -> dict[str, bytes]:
         return {m.name.split("/", 1)[1]: file.read() for m in members if (file := archive.extractfile(m))}
 
 
-def test_a_job_ends_with_its_archive_in_place_and_its_deployment_started_once(stage: Stage, pipeline: Pipeline) -> None:
+def test_completed_job_has_its_archive_and_is_deployed_once(stage: Stage, pipeline: Pipeline) -> None:
     job_id = queued(stage, pipeline)
     before = pipeline.job(job_id)
     stage.worker()
@@ -98,10 +98,9 @@ def test_a_job_ends_with_its_archive_in_place_and_its_deployment_started_once(st
     assert stage.user.notices(str(job_id)) == []
 
 
-def test_the_archive_holds_what_was_verified_under_one_leading_folder_fault_37(
-    stage: Stage, pipeline: Pipeline
-) -> None:
-    """fault 37: whatever lies in its place is written over."""
+@pytest.mark.fault(37)
+def test_archive_holds_the_verified_files_under_one_folder(stage: Stage, pipeline: Pipeline) -> None:
+    """An archive that an earlier attempt left at the same path is overwritten."""
     job_id = queued(stage, pipeline)
     stage.user.overwrite(f"adapters/{job_id}.tar.gz", b"of an attempt that is long gone")
     stage.worker()
@@ -118,10 +117,9 @@ def test_the_archive_holds_what_was_verified_under_one_leading_folder_fault_37(
     assert stage.user.stored(f"{folder}adapter.tar.gz") is None
 
 
-def test_states_and_whole_percents_only_go_forward_and_every_metric_is_there_once_fault_22(
-    stage: Stage, pipeline: Pipeline
-) -> None:
-    """fault 22, fault 17: and the metrics that nothing wrote until now."""
+@pytest.mark.fault(22, 17)
+def test_states_and_percents_only_advance_with_each_metric_once(stage: Stage, pipeline: Pipeline) -> None:
+    """The application never wrote metrics of this queue; the worker does."""
     job_id = queued(stage, pipeline, epochs=3)
     stage.worker()
     ended(pipeline, job_id)
@@ -140,9 +138,7 @@ def test_states_and_whole_percents_only_go_forward_and_every_metric_is_there_onc
     assert [row["step_number"] for row in metrics] == sorted(row["step_number"] for row in metrics)
 
 
-def test_a_job_that_was_stopped_at_runpod_fails_with_a_sentence_and_is_never_deployed(
-    stage: Stage, pipeline: Pipeline
-) -> None:
+def test_job_stopped_at_runpod_fails_and_is_never_deployed(stage: Stage, pipeline: Pipeline) -> None:
     job_id = endless(stage, pipeline)
     stage.worker()
     external_job_id = training(pipeline, job_id)["runpod_job_id"]
@@ -158,9 +154,7 @@ def test_a_job_that_was_stopped_at_runpod_fails_with_a_sentence_and_is_never_dep
     assert cost["details"]["outcome"] == "failed"
 
 
-def test_what_can_be_known_wrong_before_a_gpu_is_paid_for_fails_the_job_at_once(
-    stage: Stage, pipeline: Pipeline
-) -> None:
+def test_invalid_job_fails_before_a_gpu_is_paid_for(stage: Stage, pipeline: Pipeline) -> None:
     wrong = {
         "names no dataset": queued(stage, pipeline, dataset_id=None),
         "The validation of the dataset": queued(stage, pipeline, dataset_id=stage.user.upload(status="error")),
@@ -177,9 +171,7 @@ def test_what_can_be_known_wrong_before_a_gpu_is_paid_for_fails_the_job_at_once(
         assert pipeline.costs(job_id) == []
 
 
-def test_a_cancel_by_the_applications_update_stops_the_gpu_and_nothing_is_deployed(
-    stage: Stage, pipeline: Pipeline
-) -> None:
+def test_applications_cancel_stops_the_gpu_and_deploys_nothing(stage: Stage, pipeline: Pipeline) -> None:
     job_id = endless(stage, pipeline)
     worker = stage.worker()
     training(pipeline, job_id)
@@ -199,7 +191,7 @@ def test_a_cancel_by_the_applications_update_stops_the_gpu_and_nothing_is_deploy
     assert pipeline.webhook_calls(job_id) == 0
 
 
-def test_a_job_whose_machine_was_lost_is_tried_again_and_deployed_once(stage: Stage, pipeline: Pipeline) -> None:
+def test_job_of_a_lost_machine_is_retried_and_deployed_once(stage: Stage, pipeline: Pipeline) -> None:
     stage.runpod.faults.add("progress", "kill_worker", times=3)
     job_id = queued(stage, pipeline, epochs=6)
     stage.worker()
@@ -213,7 +205,7 @@ def test_a_job_whose_machine_was_lost_is_tried_again_and_deployed_once(stage: St
     assert pipeline.webhook_calls(job_id) == 1
 
 
-def test_an_archive_that_is_not_what_the_manifest_says_never_completes_a_job(stage: Stage, pipeline: Pipeline) -> None:
+def test_archive_that_contradicts_the_manifest_completes_no_job(stage: Stage, pipeline: Pipeline) -> None:
     job_id = queued(stage, pipeline)
     worker = stage.worker(LORA_CRASH="worker.grant.after=kill")
     assert stage.dies(worker) != 0
@@ -230,8 +222,9 @@ def test_an_archive_that_is_not_what_the_manifest_says_never_completes_a_job(sta
     assert pipeline.webhook_calls(job_id) == 1
 
 
-def test_a_job_that_names_only_a_file_is_trained_from_the_training_files(stage: Stage, pipeline: Pipeline) -> None:
-    """fault 51, the other way round: the bucket is the dataset's where there is one."""
+@pytest.mark.fault(51)
+def test_job_that_names_only_a_file_trains_from_that_file(stage: Stage, pipeline: Pipeline) -> None:
+    """Without a dataset's row, the bucket is the training files' own; with one, it is the row's."""
     with stage.project.client() as service:
         path = f"{stage.user.user_id}/training.jsonl"
         service.post(

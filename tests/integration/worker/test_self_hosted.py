@@ -33,7 +33,7 @@ def self_hosted(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
         yield start
 
 
-def test_urls_that_run_out_between_two_files_are_granted_anew(self_hosted: Callable[..., Stage]) -> None:
+def test_upload_urls_that_expire_between_files_are_renewed(self_hosted: Callable[..., Stage]) -> None:
     stage = self_hosted({"LORA_CRASH": "trainer.upload.before_manifest=sleep:6"}, upload_url_seconds=5)
     job_id = stage.user.queue(max_steps=5)
     stage.worker()
@@ -43,7 +43,7 @@ def test_urls_that_run_out_between_two_files_are_granted_anew(self_hosted: Calla
     assert len(stage.steps(job_id)) == 5
 
 
-def test_a_projects_limit_below_an_adapter_holds_launches_and_fails_no_job(self_hosted: Callable[..., Stage]) -> None:
+def test_too_small_project_limit_holds_launches_and_fails_no_job(self_hosted: Callable[..., Stage]) -> None:
     stage = self_hosted({}, file_size_limit=50 * 1024**2)
     job_id = stage.user.queue(max_steps=5)
     stage.worker()

@@ -119,7 +119,8 @@ class OldDispatcher:
         self._tables.post(f"/rest/v1/{table}", json=columns)
 
 
-def test_the_old_dispatcher_beside_the_daemon_launches_none_of_its_jobs_twice_fault_01(stage: Stage) -> None:
+@pytest.mark.fault(1)
+def test_old_dispatcher_and_daemon_launch_each_job_once(stage: Stage) -> None:
     dataset = stage.user.upload()
     worker = stage.worker()
     with OldDispatcher(stage, delay_seconds=0.3) as old:
@@ -189,7 +190,7 @@ _OLD_UPDATE = (
 
 @pytest.mark.parametrize("state", ["claimed", "launched", "running", "completed", "failed", "cancelled"])
 @pytest.mark.parametrize("status", ["queued", "initializing", "running", "completed", "failed"])
-def test_a_job_of_ours_stays_as_it_is_in_every_state(db: Database, state: str, status: str) -> None:
+def test_old_dispatcher_cannot_change_a_job_of_the_worker(db: Database, state: str, status: str) -> None:
     run: Row = {"claimed": db.claimed_run, "launched": lambda: db.launched_run()[0]}.get(
         state, lambda: db.running_run()[0]
     )()
@@ -201,7 +202,7 @@ def test_a_job_of_ours_stays_as_it_is_in_every_state(db: Database, state: str, s
 
 
 @pytest.mark.parametrize("state", ["claimed", "running"])
-def test_a_cancel_from_outside_is_always_heard(db: Database, state: str) -> None:
+def test_cancel_by_the_application_always_takes_effect(db: Database, state: str) -> None:
     run = db.claimed_run() if state == "claimed" else db.running_run()[0]
     through_the_api(db, _OLD_UPDATE, "cancelled", run["job_id"])
     job = db.job(run["job_id"])
@@ -211,7 +212,7 @@ def test_a_cancel_from_outside_is_always_heard(db: Database, state: str) -> None
     assert news["cancel_requested"]
 
 
-def test_jobs_of_the_old_dispatcher_and_those_given_back_to_it_are_not_held(db: Database) -> None:
+def test_jobs_of_the_old_dispatcher_are_not_guarded(db: Database) -> None:
     (never_ours,) = db.jobs()
     through_the_api(db, _OLD_UPDATE, "running", never_ours)
     assert db.job(never_ours)["status"] == "running"
@@ -223,7 +224,7 @@ def test_jobs_of_the_old_dispatcher_and_those_given_back_to_it_are_not_held(db: 
     assert db.job(run["job_id"])["status"] == "completed"
 
 
-def test_rows_about_a_job_of_ours_are_dropped_and_others_are_not(db: Database) -> None:
+def test_only_rows_about_a_job_of_the_worker_are_dropped(db: Database) -> None:
     run, (theirs,) = db.running_run()[0], db.jobs()
     user = db.job(theirs)["user_id"]
     for job_id in (run["job_id"], theirs):
@@ -249,7 +250,7 @@ def test_rows_about_a_job_of_ours_are_dropped_and_others_are_not(db: Database) -
     )
 
 
-def test_a_claim_that_the_old_dispatcher_waited_for_is_seen_by_the_guard(db: Database, database: str) -> None:
+def test_update_that_waited_for_a_claim_is_still_guarded(db: Database, database: str) -> None:
     """Its update began before the claim was committed, and goes on after it."""
     (job_id,) = db.jobs()
     blocked = threading.Event()
@@ -306,9 +307,7 @@ _THEIR_UPDATES = (
 
 
 @pytest.mark.parametrize("state", ["claimed", "launched", "running", "completed", "failed", "cancelled"])
-def test_a_job_of_the_newer_queue_stays_as_it_is_and_is_deployed_by_nobody_else(
-    db: Database, pipeline: Pipeline, state: str
-) -> None:
+def test_newer_queue_jobs_are_guarded_and_deployed_once(db: Database, pipeline: Pipeline, state: str) -> None:
     job_id, _ = pipeline_run(db, pipeline, state)
     before = {**pipeline.job(job_id), "updated_at": None}
     deployed_for = [row["adapter_file_path"] for row in pipeline.history(job_id) if row["status"] == "completed"]
@@ -320,7 +319,7 @@ def test_a_job_of_the_newer_queue_stays_as_it_is_and_is_deployed_by_nobody_else(
     )
 
 
-def test_columns_that_are_others_are_written_beside_a_run_and_after_it(db: Database, pipeline: Pipeline) -> None:
+def test_other_writers_may_always_write_their_own_columns(db: Database, pipeline: Pipeline) -> None:
     job_id, _ = pipeline_run(db, pipeline, "completed")
     through_the_api(
         db, "update pipeline_training_jobs set hf_adapter_path = 'org/adapter', adapter_status = 'superseded',"
@@ -331,7 +330,7 @@ def test_columns_that_are_others_are_written_beside_a_run_and_after_it(db: Datab
     assert job["status"] == "completed"
 
 
-def test_a_cancel_in_the_newer_queue_is_heard(db: Database, pipeline: Pipeline) -> None:
+def test_cancel_in_the_newer_queue_takes_effect(db: Database, pipeline: Pipeline) -> None:
     job_id, run = pipeline_run(db, pipeline, "running")
     through_the_api(
         db, "update pipeline_training_jobs set status = 'cancelled', completed_at = now() where id = %s", job_id
@@ -345,9 +344,7 @@ def test_a_cancel_in_the_newer_queue_is_heard(db: Database, pipeline: Pipeline) 
 # ── the page ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_pages_statements_show_what_the_old_dispatcher_left_and_hand_it_over(
-    db: Database, pipeline: Pipeline
-) -> None:
+def test_documented_statements_hand_over_the_old_dispatchers_jobs(db: Database, pipeline: Pipeline) -> None:
     shown, handed_over, handed_over_newer = sql_of_page("switching.md")
     ours, (left, ended) = db.running_run()[0], db.jobs(2)
     db.rows(

@@ -28,7 +28,7 @@ def assert_stays_cancelled(stage: Stage, job_id: str) -> Row:
     return after
 
 
-def test_a_job_cancelled_in_the_queue_is_never_launched(stage: Stage) -> None:
+def test_job_cancelled_in_the_queue_is_never_launched(stage: Stage) -> None:
     jobs = [stage.user.queue(), stage.user.queue()]
     cancel_each_way(stage, jobs)
     for job_id in jobs:
@@ -36,7 +36,7 @@ def test_a_job_cancelled_in_the_queue_is_never_launched(stage: Stage) -> None:
         assert stage.runs(job_id) == []
 
 
-def test_a_job_cancelled_before_its_launch_is_accepted_costs_nothing(stage: Stage) -> None:
+def test_job_cancelled_before_its_launch_costs_nothing(stage: Stage) -> None:
     stage.runpod.faults.add("run", "respond", status=429, times=None)
     jobs = [stage.user.queue(), stage.user.queue()]
     worker = stage.worker()
@@ -57,7 +57,7 @@ def test_a_job_cancelled_before_its_launch_is_accepted_costs_nothing(stage: Stag
         assert stage.user.notices(job_id) == ["job_cancelled"]
 
 
-def test_a_job_cancelled_while_it_waits_for_a_gpu_never_gets_one(stage: Stage) -> None:
+def test_job_cancelled_while_waiting_for_a_gpu_never_gets_one(stage: Stage) -> None:
     stage.runpod.set_workers(throttled=True)
     try:
         jobs = [stage.user.queue(), stage.user.queue()]
@@ -78,7 +78,8 @@ def test_a_job_cancelled_while_it_waits_for_a_gpu_never_gets_one(stage: Stage) -
         assert stage.user.notices(job_id) == ["job_cancelled"]
 
 
-def test_cancelling_stops_the_gpu_and_bills_what_it_used_fault_07(stage: Stage) -> None:
+@pytest.mark.fault(7)
+def test_cancelling_stops_the_gpu_and_bills_its_use(stage: Stage) -> None:
     jobs = [stage.user.queue(max_steps=100, seed=int(Mishap.ENDLESS)) for _ in range(2)]
     worker = stage.worker()
     for job_id in jobs:
@@ -107,7 +108,7 @@ def test_cancelling_stops_the_gpu_and_bills_what_it_used_fault_07(stage: Stage) 
 @pytest.mark.parametrize(
     "faults", [[("cancel", "respond")] * 4, [("cancel", "drop_answer")]], ids=["refused", "unheard"]
 )
-def test_a_cancel_that_runpod_did_not_take_leaves_no_gpu_running(stage: Stage, faults: list[tuple[str, str]]) -> None:
+def test_cancel_that_runpod_refused_once_still_stops_the_gpu(stage: Stage, faults: list[tuple[str, str]]) -> None:
     job_id = stage.user.queue(max_steps=100, seed=int(Mishap.ENDLESS))
     stage.worker()
     stage.training(job_id)

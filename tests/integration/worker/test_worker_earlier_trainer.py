@@ -65,7 +65,7 @@ def switched_on(url: str, **more: str) -> dict[str, str]:
     return {"LORA_WORKER_EARLIER_TRAINER": "true", "LORA_WORKER_EARLIER_TRAINER_HOSTS": hosts, **more}
 
 
-def test_its_files_are_copied_into_the_runs_folder_and_the_job_completes(earlier_stage: Callable[..., Stage]) -> None:
+def test_earlier_trainers_files_are_copied_and_complete_the_job(earlier_stage: Callable[..., Stage]) -> None:
     with serving(_Files) as url:
         stage = earlier_stage(EARLIER_FILES_URL=url)
         job_id = stage.user.queue()
@@ -78,7 +78,7 @@ def test_its_files_are_copied_into_the_runs_folder_and_the_job_completes(earlier
     assert stage.user.notices(job_id) == ["artifact_ready", "job_completed", "job_started"]
 
 
-def test_files_that_break_off_fail_the_attempt_and_hold_up_nobody(earlier_stage: Callable[..., Stage]) -> None:
+def test_interrupted_file_copy_fails_only_its_own_attempt(earlier_stage: Callable[..., Stage]) -> None:
     with serving(_BrokenFiles) as url:
         stage = earlier_stage(EARLIER_FILES_URL=url)
         job_id = stage.user.queue()
@@ -89,7 +89,7 @@ def test_files_that_break_off_fail_the_attempt_and_hold_up_nobody(earlier_stage:
     assert [run["error_code"] for run in stage.runs(job_id)] == ["artifact_missing", "artifact_missing"]
 
 
-def test_where_it_is_not_switched_on_nothing_is_fetched_and_the_job_ends(earlier_stage: Callable[..., Stage]) -> None:
+def test_files_are_not_fetched_unless_the_setting_allows_it(earlier_stage: Callable[..., Stage]) -> None:
     _Files.asked = 0
     with serving(_Files) as url:
         stage = earlier_stage(EARLIER_FILES_URL=url)
@@ -102,7 +102,7 @@ def test_where_it_is_not_switched_on_nothing_is_fetched_and_the_job_ends(earlier
     assert len(stage.runs(job_id)) == 1
 
 
-def test_an_address_of_the_workers_own_network_is_not_fetched_from(earlier_stage: Callable[..., Stage]) -> None:
+def test_files_are_not_fetched_from_the_private_network(earlier_stage: Callable[..., Stage]) -> None:
     _Files.asked = 0
     with serving(_Files) as url:
         stage = earlier_stage(EARLIER_FILES_URL=url)
@@ -113,7 +113,7 @@ def test_an_address_of_the_workers_own_network_is_not_fetched_from(earlier_stage
     assert "is not an https address" in job["error_message"]
 
 
-def test_a_failure_inside_a_completed_answer_is_a_failure_in_its_own_words(earlier_stage: Callable[..., Stage]) -> None:
+def test_failure_inside_a_completed_answer_fails_the_job(earlier_stage: Callable[..., Stage]) -> None:
     stage = earlier_stage()
     job_id = stage.user.queue()
     stage.worker()

@@ -6,6 +6,8 @@ import hashlib
 import json
 import signal
 
+import pytest
+
 from sandbox.standin import runs_trained_twice
 from tests.application import ENDED
 from tests.stage import Stage
@@ -14,7 +16,7 @@ from tests.waiting import until
 LIVE = {"claimed", "launched", "running"}
 
 
-def test_a_queued_job_ends_with_everything_that_follows_from_it(stage: Stage) -> None:
+def test_completed_job_has_its_model_cost_and_notifications(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=30)
     stage.worker()
     job = stage.ended(job_id)
@@ -30,7 +32,7 @@ def test_a_queued_job_ends_with_everything_that_follows_from_it(stage: Stage) ->
     assert stage.user.notices(job_id) == ["artifact_ready", "job_completed", "job_started"]
 
 
-def test_every_file_of_the_manifest_lies_in_the_runs_own_folder_as_it_was_saved(stage: Stage) -> None:
+def test_every_file_of_the_manifest_is_stored_unchanged(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=5)
     stage.worker()
     stage.ended(job_id)
@@ -44,7 +46,8 @@ def test_every_file_of_the_manifest_lies_in_the_runs_own_folder_as_it_was_saved(
     assert files == {name: folder + name for name in [*(file["name"] for file in manifest["files"]), "manifest.json"]}
 
 
-def test_the_chart_shows_each_kept_step_once_in_order_as_numbers_and_at_most_a_hundred_fault_16(stage: Stage) -> None:
+@pytest.mark.fault(16)
+def test_chart_has_at_most_100_numeric_points_once_in_order(stage: Stage) -> None:
     short, long = stage.user.queue(max_steps=30), stage.user.queue(max_steps=160)
     stage.worker()
     stage.ended(short)
@@ -62,7 +65,7 @@ def test_the_chart_shows_each_kept_step_once_in_order_as_numbers_and_at_most_a_h
     assert {type(value) for value in stage.user.job(long)["current_metrics"].values()} <= {int, float}
 
 
-def test_a_lower_limit_of_points_is_kept(stage: Stage) -> None:
+def test_lower_limit_of_chart_points_is_respected(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=60)
     stage.worker(LORA_WORKER_CHART_POINTS="12")
     stage.ended(job_id)
@@ -71,7 +74,8 @@ def test_a_lower_limit_of_points_is_kept(stage: Stage) -> None:
     assert (steps[0], steps[-1]) == (1, 60)
 
 
-def test_both_shapes_train_and_cost_the_same_rate_and_keep_their_keys_fault_52(stage: Stage) -> None:
+@pytest.mark.fault(52)
+def test_both_hyperparameter_shapes_train_at_the_same_rate(stage: Stage) -> None:
     gpu = {"gpu_type": "A100-80GB", "num_gpus": 1, "gpu_memory_gb": 80, "cost_per_gpu_hour": 3.5}
     short, long = stage.user.queue(max_steps=5), stage.user.queue(gpu_config=gpu, max_steps=5)
     stage.database.rows(
@@ -92,7 +96,8 @@ def test_both_shapes_train_and_cost_the_same_rate_and_keep_their_keys_fault_52(s
     assert len({(d["gpu_type"], d["gpu_count"], d["price_per_hour"]) for d in details}) == 1
 
 
-def test_sigterm_releases_the_run_and_the_next_worker_finishes_it_without_a_new_launch_fault_55(stage: Stage) -> None:
+@pytest.mark.fault(55)
+def test_run_released_by_sigterm_is_finished_without_a_relaunch(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=400)
     first = stage.worker()
     stage.training(job_id)
@@ -111,7 +116,8 @@ def test_sigterm_releases_the_run_and_the_next_worker_finishes_it_without_a_new_
     assert steps == sorted(set(steps))
 
 
-def test_a_killed_workers_run_is_adopted_when_its_lease_is_over_and_finished_fault_02(stage: Stage) -> None:
+@pytest.mark.fault(2)
+def test_run_of_a_killed_worker_is_adopted_and_finished(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=100)
     first = stage.worker(LORA_WORKER_LEASE_SECONDS="5", LORA_CRASH="worker.progress.after=kill")
     assert stage.dies(first) == -signal.SIGKILL
@@ -123,7 +129,7 @@ def test_a_killed_workers_run_is_adopted_when_its_lease_is_over_and_finished_fau
     assert runs_trained_twice(stage.steps(job_id)) == set()
 
 
-def test_passes_from_cron_bring_a_job_to_its_end_and_hold_nothing_between_them(stage: Stage) -> None:
+def test_cron_passes_finish_a_job_and_hold_no_lease_in_between(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=20)
 
     def has_ended_after_a_pass() -> bool:

@@ -21,7 +21,7 @@ def another_endpoint(gpus: LocalRunPod, gpu_volume: Path) -> Iterator[LocalRunPo
         yield runpod
 
 
-def test_a_launch_of_another_launcher_is_left_alone_and_said(stage: Stage) -> None:
+def test_launch_of_another_launcher_is_left_alone_and_logged(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=100, seed=int(Mishap.ENDLESS))
     worker = stage.worker()
     stage.training(job_id)
@@ -44,9 +44,7 @@ def test_a_launch_of_another_launcher_is_left_alone_and_said(stage: Stage) -> No
     stage.gpus_free(job_id)
 
 
-def test_a_run_is_cancelled_and_billed_at_the_endpoint_of_its_launch(
-    stage: Stage, another_endpoint: LocalRunPod
-) -> None:
+def test_run_is_cancelled_and_billed_at_its_launchs_endpoint(stage: Stage, another_endpoint: LocalRunPod) -> None:
     job_id = stage.user.queue(max_steps=100, seed=int(Mishap.ENDLESS))
     worker = stage.worker()
     stage.training(job_id)
@@ -63,9 +61,7 @@ def test_a_run_is_cancelled_and_billed_at_the_endpoint_of_its_launch(
     assert another_endpoint.ledger.calls["cancel"] == 0
 
 
-def test_a_run_at_an_endpoint_the_key_may_not_reach_is_not_ended_as_cancelled(
-    stage: Stage, another_endpoint: LocalRunPod
-) -> None:
+def test_run_at_an_unreachable_endpoint_is_not_marked_cancelled(stage: Stage, another_endpoint: LocalRunPod) -> None:
     job_id = stage.user.queue(max_steps=100, seed=int(Mishap.ENDLESS))
     worker = stage.worker()
     stage.training(job_id)

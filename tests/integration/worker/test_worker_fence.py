@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import httpx
+import pytest
 
 from sandbox.standin import runs_trained_twice
 from tests.stage import Stage
@@ -17,7 +18,8 @@ def closed_launches(stage: Stage, job_id: str) -> dict[str, bool]:
     return {row["external_job_id"]: row["ended_at"] is not None for row in rows}
 
 
-def test_a_launch_whose_answer_was_lost_is_found_by_its_check_in_and_not_repeated_fault_04(stage: Stage) -> None:
+@pytest.mark.fault(4)
+def test_launch_with_a_lost_answer_is_recognised_by_its_check_in(stage: Stage) -> None:
     stage.runpod.faults.add("run", "drop_answer")
     job_id = stage.user.queue(max_steps=10)
     stage.worker()
@@ -28,7 +30,7 @@ def test_a_launch_whose_answer_was_lost_is_found_by_its_check_in_and_not_repeate
     assert run["external_job_id"] == launch.job_id
 
 
-def test_of_two_launches_of_a_run_one_trains_and_the_other_is_superseded_and_closed(stage: Stage) -> None:
+def test_only_one_of_two_launches_of_a_run_trains(stage: Stage) -> None:
     stage.runpod.faults.add("run", "drop_answer")
     stage.runpod.set_workers(throttled=True)
     try:
@@ -56,7 +58,7 @@ def test_of_two_launches_of_a_run_one_trains_and_the_other_is_superseded_and_clo
     assert len(stage.user.costs(job_id)) == 1
 
 
-def test_a_launch_that_no_live_run_owns_is_stopped_by_whoever_comes_next(stage: Stage) -> None:
+def test_launch_without_a_live_run_is_stopped_by_any_worker(stage: Stage) -> None:
     """The loser waits in RunPod's queue when its run has ended: it must not get a GPU then."""
     stage.runpod.faults.add("run", "drop_answer")
     stage.runpod.set_workers(throttled=True)
@@ -80,7 +82,7 @@ def test_a_launch_that_no_live_run_owns_is_stopped_by_whoever_comes_next(stage: 
     assert stage.user.job(job_id)["status"] == "cancelled"
 
 
-def test_a_payload_delivered_to_two_trainers_is_trained_once(stage: Stage) -> None:
+def test_payload_delivered_to_two_trainers_is_trained_once(stage: Stage) -> None:
     """The later execution takes over, and the earlier hears of it at its next heartbeat."""
     stage.runpod.faults.add("dispatch", "deliver_twice")
     job_id = stage.user.queue(max_steps=200)
@@ -93,7 +95,7 @@ def test_a_payload_delivered_to_two_trainers_is_trained_once(stage: Stage) -> No
     assert len(stage.user.costs(job_id)) == 1
 
 
-def test_a_run_that_has_ended_lets_nobody_train_again(stage: Stage) -> None:
+def test_ended_run_admits_no_further_trainer(stage: Stage) -> None:
     """RunPod's own /retry, pressed in its console after all is over."""
     job_id = stage.user.queue(max_steps=5, base_model="standin")
     worker = stage.worker()

@@ -41,7 +41,7 @@ def command(stage: Stage, name: str) -> str:
     return done.stdout
 
 
-def test_an_image_that_fails_at_its_import_is_stopped_and_said(
+def test_image_that_fails_at_import_is_stopped_and_reported(
     broken: LocalRunPod, mended: LocalRunPod, stage_with: Callable[..., Stage]
 ) -> None:
     stage = stage_with(broken)

@@ -11,7 +11,7 @@ FUNCTIONS = "/rest/v1/rpc/"
 
 
 @pytest.mark.parametrize("status", [200, 502])
-def test_pages_at_the_start_and_in_a_training_end_neither_worker_nor_training(stage: Stage, status: int) -> None:
+def test_gateway_error_pages_stop_neither_worker_nor_training(stage: Stage, status: int) -> None:
     project = stage.project
     if not isinstance(project, LocalSupabase):
         pytest.skip("only the sandbox's gateway takes orders")

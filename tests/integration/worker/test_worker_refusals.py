@@ -80,9 +80,8 @@ def refused(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input_fails_with_one_sentence_before_a_gpu_is_paid_for_fault_43_fault_61(
-    refused: tuple[Stage, dict[str, str]], name: str
-) -> None:
+@pytest.mark.fault(43, 61)
+def test_bad_input_fails_with_one_sentence_and_without_a_gpu(refused: tuple[Stage, dict[str, str]], name: str) -> None:
     stage, jobs = refused
     job = stage.user.job(jobs[name])
     assert job["status"] == "failed"
@@ -118,7 +117,8 @@ def test_bad_settings_are_named_and_exit_with_2(stage: Stage) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_bucket_that_takes_no_adapter_holds_launches_and_fails_no_job_fault_33(stage: Stage) -> None:
+@pytest.mark.fault(33)
+def test_unsuitable_bucket_holds_launches_and_fails_no_job(stage: Stage) -> None:
     job_id = stage.user.queue()
     done = run_worker(stage, "--once", LORA_WORKER_ARTIFACTS_BUCKET="nowhere")
     assert done.returncode == 1
@@ -185,14 +185,14 @@ def useless_supabase(request: pytest.FixtureRequest) -> Iterator[Useless]:
             yield Useless(url, "lora-worker migrate", _await_post)
 
 
-def test_a_single_pass_says_why_it_can_not_work_and_exits_with_1(stage: Stage, useless_supabase: Useless) -> None:
+def test_single_pass_that_cannot_work_exits_with_1_and_the_reason(stage: Stage, useless_supabase: Useless) -> None:
     done = run_worker(stage, "--once", SUPABASE_URL=useless_supabase.url)
     assert done.returncode == 1
     assert useless_supabase.words in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_the_daemon_says_why_it_can_not_work_and_goes_on_trying(stage: Stage, useless_supabase: Useless) -> None:
+def test_daemon_that_cannot_work_logs_the_reason_and_retries(stage: Stage, useless_supabase: Useless) -> None:
     words = useless_supabase.words
     (port,) = free_ports(1)
     daemon = stage.worker(
@@ -211,7 +211,7 @@ def test_the_daemon_says_why_it_can_not_work_and_goes_on_trying(stage: Stage, us
 
 
 @pytest.mark.parametrize("arguments", [(), ("--once",)], ids=["daemon", "single pass"])
-def test_sigterm_ends_a_worker_while_supabase_swallows_its_calls(stage: Stage, arguments: tuple[str, ...]) -> None:
+def test_sigterm_ends_a_worker_whose_calls_get_no_answer(stage: Stage, arguments: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         worker = stage.worker(*arguments, SUPABASE_URL=url)

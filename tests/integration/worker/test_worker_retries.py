@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from sandbox.runpod import Outcome
 from sandbox.standin import Mishap
 from tests.stage import Stage
@@ -11,7 +13,7 @@ from tests.stage import Stage
 _RETRY_BASE_SECONDS = 0.5
 
 
-def test_a_crashing_trainer_is_tried_again_after_a_pause_and_then_fails_with_a_sentence(stage: Stage) -> None:
+def test_crashing_trainer_is_retried_with_backoff_and_then_fails(stage: Stage) -> None:
     job_id = stage.user.queue(seed=int(Mishap.CRASH))
     stage.worker(LORA_WORKER_MAX_ATTEMPTS="2", LORA_WORKER_RETRY_BASE_SECONDS=str(_RETRY_BASE_SECONDS))
     job = stage.ended(job_id)
@@ -30,7 +32,7 @@ def test_a_crashing_trainer_is_tried_again_after_a_pause_and_then_fails_with_a_s
     assert [kind for kind in stage.user.notices(job_id) if kind != "job_started"] == ["job_failed", "job_requeued"]
 
 
-def test_a_crash_that_passes_leaves_no_trace_but_a_retry_and_a_second_bill(stage: Stage) -> None:
+def test_single_crash_leaves_only_a_retry_and_a_second_bill(stage: Stage) -> None:
     job_id = stage.user.queue(seed=int(Mishap.CRASH_ONCE))
     stage.worker()
     job = stage.ended(job_id)
@@ -43,7 +45,7 @@ def test_a_crash_that_passes_leaves_no_trace_but_a_retry_and_a_second_bill(stage
     assert steps == list(range(1, 21))
 
 
-def test_a_machine_lost_once_is_runpods_to_replace_and_lost_twice_is_the_workers(stage: Stage) -> None:
+def test_machine_lost_twice_is_retried_by_the_worker(stage: Stage) -> None:
     stage.runpod.faults.add("progress", "kill_worker", times=3)
     job_id = stage.user.queue(max_steps=60)
     stage.worker()
@@ -56,7 +58,7 @@ def test_a_machine_lost_once_is_runpods_to_replace_and_lost_twice_is_the_workers
     assert len(stage.user.costs(job_id)) == 2
 
 
-def test_a_permanent_fault_of_the_training_is_not_tried_again(stage: Stage) -> None:
+def test_permanent_training_error_is_not_retried(stage: Stage) -> None:
     job_id = stage.user.queue(seed=int(Mishap.LOSS_NOT_FINITE))
     stage.worker()
     job = stage.ended(job_id)
@@ -67,7 +69,8 @@ def test_a_permanent_fault_of_the_training_is_not_tried_again(stage: Stage) -> N
     assert stage.user.notices(job_id).count("job_failed") == 1
 
 
-def test_a_result_that_runpod_forgot_is_found_in_the_storage_fault_38(stage: Stage) -> None:
+@pytest.mark.fault(38)
+def test_result_that_runpod_forgot_is_read_from_storage(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=10)
     worker = stage.worker(LORA_CRASH="worker.grant.after=kill")
     assert stage.dies(worker) != 0
@@ -85,7 +88,7 @@ def test_a_result_that_runpod_forgot_is_found_in_the_storage_fault_38(stage: Sta
     assert [point["step"] for point in stage.user.chart(job_id)] == list(range(1, 11))
 
 
-def test_an_adapter_that_nobody_collected_is_published_by_the_next_attempt_without_training(stage: Stage) -> None:
+def test_next_attempt_publishes_a_finished_adapter_untrained(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=40)
     # It dies before it has given the grant, and the trainer waits in vain.
     worker = stage.worker(LORA_WORKER_GRANT_WAIT_SECONDS="0.5", LORA_CRASH="worker.grant.before=kill")
@@ -105,7 +108,8 @@ def test_an_adapter_that_nobody_collected_is_published_by_the_next_attempt_witho
     assert [point["step"] for point in stage.user.chart(job_id)] == list(range(1, 41))
 
 
-def test_an_artifact_that_is_not_what_its_manifest_says_is_refused_and_trained_anew_fault_34(stage: Stage) -> None:
+@pytest.mark.fault(34)
+def test_artifact_that_contradicts_its_manifest_is_trained_again(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=5)
     worker = stage.worker(LORA_CRASH="worker.grant.after=kill")
     assert stage.dies(worker) != 0

@@ -34,7 +34,7 @@ def assert_shows_no_secret(stage: Stage, text: str) -> None:
             pytest.fail(f"secret number {number} was written")
 
 
-def test_no_key_token_or_text_of_the_dataset_is_logged_or_stored(stage: Stage) -> None:
+def test_no_key_token_or_dataset_text_is_logged_or_stored(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=5)
     stage.worker(LORA_WORKER_LOG_LEVEL="debug")
     job = stage.ended(job_id)
@@ -42,7 +42,7 @@ def test_no_key_token_or_text_of_the_dataset_is_logged_or_stored(stage: Stage) -
     assert_shows_no_secret(stage, everything_written(stage) + json.dumps(stage.at_runpod(job["external_job_id"])))
 
 
-def test_a_dataset_that_is_refused_is_not_quoted(stage: Stage) -> None:
+def test_refused_dataset_is_not_quoted(stage: Stage) -> None:
     broken = b"\n".join([LINE, b'{"messages": [{"role": "' + DATASET_WORD.encode() + b'", "content": 7}'] * 4)
     job_id = stage.user.queue(stage.user.upload(broken))
     stage.worker(LORA_WORKER_LOG_LEVEL="debug")
@@ -50,7 +50,7 @@ def test_a_dataset_that_is_refused_is_not_quoted(stage: Stage) -> None:
     assert_shows_no_secret(stage, everything_written(stage))
 
 
-def test_what_the_gpu_workers_log_shows_no_secret(stage: Stage) -> None:
+def test_gpu_workers_log_contains_no_secret(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=5)
     stage.worker()
     stage.ended(job_id)

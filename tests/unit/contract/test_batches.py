@@ -20,7 +20,7 @@ def unzip(examples):
     ids=["a third is left empty", "two fill no row", "one fills half a row", "many fit", "one too many for a step"],
 )
 @pytest.mark.parametrize("packing", [True, False])
-def test_an_epoch_has_the_documented_steps_however_rows_fill(lengths, batch_size, steps, packing):
+def test_epoch_has_the_documented_steps_however_rows_fill(lengths, batch_size, steps, packing):
     shape = shape_batches(lengths, len(lengths), batch_size=batch_size, max_length=2048, packing=packing)
     assert shape.steps_per_epoch == steps
     shares = share_out([1] * len(lengths), lengths, shape.steps_per_epoch, seed="1")
@@ -31,7 +31,7 @@ def test_an_epoch_has_the_documented_steps_however_rows_fill(lengths, batch_size
 
 
 @given(examples=EXAMPLES, batch_size=st.integers(1, 64), seed=st.integers(0, 5))
-def test_each_example_is_learned_once_an_epoch_in_steps_of_even_answers(examples, batch_size, seed):
+def test_each_example_is_learned_once_per_epoch_in_even_steps(examples, batch_size, seed):
     answers, lengths = unzip(examples)
     steps = steps_of_epoch(answers=sum(answers), examples=len(examples), batch_size=batch_size)
     shares = share_out(answers, lengths, steps, seed=str(seed))
@@ -42,12 +42,12 @@ def test_each_example_is_learned_once_an_epoch_in_steps_of_even_answers(examples
     assert shares == share_out(answers, lengths, steps, seed=str(seed)), "a resumed run would see other steps"
 
 
-def test_the_steps_of_the_next_epoch_are_others():
+def test_next_epoch_has_other_steps():
     assert share_out([1] * 40, [9] * 40, 10, seed="42:0") != share_out([1] * 40, [9] * 40, 10, seed="42:1")
 
 
 @given(examples=EXAMPLES, batch_size=st.integers(1, 64), micro_batch=st.integers(1, 8), packing=st.booleans())
-def test_no_forward_pass_holds_more_than_the_plan_has_room_for(examples, batch_size, micro_batch, packing):
+def test_no_forward_pass_exceeds_the_planned_memory(examples, batch_size, micro_batch, packing):
     answers, lengths = unzip(examples)
     shape = shape_batches(lengths, sum(answers), batch_size=batch_size, max_length=2048, packing=packing)
     assert max(lengths) <= shape.row_tokens <= 2048
@@ -66,19 +66,19 @@ def test_packed_rows_are_no_longer_than_a_step_needs():
     assert shape.rows_per_step == 1
 
 
-def test_a_row_has_room_for_the_longest_held_out_example():
+def test_row_fits_the_longest_held_out_example():
     shape = shape_batches([200] * 100, 100, batch_size=4, max_length=4096, packing=True, longest_held_out=3000)
     assert shape.row_tokens == 3000
 
 
-def test_the_whole_training_has_its_epochs_steps_or_what_was_asked_for():
+def test_number_of_steps_follows_the_epochs_or_max_steps():
     shape = shape_batches([100] * 47, 47, batch_size=4, max_length=2048, packing=False)
     assert shape.total_steps(epochs=3, max_steps=None) == 36
     assert shape.total_steps(epochs=3, max_steps=5) == 5
     assert shape.total_steps(epochs=1, max_steps=100) == 12
 
 
-def test_halving_ends_at_one_row():
+def test_halving_the_micro_batch_stops_at_one_row():
     tried, micro = [], 12
     while micro is not None:
         tried.append(micro)

@@ -44,27 +44,27 @@ def serving(behave: Callable[[socket.socket], None]) -> Iterator[str]:
         served.result()
 
 
-async def test_a_host_without_an_address_is_named_as_such() -> None:
+async def test_host_without_an_address_is_explained() -> None:
     assert await told(f"https://nowhere.invalid/{_SECRETS}") == "nowhere.invalid can't be resolved (DNS)"
 
 
-async def test_a_port_where_nobody_listens_is_named_as_such() -> None:
+async def test_refused_connection_is_explained() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     assert await told(f"http://{address}/{_SECRETS}") == f"{address} refused the connection"
 
 
-async def test_a_server_that_hangs_up_is_named_as_such() -> None:
+async def test_server_that_hangs_up_is_explained() -> None:
     with serving(lambda connection: None) as address:
         assert (await told(f"http://{address}/{_SECRETS}")).startswith(f"{address} broke the connection off")
 
 
-async def test_a_server_that_speaks_no_http_is_named_as_such() -> None:
+async def test_server_that_does_not_speak_http_is_explained() -> None:
     with serving(lambda connection: connection.sendall(b"220 mail.example ESMTP secret\r\n")) as address:
         assert (await told(f"http://{address}/{_SECRETS}")).startswith(f"{address} broke the connection off")
 
 
-async def test_a_server_that_never_answers_is_named_as_such() -> None:
+async def test_server_that_never_answers_is_explained() -> None:
     def listen(connection: socket.socket) -> None:
         while connection.recv(1000):
             pass
@@ -73,7 +73,7 @@ async def test_a_server_that_never_answers_is_named_as_such() -> None:
         assert await told(f"http://{address}/{_SECRETS}") == f"{address} did not answer in time"
 
 
-async def test_a_server_without_tls_is_named_as_such() -> None:
+async def test_server_without_tls_is_explained() -> None:
     def answer(connection: socket.socket) -> None:
         connection.recv(1000)
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -83,7 +83,7 @@ async def test_a_server_without_tls_is_named_as_such() -> None:
     assert said.startswith(f"{address} could not be spoken to securely (TLS: ")
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_named_as_such(tmp_path: Path) -> None:
+async def test_untrusted_certificate_is_explained(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(_self_signed(tmp_path))
 
@@ -135,17 +135,17 @@ def _self_signed(folder: Path) -> Path:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_every_other_fault_has_its_words_and_not_those_of_the_error(error: httpx.HTTPError, words: str) -> None:
+def test_other_faults_have_fixed_texts_without_the_errors_words(error: httpx.HTTPError, words: str) -> None:
     assert why_unreachable(error) == words
 
 
-def test_an_answer_that_is_no_success_is_told_by_its_status() -> None:
+def test_unsuccessful_answer_is_described_by_its_status() -> None:
     request = httpx.Request("GET", "https://p.supabase.co/secret")
     error = httpx.HTTPStatusError("secret", request=request, response=httpx.Response(503, text="secret"))
     assert why_unreachable(error) == "p.supabase.co answered 503"
 
 
-def test_a_network_that_is_down_is_named_as_such() -> None:
+def test_network_that_is_down_is_explained() -> None:
     error = httpx.ConnectError("secret", request=httpx.Request("GET", "https://u:secret@p.supabase.co/secret"))
     error.__cause__ = OSError(101, "secret")
     assert why_unreachable(error) == "p.supabase.co could not be reached (Network is unreachable)"

@@ -42,7 +42,7 @@ def manifest(**parts: Any) -> Any:
 
 
 @pytest.mark.parametrize("value", ENDLESS, ids=lambda value: repr(value)[:20])
-def test_every_number_of_a_summary_is_within_bounds_or_not_known(value: Any) -> None:
+def test_summary_numbers_out_of_bounds_become_unknown(value: Any) -> None:
     numbers = [name for name, field in Summary.model_fields.items() if "str" not in str(field.annotation)]
     assert len(numbers) == 10
     summary = Manifest.model_validate(manifest(summary=dict.fromkeys(numbers, value))).summary
@@ -52,7 +52,7 @@ def test_every_number_of_a_summary_is_within_bounds_or_not_known(value: Any) -> 
 
 
 @pytest.mark.parametrize("value", ENDLESS, ids=lambda value: repr(value)[:20])
-def test_every_metric_is_finite_or_not_known(value: Any) -> None:
+def test_metrics_that_are_not_finite_become_unknown(value: Any) -> None:
     metrics = FinalMetrics.model_validate(dict.fromkeys(FinalMetrics.model_fields, value))
     progress = Progress.model_validate(
         {"run_id": "r", "stage": "training", "progress": 30, "metrics": {"training_loss": value},
@@ -67,14 +67,14 @@ def test_every_metric_is_finite_or_not_known(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ENDLESS, ids=lambda value: repr(value)[:20])
 @pytest.mark.parametrize("key", sorted(set(Point.model_fields) - {"training_loss"}))
-def test_a_point_with_an_impossible_value_costs_no_other_point(key: str, value: Any) -> None:
+def test_impossible_value_drops_only_its_own_point(key: str, value: Any) -> None:
     good = [{"step": step, "epoch": 1, "training_loss": 2.0} for step in (1, 2)]
     read = Manifest.model_validate(manifest(points=[*good, {**good[1], "step": 3, key: value}])).points
     assert [point.step for point in read][:2] == [1, 2]
     assert json.dumps(point_rows(read, total_steps=3, limit=100), allow_nan=False)
 
 
-def test_lists_and_texts_end_somewhere() -> None:
+def test_lists_and_texts_of_a_trainer_are_bounded() -> None:
     points = [{"step": step, "epoch": 1, "training_loss": 2.0} for step in range(MAX_POINTS * 2)]
     told = {"notes": ["n" * 10_000] * 1000, "base_model": "b" * 10_000}
     read = Manifest.model_validate(manifest(points=points, summary=told))
@@ -88,13 +88,13 @@ def test_lists_and_texts_end_somewhere() -> None:
     assert len(TrainerError(code="internal", message="m" * 10_000, hint="h" * 10_000).sentence()) <= 4001
 
 
-def test_more_files_than_can_be_published_are_no_manifest() -> None:
+def test_manifest_with_too_many_files_is_refused() -> None:
     assert Manifest.model_validate(manifest(files=[FILE] * MAX_FILES))
     with pytest.raises(ValueError, match="at most 200"):
         Manifest.model_validate(manifest(files=[FILE] * (MAX_FILES + 1)))
 
 
-def test_a_spread_keeps_first_and_last_and_no_more_than_asked() -> None:
+def test_spread_keeps_first_and_last_within_its_limit() -> None:
     for count in (0, 1, 2, 3, 99, 100, 101, 1000, 4999):
         for most in (2, 3, 10, 100):
             kept = spread(list(range(count)), most)
@@ -103,7 +103,7 @@ def test_a_spread_keeps_first_and_last_and_no_more_than_asked() -> None:
             assert not count or (kept[0], kept[-1]) == (0, count - 1)
 
 
-def test_an_output_nested_deep_is_no_message() -> None:
+def test_deeply_nested_output_is_not_used_as_a_message() -> None:
     deep: Any = []
     for _ in range(500):
         deep = [deep]
@@ -113,7 +113,7 @@ def test_an_output_nested_deep_is_no_message() -> None:
     assert parse_result({"run_id": "r", "status": "completed", "manifest": deep}, run_id="r") is None
 
 
-def test_what_goes_to_the_database_holds_no_nan() -> None:
+def test_values_sent_to_the_database_contain_no_nan() -> None:
     assert storable({"a": [float("nan"), float("inf"), 1.5]}) == {"a": [None, None, 1.5]}
 
 
@@ -159,7 +159,7 @@ def successful(holding: Holding) -> Manifest:
     )  # fmt: skip
 
 
-async def test_an_outcome_that_is_refused_is_settled_without_its_trainers_words() -> None:
+async def test_refused_outcome_is_settled_without_the_trainers_values() -> None:
     queue = Picky(1)
     holding = ended(queue)
     assert await settling._write(holding, Ending(None), successful(holding)) == "completed"
@@ -168,7 +168,7 @@ async def test_an_outcome_that_is_refused_is_settled_without_its_trainers_words(
     assert queue.outcomes[1]["artifact"]["training_summary"]["notes"] == []
 
 
-async def test_an_outcome_that_is_refused_twice_ends_as_failed_with_a_sentence() -> None:
+async def test_outcome_refused_twice_fails_the_job_with_a_sentence() -> None:
     queue = Picky(2)
     holding = ended(queue)
     assert await settling._write(holding, Ending(None), successful(holding)) == "failed"
@@ -177,7 +177,7 @@ async def test_an_outcome_that_is_refused_twice_ends_as_failed_with_a_sentence()
     assert [notice["type"] for notice in last["notices"]] == ["job_failed"]
 
 
-async def test_an_outcome_that_can_not_even_be_made_settles_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_outcome_that_cannot_be_built_still_settles(monkeypatch: pytest.MonkeyPatch) -> None:
     def explode(*_: Any, **__: Any) -> Any:
         raise OverflowError("timestamp out of range")
 
@@ -197,7 +197,7 @@ async def test_an_outcome_that_can_not_even_be_made_settles_too(monkeypatch: pyt
     ],
     ids=str,
 )
-async def test_what_is_not_the_outcomes_fault_fails_no_job(error: Exception) -> None:
+async def test_refusal_for_another_reason_does_not_fail_the_job(error: Exception) -> None:
     queue = Picky(1, error)
     holding = ended(queue)
     with pytest.raises(type(error)):
@@ -205,7 +205,7 @@ async def test_what_is_not_the_outcomes_fault_fails_no_job(error: Exception) -> 
     assert len(queue.outcomes) == 1
 
 
-def test_a_dishonest_result_is_read_as_far_as_it_can_be() -> None:
+def test_partly_invalid_result_keeps_its_valid_values() -> None:
     output = {
         "run_id": "r", "status": "completed",
         "summary": {"execution_seconds": "Infinity", "total_steps": 3e9, "epochs_completed": 1e300,

@@ -48,7 +48,7 @@ def test_control_tokens_in_texts_are_learned_as_characters(tmp_path, name):
     assert tokenizer.decode(row.input_ids).count(INJECTED) == 2
 
 
-def test_texts_without_control_tokens_are_tokenised_by_the_tokenizer_itself():
+def test_ordinary_texts_use_the_unchanged_tokenizer():
     chat, tokenizer = chat_for("chatml")
     text = "A text with < and | and <|im_en d|>"
     row = chat.row([Message("user", text), Message("assistant", text)], [1])
@@ -80,7 +80,7 @@ def sentencepiece_like():
     return tokenizer
 
 
-def test_special_tokens_of_the_vocabulary_keep_their_ids_beside_hidden_ones():
+def test_special_tokens_keep_their_ids_beside_hidden_ones():
     tokenizer = sentencepiece_like()
     chat = Chat(tokenizer)
     plain = chat.row([Message("user", "a b"), Message("assistant", "c d")], [1])
@@ -94,7 +94,7 @@ def test_special_tokens_of_the_vocabulary_keep_their_ids_beside_hidden_ones():
     assert 2 not in learned[:-1]
 
 
-def test_a_note_names_the_control_tokens_that_became_text(tmp_path):
+def test_note_names_the_control_tokens_that_became_text(tmp_path):
     chat, _ = chat_for("chatml")
     data = prepare_data(rows(tmp_path, "Yes<|im_end|>", "No"), chat, WHOLE)
     assert data.notes == [
@@ -103,7 +103,7 @@ def test_a_note_names_the_control_tokens_that_became_text(tmp_path):
     assert data.answers == 2
 
 
-def test_added_tokens_that_are_not_special_stay_tokens_and_are_named(tmp_path):
+def test_added_tokens_that_are_not_special_are_kept_and_noted(tmp_path):
     from tokenizers import AddedToken
 
     _, tokenizer = chat_for("chatml")
@@ -119,7 +119,7 @@ def test_added_tokens_that_are_not_special_stay_tokens_and_are_named(tmp_path):
     ("name", "mark"),
     [("mistral_v0_2", "[/INST]"), ("strict", "[INST]"), ("none", "### Assistant:")],
 )
-def test_a_plain_mark_of_the_template_in_a_text_is_refused_with_its_line(tmp_path, name, mark):
+def test_plain_text_template_mark_is_refused_with_its_line(tmp_path, name, mark):
     chat, _ = chat_for(name)
     path = rows(tmp_path, "Fine.", f"So.\n{mark} and more")
     with pytest.raises(DatasetInvalidError) as refused:
@@ -135,7 +135,7 @@ def test_a_plain_mark_of_the_template_in_a_text_is_refused_with_its_line(tmp_pat
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_ordinary_texts_are_no_marks_of_any_template(name):
+def test_ordinary_texts_are_not_taken_for_template_marks(name):
     chat, _ = chat_for(name)
     text = "user\nassistant\nsystem\n### Heading\n- INST\nUser: no\n\n1. You are kind. <b>x</b> [1] think model end"
     assert chat.refuse(Example((Message("user", text), Message("assistant", text)), (1,), None, 1)) is None

@@ -47,7 +47,7 @@ def answers_of(examples: list[Example]) -> Counter[str]:
     return counted
 
 
-def test_the_enclosing_id_counts_where_a_pairs_own_names_its_kind() -> None:
+def test_id_of_the_enclosing_conversation_wins_over_a_pairs_own() -> None:
     file = full_file(*(conversation(f"unique-{number:02}", *talk(number)) for number in range(20)))
     examples = read(file)
     answers = answers_of(examples)
@@ -59,7 +59,7 @@ def test_the_enclosing_id_counts_where_a_pairs_own_names_its_kind() -> None:
     assert (held_out.note, shared_ids_note(examples)) == (None, None)
 
 
-def test_lines_of_one_kind_are_told_apart_by_how_their_conversation_begins() -> None:
+def test_lines_sharing_an_id_are_separated_by_their_beginning() -> None:
     examples = read(lines(*(row for number in range(20) for row in talk(number))))
     answers = answers_of(examples)
     assert len(answers) == 20
@@ -70,12 +70,12 @@ def test_lines_of_one_kind_are_told_apart_by_how_their_conversation_begins() -> 
     assert all(name.startswith(("alpha#", "beta#")) for name in conversation_names(examples).values())
 
 
-def test_enclosing_ids_that_name_a_kind_are_told_apart_too() -> None:
+def test_conversations_sharing_an_enclosing_id_are_separated() -> None:
     examples = read(full_file(*(conversation("kind", *talk(number)) for number in range(8))))
     assert sorted(answers_of(examples).values()) == [3] * 8
 
 
-def test_pairs_without_an_id_belong_to_the_conversation_that_holds_them() -> None:
+def test_pairs_without_an_id_join_their_enclosing_conversation() -> None:
     cut = [{**row, "conversation_history": row["conversation_history"][-2:]} for row in talk(1)]
     for row in cut:
         del row["conversation_id"]
@@ -84,17 +84,17 @@ def test_pairs_without_an_id_belong_to_the_conversation_that_holds_them() -> Non
     assert sorted(answers_of(examples).values()) == [3, 3]
 
 
-def test_a_history_that_was_cut_from_the_left_stays_with_its_conversation() -> None:
+def test_history_cut_from_the_left_stays_with_its_conversation() -> None:
     rows = [{**row, "conversation_history": row["conversation_history"][-3:]} for row in talk(1, 6)]
     assert len(answers_of(read(lines(*rows, *talk(3, 6))))) == 2
 
 
-def test_a_system_prompt_that_changes_from_turn_to_turn_splits_no_conversation() -> None:
+def test_changing_system_prompt_does_not_split_a_conversation() -> None:
     rows = [{**row, "system_prompt": f"It is {index} o'clock."} for index, row in enumerate(talk(1, 4))]
     assert len(answers_of(read(lines(*rows)))) == 1
 
 
-def test_rows_without_ids_are_known_by_their_beginning() -> None:
+def test_rows_without_ids_are_identified_by_their_beginning() -> None:
     examples = read(lines(chat("a", "b"), chat("a", "c"), chat("d", "e")))
     assert sorted(answers_of(examples).values()) == [1, 2]
 
@@ -107,9 +107,7 @@ counts = st.dictionaries(st.text(max_size=4), st.integers(1, 50), max_size=30)
 
 @settings(deadline=None, max_examples=300)
 @given(counts, st.floats(0, 0.5), st.integers(0, 9), st.randoms(use_true_random=False))
-def test_held_out_answers_stay_near_the_share_in_any_order(
-    answers: dict[str, int], share: float, seed: int, random: Any
-) -> None:
+def test_held_out_share_is_met_in_any_order(answers: dict[str, int], share: float, seed: int, random: Any) -> None:
     total = sum(answers.values())
     held_out = hold_out(answers, share, seed)
     held = sum(answers[key] for key in held_out.keys)
@@ -124,7 +122,7 @@ def test_held_out_answers_stay_near_the_share_in_any_order(
     assert hold_out(dict(shuffled), share, seed).keys == held_out.keys
 
 
-def test_two_large_conversations_are_both_trained_on_and_a_note_says_so() -> None:
+def test_two_large_conversations_are_both_trained_on_with_a_note() -> None:
     assert hold_out({"a": 30, "b": 31}, 0.1, 1) == (
         frozenset(),
         "Nothing is held out for validation (10% was asked for): the smallest of 2 conversations has 30 of 61 "
@@ -132,14 +130,14 @@ def test_two_large_conversations_are_both_trained_on_and_a_note_says_so() -> Non
     )
 
 
-def test_a_single_conversation_is_trained_on_and_a_note_says_so() -> None:
+def test_single_conversation_is_trained_on_with_a_note() -> None:
     assert hold_out({"a": 9}, 0.2, 1).note == (
         "Nothing is held out for validation (20% was asked for): all answers belong to one conversation, "
         "and conversations are kept whole."
     )
 
 
-def test_a_few_conversations_larger_than_the_share_hold_out_the_smallest() -> None:
+def test_smallest_of_a_few_large_conversations_is_held_out() -> None:
     held_out = hold_out({"a": 6, "b": 5, "c": 4, "d": 5}, 0.1, 7)
     assert held_out.keys == {"c"}
     assert held_out.note == (

@@ -96,7 +96,8 @@ def taught(examples: Sequence[Example]) -> Counter[tuple[Message, ...]]:
         ),
     ],
 )
-def test_each_format_is_told_by_its_content_fault_49(name: str, content: bytes, expected: list[list[str]]) -> None:
+@pytest.mark.fault(49)
+def test_each_format_is_recognised_by_its_content(name: str, content: bytes, expected: list[list[str]]) -> None:
     assert [contents(example) for example in read(content)] == expected
     assert survey(content).format == name
 
@@ -105,7 +106,7 @@ def test_formats_may_be_mixed_in_one_file() -> None:
     assert survey(lines(chat(), sharegpt("a", "b"), pair(2))).examples == 3
 
 
-def test_only_the_target_of_a_pair_is_learned_and_every_answer_of_a_conversation() -> None:
+def test_pairs_learn_their_target_and_conversations_every_answer() -> None:
     assert read(lines(pair(6)))[0].trained == (6,)
     assert read(lines(sharegpt("a", "b", "c", "d")))[0].trained == (1, 3)
 
@@ -115,7 +116,8 @@ def test_an_answer_with_weight_zero_is_context() -> None:
     assert read(lines({"messages": messages}))[0].trained == (3,)
 
 
-def test_the_doubled_user_turn_is_dropped_and_a_different_one_is_kept_fault_50() -> None:
+@pytest.mark.fault(50)
+def test_repeated_user_turn_is_dropped_and_a_different_one_kept() -> None:
     doubled = pair(4)
     other = pair(4, current_user_input="something else")
     assert contents(read(lines(doubled))[0])[-2:] == ["turn 3", "turn 4"]
@@ -127,7 +129,7 @@ def test_an_unanswered_v3_turn_stays_as_context_of_the_next_answer() -> None:
     assert contents(example) == ["Question 1?\n\nQuestion 2?", "y"]
 
 
-def test_examples_know_their_lines() -> None:
+def test_examples_carry_their_line_numbers() -> None:
     assert [example.line for example in read(lines(META, "", pair(2), chat()))] == [3, 4]
     assert [example.line for example in read(json.dumps([chat(), chat()], indent=0).encode())] == [2, 14]
 
@@ -162,7 +164,7 @@ def damaged_files(draw: st.DrawFn) -> bytes:
 
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=300) | damaged_files(), st.lists(st.integers(0, 3000), max_size=5))
-def test_any_bytes_give_examples_or_documented_errors_however_they_arrive(content: bytes, cuts: list[int]) -> None:
+def test_any_bytes_give_examples_or_documented_errors(content: bytes, cuts: list[int]) -> None:
     whole = read_all(content)
     assert read_all(content, cuts) == whole
     assert all(is_ordered(item) for item in whole[0] if isinstance(item, Example))
@@ -203,7 +205,7 @@ EXTRA_VALUES = st.sampled_from([True, False, 0, 1, 0.5, "x", "0", [1], [{"a": 1}
 
 @settings(deadline=None, max_examples=300)
 @given(EXTRA_KEYS, EXTRA_VALUES, st.sampled_from(["row", "question", "answer"]))
-def test_no_key_with_a_value_is_passed_over_in_silence(key: str, value: object, place: str) -> None:
+def test_no_key_with_a_value_is_ignored_silently(key: str, value: object, place: str) -> None:
     row = chat("a", "b")
     target = {"row": row, "question": row["messages"][0], "answer": row["messages"][1]}[place]
     target[key] = value
@@ -220,7 +222,7 @@ def test_no_key_with_a_value_is_passed_over_in_silence(key: str, value: object, 
     st.sampled_from([":", " :", "\t:", " \t : "]),
     st.sampled_from([":", " : "]),
 )
-def test_a_key_twice_is_found_however_it_is_spaced(
+def test_repeated_key_is_detected_however_it_is_spaced(
     members: list[tuple[str, str]], first_colon: str, other_colon: str
 ) -> None:
     colons = [first_colon, *[other_colon] * 3]
@@ -233,7 +235,7 @@ def test_a_key_twice_is_found_however_it_is_spaced(
     assert all(error.error.endswith("twice") for error in errors)
 
 
-def test_a_v3_answer_that_asks_not_to_be_learned_is_context() -> None:
+def test_v3_answer_excluded_from_training_is_context() -> None:
     pairs = [{**v3_pair(1), "train": False}, v3_pair(2)]
     assert read(lines({"training_pairs": pairs}))[0].trained == (3,)
 
@@ -241,7 +243,7 @@ def test_a_v3_answer_that_asks_not_to_be_learned_is_context() -> None:
 @pytest.mark.parametrize(
     "flag", [{"train": False}, {"loss": False}, {"weight": "0"}, {"weight": 0.0}, {"train": "False"}]
 )
-def test_an_answer_that_asks_not_to_be_learned_is_context(flag: dict[str, object]) -> None:
+def test_answer_excluded_from_training_is_context(flag: dict[str, object]) -> None:
     bad, good = {**turn("assistant", "bad"), **flag}, {**turn("assistant", "good"), "weight": 1, "train": True}
     messages = [turn("user", "a"), bad, turn("user", "b"), good]
     assert read(lines({"messages": messages}))[0].trained == (3,)
@@ -268,7 +270,7 @@ def test_the_pairs_of_a_conversation_become_one_example_with_every_answer() -> N
     assert merged[0].line == 1
 
 
-def test_pairs_with_another_history_are_left_alone() -> None:
+def test_pairs_with_another_history_are_not_merged() -> None:
     changed = pair(4, conversation_history=[turn("user", "turn 1"), turn("assistant", "edited"), turn("user", "x")])
     assert len(merge_conversations(read(lines(pair(2), changed)))) == 2
     assert len(merge_conversations(read(lines(pair(2), pair(4, system_prompt="Be brief."))))) == 2
@@ -293,7 +295,7 @@ examples_of_conversations = st.lists(
 
 @settings(deadline=None, max_examples=300)
 @given(examples_of_conversations)
-def test_merging_keeps_every_answer_with_its_context_as_often_as_before(examples: list[Example]) -> None:
+def test_merging_keeps_each_answer_its_context_and_its_weight(examples: list[Example]) -> None:
     merged = merge_conversations(examples)
     assert taught(merged) == taught(examples)
     assert all(is_ordered(example) for example in merged)
@@ -309,7 +311,7 @@ def test_a_long_conversation_merges_without_a_quadratic_search() -> None:
 # Folding
 
 
-def test_the_system_prompt_is_folded_into_the_first_question_and_the_rest_stays() -> None:
+def test_system_prompt_can_be_moved_into_the_first_question() -> None:
     example = read(lines({"system": "s", "messages": chat("a", "b")["messages"] + chat("c", "d")["messages"]}))[0]
     folded = fold_system(example.messages)
     assert [message.content for message in folded] == ["s\n\na", "b", "c", "d"]
@@ -319,7 +321,7 @@ def test_the_system_prompt_is_folded_into_the_first_question_and_the_rest_stays(
 # The survey
 
 
-def test_the_survey_counts_what_is_there() -> None:
+def test_survey_counts_examples_answers_and_tokens() -> None:
     content = lines(META, pair(2), pair(4), pair(5, target_response=None), pair(2, "c2"), "{]")
     result = survey(content)
     assert (result.examples, result.answers, result.conversations, result.skipped, result.bad) == (3, 3, 2, 1, 1)
@@ -342,7 +344,7 @@ def test_the_sample_is_short_and_fits_a_jsonb_column() -> None:
     assert len(json.dumps(result.sample)) < 100_000
 
 
-def test_a_bad_share_at_the_limit_is_accepted_and_above_it_refused() -> None:
+def test_share_of_bad_lines_is_accepted_up_to_its_limit() -> None:
     survey(lines(*GOOD[:19], "{]")).check(max_bad_line_share=0.05)
     with pytest.raises(DatasetUnusableError) as refused:
         survey(lines(*GOOD[:18], "{]")).check(max_bad_line_share=0.05)
@@ -350,7 +352,7 @@ def test_a_bad_share_at_the_limit_is_accepted_and_above_it_refused() -> None:
     assert refused.value.hint == "Fix the line or remove it."
 
 
-def test_many_bad_lines_are_refused_in_a_message_that_fits_a_card() -> None:
+def test_refusal_for_many_bad_lines_fits_a_notification() -> None:
     with pytest.raises(DatasetUnusableError) as refused:
         survey(lines(*GOOD, *([{"messages": [turn("narrator", "x")]}] * 15))).check(max_bad_line_share=0.05)
     assert refused.value.message == (
@@ -361,7 +363,7 @@ def test_many_bad_lines_are_refused_in_a_message_that_fits_a_card() -> None:
 
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason="the sample is not beside this project")
-def test_the_sample_holds_44_pairs_of_12_conversations_whatever_its_header_says() -> None:
+def test_sample_file_has_44_pairs_of_12_conversations() -> None:
     content = SAMPLE.read_bytes()
     result = survey(content)
     assert (result.examples, result.conversations, result.bad, result.skipped) == (44, 12, 0, 0)

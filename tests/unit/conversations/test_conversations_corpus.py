@@ -41,7 +41,7 @@ def test_the_corpus_is_large_and_its_names_are_distinct() -> None:
 
 @pytest.mark.parametrize("size", [1 << 16, 977], ids=["whole", "small-chunks"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
-def test_each_odd_dataset_gets_its_sentence_with_the_line(case: Case, size: int) -> None:
+def test_each_unusual_dataset_gets_its_sentence_and_line(case: Case, size: int) -> None:
     if size < 1 << 16 and len(case.content) > 1 << 20:
         size = 100_003
     surveyor, refusal = survey(case.content, size)

@@ -100,7 +100,7 @@ def test_200_mb_are_surveyed_in_300_mb(
     ],
     ids=["empty-lists", "many-keys", "wide-characters", "endless-line"],
 )
-def test_a_hostile_line_does_not_eat_the_memory(tmp_path: Path, line: str) -> None:
+def test_hostile_line_does_not_exhaust_memory(tmp_path: Path, line: str) -> None:
     path = tmp_path / "dataset"
     good = json.dumps(sharegpt("a", "b"))
     path.write_text(f"{good}\n{line}\n{line}\n{good}\n")

@@ -24,13 +24,13 @@ def test_every_example_on_the_page_is_read(title: str, block: str) -> None:
     assert all(isinstance(example, Example) for example in examples)
 
 
-def test_the_page_names_every_key_that_is_known() -> None:
+def test_page_names_every_known_key() -> None:
     keys = {key for row in (*ROW_KEYS.values(), *TURN_KEYS.values(), OUTER_KEYS, V3_PAIR_KEYS) for key in row}
     keys |= {*CONTAINERS, *REASONING}
     assert {key for key in keys if f"`{key}`" not in PAGE and f'"{key}"' not in PAGE} == set()
 
 
-def test_every_sentence_on_the_page_is_one_that_the_corpus_expects() -> None:
+def test_every_sentence_on_the_page_is_tested_by_the_corpus() -> None:
     expected = {" ".join(filter(None, case.refused)) for case in CASES if case.refused}
     expected |= {sentence for case in CASES for sentence in case.errors}
     on_page = set(re.findall(r"^\|[^|]+\| ((?:Line|The dataset|No pair|Nothing) .+) \|$", PAGE, re.MULTILINE))

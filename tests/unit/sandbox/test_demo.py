@@ -22,7 +22,7 @@ REPORT = JobReport(
 )
 
 
-def test_the_report_has_the_keys_that_its_readers_know() -> None:
+def test_demo_report_has_its_documented_keys() -> None:
     assert REPORT.as_json() == {
         "job_status": "completed",
         "stages": ["queued", "training", "completed"],
@@ -43,7 +43,7 @@ def test_the_question_is_the_first_of_the_dataset_with_its_system_prompt(tmp_pat
     assert user.role == "user"
 
 
-def test_a_dataset_that_is_not_there_is_one_sentence_and_starts_nothing() -> None:
+def test_missing_dataset_ends_the_demo_with_one_sentence() -> None:
     command = [sys.executable, "-m", "sandbox.demo", "--dataset", "no-such-file.jsonl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stderr) == (1, "")

@@ -53,7 +53,7 @@ def test_a_legacy_key_never_replaces_the_token_of_a_user() -> None:
         "eyJ.not.a-token",
     ],
 )
-def test_a_forged_expired_or_foreign_key_opens_nothing(forged: str) -> None:
+def test_forged_expired_or_foreign_key_is_refused(forged: str) -> None:
     assert swapped(apikey=forged) == {"apikey": forged}
 
 
@@ -78,7 +78,7 @@ def test_a_timestamp_within_a_text_is_left_alone() -> None:
     assert iso_timestamps(body) == body
 
 
-def test_signed_urls_get_the_spelling_of_the_hosted_storage() -> None:
+def test_signed_urls_are_spelled_as_by_the_hosted_storage() -> None:
     assert json.loads(sign_request(b'{"expiresIn": "60"}')) == {"expiresIn": 60}
     assert json.loads(sign_answer(b'{"signedUrl": "/storage/v1/object/sign/b/p?token=t"}')) == {
         "signedURL": "/object/sign/b/p?token=t"
@@ -92,7 +92,7 @@ def test_a_refusal_to_sign_passes_through() -> None:
     assert json.loads(sign_upload_answer(json.dumps(refusal).encode(), SETTINGS)) == refusal
 
 
-def test_an_upload_url_lives_as_long_as_the_settings_say() -> None:
+def test_upload_url_expires_as_configured() -> None:
     claims = {"sub": "p", "iat": 1000, "exp": 2**40}
     token = jwt.encode(claims, SETTINGS.jwt_secret, algorithm="HS256")
     signed = json.dumps({"signedUrl": f"/storage/v1/object/upload/sign/b/p?token={token}"}).encode()

@@ -12,7 +12,7 @@ def strikes(faults: Faults, operation: str, count: int, **details: str) -> list[
     return [faults.draw(operation, **details) is not None for _ in range(count)]
 
 
-def test_a_fault_strikes_the_named_operation_as_often_as_asked() -> None:
+def test_fault_hits_its_operation_the_requested_number_of_times() -> None:
     faults = Faults()
     number = faults.add("status", "respond", status=502, times=2)
     assert strikes(faults, "run", 1) == [False]
@@ -20,20 +20,20 @@ def test_a_fault_strikes_the_named_operation_as_often_as_asked() -> None:
     assert faults.hits(number) == 2
 
 
-def test_a_fault_may_let_calls_pass_first() -> None:
+def test_fault_can_skip_the_first_calls() -> None:
     faults = Faults()
     faults.add("run", "drop_answer", skip=2)
     assert strikes(faults, "run", 4) == [False, False, True, False]
 
 
-def test_a_fault_may_be_meant_for_one_job() -> None:
+def test_fault_can_be_limited_to_one_job() -> None:
     faults = Faults()
     faults.add("status", "forget", job_id="a")
     assert strikes(faults, "status", 1, job_id="b") == [False]
     assert strikes(faults, "status", 1, job_id="a") == [True]
 
 
-def test_chance_is_the_same_for_the_same_seed() -> None:
+def test_random_faults_are_reproducible_by_seed() -> None:
     def sample(seed: int) -> list[bool]:
         faults = Faults()
         faults.add("status", "disconnect", times=None, probability=0.5, seed=seed)
@@ -43,7 +43,7 @@ def test_chance_is_the_same_for_the_same_seed() -> None:
     assert 5 < sum(sample(1)) < 35
 
 
-def test_the_fault_armed_first_goes_first() -> None:
+def test_faults_strike_in_the_order_they_were_armed() -> None:
     faults = Faults()
     faults.add("run", "respond", status=500)
     faults.add("run", "respond", status=429)
@@ -61,6 +61,6 @@ def test_clearing_disarms_everything() -> None:
 @pytest.mark.parametrize(
     ("operation", "action"), [("run", "forget"), ("health", "kill_worker"), ("dispatch", "disconnect")]
 )
-def test_a_fault_that_cannot_happen_there_is_refused(operation: str, action: str) -> None:
+def test_fault_that_does_not_fit_its_operation_is_refused(operation: str, action: str) -> None:
     with pytest.raises(ValidationError, match=f"{action}.*can't happen to.*{operation}"):
         Fault.model_validate({"operation": operation, "action": action})

@@ -42,7 +42,7 @@ def outcomes(ledger: Ledger) -> list[Outcome | None]:
 
 
 class TestAnswers:
-    def test_a_waiting_job_says_no_more_than_its_status(self, jobs: Jobs, clock: Clock) -> None:
+    def test_waiting_job_reports_only_its_status(self, jobs: Jobs, clock: Clock) -> None:
         job = submit(jobs)
         assert job.answer(clock()) == {"id": job.id, "status": "IN_QUEUE"}
 
@@ -62,7 +62,7 @@ class TestAnswers:
             "workerId": "w1",
         }
 
-    def test_progress_is_the_output_of_a_running_job_and_only_the_last_is_kept(self, jobs: Jobs, clock: Clock) -> None:
+    def test_output_of_a_running_job_is_its_latest_progress(self, jobs: Jobs, clock: Clock) -> None:
         job = submit(jobs)
         jobs.take("w1")
         jobs.progress(job.id, {"step": 1})
@@ -103,7 +103,7 @@ class TestRequests:
         with pytest.raises(BadRequestError, match=key):
             Policy.parse(policy)
 
-    def test_without_a_policy_ten_minutes_and_a_day_apply(self) -> None:
+    def test_default_policy_is_ten_minutes_and_a_day(self) -> None:
         assert Policy.parse(None) == Policy(execution_timeout_seconds=600, ttl_seconds=86_400)
 
 
@@ -156,9 +156,7 @@ class TestTimeLimits:
 
 
 class TestLostWorkers:
-    def test_a_lost_job_is_dispatched_once_more_under_its_id_then_fails(
-        self, jobs: Jobs, clock: Clock, ledger: Ledger
-    ) -> None:
+    def test_lost_job_is_dispatched_once_more_then_fails(self, jobs: Jobs, clock: Clock, ledger: Ledger) -> None:
         job = submit(jobs)
         clock.now += 50
         jobs.take("w1")
@@ -173,7 +171,7 @@ class TestLostWorkers:
         assert answer["retries"] == 1
         assert outcomes(ledger) == [Outcome.LOST, Outcome.LOST]
 
-    def test_a_silent_worker_loses_its_job_and_the_first_result_wins(self, jobs: Jobs, ledger: Ledger) -> None:
+    def test_silent_worker_loses_its_job_and_the_first_result_wins(self, jobs: Jobs, ledger: Ledger) -> None:
         job = submit(jobs)
         jobs.take("w1")
         jobs.suspect("w1")
@@ -184,7 +182,7 @@ class TestLostWorkers:
         assert job.result == {"output": "first"}
         assert outcomes(ledger) == [Outcome.COMPLETED, Outcome.IGNORED]
 
-    def test_a_result_that_arrives_before_the_redispatch_takes_the_job_out_of_the_queue(self, jobs: Jobs) -> None:
+    def test_result_before_the_redispatch_removes_the_queued_job(self, jobs: Jobs) -> None:
         job = submit(jobs)
         jobs.take("w1")
         jobs.suspect("w1")
@@ -204,7 +202,7 @@ class TestLostWorkers:
     @pytest.mark.parametrize(
         ("then", "status"), [("stuck", "IN_PROGRESS"), ("retried", "IN_QUEUE"), ("completed", "COMPLETED")]
     )
-    def test_a_refused_result_leaves_the_job_in_one_of_the_states_that_were_seen(
+    def test_refused_result_leaves_the_job_in_a_state_seen_at_runpod(
         self, jobs: Jobs, clock: Clock, ledger: Ledger, then: Any, status: str
     ) -> None:
         job = submit(jobs)
@@ -224,7 +222,7 @@ class TestCancelling:
         assert jobs.cancel(job.id).status is Status.CANCELLED
         assert jobs.take("w1") is None
 
-    def test_the_stop_is_repeated_until_the_worker_is_done_with_the_job(self, jobs: Jobs) -> None:
+    def test_stop_is_repeated_until_the_worker_leaves_the_job(self, jobs: Jobs) -> None:
         job = submit(jobs)
         jobs.take("w1")
         jobs.cancel(job.id)
@@ -249,7 +247,7 @@ class TestCancelling:
 
 
 class TestLateProgress:
-    def test_unguarded_a_late_update_leaves_the_job_in_progress_for_ever(self, jobs: Jobs, clock: Clock) -> None:
+    def test_unguarded_late_update_leaves_the_job_in_progress_for_ever(self, jobs: Jobs, clock: Clock) -> None:
         job = submit(jobs)
         jobs.take("w1")
         jobs.finish(job.id, "w1", {"output": "result"})
@@ -259,7 +257,7 @@ class TestLateProgress:
         answer = job.answer(clock())
         assert (answer["status"], answer["output"]) == ("IN_PROGRESS", {"step": 1})
 
-    def test_guarded_it_changes_nothing(self, jobs: Jobs) -> None:
+    def test_guarded_late_update_changes_nothing(self, jobs: Jobs) -> None:
         job = submit(jobs)
         jobs.take("w1")
         jobs.finish(job.id, "w1", {"output": "result"})

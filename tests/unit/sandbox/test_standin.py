@@ -11,13 +11,13 @@ def steps_of(run_id: str, execution_id: str, first: int, last: int) -> list[Trai
     return [TrainedStep(run_id, execution_id, step, 4, at=float(step)) for step in range(first, last + 1)]
 
 
-def test_a_run_that_two_executions_finished_was_trained_twice() -> None:
+def test_run_finished_by_two_executions_counts_as_trained_twice() -> None:
     assert runs_trained_twice(steps_of("r", "a", 1, 4) + steps_of("r", "b", 1, 4)) == {"r"}
 
 
-def test_a_run_that_went_on_from_a_checkpoint_was_not() -> None:
+def test_run_resumed_from_a_checkpoint_is_not_trained_twice() -> None:
     assert runs_trained_twice(steps_of("r", "a", 1, 3) + steps_of("r", "b", 3, 4)) == set()
 
 
-def test_nothing_was_trained_before_there_is_a_log(tmp_path: Path) -> None:
+def test_missing_log_means_nothing_was_trained(tmp_path: Path) -> None:
     assert read_steps(tmp_path / "steps.jsonl") == []

@@ -18,20 +18,20 @@ def saved(folder, **values):
     return path
 
 
-def test_an_adapter_of_zeros_is_refused_and_not_trained_again(tmp_path):
+def test_adapter_of_zeros_is_refused_and_not_retried(tmp_path):
     with pytest.raises(NothingLearnedError, match="all zeros") as refused:
         check_weights(saved(tmp_path, a=[0.5, 0.1], b=[0.0, 0.0]))
     assert FAULTS[refused.value.code] is Fault.PERMANENT
 
 
-def test_an_adapter_whose_zeros_appear_only_when_it_is_saved_is_refused(tmp_path):
+def test_adapter_saved_as_zeros_is_refused(tmp_path):
     """Smaller than the smallest bf16: not zero while training, zero in the file."""
     with pytest.raises(NothingLearnedError, match="all zeros"):
         check_weights(saved(tmp_path, a=[0.5], b=[1e-42]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_an_adapter_with_values_that_are_no_numbers_is_refused(tmp_path, value):
+def test_adapter_with_nan_values_is_refused(tmp_path, value):
     with pytest.raises(NothingLearnedError, match="no numbers"):
         check_weights(saved(tmp_path, a=[0.5], b=[value]))
 

@@ -22,11 +22,11 @@ def saved(folder, base, template="chatml", eos="</s>"):
     return {**ends, "eos_token_id": tokenizer.convert_ids_to_tokens(ends["eos_token_id"])}
 
 
-def test_generation_ends_where_the_template_does_though_the_tokenizer_ends_elsewhere(tmp_path):
+def test_generation_stops_at_the_templates_end_token(tmp_path):
     assert saved(tmp_path, GenerationConfig())["eos_token_id"] == ["<|im_end|>", "</s>"]
 
 
-def test_what_the_base_ends_with_and_how_it_samples_is_kept(tmp_path):
+def test_stop_tokens_and_sampling_of_the_base_are_kept(tmp_path):
     other = tokenizer_with("chatml").convert_tokens_to_ids("<|endoftext|>")
     base = GenerationConfig(eos_token_id=[other], do_sample=True, temperature=0.6)
     ends = saved(tmp_path, base)
@@ -35,7 +35,7 @@ def test_what_the_base_ends_with_and_how_it_samples_is_kept(tmp_path):
     assert base.eos_token_id == [other], "the model's own is left as it is"
 
 
-def test_a_base_whose_configuration_contradicts_itself_costs_no_training(tmp_path):
+def test_contradictory_base_configuration_does_not_fail_a_training(tmp_path):
     base = GenerationConfig()
     base.num_return_sequences, base.do_sample = 4, False
     assert saved(tmp_path, base)["eos_token_id"] == ["<|im_end|>", "</s>"]

@@ -81,7 +81,7 @@ def without_template_marks(tokenizer, piece: str) -> str:
 
 @pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_every_answer_is_learned_once_with_its_stop_and_nothing_else_is(dataset, name, merged):
+def test_only_answers_and_their_stop_tokens_are_learned_once(dataset, name, merged):
     chat, tokenizer = chat_for(name)
     parameters = Hyperparameters(merge_conversations=merged, validation_share=0, max_length=4096)
     prepared = prepare_data(dataset([{"_meta": {"total_pairs": 99}}, *pairs()]), chat, parameters)
@@ -109,7 +109,7 @@ def test_merging_computes_the_history_once_and_learns_the_same_tokens(dataset, n
     assert len(merged[0].input_ids) < sum(len(row.input_ids) for row in apart) / 2
 
 
-def test_packing_keeps_every_learned_token_but_for_document_starts(dataset):
+def test_packing_keeps_every_learned_token_but_document_starts(dataset):
     from datasets import Dataset
     from trl.data_utils import pack_dataset
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -132,7 +132,7 @@ def test_packing_keeps_every_learned_token_but_for_document_starts(dataset):
 
 
 @pytest.mark.parametrize("max_length", [90, 120, 160, 230])
-def test_a_long_conversation_loses_history_from_the_left_and_never_an_answer(max_length):
+def test_long_conversation_loses_oldest_history_but_no_answer(max_length):
     chat, tokenizer = chat_for("chatml")
     example = Example(tuple(talk()), (2, 4, 6, 8), "c", 1)
     tally = Tally()
@@ -144,7 +144,7 @@ def test_a_long_conversation_loses_history_from_the_left_and_never_an_answer(max
     assert tally.too_long == 0
 
 
-def test_an_answer_that_fits_nowhere_is_counted_not_cut():
+def test_answer_that_does_not_fit_is_counted_and_not_cut():
     chat, _ = chat_for("chatml")
     example = Example((Message("user", "Why?"), Message("assistant", "word " * 500)), (1,), "c", 1)
     short = Example((Message("user", "Why?"), Message("assistant", "So.")), (1,), "d", 2)
@@ -154,7 +154,7 @@ def test_an_answer_that_fits_nowhere_is_counted_not_cut():
     assert tally.notes(100)[0].startswith("Left out: 1 answer longer than max_length (100 tokens)")
 
 
-def test_the_system_prompt_goes_before_the_answer_does():
+def test_system_prompt_is_dropped_before_an_answer():
     chat, tokenizer = chat_for("chatml")
     messages = (Message("system", "Be kind. " * 60), Message("user", "Why?"), Message("assistant", "So."))
     rows = list(fit_examples(chat, [Example(messages, (2,), "c", 1)], 64, Tally()))
@@ -162,7 +162,7 @@ def test_the_system_prompt_goes_before_the_answer_does():
 
 
 @pytest.mark.parametrize("name", ["strict", "mistral_v0_3"])
-def test_a_template_that_does_not_keep_the_system_prompt_in_front_gets_it_in_the_first_turn(dataset, name):
+def test_system_prompt_moves_into_the_first_turn_if_needed(dataset, name):
     chat, tokenizer = chat_for(name)
     assert not chat.takes_system
     data = prepare_data(dataset(pairs()), chat, Hyperparameters(validation_share=0))
@@ -173,12 +173,12 @@ def test_a_template_that_does_not_keep_the_system_prompt_in_front_gets_it_in_the
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in {"strict", "mistral_v0_3", "gemma"}])
-def test_a_template_that_keeps_the_system_prompt_in_front_is_left_to_say_it_in_its_own_way(name):
+def test_template_that_leads_with_the_system_prompt_is_unchanged(name):
     assert chat_for(name)[0].takes_system
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_long_conversation_that_loses_history_keeps_its_system_prompt(name):
+def test_shortened_conversation_keeps_its_system_prompt(name):
     chat, tokenizer = chat_for(name)
     whole = chat.row(talk(), [2, 4, 6, 8])
     longest = len(whole.input_ids) if whole else 10_000
@@ -193,14 +193,15 @@ def test_only_marked_answers_are_learned():
     assert [p.removesuffix("<|eot_id|>") for p in learned_pieces(tokenizer, row)] == [ANSWERS[1]]
 
 
-def test_a_base_without_a_template_gets_one_that_it_can_be_told_to_stop_by_fault_48():
+@pytest.mark.fault(48)
+def test_base_without_a_template_gets_one_with_a_stop_token():
     tokenizer = tokenizer_with("none")
     assert prepare_tokenizer(tokenizer) is True
     assert tokenizer.chat_template is not None
     assert prepare_tokenizer(tokenizer_with("chatml")) is False
 
 
-def test_a_template_whose_answers_never_stop_is_refused():
+def test_template_without_a_stop_after_answers_is_refused():
     with pytest.raises(BaseModelUnknownError, match="never learn to stop"):
         Chat(tokenizer_with("x", NO_STOP)).row(talk(), [2])
 
@@ -214,7 +215,7 @@ def test_held_out_conversations_are_not_trained_on(dataset):
     assert (prepared.answers, prepared.validation_answers) == (8 * TURNS, 2 * TURNS)
 
 
-def test_conversations_whose_ids_name_a_kind_are_held_out_by_the_share(dataset):
+def test_conversations_with_shared_ids_are_held_out_by_the_share(dataset):
     chat, _ = chat_for("chatml")
     lines = [
         {**pair, "system_prompt": f"You advise client {n}.", "conversation_id": "alpha" if n % 2 else "beta"}
@@ -226,7 +227,7 @@ def test_conversations_whose_ids_name_a_kind_are_held_out_by_the_share(dataset):
     assert any("told apart by how they begin" in note for note in prepared.notes)
 
 
-def test_nothing_that_was_left_out_is_named_as_trained_on_or_held_out(dataset):
+def test_left_out_examples_appear_on_neither_side_of_the_split(dataset):
     chat, _ = chat_for("chatml")
     lines = [
         {
@@ -243,7 +244,7 @@ def test_nothing_that_was_left_out_is_named_as_trained_on_or_held_out(dataset):
     assert (len(prepared.validation_ids), prepared.answers + prepared.validation_answers) == (1, 5)
 
 
-def test_a_split_that_differs_from_what_was_asked_for_is_told(dataset):
+def test_split_that_differs_from_the_requested_share_is_noted(dataset):
     chat, _ = chat_for("chatml")
     alone = prepare_data(dataset(pairs()), chat, Hyperparameters(validation_share=0.1))
     assert (alone.answers, alone.validation_answers) == (TURNS, 0)
@@ -252,7 +253,7 @@ def test_a_split_that_differs_from_what_was_asked_for_is_told(dataset):
     assert not any("held out" in note for note in unasked.notes)
 
 
-def test_some_bad_lines_are_skipped_and_counted_and_too_many_fail_with_their_places(dataset):
+def test_few_bad_lines_are_skipped_and_too_many_are_refused(dataset):
     good = [
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": str(n)}]} for n in range(40)
     ]
@@ -263,6 +264,6 @@ def test_some_bad_lines_are_skipped_and_counted_and_too_many_fail_with_their_pla
         load_examples(path, 0.01)
 
 
-def test_a_dataset_with_nothing_in_it_says_so(dataset):
+def test_empty_dataset_is_reported_as_empty(dataset):
     with pytest.raises(DatasetInvalidError):
         load_examples(dataset([{"_meta": {"total_pairs": 5}}]), 0.05)

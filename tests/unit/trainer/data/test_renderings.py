@@ -44,18 +44,18 @@ def as_prompted(tokenizer, messages):
     )
 
 
-def test_every_base_that_is_offered_has_a_verdict_and_a_template_here():
+def test_every_offered_base_has_a_recorded_verdict_and_template():
     assert set(OFFERED) == set(RENDERINGS) == set(TEMPLATE_OF)
     assert not set(OFFERED) & set(REFUSALS)
 
 
 @pytest.mark.parametrize("base", OFFERED)
-def test_the_recorded_verdict_is_what_the_tokenizer_alone_says(base):
+def test_recorded_verdict_matches_the_tokenizer(base):
     assert chat_for(TEMPLATE_OF[base])[0].rendering == RENDERINGS[base]
 
 
 @pytest.mark.parametrize("base", [base for base, found in RENDERINGS.items() if found.history_as_served])
-def test_each_answer_is_learned_after_exactly_what_a_server_renders(base):
+def test_training_prompts_match_what_a_server_renders(base):
     messages = talk(None)
     rows, _, tokenizer = rows_of(TEMPLATE_OF[base], messages)
     prompts = []
@@ -65,7 +65,7 @@ def test_each_answer_is_learned_after_exactly_what_a_server_renders(base):
     assert prompts == [as_prompted(tokenizer, messages[: 2 * turn + 1]) for turn in range(TURNS)]
 
 
-def test_r1_learns_to_close_the_thought_that_its_prompt_has_begun():
+def test_r1_learns_to_close_the_thought_opened_by_its_prompt():
     rows, chat, tokenizer = rows_of("r1_distill", talk())
     assert len(rows) == TURNS, "a server renders earlier answers without thoughts, so each answer is a row"
     assert [learned_pieces(tokenizer, row) for row in rows] == [
@@ -77,7 +77,7 @@ def test_r1_learns_to_close_the_thought_that_its_prompt_has_begun():
     assert chat.takes_system
 
 
-def test_r1_learns_a_thought_that_an_answer_has_and_history_drops_it():
+def test_r1_learns_thoughts_in_answers_but_drops_them_from_history():
     messages = talk()
     messages[2] = Message("assistant", "<think>\nFirst, count.\n</think>\n\nIt is 7.")
     rows, _, tokenizer = rows_of("r1_distill", messages)
@@ -85,14 +85,14 @@ def test_r1_learns_a_thought_that_an_answer_has_and_history_drops_it():
     assert "count" not in tokenizer.decode(rows[1].input_ids)
 
 
-def test_an_empty_thought_of_the_rendering_is_not_learned_twice():
+def test_empty_thought_of_the_template_is_not_learned_twice():
     rows, _, tokenizer = rows_of("empty_thought", talk(None))
     assert [learned_pieces(tokenizer, row) for row in rows] == [
         [f"\n</think>\n\n{answer}<|im_end|>"] for answer in ANSWERS
     ]
 
 
-def test_qwen3_keeps_an_empty_thought_in_training_and_says_so(tmp_path):
+def test_qwen3_keeps_an_empty_thought_in_training_with_a_note(tmp_path):
     from lora_trainer.data.rows import prepare_data
 
     path = tmp_path / "dataset.jsonl"
@@ -104,7 +104,7 @@ def test_qwen3_keeps_an_empty_thought_in_training_and_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("base", REFUSALS)
-def test_a_base_that_can_not_be_rendered_is_refused_before_a_launch(base):
+def test_base_that_cannot_be_rendered_is_refused_before_a_launch(base):
     """GLM's template ends an answer with nothing: the next user's mark is what stops it."""
     with pytest.raises(BaseModelUnknownError, match="never learn to stop"):
         _ = Chat(tokenizer_with("glm", NO_STOP)).rendering
@@ -112,7 +112,7 @@ def test_a_base_that_can_not_be_rendered_is_refused_before_a_launch(base):
         preflight.check_base_model(Hyperparameters(base_model=base), (*OFFERED, base))
 
 
-def test_a_base_is_judged_by_its_tokenizer_before_it_is_offered(tmp_path):
+def test_command_judges_a_base_by_its_tokenizer(tmp_path):
     for name, template in (("good", "r1_distill"), ("bad", "x")):
         tokenizer_with(template, NO_STOP if template == "x" else None).save_pretrained(tmp_path / name)
         (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')

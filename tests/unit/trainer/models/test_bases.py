@@ -47,39 +47,40 @@ def put_in_cache(volume, name, *, weights=True):
     return put_model(repository / "snapshots" / COMMIT, weights=weights)
 
 
-def test_a_cached_model_is_taken_with_its_commit(tmp_path):
+def test_cached_model_is_used_with_its_commit(tmp_path):
     folder = put_in_cache(tmp_path, "org/model")
     base = BaseModels(tmp_path).find("org/model", None)
     assert (base.name, base.revision, base.folder) == ("org/model", COMMIT, folder)
     assert BaseModels(tmp_path).complete(base) == base
 
 
-def test_a_plain_folder_on_the_volume_and_a_path_are_taken(tmp_path):
+def test_plain_folder_on_the_volume_and_a_path_are_accepted(tmp_path):
     folder = put_model(tmp_path / "models" / "org" / "model")
     assert BaseModels(tmp_path).find("org/model", None).folder == folder
     by_path = BaseModels(tmp_path / "elsewhere").find(str(folder), None)
     assert (by_path.folder, by_path.name) == (folder, "model")
 
 
-def test_model_path_never_stands_in_for_the_model_that_was_asked_for_fault_44(tmp_path, monkeypatch):
+@pytest.mark.fault(44)
+def test_model_path_never_replaces_the_requested_model(tmp_path, monkeypatch):
     monkeypatch.setenv("MODEL_PATH", str(put_model(tmp_path / "other")))
     with pytest.raises(AssertionError, match="the hub was asked"):
         BaseModels(tmp_path).find("org/model", None)
 
 
-def test_a_revision_that_can_not_be_checked_is_refused(tmp_path):
+def test_revision_that_cannot_be_checked_is_refused(tmp_path):
     put_model(tmp_path / "models" / "org" / "model")
     with pytest.raises(BaseModelMismatchError, match="can't be checked"):
         BaseModels(tmp_path).find("org/model", "v2")
 
 
-def test_another_revision_than_the_cached_one_is_not_taken_for_it(tmp_path):
+def test_cached_model_of_another_revision_is_not_used(tmp_path):
     put_in_cache(tmp_path, "org/model")
     with pytest.raises(AssertionError, match="the hub was asked"):
         BaseModels(tmp_path).find("org/model", "f" * 40)
 
 
-def test_a_snapshot_given_as_a_path_keeps_its_name_and_revision(tmp_path):
+def test_snapshot_given_as_a_path_keeps_its_name_and_revision(tmp_path):
     folder = put_in_cache(tmp_path, "org/model")
     for revision in (None, COMMIT):
         base = BaseModels(tmp_path / "elsewhere").find(str(folder), revision)
@@ -88,7 +89,7 @@ def test_a_snapshot_given_as_a_path_keeps_its_name_and_revision(tmp_path):
         BaseModels(tmp_path / "elsewhere").find(str(folder), "f" * 40)
 
 
-def test_a_cache_with_all_weights_is_preferred_to_a_partial_one_before_it(tmp_path, monkeypatch):
+def test_complete_cache_is_preferred_to_an_earlier_partial_one(tmp_path, monkeypatch):
     partial = put_in_cache(tmp_path / "first", "org/model", weights=False)
     whole = put_in_cache(tmp_path / "second", "org/model")
     monkeypatch.setattr(bases, "_MOUNTS", (tmp_path / "second",))
@@ -98,12 +99,13 @@ def test_a_cache_with_all_weights_is_preferred_to_a_partial_one_before_it(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["no such model", "a/b/c", "../../etc", "/no/such/folder"])
-def test_what_is_no_model_is_named_fault_45(tmp_path, name):
+@pytest.mark.fault(45)
+def test_name_that_is_not_a_model_is_reported(tmp_path, name):
     with pytest.raises(BaseModelUnknownError, match="neither a folder"):
         BaseModels(tmp_path).find(name, None)
 
 
-def test_a_model_whose_index_names_a_missing_file_is_not_complete(tmp_path):
+def test_model_with_a_missing_weight_file_is_incomplete(tmp_path):
     folder = put_model(tmp_path / "m", weights=False)
     assert not has_weights(folder)
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
@@ -114,7 +116,8 @@ def test_a_model_whose_index_names_a_missing_file_is_not_complete(tmp_path):
     assert has_weights(folder)
 
 
-def test_a_download_that_does_not_fit_is_refused_before_it_begins_fault_47(tmp_path, monkeypatch):
+@pytest.mark.fault(47)
+def test_download_that_does_not_fit_is_refused_before_it_begins(tmp_path, monkeypatch):
     monkeypatch.setattr(bases, "download_bytes", lambda *_: 10**18)
     base = Base("org/model", COMMIT, put_in_cache(tmp_path, "org/model", weights=False))
     with pytest.raises(DiskFullError, match="needs 1,000,000,000"):
@@ -134,7 +137,7 @@ def hub_error(kind):
         (httpx2.ConnectError("no route"), BaseModelUnreachableError, "where it stopped"),
     ],
 )
-def test_what_the_hub_says_becomes_a_sentence_with_the_remedy(tmp_path, monkeypatch, raised, expected, words):
+def test_errors_of_the_hub_become_a_sentence_with_a_remedy(tmp_path, monkeypatch, raised, expected, words):
     def download(*arguments, local_files_only=False, **options):
         raise FileNotFoundError if local_files_only else raised
 
@@ -144,13 +147,14 @@ def test_what_the_hub_says_becomes_a_sentence_with_the_remedy(tmp_path, monkeypa
     assert words in caught.value.as_protocol().sentence()
 
 
-def test_code_of_a_model_is_trusted_by_name_only_fault_57(tmp_path):
+@pytest.mark.fault(57)
+def test_code_of_a_model_is_trusted_by_name_only(tmp_path):
     put_in_cache(tmp_path, "org/model")
     assert BaseModels(tmp_path, trusted=["org/model"]).find("org/model", None).trusted
     assert not BaseModels(tmp_path, trusted=["org/other"]).find("org/model", None).trusted
 
 
-def test_the_licence_stands_on_the_models_card(tmp_path):
+def test_model_card_names_the_licence(tmp_path):
     folder = put_model(tmp_path / "m")
     assert licence_of(Base("m", None, folder)) is None
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# A model\n")

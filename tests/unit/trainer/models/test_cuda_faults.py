@@ -44,13 +44,13 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize("error", MEMORY)
-def test_every_form_of_memory_running_out_is_known(error):
+def test_every_form_of_out_of_memory_is_recognised(error):
     assert is_out_of_memory(error)
     assert explain(error).code is ErrorCode.OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize("error", [*PASSING, *DAMAGE])
-def test_nothing_else_is_taken_for_it(error):
+def test_other_errors_are_not_taken_for_out_of_memory(error):
     assert not is_out_of_memory(error)
 
 
@@ -64,13 +64,13 @@ def loading(monkeypatch, error):
 
 
 @pytest.mark.parametrize("error", DAMAGE)
-def test_a_damaged_base_model_is_final_and_says_what_to_remove(monkeypatch, error):
+def test_damaged_base_model_is_final_and_names_what_to_remove(monkeypatch, error):
     with pytest.raises(BaseModelMismatchError, match="can't be loaded"):
         loading(monkeypatch, error)
 
 
 @pytest.mark.parametrize("error", PASSING)
-def test_what_may_pass_while_loading_is_tried_again(monkeypatch, caplog, error):
+def test_transient_errors_while_loading_are_retried(monkeypatch, caplog, error):
     with pytest.raises(TrainingError) as caught:
         loading(monkeypatch, error)
     assert FAULTS[caught.value.code] is Fault.TRANSIENT
@@ -79,7 +79,7 @@ def test_what_may_pass_while_loading_is_tried_again(monkeypatch, caplog, error):
 
 
 @pytest.mark.parametrize("error", [*MEMORY, OSError(errno.ENOSPC, "No space left on device")])
-def test_memory_and_disk_that_run_out_while_loading_keep_their_names(monkeypatch, error):
+def test_full_memory_or_disk_while_loading_keeps_its_error_code(monkeypatch, error):
     with pytest.raises(type(error)) as caught:
         loading(monkeypatch, error)
     assert explain(caught.value).code in {ErrorCode.OUT_OF_MEMORY, ErrorCode.DISK_FULL}
@@ -105,7 +105,7 @@ class Trainer:
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False),
     ],
 )
-def test_a_broken_gpu_context_is_not_saved_from_and_the_last_checkpoint_goes_on(monkeypatch, error, saves):
+def test_broken_gpu_context_saves_nothing_and_resumes_from_before(monkeypatch, error, saves):
     trainer, saved = Trainer(error), []
     monkeypatch.setattr("lora_trainer.recipe.train.save_checkpoint_now", lambda *_: saved.append(True))
     stop = SimpleNamespace(training_begins=lambda: None)
@@ -114,7 +114,7 @@ def test_a_broken_gpu_context_is_not_saved_from_and_the_last_checkpoint_goes_on(
 
 
 @pytest.mark.parametrize("error", DRIVER)
-def test_a_gpu_that_fails_is_named_and_tried_again(error):
+def test_failing_gpu_is_named_and_the_run_retried(error):
     assert context_is_broken(error)
     known = explain(error)
     assert FAULTS[known.code] is Fault.TRANSIENT

@@ -4,12 +4,12 @@ import pytest
 from lora_trainer.run.gpu import GpuMonitor, GpuSample
 
 
-def test_without_a_gpu_nothing_is_claimed():
+def test_without_a_gpu_no_gpu_values_are_reported():
     monitor = GpuMonitor(wanted=False)
     assert (monitor.name, monitor.sample()) == (None, GpuSample())
 
 
-def test_a_gpu_that_nvml_can_not_see_is_no_fault(monkeypatch):
+def test_gpu_invisible_to_nvml_is_tolerated(monkeypatch):
     def refuse():
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
@@ -38,13 +38,13 @@ def two_gpus(monkeypatch):
         monkeypatch.setattr(pynvml, name, lambda *_, answer=answer: answer)
 
 
-def test_the_gpu_names_itself_and_how_busy_it_is(two_gpus):
+def test_gpu_name_and_utilisation_are_reported(two_gpus):
     monitor = GpuMonitor(wanted=True)
     assert (monitor.name, monitor.driver, monitor.count) == ("NVIDIA A100-SXM4-80GB", "570.1", 2)
     assert monitor.sample() == GpuSample(97.0, 42 << 30)
 
 
-def test_a_gpu_that_falls_silent_does_not_stop_the_training(two_gpus, monkeypatch):
+def test_unreadable_gpu_values_do_not_stop_the_training(two_gpus, monkeypatch):
     monitor = GpuMonitor(wanted=True)
 
     def fail(handle):

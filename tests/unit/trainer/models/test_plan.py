@@ -43,13 +43,13 @@ def test_qwen3_next_80b_fits_one_80_gb_gpu(headline):
         ("Qwen/Qwen3-Next-80B-A3B-Instruct", 79.674),
     ],
 )
-def test_a_well_known_model_is_planned_offline_with_its_true_size(name, billions, tmp_path):
+def test_known_model_is_planned_offline_with_its_true_size(name, billions, tmp_path):
     plan = plan_for_base(name, Hyperparameters(), row_tokens=2048, micro_batch=1, volume=tmp_path)
     assert plan.checkpoint_bytes / 2e9 == pytest.approx(billions, rel=1e-3)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_does_not_fit_is_refused_with_figures_and_remedy(headline):
+def test_model_that_does_not_fit_is_refused_with_figures(headline):
     with pytest.raises(DoesNotFitError) as caught:
         check_plan(headline, 48 * GB, "L40S")
     text = caught.value.as_protocol().sentence()
@@ -60,14 +60,14 @@ def test_what_does_not_fit_is_refused_with_figures_and_remedy(headline):
     check_plan(headline, 80 * GB, "A100")
 
 
-def test_the_micro_batch_grows_into_the_spare_memory(headline):
+def test_micro_batch_grows_with_the_free_memory(headline):
     assert largest_fitting_micro_batch(headline, 64, 48 * GB) == 0
     assert largest_fitting_micro_batch(headline, 64, 60 * GB) == 1
     assert 1 < largest_fitting_micro_batch(headline, 64, 80 * GB) < 10
     assert largest_fitting_micro_batch(headline, 2, 180 * GB) == 2
 
 
-def test_packed_rows_without_flash_attention_are_planned_with_their_mask():
+def test_packed_rows_without_flash_attention_include_their_mask():
     from transformers import MistralConfig
 
     def planned(masked):
@@ -86,7 +86,7 @@ def test_the_table_names_every_part_and_the_verdict(headline):
 
 
 @pytest.mark.parametrize("change", [{}, {"rank": 64}, {"use_dora": True}, {"target_experts": True}])
-def test_planned_weights_are_those_that_train(change):
+def test_planned_weights_equal_the_trained_ones(change):
     from lora_trainer.models.loading import attach_lora
     from sandbox.tiny_architectures import tiny_config
 
@@ -101,7 +101,7 @@ def test_planned_weights_are_those_that_train(change):
     assert attach_lora(model, parameters).trainable == plan.trainable
 
 
-def test_the_table_in_the_documentation_is_what_the_plan_says(tmp_path):
+def test_documented_memory_table_matches_the_plan(tmp_path):
     page = (ROOT / "docs" / "training.md").read_text()
     rows = re.findall(r"^\| `(\S+/\S+)` \| (.*) \|$", page, re.MULTILINE)
     assert [name for name, _ in rows] == list(Settings.model_fields["base_models"].default)

@@ -27,7 +27,7 @@ def lora_names(model) -> set[str]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_named_module_takes_lora_and_no_router_head_or_embedding_does(architecture):
+def test_lora_reaches_each_named_module_but_no_router_or_head(architecture):
     lora = attach_lora(meta_model(architecture), Hyperparameters())
     assert set(lora.coverage) == set(lora.targets.modules)
     for name in lora_names(lora.model):
@@ -36,25 +36,25 @@ def test_every_named_module_takes_lora_and_no_router_head_or_embedding_does(arch
     assert "weights train" in lora.sentence()
 
 
-def test_linear_attention_carries_lora_in_every_layer_that_has_it():
+def test_every_linear_attention_layer_gets_lora():
     lora = attach_lora(meta_model("qwen3_next"), Hyperparameters())
     assert lora.coverage["in_proj_qkvz"] == 3
     assert lora.coverage["q_proj"] == 1
 
 
-def test_a_shared_expert_is_trained_when_asked_for_and_the_routed_ones_are_not():
+def test_shared_expert_can_be_trained_without_the_routed_ones():
     lora = attach_lora(meta_model("qwen3_next"), Hyperparameters(target_experts=True))
     assert lora.coverage["shared_expert.up_proj"] == 4
     assert not any(".experts." in name for name in lora_names(lora.model))
 
 
 @pytest.mark.parametrize(("architecture", "words"), [("qwen3_moe", "routed experts"), ("llama", "no experts")])
-def test_experts_that_can_not_be_trained_are_refused(architecture, words):
+def test_experts_that_cannot_be_trained_are_refused(architecture, words):
     with pytest.raises(HyperparametersInvalidError, match=words):
         choose_targets(meta_model(architecture), target_experts=True)
 
 
-def test_an_unknown_architecture_gets_all_linear_layers_but_heads_and_routers():
+def test_unknown_architecture_gets_lora_on_linear_layers_only():
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(
@@ -68,13 +68,13 @@ def test_an_unknown_architecture_gets_all_linear_layers_but_heads_and_routers():
     assert set(check_coverage(attach_lora(model, Hyperparameters()).model, targets)) == set(targets.modules)
 
 
-def test_a_target_that_took_no_lora_is_an_error_not_a_silence():
+def test_target_module_without_lora_is_an_error():
     model = attach_lora(meta_model("llama"), Hyperparameters()).model
     with pytest.raises(BaseModelUnknownError, match="in_proj_qkvz"):
         check_coverage(model, Targets(("q_proj", "in_proj_qkvz")))
 
 
-def test_packing_is_on_where_examples_stay_apart_and_a_refusal_is_explained():
+def test_packing_is_used_only_where_examples_stay_apart():
     assert packing_decision("llama", None) == (True, None)
     assert packing_decision("llama", False) == (False, None)
     on, note = packing_decision("qwen3_next", True)
@@ -84,7 +84,7 @@ def test_packing_is_on_where_examples_stay_apart_and_a_refusal_is_explained():
     assert packing_decision("olmo2", None)[0] is False
 
 
-def test_a_kernel_that_is_there_but_does_not_import_does_not_turn_packing_on(monkeypatch, tmp_path):
+def test_kernel_that_fails_to_import_does_not_enable_packing(monkeypatch, tmp_path):
     for name in ("causal_conv1d", "fla"):
         (tmp_path / f"{name}.py").write_text("")
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -99,5 +99,5 @@ def test_a_kernel_that_is_there_but_does_not_import_does_not_turn_packing_on(mon
 
 
 @pytest.mark.parametrize(("rank", "served"), [(1, 1), (4, 8), (16, 16), (24, 32), (96, 128), (257, 320), (400, 512)])
-def test_vllm_is_told_a_rank_that_it_takes(rank, served):
+def test_served_rank_is_one_that_vllm_supports(rank, served):
     assert vllm_rank(rank) == served

@@ -34,12 +34,12 @@ def no_packages(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def test_nothing_is_reported_where_nothing_asks_for_it():
+def test_no_reporter_is_used_by_default():
     assert usable_reporters() == ([], [])
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
-def test_a_variable_without_its_package_is_a_note_and_no_reporter(monkeypatch, no_packages, variable):
+def test_reporter_without_its_package_becomes_a_note(monkeypatch, no_packages, variable):
     monkeypatch.setenv(variable, "secret-value")
     names, notes = usable_reporters()
     assert names == []
@@ -56,13 +56,13 @@ def test_a_variable_without_its_package_is_a_note_and_no_reporter(monkeypatch, n
         ("MLFLOW_TRACKING_URI", "mlflow", "mlflow"),
     ],
 )
-def test_a_variable_with_its_package_reports(monkeypatch, no_packages, variable, package, name):
+def test_variable_with_its_package_enables_a_reporter(monkeypatch, no_packages, variable, package, name):
     monkeypatch.setenv(variable, "x")
     install(monkeypatch, package)
     assert usable_reporters() == ([name], [])
 
 
-def test_a_package_that_is_there_but_does_not_import_is_a_note(monkeypatch, tmp_path):
+def test_reporter_package_that_fails_to_import_becomes_a_note(monkeypatch, tmp_path):
     (tmp_path / "mlflow.py").write_text("raise RuntimeError('built for another Python')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mlflow", raising=False)

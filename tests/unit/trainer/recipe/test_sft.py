@@ -11,7 +11,7 @@ from lora_trainer.recipe.sft import _loraplus_optimizer
 pytestmark = pytest.mark.gpu_stack
 
 
-def test_lora_plus_decays_weights_as_asked_for():
+def test_lora_plus_applies_the_requested_weight_decay():
     from lora_trainer.models.loading import attach_lora
     from tests.unit.trainer.models.test_targets import meta_model
 

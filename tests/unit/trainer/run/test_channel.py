@@ -58,7 +58,7 @@ async def fault(function: str, response: httpx.Response) -> ChannelUnreachableEr
     ],
     ids=lambda response: f"{response.status_code} {response.text[:40]}",
 )
-async def test_what_is_no_answer_of_the_function_is_waited_out(function: str, response: httpx.Response) -> None:
+async def test_answer_that_is_not_the_functions_is_retried(function: str, response: httpx.Response) -> None:
     assert isinstance(await fault(function, response), _PassingFaultError)
 
 
@@ -72,7 +72,7 @@ async def test_what_is_no_answer_of_the_function_is_waited_out(function: str, re
     ],
     ids=lambda response: f"{response.status_code} {response.text[:40]}",
 )
-async def test_a_refusal_is_said_at_once_without_the_servers_words(response: httpx.Response) -> None:
+async def test_refusal_is_reported_at_once_without_the_servers_text(response: httpx.Response) -> None:
     refusal = await fault("check_in", response)
     assert not isinstance(refusal, _PassingFaultError)
     assert refusal.hint

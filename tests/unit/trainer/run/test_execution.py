@@ -75,7 +75,8 @@ def is_running(pid: int) -> bool:
         return False
 
 
-async def test_a_trained_adapter_is_published_with_its_manifest_last_fault_31(project, settings, monkeypatch):
+@pytest.mark.fault(31)
+async def test_trained_adapter_is_published_with_its_manifest_last(project, settings, monkeypatch):
     monkeypatch.setenv("FAKE_CHILD", "succeed")
     run = Run(settings)
     result = await run.result()
@@ -98,7 +99,7 @@ async def test_a_trained_adapter_is_published_with_its_manifest_last_fault_31(pr
 
 @pytest.mark.parametrize("ending", ["succeed_after:10000", "fail_after:10000"])
 @pytest.mark.parametrize("chart_points", [100, 1000])
-async def test_result_and_manifest_of_a_long_run_stay_small_and_have_its_first_and_last_step(
+async def test_result_of_a_long_run_is_small_with_first_and_last_step(
     project, settings, monkeypatch, ending, chart_points
 ):
     monkeypatch.setenv("FAKE_CHILD", ending)
@@ -123,7 +124,7 @@ async def test_progress_is_posted_in_order_and_stages_only_move_forward(project,
     assert run.posts[-1]["points"]
 
 
-async def test_the_first_act_is_the_fence_and_a_superseded_run_trains_nothing(project, settings, monkeypatch, tmp_path):
+async def test_execution_checks_the_fence_first_and_obeys_it(project, settings, monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_CHILD", "succeed")
     project.refusal = "superseded"
     run = Run(settings)
@@ -166,7 +167,7 @@ async def test_losing_the_fence_while_training_kills_the_child_at_once(
     ],
     ids=lambda answer: answer.text[:30],
 )
-async def test_a_heartbeat_without_an_answer_of_the_function_ends_no_training(project, settings, monkeypatch, answer):
+async def test_unanswered_heartbeat_does_not_end_the_training(project, settings, monkeypatch, answer):
     monkeypatch.setenv("FAKE_CHILD", "wait")
     run = Run(settings)
     task = run.start()
@@ -179,7 +180,7 @@ async def test_a_heartbeat_without_an_answer_of_the_function_ends_no_training(pr
     assert result.status == "superseded"
 
 
-async def test_a_job_stop_lets_the_child_save_and_then_ends_the_handler(project, settings, monkeypatch, tmp_path):
+async def test_job_stop_lets_the_child_save_a_checkpoint_first(project, settings, monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_CHILD", "wait")
     run = Run(settings)
     task = run.start()
@@ -193,7 +194,7 @@ async def test_a_job_stop_lets_the_child_save_and_then_ends_the_handler(project,
     assert not is_running(child_note(tmp_path)["pid"])
 
 
-async def test_sigterm_saves_a_checkpoint_and_is_nobodys_fault(project, settings, monkeypatch):
+async def test_sigterm_saves_a_checkpoint_and_blames_nobody(project, settings, monkeypatch):
     monkeypatch.setenv("FAKE_CHILD", "wait")
     run = Run(settings)
     task = run.start()
@@ -216,7 +217,7 @@ async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(project, s
 
 
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "full"), OSError(errno.ESTALE, "stale"), FileNotFoundError()])
-async def test_a_volume_that_takes_no_note_does_not_end_a_healthy_run(project, settings, monkeypatch, caplog, fault):
+async def test_volume_that_cannot_be_written_does_not_end_a_healthy_run(project, settings, monkeypatch, caplog, fault):
     def broken(folder, run_id, seconds):
         if seconds > 0:
             refused.append(threading.current_thread())
@@ -235,7 +236,7 @@ async def test_a_volume_that_takes_no_note_does_not_end_a_healthy_run(project, s
     assert type(fault).__name__ in caplog.text
 
 
-async def test_nothing_is_noted_in_a_folder_that_is_being_removed(project, settings, monkeypatch):
+async def test_folder_being_removed_is_not_written_to(project, settings, monkeypatch):
     def remove(folder):
         beats = len(project.check_ins)
         noted.clear()
@@ -251,7 +252,7 @@ async def test_nothing_is_noted_in_a_folder_that_is_being_removed(project, setti
     assert removed == [[]]
 
 
-async def test_a_restarted_execution_goes_on_with_the_time_of_its_run(project, settings, monkeypatch):
+async def test_restarted_execution_continues_the_time_of_its_run(project, settings, monkeypatch):
     monkeypatch.setenv("FAKE_CHILD", "wait")
     earlier = JobFolder(settings.volume / "lora-jobs" / "job-1", "earlier")
     earlier.take("run-1")
@@ -280,7 +281,8 @@ async def test_the_child_is_stopped_before_the_time_limit(project, settings, mon
         ("exit:0", "exit code 0"),
     ],
 )
-async def test_a_crashed_child_is_a_failure_that_names_how_fault_59(project, settings, monkeypatch, behaviour, words):
+@pytest.mark.fault(59)
+async def test_crashed_child_is_a_failure_that_names_the_cause(project, settings, monkeypatch, behaviour, words):
     monkeypatch.setenv("FAKE_CHILD", behaviour)
     result = await Run(settings).result()
     assert (result.status, result.error.code) == ("failed", ErrorCode.CHILD_CRASHED)
@@ -295,7 +297,7 @@ async def test_a_failure_also_fails_the_runpod_job_and_keeps_its_code(project, s
     assert Result.model_validate(output).error.code is ErrorCode.DATASET_INVALID
 
 
-async def test_memory_that_ran_out_is_tried_again_with_a_smaller_micro_batch(project, settings, monkeypatch):
+async def test_out_of_memory_is_retried_with_a_smaller_micro_batch(project, settings, monkeypatch):
     monkeypatch.setenv("FAKE_CHILD", "out_of_memory_until:1")
     result = await Run(settings).result()
     assert result.status == "completed"
@@ -310,9 +312,8 @@ async def test_the_child_gets_no_secret(project, settings, monkeypatch, tmp_path
         assert secret not in note
 
 
-async def test_an_ungranted_adapter_stays_on_the_volume_and_is_published_by_the_next_attempt_fault_39(
-    project, settings, monkeypatch, tmp_path
-):
+@pytest.mark.fault(39)
+async def test_adapter_without_a_grant_is_published_by_the_next_attempt(project, settings, monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_CHILD", "succeed")
     project.grants_after = 10_000
     first = await Run(settings, limits={"max_seconds": 600, "grant_wait_seconds": 0.05}).result()
@@ -327,7 +328,7 @@ async def test_an_ungranted_adapter_stays_on_the_volume_and_is_published_by_the_
     assert second.manifest.run_id == "run-2"
 
 
-async def test_an_adapter_of_other_hyperparameters_is_not_taken_for_this_one(project, settings, monkeypatch, tmp_path):
+async def test_adapter_of_other_hyperparameters_is_not_reused(project, settings, monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_CHILD", "succeed")
     project.grants_after = 10_000
     await Run(settings, limits={"max_seconds": 600, "grant_wait_seconds": 0.05}).result()
@@ -338,7 +339,7 @@ async def test_an_adapter_of_other_hyperparameters_is_not_taken_for_this_one(pro
     assert (tmp_path / "note.json").exists()
 
 
-async def test_a_run_stopped_while_it_waits_for_its_grant_is_unpublished_not_failed(project, settings, monkeypatch):
+async def test_run_stopped_while_waiting_for_a_grant_is_unpublished(project, settings, monkeypatch):
     monkeypatch.setenv("FAKE_CHILD", "succeed")
     project.grants_after = 10_000
     run = Run(settings)
@@ -363,7 +364,7 @@ async def test_a_dataset_that_changed_is_not_trained_on(project, settings, tmp_p
     assert not (tmp_path / "note.json").exists()
 
 
-async def test_a_request_that_is_none_is_refused_without_repeating_its_values():
+async def test_malformed_request_is_refused_without_quoting_its_values():
     output = await handler({"id": "x", "input": {"job_id": "j", "run_id": "r", "channel": {"token": "secret"}}})
     assert output["status"] == "failed"
     assert output["failure"]["code"] == "request_invalid"
@@ -371,7 +372,7 @@ async def test_a_request_that_is_none_is_refused_without_repeating_its_values():
     assert "secret" not in json.dumps(output)
 
 
-async def test_another_protocol_is_refused_with_the_remedy():
+async def test_unknown_protocol_version_is_refused_with_a_remedy():
     output = await handler({"id": "x", "input": request_input(protocol=2)})
     assert "protocol 2" in output["error"]
     assert "same release" in output["error"]
@@ -390,7 +391,7 @@ async def test_sigterm_reaches_the_execution_and_the_sdk(monkeypatch):
         signal.signal(signal.SIGTERM, previous)
 
 
-def test_what_the_worker_adds_to_a_job_at_its_launch_makes_no_other_training():
+def test_values_added_at_launch_do_not_make_another_training():
     """Else the second attempt would know neither checkpoint nor adapter of the first."""
     chosen = {"epochs": 2, "rank": 8, "base_model": "base"}
     first = parse_request(request_input(hyperparameters=chosen))

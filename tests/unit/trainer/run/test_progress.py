@@ -25,7 +25,7 @@ def test_stage_progress_and_step_never_go_back(updates):
         assert before.current_step <= after.current_step
 
 
-def test_a_stage_without_points_keeps_the_curve():
+def test_stage_without_points_keeps_the_curve():
     kept = advance(progress(Stage.TRAINING, step=5), progress(Stage.UPLOADING))
     assert [point.step for point in kept.points] == [1, 2, 3, 4, 5]
     assert kept.stage is Stage.UPLOADING
@@ -52,7 +52,7 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def test_posts_go_one_at_a_time_and_none_is_under_way_after_closing():
+async def test_posts_are_sequential_and_finished_when_closed():
     server = Server()
     poster = ProgressPoster(server.post, interval_seconds=0, settle_seconds=0)
     for percent in range(0, 100, 5):
@@ -69,7 +69,7 @@ async def test_posts_go_one_at_a_time_and_none_is_under_way_after_closing():
     assert server.arrived == arrived, "something was posted after the end"
 
 
-async def test_updates_between_two_posts_become_one():
+async def test_updates_between_two_posts_are_merged():
     server = Server()
     poster = ProgressPoster(server.post, interval_seconds=1000, settle_seconds=0)
     for percent in range(50):
@@ -79,7 +79,7 @@ async def test_updates_between_two_posts_become_one():
     assert len(server.arrived) == 1
 
 
-async def test_a_post_that_fails_does_not_stop_the_training():
+async def test_failed_post_does_not_stop_the_training():
     calls = []
 
     async def refuse(payload: dict) -> None:

@@ -60,7 +60,8 @@ async def publish_with(artifact):
         return await publish(artifact, outcome, request, channel, grant_poll_seconds=0.01)
 
 
-async def test_an_upload_is_repeated_until_the_storage_takes_it_fault_32(project, artifact):
+@pytest.mark.fault(32)
+async def test_upload_is_repeated_until_the_storage_accepts_it(project, artifact):
     project.upload_statuses = {"adapter_model.safetensors": [503, 429, 500], "manifest.json": [502]}
     await publish_with(artifact)
     assert project.upload_order == ["adapter_model.safetensors", "manifest.json"]
@@ -71,7 +72,7 @@ EXPIRED = '"exp" claim timestamp check failed'
 WEIGHTS = "adapter_model.safetensors"
 
 
-async def test_what_passes_inside_a_400_is_tried_again(project, artifact):
+async def test_transient_upload_error_inside_a_400_is_retried(project, artifact):
     project.upload_statuses = {
         WEIGHTS: [said("503", "LockTimeout"), said("429", "SlowDown"), said("423", "ResourceLocked"), 544]
     }
@@ -109,7 +110,7 @@ async def test_a_refused_upload_is_not_repeated_and_leaves_no_manifest(project, 
     ids=lambda answer: answer.json()["message"],
 )
 @pytest.mark.parametrize("path", [WEIGHTS, "manifest.json"])
-async def test_urls_that_have_run_out_are_asked_for_again_and_the_rest_goes_on(project, artifact, path, answer):
+async def test_expired_upload_urls_are_renewed_and_uploading_continues(project, artifact, path, answer):
     (artifact / "adapter_config.json").write_bytes(b"{}")
     project.upload_statuses = {path: [answer]}
     await publish_with(artifact)
@@ -117,7 +118,7 @@ async def test_urls_that_have_run_out_are_asked_for_again_and_the_rest_goes_on(p
     assert project.upload_order == ["adapter_config.json", WEIGHTS, "manifest.json"]
 
 
-async def test_a_url_that_is_surely_over_is_not_tried(project, artifact, monkeypatch):
+async def test_expired_upload_url_is_not_tried(project, artifact, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("lora_trainer.run.publishing.time.monotonic", lambda: now[0])
     project.urls_live_seconds = 60
@@ -133,7 +134,7 @@ async def test_a_url_that_is_surely_over_is_not_tried(project, artifact, monkeyp
     assert project.upload_order == [WEIGHTS, "manifest.json"]
 
 
-async def test_urls_that_never_live_long_enough_end_with_what_to_set(project, artifact):
+async def test_too_short_lived_upload_urls_fail_with_the_setting(project, artifact):
     project.upload_statuses = {WEIGHTS: [said("400", "InvalidJWT", EXPIRED)] * 20}
     with pytest.raises(UploadFailedError) as caught:
         await publish_with(artifact)
@@ -141,7 +142,7 @@ async def test_urls_that_never_live_long_enough_end_with_what_to_set(project, ar
     assert project.renewals <= 5
 
 
-async def test_a_file_whose_name_no_object_may_have_is_stored_under_another(project, artifact):
+async def test_file_with_an_invalid_object_name_is_renamed(project, artifact):
     (artifact / "größe [1] 100%.json").write_bytes(b"{}")
     manifest = await publish_with(artifact)
     (file,) = (file for file in manifest.files if file.name == "größe [1] 100%.json")
@@ -149,7 +150,7 @@ async def test_a_file_whose_name_no_object_may_have_is_stored_under_another(proj
     assert project.uploads[file.path] == b"{}"
 
 
-async def test_publishing_waits_while_the_database_is_away(project, artifact):
+async def test_publishing_waits_while_the_database_is_down(project, artifact):
     route = project.router.post(f"{URL}/rest/v1/rpc/request_upload")
     answers = iter([lambda request: httpx.Response(401), project._request_upload])
     route.side_effect = lambda request: next(answers)(request)
@@ -157,7 +158,7 @@ async def test_publishing_waits_while_the_database_is_away(project, artifact):
     assert "manifest.json" in project.uploads
 
 
-async def test_a_legacy_key_is_also_the_bearer_and_a_new_one_is_not(project):
+async def test_only_a_legacy_key_is_sent_as_bearer_token(project):
     async with client() as channel:
         await channel.check_in()
     legacy = Channel(url=URL, key="eyJhbGciOi", token=TOKEN)
@@ -169,7 +170,7 @@ async def test_a_legacy_key_is_also_the_bearer_and_a_new_one_is_not(project):
     assert second["authorization"] == "Bearer eyJhbGciOi"
 
 
-async def test_a_transient_fault_of_the_channel_is_retried_and_a_refusal_is_not(project):
+async def test_transient_channel_error_is_retried_and_a_refusal_is_not(project):
     route = project.router.post(f"{URL}/rest/v1/rpc/check_in_run")
     route.side_effect = [
         httpx.Response(503),
@@ -195,7 +196,7 @@ async def test_a_transient_fault_of_the_channel_is_retried_and_a_refusal_is_not(
     ],
     ids=lambda value: value if isinstance(value, str) else value.json()["message"],
 )
-async def test_a_dataset_that_is_not_given_says_why_without_its_url(project, tmp_path, answer, words):
+async def test_dataset_download_error_does_not_contain_the_url(project, tmp_path, answer, words):
     project.router.get(f"{URL}/dataset").mock(return_value=answer)
     reference = DatasetRef(url=f"{URL}/dataset?token=secret")
     with pytest.raises(DatasetUnreachableError) as caught:
@@ -204,14 +205,14 @@ async def test_a_dataset_that_is_not_given_says_why_without_its_url(project, tmp
     assert "secret" not in caught.value.message
 
 
-async def test_what_passes_inside_a_400_of_a_download_is_tried_again(project, tmp_path):
+async def test_transient_download_error_inside_a_400_is_retried(project, tmp_path):
     answers = [said("503", "DatabaseReadOnly"), said("429", "SlowDown"), httpx.Response(200, content=b"whole")]
     project.router.get(f"{URL}/dataset").mock(side_effect=answers)
     await download_dataset(DatasetRef(url=f"{URL}/dataset"), tmp_path / "dataset")
     assert (tmp_path / "dataset").read_bytes() == b"whole"
 
 
-async def test_a_refusal_without_end_is_not_read_to_its_end(project, tmp_path):
+async def test_endless_refusal_is_read_up_to_a_limit(project, tmp_path):
     taken = 0
 
     async def endless():
@@ -226,7 +227,7 @@ async def test_a_refusal_without_end_is_not_read_to_its_end(project, tmp_path):
     assert taken <= 1 << 20
 
 
-async def test_a_download_that_breaks_off_starts_again_from_the_beginning(project, tmp_path):
+async def test_interrupted_download_starts_again_from_the_beginning(project, tmp_path):
     project.router.get(f"{URL}/dataset").mock(
         side_effect=[httpx.ReadError("broke"), httpx.Response(502), httpx.Response(200, content=b"whole")]
     )
@@ -234,7 +235,7 @@ async def test_a_download_that_breaks_off_starts_again_from_the_beginning(projec
     assert (tmp_path / "dataset").read_bytes() == b"whole"
 
 
-async def test_a_full_disk_is_named(project):
+async def test_full_disk_is_named(project):
     from pathlib import Path
 
     with pytest.raises(DiskFullError, match="disk is full"):

@@ -51,7 +51,7 @@ def manifest(points, files=200):
 
 @pytest.mark.parametrize("steps", [1, 99, 2_000, 41_900, 100_000])
 @pytest.mark.parametrize("chart_points", [10, 100, 1000])
-def test_the_manifest_of_the_longest_run_is_one_that_the_worker_reads(steps, chart_points):
+def test_manifest_of_the_longest_run_is_readable_by_the_worker(steps, chart_points):
     curve = [long_point(step, 1.5 if step % max(steps // 10, 1) == 0 else None) for step in range(1, steps + 1)]
     kept = manifest_points(curve, total_steps=steps, chart_points=chart_points)
     written, content = encode_manifest(manifest(kept))
@@ -65,7 +65,7 @@ def test_the_manifest_of_the_longest_run_is_one_that_the_worker_reads(steps, cha
     )
 
 
-def test_a_manifest_at_the_limit_is_written_whole_and_one_byte_more_is_thinned(monkeypatch):
+def test_manifest_is_thinned_only_above_its_size_limit(monkeypatch):
     whole = manifest([long_point(step) for step in range(1, 50)])
     size = len(whole.model_dump_json(exclude_none=True).encode())
     monkeypatch.setattr("lora_trainer.run.sizes.MAX_MANIFEST_BYTES", size)
@@ -76,7 +76,7 @@ def test_a_manifest_at_the_limit_is_written_whole_and_one_byte_more_is_thinned(m
     assert (thinned.points[0].step, thinned.points[-1].step) == (1, 49)
 
 
-def test_a_manifest_that_is_too_large_without_its_curve_is_refused_for_good(monkeypatch):
+def test_manifest_too_large_without_its_curve_is_refused(monkeypatch):
     monkeypatch.setattr("lora_trainer.run.sizes.MAX_MANIFEST_BYTES", 1000)
     with pytest.raises(ArtifactTooLargeError, match=r"takes \d+ bytes; the worker reads 1000") as refused:
         encode_manifest(manifest([long_point(1), long_point(2), long_point(3)]))
@@ -84,7 +84,7 @@ def test_a_manifest_that_is_too_large_without_its_curve_is_refused_for_good(monk
 
 
 @pytest.mark.parametrize("points", [0, 1, 2, 1000, 5000])
-def test_progress_and_result_are_such_as_runpod_takes(points):
+def test_progress_and_result_fit_runpods_limits(points):
     curve = [long_point(step) for step in range(1, points + 1)]
     progress = Progress(run_id="r", stage=Stage.TRAINING, progress=50, points=curve, message="€" * 2000)
     result = Result(
@@ -97,13 +97,13 @@ def test_progress_and_result_are_such_as_runpod_takes(points):
         assert (fitted.points[0].step, fitted.points[-1].step) == (1, points)
 
 
-def test_as_many_files_as_the_database_takes_are_published_and_not_one_more():
+def test_number_of_published_files_is_the_databases_limit():
     check_files([file(number, 1) for number in range(MAX_FILES)])
     with pytest.raises(ArtifactTooLargeError, match="has 201 files; 200 can be published"):
         check_files([file(number, 1) for number in range(MAX_FILES + 1)])
 
 
-def test_names_that_are_longer_than_the_database_takes_are_refused():
+def test_file_names_longer_than_the_database_allows_are_refused():
     def named(letter):
         paths = (f"{number:03}{'p' * 170}" for number in range(MAX_FILES))
         return [ArtifactFile(name=letter * 170, path=path, bytes=1, sha256="a" * 64) for path in paths]
@@ -113,7 +113,7 @@ def test_names_that_are_longer_than_the_database_takes_are_refused():
         check_files(named("ü"))
 
 
-def test_a_growing_curve_and_its_chart_are_as_if_sorted_and_thinned_anew():
+def test_growing_curve_equals_one_sorted_and_thinned_afterwards():
     for total, limit in ((7, 10), (430, 100), (1000, 12), (5000, 100)):
         curve, noted = Curve(limit=limit), {}
         for step in range(1, total + 1):
@@ -126,7 +126,7 @@ def test_a_growing_curve_and_its_chart_are_as_if_sorted_and_thinned_anew():
                 assert curve.chart(total) == thin_points(expected, total_steps=total, limit=limit)
 
 
-def test_a_step_costs_no_look_at_the_whole_curve(monkeypatch):
+def test_adding_a_step_does_not_read_the_whole_curve(monkeypatch):
     looked = []
     from lora_contract import curve as module
 

@@ -11,18 +11,19 @@ from lora_trainer.run.volume import find_volume, open_job_folder, remove_stale_j
 from lora_trainer.settings import Settings, load_settings, unread_settings
 
 
-def test_the_configured_volume_comes_first_fault_46(tmp_path):
+@pytest.mark.fault(46)
+def test_configured_volume_is_preferred(tmp_path):
     assert find_volume(tmp_path) == tmp_path
     assert find_volume(None).is_absolute()
 
 
 @pytest.mark.parametrize("job_id", ["../other", "a/b", "", "x" * 200, "a b"])
-def test_a_job_id_that_is_no_folder_name_is_refused(tmp_path, job_id):
+def test_job_id_unfit_as_a_folder_name_is_refused(tmp_path, job_id):
     with pytest.raises(RequestInvalidError):
         open_job_folder(tmp_path, job_id, "e1")
 
 
-def test_a_later_execution_takes_the_folder_from_an_earlier_one(tmp_path):
+def test_later_execution_takes_the_folder_from_an_earlier_one(tmp_path):
     first, second = (open_job_folder(tmp_path, "job", name) for name in ("e1", "e2"))
     first.take("run")
     assert first.is_owned()
@@ -31,7 +32,7 @@ def test_a_later_execution_takes_the_folder_from_an_earlier_one(tmp_path):
     assert not first.is_owned(), "an execution that was believed dead would go on writing"
 
 
-def test_seconds_of_earlier_executions_of_the_same_run_are_billed_and_no_others(tmp_path):
+def test_only_seconds_of_the_same_runs_executions_are_counted(tmp_path):
     for name, run, seconds in (("e1", "run", 60), ("e2", "run", 30), ("e3", "other run", 500)):
         folder = open_job_folder(tmp_path, "job", name)
         folder.take(run)
@@ -42,7 +43,7 @@ def test_seconds_of_earlier_executions_of_the_same_run_are_billed_and_no_others(
     assert own.seconds_of_run("run") == 90
 
 
-def test_half_an_outcome_is_no_artifact(tmp_path):
+def test_partial_outcome_is_not_an_artifact(tmp_path):
     earlier = open_job_folder(tmp_path, "job", "e1")
     earlier.take("run")
     outcome = Outcome(status="trained", fingerprint="f")
@@ -55,7 +56,7 @@ def test_half_an_outcome_is_no_artifact(tmp_path):
     assert later.finished_artifact("f") is None
 
 
-def test_folders_that_nobody_came_back_to_are_removed(tmp_path):
+def test_abandoned_folders_are_removed(tmp_path):
     old, fresh, own = (open_job_folder(tmp_path, name, "e") for name in ("old", "fresh", "own"))
     for folder in (old, fresh, own):
         folder.take("run")
@@ -67,7 +68,7 @@ def test_folders_that_nobody_came_back_to_are_removed(tmp_path):
     assert sorted(path.name for path in (tmp_path / "lora-jobs").iterdir()) == ["fresh", "own"]
 
 
-def test_a_wrong_variable_of_the_endpoint_is_named(monkeypatch):
+def test_wrong_endpoint_variable_is_named(monkeypatch):
     monkeypatch.setenv("LORA_TRAINER_GRACE_SECONDS", "soon")
     with pytest.raises(TrainingError, match="LORA_TRAINER_GRACE_SECONDS"):
         load_settings()
@@ -85,7 +86,7 @@ def test_a_wrong_variable_of_the_endpoint_is_named(monkeypatch):
         ("LORA_TRAINER_ZEBRAS_IN_PARIS", "docs/training.md lists them all"),
     ],
 )
-def test_a_misspelt_variable_of_the_endpoint_is_named_and_fails_nothing(monkeypatch, name, near):
+def test_misspelt_endpoint_variable_is_named_and_ignored(monkeypatch, name, near):
     for right in ("LORA_TRAINER_VOLUME", "lora_trainer_keep_days", "LORA_CRASH", "LORA_STANDIN_LOG"):
         monkeypatch.setenv(right, "1")
     assert unread_settings() == []
@@ -94,7 +95,7 @@ def test_a_misspelt_variable_of_the_endpoint_is_named_and_fails_nothing(monkeypa
     assert load_settings()
 
 
-def test_two_executions_of_a_job_that_was_delivered_twice_may_take_its_folder_at_the_same_moment(tmp_path):
+def test_two_executions_can_take_a_jobs_folder_at_the_same_time(tmp_path):
     folders = [open_job_folder(tmp_path, "job", f"e{number}") for number in range(4)]
     with ThreadPoolExecutor(len(folders)) as pool:
         for _ in range(50):

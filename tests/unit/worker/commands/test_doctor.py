@@ -27,7 +27,7 @@ GOOD = {
         GOOD | {"file_size_limit": GB},
     ],
 )
-def test_a_bucket_that_takes_adapters_is_well(bucket: dict[str, Any]) -> None:
+def test_bucket_that_accepts_adapters_passes(bucket: dict[str, Any]) -> None:
     (check,) = examine_bucket(bucket, holds_artifacts=True)
     assert check.ok
     assert check.remedy == ""
@@ -48,7 +48,7 @@ def test_a_bucket_that_takes_adapters_is_well(bucket: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_the_adapters_bucket_is_said_with_its_remedy(change: dict[str, Any], finding: str) -> None:
+def test_each_fault_of_the_adapters_bucket_has_a_remedy(change: dict[str, Any], finding: str) -> None:
     (check,) = examine_bucket(GOOD | change, holds_artifacts=True)
     assert not check.ok
     assert check.finding == finding
@@ -56,12 +56,12 @@ def test_what_is_wrong_with_the_adapters_bucket_is_said_with_its_remedy(change: 
 
 
 @pytest.mark.parametrize("rule", ["*/*", "*", "application/j*", "application/?son", "application/octet*"])
-def test_a_rule_that_storage_does_not_know_lets_nothing_in(rule: str) -> None:
+def test_unknown_mime_rule_counts_as_refusing_everything(rule: str) -> None:
     (check,) = examine_bucket(GOOD | {"allowed_mime_types": [rule]}, holds_artifacts=True)
     assert check.finding == "the bucket lora-models does not take application/json and application/octet-stream"
 
 
-def test_short_lived_upload_urls_are_said_with_what_to_set() -> None:
+def test_short_lived_upload_urls_are_reported_with_the_setting() -> None:
     assert examine_lifetime(7200).ok
     short = examine_lifetime(60)
     assert not short.ok
@@ -69,12 +69,12 @@ def test_short_lived_upload_urls_are_said_with_what_to_set() -> None:
     assert "UPLOAD_SIGNED_URL_EXPIRATION_TIME" in short.remedy
 
 
-def test_everything_that_is_wrong_is_said_at_once() -> None:
+def test_every_fault_is_reported_at_once() -> None:
     bucket = GOOD | {"public": True, "file_size_limit": 1, "allowed_mime_types": ["text/plain"]}
     assert len(examine_bucket(bucket, holds_artifacts=True)) == 3
 
 
-def test_a_bucket_of_datasets_may_take_less_but_must_be_private() -> None:
+def test_datasets_bucket_must_be_private_but_may_be_small() -> None:
     bucket = GOOD | {"name": "lora-datasets", "file_size_limit": 1024**2, "allowed_mime_types": ["text/plain"]}
     (fine,) = examine_bucket(bucket, holds_artifacts=False)
     assert fine.ok

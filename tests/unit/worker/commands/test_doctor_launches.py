@@ -37,7 +37,7 @@ def launches(endpoint: str | None, count: int = 1, launcher: str = "runpod") -> 
     return {"launcher": launcher, "endpoint": endpoint, "launches": count}
 
 
-async def test_launches_at_the_endpoint_of_the_settings_are_well() -> None:
+async def test_launches_at_the_configured_endpoint_pass() -> None:
     assert await checks(endpoints=[launches(OWN)]) == []
 
 
@@ -49,7 +49,7 @@ async def test_launches_at_the_endpoint_of_the_settings_are_well() -> None:
         ([], "1 more of its GPUs work than this database has launches there (0)", "cancel them there"),
     ],
 )
-async def test_launches_out_of_reach_and_gpus_without_a_run_are_found(
+async def test_unreachable_launches_and_gpus_without_a_run_are_reported(
     rows: list[dict[str, Any]], words: str, remedy: str
 ) -> None:
     (check,) = await checks(endpoints=rows)
@@ -58,7 +58,7 @@ async def test_launches_out_of_reach_and_gpus_without_a_run_are_found(
     assert remedy in check.remedy
 
 
-async def test_what_a_run_waits_for_is_found() -> None:
+async def test_reason_why_a_run_waits_is_reported() -> None:
     runs = [{"run_id": "r", "problem": "its launch can't be looked at"}, {"run_id": "s", "problem": None}]
     (check,) = await checks(endpoints=[launches(OWN)], runs=runs)
     assert (check.ok, "its launch can't be looked at" in check.finding) == (False, True)
@@ -68,7 +68,7 @@ async def test_what_a_run_waits_for_is_found() -> None:
     ("kind", "name", "words", "remedy"),
     [("base_model", "org/base", "the base model org/base", "resume org/base"), ("image", "", "the image", OWN)],
 )
-async def test_held_jobs_are_found_with_the_command_that_lets_them_go(
+async def test_held_jobs_are_reported_with_the_command_to_resume_them(
     kind: str, name: str, words: str, remedy: str
 ) -> None:
     breaker = {

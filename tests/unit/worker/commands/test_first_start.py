@@ -67,9 +67,7 @@ REFUSED_KEYS = [
 
 
 @pytest.mark.parametrize(("status", "body"), REFUSED_KEYS, ids=lambda value: str(value))
-async def test_a_wrong_service_key_is_told_as_such_and_not_as_a_database_that_is_away(
-    status: int, body: dict[str, Any]
-) -> None:
+async def test_wrong_service_key_is_not_reported_as_a_database_outage(status: int, body: dict[str, Any]) -> None:
     async with httpx.AsyncClient() as http, respx.mock(base_url=SUPABASE) as api:
         api.post("/rest/v1/rpc/worker_schema_version").respond(status, json=body)
         queue = Queue(SUPABASE, "sb_secret_wrong", worker="w", lease_seconds=60, http=http)
@@ -81,7 +79,7 @@ def failing(checks: list[Check]) -> dict[str, str]:
     return {check.subject: check.finding for check in checks if check.ok is False}
 
 
-async def test_a_doctor_who_is_refused_everywhere_says_so_for_each_key(services: Services) -> None:
+async def test_doctor_names_each_key_that_is_refused(services: Services) -> None:
     with respx.mock(assert_all_called=False) as api:
         api.route(host="p.supabase.co").respond(401, json={"message": "Invalid API key"})
         api.route(host="api.runpod.ai").respond(401)
@@ -106,7 +104,7 @@ _NOT_SUPABASE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("wrong", _NOT_SUPABASE)
-async def test_one_fault_is_told_once_and_not_as_what_follows_from_it(services: Services, wrong: str) -> None:
+async def test_one_cause_is_reported_once_without_its_consequences(services: Services, wrong: str) -> None:
     with respx.mock(assert_all_called=False) as api:
         api.route(host="p.supabase.co", path__startswith="/rest/").mock(**_NOT_SUPABASE[wrong])
         api.route(host="p.supabase.co", path="/storage/v1/bucket").respond(200, json=[])
@@ -121,7 +119,7 @@ async def test_one_fault_is_told_once_and_not_as_what_follows_from_it(services: 
 
 
 @pytest.mark.parametrize("body", [[], {"unexpected": True}, [{"id": 1}]], ids=str)
-async def test_an_answer_that_nobody_expected_hides_no_other_check(services: Services, body: Any) -> None:
+async def test_unexpected_answer_hides_no_other_check(services: Services, body: Any) -> None:
     with respx.mock(assert_all_called=False) as api:
         api.route().respond(200, json=body)
         found = await examine(services)
@@ -144,7 +142,7 @@ async def test_an_answer_that_nobody_expected_hides_no_other_check(services: Ser
     ],
     ids=str,
 )
-def test_a_wrong_database_url_is_one_sentence_without_any_of_it(url: str) -> None:
+def test_wrong_database_url_is_reported_without_quoting_it(url: str) -> None:
     code, output = run("migrate", "--database-url", url)
     assert code == 1
     assert "--database-url" in output
@@ -152,7 +150,7 @@ def test_a_wrong_database_url_is_one_sentence_without_any_of_it(url: str) -> Non
     assert not any(part in output for part in ("s3cr3t", "nowhere", "supabase.co", "foo", "127.0.0.1"))
 
 
-def test_a_port_that_is_taken_is_named_with_its_variable(environment: pytest.MonkeyPatch) -> None:
+def test_port_in_use_is_named_with_its_variable(environment: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         environment.setenv("LORA_WORKER_HTTP_PORT", str(taken.getsockname()[1]))
         code, output = run("run")

@@ -54,14 +54,14 @@ class Api:
             )
 
 
-async def test_where_rest_serves_the_schema_nothing_is_waited_for_or_said() -> None:
+async def test_served_schema_needs_no_wait_and_no_message() -> None:
     api = Api()
     await api.wait()
     assert (api.now, api.said, api.notified) == (0.0, [], [])
     assert api.asked == {function.name for function in WORKER_FUNCTIONS}
 
 
-async def test_it_waits_says_for_what_once_and_repeats_the_notification() -> None:
+async def test_wait_is_announced_once_and_the_notification_repeated() -> None:
     api = Api(served_at=500)
     await api.wait()
     assert 500 <= api.now < 503
@@ -70,14 +70,14 @@ async def test_it_waits_says_for_what_once_and_repeats_the_notification() -> Non
     assert len(api.notified) == 24
 
 
-async def test_it_does_not_wait_for_ever() -> None:
+async def test_wait_for_the_schema_has_a_limit() -> None:
     api = Api(served_at=5000)
     with pytest.raises(SchemaCacheError, match=r"applied, but after 600 s .* SUPABASE_URL is the project of"):
         await api.wait()
     assert api.now < 603
 
 
-async def test_a_gateway_that_is_away_meanwhile_is_waited_for_too() -> None:
+async def test_gateway_outage_during_the_wait_is_tolerated() -> None:
     api = Api(served_at=30, before=httpx.Response(503, json={"code": "PGRST002", "message": "no schema cache"}))
     await api.wait()
     assert api.now >= 30
@@ -88,7 +88,7 @@ async def test_a_gateway_that_is_away_meanwhile_is_waited_for_too() -> None:
     "refusal",
     [{"message": "Invalid API key"}, {"code": "42501", "message": "permission denied for function settle_run"}],
 )
-async def test_what_no_waiting_mends_is_said_at_once(refusal: dict[str, Any]) -> None:
+async def test_error_that_waiting_cannot_fix_is_reported_at_once(refusal: dict[str, Any]) -> None:
     api = Api(served_at=5000, before=httpx.Response(401, json=refusal))
     with pytest.raises(ServiceRefusedError):
         await api.wait()
@@ -99,7 +99,7 @@ async def test_what_no_waiting_mends_is_said_at_once(refusal: dict[str, Any]) ->
     "environment",
     [{}, {"SUPABASE_URL": "https://p.supabase.co"}, {"SUPABASE_URL": "no url", "SUPABASE_SECRET_KEY": "sb_secret_x"}],
 )
-def test_where_it_is_not_said_where_rest_is_it_is_said_what_may_take_time(
+def test_without_a_rest_address_migrate_explains_the_delay(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -54,7 +54,7 @@ def test_a_misspelt_variable_is_refused_with_the_nearest_name(
     assert "hidden" not in text
 
 
-def test_many_misspelt_variables_make_a_short_answer(environment: pytest.MonkeyPatch) -> None:
+def test_many_misspelt_variables_give_a_short_message(environment: pytest.MonkeyPatch) -> None:
     for number in range(1000):
         environment.setenv(f"LORA_WORKER_{'X' * 2000}{number}", "1")
     text = refused()
@@ -63,7 +63,7 @@ def test_many_misspelt_variables_make_a_short_answer(environment: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["LORA_WORKER_DATABASE_URL", "LORA_TRAINER_VOLUME", "LORA_CRASH", "lora_worker_slots"])
-def test_variables_that_somebody_reads_are_left_alone(environment: pytest.MonkeyPatch, name: str) -> None:
+def test_variables_of_other_programs_are_accepted(environment: pytest.MonkeyPatch, name: str) -> None:
     environment.setenv(name, "1")
     assert load_settings()
 
@@ -78,7 +78,7 @@ def test_variables_that_somebody_reads_are_left_alone(environment: pytest.Monkey
         ("GPU_CLUSTER_API_KEY", "RUNPOD_KEY"),
     ],
 )
-def test_a_missing_variable_comes_with_the_name_that_was_set_instead(
+def test_missing_variable_is_reported_with_the_similar_one_set(
     environment: pytest.MonkeyPatch, missing: str, misnamed: str
 ) -> None:
     environment.delenv(missing)
@@ -104,7 +104,7 @@ _WAYS_TO_WRITE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("way", _WAYS_TO_WRITE)
-def test_a_file_of_settings_is_read_however_an_editor_writes_it(environment: pytest.MonkeyPatch, way: str) -> None:
+def test_settings_file_is_read_however_an_editor_saves_it(environment: pytest.MonkeyPatch, way: str) -> None:
     for name in GOOD:
         environment.delenv(name)
     Path(".env").write_bytes(_WAYS_TO_WRITE[way])
@@ -125,14 +125,14 @@ def test_a_file_of_settings_is_read_however_an_editor_writes_it(environment: pyt
     ],
     ids=["UTF-16", "UTF-16 without a mark", "Latin-1", "no NAME=value", "an open quote", "too large"],
 )
-def test_a_file_that_can_not_be_read_is_named_with_its_line(
+def test_malformed_settings_file_is_named_with_its_line(
     environment: pytest.MonkeyPatch, content: bytes, words: str
 ) -> None:
     Path(".env").write_bytes(content)
     assert refused() == words
 
 
-def test_a_file_that_may_not_be_read_is_named(environment: pytest.MonkeyPatch) -> None:
+def test_settings_file_without_read_permission_is_named(environment: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -176,9 +176,7 @@ def test_a_number_beyond_all_bounds_is_refused(environment: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     ("name", "value"), [("ENDPOINT_GPU_TYPE", "Abacus"), ("MAX_COST_PER_JOB", "0.01")], ids=["GPU", "cost"]
 )
-def test_settings_with_which_no_job_could_be_launched_are_refused(
-    environment: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_settings_that_allow_no_launch_are_refused(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
     environment.setenv(f"LORA_WORKER_{name}", value)
     done = CliRunner().invoke(app, ["status"], catch_exceptions=False)
     assert done.exit_code == 2

@@ -62,12 +62,12 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
         ("", Role.UNKNOWN),
     ],
 )
-def test_a_key_says_whose_it_is(text: str, role: Role) -> None:
+def test_key_shows_its_role_and_project(text: str, role: Role) -> None:
     assert read_key(text).role is role
 
 
 @pytest.mark.parametrize("odd", ["soon", None, True, 10**400, -(10**13)])
-def test_an_odd_expiry_is_none(odd: Any) -> None:
+def test_malformed_expiry_is_ignored(odd: Any) -> None:
     assert read_key(jwt(role="anon", exp=odd)).expires_at is None
 
 
@@ -106,7 +106,7 @@ def test_a_key_in_the_wrong_variable_is_refused_at_start_and_not_shown(
     assert text.count("holds") + text.count("expired") == 1
 
 
-def test_both_kinds_of_keys_are_taken_in_their_places(environment: pytest.MonkeyPatch) -> None:
+def test_both_kinds_of_keys_are_accepted(environment: pytest.MonkeyPatch) -> None:
     assert load_settings()
     environment.setenv("SUPABASE_URL", "https://abcdefghijkl.supabase.co")
     environment.setenv("SUPABASE_SERVICE_ROLE_KEY", SERVICE)
@@ -135,7 +135,7 @@ def test_a_key_of_another_project_is_refused_at_start(environment: pytest.Monkey
         ("GPU_CLUSTER_API_URL", "https://console.runpod.io/serverless", "console's address"),
     ],
 )
-def test_no_key_is_sent_to_another_services_address(
+def test_no_key_is_sent_to_the_address_of_another_service(
     environment: pytest.MonkeyPatch, variable: str, url: str, words: str
 ) -> None:
     environment.setenv(variable, url)

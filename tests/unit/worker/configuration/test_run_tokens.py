@@ -43,7 +43,7 @@ def launched_by(services: Services) -> Any:
     return made.model_copy(update={"run": run}), token
 
 
-def test_whoever_adopts_a_run_derives_the_same_token() -> None:
+def test_adopting_worker_derives_the_same_token() -> None:
     run = uuid4()
     tokens = RunTokens(["secret"])
     assert tokens.of(run, None) == RunTokens(["secret"]).of(run, None)
@@ -51,7 +51,7 @@ def test_whoever_adopts_a_run_derives_the_same_token() -> None:
     assert len(tokens.of(run, None) or "") == 64
 
 
-def test_what_is_compared_is_what_the_database_holds() -> None:
+def test_token_hash_is_the_one_the_database_stores() -> None:
     assert token_sha256("abc") == hashlib.sha256(b"abc").hexdigest()
 
 
@@ -64,24 +64,24 @@ def test_what_is_compared_is_what_the_database_holds() -> None:
     ],
     ids=["rotated", "rotated twice", "secret of its own since"],
 )
-def test_a_run_keeps_its_token_when_the_key_is_changed(adopter: Services) -> None:
+def test_run_keeps_its_token_when_the_key_changes(adopter: Services) -> None:
     taken, token = launched_by(services_with("legacy"))
     assert Holding.take(adopter, taken, asked_at=0).token == token
 
 
-def test_workers_with_different_keys_and_the_same_secret_speak_the_same_tokens() -> None:
+def test_workers_with_the_same_secret_derive_the_same_tokens() -> None:
     taken, token = launched_by(services_with("legacy", secret="shared"))
     assert Holding.take(services_with("sb_secret_x", secret="shared"), taken, asked_at=0).token == token
 
 
 @pytest.mark.parametrize(("secret", "present"), [("shared", "shared"), (None, "sb_secret_new")])
-def test_a_run_without_a_token_gets_that_of_the_present_secret(secret: str | None, present: str) -> None:
+def test_run_without_a_token_gets_one_of_the_current_secret(secret: str | None, present: str) -> None:
     services = services_with("sb_secret_new", secret=secret, previous=("former",))
     fresh = assignment(None, status="claimed")
     assert Holding.take(services, fresh, asked_at=0).token == RunTokens([present]).of(fresh.run.id, None)
 
 
-async def test_a_run_of_an_unknown_secret_is_granted_nothing_that_its_trainer_can_not_open(
+async def test_run_of_an_unknown_secret_gets_no_grant_it_cannot_open(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     granted = await grant(monkeypatch, launched_by(services_with("legacy"))[0], services_with("sb_secret_new"))
@@ -91,7 +91,7 @@ async def test_a_run_of_an_unknown_secret_is_granted_nothing_that_its_trainer_ca
     assert log.count("another secret") == 1
 
 
-async def test_a_run_that_is_launched_again_is_granted_with_the_token_that_it_was_sent(
+async def test_relaunched_run_is_granted_with_the_token_it_was_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its first launch may hold a token of an unknown secret; the database knows the latest one only."""

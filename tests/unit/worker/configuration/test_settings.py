@@ -35,7 +35,7 @@ def test_the_five_variables_are_enough(environment: pytest.MonkeyPatch) -> None:
     assert settings.supabase_service_role_key.get_secret_value() == "sb_secret_abcdef"
 
 
-def test_runpods_own_names_do_as_well(environment: pytest.MonkeyPatch) -> None:
+def test_runpods_own_variable_names_are_accepted(environment: pytest.MonkeyPatch) -> None:
     environment.delenv("GPU_CLUSTER_API_URL")
     environment.delenv("GPU_CLUSTER_API_KEY")
     environment.setenv("RUNPOD_ENDPOINT_ID", "abc")
@@ -44,9 +44,7 @@ def test_runpods_own_names_do_as_well(environment: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["fleet", "", None])
-def test_no_two_processes_have_the_same_name_whatever_they_are_called(
-    environment: pytest.MonkeyPatch, name: str | None
-) -> None:
+def test_every_process_has_a_unique_name(environment: pytest.MonkeyPatch, name: str | None) -> None:
     """A release by name must never give up another process's leases."""
     environment.delenv("LORA_WORKER_NAME", raising=False)
     if name is not None:
@@ -57,7 +55,8 @@ def test_no_two_processes_have_the_same_name_whatever_they_are_called(
 
 
 @pytest.mark.parametrize("missing", GOOD)
-def test_a_missing_variable_is_named_fault_13(environment: pytest.MonkeyPatch, missing: str) -> None:
+@pytest.mark.fault(13)
+def test_missing_variable_is_named(environment: pytest.MonkeyPatch, missing: str) -> None:
     environment.delenv(missing)
     with pytest.raises(SettingsError, match=missing):
         load_settings()
@@ -75,9 +74,7 @@ def test_a_missing_variable_is_named_fault_13(environment: pytest.MonkeyPatch, m
         ("LORA_WORKER_LOG_LEVEL", "loud"),
     ],
 )
-def test_a_wrong_variable_is_named_and_its_value_is_not_shown(
-    environment: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_wrong_variable_is_named_without_its_value(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
     environment.setenv(name, value)
     with pytest.raises(SettingsError, match=name) as caught:
         load_settings()
@@ -93,9 +90,7 @@ def test_a_wrong_variable_is_named_and_its_value_is_not_shown(
         *("https://u:s3cr3t@p.supabase.co", "https://p.supabase.co?x=1", f"https://{'x' * 64}.co"),
     ],
 )
-def test_a_url_that_nothing_can_be_called_at_is_named_at_the_start(
-    environment: pytest.MonkeyPatch, name: str, url: str
-) -> None:
+def test_unusable_url_is_named_at_the_start(environment: pytest.MonkeyPatch, name: str, url: str) -> None:
     environment.setenv(name, url)
     with pytest.raises(SettingsError, match=rf"^{name}: is not a URL to call: .*\.$") as caught:
         load_settings()
@@ -109,7 +104,7 @@ def test_an_empty_supabase_url_is_named(environment: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:54321", "http://[::1]:54321", "https://x_y.co/", "http://host/sub"])
-def test_a_url_of_ones_own_machine_or_behind_a_path_is_taken(environment: pytest.MonkeyPatch, url: str) -> None:
+def test_local_url_and_url_with_a_path_are_accepted(environment: pytest.MonkeyPatch, url: str) -> None:
     environment.setenv("SUPABASE_URL", url)
     assert load_settings().supabase_url == url.rstrip("/")
 
@@ -118,13 +113,13 @@ def test_keys_are_not_shown_by_repr(environment: pytest.MonkeyPatch) -> None:
     assert "abcdef" not in repr(load_settings())
 
 
-def test_every_setting_says_what_it_means() -> None:
+def test_every_setting_has_a_description() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert variable_of(name)
 
 
-def test_empty_means_no_limit_for_a_user(environment: pytest.MonkeyPatch) -> None:
+def test_empty_limit_for_a_user_means_none(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("LORA_WORKER_MAX_PER_USER", "")
     assert load_settings().max_per_user is None
 
@@ -143,7 +138,7 @@ def test_token_secrets_are_optional_listed_and_long(environment: pytest.MonkeyPa
     assert "hidden" not in str(wrong.value)
 
 
-def test_a_run_and_its_wait_for_a_gpu_fit_into_runpods_seven_days(environment: pytest.MonkeyPatch) -> None:
+def test_run_and_its_wait_for_a_gpu_fit_into_runpods_seven_days(environment: pytest.MonkeyPatch) -> None:
     """A ttl that has no room for the queue deletes a running job."""
     environment.setenv("LORA_WORKER_MAX_RUN_SECONDS", "604800")
     with pytest.raises(SettingsError, match="LORA_WORKER_QUEUE_ALLOWANCE_SECONDS") as wrong:

@@ -32,7 +32,7 @@ def job(hyperparameters: Any = None, gpu_config: Any = None) -> Job:
         *[("early_stoping_patience", "early_stopping_patience"), ("drop_out", "dropout"), ("max_step", "max_steps")],
     ],
 )
-def test_a_misspelt_hyperparameter_is_refused_with_the_key_that_is_meant(key: str, meant: str) -> None:
+def test_misspelt_hyperparameter_is_refused_with_the_right_key(key: str, meant: str) -> None:
     with pytest.raises(PreflightError) as caught:
         parse_hyperparameters(job({"learning_rate": 1e-4, key: 3}), default_base_model="m")
     assert str(caught.value).startswith(f"hyperparameters: {key!r} is no key that is read, and {meant!r} may be meant.")
@@ -41,7 +41,7 @@ def test_a_misspelt_hyperparameter_is_refused_with_the_key_that_is_meant(key: st
 @pytest.mark.parametrize(
     ("key", "meant"), [("gpus", "count"), ("gpu", "type"), ("gpu_typ", "gpu_type"), ("cuont", "count")]
 )
-def test_a_misspelt_key_of_the_gpu_is_refused(key: str, meant: str) -> None:
+def test_misspelt_gpu_key_is_refused(key: str, meant: str) -> None:
     with pytest.raises(PreflightError, match=f"gpu_config: {key!r} is no key that is read, and {meant!r} may be"):
         parse_gpu_config(job(gpu_config={key: 1}))
 
@@ -60,7 +60,7 @@ _PAGE = {
 
 
 @pytest.mark.parametrize("shape", _PAGE)
-def test_the_applications_own_keys_pass_in_both_shapes(shape: str) -> None:
+def test_applications_own_keys_are_accepted_in_both_shapes(shape: str) -> None:
     row = _PAGE[shape]
     parsed = parse_hyperparameters(job(row), default_base_model="m")
     # And as the row stands after the worker has added the other shape.
@@ -70,19 +70,19 @@ def test_the_applications_own_keys_pass_in_both_shapes(shape: str) -> None:
 
 
 @pytest.mark.parametrize("row", [{"type": "H100", "count": 1}, {"gpu_type": "H100", "num_gpus": 1}])
-def test_the_applications_own_keys_of_the_gpu_pass_and_are_no_note(row: dict[str, Any]) -> None:
+def test_applications_own_gpu_keys_are_accepted_without_a_note(row: dict[str, Any]) -> None:
     parsed = parse_gpu_config(job(gpu_config=row))
     whole = gpu_config_with_both_shapes(row, parsed, memory_gb=80, price_per_hour=4.0)
     assert parse_gpu_config(job(gpu_config=whole)) == parsed
     assert unread_keys(job(hyperparameters_with_both_shapes({}, Hyperparameters()), whole)) == []
 
 
-def test_every_key_of_ours_passes() -> None:
+def test_every_key_of_the_worker_is_accepted() -> None:
     assert misspelt_key("hyperparameters", dict.fromkeys(Hyperparameters.model_fields, 1)) is None
     assert misspelt_key("gpu_config", dict.fromkeys(GpuConfig.model_fields, 1)) is None
 
 
-def test_other_keys_are_noted_few_and_short() -> None:
+def test_unknown_keys_are_noted_with_bounded_length() -> None:
     assert unread_keys(job({"optimizer": "lion", "lr": None, "epochs": 1}, {"region": "eu"})) == [
         "hyperparameters: 'optimizer' changed nothing; this service knows no such key.",
         "gpu_config: 'region' changed nothing; this service knows no such key.",

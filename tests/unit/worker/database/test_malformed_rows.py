@@ -59,7 +59,7 @@ def queue_answering(rows: list[Row]) -> Queue:
         assignment_row(dataset={"storage_path": None}),
     ],
 )
-async def test_a_job_that_can_not_be_read_is_taken_with_its_sentence_and_the_others_as_they_are(
+async def test_unreadable_job_is_claimed_with_a_sentence_beside_good_ones(
     take: Callable[[Queue], Any], broken: Row
 ) -> None:
     good = [assignment_row(), assignment_row()]
@@ -71,7 +71,7 @@ async def test_a_job_that_can_not_be_read_is_taken_with_its_sentence_and_the_oth
     assert "many" not in taken[1].unreadable
 
 
-async def test_what_the_database_can_not_hand_over_is_the_jobs_failure_in_its_words() -> None:
+async def test_sentence_of_the_database_becomes_the_jobs_failure() -> None:
     row = assignment_row(job={"hyperparameters": None}) | {"unreadable": "hyperparameters is larger than 8 KB"}
     (taken,) = await queue_answering([row]).claim(9, None)
     assert taken.unreadable == (
@@ -79,7 +79,7 @@ async def test_what_the_database_can_not_hand_over_is_the_jobs_failure_in_its_wo
     )
 
 
-async def test_an_answer_nested_beyond_reading_is_a_fault_of_the_service() -> None:
+async def test_too_deeply_nested_answer_is_a_service_error() -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content="[" * 200_000))
     queue = Queue("http://db", "sb_secret_x", worker="w", lease_seconds=60, http=httpx.AsyncClient(transport=transport))
     with pytest.raises(ServiceUnavailableError, match="no answer"):
@@ -87,18 +87,18 @@ async def test_an_answer_nested_beyond_reading_is_a_fault_of_the_service() -> No
 
 
 @pytest.mark.parametrize("odd", [5, [], {"a": 1}, True, None, ""])
-def test_a_gpu_that_is_no_name_is_none_that_is_known(odd: Any) -> None:
+def test_malformed_gpu_name_is_an_unknown_gpu(odd: Any) -> None:
     assert find_price(load_prices(), odd) is None
 
 
-async def test_a_run_that_can_not_be_read_keeps_no_other_waiting(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_unreadable_run_does_not_block_others(capsys: pytest.CaptureFixture[str]) -> None:
     good, broken = assignment_row(), assignment_row(attempt="first")
     taken = await queue_answering([broken, good]).claim(9, None)
     assert [str(each.run.id) for each in taken] == [good["run"]["id"]]
     assert broken["run"]["id"] in capsys.readouterr().out
 
 
-async def test_news_that_can_not_be_read_keep_no_lease_from_its_renewal() -> None:
+async def test_unreadable_news_of_a_run_do_not_block_other_renewals() -> None:
     good: Row = {"run_id": str(uuid4()), "held": True}
     broken: Row = {"run_id": str(uuid4()), "held": True, "used_seconds": "long"}
     news = await queue_answering([broken, good]).renew([(UUID(row["run_id"]), uuid4()) for row in (good, broken)])
@@ -106,13 +106,13 @@ async def test_news_that_can_not_be_read_keep_no_lease_from_its_renewal() -> Non
 
 
 @pytest.mark.parametrize("request_", [[1], {"path": "a"}, "a", [{"path": "a"}, None]])
-async def test_whatever_a_container_asks_to_upload_its_lease_is_renewed(request_: Any) -> None:
+async def test_malformed_upload_request_does_not_block_the_renewal(request_: Any) -> None:
     row = {"run_id": str(uuid4()), "held": True, "upload_request": request_}
     (news,) = await queue_answering([row]).renew([(UUID(row["run_id"]), uuid4())])
     assert news.held
 
 
-def test_what_the_worker_does_not_need_may_be_missing_or_endless() -> None:
+def test_unneeded_columns_may_be_missing_or_infinite() -> None:
     row = assignment_row(job={"progress": None, "started_at": "infinity"}, dataset={"deleted_at": "-infinity"})
     read = parse_assignment(row)
     assert read.unreadable is None
@@ -120,7 +120,7 @@ def test_what_the_worker_does_not_need_may_be_missing_or_endless() -> None:
     assert read.dataset.deleted_at is not None
 
 
-def test_a_dataset_may_have_been_deleted_at_any_time() -> None:
+def test_infinite_deletion_date_of_a_dataset_is_readable() -> None:
     for moment in ("infinity", "20000-01-01T00:00:00+00:00"):
         assert Dataset(id=uuid4(), name="z", storage_path="p", deleted_at=moment).deleted_at
 
@@ -142,13 +142,13 @@ async def settled(monkeypatch: pytest.MonkeyPatch, row: Row, launcher: FakeLaunc
     return endings
 
 
-async def test_a_job_that_can_not_be_read_fails_without_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreadable_job_fails_without_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     (ending,) = await settled(monkeypatch, assignment_row(job={"total_epochs": "many"}), FakeLauncher())
     assert ending.failure.code == "job_unreadable"
     assert "total_epochs" in ending.failure.message
 
 
-async def test_an_adopted_job_that_can_not_be_read_has_its_gpu_stopped_first(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreadable_adopted_job_has_its_gpu_stopped_first(monkeypatch: pytest.MonkeyPatch) -> None:
     launcher = ForgetfulLauncher(LaunchState.RUNNING)
     row = assignment_row(job={"total_epochs": "many"}, status="running", external_job_id="ext")
     (ending,) = await settled(monkeypatch, row, launcher)

@@ -26,11 +26,11 @@ URL = "https://p.supabase.co"
     ],
     ids=ascii,
 )
-def test_what_postgres_can_not_store_is_taken_out_of_any_depth(value: Any, stored: Any) -> None:
+def test_values_postgres_cannot_store_are_removed_at_any_depth(value: Any, stored: Any) -> None:
     assert storable(value) == stored
 
 
-async def test_no_text_of_a_dataset_or_of_a_trainer_makes_an_outcome_unwritable() -> None:
+async def test_any_dataset_or_trainer_text_can_be_stored() -> None:
     async with httpx.AsyncClient() as http, respx.mock(base_url=URL) as api:
         queue = Queue(URL, "sb_secret_x", worker="w", lease_seconds=60, http=http)
         dataset = api.post("/rest/v1/rpc/settle_dataset").respond(json=True)

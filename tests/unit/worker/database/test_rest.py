@@ -106,7 +106,7 @@ def check(error: ServiceError, kind: type[ServiceError], about: int | str) -> No
 
 
 @pytest.mark.parametrize(("status", "code", "kind", "about"), CODES, ids=lambda value: str(value))
-def test_each_code_of_the_database_means_wait_mend_or_refused(
+def test_each_database_error_code_has_its_kind_of_error(
     status: int, code: str, kind: type[ServiceError], about: int | str
 ) -> None:
     body = {"code": code, "message": f'invalid: "{ROW_TEXT}"', "details": ROW_TEXT, "hint": ROW_TEXT}
@@ -141,7 +141,7 @@ def test_each_code_of_the_database_means_wait_mend_or_refused(
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_the_gateway_says_is_about_the_key_or_the_way_and_never_about_a_job(
+def test_gateway_errors_are_never_blamed_on_a_job(
     status: int, body: Any, kind: type[ServiceError], about: int | str
 ) -> None:
     check(explained(status, body), kind, about)
@@ -168,14 +168,14 @@ def test_what_the_gateway_says_is_about_the_key_or_the_way_and_never_about_a_job
         (f"a job of {ROW_TEXT} can only be cancelled", ["policies and triggers"]),
     ],
 )
-def test_a_missing_right_is_named_with_its_grant_and_never_as_the_key(text: str, words: list[str]) -> None:
+def test_missing_right_is_named_with_the_grant_that_restores_it(text: str, words: list[str]) -> None:
     error = explained(403, {"code": "42501", "message": text})
     assert all(word in str(error) for word in words), error
     assert "KEY" not in str(error)
     assert ROW_TEXT not in str(error)
 
 
-def test_the_trainers_missing_right_is_anons() -> None:
+def test_trainers_missing_right_names_a_grant_to_anon() -> None:
     denied = read_error(401, b'{"code": "42501", "message": "permission denied for function check_in_run"}')
     assert "grant execute on function public.check_in_run to anon" in str(explain("check_in_run", denied, ANON))
 
@@ -233,13 +233,13 @@ NO_ANSWERS: list[dict[str, Any]] = [
 ]
 
 
-def test_every_function_is_tried() -> None:
+def test_every_database_function_is_covered() -> None:
     assert set(CALLS) == {function.name for function in functions.WORKER_FUNCTIONS}
 
 
 @pytest.mark.parametrize("answer", NO_ANSWERS, ids=lambda answer: str(answer)[:20])
 @pytest.mark.parametrize("function", CALLS)
-async def test_whatever_is_not_the_functions_answer_is_a_service_away(function: str, answer: dict[str, Any]) -> None:
+async def test_answer_that_is_not_the_functions_counts_as_an_outage(function: str, answer: dict[str, Any]) -> None:
     async with queue_at(**answer) as queue:
         with pytest.raises(ServiceUnavailableError, match=function) as caught:
             await CALLS[function](queue)
@@ -261,13 +261,13 @@ async def test_whatever_is_not_the_functions_answer_is_a_service_away(function: 
     ],
     ids=str,
 )
-async def test_an_unknown_value_is_no_verdict(function: str, answer: Any) -> None:
+async def test_unknown_value_counts_as_an_outage(function: str, answer: Any) -> None:
     async with queue_at(json=answer) as queue:
         with pytest.raises(ServiceUnavailableError):
             await CALLS[function](queue)
 
 
-async def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_endless_answer_is_read_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rest, "MAX_ANSWER_BYTES", 10_000)
     sent = 0
 
@@ -305,7 +305,7 @@ UNKNOWN = {"code": "PGRST202", "message": "Could not find the function public.wo
         (502, {"message": "bad gateway"}, MEND, "its schema cache is old"),
     ],
 )
-async def test_a_function_that_is_missing_is_told_from_one_that_rest_has_not_read(
+async def test_missing_function_differs_from_a_stale_schema_cache(
     status: int, body: Any, kind: type[ServiceError], words: str
 ) -> None:
     async with httpx.AsyncClient() as http, respx.mock(base_url=URL) as api:

@@ -21,10 +21,10 @@ def checked(path: str) -> Dataset:
 
 
 @pytest.mark.parametrize("path", ["a.jsonl", "Q&A (v2).jsonl", "/a.jsonl", "größe.jsonl", "100%.jsonl"])
-def test_a_name_that_storage_serves_or_does_not_have_is_looked_for(path: str) -> None:
+def test_valid_dataset_name_is_looked_up_in_storage(path: str) -> None:
     assert checked(path).name == "Zebras"
 
 
-def test_a_name_of_which_no_signed_url_works_fails_with_what_to_do() -> None:
+def test_dataset_name_without_a_usable_signed_url_fails() -> None:
     with pytest.raises(PreflightError, match=r"has a \? in its name.*rename the file"):
         checked("what?.jsonl")

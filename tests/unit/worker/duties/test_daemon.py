@@ -21,7 +21,7 @@ from tests.scripted import ForgetfulLauncher, Shelf, assignment
 from tests.waiting import PATIENCE_SECONDS
 
 
-async def test_after_its_lease_by_its_own_clock_a_worker_neither_looks_nor_writes(services: Services) -> None:
+async def test_worker_stops_acting_when_its_lease_ends_by_its_own_clock(services: Services) -> None:
     daemon = Daemon(services)
     daemon.services.queue.to_adopt = [assignment()]  # type: ignore[attr-defined]
     await daemon.claim()
@@ -32,7 +32,7 @@ async def test_after_its_lease_by_its_own_clock_a_worker_neither_looks_nor_write
     assert daemon.holdings == {}
 
 
-async def test_a_renewal_counts_from_when_it_was_asked(services: Services) -> None:
+async def test_renewed_lease_counts_from_the_time_of_the_request(services: Services) -> None:
     daemon = Daemon(services)
     services.queue.to_adopt = [assignment()]  # type: ignore[attr-defined]
     await daemon.claim()
@@ -43,7 +43,7 @@ async def test_a_renewal_counts_from_when_it_was_asked(services: Services) -> No
     assert holding.trusted_until == asked_at + 60
 
 
-async def test_a_lost_lease_ends_the_holding(services: Services) -> None:
+async def test_lost_lease_ends_the_holding(services: Services) -> None:
     daemon = Daemon(services)
     taken = assignment()
     services.queue.to_adopt = [taken]  # type: ignore[attr-defined]
@@ -53,7 +53,8 @@ async def test_a_lost_lease_ends_the_holding(services: Services) -> None:
     assert daemon.holdings == {}
 
 
-async def test_a_run_that_breaks_its_handling_does_not_disturb_the_others_fault_15(services: Services) -> None:
+@pytest.mark.fault(15)
+async def test_exception_in_one_run_does_not_disturb_the_others(services: Services) -> None:
     daemon = Daemon(services)
     adopted = [assignment("bad"), assignment("good-1"), assignment("good-2")]
     services.queue.to_adopt = adopted  # type: ignore[attr-defined]
@@ -66,9 +67,8 @@ async def test_a_run_that_breaks_its_handling_does_not_disturb_the_others_fault_
 
 
 @pytest.mark.parametrize("runs", [1, 40])
-async def test_a_cycle_costs_the_same_number_of_calls_for_any_number_of_runs_fault_14(
-    services: Services, runs: int
-) -> None:
+@pytest.mark.fault(14)
+async def test_number_of_calls_of_a_cycle_does_not_grow_with_the_runs(services: Services, runs: int) -> None:
     daemon = Daemon(services)
     services.queue.to_adopt = [assignment() for _ in range(runs)]  # type: ignore[attr-defined]
     await daemon.claim()
@@ -78,7 +78,7 @@ async def test_a_cycle_costs_the_same_number_of_calls_for_any_number_of_runs_fau
     assert services.queue.calls == ["renew", f"record_progress {runs}"]  # type: ignore[attr-defined]
 
 
-async def test_a_launch_in_doubt_is_left_alone_until_its_time(
+async def test_unconfirmed_launch_is_left_alone_until_its_deadline(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched: list[Holding] = []
@@ -97,7 +97,7 @@ async def test_a_launch_in_doubt_is_left_alone_until_its_time(
     assert launched == [holding]
 
 
-async def test_a_run_that_nobody_launched_is_launched_at_once(
+async def test_adopted_run_without_a_launch_is_launched_at_once(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched: list[Holding] = []
@@ -135,7 +135,7 @@ def watched(
     return holding, endings
 
 
-async def test_a_run_that_the_launcher_forgot_is_settled_at_once_where_its_manifest_lies(
+async def test_run_forgotten_by_the_launcher_is_settled_by_its_manifest(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding, endings = watched(services, monkeypatch, LaunchState.MISSING, manifest=True)
@@ -143,7 +143,7 @@ async def test_a_run_that_the_launcher_forgot_is_settled_at_once_where_its_manif
     assert [ending.look for ending in endings] == [True]
 
 
-async def test_one_404_is_not_a_lost_run_and_a_long_silence_is(
+async def test_run_is_lost_after_a_long_silence_but_not_after_one_404(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding, endings = watched(services, monkeypatch, LaunchState.MISSING, manifest=False)
@@ -154,7 +154,7 @@ async def test_one_404_is_not_a_lost_run_and_a_long_silence_is(
     assert [ending.failure.code for ending in endings] == ["gpu_lost"]
 
 
-async def test_a_run_that_only_seems_to_go_on_is_stopped_and_its_manifest_looked_for(
+async def test_silent_run_is_stopped_and_its_manifest_looked_up(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding, endings = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
@@ -167,7 +167,7 @@ async def test_a_run_that_only_seems_to_go_on_is_stopped_and_its_manifest_looked
     assert [(ending.failure.code, ending.look) for ending in endings] == [("gpu_silent", True)]
 
 
-async def test_a_trainer_without_heartbeats_is_left_alone_until_no_run_may_take_so_long(
+async def test_trainer_without_heartbeats_may_use_the_longest_run_time(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding, endings = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False, checked_in=False)
@@ -181,7 +181,7 @@ async def test_a_trainer_without_heartbeats_is_left_alone_until_no_run_may_take_
     assert [ending.failure.code for ending in endings] == ["time_limit"]
 
 
-async def test_a_launch_that_lost_the_race_and_was_cancelled_for_it_ends_nothing(
+async def test_cancelled_superseded_launch_does_not_end_the_run(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding, endings = watched(services, monkeypatch, LaunchState.CANCELLED, manifest=False)
@@ -195,7 +195,7 @@ async def test_a_launch_that_lost_the_race_and_was_cancelled_for_it_ends_nothing
     assert holding.news.external_job_id == "winner"
 
 
-async def test_gpu_time_that_was_measured_is_not_forgotten_with_the_job(
+async def test_measured_gpu_time_is_kept_after_runpod_forgets_the_job(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding, _ = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
@@ -205,7 +205,7 @@ async def test_gpu_time_that_was_measured_is_not_forgotten_with_the_job(
     assert holding.gpu_seconds() == 90
 
 
-async def test_an_adopted_run_that_was_cancelled_is_billed_what_its_trainer_has_used(
+async def test_adopted_cancelled_run_is_billed_for_its_gpu_time(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     billed: list[float] = []
@@ -229,7 +229,7 @@ async def test_an_adopted_run_that_was_cancelled_is_billed_what_its_trainer_has_
     assert billed == [75]
 
 
-async def test_a_lease_that_runs_out_while_the_launcher_is_looked_at_cancels_nothing(
+async def test_lease_that_expires_during_a_status_call_cancels_nothing(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding, _ = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
@@ -248,7 +248,7 @@ async def test_a_lease_that_runs_out_while_the_launcher_is_looked_at_cancels_not
     assert launcher.cancelled == []
 
 
-async def test_a_stop_reaches_the_launch_that_owns_the_run_before_the_run_is_settled(
+async def test_owning_launch_is_stopped_before_its_run_is_settled(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding, endings = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
@@ -262,7 +262,7 @@ async def test_a_stop_reaches_the_launch_that_owns_the_run_before_the_run_is_set
     assert len(endings) == 1
 
 
-async def test_a_job_without_a_gpu_says_so_while_the_endpoint_has_a_problem_and_no_longer(
+async def test_waiting_for_gpu_is_shown_only_while_the_endpoint_is_ill(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages: list[str] = []
@@ -286,7 +286,7 @@ async def test_a_job_without_a_gpu_says_so_while_the_endpoint_has_a_problem_and_
     assert stages == ["queued_on_gpu", "waiting_for_gpu", "queued_on_gpu"]
 
 
-async def test_a_full_pass_adopts_before_it_claims_and_releases_at_its_end(services: Services) -> None:
+async def test_single_pass_adopts_before_it_claims_and_then_releases(services: Services) -> None:
     await Daemon(services).run_once()
     calls = services.queue.calls  # type: ignore[attr-defined]
     assert calls.index("adopt") < calls.index("claim") < calls.index("release")
@@ -298,7 +298,7 @@ async def test_a_full_pass_adopts_before_it_claims_and_releases_at_its_end(servi
     [(ServiceUnavailableError("db", "claim_dataset did not answer"), "did not answer"), (ValueError("odd"), "the log")],
     ids=["away", "a bug"],
 )
-async def test_a_full_pass_goes_on_where_datasets_can_not_be_validated_and_says_so(
+async def test_single_pass_continues_when_datasets_cannot_be_validated(
     services: Services, monkeypatch: pytest.MonkeyPatch, fault: Exception, words: str
 ) -> None:
     async def refuse() -> None:
@@ -311,7 +311,7 @@ async def test_a_full_pass_goes_on_where_datasets_can_not_be_validated_and_says_
     assert calls.index("adopt") < calls.index("claim") < calls.index("release")
 
 
-async def test_a_stop_claims_no_more_and_releases(services: Services) -> None:
+async def test_stopping_daemon_claims_nothing_and_releases_its_leases(services: Services) -> None:
     daemon = Daemon(services)
     running = asyncio.create_task(daemon.run())
     while "claim" not in services.queue.calls:  # type: ignore[attr-defined]
@@ -322,13 +322,13 @@ async def test_a_stop_claims_no_more_and_releases(services: Services) -> None:
     assert daemon.problem is None
 
 
-async def test_a_schema_of_another_version_ends_the_daemon_with_its_sentence(services: Services) -> None:
+async def test_unknown_schema_version_ends_the_daemon_with_a_sentence(services: Services) -> None:
     services.queue.failing = SchemaMismatchError("db", "run migrate")  # type: ignore[attr-defined]
     with pytest.raises(SchemaMismatchError, match="run migrate"):
         await Daemon(services).run()
 
 
-async def test_an_absent_database_is_waited_for(services: Services) -> None:
+async def test_daemon_waits_for_an_absent_database(services: Services) -> None:
     daemon = Daemon(services)
     services.queue.failing = ServiceUnavailableError("db", "not reachable")  # type: ignore[attr-defined]
     running = asyncio.create_task(daemon.run())
@@ -342,7 +342,7 @@ async def test_an_absent_database_is_waited_for(services: Services) -> None:
     await asyncio.wait_for(running, PATIENCE_SECONDS)
 
 
-async def test_a_run_that_ended_several_workers_is_read_alone() -> None:
+async def test_run_that_crashed_workers_is_processed_alone() -> None:
     slots, together = HeavySlots(3), 0
 
     async def read(alone: bool, seen: list[int]) -> None:
@@ -363,9 +363,7 @@ async def test_a_run_that_ended_several_workers_is_read_alone() -> None:
     assert max(others) == 3
 
 
-async def test_a_worker_that_can_settle_nothing_is_not_ready(
-    services: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_worker_that_can_settle_no_run_is_not_ready(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     refusing: list[Exception] = [ServiceUnavailableError("db", "settle_run refused")]
 
     async def settle(*_: Any) -> str:

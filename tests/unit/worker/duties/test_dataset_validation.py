@@ -118,7 +118,7 @@ async def test_a_usable_dataset_becomes_ready_with_real_counts() -> None:
 @pytest.mark.parametrize(
     ("base", "refused"), [("mistralai/Mistral-7B-Instruct-v0.2", True), ("Qwen/Qwen2.5-7B-Instruct", False)]
 )
-async def test_a_text_with_the_bases_own_mark_is_refused_before_a_launch(base: str, refused: bool) -> None:
+async def test_text_with_the_bases_turn_mark_is_refused_before_a_launch(base: str, refused: bool) -> None:
     storage: Any = FakeStorage(lines(GOOD[0], chat("How?", "So [INST] and more")))
     checking = survey_dataset(DATASET, storage, max_bad_line_share=0.05, base_model=base)
     if not refused:
@@ -132,7 +132,7 @@ async def test_a_text_with_the_bases_own_mark_is_refused_before_a_launch(base: s
     )
 
 
-async def test_a_few_bad_lines_leave_it_ready_and_are_listed() -> None:
+async def test_few_bad_lines_leave_a_dataset_ready_and_are_listed() -> None:
     queue = FakeQueue()
     await validate(queue, lines(*GOOD, "{]"))
     (outcome,) = queue.outcomes
@@ -141,7 +141,7 @@ async def test_a_few_bad_lines_leave_it_ready_and_are_listed() -> None:
     assert outcome["notice"]["message"].endswith("20 pairs. Left out: 1 line that can't be used.")
 
 
-async def test_too_many_bad_lines_make_it_an_error_with_lines_and_a_sentence() -> None:
+async def test_too_many_bad_lines_are_an_error_with_their_lines() -> None:
     queue = FakeQueue()
     await validate(queue, lines(GOOD[0], {"messages": [turn("narrator", "secret")]}))
     (outcome,) = queue.outcomes
@@ -159,7 +159,7 @@ async def test_too_many_bad_lines_make_it_an_error_with_lines_and_a_sentence() -
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
-async def test_every_odd_dataset_settles_as_ready_or_error_with_rows_that_the_page_can_show(case: Case) -> None:
+async def test_every_unusual_dataset_settles_with_rows_a_page_can_show(case: Case) -> None:
     queue = FakeQueue()
     await validate(queue, case.content)
     (outcome,) = queue.outcomes
@@ -177,26 +177,26 @@ async def test_every_odd_dataset_settles_as_ready_or_error_with_rows_that_the_pa
     assert bool(outcome["error_message"]) == (expected == "error")
 
 
-async def test_a_file_that_is_not_there_is_an_error_and_is_not_tried_again() -> None:
+async def test_missing_file_is_an_error_and_is_not_retried() -> None:
     queue = FakeQueue()
     await validate(queue, ObjectMissingError("Supabase Storage", "not there", status=404))
     assert queue.outcomes[0]["error_message"] == "The dataset's file is not in the storage. Upload it again."
     assert queue.outcomes[0]["validation_errors"][0]["line"] == 1
 
 
-async def test_a_storage_that_is_away_puts_it_off_and_settles_nothing() -> None:
+async def test_storage_outage_postpones_a_validation() -> None:
     queue = FakeQueue()
     await validate(queue, lines(*GOOD), ServiceUnavailableError("Supabase Storage", "broke off"))
     assert (queue.outcomes, queue.put_off) == ([], [30])
 
 
-async def test_a_file_that_killed_its_readers_too_often_is_given_up_unread() -> None:
+async def test_file_that_crashed_its_readers_is_given_up_unread() -> None:
     queue = FakeQueue(attempts=7)
     await validate(queue, RuntimeError("must not be read"))
     assert queue.outcomes[0]["error_message"].startswith("The dataset could not be read to its end.")
 
 
-async def test_a_long_read_renews_its_claim_and_a_lost_claim_writes_nothing() -> None:
+async def test_long_read_renews_its_claim_and_a_lost_claim_is_fenced() -> None:
     kept, lost = FakeQueue(), FakeQueue(holds=False)
     await validate(kept, *[lines(*GOOD)] * 4, clock=iter(range(0, 1000, 15)))
     assert kept.renewed >= 1
@@ -205,7 +205,7 @@ async def test_a_long_read_renews_its_claim_and_a_lost_claim_writes_nothing() ->
     assert (lost.outcomes, lost.put_off) == ([], [])
 
 
-async def test_a_stopping_worker_gives_the_dataset_back_at_once() -> None:
+async def test_stopping_worker_returns_its_dataset_at_once() -> None:
     queue, stop = FakeQueue(), asyncio.Event()
 
     class StoppingStorage(FakeStorage):
@@ -219,7 +219,7 @@ async def test_a_stopping_worker_gives_the_dataset_back_at_once() -> None:
     assert (queue.outcomes, queue.put_off) == ([], [0])
 
 
-async def test_a_dataset_that_the_database_refuses_does_not_hold_up_the_next() -> None:
+async def test_dataset_refused_by_the_database_does_not_block_the_next() -> None:
     queue = FakeQueue()
     queue.claims.append(queue.claims[0])
     queue.settling = [ServiceRefusedError("db", "refused the call (22P05)", status=400)]
@@ -228,7 +228,7 @@ async def test_a_dataset_that_the_database_refuses_does_not_hold_up_the_next() -
     assert (len(queue.outcomes), queue.put_off) == (1, [])
 
 
-async def test_a_dataset_that_breaks_its_reader_does_not_hold_up_the_next() -> None:
+async def test_dataset_that_breaks_its_reader_does_not_block_the_next() -> None:
     queue = FakeQueue(attempts=7)
     queue.claims.append(queue.claims[0].model_copy(update={"attempts": 1}))
     await validate(queue, RuntimeError("a bug"))
@@ -243,7 +243,7 @@ async def test_a_dataset_that_breaks_its_reader_does_not_hold_up_the_next() -> N
         SchemaMissingError("db", "functions are missing"),
     ],
 )
-async def test_a_database_that_is_away_ends_the_round(fault: ServiceError) -> None:
+async def test_database_outage_ends_the_round(fault: ServiceError) -> None:
     queue = FakeQueue()
     queue.claims.append(queue.claims[0])
     queue.settling = [fault]
@@ -252,7 +252,7 @@ async def test_a_database_that_is_away_ends_the_round(fault: ServiceError) -> No
     assert len(queue.claims) == 1
 
 
-def test_both_outcomes_name_the_same_columns() -> None:
+def test_ready_and_error_outcomes_have_the_same_columns() -> None:
     survey = survey_of(lines(*GOOD, "{]"))
     broken = survey_of(b"{]\n")
     with pytest.raises(Exception, match="Line 1") as refused:
@@ -324,7 +324,7 @@ def test_500_mb_are_validated_in_300_mb_of_memory() -> None:
         ("training-files", "../lora-models/x", False),
     ],
 )
-def test_a_dataset_never_shows_its_owner_somebody_elses_file(bucket: str | None, path: str, readable: bool) -> None:
+def test_dataset_never_exposes_the_file_of_another_user(bucket: str | None, path: str, readable: bool) -> None:
     dataset = DATASET.model_copy(update={"storage_bucket": bucket, "storage_path": path})
     assert dataset.is_readable_by(OWNER) is readable
     assert not dataset.is_readable_by(STRANGER)

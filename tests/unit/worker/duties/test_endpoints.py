@@ -34,7 +34,7 @@ OWN = FakeLauncher.endpoint
         ({}, {}, "well", None),
     ],
 )
-async def test_health_tells_starts_in_vain_from_a_wait_for_gpus(
+async def test_endpoint_health_separates_failing_starts_from_no_gpus(
     workers: dict[str, int], jobs: dict[str, int], state: str, words: str | None
 ) -> None:
     answer = httpx.MockTransport(lambda _: httpx.Response(200, json={"jobs": jobs, "workers": workers}))
@@ -55,7 +55,7 @@ async def test_health_tells_starts_in_vain_from_a_wait_for_gpus(
         (LaunchState.UNKNOWN, 6000, 6000, False),
     ],
 )
-def test_a_launch_waits_its_limit_for_workers_that_start(
+def test_launch_waits_its_limit_for_starting_workers(
     state: LaunchState, starting: float, age: float, waits: bool
 ) -> None:
     view = EndpointView(None, starting)
@@ -69,12 +69,12 @@ def test_gpus_without_a_run_are_counted(running: int, in_progress: int, launches
     assert (told is None) if surplus == 0 else (told or "").startswith(f"{surplus} more of its GPUs")
 
 
-def test_launches_count_where_they_were_made_or_may_have_been() -> None:
+def test_launches_are_counted_at_each_possible_endpoint() -> None:
     rows = [{"endpoint": OWN, "launches": 2}, {"endpoint": None, "launches": 1}, {"endpoint": "there", "launches": 9}]
     assert launches_at(OWN, {"endpoints": rows}) == 3
 
 
-def test_a_long_start_is_said_from_half_its_limit_on() -> None:
+def test_long_start_is_logged_from_half_its_limit_on() -> None:
     assert starting_too_long(1799, 3600) is None
     assert "30 minutes" in (starting_too_long(1800, 3600) or "")
 
@@ -114,7 +114,7 @@ async def test_a_launch_is_stopped_when_its_workers_never_get_ready(monkeypatch:
     assert holding.report["job"]["current_stage"] == "waiting_for_gpu"
 
 
-async def test_a_start_within_its_limit_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_start_within_its_limit_is_not_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = daemon_at(Endpoint(starting=1), monkeypatch, starting_seconds=1200)
     await daemon._adopt()
     (holding,) = daemon.holdings.values()
@@ -125,7 +125,7 @@ async def test_a_start_within_its_limit_disturbs_nobody(monkeypatch: pytest.Monk
     assert holding.report["job"]["current_stage"] == "queued_on_gpu"
 
 
-async def test_gpus_without_a_run_are_said_when_they_are_seen_twice(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_gpus_without_a_run_are_logged_when_seen_twice(capsys: pytest.CaptureFixture[str]) -> None:
     services = make_services(launcher=cast(Any, Endpoint(jobs_queued=0, running=2, jobs_running=2)))
     watch = EndpointWatch(services, {})
     await watch.round()
@@ -135,14 +135,14 @@ async def test_gpus_without_a_run_are_said_when_they_are_seen_twice(capsys: pyte
     assert capsys.readouterr().out.count("2 more of its GPUs") == 1
 
 
-async def test_a_wait_for_gpus_is_no_fault_of_the_workers_readiness() -> None:
+async def test_wait_for_gpus_does_not_make_the_worker_unready() -> None:
     services = make_services(launcher=cast(Any, Endpoint(problem="no free GPU")))
     daemon = Daemon(services)
     await daemon._endpoints.round()
     assert "no free GPU" not in (daemon.problem or "")
 
 
-def test_status_says_what_is_held_and_what_is_wrong() -> None:
+def test_status_command_shows_held_jobs_and_problems() -> None:
     health = {
         "runs": [{"run_id": "12345678-9", "problem": "it can't be looked at"}, {"run_id": "2", "problem": None}],
         "endpoints": [

@@ -24,7 +24,7 @@ def adopting(services: Services) -> FakeQueue:
     return queue  # type: ignore[no-any-return]
 
 
-async def test_work_on_a_run_that_was_given_up_ends_and_a_stop_waits_for_it(
+async def test_stop_waits_for_work_on_runs_that_were_given_up(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, ended = asyncio.Event(), asyncio.Event()
@@ -51,7 +51,7 @@ async def test_work_on_a_run_that_was_given_up_ends_and_a_stop_waits_for_it(
     assert ended.is_set()
 
 
-async def test_an_end_sees_work_that_does_not_stop_at_once(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stop_gives_unresponsive_work_time_to_end(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 
@@ -101,7 +101,7 @@ class LosesAnswers(FakeQueue):
         ]
 
 
-async def test_a_settling_whose_answer_was_lost_is_no_lost_lease(
+async def test_settling_with_a_lost_answer_is_not_a_lost_lease(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = LosesAnswers()

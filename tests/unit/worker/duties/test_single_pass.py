@@ -30,9 +30,7 @@ def adopting(services: Services) -> FakeQueue:
     return queue  # type: ignore[no-any-return]
 
 
-async def test_a_pass_renews_its_leases_while_one_run_takes_longer_than_a_lease(
-    services: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_pass_renews_its_leases_during_a_long_run(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = adopting(services)
 
     async def settle_something_large(holding: Holding) -> None:
@@ -49,7 +47,7 @@ async def test_a_pass_renews_its_leases_while_one_run_takes_longer_than_a_lease(
     await asyncio.wait_for(Daemon(services).run_once(), PATIENCE_SECONDS)
 
 
-async def test_a_stop_ends_a_pass_whatever_it_waits_for(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stop_ends_a_pass_whatever_it_waits_for(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     queue, begun = adopting(services), asyncio.Event()
 
     async def wait_for_ever(_: Holding) -> None:
@@ -68,9 +66,7 @@ async def test_a_stop_ends_a_pass_whatever_it_waits_for(services: Services, monk
     assert queue.calls[-1] == "release"
 
 
-async def test_calls_in_flight_at_a_stop_of_a_pass_may_finish(
-    services: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_stopped_pass_lets_calls_in_flight_finish(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     adopting(services)
     begun, stopped, finished = asyncio.Event(), asyncio.Event(), []
 
@@ -92,12 +88,12 @@ async def test_calls_in_flight_at_a_stop_of_a_pass_may_finish(
     assert finished == [True]
 
 
-async def test_a_pass_leaves_a_sign_that_says_what_it_was(services: Services) -> None:
+async def test_pass_records_a_heartbeat_as_a_pass(services: Services) -> None:
     await Daemon(services).run_once()
     assert [report["single_pass"] for report in services.queue.reports] == [True]  # type: ignore[attr-defined]
 
 
-async def test_a_run_that_a_pass_lost_makes_it_incomplete(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lost_run_makes_a_pass_incomplete(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     adopting(services)
 
     async def lose(_: Holding) -> None:
@@ -108,7 +104,7 @@ async def test_a_run_that_a_pass_lost_makes_it_incomplete(services: Services, mo
         await Daemon(services).run_once()
 
 
-async def test_a_schema_that_changes_during_a_pass_ends_it_with_its_sentence(
+async def test_schema_change_during_a_pass_ends_it_with_a_sentence(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue, begun = adopting(services), asyncio.Event()
@@ -129,12 +125,12 @@ async def test_a_schema_that_changes_during_a_pass_ends_it_with_its_sentence(
         await asyncio.wait_for(Daemon(services).run_once(), PATIENCE_SECONDS)
 
 
-def test_what_a_stop_waits_for_leaves_time_of_its_ten_seconds() -> None:
+def test_grace_periods_of_a_stop_fit_into_ten_seconds() -> None:
     assert daemon_module._GRACE_SECONDS + daemon_module._RELEASE_SECONDS <= 8
 
 
 @pytest.mark.parametrize("once", [False, True])
-async def test_a_stop_is_heard_while_the_database_does_not_answer(
+async def test_stop_takes_effect_while_the_database_does_not_answer(
     services: Services, monkeypatch: pytest.MonkeyPatch, once: bool
 ) -> None:
     asked = asyncio.Event()

@@ -73,7 +73,7 @@ def reconciler(queue: StrayQueue, launcher: StrayLauncher) -> Reconciler:
     return Reconciler(make_services(queue=queue, launcher=launcher), asyncio.Event())
 
 
-async def test_a_stray_is_cancelled_until_its_launcher_says_that_it_ended() -> None:
+async def test_stray_is_cancelled_until_its_launcher_reports_its_end() -> None:
     queue = StrayQueue("runs", "ended", "forgotten")
     launcher = StrayLauncher(ended=LaunchState.CANCELLED, forgotten=LaunchState.MISSING)
     await reconciler(queue, launcher).round()
@@ -84,21 +84,21 @@ async def test_a_stray_is_cancelled_until_its_launcher_says_that_it_ended() -> N
     ]
 
 
-async def test_a_stray_whose_status_can_not_be_read_is_left_for_the_next_round() -> None:
+async def test_stray_with_unknown_status_is_left_for_the_next_round() -> None:
     queue, launcher = StrayQueue("unknown"), StrayLauncher(unknown=LaunchState.UNKNOWN)
     await reconciler(queue, launcher).round()
     assert launcher.cancelled == []
     assert queue.closed == []
 
 
-async def test_strays_are_looked_at_side_by_side_within_a_bound() -> None:
+async def test_strays_are_checked_concurrently_within_a_limit() -> None:
     launcher = StrayLauncher()
     await reconciler(StrayQueue(*map(str, range(40))), launcher).round()
     assert 1 < launcher.most_together <= 8
     assert len(launcher.cancelled) == 40
 
 
-async def test_a_fault_at_one_stray_closes_the_others() -> None:
+async def test_error_at_one_stray_does_not_block_the_others() -> None:
     queue, launcher = StrayQueue("bad", "ended"), StrayLauncher(ended=LaunchState.CANCELLED)
 
     async def observe(launch: LaunchRef) -> Observation:
@@ -111,7 +111,7 @@ async def test_a_fault_at_one_stray_closes_the_others() -> None:
     assert queue.closed == [{"external_job_id": "ended", "gpu_seconds": 1.0}]
 
 
-async def test_a_stop_leaves_the_strays_that_nobody_has_looked_at_yet() -> None:
+async def test_stop_leaves_the_remaining_strays_for_later() -> None:
     queue, launcher = StrayQueue(*map(str, range(40))), StrayLauncher()
     launcher.hangs = asyncio.Event()
     stop = asyncio.Event()
@@ -147,7 +147,7 @@ async def test_runs_are_polled_while_strays_hang(monkeypatch: pytest.MonkeyPatch
     assert looked.count("stray") == 1
 
 
-async def test_a_database_that_is_away_is_told_to_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_database_outage_is_reported_to_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     queue = StrayQueue()
 
     async def stray_launches(max_launches: int) -> list[dict[str, Any]]:

@@ -46,14 +46,14 @@ def refs(count: int) -> list[LaunchRef]:
     return [LaunchRef(None, str(number)) for number in range(count)]
 
 
-async def test_a_cycle_over_a_thousand_runs_uses_what_runpod_takes() -> None:
+async def test_cycle_over_1000_runs_uses_the_allowed_call_rate() -> None:
     api = Api(most=400)
     seen = await asyncio.gather(*map(api.launcher().observe, refs(1000)))
     assert {look.state for look in seen} == {LaunchState.RUNNING}
     assert api.most_together["status"] > 100
 
 
-async def test_the_bound_settles_below_what_runpod_refuses() -> None:
+async def test_limit_adapts_to_what_runpod_accepts() -> None:
     api = Api(most=50)
     launcher = api.launcher()
     await asyncio.gather(*map(launcher.observe, refs(1000)))
@@ -64,20 +64,20 @@ async def test_the_bound_settles_below_what_runpod_refuses() -> None:
     assert 20 <= launcher._limits["status"].bound <= 60
 
 
-async def test_the_setting_is_never_passed() -> None:
+async def test_configured_concurrency_is_never_exceeded() -> None:
     api = Api(most=400)
     await asyncio.gather(*map(api.launcher(concurrency=3).observe, refs(50)))
     assert api.most_together["status"] == 3
 
 
-async def test_cancels_have_a_bound_of_their_own() -> None:
+async def test_cancels_have_a_limit_of_their_own() -> None:
     api = Api(most=400)
     launcher = api.launcher()
     await asyncio.gather(*map(launcher.observe, refs(300)), *map(launcher.cancel, refs(90)))
     assert api.most_together["cancel"] <= 20 < api.most_together["status"]
 
 
-async def test_a_pause_that_runpod_asks_for_is_kept_for_that_kind_of_call() -> None:
+async def test_retry_after_pauses_only_that_kind_of_call() -> None:
     api = Api(most=0, headers={"retry-after": "60"})
     launcher = api.launcher()
     with pytest.raises(ServiceUnavailableError) as first:
@@ -91,7 +91,7 @@ async def test_a_pause_that_runpod_asks_for_is_kept_for_that_kind_of_call() -> N
     assert (await launcher.observe(LaunchRef(None, "j"))).state is LaunchState.RUNNING
 
 
-async def test_many_refusals_of_one_moment_halve_the_bound_once() -> None:
+async def test_simultaneous_refusals_halve_the_limit_once() -> None:
     clock = Clock()
     limit = CallLimit(most=100, calls=1000, clock=clock)
     began_at = clock.now
@@ -107,7 +107,7 @@ async def test_many_refusals_of_one_moment_halve_the_bound_once() -> None:
     assert limit.bound == 1
 
 
-async def test_after_a_pause_calls_go_again() -> None:
+async def test_calls_continue_after_a_pause() -> None:
     clock = Clock()
     limit = CallLimit(most=2, calls=1000, clock=clock)
     limit.refused(clock.now, pause_seconds=30)
@@ -119,7 +119,7 @@ async def test_after_a_pause_calls_go_again() -> None:
         pass
 
 
-async def test_no_ten_seconds_hold_more_calls_than_allowed() -> None:
+async def test_rate_limit_holds_in_every_ten_seconds() -> None:
     clock, went = Clock(), []
 
     async def sleep(seconds: float) -> None:
@@ -134,7 +134,7 @@ async def test_no_ten_seconds_hold_more_calls_than_allowed() -> None:
     assert went[-1] - went[0] < 50
 
 
-async def test_a_caller_that_gives_up_leaves_its_place_to_the_next() -> None:
+async def test_cancelled_caller_leaves_its_place_to_the_next() -> None:
     limit = CallLimit(most=1, calls=1000)
     gone, entered = [], asyncio.Event()
 

@@ -39,16 +39,14 @@ def api() -> Any:
     [(0, 0), (1500, 1.5), (604_800_000, 604_800), (-1, None), (True, None), (float("nan"), None),
      (float("inf"), None), (1e308, None), (10**400, None), ("1500", None), (None, None), ([], None)],
 )  # fmt: skip
-def test_a_time_that_no_launch_can_have_taken_is_none(said: Any, seconds: float | None) -> None:
+def test_impossible_execution_time_is_ignored(said: Any, seconds: float | None) -> None:
     assert seconds_of(said) == seconds
     seen = parse_observation({"status": "COMPLETED", "executionTime": said, "delayTime": said})
     assert (seen.execution_seconds, seen.queue_seconds) == (seconds, seconds)
 
 
 @pytest.mark.parametrize("said", [-1, True, float("nan"), float("inf"), 1e308, 10**400, "3", None, []])
-async def test_a_count_of_the_endpoint_that_is_none_counts_nothing(
-    launcher: RunPodLauncher, api: Any, said: Any
-) -> None:
+async def test_malformed_endpoint_count_counts_as_zero(launcher: RunPodLauncher, api: Any, said: Any) -> None:
     assert count_of({"idle": said}, "idle") == 0
     api.get("/health").respond(content=json.dumps({"jobs": {"inQueue": said}, "workers": {"idle": said}}).encode())
     health = await launcher.health()
@@ -57,7 +55,7 @@ async def test_a_count_of_the_endpoint_that_is_none_counts_nothing(
 
 @pytest.mark.parametrize("output", [b'"' + b"x" * 50_000_000 + b'"', DEEP, b"9" * 5000])
 @pytest.mark.parametrize("word", ["COMPLETED", "IN_PROGRESS", "FAILED"])
-async def test_an_output_that_can_not_be_read_hides_no_status(
+async def test_unreadable_output_does_not_hide_the_status(
     launcher: RunPodLauncher, api: Any, output: bytes, word: str
 ) -> None:
     body = b'{"executionTime": 5, "output": ' + output + b', "status": "%b", "workerId": "w"}' % word.encode()
@@ -66,7 +64,7 @@ async def test_an_output_that_can_not_be_read_hides_no_status(
     assert (str(seen.state), seen.output) == ({"IN_PROGRESS": "running"}.get(word, word.lower()), None)
 
 
-async def test_a_huge_answer_takes_little_memory() -> None:
+async def test_huge_answer_takes_little_memory() -> None:
     class Endless(httpx.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:
             for _ in range(2_000):
@@ -87,14 +85,14 @@ async def test_a_status_is_never_taken_from_inside_a_broken_answer(launcher: Run
     assert (await launcher.observe(REF)).state is LaunchState.UNKNOWN
 
 
-async def test_a_launch_whose_answer_is_too_deep_is_in_doubt(launcher: RunPodLauncher, api: Any) -> None:
+async def test_launch_with_an_unreadable_answer_is_unconfirmed(launcher: RunPodLauncher, api: Any) -> None:
     api.post("/run").respond(content=DEEP)
     with pytest.raises(LaunchInDoubtError):
         await launcher.launch({}, Policy(60, 120))
 
 
 @pytest.mark.parametrize(("said", "seconds"), [("9" * 400, None), ("999999", 3600.0), ("²", None), ("7", 7.0)])
-async def test_a_wish_to_be_left_alone_is_granted_for_an_hour_at_most(
+async def test_retry_after_is_respected_for_an_hour_at_most(
     launcher: RunPodLauncher, api: Any, said: str, seconds: float | None
 ) -> None:
     api.post("/run").respond(429, headers=[(b"retry-after", said.encode("latin-1"))])
@@ -103,7 +101,7 @@ async def test_a_wish_to_be_left_alone_is_granted_for_an_hour_at_most(
     assert caught.value.retry_after_seconds == seconds
 
 
-def test_an_error_nested_too_deep_is_a_crash_like_any_other() -> None:
+def test_too_deeply_nested_error_counts_as_a_crash() -> None:
     seen = parse_observation({"status": "FAILED", "error": "[" * 1_000_000})
     verdict = judge(
         seen, run_id="r", owned_elsewhere=False, checked_in=True, silent_seconds=0, lost_seconds=1, longest_seconds=1

@@ -31,7 +31,7 @@ def api() -> Any:
         yield mock
 
 
-async def test_a_launch_carries_its_policy_in_milliseconds_and_the_bearer(launcher: RunPodLauncher, api: Any) -> None:
+async def test_launch_sends_policy_in_milliseconds_and_the_key(launcher: RunPodLauncher, api: Any) -> None:
     route = api.post("/run").respond(json={"id": "job-u1", "status": "IN_QUEUE"})
     assert await launcher.launch({"run_id": "r"}, POLICY) == "job-u1"
     sent = route.calls.last.request
@@ -44,7 +44,7 @@ async def test_a_launch_carries_its_policy_in_milliseconds_and_the_bearer(launch
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413])
-async def test_a_refused_launch_was_certainly_not_accepted(launcher: RunPodLauncher, api: Any, status: int) -> None:
+async def test_refused_launch_is_known_not_to_run(launcher: RunPodLauncher, api: Any, status: int) -> None:
     api.post("/run").respond(status)
     with pytest.raises(ServiceRefusedError, match=str(status)) as caught:
         await launcher.launch({}, POLICY)
@@ -54,7 +54,7 @@ async def test_a_refused_launch_was_certainly_not_accepted(launcher: RunPodLaunc
 @pytest.mark.parametrize(
     ("headers", "seconds"), [({}, None), ({"retry-after": "7"}, 7.0), ({"retry-after": "soon"}, None)]
 )
-async def test_429_is_put_off_as_long_as_runpod_wishes(
+async def test_429_postpones_the_launch_as_long_as_runpod_asks(
     launcher: RunPodLauncher, api: Any, headers: dict[str, str], seconds: float | None
 ) -> None:
     api.post("/run").respond(429, headers=headers)
@@ -64,7 +64,7 @@ async def test_429_is_put_off_as_long_as_runpod_wishes(
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectError("no"), httpx.ConnectTimeout("no")])
-async def test_a_connection_that_never_stood_launched_nothing(
+async def test_failed_connection_is_known_not_to_launch(
     launcher: RunPodLauncher, api: Any, error: httpx.HTTPError
 ) -> None:
     api.post("/run").mock(side_effect=error)
@@ -89,7 +89,7 @@ async def test_a_connection_that_never_stood_launched_nothing(
         {"return_value": httpx.Response(200, json={"id": "x" * 256})},
     ],
 )
-async def test_a_launch_that_may_have_been_accepted_is_in_doubt(
+async def test_launch_that_may_have_been_accepted_is_unconfirmed(
     launcher: RunPodLauncher, api: Any, answer: dict[str, Any]
 ) -> None:
     api.post("/run").mock(**answer)
@@ -110,7 +110,8 @@ async def test_a_payload_over_runpods_limit_is_not_sent(launcher: RunPodLauncher
         ("FAILED", "failed"), ("CANCELLED", "cancelled"), ("TIMED_OUT", "timed_out"), ("PAUSED", "unknown"),
     ],
 )  # fmt: skip
-async def test_every_status_has_a_state_fault_05(launcher: RunPodLauncher, api: Any, word: str, state: str) -> None:
+@pytest.mark.fault(5)
+async def test_every_status_has_a_state(launcher: RunPodLauncher, api: Any, word: str, state: str) -> None:
     api.get("/status/j").respond(
         json={"id": "j", "status": word, "executionTime": 1500, "delayTime": 200, "output": {"a": 1}}
     )
@@ -133,9 +134,7 @@ async def test_every_status_has_a_state_fault_05(launcher: RunPodLauncher, api: 
         {"return_value": httpx.Response(200, json={"id": "j"})},
     ],
 )
-async def test_a_status_that_can_not_be_read_is_unknown(
-    launcher: RunPodLauncher, api: Any, answer: dict[str, Any]
-) -> None:
+async def test_unreadable_status_is_unknown(launcher: RunPodLauncher, api: Any, answer: dict[str, Any]) -> None:
     api.get("/status/j").mock(**answer)
     assert (await launcher.observe(LaunchRef(None, "j"))).state is LaunchState.UNKNOWN
 
@@ -152,15 +151,15 @@ async def test_404_means_missing_only_where_the_endpoint_answers(
 
 
 @pytest.mark.parametrize(("status", "asked"), [(200, True), (404, True), (400, False)])
-async def test_a_cancel_is_taken_or_not(launcher: RunPodLauncher, api: Any, status: int, asked: bool) -> None:
+async def test_cancel_reports_whether_it_was_accepted(
+    launcher: RunPodLauncher, api: Any, status: int, asked: bool
+) -> None:
     api.post("/cancel/j").respond(status)
     assert await launcher.cancel(LaunchRef(None, "j")) is asked
 
 
 @pytest.mark.parametrize("named", ["x/../../purge-queue", "..", "", "a b", "x?y=1", "x#y", "x\n", "x" * 256])
-async def test_an_id_that_leads_to_another_route_is_never_called_and_is_of_no_launch(
-    launcher: RunPodLauncher, api: Any, named: str
-) -> None:
+async def test_job_id_that_is_an_api_route_is_never_called(launcher: RunPodLauncher, api: Any, named: str) -> None:
     assert (await launcher.observe(LaunchRef(None, named))).state is LaunchState.MISSING
     assert await launcher.cancel(LaunchRef(None, named)) is True
     assert not api.calls
@@ -175,7 +174,7 @@ async def test_an_id_that_leads_to_another_route_is_never_called_and_is_of_no_la
         ({}, 0, None),
     ],
 )
-async def test_health_says_why_no_worker_comes(
+async def test_endpoint_health_gives_the_reason_for_no_worker(
     launcher: RunPodLauncher, api: Any, workers: dict[str, int], queued: int, words: str | None
 ) -> None:
     api.get("/health").respond(json={"jobs": {"inQueue": queued}, "workers": workers})

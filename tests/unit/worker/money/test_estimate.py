@@ -80,7 +80,7 @@ def test_more_tokens_or_epochs_never_take_less(work: Work, more: int) -> None:
         assert first.cost.high <= second.cost.high
 
 
-def test_the_high_end_is_the_applications_own_formula_at_the_slow_speed() -> None:
+def test_high_end_is_the_applications_formula_at_the_slow_speed() -> None:
     """steps × epochs × (tokens / pairs × batch) / throughput + 600 + 300 × epochs + 300, for a 7B base."""
     found = estimate(dataclasses.replace(WORK, pairs=1001, batch_size=4, epochs=3), TERMS)
     steps = math.ceil(1001 / 4) * 3
@@ -103,13 +103,13 @@ def test_an_estimate_counts_the_trainers_own_steps() -> None:
     assert shape.total_steps(epochs=1, max_steps=None) == 100
 
 
-def test_tokens_that_were_not_counted_are_two_hundred_a_pair_as_the_application_has_it() -> None:
+def test_uncounted_tokens_are_assumed_as_200_per_pair() -> None:
     found = estimate(Work(pairs=50, gpu_type="H100"), TERMS)
     assert found is not None
     assert found.tokens == 10_000
 
 
-def test_a_larger_base_takes_longer_and_an_unknown_one_counts_as_the_reference() -> None:
+def test_larger_base_takes_longer_and_an_unknown_one_is_average() -> None:
     sizes = [
         estimate(dataclasses.replace(WORK, base_model=name), TERMS)
         for name in (DEFAULT_BASE_MODEL, "unknown/model", "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B")
@@ -119,18 +119,18 @@ def test_a_larger_base_takes_longer_and_an_unknown_one_counts_as_the_reference()
     assert (large.low, large.high) > (default.low, default.high)
 
 
-def test_the_endpoints_gpu_counts_and_not_the_one_that_was_asked_for() -> None:
+def test_estimate_uses_the_endpoints_gpu_not_the_requested_one() -> None:
     found = estimate(WORK, terms(endpoint_gpu_type="L40S", endpoint_gpu_count=2))
     assert found is not None
     assert (found.gpu_type, found.gpu_count, found.price_per_hour) == ("L40S", 2, 1.91)
 
 
-def test_every_gpu_of_the_price_table_has_a_speed_and_every_offered_model_a_size() -> None:
+def test_every_priced_gpu_has_a_speed_and_every_model_a_size() -> None:
     assert load_throughput()["tokens_per_second"].keys() == {price.type for price in load_prices()}
     assert load_throughput()["models"].keys() == set(Settings.model_fields["base_models"].default)
 
 
-def test_a_gpu_of_an_operators_own_table_lies_somewhere_between_all_others(tmp_path: Path) -> None:
+def test_unmeasured_gpu_is_estimated_between_all_others(tmp_path: Path) -> None:
     table = tmp_path / "prices.toml"
     table.write_text('[[gpu]]\ntype = "Abacus"\nprice_per_hour = 1.0\nmemory_gb = 8\nnames = ["Abacus"]\n')
     found = estimate(dataclasses.replace(WORK, gpu_type="abacus"), terms(price_table=table))
@@ -142,7 +142,8 @@ def survey(tokens: int, examples: int = 1000) -> Survey:
     return cast(Survey, SimpleNamespace(tokens=tokens, examples=examples, conversations=examples))
 
 
-def test_a_job_that_can_not_stay_below_its_limit_is_refused_with_both_figures_fault_30() -> None:
+@pytest.mark.fault(30)
+def test_job_above_its_limit_is_refused_with_both_figures() -> None:
     chosen = Hyperparameters(epochs=10, max_length=131072)
     preflight.check_estimate(chosen, survey(100_000), "A100-80GB", terms(max_cost_per_job=5))
     with pytest.raises(PreflightError, match=r"at least \$12.+ a job may cost \$5\.00; choose fewer") as refused:
@@ -157,7 +158,7 @@ def test_a_job_that_can_not_stay_below_its_limit_is_refused_with_both_figures_fa
     preflight.check_estimate(short, survey(10_000_000), "A100-80GB", terms(max_cost_per_job=5))
 
 
-def test_a_terminal_is_told_both_ends_and_what_was_assumed() -> None:
+def test_estimate_command_prints_both_ends_and_assumptions() -> None:
     found = estimate(WORK, terms(storage_fee=0.5))
     assert found is not None
     lines = told(dataclasses.asdict(found)).splitlines()
@@ -167,7 +168,7 @@ def test_a_terminal_is_told_both_ends_and_what_was_assumed() -> None:
     assert any("$0.50" in line for line in lines)
 
 
-def test_the_tables_say_where_their_figures_are_from() -> None:
+def test_tables_cite_the_source_of_their_figures() -> None:
     folder = ROOT / "worker/lora_worker/money"
     for name in ("prices.toml", "throughput.toml"):
         text = (folder / name).read_text()

@@ -43,7 +43,7 @@ def get(server: HealthServer, path: str) -> httpx.Response:
     return httpx.get(f"http://127.0.0.1:{server.port}{path}", timeout=60)
 
 
-def test_the_endpoints_say_what_is_wrong(server: HealthServer, problems: Problems) -> None:
+def test_health_endpoints_report_the_problem(server: HealthServer, problems: Problems) -> None:
     assert get(server, "/readyz").json() == {"ok": True, "problem": None}
     problems.ready = "Supabase is not reachable"
     answer = get(server, "/readyz")
@@ -70,7 +70,7 @@ def connect(server: HealthServer, said: bytes) -> socket.socket:
     ],
     ids=["nothing", "half a header", "half a body"],
 )
-def test_half_a_request_keeps_nobody_waiting_and_no_stop(said: bytes) -> None:
+def test_partial_request_blocks_neither_others_nor_the_stop(said: bytes) -> None:
     server = HealthServer("127.0.0.1", 0, alive=lambda: None, ready=lambda: None)
     halves = [connect(server, said) for _ in range(8)]
     assert get(server, "/healthz").status_code == 200
@@ -84,7 +84,7 @@ def test_half_a_request_keeps_nobody_waiting_and_no_stop(said: bytes) -> None:
         half.close()
 
 
-def test_a_loop_that_wakes_up_by_itself_takes_nothing_from_the_stop() -> None:
+def test_stop_works_when_the_server_loop_ends_by_itself() -> None:
     server = HealthServer("127.0.0.1", 0, alive=lambda: None, ready=lambda: None)
     pull = server._server.pull_trigger
 
@@ -110,7 +110,7 @@ def test_a_loop_that_wakes_up_by_itself_takes_nothing_from_the_stop() -> None:
     ],
     ids=["an endless header", "a large body", "no HTTP"],
 )
-def test_a_request_that_is_too_large_or_none_is_refused(server: HealthServer, said: bytes, status: bytes) -> None:
+def test_oversized_or_malformed_request_is_refused(server: HealthServer, said: bytes, status: bytes) -> None:
     with connect(server, b"") as connection:
         with suppress(ConnectionError):
             connection.sendall(said)
@@ -119,9 +119,7 @@ def test_a_request_that_is_too_large_or_none_is_refused(server: HealthServer, sa
     assert get(server, "/healthz").status_code == 200
 
 
-def test_a_connection_ends_in_time_also_if_it_says_a_little_now_and_then(
-    server: HealthServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_connection_is_closed_in_time(server: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "_CONNECTION_SECONDS", 0.3)
     with connect(server, b"GET /healthz HTTP/1.1\r\nX: ") as connection:
         connection.settimeout(0.05)
@@ -137,7 +135,7 @@ def test_a_connection_ends_in_time_also_if_it_says_a_little_now_and_then(
     pytest.fail("the connection was still open")
 
 
-def test_connections_beyond_the_limit_wait_until_others_have_ended(
+def test_connections_above_the_limit_wait_for_others_to_end(
     server: HealthServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "_CONNECTION_SECONDS", 1.0)
@@ -148,14 +146,14 @@ def test_connections_beyond_the_limit_wait_until_others_have_ended(
         connection.close()
 
 
-def test_a_port_that_is_taken_or_an_odd_address_is_named() -> None:
+def test_port_in_use_or_invalid_address_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(PortTakenError, match="LORA_WORKER_HTTP_PORT"):
         HealthServer("127.0.0.1", taken.getsockname()[1], alive=lambda: None, ready=lambda: None)
     with pytest.raises(PortTakenError, match="LORA_WORKER_HTTP_HOST"):
         HealthServer("x" * 300, 0, alive=lambda: None, ready=lambda: None)
 
 
-async def test_a_hung_event_loop_is_not_healthy_and_the_answer_comes_all_the_same() -> None:
+async def test_hung_event_loop_is_reported_as_unhealthy() -> None:
     clock = Clock()
     pulse = Pulse(clock)
     server = HealthServer("127.0.0.1", 0, alive=lambda: pulse.problem, ready=lambda: None)
@@ -191,14 +189,14 @@ def readiness(clock: Clock) -> Readiness:
     return made
 
 
-def test_a_round_that_fails_is_a_problem_until_it_ends_well(readiness: Readiness) -> None:
+def test_failed_round_is_a_problem_until_one_succeeds(readiness: Readiness) -> None:
     readiness.end("claim", "Supabase is not reachable")
     assert readiness.problem == "Supabase is not reachable"
     readiness.end("claim")
     assert readiness.problem is None
 
 
-def test_a_round_that_does_not_end_is_a_problem(readiness: Readiness, clock: Clock) -> None:
+def test_round_that_does_not_end_is_a_problem(readiness: Readiness, clock: Clock) -> None:
     readiness.begin("renew")
     clock.now += 300
     assert readiness.problem is None
@@ -208,7 +206,7 @@ def test_a_round_that_does_not_end_is_a_problem(readiness: Readiness, clock: Clo
     assert readiness.problem is None
 
 
-def test_ends_that_can_not_be_written_are_a_problem_until_one_can(readiness: Readiness) -> None:
+def test_failed_settlings_are_a_problem_until_one_succeeds(readiness: Readiness) -> None:
     one, other = uuid4(), uuid4()
     readiness.settling_failed(one, "refused")
     readiness.settling_failed(other, "refused")
@@ -223,7 +221,7 @@ def test_ends_that_can_not_be_written_are_a_problem_until_one_can(readiness: Rea
     assert readiness.problem is None
 
 
-def test_rounds_in_which_every_run_is_put_off_are_a_problem(readiness: Readiness) -> None:
+def test_rounds_that_postpone_every_run_are_a_problem(readiness: Readiness) -> None:
     for put_off in (["away"], ["away", None], ["away"], ["away", "away"]):
         readiness.note_runs(list(put_off))
     assert readiness.problem is None

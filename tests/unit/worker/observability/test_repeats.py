@@ -6,7 +6,7 @@ from lora_worker.observability.repeats import AGAIN_SECONDS, Repeats
 from tests.scripted import Clock
 
 
-def test_what_goes_on_is_said_once_and_again_at_a_slow_rate() -> None:
+def test_continuing_message_is_logged_once_and_then_rarely() -> None:
     clock = Clock()
     repeats = Repeats(clock)
     assert [repeats.is_due("run", "404") for _ in range(3)] == [True, False, False]
@@ -14,7 +14,7 @@ def test_what_goes_on_is_said_once_and_again_at_a_slow_rate() -> None:
     assert [repeats.is_due("run", "404") for _ in range(2)] == [True, False]
 
 
-def test_what_changes_or_comes_again_is_said_at_once() -> None:
+def test_changed_or_returning_message_is_logged_at_once() -> None:
     repeats = Repeats(Clock())
     assert [repeats.is_due("run", text) for text in ("404", "401", "401", "404")] == [True, True, False, True]
     assert repeats.is_due("another", "404")
@@ -22,7 +22,7 @@ def test_what_changes_or_comes_again_is_said_at_once() -> None:
     assert repeats.is_due("run", "404")
 
 
-def test_what_was_said_is_forgotten_before_it_fills_the_memory() -> None:
+def test_memory_of_logged_messages_is_bounded() -> None:
     repeats = Repeats(Clock())
     for run in range(20_000):
         repeats.is_due(run, "404")
@@ -31,7 +31,7 @@ def test_what_was_said_is_forgotten_before_it_fills_the_memory() -> None:
     assert repeats.is_due(0, "404")
 
 
-def test_how_often_it_was_met_is_known_when_it_is_over() -> None:
+def test_clearing_returns_the_number_of_repeats() -> None:
     repeats = Repeats(clock := Clock())
     for text in ("401", "404", "404", "404"):
         repeats.is_due("run", text)

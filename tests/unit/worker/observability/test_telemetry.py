@@ -17,7 +17,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJl"
     "secret",
     [JWT, "sb_secret_abc123", "sb_publishable_abc123", "rpa_ABC123", f"Bearer {JWT}", "https://x/y?token=abc.def&z=1"],
 )
-def test_keys_and_signed_parts_of_urls_are_blacked_out(secret: str) -> None:
+def test_keys_and_signatures_of_urls_are_redacted(secret: str) -> None:
     shown = redact(f"before {secret} after")
     for part in ("abc", "ABC", "c2lnbmF0dXJl"):
         assert part not in shown
@@ -31,7 +31,8 @@ def _restored_logging() -> object:
 
 
 @pytest.mark.usefixtures("_restored_logging")
-def test_a_log_line_holds_no_configured_key_also_in_nested_values_and_exceptions_fault_58(
+@pytest.mark.fault(58)
+def test_log_line_contains_no_configured_key(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     settings = Settings(

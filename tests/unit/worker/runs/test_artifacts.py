@@ -22,7 +22,7 @@ def run_of(queue: str) -> Run:
     )
 
 
-def test_only_the_archive_of_the_newer_queue_lies_outside_the_runs_own_folder() -> None:
+def test_only_the_newer_queues_archive_is_outside_the_runs_folder() -> None:
     run = run_of("pipeline_training_jobs")
     places = Places.of(run)
     assert places.archive_name is not None
@@ -31,14 +31,14 @@ def test_only_the_archive_of_the_newer_queue_lies_outside_the_runs_own_folder() 
         assert places.at(path) == f"{run.user_id}/{run.id}/{path}"
 
 
-def test_the_older_queue_has_no_archive_and_no_way_out_of_the_runs_folder() -> None:
+def test_older_queue_has_no_archive_outside_the_runs_folder() -> None:
     run = run_of("training_jobs")
     places = Places.of(run)
     assert places.archive_name is None
     assert places.at("adapter.tar.gz") == f"{run.user_id}/{run.id}/adapter.tar.gz"
 
 
-def test_what_upload_urls_open_is_never_what_is_kept() -> None:
+def test_upload_paths_are_never_final_paths() -> None:
     for queue in ("training_jobs", "pipeline_training_jobs"):
         places = Places.of(run_of(queue))
         paths = ["manifest.json", "adapter.tar.gz", "sub/x"]
@@ -46,7 +46,7 @@ def test_what_upload_urls_open_is_never_what_is_kept() -> None:
         assert all(places.staged(path).startswith("uploads/") for path in paths)
 
 
-def test_the_training_time_is_whole_seconds_and_left_open_where_nobody_measured() -> None:
+def test_training_time_is_whole_seconds_or_unknown() -> None:
     metrics = FinalMetrics(final_training_loss=0.5)
     columns = final_columns(metrics, Summary(train_seconds=89.6), [])
     assert (columns["final_loss"], columns["training_time_seconds"]) == (0.5, 90)
@@ -54,7 +54,8 @@ def test_the_training_time_is_whole_seconds_and_left_open_where_nobody_measured(
 
 
 @pytest.mark.parametrize("length", [1, 187, 188, 200, 255])
-def test_a_models_name_fits_its_column_and_has_an_iso_date_fault_41(length: int) -> None:
+@pytest.mark.fault(41)
+def test_model_name_fits_its_column_and_has_an_iso_date(length: int) -> None:
     dataset, job_id = Dataset(id=uuid4(), name="x" * length, storage_path="p"), uuid4()
     name = artifact_name(dataset, datetime(2026, 11, 24, tzinfo=UTC), job_id)
     assert len(name) <= 200
@@ -62,12 +63,12 @@ def test_a_models_name_fits_its_column_and_has_an_iso_date_fault_41(length: int)
     assert name.endswith(f" - 2026-11-24 ({str(job_id)[:8]})")
 
 
-def test_two_models_of_one_dataset_on_one_day_have_two_names() -> None:
+def test_models_of_the_same_dataset_and_day_have_different_names() -> None:
     dataset = Dataset(id=uuid4(), name="x" * 300, storage_path="p")
     assert len({artifact_name(dataset, datetime(2026, 11, 24, tzinfo=UTC), uuid4()) for _ in range(9)}) == 9
 
 
-def test_notes_of_a_training_fit_its_row_and_its_notice() -> None:
+def test_notes_of_a_training_fit_its_row_and_notification() -> None:
     notes = ["Left out: 3 examples with weight 0, train false or loss false.", "word " * 1000, *["more"] * 1000]
     job = Job(id=uuid4(), user_id=uuid4(), hyperparameters={"epochs": 1}, gpu_config={})
     told = told_notes(Summary(notes=notes), job)
@@ -79,7 +80,7 @@ def test_notes_of_a_training_fit_its_row_and_its_notice() -> None:
     assert len(message) <= 600
 
 
-def test_a_key_that_nothing_read_is_a_note_of_the_model() -> None:
+def test_unused_hyperparameter_is_noted_on_the_model() -> None:
     job = Job(id=uuid4(), user_id=uuid4(), hyperparameters={"optimizer": "lion"}, gpu_config={})
     assert told_notes(Summary(notes=["More."]), job) == [
         "hyperparameters: 'optimizer' changed nothing; this service knows no such key.", "More.",

@@ -30,20 +30,20 @@ def raised(kind: str) -> str:
 
 @pytest.mark.parametrize("code", sorted(_BASE))
 @pytest.mark.parametrize("stage", [None, Stage.SETUP, Stage.LOADING_MODEL])
-def test_a_base_that_can_not_be_had_is_blamed(code: ErrorCode, stage: Stage | None) -> None:
+def test_unavailable_base_model_is_blamed(code: ErrorCode, stage: Stage | None) -> None:
     assert blame(of(code), failed(), checked_in=True, stage=stage) == "base_model"
 
 
 @pytest.mark.parametrize("code", sorted(_LOADING))
 @pytest.mark.parametrize("stage", list(Stage))
-def test_what_breaks_is_the_bases_only_while_it_loads(code: ErrorCode, stage: Stage) -> None:
+def test_base_model_is_blamed_only_for_errors_while_loading(code: ErrorCode, stage: Stage) -> None:
     blamed = blame(of(code), failed(), checked_in=True, stage=stage)
     assert blamed == ("base_model" if stage in {Stage.LOADING_MODEL, Stage.CONFIGURING} else None)
 
 
 @pytest.mark.parametrize("code", sorted(_OWN))
 @pytest.mark.parametrize("stage", list(Stage))
-def test_a_jobs_own_failures_blame_nobody_else(code: ErrorCode, stage: Stage) -> None:
+def test_failures_of_the_job_itself_blame_nothing(code: ErrorCode, stage: Stage) -> None:
     assert blame(of(code), failed(), checked_in=True, stage=stage) is None
 
 
@@ -64,12 +64,12 @@ def test_a_jobs_own_failures_blame_nobody_else(code: ErrorCode, stage: Stage) ->
         ("trainer_crashed", None, None),
     ],
 )
-def test_an_image_is_blamed_where_it_died_without_a_word(
+def test_image_is_blamed_if_it_ends_without_a_report(
     code: str, observation: Observation | None, blamed: str | None
 ) -> None:
     assert blame(of(code), observation, checked_in=False, stage=None) == blamed
     assert blame(of(code), observation, checked_in=True, stage=None) is None
 
 
-def test_workers_that_never_get_ready_are_the_images() -> None:
+def test_image_is_blamed_if_workers_never_get_ready() -> None:
     assert blame(NEVER_READY, failed(state=LaunchState.QUEUED), checked_in=False, stage=None) == "image"

@@ -55,7 +55,7 @@ async def copied(bucket: MemoryBucket, files: dict[str, str], **bounds: Any) -> 
     return [file.path for file in manifest.files]
 
 
-async def test_the_files_are_kept_and_their_manifest_comes_last(answered: Callable[..., None]) -> None:
+async def test_files_are_copied_with_the_manifest_last(answered: Callable[..., None]) -> None:
     answered(lambda request: streamed(request.url.path.encode()))
     bucket = MemoryBucket()
     files = {"out/a.json": f"{BASE}/a", "größe.bin": f"{BASE}/b"}
@@ -83,7 +83,7 @@ async def test_the_files_are_kept_and_their_manifest_comes_last(answered: Callab
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_what_can_not_be_taken_fails_with_a_sentence_and_asks_nobody(
+async def test_unacceptable_files_fail_without_a_request(
     answered: Callable[..., None], files: dict[str, str], words: str
 ) -> None:
     asked: list[httpx.Request] = []
@@ -96,7 +96,7 @@ async def test_what_can_not_be_taken_fails_with_a_sentence_and_asks_nobody(
     assert "://" not in str(caught.value)
 
 
-async def test_files_without_end_are_left_at_the_bound(answered: Callable[..., None]) -> None:
+async def test_endless_files_are_read_up_to_a_limit(answered: Callable[..., None]) -> None:
     sent = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -113,13 +113,13 @@ async def test_files_without_end_are_left_at_the_bound(answered: Callable[..., N
     assert bucket.objects == {}
 
 
-async def test_the_bound_is_for_all_files_and_all_tries_together(answered: Callable[..., None]) -> None:
+async def test_size_limit_covers_all_files_and_all_retries(answered: Callable[..., None]) -> None:
     answered(lambda request: streamed(b"x" * 600))
     with pytest.raises(ArtifactError, match="larger than an adapter may be"):
         await copied(MemoryBucket(), {"a": f"{BASE}/a", "b": f"{BASE}/b"}, max_bytes=1000)
 
 
-async def test_an_address_that_never_answers_ends_at_the_time_for_all_of_them(answered: Callable[..., None]) -> None:
+async def test_time_limit_ends_a_download_that_never_answers(answered: Callable[..., None]) -> None:
     async def hang(request: httpx.Request) -> httpx.Response:
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
@@ -129,7 +129,7 @@ async def test_an_address_that_never_answers_ends_at_the_time_for_all_of_them(an
         await copied(MemoryBucket(), {"a": f"{BASE}/a"}, max_seconds=0.05)
 
 
-async def test_a_source_that_breaks_off_is_tried_again_and_then_given_up(answered: Callable[..., None]) -> None:
+async def test_interrupted_source_is_retried_and_then_given_up(answered: Callable[..., None]) -> None:
     tries = 0
 
     def fail(request: httpx.Request) -> httpx.Response:
@@ -144,7 +144,7 @@ async def test_a_source_that_breaks_off_is_tried_again_and_then_given_up(answere
 
 
 @pytest.mark.parametrize(("status", "kind"), [(400, ArtifactError), (409, ArtifactError), (413, ServiceRefusedError)])
-async def test_what_the_storage_refuses_is_not_fetched_again(
+async def test_file_refused_by_the_storage_is_not_fetched_again(
     answered: Callable[..., None], status: int, kind: type[Exception]
 ) -> None:
     tries = 0

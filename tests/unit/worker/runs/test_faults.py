@@ -26,7 +26,7 @@ def said(logs: list[Any], event: str) -> list[Any]:
     return [entry for entry in logs if entry["event"] == event]
 
 
-async def test_an_outage_is_said_once_and_with_its_count_when_it_ends(
+async def test_outage_is_logged_once_and_with_its_count_at_its_end(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon, outcomes = Daemon(services), [ServiceUnavailableError("db", "away")] * 50 + [None]
@@ -47,7 +47,7 @@ async def test_an_outage_is_said_once_and_with_its_count_when_it_ends(
     assert daemon.problem == "starting"
 
 
-async def test_another_fault_in_the_same_place_is_said_too(services: Services) -> None:
+async def test_another_error_in_the_same_place_is_logged_too(services: Services) -> None:
     daemon = Daemon(services)
     with capture_logs() as logs:
         for problem in ("away", "away", "read-only", "away"):
@@ -55,7 +55,7 @@ async def test_another_fault_in_the_same_place_is_said_too(services: Services) -
     assert [entry["problem"] for entry in said(logs, "service fault")] == ["away", "read-only", "away"]
 
 
-async def test_a_bug_on_one_run_is_said_once_with_its_count(services: Services) -> None:
+async def test_bug_at_one_run_is_logged_once_with_its_count(services: Services) -> None:
     daemon = Daemon(services)
     services.queue.to_adopt = [assignment("bad")]  # type: ignore[attr-defined]
     services.launcher.broken = {"bad"}  # type: ignore[attr-defined]
@@ -71,7 +71,7 @@ async def test_a_bug_on_one_run_is_said_once_with_its_count(services: Services) 
 
 @pytest.mark.parametrize("command", [["run", "--once"], ["status"], ["status", "--json"]])
 @pytest.mark.parametrize("status", [200, 502])
-def test_a_page_for_an_answer_ends_a_command_with_one_sentence(
+def test_html_answer_ends_a_command_with_one_sentence(
     command: list[str], status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -88,7 +88,7 @@ def test_a_page_for_an_answer_ends_a_command_with_one_sentence(
     assert "words" not in done.output
 
 
-async def test_a_page_for_an_answer_at_its_start_keeps_the_daemon_waiting(services: Services) -> None:
+async def test_html_answer_at_the_start_keeps_the_daemon_waiting(services: Services) -> None:
     daemon = Daemon(services)
     services.queue.failing = ServiceUnavailableError("db", "no answer")  # type: ignore[attr-defined]
     running = asyncio.create_task(daemon.run())

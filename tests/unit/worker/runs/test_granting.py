@@ -56,7 +56,7 @@ STORAGE_FAULTS = [
 
 
 @pytest.mark.parametrize("failure", STORAGE_FAULTS, ids=lambda failure: type(failure).__name__)
-async def test_a_run_is_looked_at_while_the_storage_grants_nothing(
+async def test_run_is_polled_while_the_storage_issues_no_urls(
     monkeypatch: pytest.MonkeyPatch, failure: ServiceError
 ) -> None:
     holding, _ = asking(monkeypatch, [FILE], failure)
@@ -66,14 +66,14 @@ async def test_a_run_is_looked_at_while_the_storage_grants_nothing(
     assert holding.news.upload_request == [FILE]
 
 
-async def test_a_run_that_ended_is_settled_while_the_storage_grants_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ended_run_is_settled_while_the_storage_issues_no_urls(monkeypatch: pytest.MonkeyPatch) -> None:
     holding, endings = asking(monkeypatch, [FILE], STORAGE_FAULTS[0], LaunchState.FAILED)
     await holding.advance()
     assert [ending.failure.code for ending in endings] == ["trainer_crashed"]
 
 
 @pytest.mark.parametrize("request_", [[FILE], [1]])
-async def test_a_cancelled_run_is_stopped_and_granted_nothing(monkeypatch: pytest.MonkeyPatch, request_: Any) -> None:
+async def test_cancelled_run_is_stopped_and_gets_no_grant(monkeypatch: pytest.MonkeyPatch, request_: Any) -> None:
     holding, endings = asking(monkeypatch, request_, STORAGE_FAULTS[0])
     holding.news = holding.news.model_copy(update={"cancel_requested": True})
     await holding.advance()
@@ -81,7 +81,7 @@ async def test_a_cancelled_run_is_stopped_and_granted_nothing(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("request_", [[1], {}, {"path": "a"}, [FILE | {"path": "../another-run/a"}]])
-async def test_a_request_that_can_not_be_read_is_its_own_runs_failure(
+async def test_unreadable_upload_request_affects_only_its_own_run(
     monkeypatch: pytest.MonkeyPatch, request_: Any
 ) -> None:
     holding, endings = asking(monkeypatch, request_)
@@ -91,7 +91,7 @@ async def test_a_request_that_can_not_be_read_is_its_own_runs_failure(
     assert holding.services.storage.signed == []  # type: ignore[attr-defined]
 
 
-async def test_a_grant_under_a_lost_lease_still_ends_the_holding(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lost_lease_while_granting_ends_the_holding(monkeypatch: pytest.MonkeyPatch) -> None:
     holding, _ = asking(monkeypatch, [FILE])
 
     async def sign_upload(bucket: str, path: str) -> str:
@@ -103,7 +103,7 @@ async def test_a_grant_under_a_lost_lease_still_ends_the_holding(monkeypatch: py
         await holding.advance()
 
 
-async def test_a_granted_request_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_upload_request_is_granted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     granted: list[Any] = []
 
     async def grant_upload(self: FakeQueue, run_id: Any, lease_token: Any, *, request: Any, sealed_urls: str) -> bool:

@@ -21,15 +21,15 @@ from tests.scripted import assignment, make_services
 
 
 @pytest.mark.parametrize(("tries", "seconds"), [(1, 30), (2, 60), (5, 480), (6, 600), (1_026, 600), (10**6, 600)])
-def test_a_launch_waits_twice_as_long_each_time_and_never_longer_than_ten_minutes(tries: int, seconds: float) -> None:
+def test_launch_retries_back_off_up_to_ten_minutes(tries: int, seconds: float) -> None:
     assert patience_seconds(30.0, tries) == seconds
 
 
-def test_a_provider_may_ask_for_more_patience() -> None:
+def test_retry_after_can_lengthen_the_backoff() -> None:
     assert patience_seconds(3600.0, 1) == patience_seconds(3600.0, 2_000) == 3600
 
 
-def test_a_job_outlasts_any_number_of_refused_launches() -> None:
+def test_refused_launches_never_fail_a_job() -> None:
     services = make_services()
     holding = Holding.take(services, assignment(None, status="claimed", launches=1_500), asked_at=services.clock())
     holding.launch_tries = 1_500
@@ -39,7 +39,7 @@ def test_a_job_outlasts_any_number_of_refused_launches() -> None:
 
 @pytest.mark.parametrize("max_run_seconds", [3600, 43_200, 518_400])
 @pytest.mark.parametrize("budget", [10, 1_000_000])
-def test_a_launch_outlives_its_longest_wait_and_its_longest_execution(max_run_seconds: float, budget: float) -> None:
+def test_launch_ttl_covers_the_longest_wait_and_execution(max_run_seconds: float, budget: float) -> None:
     policy = make_policy(
         Rate.at(load_prices()[0], gpu_count=1, max_cost=budget),
         spent_cost=0,
@@ -82,7 +82,7 @@ async def test_a_request_with_a_secret_key_is_never_sent(monkeypatch: pytest.Mon
     assert len(posted) == 1
 
 
-def test_a_resumed_attempt_gets_what_earlier_ones_left_of_time_and_money() -> None:
+def test_retry_gets_the_time_and_money_that_is_left() -> None:
     rate = Rate(gpu_type="H100", gpu_count=1, price_per_hour=4.0, max_cost=100)
     policy = make_policy(
         rate, spent_cost=40, spent_seconds=36_000, max_run_seconds=43_200, queue_allowance_seconds=86_400
@@ -94,7 +94,7 @@ def test_a_resumed_attempt_gets_what_earlier_ones_left_of_time_and_money() -> No
     assert policy.execution_seconds == 1_800
 
 
-def test_a_job_whose_attempts_used_its_time_up_is_refused_with_both_figures() -> None:
+def test_job_without_time_left_is_refused_with_both_figures() -> None:
     rate = Rate(gpu_type="H100", gpu_count=1, price_per_hour=4.0, max_cost=100)
     with pytest.raises(PreflightError, match=r"used 11\.9 of the 12\.0 GPU hours") as refused:
         make_policy(rate, spent_cost=47, spent_seconds=43_000, max_run_seconds=43_200, queue_allowance_seconds=86_400)

@@ -53,21 +53,21 @@ def result(status: str, code: str | None = None, run_id: str = RUN) -> dict[str,
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "unknown"])
-def test_what_has_not_ended_is_kept(state: str) -> None:
+def test_run_that_has_not_ended_is_kept(state: str) -> None:
     assert isinstance(look(state), Keep)
 
 
-def test_a_job_that_the_launcher_forgot_is_kept_while_its_manifest_may_come() -> None:
+def test_forgotten_job_is_kept_while_its_manifest_may_still_come() -> None:
     assert isinstance(look("missing", silent=59), AwaitManifest)
 
 
-def test_a_job_that_runs_and_says_nothing_is_stopped() -> None:
+def test_silent_running_job_is_stopped() -> None:
     assert look("running", silent=61) == Stop(
         Failure("gpu_silent", Fault.INFRASTRUCTURE, "The GPU machine was not heard of any more, so it was stopped.")
     )
 
 
-def test_a_trainer_that_never_checked_in_may_say_nothing_as_long_as_a_run_may_take() -> None:
+def test_trainer_without_check_in_may_be_silent_for_a_whole_run() -> None:
     assert isinstance(look("running", silent=3599, checked_in=False), Keep)
     assert look("running", silent=3600, checked_in=False) == Stop(OVER_TIME)
 
@@ -86,17 +86,17 @@ def test_a_trainer_that_never_checked_in_may_say_nothing_as_long_as_a_run_may_ta
         ({"odd": 1}, "{'odd': 1}"),
     ],
 )
-def test_todays_trainers_words_reach_a_row_without_keys_addresses_and_tracebacks(message: Any, told: str) -> None:
+def test_earlier_trainers_errors_are_stored_redacted(message: Any, told: str) -> None:
     verdict = look("completed", {"status": "failed", "error_message": message})
     assert isinstance(verdict, Finish)
     assert verdict.failure.message == told
 
 
-def test_waiting_for_a_gpu_is_never_a_failure_however_long() -> None:
+def test_waiting_for_a_gpu_is_never_a_failure() -> None:
     assert isinstance(look("queued", silent=10**9), Keep)
 
 
-def test_unknown_is_never_failed_however_long() -> None:
+def test_unknown_state_is_never_a_failure() -> None:
     assert isinstance(look("unknown", silent=10**9), Keep)
 
 
@@ -122,14 +122,14 @@ def test_unknown_is_never_failed_however_long() -> None:
         (look("missing", silent=60), "gpu_lost", Fault.INFRASTRUCTURE),
     ],
 )  # fmt: skip
-def test_every_end_says_why_and_whose_fault_it_is(verdict: Verdict, code: str, fault: Fault) -> None:
+def test_every_end_has_a_reason_and_a_culprit(verdict: Verdict, code: str, fault: Fault) -> None:
     assert isinstance(verdict, Finish)
     assert (verdict.failure.code, verdict.failure.fault) == (code, fault)
     assert "Traceback" not in verdict.failure.message
     assert verdict.failure.message.endswith(".")
 
 
-def test_a_superseded_launch_changes_nothing_while_another_trains() -> None:
+def test_superseded_launch_changes_nothing_while_another_trains() -> None:
     assert isinstance(look("completed", result("superseded"), elsewhere=True), Keep)
 
 
@@ -138,14 +138,14 @@ def test_a_superseded_execution_waits_for_the_manifest_of_the_newer_one() -> Non
 
 
 @pytest.mark.parametrize("key", ["model_files", "download_urls"])
-def test_todays_trainers_success_is_understood(key: str) -> None:
+def test_earlier_trainers_success_is_understood(key: str) -> None:
     output = {"status": "success", key: {"adapter.safetensors": "https://x/a"}, "model_metadata": {"final_loss": 1}}
     verdict = look("completed", output)
     assert isinstance(verdict, Finish)
     assert verdict.legacy == LegacyResult(files={"adapter.safetensors": "https://x/a"}, metadata={"final_loss": 1})
 
 
-def test_todays_trainers_progress_is_understood() -> None:
+def test_earlier_trainers_progress_is_understood() -> None:
     progress = parse_progress(
         {"progress": 40, "current_step": 3, "metrics": {"training_loss": float("nan")}}, run_id=RUN
     )
@@ -156,7 +156,7 @@ def test_todays_trainers_progress_is_understood() -> None:
 @pytest.mark.parametrize(
     "output", [None, "half", {}, {"progress": "much"}, {"run_id": "another", "stage": "training", "progress": 1}]
 )
-def test_progress_that_is_not_this_runs_is_no_progress(output: Any) -> None:
+def test_progress_of_another_run_is_ignored(output: Any) -> None:
     assert parse_progress(output, run_id=RUN) is None
 
 
@@ -169,29 +169,30 @@ def wait(fault: Fault, transient: int = 0, infrastructure: int = 0) -> float | N
     return retry_after(failure, transient_failures=transient, infrastructure_failures=infrastructure, limits=limits())
 
 
-def test_a_permanent_fault_is_not_tried_again() -> None:
+def test_permanent_fault_is_not_retried() -> None:
     assert wait(Fault.PERMANENT) is None
 
 
-def test_passing_faults_are_tried_again_with_growing_bounded_waits_until_the_attempts_are_used() -> None:
+def test_transient_faults_are_retried_with_bounded_backoff() -> None:
     waits = [wait(Fault.TRANSIENT, transient=n) for n in range(3)]
     assert waits[2] is None
     assert all(w is not None and 5 * 2**n <= w <= 10 * 2**n for n, w in enumerate(waits[:2]))
 
 
-def test_the_clouds_faults_have_a_limit_of_their_own() -> None:
+def test_infrastructure_faults_have_a_retry_limit_of_their_own() -> None:
     waits = [wait(Fault.INFRASTRUCTURE, transient=9, infrastructure=n) for n in range(6)]
     assert waits[5] is None
     assert all(w is not None and w <= 60 for w in waits[:5])
 
 
-def test_the_last_failure_says_how_often_it_was_tried_fault_36() -> None:
+@pytest.mark.fault(36)
+def test_last_failure_states_the_number_of_attempts() -> None:
     failure = Failure("x", Fault.TRANSIENT, "It broke.")
     assert "3 attempts" in exhausted(failure, 3).message
     assert exhausted(failure, 1) is failure
 
 
-def test_every_error_code_has_a_fault() -> None:
+def test_every_error_code_has_a_culprit() -> None:
     assert set(FAULTS) == set(ErrorCode)
 
 
@@ -208,7 +209,7 @@ def test_every_error_code_has_a_fault() -> None:
         ([0.0, 0.0], None, (1, "poor")),
     ],
 )
-def test_the_score_follows_the_applications_rule(
+def test_quality_score_follows_the_applications_rule(
     losses: list[float], validation: float | None, expected: tuple[int, str]
 ) -> None:
     points = [Point(step=step, epoch=1, training_loss=loss) for step, loss in enumerate(losses, 1)]
@@ -217,7 +218,7 @@ def test_the_score_follows_the_applications_rule(
 
 
 @pytest.mark.parametrize("count", [0, -1, 10**9, "2", 1.5, None])
-def test_a_number_of_gpus_that_no_machine_has_is_not_known(count: object) -> None:
+def test_impossible_gpu_count_becomes_unknown(count: object) -> None:
     told = {"run_id": "r", "stage": "training", "progress": 30, "gpu_count": count}
     progress = parse_progress(told, run_id="r")
     assert progress is not None

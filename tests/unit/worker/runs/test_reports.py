@@ -25,7 +25,8 @@ ANY_FLOAT = st.one_of(st.none(), st.floats())
 
 
 @given(loss=ANY_FLOAT, rate=ANY_FLOAT, norm=ANY_FLOAT, throughput=ANY_FLOAT, use=ANY_FLOAT)
-def test_a_point_fits_its_columns_or_is_left_out_fault_19(
+@pytest.mark.fault(19)
+def test_point_that_does_not_fit_its_columns_is_left_out(
     loss: float | None, rate: float | None, norm: float | None, throughput: float | None, use: float | None
 ) -> None:
     row = point_row(Point(step=1, epoch=0.2, training_loss=loss, learning_rate=rate, gradient_norm=norm,
@@ -41,7 +42,7 @@ def test_a_point_fits_its_columns_or_is_left_out_fault_19(
 
 
 @given(total=st.integers(1, 5000), limit=st.integers(10, 100), logged=st.integers(1, 7))
-def test_a_curve_keeps_at_most_its_limit_with_first_and_last(total: int, limit: int, logged: int) -> None:
+def test_thinned_curve_keeps_first_and_last_within_its_limit(total: int, limit: int, logged: int) -> None:
     points = [
         Point(step=s, epoch=1, training_loss=1) for s in range(1, total + 1) if s % logged == 0 or s in {1, total}
     ]
@@ -53,7 +54,7 @@ def test_a_curve_keeps_at_most_its_limit_with_first_and_last(total: int, limit: 
 
 
 @given(total=st.integers(1, 3000), reached=st.integers(1, 3000))
-def test_a_point_that_was_kept_stays_kept_as_the_curve_grows(total: int, reached: int) -> None:
+def test_kept_point_stays_as_the_curve_grows(total: int, reached: int) -> None:
     points = [Point(step=s, epoch=1, training_loss=1) for s in range(1, total + 1)]
     early = {p.step for p in thin_points(points[: min(reached, total)], total_steps=total)}
     assert early <= {p.step for p in thin_points(points, total_steps=total)}
@@ -63,7 +64,7 @@ def progress(**more: object) -> Progress:
     return Progress.model_validate({"run_id": "r", "stage": "training", "progress": 50, **more})
 
 
-def test_columns_hold_numbers_only_and_never_a_hundred_percent() -> None:
+def test_progress_columns_are_numbers_below_100_percent() -> None:
     columns = progress_columns(
         progress(progress=100, current_step=5, current_epoch=1.2, total_steps=10, eta_seconds=60,
                  metrics={"training_loss": float("inf"), "throughput": 12.5, "strange": 1.0}),
@@ -76,18 +77,19 @@ def test_columns_hold_numbers_only_and_never_a_hundred_percent() -> None:
 
 
 @pytest.mark.parametrize("eta", [None, float("nan"), -5.0, 1e12])
-def test_an_estimate_that_can_not_be_is_left_out(eta: float | None) -> None:
+def test_impossible_time_estimate_is_left_out(eta: float | None) -> None:
     assert "estimated_completion_at" not in progress_columns(progress(eta_seconds=eta), total_epochs=1, cost=0, now=NOW)
 
 
-def test_a_late_report_takes_nothing_back() -> None:
+def test_late_report_does_not_lower_progress() -> None:
     ahead, behind = progress(current_step=9), progress(current_step=3)
     assert latest(ahead, behind) is ahead
     assert latest(behind, ahead) is ahead
     assert latest(ahead, progress(stage=Stage.SETUP, progress=1)) is ahead
 
 
-def test_a_zero_is_a_value_and_not_a_gap_fault_18() -> None:
+@pytest.mark.fault(18)
+def test_zero_is_stored_as_a_value() -> None:
     row = point_row(Point(step=1, epoch=0, training_loss=0.0, validation_loss=0.0, learning_rate=0.0, throughput=0.0))
     assert row is not None
     assert {row[key] for key in ("training_loss", "validation_loss", "learning_rate", "throughput")} == {0.0}
@@ -95,7 +97,7 @@ def test_a_zero_is_a_value_and_not_a_gap_fault_18() -> None:
     assert (columns["current_metrics"], columns["current_cost"]) == ({"training_loss": 0.0}, 0.0)
 
 
-def test_an_early_end_says_how_far_the_curve_came() -> None:
+def test_early_end_reports_the_last_step_of_the_curve() -> None:
     points = [Point(step=s, epoch=s / 10, training_loss=1.0, learning_rate=1e-4) for s in (1, 12)]
     columns = partial_columns(points, total_steps=20, total_epochs=2)
     assert (columns["current_step"], columns["total_steps"], columns["current_epoch"]) == (12, 20, 2)
@@ -116,7 +118,7 @@ def test_an_early_end_says_how_far_the_curve_came() -> None:
         (LaunchState.RUNNING, True, False, None),
     ],
 )
-def test_a_user_sees_whether_a_gpu_is_to_be_had_until_the_trainer_checks_in(
+def test_stage_shows_gpu_availability_until_the_check_in(
     state: LaunchState, checked_in: bool, has_problem: bool, stage: str | None
 ) -> None:
     expected = {"current_stage": stage} if stage else {}

@@ -53,7 +53,7 @@ GPU_OF_THE_CONTAINER = {"gpu_type": "NVIDIA A40", "gpu_count": 2}
 
 @pytest.mark.parametrize("end", [failed, succeeded])
 @pytest.mark.parametrize("progress", [None, {}, GPU_OF_THE_CONTAINER], ids=str)
-def test_gpu_and_count_are_the_endpoints_and_a_contradiction_is_logged(
+def test_billed_gpu_is_the_endpoints_and_a_mismatch_is_logged(
     services: Services, end: Any, progress: dict[str, Any] | None
 ) -> None:
     holding = held(services, progress)
@@ -66,7 +66,7 @@ def test_gpu_and_count_are_the_endpoints_and_a_contradiction_is_logged(
 
 
 @pytest.mark.parametrize("end", [failed, succeeded])
-def test_a_container_that_claims_ten_million_seconds_is_billed_by_the_clocks(services: Services, end: Any) -> None:
+def test_exaggerated_seconds_are_billed_by_the_workers_clocks(services: Services, end: Any) -> None:
     holding = held(services, None)
     holding.measured_seconds = 90.0
     holding.observation = Observation(LaunchState.COMPLETED, execution_seconds=90.0)
@@ -77,7 +77,7 @@ def test_a_container_that_claims_ten_million_seconds_is_billed_by_the_clocks(ser
 
 
 @pytest.mark.parametrize("end", [failed, succeeded])
-def test_a_claim_fills_a_gap_of_the_clocks_and_no_more(services: Services, end: Any) -> None:
+def test_containers_seconds_only_fill_a_gap_in_the_measurements(services: Services, end: Any) -> None:
     holding = held(services, None)
     holding.observation = Observation(LaunchState.MISSING)
     holding.news = holding.news.model_copy(update={"used_seconds": 100.0, "posted_seconds_ago": 86_400.0})
@@ -87,7 +87,7 @@ def test_a_claim_fills_a_gap_of_the_clocks_and_no_more(services: Services, end: 
     assert end(holding, Summary(execution_seconds=10_000_000))["gpu_seconds"] == 120
 
 
-def test_what_a_user_reads_of_the_cost_stays_within_the_cap(services: Services) -> None:
+def test_displayed_cost_stays_within_the_cap(services: Services) -> None:
     holding = held(services, None)
     holding.measured_seconds = 10_000_000.0
     assert holding.cost(holding.gpu_seconds()) == services.settings.max_cost_per_job
@@ -95,20 +95,20 @@ def test_what_a_user_reads_of_the_cost_stays_within_the_cap(services: Services) 
     assert "$100.00" in notice["message"]
 
 
-def test_a_run_is_billed_at_the_rate_it_was_launched_with(services: Services) -> None:
+def test_run_is_billed_at_the_rate_of_its_launch(services: Services) -> None:
     launched_with = {"dataset_id": None, "gpu_type": "L4", "gpu_count": 2, "price_per_hour": 0.5, "max_cost": 7}
     holding = Holding.take(services, assignment(launched_with=launched_with), asked_at=services.clock())
     assert (holding.rate.gpu_type, holding.rate.gpu_count, holding.cost(3600)) == ("L4", 2, 1.0)
     assert holding.cost(10**9) == 7
 
 
-def test_naming_the_gpu_late_keeps_the_curve(services: Services) -> None:
+def test_failed_run_with_a_late_gpu_name_keeps_its_curve(services: Services) -> None:
     points = [Point(step=1, epoch=1, training_loss=2.0, learning_rate=1e-4)]
     outcome = failed(held(services, {"points": points, "total_steps": 10}), A40)
     assert [point["step"] for point in outcome["points"]] == [1]
 
 
-def test_an_adapter_that_the_storage_refused_waits_for_it_and_is_no_attempt_of_its_user(services: Services) -> None:
+def test_adapter_refused_by_storage_waits_without_using_an_attempt(services: Services) -> None:
     holding = held(services, None)
     refused = TrainerError(code=ErrorCode.STORAGE_REFUSED, message="Too large.", too_many_bytes=3 * 10**9)
     result = Result(run_id=str(holding.assignment.run.id), status="unpublished", error=refused)
@@ -121,7 +121,7 @@ def test_an_adapter_that_the_storage_refused_waits_for_it_and_is_no_attempt_of_i
 
 
 @pytest.mark.parametrize(("attempt", "seconds"), [(1, 60), (2, 120), (6, 1800), (10**6, 1800)])
-def test_a_run_that_came_before_its_dataset_is_given_back_and_counts_as_no_failure(
+def test_run_launched_before_its_dataset_is_requeued_uncounted(
     services: Services, attempt: int, seconds: float
 ) -> None:
     holding = Holding.take(services, assignment(None, attempt=attempt), asked_at=services.clock())

@@ -13,7 +13,7 @@ HEARTBEAT = datetime(2026, 11, 23, tzinfo=UTC)
 RUNNING = Observation(LaunchState.RUNNING, output={"current_step": 3})
 
 
-def test_a_job_that_hangs_at_the_launcher_falls_silent_though_its_execution_time_goes_on() -> None:
+def test_growing_execution_time_alone_does_not_end_the_silence() -> None:
     silence = Silence(0)
     assert silence.listen(RUNNING, HEARTBEAT, 10) == 0
     hanging = Observation(LaunchState.RUNNING, output={"current_step": 3}, execution_seconds=700)
@@ -28,27 +28,27 @@ def test_a_job_that_hangs_at_the_launcher_falls_silent_though_its_execution_time
         (Observation(LaunchState.UNKNOWN), HEARTBEAT + timedelta(seconds=15)),
     ],
 )
-def test_a_heartbeat_or_progress_ends_the_silence(observation: Observation, heartbeat: datetime) -> None:
+def test_heartbeat_or_progress_ends_the_silence(observation: Observation, heartbeat: datetime) -> None:
     silence = Silence(0)
     silence.listen(RUNNING, HEARTBEAT, 10)
     assert silence.listen(observation, heartbeat, 700) == 0
 
 
-def test_waiting_in_the_launchers_queue_is_no_silence() -> None:
+def test_waiting_in_the_launchers_queue_is_not_silence() -> None:
     silence = Silence(0)
     assert silence.listen(Observation(LaunchState.QUEUED), None, 30_000) == 0
     assert silence.listen(Observation(LaunchState.MISSING), None, 30_010) == 0
     assert silence.listen(Observation(LaunchState.MISSING), None, 30_020) == 10
 
 
-def test_a_status_that_could_not_be_read_is_not_something_new() -> None:
+def test_unreadable_status_does_not_end_the_silence() -> None:
     silence = Silence(0)
     silence.listen(RUNNING, HEARTBEAT, 10)
     silence.listen(Observation(LaunchState.UNKNOWN), HEARTBEAT, 20)
     assert silence.listen(RUNNING, HEARTBEAT, 30) == 20
 
 
-def test_a_heartbeat_that_is_old_when_a_worker_adopts_the_run_is_not_held_against_it() -> None:
+def test_silence_starts_at_adoption_despite_an_old_heartbeat() -> None:
     # The database was away, and with it every heartbeat.
     silence = Silence(1000)
     assert silence.listen(RUNNING, HEARTBEAT, 1000.5) == 0

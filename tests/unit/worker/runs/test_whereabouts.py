@@ -66,16 +66,16 @@ class Endpoints:
         ("", None),
     ],
 )
-def test_the_key_goes_to_the_own_api_and_to_named_endpoints_only(endpoint: str | None, called: str | None) -> None:
+def test_key_is_sent_only_to_the_own_api_and_named_endpoints(endpoint: str | None, called: str | None) -> None:
     assert Addresses(OWN, ["https://other.example/v2/named/"]).of(endpoint) == called
 
 
-def test_beside_an_address_without_a_path_there_is_no_other_endpoint() -> None:
+def test_address_without_a_path_has_no_other_endpoints() -> None:
     assert Addresses("https://gpu.example").of("https://evil.example") is None
     assert Addresses("https://gpu.example").of("https://gpu.example") == "https://gpu.example"
 
 
-async def test_a_launch_elsewhere_gets_no_call_with_the_key_and_is_unknown() -> None:
+async def test_launch_at_a_foreign_address_is_unknown_and_gets_no_key() -> None:
     with respx.mock() as network:
         async with httpx.AsyncClient() as http:
             launcher = RunPodLauncher(OWN, "key", http=http)
@@ -87,7 +87,7 @@ async def test_a_launch_elsewhere_gets_no_call_with_the_key_and_is_unknown() -> 
         assert not network.calls
 
 
-async def test_a_launch_is_looked_at_and_cancelled_where_it_was_made() -> None:
+async def test_launch_is_polled_and_cancelled_at_its_own_endpoint() -> None:
     launcher = Endpoints({FORMER: LaunchState.RUNNING})
     places = Whereabouts(launcher, [FORMER])
     assert (await places.observe("job", FORMER)).state is LaunchState.RUNNING
@@ -95,7 +95,7 @@ async def test_a_launch_is_looked_at_and_cancelled_where_it_was_made() -> None:
     assert (launcher.looked, launcher.cancelled) == ([FORMER], [FORMER])
 
 
-async def test_a_launch_whose_place_was_a_guess_is_found_at_the_other_one() -> None:
+async def test_launch_with_an_assumed_endpoint_is_found_at_the_other() -> None:
     launcher = Endpoints({OWN: LaunchState.MISSING, FORMER: LaunchState.RUNNING})
     places = Whereabouts(launcher, [OWN, FORMER])
     assert (await places.observe("job", OWN)).state is LaunchState.RUNNING
@@ -109,12 +109,12 @@ async def test_a_launch_whose_place_was_a_guess_is_found_at_the_other_one() -> N
 @pytest.mark.parametrize(
     ("former", "state"), [(LaunchState.UNKNOWN, LaunchState.UNKNOWN), (LaunchState.MISSING, LaunchState.MISSING)]
 )
-async def test_a_launch_is_missing_only_where_each_endpoint_says_so(former: LaunchState, state: LaunchState) -> None:
+async def test_launch_is_missing_only_if_every_endpoint_says_so(former: LaunchState, state: LaunchState) -> None:
     places = Whereabouts(Endpoints({OWN: LaunchState.MISSING, FORMER: former}), [OWN, FORMER])
     assert (await places.observe("job", OWN)).state is state
 
 
-async def test_a_launch_older_than_any_can_be_is_gone_also_where_nobody_answers() -> None:
+async def test_launch_past_its_lifetime_is_gone_without_an_answer() -> None:
     places = Whereabouts(Endpoints({FORMER: LaunchState.UNKNOWN}), [FORMER])
     young = await places.observe("job", FORMER, age_seconds=LONGEST_LAUNCH_SECONDS - 1)
     old = await places.observe("job", FORMER, age_seconds=LONGEST_LAUNCH_SECONDS + 1)
@@ -123,7 +123,7 @@ async def test_a_launch_older_than_any_can_be_is_gone_also_where_nobody_answers(
     assert places.unseen("job", FORMER, old) is None
 
 
-def test_what_another_launcher_made_is_left_alone() -> None:
+def test_launch_of_another_launcher_is_left_alone() -> None:
     launcher = Endpoints({})
     assert left_alone(None, launcher) is left_alone("runpod", launcher) is None
     assert "modal" in (left_alone("modal", launcher) or "")

@@ -39,7 +39,7 @@ def bucket_of(shelves: Shelves) -> ArtifactsBucket:
     return ArtifactsBucket(cast(Any, shelves), "lora-models")
 
 
-async def test_a_fit_bucket_is_looked_at_once_however_many_launches_wait() -> None:
+async def test_suitable_bucket_is_checked_once_for_many_launches() -> None:
     shelves = Shelves(GOOD)
     bucket = bucket_of(shelves)
     await asyncio.gather(*(bucket.require(JOB) for _ in range(5)))
@@ -57,9 +57,7 @@ async def test_a_fit_bucket_is_looked_at_once_however_many_launches_wait() -> No
     ],
     ids=str,
 )
-async def test_a_bucket_that_takes_no_adapter_is_refused_with_what_to_do_and_looked_at_again(
-    found: list[dict[str, Any]], words: str
-) -> None:
+async def test_unsuitable_bucket_is_refused_with_advice_and_rechecked(found: list[dict[str, Any]], words: str) -> None:
     shelves = Shelves(*found)
     bucket = bucket_of(shelves)
     with pytest.raises(ServiceRefusedError, match=words):
@@ -68,11 +66,11 @@ async def test_a_bucket_that_takes_no_adapter_is_refused_with_what_to_do_and_loo
     await bucket.require(JOB)
 
 
-async def test_a_public_bucket_is_the_doctors_to_tell_and_holds_up_no_launch() -> None:
+async def test_public_bucket_does_not_block_launches() -> None:
     await bucket_of(Shelves(GOOD | {"public": True})).require(JOB)
 
 
-async def test_a_storage_that_is_away_is_asked_again() -> None:
+async def test_bucket_is_checked_again_after_a_storage_outage() -> None:
     shelves = Shelves(GOOD)
     shelves.found = ServiceUnavailableError("Supabase Storage", "is not available")
     bucket = bucket_of(shelves)
@@ -82,7 +80,7 @@ async def test_a_storage_that_is_away_is_asked_again() -> None:
     await bucket.require(JOB)
 
 
-async def test_a_projects_limit_below_an_adapter_is_named_before_a_launch() -> None:
+async def test_too_small_project_limit_is_named_before_a_launch() -> None:
     shelves = Shelves(GOOD)
     shelves.takes = 50 * 1024**2
     with pytest.raises(ServiceRefusedError, match="the project takes no file of 1024 MB"):
@@ -91,7 +89,7 @@ async def test_a_projects_limit_below_an_adapter_is_named_before_a_launch() -> N
     await bucket_of(shelves).require(JOB)
 
 
-async def test_a_refused_adapter_holds_its_own_job_until_its_size_is_taken_and_nobody_elses() -> None:
+async def test_refused_adapter_size_holds_only_its_own_job() -> None:
     shelves = Shelves(GOOD)
     shelves.takes = 2 * 1024**3
     bucket = bucket_of(shelves)
@@ -105,7 +103,7 @@ async def test_a_refused_adapter_holds_its_own_job_until_its_size_is_taken_and_n
     await bucket.require(JOB)
 
 
-async def test_a_refusal_lets_the_bucket_be_looked_at_again() -> None:
+async def test_refused_upload_triggers_a_new_bucket_check() -> None:
     shelves = Shelves(GOOD)
     bucket = bucket_of(shelves)
     await bucket.require(JOB)

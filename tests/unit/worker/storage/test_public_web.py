@@ -28,12 +28,12 @@ PRIVATE = [
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-def test_an_address_of_this_machine_or_its_networks_is_not_public(address: str) -> None:
+def test_local_and_private_addresses_are_not_public(address: str) -> None:
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "142.250.185.78", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
-def test_an_address_of_the_internet_is_public(address: str) -> None:
+def test_internet_address_is_public(address: str) -> None:
     assert is_public(address)
 
 
@@ -81,7 +81,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     return resolver
 
 
-async def test_the_connection_goes_to_the_address_that_was_checked_and_tls_asks_for_the_name(names: Names) -> None:
+async def test_connection_uses_the_checked_address_and_tls_the_name(names: Names) -> None:
     names.answers = [["93.184.215.14"], ["127.0.0.1"]]
     wire = Wire()
     assert await fetched(wire) == b"x"
@@ -93,7 +93,7 @@ async def test_the_connection_goes_to_the_address_that_was_checked_and_tls_asks_
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "::1", "10.1.2.3"])
-async def test_a_name_that_leads_inside_is_not_connected_to(names: Names, address: str) -> None:
+async def test_name_with_a_private_address_is_not_connected_to(names: Names, address: str) -> None:
     names.answers = [["93.184.215.14", address]]
     wire = Wire()
     with pytest.raises(ForbiddenAddressError, match="public"):
@@ -108,7 +108,7 @@ async def test_a_name_that_leads_inside_is_not_connected_to(names: Names, addres
         "https://[::1/a", "https://files.example:99999/a", "https://" + "a" * 5000, "https://\x00/",
     ],
 )  # fmt: skip
-async def test_what_is_no_https_address_is_not_fetched(names: Names, url: str) -> None:
+async def test_only_https_addresses_are_fetched(names: Names, url: str) -> None:
     wire = Wire()
     with pytest.raises((ForbiddenAddressError, httpx.UnsupportedProtocol)):
         await fetched(wire, url)
@@ -123,14 +123,14 @@ def redirect(to: str) -> httpx.Response:
     "to",
     ["https://elsewhere.example/a", "http://files.example/a", "https://files.example:8443/a", "//169.254.169.254/"],
 )
-async def test_a_redirect_to_elsewhere_is_not_followed(names: Names, to: str) -> None:
+async def test_redirect_to_another_host_is_not_followed(names: Names, to: str) -> None:
     wire = Wire(redirect(to))
     with pytest.raises(ForbiddenAddressError, match="another host"):
         await fetched(wire)
     assert len(wire.requests) == 1
 
 
-async def test_a_redirect_on_the_same_host_is_followed_and_its_address_looked_at_again(names: Names) -> None:
+async def test_redirect_on_the_same_host_is_checked_again(names: Names) -> None:
     assert await fetched(Wire(redirect("/b"))) == b"x"
     names.answers = [["93.184.215.14"], ["127.0.0.1"]]
     wire = Wire(redirect("/b"))
@@ -139,14 +139,14 @@ async def test_a_redirect_on_the_same_host_is_followed_and_its_address_looked_at
     assert len(wire.requests) == 1
 
 
-async def test_redirects_without_end_end(names: Names) -> None:
+async def test_endless_redirects_are_stopped(names: Names) -> None:
     wire = Wire(*[redirect(f"/{number}") for number in range(50)])
     with pytest.raises(ForbiddenAddressError, match="on and on"):
         await fetched(wire)
     assert len(wire.requests) <= 4
 
 
-async def test_the_next_address_is_tried_where_one_can_not_be_reached(names: Names) -> None:
+async def test_next_address_is_tried_after_an_unreachable_one(names: Names) -> None:
     names.answers = [["2606:4700:4700::1111", "1.1.1.1"]]
     wire = Wire(httpx.ConnectError("refused"))
     assert await fetched(wire) == b"x"
@@ -188,7 +188,7 @@ async def tls_server(tmp_path: Path) -> AsyncIterator[tuple[int, ssl.SSLContext]
         yield server.sockets[0].getsockname()[1], ssl.create_default_context(cafile=str(pem))
 
 
-async def test_a_certificate_is_the_names_though_the_connection_goes_to_an_address(
+async def test_certificate_is_checked_against_the_host_name(
     names: Names, tls_server: tuple[int, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port, trusting = tls_server
@@ -203,7 +203,7 @@ async def test_a_certificate_is_the_names_though_the_connection_goes_to_an_addre
                 pass
 
 
-async def test_a_trusted_host_is_fetched_from_as_it_stands_and_no_other_port_of_it(names: Names) -> None:
+async def test_trusted_host_is_exempt_only_at_its_own_port(names: Names) -> None:
     wire = Wire()
     assert await fetched(wire, "http://127.0.0.1:8080/a", ("127.0.0.1:8080",)) == b"x"
     assert wire.requests[0].url == "http://127.0.0.1:8080/a"

@@ -34,7 +34,7 @@ def published(files: dict[str, bytes] = FILES, manifest: Manifest | None = None)
     return bucket
 
 
-async def test_what_was_uploaded_is_kept_where_no_upload_url_leads_and_its_manifest_comes_last() -> None:
+async def test_uploads_are_copied_to_final_paths_with_the_manifest_last() -> None:
     bucket = published()
     staged = bucket.objects[PLACES.staged("manifest.json")]
     assert await collect(shelf_of(bucket), run_id=RUN) == listed(FILES)
@@ -43,13 +43,13 @@ async def test_what_was_uploaded_is_kept_where_no_upload_url_leads_and_its_manif
     assert bucket.calls[-1] == ("write", "user/run/manifest.json")
 
 
-async def test_nothing_published_is_nothing_kept() -> None:
+async def test_without_a_published_manifest_nothing_is_copied() -> None:
     assert await collect(shelf_of(MemoryBucket()), run_id=RUN) is None
     assert not await has_manifest(shelf_of(MemoryBucket()).storage, "lora-models", PLACES)
     assert await has_manifest(shelf_of(published()).storage, "lora-models", PLACES)
 
 
-async def test_bytes_that_change_between_the_look_and_the_copy_are_found_in_the_copy() -> None:
+async def test_bytes_changed_before_the_copy_are_detected_in_the_copy() -> None:
     bucket = published()
     weights = PLACES.staged("adapter_model.safetensors")
 
@@ -63,7 +63,7 @@ async def test_bytes_that_change_between_the_look_and_the_copy_are_found_in_the_
     assert "user/run/manifest.json" not in bucket.objects
 
 
-async def test_an_upload_after_the_copy_changes_nothing_that_is_kept() -> None:
+async def test_upload_after_the_copy_does_not_change_the_copy() -> None:
     bucket = published()
     weights = PLACES.staged("adapter_model.safetensors")
 
@@ -77,9 +77,7 @@ async def test_an_upload_after_the_copy_changes_nothing_that_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("fatal", "visit"), [("copy", 1), ("copy", 2), ("stream", 1), ("stream", 2), ("write", 1)])
-async def test_a_worker_that_dies_in_the_middle_leaves_it_to_the_next_which_copies_no_file_twice(
-    fatal: str, visit: int
-) -> None:
+async def test_interrupted_copy_is_resumed_without_copying_files_twice(fatal: str, visit: int) -> None:
     bucket, visits = published(), iter(range(1, 10))
 
     def die(call: str, path: str) -> None:
@@ -96,7 +94,7 @@ async def test_a_worker_that_dies_in_the_middle_leaves_it_to_the_next_which_copi
     assert {name: bucket.objects[name] for name in KEPT} == KEPT
 
 
-async def test_what_is_kept_already_wins_over_what_is_uploaded_later() -> None:
+async def test_copied_files_are_not_replaced_by_later_uploads() -> None:
     bucket = published()
     await collect(shelf_of(bucket), run_id=RUN)
     other = {"adapter_model.safetensors": b"another"}
@@ -105,7 +103,7 @@ async def test_what_is_kept_already_wins_over_what_is_uploaded_later() -> None:
     assert {name: bucket.objects[name] for name in KEPT} == KEPT
 
 
-async def test_a_file_too_large_to_hash_is_always_copied_since_its_size_proves_nothing() -> None:
+async def test_file_too_large_to_hash_is_always_copied() -> None:
     bucket = published()
     bucket.objects |= {name: b"x" * len(content) for name, content in KEPT.items()}
     await collect(shelf_of(bucket, sha256_max_bytes=0), run_id=RUN)
@@ -138,12 +136,12 @@ async def test_a_missing_file_is_named() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_a_manifest_that_is_not_this_artifacts_is_refused(manifest: Manifest, words: str) -> None:
+async def test_manifest_of_another_artifact_is_refused(manifest: Manifest, words: str) -> None:
     with pytest.raises(ArtifactError, match=words):
         await collect(shelf_of(published(manifest=manifest)), run_id=RUN)
 
 
-async def test_a_manifest_without_end_is_a_refused_artifact_and_not_a_storage_that_refuses() -> None:
+async def test_endless_manifest_is_an_artifact_error() -> None:
     bucket = published()
 
     def refuse(call: str, path: str) -> None:
@@ -155,13 +153,13 @@ async def test_a_manifest_without_end_is_a_refused_artifact_and_not_a_storage_th
         await collect(shelf_of(bucket), run_id=RUN)
 
 
-async def test_an_artifact_without_the_archive_that_the_queue_wants_is_not_kept() -> None:
+async def test_artifact_without_the_required_archive_is_refused() -> None:
     places = replace(PLACES, archive="adapters/job.tar.gz")
     with pytest.raises(ArtifactError, match="no archive"):
         await collect(shelf_of(published(), places), run_id=RUN)
 
 
-async def test_an_archive_of_an_earlier_attempt_is_written_over() -> None:
+async def test_archive_of_an_earlier_attempt_is_overwritten() -> None:
     places = replace(PLACES, archive="adapters/job.tar.gz")
     bucket = published({"adapter.tar.gz": b"new"})
     bucket.objects["adapters/job.tar.gz"] = b"old"
@@ -169,7 +167,7 @@ async def test_an_archive_of_an_earlier_attempt_is_written_over() -> None:
     assert bucket.objects["adapters/job.tar.gz"] == b"new"
 
 
-async def test_a_worker_that_lost_its_lease_copies_and_writes_nothing_more() -> None:
+async def test_worker_that_lost_its_lease_stops_copying() -> None:
     bucket = published()
 
     def lost() -> None:

@@ -61,7 +61,7 @@ PASSING = [
 
 
 @pytest.mark.parametrize(("http_status", "body"), MISSING, ids=str)
-async def test_a_missing_bucket_or_file_or_a_path_that_none_can_have_is_a_missing_object(
+async def test_missing_bucket_or_file_and_invalid_path_are_missing_objects(
     storage: Storage, http_status: int, body: Any
 ) -> None:
     with pytest.raises(ObjectMissingError, match=r"bucket/a/b\.jsonl is not in the storage"):
@@ -69,22 +69,20 @@ async def test_a_missing_bucket_or_file_or_a_path_that_none_can_have_is_a_missin
 
 
 @pytest.mark.parametrize(("http_status", "body"), KEY_REFUSED, ids=str)
-async def test_a_refused_key_is_the_operators_and_no_missing_object(
-    storage: Storage, http_status: int, body: Any
-) -> None:
+async def test_refused_key_is_not_reported_as_a_missing_object(storage: Storage, http_status: int, body: Any) -> None:
     with pytest.raises(ServiceRefusedError, match="refused the key") as caught:
         await read(storage, http_status, body)
     assert not isinstance(caught.value, ObjectMissingError)
 
 
 @pytest.mark.parametrize(("http_status", "body"), PASSING, ids=str)
-async def test_what_passes_inside_a_400_is_tried_again(storage: Storage, http_status: int, body: Any) -> None:
+async def test_transient_error_inside_a_400_is_retried(storage: Storage, http_status: int, body: Any) -> None:
     with pytest.raises(ServiceUnavailableError):
         await read(storage, http_status, body)
 
 
 @pytest.mark.parametrize(("http_status", "body"), KEY_REFUSED, ids=str)
-async def test_a_refused_key_does_not_say_that_there_is_no_manifest(
+async def test_refused_key_does_not_mean_that_a_manifest_is_missing(
     storage: Storage, http_status: int, body: Any
 ) -> None:
     with respx.mock(base_url=URL) as api:
@@ -93,13 +91,13 @@ async def test_a_refused_key_does_not_say_that_there_is_no_manifest(
             await storage.size("bucket", "a/b.jsonl")
 
 
-async def test_a_size_in_a_missing_bucket_is_none(storage: Storage) -> None:
+async def test_size_in_a_missing_bucket_is_none(storage: Storage) -> None:
     with respx.mock(base_url=URL) as api:
         api.get("/storage/v1/object/info/bucket/a/b.jsonl").respond(400, json=said("404", "Bucket not found"))
         assert await storage.size("bucket", "a/b.jsonl") is None
 
 
-async def test_an_upload_that_is_refused_is_no_missing_object(storage: Storage) -> None:
+async def test_refused_upload_is_not_reported_as_a_missing_object(storage: Storage) -> None:
     with respx.mock(base_url=URL) as api:
         api.post("/storage/v1/object/bucket/a").respond(400, json=said("415", "invalid_mime_type"))
         with pytest.raises(ServiceRefusedError) as caught:
@@ -107,7 +105,7 @@ async def test_an_upload_that_is_refused_is_no_missing_object(storage: Storage) 
     assert caught.value.status == 415
 
 
-async def test_a_bucket_stays_one_part_of_the_path(storage: Storage) -> None:
+async def test_bucket_name_stays_one_segment_of_the_path(storage: Storage) -> None:
     with respx.mock(base_url=URL) as api:
         route = api.get(url__regex=r".*").respond(404)
         with pytest.raises(ObjectMissingError):
@@ -117,7 +115,7 @@ async def test_a_bucket_stays_one_part_of_the_path(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("path", ["/a/b.jsonl", "a//b.jsonl", "//a/b.jsonl/"])
-async def test_slashes_that_storage_does_not_see_are_not_sent(storage: Storage, path: str) -> None:
+async def test_redundant_slashes_are_not_sent(storage: Storage, path: str) -> None:
     with respx.mock(base_url=URL) as api:
         api.get("/storage/v1/object/bucket/a/b.jsonl").respond(200, content=b"x")
         api.get("/storage/v1/object/info/bucket/a/b.jsonl").respond(200, json={"size": 1})
@@ -140,7 +138,7 @@ async def test_slashes_that_storage_does_not_see_are_not_sent(storage: Storage, 
         ("a&b+c (1).jsonl", b"a&b+c%20(1).jsonl"),
     ],
 )
-async def test_every_call_means_the_same_object_by_a_name(storage: Storage, name: str, raw: bytes) -> None:
+async def test_every_call_addresses_the_same_object_by_a_name(storage: Storage, name: str, raw: bytes) -> None:
     with respx.mock(base_url=URL) as api:
         read = api.get(url__regex=r".*/object/bucket/.*").respond(200, content=b"x")
         info = api.get(url__regex=r".*/object/info/.*").respond(200, json={"size": 1})
@@ -154,13 +152,13 @@ async def test_every_call_means_the_same_object_by_a_name(storage: Storage, name
 
 
 @pytest.mark.parametrize("path", ["a/../b", "./a", "..", "", "///"])
-async def test_a_path_that_is_no_objects_leaves_the_bucket_nowhere(storage: Storage, path: str) -> None:
+async def test_invalid_object_path_never_leaves_the_bucket(storage: Storage, path: str) -> None:
     assert await storage.size("bucket", path) is None
     with pytest.raises(ObjectMissingError):
         await storage.sign_download("bucket", path, seconds=1)
 
 
-async def test_an_answer_that_is_no_answer_of_storage_is_tried_again(storage: Storage) -> None:
+async def test_answer_that_is_not_from_storage_is_retried(storage: Storage) -> None:
     with respx.mock(base_url=URL) as api:
         route = api.get("/storage/v1/object/info/bucket/a")
         route.side_effect = [httpx.Response(200, text="<html>"), httpx.Response(200, json={"size": 7})]
@@ -170,7 +168,7 @@ async def test_an_answer_that_is_no_answer_of_storage_is_tried_again(storage: St
 @pytest.mark.parametrize(
     ("status", "expected"), [(413, False), (404, None), (400, None), (500, None)], ids=lambda value: str(value)
 )
-async def test_a_size_that_can_not_be_stored_is_known_without_sending_it(
+async def test_too_large_size_is_detected_without_sending_data(
     storage: Storage, status: int, expected: bool | None
 ) -> None:
     with respx.mock(base_url=URL) as api:
@@ -180,7 +178,7 @@ async def test_a_size_that_can_not_be_stored_is_known_without_sending_it(
     assert asked.calls.last.request.content == b""
 
 
-async def test_a_size_that_is_taken_leaves_no_begun_upload_behind(storage: Storage) -> None:
+async def test_accepted_size_leaves_no_started_upload_behind(storage: Storage) -> None:
     with respx.mock(base_url=URL) as api:
         where = "https://inner.host/upload/resumable/aWQ"
         api.post("/storage/v1/upload/resumable").respond(201, headers={"location": where})
@@ -189,7 +187,7 @@ async def test_a_size_that_is_taken_leaves_no_begun_upload_behind(storage: Stora
     assert ended.called
 
 
-async def test_a_copy_over_another_object_works_where_storage_copies_over_nothing(storage: Storage) -> None:
+async def test_copy_overwrites_even_where_storage_refuses_to(storage: Storage) -> None:
     with respx.mock(base_url=URL) as api:
         copied = api.post("/storage/v1/object/copy")
         copied.side_effect = [
@@ -202,7 +200,7 @@ async def test_a_copy_over_another_object_works_where_storage_copies_over_nothin
     assert copied.calls.last.request.headers["x-upsert"] == "true"
 
 
-async def test_a_copy_of_nothing_is_a_missing_object_and_a_lock_is_waited_for(
+async def test_copy_reports_a_missing_source_and_waits_for_a_lock(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with respx.mock(base_url=URL) as api:
