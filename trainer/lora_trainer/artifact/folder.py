@@ -6,7 +6,7 @@ import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +21,7 @@ from lora_trainer.run.volume import naming_full_disks
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _WEIGHTS_NAME = "adapter_model.safetensors"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets", "tokenizers")
@@ -48,11 +48,13 @@ def save_artifact(
         for config in model.peft_config.values():
             config.base_model_name_or_path, config.revision = facts.base_name, facts.base_revision
         # Embeddings are never trained; looking whether they were would ask the hub for the base's files.
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(str(folder), save_embedding_layers=False)
         _store_in_bf16(folder / _WEIGHTS_NAME)
         check_weights(folder / _WEIGHTS_NAME)
         tokenizer.save_pretrained(folder)
-        save_generation_config(folder, model.get_base_model(), tokenizer, facts.stop)
+        # PEFT promises a torch module only; it wraps the transformers model that was loaded.
+        base = cast("PreTrainedModel", model.get_base_model())
+        save_generation_config(folder, base, tokenizer, facts.stop)
         _write(folder / "README.md", model_card(facts))
         _write(folder / LOG_NAME, format_log(points))
         _write(folder / "split.json", json.dumps(facts.split, indent=2))

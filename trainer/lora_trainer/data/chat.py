@@ -127,7 +127,8 @@ class Chat:
         talk = [Message(USER, "a"), Message(ASSISTANT, "b"), Message(USER, "c"), Message(ASSISTANT, "d")]
         if (alone := self.row(talk[:2], [1])) is None:
             raise BaseModelUnknownError(*_DIFFERENT)
-        ended = self._tokenizer.decode([label for label in alone.labels if label != IGNORED]).rstrip()
+        # `decode` gives a list for a batch of sequences only.
+        ended = str(self._tokenizer.decode([label for label in alone.labels if label != IGNORED])).rstrip()
         return Rendering(
             row="answer" if self.row(talk, [1, 3]) is None else "conversation",
             system="in front" if self.takes_system else "first turn",

@@ -23,6 +23,7 @@ from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
+from typing_extensions import override
 
 
 def is_fused_expert(name: str, parameter: torch.Tensor) -> bool:
@@ -37,16 +38,24 @@ class _QuantizeExperts(ConversionOps):
         self._quantizer = quantizer
         self._linear = Bnb4bitQuantize(quantizer)
 
-    def convert(self, input_dict: dict[str, Any], model: Any = None, **options: Any) -> dict[str, Any]:
-        """`{name: weights}` in, `{name: quantised parameter}` out; frees each weight as it goes."""
-        converted: dict[str, Any] = {}
+    @override
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
+    ) -> dict[str, list[torch.Tensor]]:
+        """`{name: weights}` in, `{name: [quantised parameter]}` out; frees each weight as it goes."""
+        model, converted = kwargs["model"], dict[str, list[torch.Tensor]]()
         for name in list(input_dict):
             value = input_dict.pop(name)
             module, _ = get_module_from_name(model, name)
             if isinstance(module, bnb.nn.Linear4bit):
-                converted.update(self._linear.convert({name: value}, model=model, **options))
+                converted[name] = [self._linear.convert({name: value}, model=model)[name]]
             else:
-                converted[name] = self._quantizer.quantize_expert(name, value[0] if isinstance(value, list) else value)
+                weights = value[0] if isinstance(value, list) else value
+                converted[name] = [self._quantizer.quantize_expert(name, weights)]
         return converted
 
 

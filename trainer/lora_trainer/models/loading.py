@@ -58,7 +58,7 @@ def load_config(base: Base) -> PretrainedConfig:
         BaseModelUnknownError: it needs code of its own, or is of a kind that transformers doesn't know.
     """
     try:
-        return AutoConfig.from_pretrained(base.folder, trust_remote_code=base.trusted)
+        config: PretrainedConfig = AutoConfig.from_pretrained(base.folder, trust_remote_code=base.trusted)
     except (ValueError, OSError, json.JSONDecodeError) as error:
         if "trust_remote_code" in str(error):
             raise BaseModelUnknownError(
@@ -69,6 +69,7 @@ def load_config(base: Base) -> PretrainedConfig:
             f"The configuration of the base model {base.name} can't be read.",
             "It may be newer than the trainer's image, or its files on the volume may be damaged.",
         ) from None
+    return config
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:

@@ -25,7 +25,7 @@ from lora_trainer.models.shapes import known_config
 from lora_trainer.models.targets import choose_targets, high_precision_modules, packing_decision
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _BLOCK, _NESTED_BLOCK = 64, 256
 _STATE_BYTES = 16 * 4 + 4
@@ -90,7 +90,7 @@ def plan_memory(
         BaseModelUnknownError: no module can carry LoRA.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     weights = _weights(model, dtype)
     trainable = _trainable(model, parameters)
     if optimizer_bytes is None:
@@ -194,7 +194,7 @@ def plan_for_base(
     return plan_memory(config, parameters, row_tokens=row_tokens, micro_batch=micro_batch, masked=packing)
 
 
-def _weights(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
+def _weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, int]:
     quantised = dict(_quantised(model))
     experts = [p for name, p in quantised.items() if is_fused_expert(name, p)]
     linear = [p for name, p in quantised.items() if not is_fused_expert(name, p)]
@@ -209,7 +209,7 @@ def _weights(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
     }
 
 
-def _quantised(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _quantised(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     kept = high_precision_modules(model.config.model_type)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and not any(part in kept for part in name.split(".")):
@@ -217,22 +217,22 @@ def _quantised(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     yield from ((name, p) for name, p in model.named_parameters() if is_fused_expert(name, p))
 
 
-def _packed_bytes(parameter: nn.Parameter) -> int:
+def _packed_bytes(parameter: torch.Tensor) -> int:
     return math.ceil(parameter.numel() / 2)
 
 
-def _constant_bytes(parameter: nn.Parameter) -> int:
+def _constant_bytes(parameter: torch.Tensor) -> int:
     blocks = math.ceil(parameter.numel() / _BLOCK)
     return blocks + 4 * math.ceil(blocks / _NESTED_BLOCK) + _STATE_BYTES
 
 
-def _trainable(model: nn.Module, parameters: Hyperparameters) -> int:
+def _trainable(model: PreTrainedModel, parameters: Hyperparameters) -> int:
     modules = [module for _, module in _carriers(model, parameters)]
     weights = sum(parameters.rank * (module.in_features + module.out_features) for module in modules)
     return weights + (sum(module.out_features for module in modules) if parameters.use_dora else 0)
 
 
-def _carriers(model: nn.Module, parameters: Hyperparameters) -> Iterator[tuple[str, nn.Linear]]:
+def _carriers(model: PreTrainedModel, parameters: Hyperparameters) -> Iterator[tuple[str, nn.Linear]]:
     targets = choose_targets(model, target_experts=parameters.target_experts).modules
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.endswith(tuple(f".{target}" for target in targets)):
@@ -246,11 +246,11 @@ def _layer_of(name: str) -> str | None:
     return None if at is None else ".".join(parts[: at + 1])
 
 
-def _layers(model: nn.Module) -> int:
+def _layers(model: PreTrainedModel) -> int:
     return len({_layer_of(name) for name, _ in model.named_parameters()} - {None})
 
 
-def _activations_per_token(model: nn.Module, parameters: Hyperparameters) -> int:
+def _activations_per_token(model: PreTrainedModel, parameters: Hyperparameters) -> int:
     """Elements per token that the widest layer keeps for its backward pass, with their gradients."""
     config = model.config.get_text_config()
     carriers = {name for name, _ in _carriers(model, parameters)}
@@ -263,10 +263,10 @@ def _activations_per_token(model: nn.Module, parameters: Hyperparameters) -> int
         widths[layer] = widths.get(layer, 8 * config.hidden_size) + kept
     chosen = getattr(config, "num_experts_per_tok", 0) or 0
     expert = chosen * (4 * (getattr(config, "moe_intermediate_size", None) or config.intermediate_size))
-    return 2 * (max(widths.values(), default=0) + expert + chosen * 2 * config.hidden_size)
+    return 2 * int(max(widths.values(), default=0) + expert + chosen * 2 * config.hidden_size)
 
 
-def _largest_dequantised(model: nn.Module, dtype: torch.dtype) -> int:
+def _largest_dequantised(model: PreTrainedModel, dtype: torch.dtype) -> int:
     by_layer: dict[str | None, int] = {}
     linear = 0
     for name, parameter in _quantised(model):
@@ -280,10 +280,10 @@ def _largest_dequantised(model: nn.Module, dtype: torch.dtype) -> int:
 
 def _logit_tile_bytes(config: PretrainedConfig, tokens: int) -> int:
     rows, columns = _LOGIT_TILE
-    return 3 * 4 * min(tokens, rows) * min(config.get_text_config().vocab_size, columns)
+    return 3 * 4 * min(tokens, rows) * min(int(config.get_text_config().vocab_size), columns)
 
 
-def _loading_transient(model: nn.Module, dtype: torch.dtype) -> int:
+def _loading_transient(model: PreTrainedModel, dtype: torch.dtype) -> int:
     """The largest parameter while it is merged: its pieces and the whole, before it is quantised."""
     experts = [p.numel() for name, p in _quantised(model) if is_fused_expert(name, p)]
     plain = max(p.numel() for name, p in model.named_parameters() if not is_fused_expert(name, p))

@@ -20,6 +20,7 @@ from lora_trainer.models.packages import imports
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _DENSE = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -104,7 +105,7 @@ def serving_note(model_type: str) -> str:
     return known.serving if known else "Whether vLLM serves this architecture with LoRA is not known."
 
 
-def choose_targets(model: nn.Module, *, target_experts: bool) -> Targets:
+def choose_targets(model: PreTrainedModel, *, target_experts: bool) -> Targets:
     """The modules of `model` that are to carry LoRA.
 
     Raises:
@@ -193,7 +194,7 @@ def _fused_expert_types() -> dict[str, Any]:
     return dict(_MODEL_TO_CONVERSION_PATTERN)
 
 
-def _all_linear(model: nn.Module, model_type: str) -> tuple[str, ...]:
+def _all_linear(model: PreTrainedModel, model_type: str) -> tuple[str, ...]:
     from torch import nn
 
     names = {

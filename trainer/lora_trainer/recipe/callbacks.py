@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from typing_extensions import override
 
 from lora_contract.crash_points import crash_point
 from lora_contract.curve import Curve, validation_points
@@ -114,7 +115,10 @@ class RunCallback(TrainerCallback):
             weights = load_file(checkpoint / BEST_NAME)
             self.best = Best(mark.best_step, mark.best_loss, weights, mark.evaluations_without_gain)
 
-    def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Start the clocks; look at the base's loss, or make up for an evaluation that an interruption left out."""
         self._begun = self._saved = self._step_ended = self._clock()
         self._first_step, self._total_steps = state.global_step, state.max_steps
@@ -123,7 +127,8 @@ class RunCallback(TrainerCallback):
             self.evaluate()
             self._step_ended = self._clock()
 
-    def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide what follows this step: a checkpoint, a look at the held-out examples, the end."""
         crash_point("trainer.train.step")
         if self._stop.requested:
@@ -134,8 +139,9 @@ class RunCallback(TrainerCallback):
         # An evaluation takes minutes, and a stop leaves one: the checkpoint comes first, `on_save` evaluates.
         control.should_evaluate = not control.should_save and self._lacks_validation(state.global_step)
 
+    @override
     def on_prediction_step(
-        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave an evaluation when a stop is requested; the next attempt makes up for it.
 
@@ -150,21 +156,22 @@ class RunCallback(TrainerCallback):
         control.should_save = self._marked_step != state.global_step
         raise EvaluationLeftError
 
+    @override
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any],
-        **things: Any,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Take what the trainer logs into the curve; every step is logged."""
-        step = state.global_step
+        step, logs = state.global_step, logs or {}
         if "eval_loss" in logs and step == 0:
             self.loss_before = logs["eval_loss"]
             return
         if "eval_loss" in logs:
-            self._note_validation(step, logs["eval_loss"], things["model"])
+            self._note_validation(step, logs["eval_loss"], kwargs["model"])
             if self._gave_up():
                 self.stopped_early_at = step
                 control.should_training_stop = True
@@ -179,9 +186,10 @@ class RunCallback(TrainerCallback):
             eta_seconds=self._eta_seconds(step, state.max_steps),
         )
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+    @override
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Complete the checkpoint that was just written, and make up for the evaluation that waited for it."""
-        self.mark(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+        self.mark(self._task.checkpoints / f"checkpoint-{state.global_step}", state.global_step)
         if not self.stopped and self.evaluate is not None and self._lacks_validation(state.global_step):
             self.evaluate()
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedTokenizerBase
+from torch.utils.data import Dataset as TorchDataset
+from transformers import PreTrainedTokenizerBase, SchedulerType
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
+from typing_extensions import override
 
 from lora_contract.batches import BatchShape, forward_passes, share_out
 from lora_contract.hyperparameters import Hyperparameters
@@ -75,6 +78,9 @@ class StepTrainer(SFTTrainer):
     the generator that dropout uses, so a run that resumes between a step and its evaluation would go on differently.
     """
 
+    model: PeftModel
+    """transformers' type allows for none; the constructor was given one."""
+
     def __init__(
         self, *, train: Sequence[Row], validation: Sequence[Row], shape: BatchShape, micro_batch: int, **options: Any
     ) -> None:
@@ -88,61 +94,70 @@ class StepTrainer(SFTTrainer):
         self._micro_batch = micro_batch
         self._judged_loss: list[tuple[float, int]] = []
 
-    def get_train_dataloader(self) -> DataLoader:
+    @override
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Steps, each a list of forward passes."""
-        loader = DataLoader(
+        return self._prepared_loader(
             self.train_dataset,
             batch_sampler=self._sampler,
             collate_fn=self._collate_step,
-            pin_memory=self.args.dataloader_pin_memory,
         )
-        return self.accelerator.prepare(loader)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:  # noqa: ARG002 transformers' own argument
+    @override
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The held-out examples, by forward passes."""
-        loader = DataLoader(
-            self.eval_dataset,
-            batch_sampler=self._judged,
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        return self.accelerator.prepare(loader)
+        return self._prepared_loader(self.eval_dataset, batch_sampler=self._judged, collate_fn=self.data_collator)
+
+    def _prepared_loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
+        # transformers allows for streams and for no dataset; this trainer has made its datasets from rows.
+        rows = cast("TorchDataset[Any]", dataset)
+        loader: DataLoader[Any] = DataLoader(rows, pin_memory=self.args.dataloader_pin_memory, **options)
+        return cast("DataLoader[Any]", self.accelerator.prepare(loader))
 
     def _collate_step(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         lengths = [len(example["input_ids"]) for example in examples]
         passes = forward_passes(range(len(examples)), lengths, self._shape, self._micro_batch)
         return [self.data_collator([examples[index] for index in chosen]) for chosen in passes]
 
+    @override
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
         """The steps, and how many answer tokens the loss is the mean of."""
         steps = [next(epoch_iterator) for _ in range(num_batches)]
-        return steps, sum(learned_tokens(batch) for step in steps for batch in step).to(device)
+        tokens = sum((learned_tokens(batch) for step in steps for batch in step), start=torch.tensor(0))
+        return steps, tokens.to(device)
 
-    def training_step(
-        self, model: torch.nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: Any = None
-    ) -> torch.Tensor:
+    @override
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward for each pass of the step; the step's loss."""
-        return sum(super(StepTrainer, self).training_step(model, batch, num_items_in_batch) for batch in inputs)
+        passes: list[dict[str, torch.Tensor]] = inputs
+        train_on: Callable[..., torch.Tensor] = super().training_step  # without types in TRL
+        losses = (train_on(model, batch, num_items_in_batch) for batch in passes)
+        return sum(losses, start=torch.zeros((), device=self.args.device))
 
-    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 transformers' own argument
+    @override
+    def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: nothing here shows it."""
         return 0
 
+    @override
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """Warm-up and decay without a step at rate 0, which transformers' begin with."""
+        optimizer = optimizer or self.optimizer
+        assert optimizer is not None  # transformers makes it first
         if self.lr_scheduler is None:
             share = partial(
                 rate_share,
                 total_steps=num_training_steps,
                 warm_up=int(self.args.warmup_steps),
-                decay=self.args.lr_scheduler_type.value,
+                decay=SchedulerType(self.args.lr_scheduler_type).value,
             )
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, share)
+            self.lr_scheduler = LambdaLR(optimizer, share)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    @override
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """As ever, with the random states put back afterwards; without a result when a stop was requested."""
         with torch.random.fork_rng():
@@ -153,6 +168,7 @@ class StepTrainer(SFTTrainer):
                 return {}
         return metrics
 
+    @override
     def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """As ever; the loss is kept with the number of its tokens."""
         tokens = int(learned_tokens(inputs))
@@ -160,19 +176,21 @@ class StepTrainer(SFTTrainer):
         self._judged_loss.append((judged[0].item(), tokens))
         return judged
 
+    @override
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
         """As ever, with the mean over all held-out answer tokens instead of the mean of the passes' means."""
         self._judged_loss = []
         output = super().evaluation_loop(*arguments, **options)
         tokens = sum(tokens for _, tokens in self._judged_loss)
         prefix = options.get("metric_key_prefix", "eval")
-        output.metrics[f"{prefix}_loss"] = sum(loss * n for loss, n in self._judged_loss) / max(tokens, 1)
-        return output
+        loss = sum(loss * n for loss, n in self._judged_loss) / max(tokens, 1)
+        return output._replace(metrics={**(output.metrics or {}), f"{prefix}_loss": loss})
 
 
 def learned_tokens(batch: dict[str, Any]) -> torch.Tensor:
     """How many tokens of a batch the loss is computed on: the first of a sequence has nothing before it."""
-    return batch["labels"][..., 1:].ne(IGNORED).sum()
+    labels: torch.Tensor = batch["labels"]
+    return labels[..., 1:].ne(IGNORED).sum()
 
 
 def build_trainer(
@@ -186,7 +204,7 @@ def build_trainer(
     hardware: Hardware,
     callback: RunCallback,
     reporters: Sequence[str] = (),
-) -> SFTTrainer:
+) -> StepTrainer:
     """The trainer, ready for its first step."""
     arguments = training_arguments(
         task.hyperparameters,
@@ -212,7 +230,7 @@ def trainer_for(
     shape: BatchShape,
     micro_batch: int,
     arguments: SFTConfig,
-) -> SFTTrainer:
+) -> StepTrainer:
     """TRL's trainer over prepared rows, with LoRA in fp32."""
     trainer = StepTrainer(
         model=lora.model,
@@ -291,9 +309,10 @@ def as_dataset(rows: Sequence[Row]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
-def _loraplus_optimizer(trainer: SFTTrainer, parameters: Hyperparameters) -> torch.optim.Optimizer:
+def _loraplus_optimizer(trainer: StepTrainer, parameters: Hyperparameters) -> torch.optim.Optimizer:
     from peft.optimizers import create_loraplus_optimizer
 
+    assert parameters.loraplus_lr_ratio is not None  # without it the trainer makes its own optimizer
     kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args)
     options = {name: value for name, value in options.items() if name != "lr"}
     return create_loraplus_optimizer(
@@ -307,9 +326,10 @@ def _loraplus_optimizer(trainer: SFTTrainer, parameters: Hyperparameters) -> tor
     )
 
 
-def save_checkpoint_now(trainer: SFTTrainer, callback: RunCallback) -> None:
+def save_checkpoint_now(trainer: StepTrainer, callback: RunCallback) -> None:
     """Save the state after the last whole step; for a training that broke off within the next one."""
     trainer.model.zero_grad(set_to_none=True)
-    trainer._save_checkpoint(trainer.model, trial=None)  # noqa: SLF001 no public way outside the loop
-    folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+    save: Callable[..., None] = trainer._save_checkpoint  # noqa: SLF001 no public way outside the loop
+    save(trainer.model, trial=None)
+    folder = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
     callback.mark(folder, trainer.state.global_step)

@@ -25,7 +25,6 @@ import datasets
 import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
-from trl import SFTTrainer
 
 from lora_contract.batches import BatchShape, shape_batches, smaller_micro_batch
 from lora_contract.protocol import FinalMetrics, Stage, Summary
@@ -52,7 +51,7 @@ from lora_trainer.models.plan import check_plan, format_plan, largest_fitting_mi
 from lora_trainer.models.targets import DORA_NOTE, packing_decision, serving_note
 from lora_trainer.recipe.callbacks import RunCallback, load_trainable_weights
 from lora_trainer.recipe.checkpoints import newest_checkpoint
-from lora_trainer.recipe.sft import build_trainer, planned_warm_up, save_checkpoint_now
+from lora_trainer.recipe.sft import StepTrainer, build_trainer, planned_warm_up, save_checkpoint_now
 from lora_trainer.recipe.stopping import StopSwitch, end_with_the_handler
 from lora_trainer.recipe.trackers import usable_reporters
 from lora_trainer.run.events import Reporter
@@ -225,7 +224,7 @@ def collect_facts(task: Task, prepared: Prepared, lora: Lora, callback: RunCallb
     )
 
 
-def run_training(trainer: SFTTrainer, callback: RunCallback, stop: StopSwitch, checkpoint: str | None) -> bool:
+def run_training(trainer: StepTrainer, callback: RunCallback, stop: StopSwitch, checkpoint: str | None) -> bool:
     """Train to the end or to a stop; False when memory ran out.
 
     Then there is a checkpoint of the last whole step, unless the GPU can't be read any more: the next
