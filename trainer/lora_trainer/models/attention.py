@@ -84,8 +84,8 @@ def varlen_attention(
         if attention_mask is not None:
             raise ValueError("varlen attention takes packed rows, or rows without padding")
         return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True, **options)
-    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return _kernel(*rows, cu_seq_lens_q, int(max_length_q), scaling)[None], None
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return _kernel(query, key, value, cu_seq_lens_q, int(max_length_q), scaling)[None], None
 
 
 def _kernel(
@@ -101,11 +101,19 @@ def _kernel(
     dtype = query.dtype
     query, key, value = (tensor.to(torch.bfloat16) for tensor in (query, key, value))
     # Fewer key heads than query heads must be allowed by name since 2.12; before, they just are.
-    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    grouped: dict[str, Any] = {"enable_gqa": True} if _asks_for_grouping() else {}
     mixed = varlen_attn(
-        *(query, key, value, starts, starts, longest, longest), scale=scale, window_size=(-1, 0), **grouped
+        query, key, value, starts, starts, longest, longest, scale=scale, window_size=(-1, 0), **grouped
     )
+    assert isinstance(mixed, torch.Tensor)  # a tuple comes only where further results are asked for
     return mixed.to(dtype)
+
+
+@cache
+def _asks_for_grouping() -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 AttentionInterface.register(VARLEN, varlen_attention)
