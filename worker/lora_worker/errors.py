@@ -3,27 +3,27 @@
 WorkerError
 ├── SettingsError         a setting is missing or wrong; names the variable (exit 2)
 ├── PortTakenError        the port of the health endpoints can't be opened (exit 1)
-├── ServiceError          another service did not do what was asked
-│   ├── ServiceUnavailableError   it may later: time-outs, refused connections, 5xx, 429
-│   ├── ServiceRefusedError       it will not: 4xx; the key, the request or the object is wrong
+├── ServiceError          a call to another service failed
+│   ├── ServiceUnavailableError   a retry may succeed: time-out, refused connection, status 5xx or 429
+│   ├── ServiceRefusedError       a retry will fail, too: other 4xx; the key, the request or the object is wrong
 │   │   ├── ObjectMissingError    the object is not in the bucket
-│   │   └── ValueRefusedError     the database can't hold a value
-│   ├── LaunchInDoubtError        a launch that may or may not have been accepted
-│   └── SchemaMismatchError       the database's functions are of a version that this worker does not know
-│       └── SchemaMissingError    they are not there (yet)
-│           └── SchemaCacheError  they are there, and REST does not know them yet
-├── PreflightError        the job can't be trained as it is; permanent, in the user's words
-│   └── DatasetPendingError       its dataset is still uploaded or validated; it waits for that
-├── ArtifactError         what the trainer published is not what its manifest says
-├── PassIncompleteError   a single pass could not do all of its work (exit 1)
-└── LeaseLostError        another worker has the run now; whatever was to be written is dropped
+│   │   └── ValueRefusedError     a column of the database can't hold a value
+│   ├── LaunchInDoubtError        the launcher may or may not have accepted a launch
+│   └── SchemaMismatchError       the worker's SQL functions have a version that this worker does not know
+│       └── SchemaMissingError    the functions are missing in the database
+│           └── SchemaCacheError  the functions exist, but the REST API has not reloaded its schema since
+├── PreflightError        the job can't be trained as it is; permanent; the text is for the user
+│   └── DatasetPendingError       the job's dataset is still being uploaded or validated; the job waits
+├── ArtifactError         the uploaded files are not those that the manifest lists
+├── PassIncompleteError   a single pass (`run --once`) could not do all of its work (exit 1)
+└── LeaseLostError        another worker has taken over the run; this worker must write nothing more for it
 """
 
 from __future__ import annotations
 
 
 class WorkerError(Exception):
-    """Base of all; its text is a sentence that may be shown."""
+    """Base of all exceptions of the worker. The text is a sentence that may be shown to users and operators."""
 
 
 class SettingsError(WorkerError):
@@ -35,7 +35,7 @@ class PortTakenError(WorkerError):
 
 
 class ServiceError(WorkerError):
-    """Another service did not do what was asked. `service` is its name in logs and messages."""
+    """A call to another service failed. `service` is its name in logs and messages."""
 
     def __init__(self, service: str, text: str) -> None:
         super().__init__(text)
@@ -43,7 +43,7 @@ class ServiceError(WorkerError):
 
 
 class ServiceUnavailableError(ServiceError):
-    """The service may answer later. `retry_after_seconds` is its own wish, when it gave one."""
+    """A retry may succeed. `retry_after_seconds` is how long the service asked to wait, if it did."""
 
     def __init__(self, service: str, text: str, *, retry_after_seconds: float | None = None) -> None:
         super().__init__(service, text)
@@ -51,7 +51,7 @@ class ServiceUnavailableError(ServiceError):
 
 
 class ServiceRefusedError(ServiceError):
-    """The service answered that it will not. `status` is the HTTP status."""
+    """The service refused the call, and a retry would be refused, too. `status` is the HTTP status."""
 
     def __init__(self, service: str, text: str, *, status: int) -> None:
         super().__init__(service, text)
@@ -63,27 +63,31 @@ class ObjectMissingError(ServiceRefusedError):
 
 
 class ValueRefusedError(ServiceRefusedError):
-    """The database can't hold a value of the call; with another one it would take it."""
+    """A column of the database can't hold a value of the call. The same call with another value may succeed."""
 
 
 class LaunchInDoubtError(ServiceError):
-    """The launch may have been accepted: only a check-in or a second, fenced launch can tell."""
+    """No answer to a launch: it may have been accepted.
+
+    Either its trainer checks in, or the worker launches the run again. The fence in the database ensures that only one
+    of the two trains.
+    """
 
 
 class SchemaMismatchError(ServiceError):
-    """The database's schema is of a version that this worker does not know."""
+    """The worker's SQL functions in the database have a version that this worker does not know."""
 
 
 class SchemaMissingError(SchemaMismatchError):
-    """The worker's functions are not in the database; a migration may still bring them."""
+    """The worker's SQL functions are missing in the database, until somebody runs `lora-worker migrate`."""
 
 
 class SchemaCacheError(SchemaMissingError):
-    """The functions are in the database, and REST has not read the schema since they came."""
+    """The functions are in the database, but the REST API has not reloaded its schema since they were created."""
 
 
 class PreflightError(WorkerError):
-    """The job can't be trained as it is. The text tells its user what to change."""
+    """The job can't be trained as it is. The text tells the user what to change; `code` is for the row."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
@@ -95,12 +99,12 @@ class DatasetPendingError(PreflightError):
 
 
 class ArtifactError(WorkerError):
-    """What lies in the bucket is not what the manifest says."""
+    """The files in the bucket are not those that the manifest lists. The text is for the user."""
 
 
 class PassIncompleteError(WorkerError):
-    """A single pass could not do all of its work."""
+    """A single pass (`run --once`) could not do all of its work."""
 
 
 class LeaseLostError(WorkerError):
-    """Another worker has the run now."""
+    """Another worker has taken over the run, so this worker must write nothing more for it."""

@@ -1,4 +1,4 @@
-"""What the work on a run needs from outside, made once for a process."""
+"""The clients, clocks and settings that all parts of the worker use. They are created once per process."""
 
 from __future__ import annotations
 
@@ -26,29 +26,37 @@ from lora_worker.storage.buckets import ArtifactsBucket
 from lora_worker.storage.objects import Storage
 
 _HEAVY_SLOTS = 4
+"""How many datasets and adapters are read at the same time."""
 _FOREIGN_SLOTS = 2
+"""How many files of an earlier trainer are fetched from other hosts at the same time."""
 
 
 def lease_clock() -> float:
-    """Seconds that go on while the process is stopped and while the machine sleeps."""
+    """Return seconds of a clock that also advances while the process is stopped or the machine sleeps.
+
+    A lease expires during that time, too. Where the system has no such clock, a plain monotonic one is used.
+    """
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class HeavySlots:
-    """Places for reading whole datasets and adapters, which must not crowd out polls and renewals.
+    """Limits how many datasets and adapters are read at once, so that enough connections stay free for other calls.
 
-    What has ended several workers is read alone: if it ends this one too, no other run is suspected.
+    Polls and lease renewals must not wait for long downloads. If a dataset or adapter was being read when several
+    workers died, it may have killed them. It is then read with `alone=True`, while nothing else is read: if this worker
+    dies as well, no other run can be the cause.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._slots = asyncio.Semaphore(count)
-        # First come, first served: without it whoever wants all places would wait for ever.
+        # Tasks get slots in the order in which they asked. Without this lock, a task that needs all slots could wait
+        # forever, because others would take each slot that becomes free.
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
     async def take(self, *, alone: bool = False) -> AsyncIterator[None]:
-        """Hold one place, or all of them."""
+        """Hold one slot, or with `alone` all of them, until the context ends."""
         taken = 0
         try:
             async with self._turn:
@@ -63,7 +71,7 @@ class HeavySlots:
 
 @dataclass(frozen=True)
 class Services:
-    """Settings, clocks and clients."""
+    """The clients, clocks and settings of one process."""
 
     settings: Settings
     queue: Queue
@@ -79,35 +87,40 @@ class Services:
 
     @cached_property
     def repeats(self) -> Repeats:
-        """What was logged and goes on."""
+        """The conditions that were logged and still last, so that they are not logged at every poll."""
         return Repeats(self.clock)
 
     @cached_property
     def terms(self) -> Terms:
-        """What estimates stand on."""
+        """The prices, speeds and limits with which costs are estimated."""
         return make_terms(self.settings, self.prices)
 
     @cached_property
     def tokens(self) -> RunTokens:
-        """The runs' tokens."""
+        """The tokens of the runs."""
         settings = self.settings
-        # New tokens are made with the first. The service's key is also read where a secret is set: runs may be live
-        # from before it was.
+        # New tokens are derived from the first secret. The service key is always among the others: runs that were
+        # launched before a token secret was set have tokens that were derived from it.
         key = settings.supabase_service_role_key
         secrets = [settings.token_secret or key, *settings.previous_token_secrets, key]
         return RunTokens([secret.get_secret_value() for secret in secrets if secret])
 
     @cached_property
     def artifacts_bucket(self) -> ArtifactsBucket:
-        """Where adapters go, looked at before the first launch."""
+        """The bucket for adapters, which is checked before the first launch."""
         return ArtifactsBucket(self.storage, self.settings.artifacts_bucket)
 
 
 @asynccontextmanager
 async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[Services]:
-    """The services with their connection pool, closed on leaving."""
+    """Create the services; their connections are closed when the context ends. `overrides` replace single services.
+
+    Raises:
+        SettingsError: the price table can't be read.
+    """
     timeout = httpx.Timeout(settings.request_timeout_seconds, connect=10)
-    # Looks and launches may fill their bounds at the same time; the rest is Supabase's, and the fewer calls.
+    # Status calls and launches may each use `launcher_concurrency` connections at the same time. The rest is for
+    # cancels, and for calls to Supabase, of which there are fewer.
     limits = httpx.Limits(max_connections=2 * settings.launcher_concurrency + MOST_CANCELS + _HEAVY_SLOTS * 2 + 40)
     key = settings.supabase_service_role_key.get_secret_value()
     async with httpx.AsyncClient(timeout=timeout, limits=limits) as http:

@@ -1,1 +1,1 @@
-"""Settings: where they come from, and whether they are right together."""
+"""The worker's settings: where they are read from, and how they are checked."""

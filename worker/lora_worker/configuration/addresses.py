@@ -1,4 +1,4 @@
-"""Whether a URL of the settings is one that calls, and the keys in them, can be sent to."""
+"""Checks the URLs of the settings. Calls with secret keys go there, so a wrong address must be found at the start."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from urllib.parse import urlsplit
 
 
 def is_base_url(url: str) -> bool:
-    """Whether paths can be put after it: what httpx would trip over, or send elsewhere, is refused at the start."""
+    """Tell whether paths can be appended to a URL: it has a host, perhaps a port and a path, and nothing else."""
     try:
         parts = urlsplit(url)
-        # A host with an empty or endless label fails here, as it would in every call.
+        # Encoding fails for a host with an empty or too long label, as it would in every call.
         return bool(
             (parts.hostname or "").encode("idna")
             and (parts.port is None or parts.port > 0)
@@ -25,7 +25,7 @@ def _is_under(host: str, *domains: str) -> bool:
 
 
 def supabase_fault(url: str) -> str | None:
-    """Why the project's calls can't go to this address; None where they can."""
+    """Explain why a URL can't be that of a Supabase project, as the end of a sentence; None if it can."""
     host = urlsplit(url).hostname or ""
     if _is_under(host, "runpod.ai", "runpod.io", "runpod.net"):
         return "is RunPod's address; set the project's URL, https://….supabase.co"
@@ -37,7 +37,7 @@ def supabase_fault(url: str) -> str | None:
 
 
 def endpoint_fault(url: str) -> str | None:
-    """Why the endpoint's calls can't go to this address; None where they can."""
+    """Explain why a URL can't be that of a RunPod endpoint, as the end of a sentence; None if it can."""
     host = urlsplit(url).hostname or ""
     if _is_under(host, "supabase.co", "supabase.com", "supabase.in"):
         return "is Supabase's address; set the endpoint's URL, https://api.runpod.ai/v2/<endpoint>"
@@ -47,6 +47,6 @@ def endpoint_fault(url: str) -> str | None:
 
 
 def project_of(url: str) -> str | None:
-    """The reference of the hosted project that a URL leads to; None for a URL of one's own."""
+    """Return the reference of the Supabase project that a URL belongs to; None if it is no project's own URL."""
     host = urlsplit(url).hostname or ""
     return host.split(".")[0] if host.count(".") == 2 and _is_under(host, "supabase.co") else None

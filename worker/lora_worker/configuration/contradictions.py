@@ -1,4 +1,4 @@
-"""Settings that are right each by itself and wrong together. Each is a sentence that names the variables."""
+"""Finds settings that are valid each on its own but contradict each other."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from lora_worker.configuration.settings import Settings
 
 LEAST_USEFUL_SECONDS = 300.0
-"""GPU time below which no training comes to anything."""
+"""The shortest GPU time for which a run is launched. Loading a model alone takes minutes."""
 _MAX_LAUNCH_SECONDS = 7 * 86400
-"""RunPod's limit for a launch, from its submission to its end."""
+"""RunPod deletes a job seven days after its submission."""
 
 
 def contradictions(settings: Settings) -> Iterator[str]:
-    """What can't hold together, one sentence each, without its full stop."""
+    """Yield a sentence, without its full stop, for each contradiction; it names the environment variables."""
     if settings.default_base_model not in settings.base_models:
         yield (
             "LORA_WORKER_DEFAULT_BASE_MODEL is not among LORA_WORKER_BASE_MODELS, so every job that names no base "
@@ -38,4 +38,4 @@ _ORDER = (
     ("poll_seconds", "grant_wait_seconds", "a trainer would leave before a worker sees that it wants to upload"),
     ("retry_base_seconds", "retry_max_seconds", "the first wait before a retry would be longer than the longest"),
 )
-"""(the setting that must not be more, than which, what would follow)."""
+"""Pairs of settings of which the first must not be larger than the second, and what would happen otherwise."""

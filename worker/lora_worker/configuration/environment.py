@@ -1,7 +1,8 @@
-"""The variables that a worker is started with: those of its environment, and those of the file `.env`.
+"""Checks the environment variables and the file `.env` before pydantic reads the settings from them.
 
-pydantic reads both, and is silent where a file can't be read, a line is no setting, or a name is misspelt. Each of
-these would leave a default in force that nobody chose, so they are refused here. No value is ever shown.
+pydantic ignores a file that it can't read, a line that is no setting, and a misspelt name. In each of these cases the
+worker would silently use a default instead of the value that the operator set. So they are errors here. The messages
+never show a value.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from lora_worker.errors import SettingsError
 
 ENV_FILE = Path(".env")
 ENV_FILE_ENCODING = "utf-8-sig"
-"""With or without the mark that some editors put in front."""
+"""UTF-8, with or without the byte order mark that some editors write at the beginning."""
 
 _MAX_BYTES = 1 << 20
 _OWN = re.compile(r"LORA[_-]?WORK", re.IGNORECASE)
 _OF_A_PAGE = re.compile(r"^(NEXT_PUBLIC_|VITE_|NUXT_PUBLIC_|REACT_APP_)")
 _BESIDE_SETTINGS = frozenset({"LORA_WORKER_DATABASE_URL"})
-"""Read by `lora-worker migrate` alone."""
+"""Variables that are no settings of the daemon: only `lora-worker migrate` reads them."""
 
 
 def variable_names() -> set[str]:
-    """The names of all variables that are set, in the environment or in `.env`.
+    """Return the names of all variables that are set in the environment or in `.env`.
 
     Raises:
-        SettingsError: `.env` can't be read; says where and why.
+        SettingsError: `.env` can't be read; the text says where and why.
     """
     return {*os.environ, *_names_of(ENV_FILE)}
 
@@ -43,7 +44,7 @@ def _names_of(path: Path) -> list[str]:
     names = []
     for binding in parse_stream(io.StringIO(text)):
         if binding.error or (binding.key is not None and binding.value is None):
-            # The parser counts a statement's blank lines before it, too.
+            # The parser's line number is that of the blank lines before the statement, if there are any.
             blank = len(binding.original.string) - len(binding.original.string.lstrip())
             line = binding.original.line + binding.original.string[:blank].count("\n")
             raise SettingsError(f"{path}, line {line}: is not NAME=value; mend the line, or begin it with #.")
@@ -72,25 +73,25 @@ def _read(path: Path) -> str:
         raise SettingsError(f"{path}, line {line}: is not UTF-8; save the file as UTF-8.") from None
     if "\x00" in text:
         raise SettingsError(f"{path} holds zero characters: save it as UTF-8.")
-    # As the file would be read in text mode.
+    # Line ends as they would be after reading the file in text mode.
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def refuse_misspelt(names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse variables that are named like the worker's and are none.
+    """Refuse variables whose names begin like those of the worker's settings but are none of them.
 
     Raises:
-        SettingsError: names each, with the setting that is nearest to it.
+        SettingsError: the text names each of them, with the most similar setting.
     """
-    told = unread_variables(
+    sentences = unread_variables(
         names, _OWN, {*known, *_BESIDE_SETTINGS}, whose="the worker", otherwise="`lora-worker settings` lists them all"
     )
-    if told:
-        raise SettingsError(" ".join(told))
+    if sentences:
+        raise SettingsError(" ".join(sentences))
 
 
 def meant_for(wanted: Iterable[str], names: Iterable[str], known: Iterable[str]) -> str | None:
-    """The variable that is set, is none of the settings, and is named nearest to a wanted one; None without one."""
+    """Find a variable that is set, is no setting, and has a name similar to one of the `wanted`; None if none has."""
     of_others = {_OF_A_PAGE.sub("", name.upper()): name for name in names if name.upper() not in known}
     for variable in wanted:
         family = variable.split("_")[0]

@@ -1,7 +1,8 @@
-"""What a key is by its own words: whose, and until when. Nothing here verifies a signature.
+"""Reads from an API key what kind it is and when it expires. Signatures are not verified.
 
-A key in the wrong variable would be sent where it does not belong: the secret key to a GPU container, RunPod's to
-Supabase. Each says what it is, as a JWT in its payload and otherwise by its prefix, so the mistake is found at start.
+A key in the wrong variable would be sent to the wrong place: the secret key to a GPU container, or RunPod's key to
+Supabase. Every key shows its kind, a JWT in its payload and the others by their prefix. So the mistake can be found
+before the first call.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from enum import StrEnum
 from typing import Any
 
 _MAX_CHARACTERS = 16_384
-"""Longer than any key or token of these services."""
+"""A longer text is not parsed. No key or token of these services is that long."""
 
 
 class Role(StrEnum):
-    """Whose key it is, as a sentence goes on after “holds”."""
+    """The kind of a key. The values continue a sentence after “holds”."""
 
-    SECRET = "the project's secret key (service_role)"  # noqa: S105 (what it is called, not what it is)
+    SECRET = "the project's secret key (service_role)"  # noqa: S105 the name of a kind of key, not a key
     PUBLISHABLE = "the project's publishable key (anon)"
     USER = "a signed-in user's access token"
     OTHER_ROLE = "a JWT of another role"
@@ -44,19 +45,19 @@ SUPABASE_ROLES = frozenset({Role.SECRET, Role.PUBLISHABLE, Role.USER, Role.OTHER
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a key says of itself. `expires_at` is in seconds since 1970, `project` the project's reference."""
+    """What a key says about itself. `expires_at` is in Unix seconds; `project` is the reference of a project."""
 
     role: Role
     expires_at: float | None = None
     project: str | None = None
 
     def has_expired(self, now: float) -> bool:
-        """Whether it was valid until a moment that has passed."""
+        """Tell whether the key has expired at `now`, in Unix seconds. A key without an expiry date never has."""
         return self.expires_at is not None and self.expires_at <= now
 
 
 def read_key(text: str) -> Key:
-    """What a key says of itself; of unknown kind where it says nothing."""
+    """Read kind, expiry and project from a key; the kind is `Role.UNKNOWN` if the key does not show it."""
     named = [role for prefix, role in _PREFIXES.items() if text.startswith(prefix)]
     if named:
         return Key(named[0])
@@ -73,13 +74,13 @@ def read_key(text: str) -> Key:
 
 
 def _seconds(value: Any) -> float | None:
-    # Bounded before it becomes a float: a number of a thousand digits fits none.
+    # Limited before the conversion: float() raises OverflowError for an integer with a thousand digits.
     is_time = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
     return float(value) if is_time else None
 
 
 def _claims(text: str) -> dict[str, Any] | None:
-    """A JWT's payload, unverified; None where it is none."""
+    """Return the payload of a JWT without verifying it; None if the text is no JWT."""
     parts = text.split(".")
     if len(parts) != 3 or len(text) > _MAX_CHARACTERS:
         return None
@@ -91,14 +92,14 @@ def _claims(text: str) -> dict[str, Any] | None:
 
 
 def secret_fault(key: Key, *, now: float) -> str | None:
-    """Why a key can't be the one that the worker itself uses; None where it can."""
+    """Explain why a key can't be the secret key that the worker uses, as the end of a sentence; None if it can."""
     if key.role not in {Role.SECRET, Role.UNKNOWN}:
         return f"holds {key.role}; set the secret key (sb_secret_…, or the legacy service_role JWT)"
     return _expired(key, now)
 
 
 def public_fault(key: Key, *, now: float) -> str | None:
-    """Why a key must not go to a GPU container, or is of no use there; None where it may."""
+    """Explain why a key must not be sent to a GPU container, or is useless there; None if it may be sent."""
     if key.role not in {Role.PUBLISHABLE, Role.UNKNOWN}:
         return (
             f"holds {key.role}, and whatever stands there goes to the GPU container; "
@@ -108,7 +109,7 @@ def public_fault(key: Key, *, now: float) -> str | None:
 
 
 def launcher_fault(key: Key) -> str | None:
-    """Why a key can't be RunPod's; None where it can."""
+    """Explain why a key can't be RunPod's, as the end of a sentence; None if it can."""
     if key.role in SUPABASE_ROLES or key.role is Role.HUGGING_FACE:
         return f"holds {key.role}; set an API key of RunPod (rpa_…)"
     return None

@@ -1,4 +1,4 @@
-"""How often and how patiently failed runs are tried again."""
+"""The limits for retries of failed runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class RetryLimits:
-    """How often and how patiently faults are retried."""
+    """How often a job's failed runs are retried, and how long the waits between them are.
+
+    The wait begins at `base_seconds`, doubles with each attempt up to `max_seconds`, and gets random jitter from `rng`.
+    """
 
     max_attempts: int
     max_infrastructure_failures: int

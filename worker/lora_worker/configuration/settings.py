@@ -1,4 +1,4 @@
-"""Every setting: its variable, its unit, its default. Read from the environment once, checked once."""
+"""All settings of the worker, with environment variable, unit and default. They are read and checked at the start."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from lora_worker.configuration.keys import Role, launcher_fault, public_fault, r
 from lora_worker.errors import SettingsError
 
 DEFAULT_BASE_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
-"""The application's inference endpoint serves this one; an adapter fits only the base it was trained on."""
+"""The base model that the application's inference endpoint serves. An adapter works only with its own base model."""
 
 _KNOWN_BASE_MODELS = (
     DEFAULT_BASE_MODEL,
@@ -59,7 +59,11 @@ def _process_name() -> str:
 
 
 class Settings(BaseSettings):
-    """The daemon's settings. `LORA_WORKER_<NAME>` but for those that Supabase and RunPod name themselves."""
+    """The daemon's settings. Each is set by `LORA_WORKER_<NAME>`, except those with a usual name of Supabase or RunPod.
+
+    Raises:
+        pydantic.ValidationError: a setting is missing or wrong (`load_settings` makes sentences of it).
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="LORA_WORKER_", env_file=ENV_FILE, env_file_encoding=ENV_FILE_ENCODING, extra="ignore",
@@ -255,7 +259,8 @@ class Settings(BaseSettings):
     @field_validator("name")
     @classmethod
     def _make_unique(cls, name: str) -> str:
-        # A release by name must never give up another process's leases, however a fleet is set up.
+        # At its end a worker releases all leases under its name. With an equal name in another process, it would
+        # release that process's leases as well.
         return f"{name.strip() or _process_name()}-{os.urandom(4).hex()}"
 
     @field_validator("token_secret")
@@ -302,7 +307,7 @@ class Settings(BaseSettings):
 
 
 def variable_of(name: str) -> str:
-    """The environment variable (or variables, with `or`) that sets a field."""
+    """Return the environment variable of a field; several alternatives are joined by “ or ”."""
     alias = Settings.model_fields[name].validation_alias
     if isinstance(alias, AliasChoices):
         return " or ".join(str(choice) for choice in alias.choices)
@@ -322,7 +327,7 @@ def _hint(wanted: Sequence[str], names: set[str]) -> str:
 
 
 def _explain(error: ValidationError, names: set[str]) -> str:
-    """Each problem in a sentence; `names` are the variables that are set."""
+    """Write one sentence for each problem; `names` are the variables that are set."""
     sentences = []
     by_alias = {variable: name for name in Settings.model_fields for variable in variable_of(name).split(" or ")}
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
@@ -343,10 +348,10 @@ def _explain(error: ValidationError, names: set[str]) -> str:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """The settings from environment and `.env`.
+    """Load the settings from the environment and `.env`.
 
     Raises:
-        SettingsError: names each variable that is missing, wrong or misspelt, and never its value.
+        SettingsError: the text names each variable that is missing, wrong or misspelt, but never its value.
     """
     names = variable_names()
     refuse_misspelt(names, _known_variables())

@@ -1,4 +1,7 @@
-"""The runs' tokens: derived from a secret, so that whoever adopts a run has its token and no row holds it."""
+"""The tokens with which trainers authenticate. Each is derived from a secret and the run's id.
+
+So every worker that adopts a run can compute its token, and no database row has to store it.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,21 @@ from uuid import UUID
 
 
 def token_sha256(token: str) -> str:
-    """What the database holds of a token."""
+    """Return the hash of a token that the database stores."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 class RunTokens:
-    """The tokens that a worker can speak: of the present secret, and of former ones for runs of that time."""
+    """Derives tokens from the present secret (the first), and from former ones for runs launched with them."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
         self._secrets = [secret.encode() for secret in secrets]
 
     def of(self, run_id: UUID, launched_with: str | None) -> str | None:
-        """The run's 256-bit token; `launched_with` is the sha256 of the one that its trainer holds.
+        """Return the run's 256-bit token in hexadecimal.
 
-        None where that token was made with a secret that this worker does not have.
+        `launched_with` is the sha256 of the token that the run's trainer has; None for a run that was not launched yet.
+        The result is None if that token was derived from a secret that this worker does not have.
         """
         tokens = [
             hmac.new(secret, b"lora-worker run token:" + run_id.bytes, hashlib.sha256).hexdigest()

@@ -1,1 +1,1 @@
-"""What can be known of a dataset and of a job before a GPU is paid for."""
+"""Checks of jobs and datasets that are made before the worker pays for a GPU."""

@@ -1,4 +1,7 @@
-"""Everything that can be known wrong before a GPU is paid for. Each fault is a sentence for the user."""
+"""The preflight: checks of a job, its dataset and its budget before a GPU is paid for.
+
+Each problem is reported as a sentence for the user.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ from lora_worker.storage.objects import Storage
 _MAX_REASON_CHARACTERS = 300
 
 WAITING_FOR_DATASET = "waiting_for_dataset"
-"""Code and stage of a run that was given back, since its dataset is not validated yet. It is nobody's failure."""
+"""Error code and stage of a run that was put back because its dataset is not validated yet. It counts as no failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A job that may be launched: everything in one shape, the dataset as it was read just now."""
+    """A job that passed the preflight and may be launched, with the content of its dataset as counted just now."""
 
     hyperparameters: Hyperparameters
     gpu_config: GpuConfig
@@ -43,8 +46,8 @@ async def check(assignment: Assignment, services: Services) -> Plan:
     """Check the job, its dataset and its budget.
 
     Raises:
-        PreflightError: the job can't be trained; permanent.
-        ServiceError: the storage did not answer; passing.
+        PreflightError: the job can't be trained as it is.
+        ServiceError: the storage did not answer; a retry may succeed.
     """
     settings = services.settings
     job = assignment.job
@@ -83,7 +86,7 @@ def check_base_model(hyperparameters: Hyperparameters, allowed: tuple[str, ...])
     """Refuse a base model that is not on the list, or whose answers can't be rendered for training.
 
     Raises:
-        PreflightError: names it and the list.
+        PreflightError: the text names the base model and those that may be chosen.
     """
     if hyperparameters.base_model not in allowed:
         raise PreflightError(
@@ -100,11 +103,11 @@ def check_base_model(hyperparameters: Hyperparameters, allowed: tuple[str, ...])
 
 
 def check_dataset_row(job: Job, dataset: Dataset | None, *, patience_seconds: float | None = None) -> Dataset:
-    """The job's dataset, when it may be trained on.
+    """Return the job's dataset if it may be used for training.
 
     Raises:
-        DatasetPendingError: it is still uploaded or validated, and the job may wait for `patience_seconds` more.
-        PreflightError: it is gone, deleted, somebody else's, failed its validation, or is not ready.
+        DatasetPendingError: it is still being uploaded or validated, and the job may wait `patience_seconds` longer.
+        PreflightError: it is missing or deleted, belongs to somebody else, failed its validation, or is not ready.
     """
     if dataset is None:
         named = (
@@ -133,10 +136,10 @@ def check_dataset_row(job: Job, dataset: Dataset | None, *, patience_seconds: fl
 
 def _not_ready(dataset: Dataset) -> str:
     if dataset.status == "error":
-        # The validator's sentence, which its owner may have changed since.
+        # The validator wrote this text, but the dataset's owner may have replaced it by anything.
         why = " ".join((dataset.error_message or "").split())[:_MAX_REASON_CHARACTERS].rstrip(". ")
-        told = f": {why}" if why else ""
-        return f"The validation of the dataset “{dataset.name}” failed{told}. Mend the file and upload it again."
+        reason = f": {why}" if why else ""
+        return f"The validation of the dataset “{dataset.name}” failed{reason}. Mend the file and upload it again."
     if dataset.status == "uploading":
         return f"The dataset “{dataset.name}” was not uploaded to its end within a day; upload it again."
     if dataset.status == "validating":
@@ -145,10 +148,10 @@ def _not_ready(dataset: Dataset) -> str:
 
 
 def check_estimate(chosen: Hyperparameters, survey: Survey, gpu_type: str, terms: Terms) -> None:
-    """Refuse a job that would reach its limit of cost or time even if all goes as fast as can be.
+    """Refuse a job that would exceed its limit of cost or time even by the lowest estimate.
 
     Raises:
-        PreflightError: says the least that it would take, and the limit.
+        PreflightError: the text gives the lowest estimate and the limit.
     """
     expected = estimate(
         Work(
@@ -157,7 +160,7 @@ def check_estimate(chosen: Hyperparameters, survey: Survey, gpu_type: str, terms
             pairs_per_conversation=(
                 survey.examples / max(survey.conversations, 1) if chosen.merge_conversations else 1.0
             ),
-            # Early stopping may end it after the first.
+            # Early stopping may end the training after the first epoch.
             epochs=1 if chosen.early_stopping_patience else chosen.epochs,
             batch_size=chosen.batch_size,
             max_steps=chosen.max_steps,
@@ -186,13 +189,14 @@ def check_estimate(chosen: Hyperparameters, survey: Survey, gpu_type: str, terms
 def make_policy(
     rate: Rate, *, spent_cost: float, spent_seconds: float, max_run_seconds: float, queue_allowance_seconds: float
 ) -> Policy:
-    """How long a launch may execute and live, from the money and the time that the job's earlier runs left.
+    """Compute how long a launch may execute and exist, from the money and time that the job's earlier runs left.
 
-    The ttl counts from submission and deletes even a running job, so it outlives the longest wait in
-    the queue and the longest execution together. The settings keep both within RunPod's seven days.
+    RunPod deletes a launch when its ttl is over, even while it is running, and counts the ttl from the submission. So
+    the ttl must cover the longest wait in the queue plus the longest execution. The settings keep this sum within the
+    seven days that RunPod allows.
 
     Raises:
-        PreflightError: the money or the time does not last for a useful run.
+        PreflightError: the remaining money or time is too little for a useful run.
     """
     budget = rate.max_cost - spent_cost
     affordable = affordable_seconds(budget, price_per_hour=rate.price_per_hour, gpu_count=rate.gpu_count)
@@ -216,10 +220,10 @@ def make_policy(
 async def survey_dataset(
     dataset: Dataset, storage: Storage, *, max_bad_line_share: float, base_model: str | None = None
 ) -> Survey:
-    """Stream the dataset once, in constant memory, and count what it holds that this base can be trained on.
+    """Read the dataset once, with constant memory, and count the examples that can be used with this base model.
 
     Raises:
-        PreflightError: it is not there, can't be read, or holds too little that is usable.
+        PreflightError: the file is missing, can't be read, or has too few usable examples.
         ServiceError: the storage did not answer.
     """
     known = RENDERINGS.get(base_model or "")
@@ -227,7 +231,7 @@ async def survey_dataset(
     try:
         async with storage.stream(dataset.bucket, dataset.storage_path) as chunks:
             async for chunk in chunks:
-                # A megabyte of JSON takes long enough to hold up other runs' renewals.
+                # Parsing a megabyte of JSON on the event loop would delay the lease renewals of other runs.
                 await asyncio.to_thread(surveyor.feed, chunk)
         await asyncio.to_thread(surveyor.close)
         survey = surveyor.result()

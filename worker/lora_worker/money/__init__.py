@@ -1,1 +1,1 @@
-"""Prices, bills, budgets and estimates."""
+"""Prices of GPUs, bills and budgets of jobs, and cost estimates. All money is in USD."""

@@ -1,7 +1,8 @@
-"""What a run is billed for: the launcher's and the database's clocks, and the endpoint's GPUs. Pure functions.
+"""Computes what a run is billed, from the clocks of launcher and database and the GPUs of the endpoint.
 
-A container may say what it likes of its seconds and its GPUs: it is told in the log, and never billed. The database
-bounds each bill once more (`training_bill_run`), by the wall clock and by the job's cap.
+A container may report any number of seconds and any GPU. If its report contradicts these sources, that is logged, but
+it does not change the bill. The SQL function `training_bill_run` limits each bill again, by the time that has passed
+and by the job's limit. All functions here are pure.
 """
 
 from __future__ import annotations
@@ -15,37 +16,41 @@ from lora_worker.money.pricing import GpuPrice, accrued_cost, find_price
 
 
 class Rate(BaseModel):
-    """What a second of a run costs, and the most that its job may cost. USD."""
+    """What an hour of a run costs, and the most that its job may cost, in USD."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     gpu_type: str
     gpu_count: int = Field(ge=1)
     price_per_hour: float = Field(gt=0)
-    """Of one GPU."""
+    """The price of one GPU for an hour."""
     max_cost: float = Field(gt=0)
-    """Of the job, all its runs together."""
+    """The limit for all runs of the job together."""
 
     @classmethod
     def at(cls, price: GpuPrice, *, gpu_count: int, max_cost: float) -> Rate:
-        """The rate of so many GPUs of the price table."""
+        """Return the rate for `gpu_count` GPUs of the price table; `max_cost` is the job's limit."""
         return cls(gpu_type=price.type, gpu_count=gpu_count, price_per_hour=price.price_per_hour, max_cost=max_cost)
 
     @property
     def hourly(self) -> float:
-        """The price of all GPUs for an hour."""
+        """Return the price of all GPUs for an hour."""
         return self.price_per_hour * self.gpu_count
 
     def cost(self, seconds: float, *, spent: float = 0.0, fee: float = 0.0) -> float:
-        """What the job has cost with so many GPU seconds of this run, beside what earlier runs have cost."""
+        """Return the cost of the job so far, in USD to the cent.
+
+        `seconds` is the GPU time of this run, `spent` what earlier runs have cost, and `fee` the price for storing the
+        model. The result is at most `max_cost`, and never less than `spent`.
+        """
         accrued = accrued_cost(seconds, price_per_hour=self.price_per_hour, gpu_count=self.gpu_count)
         return round(max(min(spent + fee + accrued, self.max_cost), spent), 2)
 
 
 def gpu_of(gpu_config: Any, prices: tuple[GpuPrice, ...], *, endpoint_gpu_type: str | None) -> GpuPrice | None:
-    """The GPU that a job gets: the endpoint's, else the one it asks for. None for an unknown one.
+    """Return the GPU that a job gets: the endpoint's if that is set, else the one it asks for; None if it is unknown.
 
-    `gpu_config` is the job's column as it stands in the row.
+    `gpu_config` is the unchecked value of the job's column.
     """
     wanted = (gpu_config.get("type") or gpu_config.get("gpu_type")) if isinstance(gpu_config, dict) else None
     return find_price(prices, endpoint_gpu_type or (wanted if isinstance(wanted, str) else None))
@@ -53,22 +58,22 @@ def gpu_of(gpu_config: Any, prices: tuple[GpuPrice, ...], *, endpoint_gpu_type: 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What is known of a run's GPU seconds, by clocks that no container can set."""
+    """The GPU seconds of a run, measured by clocks that no container can change."""
 
     launcher: float = 0.0
-    """The launcher's longest measure."""
+    """The longest execution time that the launcher reported."""
     heartbeats: float = 0.0
-    """From the check-in to the last heartbeat, by the database's clock."""
+    """The time from check-in to the last heartbeat, by the database's clock."""
     wall: float | None = None
-    """Since the launch was sent, by the database's clock; None where it is not known."""
+    """The time since the launch was sent, by the database's clock; None if that is not known."""
     is_final: bool = False
-    """Whether the launcher has measured the ended launch."""
+    """Whether `launcher` is the launcher's measure of a launch that has ended."""
 
     def seconds(self, claimed: float | None = None, *, patience: float = 0.0) -> float:
-        """The seconds to bill: the longer measure, within the wall clock.
+        """Return the seconds to bill: the longest measure, but never more than the time since the launch.
 
-        What the container claims counts only where the launcher forgot the launch, and then not further beyond
-        the last heartbeat than `patience`, after which a silent run is a lost one.
+        `claimed` is what the container reports. It counts only if the launcher has no final measure, and only up to
+        `patience` seconds beyond the last heartbeat: a run that is silent for longer counts as lost.
         """
         known = max(self.launcher, self.heartbeats)
         if claimed is not None and not self.is_final:
@@ -77,7 +82,7 @@ class Measured:
 
 
 def contradiction(rate: Rate, gpu_type: str | None, gpu_count: int | None, prices: tuple[GpuPrice, ...]) -> str | None:
-    """How the GPUs that a container names differ from those that its run is billed for; None where they don't."""
+    """Describe how the GPUs that a container reports differ from those that are billed; None if they are the same."""
     found = find_price(prices, gpu_type)
     counted = gpu_count or rate.gpu_count
     if found is None or (found.type == rate.gpu_type and counted == rate.gpu_count):

@@ -1,4 +1,4 @@
-"""What a training will take and cost, as a range. `estimate_training_cost` in SQL is this function once more."""
+"""Estimates time and cost of a training as a range. The SQL function `estimate_training_cost` computes the same."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from lora_worker.money.terms import Terms
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be trained. Of `tokens` and `pairs` one must be known; None or 0 is unknown."""
+    """The training to estimate. At least one of `tokens` and `pairs` must be known; None or 0 means unknown."""
 
     tokens: int | None = None
-    """Of the dataset once through, histories included."""
+    """Tokens of the dataset, each pair with its history."""
     pairs: int | None = None
+    """Pairs of a question and an answer."""
     pairs_per_conversation: float = 1
-    """Pairs of one conversation repeat its beginning, and are trained as one where they can be."""
+    """Average number of pairs in a conversation. The pairs repeat its beginning; merged, they are trained as one."""
     epochs: int = 3
     batch_size: int = 4
     max_steps: int | None = None
@@ -29,7 +30,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """From the least that can be expected to the most."""
+    """The lowest and the highest value to expect."""
 
     low: float
     high: float
@@ -37,7 +38,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """GPU seconds and USD, and what they were computed with."""
+    """The estimated time in seconds and cost in USD, and the numbers that were used for it."""
 
     seconds: Range
     cost: Range
@@ -67,10 +68,11 @@ def _duration(seconds: float) -> str:
 
 
 def estimate(work: Work, terms: Terms) -> Estimate | None:
-    """Seconds and cost of a training; None where the GPU is unknown or nothing is known of the dataset.
+    """Estimate time and cost of a training; None if the GPU or the size of the dataset is unknown.
 
-    low:  tokens × epochs, overlaps merged, at the fast speed, scaled by the base's active parameters.
-    high: whole batches of average rows, at the slow speed, scaled by all of the base's parameters.
+    The lowest value assumes that overlapping pairs are merged, that the GPU reaches its fast speed, and that the time
+    grows with the base model's active parameters. The highest value assumes full batches of unmerged rows, the slow
+    speed, and a time that grows with all parameters.
     """
     gpu, size, count = terms.gpu(work.gpu_type), terms.size(work.base_model), terms.endpoint_gpu_count
     tokens = work.tokens or (work.pairs or 0) * terms.tokens_per_pair
@@ -83,7 +85,7 @@ def estimate(work: Work, terms: Terms) -> Estimate | None:
     steps = min(all_steps, work.max_steps) if work.max_steps else all_steps
     merged = 2.0 / (together + 1.0)
     least = float(tokens) * work.epochs * steps / all_steps * merged
-    # A step is a whole conversation at the least, however few answers it was to have.
+    # A step learns at least one whole conversation, even if that has more answers than the batch size.
     most = float(tokens) * steps * max(work.batch_size / pairs, work.epochs / all_steps)
     low = terms.overhead_low.once + terms.overhead_low.each_epoch * work.epochs
     low += least * size.active / terms.reference.active / (gpu.fast * count)

@@ -1,4 +1,4 @@
-"""GPU prices, accrued cost, and how long a job's budget lasts. Money is USD, time is seconds."""
+"""The price table of GPUs, costs, and how long a budget lasts. Money is in USD, time in seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GpuPrice:
-    """A GPU of the price table; the price is for one of them and an hour."""
+    """A GPU of the price table. The price is for one GPU and one hour; `names` are parts of names that mean it."""
 
     type: str
     price_per_hour: float
@@ -28,7 +28,7 @@ class GpuPrice:
 
 
 def plain_name(name: str) -> str:
-    """A GPU's name as it is compared: small letters and digits."""
+    """Reduce a GPU's name to small letters and digits, so that different spellings can be compared."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
@@ -41,10 +41,10 @@ def _parse(entry: dict[str, Any]) -> GpuPrice:
 
 @lru_cache(maxsize=4)
 def load_prices(path: Path | None = None) -> tuple[GpuPrice, ...]:
-    """The price table: a file of the operator's own, else `worker/lora_worker/money/prices.toml`.
+    """Load the price table: the operator's file if `path` is given, else `worker/lora_worker/money/prices.toml`.
 
     Raises:
-        SettingsError: the file can't be read; says what is wrong in it.
+        SettingsError: the file can't be read, or an entry is wrong; the text says which.
     """
     source = path or files("lora_worker.money") / "prices.toml"
     try:
@@ -55,7 +55,7 @@ def load_prices(path: Path | None = None) -> tuple[GpuPrice, ...]:
 
 
 def find_price(prices: tuple[GpuPrice, ...], gpu: object) -> GpuPrice | None:
-    """The entry for the application's or NVML's name of a GPU; None for an unknown one, and for what is no name."""
+    """Find the entry for a GPU's name, as the application or NVML writes it; None if it is unknown or no text."""
     if not isinstance(gpu, str):
         return None
     plain = plain_name(gpu)
@@ -64,20 +64,22 @@ def find_price(prices: tuple[GpuPrice, ...], gpu: object) -> GpuPrice | None:
 
 
 def accrued_cost(gpu_seconds: float, *, price_per_hour: float, gpu_count: int) -> float:
-    """USD for GPU seconds, to the cent, as the columns keep it."""
+    """Return the cost in USD, rounded to the cent like the database's columns."""
     return round(gpu_seconds / 3600 * price_per_hour * gpu_count, 2)
 
 
 def affordable_seconds(budget: float, *, price_per_hour: float, gpu_count: int) -> float:
-    """How long a budget in USD lasts on these GPUs."""
+    """Return for how many seconds a budget in USD lasts with these GPUs."""
     return max(budget, 0.0) * 3600 / (price_per_hour * gpu_count)
 
 
 def check_prices(settings: Settings, prices: tuple[GpuPrice, ...]) -> None:
-    """Refuse settings with which no job could ever be launched at these prices.
+    """Refuse settings with which no job could be launched at these prices.
+
+    Every job would fail in its preflight otherwise, as if its user had made a mistake.
 
     Raises:
-        SettingsError: names the variable; without it every job would fail as its user's fault.
+        SettingsError: the text names the environment variable.
     """
     card = find_price(prices, settings.endpoint_gpu_type)
     if settings.endpoint_gpu_type and card is None:

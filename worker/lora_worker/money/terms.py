@@ -1,7 +1,7 @@
-"""The terms that this worker trains on: prices, speeds, sizes of models, limits. What an estimate stands on.
+"""The terms of a worker: prices, speeds, sizes of models and limits, from which costs are estimated.
 
-The database holds a copy (`training_terms`), which each worker writes when it starts, so that the SQL
-function that the application asks and the worker's own estimate use the same numbers.
+Each worker writes its terms to the database when it starts (table `training_terms`). So the SQL function that the
+application calls and the worker's own estimate use the same numbers.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class Gpu(BaseModel):
-    """A GPU of the price table: USD an hour, and tokens a second of the reference model, at both ends."""
+    """A GPU of the price table, with its price in USD per hour.
+
+    `fast` and `slow` are the limits of its expected training speed, in tokens per second of the reference model.
+    """
 
     model_config = _FROZEN
 
     type: str
     names: tuple[str, ...]
-    """Parts of names that mean it, in small letters and digits."""
+    """Parts of names that mean this GPU, in small letters and digits (`plain_name`)."""
     price_per_hour: float
     memory_gb: int
     fast: float
@@ -36,7 +39,7 @@ class Gpu(BaseModel):
 
 
 class Size(BaseModel):
-    """Billions of parameters: those that a token passes through, and all."""
+    """The size of a model in billions of parameters: `active` are those that process one token, `total` are all."""
 
     model_config = _FROZEN
 
@@ -45,7 +48,7 @@ class Size(BaseModel):
 
 
 class Overhead(BaseModel):
-    """Seconds beside the training steps."""
+    """Seconds that a training takes in addition to its steps, once and for each epoch."""
 
     model_config = _FROZEN
 
@@ -54,13 +57,13 @@ class Overhead(BaseModel):
 
 
 class Terms(BaseModel):
-    """The whole document; `model_dump(mode="json")` is what the database holds."""
+    """All terms. The database stores them as `model_dump(mode="json")`."""
 
     model_config = _FROZEN
 
     gpus: tuple[Gpu, ...]
     endpoint_gpu_type: str | None
-    """What the endpoint has, whatever a job asks for; None: what the job asks for."""
+    """The GPU type of the endpoint, which every job gets; None if each job gets the type that it asks for."""
     endpoint_gpu_count: int
     models: dict[str, Size]
     reference: Size
@@ -69,33 +72,33 @@ class Terms(BaseModel):
     overhead_low: Overhead
     overhead_high: Overhead
     storage_fee: float = Field(ge=0)
-    """USD for a finished model."""
+    """The price in USD for storing a finished model."""
     max_cost_per_job: float
     max_run_seconds: float
     max_queued_per_user: int
     hyperparameters: dict[str, float]
-    """What a job trains with where it chooses nothing."""
+    """The defaults for hyperparameters that a job does not set."""
     assumptions: tuple[str, ...]
 
     def gpu(self, wanted: str | None) -> Gpu | None:
-        """The GPU that a job gets who asks for this one; None where it is not known."""
+        """Return the GPU that a job gets if it asks for the type `wanted`; None if the type is unknown."""
         plain = plain_name(self.endpoint_gpu_type or wanted or "")
         matches = [(len(name), gpu) for gpu in self.gpus for name in gpu.names if name in plain]
         return max(matches, key=lambda match: match[0])[1] if matches else None
 
     def size(self, base_model: str | None) -> Size:
-        """The size of a base model; the reference's where it is not known."""
+        """Return the size of a base model; that of the reference model if it is unknown."""
         return self.models.get(base_model or self.default_base_model, self.reference)
 
 
 @lru_cache(maxsize=1)
 def load_throughput() -> dict[str, Any]:
-    """`worker/lora_worker/money/throughput.toml`."""
+    """Load the measured speeds from `worker/lora_worker/money/throughput.toml`."""
     return tomllib.loads((files("lora_worker.money") / "throughput.toml").read_text(encoding="utf-8"))
 
 
 def make_terms(settings: Settings, prices: tuple[GpuPrice, ...]) -> Terms:
-    """The terms of a worker with these settings and prices."""
+    """Build the terms from settings, prices and the table of measured speeds."""
     table = load_throughput()
     reference = table["reference_billions"]
     return Terms(
@@ -122,7 +125,7 @@ def make_terms(settings: Settings, prices: tuple[GpuPrice, ...]) -> Terms:
 def _gpu(price: GpuPrice, table: dict[str, Any]) -> Gpu:
     speeds = table["tokens_per_second"]
     known = speeds.get(price.type)
-    # A card of the operator's own price table, of which nothing is known but that it lies somewhere between.
+    # The operator's price table may have a GPU that was never measured. It gets the whole range of known speeds.
     fastest, slowest = (known, known) if known else (max(speeds.values()), min(speeds.values()))
     return Gpu(
         type=price.type,
@@ -135,7 +138,7 @@ def _gpu(price: GpuPrice, table: dict[str, Any]) -> Gpu:
 
 
 def _assumptions(settings: Settings, table: dict[str, Any]) -> tuple[str, ...]:
-    told = [
+    sentences = [
         f"Tokens are those of the dataset's row, or {table['tokens_per_pair']} a pair where they were not counted.",
         f"Speeds are of {table['updated']}: a {table['reference_billions']:g}B base, scaled by the base's parameters,"
         f" between {table['faster']:g} and {table['slower']:g} times the table's figure.",
@@ -143,8 +146,8 @@ def _assumptions(settings: Settings, table: dict[str, Any]) -> tuple[str, ...]:
         f" {_minutes(table['overhead']['high'], 1)} minutes with one epoch.",
     ]
     if settings.storage_fee:
-        told.append(f"${settings.storage_fee:.2f} for storing the model are included.")
-    return tuple(told)
+        sentences.append(f"${settings.storage_fee:.2f} for storing the model are included.")
+    return tuple(sentences)
 
 
 def _minutes(overhead: dict[str, float], epochs: int) -> int:

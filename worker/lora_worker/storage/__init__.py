@@ -1,1 +1,1 @@
-"""Supabase Storage: objects, buckets, and where a run keeps its files."""
+"""Supabase Storage: its objects and buckets, and the paths of a run's files."""

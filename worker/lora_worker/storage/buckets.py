@@ -1,4 +1,4 @@
-"""What the buckets must be like, for the doctor and before a GPU is paid for."""
+"""Checks whether the buckets can store adapters: for `lora-worker doctor`, and before the worker pays for a GPU."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from lora_worker.errors import ServiceRefusedError
 from lora_worker.storage.objects import Storage
 
 LEAST_MODEL_BYTES = 1024**3
-"""At rank 128 the adapter of a 7B model has 336 million parameters: 0.7 GB in bf16, in one file."""
+"""The file size that a bucket for adapters must allow. The adapter of a 7B model with rank 128 has 336 million
+parameters, which is 0.7 GB in bf16, and it is one file."""
 
 OWN_BUCKETS = ("lora-models", "lora-datasets", "training-files")
-"""What `lora-worker migrate` makes."""
+"""The buckets that `lora-worker migrate` creates."""
 
 _ARTIFACT_TYPES = ("application/json", "application/octet-stream")
-"""What the trainer uploads."""
+"""The MIME types of the files that the trainer uploads."""
 
 
 _MOST_REFUSALS = 1000
-"""Jobs whose refused sizes are remembered."""
+"""For how many jobs the size of a refused file is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
 class BucketFault:
-    """What is wrong with a bucket, and what to do."""
+    """What is wrong with a bucket, and what the operator can do about it."""
 
     finding: str
     remedy: str
 
 
 def publicity_faults(bucket: Mapping[str, Any]) -> list[BucketFault]:
-    """Whether anybody can read the bucket, as Storage describes it."""
+    """Check that a bucket, as described by Storage, is not public."""
     if not bucket.get("public"):
         return []
     text = f"the bucket {bucket['name']} is public"
@@ -42,7 +43,7 @@ def publicity_faults(bucket: Mapping[str, Any]) -> list[BucketFault]:
 
 
 def artifact_faults(bucket: Mapping[str, Any]) -> list[BucketFault]:
-    """Why the bucket, as Storage describes it, would refuse what the trainer uploads."""
+    """Check that a bucket, as described by Storage, allows the sizes and MIME types of an adapter's files."""
     name, limit = bucket["name"], bucket.get("file_size_limit")
     faults: list[BucketFault] = []
     if limit is not None and int(limit) < LEAST_MODEL_BYTES:
@@ -56,20 +57,22 @@ def artifact_faults(bucket: Mapping[str, Any]) -> list[BucketFault]:
 
 
 def missing_bucket(name: str) -> BucketFault:
-    """The fault of a bucket that is not there."""
+    """Make the fault for a bucket that does not exist."""
     own = name in OWN_BUCKETS
     remedy = "run `lora-worker migrate`" if own else "make it, private, or set LORA_WORKER_ARTIFACTS_BUCKET"
     return BucketFault(f"the bucket {name} is missing", remedy)
 
 
 def _takes(allowed: Sequence[str] | None, kind: str) -> bool:
-    # Storage takes everything where the list is empty, else this very type or `type/*`; `*/*` names nothing.
+    # Storage allows every type if the list is empty; else an entry must be this type or `family/*`. It knows no `*/*`.
     family = kind.split("/")[0]
     return not allowed or any(entry in {kind, f"{family}/*"} for entry in allowed)
 
 
 async def project_fault(storage: Storage, name: str, byte_count: int) -> BucketFault | None:
-    """Why the project would refuse a file of this size in a bucket that takes it; None where it takes it, or can't say.
+    """Check that the project's own size limit, which acts beside the bucket's, allows a file of `byte_count` bytes.
+
+    Returns None if it does, and if this version of Storage can't tell.
 
     Raises:
         ServiceUnavailableError: the storage did not answer.
@@ -83,7 +86,10 @@ async def project_fault(storage: Storage, name: str, byte_count: int) -> BucketF
 
 
 class ArtifactsBucket:
-    """The bucket of the adapters, looked at until it was found fit once: no GPU is paid for before."""
+    """The bucket for adapters. No run is launched before it was found able to store one.
+
+    The check is made once, and again after the trainer reports that Storage refused an adapter.
+    """
 
     def __init__(self, storage: Storage, name: str) -> None:
         self._storage = storage
@@ -93,9 +99,9 @@ class ArtifactsBucket:
         self._refused_bytes: dict[UUID, int] = {}
 
     def note_refusal(self, job_id: UUID, byte_count: int | None) -> None:
-        """Remember that a job's adapter was refused, with its size where that was the reason.
+        """Remember that Storage refused a job's adapter; `byte_count` is its size if that was the reason.
 
-        The size is the job's alone: what its container says holds up nobody else.
+        The size comes from the job's container, which may report anything. So it delays only retries of the same job.
         """
         self._is_fit = False
         if byte_count is not None:
@@ -104,13 +110,13 @@ class ArtifactsBucket:
             self._refused_bytes[job_id] = byte_count
 
     async def require(self, job_id: UUID) -> None:
-        """See that it takes an adapter, and this job's, if that was refused before.
+        """Check that the bucket can store an adapter, and this job's adapter if that was refused before.
 
         Raises:
-            ServiceRefusedError: it is missing or would refuse one; says what the operator is to do.
+            ServiceRefusedError: the bucket is missing or would refuse the adapter; the text is for the operator.
             ServiceUnavailableError: the storage did not answer.
         """
-        # One look is enough for all launches of a cycle.
+        # Launches that start at the same time wait here, and share the result of one check.
         async with self._looking:
             if not self._is_fit:
                 _refuse_for(await self._faults())

@@ -1,4 +1,4 @@
-"""Supabase Storage: signed URLs, streamed reads, uploads, sizes."""
+"""The client for Supabase Storage: signed URLs, streamed reads, uploads, copies and sizes of objects."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from lora_worker.errors import ObjectMissingError, ServiceRefusedError, ServiceU
 
 _SERVICE = "Supabase Storage"
 _COPY_SECONDS = 300.0
-"""Five gigabytes take a minute or two inside the storage."""
+"""Time-out of a copy inside Storage. Five gigabytes take a minute or two."""
 
 PROBE_NAME = "uploads/probe"
-"""What is asked whether it could be stored, and never is."""
+"""The object name with which `takes_size` asks Storage. No object with this name is ever stored."""
 
 _Answer = TypeVar("_Answer")
 
 
 def _explain(answer: Answer, what: str, *, reads: bool = False) -> Exception:
-    """What an answer that is no success means for the worker."""
+    """Make the exception for an error answer; `what` is the object or the list that was asked for."""
     match answer.refusal:
         case Refusal.KEY_REFUSED | Refusal.URL_EXPIRED | Refusal.URL_REFUSED:
-            # The worker calls with its key alone: a token that is refused is the key.
+            # The worker never uses signed URLs itself, so a token that is refused is its key.
             return ServiceRefusedError(_SERVICE, f"{_SERVICE} refused the key for {what}", status=answer.status)
         case Refusal.MISSING:
             return ObjectMissingError(_SERVICE, f"{what} is not in the storage", status=404)
         case Refusal.NAME_REFUSED | Refusal.OTHER if reads and answer.status == 400:
-            # A name that Storage does not even take is the name of no object, and asking again changes nothing.
+            # No object can exist under a name that Storage does not allow, so a read finds nothing there.
             return ObjectMissingError(_SERVICE, f"{what} is not in the storage", status=404)
         case Refusal.PASSING:
             return ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not available ({answer.status})")
@@ -50,10 +50,10 @@ def _unreadable(error: Exception) -> ServiceUnavailableError:
 
 
 class Storage:
-    """The buckets, with the service's key. Every method raises `ServiceError`s and nothing else.
+    """A client for the project's Storage, with the secret key. Its methods raise only `ServiceError`s.
 
-    It speaks HTTP itself: the official client takes a `%` in a name for an encoded character, and an answer's
-    outer status for the real one.
+    It does not use the official client, which decodes a `%` in an object's name, and takes the HTTP status of an error
+    for the real one (see `lora_contract.storage_answers`).
     """
 
     def __init__(self, url: str, key: str, *, http: httpx.AsyncClient) -> None:
@@ -78,9 +78,9 @@ class Storage:
         headers: dict[str, str] | None = None,
         **arguments: Any,
     ) -> _Answer:
-        """One call, tried again while Storage is away; what `parse` makes of its JSON.
+        """Make a call and return what `parse` makes of the JSON answer; retried up to three times.
 
-        `parse` raises a ValueError, KeyError or TypeError for what is no answer of Storage.
+        If `parse` raises an error, the answer did not come from Storage, and the call is retried as well.
         """
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(ServiceUnavailableError),
@@ -108,11 +108,11 @@ class Storage:
         try:
             return response.json()
         except ValueError as error:
-            # A page of a gateway in front of it.
+            # An answer that is not JSON is a page of a gateway in front of Storage.
             raise _unreadable(error) from None
 
     async def sign_download(self, bucket: str, path: str, *, seconds: float) -> str:
-        """A URL that downloads one object for so many seconds. It is a secret."""
+        """Return a URL with which anybody can download one object for `seconds`. It is a secret."""
         url = self._object_url("object/sign", bucket, path)
         body = {"expiresIn": int(seconds)}
         token = await self._ask(
@@ -121,7 +121,7 @@ class Storage:
         return f"{url}?token={token}"
 
     async def sign_upload(self, bucket: str, path: str) -> str:
-        """A URL that uploads one object, also over an earlier one: a retried run must be able to repeat."""
+        """Return a URL that uploads one object. It may replace an earlier object, so that an upload can be retried."""
         url = self._object_url("object/upload/sign", bucket, path)
         token = await self._ask(
             "POST",
@@ -134,7 +134,12 @@ class Storage:
 
     @asynccontextmanager
     async def stream(self, bucket: str, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The object's bytes in chunks, in constant memory."""
+        """Read an object in chunks of about a megabyte, with constant memory.
+
+        Raises:
+            ObjectMissingError: the object does not exist.
+            ServiceUnavailableError: the storage did not answer, or the connection broke.
+        """
         url = self._object_url("object", bucket, path)
         try:
             async with self._http.stream("GET", url, headers=self._headers) as response:
@@ -147,10 +152,10 @@ class Storage:
             ) from None
 
     async def read(self, bucket: str, path: str, *, max_bytes: int) -> bytes | None:
-        """A small object whole; None where there is none.
+        """Read a small object; None if it does not exist.
 
         Raises:
-            ServiceRefusedError: it is larger than `max_bytes`.
+            ServiceRefusedError: the object is larger than `max_bytes` (status 413).
         """
         content = bytearray()
         try:
@@ -166,7 +171,7 @@ class Storage:
         return bytes(content)
 
     async def size(self, bucket: str, path: str) -> int | None:
-        """The object's size in bytes; None where there is none."""
+        """Return an object's size in bytes; None if it does not exist."""
         try:
             url = self._object_url("object/info", bucket, path)
             return await self._ask("GET", url, f"{bucket}/{path}", _size_of, reads=True)
@@ -174,22 +179,25 @@ class Storage:
             return None
 
     async def write(self, bucket: str, path: str, content: bytes, *, content_type: str) -> None:
-        """Put an object, also over an earlier one."""
+        """Store an object; an earlier one with the same name is replaced."""
         url = self._object_url("object", bucket, path)
         headers = {"content-type": content_type, "x-upsert": "true"}
         await self._ask("POST", url, f"{bucket}/{path}", lambda _: None, headers=headers, content=content)
 
     async def write_stream(self, bucket: str, path: str, chunks: AsyncIterator[bytes]) -> None:
-        """Put an object that comes in chunks, also over an earlier one; not tried again, since chunks come once."""
+        """Store an object whose bytes come in chunks; an earlier one with the same name is replaced.
+
+        The call is not retried, because the chunks can be read only once.
+        """
         url = self._object_url("object", bucket, path)
         headers = {"content-type": "application/octet-stream", "x-upsert": "true"}
         await self._ask_once("POST", url, f"{bucket}/{path}", reads=False, headers=headers, content=chunks)
 
     async def copy(self, bucket: str, source: str, target: str) -> None:
-        """Copy an object inside the bucket, also over an earlier one; nothing comes by here.
+        """Copy an object inside its bucket; an earlier target is replaced. The bytes do not pass through the worker.
 
         Raises:
-            ObjectMissingError: the source is not there.
+            ObjectMissingError: the source does not exist.
         """
         body = {"bucketId": bucket, "sourceKey": source, "destinationKey": target}
         url, what = f"{self._url}/object/copy", f"{bucket}/{source}"
@@ -199,17 +207,17 @@ class Storage:
         except ServiceRefusedError as error:
             if error.status != 409:
                 raise
-            # A Storage of before 2025 copies over nothing.
+            # Versions of Storage before 2025 do not replace an existing target.
             await self.remove(bucket, [target])
             await self._ask("POST", url, what, lambda _: None, headers=headers, json=body, timeout=timeout)
 
     async def remove(self, bucket: str, paths: Sequence[str]) -> None:
-        """Remove objects, at most a thousand; those that are not there are none the worse for it."""
+        """Remove at most a thousand objects. It is no error if some of them do not exist."""
         url = f"{self._url}/object/{quote(bucket, safe='')}"
         await self._ask("DELETE", url, f"objects of {bucket}", lambda _: None, json={"prefixes": list(paths)})
 
     async def buckets(self) -> list[dict[str, Any]]:
-        """Name and limits of every bucket."""
+        """Return name, limits and visibility of every bucket, as Storage describes them."""
 
         def parse(found: Any) -> list[dict[str, Any]]:
             if not isinstance(found, list) or not all(isinstance(entry, dict) and "name" in entry for entry in found):
@@ -219,10 +227,10 @@ class Storage:
         return await self._ask("GET", f"{self._url}/bucket", "the buckets", parse)
 
     async def takes_size(self, bucket: str, byte_count: int) -> bool | None:
-        """Whether a file of this size would be taken; None where this Storage can't say.
+        """Tell whether a file of `byte_count` bytes would be accepted; None if this version of Storage can't tell.
 
-        The project's own limit acts beside the bucket's and can't be read. So a resumable upload of that length is
-        begun and ended again, without a byte being sent.
+        The project has a limit of its own beside the bucket's, which no call returns. So this begins a resumable
+        upload of that length and ends it at once, without sending any byte.
         """
         url = f"{self._url}/upload/resumable"
         names = {"bucketName": bucket, "objectName": PROBE_NAME, "contentType": "application/octet-stream"}
@@ -242,7 +250,7 @@ class Storage:
         return False if is_refused else None
 
     async def opens_to(self, bucket: str, key: str) -> bool:
-        """Whether the holder of another key sees an object in the bucket."""
+        """Tell whether the holder of another key can list an object of the bucket."""
         url = f"{self._url}/object/list/{quote(bucket, safe='')}"
         try:
             response = await self._http.post(url, headers=api_headers(key), json={"prefix": "", "limit": 1})

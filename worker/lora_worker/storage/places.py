@@ -1,4 +1,4 @@
-"""Where a run's files go in the bucket."""
+"""The paths of a run's files in the bucket for adapters."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from dataclasses import dataclass
 from lora_worker.database.rows import Run
 
 STAGING = "uploads/"
-"""The one folder that upload URLs open, with a folder for each run in it. No user may read there."""
+"""The folder into which all trainers upload, each into the folder of its run. Users may not read it."""
 
 _ARCHIVE_NAME = "adapter.tar.gz"
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a run's trainer uploads, and where the worker keeps what it has verified."""
+    """The folder into which a run's trainer uploads, and the one to which the worker copies the verified files."""
 
     prefix: str
-    """The run's own folder among its user's; the run's id is the artifact's id. No upload URL opens it."""
+    """The final folder, `<user_id>/<run_id>/`; the run's id is also the artifact's id. No upload URL is valid here."""
     staging: str
-    """The run's folder among the uploads."""
+    """The folder for the trainer's uploads."""
     archive: str | None = None
-    """Where the newer queue's readers look for the whole adapter as one file. It is the job's, not the run's:
-    each attempt writes over the former's."""
+    """The path where readers of the newer queue look for the adapter as one file. It belongs to the job, not to the
+    run, so each attempt replaces the file of the one before."""
 
     @classmethod
     def of(cls, run: Run) -> Places:
-        """The places of a run."""
+        """Return the paths for a run."""
         archive = f"adapters/{run.job_id}.tar.gz" if run.queue == "pipeline_training_jobs" else None
         return cls(f"{run.user_id}/{run.id}/", f"{STAGING}{run.id}/", archive)
 
     @property
     def archive_name(self) -> str | None:
-        """The archive's path in the manifest; None where nobody reads one."""
+        """Return the archive's path in the manifest; None if the run's queue has no readers of an archive."""
         return _ARCHIVE_NAME if self.archive else None
 
     def staged(self, path: str) -> str:
-        """Where the trainer uploads the file that the manifest lists as `path`."""
+        """Return where the trainer uploads the file that the manifest lists as `path`."""
         return self.staging + path
 
     def at(self, path: str) -> str:
-        """Where that file is kept."""
+        """Return where the worker stores the verified copy of that file."""
         return self.archive if self.archive and path == _ARCHIVE_NAME else self.prefix + path

@@ -1,7 +1,8 @@
-"""Fetching from addresses that somebody else chose: https and public hosts only, by the address that was checked.
+"""Fetches URLs that somebody else chose, by https and from public hosts only.
 
-A name is resolved once, each of its addresses is looked at, and the connection goes to one of these: a name that
-resolves to something else a moment later leads nowhere else. TLS still asks for the name.
+Without these checks such a URL could make the worker read from its own network (server-side request forgery). A host
+name is resolved once, all its addresses are checked, and the connection goes to a checked address. So it does not help
+an attacker if the name resolves to another address a moment later. TLS still verifies the name.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ _MAX_URL_CHARACTERS = 4096
 _MAX_REDIRECTS = 3
 _MAX_ADDRESSES = 4
 _TIMEOUT = httpx.Timeout(60, connect=10)
-# Behind these lie IPv4 addresses, and some networks lead them to their own.
+# IPv6 ranges that stand for IPv4 addresses (NAT64, RFC 6052 and 8215). A network may route them to private addresses.
 _TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class ForbiddenAddressError(Exception):
-    """The address is not one to fetch from; the text says why, and does not repeat it."""
+    """The URL is not allowed. The text says why, as the end of a sentence, and does not repeat the URL."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet's, and not of this machine, its network or its provider."""
+    """Tell whether an IP address is on the public internet, not on this machine or in its network or its provider's."""
     try:
         parsed: _Address = ipaddress.ip_address(address)
     except ValueError:
@@ -44,17 +45,17 @@ def is_public(address: str) -> bool:
 
 
 class PublicTransport(httpx.AsyncBaseTransport):
-    """Carries requests by https to public addresses, and to the trusted hosts as they are asked for."""
+    """A transport that allows https to public addresses, and any request to the trusted hosts (`host:port`)."""
 
     def __init__(self, trusted_hosts: tuple[str, ...] = (), *, inner: httpx.AsyncBaseTransport | None = None) -> None:
         self._trusted = frozenset(trusted_hosts)
         self._inner = inner or httpx.AsyncHTTPTransport(trust_env=False)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send one request to the first of the host's addresses that can be reached.
+        """Send a request to the first address of the host that accepts a connection.
 
         Raises:
-            ForbiddenAddressError: the scheme is another, or an address is not public.
+            ForbiddenAddressError: the scheme is not https, or an address of the host is not public.
             httpx.TransportError: no address answers.
         """
         url = request.url
@@ -67,7 +68,7 @@ class PublicTransport(httpx.AsyncBaseTransport):
             raise ForbiddenAddressError("does not lie on a public address")
         error: httpx.TransportError | None = None
         for address in addresses[:_MAX_ADDRESSES]:
-            # The Host header was written before; the certificate must be the name's, too.
+            # The request's Host header already has the name. The TLS certificate must be checked for the name, too.
             extensions = {**request.extensions, "sni_hostname": url.host}
             sent = httpx.Request(
                 request.method,
@@ -98,23 +99,23 @@ async def _resolve(host: str, port: int) -> list[str]:
         )
     except (OSError, UnicodeError) as error:
         raise httpx.ConnectError(f"the host can't be resolved ({type(error).__name__})") from None
-    # A zone of an IPv6 address names a network of this machine.
+    # An IPv6 address with a zone (`%eth0`) is no valid text for `is_public`, so it counts as not public.
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 @asynccontextmanager
 async def fetch(http: httpx.AsyncClient, url: str) -> AsyncIterator[httpx.Response]:
-    """GET what a foreign URL names; redirects are followed on the same host alone.
+    """GET a URL that somebody else chose. Redirects are followed only on the same host.
 
     Raises:
-        ForbiddenAddressError: the URL, or one that it leads to, is not one to fetch from.
-        httpx.HTTPError: it broke off.
+        ForbiddenAddressError: the URL, or one that it redirects to, is not allowed.
+        httpx.HTTPError: the host did not answer, or the connection broke.
     """
     for _ in range(_MAX_REDIRECTS + 1):
         if len(url) > _MAX_URL_CHARACTERS:
             raise ForbiddenAddressError("is too long")
         try:
-            _ = urlsplit(url).port  # refuses one that there is not
+            _ = urlsplit(url).port  # raises ValueError for an invalid port
             async with http.stream("GET", url, follow_redirects=False) as response:
                 if not response.has_redirect_location:
                     yield response
@@ -134,7 +135,7 @@ def _follow(url: str, location: str) -> str:
 
 
 def public_client(trusted_hosts: tuple[str, ...]) -> httpx.AsyncClient:
-    """A client that reaches public addresses by https, and the trusted hosts (`host:port`)."""
+    """Create a client that can call only public addresses by https, and the trusted hosts (`host:port`)."""
     return httpx.AsyncClient(
         transport=PublicTransport(trusted_hosts),
         timeout=_TIMEOUT,

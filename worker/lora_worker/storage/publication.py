@@ -1,9 +1,11 @@
-"""From what a trainer uploaded to what nothing can change any more.
+"""Copies a trainer's uploaded files to their final place, and verifies the copies.
 
-A trainer's upload URLs go on opening their places for hours, whatever becomes of the run. So they open a staging
-folder alone. Settling copies each file inside Storage to where no URL leads, verifies the copy, and writes the manifest
-beside it last. Each step may be repeated: a worker that dies in the middle leaves the staged manifest, by which the
-next one goes on.
+A trainer's upload URLs stay valid for hours, even after the run has ended, so the files behind them can still be
+replaced. Therefore the URLs are valid only for a staging folder. When a run is settled, each file is copied inside
+Storage to a folder for which no upload URL exists, and the copy is verified. The manifest is written there last.
+
+Every step is idempotent. If a worker dies in the middle, the manifest in the staging folder is still there, and the
+next worker continues from it.
 """
 
 from __future__ import annotations
@@ -22,24 +24,24 @@ from lora_worker.storage.objects import Storage
 from lora_worker.storage.places import Places
 
 _MAX_BYTES = 32 * 1024**3
-"""All files of an artifact together: each is copied and read, and holds one of few places meanwhile."""
+"""The most bytes of all files of an artifact. Reading them back occupies one of a few slots for a long time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """A run's places in the bucket, and how its files are verified."""
+    """The bucket and paths of one run's artifact, and how its files are verified."""
 
     storage: Storage
     bucket: str
     places: Places
     sha256_max_bytes: int
-    """Files up to this size are read back and hashed; of larger ones only the size is looked at."""
+    """Files up to this size are read back and hashed. Of larger ones only the size is compared."""
     require_lease: Callable[[], None] = field(repr=False)
-    """Raises LeaseLostError where this worker may not write for the run any more."""
+    """Called before each write. Raises LeaseLostError if another worker may have taken over the run."""
 
 
 async def has_manifest(storage: Storage, bucket: str, places: Places) -> bool:
-    """Whether the run's trainer has published, or a worker has kept what it published.
+    """Tell whether the run's artifact is complete in the staging folder, or already in its final place.
 
     Raises:
         ServiceError: the storage can't be read.
@@ -51,12 +53,12 @@ async def has_manifest(storage: Storage, bucket: str, places: Places) -> bool:
 
 
 async def collect(shelf: Shelf, *, run_id: UUID) -> Manifest | None:
-    """The manifest of a run whose files are verified and kept; None where nothing was published.
+    """Move a run's artifact to its final place and verify it; returns its manifest, or None if nothing was published.
 
     Raises:
-        ArtifactError: what was published is not what its manifest says.
-        ServiceError: the storage did not answer; the next try goes on.
-        LeaseLostError: the run is another worker's now.
+        ArtifactError: the files are not those that the manifest lists.
+        ServiceError: the storage did not answer; the next call continues where this one stopped.
+        LeaseLostError: another worker may have taken over the run.
     """
     kept = await _read_manifest(shelf, shelf.places.at(MANIFEST_NAME))
     if kept is not None:
@@ -75,12 +77,12 @@ async def collect(shelf: Shelf, *, run_id: UUID) -> Manifest | None:
 
 
 async def keep_manifest(shelf: Shelf, manifest: Manifest, content: bytes) -> None:
-    """Write the manifest beside the files that it lists, which are kept and verified: the artifact is whole.
+    """Write the manifest beside the verified files that it lists. This completes the artifact.
 
     Raises:
-        ArtifactError: the archive is missing that the job's queue wants.
-        ServiceError: the storage did not take it.
-        LeaseLostError: the run is another worker's now.
+        ArtifactError: the job's queue requires an archive, and the manifest lists none.
+        ServiceError: the storage did not accept the manifest.
+        LeaseLostError: another worker may have taken over the run.
     """
     if shelf.places.archive_name not in {None, *(file.path for file in manifest.files)}:
         raise ArtifactError("The training left no archive of its adapter.")
@@ -116,15 +118,15 @@ def _parse_manifest(content: bytes, run_id: UUID) -> Manifest:
 
 
 async def _keep(shelf: Shelf, file: ArtifactFile) -> None:
-    """Copy one file to its place, unless it is there already, and verify the copy."""
+    """Copy one file to its final place, unless the same file is there already, and verify the copy."""
     storage, bucket = shelf.storage, shelf.bucket
     source, target = shelf.places.staged(file.path), shelf.places.at(file.path)
-    # Only a hash tells that an earlier worker has copied this very file.
+    # Only the hash proves that an earlier worker has copied exactly this file, so larger files are copied again.
     if file.bytes <= shelf.sha256_max_bytes and await _difference(shelf, file) is None:
         return
     size = await storage.size(bucket, source)
     if size != file.bytes:
-        # Before it is copied: its size is the container's choice.
+        # The container chose the real size of the uploaded file, so it is checked before the file is copied.
         raise ArtifactError(_misfit(file, size))
     shelf.require_lease()
     try:
@@ -142,7 +144,7 @@ async def _verify(shelf: Shelf, file: ArtifactFile) -> None:
 
 
 async def _difference(shelf: Shelf, file: ArtifactFile) -> str | None:
-    """In which way what is kept is not the listed file; None where it is, as far as is looked at."""
+    """Describe how the file in its final place differs from the listed one; None if no difference is found."""
     path = shelf.places.at(file.path)
     size = await shelf.storage.size(shelf.bucket, path)
     if size != file.bytes:
