@@ -22,7 +22,7 @@ from tests.chaos.crew import Worker
 from tests.chaos.report import PointCount
 from tests.chaos.scene import CANCELLED, COMPLETED, Scene
 from tests.chaos.world import Plan
-from tests.waiting import PATIENCE_SECONDS
+from tests.processes.waiting import PATIENCE_SECONDS
 
 ENV = {
     # Here nothing but the crashes may end a job, and there are many.

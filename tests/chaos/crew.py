@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.nursery import Hatchling, Nursery
+from tests.processes.waiting import until
 from tests.project import ROOT
-from tests.waiting import until
 
 MODULE = "lora_worker.commands.cli"
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")

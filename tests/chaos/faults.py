@@ -13,7 +13,7 @@ from tests.chaos.crew import Worker
 from tests.chaos.poisoned import POISON
 from tests.chaos.scene import CANCELLED, COMPLETED, FAILED, Act, Scene
 from tests.chaos.world import DOUBT_SECONDS, REQUEST_TIMEOUT_SECONDS, Plan
-from tests.waiting import until
+from tests.processes.waiting import until
 
 FAULTS: dict[str, Act] = {}
 """By the name in the table, in its order."""

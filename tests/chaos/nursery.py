@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.waiting import PATIENCE_SECONDS
+from tests.processes.waiting import PATIENCE_SECONDS
 
 PRELOADED = (
     "typer",

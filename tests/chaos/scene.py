@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.chaos.verdict import Row, judge
 from tests.chaos.world import LEASE_SECONDS, Plan, World
-from tests.waiting import until
+from tests.processes.waiting import until
 
 WORKERS = 2
 

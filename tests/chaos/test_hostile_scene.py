@@ -20,7 +20,7 @@ import pytest
 from tests.chaos.dishonest import Lie
 from tests.chaos.verdict import ENDED
 from tests.chaos.world import LEASE_SECONDS, Plan, World
-from tests.waiting import until
+from tests.processes.waiting import until
 
 pytestmark = pytest.mark.chaos
 

@@ -23,7 +23,7 @@ from sandbox.standin import read_steps, standin_env
 from sandbox.supabase import LocalSupabase
 from tests.chaos.crew import ROOT, Crew
 from tests.chaos.verdict import Evidence
-from tests.warm import await_idle
+from tests.processes.warm import await_idle
 
 BASE_MODEL = "standin"
 LEASE_SECONDS = 5

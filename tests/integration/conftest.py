@@ -12,10 +12,10 @@ from lora_worker.database.migrations import migrate
 from sandbox.project import Project
 from sandbox.runpod import LocalRunPod
 from sandbox.standin import standin_env
-from tests.pipeline import Pipeline
-from tests.rows import Database
-from tests.stage import Stage
-from tests.warm import await_idle
+from tests.application.pipeline import Pipeline
+from tests.database.rows import Database
+from tests.processes.stage import Stage
+from tests.processes.warm import await_idle
 
 _GPUS = 2
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from sandbox.runpod import LocalRunPod, Outcome
-from tests.waiting import awaited
+from tests.processes.waiting import awaited
 
 HANDLER = "tests.handlers.errands"
 

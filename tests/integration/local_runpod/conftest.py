@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.runpod import LocalRunPod
 from tests.integration.local_runpod.caller import HANDLER, Caller
-from tests.waiting import until
+from tests.processes.waiting import until
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 
 from sandbox.runpod import Outcome
 from tests.integration.local_runpod.caller import Caller, endpoint, is_alive
-from tests.waiting import until
+from tests.processes.waiting import until
 
 
 class TestAnswers:

@@ -13,7 +13,7 @@ import pytest
 from sandbox.errors import SandboxError
 from sandbox.runpod import LocalRunPod, Outcome
 from tests.integration.local_runpod.caller import HANDLER, Caller, endpoint, is_alive
-from tests.waiting import awaited, until
+from tests.processes.waiting import awaited, until
 
 
 class TestLostWorkers:

@@ -12,7 +12,7 @@ from sandbox.processes import port_answers
 from sandbox.project import Project
 from sandbox.supabase import LocalSupabase
 from tests.conftest import SANDBOX
-from tests.waiting import until
+from tests.processes.waiting import until
 
 MODELS = "lora-models"
 

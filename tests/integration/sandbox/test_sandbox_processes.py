@@ -11,8 +11,8 @@ import pytest
 from sandbox.errors import ChildFailedError
 from sandbox.postgres import Postgres
 from sandbox.processes import Child, port_answers, start_child, wait_until
+from tests.processes.waiting import until
 from tests.project import ROOT
-from tests.waiting import until
 
 START_AND_WAIT = """
 import sys, time

@@ -23,7 +23,7 @@ from lora_trainer.run.answers import CheckIn, UploadGrant
 from sandbox.processes import free_ports
 from sandbox.runpod import LocalRunPod, Outcome
 from sandbox.standin import Mishap, read_steps, runs_trained_twice, standin_env
-from tests.waiting import awaited, until
+from tests.processes.waiting import awaited, until
 
 TOKEN = "t" * 43
 DATASET = b'{"messages": []}\n'

@@ -8,7 +8,7 @@ import httpx
 
 from lora_contract.grants import open_urls
 from lora_worker.configuration.tokens import RunTokens
-from tests.stage import Stage
+from tests.processes.stage import Stage
 
 
 def _granted_urls(stage: Stage, job_id: str) -> dict[str, str]:

@@ -9,8 +9,8 @@ import sys
 import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from tests.processes.waiting import PATIENCE_SECONDS
 from tests.project import IMPORT_PATH
-from tests.waiting import PATIENCE_SECONDS
 
 MALFORMED = {"input": {"job_id": "j", "run_id": "r", "channel": {"token": "secret-token"}}}
 

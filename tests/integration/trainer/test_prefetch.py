@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.waiting import PATIENCE_SECONDS
+from tests.processes.waiting import PATIENCE_SECONDS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {

@@ -12,7 +12,7 @@ from lora_worker.configuration.settings import Settings
 from lora_worker.launchers.base import EndpointHealth
 from lora_worker.services import open_services
 from sandbox.supabase import LocalSupabase
-from tests.application import User
+from tests.application.user import User
 from tests.conftest import SANDBOX
 
 

@@ -12,7 +12,7 @@ from sandbox.runpod import LocalRunPod
 from sandbox.standin import standin_env
 from sandbox.supabase import LocalSupabase
 from tests.conftest import SANDBOX
-from tests.stage import Stage
+from tests.processes.stage import Stage
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sandbox.supabase import LocalSupabase
-from tests.stage import Stage
+from tests.processes.stage import Stage
 
 FUNCTIONS = "/rest/v1/rpc/"
 

@@ -18,10 +18,10 @@ import pytest
 from sandbox.processes import free_ports
 from sandbox.project import Project
 from sandbox.runpod import LocalRunPod
-from tests.application import BASE_MODEL, DATASET_WORD, LINE
-from tests.serving import serving
-from tests.stage import Stage
-from tests.waiting import PATIENCE_SECONDS, until
+from tests.application.user import BASE_MODEL, DATASET_WORD, LINE
+from tests.processes.serving import serving
+from tests.processes.stage import Stage
+from tests.processes.waiting import PATIENCE_SECONDS, until
 
 _ONLY_ASKED = b'{"messages": [{"role": "user", "content": "only asked"}]}\n'
 _LINE_17_BROKEN = b"\n".join([*[LINE] * 16, b'{"messages": [', LINE])

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tests.application import DATASET_WORD, LINE
-from tests.stage import Stage
+from tests.application.user import DATASET_WORD, LINE
+from tests.processes.stage import Stage
 
 _TABLES = (
     "training_jobs",

@@ -17,8 +17,8 @@ from lora_trainer.handler import handler, parse_request
 from lora_trainer.run.execution import Execution, fingerprint_of, stop_margin_seconds
 from lora_trainer.run.volume import JobFolder
 from lora_trainer.settings import Settings
+from tests.processes.waiting import PATIENCE_SECONDS
 from tests.unit.trainer.project import TOKEN, FakeProject, request_input
-from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture

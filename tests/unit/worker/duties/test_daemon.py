@@ -17,8 +17,8 @@ from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState
 from lora_worker.runs import held_run as holding_module
 from lora_worker.runs.held_run import Holding
 from lora_worker.services import HeavySlots, Services
+from tests.processes.waiting import PATIENCE_SECONDS
 from tests.scripted import ForgetfulLauncher, Shelf, assignment
-from tests.waiting import PATIENCE_SECONDS
 
 
 async def test_worker_stops_acting_when_its_lease_ends_by_its_own_clock(services: Services) -> None:

@@ -14,8 +14,8 @@ from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import LeaseLostError, PassIncompleteError, SchemaMismatchError
 from lora_worker.runs.held_run import Holding
 from lora_worker.services import Services
+from tests.processes.waiting import PATIENCE_SECONDS
 from tests.scripted import FakeQueue, assignment
-from tests.waiting import PATIENCE_SECONDS
 
 
 def advance_by(monkeypatch: pytest.MonkeyPatch, work: Callable[[Holding], Awaitable[None]]) -> None:

@@ -13,8 +13,8 @@ from lora_worker.duties.daemon import Daemon
 from lora_worker.duties.strays import Reconciler
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
+from tests.processes.waiting import PATIENCE_SECONDS
 from tests.scripted import FakeQueue, assignment, make_services
-from tests.waiting import PATIENCE_SECONDS
 
 
 def stray(external_job_id: str) -> Stray:

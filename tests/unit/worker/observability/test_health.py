@@ -17,7 +17,7 @@ from lora_worker.errors import PortTakenError
 from lora_worker.observability import health
 from lora_worker.observability.health import HealthServer
 from lora_worker.observability.readiness import Pulse, Readiness
-from tests.waiting import PATIENCE_SECONDS
+from tests.processes.waiting import PATIENCE_SECONDS
 
 
 class Problems:

@@ -15,9 +15,9 @@ from lora_worker.commands.cli import app
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.services import Services
+from tests.processes.waiting import PATIENCE_SECONDS
 from tests.scripted import assignment
 from tests.unit.worker.configuration.test_settings import GOOD
-from tests.waiting import PATIENCE_SECONDS
 
 PAGE = "<html><title>a gateway's words</title></html>"
 

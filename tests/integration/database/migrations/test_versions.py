@@ -1,0 +1,72 @@
+"""Releases change while jobs are trained: migrations on a live system, and workers of two releases at once."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+
+from lora_worker.database.migrations import migrate
+from tests.processes.stage import Stage
+
+_NEWER = "create or replace function public.worker_schema_version() returns int" + (
+    " language sql immutable set search_path = '' as $$ select {version} $$"
+)
+
+
+def start_release(stage: Stage, schemas: str) -> subprocess.Popen[bytes]:
+    return stage.worker(module="tests.processes.release", RELEASE_SCHEMAS=schemas)
+
+
+@pytest.fixture
+def schema(stage: Stage) -> Iterator[psycopg.Connection]:
+    """A connection to change the schema's version with; afterwards it is ours again."""
+    with psycopg.connect(stage.project.database_url, autocommit=True) as connection:
+        yield connection
+        connection.execute(_NEWER.format(version=1))
+
+
+def test_migrating_a_live_system_loses_no_job(stage: Stage) -> None:
+    jobs = [stage.user.queue(max_steps=20) for _ in range(6)]
+    stage.worker()
+    stage.worker()
+    stage.training(jobs[0], step=1)
+    with ThreadPoolExecutor(2) as pool:
+        # Twice at once, as two machines of a deployment do.
+        applied = list(pool.map(migrate, [stage.project.database_url] * 6))
+    assert len({tuple(names) for names in applied}) == 1
+    for job_id in jobs:
+        assert stage.ended(job_id)["status"] == "completed"
+        assert len(stage.launches(job_id)) == len(stage.runs(job_id)) == 1
+        assert stage.user.chart(job_id)[-1]["step"] == 20
+    assert "Traceback" not in stage.log()
+
+
+def test_older_worker_stops_on_a_newer_schema_and_a_newer_one_takes_over(
+    stage: Stage, schema: psycopg.Connection
+) -> None:
+    jobs = [stage.user.queue(max_steps=60) for _ in range(3)]
+    older = start_release(stage, "1")
+    stage.training(jobs[0], step=1)
+    schema.execute(_NEWER.format(version=2))
+    assert stage.dies(older) == 1
+    assert "has version 2, this worker knows 1" in stage.log()
+    assert "Traceback" not in stage.log()
+    # It gave its leases back, so that nobody waits for them.
+    assert all(run["worker"] is None for job_id in jobs for run in stage.runs(job_id))
+    start_release(stage, "1,2")
+    for job_id in jobs:
+        assert stage.ended(job_id)["status"] == "completed"
+        assert len(stage.launches(job_id)) == len(stage.runs(job_id)) == 1
+
+
+def test_two_compatible_releases_share_the_queue(stage: Stage) -> None:
+    start_release(stage, "1,2")
+    stage.worker()
+    jobs = [stage.user.queue(max_steps=10) for _ in range(6)]
+    for job_id in jobs:
+        assert stage.ended(job_id)["status"] == "completed"
+        assert len(stage.launches(job_id)) == len(stage.runs(job_id)) == 1

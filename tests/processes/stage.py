@@ -1,0 +1,172 @@
+"""`lora-worker` as a process between a real Supabase and a real RunPod worker, and what they know of a job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from sandbox.project import Project
+from sandbox.runpod import LocalRunPod
+from sandbox.runpod.ledger import Execution, Launch
+from sandbox.standin import TrainedStep, read_steps
+from tests.application.user import BASE_MODEL, ENDED, User
+from tests.database.rows import Database, Row
+from tests.processes.waiting import awaited, until
+
+_PACE = {
+    "LORA_WORKER_POLL_SECONDS": "0.4",
+    "LORA_WORKER_LEASE_SECONDS": "6",
+    "LORA_WORKER_DOUBT_SECONDS": "20",
+    "LORA_WORKER_LOST_SECONDS": "10",
+    "LORA_WORKER_RETRY_BASE_SECONDS": "0.5",
+}
+
+
+class Stage:
+    """One project, one endpoint, one user, and the workers that a test starts."""
+
+    def __init__(self, project: Project, runpod: LocalRunPod, folder: Path, volume: Path | None = None) -> None:
+        self.project, self.runpod, self.folder = project, runpod, folder
+        self.user = User(project, folder)
+        self.database = Database(project.database_url)
+        self._volume = volume
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def close(self) -> None:
+        """End the workers and the GPUs' work, and leave no run for the next test's workers."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        self.runpod.faults.clear()
+        for execution in self.runpod.orphans():
+            self.runpod.forget(execution.job_id)
+        self.database.rows("delete from training_runs where user_id = %s", self.user.user_id)
+        self.database.close()
+        self.user.close()
+
+    # ── workers ─────────────────────────────────────────────────────────────────────────────────────
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """A worker's environment: nothing of this machine's own settings but what belongs to the stage."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("LORA_", "SUPABASE_"))}
+        return {
+            **kept,
+            **_PACE,
+            "SUPABASE_URL": self.project.url,
+            "SUPABASE_SERVICE_ROLE_KEY": self.project.secret_key,
+            "SUPABASE_PUBLISHABLE_KEY": self.project.publishable_key,
+            "GPU_CLUSTER_API_URL": self.runpod.api_url,
+            "GPU_CLUSTER_API_KEY": self.runpod.api_key,
+            "LORA_WORKER_BASE_MODELS": BASE_MODEL,
+            "LORA_WORKER_DEFAULT_BASE_MODEL": BASE_MODEL,
+            "LORA_WORKER_MAX_PER_USER": "",
+            **more,
+        }
+
+    def worker(self, *arguments: str, module: str = "lora_worker.commands.cli", **more: str) -> subprocess.Popen[bytes]:
+        """Start `lora-worker run`; it works until it is stopped or the test ends."""
+        with (self.folder / "worker.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, "run", *arguments],
+                env=self.environment(**more),
+                # Not the project's folder: a developer's .env lies there.
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+            )
+        self._processes.append(process)
+        return process
+
+    def one_pass(self, **more: str) -> None:
+        """One whole pass, as from cron."""
+        assert self.dies(self.worker("--once", **more)) == 0, self.log()
+
+    def stop(self, process: subprocess.Popen[bytes]) -> int:
+        """SIGTERM, and the exit code."""
+        process.send_signal(signal.SIGTERM)
+        return self.dies(process)
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGKILL, and no wait for the dead worker's leases."""
+        process.kill()
+        process.wait()
+        self.expire_leases()
+
+    def expire_leases(self) -> None:
+        """Let every lease of the user's runs run out."""
+        self.database.rows("update training_runs set lease_expires_at = now() where user_id = %s", self.user.user_id)
+
+    def log(self) -> str:
+        """What all workers of this stage have logged."""
+        return (self.folder / "worker.log").read_text()
+
+    # ── waiting ─────────────────────────────────────────────────────────────────────────────────────
+
+    def until(self, job_id: str, done: Callable[[Row], Any], what: str) -> Row:
+        """The job's row, once it meets the condition; `what` says which."""
+        return awaited(lambda: self.user.job(job_id), what, fits=done, state=self.log)
+
+    def ended(self, job_id: str) -> Row:
+        """The job's row, once it has ended."""
+        return self.until(job_id, lambda row: row["status"] in ENDED, "the job ends")
+
+    def training(self, job_id: str, step: int = 3) -> Row:
+        """The job's row, once it shows that step."""
+        return self.until(job_id, lambda row: (row["current_step"] or 0) >= step, f"step {step} is shown")
+
+    def settled(self, job_id: str) -> list[Row]:
+        """The job's runs, once none of them lives."""
+        self.until(job_id, lambda _: all(run["ended_at"] for run in self.runs(job_id)), "every run ends")
+        return self.runs(job_id)
+
+    def gpus_free(self, job_id: str) -> None:
+        """Wait until no GPU works for the job, and none is going to."""
+        until(
+            lambda: not {run["id"] for run in self.runs(job_id)} & self._busy_runs(),
+            "no GPU works for the job", state=self.log,
+        )  # fmt: skip
+
+    def dies(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit code of a worker that ends by itself."""
+        return awaited(process.poll, "the worker ends", state=self.log)
+
+    # ── what is known of a job ──────────────────────────────────────────────────────────────────────
+
+    def runs(self, job_id: str) -> list[Row]:
+        """The job's runs in order, ids as text."""
+        rows = self.database.rows("select * from training_runs where job_id = %s order by attempt", job_id)
+        return [{**row, "id": str(row["id"])} for row in rows]
+
+    def launches(self, job_id: str) -> list[Launch]:
+        """What RunPod accepted for the job."""
+        own = {run["id"] for run in self.runs(job_id)}
+        return [launch for launch in tuple(self.runpod.ledger.launches) if launch.run_id in own]
+
+    def executions(self, job_id: str) -> list[Execution]:
+        """What RunPod's workers were given of the job."""
+        own = {run["id"] for run in self.runs(job_id)}
+        return [execution for execution in tuple(self.runpod.ledger.executions) if execution.run_id in own]
+
+    def steps(self, job_id: str) -> list[TrainedStep]:
+        """The training steps that were taken for the job."""
+        assert self._volume is not None
+        own = {run["id"] for run in self.runs(job_id)}
+        return [step for step in read_steps(self._volume / "steps.jsonl") if step.run_id in own]
+
+    def at_runpod(self, external_job_id: str) -> Row:
+        """RunPod's own answer for a launch."""
+        headers = {"Authorization": f"Bearer {self.runpod.api_key}"}
+        answer = httpx.get(f"{self.runpod.api_url}/status/{external_job_id}", headers=headers, timeout=30)
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    def _busy_runs(self) -> set[str]:
+        return {execution.run_id or "" for execution in self.runpod.orphans()}
