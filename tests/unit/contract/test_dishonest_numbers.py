@@ -25,11 +25,11 @@ from lora_contract.protocol import (
 from lora_worker.database.queue import storable
 from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError, ValueRefusedError
 from lora_worker.runs import settling
+from lora_worker.runs.events import Ending, Settled
 from lora_worker.runs.failures import CANCELLED_ELSEWHERE
-from lora_worker.runs.held_run import Holding
+from lora_worker.runs.held_run import HeldRun
 from lora_worker.runs.report_rows import point_rows, progress_columns
 from lora_worker.runs.results import parse_progress, parse_result
-from lora_worker.runs.settling import Ending
 from tests.scripted import FakeQueue, Shelf, assignment, make_services
 
 ENDLESS = ["Infinity", "-Infinity", "NaN", float("inf"), float("nan"), -1, 3_000_000_000, 1e300, 1e30, "9" * 5000,
@@ -136,22 +136,22 @@ class Picky(FakeQueue):
         self._refusals = refusals
         self._error = error or ValueRefusedError("Supabase's database", "can't hold it (22003)", status=400)
 
-    async def settle(self, run_id: Any, lease_token: Any, outcome: dict[str, Any]) -> str:
+    async def settle(self, run_id: Any, lease_token: Any, outcome: dict[str, Any]) -> Settled:
         self.outcomes.append(outcome)
         if len(self.outcomes) <= self._refusals:
             raise self._error
         return str(outcome["job_status"])
 
 
-def ended(queue: Picky, **parts: Any) -> Holding:
+def ended(queue: Picky, **parts: Any) -> HeldRun:
     services = make_services(queue=queue, storage=Writable(False))
-    holding = Holding.take(services, assignment(), asked_at=services.clock())
+    holding = HeldRun.take(services, assignment(), asked_at=services.clock())
     points = [Point(step=1, epoch=1, training_loss=2.0)]
     holding.progress = Progress(run_id=str(holding.assignment.run.id), stage=Stage.TRAINING, progress=40, points=points)
     return holding
 
 
-def successful(holding: Holding) -> Manifest:
+def successful(holding: HeldRun) -> Manifest:
     run = holding.assignment.run
     return Manifest.model_validate(
         manifest(job_id=str(run.job_id), run_id=str(run.id), summary={"total_steps": 5, "notes": ["n"]},
@@ -162,7 +162,7 @@ def successful(holding: Holding) -> Manifest:
 async def test_refused_outcome_is_settled_without_the_trainers_values() -> None:
     queue = Picky(1)
     holding = ended(queue)
-    assert await settling._write(holding, Ending(None), successful(holding)) == "completed"
+    assert (await settling.close_run(holding, Ending(None), successful(holding))).job_status == "completed"
     assert [point["step"] for point in queue.outcomes[0]["points"]] == [5]
     assert queue.outcomes[1]["points"] == []
     assert queue.outcomes[1]["artifact"]["training_summary"]["notes"] == []
@@ -171,7 +171,7 @@ async def test_refused_outcome_is_settled_without_the_trainers_values() -> None:
 async def test_outcome_refused_twice_fails_the_job_with_a_sentence() -> None:
     queue = Picky(2)
     holding = ended(queue)
-    assert await settling._write(holding, Ending(None), successful(holding)) == "failed"
+    assert (await settling.close_run(holding, Ending(None), successful(holding))).job_status == "failed"
     last = queue.outcomes[-1]
     assert last["error_message"].startswith("The training ended with a result that can't be stored.")
     assert [notice["type"] for notice in last["notices"]] == ["job_failed"]
@@ -184,7 +184,7 @@ async def test_outcome_that_cannot_be_built_still_settles(monkeypatch: pytest.Mo
     monkeypatch.setattr(settling, "point_rows", explode)
     queue = Picky(0)
     holding = ended(queue)
-    assert await settling._write(holding, Ending(CANCELLED_ELSEWHERE), None) == "failed"
+    assert (await settling.close_run(holding, Ending(CANCELLED_ELSEWHERE), None)).job_status == "failed"
     assert queue.outcomes[-1]["error_code"] == "result_refused"
 
 
@@ -201,7 +201,7 @@ async def test_refusal_for_another_reason_does_not_fail_the_job(error: Exception
     queue = Picky(1, error)
     holding = ended(queue)
     with pytest.raises(type(error)):
-        await settling._write(holding, Ending(None), successful(holding))
+        await settling.close_run(holding, Ending(None), successful(holding))
     assert len(queue.outcomes) == 1
 
 

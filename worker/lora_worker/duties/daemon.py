@@ -43,8 +43,20 @@ from lora_worker.observability.telemetry import (
     QUEUE_DEPTH,
     redact,
 )
+from lora_worker.runs.advance import advance
+from lora_worker.runs.applying import apply
+from lora_worker.runs.events import (
+    CycleBegun,
+    CycleDone,
+    CycleFailed,
+    CyclePutOff,
+    Renewed,
+    Reported,
+    Settled,
+    StopDecided,
+)
 from lora_worker.runs.failures import WORKER_FAULT
-from lora_worker.runs.held_run import Holding
+from lora_worker.runs.held_run import HeldRun
 from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)
@@ -71,7 +83,9 @@ class Daemon:
 
     def __init__(self, services: Services, *, rng: random.Random | None = None) -> None:
         self.services = services
-        self.holdings: dict[UUID, Holding] = {}
+        self.holdings: dict[UUID, HeldRun] = {}
+        self._tasks: dict[HeldRun, asyncio.Task[None]] = {}
+        """The latest work on each run that is held."""
         settings = services.settings
         self._readiness = Readiness(
             services.clock, stuck_seconds=max(_STUCK_SECONDS, 10 * settings.request_timeout_seconds)
@@ -183,7 +197,7 @@ class Daemon:
             await self._end(tasks)
 
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:
-        work = [holding.task for holding in self.holdings.values() if holding.task and not holding.task.done()]
+        work = [task for task in self._tasks.values() if not task.done()]
         tasks = [*loops, *work, *self._leaving]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=_GRACE_SECONDS)
@@ -256,7 +270,11 @@ class Daemon:
     def _take(self, assignments: list[Assignment], asked_at: float, how: str) -> None:
         for assignment in assignments:
             run = assignment.run
-            self.holdings[run.id] = Holding.take(self.services, assignment, asked_at=asked_at)
+            former = self.holdings.get(run.id)
+            if former is not None:
+                # Its lease ran out, and the adoption gave this same worker a new one.
+                self._forget(former)
+            self.holdings[run.id] = HeldRun.take(self.services, assignment, asked_at=asked_at)
             log.info(how, run_id=str(run.id), job_id=str(run.job_id), attempt=run.attempt, status=run.status)
         HELD_RUNS.set(len(self.holdings))
 
@@ -272,13 +290,13 @@ class Daemon:
             if self.holdings.get(news.run_id) is not holding or holding.settled_as is not None:
                 continue
             if news.settled_as:
-                holding.settled_as = news.settled_as
+                apply(holding, Settled(news.settled_as))
                 self._forget(holding)
                 continue
             if not news.held:
                 self._drop(holding, "lease lost")
                 continue
-            holding.take_news(news, asked_at=asked_at)
+            apply(holding, Renewed(news, asked_at))
 
     async def poll(self) -> None:
         """Look at every held run, side by side, and write all progress in one call."""
@@ -287,9 +305,9 @@ class Daemon:
 
     async def _round(self, *, until_settled: bool) -> None:
         for holding in list(self.holdings.values()):
-            if holding.task is None or holding.task.done():
-                holding.task = asyncio.create_task(self._advance(holding), name=f"run {holding.assignment.run.id}")
-        tasks = [holding.task for holding in self.holdings.values() if holding.task]
+            if not self._is_at_work(holding):
+                self._tasks[holding] = asyncio.create_task(self._advance(holding), name=f"run {holding.run_id}")
+        tasks = [self._tasks[holding] for holding in self.holdings.values() if holding in self._tasks]
         if tasks:
             # A long preflight or verification goes on in its task; the others' progress is not kept waiting.
             patience = None if until_settled else self.services.settings.poll_seconds
@@ -297,28 +315,32 @@ class Daemon:
         self._readiness.note_runs([holding.put_off for holding in self.holdings.values()])
         await self._send_reports()
 
-    async def _advance(self, holding: Holding) -> None:
+    def _is_at_work(self, holding: HeldRun) -> bool:
+        task = self._tasks.get(holding)
+        return task is not None and not task.done()
+
+    async def _advance(self, holding: HeldRun) -> None:
         run_id = str(holding.assignment.run.id)
         try:
-            holding.put_off, holding.is_settling = None, False
-            await holding.advance()
-            holding.faults_in_a_row = 0
+            apply(holding, CycleBegun())
+            await advance(holding)
+            apply(holding, CycleDone())
             self._over(run_id)
         except LeaseLostError as error:
             self._drop(holding, str(error))
         except ServiceError as error:
             FAULTS_SEEN.labels(error.service).inc()
-            holding.put_off = str(error)
+            apply(holding, CyclePutOff(str(error)))
             if self.services.repeats.is_due((run_id, "work"), str(error)):
                 log.warning("put off to the next cycle", run_id=run_id, problem=str(error))
             self._note_unsettled(holding, str(error))
         except Exception as error:
-            holding.faults_in_a_row += 1
+            apply(holding, CycleFailed())
             if self.services.repeats.is_due((run_id, "work"), place_of(error)):
                 log.exception("work on a run failed", run_id=run_id)
             self._note_unsettled(holding, "the work on it failed; see the log")
             if holding.faults_in_a_row >= _FAULTS_BEFORE_GIVING_UP:
-                holding.stopping = WORKER_FAULT
+                apply(holding, StopDecided(WORKER_FAULT))
         if holding.settled_as is not None:
             self._readiness.settled()
             self._forget(holding)
@@ -328,7 +350,7 @@ class Daemon:
         if times > 1:
             log.info("fault over", run_id=run_id, times=times)
 
-    def _note_unsettled(self, holding: Holding, problem: str) -> None:
+    def _note_unsettled(self, holding: HeldRun, problem: str) -> None:
         if holding.is_settling:
             self._readiness.settling_failed(holding.assignment.run.id, problem)
 
@@ -337,7 +359,7 @@ class Daemon:
         trusted = [h for h in reporting if self.services.clock() < h.trusted_until]
         reports: list[dict[str, Any]] = [h.report for h in trusted if h.report is not None]
         for holding in reporting:
-            holding.report = None
+            apply(holding, Reported(None))
         if not reports:
             return
         crash_point("worker.progress.before")
@@ -345,22 +367,25 @@ class Daemon:
         crash_point("worker.progress.after")
         for holding in trusted:
             run_id = holding.assignment.run.id
-            if not applied.get(run_id, False) and (holding.task is None or holding.task.done()):
+            if not applied.get(run_id, False) and not self._is_at_work(holding):
                 # Work that goes on may have settled the run just now; the next renewal tells.
                 self._drop(holding, "progress refused")
 
-    def _drop(self, holding: Holding, reason: str) -> None:
+    def _drop(self, holding: HeldRun, reason: str) -> None:
         LEASES_LOST.inc()
         self._given_up.append(reason)
         log.warning("run given up", run_id=str(holding.assignment.run.id), reason=reason)
-        self._forget(holding)
-        if holding.task in self._leaving:
+        task = self._forget(holding)
+        if task is not None:
             # Nothing that it does counts any more, and what it reads takes a place that others wait for.
-            holding.task.cancel()
+            task.cancel()
 
-    def _forget(self, holding: Holding) -> None:
-        run_id, task = holding.assignment.run.id, holding.task
-        if task is not None and not task.done() and task is not asyncio.current_task():
+    def _forget(self, holding: HeldRun) -> asyncio.Task[None] | None:
+        """Hold the run no more; the work on it that still goes on, if any, other than the caller's own."""
+        run_id, task = holding.assignment.run.id, self._tasks.pop(holding, None)
+        if task is None or task.done() or task is asyncio.current_task():
+            task = None
+        else:
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
         # An adoption may already have put a newer holding in its place.
@@ -369,6 +394,7 @@ class Daemon:
             self._readiness.forget(run_id)
             self._over(str(run_id))
         HELD_RUNS.set(len(self.holdings))
+        return task
 
     async def report(self) -> None:
         """Leave a sign of life, so that a queue that nobody serves is seen to be one."""

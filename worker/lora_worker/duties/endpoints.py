@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -11,10 +11,10 @@ import structlog
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, EndpointState
 from lora_worker.launchers.endpoints import EndpointView, launches_at, starting_too_long, unowned_work
+from lora_worker.runs.applying import apply
+from lora_worker.runs.events import EndpointSeen
+from lora_worker.runs.held_run import HeldRun
 from lora_worker.services import Services
-
-if TYPE_CHECKING:
-    from lora_worker.runs.held_run import Holding
 
 log = structlog.get_logger(__name__)
 
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 class EndpointWatch:
     """Looks at the endpoint of the settings, and at those where held runs wait for their GPU."""
 
-    def __init__(self, services: Services, holdings: Mapping[UUID, Holding]) -> None:
+    def __init__(self, services: Services, holdings: Mapping[UUID, HeldRun]) -> None:
         self._services = services
         self._holdings = holdings
         self._unowned: str | None = None
@@ -40,7 +40,7 @@ class EndpointWatch:
             ServiceError: the database did not answer; or the endpoint's workers never get ready, for /readyz.
         """
         launcher = self._services.launcher
-        waiting = [held for held in self._holdings.values() if held.waits_for_gpu]
+        waiting = [held for held in self._holdings.values() if not held.has_checked_in]
         known = await self._services.queue.health()
         never_ready = None
         for endpoint in {launcher.endpoint, *(held.launch_ref.endpoint or launcher.endpoint for held in waiting)}:
@@ -48,7 +48,7 @@ class EndpointWatch:
             view = await self._note(endpoint, seen, known)
             for held in waiting:
                 if (held.launch_ref.endpoint or launcher.endpoint) == endpoint:
-                    held.endpoint = view
+                    apply(held, EndpointSeen(view))
             if endpoint == launcher.endpoint and seen.state is EndpointState.STARTING:
                 never_ready = view.problem
         if never_ready:

@@ -69,9 +69,9 @@ class Reconciler:
 
     async def _end(self, stray: Stray) -> dict[str, Any] | None:
         external_job_id, noted = stray["external_job_id"], stray["endpoint"]
-        whereabouts = Whereabouts(self._services.launcher, stray["endpoints"])
+        whereabouts = Whereabouts.of(self._services.launcher, stray["endpoints"])
         crash_point("worker.stray.before")
-        observation = await whereabouts.observe(external_job_id, noted, age_seconds=stray["age_seconds"])
+        observation, whereabouts = await whereabouts.observe(external_job_id, noted, age_seconds=stray["age_seconds"])
         ended = observation.ended or observation.state is LaunchState.MISSING
         if observation.state is LaunchState.UNKNOWN:
             # A launcher that does not answer a look takes no cancel either.

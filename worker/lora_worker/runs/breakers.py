@@ -1,13 +1,14 @@
-"""What fails for everybody: whether a failure is the base model's or the image's, and what is held for it.
+"""Circuit breakers: whether a failure is the base model's or the image's, and whether a job is held back for one.
 
-The breakers are rows of the database (`sql/20261123000010_breakers.sql`); this is when they are asked, and what counts.
+The breakers themselves are rows of the database (`sql/20261123000010_breakers.sql`). This module decides which failures
+count for them, and asks them before a launch.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import structlog
 
@@ -15,15 +16,15 @@ from lora_contract.protocol import STAGES, ErrorCode, Stage
 from lora_worker.database.rows import parse_hyperparameters
 from lora_worker.errors import LeaseLostError, PreflightError
 from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.runs.events import Settled
 from lora_worker.runs.failures import NEVER_READY, Failure
-
-if TYPE_CHECKING:
-    from lora_worker.runs.held_run import Holding
+from lora_worker.runs.held_run import HeldRun
 
 log = structlog.get_logger(__name__)
 
 _LOOK_AGAIN_SECONDS = 300.0
-"""A job that waits while another one tries is looked at again after this, if that one came to no end of use."""
+"""While a breaker is open, one job is launched to try. The jobs that wait for its end are looked at again after this
+time, in case that end tells nothing."""
 
 Blamed = Literal["base_model", "image"]
 
@@ -35,10 +36,10 @@ _OF_AN_IMAGE = frozenset({"ImportError", "ModuleNotFoundError"})
 
 
 def blame(failure: Failure, observation: Observation | None, *, checked_in: bool, stage: Stage | None) -> Blamed | None:
-    """Whose fault a failure is where it may meet everybody who comes next; None where it is the job's own.
+    """Whose fault a failure is, where it may hit all later jobs, too; None where it may be the job's own fault.
 
-    `stage` is the furthest that the trainer is known to have come. What broke while data was read or trained may be
-    this user's data, so it holds nobody.
+    `stage` is the furthest stage that the trainer is known to have reached. What broke while data was read or trained
+    may be due to this user's data, so no other job is held for it.
     """
     if failure.code == NEVER_READY.code:
         return "image"
@@ -53,8 +54,10 @@ def blame(failure: Failure, observation: Observation | None, *, checked_in: bool
 
 
 def _died_at_its_start(failure: Failure, observation: Observation | None) -> bool:
-    """Whether the container ended before its trainer could say a word. An earlier trainer never checks in at all:
-    what its handler raises tells of its job, unless it could not even be imported."""
+    """Whether the container ended before its trainer could check in.
+
+    An earlier trainer never checks in: an exception of its handler is its job's fault, unless it is a failed import.
+    """
     if observation is None or observation.state is not LaunchState.FAILED:
         return False
     raised = _raised(observation.error)
@@ -72,37 +75,38 @@ def _raised(error: str | None) -> str | None:
     return str(kind).removeprefix("<class '").removesuffix("'>").rpartition(".")[2]
 
 
-def blame_of(holding: Holding, failure: Failure, stage: Stage | None) -> dict[str, Any] | None:
-    """The `blame` of a run's outcome."""
-    reported = [told for told in (holding.progress and holding.progress.stage, stage) if told]
+def blame_of(held: HeldRun, failure: Failure, stage: Stage | None) -> dict[str, Any] | None:
+    """The `blame` of a run's outcome; `stage` is what the trainer's result says, where there is one."""
+    reported = [known for known in (held.progress and held.progress.stage, stage) if known]
     kind = blame(
         failure,
-        holding.observation,
-        checked_in=holding.news.checked_in_at is not None,
+        held.observation,
+        checked_in=held.has_checked_in,
         stage=max(reported, key=STAGES.index, default=None),
     )
     if kind is None:
         return None
-    hold_seconds = holding.services.settings.hold_seconds
-    # That an endpoint's workers never get ready is seen for all launches together, and no user's doing.
+    hold_seconds = held.services.settings.hold_seconds
+    # That an endpoint's workers never get ready is seen for all launches together, and is no user's doing: so one
+    # such failure is enough.
     return {"kind": kind, "at_once": failure.code == NEVER_READY.code, "hold_seconds": hold_seconds}
 
 
-async def hold_back(holding: Holding) -> bool:
-    """Ask whether the job may be launched now; where it may not, it is in the queue again.
+async def hold_back(held: HeldRun) -> Settled | None:
+    """Ask whether the job may be launched now: None where it may, else the database has put it into the queue again.
 
     Raises:
         LeaseLostError: the run is another worker's.
         ServiceError: the database did not answer.
     """
-    services, run, job = holding.services, holding.assignment.run, holding.assignment.job
+    services, run, job = held.services, held.assignment.run, held.assignment.job
     if job is None:
-        return False
+        return None
     try:
         chosen = parse_hyperparameters(job, default_base_model=services.settings.default_base_model)
     except PreflightError:
-        # The preflight says it.
-        return False
+        # The preflight comes next, and tells the user.
+        return None
     answer = await services.queue.pass_breakers(
         run.id,
         run.lease_token,
@@ -111,12 +115,11 @@ async def hold_back(holding: Holding) -> bool:
         look_again_seconds=math.ceil(min(_LOOK_AGAIN_SECONDS, services.settings.hold_seconds)),
     )
     if answer["go"]:
-        return False
+        return None
     if answer["reason"] == "lease_lost":
         raise LeaseLostError("the lease was lost before the launch")
     kind, name = answer["kind"], answer["name"]
     if services.repeats.is_due(("held", kind, name), "held"):
         log.error("jobs are held", kind=kind, name=name, remedy="see `lora-worker status`")
-    log.info("put back", run_id=str(run.id), job_id=str(run.job_id), reason=answer["message"])
-    holding.settled_as, holding.report = "queued", None
-    return True
+    log.info("put back", run_id=held.run_id, job_id=str(run.job_id), reason=answer["message"])
+    return Settled("queued")

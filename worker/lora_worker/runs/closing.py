@@ -1,9 +1,9 @@
-"""The one write that closes a run; and where the database can't hold what its container said, a smaller one."""
+"""The one write that closes a run; where the database can't hold what its container said, a smaller one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
@@ -11,9 +11,7 @@ from lora_contract.crash_points import crash_point
 from lora_contract.protocol import Fault
 from lora_worker.errors import LeaseLostError, ServiceError, ValueRefusedError
 from lora_worker.runs import notices
-
-if TYPE_CHECKING:
-    from lora_worker.runs.held_run import Holding
+from lora_worker.runs.held_run import HeldRun
 
 log = structlog.get_logger(__name__)
 
@@ -22,44 +20,44 @@ Outcome = dict[str, Any]
 _SENTENCE = "The training ended with a result that can't be stored. Please report it to support."
 
 
-async def close(holding: Holding, outcomes: Iterable[Callable[[], Outcome]]) -> tuple[str, Outcome]:
+async def close(held: HeldRun, outcomes: Iterable[Callable[[], Outcome]]) -> tuple[str, Outcome]:
     """Settle the run with the first of these outcomes that can be made and stored, else as failed.
 
-    Answers the job's status afterwards and the outcome.
+    Returns the job's status afterwards and the outcome that was stored.
 
     Raises:
         LeaseLostError: another worker has the run; nothing was written.
-        ServiceError: the database did not answer; nothing was written, or all of it.
+        ServiceError: the database did not answer; either nothing was written, or all of it.
     """
     for make in outcomes:
         try:
             outcome = make()
-            return await _write(holding, outcome), outcome
+            return await _write(held, outcome), outcome
         except ValueRefusedError as error:
-            log.error("an outcome was refused", run_id=str(holding.assignment.run.id), problem=str(error))
+            log.error("an outcome was refused", run_id=held.run_id, problem=str(error))
         except (ServiceError, LeaseLostError):
             raise
         except Exception:
-            log.exception("an outcome could not be made", run_id=str(holding.assignment.run.id))
-    outcome = bare_failure(holding)
-    return await _write(holding, outcome), outcome
+            log.exception("an outcome could not be made", run_id=held.run_id)
+    outcome = bare_failure(held)
+    return await _write(held, outcome), outcome
 
 
-async def _write(holding: Holding, outcome: Outcome) -> str:
+async def _write(held: HeldRun, outcome: Outcome) -> str:
     crash_point("worker.settle.before")
-    holding.require_lease()
-    run = holding.assignment.run
-    status = await holding.services.queue.settle(run.id, run.lease_token, outcome)
+    held.require_lease()
+    run = held.assignment.run
+    status = await held.services.queue.settle(run.id, run.lease_token, outcome)
     crash_point("worker.settle.after")
     if status is None:
         raise LeaseLostError("the lease was lost before settling")
     return status
 
 
-def bare_failure(holding: Holding) -> Outcome:
-    """A failure with nothing in it that a container has said."""
-    run, observation = holding.assignment.run, holding.observation
-    seconds = holding.gpu_seconds()
+def bare_failure(held: HeldRun) -> Outcome:
+    """A failure without anything that a container has said."""
+    run, observation = held.assignment.run, held.observation
+    seconds = held.gpu_seconds()
     return {
         "run_status": "failed",
         "job_status": "failed",
@@ -69,5 +67,5 @@ def bare_failure(holding: Holding) -> Outcome:
         "gpu_seconds": seconds,
         "launcher_ended": observation is not None and observation.ended,
         "notices": [notices.job_failed(run.job_id, _SENTENCE)],
-        "notices_if_cancelled": [notices.job_cancelled(run.job_id, holding.cost(seconds))],
+        "notices_if_cancelled": [notices.job_cancelled(run.job_id, held.cost(seconds))],
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
@@ -13,11 +13,10 @@ from lora_contract.protocol import MANIFEST_NAME, ArtifactFile, Fault
 from lora_worker.database.rows import places_of
 from lora_worker.errors import ServiceError
 from lora_worker.observability.telemetry import FAULTS_SEEN
+from lora_worker.runs.events import Granted, GrantPutOff, StopDecided
 from lora_worker.runs.failures import Failure
+from lora_worker.runs.held_run import HeldRun
 from lora_worker.storage.places import Places
-
-if TYPE_CHECKING:
-    from lora_worker.runs.held_run import Holding
 
 log = structlog.get_logger(__name__)
 
@@ -30,43 +29,41 @@ _INVALID = Failure(
 )
 
 
-async def answer(holding: Holding, request: Any) -> None:
-    """Grant an upload request; one that can't be granted now is left for the next cycle.
+async def answer(held: HeldRun, request: Any) -> Granted | GrantPutOff | StopDecided | None:
+    """Answer an upload request; None for a run that can't be granted anything.
 
-    The trainer waits for its grant, but the run's polls, limits and end wait for nothing. A request that can't
-    be read is the run's failure: nobody will ever grant it.
+    The trainer waits for its grant, but the run's polls, limits and end wait for nothing: a request that can't be
+    answered now is left for the next cycle. A request that can't be read ends the run, since it would never be granted.
 
     Raises:
         LeaseLostError: the run is another worker's now.
     """
-    run_id = str(holding.assignment.run.id)
     try:
         files = _FILES.validate_python(request)
     except ValidationError as error:
-        log.error("upload request unreadable", run_id=run_id, places=places_of(error))
-        holding.stopping = _INVALID
-        return
+        log.error("upload request unreadable", run_id=held.run_id, places=places_of(error))
+        return StopDecided(_INVALID)
     try:
-        await _grant(holding, request, [file.path for file in files])
+        return await _grant(held, request, [file.path for file in files])
     except ServiceError as error:
         FAULTS_SEEN.labels(error.service).inc()
-        holding.put_off = str(error)
-        if holding.services.repeats.is_due((run_id, "upload grant"), str(error)):
-            log.warning("upload not granted yet", run_id=run_id, problem=str(error))
+        if held.services.repeats.is_due((held.run_id, "upload grant"), str(error)):
+            log.warning("upload not granted yet", run_id=held.run_id, problem=str(error))
+        return GrantPutOff(str(error))
 
 
-async def _grant(holding: Holding, request: list[dict[str, Any]], paths: list[str]) -> None:
-    run, services = holding.assignment.run, holding.services
-    if holding.assignment.job is None or holding.token is None:
-        # Sealed with another token the grant would be of no use, and the trainer would fail at it. Without one it
-        # leaves the adapter on its volume, and the next attempt publishes that.
-        return
+async def _grant(held: HeldRun, request: list[dict[str, Any]], paths: list[str]) -> Granted | None:
+    run, services = held.assignment.run, held.services
+    if held.assignment.job is None or held.token is None:
+        # Without the trainer's token its grant can't be sealed: sealed with another one, it would make the trainer
+        # fail. Without a grant the trainer leaves the adapter on its volume, and the next attempt publishes that.
+        return None
     bucket, places = services.settings.artifacts_bucket, Places.of(run)
     urls = {path: await services.storage.sign_upload(bucket, places.staged(path)) for path in [*paths, MANIFEST_NAME]}
     crash_point("worker.grant.before")
-    holding.require_lease()
-    sealed = seal_urls(holding.token, urls)
+    held.require_lease()
+    sealed = seal_urls(held.token, urls)
     granted = await services.queue.grant_upload(run.id, run.lease_token, request=request, sealed_urls=sealed)
     crash_point("worker.grant.after")
-    holding.news = holding.news.model_copy(update={"upload_request": None})
-    log.info("upload granted" if granted else "upload request changed", run_id=str(run.id), files=len(paths))
+    log.info("upload granted" if granted else "upload request changed", run_id=held.run_id, files=len(paths))
+    return Granted()

@@ -1,9 +1,9 @@
-"""From a claimed run to an accepted launch: preflight, intent, POST, record."""
+"""The steps from a claimed run to an accepted launch: obstacles, preflight, request, intent, POST, record.
+
+Each step returns what happened; `advance.launch` takes them one after another.
+"""
 
 from __future__ import annotations
-
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -31,57 +31,17 @@ from lora_worker.errors import (
     ServiceRefusedError,
     ServiceUnavailableError,
 )
-from lora_worker.launchers.base import Policy
 from lora_worker.observability.telemetry import LAUNCHED
 from lora_worker.runs.breakers import hold_back
-from lora_worker.runs.failures import WORKER_KILLED, Failure
-from lora_worker.runs.progress_entries import make_report
-from lora_worker.runs.settling import Ending
+from lora_worker.runs.events import Ending, LaunchBegun, Launched, PutOff, Settled
+from lora_worker.runs.failures import Failure
+from lora_worker.runs.held_run import HeldRun
 from lora_worker.storage.places import Places
-
-if TYPE_CHECKING:
-    from lora_worker.runs.held_run import Holding
 
 log = structlog.get_logger(__name__)
 
 _SIGNED_URL_MARGIN_SECONDS = 3600.0
-_MAX_WAIT_SECONDS = 600.0
 _STOP_MARGIN_SECONDS = 120.0
-
-
-async def launch(holding: Holding) -> None:
-    """Check the job and launch it; a permanent fault settles it as failed before a GPU is paid for.
-
-    Raises:
-        LeaseLostError: the run is another worker's.
-        ServiceError: the database or the storage did not answer.
-    """
-    try:
-        await holding.services.artifacts_bucket.require(holding.assignment.run.job_id)
-    except ServiceRefusedError as error:
-        # The operator's to mend, and no reason to fail anybody's job: a training whose adapter nothing takes.
-        if holding.services.repeats.is_due("artifacts bucket", str(error)):
-            log.error("the storage can't take an adapter", problem=str(error))
-        _wait(holding, str(error), holding.services.settings.retry_base_seconds, stage="waiting_for_storage")
-        return
-    if await hold_back(holding):
-        return
-    async with AsyncExitStack() as slot:
-        await slot.enter_async_context(holding.services.heavy_slots.take(alone=holding.is_suspect))
-        plan = await _check(holding)
-        if plan is None:
-            return
-        if not holding.is_suspect:
-            # A suspect stays alone until it is launched: whoever comes next may end the worker.
-            await slot.aclose()
-        request = await _make_request(holding, plan)
-        fault = channel_fault(request.channel, holding.services.settings, now=holding.services.now().timestamp())
-        if fault:
-            # The operator's to mend, and refused at start: this is for whatever gets past that.
-            log.error("the launch would hand out a key that must not leave", problem=fault)
-            _wait(holding, fault, holding.services.settings.retry_base_seconds)
-            return
-        await _post(holding, request, plan)
 
 
 def channel_fault(channel: Channel, settings: Settings, *, now: float) -> str | None:
@@ -92,33 +52,67 @@ def channel_fault(channel: Channel, settings: Settings, *, now: float) -> str | 
     return f"SUPABASE_PUBLISHABLE_KEY {fault}" if fault else None
 
 
-async def _check(holding: Holding) -> preflight.Plan | None:
-    """The plan of a job that may be launched; None when it was settled as failed instead."""
-    if not await holding.begin_handling("preflight"):
-        await holding.finish(Ending(WORKER_KILLED))
-        return None
+async def find_obstacle(held: HeldRun) -> PutOff | Settled | None:
+    """Whether anything outside the job keeps it from its launch: its bucket, or an open breaker. None: nothing does.
+
+    Raises:
+        LeaseLostError: the run is another worker's.
+        ServiceError: the database or the storage did not answer.
+    """
+    services = held.services
     try:
-        plan = await preflight.check(holding.assignment, holding.services)
+        await services.artifacts_bucket.require(held.assignment.run.job_id)
+    except ServiceRefusedError as error:
+        # Only the operator can mend the bucket. The job waits for that: it must neither fail, nor be trained for an
+        # adapter that can't be stored.
+        if services.repeats.is_due("artifacts bucket", str(error)):
+            log.error("the storage can't take an adapter", problem=str(error))
+        return PutOff(str(error), services.settings.retry_base_seconds, stage="waiting_for_storage")
+    return await hold_back(held)
+
+
+async def check_job(held: HeldRun) -> preflight.Plan | Ending:
+    """Check the job and its dataset: the plan of its launch, or why the job ends before a GPU is paid for.
+
+    Raises:
+        ServiceError: the database or the storage did not answer.
+    """
+    try:
+        plan = await preflight.check(held.assignment, held.services)
     except DatasetPendingError as error:
-        # A claim passes such jobs over; this dataset was validated anew, or is known by its file alone.
-        await holding.finish(Ending(Failure(error.code, Fault.INFRASTRUCTURE, str(error))))
-        return None
+        # A claim leaves such jobs in the queue. Here the dataset is validated anew since, or the job names a file.
+        return Ending(Failure(error.code, Fault.INFRASTRUCTURE, str(error)))
     except PreflightError as error:
-        await holding.finish(Ending(Failure(error.code, Fault.PERMANENT, str(error))))
-        return None
-    run, job = holding.assignment.run, holding.assignment.job
+        return Ending(Failure(error.code, Fault.PERMANENT, str(error)))
+    job = held.assignment.job
     notes = unread_keys(job) if job else []
     if notes:
-        log.warning("a job has keys that nothing reads", run_id=str(run.id), job_id=str(run.job_id), notes=notes)
+        log.warning("a job has keys that nothing reads", run_id=held.run_id, job_id=_job_id(held), notes=notes)
     return plan
 
 
-async def _make_request(holding: Holding, plan: preflight.Plan) -> Request:
-    services, settings = holding.services, holding.services.settings
-    run, job, dataset = holding.assignment.run, holding.assignment.job, holding.assignment.dataset
+async def prepare_request(held: HeldRun, plan: preflight.Plan) -> Request | PutOff:
+    """The request for the trainer; put off while the settings would send it a key that must stay here.
+
+    Raises:
+        ServiceError: the storage did not sign the dataset's URL.
+    """
+    request = await _make_request(held, plan)
+    settings = held.services.settings
+    fault = channel_fault(request.channel, settings, now=held.services.now().timestamp())
+    if fault is None:
+        return request
+    # The settings are checked when the worker starts. This second check costs nothing, and a leaked key much.
+    log.error("the launch would hand out a key that must not leave", problem=fault)
+    return PutOff(fault, settings.retry_base_seconds)
+
+
+async def _make_request(held: HeldRun, plan: preflight.Plan) -> Request:
+    services, settings = held.services, held.services.settings
+    run, job, dataset = held.assignment.run, held.assignment.job, held.assignment.dataset
     places = Places.of(run)
-    # A run that was launched before keeps its token, if that is known: the first launch may still check in.
-    token = holding.token or services.tokens.of(run.id, None)
+    # A run that was launched before keeps its token, where this worker knows it: its first launch may still check in.
+    token = held.token or services.tokens.of(run.id, None)
     assert token is not None
     assert job is not None
     assert dataset is not None
@@ -146,12 +140,18 @@ async def _make_request(holding: Holding, plan: preflight.Plan) -> Request:
     )
 
 
-async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> None:
-    services, run, job = holding.services, holding.assignment.run, holding.assignment.job
+async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) -> LaunchBegun | None:
+    """Write down that the run is about to be sent; None when it need not be sent any more.
+
+    Raises:
+        LeaseLostError: the run is another worker's.
+        ServiceError: the database did not answer.
+    """
+    services, run, job = held.services, held.assignment.run, held.assignment.job
     assert job is not None
     launcher = services.launcher
     crash_point("worker.launch.before_intent")
-    holding.require_lease()
+    held.require_lease()
     both_shapes = enrichment_of(
         job,
         plan.hyperparameters,
@@ -173,77 +173,67 @@ async def _post(holding: Holding, request: Request, plan: preflight.Plan) -> Non
         raise LeaseLostError("the lease was lost before the launch")
     if refused is not None:
         # Cancelled or checked in meanwhile: the next renewal says so, and the next cycle acts on it.
-        log.info("launch not needed", run_id=str(run.id), reason=refused)
-        return
-    holding.whereabouts.add(launcher.endpoint)
-    # The database knows this token alone from here on, whatever an earlier launch was sent.
-    holding.token = request.channel.token
-    # As the row is now: the artifact's configuration is copied from it.
-    holding.assignment = holding.assignment.model_copy(
-        update={
-            "job": job.model_copy(update=both_shapes),
-            "run": run.model_copy(update={"launched_with": launched_with}),
-        }
-    )
+        log.info("launch not needed", run_id=held.run_id, reason=refused)
+        return None
+    # The rows as they are now: the artifact's configuration is copied from them.
+    rows = {
+        "job": job.model_copy(update=both_shapes),
+        "run": run.model_copy(update={"launched_with": launched_with}),
+    }
+    return LaunchBegun(launcher.endpoint, request.channel.token, held.assignment.model_copy(update=rows))
+
+
+async def send(held: HeldRun, request: Request, plan: preflight.Plan) -> Launched | PutOff | Ending:
+    """Send the run to the launcher.
+
+    Raises:
+        LeaseLostError: the lease ran out before.
+    """
+    services, launcher = held.services, held.services.launcher
     crash_point("worker.launch.before_post")
-    holding.require_lease()
-    external_job_id = await _send(holding, request.model_dump(mode="json"), plan.policy)
-    if external_job_id is None:
-        return
-    crash_point("worker.launch.after_post")
-    log.info("launched", run_id=str(run.id), job_id=str(job.id), attempt=run.attempt, external_job_id=external_job_id)
-    # Known here and now, whatever becomes of the record: this worker polls it from the next cycle on.
-    if holding.news.external_job_id is None:
-        known = {"external_job_id": external_job_id, "endpoint": launcher.endpoint}
-        holding.news = holding.news.model_copy(update=known)
-    await services.queue.record_launch(
-        run.id,
-        run.lease_token,
-        launcher=launcher.name,
-        endpoint=launcher.endpoint,
-        external_job_id=external_job_id,
-    )
-    crash_point("worker.launch.after_record")
-
-
-async def _send(holding: Holding, payload: dict[str, Any], policy: Policy) -> str | None:
-    """POST the run; None when it was not accepted, or nobody knows, and `launch_not_before` says what next."""
-    services, run = holding.services, holding.assignment.run
+    held.require_lease()
     try:
-        external_job_id = await services.launcher.launch(payload, policy)
+        external_job_id = await launcher.launch(request.model_dump(mode="json"), plan.policy)
     except ServiceRefusedError as error:
         LAUNCHED.labels("refused").inc()
         if error.status in {400, 413, 422}:
             text = "The GPU provider refused the job's request. Please report it to support."
-            await holding.finish(Ending(Failure(ErrorCode.REQUEST_INVALID, Fault.PERMANENT, text)))
-        else:
-            # The key or the endpoint: the operator's to mend, and no reason to fail anybody's job.
-            if services.repeats.is_due("launcher", str(error)):
-                log.error("the launcher refuses this worker", problem=str(error))
-            _wait(holding, str(error), services.settings.retry_base_seconds)
+            return Ending(Failure(ErrorCode.REQUEST_INVALID, Fault.PERMANENT, text))
+        # The key or the endpoint is wrong, which only the operator can mend: no job fails for it.
+        if services.repeats.is_due("launcher", str(error)):
+            log.error("the launcher refuses this worker", problem=str(error))
+        return PutOff(str(error), services.settings.retry_base_seconds)
     except ServiceUnavailableError as error:
         LAUNCHED.labels("unavailable").inc()
-        log.warning("launch put off", run_id=str(run.id), problem=str(error))
-        _wait(holding, str(error), error.retry_after_seconds or services.settings.retry_base_seconds)
+        log.warning("launch put off", run_id=held.run_id, problem=str(error))
+        return PutOff(str(error), error.retry_after_seconds or services.settings.retry_base_seconds)
     except LaunchInDoubtError as error:
         LAUNCHED.labels("in_doubt").inc()
-        log.warning("launch in doubt", run_id=str(run.id), problem=str(error))
-        _wait(holding, str(error), services.settings.doubt_seconds)
-    else:
-        LAUNCHED.labels("accepted").inc()
-        return external_job_id
-    return None
+        log.warning("launch in doubt", run_id=held.run_id, problem=str(error))
+        return PutOff(str(error), services.settings.doubt_seconds)
+    LAUNCHED.labels("accepted").inc()
+    crash_point("worker.launch.after_post")
+    attempt = held.assignment.run.attempt
+    log.info("launched", run_id=held.run_id, job_id=_job_id(held), attempt=attempt, external_job_id=external_job_id)
+    return Launched(external_job_id, launcher.endpoint)
 
 
-def patience_seconds(base_seconds: float, tries: int) -> float:
-    """How long a launch waits after so many tries: the base, doubled each time up to ten minutes."""
-    # Bounded before it is a power: after a week of refusals it would fit no number.
-    doublings = min(tries - 1, 16)
-    return min(base_seconds * 2.0**doublings, max(_MAX_WAIT_SECONDS, base_seconds))
+async def record_launch(held: HeldRun, launched: Launched) -> None:
+    """Write down the launcher's id of the run.
+
+    Raises:
+        ServiceError: the database did not answer. The run's trainer will tell the id when it checks in.
+    """
+    run, services = held.assignment.run, held.services
+    await services.queue.record_launch(
+        run.id,
+        run.lease_token,
+        launcher=services.launcher.name,
+        endpoint=launched.endpoint,
+        external_job_id=launched.external_job_id,
+    )
+    crash_point("worker.launch.after_record")
 
 
-def _wait(holding: Holding, problem: str, base_seconds: float, *, stage: str = "waiting_for_gpu_provider") -> None:
-    holding.put_off = problem
-    holding.report = make_report(holding, {"current_stage": stage})
-    holding.launch_tries += 1
-    holding.launch_not_before = holding.services.clock() + patience_seconds(base_seconds, holding.launch_tries)
+def _job_id(held: HeldRun) -> str:
+    return str(held.assignment.run.job_id)

@@ -1,56 +1,52 @@
-"""What is known of a held run as one entry of `record_progress`."""
+"""What is known of a held run, as one entry of `record_progress`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_worker.runs import notices
+from lora_worker.runs.held_run import HeldRun
 from lora_worker.runs.report_rows import point_rows, progress_columns, waiting_columns
 
-if TYPE_CHECKING:
-    from lora_worker.runs.held_run import Holding
 
-
-def progress_report(holding: Holding) -> dict[str, Any] | None:
-    """A report of what was last heard of the run; None for a job that was deleted."""
-    progress, job, cost = holding.progress, holding.assignment.job, holding.cost(holding.gpu_seconds())
+def progress_report(held: HeldRun) -> dict[str, Any] | None:
+    """The entry with the run's latest progress; None for a job that was deleted."""
+    progress, job, cost = held.progress, held.assignment.job, held.cost(held.gpu_seconds())
     if progress is None or job is None:
-        return make_report(holding, {"current_cost": cost, **_waiting_columns(holding)})
-    columns = progress_columns(progress, total_epochs=job.total_epochs, cost=cost, now=holding.services.now())
-    points = point_rows(progress.points, total_steps=progress.total_steps, limit=holding.services.settings.chart_points)
-    return make_report(holding, columns, points)
+        return make_report(held, {"current_cost": cost, **_waiting_columns(held)})
+    columns = progress_columns(progress, total_epochs=job.total_epochs, cost=cost, now=held.services.now())
+    points = point_rows(progress.points, total_steps=progress.total_steps, limit=held.services.settings.chart_points)
+    return make_report(held, columns, points)
 
 
-def _waiting_columns(holding: Holding) -> dict[str, Any]:
-    if holding.observation is None:
+def _waiting_columns(held: HeldRun) -> dict[str, Any]:
+    if held.observation is None:
         return {}
     return waiting_columns(
-        holding.observation.state,
-        checked_in=holding.news.checked_in_at is not None,
-        endpoint_has_problem=holding.endpoint.problem is not None,
+        held.observation.state,
+        checked_in=held.has_checked_in,
+        endpoint_has_problem=held.endpoint.problem is not None,
     )
 
 
-def make_report(
-    holding: Holding, columns: dict[str, Any], points: Sequence[dict[str, Any]] = ()
-) -> dict[str, Any] | None:
-    """A report of job columns and points, for `record_progress`; None for a job that was deleted."""
-    run = holding.assignment.run
-    if holding.assignment.job is None:
+def make_report(held: HeldRun, columns: dict[str, Any], points: Sequence[dict[str, Any]] = ()) -> dict[str, Any] | None:
+    """The entry with these columns of the job and rows of `metrics_points`; None for a job that was deleted."""
+    run = held.assignment.run
+    if held.assignment.job is None:
         return None
     return {
-        "run_id": str(run.id),
+        "run_id": held.run_id,
         "lease_token": str(run.lease_token),
         "job": columns,
         "points": list(points),
-        "most_points": holding.services.settings.chart_points,
-        "notices": [started_notice(holding)] if holding.news.checked_in_at else [],
-        "problem": holding.problem,
+        "most_points": held.services.settings.chart_points,
+        "notices": [started_notice(held)] if held.has_checked_in else [],
+        "problem": held.problem,
     }
 
 
-def started_notice(holding: Holding) -> dict[str, Any]:
-    """The notice that the GPU has begun; the database keeps only the first."""
-    name = holding.assignment.dataset.name if holding.assignment.dataset else "your dataset"
-    return notices.job_started(holding.assignment.run.job_id, name, holding.rate.gpu_type, holding.rate.gpu_count)
+def started_notice(held: HeldRun) -> dict[str, Any]:
+    """The notice that the GPU has begun. It may be sent again and again: the database keeps only the first."""
+    name = held.assignment.dataset.name if held.assignment.dataset else "your dataset"
+    return notices.job_started(held.assignment.run.job_id, name, held.rate.gpu_type, held.rate.gpu_count)

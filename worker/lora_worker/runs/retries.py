@@ -1,10 +1,12 @@
-"""Whether and when a failed run is tried again."""
+"""Whether and when a failed run, or a launch that was not accepted, is tried again."""
 
 from __future__ import annotations
 
 from lora_contract.protocol import Fault
 from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.runs.failures import Failure
+
+_MAX_WAIT_SECONDS = 600.0
 
 
 def retry_after(
@@ -33,3 +35,10 @@ def exhausted(failure: Failure, attempts: int) -> Failure:
         return failure
     text = f"{failure.message} {attempts} attempts were made; start the job again later, or ask support."
     return Failure(failure.code, failure.fault, text)
+
+
+def patience_seconds(base_seconds: float, tries: int) -> float:
+    """How long a launch waits after so many tries: the base, doubled with each further try up to ten minutes."""
+    # The exponent is bounded before the power is computed: after a week of refusals the result would fit no float.
+    doublings = min(tries - 1, 16)
+    return min(base_seconds * 2.0**doublings, max(_MAX_WAIT_SECONDS, base_seconds))

@@ -1,17 +1,19 @@
-"""From an ended run to its settled rows: look for the manifest, verify, describe, write once."""
+"""The steps from an ended run to its settled rows: find the artifact, verify it, describe it, write once.
+
+Each step returns what happened; `advance.settle` takes them one after another.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
 from lora_contract.crash_points import crash_point
 from lora_contract.curve import format_log
-from lora_contract.protocol import LOG_NAME, ErrorCode, Fault, FinalMetrics, Manifest, Point, Result, Summary
+from lora_contract.protocol import LOG_NAME, ErrorCode, Fault, FinalMetrics, Manifest, Point, Summary
 from lora_worker.database.rows import Job
 from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.errors import ArtifactError, ServiceError, ServiceRefusedError, ServiceUnavailableError
@@ -19,15 +21,17 @@ from lora_worker.observability.telemetry import SETTLED
 from lora_worker.runs import notices
 from lora_worker.runs.artifacts import Description, curve_of, describe_artifact, told_notes
 from lora_worker.runs.breakers import blame_of
+from lora_worker.runs.claims import billed_seconds
 from lora_worker.runs.closing import Outcome, close
 from lora_worker.runs.earlier_trainer import Bounds, copy_files
+from lora_worker.runs.events import Ending, Settled
 from lora_worker.runs.failures import (
     ARTIFACT_MISSING,
     EARLIER_TRAINER,
     STORAGE_REFUSED,
-    WORKER_KILLED,
     Failure,
 )
+from lora_worker.runs.held_run import HeldRun
 from lora_worker.runs.progress_entries import started_notice
 from lora_worker.runs.quality import rate_training
 from lora_worker.runs.report_rows import final_columns, partial_columns, point_rows
@@ -36,69 +40,120 @@ from lora_worker.runs.retries import exhausted, retry_after
 from lora_worker.storage.places import Places
 from lora_worker.storage.publication import Shelf, collect
 
-if TYPE_CHECKING:
-    from lora_worker.runs.held_run import Holding
-
 log = structlog.get_logger(__name__)
 
-_FOREIGN_TRIES = 5
-"""How often gigabytes are fetched for a storage that does not take them."""
+_FETCH_TRIES = 5
+"""How often gigabytes are fetched while the storage does not take them."""
 _MAX_LOG_BYTES = 64 * 1024**2
 _EARLIER_REMEDY = "give the endpoint this trainer's image, or set LORA_WORKER_EARLIER_TRAINER=true"
 _DATASET_SECONDS = 60.0
 _MAX_DATASET_SECONDS = 1800.0
-"""How long a job waits that was given back for its dataset: doubled with each attempt, from the one to the other."""
+"""A job that was claimed before its dataset was ready waits this long, doubled with each attempt up to the maximum."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """How a run ended. Without a failure it was cancelled; with `look`, a manifest overrules the failure."""
+class Collected:
+    """What the storage holds of an ended run's artifact, and how the run ended in view of that."""
 
-    failure: Failure | None
-    result: Result | None = None
-    legacy: LegacyResult | None = None
-    look: bool = False
+    manifest: Manifest | None
+    """Of the verified artifact in the run's folder; None where there is none."""
+    ending: Ending
 
 
-async def settle(holding: Holding, ending: Ending) -> str:
-    """Close the run in one transaction; the job's status afterwards.
+@dataclass(frozen=True, slots=True)
+class ForeignFiles:
+    """The artifact lies at addresses of an earlier trainer's choice, and is to be fetched from there."""
+
+    legacy: LegacyResult
+
+
+def looks_for_artifact(held: HeldRun, ending: Ending) -> bool:
+    """Whether the storage is searched for the run's artifact before the run is settled."""
+    return held.assignment.job is not None and ending.look and not held.news.cancel_requested
+
+
+async def collect_artifact(held: HeldRun, ending: Ending) -> Collected | ForeignFiles:
+    """Verify the artifact that the run's trainer has uploaded, and keep it in the run's folder.
+
+    Raises:
+        LeaseLostError: the run is another worker's now.
+        ServiceError: the storage did not answer.
+    """
+    services = held.services
+    found = await _judge(held, ending, collect(_shelf(held), run_id=held.assignment.run.id))
+    if found.manifest is not None or found.ending is not ending or ending.legacy is None:
+        return found
+    if not services.settings.earlier_trainer:
+        log.error("an earlier trainer's result was left", run_id=held.run_id, remedy=_EARLIER_REMEDY)
+        return Collected(None, Ending(EARLIER_TRAINER))
+    return ForeignFiles(ending.legacy)
+
+
+async def fetch_artifact(held: HeldRun, ending: Ending, legacy: LegacyResult) -> Collected:
+    """Copy an earlier trainer's files into the run's folder.
+
+    Raises:
+        LeaseLostError: the run is another worker's now.
+        ServiceError: the storage did not answer; the next cycle tries again.
+    """
+    return await _judge(held, ending, _copy_foreign(held, legacy))
+
+
+async def _judge(held: HeldRun, ending: Ending, work: Awaitable[Manifest | None]) -> Collected:
+    """The manifest that the work brings; or, where its artifact can't be kept, what the run ended with instead."""
+    try:
+        return Collected(await work, ending)
+    except ArtifactError as error:
+        log.warning("artifact refused", run_id=held.run_id, problem=str(error))
+        failure = Failure(ARTIFACT_MISSING.code, Fault.TRANSIENT, str(error))
+        return Collected(None, Ending(failure, result=ending.result))
+    except ServiceRefusedError as error:
+        if error.status not in {404, 413, 415}:
+            raise
+        return Collected(None, Ending(STORAGE_REFUSED, result=ending.result))
+
+
+def _shelf(held: HeldRun) -> Shelf:
+    settings = held.services.settings
+    return Shelf(
+        held.services.storage,
+        settings.artifacts_bucket,
+        Places.of(held.assignment.run),
+        sha256_max_bytes=settings.verify_sha256_max_bytes,
+        require_lease=held.require_lease,
+    )
+
+
+async def _copy_foreign(held: HeldRun, legacy: LegacyResult) -> Manifest:
+    run, bounds = held.assignment.run, Bounds(trusted_hosts=held.services.settings.earlier_trainer_hosts)
+    try:
+        return await copy_files(legacy, _shelf(held), bounds, run_id=held.run_id, job_id=str(run.job_id))
+    except ServiceUnavailableError:
+        if held.fetch_tries < _FETCH_TRIES:
+            raise
+        raise ArtifactError("The trainer's files could not be stored.") from None
+
+
+async def close_run(held: HeldRun, ending: Ending, manifest: Manifest | None) -> Settled:
+    """Close the run in one transaction.
 
     Raises:
         LeaseLostError: another worker has the run; nothing was written.
-        ServiceError: the storage or the database did not answer; nothing was written, or all of it.
+        ServiceError: the database did not answer; either nothing was written, or all of it.
     """
-    job = holding.assignment.job
-    if job is None or not ending.look or holding.news.cancel_requested:
-        return await _write(holding, ending, None)
-    async with AsyncExitStack() as slot:
-        services = holding.services
-        # What is fetched from a stranger's address may take as long as it is let, so it gets places of its own.
-        slots = services.foreign_slots if ending.legacy and not holding.is_suspect else services.heavy_slots
-        await slot.enter_async_context(slots.take(alone=holding.is_suspect))
-        if await holding.begin_handling("settling"):
-            manifest, ending = await _collect(holding, ending)
-        else:
-            manifest, ending = None, Ending(WORKER_KILLED, result=ending.result)
-        if not holding.is_suspect:
-            # A suspect stays alone until it is settled: whoever comes next may end the worker.
-            await slot.aclose()
-        return await _write(holding, ending, manifest)
-
-
-async def _write(holding: Holding, ending: Ending, manifest: Manifest | None) -> str:
-    run, job = holding.assignment.run, holding.assignment.job
+    run, job = held.assignment.run, held.assignment.job
     if job is not None and manifest is None:
         if ending.failure is not None and ending.failure.code == ErrorCode.STORAGE_REFUSED:
-            _note_refusal(holding, ending, ending.failure)
-        await _keep_log(holding, _partial_points(holding, ending)[0])
+            _note_refusal(held, ending, ending.failure)
+        await _keep_log(held, _partial_points(held, ending)[0])
     status, outcome = await close(
-        holding,
+        held,
         [
-            lambda: _outcome(holding, ending, manifest),
-            # The same end without the numbers and texts that its trainer told.
+            lambda: _outcome(held, ending, manifest),
+            # The same end without the numbers and texts that come from its trainer.
             lambda: _outcome(
-                dataclasses.replace(holding, progress=None),
-                dataclasses.replace(ending, result=None),
+                replace(held, progress=None),
+                replace(ending, result=None),
                 manifest and _without_words(manifest),
             ),
         ],
@@ -106,31 +161,31 @@ async def _write(holding: Holding, ending: Ending, manifest: Manifest | None) ->
     SETTLED.labels(status).inc()
     log.info(
         "settled",
-        run_id=str(run.id),
+        run_id=held.run_id,
         job_id=str(run.job_id),
         job_status=status,
         error_code=outcome.get("error_code"),
         gpu_seconds=round(outcome["gpu_seconds"], 1),
     )
-    return status
+    return Settled(status)
 
 
-def _outcome(holding: Holding, ending: Ending, manifest: Manifest | None) -> Outcome:
-    job = holding.assignment.job
+def _outcome(held: HeldRun, ending: Ending, manifest: Manifest | None) -> Outcome:
+    job = held.assignment.job
     if job is not None and manifest is not None:
-        return _success(holding, manifest, job)
+        return _success(held, manifest, job)
     if ending.failure is None or job is None:
-        return _cancelled(holding, ending)
-    return _failure(holding, ending, ending.failure)
+        return _cancelled(held, ending)
+    return _failure(held, ending, ending.failure)
 
 
 def _without_words(manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"metrics": FinalMetrics(), "summary": Summary(), "points": []})
 
 
-async def _keep_log(holding: Holding, points: list[Point]) -> None:
-    """Store the log of a run without an artifact in its folder: its trainer's, where that has uploaded a longer one."""
-    services, places = holding.services, Places.of(holding.assignment.run)
+async def _keep_log(held: HeldRun, points: list[Point]) -> None:
+    """Store the log of a run without an artifact: its trainer's own, where that has uploaded a longer one."""
+    services, places = held.services, Places.of(held.assignment.run)
     bucket, path = services.settings.artifacts_bucket, places.at(LOG_NAME)
     if not points:
         return
@@ -140,75 +195,36 @@ async def _keep_log(holding: Holding, points: list[Point]) -> None:
         crash_point("worker.log.before")
         content, staged = format_log(points).encode(), places.staged(LOG_NAME)
         size = await services.storage.size(bucket, staged)
-        holding.require_lease()
+        held.require_lease()
         if size is not None and len(content) < size <= _MAX_LOG_BYTES:
             await services.storage.copy(bucket, staged, path)
         else:
             await services.storage.write(bucket, path, content, content_type="application/octet-stream")
         crash_point("worker.log.after")
     except ServiceError as error:
-        # The rows have the curve, too; no job waits for its log.
-        log.warning("log not kept", run_id=str(holding.assignment.run.id), problem=str(error))
+        # The database has the curve, too; so no job waits for its log.
+        log.warning("log not kept", run_id=held.run_id, problem=str(error))
 
 
-async def _collect(holding: Holding, ending: Ending) -> tuple[Manifest | None, Ending]:
-    """The manifest of what is verified and kept; or None, and what the run ended with instead."""
-    services, run = holding.services, holding.assignment.run
-    shelf = Shelf(
-        services.storage,
-        services.settings.artifacts_bucket,
-        Places.of(run),
-        sha256_max_bytes=services.settings.verify_sha256_max_bytes,
-        require_lease=holding.require_lease,
-    )
-    try:
-        manifest = await collect(shelf, run_id=run.id)
-        if manifest is None and ending.legacy is not None:
-            if not services.settings.earlier_trainer:
-                log.error("an earlier trainer's result was left", run_id=str(run.id), remedy=_EARLIER_REMEDY)
-                return None, Ending(EARLIER_TRAINER)
-            manifest = await _copy_foreign(holding, ending.legacy, shelf)
-    except ArtifactError as error:
-        log.warning("artifact refused", run_id=str(run.id), problem=str(error))
-        failure = Failure(ARTIFACT_MISSING.code, Fault.TRANSIENT, str(error))
-        return None, Ending(failure, result=ending.result)
-    except ServiceRefusedError as error:
-        if error.status not in {404, 413, 415}:
-            raise
-        return None, Ending(STORAGE_REFUSED, result=ending.result)
-    return manifest, ending
-
-
-async def _copy_foreign(holding: Holding, legacy: LegacyResult, shelf: Shelf) -> Manifest:
-    run, bounds = holding.assignment.run, Bounds(trusted_hosts=holding.services.settings.earlier_trainer_hosts)
-    holding.foreign_tries += 1
-    try:
-        return await copy_files(legacy, shelf, bounds, run_id=str(run.id), job_id=str(run.job_id))
-    except ServiceUnavailableError:
-        if holding.foreign_tries < _FOREIGN_TRIES:
-            raise
-        raise ArtifactError("The trainer's files could not be stored.") from None
-
-
-def _base(holding: Holding, gpu_seconds: float, points: list[Point], total_steps: int | None) -> dict[str, Any]:
-    observation, job = holding.observation, holding.assignment.job
+def _base(held: HeldRun, gpu_seconds: float, points: list[Point], total_steps: int | None) -> dict[str, Any]:
+    observation, job = held.observation, held.assignment.job
     return {
         "gpu_seconds": gpu_seconds,
         "launcher_ended": observation is not None and observation.ended,
-        "notices_if_cancelled": [_cancelled_notice(holding, gpu_seconds)],
-        "points": point_rows(points, total_steps=total_steps, limit=holding.services.settings.chart_points),
-        "most_points": holding.services.settings.chart_points,
+        "notices_if_cancelled": [_cancelled_notice(held, gpu_seconds)],
+        "points": point_rows(points, total_steps=total_steps, limit=held.services.settings.chart_points),
+        "most_points": held.services.settings.chart_points,
         "job": partial_columns(points, total_steps=total_steps, total_epochs=job.total_epochs if job else None),
     }
 
 
-def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
-    run, services = holding.assignment.run, holding.services
+def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
+    run, services = held.assignment.run, held.services
     summary = manifest.summary
-    gpu_seconds = _billed_seconds(holding, summary)
-    points = curve_of(manifest, holding.progress.points if holding.progress else [])
+    gpu_seconds = billed_seconds(held, summary)
+    points = curve_of(manifest, held.progress.points if held.progress else [])
     artifact = describe_artifact(
-        holding.assignment,
+        held.assignment,
         manifest,
         Description(
             rate_training(points, final_validation_loss=manifest.metrics.final_validation_loss),
@@ -217,11 +233,11 @@ def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
         ),
     )
     fee = services.settings.storage_fee
-    name = holding.assignment.dataset.name if holding.assignment.dataset else "your dataset"
+    name = held.assignment.dataset.name if held.assignment.dataset else "your dataset"
     archive = Places.of(run).archive
     return {
-        **_base(holding, gpu_seconds, points, summary.total_steps),
-        # The manifest's curve goes from the first step to the last, so it replaces what reports have left.
+        **_base(held, gpu_seconds, points, summary.total_steps),
+        # The manifest's curve goes from the first step to the last, so it replaces the points of earlier reports.
         "points_are_whole": bool(manifest.points),
         "run_status": "succeeded",
         "job_status": "completed",
@@ -229,47 +245,33 @@ def _success(holding: Holding, manifest: Manifest, job: Job) -> dict[str, Any]:
         "job": final_columns(manifest.metrics, summary, points),
         "artifact": {**artifact, "archive": archive and f"{services.settings.artifacts_bucket}/{archive}"},
         "notices": [
-            started_notice(holding),
-            notices.job_completed(job.id, name, holding.cost(gpu_seconds, fee=fee), told_notes(summary, job)),
+            started_notice(held),
+            notices.job_completed(job.id, name, held.cost(gpu_seconds, fee=fee), told_notes(summary, job)),
             notices.artifact_ready(job.id, run.id, artifact["name"]),
         ],
     }
 
 
-def _cancelled_notice(holding: Holding, gpu_seconds: float) -> dict[str, Any]:
-    return notices.job_cancelled(holding.assignment.run.job_id, holding.cost(gpu_seconds))
+def _cancelled_notice(held: HeldRun, gpu_seconds: float) -> dict[str, Any]:
+    return notices.job_cancelled(held.assignment.run.job_id, held.cost(gpu_seconds))
 
 
-def _billed_seconds(holding: Holding, summary: Summary) -> float:
-    """The seconds of the bill; what the trainer says of them and of its GPUs is logged where it is something else."""
-    holding.compare_claims(summary)
-    billed = holding.gpu_seconds(summary.execution_seconds)
-    if (summary.execution_seconds or 0.0) > billed + holding.services.settings.lost_seconds:
-        log.warning(
-            "the trainer claims more seconds than the clocks say",
-            run_id=str(holding.assignment.run.id),
-            claimed=summary.execution_seconds,
-            billed=round(billed, 1),
-        )
-    return billed
-
-
-def _partial_points(holding: Holding, ending: Ending) -> tuple[list[Point], int | None]:
-    progress = holding.progress
+def _partial_points(held: HeldRun, ending: Ending) -> tuple[list[Point], int | None]:
+    progress = held.progress
     if ending.result and ending.result.points:
         return ending.result.points, ending.result.summary.total_steps or (progress.total_steps if progress else None)
     return (progress.points, progress.total_steps) if progress else ([], None)
 
 
-def _partial(holding: Holding, ending: Ending) -> dict[str, Any]:
-    """What stands in the outcome of every run without an artifact."""
+def _partial(held: HeldRun, ending: Ending) -> dict[str, Any]:
+    """The part that the outcomes of all runs without an artifact have in common."""
     summary = ending.result.summary if ending.result else Summary()
-    points, total_steps = _partial_points(holding, ending)
-    return _base(holding, _billed_seconds(holding, summary), points, total_steps)
+    points, total_steps = _partial_points(held, ending)
+    return _base(held, billed_seconds(held, summary), points, total_steps)
 
 
-def _cancelled(holding: Holding, ending: Ending) -> dict[str, Any]:
-    base = _partial(holding, ending)
+def _cancelled(held: HeldRun, ending: Ending) -> dict[str, Any]:
+    base = _partial(held, ending)
     return {
         **base,
         "run_status": "cancelled",
@@ -278,11 +280,11 @@ def _cancelled(holding: Holding, ending: Ending) -> dict[str, Any]:
     }
 
 
-def _given_back(holding: Holding, ending: Ending, failure: Failure) -> dict[str, Any]:
-    """The outcome of a run that was claimed too early. It counts as no failure, and nobody is told."""
-    attempt = holding.assignment.run.attempt
+def _given_back(held: HeldRun, ending: Ending, failure: Failure) -> dict[str, Any]:
+    """The outcome of a run that was claimed before its dataset was ready: no failure counts, and no notice is sent."""
+    attempt = held.assignment.run.attempt
     return {
-        **_partial(holding, ending),
+        **_partial(held, ending),
         "run_status": "failed",
         "job_status": "queued",
         "fault": None,
@@ -294,29 +296,29 @@ def _given_back(holding: Holding, ending: Ending, failure: Failure) -> dict[str,
     }
 
 
-def _failure(holding: Holding, ending: Ending, failure: Failure) -> dict[str, Any]:
+def _failure(held: HeldRun, ending: Ending, failure: Failure) -> dict[str, Any]:
     if failure.code == WAITING_FOR_DATASET:
-        return _given_back(holding, ending, failure)
-    run = holding.assignment.run
+        return _given_back(held, ending, failure)
+    run = held.assignment.run
     seconds = retry_after(
         failure,
         transient_failures=run.transient_failures,
         infrastructure_failures=run.infrastructure_failures,
-        limits=holding.services.retry_limits,
+        limits=held.services.retry_limits,
     )
     outcome: dict[str, Any] = {
-        **_partial(holding, ending),
+        **_partial(held, ending),
         "run_status": "lost" if failure.code in {"gpu_lost", "gpu_silent"} else "failed",
         "fault": str(failure.fault),
         "error_code": str(failure.code),
-        "blame": blame_of(holding, failure, ending.result.stage if ending.result else None),
+        "blame": blame_of(held, failure, ending.result.stage if ending.result else None),
     }
     # A training may fail before any poll has seen it start.
-    started = [started_notice(holding)] if holding.news.checked_in_at else []
+    started = [started_notice(held)] if held.news.checked_in_at else []
     if seconds is None:
-        told = exhausted(failure, run.attempt)
-        ended = {"job_status": "failed", "error_message": told.message}
-        return {**outcome, **ended, "notices": [*started, notices.job_failed(run.job_id, told.message)]}
+        message = exhausted(failure, run.attempt).message
+        ended = {"job_status": "failed", "error_message": message}
+        return {**outcome, **ended, "notices": [*started, notices.job_failed(run.job_id, message)]}
     return {
         **outcome,
         "job_status": "queued",
@@ -332,8 +334,8 @@ def _waiting_stage(failure: Failure) -> str:
     return "waiting_for_storage" if failure.code == ErrorCode.STORAGE_REFUSED else f"retry_after_{failure.code}"[:50]
 
 
-def _note_refusal(holding: Holding, ending: Ending, failure: Failure) -> None:
-    """Have no launch of the job paid for before the storage takes what it refused."""
-    run, error = holding.assignment.run, ending.result.error if ending.result else None
-    log.error("the storage refused an adapter", run_id=str(run.id), problem=failure.message)
-    holding.services.artifacts_bucket.note_refusal(run.job_id, error.too_many_bytes if error else None)
+def _note_refusal(held: HeldRun, ending: Ending, failure: Failure) -> None:
+    """Remember what the storage refused, so that the job is not launched again before the storage takes it."""
+    run, error = held.assignment.run, ending.result.error if ending.result else None
+    log.error("the storage refused an adapter", run_id=held.run_id, problem=failure.message)
+    held.services.artifacts_bucket.note_refusal(run.job_id, error.too_many_bytes if error else None)

@@ -2,62 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from lora_worker.launchers.base import Launcher, LaunchRef, LaunchState, Observation
 
 LONGEST_LAUNCH_SECONDS = 8 * 86400.0
-"""RunPod deletes a job seven days after its submission at the latest; one day for clocks and doubt."""
+"""RunPod deletes a job seven days after its submission at the latest; one more day allows for clocks that differ."""
 
 
+@dataclass(frozen=True, slots=True)
 class Whereabouts:
-    """The endpoints at which a run was launched, and what was found where.
+    """The endpoints at which a run was launched, the latest first, and where each launch was found.
 
-    Which of them a trainer belongs to that has checked in by itself nobody says; so a launch that is not where
-    it should be is looked for at the others.
+    A trainer that checked in by itself does not say at which endpoint its launch was made. So a launch that is not
+    where it is expected is looked for at the run's other endpoints.
     """
 
-    def __init__(self, launcher: Launcher, endpoints: Iterable[str | None] = ()) -> None:
-        self._launcher = launcher
-        self._endpoints = list(dict.fromkeys(endpoints))
-        self._found: dict[str, str | None] = {}
+    launcher: Launcher
+    endpoints: tuple[str | None, ...] = ()
+    found: Mapping[str, str | None] = field(default_factory=dict)
+    """The endpoint at which a launch was found, by the launcher's id of the launch."""
 
-    def add(self, endpoint: str | None) -> None:
-        """Note one more endpoint at which the run was launched."""
-        if endpoint not in self._endpoints:
-            self._endpoints.insert(0, endpoint)
+    @classmethod
+    def of(cls, launcher: Launcher, endpoints: Iterable[str | None]) -> Whereabouts:
+        """The whereabouts of a run that was launched at these endpoints."""
+        return cls(launcher, tuple(dict.fromkeys(endpoints)))
+
+    def adding(self, endpoint: str | None) -> Whereabouts:
+        """The whereabouts with one more endpoint, at which the run was launched last."""
+        return self if endpoint in self.endpoints else replace(self, endpoints=(endpoint, *self.endpoints))
 
     def ref(self, external_job_id: str, noted: str | None = None) -> LaunchRef:
         """The launch where it was found; else at the endpoint that was noted with it; else at the latest one."""
-        latest = self._endpoints[0] if self._endpoints else None
-        return LaunchRef(self._found.get(external_job_id, noted or latest), external_job_id)
+        latest = self.endpoints[0] if self.endpoints else None
+        return LaunchRef(self.found.get(external_job_id, noted or latest), external_job_id)
 
     async def observe(
         self, external_job_id: str, noted: str | None = None, *, age_seconds: float | None = None
-    ) -> Observation:
-        """Look at a launch, at each endpoint where it may be. Past the longest life of a launch, none lives unseen."""
+    ) -> tuple[Observation, Whereabouts]:
+        """Look at a launch at each endpoint where it may be; also gives the whereabouts that know where it was found.
+
+        A launch that is older than any can get counts as missing where it can't be looked at.
+        """
         first = self.ref(external_job_id, noted)
-        observation = await self._launcher.observe(first)
-        others = [place for place in self._endpoints if place != first.endpoint]
-        for place in others if observation.state is LaunchState.MISSING else ():
-            seen = await self._launcher.observe(LaunchRef(place, external_job_id))
+        observation, found = await self.launcher.observe(first), self
+        others = [endpoint for endpoint in self.endpoints if endpoint != first.endpoint]
+        for endpoint in others if observation.state is LaunchState.MISSING else ():
+            seen = await self.launcher.observe(LaunchRef(endpoint, external_job_id))
             if seen.state is LaunchState.UNKNOWN:
                 observation = seen
             elif seen.state is not LaunchState.MISSING:
-                self._found[external_job_id] = place
+                found = replace(self, found={**self.found, external_job_id: endpoint})
                 observation = seen
                 break
         if observation.state is LaunchState.UNKNOWN and age_seconds and age_seconds > LONGEST_LAUNCH_SECONDS:
-            return replace(observation, state=LaunchState.MISSING)
-        return observation
+            observation = replace(observation, state=LaunchState.MISSING)
+        return observation, found
 
     def unseen(self, external_job_id: str, noted: str | None, observation: Observation) -> str | None:
-        """Why nobody knows what a launch does, for the operator; None where that is known, or forgotten."""
+        """Why nobody knows what a launch does, for the operator; None where that is known, or the launch is gone."""
         if observation.state is not LaunchState.UNKNOWN:
             return None
         endpoint = self.ref(external_job_id, noted).endpoint
-        if endpoint in {None, self._launcher.endpoint}:
+        if endpoint in {None, self.launcher.endpoint}:
             return f"its launch can't be looked at: {observation.reason}"
         return (
             f"its launch was made at {endpoint}, not at the endpoint of today's settings, and can't be looked at "
@@ -65,12 +73,12 @@ class Whereabouts:
         )
 
     async def cancel(self, external_job_id: str, noted: str | None = None) -> bool:
-        """Ask for the end of a launch where it is."""
-        return await self._launcher.cancel(self.ref(external_job_id, noted))
+        """Ask the launcher to end a launch, at the endpoint where it is."""
+        return await self.launcher.cancel(self.ref(external_job_id, noted))
 
 
 def left_alone(made_by: str | None, launcher: Launcher) -> str | None:
-    """Why a launch is left alone, for the operator: another launcher made it. None where this one may have."""
+    """Why this worker does not touch a launch, for the operator: another launcher made it. None where it may."""
     if made_by in {None, launcher.name}:
         return None
     return f"it was launched by {made_by}, and this worker launches by {launcher.name}: start a worker that knows it"

@@ -9,7 +9,7 @@ import pytest
 
 from lora_contract.protocol import MAX_FILES, MAX_UPLOAD_REQUEST_BYTES, Manifest
 from lora_worker.database.queue import storable
-from lora_worker.runs.held_run import Holding
+from lora_worker.runs.held_run import HeldRun
 from lora_worker.runs.settling import _success
 from tests.application.pipeline import Pipeline
 from tests.database.rows import Database, Row, point, report
@@ -114,7 +114,7 @@ def test_database_accepts_as_many_files_as_the_trainer_publishes(db: Database) -
 def test_manifest_with_impossible_numbers_still_completes_its_run(db: Database, told: Row) -> None:
     run, _, _ = db.running_run()
     services = make_services()
-    holding = Holding.take(services, assignment(), asked_at=services.clock())
+    holding = HeldRun.take(services, assignment(), asked_at=services.clock())
     file = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
     manifest = Manifest.model_validate({"job_id": "j", "run_id": "r", "files": [file], **told})
     job = holding.assignment.job

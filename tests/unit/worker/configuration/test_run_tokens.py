@@ -14,8 +14,9 @@ from pydantic import SecretStr
 
 from lora_contract.grants import open_urls
 from lora_worker.configuration.tokens import RunTokens, token_sha256
-from lora_worker.runs import launching
-from lora_worker.runs.held_run import Holding
+from lora_worker.runs import advance, launching
+from lora_worker.runs.applying import apply
+from lora_worker.runs.held_run import HeldRun
 from lora_worker.services import Services
 from tests.scripted import START, FakeLauncher, FakeQueue, assignment, make_services
 
@@ -66,19 +67,19 @@ def test_token_hash_is_the_one_the_database_stores() -> None:
 )
 def test_run_keeps_its_token_when_the_key_changes(adopter: Services) -> None:
     taken, token = launched_by(services_with("legacy"))
-    assert Holding.take(adopter, taken, asked_at=0).token == token
+    assert HeldRun.take(adopter, taken, asked_at=0).token == token
 
 
 def test_workers_with_the_same_secret_derive_the_same_tokens() -> None:
     taken, token = launched_by(services_with("legacy", secret="shared"))
-    assert Holding.take(services_with("sb_secret_x", secret="shared"), taken, asked_at=0).token == token
+    assert HeldRun.take(services_with("sb_secret_x", secret="shared"), taken, asked_at=0).token == token
 
 
 @pytest.mark.parametrize(("secret", "present"), [("shared", "shared"), (None, "sb_secret_new")])
 def test_run_without_a_token_gets_one_of_the_current_secret(secret: str | None, present: str) -> None:
     services = services_with("sb_secret_new", secret=secret, previous=("former",))
     fresh = assignment(None, status="claimed")
-    assert Holding.take(services, fresh, asked_at=0).token == RunTokens([present]).of(fresh.run.id, None)
+    assert HeldRun.take(services, fresh, asked_at=0).token == RunTokens([present]).of(fresh.run.id, None)
 
 
 async def test_run_of_an_unknown_secret_gets_no_grant_it_cannot_open(
@@ -102,11 +103,13 @@ async def test_relaunched_run_is_granted_with_the_token_it_was_sent(
     monkeypatch.setattr(launcher, "launch", lambda *_: asyncio.sleep(0, "ext"), raising=False)
     monkeypatch.setattr(launching, "enrichment_of", lambda *_, **__: {})
     services = make_services(queue=queue, launcher=launcher)
-    holding = Holding.take(services, assignment(None, status="claimed", token_sha256="0" * 64), asked_at=START)
+    holding = HeldRun.take(services, assignment(None, status="claimed", token_sha256="0" * 64), asked_at=START)
     assert holding.token is None
     sent: Any = SimpleNamespace(channel=SimpleNamespace(token="sent"), model_dump=lambda **_: {})
     plan: Any = MagicMock()
-    await launching._post(holding, sent, plan)
+    begun = await launching.begin_launch(holding, sent, plan)
+    assert begun is not None
+    apply(holding, begun)
     assert holding.token == "sent"
 
 
@@ -130,8 +133,8 @@ async def grant(monkeypatch: pytest.MonkeyPatch, taken: Any, adopter: Services) 
     monkeypatch.setattr(FakeQueue, "grant_upload", grant_upload, raising=False)
     storage = type("Signing", (), {"sign_upload": staticmethod(sign_upload)})()
     services = make_services(settings=adopter.settings, storage=storage)
-    holding = Holding.take(services, taken, asked_at=services.clock())
+    holding = HeldRun.take(services, taken, asked_at=services.clock())
     holding.news = holding.news.model_copy(update={"upload_request": [FILE]})
     for _ in range(2):
-        await holding.advance()
+        await advance.advance(holding)
     return sealed

@@ -17,8 +17,9 @@ from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import LaunchState
 from lora_worker.money.pricing import find_price, load_prices
-from lora_worker.runs import held_run as holding_module
-from lora_worker.runs.held_run import Holding
+from lora_worker.runs import advance
+from lora_worker.runs.events import Settled
+from lora_worker.runs.held_run import HeldRun
 from tests.scripted import FakeLauncher, ForgetfulLauncher, make_services
 
 Row = dict[str, Any]
@@ -129,11 +130,11 @@ async def settled(monkeypatch: pytest.MonkeyPatch, row: Row, launcher: FakeLaunc
     """What a run with this row is settled with, after two cycles of the daemon."""
     endings: list[Any] = []
 
-    async def settle(holding: Holding, ending: Any) -> str:
+    async def settle(holding: HeldRun, ending: Any) -> Settled:
         endings.append(ending)
-        return "failed"
+        return Settled("failed")
 
-    monkeypatch.setattr(holding_module, "settle", settle)
+    monkeypatch.setattr(advance, "settle", settle)
     daemon = Daemon(make_services(launcher=launcher))
     daemon.services.queue.to_adopt = [parse_assignment(row)]  # type: ignore[attr-defined]
     await daemon.claim()

@@ -14,8 +14,9 @@ from lora_worker.database.rows import News
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import LeaseLostError, PassIncompleteError, SchemaMismatchError, ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState
-from lora_worker.runs import held_run as holding_module
-from lora_worker.runs.held_run import Holding
+from lora_worker.runs import advance
+from lora_worker.runs.events import Settled
+from lora_worker.runs.held_run import HeldRun
 from lora_worker.services import HeavySlots, Services
 from tests.processes.waiting import PATIENCE_SECONDS
 from tests.scripted import ForgetfulLauncher, Shelf, assignment
@@ -81,32 +82,32 @@ async def test_number_of_calls_of_a_cycle_does_not_grow_with_the_runs(services: 
 async def test_unconfirmed_launch_is_left_alone_until_its_deadline(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launched: list[Holding] = []
+    launched: list[HeldRun] = []
 
-    async def note(holding: Holding) -> None:
+    async def note(holding: HeldRun) -> None:
         launched.append(holding)
 
-    monkeypatch.setattr(holding_module, "launch", note)
+    monkeypatch.setattr(advance, "launch", note)
     doubtful = assignment(None, status="claimed", launches=1, posted_seconds_ago=30)
-    holding = Holding.take(services, doubtful, asked_at=services.clock())
+    holding = HeldRun.take(services, doubtful, asked_at=services.clock())
     holding.trusted_until = float("inf")
-    await holding.advance()
+    await advance.advance(holding)
     assert launched == []
     services.clock.now += 71  # type: ignore[attr-defined]
-    await holding.advance()
+    await advance.advance(holding)
     assert launched == [holding]
 
 
 async def test_adopted_run_without_a_launch_is_launched_at_once(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launched: list[Holding] = []
+    launched: list[HeldRun] = []
 
-    async def note(holding: Holding) -> None:
+    async def note(holding: HeldRun) -> None:
         launched.append(holding)
 
-    monkeypatch.setattr(holding_module, "launch", note)
-    await Holding.take(services, assignment(None, status="claimed"), asked_at=services.clock()).advance()
+    monkeypatch.setattr(advance, "launch", note)
+    await advance.advance(HeldRun.take(services, assignment(None, status="claimed"), asked_at=services.clock()))
     assert len(launched) == 1
 
 
@@ -117,20 +118,20 @@ def watched(
     *,
     manifest: bool,
     checked_in: bool = True,
-) -> tuple[Holding, list[Any]]:
+) -> tuple[HeldRun, list[Any]]:
     """A holding of a run whose launcher says `state`, and what it was settled with."""
     endings: list[Any] = []
 
-    async def settle(holding: Holding, ending: Any) -> str:
+    async def settle(holding: HeldRun, ending: Any) -> Settled:
         endings.append(ending)
-        return "completed"
+        return Settled("completed")
 
-    monkeypatch.setattr(holding_module, "settle", settle)
+    monkeypatch.setattr(advance, "settle", settle)
     ready = dataclasses.replace(
         services, launcher=cast(Any, ForgetfulLauncher(state)), storage=cast(Any, Shelf(manifest))
     )
     checked_in_at = datetime.now(UTC) if checked_in else None
-    holding = Holding.take(ready, assignment(checked_in_at=checked_in_at), asked_at=services.clock())
+    holding = HeldRun.take(ready, assignment(checked_in_at=checked_in_at), asked_at=services.clock())
     holding.trusted_until = float("inf")
     return holding, endings
 
@@ -139,7 +140,7 @@ async def test_run_forgotten_by_the_launcher_is_settled_by_its_manifest(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding, endings = watched(services, monkeypatch, LaunchState.MISSING, manifest=True)
-    await holding.advance()
+    await advance.advance(holding)
     assert [ending.look for ending in endings] == [True]
 
 
@@ -147,10 +148,10 @@ async def test_run_is_lost_after_a_long_silence_but_not_after_one_404(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding, endings = watched(services, monkeypatch, LaunchState.MISSING, manifest=False)
-    await holding.advance()
+    await advance.advance(holding)
     assert endings == []
     services.clock.now += services.settings.lost_seconds + 1  # type: ignore[attr-defined]
-    await holding.advance()
+    await advance.advance(holding)
     assert [ending.failure.code for ending in endings] == ["gpu_lost"]
 
 
@@ -158,11 +159,11 @@ async def test_silent_run_is_stopped_and_its_manifest_looked_up(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding, endings = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
-    await holding.advance()
+    await advance.advance(holding)
     services.clock.now += services.settings.lost_seconds + 1  # type: ignore[attr-defined]
-    await holding.advance()
+    await advance.advance(holding)
     assert endings == []
-    await holding.advance()
+    await advance.advance(holding)
     assert holding.services.launcher.cancelled == ["ext"]  # type: ignore[attr-defined]
     assert [(ending.failure.code, ending.look) for ending in endings] == [("gpu_silent", True)]
 
@@ -173,11 +174,11 @@ async def test_trainer_without_heartbeats_may_use_the_longest_run_time(
     holding, endings = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False, checked_in=False)
     for seconds in (0, services.settings.lost_seconds + 1, services.settings.max_run_seconds - 1000):
         services.clock.now += seconds  # type: ignore[attr-defined]
-        await holding.advance()
+        await advance.advance(holding)
     assert holding.services.launcher.cancelled == []  # type: ignore[attr-defined]
     services.clock.now += 1000  # type: ignore[attr-defined]
-    await holding.advance()
-    await holding.advance()
+    await advance.advance(holding)
+    await advance.advance(holding)
     assert [ending.failure.code for ending in endings] == ["time_limit"]
 
 
@@ -190,7 +191,7 @@ async def test_cancelled_superseded_launch_does_not_end_the_run(
         return [News(run_id=run, held=True, external_job_id="winner") for run, _ in leases]
 
     monkeypatch.setattr(services.queue, "renew", renew)
-    await holding.advance()
+    await advance.advance(holding)
     assert endings == []
     assert holding.news.external_job_id == "winner"
 
@@ -199,9 +200,9 @@ async def test_measured_gpu_time_is_kept_after_runpod_forgets_the_job(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding, _ = watched(services, monkeypatch, LaunchState.RUNNING, manifest=False)
-    await holding.advance()
+    await advance.advance(holding)
     holding.services.launcher.state = LaunchState.MISSING  # type: ignore[attr-defined]
-    await holding.advance()
+    await advance.advance(holding)
     assert holding.gpu_seconds() == 90
 
 
@@ -210,13 +211,13 @@ async def test_adopted_cancelled_run_is_billed_for_its_gpu_time(
 ) -> None:
     billed: list[float] = []
 
-    async def settle(holding: Holding, _: Any) -> str:
+    async def settle(holding: HeldRun, _: Any) -> Settled:
         billed.append(holding.gpu_seconds())
-        return "cancelled"
+        return Settled("cancelled")
 
-    monkeypatch.setattr(holding_module, "settle", settle)
+    monkeypatch.setattr(advance, "settle", settle)
     adopted = assignment(used_seconds=70)
-    holding = Holding.take(
+    holding = HeldRun.take(
         dataclasses.replace(services, launcher=cast(Any, ForgetfulLauncher(LaunchState.MISSING))),
         adopted.model_copy(update={"job": None}),
         asked_at=services.clock(),
@@ -225,7 +226,7 @@ async def test_adopted_cancelled_run_is_billed_for_its_gpu_time(
     # The trainer's last heartbeat may have come after the adoption.
     news = News(run_id=adopted.run.id, held=True, external_job_id="ext", used_seconds=75, cancel_requested=True)
     monkeypatch.setattr(services.queue, "renew", lambda leases: asyncio.sleep(0, [news]))
-    await holding.advance()
+    await advance.advance(holding)
     assert billed == [75]
 
 
@@ -244,7 +245,7 @@ async def test_lease_that_expires_during_a_status_call_cancels_nothing(
 
     monkeypatch.setattr(launcher, "observe", look_slowly)
     with pytest.raises(LeaseLostError):
-        await holding.advance()
+        await advance.advance(holding)
     assert launcher.cancelled == []
 
 
@@ -255,9 +256,9 @@ async def test_owning_launch_is_stopped_before_its_run_is_settled(
     holding.news = holding.news.model_copy(update={"cancel_requested": True})
     owner = News(run_id=holding.assignment.run.id, held=True, external_job_id="winner", cancel_requested=True)
     monkeypatch.setattr(services.queue, "renew", lambda leases: asyncio.sleep(0, [owner]))
-    await holding.advance()
+    await advance.advance(holding)
     assert endings == []
-    await holding.advance()
+    await advance.advance(holding)
     assert holding.services.launcher.cancelled == ["ext", "winner"]  # type: ignore[attr-defined]
     assert len(endings) == 1
 
@@ -366,12 +367,12 @@ async def test_run_that_crashed_workers_is_processed_alone() -> None:
 async def test_worker_that_can_settle_no_run_is_not_ready(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     refusing: list[Exception] = [ServiceUnavailableError("db", "settle_run refused")]
 
-    async def settle(*_: Any) -> str:
+    async def settle(*_: Any) -> Settled:
         if refusing:
             raise refusing[0]
-        return "completed"
+        return Settled("completed")
 
-    monkeypatch.setattr(holding_module, "settle", settle)
+    monkeypatch.setattr(advance, "settle", settle)
     forgetful = cast(Any, ForgetfulLauncher(LaunchState.MISSING))
     daemon = Daemon(dataclasses.replace(services, launcher=forgetful, storage=cast(Any, Shelf(True))))
     daemon._readiness.end("start")

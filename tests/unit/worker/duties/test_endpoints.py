@@ -14,6 +14,7 @@ from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, EndpointState, LaunchState
 from lora_worker.launchers.endpoints import EndpointView, launches_at, starting_too_long, unowned_work
 from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.runs import advance
 from lora_worker.runs.failures import NEVER_READY
 from tests.scripted import FakeLauncher, ForgetfulLauncher, assignment, make_services
 
@@ -108,7 +109,7 @@ async def test_a_launch_is_stopped_when_its_workers_never_get_ready(monkeypatch:
     (holding,) = daemon.holdings.values()
     with pytest.raises(ServiceUnavailableError, match="the image fails"):
         await daemon._endpoints.round()
-    await holding.advance()
+    await advance.advance(holding)
     assert holding.stopping == NEVER_READY
     assert holding.report is not None
     assert holding.report["job"]["current_stage"] == "waiting_for_gpu"
@@ -119,7 +120,7 @@ async def test_start_within_its_limit_is_not_a_problem(monkeypatch: pytest.Monke
     await daemon._adopt()
     (holding,) = daemon.holdings.values()
     await daemon._endpoints.round()
-    await holding.advance()
+    await advance.advance(holding)
     assert holding.stopping is None
     assert holding.report is not None
     assert holding.report["job"]["current_stage"] == "queued_on_gpu"

@@ -11,9 +11,10 @@ from lora_worker.database.rows import News
 from lora_worker.duties import daemon as daemon_module
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import ServiceUnavailableError
+from lora_worker.runs import advance
+from lora_worker.runs.events import Ending, Settled
 from lora_worker.runs.failures import CANCELLED_ELSEWHERE
-from lora_worker.runs.held_run import Holding
-from lora_worker.runs.settling import Ending
+from lora_worker.runs.held_run import HeldRun
 from lora_worker.services import Services
 from tests.scripted import FakeQueue, assignment
 
@@ -29,7 +30,7 @@ async def test_stop_waits_for_work_on_runs_that_were_given_up(
 ) -> None:
     begun, ended = asyncio.Event(), asyncio.Event()
 
-    async def work(_: Holding) -> None:
+    async def work(_: HeldRun) -> None:
         begun.set()
         try:
             await asyncio.Event().wait()
@@ -39,7 +40,7 @@ async def test_stop_waits_for_work_on_runs_that_were_given_up(
                 await asyncio.sleep(0)
             ended.set()
 
-    monkeypatch.setattr(Holding, "advance", work)
+    monkeypatch.setattr(daemon_module, "advance", work)
     queue, daemon = adopting(services), Daemon(services)
     running = asyncio.create_task(daemon.run())
     await begun.wait()
@@ -55,9 +56,10 @@ async def test_stop_gives_unresponsive_work_time_to_end(services: Services, monk
     begun = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 
-    async def work(holding: Holding) -> None:
-        assert holding.task is not None
-        tasks.append(holding.task)
+    async def work(_: HeldRun) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.append(task)
         begun.set()
         try:
             await asyncio.Event().wait()
@@ -65,7 +67,7 @@ async def test_stop_gives_unresponsive_work_time_to_end(services: Services, monk
             # One cancel is taken for something else, as a library may.
             await asyncio.Event().wait()
 
-    monkeypatch.setattr(Holding, "advance", work)
+    monkeypatch.setattr(daemon_module, "advance", work)
     monkeypatch.setattr(daemon_module, "_GRACE_SECONDS", 0.01)
     queue, daemon = adopting(services), Daemon(services)
     running = asyncio.create_task(daemon.run())
@@ -84,7 +86,7 @@ class LosesAnswers(FakeQueue):
         super().__init__()
         self.settled: set[Any] = set()
 
-    async def settle(self, run_id: Any, lease_token: Any, outcome: Any) -> str:
+    async def settle(self, run_id: Any, lease_token: Any, outcome: Any) -> Settled:
         self.calls.append("settle")
         self.settled.add(run_id)
         raise ServiceUnavailableError("Supabase's database", "the answer was lost")
@@ -111,8 +113,8 @@ async def test_settling_with_a_lost_answer_is_not_a_lost_lease(
     await daemon.claim()
     (holding,) = daemon.holdings.values()
     with pytest.raises(ServiceUnavailableError):
-        await holding.finish(Ending(CANCELLED_ELSEWHERE))
-    assert not await holding._is_owner("ext")
+        await advance.finish(holding, Ending(CANCELLED_ELSEWHERE))
+    assert not await advance._is_owner(holding, "ext")
     assert holding.settled_as == "cancelled"
     holding.settled_as = None
     await daemon.renew()

@@ -12,15 +12,15 @@ from lora_worker.database.rows import News
 from lora_worker.duties import daemon as daemon_module
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import LeaseLostError, PassIncompleteError, SchemaMismatchError
-from lora_worker.runs.held_run import Holding
+from lora_worker.runs.held_run import HeldRun
 from lora_worker.services import Services
 from tests.processes.waiting import PATIENCE_SECONDS
 from tests.scripted import FakeQueue, assignment
 
 
-def advance_by(monkeypatch: pytest.MonkeyPatch, work: Callable[[Holding], Awaitable[None]]) -> None:
+def advance_by(monkeypatch: pytest.MonkeyPatch, work: Callable[[HeldRun], Awaitable[None]]) -> None:
     """Let a cycle of a run be this."""
-    monkeypatch.setattr(Holding, "advance", work)
+    monkeypatch.setattr(daemon_module, "advance", work)
 
 
 def adopting(services: Services) -> FakeQueue:
@@ -33,7 +33,7 @@ def adopting(services: Services) -> FakeQueue:
 async def test_pass_renews_its_leases_during_a_long_run(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = adopting(services)
 
-    async def settle_something_large(holding: Holding) -> None:
+    async def settle_something_large(holding: HeldRun) -> None:
         for _ in range(3):
             services.clock.now += 50  # type: ignore[attr-defined]
             renewals = queue.calls.count("renew")
@@ -50,7 +50,7 @@ async def test_pass_renews_its_leases_during_a_long_run(services: Services, monk
 async def test_stop_ends_a_pass_whatever_it_waits_for(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     queue, begun = adopting(services), asyncio.Event()
 
-    async def wait_for_ever(_: Holding) -> None:
+    async def wait_for_ever(_: HeldRun) -> None:
         begun.set()
         await asyncio.Event().wait()
 
@@ -70,7 +70,7 @@ async def test_stopped_pass_lets_calls_in_flight_finish(services: Services, monk
     adopting(services)
     begun, stopped, finished = asyncio.Event(), asyncio.Event(), []
 
-    async def finish_later(_: Holding) -> None:
+    async def finish_later(_: HeldRun) -> None:
         begun.set()
         await stopped.wait()
         for _ in range(10):
@@ -96,7 +96,7 @@ async def test_pass_records_a_heartbeat_as_a_pass(services: Services) -> None:
 async def test_lost_run_makes_a_pass_incomplete(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     adopting(services)
 
-    async def lose(_: Holding) -> None:
+    async def lose(_: HeldRun) -> None:
         raise LeaseLostError("the lease ran out before it was renewed")
 
     advance_by(monkeypatch, lose)
@@ -109,7 +109,7 @@ async def test_schema_change_during_a_pass_ends_it_with_a_sentence(
 ) -> None:
     queue, begun = adopting(services), asyncio.Event()
 
-    async def wait_for_ever(_: Holding) -> None:
+    async def wait_for_ever(_: HeldRun) -> None:
         begun.set()
         await asyncio.Event().wait()
 

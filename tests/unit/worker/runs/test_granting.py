@@ -8,8 +8,9 @@ import pytest
 
 from lora_worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceUnavailableError
 from lora_worker.launchers.base import LaunchState
-from lora_worker.runs import held_run as holding_module
-from lora_worker.runs.held_run import Holding
+from lora_worker.runs import advance
+from lora_worker.runs.events import Settled
+from lora_worker.runs.held_run import HeldRun
 from tests.scripted import FakeQueue, ForgetfulLauncher, assignment, make_services
 
 FILE = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
@@ -34,17 +35,17 @@ def asking(
     request: Any,
     failure: Exception | None = None,
     state: LaunchState = LaunchState.RUNNING,
-) -> tuple[Holding, list[Any]]:
+) -> tuple[HeldRun, list[Any]]:
     """A holding whose trainer asks to upload, and what it is settled with."""
     endings: list[Any] = []
 
-    async def settle(holding: Holding, ending: Any) -> str:
+    async def settle(holding: HeldRun, ending: Any) -> Settled:
         endings.append(ending)
-        return "completed"
+        return Settled("completed")
 
-    monkeypatch.setattr(holding_module, "settle", settle)
+    monkeypatch.setattr(advance, "settle", settle)
     services = make_services(launcher=ForgetfulLauncher(state), storage=Shelves(failure))
-    holding = Holding.take(services, assignment(), asked_at=services.clock())
+    holding = HeldRun.take(services, assignment(), asked_at=services.clock())
     holding.news = holding.news.model_copy(update={"upload_request": request})
     return holding, endings
 
@@ -60,7 +61,7 @@ async def test_run_is_polled_while_the_storage_issues_no_urls(
     monkeypatch: pytest.MonkeyPatch, failure: ServiceError
 ) -> None:
     holding, _ = asking(monkeypatch, [FILE], failure)
-    await holding.advance()
+    await advance.advance(holding)
     assert holding.report is not None
     assert holding.put_off == str(failure)
     assert holding.news.upload_request == [FILE]
@@ -68,7 +69,7 @@ async def test_run_is_polled_while_the_storage_issues_no_urls(
 
 async def test_ended_run_is_settled_while_the_storage_issues_no_urls(monkeypatch: pytest.MonkeyPatch) -> None:
     holding, endings = asking(monkeypatch, [FILE], STORAGE_FAULTS[0], LaunchState.FAILED)
-    await holding.advance()
+    await advance.advance(holding)
     assert [ending.failure.code for ending in endings] == ["trainer_crashed"]
 
 
@@ -76,7 +77,7 @@ async def test_ended_run_is_settled_while_the_storage_issues_no_urls(monkeypatch
 async def test_cancelled_run_is_stopped_and_gets_no_grant(monkeypatch: pytest.MonkeyPatch, request_: Any) -> None:
     holding, endings = asking(monkeypatch, request_, STORAGE_FAULTS[0])
     holding.news = holding.news.model_copy(update={"cancel_requested": True})
-    await holding.advance()
+    await advance.advance(holding)
     assert [ending.failure for ending in endings] == [None]
 
 
@@ -85,7 +86,7 @@ async def test_unreadable_upload_request_affects_only_its_own_run(
     monkeypatch: pytest.MonkeyPatch, request_: Any
 ) -> None:
     holding, endings = asking(monkeypatch, request_)
-    await holding.advance()
+    await advance.advance(holding)
     (ending,) = endings
     assert ending.failure.code == "upload_request_invalid"
     assert holding.services.storage.signed == []  # type: ignore[attr-defined]
@@ -100,7 +101,7 @@ async def test_lost_lease_while_granting_ends_the_holding(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(holding.services.storage, "sign_upload", sign_upload)
     with pytest.raises(LeaseLostError):
-        await holding.advance()
+        await advance.advance(holding)
 
 
 async def test_upload_request_is_granted_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +113,6 @@ async def test_upload_request_is_granted_once(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(FakeQueue, "grant_upload", grant_upload, raising=False)
     holding, _ = asking(monkeypatch, [FILE])
-    await holding.advance()
-    await holding.advance()
+    await advance.advance(holding)
+    await advance.advance(holding)
     assert granted == [[FILE]]

@@ -11,12 +11,15 @@ from pydantic import SecretStr
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.protocol import Channel, DatasetRef, Limits, OutputRef, Request
 from lora_worker.datasets.preflight import make_policy
-from lora_worker.errors import PreflightError
+from lora_worker.errors import PreflightError, ServiceUnavailableError
 from lora_worker.money.billing import Rate
 from lora_worker.money.pricing import load_prices
-from lora_worker.runs import launching
-from lora_worker.runs.held_run import Holding
-from lora_worker.runs.launching import patience_seconds
+from lora_worker.runs import advance, launching
+from lora_worker.runs.applying import apply
+from lora_worker.runs.events import Ending, PutOff, Settled
+from lora_worker.runs.failures import WORKER_KILLED
+from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.retries import patience_seconds
 from tests.scripted import assignment, make_services
 
 
@@ -31,9 +34,9 @@ def test_retry_after_can_lengthen_the_backoff() -> None:
 
 def test_refused_launches_never_fail_a_job() -> None:
     services = make_services()
-    holding = Holding.take(services, assignment(None, status="claimed", launches=1_500), asked_at=services.clock())
+    holding = HeldRun.take(services, assignment(None, status="claimed", launches=1_500), asked_at=services.clock())
     holding.launch_tries = 1_500
-    launching._wait(holding, "RunPod is not reachable", 30.0)
+    apply(holding, PutOff("RunPod is not reachable", 30.0))
     assert holding.launch_not_before == services.clock() + 600
 
 
@@ -58,12 +61,13 @@ async def test_a_request_with_a_secret_key_is_never_sent(monkeypatch: pytest.Mon
     services = make_services()
     # As no settings that were read can be.
     services.settings.supabase_publishable_key = SecretStr(key)
-    holding = Holding.take(services, assignment(None, status="claimed"), asked_at=services.clock())
+    holding = HeldRun.take(services, assignment(None, status="claimed"), asked_at=services.clock())
     monkeypatch.setattr(services.artifacts_bucket, "require", lambda _: asyncio.sleep(0))
-    monkeypatch.setattr(launching, "_check", lambda _: asyncio.sleep(0, "a plan"))
-    monkeypatch.setattr(launching, "_post", lambda *request: asyncio.sleep(0, posted.append(request)))
+    monkeypatch.setattr(services.queue, "begin_handling", lambda *_: asyncio.sleep(0, 1), raising=False)
+    monkeypatch.setattr(launching, "check_job", lambda _: asyncio.sleep(0, "a plan"))
+    monkeypatch.setattr(launching, "begin_launch", lambda *request: asyncio.sleep(0, posted.append(request)))
 
-    async def make_request(holding: Holding, _: Any) -> Request:
+    async def make_request(holding: HeldRun, _: Any) -> Request:
         public = holding.services.settings.supabase_publishable_key.get_secret_value()
         return Request(
             job_id="job", run_id="run", dataset=DatasetRef(url="https://x/y"), hyperparameters=Hyperparameters(),
@@ -72,14 +76,36 @@ async def test_a_request_with_a_secret_key_is_never_sent(monkeypatch: pytest.Mon
         )  # fmt: skip
 
     monkeypatch.setattr(launching, "_make_request", make_request)
-    await launching.launch(holding)
+    await advance.launch(holding)
     assert posted == []
     assert holding.put_off is not None
     assert holding.put_off.startswith("SUPABASE_PUBLISHABLE_KEY holds ")
     assert key not in holding.put_off
     services.settings.supabase_publishable_key = SecretStr("sb_publishable_x")
-    await launching.launch(holding)
+    await advance.launch(holding)
     assert len(posted) == 1
+
+
+async def test_run_given_up_is_not_begun_again_by_the_same_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    services = make_services()
+    counted: list[Any] = []
+
+    async def begin_handling(*lease: Any) -> int:
+        counted.append(lease)
+        return int(services.settings.max_handlings) + 1
+
+    async def settle(held: HeldRun, ending: Ending) -> Settled:
+        assert ending.failure == WORKER_KILLED
+        raise ServiceUnavailableError("db", "away")
+
+    monkeypatch.setattr(services.artifacts_bucket, "require", lambda _: asyncio.sleep(0))
+    monkeypatch.setattr(services.queue, "begin_handling", begin_handling, raising=False)
+    monkeypatch.setattr(advance, "settle", settle)
+    holding = HeldRun.take(services, assignment(None, status="claimed"), asked_at=services.clock())
+    for _ in range(2):
+        with pytest.raises(ServiceUnavailableError):
+            await advance.launch(holding)
+    assert len(counted) == 1
 
 
 def test_retry_gets_the_time_and_money_that_is_left() -> None:

@@ -10,10 +10,11 @@ from structlog.testing import capture_logs
 from lora_contract.protocol import ErrorCode, Fault, Manifest, Point, Progress, Result, Stage, Summary, TrainerError
 from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.runs.events import Ending
 from lora_worker.runs.failures import Failure
-from lora_worker.runs.held_run import Holding
+from lora_worker.runs.held_run import HeldRun
 from lora_worker.runs.results import parse_result
-from lora_worker.runs.settling import Ending, _failure, _success
+from lora_worker.runs.settling import _failure, _success
 from lora_worker.runs.verdicts import _failure_of
 from lora_worker.services import Services
 from tests.scripted import assignment
@@ -21,9 +22,9 @@ from tests.scripted import assignment
 A40 = Summary(gpu_type="NVIDIA A40", gpu_count=2, execution_seconds=3600)
 
 
-def held(services: Services, progress: dict[str, Any] | None) -> Holding:
+def held(services: Services, progress: dict[str, Any] | None) -> HeldRun:
     """A run of a job that asked for an H100, and what was last heard of its progress."""
-    holding = Holding.take(services, assignment(), asked_at=services.clock())
+    holding = HeldRun.take(services, assignment(), asked_at=services.clock())
     if progress is not None:
         run_id = str(holding.assignment.run.id)
         holding.progress = Progress.model_validate(
@@ -32,13 +33,13 @@ def held(services: Services, progress: dict[str, Any] | None) -> Holding:
     return holding
 
 
-def failed(holding: Holding, summary: Summary) -> dict[str, Any]:
+def failed(holding: HeldRun, summary: Summary) -> dict[str, Any]:
     error = TrainerError(code=ErrorCode.OUT_OF_MEMORY, message="It broke.")
     result = Result(run_id=str(holding.assignment.run.id), status="failed", error=error, summary=summary)
     return _failure(holding, Ending(None, result=result), Failure("out_of_memory", Fault.PERMANENT, "It broke."))
 
 
-def succeeded(holding: Holding, summary: Summary) -> dict[str, Any]:
+def succeeded(holding: HeldRun, summary: Summary) -> dict[str, Any]:
     run, job = holding.assignment.run, holding.assignment.job
     assert job is not None
     file = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
@@ -97,7 +98,7 @@ def test_displayed_cost_stays_within_the_cap(services: Services) -> None:
 
 def test_run_is_billed_at_the_rate_of_its_launch(services: Services) -> None:
     launched_with = {"dataset_id": None, "gpu_type": "L4", "gpu_count": 2, "price_per_hour": 0.5, "max_cost": 7}
-    holding = Holding.take(services, assignment(launched_with=launched_with), asked_at=services.clock())
+    holding = HeldRun.take(services, assignment(launched_with=launched_with), asked_at=services.clock())
     assert (holding.rate.gpu_type, holding.rate.gpu_count, holding.cost(3600)) == ("L4", 2, 1.0)
     assert holding.cost(10**9) == 7
 
@@ -124,7 +125,7 @@ def test_adapter_refused_by_storage_waits_without_using_an_attempt(services: Ser
 def test_run_launched_before_its_dataset_is_requeued_uncounted(
     services: Services, attempt: int, seconds: float
 ) -> None:
-    holding = Holding.take(services, assignment(None, attempt=attempt), asked_at=services.clock())
+    holding = HeldRun.take(services, assignment(None, attempt=attempt), asked_at=services.clock())
     failure = Failure(WAITING_FOR_DATASET, Fault.INFRASTRUCTURE, "The dataset is not validated yet.")
     outcome = _failure(holding, Ending(failure), failure)
     assert (outcome["job_status"], outcome["fault"], outcome["notices"]) == ("queued", None, [])

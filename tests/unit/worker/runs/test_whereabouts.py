@@ -89,16 +89,17 @@ async def test_launch_at_a_foreign_address_is_unknown_and_gets_no_key() -> None:
 
 async def test_launch_is_polled_and_cancelled_at_its_own_endpoint() -> None:
     launcher = Endpoints({FORMER: LaunchState.RUNNING})
-    places = Whereabouts(launcher, [FORMER])
-    assert (await places.observe("job", FORMER)).state is LaunchState.RUNNING
+    places = Whereabouts.of(launcher, [FORMER])
+    assert (await places.observe("job", FORMER))[0].state is LaunchState.RUNNING
     assert await places.cancel("job", FORMER)
     assert (launcher.looked, launcher.cancelled) == ([FORMER], [FORMER])
 
 
 async def test_launch_with_an_assumed_endpoint_is_found_at_the_other() -> None:
     launcher = Endpoints({OWN: LaunchState.MISSING, FORMER: LaunchState.RUNNING})
-    places = Whereabouts(launcher, [OWN, FORMER])
-    assert (await places.observe("job", OWN)).state is LaunchState.RUNNING
+    places = Whereabouts.of(launcher, [OWN, FORMER])
+    seen, places = await places.observe("job", OWN)
+    assert seen.state is LaunchState.RUNNING
     await places.cancel("job", OWN)
     assert launcher.cancelled == [FORMER]
     launcher.looked.clear()
@@ -110,14 +111,14 @@ async def test_launch_with_an_assumed_endpoint_is_found_at_the_other() -> None:
     ("former", "state"), [(LaunchState.UNKNOWN, LaunchState.UNKNOWN), (LaunchState.MISSING, LaunchState.MISSING)]
 )
 async def test_launch_is_missing_only_if_every_endpoint_says_so(former: LaunchState, state: LaunchState) -> None:
-    places = Whereabouts(Endpoints({OWN: LaunchState.MISSING, FORMER: former}), [OWN, FORMER])
-    assert (await places.observe("job", OWN)).state is state
+    places = Whereabouts.of(Endpoints({OWN: LaunchState.MISSING, FORMER: former}), [OWN, FORMER])
+    assert (await places.observe("job", OWN))[0].state is state
 
 
 async def test_launch_past_its_lifetime_is_gone_without_an_answer() -> None:
-    places = Whereabouts(Endpoints({FORMER: LaunchState.UNKNOWN}), [FORMER])
-    young = await places.observe("job", FORMER, age_seconds=LONGEST_LAUNCH_SECONDS - 1)
-    old = await places.observe("job", FORMER, age_seconds=LONGEST_LAUNCH_SECONDS + 1)
+    places = Whereabouts.of(Endpoints({FORMER: LaunchState.UNKNOWN}), [FORMER])
+    young, _ = await places.observe("job", FORMER, age_seconds=LONGEST_LAUNCH_SECONDS - 1)
+    old, _ = await places.observe("job", FORMER, age_seconds=LONGEST_LAUNCH_SECONDS + 1)
     assert (young.state, old.state) == (LaunchState.UNKNOWN, LaunchState.MISSING)
     assert FORMER in (places.unseen("job", FORMER, young) or "")
     assert places.unseen("job", FORMER, old) is None

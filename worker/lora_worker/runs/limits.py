@@ -1,0 +1,30 @@
+"""The limits of a run's time, money and wait for a GPU, as the worker watches them."""
+
+from __future__ import annotations
+
+from lora_worker.launchers.base import Observation
+from lora_worker.runs.failures import NEVER_READY, OVER_BUDGET, OVER_TIME, Failure
+from lora_worker.runs.held_run import HeldRun
+
+_MARGIN_SECONDS = 180.0
+"""The trainer stops itself at its limit, and then the launcher does by its policy; the worker is the last resort."""
+
+
+def longest_seconds(held: HeldRun) -> float:
+    """How long the run may take at most before the worker stops it."""
+    return held.services.settings.max_run_seconds - held.assignment.run.spent_seconds + _MARGIN_SECONDS
+
+
+def exceeded_limit(held: HeldRun, observation: Observation) -> Failure | None:
+    """Why the run must be stopped for a limit; None while it keeps within all of them."""
+    settings = held.services.settings
+    if not held.has_checked_in and held.endpoint.keeps_waiting(
+        observation.state, launch_age_seconds=held.launch_age_seconds, limit_seconds=settings.max_start_seconds
+    ):
+        return NEVER_READY
+    run, seconds, rate = held.assignment.run, held.gpu_seconds(), held.rate
+    if seconds > longest_seconds(held):
+        return OVER_TIME
+    if run.spent_cost + rate.hourly * (seconds - _MARGIN_SECONDS) / 3600 > rate.max_cost:
+        return OVER_BUDGET
+    return None
