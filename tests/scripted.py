@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.configuration.settings import Settings
-from lora_worker.database.functions import Passed, QueueHealth, Stray
+from lora_worker.database.functions import BreakersAnswer, QueueHealth, Stray
 from lora_worker.database.rows import Assignment, DatasetClaim, News
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from lora_worker.money.pricing import load_prices
@@ -94,7 +94,7 @@ class FakeQueue:
 
     async def pass_breakers(
         self, run_id: UUID, lease_token: UUID, *, base_model: str, endpoint: str, look_again_seconds: int
-    ) -> Passed:
+    ) -> BreakersAnswer:
         return {"go": True}
 
     async def note_endpoint(self, *, launcher: str, endpoint: str, state: str, problem: str | None) -> float:

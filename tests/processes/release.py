@@ -3,10 +3,10 @@
 import os
 
 from lora_worker.commands.cli import main
-from lora_worker.database import queue
+from lora_worker.database import calls
 from lora_worker.duties import daemon
 
 if __name__ == "__main__":
-    queue.SCHEMA_VERSIONS = frozenset(map(int, os.environ["RELEASE_SCHEMAS"].split(",")))
+    calls.SCHEMA_VERSIONS = frozenset(map(int, os.environ["RELEASE_SCHEMAS"].split(",")))
     daemon._WATCH_SECONDS = 1.0
     main()

@@ -2,6 +2,7 @@
 
 WorkerError
 ├── SettingsError         a setting is missing or wrong; names the variable (exit 2)
+├── ArgumentError         an argument of a command is wrong; names the argument (exit 2)
 ├── PortTakenError        the port of the health endpoints can't be opened (exit 1)
 ├── ServiceError          a call to another service failed
 │   ├── ServiceUnavailableError   a retry may succeed: time-out, refused connection, status 5xx or 429
@@ -28,6 +29,10 @@ class WorkerError(Exception):
 
 class SettingsError(WorkerError):
     """A setting is missing or wrong."""
+
+
+class ArgumentError(WorkerError):
+    """An argument of a command is wrong."""
 
 
 class PortTakenError(WorkerError):

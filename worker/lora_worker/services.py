@@ -16,7 +16,7 @@ import httpx
 from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.tokens import RunTokens
-from lora_worker.database.queue import Queue
+from lora_worker.database.calls import DatabaseCalls
 from lora_worker.launchers.base import Launcher
 from lora_worker.launchers.runpod import MOST_CANCELS, RunPodLauncher
 from lora_worker.money.pricing import GpuPrice, load_prices
@@ -74,7 +74,7 @@ class Services:
     """The clients, clocks and settings of one process."""
 
     settings: Settings
-    queue: Queue
+    queue: DatabaseCalls
     storage: Storage
     launcher: Launcher
     http: httpx.AsyncClient
@@ -126,7 +126,7 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
     async with httpx.AsyncClient(timeout=timeout, limits=limits) as http:
         made: dict[str, Any] = {
             "settings": settings,
-            "queue": Queue(
+            "queue": DatabaseCalls(
                 settings.supabase_url, key, worker=settings.name, lease_seconds=settings.lease_seconds, http=http
             ),
             "storage": Storage(settings.supabase_url, key, http=http),

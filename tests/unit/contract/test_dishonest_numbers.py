@@ -22,7 +22,7 @@ from lora_contract.protocol import (
     Summary,
     TrainerError,
 )
-from lora_worker.database.queue import storable
+from lora_worker.database.calls import storable_json
 from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError, ValueRefusedError
 from lora_worker.runs import settling
 from lora_worker.runs.events import Ending, Settled
@@ -114,7 +114,7 @@ def test_deeply_nested_output_is_not_used_as_a_message() -> None:
 
 
 def test_values_sent_to_the_database_contain_no_nan() -> None:
-    assert storable({"a": [float("nan"), float("inf"), 1.5]}) == {"a": [None, None, 1.5]}
+    assert storable_json({"a": [float("nan"), float("inf"), 1.5]}) == {"a": [None, None, 1.5]}
 
 
 # ── settling ────────────────────────────────────────────────────────────────────────────────────────

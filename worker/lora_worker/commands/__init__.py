@@ -1,1 +1,1 @@
-"""The command line and the commands that are more than a call."""
+"""The command line `lora-worker`, with a module for each command that has logic of its own."""

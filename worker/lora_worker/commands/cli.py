@@ -1,4 +1,4 @@
-"""The command line, `lora-worker …`. Imports what a command needs inside it, so that --help is instant."""
+"""The command line `lora-worker`. Each command imports its modules when it is called, so that `--help` is instant."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ app = typer.Typer(
     help="Claims LoRA training jobs from Supabase, trains them on RunPod Serverless, writes the results back.",
     no_args_is_help=True,
     add_completion=False,
-    # rich would double the time that --help takes
+    # With rich, --help would take twice as long.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -47,10 +47,12 @@ def _settings() -> Settings:
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
     import asyncio
 
-    from lora_worker.errors import WorkerError
+    from lora_worker.errors import ArgumentError, WorkerError
 
     try:
         return asyncio.run(work)
+    except ArgumentError as error:
+        raise _fail(str(error), 2) from None
     except WorkerError as error:
         raise _fail(str(error), 1) from None
     except KeyboardInterrupt:
@@ -89,12 +91,14 @@ async def _work(settings: Settings, *, once: bool) -> None:
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """The queue and the live runs."""
+    from lora_worker.commands.status import print_status
+
     settings = _settings()
-    health: dict[str, Any] = _run(_with_services(settings, lambda services: services.queue.health()))
+    health = _run(_with_services(settings, lambda services: services.queue.health()))
     if as_json:
         typer.echo(json.dumps(health, indent=2))
-        return
-    _print_status(health)
+    else:
+        print_status(health)
 
 
 async def _with_services(settings: Settings, work: Any) -> Any:
@@ -102,55 +106,6 @@ async def _with_services(settings: Settings, work: Any) -> Any:
 
     async with open_services(settings) as services:
         return await work(services)
-
-
-def _print_status(health: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from lora_worker.commands.status import status_lines
-
-    console = Console()
-    oldest = health["oldest_wait_seconds"]
-    console.print(
-        f"{health['queued']} queued (oldest {oldest:.0f} s)" if oldest else f"{health['queued']} queued",
-        f"· {health['live_runs']} live · {health['expired_leases']} without a worker"
-        f" · {health['stray_launches']} stray launches",
-    )
-    runs = Table("run", "attempt", "status", "stage", "progress", "step", "cost", "worker", "lease", "seen")
-    for row in health["runs"]:
-        runs.add_row(
-            row["run_id"][:8],
-            str(row["attempt"]),
-            row["status"],
-            row["stage"] or "",
-            f"{float(row['progress'] or 0):.0f} %",
-            f"{row['current_step'] or 0}/{row['total_steps'] or '?'}",
-            f"${float(row['current_cost'] or 0):.2f}",
-            row["worker"] or "none",
-            f"{row['lease_seconds_left']:.0f} s",
-            "" if row["seen_seconds_ago"] is None else f"{row['seen_seconds_ago']:.0f} s ago",
-        )
-    waiting = Table("job", "waits", "retries", "waits for")
-    for row in health["waiting"]:
-        waiting.add_row(row["job_id"][:8], f"{row['wait_seconds']:.0f} s", str(row["retry_count"]), row["waits_for"])
-    workers = Table("worker", "version", "runs since", "seen", "runs", "problem")
-    for row in health["workers"]:
-        workers.add_row(
-            row["name"],
-            row["version"],
-            "a single pass" if row["single_pass"] else f"{row['running_seconds']:.0f} s",
-            f"{row['seen_seconds_ago']:.0f} s ago",
-            f"{row['held']}/{row['slots']}",
-            row["problem"] or "",
-        )
-    if health["no_worker"]:
-        console.print(f"no worker runs: {health['no_worker']}; start one with `lora-worker run`")
-    for table in (workers, runs, waiting):
-        if table.row_count:
-            console.print(table)
-    for line in status_lines(health):
-        console.print(line, highlight=False)
 
 
 @app.command()
@@ -218,10 +173,10 @@ def migrate(
         typer.echo(f"{'undone' if down else 'applied'} {name}")
     if down or not wait_seconds:
         return
-    from lora_worker.commands.reload import see_it_served
+    from lora_worker.commands.reload import wait_until_served
 
     try:
-        see_it_served(database_url, seconds=wait_seconds, say=typer.echo)
+        wait_until_served(database_url, seconds=wait_seconds, say=typer.echo)
     except WorkerError as error:
         raise _fail(str(error), 1) from None
 
@@ -249,7 +204,7 @@ def settings(as_json: AsJson = False) -> None:
     table = Table("variable", "default", "meaning")
     for row in rows:
         table.add_row(row["variable"], row["default"], row["meaning"])
-    # A pipe has no width of its own, and a cut name is of no use.
+    # A pipe has no width, and rich would cut the names of variables to fit its default.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -266,56 +221,37 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """What a training takes and costs, from the least to the most that can be expected."""
-    from lora_worker.money.estimate import told
+    from lora_worker.commands.estimate import estimate_job, estimate_work, format_estimate
+    from lora_worker.errors import ArgumentError
+    from lora_worker.money.estimate import Work
 
     settings = _settings()
-    found = (
-        _estimate_job(settings, job)
-        if job
-        else _estimate(settings, gpu, gpus, tokens=dataset_tokens, pairs=pairs, epochs=epochs,
-                       batch_size=batch_size, base_model=base_model or None)
-    )  # fmt: skip
-    typer.echo(json.dumps(found, indent=2) if as_json else told(found))
-
-
-def _estimate_job(settings: Settings, job: str) -> dict[str, Any]:
-    from uuid import UUID
-
-    try:
-        job_id = UUID(job)
-    except ValueError:
-        raise _fail(f"--job: {job!r} is not the id of a job", 2) from None
-    found: dict[str, Any] | None = _run(_with_services(settings, lambda services: services.queue.estimate_job(job_id)))
-    if found is None:
-        raise _fail(
-            f"nothing can be said of job {job}: it does not exist, its dataset was not counted, its GPU is unknown, "
-            "or no worker has started yet",
-            1,
+    if job:
+        found = _run(_with_services(settings, lambda services: estimate_job(services, job)))
+        if found is None:
+            raise _fail(
+                f"nothing can be said of job {job}: it does not exist, its dataset was not counted, its GPU is "
+                "unknown, or no worker has started yet",
+                1,
+            )
+    else:
+        work = Work(
+            tokens=dataset_tokens,
+            pairs=pairs,
+            epochs=epochs,
+            batch_size=batch_size,
+            base_model=base_model or None,
+            gpu_type=gpu,
         )
-    return found
-
-
-def _estimate(settings: Settings, gpu: str, gpus: int, **work: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from lora_worker.money.estimate import Work
-    from lora_worker.money.estimate import estimate as compute
-    from lora_worker.money.pricing import load_prices
-    from lora_worker.money.terms import make_terms
-
-    if not work["tokens"] and not work["pairs"]:
-        raise _fail("how large is the dataset? Give --dataset-tokens, --pairs or --job", 2)
-    terms = make_terms(settings, load_prices(settings.price_table))
-    if gpus:
-        terms = terms.model_copy(update={"endpoint_gpu_count": gpus})
-    found = compute(Work(gpu_type=gpu, **work), terms)
-    if found is None:
-        raise _fail(f"--gpu: {gpu!r} is not in the price table; {', '.join(card.type for card in terms.gpus)} are", 2)
-    return asdict(found)
+        try:
+            found = estimate_work(settings, work, gpu_count=gpus)
+        except ArgumentError as error:
+            raise _fail(str(error), 2) from None
+    typer.echo(json.dumps(found, indent=2) if as_json else format_estimate(found))
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command line."""
     app()
 
 

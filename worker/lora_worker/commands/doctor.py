@@ -1,4 +1,4 @@
-"""Checks of everything the worker stands on, each with its remedy."""
+"""The checks of `lora-worker doctor`: database, rights, storage and endpoint, each finding with its remedy."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _TABLES = (
 )
 
 _LEAST_URL_SECONDS = 900.0
-"""Enough for the files of an adapter, one after the other; a hosted project gives 7,200."""
-
+"""How long upload URLs must be valid: long enough to upload the files of an adapter one after the other. A hosted
+project gives 7,200 seconds."""
 
 _START = "start one: `lora-worker run`"
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was found; `remedy` is empty when all is well. `ok` is None for what was not looked at."""
+    """The result of a check. `remedy` is empty if nothing is wrong; `ok` is None if the check was not made."""
 
     subject: str
     ok: bool | None
@@ -53,36 +53,39 @@ class Check:
 
 
 async def examine(services: Services) -> list[Check]:
-    """Run every check. One that fails hides no other, but for what would only fail by the same cause."""
+    """Run every check, also after one has failed. Checks that would only fail by the same cause are skipped."""
     checks: list[Check] = []
-    spoilt: frozenset[str] = frozenset()
+    skipped: frozenset[str] = frozenset()
     for subject, check in _CHECKS:
-        if subject in spoilt:
+        if subject in skipped:
             checks.append(Check(subject, None, "not looked at: mend the database's fault first"))
             continue
         try:
             checks += await check(services)
         except Exception as error:
-            # It is called where things are not as they should be: what nobody thought of hides nothing else.
+            # The doctor is called when something is wrong, so even an unexpected error must not end the other checks.
             known = isinstance(error, ServiceError)
             text = str(error) if known else f"an answer could not be understood ({type(error).__name__})"
             checks.append(Check(subject, False, text, _remedy_of(subject, error)))
-            spoilt |= _spoilt_by(subject, error)
+            skipped |= _checks_affected_by(subject, error)
     return checks
 
 
 def _as_check(subject: str, problem: str) -> Check:
-    """The check of what an error's sentence says: after its colon stands what to do."""
+    """Make a check of an error's sentence. What stands after its colon is the remedy."""
     finding, _, remedy = problem.partition(": ")
     return Check(subject, False, finding, remedy)
 
 
-def _spoilt_by(subject: str, error: Exception) -> frozenset[str]:
-    """The checks whose answers a fault would spoil: buckets look missing to a wrong key, functions at a wrong host."""
+def _checks_affected_by(subject: str, error: Exception) -> frozenset[str]:
+    """Return the checks that would be misleading after an error of the database check.
+
+    With a wrong key, for example, buckets look as if they were missing; at a wrong address, functions do.
+    """
     if subject != "database":
         return frozenset()
     if isinstance(error, ServiceRefusedError):
-        # Storage is asked with the same key.
+        # Storage is called with the same key.
         return frozenset({"storage", "launches"}) if error.status == 401 else frozenset({"launches"})
     if isinstance(error, SchemaMismatchError) and not isinstance(error, SchemaMissingError):
         return frozenset({"launches"})
@@ -91,7 +94,7 @@ def _spoilt_by(subject: str, error: Exception) -> frozenset[str]:
 
 def _remedy_of(subject: str, error: Exception) -> str:
     if isinstance(error, SchemaMismatchError) or (isinstance(error, ServiceRefusedError) and error.status == 403):
-        # Its sentence says it.
+        # The error's own sentence says what to do.
         return ""
     if subject == "database" and not isinstance(error, ServiceRefusedError):
         return "check SUPABASE_URL, and that this machine reaches it"
@@ -125,9 +128,9 @@ async def _check_database(services: Services) -> list[Check]:
 
 
 def examine_workers(health: Mapping[str, Any]) -> list[Check]:
-    """Whether a worker runs, and does its work, by the signs of life in the database."""
+    """Check that workers run and do their work, by what they have last reported to the database."""
     if health["no_worker"]:
-        # Before the first start that is as it should be, unless somebody waits.
+        # Before the first start this is no fault, unless jobs are waiting.
         is_missed = health["had_worker"] or health["queued"]
         return [Check("workers", False if is_missed else None, health["no_worker"], _START)]
     checks = []
@@ -145,7 +148,7 @@ def examine_workers(health: Mapping[str, Any]) -> list[Check]:
 
 
 async def _check_rights(services: Services) -> list[Check]:
-    """What anyone can do who has read the publishable key in the application's pages."""
+    """Check what the publishable key allows: everybody can read it in the application's pages."""
     settings = services.settings
     key = settings.supabase_publishable_key.get_secret_value()
     rest = Rest(settings.supabase_url, key, http=services.http, caller=ANON)
@@ -180,7 +183,7 @@ async def _check_storage(services: Services) -> list[Check]:
 
 
 def examine_bucket(bucket: Mapping[str, Any], *, holds_artifacts: bool) -> list[Check]:
-    """Whether a bucket, as Storage describes it, is private and, for adapters, takes what the trainer uploads."""
+    """Check that a bucket, as described by Storage, is private and can store the files that are uploaded there."""
     faults = publicity_faults(bucket) + (artifact_faults(bucket) if holds_artifacts else [])
     if faults:
         return [Check("storage", False, fault.finding, fault.remedy) for fault in faults]
@@ -190,18 +193,18 @@ def examine_bucket(bucket: Mapping[str, Any], *, holds_artifacts: bool) -> list[
 
 
 async def _check_uploads(services: Services, bucket: Mapping[str, Any]) -> list[Check]:
-    """What the bucket's row does not say: the project's own limit, and how long upload URLs live."""
+    """Check what the bucket's description does not show: the project's size limit, and how long upload URLs live."""
     checks = []
-    # A bucket that would refuse the file itself says nothing of the project.
-    asked = not artifact_faults(bucket)
-    if asked and (fault := await project_fault(services.storage, bucket["name"], LEAST_MODEL_BYTES)):
+    # If the bucket itself would refuse the file, the answer says nothing about the project's limit.
+    can_probe = not artifact_faults(bucket)
+    if can_probe and (fault := await project_fault(services.storage, bucket["name"], LEAST_MODEL_BYTES)):
         checks.append(Check("storage", False, fault.finding, fault.remedy))
     seconds = lifetime_seconds(await services.storage.sign_upload(bucket["name"], PROBE_NAME))
     return checks + ([] if seconds is None else [examine_lifetime(seconds)])
 
 
 def examine_lifetime(seconds: float) -> Check:
-    """Whether upload URLs live long enough for the files of an adapter."""
+    """Check that upload URLs are valid for long enough to upload the files of an adapter."""
     if seconds >= _LEAST_URL_SECONDS:
         return Check("storage", True, f"upload URLs live {seconds:.0f} s")
     text = f"upload URLs live {seconds:.0f} s: a trainer waits for new ones in the middle of its files"
@@ -219,7 +222,7 @@ async def _check_endpoint(services: Services) -> list[Check]:
 
 
 async def _check_launches(services: Services) -> list[Check]:
-    """Whether each live launch can be reached where it was made, and whether GPUs work for anybody else."""
+    """Check that every live launch can be reached at its endpoint, and that no job there belongs to no run."""
     health, launcher = await services.queue.health(), services.launcher
     checks = [Check("runs", False, f"the run {run['run_id']} can't go on: {run['problem']}", "see docs/reliability.md")
               for run in health["runs"] if run["problem"]]  # fmt: skip

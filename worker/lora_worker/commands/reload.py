@@ -1,4 +1,4 @@
-"""After a migration: wait until REST has read the schema again, which it keeps a copy of."""
+"""Waits after a migration until the REST API (PostgREST) has reloaded its cached copy of the schema."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UNWATCHED = (
 
 
 class RestSettings(BaseSettings):
-    """What of the worker's settings is needed to ask REST; `migrate` runs without the others."""
+    """The settings that are needed to call the REST API. `lora-worker migrate` does not require any others."""
 
     model_config = SettingsConfigDict(
         env_file=ENV_FILE, env_file_encoding=ENV_FILE_ENCODING, extra="ignore", hide_input_in_errors=True
@@ -41,10 +41,10 @@ class RestSettings(BaseSettings):
     )
 
 
-def see_it_served(database_url: str, *, seconds: float, say: Callable[[str], None]) -> None:
-    """Wait for REST after a migration, where the environment or `.env` says where that is.
+def wait_until_served(database_url: str, *, seconds: float, say: Callable[[str], None]) -> None:
+    """Wait after a migration until the REST API knows the new functions, if its URL and key are set.
 
-    Raises as `wait_for_reload` does.
+    Without them this only prints a note. Raises as `wait_for_reload` does.
     """
     settings = RestSettings()
     url, key = (settings.url or "").rstrip("/"), settings.key
@@ -74,18 +74,18 @@ async def wait_for_reload(
     sleep: Callable[[float], Awaitable[None]],
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Wait until REST knows every function that the worker calls, just after they were migrated.
+    """Wait until the REST API knows every function that the worker calls.
 
-    Its notification may get lost on its way, through a pooler above all: `notify` repeats it. `say` is told what is
-    waited for, each time that changes.
+    The notification that makes it reload its schema may get lost, above all in a connection pooler. So `notify` sends
+    it again every 20 seconds. `say` gets a sentence for the operator each time the reason for waiting changes.
 
     Raises:
-        SchemaCacheError: it does not after so many seconds.
-        ServiceRefusedError: the key or a right is wrong, which no waiting mends.
+        SchemaCacheError: the API does not know the functions after `seconds`.
+        ServiceRefusedError: the key or a right is wrong, so waiting would not help.
     """
     began = notified = clock()
     unknown: list[Function[Any]] = list(WORKER_FUNCTIONS)
-    told = ""
+    last_problem = ""
     while problem := await _first_problem(rest, unknown):
         waited = clock() - began
         if waited >= seconds:
@@ -94,9 +94,9 @@ async def wait_for_reload(
                 f"applied, but after {waited:.0f} s REST does not serve it ({problem}): see that SUPABASE_URL is the "
                 "project of --database-url; the worker waits by itself, `lora-worker doctor` says when it is served",
             )
-        if problem != told:
+        if problem != last_problem:
             say(f"waiting up to {seconds:.0f} s for REST to read the new schema ({problem})")
-            told = problem
+            last_problem = problem
         if clock() - notified >= _NOTIFY_SECONDS:
             notify()
             notified = clock()
@@ -104,7 +104,7 @@ async def wait_for_reload(
 
 
 async def _first_problem(rest: Rest, unknown: list[Function[Any]]) -> str | None:
-    """Why REST does not serve the first of these functions; those that it serves are taken from the list."""
+    """Explain why the first function of the list can't be called yet; functions that can be are removed from it."""
     while unknown:
         try:
             await rest.try_out(unknown[0])

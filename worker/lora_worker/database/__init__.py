@@ -1,1 +1,1 @@
-"""The database: its functions, its rows as values, its migrations."""
+"""The database: its functions, the calls of these, its rows as Python values, and its migrations."""

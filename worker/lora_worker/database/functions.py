@@ -1,8 +1,9 @@
-"""The database's functions that the worker calls: what each answers, and how to ask for nothing.
+"""The SQL functions that worker and trainer call, each with the type of its answer and arguments for a test call.
 
-A new function stands here with the type of its answer, since whatever does not have it (a gateway's page, or the
-answer of some other release) is no answer; and with arguments that ask for nothing, since `lora-worker doctor` and
-`migrate` try each. They do so by GET, which PostgREST carries out in a read-only transaction.
+The type is needed to recognise what is no answer of the function, such as a gateway's page or the answer of another
+release. The test arguments are for `lora-worker doctor` and `lora-worker migrate`, which call every function to see
+whether it can be called. They request nothing, and the test call is a GET, which PostgREST executes in a read-only
+transaction.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _CLAIM = {"dataset_id": _NOBODY, "lease_token": _NOBODY}
 
 @dataclass(frozen=True, slots=True)
 class Function(Generic[T]):
-    """A function of the schema `public`. `probe` holds its arguments, as a query, for a call that asks for nothing."""
+    """A function of the schema `public`. `probe` are the arguments of its test call, as they stand in a URL's query."""
 
     name: str
     answer: TypeAdapter[T]
@@ -34,14 +35,14 @@ class Function(Generic[T]):
 
 
 class MayLaunch(TypedDict):
-    """Answer of `begin_launch`."""
+    """Answer of `begin_launch`: whether the run may be launched, and if not, why."""
 
     may_launch: bool
     reason: str | None
 
 
-class Passed(TypedDict):
-    """Answer of `pass_breakers`: whether the run may be launched, and why not."""
+class BreakersAnswer(TypedDict):
+    """Answer of `pass_breakers`: whether the run may be launched, and if not, why."""
 
     go: bool
     reason: NotRequired[Literal["lease_lost", "held"]]
@@ -50,15 +51,15 @@ class Passed(TypedDict):
     message: NotRequired[str]
 
 
-class Noted(TypedDict):
+class EndpointAnswer(TypedDict):
     """Answer of `note_endpoint`."""
 
     starting_seconds: float
     """For how long the endpoint's workers have been starting without one of them getting ready."""
 
 
-class Resumed(TypedDict):
-    """What was held for a base model or an image, and for how many jobs."""
+class ResumedHold(TypedDict):
+    """A base model or an image for which jobs were held, and how many these were; an element of `resume_training`."""
 
     kind: str
     name: str
@@ -66,13 +67,13 @@ class Resumed(TypedDict):
     jobs: int
 
 
-class Applied(TypedDict):
-    """What became of one run's report."""
+class ReportAnswer(TypedDict):
+    """Whether the progress report of one run was stored; an element of `record_progress`."""
 
     run_id: UUID
     applied: bool
     refused: NotRequired[str | None]
-    """The SQLSTATE by which the database refused the report's values."""
+    """The SQLSTATE with which the database refused the report's values."""
 
 
 class Stray(TypedDict):
@@ -81,14 +82,14 @@ class Stray(TypedDict):
     run_id: str
     launcher: str | None
     endpoint: str | None
-    """Where it was made, if that was noted."""
+    """The endpoint of the launch, if it was recorded."""
     external_job_id: str
     endpoints: list[str]
-    """All at which its run was launched."""
+    """All endpoints at which its run was launched."""
     age_seconds: float | None
 
 
-# A newer release may say more, which `status --json` shows.
+# A newer schema may add keys. `lora-worker status --json` shows them.
 _open = with_config(ConfigDict(extra="allow"))
 
 
@@ -108,7 +109,7 @@ class LiveRun(TypedDict):
     lease_seconds_left: float
     seen_seconds_ago: float | None
     problem: str | None
-    """What keeps it from going on, for the operator."""
+    """What prevents the run from going on, for the operator."""
 
 
 @_open
@@ -122,7 +123,7 @@ class LaunchesAt(TypedDict):
 
 @_open
 class OpenBreaker(TypedDict):
-    """What jobs are held for, as `queue_health` shows it."""
+    """A base model or an image for which jobs are held, because it failed for several users (`queue_health`)."""
 
     kind: str
     name: str
@@ -136,7 +137,7 @@ class OpenBreaker(TypedDict):
 
 @_open
 class EndpointProblem(TypedDict):
-    """What a worker saw wrong with an endpoint a short time ago, as `queue_health` shows it."""
+    """A problem of an endpoint that a worker reported a short time ago, as `queue_health` shows it."""
 
     endpoint: str
     problem: str
@@ -144,8 +145,8 @@ class EndpointProblem(TypedDict):
 
 
 @_open
-class Held(TypedDict):
-    """What is held, and what is wrong with endpoints."""
+class Holds(TypedDict):
+    """The reasons why jobs are held, and the problems of endpoints."""
 
     breakers: list[OpenBreaker]
     endpoint_problems: list[EndpointProblem]
@@ -163,7 +164,7 @@ class WaitingJob(TypedDict):
 
 @_open
 class LivingWorker(TypedDict):
-    """A worker that was seen a short time ago, or the last pass, as `queue_health` shows it."""
+    """A worker that reported a short time ago, or the last single pass, as `queue_health` shows it."""
 
     name: str
     version: str | None
@@ -185,18 +186,18 @@ class QueueHealth(TypedDict):
     expired_leases: int
     stray_launches: int
     no_worker: str | None
-    """Since when no worker runs, in words; null while one does."""
+    """Since when no worker is running, in words; null if one is."""
     had_worker: bool
-    """Whether any has left a sign of life in the last days."""
+    """Whether any worker has reported in the last days."""
     workers: list[LivingWorker]
     endpoints: list[LaunchesAt]
-    held: Held
+    held: Holds
     runs: list[LiveRun]
     waiting: list[WaitingJob]
 
 
 WORKER_FUNCTIONS: list[Function[Any]] = []
-"""All that the worker calls with the service's key."""
+"""All functions that the worker calls with the secret key."""
 
 
 def _function(name: str, answer: TypeAdapter[T], probe: Mapping[str, str] | None = None) -> Function[T]:
@@ -227,17 +228,21 @@ BEGIN_LAUNCH = _function(
     {**_LEASE, "launcher": "", "token_sha256": "", "enrichment": "{}", "endpoint": "", "launched_with": "{}"},
 )
 PASS_BREAKERS = _function(
-    "pass_breakers", TypeAdapter(Passed), {**_LEASE, "base_model": "", "endpoint": "", "look_again_seconds": "300"}
+    "pass_breakers",
+    TypeAdapter(BreakersAnswer),
+    {**_LEASE, "base_model": "", "endpoint": "", "look_again_seconds": "300"},
 )
 NOTE_ENDPOINT = _function(
-    "note_endpoint", TypeAdapter(Noted), {"launcher": "doctor", "endpoint": "", "state": "unknown", "problem": ""}
+    "note_endpoint",
+    TypeAdapter(EndpointAnswer),
+    {"launcher": "doctor", "endpoint": "", "state": "unknown", "problem": ""},
 )
-RESUME_TRAINING = _function("resume_training", TypeAdapter(list[Resumed]), {"named": "none of this name"})
+RESUME_TRAINING = _function("resume_training", TypeAdapter(list[ResumedHold]), {"named": "none of this name"})
 RECORD_LAUNCH = _function(
     "record_launch", TypeAdapter(bool), {**_LEASE, "launcher": "", "external_job_id": "doctor", "endpoint": ""}
 )
 GRANT_UPLOAD = _function("grant_upload", TypeAdapter(bool), {**_LEASE, "upload_request": "[]", "sealed_urls": ""})
-RECORD_PROGRESS = _function("record_progress", TypeAdapter(list[Applied]), {"reports": "[]"})
+RECORD_PROGRESS = _function("record_progress", TypeAdapter(list[ReportAnswer]), {"reports": "[]"})
 SETTLE_RUN = _function(
     "settle_run",
     TypeAdapter(Literal["completed", "failed", "cancelled", "queued"] | None),
@@ -260,4 +265,4 @@ TRAINER_FUNCTIONS = (
     ),
     Function("upload_grant", TypeAdapter(Row), {"token": "", "execution_id": _NOBODY}),
 )
-"""What the trainer calls with the publishable key and its run's token."""
+"""The functions that the trainer calls with the publishable key and its run's token."""

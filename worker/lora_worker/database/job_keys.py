@@ -1,8 +1,7 @@
-"""The keys of a job's JSON columns that nothing reads: what was misspelt, and what this service does not know.
+"""Finds keys in a job's JSON columns that this service does not read.
 
-The application's own keys are read in both of their shapes. Of the others, one that is nearly a key of ours, or another
-library's name for it, was meant to change the training and would change nothing: such a job is refused. The rest is
-noted.
+Some of them are misspelt, or are another library's name for a key of ours. The user wanted to change the training with
+them, but they would have no effect, so such a job is refused. Other unknown keys are only mentioned in a note.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ _BESIDE = {
     _HYPERPARAMETERS: frozenset({"name", "icon", "description", "details", "preset_id"}),
     _GPU_CONFIG: frozenset({"gpu_memory_gb", "cost_per_gpu_hour"}),
 }
-"""Keys of the application that say what it shows, and choose nothing."""
+"""Keys that the application writes for its own display. They do not change the training."""
 
-# Names of other libraries and services for what we read, without underscores and capitals.
+# Names that other libraries and services use for our keys, without underscores and in small letters.
 _OTHER_NAMES = {
     _HYPERPARAMETERS: {
         "lr": "learning_rate", "nepochs": "epochs", "numtrainepochs": "epochs", "r": "rank", "lorar": "rank",
@@ -78,7 +77,7 @@ def _shown(key: str) -> str:
 
 
 def misspelt_key(column: str, value: dict[str, Any]) -> str | None:
-    """What a key of `hyperparameters` or `gpu_config` was meant to be, as a sentence; None where each is in order."""
+    """Write a sentence about the first misspelt key of `hyperparameters` or `gpu_config`; None if there is none."""
     for key in _unknown(column, value):
         meant = _meant(column, key)
         if meant:
@@ -90,7 +89,7 @@ def misspelt_key(column: str, value: dict[str, Any]) -> str | None:
 
 
 def unread_keys(job: Job) -> list[str]:
-    """Notes on keys that this service does not know, one for each column that has some."""
+    """Write a note for each JSON column of the job that has keys which this service does not know."""
     notes = []
     for column, value in ((_HYPERPARAMETERS, job.hyperparameters), (_GPU_CONFIG, job.gpu_config)):
         keys = _unknown(column, value) if isinstance(value, dict) else []

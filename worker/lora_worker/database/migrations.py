@@ -1,4 +1,4 @@
-"""Bring a database to this worker's schema, or take it back: the files of `sql/` or `sql/down/`, in one transaction."""
+"""Migrates a database to this worker's schema, or undoes that: all files of `sql/` or `sql/down/` in a transaction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from lora_worker.database.queue import SCHEMA_VERSIONS
+from lora_worker.database.calls import SCHEMA_VERSIONS
 from lora_worker.errors import SchemaMismatchError, ServiceError, ServiceRefusedError, ServiceUnavailableError
 
 _SERVICE = "the database"
@@ -24,53 +24,53 @@ _TABLE_LOCK_SECONDS = 5
 _ATTEMPTS = 5
 _RELOAD = "notify pgrst, 'reload schema'"
 
-# Any constant will do, so long as every worker's migrate uses the same.
+# The key of the advisory lock. Any number will do, as long as all releases use the same.
 _MIGRATION_LOCK = 0x10DA0001
 
 
 def migration_files() -> list[tuple[str, str]]:
-    """Name and text of every migration, in the order in which they are applied."""
+    """Return name and text of every migration, in the order in which they are applied."""
     return _sql_of(_sql_folder())
 
 
 def undo_files() -> list[tuple[str, str]]:
-    """Name and text of every file that undoes a migration, the last migration's first."""
+    """Return name and text of every file that undoes a migration, beginning with the last migration."""
     return _sql_of(_sql_folder() / "down")[::-1]
 
 
 def migrate(database_url: str, *, sleep: Callable[[float], None] = time.sleep) -> list[str]:
-    """Apply every migration; the names of those applied. May be repeated, and while workers run.
+    """Apply every migration and return their names. May be repeated, and may run while workers run.
 
-    Where the live system's locks and these meet, all is undone and tried again a few times.
+    If the migration needs a lock that the running system holds, everything is rolled back and retried a few times.
 
     Raises:
-        SchemaMismatchError: the database is of a newer version than this worker.
-        ServiceError: it can't be reached, or refused a statement (nothing is changed then).
+        SchemaMismatchError: the database's schema is newer than this worker.
+        ServiceError: the database can't be reached, or it refused a statement; nothing is changed then.
     """
     return _apply_all(database_url, migration_files(), sleep)
 
 
 def undo_migrations(database_url: str, *, sleep: Callable[[float], None] = time.sleep) -> list[str]:
-    """Take everything back that `migrate` added, for a database whose workers are stopped; the names of the files.
+    """Remove everything that `migrate` added, and return the names of the applied files. All workers must be stopped.
 
-    The application's rows stay, and so do tables that `migrate` made, unless they are all empty.
+    Rows of the application are kept. Tables that `migrate` created are dropped only if all of them are empty.
 
     Raises:
-        SchemaMismatchError: the database is of a newer version than this worker.
-        ServiceError: it can't be reached, or refused a statement (nothing is changed then): a run that lives
-            is a reason to.
+        SchemaMismatchError: the database's schema is newer than this worker.
+        ServiceError: the database can't be reached, or it refused a statement, for example because a run is live;
+            nothing is changed then.
     """
     return _apply_all(database_url, undo_files(), sleep)
 
 
 def ask_for_reload(database_url: str) -> None:
-    """Tell PostgREST once more to read the schema, if the database can be reached."""
+    """Ask PostgREST again to reload the schema. Does nothing if the database can't be reached."""
     with contextlib.suppress(ServiceError, psycopg.Error), _connect(database_url) as connection:
         connection.execute(_RELOAD)
 
 
 class _BusyError(ServiceUnavailableError):
-    """The live system held a lock that a migration needed; the transaction may be tried again."""
+    """The running system held a lock that the migration needed. The transaction may be retried."""
 
 
 def _apply_all(database_url: str, sql_files: list[tuple[str, str]], sleep: Callable[[float], None]) -> list[str]:
@@ -87,7 +87,7 @@ def _apply_all(database_url: str, sql_files: list[tuple[str, str]], sleep: Calla
 
 
 def _sql_folder() -> Traversable:
-    """The wheel packs the project's folder `sql/` into this package; in a checkout it lies beside it."""
+    """Return the folder with the migrations: inside this package in a wheel, at the top of the tree in a checkout."""
     packed = files("lora_worker") / "sql"
     return packed if packed.is_dir() else Path(__file__).parents[3] / "sql"
 
@@ -97,7 +97,7 @@ def _sql_of(folder: Traversable) -> list[tuple[str, str]]:
     return [(entry.name, entry.read_text(encoding="utf-8")) for entry in sorted(found, key=lambda e: e.name)]
 
 
-# What libpq says, in words of our own: its texts repeat parts of the URL, which may be parts of the password.
+# Our own sentences for libpq's errors. Its texts repeat parts of the URL, which may contain the password.
 _UNKNOWN_HOST = "its host is not known (an @ in the password must be written %40)"
 _CONNECT_FAULTS = (
     ("password authentication", "the database refused the user or the password: copy both again"),
@@ -117,14 +117,14 @@ def _explain_connect_fault(error: Exception) -> ServiceUnavailableError | Servic
     where = "no connection by --database-url (or its variable)"
     if not isinstance(error, psycopg.OperationalError):
         return ServiceRefusedError(_SERVICE, f"{where}: {_NO_URL}", status=400)
-    said = str(error).lower()
-    ours = [ours for theirs, ours in _CONNECT_FAULTS if theirs in said]
-    return ServiceUnavailableError(_SERVICE, f"{where}: {ours[0] if ours else 'check each part of the URL'}")
+    text = str(error).lower()
+    reasons = [reason for part, reason in _CONNECT_FAULTS if part in text]
+    return ServiceUnavailableError(_SERVICE, f"{where}: {reasons[0] if reasons else 'check each part of the URL'}")
 
 
 def _connect(database_url: str) -> psycopg.Connection:
     if not database_url.strip():
-        # libpq would take its own defaults, and perhaps find some other database.
+        # With an empty URL libpq would use its defaults, and perhaps migrate some other database.
         raise _explain_connect_fault(ValueError())
     try:
         return psycopg.connect(database_url, connect_timeout=_CONNECT_SECONDS, autocommit=False)
@@ -138,11 +138,12 @@ def _transaction(database_url: str) -> Iterator[psycopg.Connection]:
         with _connect(database_url) as connection:
             connection.execute(f"set local lock_timeout = '{_OTHER_MIGRATION_SECONDS}s'".encode())
             connection.execute("select pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
-            # Waiting longer for a table's lock would hold up the application behind us.
+            # While a migration waits for a table's lock, all later queries of that table wait behind it. So it gives up
+            # early and is retried.
             connection.execute(f"set local lock_timeout = '{_TABLE_LOCK_SECONDS}s'".encode())
             _refuse_newer(connection)
             yield connection
-            # PostgREST keeps a copy of the schema and would answer 404 for new functions.
+            # PostgREST caches the schema, and would answer 404 for new functions.
             connection.execute(_RELOAD)
     except psycopg.OperationalError as error:
         raise ServiceUnavailableError(
@@ -181,6 +182,6 @@ def _refuse_newer(connection: psycopg.Connection) -> None:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, psycopg.DataError):
-        # Its words repeat the value, which is somebody's.
+        # The text of such an error repeats the value, which may be private.
         return f"a row holds a value that it can't take, SQLSTATE {error.sqlstate}"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

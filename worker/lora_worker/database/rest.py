@@ -1,7 +1,7 @@
-"""Calls of the database's functions over Supabase's REST API, and what each answer means.
+"""Calls SQL functions through Supabase's REST API (PostgREST), and turns its error answers into our exceptions.
 
-PostgREST's own client hides the status of an error and gives a gateway's page back as if it were the answer, so the
-calls are made with httpx. No text of a server goes into an exception: it may hold values of rows.
+The calls are made with httpx, because PostgREST's own client hides the status of an error and returns a gateway's page
+as if it were the function's answer. No text of the server is used in an exception: it may contain values of rows.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ SERVICE = "Supabase's database"
 MEND = "run `lora-worker migrate` with this worker's release, or update the worker"
 
 MAX_ANSWER_BYTES = 32 * 1024**2
-"""More than 500 adopted runs with rows as large as the database lets them be; the smallest machine can hold it."""
+"""The most bytes of an answer. 500 adopted runs with rows of the largest allowed size fit into it, and the smallest
+machine has enough memory for it."""
 
 _RELOAD = "run `notify pgrst, 'reload schema'` in the project's SQL editor"
 
-# Asks, past PostgREST's copy of the schema, whether this release's functions are in the database: PostgREST passes
-# names of columns on unseen, and Postgres reads this one as a call of the function on each row; of no row, here.
+# With this name as a column, a query asks the database itself whether this release's functions exist, without
+# PostgREST's cache: PostgREST passes names of columns on without a check, and Postgres reads `datasets.worker_schema_1`
+# as a call of a function of that name for each row. The query selects no row.
 _MARKER = "worker_schema_1"
 
 _MENDED_BY_MIGRATING = {
@@ -47,14 +49,14 @@ _MENDED_BY_MIGRATING = {
     "PGRST203": f"there are two of it, with different arguments; {MEND}",
     "PGRST106": "the project's Data API does not expose the schema public; switch that on in its API settings",
 }
-# Data exceptions and constraints of Postgres, and what this schema's functions say of an argument.
+# SQLSTATE classes for data exceptions and constraint violations, and the code by which our functions refuse arguments.
 _VALUE_CODES = ("22", "23", "PT400")
 _NO_RIGHT = "42501"
 _READ_ONLY = "25006"
 _KEY_CODES = frozenset({"PGRST301", "PGRST302", "PGRST303"})
 _TOO_EARLY = re.compile(r"issued at future|not yet valid", re.IGNORECASE)
 
-# Words for what an operator can do something about.
+# Explanations of errors that an operator can do something about.
 _PLAIN = {
     "25006": "it is read-only, as a hosted project is whose disk is full",
     "53100": "its disk is full",
@@ -77,13 +79,13 @@ _ROWS = TypeAdapter(list[dict[str, Any]])
 
 
 def api_headers(key: str) -> dict[str, str]:
-    """Headers for a Supabase key: only a legacy JWT may also stand in `Authorization`."""
+    """Return the headers for a Supabase key. Only a legacy JWT is also sent as `Authorization`."""
     return {"apikey": key, "Authorization": f"Bearer {key}"} if key.startswith("eyJ") else {"apikey": key}
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A role of the database, and the variable with the key that lets one act as it."""
+    """A role of the database, and the environment variable with the API key for it."""
 
     role: str
     variable: str
@@ -94,7 +96,7 @@ ANON = Caller("anon", "SUPABASE_PUBLISHABLE_KEY")
 
 
 class Rest:
-    """The REST API, as one key opens it. Every method raises `ServiceError`s and nothing else."""
+    """A client for the REST API with one API key. The methods raise only `ServiceError`s."""
 
     def __init__(self, url: str, key: str, *, http: httpx.AsyncClient, caller: Caller = SERVICE_ROLE) -> None:
         self.caller = caller
@@ -103,23 +105,24 @@ class Rest:
         self._http = http
 
     async def call(self, function: Function[T], arguments: Mapping[str, Any]) -> T:
-        """Call a function; its answer, of the function's type.
+        """Call a function and return its answer, which has the function's type.
 
         Raises:
-            ServiceUnavailableError: it may answer later; also for whatever is not an answer of this type.
-            SchemaMissingError: the function is not in the database, or `SchemaCacheError`: REST does not know it yet.
-            ServiceRefusedError: 400 for what was asked, 401 for the key, 403 for a missing right.
+            ServiceUnavailableError: a retry may succeed; also if the answer does not have the function's type.
+            SchemaMissingError: the function is missing in the database.
+            SchemaCacheError: the function exists, but PostgREST has not reloaded its schema yet.
+            ServiceRefusedError: status 400 for wrong arguments, 401 for a wrong key, 403 for a missing right.
         """
         status, body = await self._send("POST", f"rpc/{function.name}", json=arguments)
         return await self._read(function, status, body)
 
     async def try_out(self, function: Function[Any]) -> None:
-        """See that the function can be called, without an effect.
+        """Check that a function can be called, without any effect.
 
         Raises:
-            ServiceError: as `call` does. What the function itself refuses is none: it was reached.
+            ServiceError: as `call` does. If the function itself refuses the arguments, that is no error here.
         """
-        # PostgREST carries out a GET in a read-only transaction, where what would write ends with this code.
+        # PostgREST executes a GET in a read-only transaction. A function that tries to write fails with this code.
         status, body = await self._send("GET", f"rpc/{function.name}", params=function.probe)
         if not _is_success(status) and read_error(status, body).code == _READ_ONLY:
             return
@@ -130,7 +133,7 @@ class Rest:
                 raise
 
     async def shows_rows(self, table: str) -> bool:
-        """Whether any row of the table can be read; a table that is closed or not there has none."""
+        """Tell whether any row of a table can be read. False also if the table is missing or may not be read."""
         status, body = await self._send("GET", table, params={"select": "*", "limit": "1"})
         if not _is_success(status):
             return False
@@ -163,7 +166,7 @@ class Rest:
             raise _no_answer(function.name) from None
 
     async def _explain_unknown(self, function: str) -> SchemaMissingError:
-        """Why REST does not know a function: it is not in the database, or REST has not read the schema since."""
+        """Find out why PostgREST does not know a function: it is missing, or PostgREST's copy of the schema is old."""
         status, body = await self._send("GET", f"datasets?select={_MARKER}&limit=0")
         error = None if _is_success(status) else read_error(status, body)
         if error is None or (error.code == _NO_RIGHT and _MARKER in error.text):
@@ -171,16 +174,16 @@ class Rest:
             return SchemaCacheError(SERVICE, f"{text} up to ten minutes")
         if error.code == "42703":
             return SchemaMissingError(SERVICE, f"the worker's functions are missing in the database: {MEND}")
-        # The application's own tables are not known either: an empty project, or a schema that was never read.
+        # PostgREST does not know the application's own tables either: the project is empty, or its cache is old.
         text = f"REST does not know {function}: {MEND}; where that was done, its schema cache is old: {_RELOAD}"
         return SchemaMissingError(SERVICE, text)
 
 
 async def closed_functions(rest: Rest, functions: Iterable[Function[Any]]) -> list[str]:
-    """Why functions can't be called, each reason once; empty when all can be.
+    """Return the reasons why some of the functions can't be called, each once; empty if all can be called.
 
     Raises:
-        ServiceUnavailableError: the database does not answer, or not as a database.
+        ServiceUnavailableError: the database does not answer, or something else answers in its place.
     """
 
     async def problem_of(function: Function[Any]) -> str | None:
@@ -197,9 +200,9 @@ async def closed_functions(rest: Rest, functions: Iterable[Function[Any]]) -> li
 
 
 def explain(function: str, error: RestError, caller: Caller) -> ServiceError:
-    """What an error means for the caller of a function: wait; mend the database, the key or a right; or ask otherwise.
+    """Make the exception for an error answer, with a text that says what the operator can do.
 
-    Whether an unknown function (PGRST202) is missing can't be seen from the error alone; `Rest` looks.
+    PostgREST's code for an unknown function (PGRST202) is not handled here: `Rest` finds its cause by another call.
     """
     what = f"{error.code or f'HTTP {error.status}'}"
     if error.code in _MENDED_BY_MIGRATING:
@@ -223,14 +226,15 @@ def explain(function: str, error: RestError, caller: Caller) -> ServiceError:
 
 def _is_about_key(error: RestError) -> bool:
     if error.code in _KEY_CODES:
-        # The gateway makes a token of its own for the newer keys, and its clock may be ahead of PostgREST's.
+        # For keys of the newer kind the gateway makes a JWT for PostgREST. If the gateway's clock is ahead, PostgREST
+        # refuses it for a moment; the key is right.
         return not _TOO_EARLY.search(error.text)
     refused = error.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
     return refused and error.code is None and not error.is_page
 
 
 def _explain_right(function: str, text: str, caller: Caller) -> str:
-    """Which right is missing, from what Postgres says; of its text only names of objects are repeated."""
+    """Say which right is missing. Of the text of Postgres only names of objects are repeated, never values."""
     denied = _DENIED.search(text)
     if denied is None:
         row_denied = _ROW_DENIED.search(text)
@@ -242,7 +246,7 @@ def _explain_right(function: str, text: str, caller: Caller) -> str:
     if kind == "function" and name == function:
         what, role = f"{caller.role} may not call {function}", caller.role
     else:
-        # Inside a function the rights of its owner count.
+        # Our functions are `security definer`: inside them the rights of their owner count.
         what, role = f"{function} needs the {kind} {name}, to which its owner has no right", "its owner"
     right = _RIGHTS.get(kind, "select, insert, update, delete on table")
     target = name if kind == "schema" else f"public.{name}"

@@ -1,4 +1,4 @@
-"""Jobs, runs and datasets as the database gives them, parsed and normalised."""
+"""The rows of jobs, runs and datasets as the database returns them, parsed into Python values."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _ROW = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
 
 _SHARED_BUCKET = "training-files"
-"""Every signed-in user may read it; in all others a user's files lie in a folder of the user's id."""
+"""The bucket that every signed-in user may read. In all others each user has a folder named by the user's id."""
 
 
 class Dataset(BaseModel):
-    """A row of `datasets`, as far as the worker reads it."""
+    """The columns of a row of `datasets` that the worker reads."""
 
     model_config = _ROW
 
     id: UUID
     name: str
     user_id: UUID | None = None
-    """None where a job of the newer queue names a file that no dataset has."""
+    """None if a job of the newer queue names a file that belongs to no row of `datasets`."""
     status: str | None = None
     training_ready: bool | None = None
     storage_bucket: str | None = None
@@ -41,45 +41,45 @@ class Dataset(BaseModel):
     format: str | None = None
     file_size: int | None = None
     error_message: str | None = None
-    """Why its validation failed."""
+    """Why the validation failed."""
     deleted_at: str | None = None
-    """As the database writes it, which knows days that Python does not; only whether there is one matters."""
+    """Not parsed: only whether it is set matters, and Postgres has dates that Python can't represent."""
 
     @property
     def bucket(self) -> str:
-        """The row's own bucket; the application's default where it names none."""
+        """The bucket of the row, or the application's default if the row names none."""
         return self.storage_bucket or "lora-datasets"
 
     def is_readable_by(self, user_id: UUID | None) -> bool:
-        """Whether the file is one that the user may read.
+        """Tell whether the user may read the dataset's file.
 
-        The worker reads with the service's key, and owners may write bucket and path of their own rows: without
-        this, a dataset could show its owner anybody's file.
+        The worker reads with the secret key, which may read every file, and users may write bucket and path into their
+        own rows. Without this check a user could read anybody's file by naming it in a dataset.
         """
         if self.user_id not in {None, user_id}:
             return False
-        # The name by which it is read, too.
+        # The check uses the same normalised name with which the file is read.
         key = object_key(self.storage_path)
         return key is not None and (self.bucket == _SHARED_BUCKET or key.split("/")[0] == str(user_id))
 
 
 class DatasetClaim(BaseModel):
-    """The right to validate a dataset, until the lease runs out."""
+    """A dataset that this worker may validate until its lease expires."""
 
     model_config = _ROW
 
     dataset: Dataset
     lease_token: UUID
     attempts: int
-    """How many workers began to read it, this one included."""
+    """How many workers have begun to read the dataset, this one included."""
     unreadable: str | None = None
-    """Which columns of the row are too much to be read, in the database's words."""
+    """Which columns of the row are too large to be returned, in the words of the SQL function."""
 
 
 class Job(BaseModel):
-    """A job in the columns of `training_jobs` that the worker reads, whichever queue holds it.
+    """The columns of a job that the worker reads. Jobs of both queues have the shape of `training_jobs` here.
 
-    The JSON columns stay as the application wrote them.
+    The JSON columns contain whatever the application wrote; `parse_hyperparameters` and `parse_gpu_config` check them.
     """
 
     model_config = _ROW
@@ -87,7 +87,7 @@ class Job(BaseModel):
     id: UUID
     user_id: UUID
     dataset_id: UUID | None = None
-    """None where a job of the newer queue names only a file."""
+    """None if a job of the newer queue names only a file."""
     preset_id: str | None = None
     hyperparameters: Any = None
     gpu_config: Any = None
@@ -97,25 +97,25 @@ class Job(BaseModel):
 
 
 class Run(BaseModel):
-    """A row of `training_runs` with what the job's earlier runs say."""
+    """A row of `training_runs`, with totals of the job's earlier runs."""
 
     model_config = _ROW
 
     id: UUID
     queue: Literal["training_jobs", "pipeline_training_jobs"] = "training_jobs"
-    """The table that the job is a row of."""
+    """The table that holds the job."""
     job_id: UUID
     user_id: UUID
     attempt: int
     status: str
     lease_token: UUID
     token_sha256: str | None = Field(default=None, repr=False)
-    """Of the token that the run was launched with; None before its first launch."""
+    """The sha256 of the token with which the run was launched; None before its first launch."""
     launcher: str | None = None
     endpoint: str | None = None
-    """Where the launch that `external_job_id` names was made."""
+    """The endpoint of the launch with the id `external_job_id`."""
     endpoints: list[str] = Field(default_factory=list)
-    """Wherever the run was launched, the latest first."""
+    """All endpoints at which the run was launched, the latest first."""
     external_job_id: str | None = None
     checked_in_at: datetime | None = None
     last_seen_at: datetime | None = None
@@ -128,13 +128,13 @@ class Run(BaseModel):
     launches: int = 0
     posted_seconds_ago: float | None = None
     launched_with: dict[str, Any] | None = None
-    """What the run was last launched with: the job's dataset and parameters, and what it is billed at."""
+    """What the run was last launched with: the job's dataset and parameters, and the rate at which it is billed."""
     spent_cost: float = 0
-    """USD that the job's earlier runs have cost."""
+    """The cost of the job's earlier runs in USD."""
     spent_seconds: float = 0
-    """GPU seconds that the job's earlier runs have used."""
+    """The GPU seconds of the job's earlier runs."""
     dataset_patience_seconds: float | None = None
-    """How much longer the job may wait for its dataset; None where it need not wait."""
+    """How much longer the job may wait for the validation of its dataset; None if it need not wait."""
     age_seconds: float = 0
     created_at: datetime
     stage: str | None = None
@@ -142,7 +142,7 @@ class Run(BaseModel):
 
 
 class Assignment(BaseModel):
-    """What a claim or an adoption hands over. The job is None when its user deleted it meanwhile."""
+    """A run that this worker has claimed or adopted. The job is None if its user has deleted it meanwhile."""
 
     model_config = _ROW
 
@@ -150,11 +150,11 @@ class Assignment(BaseModel):
     job: Job | None
     dataset: Dataset | None = None
     unreadable: str | None = None
-    """Why the job or its dataset can't be read, for its user. The job is then no more than its id and status."""
+    """Why the rows of job or dataset can't be parsed, for the user. Most fields of the job are then unset."""
 
 
 class News(BaseModel):
-    """What the database says of a held run at each renewal."""
+    """What the database reports about a held run when its lease is renewed."""
 
     model_config = _ROW
 
@@ -162,34 +162,34 @@ class News(BaseModel):
     held: bool
     status: str | None = None
     settled_as: str | None = None
-    """The job's status after this very lease has settled the run."""
+    """The job's status, if this same lease has already settled the run."""
     cancel_requested: bool = False
     external_job_id: str | None = None
     endpoint: str | None = None
     checked_in_at: datetime | None = None
     last_seen_at: datetime | None = None
     seen_seconds_ago: float | None = None
-    """Since the trainer's last heartbeat; None before the first."""
+    """Seconds since the trainer's last heartbeat; None before the first."""
     used_seconds: float | None = None
-    """From the trainer's check-in to its last heartbeat."""
+    """Seconds from the trainer's check-in to its last heartbeat."""
     posted_seconds_ago: float | None = None
-    """Since the run was first sent to a launcher."""
+    """Seconds since the run was first sent to a launcher."""
     upload_request: Any = None
-    """As the container sent it: it is read when it is answered."""
+    """The trainer's upload request as the container sent it; it is checked when it is answered."""
 
 
 def parse_assignment(row: dict[str, Any]) -> Assignment:
-    """An assignment from the database's JSON.
+    """Parse an assignment.
 
-    Users write jobs and datasets, by other ways too than the application's pages: what can't be read there is
-    told in `unreadable`, and the run is there to be stopped, billed and settled.
+    Users can write anything into the rows of their jobs and datasets. If these can't be parsed, `unreadable` says why,
+    and the assignment still has its run, so that the run can be stopped, billed and settled.
 
     Raises:
-        ValidationError: the run can't be read.
+        ValidationError: the run itself can't be parsed.
     """
-    told = row.get("unreadable")
+    problem = row.get("unreadable")
     try:
-        return Assignment.model_validate({**row, "unreadable": _name_the_unreadable(told) if told else None})
+        return Assignment.model_validate({**row, "unreadable": _explain_unreadable(problem) if problem else None})
     except ValidationError as error:
         run = Run.model_validate(row["run"])
         job = row["job"] or {}
@@ -201,20 +201,24 @@ def parse_assignment(row: dict[str, Any]) -> Assignment:
             gpu_config=job.get("gpu_config"),
         )
         places = f"{', '.join(places_of(error))} holds what it can't hold"
-        return Assignment(run=run, job=rest, unreadable=_name_the_unreadable(told or places))
+        return Assignment(run=run, job=rest, unreadable=_explain_unreadable(problem or places))
 
 
 def places_of(error: ValidationError) -> list[str]:
-    """Where a row or message can't be read. Its values are left out: they may be somebody's text."""
+    """Return the paths at which a row or message can't be parsed. Values are left out: they may be private."""
     return sorted({".".join(map(str, problem["loc"])) for problem in error.errors()})
 
 
-def _name_the_unreadable(problem: str) -> str:
+def _explain_unreadable(problem: str) -> str:
     return f"The job can't be read: {problem}. Change it and start the job again."
 
 
 def parse_news(row: dict[str, Any]) -> News:
-    """News from the database's JSON."""
+    """Parse the news about one run.
+
+    Raises:
+        ValidationError: the row can't be parsed.
+    """
     return News.model_validate(row)
 
 
@@ -234,10 +238,10 @@ def _refuse_misspelt(column: str, value: dict[str, Any]) -> None:
 
 
 def parse_hyperparameters(job: Job, *, default_base_model: str) -> Hyperparameters:
-    """The job's hyperparameters in one shape, with a base model.
+    """Check and parse the job's hyperparameters; a job that names no base model gets the default.
 
     Raises:
-        PreflightError: names the key, its value and the range.
+        PreflightError: a value is missing, misspelt or out of range; the text names the key, its value and the range.
     """
     if not isinstance(job.hyperparameters, dict):
         raise PreflightError(
@@ -254,10 +258,10 @@ def parse_hyperparameters(job: Job, *, default_base_model: str) -> Hyperparamete
 
 
 def parse_gpu_config(job: Job) -> GpuConfig:
-    """The job's GPU configuration in one shape.
+    """Check and parse the job's GPU configuration.
 
     Raises:
-        PreflightError: names the key, its value and the range.
+        PreflightError: a value is missing, misspelt or out of range; the text names the key, its value and the range.
     """
     if not isinstance(job.gpu_config, dict):
         raise PreflightError("gpu_config_invalid", "The job's gpu_config is not an object; start the job again.")
@@ -276,7 +280,7 @@ def enrichment_of(
     memory_gb: int,
     price_per_hour: float,
 ) -> dict[str, Any]:
-    """Keys to add to the job's JSON columns, so that both of the application's shapes are there."""
+    """Return the job's JSON columns with added keys, so that both of the application's shapes are complete."""
     return {
         "hyperparameters": hyperparameters_with_both_shapes(job.hyperparameters, hyperparameters),
         "gpu_config": gpu_config_with_both_shapes(

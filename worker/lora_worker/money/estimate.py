@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lora_contract.batches import steps_of_epoch
 from lora_worker.money.terms import Terms
@@ -47,24 +45,6 @@ class Estimate:
     gpu_count: int
     price_per_hour: float
     assumptions: tuple[str, ...]
-
-
-def told(found: Mapping[str, Any]) -> str:
-    """An estimate, as SQL or `dataclasses.asdict` gives it, for a terminal."""
-    seconds, cost = found["seconds"], found["cost"]
-    gpus = f"{found['gpu_count']:.0f} × {found['gpu_type']} (${found['price_per_hour']:.2f} an hour each)"
-    return "\n".join(
-        [
-            f"{_duration(seconds['low'])} to {_duration(seconds['high'])}, ${cost['low']:.2f} to ${cost['high']:.2f},"
-            f" on {gpus}: {found['tokens']:,.0f} tokens an epoch.",
-            *found["assumptions"],
-        ]
-    )
-
-
-def _duration(seconds: float) -> str:
-    minutes = math.ceil(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
 
 
 def estimate(work: Work, terms: Terms) -> Estimate | None:

@@ -1,7 +1,7 @@
-"""The health endpoints: /healthz, /readyz and /metrics, on a port of their own, outside the event loop.
+"""The health endpoints /healthz, /readyz and /metrics, on a separate port and outside the event loop.
 
-Whoever reaches the port is a stranger: the number of connections, their time and the size of a request are bounded,
-and half a request keeps nobody else waiting.
+Anybody who can reach the port may call it. So the number of connections, their duration and the size of a request are
+limited, and an incomplete request does not delay others.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from lora_worker.observability.readiness import Pulse
 Problem = Callable[[], str | None]
 
 _CONNECTION_SECONDS = 10.0
-"""A connection is closed after this, whatever it has said by then."""
+"""How long a connection may stay open, whether its request is complete or not."""
 
 _MAX_CONNECTIONS = 32
 _MAX_HEADER_BYTES = 8192
 _MAX_BODY_BYTES = 1024
 _STOP_SECONDS = 2.0
 
-# It warns whenever more requests wait than it has threads, which strangers bring about at will.
+# waitress logs a warning whenever more requests wait than it has threads. Any caller could flood the log that way.
 logging.getLogger("waitress").setLevel(logging.ERROR)
 
 
 class _Channel(HTTPChannel):  # type: ignore[misc]
-    """A connection with an end. waitress's own time-out begins anew with each byte."""
+    """A connection that is closed after `_CONNECTION_SECONDS`. The time-out of waitress restarts with each byte."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._opened_at = time.monotonic()
 
     def readable(self) -> bool:
-        # Asked at each turn of the server's loop, once a second at least.
+        # The server's loop calls this in every iteration, at least once a second.
         if self.connected and time.monotonic() - self._opened_at > _CONNECTION_SECONDS:
             self.handle_close()
         return bool(self.connected and super().readable())
@@ -57,7 +57,9 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
 
 
 class HealthServer:
-    """/healthz (the process lives), /readyz (it does its work), /metrics, in threads of its own.
+    """Serves /healthz (the process is alive), /readyz (the worker does its work) and /metrics, in its own threads.
+
+    `alive` and `ready` return what is wrong, or None. They are called from these threads.
 
     Raises:
         PortTakenError: the port can't be opened.
@@ -75,7 +77,7 @@ class HealthServer:
             sockets=[listener],
             threads=2,
             ident=None,
-            # The listening socket and the loop's own trigger count, too.
+            # waitress also counts the listening socket and its internal trigger.
             connection_limit=_MAX_CONNECTIONS + 2,
             max_request_header_size=_MAX_HEADER_BYTES,
             max_request_body_size=_MAX_BODY_BYTES,
@@ -88,7 +90,7 @@ class HealthServer:
 
     def _serve(self) -> None:
         while not self._stopped.is_set():
-            # With poll: select knows no descriptor above 1,023.
+            # poll instead of select, which fails for file descriptors above 1,023.
             self._server.asyncore.loop(timeout=1, use_poll=True, map=self._connections, count=1)
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -106,11 +108,11 @@ class HealthServer:
         return [json.dumps({"ok": problem is None, "problem": problem}).encode() + b"\n"]
 
     def stop(self) -> None:
-        """Close the port. Requests that are under way are waited for no longer than a moment."""
+        """Close the port. Waits at most `_STOP_SECONDS` for requests that are being answered."""
         self._stopped.set()
         self._server.pull_trigger()
         self._thread.join(timeout=_STOP_SECONDS / 2)
-        # Only here: a loop that closed by itself could take the trigger away while it is being pulled.
+        # The connections are closed here and not by the loop: it could close the trigger while this method uses it.
         if not self._thread.is_alive():
             self._server.task_dispatcher.shutdown(timeout=_STOP_SECONDS / 2)
             self._server.asyncore.close_all(self._connections)
@@ -129,7 +131,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @asynccontextmanager
 async def serving_health(settings: Settings, ready: Problem) -> AsyncIterator[None]:
-    """Serve the endpoints while this lasts, where a port is set; /healthz follows the running event loop.
+    """Serve the endpoints until the context ends, if a port is set. /healthz watches the running event loop.
 
     Raises:
         PortTakenError: the port can't be opened.

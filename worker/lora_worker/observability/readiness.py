@@ -1,6 +1,6 @@
-"""Whether this worker lives, and whether it does its work: what /healthz and /readyz answer.
+"""Decides whether this worker is alive (/healthz), and whether it does its work (/readyz).
 
-Both are asked from another thread than the event loop's, so that an answer comes when that one hangs.
+Both are called from another thread than the event loop's, so that they answer even if the event loop hangs.
 """
 
 from __future__ import annotations
@@ -12,37 +12,41 @@ from uuid import UUID
 
 _BEAT_SECONDS = 1.0
 _HUNG_SECONDS = 30.0
-"""Nothing that this worker does keeps the event loop for as long; what takes time runs in threads."""
+"""After this long without a beat the event loop counts as hung. Long computations run in other threads."""
 
 _FAILURES_IN_A_ROW = 3
 
 
 class Pulse:
-    """The beat of the event loop: a hung one does not beat."""
+    """Shows that the event loop is running: a task on it beats once a second, which it can't do if the loop hangs."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._beaten_at = clock()
 
     def beat(self) -> None:
-        """Say that the loop turns."""
+        """Record that the event loop runs now."""
         self._beaten_at = self._clock()
 
     async def keep(self) -> None:
-        """Beat for as long as the loop turns; ends by cancelling."""
+        """Beat once a second, until this task is cancelled."""
         while True:
             self.beat()
             await asyncio.sleep(_BEAT_SECONDS)
 
     @property
     def problem(self) -> str | None:
-        """Why this process should be started anew; None while it lives."""
+        """Why this process should be restarted; None while it is alive."""
         silent = self._clock() - self._beaten_at
         return None if silent < _HUNG_SECONDS else f"the event loop has not turned for {silent:.0f} s"
 
 
 class Readiness:
-    """What keeps the worker from its work: rounds that fail or don't end, runs that can't be settled."""
+    """Collects what prevents the worker from doing its work: rounds that fail or do not end, runs it can't settle.
+
+    A round is one execution of a duty that the worker repeats, such as polling the held runs. A round that takes longer
+    than `stuck_seconds` counts as stuck.
+    """
 
     def __init__(self, clock: Callable[[], float], *, stuck_seconds: float) -> None:
         self._clock = clock
@@ -55,11 +59,11 @@ class Readiness:
         self._idle_fault = ""
 
     def begin(self, name: str) -> None:
-        """A round begins that should end soon."""
+        """Record that the round `name` begins."""
         self._begun[name] = self._clock()
 
     def end(self, name: str, problem: str | None = None) -> None:
-        """A round has ended, well or with a problem."""
+        """Record that the round `name` has ended, successfully or with a problem."""
         self._begun.pop(name, None)
         if problem is None:
             self._faults.pop(name, None)
@@ -67,24 +71,24 @@ class Readiness:
             self._faults[name] = problem
 
     def fault(self, name: str) -> str | None:
-        """The problem with which a round last ended; None where it ended well."""
+        """Return the problem with which the round `name` last ended; None if it succeeded."""
         return self._faults.get(name)
 
     def settling_failed(self, run_id: UUID, problem: str) -> None:
-        """A run has ended and its end could not be written."""
+        """Record that a run has ended, but settling it failed with `problem`."""
         self._unsettled[run_id] = self._unsettled.get(run_id, 0) + 1
         self._settling_fault = problem
 
     def settled(self) -> None:
-        """A run was settled: the others may be, too."""
+        """Record that a run was settled. Earlier failures are forgotten, since settling works again."""
         self._unsettled.clear()
 
     def forget(self, run_id: UUID) -> None:
-        """The run is another worker's."""
+        """Forget a run that another worker has taken over."""
         self._unsettled.pop(run_id, None)
 
     def note_runs(self, put_off: list[str | None]) -> None:
-        """Take what a round of all held runs came to: for each, why it was put off, or None."""
+        """Record the result of a round over all held runs: for each, why its work was postponed, or None."""
         if put_off and all(put_off):
             self._idle_rounds += 1
             self._idle_fault = put_off[0] or ""
@@ -93,7 +97,7 @@ class Readiness:
 
     @property
     def problem(self) -> str | None:
-        """Why this worker does not do its work; None while it does."""
+        """What prevents this worker from doing its work; None if nothing does."""
         if self._faults:
             return next(iter(list(self._faults.values())), None)
         failures = sum(list(self._unsettled.values()))

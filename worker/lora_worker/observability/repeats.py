@@ -1,4 +1,4 @@
-"""What is true in every cycle is logged when it begins or changes, and then at a slow rate."""
+"""Prevents that the same message is logged in every poll: only when it begins or changes, and then rarely."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 
 AGAIN_SECONDS = 1800.0
+"""After this time an unchanged message is logged again."""
 _MAX_KEPT = 10_000
 
 
 class Repeats:
-    """Remembers what was said of whom, and when. By this worker's clock; the longest unsaid is forgotten first."""
+    """Remembers for each subject which message was logged last, and when.
+
+    At most `_MAX_KEPT` subjects are remembered; the one whose message was logged longest ago is forgotten first.
+    """
 
     def __init__(self, clock: Callable[[], float], *, again_seconds: float = AGAIN_SECONDS) -> None:
         self._clock = clock
@@ -20,7 +24,7 @@ class Repeats:
         self._said: OrderedDict[Hashable, tuple[str, float, int]] = OrderedDict()
 
     def is_due(self, subject: Hashable, text: str) -> bool:
-        """Whether this is to be said of the subject now; if so, it counts as said."""
+        """Tell whether a message about a subject must be logged now. If so, it is remembered as logged."""
         now = self._clock()
         text_before, said_at, times = self._said.get(subject, (None, 0.0, 0))
         if text == text_before and now - said_at < self._again_seconds:
@@ -33,13 +37,16 @@ class Repeats:
         return True
 
     def clear(self, subject: Hashable) -> int:
-        """It is over: should it come again, it is said at once. How often in a row it was met, said or not."""
+        """Forget a subject's message, because it is no longer true; a later one is logged at once.
+
+        Returns how often in a row the same message was offered to `is_due`.
+        """
         _, _, times = self._said.pop(subject, (None, 0.0, 0))
         return times
 
 
 def place_of(error: Exception) -> str:
-    """What tells one bug from another, without its values: they may be somebody's text."""
+    """Name an unexpected error by its type and place in the code. Its text is left out: it may contain private data."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{where}"

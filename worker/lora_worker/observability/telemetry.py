@@ -33,7 +33,7 @@ _SECRETS = re.compile(
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """The text without keys, tokens and signed parts of URLs."""
+    """Replace keys, tokens, signed parts of URLs and the given `secrets` in a text by “[secret]”."""
     for secret in secrets:
         text = text.replace(secret, "[secret]")
     return _SECRETS.sub("[secret]", text)
@@ -61,7 +61,7 @@ def _secrets(settings: Settings) -> Iterator[str]:
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send structured logs to standard error, redacted, as JSON or for a terminal."""
+    """Write structured logs to standard error, without secrets, as JSON or for a terminal."""
     secrets = tuple(_secrets(settings))
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
@@ -78,6 +78,6 @@ def configure_logging(settings: Settings) -> None:
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # httpx logs whole URLs, and signed URLs are secrets.
+    # At their level INFO these libraries log whole URLs, and signed URLs are secrets.
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)

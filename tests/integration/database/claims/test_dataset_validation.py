@@ -15,7 +15,7 @@ import pytest
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from lora_worker.database.queue import Queue
+from lora_worker.database.calls import DatabaseCalls
 from lora_worker.duties.validation import Validator
 from lora_worker.services import HeavySlots
 from lora_worker.storage.objects import Storage
@@ -254,7 +254,7 @@ async def test_each_dataset_is_read_from_the_bucket_of_its_row(empty_supabase: P
     missing = upload(project, user, "lora-datasets", None)
     async with httpx.AsyncClient() as http:
         services: Any = SimpleNamespace(
-            queue=Queue(project.url, project.secret_key, worker="w", lease_seconds=60, http=http),
+            queue=DatabaseCalls(project.url, project.secret_key, worker="w", lease_seconds=60, http=http),
             storage=Storage(project.url, project.secret_key, http=http),
             settings=SimpleNamespace(lease_seconds=60, retry_base_seconds=30.0, max_handlings=6),
             heavy_slots=HeavySlots(1),

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Json
 
-from lora_worker.database.queue import Queue
+from lora_worker.database.calls import DatabaseCalls
 from lora_worker.database.rows import parse_assignment
 from lora_worker.money.pricing import load_prices
 from lora_worker.money.terms import make_terms
@@ -231,7 +231,7 @@ async def test_two_workers_claim_good_and_unreadable_rows_through_rest(empty_sup
     async with httpx.AsyncClient(timeout=60) as http:
         first, second = (
             # No lease may run out meanwhile, however slow the machine: the second worker's would be adopted, too.
-            Queue(empty_supabase.url, key, worker=name, lease_seconds=3600, http=http)
+            DatabaseCalls(empty_supabase.url, key, worker=name, lease_seconds=3600, http=http)
             for name in ("w1", "w2")
         )
         claimed = [*await first.claim(5, None), *await second.claim(99, None)]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lora_contract.protocol import MAX_FILES, MAX_UPLOAD_REQUEST_BYTES, Manifest
-from lora_worker.database.queue import storable
+from lora_worker.database.calls import storable_json
 from lora_worker.runs.held_run import HeldRun
 from lora_worker.runs.settling import _success
 from tests.application.pipeline import Pipeline
@@ -119,6 +119,6 @@ def test_manifest_with_impossible_numbers_still_completes_its_run(db: Database, 
     manifest = Manifest.model_validate({"job_id": "j", "run_id": "r", "files": [file], **told})
     job = holding.assignment.job
     assert job is not None
-    outcome = json.dumps(storable(_success(holding, manifest, job)), allow_nan=False)
+    outcome = json.dumps(storable_json(_success(holding, manifest, job)), allow_nan=False)
     assert db.row("select settle_run(%s, %s, %s)", run["id"], run["lease_token"], outcome)["settle_run"] == "completed"
     assert db.row("select amount from cost_records")["amount"] <= 1

@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from lora_worker.database.calls import SCHEMA_VERSIONS, DatabaseCalls
 from lora_worker.database.functions import QUEUE_HEALTH
-from lora_worker.database.queue import SCHEMA_VERSIONS, Queue
 from lora_worker.database.rows import Assignment, DatasetClaim
 from sandbox.project import Project
 from tests import scripted
@@ -48,7 +48,7 @@ class FakeScene:
 class RealScene:
     """The real queue; every row belongs to users of this test."""
 
-    def __init__(self, queue: Queue, project: Project) -> None:
+    def __init__(self, queue: DatabaseCalls, project: Project) -> None:
         self.queue = queue
         self.project = project
         self.database = Database(project.database_url)
@@ -72,7 +72,7 @@ class RealScene:
 async def real(empty_supabase: Project) -> AsyncIterator[RealScene]:
     async with httpx.AsyncClient(timeout=60) as http:
         key = empty_supabase.secret_key
-        queue = Queue(empty_supabase.url, key, worker=f"w {uuid4()}", lease_seconds=_LEASE_SECONDS, http=http)
+        queue = DatabaseCalls(empty_supabase.url, key, worker=f"w {uuid4()}", lease_seconds=_LEASE_SECONDS, http=http)
         scene = RealScene(queue, empty_supabase)
         yield scene
         scene.database.close()
@@ -253,6 +253,6 @@ def spelled(signature: inspect.Signature) -> tuple[list[tuple[str, Any, Any]], s
 
 @pytest.mark.parametrize("fake", [scripted.FakeQueue, datasets.FakeQueue], ids=["runs", "datasets"])
 def test_fake_queues_have_the_signatures_of_the_real_queue(fake: type) -> None:
-    real = methods(Queue)
+    real = methods(DatabaseCalls)
     for name, signature in methods(fake).items():
         assert spelled(signature) == spelled(real[name]), name

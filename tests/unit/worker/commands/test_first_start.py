@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from lora_worker.commands.cli import app
 from lora_worker.commands.doctor import Check, examine
 from lora_worker.configuration.settings import Settings
-from lora_worker.database.queue import Queue
+from lora_worker.database.calls import DatabaseCalls
 from lora_worker.errors import ServiceRefusedError
 from lora_worker.services import Services, open_services
 from tests.unit.worker.configuration.test_settings import GOOD
@@ -38,7 +38,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
 async def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Services]:
     monkeypatch.chdir(tmp_path)
     # No wait between two tries of a call.
-    monkeypatch.setattr("lora_worker.database.queue.wait_random_exponential", lambda **_: wait_none())
+    monkeypatch.setattr("lora_worker.database.calls.wait_random_exponential", lambda **_: wait_none())
     settings = Settings(
         supabase_url=SUPABASE,
         supabase_service_role_key="sb_secret_x",
@@ -70,7 +70,7 @@ REFUSED_KEYS = [
 async def test_wrong_service_key_is_not_reported_as_a_database_outage(status: int, body: dict[str, Any]) -> None:
     async with httpx.AsyncClient() as http, respx.mock(base_url=SUPABASE) as api:
         api.post("/rest/v1/rpc/worker_schema_version").respond(status, json=body)
-        queue = Queue(SUPABASE, "sb_secret_wrong", worker="w", lease_seconds=60, http=http)
+        queue = DatabaseCalls(SUPABASE, "sb_secret_wrong", worker="w", lease_seconds=60, http=http)
         with pytest.raises(ServiceRefusedError, match="check SUPABASE_SERVICE_ROLE_KEY"):
             await queue.check_schema()
 

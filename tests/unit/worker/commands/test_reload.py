@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lora_worker.commands.reload import see_it_served, wait_for_reload
+from lora_worker.commands.reload import wait_for_reload, wait_until_served
 from lora_worker.database.functions import WORKER_FUNCTIONS
 from lora_worker.database.rest import Rest
 from lora_worker.errors import SchemaCacheError, ServiceRefusedError
@@ -108,6 +108,6 @@ def test_without_a_rest_address_migrate_explains_the_delay(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     said: list[str] = []
-    see_it_served("postgresql://nobody.invalid/db", seconds=600, say=said.append)
+    wait_until_served("postgresql://nobody.invalid/db", seconds=600, say=said.append)
     assert len(said) == 1
     assert "SUPABASE_SERVICE_ROLE_KEY" in said[0]

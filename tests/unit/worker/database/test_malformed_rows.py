@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from lora_worker.database.queue import Queue
+from lora_worker.database.calls import DatabaseCalls
 from lora_worker.database.rows import Assignment, Dataset, parse_assignment
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import ServiceUnavailableError
@@ -44,11 +44,11 @@ def assignment_row(job: Row | None = None, dataset: Row | None = None, **run: An
     }  # fmt: skip
 
 
-def queue_answering(rows: list[Row]) -> Queue:
+def queue_answering(rows: list[Row]) -> DatabaseCalls:
     """A queue whose database answers every call with these rows."""
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content=json.dumps(rows)))
     client = httpx.AsyncClient(transport=transport)
-    return Queue("http://database", "sb_secret_x", worker="w", lease_seconds=60, http=client)
+    return DatabaseCalls("http://database", "sb_secret_x", worker="w", lease_seconds=60, http=client)
 
 
 @pytest.mark.parametrize("take", [lambda queue: queue.claim(9, None), lambda queue: queue.adopt(9)])
@@ -61,7 +61,7 @@ def queue_answering(rows: list[Row]) -> Queue:
     ],
 )
 async def test_unreadable_job_is_claimed_with_a_sentence_beside_good_ones(
-    take: Callable[[Queue], Any], broken: Row
+    take: Callable[[DatabaseCalls], Any], broken: Row
 ) -> None:
     good = [assignment_row(), assignment_row()]
     taken: list[Assignment] = await take(queue_answering([good[0], broken, good[1]]))
@@ -82,7 +82,9 @@ async def test_sentence_of_the_database_becomes_the_jobs_failure() -> None:
 
 async def test_too_deeply_nested_answer_is_a_service_error() -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content="[" * 200_000))
-    queue = Queue("http://db", "sb_secret_x", worker="w", lease_seconds=60, http=httpx.AsyncClient(transport=transport))
+    queue = DatabaseCalls(
+        "http://db", "sb_secret_x", worker="w", lease_seconds=60, http=httpx.AsyncClient(transport=transport)
+    )
     with pytest.raises(ServiceUnavailableError, match="no answer"):
         await queue.claim(9, None)
 

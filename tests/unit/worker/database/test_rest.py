@@ -15,7 +15,7 @@ from tenacity import wait_none
 
 from lora_contract.rest_errors import read_error
 from lora_worker.database import functions, rest
-from lora_worker.database.queue import Queue
+from lora_worker.database.calls import DatabaseCalls
 from lora_worker.database.rest import ANON, SERVICE_ROLE, explain
 from lora_worker.errors import (
     SchemaCacheError,
@@ -184,17 +184,17 @@ def test_trainers_missing_right_names_a_grant_to_anon() -> None:
 
 
 @asynccontextmanager
-async def queue_at(**answer: Any) -> AsyncIterator[Queue]:
+async def queue_at(**answer: Any) -> AsyncIterator[DatabaseCalls]:
     async with httpx.AsyncClient() as http, respx.mock(base_url=URL) as api:
         api.route().respond(**answer)
-        queue = Queue(URL, "sb_secret_x", worker="w", lease_seconds=60, http=http)
+        queue = DatabaseCalls(URL, "sb_secret_x", worker="w", lease_seconds=60, http=http)
         queue._wait = wait_none()
         yield queue
 
 
 # The same in each process: they stand in names of tests, and those who share the tests out compare the names.
 ID, OTHER_ID = UUID(int=1), UUID(int=2)
-CALLS: dict[str, Callable[[Queue], Awaitable[Any]]] = {
+CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "worker_schema_version": lambda q: q.check_schema(),
     "publish_training_terms": lambda q: q.publish_terms({}),
     "estimate_training_job": lambda q: q.estimate_job(ID),
@@ -311,7 +311,7 @@ async def test_missing_function_differs_from_a_stale_schema_cache(
     async with httpx.AsyncClient() as http, respx.mock(base_url=URL) as api:
         api.post("/rest/v1/rpc/worker_schema_version").respond(404, json=UNKNOWN)
         api.get("/rest/v1/datasets").respond(status, json=body)
-        queue = Queue(URL, "sb_secret_x", worker="w", lease_seconds=60, http=http)
+        queue = DatabaseCalls(URL, "sb_secret_x", worker="w", lease_seconds=60, http=http)
         with pytest.raises(SchemaMissingError, match=words) as caught:
             await queue.check_schema()
     assert type(caught.value) is kind

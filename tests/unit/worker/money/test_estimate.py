@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from lora_contract.batches import shape_batches
 from lora_contract.hyperparameters import Hyperparameters
 from lora_conversations.survey import Survey
+from lora_worker.commands.estimate import format_estimate
 from lora_worker.configuration.settings import DEFAULT_BASE_MODEL, Settings
 from lora_worker.datasets import preflight
 from lora_worker.errors import PreflightError
-from lora_worker.money.estimate import Work, estimate, told
+from lora_worker.money.estimate import Work, estimate
 from lora_worker.money.pricing import load_prices
 from lora_worker.money.terms import Terms, load_throughput, make_terms
 from tests.project import ROOT
@@ -161,7 +162,7 @@ def test_job_above_its_limit_is_refused_with_both_figures() -> None:
 def test_estimate_command_prints_both_ends_and_assumptions() -> None:
     found = estimate(WORK, terms(storage_fee=0.5))
     assert found is not None
-    lines = told(dataclasses.asdict(found)).splitlines()
+    lines = format_estimate(dataclasses.asdict(found)).splitlines()
     assert lines[0] == (
         "11 min to 1 h 26 min, $0.96 to $4.41, on 1 × A100-80GB ($2.74 an hour each): 1,000,000 tokens an epoch."
     )

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import respx
 
-from lora_worker.database.queue import Queue, storable
+from lora_worker.database.calls import DatabaseCalls, storable_json
 
 URL = "https://p.supabase.co"
 
@@ -27,12 +27,12 @@ URL = "https://p.supabase.co"
     ids=ascii,
 )
 def test_values_postgres_cannot_store_are_removed_at_any_depth(value: Any, stored: Any) -> None:
-    assert storable(value) == stored
+    assert storable_json(value) == stored
 
 
 async def test_any_dataset_or_trainer_text_can_be_stored() -> None:
     async with httpx.AsyncClient() as http, respx.mock(base_url=URL) as api:
-        queue = Queue(URL, "sb_secret_x", worker="w", lease_seconds=60, http=http)
+        queue = DatabaseCalls(URL, "sb_secret_x", worker="w", lease_seconds=60, http=http)
         dataset = api.post("/rest/v1/rpc/settle_dataset").respond(json=True)
         run = api.post("/rest/v1/rpc/settle_run").respond(json="failed")
         await queue.settle_dataset(uuid4(), uuid4(), {"sample_data": [{"conversation_id": "a\x00"}]})

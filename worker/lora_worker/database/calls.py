@@ -1,4 +1,7 @@
-"""The database's functions as Python methods. Nothing else talks to the tables."""
+"""All calls of the worker to the database: its SQL functions as Python methods.
+
+The worker reads and writes tables only through these functions.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from lora_worker.database.rows import Assignment, DatasetClaim, News, parse_assi
 from lora_worker.errors import SchemaMismatchError, ServiceUnavailableError
 
 SCHEMA_VERSIONS = frozenset({1})
-"""Versions of `worker_schema_version()` that this worker speaks."""
+"""The values of `worker_schema_version()` with which this worker can work."""
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +32,10 @@ _Parsed = TypeVar("_Parsed")
 
 
 def _readable(parse: Callable[[dict[str, Any]], _Parsed], rows: Iterable[dict[str, Any]]) -> list[_Parsed]:
-    """The rows that can be read: one that can't must not hold up the others. Its lease runs out by itself."""
+    """Parse rows. A row that can't be parsed is logged and left out, so that it does not stop the work on others.
+
+    The lease of its run then expires by itself.
+    """
     parsed = []
     for row in rows:
         try:
@@ -41,30 +47,30 @@ def _readable(parse: Callable[[dict[str, Any]], _Parsed], rows: Iterable[dict[st
     return parsed
 
 
-def storable(value: Any) -> Any:
-    """The JSON value without what Postgres takes in no text: the zero character, and halves of characters.
+def storable_json(value: Any) -> Any:
+    """Remove from a JSON value what Postgres can't store: zero characters, lone surrogates, NaN and infinity.
 
-    Nor with NaN and infinity, which JSON can't hold. Names, notes and errors come from datasets and GPU containers;
-    refused for one of these, an outcome would be refused again in every cycle.
+    Names, notes and errors come from datasets and GPU containers and may contain any of these. The database would
+    refuse the whole outcome of a run because of one of them, and again at every retry.
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
         return value if value.isascii() and "\x00" not in value else _clean(value)
     if isinstance(value, Mapping):
-        return {storable(key): storable(item) for key, item in value.items()}
-    return [storable(item) for item in value] if isinstance(value, list | tuple) else value
+        return {storable_json(key): storable_json(item) for key, item in value.items()}
+    return [storable_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _clean(text: str) -> str:
     return text.replace("\x00", "").encode(errors="replace").decode()
 
 
-class Queue:
-    """The queue as one worker sees it. Every method raises `ServiceError`s and nothing else.
+class DatabaseCalls:
+    """The calls of one worker to the database. The methods raise only `ServiceError`s.
 
-    Calls that may be repeated without harm are, a few times; a claim is not: its answer may have been
-    lost after it was carried out, and those leases run out by themselves.
+    Idempotent calls are retried a few times. A claim or an adoption is not: if its answer was lost after the database
+    had carried it out, a retry would take further runs. The leases of the lost answer expire by themselves.
     """
 
     def __init__(self, url: str, key: str, *, worker: str, lease_seconds: int, http: httpx.AsyncClient) -> None:
@@ -81,14 +87,14 @@ class Queue:
             reraise=True,
         ):
             with attempt:
-                return await self.rest.call(function, storable(arguments))
+                return await self.rest.call(function, storable_json(arguments))
         raise AssertionError("unreachable")
 
     async def check_schema(self) -> int:
-        """The schema's version.
+        """Return the version of the database's schema.
 
         Raises:
-            SchemaMismatchError: this worker does not speak it; says which command mends that.
+            SchemaMismatchError: this worker can't work with that version; the text says what to do.
         """
         version = await self._call(functions.WORKER_SCHEMA_VERSION)
         if version not in SCHEMA_VERSIONS:
@@ -99,7 +105,7 @@ class Queue:
         return version
 
     async def publish_terms(self, terms: Mapping[str, Any]) -> bool:
-        """Write the terms that the application's estimates stand on; whether they changed.
+        """Store the terms with which the database estimates costs for the application; returns whether they changed.
 
         Raises:
             SchemaMissingError: the database's schema is older than this worker.
@@ -107,15 +113,18 @@ class Queue:
         return await self._call(functions.PUBLISH_TRAINING_TERMS, document=dict(terms), worker=self.worker)
 
     async def report_worker(self, report: Mapping[str, Any]) -> None:
-        """Leave a sign of life: version, running_seconds, slots, held, max_per_user, problem, single_pass."""
+        """Report that this worker is alive.
+
+        `report` has the keys version, running_seconds, slots, held, max_per_user, problem and single_pass.
+        """
         await self._call(functions.REPORT_WORKER, worker=self.worker, report=dict(report))
 
     async def estimate_job(self, job_id: UUID) -> dict[str, Any] | None:
-        """What a job would take and cost, as the application is told; None where nothing can be said."""
+        """Estimate time and cost of a job as the application does; None if no estimate is possible."""
         return await self._call(functions.ESTIMATE_TRAINING_JOB, job_id=str(job_id))
 
     async def claim(self, max_jobs: int, max_per_user: int | None) -> list[Assignment]:
-        """Claim queued jobs, oldest first."""
+        """Claim at most `max_jobs` queued jobs, oldest first. A user gets at most `max_per_user` live runs."""
         rows = await self._call(
             functions.CLAIM_TRAINING_JOBS,
             attempts=1,
@@ -127,7 +136,7 @@ class Queue:
         return _readable(parse_assignment, rows)
 
     async def adopt(self, max_runs: int) -> list[Assignment]:
-        """Take over live runs whose lease ran out."""
+        """Take over at most `max_runs` live runs whose lease has expired."""
         rows = await self._call(
             functions.ADOPT_TRAINING_RUNS,
             attempts=1,
@@ -138,9 +147,12 @@ class Queue:
         return _readable(parse_assignment, rows)
 
     async def renew(self, leases: Iterable[tuple[UUID, UUID]]) -> list[News]:
-        """Renew leases given as (run id, lease token), and learn what changed beside them.
+        """Renew leases, given as (run id, lease token), and return the news about these runs.
 
-        What is said of one run may be unreadable and is left out; an answer that says nothing is none.
+        A run whose news can't be parsed is left out.
+
+        Raises:
+            ServiceUnavailableError: the answer contains no news about any of the runs.
         """
         asked = dict(leases)
         rows = await self._call(
@@ -154,18 +166,24 @@ class Queue:
         return news
 
     async def release(self) -> int:
-        """Give up every lease of this worker."""
+        """Release every lease of this worker; returns how many there were."""
         return await self._call(functions.RELEASE_TRAINING_RUNS, worker=self.worker)
 
     async def begin_handling(self, run_id: UUID, lease_token: UUID) -> int | None:
-        """Count the begin of work that might kill this worker; how often that was, None if the lease is lost."""
+        """Record that this worker begins work on a run that might kill it, such as reading a dataset.
+
+        Returns how often any worker has begun such work on the run, this time included; None if the lease is lost.
+        """
         return await self._call(functions.BEGIN_HANDLING, run_id=str(run_id), lease_token=str(lease_token))
 
     async def pass_breakers(
         self, run_id: UUID, lease_token: UUID, *, base_model: str, endpoint: str, look_again_seconds: int
-    ) -> functions.Passed:
-        """Ask whether a run may be launched on its base model; where not, it is back in the queue (see the SQL)."""
-        # Not repeated: where the answer is lost, a run that was put back reads as a lost lease, which it is.
+    ) -> functions.BreakersAnswer:
+        """Ask whether a run may be launched with this base model, or whether jobs are held for the model or the image.
+
+        If they are, the database has put the run back into the queue (see the SQL function).
+        """
+        # Not retried: if the answer is lost and the run was put back, a retry would only find that the lease is lost.
         return await self._call(
             functions.PASS_BREAKERS,
             attempts=1,
@@ -177,14 +195,14 @@ class Queue:
         )
 
     async def note_endpoint(self, *, launcher: str, endpoint: str, state: str, problem: str | None) -> float:
-        """Note how an endpoint was seen; for how many seconds its workers have been starting in vain."""
-        noted = await self._call(
+        """Store the state of an endpoint; returns for how many seconds its workers have been starting in vain."""
+        answer = await self._call(
             functions.NOTE_ENDPOINT, launcher=launcher, endpoint=endpoint, state=state, problem=problem
         )
-        return noted["starting_seconds"]
+        return answer["starting_seconds"]
 
-    async def resume_training(self, named: str | None) -> list[functions.Resumed]:
-        """Let jobs go that are held for a base model or an endpoint, or all; what was held."""
+    async def resume_training(self, named: str | None) -> list[functions.ResumedHold]:
+        """Release jobs that are held for the base model or endpoint `named`, or all with None; returns the holds."""
         return await self._call(functions.RESUME_TRAINING, named=named)
 
     async def begin_launch(
@@ -198,8 +216,12 @@ class Queue:
         enrichment: dict[str, Any],
         launched_with: dict[str, Any],
     ) -> str | None:
-        """Record the intent to launch, and where; None means go, otherwise the reason not to."""
-        # Not repeated: every call that was carried out counts as a launch.
+        """Record the intent to launch a run at an endpoint; returns None if it may be launched, else the reason.
+
+        The parameters are stored in the run's row: the sha256 of its token, keys to add to the job's columns
+        (`enrichment`), and what it is launched with.
+        """
+        # Not retried: the database counts every call that it carries out as a launch.
         answer = await self._call(
             functions.BEGIN_LAUNCH,
             attempts=1,
@@ -216,7 +238,7 @@ class Queue:
     async def record_launch(
         self, run_id: UUID, lease_token: UUID, *, launcher: str, endpoint: str, external_job_id: str
     ) -> bool:
-        """Record the launcher's id of the run; False when the lease is lost."""
+        """Record the id that the launcher gave to the run; False if the lease is lost."""
         return await self._call(
             functions.RECORD_LAUNCH,
             run_id=str(run_id),
@@ -229,7 +251,7 @@ class Queue:
     async def grant_upload(
         self, run_id: UUID, lease_token: UUID, *, request: list[dict[str, Any]], sealed_urls: str
     ) -> bool:
-        """Answer an upload request; False when the lease is lost or the request is another one now."""
+        """Answer an upload request; False if the lease is lost, or the trainer has made another request since."""
         return await self._call(
             functions.GRANT_UPLOAD,
             run_id=str(run_id),
@@ -239,7 +261,7 @@ class Queue:
         )
 
     async def record_progress(self, reports: list[dict[str, Any]]) -> dict[UUID, bool]:
-        """Write all runs' progress in one call: per run, whether it was applied."""
+        """Store the progress of several runs in one call; returns for each run whether it was stored."""
         rows = await self._call(functions.RECORD_PROGRESS, reports=reports)
         for row in rows:
             if row.get("refused"):
@@ -247,11 +269,11 @@ class Queue:
         return {row["run_id"]: row["applied"] for row in rows}
 
     async def settle(self, run_id: UUID, lease_token: UUID, outcome: dict[str, Any]) -> str | None:
-        """Close a run; the job's status afterwards, or None when the lease is lost."""
+        """Settle a run: store its outcome and end it. Returns the job's new status, or None if the lease is lost."""
         return await self._call(functions.SETTLE_RUN, run_id=str(run_id), lease_token=str(lease_token), outcome=outcome)
 
     async def claim_dataset(self) -> DatasetClaim | None:
-        """Claim the dataset that has waited longest for its validation; None when none waits."""
+        """Claim the dataset that has waited longest for its validation; None if none is waiting."""
         row = await self._call(
             functions.CLAIM_DATASET, attempts=1, worker=self.worker, lease_seconds=self.lease_seconds
         )
@@ -264,7 +286,7 @@ class Queue:
             return None
 
     async def renew_dataset_claim(self, dataset_id: UUID, lease_token: UUID) -> bool:
-        """Renew a dataset's claim; False when it is lost."""
+        """Renew the claim of a dataset; False if it is lost."""
         return await self._call(
             functions.RENEW_DATASET_CLAIM,
             dataset_id=str(dataset_id),
@@ -273,29 +295,29 @@ class Queue:
         )
 
     async def put_off_dataset(self, dataset_id: UUID, lease_token: UUID, *, seconds: int) -> bool:
-        """Give a dataset's claim back, for nobody before so many seconds; False when it was lost."""
+        """Give up the claim of a dataset, which can be claimed again after `seconds`; False if the claim is lost."""
         return await self._call(
             functions.PUT_OFF_DATASET, dataset_id=str(dataset_id), lease_token=str(lease_token), seconds=seconds
         )
 
     async def settle_dataset(self, dataset_id: UUID, lease_token: UUID, outcome: dict[str, Any]) -> bool:
-        """Write what was found; False when the claim is lost or the dataset was changed meanwhile."""
+        """Store the result of a validation; False if the claim is lost or the dataset was changed meanwhile."""
         return await self._call(
             functions.SETTLE_DATASET, dataset_id=str(dataset_id), lease_token=str(lease_token), outcome=outcome
         )
 
     async def stray_launches(self, max_launches: int) -> list[functions.Stray]:
-        """Launches that no live run owns and that have not been seen to end."""
+        """Return launches that belong to no live run and of which no worker has seen the end."""
         return await self._call(functions.STRAY_LAUNCHES, max_launches=max_launches)
 
     async def close_launches(self, reports: list[dict[str, Any]]) -> int:
-        """Note launches as ended: `[{external_job_id, gpu_seconds}]`."""
+        """Record that launches have ended: `[{external_job_id, gpu_seconds}]`. Returns how many were recorded."""
         return await self._call(functions.CLOSE_LAUNCHES, reports=reports)
 
     async def abandoned_uploads(self, bucket: str, max_objects: int) -> list[str]:
-        """Names of uploads in the bucket that no run needs any more."""
+        """Return the names of uploaded objects that no run needs any more."""
         return await self._call(functions.ABANDONED_UPLOADS, bucket=bucket, max_objects=max_objects)
 
     async def health(self) -> functions.QueueHealth:
-        """The queue's depth, oldest wait, live runs and why each waiting job waits."""
+        """Return the state of the queue: its depth, live runs, workers, and why each waiting job waits."""
         return await self._call(functions.QUEUE_HEALTH)

@@ -1,0 +1,69 @@
+"""The command `lora-worker estimate`: what a training takes and costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+from uuid import UUID
+
+from lora_worker.configuration.settings import Settings
+from lora_worker.errors import ArgumentError
+from lora_worker.money.estimate import Work, estimate
+from lora_worker.money.pricing import load_prices
+from lora_worker.money.terms import make_terms
+from lora_worker.services import Services
+
+Found = Mapping[str, Any]
+"""An estimate as the SQL function returns it, which has the keys of `money.estimate.Estimate`."""
+
+
+async def estimate_job(services: Services, job: str) -> Found | None:
+    """Estimate a job of the database by its id; None if the database knows too little about it.
+
+    Raises:
+        ArgumentError: the text is no id.
+        ServiceError: the database did not answer.
+    """
+    try:
+        job_id = UUID(job)
+    except ValueError:
+        raise ArgumentError(f"--job: {job!r} is not the id of a job") from None
+    return await services.queue.estimate_job(job_id)
+
+
+def estimate_work(settings: Settings, work: Work, *, gpu_count: int) -> Found:
+    """Estimate a training that is described on the command line; with a `gpu_count` of 0 on the endpoint's GPUs.
+
+    Raises:
+        ArgumentError: the size of the dataset is missing, or the GPU is not in the price table.
+    """
+    if not work.tokens and not work.pairs:
+        raise ArgumentError("how large is the dataset? Give --dataset-tokens, --pairs or --job")
+    terms = make_terms(settings, load_prices(settings.price_table))
+    if gpu_count:
+        terms = terms.model_copy(update={"endpoint_gpu_count": gpu_count})
+    found = estimate(work, terms)
+    if found is None:
+        known = ", ".join(gpu.type for gpu in terms.gpus)
+        raise ArgumentError(f"--gpu: {work.gpu_type!r} is not in the price table; {known} are")
+    return asdict(found)
+
+
+def format_estimate(found: Found) -> str:
+    """Write an estimate for a terminal: time and cost, then a line for each assumption."""
+    seconds, cost = found["seconds"], found["cost"]
+    gpus = f"{found['gpu_count']:.0f} × {found['gpu_type']} (${found['price_per_hour']:.2f} an hour each)"
+    return "\n".join(
+        [
+            f"{_duration(seconds['low'])} to {_duration(seconds['high'])}, ${cost['low']:.2f} to ${cost['high']:.2f},"
+            f" on {gpus}: {found['tokens']:,.0f} tokens an epoch.",
+            *found["assumptions"],
+        ]
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
