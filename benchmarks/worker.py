@@ -28,10 +28,10 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from lora_worker.configuration.settings import Settings
 from lora_worker.duties.daemon import Daemon
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.launchers.runpod_settings import RunPodSettings
 from lora_worker.services import open_services
 from sandbox.supabase import LocalSupabase
 
@@ -43,6 +43,8 @@ class IdleLauncher:
     """Answers at once that every run goes on: what is measured is our side."""
 
     name = "runpod"
+    guide = RunPodLauncher.guide
+    longest_launch_seconds = RunPodLauncher.longest_launch_seconds
     endpoint = "https://api.runpod.ai/v2/ep"
 
     async def launch(self, payload: dict[str, Any], policy: Any) -> str:
@@ -58,8 +60,8 @@ class IdleLauncher:
         return EndpointHealth(True, 1, 0)
 
 
-def settings_for(project: LocalSupabase, **more: Any) -> Settings:
-    return Settings(
+def settings_for(project: LocalSupabase, **more: Any) -> RunPodSettings:
+    return RunPodSettings(
         supabase_url=project.url,
         supabase_service_role_key=project.secret_key,
         supabase_publishable_key=project.publishable_key,
@@ -93,7 +95,7 @@ def queue_jobs(database_url: str, count: int) -> None:
         )
 
 
-def claim_all(settings: Settings, max_jobs: int = 1) -> int:
+def claim_all(settings: RunPodSettings, max_jobs: int = 1) -> int:
     async def work() -> int:
         claimed = 0
         async with open_services(settings) as services:

@@ -11,7 +11,7 @@ from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.configuration.settings import Settings
 from lora_worker.database.functions import BreakersAnswer, QueueHealth, Stray
 from lora_worker.database.rows import Assignment, DatasetClaim, News
-from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
+from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation
 from lora_worker.money.pricing import load_prices
 from lora_worker.services import HeavySlots, Services
 
@@ -108,8 +108,13 @@ class FakeQueue:
         return len(released)
 
 
+GUIDE = Guide("The cloud", "the cloud's console", "check CLOUD_KEY", "give CLOUD_KEY access to it")
+
+
 class FakeLauncher:
     name = "runpod"
+    guide = GUIDE
+    longest_launch_seconds = 691_200.0
     endpoint = "https://api.runpod.ai/v2/ep"
 
     def __init__(self) -> None:
@@ -160,8 +165,6 @@ def make_services(**overrides: Any) -> Services:
         supabase_url="http://127.0.0.1:9",
         supabase_service_role_key="sb_secret_x",
         supabase_publishable_key="sb_publishable_x",
-        gpu_cluster_api_url="http://127.0.0.1:9",
-        gpu_cluster_api_key="x",
         lease_seconds=60,
         doubt_seconds=100,
         poll_seconds=0.01,

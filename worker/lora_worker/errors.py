@@ -8,7 +8,8 @@ WorkerError
 │   ├── ServiceUnavailableError   a retry may succeed: time-out, refused connection, status 5xx or 429
 │   ├── ServiceRefusedError       a retry will fail, too: other 4xx; the key, the request or the object is wrong
 │   │   ├── ObjectMissingError    the object is not in the bucket
-│   │   └── ValueRefusedError     a column of the database can't hold a value
+│   │   ├── ValueRefusedError     a column of the database can't hold a value
+│   │   └── LaunchRefusedError    the launcher takes no such request as this run's
 │   ├── LaunchInDoubtError        the launcher may or may not have accepted a launch
 │   └── SchemaMismatchError       the worker's SQL functions have a version that this worker does not know
 │       └── SchemaMissingError    the functions are missing in the database
@@ -69,6 +70,10 @@ class ObjectMissingError(ServiceRefusedError):
 
 class ValueRefusedError(ServiceRefusedError):
     """A column of the database can't hold a value of the call. The same call with another value may succeed."""
+
+
+class LaunchRefusedError(ServiceRefusedError):
+    """The launcher takes no such request as this run's. Key and endpoint are right: no change of settings helps."""
 
 
 class LaunchInDoubtError(ServiceError):

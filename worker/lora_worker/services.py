@@ -18,7 +18,7 @@ from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.tokens import RunTokens
 from lora_worker.database.calls import DatabaseCalls
 from lora_worker.launchers.base import Launcher
-from lora_worker.launchers.runpod import MOST_CANCELS, RunPodLauncher
+from lora_worker.launchers.registry import LAUNCHERS
 from lora_worker.money.pricing import GpuPrice, load_prices
 from lora_worker.money.terms import Terms, make_terms
 from lora_worker.observability.repeats import Repeats
@@ -115,13 +115,15 @@ class Services:
 async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[Services]:
     """Create the services; their connections are closed when the context ends. `overrides` replace single services.
 
+    `settings` are of the launcher's own class, as `load_settings` makes them.
+
     Raises:
         SettingsError: the price table can't be read.
     """
     timeout = httpx.Timeout(settings.request_timeout_seconds, connect=10)
-    # Status calls and launches may each use `launcher_concurrency` connections at the same time. The rest is for
-    # cancels, and for calls to Supabase, of which there are fewer.
-    limits = httpx.Limits(max_connections=2 * settings.launcher_concurrency + MOST_CANCELS + _HEAVY_SLOTS * 2 + 40)
+    kind = LAUNCHERS[settings.launcher]
+    # What the launcher does not use is for calls to Supabase, of which there are fewer.
+    limits = httpx.Limits(max_connections=kind.most_connections(settings) + _HEAVY_SLOTS * 2 + 40)
     key = settings.supabase_service_role_key.get_secret_value()
     async with httpx.AsyncClient(timeout=timeout, limits=limits) as http:
         made: dict[str, Any] = {
@@ -130,13 +132,7 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
                 settings.supabase_url, key, worker=settings.name, lease_seconds=settings.lease_seconds, http=http
             ),
             "storage": Storage(settings.supabase_url, key, http=http),
-            "launcher": RunPodLauncher(
-                settings.gpu_cluster_api_url,
-                settings.gpu_cluster_api_key.get_secret_value(),
-                http=http,
-                concurrency=settings.launcher_concurrency,
-                former_endpoints=settings.former_endpoints,
-            ),
+            "launcher": kind.open(settings, http),
             "http": http,
             "prices": load_prices(settings.price_table),
             "retry_limits": RetryLimits(

@@ -8,18 +8,20 @@ import psycopg
 import pytest
 
 from lora_worker.commands.doctor import Check, examine
-from lora_worker.configuration.settings import Settings
 from lora_worker.launchers.base import EndpointHealth
+from lora_worker.launchers.runpod_settings import RunPodSettings
 from lora_worker.services import open_services
 from sandbox.supabase import LocalSupabase
 from tests.application.user import User
 from tests.conftest import SANDBOX
+from tests.scripted import GUIDE
 
 
 class _Launcher:
     """An endpoint that is well; the doctor asks for nothing else."""
 
     name = "runpod"
+    guide = GUIDE
     endpoint = "http://127.0.0.1:1/v2/none"
 
     async def health(self, endpoint: str | None = None) -> EndpointHealth:
@@ -36,7 +38,7 @@ def project() -> Iterator[LocalSupabase]:
 
 
 async def findings(project: LocalSupabase) -> list[Check]:
-    settings = Settings(
+    settings = RunPodSettings(
         supabase_url=project.url,
         supabase_service_role_key=project.secret_key,
         supabase_publishable_key=project.publishable_key,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lora_worker.configuration.settings import Settings
 
 app = typer.Typer(
-    help="Claims LoRA training jobs from Supabase, trains them on RunPod Serverless, writes the results back.",
+    help="Claims LoRA training jobs from Supabase, trains them on a GPU cloud, writes the results back.",
     no_args_is_help=True,
     add_completion=False,
     # With rich, --help would take twice as long.
@@ -30,8 +30,8 @@ def _fail(text: str, code: int) -> typer.Exit:
 
 
 def _settings() -> Settings:
-    from lora_worker.configuration.settings import load_settings
     from lora_worker.errors import SettingsError
+    from lora_worker.launchers.registry import load_settings
     from lora_worker.money.pricing import check_prices, load_prices
     from lora_worker.observability.telemetry import configure_logging
 
@@ -186,15 +186,20 @@ def settings(as_json: AsJson = False) -> None:
     """Every setting: its variable, its default, what it means. Values are not shown."""
     from pydantic_core import PydanticUndefined
 
-    from lora_worker.configuration.settings import Settings, variable_of
+    from lora_worker.configuration.settings import variable_of
+    from lora_worker.launchers.registry import LAUNCHERS
 
     rows = []
-    for name, field in Settings.model_fields.items():
+    fields = {name: (field, kind.settings) for kind in LAUNCHERS.values()
+              for name, field in kind.settings.model_fields.items()}  # fmt: skip
+    for name, (field, settings_class) in fields.items():
         default = "required" if field.is_required() else field.default
         if default is PydanticUndefined:
             default = "made at start"
         shown = ", ".join(default) if isinstance(default, tuple) else str("" if default is None else default)
-        rows.append({"variable": variable_of(name), "default": shown, "meaning": field.description or ""})
+        rows.append(
+            {"variable": variable_of(name, settings_class), "default": shown, "meaning": field.description or ""}
+        )
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return

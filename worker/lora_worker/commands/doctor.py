@@ -66,7 +66,7 @@ async def examine(services: Services) -> list[Check]:
             # The doctor is called when something is wrong, so even an unexpected error must not end the other checks.
             known = isinstance(error, ServiceError)
             text = str(error) if known else f"an answer could not be understood ({type(error).__name__})"
-            checks.append(Check(subject, False, text, _remedy_of(subject, error)))
+            checks.append(Check(subject, False, text, _remedy_of(subject, error, services)))
             skipped |= _checks_affected_by(subject, error)
     return checks
 
@@ -92,20 +92,19 @@ def _checks_affected_by(subject: str, error: Exception) -> frozenset[str]:
     return frozenset({"rights", "storage", "launches"})
 
 
-def _remedy_of(subject: str, error: Exception) -> str:
+def _remedy_of(subject: str, error: Exception, services: Services) -> str:
     if isinstance(error, SchemaMismatchError) or (isinstance(error, ServiceRefusedError) and error.status == 403):
         # The error's own sentence says what to do.
         return ""
     if subject == "database" and not isinstance(error, ServiceRefusedError):
         return "check SUPABASE_URL, and that this machine reaches it"
-    return _REMEDIES[subject]
+    return services.launcher.guide.check if subject == "endpoint" else _REMEDIES[subject]
 
 
 _REMEDIES = {
     "database": "check SUPABASE_SERVICE_ROLE_KEY, and that it is of the project of SUPABASE_URL",
     "rights": "check SUPABASE_PUBLISHABLE_KEY, and that it is of the project of SUPABASE_URL",
     "storage": "check that Storage is on in the project and that the key may use it",
-    "endpoint": "check GPU_CLUSTER_API_URL and GPU_CLUSTER_API_KEY",
     "launches": "see what the database and the endpoint answer",
 }
 
@@ -215,7 +214,7 @@ async def _check_endpoint(services: Services) -> list[Check]:
     launcher = services.launcher
     seen = await launcher.health()
     if not seen.reachable or seen.problem:
-        return [Check("endpoint", False, seen.problem or "not reachable", _REMEDIES["endpoint"])]
+        return [Check("endpoint", False, seen.problem or "not reachable", launcher.guide.check)]
     return [
         Check("endpoint", True, f"{counted(seen.workers, 'worker')}, {counted(seen.jobs_queued, 'job')} in its queue")
     ]
@@ -233,19 +232,14 @@ async def _check_launches(services: Services) -> list[Check]:
         elif row["endpoint"] not in {None, launcher.endpoint}:
             former = await launcher.health(row["endpoint"])
             text = f"{counted(row['launches'], 'launch', 'launches')} at {row['endpoint']}, a former endpoint"
-            remedy = "" if former.reachable else _FORMER_REMEDY
+            remedy = "" if former.reachable else launcher.guide.former_endpoint
             checks.append(Check("launches", former.reachable, text + _told(former.problem), remedy))
     seen = await launcher.health()
-    unowned = unowned_work(seen, launches_at(launcher.endpoint, health)) if seen.reachable else None
+    launches = launches_at(launcher.endpoint, health)
+    unowned = unowned_work(seen, launches, launcher.guide) if seen.reachable else None
     if unowned:
         checks.append(Check("launches", False, unowned, "ask again in a minute, then cancel them there"))
     return checks + [_held(breaker) for breaker in health["held"]["breakers"]]
-
-
-_FORMER_REMEDY = (
-    "give GPU_CLUSTER_API_KEY access to it, or name it in LORA_WORKER_FORMER_ENDPOINTS; its runs are neither ended "
-    "nor billed before"
-)
 
 
 def _told(problem: str | None) -> str:

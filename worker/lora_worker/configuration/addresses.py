@@ -20,33 +20,33 @@ def is_base_url(url: str) -> bool:
         return False
 
 
-def _is_under(host: str, *domains: str) -> bool:
+def url_fault(url: str) -> str | None:
+    """Explain why no API can be called at a URL, as the end of a sentence; None if one can."""
+    if not url.startswith(("http://", "https://")):
+        return "must begin with https:// (or http:// on your own machine)"
+    if not is_base_url(url):
+        return "is not a URL to call: it needs a host, may have a port's number and a path, and no more"
+    return None
+
+
+def is_under(host: str, *domains: str) -> bool:
+    """Whether a host is one of these domains, or within one."""
     return any(host == domain or host.endswith(f".{domain}") for domain in domains)
 
 
 def supabase_fault(url: str) -> str | None:
     """Explain why a URL can't be that of a Supabase project, as the end of a sentence; None if it can."""
     host = urlsplit(url).hostname or ""
-    if _is_under(host, "runpod.ai", "runpod.io", "runpod.net"):
+    if is_under(host, "runpod.ai", "runpod.io", "runpod.net"):
         return "is RunPod's address; set the project's URL, https://….supabase.co"
-    if _is_under(host, "supabase.com", "supabase.io"):
+    if is_under(host, "supabase.com", "supabase.io"):
         return "is the dashboard's address; set the project's URL, https://….supabase.co"
-    if host.startswith("db.") and _is_under(host, "supabase.co"):
+    if host.startswith("db.") and is_under(host, "supabase.co"):
         return "is the database's address; set the project's URL, without db in front"
-    return None
-
-
-def endpoint_fault(url: str) -> str | None:
-    """Explain why a URL can't be that of a RunPod endpoint, as the end of a sentence; None if it can."""
-    host = urlsplit(url).hostname or ""
-    if _is_under(host, "supabase.co", "supabase.com", "supabase.in"):
-        return "is Supabase's address; set the endpoint's URL, https://api.runpod.ai/v2/<endpoint>"
-    if _is_under(host, "runpod.io") or host in {"runpod.ai", "www.runpod.ai", "console.runpod.ai"}:
-        return "is the console's address; set the endpoint's URL, https://api.runpod.ai/v2/<endpoint>"
     return None
 
 
 def project_of(url: str) -> str | None:
     """Return the reference of the Supabase project that a URL belongs to; None if it is no project's own URL."""
     host = urlsplit(url).hostname or ""
-    return host.split(".")[0] if host.count(".") == 2 and _is_under(host, "supabase.co") else None
+    return host.split(".")[0] if host.count(".") == 2 and is_under(host, "supabase.co") else None

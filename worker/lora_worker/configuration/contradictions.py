@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
 LEAST_USEFUL_SECONDS = 300.0
 """The shortest GPU time for which a run is launched. Loading a model alone takes minutes."""
-_MAX_LAUNCH_SECONDS = 7 * 86400
-"""RunPod deletes a job seven days after its submission."""
 
 
 def contradictions(settings: Settings) -> Iterator[str]:
@@ -20,11 +18,6 @@ def contradictions(settings: Settings) -> Iterator[str]:
         yield (
             "LORA_WORKER_DEFAULT_BASE_MODEL is not among LORA_WORKER_BASE_MODELS, so every job that names no base "
             "would fail: add it there, or choose one of them"
-        )
-    if settings.max_run_seconds + settings.queue_allowance_seconds > _MAX_LAUNCH_SECONDS:
-        yield (
-            "LORA_WORKER_MAX_RUN_SECONDS and LORA_WORKER_QUEUE_ALLOWANCE_SECONDS are together more than "
-            f"{_MAX_LAUNCH_SECONDS}, the seven days after which RunPod deletes a job, running or not"
         )
     for less, more, why in _ORDER:
         if getattr(settings, less) > getattr(settings, more):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from pydantic import SecretStr
+
 _MAX_CHARACTERS = 16_384
 """A longer text is not parsed. No key or token of these services is that long."""
 
@@ -108,10 +110,11 @@ def public_fault(key: Key, *, now: float) -> str | None:
     return _expired(key, now)
 
 
-def launcher_fault(key: Key) -> str | None:
-    """Explain why a key can't be RunPod's, as the end of a sentence; None if it can."""
-    if key.role in SUPABASE_ROLES or key.role is Role.HUGGING_FACE:
-        return f"holds {key.role}; set an API key of RunPod (rpa_…)"
+def text_fault(key: SecretStr) -> str | None:
+    """Explain why a text can't be a key of any service, as the end of a sentence; None if it can."""
+    text = key.get_secret_value()
+    if not text.strip() or text != text.strip() or not text.isascii() or not text.isprintable():
+        return "is empty or holds blanks; copy the key again"
     return None
 
 

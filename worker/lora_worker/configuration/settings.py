@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AliasChoices,
@@ -19,20 +19,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lora_contract.protocol import CHART_POINTS
-from lora_worker.configuration.addresses import endpoint_fault, is_base_url, project_of, supabase_fault
+from lora_worker.configuration.addresses import project_of, supabase_fault, url_fault
 from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS, contradictions
-from lora_worker.configuration.environment import (
-    ENV_FILE,
-    ENV_FILE_ENCODING,
-    meant_for,
-    refuse_misspelt,
-    variable_names,
-)
-from lora_worker.configuration.keys import Role, launcher_fault, public_fault, read_key, secret_fault
+from lora_worker.configuration.environment import ENV_FILE, ENV_FILE_ENCODING, meant_for
+from lora_worker.configuration.keys import Role, public_fault, read_key, secret_fault, text_fault
 from lora_worker.errors import SettingsError
 
 DEFAULT_BASE_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
@@ -54,15 +47,25 @@ _LEAST_SECRET_CHARACTERS = 32
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)]
 
 
+DEFAULT_LAUNCHER = "runpod"
+
+
 def _process_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
+def split_list(value: Any) -> Any:
+    """Split the text of a comma-separated variable into its items; a value that is no text is returned unchanged."""
+    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+
 class Settings(BaseSettings):
-    """The daemon's settings. Each is set by `LORA_WORKER_<NAME>`, except those with a usual name of Supabase or RunPod.
+    """The daemon's settings. Each is set by `LORA_WORKER_<NAME>`, except those with a usual name of Supabase.
+
+    A launcher's own settings are in a subclass of this, in the launchers' folder.
 
     Raises:
-        pydantic.ValidationError: a setting is missing or wrong (`load_settings` makes sentences of it).
+        pydantic.ValidationError: a setting is missing or wrong (`read_settings` makes sentences of it).
     """
 
     model_config = SettingsConfigDict(
@@ -81,21 +84,8 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SUPABASE_PUBLISHABLE_KEY", "SUPABASE_ANON_KEY"),
         description="The publishable key (sb_publishable_…) or the legacy anon JWT; goes to the GPU",
     )
-    gpu_cluster_api_url: str = Field(
-        default="", validation_alias=AliasChoices("GPU_CLUSTER_API_URL"),
-        description="https://api.runpod.ai/v2/<endpoint>; or set RUNPOD_ENDPOINT_ID",
-    )  # fmt: skip
-    runpod_endpoint_id: str = Field(
-        default="", validation_alias=AliasChoices("RUNPOD_ENDPOINT_ID"),
-        description="The endpoint's id, where GPU_CLUSTER_API_URL is not set",
-    )  # fmt: skip
-    gpu_cluster_api_key: SecretStr = Field(
-        validation_alias=AliasChoices("GPU_CLUSTER_API_KEY", "RUNPOD_API_KEY"), description="RunPod's API key"
-    )
-    former_endpoints: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(),
-        description="Addresses of former endpoints at another API than GPU_CLUSTER_API_URL's, comma-separated, "
-        "while launches made there live: the key is sent to them, too",
+    launcher: str = Field(
+        default=DEFAULT_LAUNCHER, description="What starts runs on GPUs; its own settings are required with it"
     )
 
     token_secret: SecretStr | None = Field(
@@ -198,9 +188,9 @@ class Settings(BaseSettings):
         default=200,
         ge=1,
         le=400,
-        description="Most calls of a kind to RunPod side by side; how many there are adapts to what it takes",
+        description="Most calls of a kind to the launcher side by side; how many there are adapts to what it takes",
     )
-    request_timeout_seconds: Seconds = Field(default=20, description="For one call to Supabase or RunPod")
+    request_timeout_seconds: Seconds = Field(default=20, description="For one call to Supabase or the launcher")
     http_port: int = Field(default=0, ge=0, le=65535, description="Port of /healthz, /readyz, /metrics; 0: none")
     http_host: str = Field(default="127.0.0.1", description="Address of that port")
     log_format: Literal["auto", "json", "console"] = Field(default="auto", description="auto: json unless a terminal")
@@ -211,39 +201,22 @@ class Settings(BaseSettings):
     def _require_url(cls, url: str) -> str:
         if not url:
             raise ValueError("is empty; copy the project's URL, https://….supabase.co")
-        return url
-
-    @field_validator("supabase_url", "gpu_cluster_api_url")
-    @classmethod
-    def _check_url(cls, url: str, info: ValidationInfo) -> str:
-        if not url:
-            return url
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("must begin with https:// (or http:// on your own machine)")
-        if not is_base_url(url):
-            raise ValueError("is not a URL to call: it needs a host, may have a port's number and a path, and no more")
-        fault = supabase_fault(url) if info.field_name == "supabase_url" else endpoint_fault(url)
+        fault = url_fault(url) or supabase_fault(url)
         if fault:
             raise ValueError(fault)
         return url.rstrip("/")
 
-    @field_validator("former_endpoints")
-    @classmethod
-    def _check_former_endpoints(cls, urls: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        return tuple(cls._check_url(url, info) for url in urls)
-
-    @field_validator("supabase_service_role_key", "supabase_publishable_key", "gpu_cluster_api_key")
+    @field_validator("supabase_service_role_key", "supabase_publishable_key")
     @classmethod
     def _check_key(cls, key: SecretStr, info: ValidationInfo) -> SecretStr:
-        text = key.get_secret_value()
-        if not text.strip() or text != text.strip() or not text.isascii() or not text.isprintable():
-            raise ValueError("is empty or holds blanks; copy the key again")
-        found, now = read_key(text), time.time()
-        fault = {
-            "supabase_service_role_key": secret_fault(found, now=now),
-            "supabase_publishable_key": public_fault(found, now=now),
-            "gpu_cluster_api_key": launcher_fault(found),
-        }[str(info.field_name)]
+        found, now = read_key(key.get_secret_value()), time.time()
+        fault = (
+            text_fault(key)
+            or {
+                "supabase_service_role_key": secret_fault(found, now=now),
+                "supabase_publishable_key": public_fault(found, now=now),
+            }[str(info.field_name)]
+        )
         if fault:
             raise ValueError(fault)
         return key
@@ -273,12 +246,10 @@ class Settings(BaseSettings):
             raise ValueError(f"holds {Role.PUBLISHABLE}, which anybody can read; {remedy}")
         return secret
 
-    @field_validator(
-        "base_models", "previous_token_secrets", "former_endpoints", "earlier_trainer_hosts", mode="before"
-    )
+    @field_validator("base_models", "previous_token_secrets", "earlier_trainer_hosts", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
-        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+        return split_list(value)
 
     @field_validator("max_per_user", "endpoint_gpu_type", "price_table", "token_secret", mode="before")
     @classmethod
@@ -287,10 +258,6 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
-        if not self.gpu_cluster_api_url:
-            if not self.runpod_endpoint_id:
-                raise PydanticCustomError("missing_endpoint", "GPU_CLUSTER_API_URL or RUNPOD_ENDPOINT_ID is missing")
-            self.gpu_cluster_api_url = f"https://api.runpod.ai/v2/{self.runpod_endpoint_id}"
         wrong = list(contradictions(self))
         if wrong:
             raise ValueError(". ".join(wrong))
@@ -306,56 +273,62 @@ class Settings(BaseSettings):
         return self
 
 
-def variable_of(name: str) -> str:
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+ONE_IS_MISSING = "one_is_missing"
+"""Type of the validation error where one of several settings is required. Its context holds their `variables`."""
+
+
+def variable_of(name: str, settings: type[Settings] = Settings) -> str:
     """Return the environment variable of a field; several alternatives are joined by “ or ”."""
-    alias = Settings.model_fields[name].validation_alias
+    alias = settings.model_fields[name].validation_alias
     if isinstance(alias, AliasChoices):
         return " or ".join(str(choice) for choice in alias.choices)
     return f"LORA_WORKER_{name.upper()}"
 
 
-def _known_variables() -> set[str]:
-    return {variable for name in Settings.model_fields for variable in variable_of(name).split(" or ")}
+def _fields_by_variable(settings: type[Settings]) -> dict[str, str]:
+    return {variable: name for name in settings.model_fields for variable in variable_of(name, settings).split(" or ")}
 
 
-_ENDPOINT_VARIABLES = ("GPU_CLUSTER_API_URL", "RUNPOD_ENDPOINT_ID")
+def variables_of(settings: type[Settings]) -> set[str]:
+    """Return the environment variables of all fields."""
+    return set(_fields_by_variable(settings))
 
 
-def _hint(wanted: Sequence[str], names: set[str]) -> str:
-    meant = meant_for(wanted, names, _known_variables())
+def _hint(settings: type[Settings], wanted: Sequence[str], names: set[str]) -> str:
+    meant = meant_for(wanted, names, variables_of(settings))
     return f" ({meant} is set, which nothing reads)" if meant else ""
 
 
-def _explain(error: ValidationError, names: set[str]) -> str:
+def _explain(settings: type[Settings], error: ValidationError, names: set[str]) -> str:
     """Write one sentence for each problem; `names` are the variables that are set."""
     sentences = []
-    by_alias = {variable: name for name in Settings.model_fields for variable in variable_of(name).split(" or ")}
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+    by_variable = _fields_by_variable(settings)
+    for problem in error.errors(include_url=False, include_input=False):
         place = str(problem["loc"][0]) if problem["loc"] else ""
-        name = by_alias.get(place, place.lower().removeprefix("lora_worker_"))
+        name = by_variable.get(place, place.lower().removeprefix("lora_worker_"))
         text = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "missing_endpoint":
-            sentences.append(f"{text}{_hint(_ENDPOINT_VARIABLES, names)}.")
+        if problem["type"] == ONE_IS_MISSING:
+            sentences.append(f"{text}{_hint(settings, problem['ctx']['variables'].split(' or '), names)}.")
         elif not place:
             sentences.append(text + ".")
         elif problem["type"] == "missing":
-            variable = variable_of(name)
-            hint = _hint(variable.split(" or "), names)
-            sentences.append(f"{variable} is missing{hint}: {Settings.model_fields[name].description}.")
+            variable = variable_of(name, settings)
+            hint = _hint(settings, variable.split(" or "), names)
+            sentences.append(f"{variable} is missing{hint}: {settings.model_fields[name].description}.")
         else:
-            sentences.append(f"{variable_of(name)}: {text[0].lower()}{text[1:]}.")
+            sentences.append(f"{variable_of(name, settings)}: {text[0].lower()}{text[1:]}.")
     return " ".join(sentences)
 
 
-def load_settings(**overrides: Any) -> Settings:
-    """Load the settings from the environment and `.env`.
+def read_settings(settings: type[AnySettings], names: set[str]) -> AnySettings:
+    """Read settings of this class from the environment and `.env`; `names` are the variables that are set there.
 
     Raises:
-        SettingsError: the text names each variable that is missing, wrong or misspelt, but never its value.
+        SettingsError: the text names each variable that is missing or wrong, but never its value.
     """
-    names = variable_names()
-    refuse_misspelt(names, _known_variables())
     try:
-        return Settings(**overrides)
+        return settings()
     except ValidationError as error:
-        raise SettingsError(_explain(error, names)) from None
+        raise SettingsError(_explain(settings, error, names)) from None

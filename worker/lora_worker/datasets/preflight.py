@@ -191,9 +191,9 @@ def make_policy(
 ) -> Policy:
     """Compute how long a launch may execute and exist, from the money and time that the job's earlier runs left.
 
-    RunPod deletes a launch when its ttl is over, even while it is running, and counts the ttl from the submission. So
-    the ttl must cover the longest wait in the queue plus the longest execution. The settings keep this sum within the
-    seven days that RunPod allows.
+    A launcher deletes a launch when its ttl is over, even while it is running, and counts the ttl from the submission.
+    So the ttl must cover the longest wait in the queue plus the longest execution. The launcher's settings keep this
+    sum within what it allows.
 
     Raises:
         PreflightError: the remaining money or time is too little for a useful run.

@@ -52,19 +52,20 @@ class EndpointWatch:
             if endpoint == launcher.endpoint and seen.state is EndpointState.STARTING:
                 never_ready = view.problem
         if never_ready:
-            raise ServiceUnavailableError("RunPod", never_ready)
+            raise ServiceUnavailableError(launcher.guide.title, never_ready)
 
     async def _note(self, endpoint: str, seen: EndpointHealth, known: Mapping[str, Any]) -> EndpointView:
         launcher, settings = self._services.launcher, self._services.settings
         problem = seen.problem
-        unowned = unowned_work(seen, launches_at(endpoint, known)) if endpoint == launcher.endpoint else None
+        unowned = None
         if endpoint == launcher.endpoint:
+            unowned = unowned_work(seen, launches_at(endpoint, known), launcher.guide)
             # A launch that has just ended is a GPU without a run for a moment: only what is seen twice is said.
             unowned, self._unowned = (unowned if self._unowned else None), unowned
         seconds = await self._services.queue.note_endpoint(
             launcher=launcher.name, endpoint=endpoint, state=str(seen.state), problem=problem or unowned
         )
-        late = starting_too_long(seconds, settings.max_start_seconds)
+        late = starting_too_long(seconds, settings.max_start_seconds, launcher.guide)
         told = "; ".join(filter(None, (problem, late, unowned)))
         if not told:
             self._services.repeats.clear(("endpoint", endpoint))

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.launchers.base import EndCause, LaunchState, Observation
 
 MAX_PARSED_BYTES = 10_000_000
 """RunPod takes no larger result from a worker."""
@@ -37,6 +37,7 @@ STATES: dict[str, LaunchState] = {
     "CANCELLED": LaunchState.CANCELLED,
     "TIMED_OUT": LaunchState.TIMED_OUT,
 }
+_IMPORT_ERRORS = frozenset({"ImportError", "ModuleNotFoundError"})
 _STATUS = re.compile(rb'"status"\s*:\s*"([A-Z_]{1,40})"')
 
 
@@ -133,10 +134,35 @@ def parse_observation(body: Any) -> Observation:
     return Observation(
         state,
         output=body.get("output"),
-        error=None if text is None else text[:_MAX_ERROR_CHARACTERS],
+        cause=_cause_of(text[:_MAX_ERROR_CHARACTERS]) if text else EndCause.UNKNOWN,
         execution_seconds=seconds_of(body.get("executionTime")),
         queue_seconds=seconds_of(body.get("delayTime")),
     )
+
+
+def _cause_of(error: str) -> EndCause:
+    raised = _raised_type(error)
+    if raised is not None:
+        if "OutOfMemory" in raised:
+            return EndCause.OUT_OF_MEMORY
+        return EndCause.IMPORT_FAILED if raised in _IMPORT_ERRORS else EndCause.RAISED
+    if "executiontimeout" in error.lower():
+        return EndCause.OVER_TIME
+    if "timed out after" in error or "retries" in error:
+        return EndCause.LOST
+    return EndCause.UNKNOWN
+
+
+def _raised_type(error: str) -> str | None:
+    """The class of the exception that the handler raised, without its module; None where it raised none.
+
+    RunPod's SDK reports an exception as a JSON object in a string: {"error_type": "<class 'torch.OutOfMemoryError'>"}.
+    """
+    try:
+        kind = json.loads(error)["error_type"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return str(kind).removeprefix("<class '").removesuffix("'>").rpartition(".")[2]
 
 
 def seconds_of(milliseconds: Any) -> float | None:

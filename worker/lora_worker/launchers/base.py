@@ -25,13 +25,30 @@ class LaunchState(StrEnum):
 ENDED_STATES = frozenset({LaunchState.COMPLETED, LaunchState.FAILED, LaunchState.CANCELLED, LaunchState.TIMED_OUT})
 
 
+class EndCause(StrEnum):
+    """Why a launch FAILED, as far as its launcher says. Each launcher translates its own error texts into these."""
+
+    OVER_TIME = "over_time"
+    """It ran longer than its policy allows."""
+    LOST = "lost"
+    """Its machine was lost, and the launcher does not start it again."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """Its program raised an error because the GPU's memory was too small."""
+    IMPORT_FAILED = "import_failed"
+    """Its program raised an error because a module can't be imported: the image is broken."""
+    RAISED = "raised"
+    """Its program raised another error."""
+    UNKNOWN = "unknown"
+    """The launcher gives no cause, or one that it has no translation for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One look at a launch. `output` is the launcher's as it came; `error` is not fit for users."""
+    """One look at a launch. `output` is the launcher's as it came; `cause` counts where the state is FAILED."""
 
     state: LaunchState
     output: Any = None
-    error: str | None = None
+    cause: EndCause = EndCause.UNKNOWN
     execution_seconds: float | None = None
     queue_seconds: float | None = None
     reason: str | None = None
@@ -96,18 +113,41 @@ class EndpointHealth:
         return EndpointState.STARTING if self.starting or self.unhealthy else EndpointState.UNKNOWN
 
 
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """The words in which operators are told of a launcher."""
+
+    title: str
+    """Its name in sentences."""
+    console: str
+    """Where an operator sees its jobs and logs, as a sentence goes on after "see"."""
+    check: str
+    """What to do when its endpoint does not answer as it should."""
+    former_endpoint: str
+    """What to do when an endpoint of former settings can't be reached."""
+
+
 class Launcher(Protocol):
-    """A GPU cloud. Methods are safe to call side by side."""
+    """A GPU cloud. Methods are safe to call side by side.
+
+    All that is particular to one cloud (statuses, error texts, limits, addresses, what its operators are told) is in
+    its own module and comes out of there in the words of this one.
+    """
 
     name: str
+    """Stored with each launch. Another launcher's launches are left alone."""
     endpoint: str
     """Where launches go now. It is stored with each of them, so it holds no key."""
+    guide: Guide
+    longest_launch_seconds: float
+    """No launch lives longer, from its submission on, whatever becomes of it."""
 
     async def launch(self, payload: dict[str, Any], policy: Policy) -> str:
         """Start a run; the launcher's id of it.
 
         Raises:
-            ServiceRefusedError: it was not accepted, and won't be.
+            LaunchRefusedError: it was not accepted, since the launcher takes no such request.
+            ServiceRefusedError: it was not accepted, since the key or the endpoint is wrong.
             ServiceUnavailableError: it was not accepted; the same call may be later.
             LaunchInDoubtError: it may have been accepted.
         """

@@ -1,7 +1,7 @@
 """What the counts of an endpoint's workers mean: whether they get ready, and whether GPUs work for nobody.
 
-An image that ends while it starts is started again and again by RunPod, and its jobs stay in the queue for as long
-as their ttl allows; the job API says no more of it than these counts.
+A launcher starts an image that ends while it starts again and again, and its jobs stay in the queue for as long
+as their policy allows; no more may be said of it than these counts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_worker.launchers.base import EndpointHealth, LaunchState
+from lora_worker.launchers.base import EndpointHealth, Guide, LaunchState
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +33,22 @@ def launches_at(endpoint: str, health: Mapping[str, Any]) -> int:
     return sum(row["launches"] for row in health.get("endpoints", ()) if row["endpoint"] in {endpoint, None})
 
 
-def unowned_work(seen: EndpointHealth, launches: int) -> str | None:
+def unowned_work(seen: EndpointHealth, launches: int, guide: Guide) -> str | None:
     """What GPUs do that nobody here asked for; None where there is nothing of it."""
     surplus = max(seen.running, seen.jobs_running) - launches
     if surplus <= 0:
         return None
     return (
         f"{surplus} more of its GPUs work than this database has launches there ({launches}): look for their jobs in "
-        "RunPod's console, or does another application use this endpoint?"
+        f"{guide.console}, or does another application use this endpoint?"
     )
 
 
-def starting_too_long(seconds: float, limit_seconds: float) -> str | None:
+def starting_too_long(seconds: float, limit_seconds: float, guide: Guide) -> str | None:
     """That workers don't get ready, once that takes too long for a start; None before."""
     if seconds < limit_seconds / 2:
         return None
     return (
         f"its workers have been starting for {seconds / 60:.0f} minutes, and none gets ready: see their logs in "
-        f"RunPod's console; after {limit_seconds / 60:.0f} minutes its launches are stopped, and jobs are held"
+        f"{guide.console}; after {limit_seconds / 60:.0f} minutes its launches are stopped, and jobs are held"
     )

@@ -18,17 +18,25 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from lora_contract.connections import why_unreachable
-from lora_worker.errors import LaunchInDoubtError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.addresses import Addresses
 from lora_worker.launchers.answers import Answer, count_of, read_answer, read_observation, retry_after_seconds
-from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation, Policy
+from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation, Policy
 from lora_worker.launchers.limits import CallLimit, PausedError
+from lora_worker.launchers.runpod_settings import MAX_POLICY_SECONDS, RunPodSettings
 
-_SERVICE = "RunPod"
+_GUIDE = Guide(
+    title="RunPod",
+    console="RunPod's console",
+    check="check GPU_CLUSTER_API_URL and GPU_CLUSTER_API_KEY",
+    former_endpoint="give GPU_CLUSTER_API_KEY access to it, or name it in LORA_WORKER_FORMER_ENDPOINTS; its runs are "
+    "neither ended nor billed before",
+)
+_SERVICE = _GUIDE.title
 _MAX_BODY_BYTES = 10_000_000
-_MAX_POLICY_SECONDS = 7 * 86400
+_CLOCK_DOUBT_SECONDS = 86400.0
 
-MOST_CANCELS = 20
+_MOST_CANCELS = 20
 _MOST_HEALTH_LOOKS = 20
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
@@ -38,6 +46,9 @@ _ELSEWHERE = (
     "it is at another API than GPU_CLUSTER_API_URL, and the key is not sent there: "
     "name it in LORA_WORKER_FORMER_ENDPOINTS while launches of its time live"
 )
+
+
+_REQUEST_REFUSED = frozenset({400, 413, 422})
 
 
 def _explain_refusal(status: int) -> str:
@@ -50,6 +61,11 @@ def _explain_refusal(status: int) -> str:
     }.get(status, f"RunPod refused the request ({status})")
 
 
+def most_connections(settings: RunPodSettings) -> int:
+    """How many calls may be under way at the same time: looks and launches may fill their bounds together."""
+    return 2 * settings.launcher_concurrency + _MOST_CANCELS
+
+
 class RunPodLauncher:
     """The serverless endpoint where launches go, and those of former launches at the same API.
 
@@ -57,6 +73,8 @@ class RunPodLauncher:
     """
 
     name = "runpod"
+    guide = _GUIDE
+    longest_launch_seconds = MAX_POLICY_SECONDS + _CLOCK_DOUBT_SECONDS
 
     def __init__(
         self,
@@ -75,10 +93,21 @@ class RunPodLauncher:
         self._limits = {
             "run": CallLimit(most=min(concurrency, 200), calls=1000),
             "status": CallLimit(most=min(concurrency, 400), calls=2000),
-            "cancel": CallLimit(most=MOST_CANCELS, calls=100),
+            "cancel": CallLimit(most=_MOST_CANCELS, calls=100),
             # Not in its list; less than what it allows for anything else that is only read.
             "health": CallLimit(most=_MOST_HEALTH_LOOKS, calls=200),
         }
+
+    @classmethod
+    def open(cls, settings: RunPodSettings, http: httpx.AsyncClient) -> RunPodLauncher:
+        """The launcher of these settings."""
+        return cls(
+            settings.gpu_cluster_api_url,
+            settings.gpu_cluster_api_key.get_secret_value(),
+            http=http,
+            concurrency=settings.launcher_concurrency,
+            former_endpoints=settings.former_endpoints,
+        )
 
     async def _send(
         self, operation: str, base: str, external_job_id: str | None = None, *, content: bytes | None = None
@@ -108,13 +137,13 @@ class RunPodLauncher:
         body = {
             "input": payload,
             "policy": {
-                "executionTimeout": int(min(policy.execution_seconds, _MAX_POLICY_SECONDS) * 1000),
-                "ttl": int(min(policy.ttl_seconds, _MAX_POLICY_SECONDS) * 1000),
+                "executionTimeout": int(min(policy.execution_seconds, MAX_POLICY_SECONDS) * 1000),
+                "ttl": int(min(policy.ttl_seconds, MAX_POLICY_SECONDS) * 1000),
             },
         }
         content = json.dumps(body, allow_nan=False).encode()
         if len(content) > _MAX_BODY_BYTES:
-            raise ServiceRefusedError(_SERVICE, "the job's request is larger than RunPod's 10 MB", status=413)
+            raise LaunchRefusedError(_SERVICE, "the job's request is larger than RunPod's 10 MB", status=413)
         try:
             answer = await self._send("run", self.endpoint, content=content)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
@@ -133,7 +162,8 @@ class RunPodLauncher:
         if answer.status_code >= 500:
             raise LaunchInDoubtError(_SERVICE, f"RunPod failed while it took the launch ({answer.status_code})")
         if answer.status_code >= 400:
-            raise ServiceRefusedError(_SERVICE, _explain_refusal(answer.status_code), status=answer.status_code)
+            refused = LaunchRefusedError if answer.status_code in _REQUEST_REFUSED else ServiceRefusedError
+            raise refused(_SERVICE, _explain_refusal(answer.status_code), status=answer.status_code)
         try:
             external_job_id = (await answer.json())["id"]
         except (ValueError, KeyError, TypeError, RecursionError):

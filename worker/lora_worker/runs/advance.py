@@ -169,7 +169,7 @@ async def _look(held: HeldRun, external_job_id: str) -> None:
             await finish(held, Ending(verdict.failure, result=verdict.result, legacy=verdict.legacy, look=True))
         return
     if observation.state is LaunchState.MISSING and held.services.repeats.is_due((held.run_id, "missing"), "missing"):
-        log.warning("RunPod has forgotten the launch", run_id=held.run_id, reason=observation.reason)
+        log.warning("the launcher has forgotten the launch", run_id=held.run_id, reason=observation.reason)
     if isinstance(verdict, AwaitManifest) and await _has_manifest(held):
         await finish(held, Ending(ARTIFACT_MISSING, look=True))
         return
@@ -249,7 +249,8 @@ async def _stop(held: HeldRun) -> None:
     asked_at = held.stop_asked_at or 0.0
     overdue = held.services.clock() - asked_at > held.services.settings.cancel_seconds
     if overdue and observation.state is not LaunchState.UNKNOWN:
-        _note_problem(held, f"{external_job_id} goes on; look at the launcher's console", event="the GPU does not stop")
+        console = held.services.launcher.guide.console
+        _note_problem(held, f"{external_job_id} goes on; see {console}", event="the GPU does not stop")
     apply(held, Reported(make_report(held, {})))
 
 

@@ -6,7 +6,6 @@ count for them, and asks them before a launch.
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ import structlog
 from lora_contract.protocol import STAGES, ErrorCode, Stage
 from lora_worker.database.rows import parse_hyperparameters
 from lora_worker.errors import LeaseLostError, PreflightError
-from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.launchers.base import EndCause, LaunchState, Observation
 from lora_worker.runs.events import Settled
 from lora_worker.runs.failures import NEVER_READY, Failure
 from lora_worker.runs.held_run import HeldRun
@@ -32,7 +31,7 @@ _OF_THE_BASE = frozenset(
     {ErrorCode.BASE_MODEL_UNKNOWN, ErrorCode.BASE_MODEL_UNREACHABLE, ErrorCode.BASE_MODEL_MISMATCH}
 )
 _WHILE_IT_LOADS = frozenset({ErrorCode.OUT_OF_MEMORY, ErrorCode.DISK_FULL, ErrorCode.CHILD_CRASHED, ErrorCode.INTERNAL})
-_OF_AN_IMAGE = frozenset({"ImportError", "ModuleNotFoundError"})
+_OF_ITS_JOB = frozenset({EndCause.RAISED, EndCause.OUT_OF_MEMORY})
 
 
 def blame(failure: Failure, observation: Observation | None, *, checked_in: bool, stage: Stage | None) -> Blamed | None:
@@ -60,19 +59,9 @@ def _died_at_its_start(failure: Failure, observation: Observation | None) -> boo
     """
     if observation is None or observation.state is not LaunchState.FAILED:
         return False
-    raised = _raised(observation.error)
-    if raised is not None:
-        return raised in _OF_AN_IMAGE
-    return failure.code in {"trainer_crashed", "gpu_lost"}
-
-
-def _raised(error: str | None) -> str | None:
-    # RunPod gives a raised exception as a JSON object in a string: {"error_type": "<class 'ImportError'>", …}.
-    try:
-        kind = json.loads(error or "")["error_type"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return str(kind).removeprefix("<class '").removesuffix("'>").rpartition(".")[2]
+    if observation.cause is EndCause.IMPORT_FAILED:
+        return True
+    return observation.cause not in _OF_ITS_JOB and failure.code in {"trainer_crashed", "gpu_lost"}
 
 
 def blame_of(held: HeldRun, failure: Failure, stage: Stage | None) -> dict[str, Any] | None:

@@ -24,6 +24,11 @@ CANCELLED_ELSEWHERE = Failure(
     Fault.PERMANENT,
     "The GPU job was stopped at the GPU provider, outside this application. Start the job again if nobody meant that.",
 )
+OUT_OF_MEMORY = Failure(
+    ErrorCode.OUT_OF_MEMORY,
+    FAULTS[ErrorCode.OUT_OF_MEMORY],
+    "The GPU's memory was too small. Choose a smaller batch size or rank, or a larger GPU.",
+)
 OVER_TIME = Failure(
     ErrorCode.TIME_LIMIT,
     Fault.PERMANENT,

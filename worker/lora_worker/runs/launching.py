@@ -26,6 +26,7 @@ from lora_worker.datasets import preflight
 from lora_worker.errors import (
     DatasetPendingError,
     LaunchInDoubtError,
+    LaunchRefusedError,
     LeaseLostError,
     PreflightError,
     ServiceRefusedError,
@@ -194,11 +195,12 @@ async def send(held: HeldRun, request: Request, plan: preflight.Plan) -> Launche
     held.require_lease()
     try:
         external_job_id = await launcher.launch(request.model_dump(mode="json"), plan.policy)
+    except LaunchRefusedError:
+        LAUNCHED.labels("refused").inc()
+        text = "The GPU provider refused the job's request. Please report it to support."
+        return Ending(Failure(ErrorCode.REQUEST_INVALID, Fault.PERMANENT, text))
     except ServiceRefusedError as error:
         LAUNCHED.labels("refused").inc()
-        if error.status in {400, 413, 422}:
-            text = "The GPU provider refused the job's request. Please report it to support."
-            return Ending(Failure(ErrorCode.REQUEST_INVALID, Fault.PERMANENT, text))
         # The key or the endpoint is wrong, which only the operator can mend: no job fails for it.
         if services.repeats.is_due("launcher", str(error)):
             log.error("the launcher refuses this worker", problem=str(error))

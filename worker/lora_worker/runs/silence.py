@@ -42,6 +42,6 @@ class Silence:
         return now - self.since
 
     def _is_new(self, observation: Observation) -> bool:
-        # The execution time is left out: it also grows while a job hangs and only RunPod believes that it runs.
+        # The execution time is left out: it also grows while a job hangs and only the launcher believes that it runs.
         seen = self.seen
         return seen is None or (seen.state, seen.output) != (observation.state, observation.output)

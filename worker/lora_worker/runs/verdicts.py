@@ -18,9 +18,10 @@ Every answer of the launcher ends in one row of this table (`judge`):
     COMPLETED                legacy success          copy its files, then settle
     COMPLETED                nothing, or unreadable  retry, as a passing fault
     FAILED                   failed                  retry or fail, by the error's code
-    FAILED                   "executionTimeout…"     fail: over its time
-    FAILED                   "… after 1 retries"     retry, as the GPU cloud's fault
-    FAILED                   anything else           retry, as a passing fault
+    FAILED: over its time    –                       fail: over its time
+    FAILED: lost             –                       retry, as the GPU cloud's fault
+    FAILED: out of memory    –                       fail: the GPU is too small
+    FAILED: any other cause  –                       retry, as a passing fault
     CANCELLED (not by us)    –                       fail: somebody stopped it at the launcher
     TIMED_OUT                –                       retry, as the GPU cloud's fault
     MISSING                  heartbeat is fresh      await the manifest
@@ -31,11 +32,10 @@ Every row that ends a run looks for the manifest first: where it lies, the run h
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from lora_contract.protocol import FAULTS, ErrorCode, Result
-from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.launchers.base import EndCause, LaunchState, Observation
 from lora_worker.runs.failures import (
     ARTIFACT_MISSING,
     CANCELLED_ELSEWHERE,
@@ -43,6 +43,7 @@ from lora_worker.runs.failures import (
     LOST,
     NEVER_STARTED,
     NO_RESULT,
+    OUT_OF_MEMORY,
     OVER_TIME,
     SILENT,
     Failure,
@@ -115,29 +116,11 @@ def _judge_failed(observation: Observation, run_id: str) -> Finish:
         return Finish(parsed)
     if isinstance(parsed, Result) and parsed.status != "completed":
         return Finish(_failure_of(parsed), result=parsed)
-    error = observation.error or ""
-    if "executiontimeout" in error.lower():
-        return Finish(OVER_TIME)
-    if "timed out after" in error or "retries" in error:
-        return Finish(LOST)
-    if _raised_out_of_memory(error):
-        return Finish(
-            Failure(
-                ErrorCode.OUT_OF_MEMORY,
-                FAULTS[ErrorCode.OUT_OF_MEMORY],
-                "The GPU's memory was too small. Choose a smaller batch size or rank, or a larger GPU.",
-            )
-        )
-    return Finish(CRASHED)
+    return Finish(_FAILURES.get(observation.cause, CRASHED))
 
 
-def _raised_out_of_memory(error: str) -> bool:
-    # RunPod gives a raised exception as a JSON object in a string.
-    try:
-        kind = json.loads(error).get("error_type", "")
-    except (ValueError, AttributeError, RecursionError):
-        return False
-    return "OutOfMemory" in str(kind)
+_FAILURES = {EndCause.OVER_TIME: OVER_TIME, EndCause.LOST: LOST, EndCause.OUT_OF_MEMORY: OUT_OF_MEMORY}
+"""What a launcher's cause says of a run whose trainer said nothing; every other cause is a crash."""
 
 
 def judge(
@@ -173,7 +156,7 @@ def judge(
         case LaunchState.RUNNING if not checked_in and silent_seconds >= longest_seconds:
             return Stop(OVER_TIME)
         case LaunchState.RUNNING if checked_in and silent_seconds >= lost_seconds:
-            # Its result was lost on the way, or its machine is cut off: RunPod shows both as IN_PROGRESS.
+            # Its result was lost on the way, or its machine is cut off: the launcher may show both as RUNNING.
             return Stop(SILENT)
         case _:
             return Keep(observation.reason)

@@ -7,9 +7,6 @@ from dataclasses import dataclass, field, replace
 
 from lora_worker.launchers.base import Launcher, LaunchRef, LaunchState, Observation
 
-LONGEST_LAUNCH_SECONDS = 8 * 86400.0
-"""RunPod deletes a job seven days after its submission at the latest; one more day allows for clocks that differ."""
-
 
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
@@ -56,7 +53,8 @@ class Whereabouts:
                 found = replace(self, found={**self.found, external_job_id: endpoint})
                 observation = seen
                 break
-        if observation.state is LaunchState.UNKNOWN and age_seconds and age_seconds > LONGEST_LAUNCH_SECONDS:
+        longest_seconds = self.launcher.longest_launch_seconds
+        if observation.state is LaunchState.UNKNOWN and age_seconds and age_seconds > longest_seconds:
             observation = replace(observation, state=LaunchState.MISSING)
         return observation, found
 

@@ -8,7 +8,7 @@ import pytest
 
 from lora_worker.commands.doctor import Check, _check_launches
 from lora_worker.launchers.base import EndpointHealth
-from tests.scripted import FakeLauncher, FakeQueue, make_services
+from tests.scripted import GUIDE, FakeLauncher, FakeQueue, make_services
 
 OWN, FORMER = FakeLauncher.endpoint, "https://api.runpod.ai/v2/former"
 HEALTH: dict[str, Any] = {"runs": [], "endpoints": [], "held": {"breakers": [], "endpoint_problems": []}}
@@ -44,7 +44,7 @@ async def test_launches_at_the_configured_endpoint_pass() -> None:
 @pytest.mark.parametrize(
     ("rows", "words", "remedy"),
     [
-        ([launches(OWN), launches(FORMER, 2)], "2 launches at https://api.runpod.ai/v2/former", "FORMER_ENDPOINTS"),
+        ([launches(OWN), launches(FORMER, 2)], "2 launches at https://api.runpod.ai/v2/former", GUIDE.former_endpoint),
         ([launches(OWN), launches("x", 1, "modal")], "1 launch by modal, which this worker is not", "start a worker"),
         ([], "1 more of its GPUs work than this database has launches there (0)", "cancel them there"),
     ],

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from lora_worker.commands.cli import app
 from lora_worker.commands.doctor import Check, examine
-from lora_worker.configuration.settings import Settings
 from lora_worker.database.calls import DatabaseCalls
 from lora_worker.errors import ServiceRefusedError
+from lora_worker.launchers.runpod_settings import RunPodSettings
 from lora_worker.services import Services, open_services
 from tests.unit.worker.configuration.test_settings import GOOD
 
@@ -39,7 +39,7 @@ async def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     monkeypatch.chdir(tmp_path)
     # No wait between two tries of a call.
     monkeypatch.setattr("lora_worker.database.calls.wait_random_exponential", lambda **_: wait_none())
-    settings = Settings(
+    settings = RunPodSettings(
         supabase_url=SUPABASE,
         supabase_service_role_key="sb_secret_x",
         supabase_publishable_key="sb_publishable_x",

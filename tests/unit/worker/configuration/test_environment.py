@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from lora_worker.commands.cli import app
-from lora_worker.configuration.settings import load_settings
 from lora_worker.errors import SettingsError
+from lora_worker.launchers.registry import load_settings
+from lora_worker.launchers.runpod_settings import RunPodSettings
 from tests.unit.worker.configuration.test_settings import GOOD
 
 
@@ -110,6 +111,7 @@ def test_settings_file_is_read_however_an_editor_saves_it(environment: pytest.Mo
     Path(".env").write_bytes(_WAYS_TO_WRITE[way])
     settings = load_settings()
     assert settings.supabase_url == "https://p.supabase.co"
+    assert isinstance(settings, RunPodSettings)
     assert settings.gpu_cluster_api_key.get_secret_value() == "rpa_abcdef"
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from lora_worker.configuration.keys import Role, read_key
-from lora_worker.configuration.settings import load_settings
 from lora_worker.errors import SettingsError
+from lora_worker.launchers.registry import load_settings
 from tests.unit.worker.configuration.test_settings import GOOD
 
 

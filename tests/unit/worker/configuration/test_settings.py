@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_worker.configuration.settings import Settings, load_settings, variable_of
+from lora_worker.configuration.settings import variable_of
 from lora_worker.errors import SettingsError
+from lora_worker.launchers.registry import LAUNCHERS, load_settings
+from lora_worker.launchers.runpod_settings import RunPodSettings
 
 GOOD = {
     "SUPABASE_URL": "https://p.supabase.co/",
@@ -40,7 +42,9 @@ def test_runpods_own_variable_names_are_accepted(environment: pytest.MonkeyPatch
     environment.delenv("GPU_CLUSTER_API_KEY")
     environment.setenv("RUNPOD_ENDPOINT_ID", "abc")
     environment.setenv("RUNPOD_API_KEY", "rpa_x")
-    assert load_settings().gpu_cluster_api_url == "https://api.runpod.ai/v2/abc"
+    settings = load_settings()
+    assert isinstance(settings, RunPodSettings)
+    assert settings.gpu_cluster_api_url == "https://api.runpod.ai/v2/abc"
 
 
 @pytest.mark.parametrize("name", ["fleet", "", None])
@@ -114,9 +118,10 @@ def test_keys_are_not_shown_by_repr(environment: pytest.MonkeyPatch) -> None:
 
 
 def test_every_setting_has_a_description() -> None:
-    for name, field in Settings.model_fields.items():
-        assert field.description, name
-        assert variable_of(name)
+    for kind in LAUNCHERS.values():
+        for name, field in kind.settings.model_fields.items():
+            assert field.description, name
+            assert variable_of(name, kind.settings)
 
 
 def test_empty_limit_for_a_user_means_none(environment: pytest.MonkeyPatch) -> None:

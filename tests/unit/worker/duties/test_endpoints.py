@@ -16,7 +16,7 @@ from lora_worker.launchers.endpoints import EndpointView, launches_at, starting_
 from lora_worker.launchers.runpod import RunPodLauncher
 from lora_worker.runs import advance
 from lora_worker.runs.failures import NEVER_READY
-from tests.scripted import FakeLauncher, ForgetfulLauncher, assignment, make_services
+from tests.scripted import GUIDE, FakeLauncher, ForgetfulLauncher, assignment, make_services
 
 OWN = FakeLauncher.endpoint
 
@@ -66,8 +66,9 @@ def test_launch_waits_its_limit_for_starting_workers(
 @pytest.mark.parametrize(("running", "in_progress", "launches", "surplus"), [(1, 1, 1, 0), (3, 2, 1, 2), (0, 2, 0, 2)])
 def test_gpus_without_a_run_are_counted(running: int, in_progress: int, launches: int, surplus: int) -> None:
     seen = EndpointHealth(True, running, 0, running=running, jobs_running=in_progress)
-    told = unowned_work(seen, launches)
+    told = unowned_work(seen, launches, GUIDE)
     assert (told is None) if surplus == 0 else (told or "").startswith(f"{surplus} more of its GPUs")
+    assert (GUIDE.console in (told or "")) is (surplus > 0)
 
 
 def test_launches_are_counted_at_each_possible_endpoint() -> None:
@@ -76,8 +77,8 @@ def test_launches_are_counted_at_each_possible_endpoint() -> None:
 
 
 def test_long_start_is_logged_from_half_its_limit_on() -> None:
-    assert starting_too_long(1799, 3600) is None
-    assert "30 minutes" in (starting_too_long(1800, 3600) or "")
+    assert starting_too_long(1799, 3600, GUIDE) is None
+    assert "30 minutes" in (starting_too_long(1800, 3600, GUIDE) or "")
 
 
 class Endpoint(ForgetfulLauncher):

@@ -14,7 +14,7 @@ from lora_worker.duties.strays import Reconciler
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from tests.processes.waiting import PATIENCE_SECONDS
-from tests.scripted import FakeQueue, assignment, make_services
+from tests.scripted import GUIDE, FakeQueue, assignment, make_services
 
 
 def stray(external_job_id: str) -> Stray:
@@ -46,6 +46,8 @@ class StrayLauncher:
     """Says of each launch what it is told to, and may hang."""
 
     name = "runpod"
+    guide = GUIDE
+    longest_launch_seconds = 691_200.0
     endpoint = "https://api.runpod.ai/v2/ep"
 
     def __init__(self, **states: LaunchState) -> None:

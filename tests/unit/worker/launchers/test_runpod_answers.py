@@ -13,9 +13,8 @@ import respx
 
 from lora_worker.errors import LaunchInDoubtError, ServiceUnavailableError
 from lora_worker.launchers.answers import count_of, parse_observation, seconds_of
-from lora_worker.launchers.base import LaunchRef, LaunchState, Policy
+from lora_worker.launchers.base import EndCause, LaunchRef, LaunchState, Policy
 from lora_worker.launchers.runpod import RunPodLauncher
-from lora_worker.runs.verdicts import Finish, judge
 
 URL = "https://api.runpod.ai/v2/ep"
 REF = LaunchRef(None, "j")
@@ -101,10 +100,32 @@ async def test_retry_after_is_respected_for_an_hour_at_most(
     assert caught.value.retry_after_seconds == seconds
 
 
-def test_too_deeply_nested_error_counts_as_a_crash() -> None:
-    seen = parse_observation({"status": "FAILED", "error": "[" * 1_000_000})
-    verdict = judge(
-        seen, run_id="r", owned_elsewhere=False, checked_in=True, silent_seconds=0, lost_seconds=1, longest_seconds=1
-    )
-    assert isinstance(verdict, Finish)
-    assert verdict.failure.code == "trainer_crashed"
+def raised(kind: str, message: str = "boom") -> str:
+    """RunPod's `error` when a handler raised: JSON in a string."""
+    return json.dumps({"error_type": f"<class '{kind}'>", "error_message": message, "error_traceback": "Traceback …"})
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        ("executionTimeout exceeded", EndCause.OVER_TIME),
+        ("job timed out after 1 retries", EndCause.LOST),
+        (raised("torch.OutOfMemoryError"), EndCause.OUT_OF_MEMORY),
+        (raised("torch.cuda.OutOfMemoryError"), EndCause.OUT_OF_MEMORY),
+        (raised("ModuleNotFoundError"), EndCause.IMPORT_FAILED),
+        (raised("transformers.ImportError"), EndCause.IMPORT_FAILED),
+        (raised("ValueError"), EndCause.RAISED),
+        # What a program says of its own retries is nothing that RunPod says of its machine.
+        (raised("ConnectionError", "timed out after 5 retries"), EndCause.RAISED),
+        ({"error_type": "ValueError"}, EndCause.RAISED),
+        ("Something else", EndCause.UNKNOWN),
+        ("", EndCause.UNKNOWN),
+        (None, EndCause.UNKNOWN),
+        ("[" * 1_000_000, EndCause.UNKNOWN),
+        ("9" * 1_000_000, EndCause.UNKNOWN),
+        ([], EndCause.UNKNOWN),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_error_texts_of_runpod_become_general_causes(error: Any, cause: EndCause) -> None:
+    assert parse_observation({"status": "FAILED", "error": error}).cause is cause

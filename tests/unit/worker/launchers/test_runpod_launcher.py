@@ -10,7 +10,7 @@ import httpx
 import pytest
 import respx
 
-from lora_worker.errors import LaunchInDoubtError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.base import LaunchRef, LaunchState, Policy
 from lora_worker.launchers.runpod import RunPodLauncher
 
@@ -43,12 +43,14 @@ async def test_launch_sends_policy_in_milliseconds_and_the_key(launcher: RunPodL
     assert sent.headers["content-type"] == "application/json"
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 413])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
 async def test_refused_launch_is_known_not_to_run(launcher: RunPodLauncher, api: Any, status: int) -> None:
     api.post("/run").respond(status)
     with pytest.raises(ServiceRefusedError, match=str(status)) as caught:
         await launcher.launch({}, POLICY)
     assert caught.value.status == status
+    # Only these are the request's fault; the others are the key's or the endpoint's, and fail nobody's job.
+    assert isinstance(caught.value, LaunchRefusedError) is (status in {400, 413, 422})
 
 
 @pytest.mark.parametrize(

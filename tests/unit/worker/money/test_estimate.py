@@ -31,8 +31,6 @@ def terms(**settings: Any) -> Terms:
         supabase_url="http://127.0.0.1:9",
         supabase_service_role_key="sb_secret_x",
         supabase_publishable_key="sb_publishable_x",
-        gpu_cluster_api_url="http://127.0.0.1:9",
-        gpu_cluster_api_key="x",
         _env_file=None,
         **settings,
     )

@@ -7,7 +7,7 @@ import json
 import pytest
 import structlog
 
-from lora_worker.configuration.settings import Settings
+from lora_worker.launchers.runpod_settings import RunPodSettings
 from lora_worker.observability.telemetry import configure_logging, redact
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJl"
@@ -35,7 +35,7 @@ def _restored_logging() -> object:
 def test_log_line_contains_no_configured_key(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    settings = Settings(
+    settings = RunPodSettings(
         supabase_url="http://x",
         supabase_service_role_key="plain-service-key",
         supabase_publishable_key="plain-pub-key",

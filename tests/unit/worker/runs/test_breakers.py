@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from lora_contract.protocol import FAULTS, ErrorCode, Fault, Stage
-from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.launchers.base import EndCause, LaunchState, Observation
 from lora_worker.runs.breakers import blame
 from lora_worker.runs.failures import NEVER_READY, Failure
 
@@ -20,12 +18,8 @@ def of(code: str) -> Failure:
     return Failure(code, FAULTS.get(code, Fault.TRANSIENT), "It broke.")  # type: ignore[call-overload]
 
 
-def failed(error: str | None = None, state: LaunchState = LaunchState.FAILED) -> Observation:
-    return Observation(state, error=error)
-
-
-def raised(kind: str) -> str:
-    return json.dumps({"error_type": f"<class '{kind}'>", "error_message": "boom"})
+def failed(cause: EndCause = EndCause.UNKNOWN, state: LaunchState = LaunchState.FAILED) -> Observation:
+    return Observation(state, cause=cause)
 
 
 @pytest.mark.parametrize("code", sorted(_BASE))
@@ -50,14 +44,14 @@ def test_failures_of_the_job_itself_blame_nothing(code: ErrorCode, stage: Stage)
 @pytest.mark.parametrize(
     ("code", "observation", "blamed"),
     [
-        ("gpu_lost", failed("job timed out after 1 retries"), "image"),
+        ("gpu_lost", failed(EndCause.LOST), "image"),
         ("trainer_crashed", failed(), "image"),
-        ("trainer_crashed", failed(raised("ModuleNotFoundError")), "image"),
-        ("trainer_crashed", failed(raised("transformers.ImportError")), "image"),
+        ("trainer_crashed", failed(EndCause.IMPORT_FAILED), "image"),
         # An earlier trainer never checks in, and raises what its data make it raise.
-        ("trainer_crashed", failed(raised("ValueError")), None),
+        ("trainer_crashed", failed(EndCause.RAISED), None),
+        ("out_of_memory", failed(EndCause.OUT_OF_MEMORY), None),
         ("training_failed", failed(), None),
-        ("time_limit", failed("executionTimeout exceeded"), None),
+        ("time_limit", failed(EndCause.OVER_TIME), None),
         ("gpu_lost", failed(state=LaunchState.MISSING), None),
         ("gpu_timed_out", failed(state=LaunchState.TIMED_OUT), None),
         ("cancelled_at_launcher", failed(state=LaunchState.CANCELLED), None),

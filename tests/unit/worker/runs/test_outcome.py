@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from lora_contract.protocol import FAULTS, ErrorCode, Fault, Point
 from lora_worker.configuration.retry_limits import RetryLimits
-from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.launchers.base import EndCause, LaunchState, Observation
 from lora_worker.runs.failures import OVER_TIME, Failure
 from lora_worker.runs.quality import rate_training
 from lora_worker.runs.results import LegacyResult, parse_progress
@@ -21,21 +20,16 @@ RUN = "run-1"
 TODAYS_FAILURE = {"status": "failed", "error_message": "No.\nTraceback"}
 
 
-def raised(kind: str) -> str:
-    """RunPod's `error` when a handler raised: JSON in a string."""
-    return json.dumps({"error_type": kind, "error_message": "boom", "error_traceback": "Traceback …"})
-
-
 def look(
     state: str,
     output: Any = None,
-    error: str | None = None,
+    cause: EndCause = EndCause.UNKNOWN,
     *,
     elsewhere: bool = False,
     silent: float = 0,
     checked_in: bool = True,
 ) -> Verdict:
-    observation = Observation(LaunchState(state), output=output, error=error)
+    observation = Observation(LaunchState(state), output=output, cause=cause)
     return judge(
         observation,
         run_id=RUN,
@@ -112,10 +106,11 @@ def test_unknown_state_is_never_a_failure() -> None:
         (look("completed", result("completed", run_id="another")), "result_unreadable", Fault.TRANSIENT),
         (look("completed", TODAYS_FAILURE), "training_failed", Fault.PERMANENT),
         (look("failed", result("failed", "interrupted")), "interrupted", Fault.INFRASTRUCTURE),
-        (look("failed", error="executionTimeout exceeded"), "time_limit", Fault.PERMANENT),
-        (look("failed", error="job timed out after 1 retries"), "gpu_lost", Fault.INFRASTRUCTURE),
-        (look("failed", error=raised("<class 'torch.OutOfMemoryError'>")), "out_of_memory", Fault.PERMANENT),
-        (look("failed", error=raised("<class 'ValueError'>")), "trainer_crashed", Fault.TRANSIENT),
+        (look("failed", cause=EndCause.OVER_TIME), "time_limit", Fault.PERMANENT),
+        (look("failed", cause=EndCause.LOST), "gpu_lost", Fault.INFRASTRUCTURE),
+        (look("failed", cause=EndCause.OUT_OF_MEMORY), "out_of_memory", Fault.PERMANENT),
+        (look("failed", cause=EndCause.RAISED), "trainer_crashed", Fault.TRANSIENT),
+        (look("failed", cause=EndCause.IMPORT_FAILED), "trainer_crashed", Fault.TRANSIENT),
         (look("failed"), "trainer_crashed", Fault.TRANSIENT),
         (look("cancelled"), "cancelled_at_launcher", Fault.PERMANENT),
         (look("timed_out"), "gpu_timed_out", Fault.INFRASTRUCTURE),

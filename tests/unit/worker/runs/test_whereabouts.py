@@ -11,7 +11,8 @@ import respx
 from lora_worker.launchers.addresses import Addresses
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from lora_worker.launchers.runpod import RunPodLauncher
-from lora_worker.runs.whereabouts import LONGEST_LAUNCH_SECONDS, Whereabouts, left_alone
+from lora_worker.runs.whereabouts import Whereabouts, left_alone
+from tests.scripted import GUIDE
 
 OWN = "https://api.runpod.ai/v2/own"
 FORMER = "https://api.runpod.ai/v2/former"
@@ -21,6 +22,8 @@ class Endpoints:
     """A launcher whose endpoints each say one thing of every launch."""
 
     name = "runpod"
+    guide = GUIDE
+    longest_launch_seconds = 600.0
     endpoint = OWN
 
     def __init__(self, states: Mapping[str | None, LaunchState]) -> None:
@@ -117,8 +120,8 @@ async def test_launch_is_missing_only_if_every_endpoint_says_so(former: LaunchSt
 
 async def test_launch_past_its_lifetime_is_gone_without_an_answer() -> None:
     places = Whereabouts.of(Endpoints({FORMER: LaunchState.UNKNOWN}), [FORMER])
-    young, _ = await places.observe("job", FORMER, age_seconds=LONGEST_LAUNCH_SECONDS - 1)
-    old, _ = await places.observe("job", FORMER, age_seconds=LONGEST_LAUNCH_SECONDS + 1)
+    young, _ = await places.observe("job", FORMER, age_seconds=599)
+    old, _ = await places.observe("job", FORMER, age_seconds=601)
     assert (young.state, old.state) == (LaunchState.UNKNOWN, LaunchState.MISSING)
     assert FORMER in (places.unseen("job", FORMER, young) or "")
     assert places.unseen("job", FORMER, old) is None

@@ -1,0 +1,56 @@
+"""The launchers by name, and the worker's settings with those of the launcher that they choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic
+
+import httpx
+from pydantic_settings import BaseSettings
+
+from lora_worker.configuration.environment import refuse_misspelt, variable_names
+from lora_worker.configuration.settings import DEFAULT_LAUNCHER, AnySettings, Settings, read_settings, variables_of
+from lora_worker.errors import SettingsError
+from lora_worker.launchers.base import Launcher
+from lora_worker.launchers.runpod import RunPodLauncher, most_connections
+from lora_worker.launchers.runpod_settings import RunPodSettings
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherKind(Generic[AnySettings]):
+    """How a launcher of one kind is made: from which settings, and with how many connections at the same time."""
+
+    settings: type[AnySettings]
+    open: Callable[[AnySettings, httpx.AsyncClient], Launcher]
+    most_connections: Callable[[AnySettings], int]
+
+
+LAUNCHERS: Mapping[str, LauncherKind[Any]] = {
+    RunPodLauncher.name: LauncherKind(RunPodSettings, RunPodLauncher.open, most_connections),
+}
+"""By the name that `LORA_WORKER_LAUNCHER` chooses, which is stored with each launch."""
+
+
+class _Choice(BaseSettings):
+    """Which launcher is set, before its settings are read."""
+
+    model_config = Settings.model_config
+
+    launcher: str = DEFAULT_LAUNCHER
+
+
+def load_settings() -> Settings:
+    """Load the settings from the environment and `.env`, with those of the launcher that they name.
+
+    Raises:
+        SettingsError: the text names each variable that is missing, wrong or misspelt, but never its value.
+    """
+    names = variable_names()
+    # Another launcher's settings are known here, too: they stay where they are while somebody tries out this one.
+    refuse_misspelt(names, set().union(*(variables_of(kind.settings) for kind in LAUNCHERS.values())))
+    kind = LAUNCHERS.get(_Choice().launcher)
+    if kind is None:
+        raise SettingsError(f"LORA_WORKER_LAUNCHER: is no launcher; choose one of {', '.join(LAUNCHERS)}.")
+    loaded: Settings = read_settings(kind.settings, names)
+    return loaded

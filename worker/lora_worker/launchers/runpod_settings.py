@@ -1,0 +1,92 @@
+"""RunPod's own settings: where its endpoint is, and the key to it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import NoDecode
+
+from lora_worker.configuration.addresses import is_under, url_fault
+from lora_worker.configuration.keys import SUPABASE_ROLES, Role, read_key, text_fault
+from lora_worker.configuration.settings import ONE_IS_MISSING, Settings, split_list
+
+API_URL = "https://api.runpod.ai/v2"
+
+MAX_POLICY_SECONDS = 7 * 86400
+"""RunPod deletes a job this long after its submission, running or not."""
+
+
+class RunPodSettings(Settings):
+    """The daemon's settings where RunPod is the launcher."""
+
+    gpu_cluster_api_url: str = Field(
+        default="", validation_alias=AliasChoices("GPU_CLUSTER_API_URL"),
+        description=f"{API_URL}/<endpoint>; or set RUNPOD_ENDPOINT_ID",
+    )  # fmt: skip
+    runpod_endpoint_id: str = Field(
+        default="", validation_alias=AliasChoices("RUNPOD_ENDPOINT_ID"),
+        description="The endpoint's id, where GPU_CLUSTER_API_URL is not set",
+    )  # fmt: skip
+    gpu_cluster_api_key: SecretStr = Field(
+        validation_alias=AliasChoices("GPU_CLUSTER_API_KEY", "RUNPOD_API_KEY"), description="RunPod's API key"
+    )
+    former_endpoints: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Addresses of former endpoints at another API than GPU_CLUSTER_API_URL's, comma-separated, "
+        "while launches made there live: the key is sent to them, too",
+    )
+
+    @field_validator("gpu_cluster_api_url")
+    @classmethod
+    def _check_endpoint(cls, url: str) -> str:
+        fault = (url_fault(url) or _endpoint_fault(url)) if url else None
+        if fault:
+            raise ValueError(fault)
+        return url.rstrip("/")
+
+    @field_validator("former_endpoints")
+    @classmethod
+    def _check_former_endpoints(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(cls._check_endpoint(url) for url in urls)
+
+    @field_validator("former_endpoints", mode="before")
+    @classmethod
+    def _split_endpoints(cls, value: Any) -> Any:
+        return split_list(value)
+
+    @field_validator("gpu_cluster_api_key")
+    @classmethod
+    def _check_runpod_key(cls, key: SecretStr) -> SecretStr:
+        role = read_key(key.get_secret_value()).role
+        is_anothers = role in SUPABASE_ROLES or role is Role.HUGGING_FACE
+        fault = text_fault(key) or (f"holds {role}; set an API key of RunPod (rpa_…)" if is_anothers else None)
+        if fault:
+            raise ValueError(fault)
+        return key
+
+    @model_validator(mode="after")
+    def _check_with_runpod(self) -> RunPodSettings:
+        if not self.gpu_cluster_api_url:
+            if not self.runpod_endpoint_id:
+                variables = "GPU_CLUSTER_API_URL or RUNPOD_ENDPOINT_ID"
+                raise PydanticCustomError(ONE_IS_MISSING, "{variables} is missing", {"variables": variables})
+            self.gpu_cluster_api_url = f"{API_URL}/{self.runpod_endpoint_id}"
+        if self.max_run_seconds + self.queue_allowance_seconds > MAX_POLICY_SECONDS:
+            raise ValueError(
+                "LORA_WORKER_MAX_RUN_SECONDS and LORA_WORKER_QUEUE_ALLOWANCE_SECONDS are together more than "
+                f"{MAX_POLICY_SECONDS}, the seven days after which RunPod deletes a job, running or not"
+            )
+        return self
+
+
+def _endpoint_fault(url: str) -> str | None:
+    """Explain why a URL can't be that of a RunPod endpoint, as the end of a sentence; None if it can."""
+    host = urlsplit(url).hostname or ""
+    if is_under(host, "supabase.co", "supabase.com", "supabase.in"):
+        return f"is Supabase's address; set the endpoint's URL, {API_URL}/<endpoint>"
+    if is_under(host, "runpod.io") or host in {"runpod.ai", "www.runpod.ai", "console.runpod.ai"}:
+        return f"is the console's address; set the endpoint's URL, {API_URL}/<endpoint>"
+    return None
