@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lora_conversations.identity import conversation_key, conversation_names, hold_out, shared_ids_note
 from lora_conversations.reader import Example, merge_conversations, read_examples
-from tests.corpus import chat, conversation, full_file, lines, pair, turn
+from tests.corpus.builders import chat, conversation, full_file, lines, pair, turn
 
 
 def read(content: bytes) -> list[Example]:

@@ -26,7 +26,8 @@ from lora_conversations.reader import (
     read_examples,
 )
 from lora_conversations.survey import Survey, Surveyor, estimate_tokens
-from tests.corpus import CASES, GOOD, META, chat, conversation, full_file, lines, pair, sharegpt, turn, v3_pair
+from tests.corpus import CASES
+from tests.corpus.builders import GOOD, META, chat, conversation, full_file, lines, pair, sharegpt, turn, v3_pair
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "eq-alignment-12.jsonl"
 SMALL_CASES = [case.content for case in CASES if len(case.content) < 100_000]

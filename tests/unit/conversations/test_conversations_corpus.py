@@ -9,7 +9,8 @@ import pytest
 from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.reader import Example, LineError
 from lora_conversations.survey import Survey, Surveyor
-from tests.corpus import CASES, Case
+from tests.corpus import CASES
+from tests.corpus.builders import Case
 
 
 def in_chunks(content: bytes, size: int) -> Iterator[bytes]:

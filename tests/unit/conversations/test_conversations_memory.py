@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus import conversation, pair, sharegpt
+from tests.corpus.builders import conversation, pair, sharegpt
 from tests.project import ROOT
 
 FILE_BYTES = 200_000_000

@@ -20,7 +20,7 @@ from lora_worker.duties.validation import Validator
 from lora_worker.services import HeavySlots
 from lora_worker.storage.objects import Storage
 from sandbox.project import Project
-from tests.corpus import GOOD, META, lines, pair
+from tests.corpus.builders import GOOD, META, lines, pair
 
 OUTCOME = {
     "status": "ready",

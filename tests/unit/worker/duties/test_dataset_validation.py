@@ -26,7 +26,8 @@ from lora_worker.errors import (
     ServiceUnavailableError,
 )
 from lora_worker.services import HeavySlots
-from tests.corpus import CASES, GOOD, Case, chat, lines, pair, turn
+from tests.corpus import CASES
+from tests.corpus.builders import GOOD, Case, chat, lines, pair, turn
 from tests.project import ROOT
 
 OWNER, STRANGER = UUID(int=1), UUID(int=2)
@@ -267,7 +268,7 @@ from lora_worker.services import HeavySlots
 from pathlib import Path
 from types import SimpleNamespace
 import httpx
-from tests.corpus import lines, pair
+from tests.corpus.builders import lines, pair
 from tests.unit.worker.duties.test_dataset_validation import DATASET, FakeQueue
 from lora_worker.storage.objects import Storage
 from lora_worker.duties.validation import Validator
