@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from tests.database.rows import Database, Row
+from tests.project import ROOT
 
 _GRANTS = b"""
 grant all on public.pipeline_training_jobs, public.pipeline_training_metrics, public.deploy_webhook_calls
   to anon, authenticated, service_role
 """
-_SCHEMA = Path(__file__).with_name("data") / "pipeline_schema.sql"
+_SCHEMA = ROOT / "tests" / "data" / "pipeline_schema.sql"
 
 # Every row that an update left behind, oldest first.
 _HISTORY = """

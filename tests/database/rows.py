@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 H100 = {"dataset_id": None, "gpu_type": "H100", "gpu_count": 1, "price_per_hour": 4.18, "max_cost": 100}
-"""What runs are launched with in these tests: a rate, and whatever dataset their job names."""
+"""The rate with which these tests launch runs; without a dataset, so that the job's own counts."""
 
 
 class Database:
@@ -38,7 +38,7 @@ class Database:
         return self.row(f"select public.{function}({marks}) as answer", *values)["answer"]
 
     def pages(self, call: str, *values: Any) -> int:
-        """How many pages a call reads."""
+        """How many pages of the database a call reads, from the cache or the disk."""
         (plan,) = self.row(f"explain (analyze, buffers, format json) select {call}", *values)["QUERY PLAN"]
         return int(plan["Plan"]["Shared Hit Blocks"]) + int(plan["Plan"]["Shared Read Blocks"])
 
@@ -92,7 +92,7 @@ class Database:
         return self.run(run["id"]), token, execution
 
     def begin(self, run: Row, token: str, endpoint: str | None = None) -> Row:
-        """Begin a launch, as if it had been an hour ago: a run is billed for no more than the time since."""
+        """Begin a launch and date it an hour back, since a run is billed for no more than the time since its launch."""
         sha256 = hashlib.sha256(token.encode()).hexdigest()
         answer = self.call("begin_launch", run["id"], run["lease_token"], "runpod", sha256, {}, H100, endpoint)
         if answer["may_launch"]:
@@ -100,16 +100,22 @@ class Database:
         return answer
 
     def worked(self, run: Row, seconds: float = 3600) -> None:
-        """Let the run's launches have been sent so many seconds earlier than they were."""
+        """Date the run's launches so many seconds back."""
         moved = "update training_launches set posted_at = posted_at - make_interval(secs => %s) where run_id = %s"
         self.rows(moved, seconds, run["id"])
 
     def expire(self, run_id: str | UUID) -> None:
-        """Let the run's lease run out."""
+        """Make the run's lease expire."""
         self.rows("update training_runs set lease_expires_at = now() - interval '1 second' where id = %s", run_id)
 
     def settle(self, run: Row, job_status: str = "completed", **more: Any) -> str | None:
         return self.call("settle_run", run["id"], run["lease_token"], outcome(job_status, **more))
+
+    def snapshot(self) -> str:
+        """Every row that a run can change, to compare before and after."""
+        tables = ("training_jobs", "training_runs", "training_launches", "metrics_points", "model_artifacts",
+                  "cost_records", "notifications")  # fmt: skip
+        return json.dumps([self.rows(f"select * from {table}") for table in tables], default=str)
 
     def close(self) -> None:
         self.connection.close()

@@ -25,7 +25,7 @@ def test_the_parts_of_the_gpu_benchmark_run_one_by_one_into_one_report(tmp_path)
     assert table.count("\n| ") == 3
 
 
-def test_without_a_gpu_the_full_benchmark_says_so_and_an_unknown_part_is_named(tmp_path, capsys, monkeypatch):
+def test_benchmark_refuses_a_missing_gpu_and_an_unknown_part(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("benchmarks.gpu.__main__.describe_card", lambda: {"gpu": None})
     assert main(["--report", str(tmp_path / "r.json")]) == 1
     assert "no NVIDIA GPU" in capsys.readouterr().out

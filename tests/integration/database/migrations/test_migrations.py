@@ -367,3 +367,14 @@ def test_every_migration_has_an_undo_that_migrate_never_applies() -> None:
     names = [name for name, _ in migration_files()]
     assert [name for name, _ in undo_files()] == names[::-1]
     assert not {text for _, text in migration_files()} & {text for _, text in undo_files()}
+
+
+def test_migrations_may_run_any_number_of_times(db: Database, database: str) -> None:
+    from lora_worker.database.migrations import migrate
+
+    run, _, _ = db.running_run()
+    before = db.snapshot()
+    db.rows("update training_runs set lease_expires_at = lease_expires_at")
+    assert migrate(database) == migrate(database)
+    assert db.snapshot() == before
+    assert db.settle(run) == "completed"
