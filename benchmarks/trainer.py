@@ -252,10 +252,10 @@ def _our_trainer(lora: Any, tokenizer: Any, rows: Any, shape: Any, path: Path, f
     from lora_contract.hyperparameters import GpuConfig
     from lora_trainer.models.loading import detect_hardware
     from lora_trainer.recipe.callbacks import RunCallback
-    from lora_trainer.recipe.sft import build_trainer
+    from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
     from lora_trainer.recipe.stopping import StopSwitch
-    from lora_trainer.run.events import Reporter
     from lora_trainer.run.gpu import GpuMonitor
+    from lora_trainer.run.progress_pipe import ProgressWriter
     from lora_trainer.run.task import Task
 
     task = Task(
@@ -274,22 +274,26 @@ def _our_trainer(lora: Any, tokenizer: Any, rows: Any, shape: Any, path: Path, f
         checkpoint_minutes=10,
     )
     gpu = GpuMonitor(wanted=False)
-    reporter = Reporter((folder / "events").open("w"), task, gpu)
-    callback = RunCallback(task, reporter, StopSwitch(sys.exit), gpu, validates=False)
-    return build_trainer(lora, tokenizer, rows, [], shape, _micro_batch(shape), task, detect_hardware(), callback)
+    progress = ProgressWriter((folder / "progress").open("w"), task, gpu)
+    callback = RunCallback(task, progress, StopSwitch(sys.exit), gpu, validates=False)
+    arguments = training_arguments(parameters, shape, detect_hardware(), task.checkpoints)
+    trainer = build_trainer(lora, tokenizer, TrainingBatches(rows, [], shape, _micro_batch(shape)), arguments)
+    callback.follow(trainer)
+    return trainer
 
 
 def _gain(path: Path, folder: Path) -> dict[str, float]:
     """One epoch each; an answer's token counts when it reaches the loss."""
     from lora_trainer.models.loading import detect_hardware
-    from lora_trainer.recipe.sft import trainer_for, training_arguments
+    from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
 
     trainers, answers = {}, {}
     for name, prepare in (("todays", _todays_rows), ("our", _our_epoch_rows)):
         lora, tokenizer = _load(path)
         rows, shape, answers[name] = prepare(path, tokenizer)
         arguments = training_arguments(_parameters(), shape, detect_hardware(), folder / f"{name}-epoch")
-        trainers[name] = trainer_for(lora, tokenizer, rows, [], shape, _micro_batch(shape), arguments)
+        batches = TrainingBatches(rows, [], shape, _micro_batch(shape))
+        trainers[name] = build_trainer(lora, tokenizer, batches, arguments)
     seconds = {name: sum(times) for name, times in _train_in_turns(trainers).items()}
     return {
         **{f"{name}_answer_tokens": answers[name] for name in answers},

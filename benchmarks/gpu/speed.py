@@ -131,7 +131,7 @@ def _trainer(asked: Measurement, lora: Any, parameters: Any, hardware: Any, fold
     from benchmarks.gpu.rows import random_rows, small_tokenizer
     from lora_contract.batches import BatchShape
     from lora_trainer.models.optimizer import PAGED_8BIT, choose_optimizer
-    from lora_trainer.recipe.sft import trainer_for, training_arguments
+    from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
 
     total = asked.warm_up + asked.steps
     each = asked.row_tokens // asked.example_tokens if asked.packed else 1
@@ -145,7 +145,8 @@ def _trainer(asked: Measurement, lora: Any, parameters: Any, hardware: Any, fold
         return _bare_trl(asked, lora, rows, folder)
     chosen = PAGED_8BIT if asked.optimizer == "8bit" else choose_optimizer(lora.trainable, is_gpu=hardware.is_gpu)
     arguments = training_arguments(parameters, shape, hardware, folder, optimizer=chosen, recompute=asked.recompute)
-    return trainer_for(lora, small_tokenizer(), rows, [], shape, asked.micro_batch, arguments)
+    batches = TrainingBatches(rows, [], shape, asked.micro_batch)
+    return build_trainer(lora, small_tokenizer(), batches, arguments)
 
 
 def _bare_trl(asked: Measurement, lora: Any, rows: Any, folder: Path) -> Any:

@@ -12,7 +12,7 @@ from lora_contract.batches import BatchShape
 from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.models.attention import FLASH, SDPA, choose_attention
 from lora_trainer.models.loading import attach_lora
-from lora_trainer.recipe.sft import trainer_for, training_arguments
+from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
 
 pytestmark = pytest.mark.gpu
 
@@ -85,7 +85,8 @@ def test_packed_and_unpacked_training_have_the_same_losses(model, hardware, tmp_
         shape = BatchShape(4, 1 if is_packed else 4, 1024 if is_packed else 256, packed=is_packed)
         arguments = training_arguments(parameters, shape, hardware, tmp_path / str(is_packed))
         lora = attach_lora(base, parameters)
-        trainer = trainer_for(lora, small_tokenizer(), rows, [], shape, 1 if is_packed else 2, arguments)
+        batches = TrainingBatches(rows, [], shape, 1 if is_packed else 2)
+        trainer = build_trainer(lora, small_tokenizer(), batches, arguments)
         trainer.train()
         losses[is_packed] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         del base, lora, trainer

@@ -28,7 +28,7 @@ def dataset_with_one_long_conversation(path):
 def prepared_with_the_long_one_held_out(task):
     from lora_trainer.models.bases import BaseModels
     from lora_trainer.models.loading import detect_hardware
-    from lora_trainer.recipe.train import prepare
+    from lora_trainer.recipe.setup import prepare
     from lora_trainer.run.gpu import GpuMonitor
 
     models = BaseModels(task.volume)
@@ -43,16 +43,14 @@ def prepared_with_the_long_one_held_out(task):
 def built(prepared, task, folder, *, micro_batch=None):
     """TRL's trainer for what was prepared, on the real model; without dropout the same each time."""
     from lora_trainer.models.loading import attach_lora, detect_hardware, load_model
-    from lora_trainer.recipe.sft import trainer_for, training_arguments
+    from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
 
     hardware = detect_hardware()
-    return trainer_for(
+    data = prepared.data
+    return build_trainer(
         attach_lora(load_model(prepared.base, prepared.config, hardware), task.hyperparameters),
         prepared.tokenizer,
-        prepared.data.train,
-        prepared.data.validation,
-        prepared.shape,
-        micro_batch or prepared.micro_batch,
+        TrainingBatches(data.train, data.validation, prepared.shape, micro_batch or prepared.micro_batch),
         training_arguments(task.hyperparameters, prepared.shape, hardware, folder),
     )
 
@@ -60,7 +58,7 @@ def built(prepared, task, folder, *, micro_batch=None):
 def prepared_for(task):
     from lora_trainer.models.bases import BaseModels
     from lora_trainer.models.loading import detect_hardware
-    from lora_trainer.recipe.train import prepare
+    from lora_trainer.recipe.setup import prepare
     from lora_trainer.run.gpu import GpuMonitor
 
     return prepare(task, BaseModels(task.volume), detect_hardware(), GpuMonitor(wanted=False))
@@ -156,7 +154,7 @@ def test_packed_rows_with_a_mask_are_computed_one_by_one(tmp_path, tiny_model, p
     """TRL strings a micro-batch's packed rows together, and the mask grows with the square of their length."""
     from lora_trainer.models.bases import BaseModels
     from lora_trainer.models.loading import detect_hardware
-    from lora_trainer.recipe.train import prepare
+    from lora_trainer.recipe.setup import prepare
     from lora_trainer.run.gpu import GpuMonitor
 
     wanted = {"packing": packing, "merge_conversations": False, "batch_size": 4, "max_length": 128}

@@ -15,7 +15,7 @@ from lora_contract.curve import format_log
 from lora_contract.protocol import LOG_NAME, Point
 from lora_trainer.artifact.archive import write_archive
 from lora_trainer.artifact.generation import save_generation_config
-from lora_trainer.artifact.model_card import Facts, model_card
+from lora_trainer.artifact.model_card import ArtifactFacts, model_card
 from lora_trainer.errors import NothingLearnedError
 from lora_trainer.run.volume import naming_full_disks
 
@@ -31,7 +31,8 @@ def save_artifact(
     folder: Path,
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Facts,
+    facts: ArtifactFacts,
+    *,
     points: list[Point],
     archive_name: str | None,
 ) -> None:
@@ -99,7 +100,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def environment(facts: Facts) -> dict[str, Any]:
+def environment(facts: ArtifactFacts) -> dict[str, Any]:
     """Where the adapter was trained: versions, GPU, driver, seed."""
     return {
         "python": platform.python_version(),

@@ -12,7 +12,7 @@ from lora_trainer.models.targets import DORA_NOTE, vllm_rank
 
 
 @dataclass
-class Facts:
+class ArtifactFacts:
     """All that the artifact's texts say."""
 
     base_name: str
@@ -43,7 +43,7 @@ class Facts:
     notes: list[str] = field(default_factory=list)
 
 
-def model_card(facts: Facts) -> str:
+def model_card(facts: ArtifactFacts) -> str:
     """Markdown with the metadata block that the hub reads."""
     revision = f" at revision `{facts.base_revision}`" if facts.base_revision else ""
     sections = [
@@ -70,7 +70,7 @@ def model_card(facts: Facts) -> str:
     return "\n".join(sections)
 
 
-def _front_matter(facts: Facts) -> str:
+def _front_matter(facts: ArtifactFacts) -> str:
     lines = [
         "---",
         "library_name: peft",
@@ -88,7 +88,7 @@ def _table(rows: dict[str, Any]) -> str:
     return "".join(["| | |\n|---|---|\n", *(f"| {name} | {value} |\n" for name, value in rows.items())])
 
 
-def _results(facts: Facts) -> dict[str, Any]:
+def _results(facts: ArtifactFacts) -> dict[str, Any]:
     metrics = facts.metrics
     rows = {
         "validation loss before training": facts.loss_before,
@@ -101,7 +101,7 @@ def _results(facts: Facts) -> dict[str, Any]:
     return {**shown, "steps": facts.steps, "trained weights": f"{facts.trainable:,}"}
 
 
-def _hyperparameters(facts: Facts) -> dict[str, Any]:
+def _hyperparameters(facts: ArtifactFacts) -> dict[str, Any]:
     chosen = facts.parameters.model_dump(
         exclude_none=True, exclude={"base_model", "base_revision", "alpha", "packing", "warmup_steps"}
     )
@@ -115,7 +115,7 @@ def _hyperparameters(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _usage(facts: Facts) -> str:
+def _usage(facts: ArtifactFacts) -> str:
     revision = f", revision={facts.base_revision!r}" if facts.base_revision else ""
     template = (
         "The base has no chat template of its own: use the tokenizer of this folder, which has one.\n\n"
@@ -145,7 +145,7 @@ def _usage(facts: Facts) -> str:
     )
 
 
-def _vllm(facts: Facts) -> str:
+def _vllm(facts: ArtifactFacts) -> str:
     if facts.parameters.use_dora:
         return DORA_NOTE
     rank = vllm_rank(facts.parameters.rank)
@@ -155,7 +155,7 @@ def _vllm(facts: Facts) -> str:
     )
 
 
-def _licence(facts: Facts) -> str:
+def _licence(facts: ArtifactFacts) -> str:
     if facts.base_licence:
         return f"The base model's licence is `{facts.base_licence}`; it extends to what is made from it.\n"
     return "The base model's folder names no licence; look it up before you publish the adapter.\n"

@@ -26,8 +26,8 @@ _TOKENS_NAMED = 5
 
 
 @dataclass
-class Data:
-    """Rows to train on and rows held out, with what is worth telling about them."""
+class TrainingData:
+    """The tokenised rows of a dataset: those to train on, and those held out for validation."""
 
     train: list[Row]
     validation: list[Row]
@@ -50,8 +50,8 @@ class Data:
 
 
 @dataclass
-class Tally:
-    """What fitting had to give up."""
+class TruncationCounts:
+    """How much of a dataset was cut or left out because it is longer than `max_length`."""
 
     shortened: int = 0
     too_long: int = 0
@@ -73,15 +73,15 @@ class Tally:
         return notes
 
 
-def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data:
+def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> TrainingData:
     """The dataset as rows.
 
     Raises:
         DatasetInvalidError: no usable example, too many bad lines, or nothing fits `max_length`.
     """
     examples, survey = load_examples(dataset, parameters.max_bad_line_share, chat.refuse)
-    tally = Tally()
-    fitted = _fit_conversations(chat, examples, parameters, tally)
+    counts = TruncationCounts()
+    fitted = _fit_conversations(chat, examples, parameters, counts)
     if not fitted:
         raise DatasetInvalidError(
             f"No example fits into max_length ({parameters.max_length} tokens).",
@@ -91,8 +91,8 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data
     answers = {key: sum(row.answers for row in rows) for key, rows in fitted.items()}
     held_out = hold_out(answers, parameters.validation_share, parameters.seed)
     names = conversation_names(examples)
-    notes = [*tally.notes(parameters.max_length), *_dataset_notes(chat, examples, survey)]
-    return Data(
+    notes = [*counts.notes(parameters.max_length), *_dataset_notes(chat, examples, survey)]
+    return TrainingData(
         train=[row for key, rows in fitted.items() if key not in held_out.keys for row in rows],
         validation=[row for key, rows in fitted.items() if key in held_out.keys for row in rows],
         training_ids=sorted(names[key] for key in fitted if key not in held_out.keys),
@@ -103,13 +103,13 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Data
 
 
 def _fit_conversations(
-    chat: Chat, examples: Sequence[Example], parameters: Hyperparameters, tally: Tally
+    chat: Chat, examples: Sequence[Example], parameters: Hyperparameters, counts: TruncationCounts
 ) -> dict[str, list[Row]]:
     """The rows of each conversation that has any, by its key."""
     merged = merge_conversations(examples) if parameters.merge_conversations else examples
     fitted: defaultdict[str, list[Row]] = defaultdict(list)
     for example in merged:
-        if rows := list(fit_examples(chat, [example], parameters.max_length, tally)):
+        if rows := list(fit_examples(chat, [example], parameters.max_length, counts)):
             fitted[conversation_key(example)] += rows
     return fitted
 
@@ -179,17 +179,17 @@ def _names(tokens: Counter[str]) -> str:
     return ", ".join(named) + (f" and {counted(more, 'other')}" if more else "")
 
 
-def fit_examples(chat: Chat, examples: Sequence[Example], max_length: int, tally: Tally) -> Iterator[Row]:
+def fit_examples(chat: Chat, examples: Sequence[Example], max_length: int, counts: TruncationCounts) -> Iterator[Row]:
     """Each example as one row, or as several where it is too long or its template needs that."""
     for example in examples:
         row = chat.row(example.messages, example.trained)
         if row is not None and len(row.input_ids) <= max_length:
             yield row
         else:
-            yield from _fit(chat, example, max_length, tally)
+            yield from _fit(chat, example, max_length, counts)
 
 
-def _fit(chat: Chat, example: Example, max_length: int, tally: Tally) -> Iterator[Row]:
+def _fit(chat: Chat, example: Example, max_length: int, counts: TruncationCounts) -> Iterator[Row]:
     """Rows that together teach each answer once, each with as much of its history as fits."""
     window = _Window(chat, example.messages, max_length)
     answers = list(example.trained)
@@ -198,8 +198,8 @@ def _fit(chat: Chat, example: Example, max_length: int, tally: Tally) -> Iterato
         row = window.row(start, answers[:1])
         if row is None:
             alone = window.without_system().row(start, answers[:1])
-            tally.too_long += alone is None
-            tally.shortened += alone is not None
+            counts.too_long += alone is None
+            counts.shortened += alone is not None
             if alone is not None:
                 yield alone
             answers = answers[1:]
@@ -208,7 +208,7 @@ def _fit(chat: Chat, example: Example, max_length: int, tally: Tally) -> Iterato
             taken, row = taken + 1, wider
         while start > window.opening and (wider := window.row(start - 2, answers[:taken])):
             start, row = start - 2, wider
-        tally.shortened += start > window.opening
+        counts.shortened += start > window.opening
         answers = answers[taken:]
         yield row
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.errors import BaseModelUnknownError, HyperparametersInvalidError
-from lora_trainer.models.packages import imports
+from lora_trainer.models.packages import can_import
 
 if TYPE_CHECKING:
     from torch import nn
@@ -146,7 +146,7 @@ def packing_decision(model_type: str, asked: bool | None) -> tuple[bool, str | N
         reason = f"the architecture {model_type} is not known to keep packed examples apart"
     elif missing := [name for name in known.packing_needs if importlib.util.find_spec(name) is None]:
         reason = f"{model_type} keeps packed examples apart only with {' and '.join(missing)}"
-    elif broken := [name for name in known.packing_needs if not imports(name)]:
+    elif broken := [name for name in known.packing_needs if not can_import(name)]:
         # An image that means to have them: worth telling though nobody asked, for the training is slow, too.
         return False, f"Packing is off: {' and '.join(broken)} can't be imported here, which {model_type} needs for it."
     else:

@@ -1,4 +1,4 @@
-"""What happens after each step: the curve, checkpoints, validation, and reasons to stop."""
+"""What happens around each optimizer step: points of the curve, evaluations, checkpoints, and reasons to stop."""
 
 from __future__ import annotations
 
@@ -12,57 +12,76 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
 from lora_contract.crash_points import crash_point
 from lora_contract.curve import Curve, validation_points
 from lora_contract.protocol import Point
 from lora_trainer.errors import LossNotFiniteError, SupersededError
-from lora_trainer.recipe.checkpoints import BEST_NAME, Mark, remove_others, write_mark
+from lora_trainer.recipe.checkpoints import (
+    BEST_ADAPTER_NAME,
+    Checkpoint,
+    CheckpointState,
+    remove_checkpoints_of_others,
+    write_state,
+)
 from lora_trainer.recipe.stopping import StopSwitch
-from lora_trainer.run.events import Reporter
 from lora_trainer.run.gpu import GpuMonitor
+from lora_trainer.run.progress_pipe import ProgressWriter
 from lora_trainer.run.task import Task
 from lora_trainer.run.volume import JobFolder, naming_full_disks
 
-_WINDOW = 5
-_EXPLODED = 3.0
+_EXPLODED_STEPS = 5
+"""How many steps in a row must have a loss that is far too high."""
+_EXPLODED_FACTOR = 3.0
+"""A loss is far too high when it is more than this times the first loss, plus 1."""
 _EVALUATIONS = 10
+"""About how often a training evaluates the held-out examples."""
 
 
 def validates_after(step: int, total_steps: int, chart_points: int) -> bool:
-    """Whether the held-out examples are looked at after `step`: about ten times, and at the end."""
+    """Whether the held-out examples are evaluated after `step`: about ten times in a training, and after its end.
+
+    `chart_points` is the most points that the chart takes; evaluations leave room in it for the training's losses.
+    """
     evaluations = min(_EVALUATIONS, validation_points(chart_points))
     return step == total_steps or step % math.ceil(total_steps / evaluations) == 0
 
 
 def has_exploded(losses: list[float]) -> bool:
-    """Whether the last losses are all far above the first: nothing that more steps would mend."""
-    return len(losses) > _WINDOW and min(losses[-_WINDOW:]) > _EXPLODED * losses[0] + 1
+    """Whether the last five losses are all more than three times the first one, plus 1: more steps won't mend it."""
+    last = losses[-_EXPLODED_STEPS:]
+    return len(losses) > _EXPLODED_STEPS and min(last) > _EXPLODED_FACTOR * losses[0] + 1
 
 
 @dataclass
-class Best:
-    """The adapter with the lowest validation loss so far."""
+class BestAdapter:
+    """The adapter with the lowest validation loss so far; without a step before the first evaluation."""
 
     step: int | None = None
     loss: float = math.inf
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The trained weights by parameter name, in main memory."""
     evaluations_without_gain: int = 0
+    """How many evaluations since then found no lower loss."""
 
 
-class EvaluationLeftError(Exception):
-    """A stop was requested while the held-out examples were looked at."""
+class EvaluationInterruptedError(Exception):
+    """A stop was requested while the held-out examples were evaluated. Caught where the evaluation began."""
 
 
 class RunCallback(TrainerCallback):
-    """Follows one training. Holds the whole curve in `points` and the best adapter in `best`."""
+    """Follows one training: `points` is its whole curve, and `best` the adapter with the lowest validation loss.
+
+    transformers calls the `on_…` methods; `control` carries decisions back to it. `follow` must be called before
+    the training begins.
+    """
 
     def __init__(
         self,
         task: Task,
-        reporter: Reporter,
+        progress: ProgressWriter,
         stop: StopSwitch,
         gpu: GpuMonitor,
         *,
@@ -71,7 +90,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         self._task = task
         self._folder = JobFolder(task.job_folder, task.execution_id)
-        self._reporter = reporter
+        self._progress = progress
         self._stop = stop
         self._gpu = gpu
         self._validates = validates
@@ -80,81 +99,88 @@ class RunCallback(TrainerCallback):
         self._losses: list[float] = []
         self._tokens = 0
         self._seconds_before = 0.0
-        self._begun = self._saved = self._step_ended = clock()
+        self._begun_at = self._saved_at = self._step_ended_at = clock()
         self._first_step = self._total_steps = 0
-        self._marked_step: int | None = None
+        self._saved_step: int | None = None
         self._validation_due = False
         self.evaluate: Callable[[], object] | None = None
-        """The trainer's own; for an evaluation that an interruption left out."""
-        self.best = Best()
+        """The trainer's `evaluate`, for evaluations that transformers' loop does not start. `follow` sets it."""
+        self.best = BestAdapter()
         self.loss_before: float | None = None
-        """The validation loss of the base, before the first step."""
+        """The validation loss of the base model, measured before the first step."""
         self.stopped = False
-        """Whether the training ended because it was told to."""
+        """Whether the training ended before its last step because a stop was requested."""
         self.stopped_early_at: int | None = None
-        """The step after which the validation loss was given up on."""
+        """The step after which early stopping ended the training; None if it did not."""
+
+    def follow(self, trainer: Trainer) -> None:
+        """Have `trainer` call this object, and take its `evaluate`."""
+        trainer.add_callback(self)
+        self.evaluate = trainer.evaluate
 
     @property
     def points(self) -> list[Point]:
-        """The curve so far, each step once."""
+        """The curve so far, one point per step, in order."""
         return self._curve.points
 
     @property
     def train_seconds(self) -> float:
-        """Seconds of training, those before the checkpoint included."""
-        return self._seconds_before + self._clock() - self._begun
+        """Seconds of training, with those before the checkpoint from which it resumed."""
+        return self._seconds_before + self._clock() - self._begun_at
 
-    def restore(self, checkpoint: Path, mark: Mark) -> None:
-        """Go on from a checkpoint."""
-        self._curve = Curve(mark.points, limit=self._task.chart_points)
-        self._losses = [point.training_loss for point in mark.points if point.training_loss is not None]
-        self._seconds_before = mark.train_seconds
-        self.loss_before = mark.loss_before
-        self._validation_due = mark.validation_due
-        if mark.best_step is not None and mark.best_loss is not None:
-            weights = load_file(checkpoint / BEST_NAME)
-            self.best = Best(mark.best_step, mark.best_loss, weights, mark.evaluations_without_gain)
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over the curve, the best adapter and the counters of the checkpoint from which training resumes."""
+        folder, state = checkpoint
+        self._curve = Curve(state.points, limit=self._task.chart_points)
+        self._losses = [point.training_loss for point in state.points if point.training_loss is not None]
+        self._seconds_before = state.train_seconds
+        self.loss_before = state.loss_before
+        self._validation_due = state.validation_due
+        if state.best_step is not None and state.best_loss is not None:
+            weights = load_file(folder / BEST_ADAPTER_NAME)
+            self.best = BestAdapter(state.best_step, state.best_loss, weights, state.evaluations_without_gain)
 
     @override
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clocks; look at the base's loss, or make up for an evaluation that an interruption left out."""
-        self._begun = self._saved = self._step_ended = self._clock()
+        """Start the clocks. Evaluate the base model, or repeat an evaluation that a stop interrupted."""
+        self._begun_at = self._saved_at = self._step_ended_at = self._clock()
         self._first_step, self._total_steps = state.global_step, state.max_steps
         first = self._validates and state.global_step == 0
         if (first or self._validation_due) and self.evaluate is not None:
             self.evaluate()
-            self._step_ended = self._clock()
+            self._step_ended_at = self._clock()
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Decide what follows this step: a checkpoint, a look at the held-out examples, the end."""
+        """Decide what follows this step: a checkpoint, an evaluation, or the end of the training."""
         crash_point("trainer.train.step")
         if self._stop.requested:
             self.stopped = state.global_step < state.max_steps
             control.should_training_stop = True
-        due = self._clock() - self._saved >= self._task.checkpoint_minutes * 60
+        due = self._clock() - self._saved_at >= self._task.checkpoint_minutes * 60
         control.should_save = (due or self.stopped) and state.global_step < state.max_steps
-        # An evaluation takes minutes, and a stop leaves one: the checkpoint comes first, `on_save` evaluates.
+        # An evaluation takes minutes, and a stop may interrupt it. So a checkpoint that is due is saved first;
+        # `on_save` then starts the evaluation.
         control.should_evaluate = not control.should_save and self._lacks_validation(state.global_step)
 
     @override
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave an evaluation when a stop is requested; the next attempt makes up for it.
+        """Interrupt an evaluation when a stop is requested. The execution that resumes repeats it.
 
         Raises:
-            EvaluationLeftError: caught where the evaluation began.
+            EvaluationInterruptedError: `StepTrainer.evaluate` catches it.
         """
-        # After the last step there is nothing left to go on from: the evaluation is finished, then the adapter saved.
+        # After the last step no execution could resume: this one finishes the evaluation and saves the adapter.
         if not self._stop.requested or state.global_step >= state.max_steps:
             return
         self.stopped = control.should_training_stop = True
         control.should_evaluate = False
-        control.should_save = self._marked_step != state.global_step
-        raise EvaluationLeftError
+        control.should_save = self._saved_step != state.global_step
+        raise EvaluationInterruptedError
 
     @override
     def on_log(
@@ -165,21 +191,25 @@ class RunCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Take what the trainer logs into the curve; every step is logged."""
+        """Add a point to the curve, or a validation loss to the point of its step. Every step is logged.
+
+        Raises:
+            LossNotFiniteError: the loss or the gradient is not finite, or the loss has exploded.
+        """
         step, logs = state.global_step, logs or {}
         if "eval_loss" in logs and step == 0:
             self.loss_before = logs["eval_loss"]
             return
         if "eval_loss" in logs:
             self._note_validation(step, logs["eval_loss"], kwargs["model"])
-            if self._gave_up():
+            if self._patience_is_exhausted():
                 self.stopped_early_at = step
                 control.should_training_stop = True
         elif "loss" in logs:
             self._note_step(step, logs, args)
         else:
             return
-        self._reporter.step(
+        self._progress.end_step(
             self._curve[step],
             self._curve,
             total_steps=state.max_steps,
@@ -188,25 +218,26 @@ class RunCallback(TrainerCallback):
 
     @override
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Complete the checkpoint that was just written, and make up for the evaluation that waited for it."""
-        self.mark(self._task.checkpoints / f"checkpoint-{state.global_step}", state.global_step)
+        """Complete the checkpoint that transformers has just written, then start the evaluation that is due."""
+        self.complete_checkpoint(self._task.checkpoints / f"checkpoint-{state.global_step}", state.global_step)
         if not self.stopped and self.evaluate is not None and self._lacks_validation(state.global_step):
             self.evaluate()
 
-    def mark(self, checkpoint: Path, step: int) -> None:
-        """Complete a checkpoint that transformers has written.
+    def complete_checkpoint(self, folder: Path, step: int) -> None:
+        """Add to a checkpoint of transformers what it does not save; only now may an execution resume from it.
 
         Raises:
             SupersededError: another execution has taken the job's folder.
+            DiskFullError: there is no room for the files.
         """
         if not self._folder.is_owned():
             raise SupersededError("Another execution of this job trains now.")
-        with naming_full_disks(checkpoint):
+        with naming_full_disks(folder):
             if self.best.step is not None:
-                save_file(self.best.weights, checkpoint / BEST_NAME)
-            write_mark(
-                checkpoint,
-                Mark(
+                save_file(self.best.weights, folder / BEST_ADAPTER_NAME)
+            write_state(
+                folder,
+                CheckpointState(
                     fingerprint=self._task.fingerprint,
                     step=step,
                     points=self.points,
@@ -218,8 +249,8 @@ class RunCallback(TrainerCallback):
                     validation_due=self._lacks_validation(step),
                 ),
             )
-        remove_others(self._task.job_folder, self._task.checkpoints)
-        self._saved, self._marked_step = self._clock(), step
+        remove_checkpoints_of_others(self._task.job_folder, self._task.checkpoints)
+        self._saved_at, self._saved_step = self._clock(), step
 
     def _lacks_validation(self, step: int) -> bool:
         point = self._curve.get(step)
@@ -230,8 +261,9 @@ class RunCallback(TrainerCallback):
         )
 
     def _note_step(self, step: int, logs: dict[str, Any], args: TrainingArguments) -> None:
+        # `num_tokens` counts the tokens of all steps so far.
         now, tokens = self._clock(), int(logs.get("num_tokens", 0))
-        seconds, self._step_ended = now - self._step_ended, now
+        seconds, self._step_ended_at = now - self._step_ended_at, now
         new_tokens, self._tokens = tokens - self._tokens, tokens
         sample = self._gpu.sample()
         point = Point(
@@ -251,11 +283,11 @@ class RunCallback(TrainerCallback):
     def _check_loss(self, step: int, logs: dict[str, Any], args: TrainingArguments) -> None:
         loss, norm = logs["loss"], logs.get("grad_norm", 0.0)
         self._losses.append(loss)
-        # With fp16 an infinite norm is how the loss scale is found; the scaler skips that step.
+        # With fp16 an infinite gradient norm is normal: it tells the loss scaler to skip the step and lower its scale.
         broken = not math.isfinite(loss) or not (args.fp16 or math.isfinite(norm))
         if not broken and not has_exploded(self._losses):
             return
-        what = "is not a number any more" if broken else f"has exploded to {fmean(self._losses[-_WINDOW:]):.1f}"
+        what = "is not a number any more" if broken else f"has exploded to {fmean(self._losses[-_EXPLODED_STEPS:]):.1f}"
         raise LossNotFiniteError(
             f"The loss {what} at step {step}, with learning rate {logs.get('learning_rate', 0):.1e}.",
             "Try a learning rate a third as high, a longer warm-up (warmup_steps) or a larger batch.",
@@ -264,13 +296,13 @@ class RunCallback(TrainerCallback):
     def _note_validation(self, step: int, loss: float, model: torch.nn.Module) -> None:
         point = self._curve.get(step) or Point(step=step, epoch=0)
         self._curve.note(point.model_copy(update={"validation_loss": loss}))
-        self._step_ended = self._clock()  # the pause is not the next step's
+        self._step_ended_at = self._clock()  # the evaluation's time is not part of the next step
         if not loss < self.best.loss:
             self.best.evaluations_without_gain += 1
             return
-        self.best = Best(step, loss, trainable_weights(model))
+        self.best = BestAdapter(step, loss, trainable_weights(model))
 
-    def _gave_up(self) -> bool:
+    def _patience_is_exhausted(self) -> bool:
         patience = self._task.hyperparameters.early_stopping_patience
         return patience is not None and self.best.evaluations_without_gain >= patience
 
@@ -278,11 +310,11 @@ class RunCallback(TrainerCallback):
         done = step - self._first_step
         if done <= 0:
             return None
-        return round((self._clock() - self._begun) / done * (total_steps - step), 1)
+        return round((self._clock() - self._begun_at) / done * (total_steps - step), 1)
 
 
 def trainable_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of the adapter's weights in main memory."""
+    """A copy of the weights that train, by parameter name, in main memory."""
     return {
         name: parameter.detach().to("cpu", copy=True)
         for name, parameter in model.named_parameters()
@@ -291,7 +323,7 @@ def trainable_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_trainable_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Put weights taken by `trainable_weights` back."""
+    """Put weights from `trainable_weights` back into the model."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():

@@ -1,63 +1,81 @@
-"""Checkpoints that can be trusted: whole, of the same inputs, of the same job.
+"""Checkpoints that a later execution of the same job can resume from.
 
-The trainer's own files come first; the mark, written last, makes the checkpoint count. It also holds
-what transformers doesn't keep: every point of the curve and the best adapter so far.
+transformers writes its own files first: adapter, optimizer, schedule and random states. `lora-trainer.json` is
+written last, so a checkpoint that has it is complete; one without it is ignored. The file also holds what
+transformers does not save: every point of the curve, and the step and loss of the best adapter.
 """
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
 from lora_contract.protocol import Point
 from lora_trainer.run.task import write_atomically
 
-_MARK_NAME = "lora-trainer.json"
-BEST_NAME = "best_adapter.safetensors"
+_STATE_NAME = "lora-trainer.json"
+BEST_ADAPTER_NAME = "best_adapter.safetensors"
 
 
-class Mark(BaseModel):
-    """The state of a run at a step, beside what transformers saves."""
+class CheckpointState(BaseModel):
+    """The content of `lora-trainer.json`: the state of a training after `step` optimizer steps."""
 
     fingerprint: str
+    """Of dataset, hyperparameters and recipe, see `lora_trainer.run.execution.fingerprint_of`."""
     step: int
     points: list[Point] = Field(default_factory=list)
     best_step: int | None = None
     best_loss: float | None = None
     evaluations_without_gain: int = 0
     train_seconds: float = 0
+    """Seconds trained up to this checkpoint, in all executions."""
     loss_before: float | None = None
-    """Validation loss of the base, before the first step."""
+    """Validation loss of the base model, measured before the first step."""
     validation_due: bool = False
-    """Whether the training broke off between the step and its look at the held-out examples."""
+    """Whether `step` is to be followed by an evaluation that had not been finished."""
 
 
-def write_mark(checkpoint: Path, mark: Mark) -> None:
-    """Declare a checkpoint whole."""
-    write_atomically(checkpoint / _MARK_NAME, mark.model_dump_json())
+class Checkpoint(NamedTuple):
+    """A complete checkpoint."""
+
+    folder: Path
+    state: CheckpointState
 
 
-def newest_checkpoint(job_folder: Path, fingerprint: str) -> tuple[Path, Mark] | None:
-    """The checkpoint with the most steps that any execution of the job left, if its inputs are the same."""
-    found = [
-        (path.parent, mark)
-        for path in job_folder.glob(f"*/checkpoints/checkpoint-*/{_MARK_NAME}")
-        if (mark := _read(path)) is not None and mark.fingerprint == fingerprint
+def write_state(checkpoint: Path, state: CheckpointState) -> None:
+    """Declare the checkpoint in this folder complete, by writing the file that is written last."""
+    write_atomically(checkpoint / _STATE_NAME, state.model_dump_json())
+
+
+def newest_checkpoint(job_folder: Path, fingerprint: str) -> Checkpoint | None:
+    """The checkpoint with the most steps among those of all executions of the job; None if there is none.
+
+    Checkpoints with another fingerprint are left out: they come from another dataset, other hyperparameters or an
+    incompatible recipe.
+    """
+    checkpoints = [
+        Checkpoint(path.parent, state)
+        for path in job_folder.glob(f"*/checkpoints/checkpoint-*/{_STATE_NAME}")
+        if (state := _read(path)) is not None and state.fingerprint == fingerprint
     ]
-    return max(found, key=lambda pair: pair[1].step, default=None)
+    return max(checkpoints, key=lambda checkpoint: checkpoint.state.step, default=None)
 
 
-def remove_others(job_folder: Path, own: Path) -> None:
-    """Remove checkpoints of earlier executions: this one has a later one now."""
+def remove_checkpoints_of_others(job_folder: Path, own: Path) -> None:
+    """Remove the checkpoints of the job's other executions; `own` is the folder of this execution's checkpoints.
+
+    To be called when `own` holds a complete checkpoint, which replaces them.
+    """
     for folder in job_folder.glob("*/checkpoints"):
         if folder != own:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read(path: Path) -> Mark | None:
+def _read(path: Path) -> CheckpointState | None:
     try:
-        return Mark.model_validate_json(path.read_bytes())
+        return CheckpointState.model_validate_json(path.read_bytes())
     except (ValidationError, OSError):
         return None

@@ -1,8 +1,9 @@
-"""The recipe: what TRL's `SFTTrainer` is told, and how a training goes on from a checkpoint."""
+"""Supervised fine-tuning: TRL's `SFTTrainer` with our settings, and with batches that are whole optimizer steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,19 +23,32 @@ from lora_contract.batches import BatchShape, forward_passes, share_out
 from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.data.chat import IGNORED, Row
 from lora_trainer.models.loading import Hardware, Lora
-from lora_trainer.models.optimizer import PLAIN, Optimizer, choose_optimizer
-from lora_trainer.recipe.callbacks import EvaluationLeftError, RunCallback
+from lora_trainer.models.optimizer import PLAIN, Optimizer
+from lora_trainer.recipe.callbacks import EvaluationInterruptedError, RunCallback
 from lora_trainer.recipe.schedule import rate_share, warm_up_steps
-from lora_trainer.run.task import Task
 
 _MAX_GRADIENT_NORM = 1.0
 
 
+@dataclass(frozen=True)
+class TrainingBatches:
+    """The rows of a training, and how they are shared out among optimizer steps and forward passes."""
+
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    shape: BatchShape
+    micro_batch: int
+    """Most rows of a forward pass."""
+
+
 class StepSampler(Sampler[list[int]]):
-    """The examples of each optimizer step, epoch by epoch; the same after a resume."""
+    """Gives the indices of the rows of each optimizer step, for one epoch after the other.
+
+    The order depends on the seed and the epoch only, so a run that resumes sees the same steps.
+    """
 
     batch_size = 1
-    """What accelerate counts with; otherwise it says in the log, for each forward pass, that it can't."""
+    """accelerate wants this attribute; without it, it logs a warning at each forward pass."""
 
     def __init__(self, rows: Sequence[Row], steps: int, seed: int) -> None:
         self._answers = [row.answers for row in rows]
@@ -44,7 +58,7 @@ class StepSampler(Sampler[list[int]]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called before each epoch."""
+        """Choose the epoch whose order `__iter__` gives. accelerate calls it before each epoch."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -55,7 +69,7 @@ class StepSampler(Sampler[list[int]]):
 
 
 class PassSampler(Sampler[list[int]]):
-    """The same forward passes each time."""
+    """Gives the row indices of each forward pass of an evaluation: the same in every evaluation."""
 
     batch_size = 1
 
@@ -72,44 +86,47 @@ class PassSampler(Sampler[list[int]]):
 class StepTrainer(SFTTrainer):
     """TRL's trainer, for which one batch of the data loader is a whole optimizer step.
 
-    A step is a list of forward passes: their number may differ from step to step, and is nobody's concern but
-    the memory's. The loss is the mean over the step's answer tokens, however they are spread over the passes.
-    The random states don't depend on when the held-out examples are looked at: each evaluation draws a seed from
-    the generator that dropout uses, so a run that resumes between a step and its evaluation would go on differently.
+    A step is a list of forward passes. Their number may differ from step to step; it changes how much memory the
+    step takes, but not its result: the loss is the mean over the step's answer tokens, however they are spread over
+    the passes.
+
+    Evaluations leave the random states as they were. Otherwise a run that resumes between a step and its evaluation
+    would go on with other numbers: each evaluation draws a seed from the generator that dropout uses.
     """
 
     model: PeftModel
-    """transformers' type allows for none; the constructor was given one."""
+    """Declared as optional by transformers; the constructor requires it."""
 
-    def __init__(
-        self, *, train: Sequence[Row], validation: Sequence[Row], shape: BatchShape, micro_batch: int, **options: Any
-    ) -> None:
+    def __init__(self, *, batches: TrainingBatches, **options: Any) -> None:
         super().__init__(
-            train_dataset=as_dataset(train), eval_dataset=as_dataset(validation) if validation else None, **options
+            train_dataset=as_dataset(batches.train),
+            eval_dataset=as_dataset(batches.validation) if batches.validation else None,
+            **options,
         )
-        self._sampler = StepSampler(train, shape.steps_per_epoch, self.args.seed)
-        lengths = [len(row.input_ids) for row in validation]
-        self._judged = PassSampler(forward_passes(range(len(lengths)), lengths, shape, micro_batch))
-        self._shape = shape
-        self._micro_batch = micro_batch
-        self._judged_loss: list[tuple[float, int]] = []
+        self._shape = batches.shape
+        self._micro_batch = batches.micro_batch
+        self._train_sampler = StepSampler(batches.train, self._shape.steps_per_epoch, self.args.seed)
+        lengths = [len(row.input_ids) for row in batches.validation]
+        self._eval_sampler = PassSampler(forward_passes(range(len(lengths)), lengths, self._shape, self._micro_batch))
+        self._eval_losses: list[tuple[float, int]] = []
+        """Of each forward pass of the current evaluation: mean loss, and number of answer tokens."""
 
     @override
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Steps, each a list of forward passes."""
+        """Gives optimizer steps, each a list of forward passes."""
         return self._prepared_loader(
             self.train_dataset,
-            batch_sampler=self._sampler,
+            batch_sampler=self._train_sampler,
             collate_fn=self._collate_step,
         )
 
     @override
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """The held-out examples, by forward passes."""
-        return self._prepared_loader(self.eval_dataset, batch_sampler=self._judged, collate_fn=self.data_collator)
+        """Gives the forward passes over the held-out examples."""
+        return self._prepared_loader(self.eval_dataset, batch_sampler=self._eval_sampler, collate_fn=self.data_collator)
 
     def _prepared_loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
-        # transformers allows for streams and for no dataset; this trainer has made its datasets from rows.
+        # transformers also allows streams and no dataset at all; this trainer made its datasets from rows.
         rows = cast("TorchDataset[Any]", dataset)
         loader: DataLoader[Any] = DataLoader(rows, pin_memory=self.args.dataloader_pin_memory, **options)
         return cast("DataLoader[Any]", self.accelerator.prepare(loader))
@@ -123,29 +140,29 @@ class StepTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
-        """The steps, and how many answer tokens the loss is the mean of."""
+        """The next `num_batches` steps, and the number of their answer tokens, over which the loss is a mean."""
         steps = [next(epoch_iterator) for _ in range(num_batches)]
         tokens = sum((learned_tokens(batch) for step in steps for batch in step), start=torch.tensor(0))
         return steps, tokens.to(device)
 
     @override
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward for each pass of the step; the step's loss."""
+        """Forward and backward for each pass of a step, which is what `inputs` is here; the step's loss, a scalar."""
         passes: list[dict[str, torch.Tensor]] = inputs
-        train_on: Callable[..., torch.Tensor] = super().training_step  # without types in TRL
+        train_on: Callable[..., torch.Tensor] = super().training_step  # TRL's has no types
         losses = (train_on(model, batch, num_items_in_batch) for batch in passes)
         return sum(losses, start=torch.zeros((), device=self.args.device))
 
     @override
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted: nothing here shows it."""
+        """0: counting them takes time, and nothing here shows them."""
         return 0
 
     @override
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
-        """Warm-up and decay without a step at rate 0, which transformers' begin with."""
+        """Our own schedule: those of transformers train the first step at a learning rate of 0."""
         optimizer = optimizer or self.optimizer
-        assert optimizer is not None  # transformers makes it first
+        assert optimizer is not None  # transformers creates it first
         if self.lr_scheduler is None:
             share = partial(
                 rate_share,
@@ -159,91 +176,54 @@ class StepTrainer(SFTTrainer):
 
     @override
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        """As ever, with the random states put back afterwards; without a result when a stop was requested."""
+        """The base class's metrics; none when a stop interrupted it. Restores the random states afterwards."""
         with torch.random.fork_rng():
             try:
                 metrics: dict[str, float] = super().evaluate(*arguments, **options)
-            except EvaluationLeftError:
+            except EvaluationInterruptedError:
                 self.model.train()
                 return {}
         return metrics
 
     @override
     def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        """As ever; the loss is kept with the number of its tokens."""
+        """The base class's result, whose loss is noted with the number of its answer tokens."""
         tokens = int(learned_tokens(inputs))
-        judged = super().prediction_step(model, inputs, *arguments, **options)
-        self._judged_loss.append((judged[0].item(), tokens))
-        return judged
+        result = super().prediction_step(model, inputs, *arguments, **options)
+        self._eval_losses.append((result[0].item(), tokens))
+        return result
 
     @override
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
-        """As ever, with the mean over all held-out answer tokens instead of the mean of the passes' means."""
-        self._judged_loss = []
+        """The base class's result, with the mean loss over all held-out answer tokens.
+
+        transformers takes the mean of the passes' means, in which the tokens of a short pass count for more.
+        """
+        self._eval_losses = []
         output = super().evaluation_loop(*arguments, **options)
-        tokens = sum(tokens for _, tokens in self._judged_loss)
+        tokens = sum(tokens for _, tokens in self._eval_losses)
         prefix = options.get("metric_key_prefix", "eval")
-        loss = sum(loss * n for loss, n in self._judged_loss) / max(tokens, 1)
+        loss = sum(loss * n for loss, n in self._eval_losses) / max(tokens, 1)
         return output._replace(metrics={**(output.metrics or {}), f"{prefix}_loss": loss})
 
 
 def learned_tokens(batch: dict[str, Any]) -> torch.Tensor:
-    """How many tokens of a batch the loss is computed on: the first of a sequence has nothing before it."""
+    """On how many tokens of a batch the loss is computed; a scalar.
+
+    `batch["labels"]` has the shape (rows, tokens). The first token of a row is never predicted, so it does not count.
+    """
     labels: torch.Tensor = batch["labels"]
     return labels[..., 1:].ne(IGNORED).sum()
 
 
 def build_trainer(
-    lora: Lora,
-    tokenizer: PreTrainedTokenizerBase,
-    train: Sequence[Row],
-    validation: Sequence[Row],
-    shape: BatchShape,
-    micro_batch: int,
-    task: Task,
-    hardware: Hardware,
-    callback: RunCallback,
-    reporters: Sequence[str] = (),
+    lora: Lora, tokenizer: PreTrainedTokenizerBase, batches: TrainingBatches, arguments: SFTConfig
 ) -> StepTrainer:
-    """The trainer, ready for its first step."""
-    arguments = training_arguments(
-        task.hyperparameters,
-        shape,
-        hardware,
-        task.checkpoints,
-        reporters,
-        optimizer=choose_optimizer(lora.trainable, is_gpu=hardware.is_gpu),
-    )
-    trainer = trainer_for(lora, tokenizer, train, validation, shape, micro_batch, arguments)
-    trainer.add_callback(callback)
-    callback.evaluate = trainer.evaluate
-    if task.hyperparameters.loraplus_lr_ratio is not None:
-        trainer.optimizer = _loraplus_optimizer(trainer, task.hyperparameters)
-    return trainer
-
-
-def trainer_for(
-    lora: Lora,
-    tokenizer: PreTrainedTokenizerBase,
-    train: Sequence[Row],
-    validation: Sequence[Row],
-    shape: BatchShape,
-    micro_batch: int,
-    arguments: SFTConfig,
-) -> StepTrainer:
-    """TRL's trainer over prepared rows, with LoRA in fp32."""
-    trainer = StepTrainer(
-        model=lora.model,
-        args=arguments,
-        train=train,
-        validation=validation,
-        shape=shape,
-        micro_batch=micro_batch,
-        processing_class=tokenizer,
-    )
+    """The trainer of these batches. Casts the weights that train to fp32."""
+    trainer = StepTrainer(model=lora.model, args=arguments, batches=batches, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
-    # TRL casts LoRA to bf16, where Adam's small updates are lost to rounding; PEFT loads a checkpoint in
-    # fp32, so a resumed run would differ from one that was never interrupted.
+    # TRL casts LoRA to bf16, where Adam's small updates are lost to rounding. PEFT loads a checkpoint in fp32, so a
+    # run that resumes would also differ from one that was never interrupted.
     for parameter in lora.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -255,23 +235,23 @@ def training_arguments(
     shape: BatchShape,
     hardware: Hardware,
     checkpoints: Path,
-    reporters: Sequence[str] = (),
     *,
+    trackers: Sequence[str] = (),
     optimizer: Optimizer = PLAIN,
     recompute: bool = True,
 ) -> SFTConfig:
-    """The settings of one training. Evaluating, saving and stopping are the callback's decisions."""
+    """The settings of one training. When to evaluate, save and stop is decided by `RunCallback`."""
     total_steps = shape.total_steps(epochs=parameters.epochs, max_steps=parameters.max_steps)
     return SFTConfig(
         output_dir=str(checkpoints),
         seed=parameters.seed,
         data_seed=parameters.seed,
         # data
-        max_length=None,  # every example fits already; here it would be cut
+        max_length=None,  # every row fits already; TRL would cut the end off
         padding_free=shape.packed,
-        gradient_accumulation_steps=1,  # a batch is a step, see StepTrainer
+        gradient_accumulation_steps=1,  # one batch is a whole step, see StepTrainer
         num_train_epochs=parameters.epochs,
-        max_steps=total_steps,  # alone it decides: more than the epochs hold would be trained, too
+        max_steps=total_steps,  # overrides num_train_epochs, even where it is larger
         # optimizer
         optim=optimizer.name,
         learning_rate=parameters.learning_rate,
@@ -289,8 +269,8 @@ def training_arguments(
         dataloader_pin_memory=hardware.is_gpu,
         # reports
         logging_steps=1,
-        logging_nan_inf_filter=False,  # it would show a broken step as loss 0
-        report_to=list(reporters),
+        logging_nan_inf_filter=False,  # it would log the loss of a broken step as 0
+        report_to=list(trackers),
         disable_tqdm=True,
         eval_strategy="no",
         save_strategy="no",
@@ -299,20 +279,21 @@ def training_arguments(
 
 
 def planned_warm_up(parameters: Hyperparameters, shape: BatchShape) -> int:
-    """How many steps of this training are below its full learning rate."""
+    """How many steps of this training are below its full learning rate: the user's choice, or a default."""
     total_steps = shape.total_steps(epochs=parameters.epochs, max_steps=parameters.max_steps)
     return warm_up_steps(total_steps, parameters.warmup_steps)
 
 
 def as_dataset(rows: Sequence[Row]) -> Dataset:
-    """Rows in the form that TRL takes as already prepared."""
+    """Rows with the columns `input_ids` and `labels`, which TRL takes for tokenised and leaves as they are."""
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
-def _loraplus_optimizer(trainer: StepTrainer, parameters: Hyperparameters) -> torch.optim.Optimizer:
+def loraplus_optimizer(trainer: StepTrainer, parameters: Hyperparameters) -> torch.optim.Optimizer:
+    """The optimizer of LoRA+: the B matrices learn `loraplus_lr_ratio` times as fast (arXiv:2402.12354)."""
     from peft.optimizers import create_loraplus_optimizer
 
-    assert parameters.loraplus_lr_ratio is not None  # without it the trainer makes its own optimizer
+    assert parameters.loraplus_lr_ratio is not None  # the caller checked it
     kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args)
     options = {name: value for name, value in options.items() if name != "lr"}
     return create_loraplus_optimizer(
@@ -320,16 +301,17 @@ def _loraplus_optimizer(trainer: StepTrainer, parameters: Hyperparameters) -> to
         kind,
         lr=parameters.learning_rate,
         loraplus_lr_ratio=parameters.loraplus_lr_ratio,
-        # Another name than the optimizer's own, which PEFT takes and sets to 0 in each group.
+        # Not `weight_decay`: PEFT overrides that in each parameter group with this one, whose default is 0.
         loraplus_weight_decay=parameters.weight_decay,
         **options,
     )
 
 
 def save_checkpoint_now(trainer: StepTrainer, callback: RunCallback) -> None:
-    """Save the state after the last whole step; for a training that broke off within the next one."""
+    """Save a checkpoint of the last whole step, for a training that failed within the next step."""
     trainer.model.zero_grad(set_to_none=True)
-    save: Callable[..., None] = trainer._save_checkpoint  # noqa: SLF001 no public way outside the loop
+    # Outside of its loop, transformers has no public method for it.
+    save: Callable[..., None] = trainer._save_checkpoint  # noqa: SLF001
     save(trainer.model, trial=None)
     folder = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
-    callback.mark(folder, trainer.state.global_step)
+    callback.complete_checkpoint(folder, trainer.state.global_step)

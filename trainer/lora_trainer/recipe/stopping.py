@@ -1,4 +1,4 @@
-"""How the training process ends early: asked to by SIGTERM, or because its handler is gone."""
+"""How the training process ends early: because it received SIGTERM, or because the handler's process has died."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import NoReturn
 
 
 class StopSwitch:
-    """Hears SIGTERM. While training it is a flag, looked at after each step; before, `end_now` is called.
+    """Receives SIGTERM. From `training_begins` on, the signal only sets `requested`, which is read after each step.
 
-    `end_now` must not return: an exception raised here would be caught by whatever library is at work.
+    Before that there is nothing to save, and the signal calls `end_now`. It must end the process and not return: an
+    exception raised in a signal handler would be caught by whatever library happens to run.
     """
 
     def __init__(self, end_now: Callable[[], NoReturn]) -> None:
@@ -24,7 +25,7 @@ class StopSwitch:
         signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def training_begins(self) -> None:
-        """From now on there is something to save."""
+        """From now on a stop must leave a checkpoint, so the signal only sets `requested`."""
         self._training = True
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 signal's signature
@@ -34,9 +35,9 @@ class StopSwitch:
 
 
 def end_with_the_handler() -> None:
-    """Kill this process and its children when standard input ends: the handler that held it is dead.
+    """Kill this process and its children as soon as its standard input ends, which means that the handler died.
 
-    Otherwise an orphan would go on using the GPU while another execution trains the same run.
+    Otherwise the orphaned process would go on using the GPU while another execution trains the same run.
     """
 
     def watch() -> None:

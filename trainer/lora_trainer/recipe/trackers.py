@@ -1,7 +1,8 @@
-"""Transformers' own reporters: TensorBoard, Weights & Biases, MLflow, each when its variable is set.
+"""Experiment trackers that transformers can report to: TensorBoard, Weights & Biases and MLflow.
 
-Asking transformers for one whose package is missing raises, after the model was loaded; and its checks
-only look for the package, which may be there without importing. So each is tried first.
+Each is used when its environment variable is set. A tracker whose package is missing makes transformers raise after
+the model was loaded, and its own check only looks whether the package exists, not whether it can be imported. So
+the package of each tracker is imported here first.
 """
 
 from __future__ import annotations
@@ -10,39 +11,39 @@ import logging
 import os
 from dataclasses import dataclass
 
-from lora_trainer.models.packages import imports
+from lora_trainer.models.packages import can_import
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Reporter:
+class _Tracker:
     name: str
-    """As transformers calls it."""
+    """The value of transformers' `report_to`."""
     variable: str
-    """Asks for it."""
+    """The environment variable that turns it on."""
     modules: tuple[str, ...]
-    """One of them must import."""
+    """At least one of them must be importable."""
 
 
-_REPORTERS = (
-    _Reporter("tensorboard", "TENSORBOARD_LOGGING_DIR", ("torch.utils.tensorboard", "tensorboardX")),
-    _Reporter("wandb", "WANDB_API_KEY", ("wandb",)),
-    _Reporter("mlflow", "MLFLOW_TRACKING_URI", ("mlflow",)),
+_TRACKERS = (
+    _Tracker("tensorboard", "TENSORBOARD_LOGGING_DIR", ("torch.utils.tensorboard", "tensorboardX")),
+    _Tracker("wandb", "WANDB_API_KEY", ("wandb",)),
+    _Tracker("mlflow", "MLFLOW_TRACKING_URI", ("mlflow",)),
 )
 
 
-def usable_reporters() -> tuple[list[str], list[str]]:
-    """The reporters that were asked for and can work, and a note for each that can't."""
+def usable_trackers() -> tuple[list[str], list[str]]:
+    """The names of the trackers that are turned on and can work, and a note for the user on each that can't."""
     names, notes = [], []
-    for reporter in _REPORTERS:
-        if not os.environ.get(reporter.variable):
+    for tracker in _TRACKERS:
+        if not os.environ.get(tracker.variable):
             continue
-        if any(map(imports, reporter.modules)):
-            names.append(reporter.name)
+        if any(map(can_import, tracker.modules)):
+            names.append(tracker.name)
             continue
         notes.append(
-            f"{reporter.variable} is set, but {reporter.modules[-1]} can't be imported here, so nothing was reported "
+            f"{tracker.variable} is set, but {tracker.modules[-1]} can't be imported here, so nothing was reported "
             "to it; install it in the trainer's image."
         )
         log.warning("%s", notes[-1])

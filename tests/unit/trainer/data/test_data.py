@@ -7,7 +7,7 @@ import pytest
 from lora_contract.hyperparameters import Hyperparameters
 from lora_conversations.reader import Example, Message
 from lora_trainer.data.chat import IGNORED, Chat, prepare_tokenizer
-from lora_trainer.data.rows import Tally, fit_examples, load_examples, prepare_data
+from lora_trainer.data.rows import TruncationCounts, fit_examples, load_examples, prepare_data
 from lora_trainer.errors import BaseModelUnknownError, DatasetInvalidError
 from tests.unit.trainer.tokenizers import NO_STOP, TEMPLATES, tokenizer_with
 
@@ -135,29 +135,29 @@ def test_packing_keeps_every_learned_token_but_document_starts(dataset):
 def test_long_conversation_loses_oldest_history_but_no_answer(max_length):
     chat, tokenizer = chat_for("chatml")
     example = Example(tuple(talk()), (2, 4, 6, 8), "c", 1)
-    tally = Tally()
-    rows = list(fit_examples(chat, [example], max_length, tally))
+    counts = TruncationCounts()
+    rows = list(fit_examples(chat, [example], max_length, counts))
     assert all(len(row.input_ids) <= max_length for row in rows)
     pieces = [piece for row in rows for piece in learned_pieces(tokenizer, row)]
     assert [without_template_marks(tokenizer, piece) for piece in pieces] == ANSWERS
-    assert tally.shortened > 0
-    assert tally.too_long == 0
+    assert counts.shortened > 0
+    assert counts.too_long == 0
 
 
 def test_answer_that_does_not_fit_is_counted_and_not_cut():
     chat, _ = chat_for("chatml")
     example = Example((Message("user", "Why?"), Message("assistant", "word " * 500)), (1,), "c", 1)
     short = Example((Message("user", "Why?"), Message("assistant", "So.")), (1,), "d", 2)
-    tally = Tally()
-    rows = list(fit_examples(chat, [example, short], 100, tally))
-    assert (len(rows), tally.too_long) == (1, 1)
-    assert tally.notes(100)[0].startswith("Left out: 1 answer longer than max_length (100 tokens)")
+    counts = TruncationCounts()
+    rows = list(fit_examples(chat, [example, short], 100, counts))
+    assert (len(rows), counts.too_long) == (1, 1)
+    assert counts.notes(100)[0].startswith("Left out: 1 answer longer than max_length (100 tokens)")
 
 
 def test_system_prompt_is_dropped_before_an_answer():
     chat, tokenizer = chat_for("chatml")
     messages = (Message("system", "Be kind. " * 60), Message("user", "Why?"), Message("assistant", "So."))
-    rows = list(fit_examples(chat, [Example(messages, (2,), "c", 1)], 64, Tally()))
+    rows = list(fit_examples(chat, [Example(messages, (2,), "c", 1)], 64, TruncationCounts()))
     assert learned_pieces(tokenizer, rows[0]) == ["So.<|im_end|>"]
 
 
@@ -182,7 +182,9 @@ def test_shortened_conversation_keeps_its_system_prompt(name):
     chat, tokenizer = chat_for(name)
     whole = chat.row(talk(), [2, 4, 6, 8])
     longest = len(whole.input_ids) if whole else 10_000
-    rows = list(fit_examples(chat, [Example(tuple(talk()), (2, 4, 6, 8), "c", 1)], min(longest - 1, 260), Tally()))
+    rows = list(
+        fit_examples(chat, [Example(tuple(talk()), (2, 4, 6, 8), "c", 1)], min(longest - 1, 260), TruncationCounts())
+    )
     assert len(rows) > 1
     assert all(tokenizer.decode(row.input_ids).count("Be brief.") == 1 for row in rows)
 

@@ -8,7 +8,7 @@ from lora_contract.renderings import REFUSALS, RENDERINGS
 from lora_conversations.reader import Example, Message
 from lora_trainer.cli import app
 from lora_trainer.data.chat import IGNORED, Chat
-from lora_trainer.data.rows import Tally, fit_examples
+from lora_trainer.data.rows import TruncationCounts, fit_examples
 from lora_trainer.errors import BaseModelUnknownError
 from lora_worker.configuration.settings import Settings
 from lora_worker.datasets import preflight
@@ -34,7 +34,11 @@ TEMPLATE_OF = {
 def rows_of(name, messages):
     chat, tokenizer = chat_for(name)
     trained = tuple(index for index, message in enumerate(messages) if message.role == "assistant")
-    return list(fit_examples(chat, [Example(tuple(messages), trained, "c", 1)], 4096, Tally())), chat, tokenizer
+    return (
+        list(fit_examples(chat, [Example(tuple(messages), trained, "c", 1)], 4096, TruncationCounts())),
+        chat,
+        tokenizer,
+    )
 
 
 def as_prompted(tokenizer, messages):

@@ -47,7 +47,7 @@ def test_throughput_is_in_tokens_per_second(tmp_path):
     sample = SimpleNamespace(utilization=None, memory_bytes=None)
     callback = RunCallback(
         SimpleNamespace(job_folder=tmp_path, execution_id="e1", chart_points=100),
-        SimpleNamespace(step=lambda *_, **__: None),
+        SimpleNamespace(end_step=lambda *_, **__: None),
         SimpleNamespace(requested=False),
         SimpleNamespace(sample=lambda: sample),
         validates=False,
@@ -62,12 +62,12 @@ def test_throughput_is_in_tokens_per_second(tmp_path):
 
 
 def test_loss_before_training_is_no_point_and_survives_a_resume(tmp_path):
-    from lora_trainer.recipe.checkpoints import Mark
+    from lora_trainer.recipe.checkpoints import Checkpoint, CheckpointState
 
     def made():
         return RunCallback(
             SimpleNamespace(job_folder=tmp_path, execution_id="e1", chart_points=100),
-            SimpleNamespace(step=lambda *_, **__: None),
+            SimpleNamespace(end_step=lambda *_, **__: None),
             SimpleNamespace(requested=False),
             SimpleNamespace(),
             validates=True,
@@ -78,7 +78,7 @@ def test_loss_before_training_is_no_point_and_survives_a_resume(tmp_path):
     callback.on_train_begin(None, begun, None)
     assert (callback.loss_before, callback.points, callback.best.step) == (2.5, [], None)
     resumed = made()
-    resumed.restore(tmp_path, Mark(fingerprint="f", step=1, loss_before=2.5))
+    resumed.restore(Checkpoint(tmp_path, CheckpointState(fingerprint="f", step=1, loss_before=2.5)))
     resumed.evaluate = lambda: pytest.fail("the weights are not the base's any more")
     resumed.on_train_begin(None, SimpleNamespace(global_step=1, max_steps=3), None)
     assert resumed.loss_before == 2.5

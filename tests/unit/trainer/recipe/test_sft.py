@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_contract.hyperparameters import Hyperparameters
-from lora_trainer.recipe.sft import _loraplus_optimizer
+from lora_trainer.recipe.sft import loraplus_optimizer
 
 pytestmark = pytest.mark.gpu_stack
 
@@ -21,6 +21,6 @@ def test_lora_plus_applies_the_requested_weight_decay():
         args=None,
         get_optimizer_cls_and_kwargs=lambda _: (torch.optim.AdamW, {"lr": 1e-4}),
     )
-    groups = [group for group in _loraplus_optimizer(trainer, parameters).param_groups if group["params"]]
+    groups = [group for group in loraplus_optimizer(trainer, parameters).param_groups if group["params"]]
     assert {group["weight_decay"] for group in groups} == {0.05}
     assert {group["lr"] for group in groups} == {1e-4, 4e-4}

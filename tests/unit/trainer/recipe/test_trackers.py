@@ -1,11 +1,11 @@
-"""A reporter that is asked for and can't work costs its reports, never the training."""
+"""A tracker that is turned on but cannot work loses its reports, never the training."""
 
 import sys
 from types import ModuleType
 
 import pytest
 
-from lora_trainer.recipe.trackers import usable_reporters
+from lora_trainer.recipe.trackers import usable_trackers
 
 pytestmark = pytest.mark.gpu_stack
 
@@ -34,14 +34,14 @@ def no_packages(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def test_no_reporter_is_used_by_default():
-    assert usable_reporters() == ([], [])
+def test_no_tracker_is_used_by_default():
+    assert usable_trackers() == ([], [])
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
-def test_reporter_without_its_package_becomes_a_note(monkeypatch, no_packages, variable):
+def test_tracker_without_its_package_becomes_a_note(monkeypatch, no_packages, variable):
     monkeypatch.setenv(variable, "secret-value")
-    names, notes = usable_reporters()
+    names, notes = usable_trackers()
     assert names == []
     assert len(notes) == 1
     assert variable in notes[0]
@@ -56,17 +56,17 @@ def test_reporter_without_its_package_becomes_a_note(monkeypatch, no_packages, v
         ("MLFLOW_TRACKING_URI", "mlflow", "mlflow"),
     ],
 )
-def test_variable_with_its_package_enables_a_reporter(monkeypatch, no_packages, variable, package, name):
+def test_variable_with_its_package_enables_a_tracker(monkeypatch, no_packages, variable, package, name):
     monkeypatch.setenv(variable, "x")
     install(monkeypatch, package)
-    assert usable_reporters() == ([name], [])
+    assert usable_trackers() == ([name], [])
 
 
-def test_reporter_package_that_fails_to_import_becomes_a_note(monkeypatch, tmp_path):
+def test_tracker_package_that_fails_to_import_becomes_a_note(monkeypatch, tmp_path):
     (tmp_path / "mlflow.py").write_text("raise RuntimeError('built for another Python')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mlflow", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "x")
-    names, notes = usable_reporters()
+    names, notes = usable_trackers()
     assert names == []
     assert "mlflow" in notes[0]

@@ -1,4 +1,4 @@
-"""The child's progress, one JSON line an update, on the pipe to the handler."""
+"""The training process reports its progress to the handler: one JSON line per update, on a pipe."""
 
 from __future__ import annotations
 
@@ -14,34 +14,37 @@ from lora_trainer.run.task import Task
 log = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 0.5
-"""The handler posts more rarely still; this only bounds what goes through the pipe."""
+"""Least time between two lines about steps. The handler posts less often; this only limits the traffic on the pipe."""
 
 
 def training_progress(step: int, total_steps: int) -> float:
-    """Percent of the whole run that is done after `step`."""
+    """Percent of the whole run that is done after optimizer step `step` (counted from 1): 0 to 100."""
     begin, end = STAGE_PROGRESS[Stage.TRAINING], STAGE_PROGRESS[Stage.SAVING]
     return round(begin + (end - begin) * min(step / max(total_steps, 1), 1), 1)
 
 
-class Reporter:
-    """Writes `Progress` lines. Every line holds all chart points so far."""
+class ProgressWriter:
+    """Writes `Progress` as JSON lines to `pipe`. Updates are cumulative, so the handler may skip any but the latest."""
 
-    def __init__(self, events: TextIO, task: Task, gpu: GpuMonitor) -> None:
-        self._events = events
+    def __init__(self, pipe: TextIO, task: Task, gpu: GpuMonitor) -> None:
+        self._pipe = pipe
         self._task = task
         self._gpu = gpu
         self._last_step_seconds = -_INTERVAL_SECONDS
 
-    def stage(self, stage: Stage, message: str | None = None) -> None:
-        """Say that a stage begins, with a sentence for the user."""
+    def begin_stage(self, stage: Stage, message: str | None = None) -> None:
+        """Report that a stage begins. `message` is a sentence for the user."""
         log.info("%s%s", stage.value, f": {message}" if message else "")
         self._write(Progress(**self._common(stage), progress=STAGE_PROGRESS[stage], message=message))
 
-    def step(self, point: Point, curve: Curve, *, total_steps: int, eta_seconds: float | None) -> None:
-        """Say that a step ended; the first, the last and one in every half second are told."""
+    def end_step(self, point: Point, curve: Curve, *, total_steps: int, eta_seconds: float | None) -> None:
+        """Report that the step of `point` ended, with the chart's points so far.
+
+        The first and the last step are always reported, those between at most once in half a second.
+        """
         now = time.monotonic()
-        ends = point.step in {1, total_steps}
-        if not ends and now - self._last_step_seconds < _INTERVAL_SECONDS:
+        is_first_or_last = point.step in {1, total_steps}
+        if not is_first_or_last and now - self._last_step_seconds < _INTERVAL_SECONDS:
             return
         self._last_step_seconds = now
         log.info("step %d of %d: loss %s", point.step, total_steps, point.training_loss)
@@ -79,5 +82,5 @@ class Reporter:
         }
 
     def _write(self, progress: Progress) -> None:
-        self._events.write(progress.model_dump_json(exclude_none=True) + "\n")
-        self._events.flush()
+        self._pipe.write(progress.model_dump_json(exclude_none=True) + "\n")
+        self._pipe.flush()

@@ -1,0 +1,118 @@
+"""What is known of a training that has ended: the facts of the artifact's texts, the summary, the final metrics."""
+
+from __future__ import annotations
+
+from lora_contract.protocol import FinalMetrics, Summary
+from lora_contract.words import counted
+from lora_trainer.artifact.model_card import ArtifactFacts
+from lora_trainer.models.bases import licence_of
+from lora_trainer.models.loading import Lora
+from lora_trainer.models.targets import serving_note
+from lora_trainer.recipe.callbacks import RunCallback
+from lora_trainer.recipe.setup import TrainingSetup
+from lora_trainer.recipe.sft import planned_warm_up
+from lora_trainer.run.gpu import GpuMonitor
+from lora_trainer.run.task import Task
+
+
+def collect_facts(
+    task: Task, setup: TrainingSetup, lora: Lora, callback: RunCallback, gpu: GpuMonitor
+) -> ArtifactFacts:
+    """What the artifact's texts and the summary say about a training that has ended."""
+    data = setup.data
+    return ArtifactFacts(
+        base_name=setup.base.name,
+        base_revision=setup.base.revision,
+        base_licence=licence_of(setup.base),
+        dataset_sha256=task.dataset_sha256,
+        training_examples=data.answers,
+        validation_examples=data.validation_answers,
+        parameters=task.hyperparameters,
+        metrics=final_metrics(callback),
+        steps=callback.points[-1].step,
+        trainable=lora.trainable,
+        target_modules=lora.targets.modules,
+        serving=serving_note(setup.config.model_type),
+        split={"seed": task.hyperparameters.seed, "training": data.training_ids, "validation": data.validation_ids},
+        own_template=setup.own_template,
+        stop=setup.rendering.stop,
+        dtype=str(setup.hardware.dtype).removeprefix("torch."),
+        packed=setup.shape.packed,
+        warm_up_steps=planned_warm_up(task.hyperparameters, setup.shape),
+        loss_before=callback.loss_before,
+        gpu_type=gpu.name,
+        driver=gpu.driver,
+        notes=[
+            *data.notes,
+            *filter(None, [lora.targets.note]),
+            *setup.notes,
+            *_training_notes(callback, setup, task),
+        ],
+    )
+
+
+def summarise(
+    facts: ArtifactFacts,
+    *,
+    skipped_lines: int,
+    epochs_completed: float,
+    train_seconds: float,
+    gpu_count: int | None,
+    resumed_from_step: int | None,
+) -> Summary:
+    """The summary that travels to the worker with the outcome."""
+    return Summary(
+        base_model=facts.base_name,
+        base_revision=facts.base_revision,
+        dataset_sha256=facts.dataset_sha256,
+        training_examples=facts.training_examples,
+        validation_examples=facts.validation_examples,
+        skipped_lines=skipped_lines,
+        epochs_completed=round(epochs_completed, 3),
+        total_steps=facts.steps,
+        train_seconds=round(train_seconds, 3),
+        gpu_type=facts.gpu_type,
+        gpu_count=gpu_count,
+        trainable_parameters=facts.trainable,
+        resumed_from_step=resumed_from_step,
+        notes=facts.notes,
+    )
+
+
+def _training_notes(callback: RunCallback, setup: TrainingSetup, task: Task) -> list[str]:
+    notes = []
+    if task.micro_batch is not None:
+        notes.append(
+            f"Memory ran out with larger steps, so each step of about {counted(setup.shape.rows_per_step, 'row')} was "
+            f"computed {counted(setup.micro_batch, 'row')} at a time."
+        )
+    if callback.stopped_early_at is not None:
+        notes.append(f"Stopped early at step {callback.stopped_early_at}: the validation loss fell no more.")
+    if callback.best.step is not None and callback.best.step != callback.points[-1].step:
+        notes.append(f"The adapter is that of step {callback.best.step}, with the lowest validation loss.")
+    lowest = final_metrics(callback).best_validation_loss
+    if lowest is not None and callback.loss_before is not None and lowest >= callback.loss_before:
+        notes.append(f"The validation loss never fell below that of the base ({callback.loss_before:.4f}).")
+    if planned_warm_up(task.hyperparameters, setup.shape) >= (steps := callback.points[-1].step) > 1:
+        notes.append(
+            f"The warm-up was as long as the training ({steps} steps): the full learning rate was not reached."
+        )
+    if task.gpu_config.count > 1:
+        notes.append(f"One of the {task.gpu_config.count} GPUs asked for was used; a single one is enough.")
+    return notes
+
+
+def final_metrics(callback: RunCallback) -> FinalMetrics:
+    """The first, last and best losses of the curve, and the mean of its throughput in tokens per second."""
+
+    def values(name: str) -> list[float]:
+        return [value for point in callback.points if (value := getattr(point, name)) is not None]
+
+    losses, validation, speeds = values("training_loss"), values("validation_loss"), values("throughput")
+    return FinalMetrics(
+        first_training_loss=losses[0] if losses else None,
+        final_training_loss=losses[-1] if losses else None,
+        final_validation_loss=validation[-1] if validation else None,
+        best_validation_loss=min(validation, default=None),
+        tokens_per_second=round(sum(speeds) / len(speeds), 1) if speeds else None,
+    )

@@ -1,0 +1,105 @@
+"""What is decided before the weights are loaded: base model, rows, batches, attention, micro-batch."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from lora_contract.batches import BatchShape, shape_batches
+from lora_contract.renderings import Rendering
+from lora_trainer.data.chat import Chat, prepare_tokenizer
+from lora_trainer.data.rows import TrainingData, prepare_data
+from lora_trainer.models.attention import choose_attention, needs_mask
+from lora_trainer.models.bases import Base, BaseModels
+from lora_trainer.models.loading import Hardware, load_config, load_tokenizer
+from lora_trainer.models.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_memory
+from lora_trainer.models.targets import DORA_NOTE, packing_decision
+from lora_trainer.recipe.trackers import usable_trackers
+from lora_trainer.run.gpu import GpuMonitor
+from lora_trainer.run.task import Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingSetup:
+    """All that is decided before the weights are loaded."""
+
+    base: Base
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    own_template: bool
+    """Whether the base model had no chat template, so that the trainer's was put in."""
+    rendering: Rendering
+    hardware: Hardware
+    attention: str
+    """The implementation of attention, as transformers calls it."""
+    data: TrainingData
+    shape: BatchShape
+    micro_batch: int
+    """Most rows of a forward pass."""
+    trackers: list[str]
+    """Experiment trackers that the training reports to, as transformers calls them."""
+    notes: list[str]
+    """Sentences for the user about requests that are not fulfilled."""
+
+
+def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor) -> TrainingSetup:
+    """Find the base model, tokenise the dataset, and make sure that the training fits the GPU.
+
+    Raises:
+        BaseModelError: the base model can't be found, downloaded or used for chat.
+        DatasetInvalidError: the dataset holds nothing to train on, or too many bad lines.
+        DoesNotFitError: the training needs more memory than the GPU has.
+    """
+    parameters = task.hyperparameters
+    base = models.find(str(parameters.base_model), parameters.base_revision)
+    config, tokenizer = load_config(base), load_tokenizer(base)
+    own_template = prepare_tokenizer(tokenizer)
+    chat = Chat(tokenizer)
+    data = prepare_data(task.dataset, chat, parameters)
+    packing, packing_note = packing_decision(config.model_type, parameters.packing)
+    shape = shape_batches(
+        [len(row.input_ids) for row in data.train],
+        data.answers,
+        batch_size=parameters.batch_size,
+        max_length=parameters.max_length,
+        packing=packing,
+        longest_held_out=max((len(row.input_ids) for row in data.validation), default=0),
+    )
+    attention = choose_attention(config, hardware, packed=shape.packed)
+    trackers, tracker_notes = usable_trackers()
+    return TrainingSetup(
+        base=base,
+        config=config,
+        tokenizer=tokenizer,
+        own_template=own_template,
+        rendering=chat.rendering,
+        hardware=hardware,
+        attention=attention,
+        data=data,
+        shape=shape,
+        micro_batch=_choose_micro_batch(task, config, shape, hardware, attention, gpu.name),
+        trackers=trackers,
+        notes=[*filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None]), *tracker_notes],
+    )
+
+
+def _choose_micro_batch(
+    task: Task, config: PretrainedConfig, shape: BatchShape, hardware: Hardware, attention: str, gpu_name: str | None
+) -> int:
+    masked = needs_mask(attention, packed=shape.packed)
+    # TRL joins the packed rows of a forward pass into one row, and a mask takes memory in the square of its length.
+    limit = 1 if masked else min(task.micro_batch or shape.rows_per_step, shape.rows_per_step)
+    if not hardware.is_gpu:
+        return limit
+    plan = plan_memory(
+        config, task.hyperparameters, row_tokens=shape.row_tokens, micro_batch=1, dtype=hardware.dtype, masked=masked
+    )
+    log.info("memory plan\n%s", format_plan(plan))
+    gpu_bytes = torch.cuda.mem_get_info()[1]
+    check_plan(plan, gpu_bytes, gpu_name or "this GPU")
+    return largest_fitting_micro_batch(plan, limit, gpu_bytes)
