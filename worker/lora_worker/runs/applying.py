@@ -124,8 +124,14 @@ def _(event: HandlingBegun, held: HeldRun) -> None:
 def _(event: PutOff, held: HeldRun) -> None:
     held.put_off = event.problem
     held.report = make_report(held, {"current_stage": event.stage})
-    held.launch_tries += 1
-    held.launch_not_before = held.services.clock() + patience_seconds(event.base_seconds, held.launch_tries)
+    if event.exact_seconds is None:
+        held.launch_tries += 1
+        wait_seconds = patience_seconds(event.base_seconds, held.launch_tries)
+    else:
+        # Nothing is wrong with this launch. While the launcher pauses, it answers for launches that were never sent:
+        # if those doubled their wait, a busy second would hold up a job for minutes.
+        wait_seconds = event.exact_seconds
+    held.launch_not_before = held.services.clock() + wait_seconds
 
 
 @_write.register

@@ -124,6 +124,8 @@ class PutOff:
     problem: str
     base_seconds: float
     """How long it waits after the first try (`retries.patience_seconds`)."""
+    exact_seconds: float | None = None
+    """How long the launcher asked to be left alone: then it waits so long, and this counts as no try."""
     stage: str = "waiting_for_gpu_provider"
     """What the job's page says meanwhile."""
 

@@ -208,7 +208,8 @@ async def send(held: HeldRun, request: Request, plan: preflight.Plan) -> Launche
     except ServiceUnavailableError as error:
         LAUNCHED.labels("unavailable").inc()
         log.warning("launch put off", run_id=held.run_id, problem=str(error))
-        return PutOff(str(error), error.retry_after_seconds or services.settings.retry_base_seconds)
+        base_seconds = services.settings.retry_base_seconds
+        return PutOff(str(error), base_seconds, exact_seconds=error.retry_after_seconds)
     except LaunchInDoubtError as error:
         LAUNCHED.labels("in_doubt").inc()
         log.warning("launch in doubt", run_id=held.run_id, problem=str(error))

@@ -28,8 +28,18 @@ def test_launch_retries_back_off_up_to_ten_minutes(tries: int, seconds: float) -
     assert patience_seconds(30.0, tries) == seconds
 
 
-def test_retry_after_can_lengthen_the_backoff() -> None:
+def test_a_long_doubt_is_waited_out_whole() -> None:
     assert patience_seconds(3600.0, 1) == patience_seconds(3600.0, 2_000) == 3600
+
+
+def test_busy_launcher_is_left_alone_for_as_long_as_it_asks() -> None:
+    services = make_services()
+    holding = HeldRun.take(services, assignment(None, status="claimed"), asked_at=services.clock())
+    for _ in range(20):
+        apply(holding, PutOff("RunPod takes no more requests now (429)", 30.0, exact_seconds=1.0))
+        assert holding.launch_not_before == services.clock() + 1
+    apply(holding, PutOff("RunPod is not reachable", 30.0))
+    assert holding.launch_not_before == services.clock() + 30, "what was waited for a busy launcher was no try"
 
 
 def test_refused_launches_never_fail_a_job() -> None:
