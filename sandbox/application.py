@@ -10,7 +10,7 @@ from uuid import uuid4
 import httpx
 
 from sandbox.errors import SandboxError
-from sandbox.project import Project
+from sandbox.supabase.project import Project
 
 DATASETS_BUCKET = "lora-datasets"
 

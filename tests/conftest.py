@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from sandbox.postgres import Postgres
-from sandbox.project import Project
 from sandbox.supabase import LocalSupabase
+from sandbox.supabase.postgres import Postgres
+from sandbox.supabase.project import Project
 from tests.project import ROOT
 
 SANDBOX = ROOT / ".sandbox"

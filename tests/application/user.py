@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from sandbox.application import DATASETS_BUCKET, Application
-from sandbox.project import Project
+from sandbox.supabase.project import Project
 
 BASE_MODEL = "standin"
 DATASET_WORD = "Zebrafinch"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lora_worker.database.migrations import migrate
-from sandbox.project import Project
 from sandbox.runpod import LocalRunPod
 from sandbox.standin import standin_env
+from sandbox.supabase.project import Project
 from tests.application.pipeline import Pipeline
 from tests.database.rows import Database
 from tests.processes.stage import Stage

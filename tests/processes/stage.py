@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 
-from sandbox.project import Project
 from sandbox.runpod import LocalRunPod
 from sandbox.runpod.ledger import Execution, Launch
 from sandbox.standin import TrainedStep, read_steps
+from sandbox.supabase.project import Project
 from tests.application.user import BASE_MODEL, ENDED, User
 from tests.database.rows import Database, Row
 from tests.processes.waiting import awaited, until

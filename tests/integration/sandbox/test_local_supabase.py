@@ -9,8 +9,8 @@ import pytest
 from supabase import AsyncClient, AsyncClientOptions, acreate_client
 
 from sandbox.processes import port_answers
-from sandbox.project import Project
 from sandbox.supabase import LocalSupabase
+from sandbox.supabase.project import Project
 from tests.conftest import SANDBOX
 from tests.processes.waiting import until
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import ChildFailedError
-from sandbox.postgres import Postgres
 from sandbox.processes import Child, port_answers, start_child, wait_until
+from sandbox.supabase.postgres import Postgres
 from tests.processes.waiting import until
 from tests.project import ROOT
 
 START_AND_WAIT = """
 import sys, time
-from sandbox.postgres import Postgres
+from sandbox.supabase.postgres import Postgres
 from tests.project import ROOT
 server = Postgres.start()
 print(server.port, server._folder, flush=True)

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from sandbox.processes import free_ports
-from sandbox.project import Project
 from sandbox.runpod import LocalRunPod
+from sandbox.supabase.project import Project
 from tests.application.user import BASE_MODEL, DATASET_WORD, LINE
 from tests.processes.serving import serving
 from tests.processes.stage import Stage

@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sandbox.answers import first_question
-from sandbox.report import JobReport
+from sandbox.demo.answers import first_question
+from sandbox.demo.report import JobReport
 from sandbox.sample_text import WARM_SYSTEM, write_sample_dataset
 from tests.project import ROOT
 

@@ -8,10 +8,10 @@ import jwt
 import pytest
 from starlette.datastructures import MutableHeaders
 
-from sandbox.proxy.keys import swap_keys
-from sandbox.proxy.rest import iso_timestamps
-from sandbox.proxy.settings import ProxySettings
-from sandbox.proxy.storage import carries_object, sign_answer, sign_request, sign_upload_answer
+from sandbox.supabase.proxy.keys import swap_keys
+from sandbox.supabase.proxy.rest import iso_timestamps
+from sandbox.supabase.proxy.settings import ProxySettings
+from sandbox.supabase.proxy.storage import carries_object, sign_answer, sign_request, sign_upload_answer
 
 SETTINGS = ProxySettings(
     port=1,

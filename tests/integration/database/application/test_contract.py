@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from sandbox.project import Project
 from sandbox.runpod import LocalRunPod
 from sandbox.standin import Mishap
+from sandbox.supabase.project import Project
 from tests.application.pages import PageError, Pages
 from tests.application.user import ENDED, LINE
 from tests.database.rows import Row

@@ -17,8 +17,8 @@ import psycopg
 import pytest
 
 from lora_worker.database.migrations import migrate
-from sandbox.project import Project
 from sandbox.runpod import LocalRunPod
+from sandbox.supabase.project import Project
 from tests.application.pages import Pages
 from tests.application.pipeline import Pipeline
 from tests.application.user import DATASETS_BUCKET, PAIRS

@@ -19,7 +19,7 @@ from lora_worker.database.calls import DatabaseCalls
 from lora_worker.duties.validation import Validator
 from lora_worker.services import HeavySlots
 from lora_worker.storage.objects import Storage
-from sandbox.project import Project
+from sandbox.supabase.project import Project
 from tests.corpus.builders import GOOD, META, lines, pair
 
 OUTCOME = {

@@ -13,8 +13,8 @@ import pytest
 from lora_worker.database import migrations
 from lora_worker.database.migrations import migrate, migration_files, undo_files, undo_migrations
 from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError
-from sandbox.postgres import Postgres
-from sandbox.rights import NOTHING_BY_DEFAULT
+from sandbox.supabase.postgres import Postgres
+from sandbox.supabase.rights import NOTHING_BY_DEFAULT
 from tests.database.catalog import catalog
 from tests.database.rows import Database
 from tests.processes.waiting import PATIENCE_SECONDS, until

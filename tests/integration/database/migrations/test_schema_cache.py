@@ -15,8 +15,8 @@ from lora_worker.database.functions import WORKER_SCHEMA_VERSION, Function
 from lora_worker.database.migrations import migrate
 from lora_worker.database.rest import Rest
 from lora_worker.errors import SchemaCacheError, SchemaMissingError
-from sandbox.postgres import Postgres
 from sandbox.supabase import LocalSupabase
+from sandbox.supabase.postgres import Postgres
 
 _ASK = b"select d.worker_schema_1 from public.datasets d limit 0"
 _LATER = Function("came_later", TypeAdapter(int), {})

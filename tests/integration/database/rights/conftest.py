@@ -9,8 +9,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from sandbox.postgres import Postgres
-from sandbox.project import Project
+from sandbox.supabase.postgres import Postgres
+from sandbox.supabase.project import Project
 from tests.database.rows import Database, Row
 from tests.integration.database.rights.signed_in import Rest, add
 from tests.integration.database.rights.world import World, populated

@@ -17,7 +17,7 @@ from lora_worker.database.rows import parse_assignment
 from lora_worker.money.pricing import load_prices
 from lora_worker.money.terms import make_terms
 from sandbox.errors import SandboxError
-from sandbox.project import Project
+from sandbox.supabase.project import Project
 from tests.application.pipeline import Pipeline
 from tests.application.user import User
 from tests.database.rows import Database, Row

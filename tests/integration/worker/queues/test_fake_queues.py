@@ -13,7 +13,7 @@ import pytest
 from lora_worker.database.calls import SCHEMA_VERSIONS, DatabaseCalls
 from lora_worker.database.functions import QUEUE_HEALTH
 from lora_worker.database.rows import Assignment, DatasetClaim
-from sandbox.project import Project
+from sandbox.supabase.project import Project
 from tests import scripted
 from tests.database.rows import Database, report
 from tests.unit.worker.duties import test_dataset_validation as datasets

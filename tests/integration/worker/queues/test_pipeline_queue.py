@@ -14,7 +14,7 @@ import httpx
 import psycopg
 import pytest
 
-from sandbox.project import Project
+from sandbox.supabase.project import Project
 from tests.application.pipeline import OURS, Pipeline
 from tests.application.user import DATASET_WORD, ENDED, LINE, PAIRS
 from tests.database.rows import Database, Row

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from sandbox.project import Project
 from sandbox.runpod import LocalRunPod
+from sandbox.supabase.project import Project
 from tests.processes.serving import serving
 from tests.processes.stage import Stage
 

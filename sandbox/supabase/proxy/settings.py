@@ -25,7 +25,7 @@ class ProxySettings:
     """The project's own limit in bytes, which acts beside each bucket's."""
 
     def to_environment(self) -> dict[str, str]:
-        """The variable from which `python -m sandbox.proxy` reads these settings."""
+        """The variable from which `python -m sandbox.supabase.proxy` reads these settings."""
         return {SETTINGS_VARIABLE: json.dumps(asdict(self))}
 
     @classmethod

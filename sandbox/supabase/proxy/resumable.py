@@ -10,9 +10,9 @@ from uuid import uuid4
 import httpx
 from starlette.responses import Response
 
-from sandbox.proxy import storage_rules
-from sandbox.proxy.answer import Answer
-from sandbox.proxy.settings import ProxySettings
+from sandbox.supabase.proxy import storage_rules
+from sandbox.supabase.proxy.answer import Answer
+from sandbox.supabase.proxy.settings import ProxySettings
 
 PATH = "/storage/v1/upload/resumable"
 

@@ -13,8 +13,8 @@ from urllib.parse import unquote
 
 import jwt
 
-from sandbox.proxy.answer import Answer
-from sandbox.proxy.settings import ProxySettings
+from sandbox.supabase.proxy.answer import Answer
+from sandbox.supabase.proxy.settings import ProxySettings
 
 _OBJECT = "/storage/v1/object/"
 _NAME = re.compile(r"[A-Za-z0-9_/!.*'() &$=@;:+,?-]+")

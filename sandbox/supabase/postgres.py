@@ -24,7 +24,7 @@ from psycopg import sql
 from lora_worker.database.migrations import migrate
 from sandbox.errors import ChildFailedError, ToolMissingError
 from sandbox.processes import Child, free_ports, remove_folder, start_child, temporary_folder, wait_until
-from sandbox.rights import ROLES, default_grants
+from sandbox.supabase.rights import ROLES, default_grants
 
 SUPERUSER = "postgres"
 

@@ -22,13 +22,13 @@ import psycopg
 
 from lora_worker.database.migrations import migration_files
 from sandbox.errors import ChildFailedError
-from sandbox.node import node_binary, node_packages
-from sandbox.postgres import Postgres
 from sandbox.processes import Child, free_ports, remove_folder, start_child, temporary_folder, wait_until
-from sandbox.project import Project
-from sandbox.proxy import pages
-from sandbox.proxy.settings import ProxySettings
-from sandbox.rights import ROLES, default_grants
+from sandbox.supabase.node import node_binary, node_packages
+from sandbox.supabase.postgres import Postgres
+from sandbox.supabase.project import Project
+from sandbox.supabase.proxy import pages
+from sandbox.supabase.proxy.settings import ProxySettings
+from sandbox.supabase.rights import ROLES, default_grants
 
 _DAY_SECONDS = 86_400
 _PROBE_SECONDS = 3.0
@@ -263,11 +263,11 @@ class LocalSupabase(Project):
 
 def _start_proxy(settings: ProxySettings, folder: Path) -> Child:
     return start_child(
-        [sys.executable, "-m", "sandbox.proxy"],
+        [sys.executable, "-m", "sandbox.supabase.proxy"],
         name="The proxy of the local Supabase",
         log=folder / "proxy.log",
         env={**os.environ, **settings.to_environment()},
-        cwd=Path(__file__).resolve().parent.parent,
+        cwd=Path(__file__).resolve().parents[2],
     )
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lora_contract.protocol import MANIFEST_NAME, Manifest
 from sandbox.errors import DemoError
-from sandbox.project import Project
+from sandbox.supabase.project import Project
 
 _MODELS_BUCKET = "lora-models"
 _PLOT_WIDTH, _PLOT_HEIGHT = 78, 16

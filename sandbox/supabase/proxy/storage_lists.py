@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sandbox.proxy.answer import Answer
+from sandbox.supabase.proxy.answer import Answer
 
 _LIST = "/storage/v1/object/list/"
 _LONGEST_PAGE = 1500

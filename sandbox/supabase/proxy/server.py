@@ -12,10 +12,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sandbox.proxy import pages, rest, resumable, storage, storage_lists, storage_ranges, storage_rules
-from sandbox.proxy.answer import Answer
-from sandbox.proxy.keys import has_expired, swap_keys
-from sandbox.proxy.settings import ProxySettings
+from sandbox.supabase.proxy import pages, rest, resumable, storage, storage_lists, storage_ranges, storage_rules
+from sandbox.supabase.proxy.answer import Answer
+from sandbox.supabase.proxy.keys import has_expired, swap_keys
+from sandbox.supabase.proxy.settings import ProxySettings
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "host"}

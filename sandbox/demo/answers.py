@@ -1,7 +1,7 @@
 """What the base model and the adapter answer to the first question of a dataset.
 
 Run in a process of its own, since it imports torch, which the demo itself never does:
-`python -m sandbox.answers BASE ADAPTER DATASET` prints `{"question", "base", "adapter"}` as its last line.
+`python -m sandbox.demo.answers BASE ADAPTER DATASET` prints `{"question", "base", "adapter"}` as its last line.
 """
 
 from __future__ import annotations

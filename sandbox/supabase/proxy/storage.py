@@ -7,9 +7,9 @@ from typing import Any
 
 import jwt
 
-from sandbox.proxy.answer import Answer
-from sandbox.proxy.settings import ProxySettings
-from sandbox.proxy.storage_rules import spell_refusal
+from sandbox.supabase.proxy.answer import Answer
+from sandbox.supabase.proxy.settings import ProxySettings
+from sandbox.supabase.proxy.storage_rules import spell_refusal
 
 ROOT = "/storage/v1/"
 

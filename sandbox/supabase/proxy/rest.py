@@ -6,14 +6,14 @@ import json
 import re
 from typing import Any
 
-from sandbox.proxy.answer import Answer
+from sandbox.supabase.proxy.answer import Answer
 
 ROOT = "/rest/v1/"
 
 _TIMESTAMP = re.compile(rb'"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d{1,6})?)([+-]\d\d)(?::?(\d\d))?"')
 _SQLSTATE = re.compile(r"[0-9A-Z]{5}")
 
-# What the server behind says of a code that it does not map; `sandbox/hosted.mjs` puts the error itself there.
+# What the server behind says of a code that it does not map; `sandbox/supabase/hosted.mjs` puts the error itself there.
 _UNMAPPED, _PREFIX = "SUP", "PostgresError: "
 
 # PostgREST's own table, the most particular first; anything else is 400. 42501 depends on who asked, and is right.

@@ -1,9 +1,9 @@
-"""`python -m sandbox.proxy`: serve until SIGTERM."""
+"""`python -m sandbox.supabase.proxy`: serve until SIGTERM."""
 
 import uvicorn
 
-from sandbox.proxy.server import create_app
-from sandbox.proxy.settings import ProxySettings
+from sandbox.supabase.proxy.server import create_app
+from sandbox.supabase.proxy.settings import ProxySettings
 
 
 def main() -> None:

@@ -23,14 +23,14 @@ from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.reader import Example, read_examples
 from lora_worker.errors import WorkerError
 from sandbox.application import Application
+from sandbox.demo.report import fetch_artifact, read_report, record_stages, show
 from sandbox.errors import ChildFailedError, DemoError, SandboxError
 from sandbox.processes import Child, remove_folder, start_child, temporary_folder
-from sandbox.report import fetch_artifact, read_report, record_stages, show
 from sandbox.runpod import LocalRunPod
 from sandbox.sample_text import write_sample_dataset
 from sandbox.supabase import LocalSupabase
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SANDBOX = ROOT / ".sandbox"
 
 BASE_MODEL = "sandbox/tiny-llama"
@@ -205,7 +205,7 @@ def _stop_daemon(daemon: Child) -> None:
 
 
 def _ask(base: Path, adapter: Path, dataset: Path) -> dict[str, str]:
-    child = _python("-m", "sandbox.answers", base, adapter, dataset, name="The question", folder=adapter)
+    child = _python("-m", "sandbox.demo.answers", base, adapter, dataset, name="The question", folder=adapter)
     try:
         answers: dict[str, str] = json.loads(_output_of(child))
     finally:
@@ -245,7 +245,3 @@ def main() -> int:
         console.print("Stopped; nothing is left running.")
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jwt
 from starlette.datastructures import Headers, MutableHeaders
 
-from sandbox.proxy.settings import ProxySettings
+from sandbox.supabase.proxy.settings import ProxySettings
 
 
 def swap_keys(headers: MutableHeaders, settings: ProxySettings) -> None:

@@ -14,5 +14,5 @@ It does these things and passes everything else through, bodies streaming:
    over is told so (`keys`);
 9. for as many requests as the sandbox says, a gateway's page comes instead (`pages`).
 
-Run as `python -m sandbox.proxy` with its settings as JSON in `LORA_SANDBOX_PROXY`.
+Run as `python -m sandbox.supabase.proxy` with its settings as JSON in `LORA_SANDBOX_PROXY`.
 """

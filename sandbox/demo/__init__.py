@@ -1,0 +1,1 @@
+"""The demo: one training job on this machine, from a queued row to a verified adapter (`make demo`)."""
