@@ -56,6 +56,9 @@ MAX_MANIFEST_BYTES = 2_000_000
 """The largest manifest that the trainer writes and the worker reads."""
 MAX_MESSAGE_BYTES = 1_000_000
 """The largest progress or result that the trainer sends through RunPod. RunPod drops larger ones without an error."""
+MAX_HEARTBEAT_PROGRESS_BYTES = 40_000
+"""The largest progress that is stored with a heartbeat, as the database writes JSON. The SQL function `heartbeat_run`
+stores none above it. The chart of a run has 100 points by default, which take about 25,000 bytes."""
 MAX_FILES = 200
 MAX_UPLOAD_REQUEST_BYTES = 100_000
 """The most bytes that the list of an artifact's files may have. The SQL function `request_upload` checks it, too."""
@@ -273,7 +276,11 @@ Points = Annotated[list[Point], BeforeValidator(_readable_points)]
 
 
 class Progress(_Message):
-    """How far a run is. Each message is complete: `points` holds all points of the chart so far, not only new ones."""
+    """How far a run is.
+
+    Through RunPod each message is complete: `points` holds all points of the chart so far. With a heartbeat it holds
+    the newest of them (`MAX_HEARTBEAT_PROGRESS_BYTES`).
+    """
 
     run_id: Name
     execution_id: Name | None = None

@@ -23,6 +23,10 @@ class FakeProject:
     def __init__(self, router: respx.MockRouter) -> None:
         self.check_ins: list[dict[str, Any]] = []
         self.refusal: str | None = None
+        self.heartbeats: list[dict[str, Any]] = []
+        """The progress that was stored with each heartbeat."""
+        self.heartbeat_fault: httpx.Response | None = None
+        """What `heartbeat_run` answers instead, as a database of an earlier release does."""
         self.check_in_answers: list[httpx.Response] = []
         """What the next check-ins are answered, before they are as `refusal` says."""
         self.grants_after = 0
@@ -37,6 +41,7 @@ class FakeProject:
         self.dataset = DATASET
         rpc = f"{URL}/rest/v1/rpc"
         router.post(f"{rpc}/check_in_run").mock(side_effect=self._check_in)
+        router.post(f"{rpc}/heartbeat_run").mock(side_effect=self._heartbeat)
         router.post(f"{rpc}/request_upload").mock(side_effect=self._request_upload)
         router.post(f"{rpc}/upload_grant").mock(side_effect=self._grant)
         router.get(f"{URL}/dataset").mock(side_effect=lambda request: httpx.Response(200, content=self.dataset))
@@ -48,6 +53,16 @@ class FakeProject:
             return self.check_in_answers.pop(0)
         reason = self.refusal or "ok"
         return httpx.Response(200, json={"may_train": self.refusal is None, "reason": reason})
+
+    def _heartbeat(self, request: httpx.Request) -> httpx.Response:
+        if self.heartbeat_fault is not None:
+            return self.heartbeat_fault
+        if self.check_in_answers:
+            return self.check_in_answers.pop(0)
+        answer = self._check_in(request).json()
+        if answer["may_train"]:
+            self.heartbeats.append(json.loads(request.content)["progress"])
+        return httpx.Response(200, json={**answer, "progress_stored": answer["may_train"]})
 
     def _request_upload(self, request: httpx.Request) -> httpx.Response:
         asked = json.loads(request.content)

@@ -19,6 +19,8 @@ class CheckIn(_Answer):
     reason: Literal["ok", "unknown_token", "superseded", "cancelled", "ended"]
     cancel_requested: bool = False
     attempt: int | None = None
+    progress_stored: bool = False
+    """Whether the progress of a heartbeat was stored (`heartbeat_run`)."""
 
 
 class UploadRequested(_Answer):

@@ -1,4 +1,4 @@
-"""The trainer's line to the database: three functions, callable with the run's token only."""
+"""The trainer's line to the database: four functions, callable with the run's token only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _PassingFaultError(ChannelUnreachableError):
 
 
 class ChannelClient:
-    """Calls `check_in_run`, `request_upload` and `upload_grant` as one execution of one run.
+    """Calls `check_in_run`, `heartbeat_run`, `request_upload` and `upload_grant` as one execution of one run.
 
     Transient faults are retried for `patience_seconds`; what stays refused raises
     `ChannelUnreachableError`. A context manager.
@@ -83,7 +83,29 @@ class ChannelClient:
             CancelledByUserError: the job was cancelled.
             ChannelUnreachableError: no answer.
         """
-        answer = await self._call("check_in_run", CheckIn, external_job_id=self._external_job_id)
+        self._obey(await self._call("check_in_run", CheckIn, external_job_id=self._external_job_id))
+
+    async def heartbeat(self, progress: dict[str, Any]) -> bool:
+        """Say that this execution is still alive, and how far it is; whether the progress was stored.
+
+        The heartbeat counts without the progress, too: it is sent by `check_in_run` where the database has no
+        `heartbeat_run`, since it is of an earlier release, and where that call fails in any other way.
+
+        Raises:
+            SupersededError, CancelledByUserError, ChannelUnreachableError: as `check_in` does.
+        """
+        arguments = self._identified(external_job_id=self._external_job_id, progress=progress)
+        try:
+            answer = await self._call_once("heartbeat_run", CheckIn, arguments)
+        except ChannelUnreachableError as error:
+            log.debug("progress not stored with the heartbeat: %s", error)
+            await self.check_in()
+            return False
+        self._obey(answer)
+        return answer.progress_stored
+
+    @staticmethod
+    def _obey(answer: CheckIn) -> None:
         if answer.may_train:
             return
         if answer.reason == "cancelled" or answer.cancel_requested:
@@ -119,14 +141,16 @@ class ChannelClient:
         return answer.sealed if answer.granted else None
 
     async def _call(self, function: str, kind: type[_Answer], **arguments: Any) -> _Answer:
-        arguments = {"token": self._token, "execution_id": self._execution_id, **arguments}
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_PassingFaultError),
             wait=wait_random_exponential(multiplier=0.5, max=15),
             stop=stop_after_delay(self._patience_seconds),
             reraise=True,
         )
-        return await retrying(self._call_once, function, kind, arguments)
+        return await retrying(self._call_once, function, kind, self._identified(**arguments))
+
+    def _identified(self, **arguments: Any) -> dict[str, Any]:
+        return {"token": self._token, "execution_id": self._execution_id, **arguments}
 
     async def _call_once(self, function: str, kind: type[_Answer], arguments: dict[str, Any]) -> _Answer:
         try:

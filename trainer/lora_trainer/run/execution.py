@@ -34,7 +34,7 @@ from lora_trainer.run.child import TrainingChild, finish
 from lora_trainer.run.download import download_dataset
 from lora_trainer.run.publishing import publish
 from lora_trainer.run.runpod_progress import ProgressPoster, Send
-from lora_trainer.run.sizes import fit_message
+from lora_trainer.run.sizes import fit_heartbeat, fit_message
 from lora_trainer.run.task import Outcome, Task
 from lora_trainer.run.volume import JobFolder, find_volume, naming_full_disks, open_job_folder, remove_stale_jobs
 from lora_trainer.settings import Settings
@@ -141,10 +141,15 @@ class Execution:
         )
 
     async def _keep_fence(self, channel: ChannelClient) -> None:
+        stored: Progress | None = None
         while True:
             await asyncio.sleep(self._settings.heartbeat_seconds)
+            latest = self._poster.latest
             try:
-                await channel.check_in()
+                if latest is None or latest == stored:
+                    await channel.check_in()
+                elif await channel.heartbeat(fit_heartbeat(latest)):
+                    stored = latest
             except ChannelUnreachableError as error:
                 # Not knowing is not having lost: the fence in the database still refuses the other one.
                 log.warning("heartbeat: %s", error)

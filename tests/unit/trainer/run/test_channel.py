@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from lora_contract.protocol import Channel
-from lora_trainer.errors import ChannelUnreachableError
+from lora_trainer.errors import CancelledByUserError, ChannelUnreachableError, SupersededError
 from lora_trainer.run.channel import ChannelClient, _PassingFaultError
 from tests.unit.trainer.project import TOKEN, URL
 
@@ -76,3 +76,55 @@ async def test_refusal_is_reported_at_once_without_the_servers_text(response: ht
     refusal = await fault("check_in", response)
     assert not isinstance(refusal, _PassingFaultError)
     assert refusal.hint
+
+
+PROGRESS = {"stage": "training", "current_step": 7}
+ALIVE = {"may_train": True, "reason": "ok"}
+
+
+async def heartbeat(answers: dict[str, httpx.Response]) -> tuple[bool, list[str]]:
+    """Send one heartbeat; whether its progress was stored, and the functions that were called."""
+    called = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        called.append(request.url.path.rpartition("/")[2])
+        return answers[called[-1]]
+
+    async with ChannelClient(
+        Channel(url=URL, key="sb_publishable_x", token=TOKEN),
+        external_job_id="j",
+        execution_id="e",
+        patience_seconds=0,
+        transport=httpx.MockTransport(answer),
+    ) as channel:
+        return await channel.heartbeat(PROGRESS), called
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_heartbeat_with_progress_is_one_call(stored: bool) -> None:
+    answer = httpx.Response(200, json={**ALIVE, "progress_stored": stored})
+    assert await heartbeat({"heartbeat_run": answer}) == (stored, ["heartbeat_run"])
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        # A database of an earlier release.
+        httpx.Response(404, json={"code": "PGRST202", "message": "Could not find the function"}),
+        httpx.Response(400, json={"code": "22P05", "message": SECRET}),
+        httpx.Response(413),
+        httpx.Response(503, json={"code": "PGRST001"}),
+        httpx.Response(200, html=f"<html>{SECRET}</html>"),
+    ],
+    ids=lambda response: f"{response.status_code} {response.text[:40]}",
+)
+async def test_heartbeat_counts_where_its_progress_is_not_taken(fault: httpx.Response) -> None:
+    answers = {"heartbeat_run": fault, "check_in_run": httpx.Response(200, json=ALIVE)}
+    assert await heartbeat(answers) == (False, ["heartbeat_run", "check_in_run"])
+
+
+@pytest.mark.parametrize(("reason", "error"), [("superseded", SupersededError), ("cancelled", CancelledByUserError)])
+async def test_heartbeat_with_progress_ends_a_lost_run(reason: str, error: type[Exception]) -> None:
+    refusal = httpx.Response(200, json={"may_train": False, "reason": reason})
+    with pytest.raises(error):
+        await heartbeat({"heartbeat_run": refusal})

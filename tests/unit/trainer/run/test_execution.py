@@ -180,6 +180,38 @@ async def test_unanswered_heartbeat_does_not_end_the_training(project, settings,
     assert result.status == "superseded"
 
 
+async def test_progress_goes_with_the_heartbeat_once_for_each_change(project, settings, monkeypatch):
+    monkeypatch.setenv("FAKE_CHILD", "wait")
+    run = Run(settings)
+    task = run.start()
+    await run.until_file("ready")
+    while not (project.heartbeats and project.heartbeats[-1]["current_step"] == 3):
+        await asyncio.sleep(0.01)
+    stored, beats = len(project.heartbeats), len(project.check_ins)
+    while len(project.check_ins) < beats + 3:
+        await asyncio.sleep(0.01)
+    assert len(project.heartbeats) == stored, "what was stored is not sent again"
+    latest = project.heartbeats[-1]
+    assert (latest["run_id"], latest["stage"]) == ("run-1", "training")
+    assert [point["step"] for point in latest["points"]] == [1, 2, 3]
+    run.execution.stop.set()
+    assert (await task).error.code is ErrorCode.INTERRUPTED
+
+
+async def test_database_of_an_earlier_release_hears_the_heartbeats(project, settings, monkeypatch):
+    monkeypatch.setenv("FAKE_CHILD", "wait")
+    project.heartbeat_fault = httpx.Response(404, json={"code": "PGRST202", "message": "Could not find the function"})
+    run = Run(settings)
+    task = run.start()
+    await run.until_file("ready")
+    beats = len(project.check_ins)
+    while len(project.check_ins) < beats + 3:
+        await asyncio.sleep(0.01)
+    project.refusal = "superseded"
+    assert (await task).status == "superseded"
+    assert project.heartbeats == []
+
+
 async def test_job_stop_lets_the_child_save_a_checkpoint_first(project, settings, monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_CHILD", "wait")
     run = Run(settings)

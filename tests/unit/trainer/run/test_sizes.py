@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 
 import pytest
 
@@ -10,6 +11,7 @@ from lora_contract.curve import Curve, manifest_points, thin_points
 from lora_contract.protocol import (
     FAULTS,
     MAX_FILES,
+    MAX_HEARTBEAT_PROGRESS_BYTES,
     MAX_MANIFEST_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_UPLOAD_REQUEST_BYTES,
@@ -23,7 +25,7 @@ from lora_contract.protocol import (
     Summary,
 )
 from lora_trainer.errors import ArtifactTooLargeError
-from lora_trainer.run.sizes import check_files, encode_manifest, fit_message
+from lora_trainer.run.sizes import check_files, encode_manifest, fit_heartbeat, fit_message
 
 
 def long_point(step, validation=None):
@@ -145,3 +147,43 @@ def test_a_restored_curve_is_in_order():
     curve = Curve([long_point(3), long_point(1), long_point(2)], limit=100)
     assert [point.step for point in curve.points] == [1, 2, 3]
     assert [point.step for point in curve.chart(3)] == [1, 2, 3]
+
+
+def as_database_writes_it(value):
+    """JSON text as Postgres writes it: numbers without an exponent."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)}: {as_database_writes_it(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_database_writes_it, value)) + "]"
+    if isinstance(value, float):
+        return format(Decimal(repr(value)), "f")
+    return json.dumps(value, ensure_ascii=False)
+
+
+def progress_with(points, **more):
+    return Progress(run_id="r" * 36, stage=Stage.TRAINING, progress=50, current_step=10**9, points=points, **more)
+
+
+def test_heartbeat_holds_the_whole_chart_of_an_ordinary_run():
+    sent = fit_heartbeat(progress_with([long_point(step) for step in range(1, 101)], message="Fine."))
+    assert [point["step"] for point in sent["points"]] == list(range(1, 101))
+    assert "message" not in sent
+    assert Progress.model_validate(sent).points[-1].training_loss == pytest.approx(1.23456789012345)
+
+
+@pytest.mark.parametrize("tiny", [1e-5, 1.234567e-11, 5e-324, 1.7e308, -1.7e308])
+def test_heartbeat_of_the_longest_run_fits_and_keeps_its_newest_points(tiny):
+    numbers = dict.fromkeys(
+        ("training_loss", "validation_loss", "learning_rate", "gradient_norm", "throughput", "gpu_utilization"), tiny
+    )
+    points = [Point(step=step, epoch=tiny if 0 < tiny < 1 else 1.0, **numbers) for step in range(1, 1001)]
+    metrics = {f"€{number}{'m' * 90}": tiny for number in range(50)}
+    sent = fit_heartbeat(progress_with(points, metrics=metrics, gpu_type="€" * 400))
+    assert len(as_database_writes_it(sent).encode()) <= MAX_HEARTBEAT_PROGRESS_BYTES
+    steps = [point["step"] for point in sent["points"]]
+    assert steps == list(range(1001 - len(steps), 1001))
+    assert len(steps) >= 50
+    # The database stores no number of more than sixty decimals or above 1e20.
+    assert all(
+        abs(value) < 1e20 and Decimal(repr(value)).as_tuple().exponent >= -60 for value in sent["metrics"].values()
+    )
