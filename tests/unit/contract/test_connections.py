@@ -1,4 +1,4 @@
-"""A call without an answer is told with its host and its reason, at real sockets, without the URL's secrets."""
+"""A call that gets no answer is explained with its host and the reason, without secrets of the URL. Real sockets."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import ssl
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 
 from lora_contract.connections import why_unreachable
+from tests.processes.certificates import self_signed
 
 _SECRETS = "path-secret?token=query-secret"
 
 
-async def told(url: str) -> str:
-    """What is said of a GET that fails."""
+async def explanation(url: str) -> str:
+    """The explanation of a GET that fails."""
     async with httpx.AsyncClient(timeout=httpx.Timeout(30, read=0.2)) as http:
         with pytest.raises(httpx.HTTPError) as caught:
             await http.get(url, headers={"authorization": "Bearer header-secret"})
@@ -45,23 +45,23 @@ def serving(behave: Callable[[socket.socket], None]) -> Iterator[str]:
 
 
 async def test_host_without_an_address_is_explained() -> None:
-    assert await told(f"https://nowhere.invalid/{_SECRETS}") == "nowhere.invalid can't be resolved (DNS)"
+    assert await explanation(f"https://nowhere.invalid/{_SECRETS}") == "nowhere.invalid can't be resolved (DNS)"
 
 
 async def test_refused_connection_is_explained() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-    assert await told(f"http://{address}/{_SECRETS}") == f"{address} refused the connection"
+    assert await explanation(f"http://{address}/{_SECRETS}") == f"{address} refused the connection"
 
 
 async def test_server_that_hangs_up_is_explained() -> None:
     with serving(lambda connection: None) as address:
-        assert (await told(f"http://{address}/{_SECRETS}")).startswith(f"{address} broke the connection off")
+        assert (await explanation(f"http://{address}/{_SECRETS}")).startswith(f"{address} broke the connection off")
 
 
 async def test_server_that_does_not_speak_http_is_explained() -> None:
     with serving(lambda connection: connection.sendall(b"220 mail.example ESMTP secret\r\n")) as address:
-        assert (await told(f"http://{address}/{_SECRETS}")).startswith(f"{address} broke the connection off")
+        assert (await explanation(f"http://{address}/{_SECRETS}")).startswith(f"{address} broke the connection off")
 
 
 async def test_server_that_never_answers_is_explained() -> None:
@@ -70,7 +70,7 @@ async def test_server_that_never_answers_is_explained() -> None:
             pass
 
     with serving(listen) as address:
-        assert await told(f"http://{address}/{_SECRETS}") == f"{address} did not answer in time"
+        assert await explanation(f"http://{address}/{_SECRETS}") == f"{address} did not answer in time"
 
 
 async def test_server_without_tls_is_explained() -> None:
@@ -79,48 +79,21 @@ async def test_server_without_tls_is_explained() -> None:
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     with serving(answer) as address:
-        said = await told(f"https://{address}/{_SECRETS}")
-    assert said.startswith(f"{address} could not be spoken to securely (TLS: ")
+        text = await explanation(f"https://{address}/{_SECRETS}")
+    assert text.startswith(f"{address} could not be spoken to securely (TLS: ")
 
 
 async def test_untrusted_certificate_is_explained(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(_self_signed(tmp_path))
+    context.load_cert_chain(self_signed("nobody.example", tmp_path))
 
     def shake_hands(connection: socket.socket) -> None:
         with pytest.raises(OSError):  # noqa: PT011 (the client hangs up in the middle, in one of several ways)
             context.wrap_socket(connection, server_side=True)
 
     with serving(shake_hands) as address:
-        said = await told(f"https://{address}/{_SECRETS}")
-    assert said.startswith(f"{address} shows a certificate that is not trusted (TLS: self")
-
-
-def _self_signed(folder: Path) -> Path:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nobody")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / "both.pem"
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    return path
+        text = await explanation(f"https://{address}/{_SECRETS}")
+    assert text.startswith(f"{address} shows a certificate that is not trusted (TLS: self")
 
 
 @pytest.mark.parametrize(

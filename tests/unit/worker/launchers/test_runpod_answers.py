@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-import respx
 
 from lora_worker.errors import LaunchInDoubtError, ServiceUnavailableError
 from lora_worker.launchers.answers import count_of, parse_observation, seconds_of
@@ -19,18 +18,6 @@ from lora_worker.launchers.runpod import RunPodLauncher
 URL = "https://api.runpod.ai/v2/ep"
 REF = LaunchRef(None, "j")
 DEEP = b"[" * 100_000 + b"]" * 100_000
-
-
-@pytest.fixture
-async def launcher() -> AsyncIterator[RunPodLauncher]:
-    async with httpx.AsyncClient() as http:
-        yield RunPodLauncher(URL, "key", http=http)
-
-
-@pytest.fixture
-def api() -> Any:
-    with respx.mock(base_url=URL, assert_all_called=False) as mock:
-        yield mock
 
 
 @pytest.mark.parametrize(

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-import respx
 
 from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.base import LaunchRef, LaunchState, Policy
 from lora_worker.launchers.runpod import RunPodLauncher
 
-URL = "https://api.runpod.ai/v2/ep"
 POLICY = Policy(execution_seconds=3600, ttl_seconds=90000)
 HEALTH = {"jobs": {"inQueue": 0}, "workers": {"idle": 1, "running": 0}}
-
-
-@pytest.fixture
-async def launcher() -> AsyncIterator[RunPodLauncher]:
-    async with httpx.AsyncClient() as http:
-        yield RunPodLauncher(URL, "key", http=http)
-
-
-@pytest.fixture
-def api() -> Any:
-    with respx.mock(base_url=URL, assert_all_called=False) as mock:
-        yield mock
 
 
 async def test_launch_sends_policy_in_milliseconds_and_the_key(launcher: RunPodLauncher, api: Any) -> None:
