@@ -7,12 +7,17 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
+
 from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.configuration.settings import Settings
 from lora_worker.database.functions import BreakersAnswer, QueueHealth, Stray
 from lora_worker.database.rows import Assignment, DatasetClaim, News
 from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation
 from lora_worker.money.pricing import load_prices
+from lora_worker.runs import advance
+from lora_worker.runs.events import Settled
+from lora_worker.runs.held_run import HeldRun
 from lora_worker.services import HeavySlots, Services
 
 START = 1000.0
@@ -198,3 +203,26 @@ def assignment(external_job_id: str | None = "ext", **run: Any) -> Assignment:
             "dataset": None,
         }
     )  # fmt: skip
+
+
+def note_settlings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Replace settling, as `advance` calls it; returns the list to which every ending is added."""
+    endings: list[Any] = []
+
+    async def settle(held: HeldRun, ending: Any) -> Settled:
+        endings.append(ending)
+        return Settled("completed")
+
+    monkeypatch.setattr(advance, "settle", settle)
+    return endings
+
+
+def note_launches(monkeypatch: pytest.MonkeyPatch) -> list[HeldRun]:
+    """Replace launching, as `advance` calls it; returns the list to which every launched run is added."""
+    launched: list[HeldRun] = []
+
+    async def note(held: HeldRun) -> None:
+        launched.append(held)
+
+    monkeypatch.setattr(advance, "launch", note)
+    return launched

@@ -19,19 +19,10 @@ from lora_worker.database.calls import DatabaseCalls
 from lora_worker.errors import ServiceRefusedError
 from lora_worker.launchers.runpod_settings import RunPodSettings
 from lora_worker.services import Services, open_services
-from tests.unit.worker.configuration.test_settings import GOOD
+
+pytestmark = pytest.mark.usefixtures("no_logging")
 
 SUPABASE, RUNPOD = "https://p.supabase.co", "https://api.runpod.ai/v2/ep"
-
-
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    monkeypatch.chdir(tmp_path)
-    for name, value in GOOD.items():
-        monkeypatch.setenv(name, value)
-    # Loggers keep the first stream that they are given, and this one is closed with the test.
-    monkeypatch.setattr("lora_worker.observability.telemetry.configure_logging", lambda _: None)
-    return monkeypatch
 
 
 @pytest.fixture

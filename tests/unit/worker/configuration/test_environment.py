@@ -12,18 +12,9 @@ from lora_worker.commands.cli import app
 from lora_worker.errors import SettingsError
 from lora_worker.launchers.registry import load_settings
 from lora_worker.launchers.runpod_settings import RunPodSettings
-from tests.unit.worker.configuration.test_settings import GOOD
+from tests.unit.worker.variables import SETTINGS
 
-
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    monkeypatch.chdir(tmp_path)
-    for name in ("SUPABASE_ANON_KEY", "SUPABASE_SECRET_KEY", "RUNPOD_ENDPOINT_ID", "RUNPOD_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in GOOD.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("lora_worker.observability.telemetry.configure_logging", lambda _: None)
-    return monkeypatch
+pytestmark = pytest.mark.usefixtures("no_logging")
 
 
 def refused() -> str:
@@ -90,23 +81,23 @@ def test_missing_variable_is_reported_with_the_similar_one_set(
     assert "hidden" not in text
 
 
-_LINES = "\n".join(f"{name}={value}" for name, value in GOOD.items())
+_LINES = "\n".join(f"{name}={value}" for name, value in SETTINGS.items())
 _WAYS_TO_WRITE: dict[str, bytes] = {
     "plain": _LINES.encode(),
     "with a BOM": b"\xef\xbb\xbf" + _LINES.encode(),
     "with CRLF": _LINES.replace("\n", "\r\n").encode(),
     "with a BOM and CRLF": b"\xef\xbb\xbf" + _LINES.replace("\n", "\r\n").encode(),
-    "with quotes": "\n".join(f'{name}="{value}"' for name, value in GOOD.items()).encode(),
-    "with single quotes": "\n".join(f"{name} = '{value}'" for name, value in GOOD.items()).encode(),
+    "with quotes": "\n".join(f'{name}="{value}"' for name, value in SETTINGS.items()).encode(),
+    "with single quotes": "\n".join(f"{name} = '{value}'" for name, value in SETTINGS.items()).encode(),
     "with export, comments and blank lines": (
-        "# Umlauts äöü\n\n" + "\n\n".join(f"export {name}={value}  # a key" for name, value in GOOD.items())
+        "# Umlauts äöü\n\n" + "\n\n".join(f"export {name}={value}  # a key" for name, value in SETTINGS.items())
     ).encode(),
 }
 
 
 @pytest.mark.parametrize("way", _WAYS_TO_WRITE)
 def test_settings_file_is_read_however_an_editor_saves_it(environment: pytest.MonkeyPatch, way: str) -> None:
-    for name in GOOD:
+    for name in SETTINGS:
         environment.delenv(name)
     Path(".env").write_bytes(_WAYS_TO_WRITE[way])
     settings = load_settings()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ import pytest
 from lora_worker.configuration.keys import Role, read_key
 from lora_worker.errors import SettingsError
 from lora_worker.launchers.registry import load_settings
-from tests.unit.worker.configuration.test_settings import GOOD
 
 
 def jwt(**claims: Any) -> str:
@@ -29,16 +27,6 @@ NOW = int(time.time())
 SERVICE = jwt(role="service_role", iss="supabase", ref="abcdefghijkl", exp=NOW + 10**6)
 ANON = jwt(role="anon", iss="supabase", ref="abcdefghijkl", exp=NOW + 10**6)
 USER = jwt(role="authenticated", sub="someone", aud="authenticated", exp=NOW + 3600)
-
-
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    monkeypatch.chdir(tmp_path)
-    for name in ("SUPABASE_ANON_KEY", "SUPABASE_SECRET_KEY", "RUNPOD_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in GOOD.items():
-        monkeypatch.setenv(name, value)
-    return monkeypatch
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -11,24 +10,7 @@ from lora_worker.configuration.settings import variable_of
 from lora_worker.errors import SettingsError
 from lora_worker.launchers.registry import LAUNCHERS, load_settings
 from lora_worker.launchers.runpod_settings import RunPodSettings
-
-GOOD = {
-    "SUPABASE_URL": "https://p.supabase.co/",
-    "SUPABASE_SERVICE_ROLE_KEY": "sb_secret_abcdef",
-    "SUPABASE_PUBLISHABLE_KEY": "sb_publishable_abcdef",
-    "GPU_CLUSTER_API_URL": "https://api.runpod.ai/v2/ep",
-    "GPU_CLUSTER_API_KEY": "rpa_abcdef",
-}
-
-
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    monkeypatch.chdir(tmp_path)
-    for name in (*GOOD, "SUPABASE_ANON_KEY", "SUPABASE_SECRET_KEY", "RUNPOD_ENDPOINT_ID", "RUNPOD_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in GOOD.items():
-        monkeypatch.setenv(name, value)
-    return monkeypatch
+from tests.unit.worker.variables import SETTINGS
 
 
 def test_the_five_variables_are_enough(environment: pytest.MonkeyPatch) -> None:
@@ -58,7 +40,7 @@ def test_every_process_has_a_unique_name(environment: pytest.MonkeyPatch, name: 
     assert re.fullmatch(rf"{name or '.+'}-[0-9a-f]{{8}}", first.name)
 
 
-@pytest.mark.parametrize("missing", GOOD)
+@pytest.mark.parametrize("missing", SETTINGS)
 @pytest.mark.fault(13)
 def test_missing_variable_is_named(environment: pytest.MonkeyPatch, missing: str) -> None:
     environment.delenv(missing)

@@ -17,10 +17,7 @@ from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import LaunchState
 from lora_worker.money.pricing import find_price, load_prices
-from lora_worker.runs import advance
-from lora_worker.runs.events import Settled
-from lora_worker.runs.held_run import HeldRun
-from tests.scripted import FakeLauncher, ForgetfulLauncher, make_services
+from tests.scripted import FakeLauncher, ForgetfulLauncher, make_services, note_settlings
 
 Row = dict[str, Any]
 
@@ -129,14 +126,8 @@ def test_infinite_deletion_date_of_a_dataset_is_readable() -> None:
 
 
 async def settled(monkeypatch: pytest.MonkeyPatch, row: Row, launcher: FakeLauncher) -> list[Any]:
-    """What a run with this row is settled with, after two cycles of the daemon."""
-    endings: list[Any] = []
-
-    async def settle(holding: HeldRun, ending: Any) -> Settled:
-        endings.append(ending)
-        return Settled("failed")
-
-    monkeypatch.setattr(advance, "settle", settle)
+    """The endings with which two cycles of the daemon settle a run with this row."""
+    endings = note_settlings(monkeypatch)
     daemon = Daemon(make_services(launcher=launcher))
     daemon.services.queue.to_adopt = [parse_assignment(row)]  # type: ignore[attr-defined]
     await daemon.claim()

@@ -19,7 +19,7 @@ from lora_worker.runs.events import Settled
 from lora_worker.runs.held_run import HeldRun
 from lora_worker.services import HeavySlots, Services
 from tests.processes.waiting import PATIENCE_SECONDS
-from tests.scripted import ForgetfulLauncher, Shelf, assignment
+from tests.scripted import ForgetfulLauncher, Shelf, assignment, note_launches, note_settlings
 
 
 async def test_worker_stops_acting_when_its_lease_ends_by_its_own_clock(services: Services) -> None:
@@ -82,12 +82,7 @@ async def test_number_of_calls_of_a_cycle_does_not_grow_with_the_runs(services: 
 async def test_unconfirmed_launch_is_left_alone_until_its_deadline(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launched: list[HeldRun] = []
-
-    async def note(holding: HeldRun) -> None:
-        launched.append(holding)
-
-    monkeypatch.setattr(advance, "launch", note)
+    launched = note_launches(monkeypatch)
     doubtful = assignment(None, status="claimed", launches=1, posted_seconds_ago=30)
     holding = HeldRun.take(services, doubtful, asked_at=services.clock())
     holding.trusted_until = float("inf")
@@ -101,12 +96,7 @@ async def test_unconfirmed_launch_is_left_alone_until_its_deadline(
 async def test_adopted_run_without_a_launch_is_launched_at_once(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launched: list[HeldRun] = []
-
-    async def note(holding: HeldRun) -> None:
-        launched.append(holding)
-
-    monkeypatch.setattr(advance, "launch", note)
+    launched = note_launches(monkeypatch)
     await advance.advance(HeldRun.take(services, assignment(None, status="claimed"), asked_at=services.clock()))
     assert len(launched) == 1
 
@@ -120,13 +110,7 @@ def watched(
     checked_in: bool = True,
 ) -> tuple[HeldRun, list[Any]]:
     """A holding of a run whose launcher says `state`, and what it was settled with."""
-    endings: list[Any] = []
-
-    async def settle(holding: HeldRun, ending: Any) -> Settled:
-        endings.append(ending)
-        return Settled("completed")
-
-    monkeypatch.setattr(advance, "settle", settle)
+    endings = note_settlings(monkeypatch)
     ready = dataclasses.replace(
         services, launcher=cast(Any, ForgetfulLauncher(state)), storage=cast(Any, Shelf(manifest))
     )

@@ -18,7 +18,7 @@ from lora_worker.launchers.runpod import RunPodLauncher
 from lora_worker.services import open_services
 from tests.project import ROOT
 from tests.scripted import FakeLauncher
-from tests.unit.worker.configuration.test_settings import GOOD
+from tests.unit.worker.variables import SETTINGS
 
 RUNPODS = ("GPU_CLUSTER_API_URL", "GPU_CLUSTER_API_KEY")
 
@@ -43,22 +43,17 @@ def opened(settings: NeighbourSettings, http: httpx.AsyncClient) -> Neighbour:
     return Neighbour(settings.neighbour_key.get_secret_value())
 
 
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    monkeypatch.chdir(tmp_path)
-    for name in ("SUPABASE_ANON_KEY", "SUPABASE_SECRET_KEY", "RUNPOD_ENDPOINT_ID", "RUNPOD_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in GOOD.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture(autouse=True)
+def neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second launcher beside RunPod's."""
     kind = LauncherKind(NeighbourSettings, opened, lambda _: 10)  # type: ignore[arg-type]
     monkeypatch.setitem(LAUNCHERS, "neighbour", kind)  # type: ignore[arg-type]
-    return monkeypatch
 
 
 async def test_runpod_is_the_default_launcher(environment: pytest.MonkeyPatch) -> None:
     async with open_services(load_settings()) as services:
         assert isinstance(services.launcher, RunPodLauncher)
-        assert services.launcher.endpoint == GOOD["GPU_CLUSTER_API_URL"]
+        assert services.launcher.endpoint == SETTINGS["GPU_CLUSTER_API_URL"]
 
 
 async def test_another_launcher_needs_nothing_of_runpod(environment: pytest.MonkeyPatch) -> None:

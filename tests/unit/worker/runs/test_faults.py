@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from lora_worker.errors import ServiceUnavailableError
 from lora_worker.services import Services
 from tests.processes.waiting import PATIENCE_SECONDS
 from tests.scripted import assignment
-from tests.unit.worker.configuration.test_settings import GOOD
 
 PAGE = "<html><title>a gateway's words</title></html>"
 
@@ -69,16 +67,10 @@ async def test_bug_at_one_run_is_logged_once_with_its_count(services: Services) 
     assert over["times"] == 5
 
 
+@pytest.mark.usefixtures("environment", "no_logging")
 @pytest.mark.parametrize("command", [["run", "--once"], ["status"], ["status", "--json"]])
 @pytest.mark.parametrize("status", [200, 502])
-def test_html_answer_ends_a_command_with_one_sentence(
-    command: list[str], status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name, value in GOOD.items():
-        monkeypatch.setenv(name, value)
-    # Loggers keep the first stream that they are given, and this one is closed with the test.
-    monkeypatch.setattr("lora_worker.observability.telemetry.configure_logging", lambda _: None)
+def test_html_answer_ends_a_command_with_one_sentence(command: list[str], status: int) -> None:
     with respx.mock(assert_all_called=False) as api:
         api.route().respond(status, html=PAGE)
         done = CliRunner().invoke(app, command, catch_exceptions=False)

@@ -9,9 +9,8 @@ import pytest
 from lora_worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceUnavailableError
 from lora_worker.launchers.base import LaunchState
 from lora_worker.runs import advance
-from lora_worker.runs.events import Settled
 from lora_worker.runs.held_run import HeldRun
-from tests.scripted import FakeQueue, ForgetfulLauncher, assignment, make_services
+from tests.scripted import FakeQueue, ForgetfulLauncher, assignment, make_services, note_settlings
 
 FILE = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
 
@@ -37,13 +36,7 @@ def asking(
     state: LaunchState = LaunchState.RUNNING,
 ) -> tuple[HeldRun, list[Any]]:
     """A holding whose trainer asks to upload, and what it is settled with."""
-    endings: list[Any] = []
-
-    async def settle(holding: HeldRun, ending: Any) -> Settled:
-        endings.append(ending)
-        return Settled("completed")
-
-    monkeypatch.setattr(advance, "settle", settle)
+    endings = note_settlings(monkeypatch)
     services = make_services(launcher=ForgetfulLauncher(state), storage=Shelves(failure))
     holding = HeldRun.take(services, assignment(), asked_at=services.clock())
     holding.news = holding.news.model_copy(update={"upload_request": request})
