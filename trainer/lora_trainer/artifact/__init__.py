@@ -1,1 +1,1 @@
-"""The folder that is published."""
+"""The artifact: the folder with the trained adapter that is published."""

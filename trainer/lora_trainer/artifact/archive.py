@@ -1,4 +1,4 @@
-"""The adapter's folder as one file, for whoever takes it whole."""
+"""Packs the artifact's folder into one archive file, for applications that download it as a whole."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _LEADING_FOLDER = "adapter"
 
 
 def write_archive(folder: Path, path: Path) -> None:
-    """Put everything in `folder` but the archive itself into the `.tar.gz` at `path`, under one leading folder.
+    """Pack all files of `folder`, except the archive itself, into the `.tar.gz` at `path`.
 
-    The application's deploy step takes exactly one folder off each name.
+    All names get one leading folder, because the application's deploy step strips exactly one from each name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file != path)
-    with tarfile.open(path, "w:gz", compresslevel=1) as archive:  # weights hardly compress
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:  # weights hardly get smaller by compression
         for file in files:
             archive.add(file, f"{_LEADING_FOLDER}/{file.relative_to(folder).as_posix()}")

@@ -1,4 +1,4 @@
-"""The folder that is published: the adapter in PEFT's layout, and what one needs to know about it."""
+"""Writes the folder that is published: the adapter in PEFT's layout, its README, logs and configuration."""
 
 from __future__ import annotations
 
@@ -36,19 +36,21 @@ def save_artifact(
     points: list[Point],
     archive_name: str | None,
 ) -> None:
-    """Write every file of the artifact into `folder`.
+    """Write every file of the artifact into `folder`. Rounds the model's trained weights to bf16.
+
+    `archive_name` is the path of the archive relative to `folder`; without one no archive is written.
 
     Raises:
-        DiskFullError: no room for them.
-        NothingLearnedError: the adapter would change nothing.
+        DiskFullError: there is no room for the files.
+        NothingLearnedError: the adapter would change nothing, or holds values that are not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with naming_full_disks(folder):
         round_adapter(model)
-        # Only now: with a name of the hub in it, PEFT asks the hub at each checkpoint.
+        # Not before: with a model name of the hub in its config, PEFT would ask the hub at each checkpoint.
         for config in model.peft_config.values():
             config.base_model_name_or_path, config.revision = facts.base_name, facts.base_revision
-        # Embeddings are never trained; looking whether they were would ask the hub for the base's files.
+        # Embeddings are never trained. To find out whether they were, PEFT would ask the hub for the base's files.
         model.save_pretrained(str(folder), save_embedding_layers=False)
         _store_in_bf16(folder / _WEIGHTS_NAME)
         check_weights(folder / _WEIGHTS_NAME)
@@ -66,7 +68,10 @@ def save_artifact(
 
 
 def round_adapter(model: torch.nn.Module) -> None:
-    """Round the adapter's weights to bf16, in which they are saved: what is tested is what is served."""
+    """Round the adapter's weights to bf16, the type in which they are saved, but keep their present type.
+
+    Then a test of the model in memory tests what will be served.
+    """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.bfloat16().to(parameter.dtype)
@@ -78,10 +83,11 @@ def _store_in_bf16(weights: Path) -> None:
 
 
 def check_weights(weights: Path) -> None:
-    """Refuse an adapter that is not worth publishing, by what was saved of it.
+    """Refuse a saved adapter that is not worth publishing. `weights` is its safetensors file.
 
     Raises:
-        NothingLearnedError: its B matrices are all zero, so that it adds nothing to the base; or it holds no numbers.
+        NothingLearnedError: all its B matrices are zero, so that it adds nothing to the base model, or some of its
+            values are not finite.
     """
     saved = load_file(weights)
     if broken := sum(not bool(tensor.isfinite().all()) for tensor in saved.values()):
@@ -101,7 +107,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def environment(facts: ArtifactFacts) -> dict[str, Any]:
-    """Where the adapter was trained: versions, GPU, driver, seed."""
+    """What is needed to reproduce the training: package versions, GPU, driver, seed, base model, dataset."""
     return {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in _PACKAGES},
@@ -116,7 +122,7 @@ def environment(facts: ArtifactFacts) -> dict[str, Any]:
 
 
 def draw_loss(points: list[Point], path: Path) -> None:
-    """The loss curve as a PNG."""
+    """Write the loss curve as a PNG file to `path`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""What the artifact says of generating: when an answer ends, by token ids."""
+"""Writes the artifact's generation_config.json, which says at which tokens an answer ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: str) -> list[int]:
-    """Ids at which generation ends: of the token that ends an answer, and of what base and tokenizer end with."""
+    """The ids of all tokens at which generation must end, each once.
+
+    They are the token `stop`, which ends an answer in the chat template, the tokenizer's end-of-text token, and
+    those at which the base model's own configuration ends.
+    """
     known = model.generation_config.eos_token_id
     ids = [tokenizer.convert_tokens_to_ids(stop), tokenizer.eos_token_id]
     ids += [] if known is None else known if isinstance(known, list) else [known]
@@ -21,15 +25,16 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: s
 
 
 def save_generation_config(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: str) -> None:
-    """Write generation_config.json: the base's own way of sampling, and every token that ends an answer.
+    """Write generation_config.json: the base model's sampling settings, with every token that ends an answer.
 
-    Where tokenizer and chat template disagree on that, generation would else run on after the answer.
+    Where the tokenizer and the chat template end with different tokens, generation would otherwise run on after the
+    answer.
     """
-    ends = {"eos_token_id": stop_ids(model, tokenizer, stop), "pad_token_id": tokenizer.pad_token_id}
+    end_tokens = {"eos_token_id": stop_ids(model, tokenizer, stop), "pad_token_id": tokenizer.pad_token_id}
     config = copy.deepcopy(model.generation_config)
     try:
-        config.update(**ends)
+        config.update(**end_tokens)
         config.save_pretrained(folder)
     except ValueError:
-        # Some bases ship a configuration that contradicts itself, which transformers loads and does not save.
-        GenerationConfig(bos_token_id=tokenizer.bos_token_id, **ends).save_pretrained(folder)
+        # Some base models bring a configuration that contradicts itself. transformers loads it, but refuses to save it.
+        GenerationConfig(bos_token_id=tokenizer.bos_token_id, **end_tokens).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The adapter's README: what it is, what it was made from, how well it went, how to use it."""
+"""The artifact's README: what the adapter is, what it was made from, its results, and how to use it."""
 
 from __future__ import annotations
 
@@ -13,38 +13,45 @@ from lora_trainer.models.targets import DORA_NOTE, vllm_rank
 
 @dataclass
 class ArtifactFacts:
-    """All that the artifact's texts say."""
+    """Everything that the artifact's texts say about the training."""
 
     base_name: str
     base_revision: str | None
     base_licence: str | None
     dataset_sha256: str
     training_examples: int
+    """How many answers were trained on."""
     validation_examples: int
+    """How many answers were held out."""
     parameters: Hyperparameters
     metrics: FinalMetrics
     steps: int
     trainable: int
+    """How many weights were trained."""
     target_modules: tuple[str, ...]
     serving: str
+    """A sentence on how vLLM serves adapters of this architecture."""
     split: dict[str, Any]
+    """The content of split.json: the seed, and the conversations of both sides."""
     own_template: bool
-    """Whether the base had no chat template and the trainer's was put in."""
+    """Whether the base model had no chat template, so that the trainer's was put in."""
     stop: str
     """The token that ends an answer."""
     dtype: str
-    """In which the training computed."""
+    """The type in which the training computed, such as `bfloat16`."""
     packed: bool
+    """Whether a row held several examples."""
     warm_up_steps: int
     loss_before: float | None = None
-    """Validation loss of the base alone."""
+    """Validation loss of the base model, measured before the first step."""
     gpu_type: str | None = None
     driver: str | None = None
     notes: list[str] = field(default_factory=list)
+    """Sentences for the user."""
 
 
 def model_card(facts: ArtifactFacts) -> str:
-    """Markdown with the metadata block that the hub reads."""
+    """The README as Markdown, with the metadata block that the Hugging Face hub reads."""
     revision = f" at revision `{facts.base_revision}`" if facts.base_revision else ""
     sections = [
         _front_matter(facts),
@@ -76,7 +83,7 @@ def _front_matter(facts: ArtifactFacts) -> str:
         "library_name: peft",
         "pipeline_tag: text-generation",
         "tags: [lora, qlora, sft]",
-        # json.dumps is YAML's quoting, too: a name may hold anything.
+        # A JSON string is also a YAML string, whatever characters the name contains.
         f"base_model: {json.dumps(facts.base_name)}",
     ]
     if facts.base_licence:

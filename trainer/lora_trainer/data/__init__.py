@@ -1,1 +1,1 @@
-"""From a dataset to tokenised rows."""
+"""Turns a dataset into tokenised rows."""

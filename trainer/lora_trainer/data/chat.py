@@ -1,13 +1,13 @@
-"""Where the answers stand in a rendered conversation, for any chat template.
+"""Renders conversations with a chat template and finds the answers in them, so that only answers are learned.
 
-Templates that mark answers (`{% generation %}`) are few and TRL knows some others by heart; every
-template, however, renders a conversation up to an answer, and including it. The difference between
-the two is the answer. That holds when rendering more turns leaves the earlier text alone ("prefix
-preserving"); where it does not, each answer becomes a row of its own.
+Few templates mark the answers (`{% generation %}`), and TRL brings marked variants of some others. What every
+template can do is render a conversation up to an answer, as a prompt, and render it with the answer. The answer is
+what the second rendering has more than the first. This needs templates that leave earlier text unchanged when more
+turns follow ("prefix preserving"). With a template that changes it, each answer becomes a row of its own.
 
-Some templates end the prompt with the beginning of a thought that the rendering of an answer leaves out
-(DeepSeek's R1). There the answer is put together as it is generated: the prompt, the thought or none, its
-end, and the answer as the template renders it.
+Some templates end the prompt with the beginning of a thought, which they leave out when they render an answer
+(DeepSeek-R1). There the learned text is put together as the model generates it: the prompt, the thought (which may
+be empty), the end of the thought, and the answer as the template renders it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DEFAULT_TEMPLATE = (
     "{% else %}{{ '### System:\\n' + message['content'] + '\\n\\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
 )
-"""For bases without a template; written into the artifact, so that serving speaks the same."""
+"""For base models without a template. It is saved in the artifact, so that serving uses the same one."""
 
 
 _THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
@@ -49,22 +49,26 @@ _DIFFERENT = (
 
 
 class Row(NamedTuple):
-    """One tokenised training row: `labels` are the ids of the learned tokens, IGNORED elsewhere."""
+    """One tokenised training row. `labels` is as long as `input_ids`."""
 
     input_ids: list[int]
     labels: list[int]
+    """The id of each token that is learned, `IGNORED` for all others."""
     answers: int
+    """How many answers the row teaches."""
 
 
 class Span(NamedTuple):
-    """Characters of a rendered conversation that are learned."""
+    """The characters of a rendered conversation, from `start` up to but not including `end`, that are learned."""
 
     start: int
     end: int
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Give the tokenizer a pad token, and a chat template if it has none; whether it had none.
+    """Give the tokenizer a pad token and a chat template where it lacks them.
+
+    Returns whether it had no chat template, so that `DEFAULT_TEMPLATE` was put in.
 
     Raises:
         BaseModelUnknownError: it has no end-of-text token, or can't tell which characters a token covers.
@@ -85,7 +89,10 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 class Chat:
-    """A tokenizer's chat template, as the data preparation uses it."""
+    """Turns conversations into training rows with a tokenizer and its chat template.
+
+    `tokenizer` must have been through `prepare_tokenizer`.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -94,16 +101,22 @@ class Chat:
             | {tokenizer.eos_token}
         )
         self.takes_system = True
-        """Whether the template puts a system prompt where it belongs; else the first user turn opens with it."""
+        """Whether the template keeps a system prompt in front. If not, it becomes the start of the first user turn."""
         self._template = self._choose_template()
         self._thought = self._forced_thought()
-        """What the prompt ends with and an answer's rendering leaves out, such as “<think>” and a line break."""
+        """The end of the prompt that the rendering of an answer leaves out, such as “<think>” and a line break."""
         self.takes_system = self._takes_system()
         self.tokens = ControlTokens(tokenizer)
         self.marks = plain_marks(self._between_turns(), tokenizer)
 
     def row(self, messages: Sequence[Message], trained: Sequence[int]) -> Row | None:
-        """The conversation as one row; None when its answers can't stand in one rendering."""
+        """The conversation as one row, in which the messages with the indices `trained` are learned.
+
+        None when the template can't show all these answers in one rendering.
+
+        Raises:
+            BaseModelUnknownError: answers can't be rendered for training.
+        """
         encode = self.tokens.encode
         if self.tokens.find(messages):
             messages, encode = self.tokens.hide(messages), self.tokens.encode_hidden
@@ -114,12 +127,12 @@ class Chat:
         return Row(ids, _labels(ids, offsets, spans), len(spans))
 
     def refuse(self, example: Example) -> LineError | None:
-        """The error of an example whose texts can't be told from the template or its tokens."""
+        """The error of an example whose texts could be mistaken for the template's marks or for its special tokens."""
         return self.marks.refuse(example) or self.tokens.refuse(example)
 
     @cached_property
     def rendering(self) -> Rendering:
-        """What this template allows; no weights and no dataset are needed to know it.
+        """What this template allows. Neither weights nor a dataset are needed to find out.
 
         Raises:
             BaseModelUnknownError: answers can't be rendered for training.
@@ -139,26 +152,28 @@ class Chat:
         )
 
     def _with_thought(self, messages: Sequence[Message], trained: Sequence[int]) -> tuple[str, list[Span]]:
-        """The last answer as it is generated after a prompt that begins a thought; no span for more than that.
+        """The last answer as the model generates it after a prompt that begins a thought.
 
-        Earlier answers stand there without their thoughts, as a server renders them.
+        Earlier answers are rendered without their thoughts, as a server renders them, so they can't be learned in
+        the same row: where `trained` names any but the last message, there is no span.
         """
         *history, answer = messages
         if list(trained) != [len(history)]:
             return "", []
         prompt = self._render(history, prompting=True)
-        thought, _, said = answer.content.rpartition(_THOUGHT_ENDS)
-        answered = self._render([*history, answer._replace(content=said)])
-        begun = prompt.removesuffix(self._thought)
-        if not answered.startswith(begun):
+        thought, _, reply = answer.content.rpartition(_THOUGHT_ENDS)
+        answered = self._render([*history, answer._replace(content=reply)])
+        before_thought = prompt.removesuffix(self._thought)
+        if not answered.startswith(before_thought):
             raise BaseModelUnknownError(*_DIFFERENT)
         thought = thought.strip().removeprefix(_THOUGHT_BEGINS).strip()
-        # A template may put an empty thought before an answer that has none.
-        said_and_stop = answered[len(begun) :].rpartition(_THOUGHT_ENDS)[2].lstrip()
-        text = f"{prompt}{thought}\n{_THOUGHT_ENDS}\n\n{said_and_stop}"
+        # Some templates put an empty thought before an answer that has none; it is cut off here.
+        reply_and_stop = answered[len(before_thought) :].rpartition(_THOUGHT_ENDS)[2].lstrip()
+        text = f"{prompt}{thought}\n{_THOUGHT_ENDS}\n\n{reply_and_stop}"
         return text, [Span(len(prompt), self._stop_of(text))]
 
     def _as_rendered(self, messages: Sequence[Message], trained: Sequence[int]) -> tuple[str, list[Span]]:
+        """The rendered conversation and the spans of its answers; no spans if the template changes earlier turns."""
         text, spans = self._render(messages), []
         for index in trained:
             prompt = self._render(messages[:index], prompting=True)
@@ -171,7 +186,7 @@ class Chat:
         return text, spans
 
     def _stop_of(self, answered: str) -> int:
-        """End of the learned characters: just after the token that stops the generation."""
+        """Where the learned characters end: just after the token that stops the generation."""
         stripped = answered.rstrip()
         if not stripped.endswith(self._stops):
             raise BaseModelUnknownError(
@@ -191,12 +206,12 @@ class Chat:
                 add_generation_prompt=prompting,
             )
         except jinja2.TemplateError as error:
-            # The template's own words; it doesn't know the dataset's.
+            # The sentence comes from the template (`raise_exception`), so it contains no text of the dataset.
             raise BaseModelUnknownError(f"The base model's chat template refuses a conversation: {error}.") from None
         return str(rendered)
 
     def _choose_template(self) -> Any:
-        """The tokenizer's own template where it keeps earlier turns as they are, else TRL's variant of it."""
+        """The tokenizer's own template if it leaves earlier turns unchanged, else TRL's variant if there is one."""
         from trl.chat_template_utils import get_training_chat_template
 
         self._template = self._tokenizer.chat_template
@@ -208,19 +223,21 @@ class Chat:
             return self._template
 
     def _keeps_earlier_turns(self) -> bool:
+        """Whether a rendering stays the same, up to where it ends, when more turns follow."""
         talk = [Message(USER, "a"), Message(ASSISTANT, "b"), Message(USER, "c"), Message(ASSISTANT, "d")]
         return self._render(talk).startswith(self._render(talk[:2]))
 
     def _forced_thought(self) -> str:
-        """The beginning of a thought that ends the prompt and is missing where an answer is rendered; else empty."""
+        """The beginning of a thought at the prompt's end that the rendering of an answer leaves out; "" if none."""
         talk = [Message(USER, "a"), Message(ASSISTANT, "b")]
         prompt, answered = self._render(talk[:1], prompting=True), self._render(talk)
-        begins = prompt.rstrip().removesuffix(_THOUGHT_BEGINS)
-        forced = len(begins) < len(prompt.rstrip()) and not answered.startswith(prompt) and answered.startswith(begins)
-        return prompt[len(begins) :] if forced else ""
+        before = prompt.rstrip().removesuffix(_THOUGHT_BEGINS)
+        ends_with_thought = len(before) < len(prompt.rstrip())
+        is_left_out = not answered.startswith(prompt) and answered.startswith(before)
+        return prompt[len(before) :] if ends_with_thought and is_left_out else ""
 
     def _between_turns(self) -> list[str]:
-        """What the template writes before, between and after the texts of a conversation."""
+        """The texts that the template itself writes: before, between and after the messages of a conversation."""
         roles = [SYSTEM] * self.takes_system + [USER, ASSISTANT, USER, ASSISTANT]
         probes = [Message(role, f"TEXT-PROBE-{index}-TEXT") for index, role in enumerate(roles)]
         return re.split(r"TEXT-PROBE-\d-TEXT", self._render(probes))
@@ -228,16 +245,16 @@ class Chat:
     def _takes_system(self) -> bool:
         """Whether the system prompt comes first and stays there, however long the conversation gets.
 
-        Mistral v0.3 puts it into the last message if that is the user's: a prompt has it, the same
-        conversation with its answer has not.
+        The template of Mistral v0.3 puts it into the last message, and only if that is the user's. So it is in the
+        prompt, and missing from the same conversation with its answer.
         """
         talk = [Message(SYSTEM, "SYSTEM-PROBE"), Message(USER, "USER-PROBE"), Message(ASSISTANT, "a")]
         talk += [Message(USER, "b"), Message(ASSISTANT, "c")]
         try:
             for answer in (2, 4):
                 prompt, answered = self._render(talk[:answer], prompting=True), self._render(talk[: answer + 1])
-                begun = prompt.removesuffix(self._thought)
-                if "SYSTEM-PROBE" not in prompt.partition("USER-PROBE")[0] or not answered.startswith(begun):
+                is_in_front = "SYSTEM-PROBE" in prompt.partition("USER-PROBE")[0]
+                if not is_in_front or not answered.startswith(prompt.removesuffix(self._thought)):
                     return False
         except BaseModelUnknownError:
             return False
@@ -245,6 +262,10 @@ class Chat:
 
 
 def _labels(ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]) -> list[int]:
+    """The id of each token that lies in a span, at least in part; `IGNORED` for the others.
+
+    `offsets` has each token's first character and the one after its last. Tokens and spans are in order.
+    """
     labels = [IGNORED] * len(ids)
     pending = iter(spans)
     span = next(pending, None)

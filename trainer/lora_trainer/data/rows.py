@@ -1,7 +1,7 @@
-"""From the dataset's file to tokenised rows: read, merge, hold out, render, mask, fit.
+"""Turns the dataset's file into tokenised rows: read, merge, render, mask, fit into `max_length`, hold some out.
 
-A row that is too long loses its oldest turns, never an answer. Every trained answer becomes learned
-tokens in exactly one row; what can't fit is counted and reported.
+A row that is too long loses its oldest turns, never an answer. Every answer is learned in exactly one row. An answer
+that does not fit even with its question alone is left out, counted, and reported to the user.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from lora_trainer.errors import DatasetInvalidError
 
 _CHUNK_BYTES = 1 << 20
 _TOKENS_NAMED = 5
+"""A note for the user names at most so many control tokens."""
 
 
 @dataclass
@@ -32,11 +33,13 @@ class TrainingData:
     train: list[Row]
     validation: list[Row]
     training_ids: list[str]
-    """Conversations that are trained on."""
+    """The ids of the conversations that are trained on, sorted."""
     validation_ids: list[str]
-    """Conversations that are held out."""
+    """The ids of the conversations that are held out, sorted."""
     skipped_lines: int
+    """How many examples of the dataset can't be used."""
     notes: list[str] = field(default_factory=list)
+    """Sentences for the user about what was changed or left out."""
 
     @property
     def answers(self) -> int:
@@ -54,7 +57,9 @@ class TruncationCounts:
     """How much of a dataset was cut or left out because it is longer than `max_length`."""
 
     shortened: int = 0
+    """Rows that lost their oldest turns or the system prompt."""
     too_long: int = 0
+    """Answers that were left out."""
 
     def notes(self, max_length: int) -> list[str]:
         """Sentences for the user."""
@@ -74,7 +79,7 @@ class TruncationCounts:
 
 
 def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> TrainingData:
-    """The dataset as rows.
+    """Read the dataset and turn it into rows; deterministic for a given seed.
 
     Raises:
         DatasetInvalidError: no usable example, too many bad lines, or nothing fits `max_length`.
@@ -87,7 +92,7 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Trai
             f"No example fits into max_length ({parameters.max_length} tokens).",
             "Raise max_length, or shorten the system prompt and the questions.",
         )
-    # Of what was really made into rows, so that an answer that is left out counts on neither side.
+    # Count the answers in the rows, not in the examples: an answer that was left out is on neither side.
     answers = {key: sum(row.answers for row in rows) for key, rows in fitted.items()}
     held_out = hold_out(answers, parameters.validation_share, parameters.seed)
     names = conversation_names(examples)
@@ -105,7 +110,7 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Trai
 def _fit_conversations(
     chat: Chat, examples: Sequence[Example], parameters: Hyperparameters, counts: TruncationCounts
 ) -> dict[str, list[Row]]:
-    """The rows of each conversation that has any, by its key."""
+    """The rows of each conversation, by the conversation's key. Conversations without a row are left out."""
     merged = merge_conversations(examples) if parameters.merge_conversations else examples
     fitted: defaultdict[str, list[Row]] = defaultdict(list)
     for example in merged:
@@ -140,7 +145,9 @@ def _dataset_notes(chat: Chat, examples: Sequence[Example], survey: Survey) -> l
 
 
 def load_examples(dataset: Path, max_bad_line_share: float, refuse: Refuse = accept) -> tuple[list[Example], Survey]:
-    """All examples of a file that `refuse` has no error for, and what was counted on the way.
+    """The usable examples of a file, and the survey of all its lines.
+
+    `refuse` gives the error of an example that can be read but not trained on, or None.
 
     Raises:
         DatasetInvalidError: the file can't be read, or more lines are bad than `max_bad_line_share` allows.
@@ -159,7 +166,7 @@ def load_examples(dataset: Path, max_bad_line_share: float, refuse: Refuse = acc
 
 
 def _token_notes(chat: Chat, examples: Sequence[Example]) -> list[str]:
-    """What became of control tokens in texts."""
+    """Notes about control tokens that occur in the dataset's texts: learned as text, or as tokens."""
     as_text: Counter[str] = Counter()
     as_tokens: Counter[str] = Counter()
     for example in examples:
@@ -180,7 +187,10 @@ def _names(tokens: Counter[str]) -> str:
 
 
 def fit_examples(chat: Chat, examples: Sequence[Example], max_length: int, counts: TruncationCounts) -> Iterator[Row]:
-    """Each example as one row, or as several where it is too long or its template needs that."""
+    """Each example as one row; as several rows where it is too long or the template can't show all answers in one.
+
+    Adds to `counts` what had to be cut or left out.
+    """
     for example in examples:
         row = chat.row(example.messages, example.trained)
         if row is not None and len(row.input_ids) <= max_length:
@@ -190,32 +200,32 @@ def fit_examples(chat: Chat, examples: Sequence[Example], max_length: int, count
 
 
 def _fit(chat: Chat, example: Example, max_length: int, counts: TruncationCounts) -> Iterator[Row]:
-    """Rows that together teach each answer once, each with as much of its history as fits."""
-    window = _Window(chat, example.messages, max_length)
+    """Rows that together teach each answer once, each with as many earlier turns as fit."""
+    cutter = _ConversationCutter(chat, example.messages, max_length)
     answers = list(example.trained)
     while answers:
         start, taken = answers[0] - 1, 1
-        row = window.row(start, answers[:1])
+        row = cutter.row(start, answers[:1])
         if row is None:
-            alone = window.without_system().row(start, answers[:1])
+            alone = cutter.without_system().row(start, answers[:1])
             counts.too_long += alone is None
             counts.shortened += alone is not None
             if alone is not None:
                 yield alone
             answers = answers[1:]
             continue
-        while taken < len(answers) and (wider := window.row(start, answers[: taken + 1])):
+        while taken < len(answers) and (wider := cutter.row(start, answers[: taken + 1])):
             taken, row = taken + 1, wider
-        while start > window.opening and (wider := window.row(start - 2, answers[:taken])):
+        while start > cutter.opening and (wider := cutter.row(start - 2, answers[:taken])):
             start, row = start - 2, wider
-        counts.shortened += start > window.opening
+        counts.shortened += start > cutter.opening
         answers = answers[taken:]
         yield row
 
 
 @dataclass(frozen=True)
-class _Window:
-    """Cuts a conversation that is too long: its system prompt, if kept, and some of its turns in a row."""
+class _ConversationCutter:
+    """Cuts rows out of a conversation that is too long: the system prompt, if kept, and some consecutive turns."""
 
     chat: Chat
     messages: tuple[Message, ...]
@@ -227,12 +237,15 @@ class _Window:
         """Index of the first turn after the system prompt."""
         return int(self.messages[0].role == SYSTEM)
 
-    def without_system(self) -> _Window:
-        """The same, with the system prompt given up."""
+    def without_system(self) -> _ConversationCutter:
+        """The same cutter, whose rows lack the system prompt."""
         return replace(self, keeps_system=False)
 
     def row(self, start: int, answers: list[int]) -> Row | None:
-        """The turns from `start` to the last of `answers` as a row; None where they don't fit."""
+        """The turns from `start` to the last of `answers` as a row; None if they don't fit into `max_length`.
+
+        `start` and `answers` are indices into `messages`.
+        """
         head = self.messages[: self.opening] if self.keeps_system else ()
         kept = head + self.messages[start : answers[-1] + 1]
         row = self.chat.row(kept, [index - start + len(head) for index in answers])
