@@ -78,7 +78,8 @@ def measure(architecture: str, folder: Path) -> Row:
     from lora_contract.hyperparameters import Hyperparameters
     from lora_trainer.models.bases import BaseModels
     from lora_trainer.models.experts import is_fused_expert
-    from lora_trainer.models.loading import Hardware, detect_hardware, load_config, load_model, tensor_bytes
+    from lora_trainer.models.hardware import Hardware, detect_hardware
+    from lora_trainer.models.loading import load_config, load_model, tensor_bytes
     from lora_trainer.models.plan import plan_memory
 
     base = BaseModels(MODELS).find(str(build_tiny_model(MODELS, architecture)), None)
@@ -170,7 +171,8 @@ def reload(architecture: str, folder: Path) -> tuple[float, str]:
     from peft import PeftModel
 
     from lora_trainer.models.bases import BaseModels
-    from lora_trainer.models.loading import detect_hardware, load_config, load_model, load_tokenizer
+    from lora_trainer.models.hardware import detect_hardware
+    from lora_trainer.models.loading import load_config, load_model, load_tokenizer
 
     base = BaseModels(MODELS).find(str(build_tiny_model(MODELS, architecture)), None)
     tokenizer = load_tokenizer(base)

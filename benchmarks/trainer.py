@@ -99,7 +99,8 @@ def _load(path: Path) -> tuple[Any, Any]:
 
     from lora_contract.hyperparameters import Hyperparameters
     from lora_trainer.models.bases import BaseModels
-    from lora_trainer.models.loading import attach_lora, detect_hardware, load_config, load_model, load_tokenizer
+    from lora_trainer.models.hardware import detect_hardware
+    from lora_trainer.models.loading import attach_lora, load_config, load_model, load_tokenizer
 
     torch.manual_seed(0)
     base = BaseModels(path.parent).find(str(path), None)
@@ -227,7 +228,7 @@ def _trainer(name: str, path: Path, folder: Path, parameters: Any) -> Any:
     from transformers.trainer_callback import PrinterCallback
     from trl import SFTTrainer
 
-    from lora_trainer.models.loading import detect_hardware
+    from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.recipe.sft import as_dataset, training_arguments
 
     folder.mkdir()
@@ -250,7 +251,7 @@ def _trainer(name: str, path: Path, folder: Path, parameters: Any) -> Any:
 
 def _our_trainer(lora: Any, tokenizer: Any, rows: Any, shape: Any, path: Path, folder: Path, parameters: Any) -> Any:
     from lora_contract.hyperparameters import GpuConfig
-    from lora_trainer.models.loading import detect_hardware
+    from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.recipe.callbacks import RunCallback
     from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
     from lora_trainer.recipe.stopping import StopSwitch
@@ -284,7 +285,7 @@ def _our_trainer(lora: Any, tokenizer: Any, rows: Any, shape: Any, path: Path, f
 
 def _gain(path: Path, folder: Path) -> dict[str, float]:
     """One epoch each; an answer's token counts when it reaches the loss."""
-    from lora_trainer.models.loading import detect_hardware
+    from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
 
     trainers, answers = {}, {}

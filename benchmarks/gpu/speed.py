@@ -73,7 +73,8 @@ def measure(asked: Measurement) -> dict[str, Any]:
     from benchmarks.gpu.weights import active_weights, load_random, real_config
     from lora_contract.hyperparameters import Hyperparameters
     from lora_trainer.models.attention import choose_attention
-    from lora_trainer.models.loading import attach_lora, detect_hardware, tensor_bytes
+    from lora_trainer.models.hardware import detect_hardware
+    from lora_trainer.models.loading import attach_lora, tensor_bytes
 
     torch.manual_seed(0)
     config = real_config(asked.model, **_changes(asked))
@@ -154,7 +155,7 @@ def _bare_trl(asked: Measurement, lora: Any, rows: Any, folder: Path) -> Any:
     from trl import SFTConfig, SFTTrainer
 
     from benchmarks.gpu.rows import small_tokenizer
-    from lora_trainer.models.loading import detect_hardware
+    from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.recipe.sft import as_dataset
 
     hardware = detect_hardware()

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from lora_trainer.models import loading
 from lora_trainer.models.bases import Base
-from lora_trainer.models.loading import Hardware, load_model
+from lora_trainer.models.hardware import Hardware
+from lora_trainer.models.loading import load_model
 from lora_trainer.models.shapes import known_config
 
 _DEVIATION = 0.02

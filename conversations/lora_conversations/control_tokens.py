@@ -17,7 +17,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from lora_conversations.examples import Example, LineError, Message
+from lora_conversations.errors import LineError
+from lora_conversations.examples import Example, Message
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple, NoReturn
 
-from lora_conversations.errors import BadValueError, DatasetUnusableError
-from lora_conversations.examples import LineError, Repair
+from lora_conversations.errors import BadValueError, DatasetUnusableError, LineError
+from lora_conversations.examples import Repair
 from lora_conversations.formats import detect_format, lists_examples, speakable
 from lora_conversations.turns import is_empty
 from lora_conversations.values import CONTAINERS, two_lists

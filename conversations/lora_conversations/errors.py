@@ -7,12 +7,31 @@ BadValueError          one value breaks a rule; the reader catches it and makes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 from lora_contract.words import joined
 
-if TYPE_CHECKING:
-    from lora_conversations.examples import LineError
+
+class LineError(NamedTuple):
+    """Why one example can't be used. `error` is a predicate for `key`, or for the line if there is no key.
+
+    It contains no text of the dataset, only keys, types, lengths and positions: it is logged and stored.
+    """
+
+    line: int
+    key: str | None
+    error: str
+    suggestion: str | None = None
+
+    def sentence(self) -> str:
+        """Write for the user what is wrong, where, and what to do."""
+        where = f"Line {self.line} of the dataset" + (f": {self.key}" if self.key else "")
+        return f"{where} {self.error}." + (f" {self.suggestion}" if self.suggestion else "")
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the error as an element of the application's column `datasets.validation_errors`."""
+        row = {"line": self.line, "error": f"{self.key or 'The line'} {self.error}."}
+        return {**row, "suggestion": self.suggestion} if self.suggestion else row
 
 
 class DatasetUnusableError(Exception):

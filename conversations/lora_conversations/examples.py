@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unicodedata import category
 
 from lora_contract.words import counted
@@ -55,28 +55,6 @@ class Example(NamedTuple):
     conversation_id: str | None
     line: int
     opening: str | None = None
-
-
-class LineError(NamedTuple):
-    """Why one example can't be used. `error` is a predicate for `key`, or for the line if there is no key.
-
-    It contains no text of the dataset, only keys, types, lengths and positions: it is logged and stored.
-    """
-
-    line: int
-    key: str | None
-    error: str
-    suggestion: str | None = None
-
-    def sentence(self) -> str:
-        """Write for the user what is wrong, where, and what to do."""
-        where = f"Line {self.line} of the dataset" + (f": {self.key}" if self.key else "")
-        return f"{where} {self.error}." + (f" {self.suggestion}" if self.suggestion else "")
-
-    def as_row(self) -> dict[str, Any]:
-        """Return the error as an element of the application's column `datasets.validation_errors`."""
-        row = {"line": self.line, "error": f"{self.key or 'The line'} {self.error}."}
-        return {**row, "suggestion": self.suggestion} if self.suggestion else row
 
 
 class Repair(StrEnum):

@@ -25,8 +25,8 @@ from lora_conversations.documents import (
     reason,
     too_long_error,
 )
-from lora_conversations.errors import DatasetUnusableError
-from lora_conversations.examples import LineError, Repair
+from lora_conversations.errors import DatasetUnusableError, LineError
+from lora_conversations.examples import Repair
 
 _HEAD_BYTES = 64 * 1024
 _FOREIGN: tuple[tuple[bytes, str], ...] = (

@@ -11,14 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from lora_conversations.documents import Frame, OuterKeys, doubled_key_error, lines_before
-from lora_conversations.examples import (
-    ASSISTANT,
-    SYSTEM,
-    USER,
-    Example,
-    LineError,
-    Message,
-)
+from lora_conversations.errors import LineError
+from lora_conversations.examples import ASSISTANT, SYSTEM, USER, Example, Message
 from lora_conversations.framing import Framer
 from lora_conversations.identity import conversation_key
 from lora_conversations.values import ValueReader
@@ -30,7 +24,6 @@ __all__ = [
     "USER",
     "Example",
     "ExampleParser",
-    "LineError",
     "Message",
     "fold_system",
     "merge_conversations",

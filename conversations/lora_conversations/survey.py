@@ -13,17 +13,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lora_contract.words import counted
-from lora_conversations.errors import DatasetUnusableError
+from lora_conversations.errors import DatasetUnusableError, LineError
 from lora_conversations.examples import Repair
 from lora_conversations.identity import conversation_key
 from lora_conversations.keys import UnusedKey, unused_keys_note
-from lora_conversations.reader import (
-    ERRORS_KEPT,
-    SYSTEM,
-    Example,
-    ExampleParser,
-    LineError,
-)
+from lora_conversations.reader import ERRORS_KEPT, SYSTEM, Example, ExampleParser
 
 SAMPLE_CONVERSATIONS = 3
 _SAMPLE_MESSAGES = 20

@@ -6,15 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from lora_conversations.errors import BadValueError
-from lora_conversations.examples import (
-    Draft,
-    Example,
-    LineError,
-    Repair,
-    arrange,
-    kind,
-)
+from lora_conversations.errors import BadValueError, LineError
+from lora_conversations.examples import Draft, Example, Repair, arrange, kind
 from lora_conversations.formats import (
     KNOWN_SHAPES,
     READERS,

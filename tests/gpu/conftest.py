@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_trainer.models.loading import Hardware, detect_hardware
+from lora_trainer.models.hardware import Hardware, detect_hardware
 from sandbox.tiny_model import build_tiny_model
 
 

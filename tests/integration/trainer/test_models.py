@@ -22,7 +22,8 @@ def test_packed_example_computes_like_a_single_one(tiny_model):
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     from lora_trainer.models.bases import BaseModels
-    from lora_trainer.models.loading import detect_hardware, load_config, load_model
+    from lora_trainer.models.hardware import detect_hardware
+    from lora_trainer.models.loading import load_config, load_model
 
     base = BaseModels(tiny_model.parent).find(str(tiny_model), None)
     model = load_model(base, load_config(base), detect_hardware()).eval()

@@ -27,7 +27,7 @@ def dataset_with_one_long_conversation(path):
 
 def prepared_with_the_long_one_held_out(task):
     from lora_trainer.models.bases import BaseModels
-    from lora_trainer.models.loading import detect_hardware
+    from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.recipe.setup import prepare
     from lora_trainer.run.gpu import GpuMonitor
 
@@ -42,7 +42,8 @@ def prepared_with_the_long_one_held_out(task):
 
 def built(prepared, task, folder, *, micro_batch=None):
     """TRL's trainer for what was prepared, on the real model; without dropout the same each time."""
-    from lora_trainer.models.loading import attach_lora, detect_hardware, load_model
+    from lora_trainer.models.hardware import detect_hardware
+    from lora_trainer.models.loading import attach_lora, load_model
     from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
 
     hardware = detect_hardware()
@@ -57,7 +58,7 @@ def built(prepared, task, folder, *, micro_batch=None):
 
 def prepared_for(task):
     from lora_trainer.models.bases import BaseModels
-    from lora_trainer.models.loading import detect_hardware
+    from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.recipe.setup import prepare
     from lora_trainer.run.gpu import GpuMonitor
 
@@ -153,7 +154,7 @@ def test_validation_loss_is_the_token_mean_however_it_is_split(tmp_path, tiny_mo
 def test_packed_rows_with_a_mask_are_computed_one_by_one(tmp_path, tiny_model, packing, together):
     """TRL strings a micro-batch's packed rows together, and the mask grows with the square of their length."""
     from lora_trainer.models.bases import BaseModels
-    from lora_trainer.models.loading import detect_hardware
+    from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.recipe.setup import prepare
     from lora_trainer.run.gpu import GpuMonitor
 

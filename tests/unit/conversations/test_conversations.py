@@ -12,14 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_conversations.errors import DatasetUnusableError
+from lora_conversations.errors import DatasetUnusableError, LineError
 from lora_conversations.reader import (
     ASSISTANT,
     SYSTEM,
     USER,
     Example,
     ExampleParser,
-    LineError,
     Message,
     fold_system,
     merge_conversations,

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lora_conversations.errors import DatasetUnusableError
-from lora_conversations.reader import Example, LineError
+from lora_conversations.errors import DatasetUnusableError, LineError
+from lora_conversations.reader import Example
 from lora_conversations.survey import Survey, Surveyor
 from tests.corpus import CASES
 from tests.corpus.builders import Case

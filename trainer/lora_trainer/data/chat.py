@@ -21,7 +21,8 @@ import jinja2
 
 from lora_contract.renderings import Rendering
 from lora_conversations.control_tokens import ControlTokens, plain_marks
-from lora_conversations.examples import ASSISTANT, SYSTEM, USER, Example, LineError, Message
+from lora_conversations.errors import LineError
+from lora_conversations.examples import ASSISTANT, SYSTEM, USER, Example, Message
 from lora_conversations.reader import fold_system
 from lora_trainer.errors import BaseModelUnknownError
 

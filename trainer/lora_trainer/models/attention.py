@@ -20,7 +20,7 @@ from transformers.utils import is_flash_attn_2_available
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from lora_trainer.models.loading import Hardware
+    from lora_trainer.models.hardware import Hardware
 
 VARLEN = "varlen"
 FLASH = "flash_attention_2"

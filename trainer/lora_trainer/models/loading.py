@@ -20,6 +20,7 @@ from lora_trainer.models.attention import SDPA
 from lora_trainer.models.bases import Base
 from lora_trainer.models.cuda_faults import is_out_of_memory
 from lora_trainer.models.experts import quantising_experts, unquantised_experts
+from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.targets import Targets, check_coverage, choose_targets, high_precision_modules, keeping_names
 from lora_trainer.run.volume import is_full_disk
 
@@ -28,27 +29,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """Where the model lives, and in which precision it computes."""
-
-    device: str
-    dtype: torch.dtype
-
-    @property
-    def is_gpu(self) -> bool:
-        """Whether there is a CUDA device."""
-        return self.device != "cpu"
-
-
-def detect_hardware() -> Hardware:
-    """The first GPU, in bf16 where it has bf16; else the CPU, where fp32 is the fastest."""
-    if not torch.cuda.is_available():
-        return Hardware("cpu", torch.float32)
-    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return Hardware("cuda:0", dtype)
 
 
 def load_config(base: Base) -> PretrainedConfig:

@@ -14,7 +14,8 @@ from lora_trainer.data.chat import Chat, prepare_tokenizer
 from lora_trainer.data.rows import TrainingData, prepare_data
 from lora_trainer.models.attention import choose_attention, needs_mask
 from lora_trainer.models.bases import Base, BaseModels
-from lora_trainer.models.loading import Hardware, load_config, load_tokenizer
+from lora_trainer.models.hardware import Hardware
+from lora_trainer.models.loading import load_config, load_tokenizer
 from lora_trainer.models.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_memory
 from lora_trainer.models.targets import DORA_NOTE, packing_decision
 from lora_trainer.recipe.trackers import usable_trackers

@@ -22,7 +22,8 @@ from typing_extensions import override
 from lora_contract.batches import BatchShape, forward_passes, share_out
 from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.data.chat import IGNORED, Row
-from lora_trainer.models.loading import Hardware, Lora
+from lora_trainer.models.hardware import Hardware
+from lora_trainer.models.loading import Lora
 from lora_trainer.models.optimizer import PLAIN, Optimizer
 from lora_trainer.recipe.callbacks import EvaluationInterruptedError, RunCallback
 from lora_trainer.recipe.schedule import rate_share, warm_up_steps

@@ -32,12 +32,8 @@ from lora_trainer.artifact.folder import save_artifact
 from lora_trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, TrainingError
 from lora_trainer.models.bases import BaseModels
 from lora_trainer.models.cuda_faults import context_is_broken, is_out_of_memory
-from lora_trainer.models.loading import (
-    Lora,
-    attach_lora,
-    detect_hardware,
-    load_model,
-)
+from lora_trainer.models.hardware import detect_hardware
+from lora_trainer.models.loading import Lora, attach_lora, load_model
 from lora_trainer.models.optimizer import choose_optimizer
 from lora_trainer.recipe.callbacks import RunCallback, load_trainable_weights
 from lora_trainer.recipe.checkpoints import newest_checkpoint

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from lora_worker.configuration.settings import Settings
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 LEAST_USEFUL_SECONDS = 300.0
 """The shortest GPU time for which a run is launched. Loading a model alone takes minutes."""
 
 
-def contradictions(settings: Settings) -> Iterator[str]:
-    """Yield a sentence, without its full stop, for each contradiction; it names the environment variables."""
-    if settings.default_base_model not in settings.base_models:
+def contradictions(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence, without its full stop, for each contradiction; it names the environment variables.
+
+    `settings` are the values of `Settings` by the names of its fields.
+    """
+    if settings["default_base_model"] not in settings["base_models"]:
         yield (
             "LORA_WORKER_DEFAULT_BASE_MODEL is not among LORA_WORKER_BASE_MODELS, so every job that names no base "
             "would fail: add it there, or choose one of them"
         )
     for less, more, why in _ORDER:
-        if getattr(settings, less) > getattr(settings, more):
+        if settings[less] > settings[more]:
             yield f"LORA_WORKER_{less.upper()} is more than LORA_WORKER_{more.upper()}: {why}"
 
 

@@ -258,7 +258,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
-        wrong = list(contradictions(self))
+        wrong = list(contradictions(dict(self)))
         if wrong:
             raise ValueError(". ".join(wrong))
         if self.supabase_publishable_key == self.supabase_service_role_key:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import AliasChoices, BaseModel
 
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.names import nearest
-
-if TYPE_CHECKING:
-    from lora_worker.database.rows import Job
 
 _NEAR = 0.8
 _MAX_SHOWN = 5
@@ -88,10 +85,10 @@ def misspelt_key(column: str, value: dict[str, Any]) -> str | None:
     return None
 
 
-def unread_keys(job: Job) -> list[str]:
+def unread_keys(hyperparameters: object, gpu_config: object) -> list[str]:
     """Write a note for each JSON column of the job that has keys which this service does not know."""
     notes = []
-    for column, value in ((_HYPERPARAMETERS, job.hyperparameters), (_GPU_CONFIG, job.gpu_config)):
+    for column, value in ((_HYPERPARAMETERS, hyperparameters), (_GPU_CONFIG, gpu_config)):
         keys = _unknown(column, value) if isinstance(value, dict) else []
         if keys:
             notes.append(f"{column}: {_listed(keys)} changed nothing; this service knows no such key.")

@@ -82,7 +82,10 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
 
 def told_notes(summary: Summary, job: Job) -> list[str]:
     """The trainer's sentences for the user, as many and as long as a row and a page bear."""
-    return [shorten(note, _NOTE_LENGTH) for note in [*unread_keys(job), *summary.notes][:_NOTES_KEPT]]
+    return [
+        shorten(note, _NOTE_LENGTH)
+        for note in [*unread_keys(job.hyperparameters, job.gpu_config), *summary.notes][:_NOTES_KEPT]
+    ]
 
 
 def curve_of(manifest: Manifest, progress_points: list[Point]) -> list[Point]:

@@ -86,7 +86,7 @@ async def check_job(held: HeldRun) -> preflight.Plan | Ending:
     except PreflightError as error:
         return Ending(Failure(error.code, Fault.PERMANENT, str(error)))
     job = held.assignment.job
-    notes = unread_keys(job) if job else []
+    notes = unread_keys(job.hyperparameters, job.gpu_config) if job else []
     if notes:
         log.warning("a job has keys that nothing reads", run_id=held.run_id, job_id=_job_id(held), notes=notes)
     return plan

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lora_trainer.models import attention
 from lora_trainer.models.attention import FLASH, SDPA, VARLEN, choose_attention, needs_mask
-from lora_trainer.models.loading import Hardware
+from lora_trainer.models.hardware import Hardware
 from sandbox.tiny_architectures import tiny_config
 
 pytestmark = pytest.mark.gpu_stack

@@ -66,7 +66,7 @@ def test_applications_own_keys_are_accepted_in_both_shapes(shape: str) -> None:
     # And as the row stands after the worker has added the other shape.
     whole = job(hyperparameters_with_both_shapes(row, parsed))
     parse_hyperparameters(whole, default_base_model="m")
-    assert unread_keys(whole) == []
+    assert unread_keys(whole.hyperparameters, whole.gpu_config) == []
 
 
 @pytest.mark.parametrize("row", [{"type": "H100", "count": 1}, {"gpu_type": "H100", "num_gpus": 1}])
@@ -74,7 +74,7 @@ def test_applications_own_gpu_keys_are_accepted_without_a_note(row: dict[str, An
     parsed = parse_gpu_config(job(gpu_config=row))
     whole = gpu_config_with_both_shapes(row, parsed, memory_gb=80, price_per_hour=4.0)
     assert parse_gpu_config(job(gpu_config=whole)) == parsed
-    assert unread_keys(job(hyperparameters_with_both_shapes({}, Hyperparameters()), whole)) == []
+    assert unread_keys(hyperparameters_with_both_shapes({}, Hyperparameters()), whole) == []
 
 
 def test_every_key_of_the_worker_is_accepted() -> None:
@@ -83,12 +83,12 @@ def test_every_key_of_the_worker_is_accepted() -> None:
 
 
 def test_unknown_keys_are_noted_with_bounded_length() -> None:
-    assert unread_keys(job({"optimizer": "lion", "lr": None, "epochs": 1}, {"region": "eu"})) == [
+    assert unread_keys({"optimizer": "lion", "lr": None, "epochs": 1}, {"region": "eu"}) == [
         "hyperparameters: 'optimizer' changed nothing; this service knows no such key.",
         "gpu_config: 'region' changed nothing; this service knows no such key.",
     ]
     many = {f"{n:03}" + "x\n" * 500: n for n in range(300)}
-    (note,) = unread_keys(job(many, "no object"))
+    (note,) = unread_keys(many, "no object")
     assert "and 295 more" in note
     assert len(note) < 500
     assert "\n" not in note
