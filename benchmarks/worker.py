@@ -148,11 +148,11 @@ async def measure_cycle(project: LocalSupabase, runs: int) -> tuple[float, int]:
 
         services.http.event_hooks = {"request": [count]}
         daemon = Daemon(services)
-        await daemon.claim()
-        assert len(daemon.holdings) == runs
+        await daemon.runs.adopt()
+        assert len(daemon.runs.held) == runs
         calls, started = 0, time.perf_counter()
-        await daemon.renew()
-        await daemon.poll()
+        await daemon.runs.renew()
+        await daemon.runs.poll()
         seconds = time.perf_counter() - started
         return seconds, calls
 

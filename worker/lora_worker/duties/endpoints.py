@@ -8,6 +8,7 @@ from uuid import UUID
 
 import structlog
 
+from lora_worker.duties.duty import RoundResult
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, EndpointState
 from lora_worker.launchers.endpoints import EndpointView, launches_at, starting_too_long, unowned_work
@@ -22,28 +23,29 @@ log = structlog.get_logger(__name__)
 class EndpointWatch:
     """Looks at the endpoint of the settings, and at those where held runs wait for their GPU."""
 
-    def __init__(self, services: Services, holdings: Mapping[UUID, HeldRun]) -> None:
+    def __init__(self, services: Services, runs: Mapping[UUID, HeldRun]) -> None:
         self._services = services
-        self._holdings = holdings
+        self._runs = runs
         self._unowned: str | None = None
 
     @property
     def interval_seconds(self) -> float:
-        """Between two looks: often enough for the limit of a start."""
+        """Seconds between two looks: short enough for the limit of how long workers may start."""
         longest: float = self._services.settings.max_start_seconds / 4
         return min(60.0, longest)
 
-    async def round(self) -> None:
-        """Look once, and tell runs, rows and log what is wrong.
+    async def run_once(self) -> RoundResult:
+        """Look at each endpoint once, and tell the runs, the database and the log what is wrong.
 
         Raises:
             ServiceError: the database did not answer; or the endpoint's workers never get ready, for /readyz.
         """
         launcher = self._services.launcher
-        waiting = [held for held in self._holdings.values() if not held.has_checked_in]
+        waiting = [held for held in self._runs.values() if not held.has_checked_in]
         known = await self._services.queue.health()
         never_ready = None
-        for endpoint in {launcher.endpoint, *(held.launch_ref.endpoint or launcher.endpoint for held in waiting)}:
+        endpoints = {launcher.endpoint, *(held.launch_ref.endpoint or launcher.endpoint for held in waiting)}
+        for endpoint in endpoints:
             seen = await launcher.health(endpoint)
             view = await self._note(endpoint, seen, known)
             for held in waiting:
@@ -53,6 +55,7 @@ class EndpointWatch:
                 never_ready = view.problem
         if never_ready:
             raise ServiceUnavailableError(launcher.guide.title, never_ready)
+        return RoundResult(len(endpoints))
 
     async def _note(self, endpoint: str, seen: EndpointHealth, known: Mapping[str, Any]) -> EndpointView:
         launcher, settings = self._services.launcher, self._services.settings
@@ -60,15 +63,15 @@ class EndpointWatch:
         unowned = None
         if endpoint == launcher.endpoint:
             unowned = unowned_work(seen, launches_at(endpoint, known), launcher.guide)
-            # A launch that has just ended is a GPU without a run for a moment: only what is seen twice is said.
+            # For a moment a launch that has just ended is a GPU without a run: so only what is seen twice is told.
             unowned, self._unowned = (unowned if self._unowned else None), unowned
         seconds = await self._services.queue.note_endpoint(
             launcher=launcher.name, endpoint=endpoint, state=str(seen.state), problem=problem or unowned
         )
         late = starting_too_long(seconds, settings.max_start_seconds, launcher.guide)
-        told = "; ".join(filter(None, (problem, late, unowned)))
-        if not told:
+        problems = "; ".join(filter(None, (problem, late, unowned)))
+        if not problems:
             self._services.repeats.clear(("endpoint", endpoint))
         elif self._services.repeats.is_due(("endpoint", endpoint), f"{problem} {late is not None} {unowned}"):
-            log.warning("endpoint", endpoint=endpoint, problem=told)
+            log.warning("endpoint", endpoint=endpoint, problem=problems)
         return EndpointView(problem or late, seconds)

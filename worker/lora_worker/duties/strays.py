@@ -1,4 +1,4 @@
-"""Launches that no live run owns: stopped, one way or another, until their launcher says that they ended."""
+"""Stray launches: those that no live run owns. Each is cancelled until its launcher says that it has ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import structlog
 
 from lora_contract.crash_points import crash_point
 from lora_worker.database.functions import Stray
-from lora_worker.duties.sweeping import Sweeper
+from lora_worker.duties.duty import RoundResult
+from lora_worker.duties.faults import Faults, stray_work
 from lora_worker.launchers.base import LaunchState
 from lora_worker.runs.whereabouts import Whereabouts, left_alone
 from lora_worker.services import Services
@@ -21,17 +22,17 @@ _MOST_TOGETHER = 8
 
 
 class Reconciler:
-    """Stops strays, in a loop of its own: nobody's training waits for them."""
+    """Stops stray launches. It is a duty of its own, so that no training waits for it."""
 
     def __init__(self, services: Services, stop: asyncio.Event) -> None:
         self._services = services
         self._stop = stop
-        self._sweeper = Sweeper(services)
-        # With the launcher away each stray waits for its time-outs, and the runs' polls need calls too.
+        self._faults = Faults(services.repeats)
+        # While the launcher is away each stray takes until its time-out, and the polls of runs need connections, too.
         self._places = asyncio.Semaphore(_MOST_TOGETHER)
 
-    async def round(self) -> None:
-        """Look at every stray once: cancel it, or note that it has ended. And sweep abandoned uploads away.
+    async def run_once(self) -> RoundResult:
+        """Look at every stray once: cancel it, or write down that it has ended.
 
         Raises:
             ServiceError: the database did not answer; the strays are still there in the next round.
@@ -41,10 +42,10 @@ class Reconciler:
         closed = [report for report in looked if report]
         if closed:
             await self._services.queue.close_launches(closed)
-        await self._sweeper.round()
+        return RoundResult(len(closed))
 
     def _is_ours(self, stray: Stray) -> bool:
-        """Whether this worker can look at it: what another launcher made is left alone."""
+        """Whether this worker's launcher made it: another launcher's launches are left alone."""
         problem = left_alone(stray["launcher"], self._services.launcher)
         if problem:
             self._say(stray, problem)
@@ -56,16 +57,19 @@ class Reconciler:
             log.warning("a stray launch is left", external_job_id=external_job_id, problem=problem)
 
     async def _look(self, stray: Stray) -> dict[str, Any] | None:
-        """What to note of a stray that has ended; None while it has not, or nobody knows."""
+        """What to write down of a stray that has ended; None while it has not, or while that is unknown."""
         async with self._places:
             if self._stop.is_set():
                 return None
+            work = stray_work(stray["external_job_id"])
             try:
-                return await self._end(stray)
-            except Exception:
-                # The others are not to pay for it.
-                log.exception("work on a stray failed", external_job_id=stray["external_job_id"])
+                report = await self._end(stray)
+            except Exception as error:
+                # It is noted here, so that the other strays of the round are closed all the same.
+                self._faults.note(work, error)
                 return None
+            self._faults.over(work)
+            return report
 
     async def _end(self, stray: Stray) -> dict[str, Any] | None:
         external_job_id, noted = stray["external_job_id"], stray["endpoint"]
@@ -74,7 +78,7 @@ class Reconciler:
         observation, whereabouts = await whereabouts.observe(external_job_id, noted, age_seconds=stray["age_seconds"])
         ended = observation.ended or observation.state is LaunchState.MISSING
         if observation.state is LaunchState.UNKNOWN:
-            # A launcher that does not answer a look takes no cancel either.
+            # A launcher that does not answer this question would not answer a cancel either.
             self._say(stray, whereabouts.unseen(external_job_id, noted, observation) or "")
         elif not ended:
             asked = await whereabouts.cancel(external_job_id, noted)

@@ -15,6 +15,8 @@ from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.reader import ERRORS_KEPT
 from lora_conversations.survey import Note, Survey, Surveyor
 from lora_worker.database.rows import Dataset, DatasetClaim
+from lora_worker.duties.duty import RoundResult
+from lora_worker.duties.faults import Faults, Meaning, dataset_work
 from lora_worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceRefusedError
 from lora_worker.observability.telemetry import FAULTS_SEEN
 from lora_worker.runs import notices
@@ -30,24 +32,28 @@ _MISSING = DatasetUnusableError("The dataset's file is not in the storage.", "Up
 
 
 class Validator:
-    """Validates one dataset at a time: reading is work for the processor, of which a worker has little."""
+    """Validates one dataset at a time, since parsing takes processor time, of which a small worker has little."""
 
     def __init__(self, services: Services, stop: asyncio.Event) -> None:
         self._services = services
         self._stop = stop
+        self._faults = Faults(services.repeats)
 
-    async def round(self) -> None:
-        """Validate all that waits.
+    async def run_once(self) -> RoundResult:
+        """Validate all datasets that wait for it.
 
         Raises:
             ServiceError: the database did not answer; claims run out by themselves.
         """
+        validated = 0
         while not self._stop.is_set():
             async with self._services.heavy_slots.take():
                 claim = await self._services.queue.claim_dataset()
                 if claim is None:
-                    return
+                    break
                 await self._validate(claim)
+                validated += 1
+        return RoundResult(validated)
 
     async def _validate(self, claim: DatasetClaim) -> None:
         """Settle one dataset, or leave its claim to run out, which counts as an attempt.
@@ -65,19 +71,17 @@ class Validator:
             log.error("dataset not settled", dataset_id=dataset_id, problem=str(error))
         except ServiceError:
             raise
-        except Exception:
-            log.exception("work on a dataset failed", dataset_id=dataset_id)
+        except Exception as error:
+            self._faults.note(dataset_work(dataset_id), error)
 
     async def _settle(self, claim: DatasetClaim) -> None:
         queue, dataset = self._services.queue, claim.dataset
         try:
             outcome = await self._examine(claim)
-        except LeaseLostError as error:
-            log.warning("dataset given up", dataset_id=str(dataset.id), reason=str(error))
-            return
-        except ServiceError as error:
-            FAULTS_SEEN.labels(error.service).inc()
-            log.warning("dataset put off", dataset_id=str(dataset.id), problem=str(error))
+        except (LeaseLostError, ServiceError) as error:
+            if self._faults.note(dataset_work(str(dataset.id)), error) is Meaning.LOST:
+                log.warning("dataset given up", dataset_id=str(dataset.id), reason=str(error))
+                return
             await queue.put_off_dataset(
                 dataset.id, claim.lease_token, seconds=round(self._services.settings.retry_base_seconds)
             )

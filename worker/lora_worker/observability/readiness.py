@@ -70,10 +70,6 @@ class Readiness:
         else:
             self._faults[name] = problem
 
-    def fault(self, name: str) -> str | None:
-        """Return the problem with which the round `name` last ended; None if it succeeded."""
-        return self._faults.get(name)
-
     def settling_failed(self, run_id: UUID, problem: str) -> None:
         """Record that a run has ended, but settling it failed with `problem`."""
         self._unsettled[run_id] = self._unsettled.get(run_id, 0) + 1

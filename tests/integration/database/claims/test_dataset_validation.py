@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 
 from lora_worker.database.calls import DatabaseCalls
 from lora_worker.duties.validation import Validator
+from lora_worker.observability.repeats import Repeats
 from lora_worker.services import HeavySlots
 from lora_worker.storage.objects import Storage
 from sandbox.supabase.project import Project
@@ -258,9 +259,10 @@ async def test_each_dataset_is_read_from_the_bucket_of_its_row(empty_supabase: P
             storage=Storage(project.url, project.secret_key, http=http),
             settings=SimpleNamespace(lease_seconds=60, retry_base_seconds=30.0, max_handlings=6),
             heavy_slots=HeavySlots(1),
+            repeats=Repeats(lambda: 0.0),
             clock=lambda: 0.0,
         )
-        await Validator(services, asyncio.Event()).round()
+        await Validator(services, asyncio.Event()).run_once()
     with project.client(user) as client:
         rows = {row["id"]: row for row in client.get("/rest/v1/datasets?select=*").json()}
     assert {key: rows[key]["status"] for key in rows} == {

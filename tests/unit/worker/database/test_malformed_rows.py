@@ -130,9 +130,9 @@ async def settled(monkeypatch: pytest.MonkeyPatch, row: Row, launcher: FakeLaunc
     endings = note_settlings(monkeypatch)
     daemon = Daemon(make_services(launcher=launcher))
     daemon.services.queue.to_adopt = [parse_assignment(row)]  # type: ignore[attr-defined]
-    await daemon.claim()
-    await daemon.poll()
-    await daemon.poll()
+    await daemon.runs.adopt()
+    await daemon.runs.poll()
+    await daemon.runs.poll()
     return endings
 
 

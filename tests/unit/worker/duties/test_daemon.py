@@ -25,22 +25,22 @@ from tests.scripted import ForgetfulLauncher, Shelf, assignment, note_launches, 
 async def test_worker_stops_acting_when_its_lease_ends_by_its_own_clock(services: Services) -> None:
     daemon = Daemon(services)
     daemon.services.queue.to_adopt = [assignment()]  # type: ignore[attr-defined]
-    await daemon.claim()
+    await daemon.runs.adopt()
     services.clock.now += 60  # type: ignore[attr-defined]
-    await daemon.poll()
+    await daemon.runs.poll()
     assert services.launcher.looked == []  # type: ignore[attr-defined]
     assert not any(call.startswith("record_progress") for call in services.queue.calls)  # type: ignore[attr-defined]
-    assert daemon.holdings == {}
+    assert daemon.runs.held == {}
 
 
 async def test_renewed_lease_counts_from_the_time_of_the_request(services: Services) -> None:
     daemon = Daemon(services)
     services.queue.to_adopt = [assignment()]  # type: ignore[attr-defined]
-    await daemon.claim()
-    (holding,) = daemon.holdings.values()
+    await daemon.runs.adopt()
+    (holding,) = daemon.runs.held.values()
     services.clock.now += 50  # type: ignore[attr-defined]
     asked_at = services.clock()
-    await daemon.renew()
+    await daemon.runs.renew()
     assert holding.trusted_until == asked_at + 60
 
 
@@ -48,10 +48,10 @@ async def test_lost_lease_ends_the_holding(services: Services) -> None:
     daemon = Daemon(services)
     taken = assignment()
     services.queue.to_adopt = [taken]  # type: ignore[attr-defined]
-    await daemon.claim()
+    await daemon.runs.adopt()
     services.queue.lost = {taken.run.id}  # type: ignore[attr-defined]
-    await daemon.renew()
-    assert daemon.holdings == {}
+    await daemon.runs.renew()
+    assert daemon.runs.held == {}
 
 
 @pytest.mark.fault(15)
@@ -60,11 +60,11 @@ async def test_exception_in_one_run_does_not_disturb_the_others(services: Servic
     adopted = [assignment("bad"), assignment("good-1"), assignment("good-2")]
     services.queue.to_adopt = adopted  # type: ignore[attr-defined]
     services.launcher.broken = {"bad"}  # type: ignore[attr-defined]
-    await daemon.claim()
-    await daemon.poll()
+    await daemon.runs.adopt()
+    await daemon.runs.poll()
     assert sorted(services.launcher.looked) == ["bad", "good-1", "good-2"]  # type: ignore[attr-defined]
     assert "record_progress 2" in services.queue.calls  # type: ignore[attr-defined]
-    assert len(daemon.holdings) == 3
+    assert len(daemon.runs.held) == 3
 
 
 @pytest.mark.parametrize("runs", [1, 40])
@@ -72,10 +72,10 @@ async def test_exception_in_one_run_does_not_disturb_the_others(services: Servic
 async def test_number_of_calls_of_a_cycle_does_not_grow_with_the_runs(services: Services, runs: int) -> None:
     daemon = Daemon(services)
     services.queue.to_adopt = [assignment() for _ in range(runs)]  # type: ignore[attr-defined]
-    await daemon.claim()
+    await daemon.runs.adopt()
     services.queue.calls.clear()  # type: ignore[attr-defined]
-    await daemon.renew()
-    await daemon.poll()
+    await daemon.runs.renew()
+    await daemon.runs.poll()
     assert services.queue.calls == ["renew", f"record_progress {runs}"]  # type: ignore[attr-defined]
 
 
@@ -261,13 +261,13 @@ async def test_waiting_for_gpu_is_shown_only_while_the_endpoint_is_ill(
     queue: Any = services.queue
     monkeypatch.setattr(queue, "record_progress", record_progress)
     queue.to_adopt = [assignment(status="launched")]
-    await daemon.claim()
+    await daemon.runs.adopt()
     for problem in (None, "no free GPU", None):
         monkeypatch.setattr(
             launcher, "health", lambda _, problem=problem: asyncio.sleep(0, EndpointHealth(True, 0, 1, problem))
         )
-        await daemon._endpoints.round()
-        await daemon.poll()
+        await daemon.endpoints.run_once()
+        await daemon.runs.poll()
     assert stages == ["queued_on_gpu", "waiting_for_gpu", "queued_on_gpu"]
 
 
@@ -364,12 +364,12 @@ async def test_worker_that_can_settle_no_run_is_not_ready(services: Services, mo
         assignment(checked_in_at=datetime.now(UTC)),
         assignment(external_job_id=None, status="claimed", launches=1, posted_seconds_ago=0),
     ]
-    await daemon.claim()
+    await daemon.runs.adopt()
     for _ in range(2):
-        await daemon.poll()
+        await daemon.runs.poll()
     assert daemon.problem is None
-    await daemon.poll()
+    await daemon.runs.poll()
     assert daemon.problem == "no run could be settled, 3 times in a row: settle_run refused"
     refusing.clear()
-    await daemon.poll()
+    await daemon.runs.poll()
     assert daemon.problem is None

@@ -25,6 +25,7 @@ from lora_worker.errors import (
     ServiceRefusedError,
     ServiceUnavailableError,
 )
+from lora_worker.observability.repeats import Repeats
 from lora_worker.services import HeavySlots
 from tests.corpus import CASES
 from tests.corpus.builders import GOOD, Case, chat, lines, pair, turn
@@ -90,12 +91,13 @@ def services(queue: FakeQueue, storage: FakeStorage, clock: Iterator[float] | No
         storage=storage,
         settings=SimpleNamespace(lease_seconds=60, retry_base_seconds=30.0, max_handlings=6),
         heavy_slots=HeavySlots(1),
+        repeats=Repeats(lambda: 0.0),
         clock=lambda: next(clock) if clock else 0.0,
     )
 
 
 async def validate(queue: FakeQueue, *chunks: bytes | Exception, clock: Iterator[float] | None = None) -> None:
-    await Validator(services(queue, FakeStorage(*chunks), clock), asyncio.Event()).round()
+    await Validator(services(queue, FakeStorage(*chunks), clock), asyncio.Event()).run_once()
 
 
 def survey_of(content: bytes) -> Any:
@@ -216,7 +218,7 @@ async def test_stopping_worker_returns_its_dataset_at_once() -> None:
                 stop.set()
                 yield chunks
 
-    await Validator(services(queue, StoppingStorage(lines(*GOOD))), stop).round()
+    await Validator(services(queue, StoppingStorage(lines(*GOOD))), stop).run_once()
     assert (queue.outcomes, queue.put_off) == ([], [0])
 
 
@@ -270,6 +272,7 @@ from types import SimpleNamespace
 import httpx
 from tests.corpus.builders import lines, pair
 from tests.unit.worker.duties.test_dataset_validation import DATASET, FakeQueue
+from lora_worker.observability.repeats import Repeats
 from lora_worker.storage.objects import Storage
 from lora_worker.duties.validation import Validator
 
@@ -287,8 +290,9 @@ async def main():
     async with httpx.AsyncClient(transport=transport) as http:
         services = SimpleNamespace(
             queue=queue, storage=Storage("http://storage", "sb_secret_x", http=http), clock=lambda: 0.0,
-            settings=SimpleNamespace(lease_seconds=60, max_handlings=6), heavy_slots=HeavySlots(1))
-        await Validator(services, asyncio.Event()).round()
+            settings=SimpleNamespace(lease_seconds=60, max_handlings=6), heavy_slots=HeavySlots(1),
+            repeats=Repeats(lambda: 0.0))
+        await Validator(services, asyncio.Event()).run_once()
     assert queue.outcomes[0]["total_training_pairs"] == COUNT * 300, queue.outcomes
     print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 

@@ -106,10 +106,10 @@ def daemon_at(launcher: Endpoint, monkeypatch: pytest.MonkeyPatch, *, starting_s
 
 async def test_a_launch_is_stopped_when_its_workers_never_get_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = daemon_at(Endpoint(unhealthy=1, problem="the image fails"), monkeypatch, starting_seconds=3600)
-    await daemon._adopt()
-    (holding,) = daemon.holdings.values()
+    await daemon.runs.adopt()
+    (holding,) = daemon.runs.held.values()
     with pytest.raises(ServiceUnavailableError, match="the image fails"):
-        await daemon._endpoints.round()
+        await daemon.endpoints.run_once()
     await advance.advance(holding)
     assert holding.stopping == NEVER_READY
     assert holding.report is not None
@@ -118,9 +118,9 @@ async def test_a_launch_is_stopped_when_its_workers_never_get_ready(monkeypatch:
 
 async def test_start_within_its_limit_is_not_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = daemon_at(Endpoint(starting=1), monkeypatch, starting_seconds=1200)
-    await daemon._adopt()
-    (holding,) = daemon.holdings.values()
-    await daemon._endpoints.round()
+    await daemon.runs.adopt()
+    (holding,) = daemon.runs.held.values()
+    await daemon.endpoints.run_once()
     await advance.advance(holding)
     assert holding.stopping is None
     assert holding.report is not None
@@ -130,17 +130,17 @@ async def test_start_within_its_limit_is_not_a_problem(monkeypatch: pytest.Monke
 async def test_gpus_without_a_run_are_logged_when_seen_twice(capsys: pytest.CaptureFixture[str]) -> None:
     services = make_services(launcher=cast(Any, Endpoint(jobs_queued=0, running=2, jobs_running=2)))
     watch = EndpointWatch(services, {})
-    await watch.round()
+    await watch.run_once()
     assert "more of its GPUs" not in capsys.readouterr().out
     for _ in range(3):
-        await watch.round()
+        await watch.run_once()
     assert capsys.readouterr().out.count("2 more of its GPUs") == 1
 
 
 async def test_wait_for_gpus_does_not_make_the_worker_unready() -> None:
     services = make_services(launcher=cast(Any, Endpoint(problem="no free GPU")))
     daemon = Daemon(services)
-    await daemon._endpoints.round()
+    await daemon.endpoints.run_once()
     assert "no free GPU" not in (daemon.problem or "")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from lora_worker.database.rows import News
 from lora_worker.duties import daemon as daemon_module
+from lora_worker.duties import held_runs
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.runs import advance
@@ -40,13 +41,13 @@ async def test_stop_waits_for_work_on_runs_that_were_given_up(
                 await asyncio.sleep(0)
             ended.set()
 
-    monkeypatch.setattr(daemon_module, "advance", work)
+    monkeypatch.setattr(held_runs, "advance", work)
     queue, daemon = adopting(services), Daemon(services)
     running = asyncio.create_task(daemon.run())
     await begun.wait()
-    queue.lost = set(daemon.holdings)
-    await daemon.renew()
-    assert daemon.holdings == {}
+    queue.lost = set(daemon.runs.held)
+    await daemon.runs.renew()
+    assert daemon.runs.held == {}
     daemon.stop()
     await running
     assert ended.is_set()
@@ -67,13 +68,13 @@ async def test_stop_gives_unresponsive_work_time_to_end(services: Services, monk
             # One cancel is taken for something else, as a library may.
             await asyncio.Event().wait()
 
-    monkeypatch.setattr(daemon_module, "advance", work)
+    monkeypatch.setattr(held_runs, "advance", work)
     monkeypatch.setattr(daemon_module, "_GRACE_SECONDS", 0.01)
     queue, daemon = adopting(services), Daemon(services)
     running = asyncio.create_task(daemon.run())
     await begun.wait()
-    queue.lost = set(daemon.holdings)
-    await daemon.renew()
+    queue.lost = set(daemon.runs.held)
+    await daemon.runs.renew()
     daemon.stop()
     await running
     assert all(task.done() for task in tasks)
@@ -110,13 +111,13 @@ async def test_settling_with_a_lost_answer_is_not_a_lost_lease(
     queue.to_adopt = [assignment(external_job_id=None).model_copy(update={"job": None})]
     object.__setattr__(services, "queue", queue)
     daemon = Daemon(services)
-    await daemon.claim()
-    (holding,) = daemon.holdings.values()
+    await daemon.runs.adopt()
+    (holding,) = daemon.runs.held.values()
     with pytest.raises(ServiceUnavailableError):
         await advance.finish(holding, Ending(CANCELLED_ELSEWHERE))
     assert not await advance._is_owner(holding, "ext")
     assert holding.settled_as == "cancelled"
     holding.settled_as = None
-    await daemon.renew()
-    assert (daemon.holdings, holding.settled_as) == ({}, "cancelled")
-    assert not daemon._given_up
+    await daemon.runs.renew()
+    assert (daemon.runs.held, holding.settled_as) == ({}, "cancelled")
+    assert not daemon.runs.given_up

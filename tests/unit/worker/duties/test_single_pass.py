@@ -10,6 +10,7 @@ import pytest
 
 from lora_worker.database.rows import News
 from lora_worker.duties import daemon as daemon_module
+from lora_worker.duties import held_runs
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import LeaseLostError, PassIncompleteError, SchemaMismatchError
 from lora_worker.runs.held_run import HeldRun
@@ -20,7 +21,7 @@ from tests.scripted import FakeQueue, assignment
 
 def advance_by(monkeypatch: pytest.MonkeyPatch, work: Callable[[HeldRun], Awaitable[None]]) -> None:
     """Let a cycle of a run be this."""
-    monkeypatch.setattr(daemon_module, "advance", work)
+    monkeypatch.setattr(held_runs, "advance", work)
 
 
 def adopting(services: Services) -> FakeQueue:

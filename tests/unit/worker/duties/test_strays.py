@@ -78,7 +78,7 @@ def reconciler(queue: StrayQueue, launcher: StrayLauncher) -> Reconciler:
 async def test_stray_is_cancelled_until_its_launcher_reports_its_end() -> None:
     queue = StrayQueue("runs", "ended", "forgotten")
     launcher = StrayLauncher(ended=LaunchState.CANCELLED, forgotten=LaunchState.MISSING)
-    await reconciler(queue, launcher).round()
+    await reconciler(queue, launcher).run_once()
     assert launcher.cancelled == ["runs"]
     assert queue.closed == [
         {"external_job_id": "ended", "gpu_seconds": 7.0},
@@ -88,14 +88,14 @@ async def test_stray_is_cancelled_until_its_launcher_reports_its_end() -> None:
 
 async def test_stray_with_unknown_status_is_left_for_the_next_round() -> None:
     queue, launcher = StrayQueue("unknown"), StrayLauncher(unknown=LaunchState.UNKNOWN)
-    await reconciler(queue, launcher).round()
+    await reconciler(queue, launcher).run_once()
     assert launcher.cancelled == []
     assert queue.closed == []
 
 
 async def test_strays_are_checked_concurrently_within_a_limit() -> None:
     launcher = StrayLauncher()
-    await reconciler(StrayQueue(*map(str, range(40))), launcher).round()
+    await reconciler(StrayQueue(*map(str, range(40))), launcher).run_once()
     assert 1 < launcher.most_together <= 8
     assert len(launcher.cancelled) == 40
 
@@ -109,7 +109,7 @@ async def test_error_at_one_stray_does_not_block_the_others() -> None:
         return Observation(LaunchState.CANCELLED, execution_seconds=1.0)
 
     launcher.observe = observe  # type: ignore[method-assign]
-    await reconciler(queue, launcher).round()
+    await reconciler(queue, launcher).run_once()
     assert queue.closed == [{"external_job_id": "ended", "gpu_seconds": 1.0}]
 
 
@@ -117,7 +117,7 @@ async def test_stop_leaves_the_remaining_strays_for_later() -> None:
     queue, launcher = StrayQueue(*map(str, range(40))), StrayLauncher()
     launcher.hangs = asyncio.Event()
     stop = asyncio.Event()
-    working = asyncio.create_task(Reconciler(make_services(queue=queue, launcher=launcher), stop).round())
+    working = asyncio.create_task(Reconciler(make_services(queue=queue, launcher=launcher), stop).run_once())
     while not launcher.together:
         await asyncio.sleep(0)
     stop.set()
@@ -157,4 +157,4 @@ async def test_database_outage_is_reported_to_the_daemon(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(queue, "stray_launches", stray_launches)
     with pytest.raises(ServiceUnavailableError):
-        await reconciler(queue, StrayLauncher()).round()
+        await reconciler(queue, StrayLauncher()).run_once()

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from lora_worker.commands.cli import app
 from lora_worker.duties.daemon import Daemon
+from lora_worker.duties.duty import Duty, RoundResult
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.services import Services
 from tests.processes.waiting import PATIENCE_SECONDS
@@ -30,13 +31,14 @@ async def test_outage_is_logged_once_and_with_its_count_at_its_end(
     daemon, outcomes = Daemon(services), [ServiceUnavailableError("db", "away")] * 50 + [None]
     done = asyncio.Event()
 
-    async def round_() -> None:
+    async def round_() -> RoundResult:
         outcome = outcomes.pop(0) if outcomes else done.set()
         if outcome:
             raise outcome
+        return RoundResult()
 
     with capture_logs() as logs:
-        loop = asyncio.create_task(daemon._rounds.repeat("renew", round_, 0))
+        loop = asyncio.create_task(daemon._rounds.repeat([Duty("renew", 0, round_)]))
         await asyncio.wait_for(done.wait(), PATIENCE_SECONDS)
         daemon.stop()
         await loop
@@ -49,7 +51,7 @@ async def test_another_error_in_the_same_place_is_logged_too(services: Services)
     daemon = Daemon(services)
     with capture_logs() as logs:
         for problem in ("away", "away", "read-only", "away"):
-            daemon._rounds.note("claim", ServiceUnavailableError("db", problem))
+            daemon._rounds.failed("claim", ServiceUnavailableError("db", problem))
     assert [entry["problem"] for entry in said(logs, "service fault")] == ["away", "read-only", "away"]
 
 
@@ -58,10 +60,10 @@ async def test_bug_at_one_run_is_logged_once_with_its_count(services: Services) 
     services.queue.to_adopt = [assignment("bad")]  # type: ignore[attr-defined]
     services.launcher.broken = {"bad"}  # type: ignore[attr-defined]
     with capture_logs() as logs:
-        await daemon.claim()
+        await daemon.runs.adopt()
         for _ in range(5):
-            await daemon.poll()
-        daemon._forget(next(iter(daemon.holdings.values())))
+            await daemon.runs.poll()
+        daemon.runs.forget(next(iter(daemon.runs.held.values())))
     assert len(said(logs, "work on a run failed")) == 1
     (over,) = said(logs, "fault over")
     assert over["times"] == 5

@@ -1,0 +1,56 @@
+"""What a worker shows of itself and of its queue: its row in the database, and the gauges of its metrics."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from lora_worker.duties.duty import RoundResult
+from lora_worker.duties.held_runs import HeldRuns
+from lora_worker.observability.readiness import Readiness
+from lora_worker.observability.telemetry import OLDEST_WAIT_SECONDS, QUEUE_DEPTH, redact
+from lora_worker.services import Services
+
+_MAX_PROBLEM_CHARACTERS = 300
+
+
+class Presence:
+    """Shows operators that this worker lives, and how its queue stands."""
+
+    def __init__(self, services: Services, readiness: Readiness, runs: HeldRuns) -> None:
+        self._services = services
+        self._readiness = readiness
+        self._runs = runs
+        self._started_at = services.clock()
+
+    async def report(self, *, is_single_pass: bool = False) -> RoundResult:
+        """Write this worker's row, so that a queue that nobody serves is seen to be one.
+
+        Raises:
+            ServiceError: the database did not answer.
+        """
+        settings, problem = self._services.settings, self._readiness.problem
+        await self._services.queue.report_worker(
+            {
+                "version": version("lora-worker"),
+                "running_seconds": self._services.clock() - self._started_at,
+                "slots": settings.slots,
+                "held": len(self._runs.held),
+                "max_per_user": settings.max_per_user,
+                "problem": None if problem is None else redact(problem)[:_MAX_PROBLEM_CHARACTERS],
+                "single_pass": is_single_pass,
+            }
+        )
+        return RoundResult(1)
+
+    async def watch(self) -> RoundResult:
+        """Look at the schema's version, and set the gauges of the queue.
+
+        Raises:
+            SchemaMismatchError: the database moved to a version that this worker does not know.
+            ServiceError: the database did not answer.
+        """
+        await self._services.queue.check_schema()
+        health = await self._services.queue.health()
+        QUEUE_DEPTH.set(health["queued"])
+        OLDEST_WAIT_SECONDS.set(health["oldest_wait_seconds"] or 0)
+        return RoundResult(1)
