@@ -1,4 +1,4 @@
-"""Validation of uploaded datasets: claim one, read it once, write what it holds. Replaces `validate-datasets`.
+"""Validates uploaded datasets: claims one, reads it once, writes down what it holds. Replaces `validate-datasets`.
 
 Uses the loader that the trainer uses, so that what is `ready` here can be trained on there.
 """
@@ -93,7 +93,7 @@ class Validator:
         log.info("dataset validated", dataset_id=str(dataset.id), status=outcome["status"], applied=applied)
 
     async def _examine(self, claim: DatasetClaim) -> dict[str, Any] | None:
-        """The outcome to write; None when the worker stopped in the middle."""
+        """Read the dataset; the outcome to write, or None when the worker stopped in the middle."""
         dataset = claim.dataset
         if claim.unreadable is not None:
             text = f"The dataset can't be read: {claim.unreadable}."
@@ -107,7 +107,7 @@ class Validator:
             if not await self._read(claim, surveyor):
                 return None
             survey = surveyor.result()
-            # What a job allows by default; a stricter or laxer job is checked again before its launch.
+            # The share that a job allows by default. A job with another share is checked again before its launch.
             survey.check(Hyperparameters().max_bad_line_share)
         except ObjectMissingError:
             return failed(dataset, _MISSING)
@@ -121,7 +121,7 @@ class Validator:
         renewed_at = services.clock()
         async with services.storage.stream(dataset.bucket, dataset.storage_path) as chunks:
             async for chunk in chunks:
-                # A megabyte of JSON takes long enough to hold up the runs' renewals.
+                # In a thread, because parsing a megabyte of JSON would hold up the renewals of leases.
                 await asyncio.to_thread(surveyor.feed, chunk)
                 if self._stop.is_set():
                     return False
@@ -134,7 +134,7 @@ class Validator:
 
 
 def ready(dataset: Dataset, survey: Survey) -> dict[str, Any]:
-    """The outcome of a usable dataset, in the columns of `datasets`. Pairs are answers to be learned."""
+    """The outcome of a usable dataset, in the columns of `datasets`. A pair is an answer that is trained on."""
     notes = [note for note in survey.notes if not note.harmless]
     return {
         "status": "ready",
@@ -152,13 +152,13 @@ def ready(dataset: Dataset, survey: Survey) -> dict[str, Any]:
 
 
 def _rows(survey: Survey, notes: list[Note]) -> list[dict[str, Any]]:
-    """What the dataset's page lists: bad lines, then what else is left out or changed, ten in all."""
-    told = [{"line": note.line, "error": f"Note: {note.text}"} for note in notes[:_NOTES_KEPT]]
-    return [*(error.as_row() for error in survey.errors[: ERRORS_KEPT - len(told)]), *told]
+    """The rows that the dataset's page lists, at most ten: bad lines, then notes on what is left out or changed."""
+    noted = [{"line": note.line, "error": f"Note: {note.text}"} for note in notes[:_NOTES_KEPT]]
+    return [*(error.as_row() for error in survey.errors[: ERRORS_KEPT - len(noted)]), *noted]
 
 
 def failed(dataset: Dataset, error: DatasetUnusableError, survey: Survey | None = None) -> dict[str, Any]:
-    """The outcome of a dataset that can't be used. A fault of the whole file is told as of its first line."""
+    """The outcome of a dataset that can't be used. A fault of the whole file is listed under its first line."""
     lines = list(dict.fromkeys([*error.errors, *(survey.errors if survey else ())]))
     whole_file = {"line": 1, "error": error.message, "suggestion": error.hint}
     sentence = error.sentence()

@@ -1,4 +1,4 @@
-"""How a finished run is described for the application."""
+"""Describes the artifact of a finished run for the application's pages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAME_LENGTH = 200
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a `model_artifacts` row says of a run, beside the manifest."""
+    """What a row of `model_artifacts` says of a run beside what is in the manifest. `now` is the time of settling."""
 
     quality: QualityReport
     gpu_seconds: float
@@ -38,7 +38,7 @@ def artifact_name(dataset: Dataset | None, now: datetime, job_id: UUID) -> str:
 def describe_artifact(assignment: Assignment, manifest: Manifest, description: Description) -> dict[str, Any]:
     """The columns of `model_artifacts` that the application's pages read (app contract 1.4).
 
-    Version and parent are decided where the row is written: only there is it known which models there are.
+    Version and parent are decided by the database when it writes the row: only it knows which models exist.
     """
     job, metrics, summary, places = assignment.job, manifest.metrics, manifest.summary, Places.of(assignment.run)
     assert job is not None
@@ -66,7 +66,7 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             "dataset_sha256": summary.dataset_sha256,
             "training_examples": summary.training_examples,
             "trainable_parameters": summary.trainable_parameters,
-            "notes": told_notes(summary, job),
+            "notes": notes_for_user(summary, job),
         },
         "configuration": {
             "preset_id": job.preset_id,
@@ -80,12 +80,10 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
     }
 
 
-def told_notes(summary: Summary, job: Job) -> list[str]:
-    """The trainer's sentences for the user, as many and as long as a row and a page bear."""
-    return [
-        shorten(note, _NOTE_LENGTH)
-        for note in [*unread_keys(job.hyperparameters, job.gpu_config), *summary.notes][:_NOTES_KEPT]
-    ]
+def notes_for_user(summary: Summary, job: Job) -> list[str]:
+    """The notes for the user on what was left out or changed, bounded in number and length for row and page."""
+    notes = [*unread_keys(job.hyperparameters, job.gpu_config), *summary.notes]
+    return [shorten(note, _NOTE_LENGTH) for note in notes[:_NOTES_KEPT]]
 
 
 def curve_of(manifest: Manifest, progress_points: list[Point]) -> list[Point]:

@@ -1,7 +1,7 @@
-"""The files of an earlier trainer, which leaves them at addresses of its own choice.
+"""Fetches the files of an earlier trainer, which leaves them at addresses of its own choice.
 
-What a container names is a stranger's: only where the operator has switched this on are its files fetched, from
-public hosts by https, in bounded number, size and time, and by few workers' places at once.
+An address that a container names may be an attacker's. So files are only fetched where the operator has switched this
+on: from public hosts by https, in bounded number, size and time, and for few runs at once.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ _COPY_ATTEMPTS = 3
 _MAX_FILES = 50
 _MAX_NAME_CHARACTERS = 200
 _OPERATORS_STATUSES = frozenset({401, 403, 404, 413, 415})
-"""What the storage refuses by key, bucket, size or type is its operator's to mend."""
+"""With these statuses the storage refuses the key, the bucket, the size or the type, which its operator must mend."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much is fetched for one run."""
+    """The most that is fetched for one run."""
 
     max_bytes: int = 5 * 1024**3
-    """All files together."""
+    """Of all files together."""
     max_seconds: float = 1800.0
     trusted_hosts: tuple[str, ...] = ()
-    """`host:port` of hosts that may lie on any address and answer by http."""
+    """`host:port` of hosts that may have a private address and answer by http."""
 
 
 async def copy_files(legacy: LegacyResult, shelf: Shelf, bounds: Bounds, *, run_id: str, job_id: str) -> Manifest:
-    """Copy the files to where the run's files are kept, all or nothing, and write the manifest last.
+    """Copy the files into the run's folder and write the manifest last, so that all of them count or none.
 
     Raises:
         ArtifactError: a name or an address is not one to take, a file can't be had, or they are too much.
@@ -122,7 +122,7 @@ class _Copier:
             retry=retry_if_exception_type(_SourceBrokeOffError),
             stop=stop_after_attempt(_COPY_ATTEMPTS),
             wait=wait_random_exponential(multiplier=0.3, max=3),
-            # For ever, it would hold the run, and the job would neither end nor be tried again.
+            # Without an end to its tries it would hold the run: the job would neither end nor be tried again.
             retry_error_callback=_give_up,
         )
         copied: ArtifactFile = await retrying(self._copy_once, path, url)
@@ -135,7 +135,7 @@ class _Copier:
             nonlocal size
             try:
                 async for chunk in source.aiter_raw(1 << 20):
-                    # Counted over all tries: a source that breaks off again and again is not fetched again for free.
+                    # The bytes of all tries count, so that a source that keeps breaking off has a bound, too.
                     self._bytes_left -= len(chunk)
                     if self._bytes_left < 0:
                         raise ArtifactError("The trainer's files are larger than an adapter may be.")
@@ -159,6 +159,6 @@ class _Copier:
         except ServiceRefusedError as error:
             if error.status in _OPERATORS_STATUSES:
                 raise
-            # Fetched again it would be refused again.
+            # Another try would be refused in the same way.
             raise ArtifactError(f"The storage refused {path} ({error.status}).") from None
         return ArtifactFile(name=path, path=path, bytes=size, sha256=digest.hexdigest())

@@ -48,7 +48,7 @@ def job_started(job_id: UUID, dataset: str, gpu_type: str, gpu_count: int) -> di
 
 
 def job_completed(job_id: UUID, dataset: str, cost: float, notes: Sequence[str] = ()) -> dict[str, Any]:
-    """The adapter is there; `cost` in USD, `notes` are the trainer's sentences on what was left out or changed."""
+    """The training is complete; `cost` in USD, `notes` are sentences on what was left out or changed."""
     text = f"Training on “{dataset}” is complete. It cost ${cost:.2f}."
     text = shorten(" ".join([text, *notes]), _MAX_MESSAGE_CHARACTERS)
     return _notice(
@@ -81,7 +81,7 @@ def job_cancelled(job_id: UUID, cost: float) -> dict[str, Any]:
 
 
 def job_requeued(job_id: UUID, run_id: UUID, reason: str, attempt: int) -> dict[str, Any]:
-    """A passing fault; `attempt` is the number of the one that failed."""
+    """The job will be tried again; `attempt` is the number of the attempt that failed."""
     text = f"Attempt {attempt} ended early: {reason} It will be tried again by itself."
     return _notice(
         "job_requeued",

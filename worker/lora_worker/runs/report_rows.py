@@ -1,4 +1,4 @@
-"""Rows from what the trainer reports: job columns and metric points, within the columns' ranges."""
+"""Turns what the trainer reports into columns of the job and rows of `metrics_points`, within the columns' ranges."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def progress_columns(progress: Progress, *, total_epochs: int | None, cost: floa
     metrics = {key: _within(key, progress.metrics.get(key)) for key in _METRIC_KEYS}
     columns: dict[str, Any] = {
         "current_stage": str(progress.stage),
-        # 100 is said by settling alone: a job that shows it is complete.
+        # Only a settled job may show 100 %: the pages take that for complete.
         "progress": round(min(progress.progress, 99.0), 2),
         "current_step": progress.current_step,
         "current_metrics": {key: value for key, value in metrics.items() if value is not None},
@@ -89,16 +89,16 @@ def progress_columns(progress: Progress, *, total_epochs: int | None, cost: floa
 
 
 def waiting_columns(state: LaunchState, *, checked_in: bool, endpoint_has_problem: bool) -> dict[str, Any]:
-    """Columns of `training_jobs` for an accepted launch whose trainer is not heard of yet."""
+    """Columns of `training_jobs` for an accepted launch whose trainer has not checked in yet."""
     if checked_in or state not in {LaunchState.QUEUED, LaunchState.RUNNING}:
         return {}
-    # One that runs has its GPU, whatever the endpoint lacks for others.
+    # A launch that runs has its GPU, even while the endpoint has none for others.
     waits = state is LaunchState.QUEUED and endpoint_has_problem
     return {"current_stage": "waiting_for_gpu" if waits else "queued_on_gpu"}
 
 
 def final_columns(metrics: FinalMetrics, summary: Summary, points: list[Point]) -> dict[str, Any]:
-    """Columns of the job for a run that has succeeded. Only the newer queue has one for the final loss and the time."""
+    """Columns of the job for a run that has succeeded; only the newer queue has columns for the final loss and time."""
     last = points[-1] if points else Point(step=0, epoch=0)
     values = {
         "training_loss": metrics.final_training_loss,
@@ -142,7 +142,7 @@ def _epoch(epoch: float, total_epochs: int | None) -> int:
 
 
 def latest(before: Progress | None, after: Progress) -> Progress:
-    """The further of two reports: a late or reordered one takes nothing back."""
+    """The further of two reports, so that a report that comes late does not set the progress back."""
     if before is None:
         return after
     order = (STAGES.index(after.stage), after.current_step, after.progress)

@@ -1,4 +1,4 @@
-"""What a launch's output says: this trainer's progress and result, and those of the earlier trainer."""
+"""Reads the output of a launch: progress and result of this trainer, or of the earlier one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 
 
 class LegacyResult(BaseModel):
-    """A success as the earlier trainer reports it: names and URLs of files to copy."""
+    """A success of the earlier trainer, which reports names and URLs of files to copy."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
@@ -69,9 +69,9 @@ def _parse_legacy_result(output: dict[str, Any]) -> LegacyResult | Failure | Non
 
 
 def _foreign_sentence(text: Any) -> str:
-    """The line that says what happened, of a program that never promised to keep keys and addresses to itself."""
+    """The line of an error text that says what happened, without keys and addresses: its program may print both."""
     lines = str(text or "").strip().splitlines()
     if not lines:
         return ""
-    told = lines[-1] if lines[0].startswith("Traceback") else lines[0]
-    return redact(_ADDRESS.sub("[address]", told)).strip()[:500]
+    line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    return redact(_ADDRESS.sub("[address]", line)).strip()[:500]

@@ -30,7 +30,7 @@ def retry_after(
 
 
 def exhausted(failure: Failure, attempts: int) -> Failure:
-    """The failure as its user reads it when no attempt is left."""
+    """The failure in the words that its user reads when no attempt is left."""
     if failure.fault is Fault.PERMANENT or attempts <= 1:
         return failure
     text = f"{failure.message} {attempts} attempts were made; start the job again later, or ask support."

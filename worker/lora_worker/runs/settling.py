@@ -19,7 +19,7 @@ from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.errors import ArtifactError, ServiceError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.observability.telemetry import SETTLED
 from lora_worker.runs import notices
-from lora_worker.runs.artifacts import Description, curve_of, describe_artifact, told_notes
+from lora_worker.runs.artifacts import Description, curve_of, describe_artifact, notes_for_user
 from lora_worker.runs.breakers import blame_of
 from lora_worker.runs.claims import billed_seconds
 from lora_worker.runs.closing import Outcome, close
@@ -246,7 +246,7 @@ def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
         "artifact": {**artifact, "archive": archive and f"{services.settings.artifacts_bucket}/{archive}"},
         "notices": [
             started_notice(held),
-            notices.job_completed(job.id, name, held.cost(gpu_seconds, fee=fee), told_notes(summary, job)),
+            notices.job_completed(job.id, name, held.cost(gpu_seconds, fee=fee), notes_for_user(summary, job)),
             notices.artifact_ready(job.id, run.id, artifact["name"]),
         ],
     }

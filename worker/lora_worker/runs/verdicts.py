@@ -1,4 +1,4 @@
-"""From what the launcher and the trainer say to what should happen. Pure functions, no I/O.
+"""Decides what follows for a run from what its launcher and its trainer say. Pure functions, no I/O.
 
 Every answer of the launcher ends in one row of this table (`judge`):
 
@@ -27,7 +27,7 @@ Every answer of the launcher ends in one row of this table (`judge`):
     MISSING                  heartbeat is fresh      await the manifest
     MISSING                  silent too long         retry, as the GPU cloud's fault
 
-Every row that ends a run looks for the manifest first: where it lies, the run has succeeded.
+Before a run ends by any of these rows, its manifest is looked for: where there is one, the run has succeeded.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The run is over. `failure` holds where no manifest is found; None means that there must be one."""
+    """The run is over. It ends with `failure`, unless its manifest is found."""
 
     failure: Failure
     result: Result | None = None
@@ -69,7 +69,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class AwaitManifest:
-    """The launcher ended or forgot the job, and its trainer may still be at work: the manifest will tell."""
+    """The launcher ended or forgot the job, but its trainer may still be at work: wait for its manifest."""
 
     reason: str | None = None
 
@@ -120,7 +120,7 @@ def _judge_failed(observation: Observation, run_id: str) -> Finish:
 
 
 _FAILURES = {EndCause.OVER_TIME: OVER_TIME, EndCause.LOST: LOST, EndCause.OUT_OF_MEMORY: OUT_OF_MEMORY}
-"""What a launcher's cause says of a run whose trainer said nothing; every other cause is a crash."""
+"""The failure of a run whose trainer left no result, by the launcher's cause; any other cause counts as a crash."""
 
 
 def judge(

@@ -9,7 +9,7 @@ import pytest
 
 from lora_contract.protocol import FinalMetrics, Summary
 from lora_worker.database.rows import Dataset, Job, Run
-from lora_worker.runs.artifacts import artifact_name, told_notes
+from lora_worker.runs.artifacts import artifact_name, notes_for_user
 from lora_worker.runs.notices import job_completed
 from lora_worker.runs.report_rows import final_columns
 from lora_worker.storage.places import Places
@@ -71,7 +71,7 @@ def test_models_of_the_same_dataset_and_day_have_different_names() -> None:
 def test_notes_of_a_training_fit_its_row_and_notification() -> None:
     notes = ["Left out: 3 examples with weight 0, train false or loss false.", "word " * 1000, *["more"] * 1000]
     job = Job(id=uuid4(), user_id=uuid4(), hyperparameters={"epochs": 1}, gpu_config={})
-    told = told_notes(Summary(notes=notes), job)
+    told = notes_for_user(Summary(notes=notes), job)
     assert told[0] == notes[0]
     assert (len(told), max(map(len, told))) == (30, 596)
     assert told[1].endswith("word …")
@@ -82,6 +82,6 @@ def test_notes_of_a_training_fit_its_row_and_notification() -> None:
 
 def test_unused_hyperparameter_is_noted_on_the_model() -> None:
     job = Job(id=uuid4(), user_id=uuid4(), hyperparameters={"optimizer": "lion"}, gpu_config={})
-    assert told_notes(Summary(notes=["More."]), job) == [
+    assert notes_for_user(Summary(notes=["More."]), job) == [
         "hyperparameters: 'optimizer' changed nothing; this service knows no such key.", "More.",
     ]  # fmt: skip
