@@ -22,8 +22,11 @@ from lora_worker.database.rest import MEND, SERVICE, Rest
 from lora_worker.database.rows import Assignment, DatasetClaim, News, parse_assignment, parse_news, places_of
 from lora_worker.errors import SchemaMismatchError, ServiceUnavailableError
 
-SCHEMA_VERSIONS = frozenset({1})
-"""The values of `worker_schema_version()` with which this worker can work."""
+SCHEMA_VERSIONS = frozenset({functions.SCHEMA_VERSION})
+"""The values of `worker_schema_version()` with which this worker can work.
+
+It can also work with a newer database, for as long as that keeps the functions of this worker's newest version.
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -93,11 +96,14 @@ class DatabaseCalls:
     async def check_schema(self) -> int:
         """Return the version of the database's schema.
 
+        It is one that this worker knows, or a newer one that still has the functions of this worker's version.
+
         Raises:
             SchemaMismatchError: this worker can't work with that version; the text says what to do.
         """
         version = await self._call(functions.WORKER_SCHEMA_VERSION)
-        if version not in SCHEMA_VERSIONS:
+        newest = max(SCHEMA_VERSIONS)
+        if version not in SCHEMA_VERSIONS and not (version > newest and await self.rest.serves_version(newest)):
             known = ", ".join(map(str, sorted(SCHEMA_VERSIONS)))
             raise SchemaMismatchError(
                 SERVICE, f"the database's schema has version {version}, this worker knows {known}: {MEND}"

@@ -18,6 +18,9 @@ from typing_extensions import TypedDict
 
 T = TypeVar("T")
 
+SCHEMA_VERSION = 1
+"""What `worker_schema_version()` answers once every migration of this release is applied."""
+
 Row = dict[str, Any]
 
 _NOBODY = str(UUID(int=0))
@@ -32,6 +35,16 @@ class Function(Generic[T]):
     name: str
     answer: TypeAdapter[T]
     probe: Mapping[str, str]
+
+
+def schema_marker(version: int) -> str:
+    """Return the name of the function that a database has for as long as it serves workers of this schema version.
+
+    The function takes a row of `datasets`. So a query for `datasets.<marker>` asks the database itself whether the
+    function exists, without PostgREST's cache: PostgREST passes names of columns on without a check, and Postgres reads
+    this one as a call of the function for each row.
+    """
+    return f"worker_schema_{version}"
 
 
 class MayLaunch(TypedDict):

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lora_contract.connections import why_unreachable
 from lora_contract.rest_errors import RestError, read_error
-from lora_worker.database.functions import Function, T
+from lora_worker.database.functions import SCHEMA_VERSION, Function, T, schema_marker
 from lora_worker.errors import (
     SchemaCacheError,
     SchemaMissingError,
@@ -37,10 +37,8 @@ machine has enough memory for it."""
 
 _RELOAD = "run `notify pgrst, 'reload schema'` in the project's SQL editor"
 
-# With this name as a column, a query asks the database itself whether this release's functions exist, without
-# PostgREST's cache: PostgREST passes names of columns on without a check, and Postgres reads `datasets.worker_schema_1`
-# as a call of a function of that name for each row. The query selects no row.
-_MARKER = "worker_schema_1"
+# There is no such column, or no such function: PostgREST calls a function by its name if it has read of it before.
+_NOT_THERE = frozenset({"42703", "42883"})
 
 _MENDED_BY_MIGRATING = {
     "42883": f"a function that it calls is missing; {MEND}",
@@ -142,6 +140,25 @@ class Rest:
         except ValidationError:
             raise _no_answer(table) from None
 
+    async def serves_version(self, version: int) -> bool:
+        """Say whether the database still has the functions of this version of the schema, beside those of later ones.
+
+        Raises:
+            ServiceError: as `call` does.
+        """
+        marker = schema_marker(version)
+        error = await self._ask_for_column(marker)
+        if error is None:
+            return True
+        if error.code in _NOT_THERE:
+            return False
+        raise explain(marker, error, self.caller)
+
+    async def _ask_for_column(self, column: str) -> RestError | None:
+        """Return the error of a query for this column of `datasets` that selects no row, or None if the column exists."""
+        status, body = await self._send("GET", f"datasets?select={column}&limit=0")
+        return None if _is_success(status) else read_error(status, body)
+
     async def _send(self, method: str, path: str, **what: Any) -> tuple[int, bytes]:
         body = bytearray()
         try:
@@ -167,12 +184,12 @@ class Rest:
 
     async def _explain_unknown(self, function: str) -> SchemaMissingError:
         """Find out why PostgREST does not know a function: it is missing, or PostgREST's copy of the schema is old."""
-        status, body = await self._send("GET", f"datasets?select={_MARKER}&limit=0")
-        error = None if _is_success(status) else read_error(status, body)
-        if error is None or (error.code == _NO_RIGHT and _MARKER in error.text):
+        marker = schema_marker(SCHEMA_VERSION)
+        error = await self._ask_for_column(marker)
+        if error is None or (error.code == _NO_RIGHT and marker in error.text):
             text = f"REST's schema cache does not know {function} yet, though it is in the database: {_RELOAD}, or wait"
             return SchemaCacheError(SERVICE, f"{text} up to ten minutes")
-        if error.code == "42703":
+        if error.code in _NOT_THERE:
             return SchemaMissingError(SERVICE, f"the worker's functions are missing in the database: {MEND}")
         # PostgREST does not know the application's own tables either: the project is empty, or its cache is old.
         text = f"REST does not know {function}: {MEND}; where that was done, its schema cache is old: {_RELOAD}"

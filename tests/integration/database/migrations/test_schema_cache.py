@@ -11,14 +11,15 @@ from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 from lora_worker.commands.cli import app
-from lora_worker.database.functions import WORKER_SCHEMA_VERSION, Function
+from lora_worker.database.functions import SCHEMA_VERSION, WORKER_SCHEMA_VERSION, Function, schema_marker
 from lora_worker.database.migrations import migrate
 from lora_worker.database.rest import Rest
 from lora_worker.errors import SchemaCacheError, SchemaMissingError
 from sandbox.supabase import LocalSupabase
 from sandbox.supabase.postgres import Postgres
 
-_ASK = b"select d.worker_schema_1 from public.datasets d limit 0"
+_MARKER = schema_marker(SCHEMA_VERSION)
+_ASK = f"select d.{_MARKER} from public.datasets d limit 0".encode()
 _LATER = Function("came_later", TypeAdapter(int), {})
 
 
@@ -47,7 +48,7 @@ async def test_function_missing_from_rests_schema_cache_is_explained(local_supab
             cursor.execute("grant execute on function public.came_later() to service_role")
             with pytest.raises(SchemaCacheError, match="does not know came_later yet"):
                 await rest.call(_LATER, {})
-            cursor.execute("drop function public.worker_schema_1")
+            cursor.execute(f"drop function public.{_MARKER}".encode())
             with pytest.raises(SchemaMissingError, match="lora-worker migrate") as caught:
                 await rest.call(_LATER, {})
             assert not isinstance(caught.value, SchemaCacheError)

@@ -9,8 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
+from lora_worker.database.functions import SCHEMA_VERSION, schema_marker
 from lora_worker.database.migrations import migrate
 from tests.processes.stage import Stage
+
+CURRENT, NEXT = SCHEMA_VERSION, SCHEMA_VERSION + 1
 
 _NEWER = "create or replace function public.worker_schema_version() returns int" + (
     " language sql immutable set search_path = '' as $$ select {version} $$"
@@ -26,7 +29,8 @@ def schema(stage: Stage) -> Iterator[psycopg.Connection]:
     """A connection to change the schema's version with; afterwards it is ours again."""
     with psycopg.connect(stage.project.database_url, autocommit=True) as connection:
         yield connection
-        connection.execute(_NEWER.format(version=1))
+        connection.execute(_NEWER.format(version=CURRENT))
+        migrate(stage.project.database_url)
 
 
 def test_migrating_a_live_system_loses_no_job(stage: Stage) -> None:
@@ -45,26 +49,39 @@ def test_migrating_a_live_system_loses_no_job(stage: Stage) -> None:
     assert "Traceback" not in stage.log()
 
 
-def test_older_worker_stops_on_a_newer_schema_and_a_newer_one_takes_over(
+def test_older_worker_goes_on_while_a_newer_schema_serves_it(stage: Stage, schema: psycopg.Connection) -> None:
+    started = stage.user.queue(max_steps=60)
+    start_release(stage, f"{CURRENT}")
+    stage.training(started, step=1)
+    schema.execute(_NEWER.format(version=NEXT))
+    later = stage.user.queue(max_steps=20)
+    for job_id in (started, later):
+        assert stage.ended(job_id)["status"] == "completed"
+        assert len(stage.launches(job_id)) == len(stage.runs(job_id)) == 1
+    assert "has version" not in stage.log()
+
+
+def test_older_worker_stops_when_its_functions_go_and_a_newer_takes_over(
     stage: Stage, schema: psycopg.Connection
 ) -> None:
     jobs = [stage.user.queue(max_steps=60) for _ in range(3)]
-    older = start_release(stage, "1")
+    older = start_release(stage, f"{CURRENT}")
     stage.training(jobs[0], step=1)
-    schema.execute(_NEWER.format(version=2))
+    schema.execute(_NEWER.format(version=NEXT))
+    schema.execute(f"drop function {schema_marker(CURRENT)}".encode())
     assert stage.dies(older) == 1
-    assert "has version 2, this worker knows 1" in stage.log()
+    assert f"has version {NEXT}, this worker knows {CURRENT}" in stage.log()
     assert "Traceback" not in stage.log()
     # It gave its leases back, so that nobody waits for them.
     assert all(run["worker"] is None for job_id in jobs for run in stage.runs(job_id))
-    start_release(stage, "1,2")
+    start_release(stage, f"{CURRENT},{NEXT}")
     for job_id in jobs:
         assert stage.ended(job_id)["status"] == "completed"
         assert len(stage.launches(job_id)) == len(stage.runs(job_id)) == 1
 
 
 def test_two_compatible_releases_share_the_queue(stage: Stage) -> None:
-    start_release(stage, "1,2")
+    start_release(stage, f"{CURRENT},{NEXT}")
     stage.worker()
     jobs = [stage.user.queue(max_steps=10) for _ in range(6)]
     for job_id in jobs:

@@ -16,9 +16,11 @@ from tenacity import wait_none
 from lora_contract.rest_errors import read_error
 from lora_worker.database import functions, rest
 from lora_worker.database.calls import DatabaseCalls
+from lora_worker.database.functions import SCHEMA_VERSION, schema_marker
 from lora_worker.database.rest import ANON, SERVICE_ROLE, explain
 from lora_worker.errors import (
     SchemaCacheError,
+    SchemaMismatchError,
     SchemaMissingError,
     ServiceError,
     ServiceRefusedError,
@@ -285,6 +287,7 @@ async def test_endless_answer_is_read_up_to_a_limit(monkeypatch: pytest.MonkeyPa
 
 # ── functions that REST does not know ───────────────────────────────────────────────────────────────
 
+MARKER = schema_marker(SCHEMA_VERSION)
 UNKNOWN = {"code": "PGRST202", "message": "Could not find the function public.worker_schema_version"}
 
 
@@ -295,11 +298,11 @@ UNKNOWN = {"code": "PGRST202", "message": "Could not find the function public.wo
         (200, [], SchemaCacheError, "schema cache"),
         (
             403,
-            {"code": "42501", "message": "permission denied for function worker_schema_1"},
+            {"code": "42501", "message": f"permission denied for function {MARKER}"},
             SchemaCacheError,
             "cache",
         ),
-        (400, {"code": "42703", "message": "column datasets.worker_schema_1 does not exist"}, MEND, "are missing"),
+        (400, {"code": "42703", "message": f"column datasets.{MARKER} does not exist"}, MEND, "are missing"),
         # Nothing of the application is known either.
         (404, {"code": "PGRST205", "message": "Could not find the table"}, MEND, "its schema cache is old"),
         (502, {"message": "bad gateway"}, MEND, "its schema cache is old"),
@@ -316,3 +319,35 @@ async def test_missing_function_differs_from_a_stale_schema_cache(
             await queue.check_schema()
     assert type(caught.value) is kind
     assert ("lora-worker migrate" in str(caught.value)) is (kind is MEND)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "raised"),
+    [
+        (200, [], None),
+        (400, {"code": "42703", "message": f"column datasets.{MARKER} does not exist"}, SchemaMismatchError),
+        (404, {"code": "42883", "message": f"function {MARKER}(datasets) does not exist"}, SchemaMismatchError),
+        (503, {"message": "bad gateway"}, ServiceUnavailableError),
+    ],
+)
+async def test_newer_schema_serves_this_worker_while_its_marker_is_there(
+    status: int, body: Any, raised: type[ServiceError] | None
+) -> None:
+    async with httpx.AsyncClient() as http, respx.mock(base_url=URL) as api:
+        api.post("/rest/v1/rpc/worker_schema_version").respond(json=SCHEMA_VERSION + 1)
+        asked = api.get("/rest/v1/datasets", params={"select": MARKER, "limit": "0"}).respond(status, json=body)
+        queue = DatabaseCalls(URL, "sb_secret_x", worker="w", lease_seconds=60, http=http)
+        if raised is None:
+            assert await queue.check_schema() == SCHEMA_VERSION + 1
+        else:
+            with pytest.raises(raised):
+                await queue.check_schema()
+        assert asked.called
+
+
+async def test_older_schema_is_refused_with_the_command_that_helps() -> None:
+    async with httpx.AsyncClient() as http, respx.mock(base_url=URL) as api:
+        api.post("/rest/v1/rpc/worker_schema_version").respond(json=0)
+        queue = DatabaseCalls(URL, "sb_secret_x", worker="w", lease_seconds=60, http=http)
+        with pytest.raises(SchemaMismatchError, match="lora-worker migrate"):
+            await queue.check_schema()
