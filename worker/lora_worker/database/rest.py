@@ -155,7 +155,7 @@ class Rest:
         raise explain(marker, error, self.caller)
 
     async def _ask_for_column(self, column: str) -> RestError | None:
-        """Return the error of a query for this column of `datasets` that selects no row, or None if the column exists."""
+        """Return the error of a query for this column of `datasets` that selects no row; None if the column exists."""
         status, body = await self._send("GET", f"datasets?select={column}&limit=0")
         return None if _is_success(status) else read_error(status, body)
 

@@ -21,7 +21,7 @@ import pytest
 from lora_worker.database import migrations
 from lora_worker.database.functions import SCHEMA_VERSION
 from lora_worker.database.migrations import migrate, migration_files
-from sandbox.postgres import Postgres
+from sandbox.supabase.postgres import Postgres
 from tests.frozen import CALLS_OF_0_1, frozen_hashes, migrations_of
 from tests.rows import Database, Row
 
