@@ -16,8 +16,8 @@ from lora_worker.database.rows import Assignment, DatasetClaim, News
 from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation
 from lora_worker.money.pricing import load_prices
 from lora_worker.runs import advance
-from lora_worker.runs.events import Settled
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.state.events import Settled
+from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.services import HeavySlots, Services
 
 START = 1000.0

@@ -28,8 +28,8 @@ PRELOADED = (
     "typer",
     "lora_worker.services",
     "lora_worker.observability.telemetry",
-    "lora_worker.runs.artifacts",
-    "lora_worker.runs.report_rows",
+    "lora_worker.runs.rows.artifacts",
+    "lora_worker.runs.rows.report_rows",
     "lora_worker.datasets.preflight",
 )
 _POLL_SECONDS = 0.02

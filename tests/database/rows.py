@@ -122,7 +122,7 @@ class Database:
 
 
 def outcome(job_status: str = "completed", **more: Any) -> Row:
-    """An outcome as `lora_worker.runs.settling` makes it."""
+    """An outcome as `lora_worker.runs.steps.settling` makes it."""
     artifact = {
         "name": "Zebras - 2026-01-01", "quality_metrics": {}, "training_summary": {},
         "configuration": {}, "artifacts": {},
@@ -146,7 +146,7 @@ def outcome(job_status: str = "completed", **more: Any) -> Row:
 
 
 def point(step: int) -> Row:
-    """A metric point's row as `lora_worker.runs.report_rows` makes it."""
+    """A metric point's row as `lora_worker.runs.rows.report_rows` makes it."""
     return {"step": step, "epoch": 1, "training_loss": 1.5, "learning_rate": 0.0001}
 
 
@@ -156,7 +156,7 @@ def report(run: Row, points: list[Row] | None = None, **columns: Any) -> Row:
 
 
 def notice(kind: str, job_id: Any, **metadata: Any) -> Row:
-    """A notice as `lora_worker.runs.notices` makes it."""
+    """A notice as `lora_worker.runs.rows.notices` makes it."""
     return {
         "type": kind, "title": kind, "message": kind, "priority": "low", "action_url": "/",
         "metadata": {"job_id": str(job_id), **metadata},

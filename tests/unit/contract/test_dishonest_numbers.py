@@ -24,12 +24,12 @@ from lora_contract.protocol import (
 )
 from lora_worker.database.calls import storable_json
 from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError, ValueRefusedError
-from lora_worker.runs import settling
-from lora_worker.runs.events import Ending, Settled
-from lora_worker.runs.failures import CANCELLED_ELSEWHERE
-from lora_worker.runs.held_run import HeldRun
-from lora_worker.runs.report_rows import point_rows, progress_columns
-from lora_worker.runs.results import parse_progress, parse_result
+from lora_worker.runs.outcomes.failures import CANCELLED_ELSEWHERE
+from lora_worker.runs.outcomes.results import parse_progress, parse_result
+from lora_worker.runs.rows.report_rows import point_rows, progress_columns
+from lora_worker.runs.state.events import Ending, Settled
+from lora_worker.runs.state.held_run import HeldRun
+from lora_worker.runs.steps import settling
 from tests.scripted import FakeQueue, Shelf, assignment, make_services
 
 ENDLESS = ["Infinity", "-Infinity", "NaN", float("inf"), float("nan"), -1, 3_000_000_000, 1e300, 1e30, "9" * 5000,

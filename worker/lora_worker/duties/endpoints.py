@@ -13,8 +13,8 @@ from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, EndpointState
 from lora_worker.launchers.endpoints import EndpointView, launches_at, starting_too_long, unowned_work
 from lora_worker.runs.applying import apply
-from lora_worker.runs.events import EndpointSeen
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.state.events import EndpointSeen
+from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)

@@ -21,7 +21,8 @@ from lora_worker.observability.readiness import Readiness
 from lora_worker.observability.telemetry import ADOPTED, CLAIMED, CYCLE_SECONDS, HELD_RUNS, LEASES_LOST
 from lora_worker.runs.advance import advance
 from lora_worker.runs.applying import apply
-from lora_worker.runs.events import (
+from lora_worker.runs.outcomes.failures import WORKER_FAULT
+from lora_worker.runs.state.events import (
     CycleBegun,
     CycleDone,
     CycleFailed,
@@ -31,8 +32,7 @@ from lora_worker.runs.events import (
     Settled,
     StopDecided,
 )
-from lora_worker.runs.failures import WORKER_FAULT
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)

@@ -12,7 +12,7 @@ from lora_worker.database.functions import Stray
 from lora_worker.duties.duty import RoundResult
 from lora_worker.duties.faults import Faults, stray_work
 from lora_worker.launchers.base import LaunchState
-from lora_worker.runs.whereabouts import Whereabouts, left_alone
+from lora_worker.runs.state.whereabouts import Whereabouts, left_alone
 from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)

@@ -15,10 +15,12 @@ from lora_contract.crash_points import crash_point
 from lora_contract.protocol import Result
 from lora_worker.errors import LeaseLostError
 from lora_worker.launchers.base import LaunchState, Observation
-from lora_worker.runs import launching, settling
 from lora_worker.runs.applying import apply
-from lora_worker.runs.claims import warn_of_contradiction
-from lora_worker.runs.events import (
+from lora_worker.runs.outcomes.failures import ARTIFACT_MISSING, NEVER_READY, WORKER_FAULT, WORKER_KILLED
+from lora_worker.runs.outcomes.results import parse_result
+from lora_worker.runs.outcomes.verdicts import AwaitManifest, Finish, Stop, Verdict, judge
+from lora_worker.runs.rows.progress_entries import make_report, progress_report
+from lora_worker.runs.state.events import (
     EndBegun,
     Ending,
     FetchBegun,
@@ -33,16 +35,14 @@ from lora_worker.runs.events import (
     StopAsked,
     StopDecided,
 )
-from lora_worker.runs.failures import ARTIFACT_MISSING, NEVER_READY, WORKER_FAULT, WORKER_KILLED
-from lora_worker.runs.granting import answer
-from lora_worker.runs.held_run import HeldRun
-from lora_worker.runs.limits import exceeded_limit, longest_seconds
-from lora_worker.runs.observing import observe
-from lora_worker.runs.progress_entries import make_report, progress_report
-from lora_worker.runs.results import parse_result
-from lora_worker.runs.settling import Collected, ForeignFiles
-from lora_worker.runs.verdicts import AwaitManifest, Finish, Stop, Verdict, judge
-from lora_worker.runs.whereabouts import left_alone
+from lora_worker.runs.state.held_run import HeldRun
+from lora_worker.runs.state.whereabouts import left_alone
+from lora_worker.runs.steps import launching, settling
+from lora_worker.runs.steps.claims import warn_of_contradiction
+from lora_worker.runs.steps.granting import answer
+from lora_worker.runs.steps.limits import exceeded_limit, longest_seconds
+from lora_worker.runs.steps.observing import observe
+from lora_worker.runs.steps.settling import Collected, ForeignFiles
 from lora_worker.storage.places import Places
 from lora_worker.storage.publication import has_manifest
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from functools import singledispatch
 
-from lora_worker.runs.events import (
+from lora_worker.runs.outcomes.retries import patience_seconds
+from lora_worker.runs.rows.progress_entries import make_report
+from lora_worker.runs.rows.report_rows import latest
+from lora_worker.runs.state.events import (
     CycleBegun,
     CycleDone,
     CycleFailed,
@@ -31,10 +34,7 @@ from lora_worker.runs.events import (
     StopAsked,
     StopDecided,
 )
-from lora_worker.runs.held_run import HeldRun
-from lora_worker.runs.progress_entries import make_report
-from lora_worker.runs.report_rows import latest
-from lora_worker.runs.retries import patience_seconds
+from lora_worker.runs.state.held_run import HeldRun
 
 
 def apply(held: HeldRun, event: Event) -> None:

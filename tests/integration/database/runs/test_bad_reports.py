@@ -9,8 +9,8 @@ import pytest
 
 from lora_contract.protocol import MAX_FILES, MAX_UPLOAD_REQUEST_BYTES, Manifest
 from lora_worker.database.calls import storable_json
-from lora_worker.runs.held_run import HeldRun
-from lora_worker.runs.settling import _success
+from lora_worker.runs.state.held_run import HeldRun
+from lora_worker.runs.steps.settling import _success
 from tests.application.pipeline import Pipeline
 from tests.database.rows import Database, Row, point, report
 from tests.scripted import assignment, make_services

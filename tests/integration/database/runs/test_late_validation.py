@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from lora_contract.protocol import Point
-from lora_worker.runs.report_rows import point_rows
+from lora_worker.runs.rows.report_rows import point_rows
 from tests.application.pipeline import Pipeline
 from tests.database.rows import Database, Row, outcome, point, report
 

@@ -14,9 +14,10 @@ from pydantic import SecretStr
 
 from lora_contract.grants import open_urls
 from lora_worker.configuration.tokens import RunTokens, token_sha256
-from lora_worker.runs import advance, launching
+from lora_worker.runs import advance
 from lora_worker.runs.applying import apply
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.state.held_run import HeldRun
+from lora_worker.runs.steps import launching
 from lora_worker.services import Services
 from tests.scripted import START, FakeLauncher, FakeQueue, assignment, make_services
 

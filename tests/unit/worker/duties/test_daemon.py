@@ -15,8 +15,8 @@ from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import LeaseLostError, PassIncompleteError, SchemaMismatchError, ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState
 from lora_worker.runs import advance
-from lora_worker.runs.events import Settled
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.state.events import Settled
+from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.services import HeavySlots, Services
 from tests.processes.waiting import PATIENCE_SECONDS
 from tests.scripted import ForgetfulLauncher, Shelf, assignment, note_launches, note_settlings

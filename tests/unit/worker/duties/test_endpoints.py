@@ -15,7 +15,7 @@ from lora_worker.launchers.base import EndpointHealth, EndpointState, LaunchStat
 from lora_worker.launchers.endpoints import EndpointView, launches_at, starting_too_long, unowned_work
 from lora_worker.launchers.runpod import RunPodLauncher
 from lora_worker.runs import advance
-from lora_worker.runs.failures import NEVER_READY
+from lora_worker.runs.outcomes.failures import NEVER_READY
 from tests.scripted import GUIDE, FakeLauncher, ForgetfulLauncher, assignment, make_services
 
 OWN = FakeLauncher.endpoint

@@ -13,9 +13,9 @@ from lora_worker.duties import held_runs
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.runs import advance
-from lora_worker.runs.events import Ending, Settled
-from lora_worker.runs.failures import CANCELLED_ELSEWHERE
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.outcomes.failures import CANCELLED_ELSEWHERE
+from lora_worker.runs.state.events import Ending, Settled
+from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.services import Services
 from tests.scripted import FakeQueue, assignment
 

@@ -13,7 +13,7 @@ from lora_worker.duties import daemon as daemon_module
 from lora_worker.duties import held_runs
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import LeaseLostError, PassIncompleteError, SchemaMismatchError
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.services import Services
 from tests.processes.waiting import PATIENCE_SECONDS
 from tests.scripted import FakeQueue, assignment

@@ -9,9 +9,9 @@ import pytest
 
 from lora_contract.protocol import FinalMetrics, Summary
 from lora_worker.database.rows import Dataset, Job, Run
-from lora_worker.runs.artifacts import artifact_name, notes_for_user
-from lora_worker.runs.notices import job_completed
-from lora_worker.runs.report_rows import final_columns
+from lora_worker.runs.rows.artifacts import artifact_name, notes_for_user
+from lora_worker.runs.rows.notices import job_completed
+from lora_worker.runs.rows.report_rows import final_columns
 from lora_worker.storage.places import Places
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from lora_contract.protocol import FAULTS, ErrorCode, Fault, Stage
 from lora_worker.launchers.base import EndCause, LaunchState, Observation
-from lora_worker.runs.breakers import blame
-from lora_worker.runs.failures import NEVER_READY, Failure
+from lora_worker.runs.outcomes.failures import NEVER_READY, Failure
+from lora_worker.runs.steps.breakers import blame
 
 _BASE = (ErrorCode.BASE_MODEL_UNKNOWN, ErrorCode.BASE_MODEL_UNREACHABLE, ErrorCode.BASE_MODEL_MISMATCH)
 _LOADING = (ErrorCode.OUT_OF_MEMORY, ErrorCode.DISK_FULL, ErrorCode.CHILD_CRASHED, ErrorCode.INTERNAL)

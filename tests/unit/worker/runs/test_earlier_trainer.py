@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from lora_worker.errors import ArtifactError, ServiceRefusedError
-from lora_worker.runs import earlier_trainer
-from lora_worker.runs.earlier_trainer import Bounds, copy_files
-from lora_worker.runs.results import LegacyResult
+from lora_worker.runs.outcomes.results import LegacyResult
+from lora_worker.runs.steps import earlier_trainer
+from lora_worker.runs.steps.earlier_trainer import Bounds, copy_files
 from lora_worker.storage.public_web import PublicTransport
 from tests.unit.shelves import RUN_ID, MemoryBucket, shelf_of
 

@@ -9,7 +9,7 @@ import pytest
 from lora_worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceUnavailableError
 from lora_worker.launchers.base import LaunchState
 from lora_worker.runs import advance
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.state.held_run import HeldRun
 from tests.scripted import FakeQueue, ForgetfulLauncher, assignment, make_services, note_settlings
 
 FILE = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}

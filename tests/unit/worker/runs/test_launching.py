@@ -14,12 +14,13 @@ from lora_worker.datasets.preflight import make_policy
 from lora_worker.errors import PreflightError, ServiceUnavailableError
 from lora_worker.money.billing import Rate
 from lora_worker.money.pricing import load_prices
-from lora_worker.runs import advance, launching
+from lora_worker.runs import advance
 from lora_worker.runs.applying import apply
-from lora_worker.runs.events import Ending, PutOff, Settled
-from lora_worker.runs.failures import WORKER_KILLED
-from lora_worker.runs.held_run import HeldRun
-from lora_worker.runs.retries import patience_seconds
+from lora_worker.runs.outcomes.failures import WORKER_KILLED
+from lora_worker.runs.outcomes.retries import patience_seconds
+from lora_worker.runs.state.events import Ending, PutOff, Settled
+from lora_worker.runs.state.held_run import HeldRun
+from lora_worker.runs.steps import launching
 from tests.scripted import assignment, make_services
 
 

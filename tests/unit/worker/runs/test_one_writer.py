@@ -12,8 +12,8 @@ import pytest
 
 import lora_worker
 from lora_worker.runs import applying
-from lora_worker.runs.events import Event
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.state.events import Event
+from lora_worker.runs.state.held_run import HeldRun
 
 WORKER = Path(lora_worker.__file__).parent
 WRITER = WORKER / "runs" / "applying.py"
@@ -76,7 +76,7 @@ def writes(code: str, *, in_state: bool = False) -> set[int]:
 def test_only_the_applying_module_changes_a_held_run(path: Path) -> None:
     found = writes(path.read_text(), in_state=path.name == "held_run.py")
     assert bool(found) is (path == WRITER), (
-        f"{path.name}, lines {sorted(found)}: return an event of runs/events.py instead"
+        f"{path.name}, lines {sorted(found)}: return an event of runs/state/events.py instead"
     )
 
 

@@ -1,4 +1,4 @@
-"""Each row of the table in `lora_worker.runs.verdicts`, and the retries that follow."""
+"""Each row of the table in `lora_worker.runs.outcomes.verdicts`, and the retries that follow."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from lora_contract.protocol import FAULTS, ErrorCode, Fault, Point
 from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.launchers.base import EndCause, LaunchState, Observation
-from lora_worker.runs.failures import OVER_TIME, Failure
-from lora_worker.runs.quality import rate_training
-from lora_worker.runs.results import LegacyResult, parse_progress
-from lora_worker.runs.retries import exhausted, retry_after
-from lora_worker.runs.verdicts import AwaitManifest, Finish, Keep, Stop, Verdict, judge
+from lora_worker.runs.outcomes.failures import OVER_TIME, Failure
+from lora_worker.runs.outcomes.results import LegacyResult, parse_progress
+from lora_worker.runs.outcomes.retries import exhausted, retry_after
+from lora_worker.runs.outcomes.verdicts import AwaitManifest, Finish, Keep, Stop, Verdict, judge
+from lora_worker.runs.rows.quality import rate_training
 
 RUN = "run-1"
 TODAYS_FAILURE = {"status": "failed", "error_message": "No.\nTraceback"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lora_contract.curve import thin_points
 from lora_contract.protocol import Point, Progress, Stage
 from lora_worker.launchers.base import LaunchState
-from lora_worker.runs.report_rows import (
+from lora_worker.runs.rows.report_rows import (
     latest,
     partial_columns,
     point_row,

@@ -10,12 +10,12 @@ from structlog.testing import capture_logs
 from lora_contract.protocol import ErrorCode, Fault, Manifest, Point, Progress, Result, Stage, Summary, TrainerError
 from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.launchers.base import LaunchState, Observation
-from lora_worker.runs.events import Ending
-from lora_worker.runs.failures import Failure
-from lora_worker.runs.held_run import HeldRun
-from lora_worker.runs.results import parse_result
-from lora_worker.runs.settling import _failure, _success
-from lora_worker.runs.verdicts import _failure_of
+from lora_worker.runs.outcomes.failures import Failure
+from lora_worker.runs.outcomes.results import parse_result
+from lora_worker.runs.outcomes.verdicts import _failure_of
+from lora_worker.runs.state.events import Ending
+from lora_worker.runs.state.held_run import HeldRun
+from lora_worker.runs.steps.settling import _failure, _success
 from lora_worker.services import Services
 from tests.scripted import assignment
 

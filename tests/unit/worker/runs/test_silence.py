@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from lora_worker.launchers.base import LaunchState, Observation
-from lora_worker.runs.silence import Silence
+from lora_worker.runs.state.silence import Silence
 
 HEARTBEAT = datetime(2026, 11, 23, tzinfo=UTC)
 

@@ -11,7 +11,7 @@ import respx
 from lora_worker.launchers.addresses import Addresses
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from lora_worker.launchers.runpod import RunPodLauncher
-from lora_worker.runs.whereabouts import Whereabouts, left_alone
+from lora_worker.runs.state.whereabouts import Whereabouts, left_alone
 from tests.scripted import GUIDE
 
 OWN = "https://api.runpod.ai/v2/own"

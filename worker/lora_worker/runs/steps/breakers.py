@@ -15,9 +15,9 @@ from lora_contract.protocol import STAGES, ErrorCode, Stage
 from lora_worker.database.rows import parse_hyperparameters
 from lora_worker.errors import LeaseLostError, PreflightError
 from lora_worker.launchers.base import EndCause, LaunchState, Observation
-from lora_worker.runs.events import Settled
-from lora_worker.runs.failures import NEVER_READY, Failure
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.outcomes.failures import NEVER_READY, Failure
+from lora_worker.runs.state.events import Settled
+from lora_worker.runs.state.held_run import HeldRun
 
 log = structlog.get_logger(__name__)
 

@@ -6,7 +6,7 @@ import structlog
 
 from lora_contract.protocol import Progress, Summary
 from lora_worker.money.billing import contradiction
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.state.held_run import HeldRun
 
 log = structlog.get_logger(__name__)
 

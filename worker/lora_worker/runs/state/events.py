@@ -12,10 +12,10 @@ from lora_contract.protocol import Progress, Result
 from lora_worker.database.rows import Assignment, News
 from lora_worker.launchers.base import Observation
 from lora_worker.launchers.endpoints import EndpointView
-from lora_worker.runs.failures import Failure
-from lora_worker.runs.results import LegacyResult
-from lora_worker.runs.silence import Silence
-from lora_worker.runs.whereabouts import Whereabouts
+from lora_worker.runs.outcomes.failures import Failure
+from lora_worker.runs.outcomes.results import LegacyResult
+from lora_worker.runs.state.silence import Silence
+from lora_worker.runs.state.whereabouts import Whereabouts
 
 # ── a cycle ─────────────────────────────────────────────────────────────────────────────────────────
 

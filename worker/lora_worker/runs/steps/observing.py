@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lora_worker.launchers.base import LaunchState
-from lora_worker.runs.events import Observed
-from lora_worker.runs.held_run import HeldRun
-from lora_worker.runs.results import parse_progress
+from lora_worker.runs.outcomes.results import parse_progress
+from lora_worker.runs.state.events import Observed
+from lora_worker.runs.state.held_run import HeldRun
 
 
 async def observe(held: HeldRun, external_job_id: str) -> Observed:

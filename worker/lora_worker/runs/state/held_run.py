@@ -17,9 +17,9 @@ from lora_worker.errors import LeaseLostError
 from lora_worker.launchers.base import LaunchRef, Observation
 from lora_worker.launchers.endpoints import EndpointView
 from lora_worker.money.billing import Measured, Rate, gpu_of
-from lora_worker.runs.failures import Failure, unreadable
-from lora_worker.runs.silence import Silence
-from lora_worker.runs.whereabouts import Whereabouts
+from lora_worker.runs.outcomes.failures import Failure, unreadable
+from lora_worker.runs.state.silence import Silence
+from lora_worker.runs.state.whereabouts import Whereabouts
 from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lora_worker.launchers.base import Observation
-from lora_worker.runs.failures import NEVER_READY, OVER_BUDGET, OVER_TIME, Failure
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.outcomes.failures import NEVER_READY, OVER_BUDGET, OVER_TIME, Failure
+from lora_worker.runs.state.held_run import HeldRun
 
 _MARGIN_SECONDS = 180.0
 """The trainer stops itself at its limit, and then the launcher does by its policy; the worker is the last resort."""

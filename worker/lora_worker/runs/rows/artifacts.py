@@ -12,7 +12,7 @@ from lora_contract.protocol import MANIFEST_NAME, Manifest, Point, Summary
 from lora_contract.words import shorten
 from lora_worker.database.job_keys import unread_keys
 from lora_worker.database.rows import Assignment, Dataset, Job
-from lora_worker.runs.quality import QualityReport
+from lora_worker.runs.rows.quality import QualityReport
 from lora_worker.storage.places import Places
 
 _NOTES_KEPT, _NOTE_LENGTH = 30, 600

@@ -25,7 +25,7 @@ from tenacity import (
 from lora_contract.object_names import storable
 from lora_contract.protocol import MANIFEST_NAME, ArtifactFile, FinalMetrics, Manifest, Summary
 from lora_worker.errors import ArtifactError, ServiceRefusedError
-from lora_worker.runs.results import LegacyResult
+from lora_worker.runs.outcomes.results import LegacyResult
 from lora_worker.storage.public_web import ForbiddenAddressError, fetch, public_client
 from lora_worker.storage.publication import Shelf, keep_manifest
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lora_worker.runs import notices
-from lora_worker.runs.held_run import HeldRun
-from lora_worker.runs.report_rows import point_rows, progress_columns, waiting_columns
+from lora_worker.runs.rows import notices
+from lora_worker.runs.rows.report_rows import point_rows, progress_columns, waiting_columns
+from lora_worker.runs.state.held_run import HeldRun
 
 
 def progress_report(held: HeldRun) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lora_contract.protocol import Fault
 from lora_worker.configuration.retry_limits import RetryLimits
-from lora_worker.runs.failures import Failure
+from lora_worker.runs.outcomes.failures import Failure
 
 _MAX_WAIT_SECONDS = 600.0
 

@@ -18,25 +18,25 @@ from lora_worker.database.rows import Job
 from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.errors import ArtifactError, ServiceError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.observability.telemetry import SETTLED
-from lora_worker.runs import notices
-from lora_worker.runs.artifacts import Description, curve_of, describe_artifact, notes_for_user
-from lora_worker.runs.breakers import blame_of
-from lora_worker.runs.claims import billed_seconds
-from lora_worker.runs.closing import Outcome, close
-from lora_worker.runs.earlier_trainer import Bounds, copy_files
-from lora_worker.runs.events import Ending, Settled
-from lora_worker.runs.failures import (
+from lora_worker.runs.outcomes.failures import (
     ARTIFACT_MISSING,
     EARLIER_TRAINER,
     STORAGE_REFUSED,
     Failure,
 )
-from lora_worker.runs.held_run import HeldRun
-from lora_worker.runs.progress_entries import started_notice
-from lora_worker.runs.quality import rate_training
-from lora_worker.runs.report_rows import final_columns, partial_columns, point_rows
-from lora_worker.runs.results import LegacyResult
-from lora_worker.runs.retries import exhausted, retry_after
+from lora_worker.runs.outcomes.results import LegacyResult
+from lora_worker.runs.outcomes.retries import exhausted, retry_after
+from lora_worker.runs.rows import notices
+from lora_worker.runs.rows.artifacts import Description, curve_of, describe_artifact, notes_for_user
+from lora_worker.runs.rows.progress_entries import started_notice
+from lora_worker.runs.rows.quality import rate_training
+from lora_worker.runs.rows.report_rows import final_columns, partial_columns, point_rows
+from lora_worker.runs.state.events import Ending, Settled
+from lora_worker.runs.state.held_run import HeldRun
+from lora_worker.runs.steps.breakers import blame_of
+from lora_worker.runs.steps.claims import billed_seconds
+from lora_worker.runs.steps.closing import Outcome, close
+from lora_worker.runs.steps.earlier_trainer import Bounds, copy_files
 from lora_worker.storage.places import Places
 from lora_worker.storage.publication import Shelf, collect
 

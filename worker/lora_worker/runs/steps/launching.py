@@ -33,10 +33,10 @@ from lora_worker.errors import (
     ServiceUnavailableError,
 )
 from lora_worker.observability.telemetry import LAUNCHED
-from lora_worker.runs.breakers import hold_back
-from lora_worker.runs.events import Ending, LaunchBegun, Launched, PutOff, Settled
-from lora_worker.runs.failures import Failure
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.outcomes.failures import Failure
+from lora_worker.runs.state.events import Ending, LaunchBegun, Launched, PutOff, Settled
+from lora_worker.runs.state.held_run import HeldRun
+from lora_worker.runs.steps.breakers import hold_back
 from lora_worker.storage.places import Places
 
 log = structlog.get_logger(__name__)

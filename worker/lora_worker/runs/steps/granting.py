@@ -13,9 +13,9 @@ from lora_contract.protocol import MANIFEST_NAME, ArtifactFile, Fault
 from lora_worker.database.rows import places_of
 from lora_worker.errors import ServiceError
 from lora_worker.observability.telemetry import FAULTS_SEEN
-from lora_worker.runs.events import Granted, GrantPutOff, StopDecided
-from lora_worker.runs.failures import Failure
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.outcomes.failures import Failure
+from lora_worker.runs.state.events import Granted, GrantPutOff, StopDecided
+from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.storage.places import Places
 
 log = structlog.get_logger(__name__)

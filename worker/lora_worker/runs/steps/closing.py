@@ -10,8 +10,8 @@ import structlog
 from lora_contract.crash_points import crash_point
 from lora_contract.protocol import Fault
 from lora_worker.errors import LeaseLostError, ServiceError, ValueRefusedError
-from lora_worker.runs import notices
-from lora_worker.runs.held_run import HeldRun
+from lora_worker.runs.rows import notices
+from lora_worker.runs.state.held_run import HeldRun
 
 log = structlog.get_logger(__name__)
 

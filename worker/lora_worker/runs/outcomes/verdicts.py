@@ -36,7 +36,7 @@ from dataclasses import dataclass
 
 from lora_contract.protocol import FAULTS, ErrorCode, Result
 from lora_worker.launchers.base import EndCause, LaunchState, Observation
-from lora_worker.runs.failures import (
+from lora_worker.runs.outcomes.failures import (
     ARTIFACT_MISSING,
     CANCELLED_ELSEWHERE,
     CRASHED,
@@ -48,7 +48,7 @@ from lora_worker.runs.failures import (
     SILENT,
     Failure,
 )
-from lora_worker.runs.results import LegacyResult, parse_result
+from lora_worker.runs.outcomes.results import LegacyResult, parse_result
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_contract.protocol import Fault, Progress, Result, Stage
 from lora_worker.observability.telemetry import redact
-from lora_worker.runs.failures import CRASHED, Failure
+from lora_worker.runs.outcomes.failures import CRASHED, Failure
 
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 

@@ -1,0 +1,1 @@
+"""What this worker knows of a held run, what can happen to one, and what can be read from both."""
