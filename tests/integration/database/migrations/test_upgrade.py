@@ -22,8 +22,8 @@ from lora_worker.database import migrations
 from lora_worker.database.functions import SCHEMA_VERSION
 from lora_worker.database.migrations import migrate, migration_files
 from sandbox.supabase.postgres import Postgres
+from tests.database.rows import Database, Row
 from tests.frozen import CALLS_OF_0_1, frozen_hashes, migrations_of
-from tests.rows import Database, Row
 
 CALLS: list[Row] = json.loads(CALLS_OF_0_1.read_text(encoding="utf-8"))
 NEXT = SCHEMA_VERSION + 1
