@@ -1,1 +1,1 @@
-"""What runs on the GPU: the RunPod handler, the QLoRA recipe, its data and its publishing."""
+"""The part that runs on the GPU: RunPod's handler, the QLoRA recipe, and the publishing of the adapter."""

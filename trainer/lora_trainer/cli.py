@@ -1,6 +1,6 @@
-"""The command line, `lora-trainer …`: what can be asked of the trainer without a job, and mostly without a GPU.
+"""The command line, `lora-trainer …`: what the trainer can do without a job and without a GPU.
 
-Imports what a command needs inside it, so that --help is instant.
+Each command imports what it needs in its function, so that --help does not wait for torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ app = typer.Typer(
     help="Looks at base models before they are trained: memory, files, chat templates.",
     no_args_is_help=True,
     add_completion=False,
-    # rich would double the time that --help takes
+    # Importing rich would double the time that --help takes.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -35,17 +35,17 @@ def plan(
     batch: Annotated[int, typer.Option(min=1, help="Rows of a forward pass.")] = 1,
     rank: Annotated[int, typer.Option(min=4, max=128)] = 16,
 ) -> None:
-    """How much memory a training takes, without a GPU; 1 where it does not fit."""
+    """Say how much GPU memory a training takes. Needs no GPU. Exits with 1 if it does not fit."""
     import logging
 
     from lora_contract.hyperparameters import Hyperparameters
     from lora_trainer.errors import TrainingError
     from lora_trainer.models.plan import format_plan, plan_for_base
 
-    # It warns that a CPU kernel is missing, which a plan does not need.
+    # Its warning about a missing CPU kernel does not matter for a plan.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
-        made = plan_for_base(
+        memory = plan_for_base(
             base_model,
             Hyperparameters(rank=rank),
             row_tokens=seq,
@@ -56,14 +56,14 @@ def plan(
         typer.echo(error.as_protocol().sentence(), err=True)
         raise typer.Exit(1) from None
     gpu_bytes = int(gpu_gb * 10**9)
-    typer.echo(format_plan(made, gpu_name="the GPU", gpu_bytes=gpu_bytes))
-    if max(made.total, made.loading_peak) > gpu_bytes:
+    typer.echo(format_plan(memory, gpu_name="the GPU", gpu_bytes=gpu_bytes))
+    if max(memory.total, memory.loading_peak) > gpu_bytes:
         raise typer.Exit(1)
 
 
 @app.command()
 def prefetch(models: Models, volume: Volume = None) -> None:
-    """Fill the network volume before the first job. A download that broke off goes on where it stopped."""
+    """Download base models to the network volume before the first job. Resumes a download that broke off."""
 
     def download(bases: BaseModels, name: str, revision: str | None) -> str:
         base = bases.complete(bases.find(name, revision))
@@ -74,20 +74,20 @@ def prefetch(models: Models, volume: Volume = None) -> None:
 
 @app.command()
 def judge(models: Models, volume: Volume = None) -> None:
-    """What the chat template of each model allows, by its tokenizer alone: before it is offered."""
+    """Say what the chat template of each model allows, before the model is offered. Downloads no weights."""
     from lora_trainer.data.chat import Chat, prepare_tokenizer
     from lora_trainer.models.loading import load_tokenizer
 
-    def look(bases: BaseModels, name: str, revision: str | None) -> str:
+    def describe(bases: BaseModels, name: str, revision: str | None) -> str:
         tokenizer = load_tokenizer(bases.find(name, revision))
-        own = prepare_tokenizer(tokenizer)
-        return f"{name}: {Chat(tokenizer).rendering}{', with our template' if own else ''}"
+        had_none = prepare_tokenizer(tokenizer)
+        return f"{name}: {Chat(tokenizer).rendering}{', with our template' if had_none else ''}"
 
-    _for_each(models, volume, look)
+    _for_each(models, volume, describe)
 
 
 def _for_each(models: Iterable[str], volume: Path | None, work: Callable[[BaseModels, str, str | None], str]) -> None:
-    """Do the work on each model and print what it says; ends with 1 when one of them failed."""
+    """Call `work` with each model's name and revision, and print its answer. Exit with 1 when one of them failed."""
     from lora_trainer.errors import TrainingError
     from lora_trainer.models.bases import BaseModels
     from lora_trainer.run.volume import find_volume

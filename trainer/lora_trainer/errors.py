@@ -1,33 +1,33 @@
-"""Why a training ends without a result, each in the user's words.
+"""The reasons for which a training ends without a published adapter. Each carries a sentence for the user.
 
-TrainingError                    code, message, hint: becomes `protocol.TrainerError`
+TrainingError                    code, message, hint; travels to the worker as `protocol.TrainerError`
 ├── RequestInvalidError          the launch's input is not a request
 ├── HyperparametersInvalidError  a choice that this base model does not allow
-├── FenceLostError               this execution may not go on
+├── FenceLostError               this execution may not train, or not any more
 │   ├── SupersededError          another execution owns the run
 │   └── CancelledByUserError     the job was cancelled
-├── ChannelUnreachableError      the database's functions don't answer
+├── ChannelUnreachableError      the database's functions don't answer, or refuse the key
 ├── DatasetError
 │   ├── DatasetUnreachableError  it can't be downloaded
 │   ├── DatasetChangedError      it is not the file that was checked
-│   └── DatasetInvalidError      nothing to train on, or too many bad lines
+│   └── DatasetInvalidError      there is nothing to train on, or there are too many bad lines
 ├── BaseModelError
 │   ├── BaseModelUnknownError    there is no such model, or it can't be used
 │   ├── BaseModelUnreachableError  it could not be downloaded
-│   └── BaseModelMismatchError   what lies there is another model
+│   └── BaseModelMismatchError   its files are damaged, or of another model or revision
 ├── ResourceError
-│   ├── DoesNotFitError          the plan needs more memory than there is
-│   ├── OutOfMemoryError         the GPU's memory ran out
+│   ├── DoesNotFitError          the memory plan needs more than the GPU has
+│   ├── OutOfMemoryError         the GPU's memory ran out while training
 │   └── DiskFullError            the disk or volume is full
-├── LossNotFiniteError           NaN, infinity or an exploding loss
+├── LossNotFiniteError           the loss is NaN or infinite, or has exploded
 ├── NothingLearnedError          the adapter would change nothing, or break the base
-├── TimeLimitError               the run's seconds are used up
-├── StoppedError                 the machine goes away; a checkpoint is left for the next attempt
-├── ChildCrashedError            the training process died without a word
-└── PublishingError              the adapter is whole, but not published
-    ├── GrantMissingError        no upload grant came
-    ├── StorageRefusedError      the storage takes no such file: its operator's to mend
-    ├── ArtifactTooLargeError    its files or its manifest are more than the worker takes
+├── TimeLimitError               the run has used all the seconds that it may use
+├── StoppedError                 the machine is taken away; the next attempt resumes from a checkpoint
+├── ChildCrashedError            the training process ended without an outcome
+└── PublishingError              the adapter is complete, but not published
+    ├── GrantMissingError        the worker granted no upload in time
+    ├── StorageRefusedError      the bucket takes no such file; the project's operator must change that
+    ├── ArtifactTooLargeError    it has more files, or a larger manifest, than the worker takes
     └── UploadFailedError        an upload was refused or broke off
 """
 
@@ -39,7 +39,7 @@ from lora_contract.protocol import ErrorCode, TrainerError
 
 
 class TrainingError(Exception):
-    """Base of all. `message` says what is wrong and where; `hint` what to do about it."""
+    """Base class. `message` says what is wrong and where, and `hint` what to do about it; the user reads both."""
 
     code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
 
@@ -49,7 +49,7 @@ class TrainingError(Exception):
         self.hint = hint
 
     def as_protocol(self) -> TrainerError:
-        """The error as it travels to the worker."""
+        """The error as it travels to the worker, cut to the lengths that the protocol allows."""
         hint = self.hint[:2000] if self.hint else None
         return TrainerError(code=self.code, message=self.message[:2000], hint=hint)
 
@@ -105,7 +105,7 @@ class DatasetChangedError(DatasetError):
 
 
 class DatasetInvalidError(DatasetError):
-    """Nothing to train on, or more bad lines than allowed."""
+    """There is nothing to train on, or there are more bad lines than `max_bad_line_share` allows."""
 
     code = ErrorCode.DATASET_INVALID
 
@@ -127,7 +127,7 @@ class BaseModelUnreachableError(BaseModelError):
 
 
 class BaseModelMismatchError(BaseModelError):
-    """What lies there is another model or revision than asked for."""
+    """The model's files are damaged, or belong to another model or revision than the request names."""
 
     code = ErrorCode.BASE_MODEL_MISMATCH
 
@@ -137,7 +137,7 @@ class ResourceError(TrainingError):
 
 
 class DoesNotFitError(ResourceError):
-    """The memory plan needs more than the machine has."""
+    """The memory plan needs more than the GPU has."""
 
     code = ErrorCode.DOES_NOT_FIT
 
@@ -161,41 +161,44 @@ class LossNotFiniteError(TrainingError):
 
 
 class NothingLearnedError(TrainingError):
-    """The adapter as it was saved consists of zeros, or of what are no numbers."""
+    """The saved adapter consists of zeros, or contains values that are not finite."""
 
     code = ErrorCode.NOTHING_LEARNED
 
 
 class TimeLimitError(TrainingError):
-    """The seconds that the run may use are over."""
+    """The run has used all the seconds that it may use, in all its executions."""
 
     code = ErrorCode.TIME_LIMIT
 
 
 class StoppedError(TrainingError):
-    """The machine goes away. What was trained so far lies in a checkpoint."""
+    """The machine is taken away. The next attempt resumes from the last checkpoint."""
 
     code = ErrorCode.INTERRUPTED
 
 
 class ChildCrashedError(TrainingError):
-    """The training process ended without saying why."""
+    """The training process ended without an outcome."""
 
     code = ErrorCode.CHILD_CRASHED
 
 
 class PublishingError(TrainingError):
-    """The adapter is whole and on the volume, but not in the bucket."""
+    """The adapter is complete on the volume, but not in the bucket. The next attempt publishes it."""
 
 
 class GrantMissingError(PublishingError):
-    """No upload grant came within the time set."""
+    """The worker granted no upload within `grant_wait_seconds`."""
 
     code = ErrorCode.GRANT_MISSING
 
 
 class StorageRefusedError(PublishingError):
-    """The bucket or the project takes no file of this size or type, or there is no bucket."""
+    """The bucket or the project takes no file of this size or type, or there is no bucket.
+
+    `too_many_bytes` is the size of the refused file, if its size was the reason.
+    """
 
     code = ErrorCode.STORAGE_REFUSED
 
@@ -204,12 +207,12 @@ class StorageRefusedError(PublishingError):
         self.too_many_bytes = too_many_bytes
 
     def as_protocol(self) -> TrainerError:
-        """The error with the size that was refused, so that no launch is paid for before it is taken."""
+        """The error with the refused size: the worker launches the job again only when the bucket takes that size."""
         return super().as_protocol().model_copy(update={"too_many_bytes": self.too_many_bytes})
 
 
 class ArtifactTooLargeError(PublishingError):
-    """Its files are too many, or the words about them too long, for what reads them."""
+    """It has more files than can be published, or its list of files or its manifest is too large to be read."""
 
     code = ErrorCode.ARTIFACT_TOO_LARGE
 

@@ -1,7 +1,7 @@
-"""RunPod's door to the trainer: `python -u -m lora_trainer.handler` is the container's first process.
+"""The handler that RunPod calls with each job: `python -u -m lora_trainer.handler` is the container's main process.
 
-Also `python -m lora_trainer.handler --test_input '{"input": {…}}'` and `--rp_serve_api`, as with every
-RunPod worker. Nothing here imports torch: the training runs in a child process.
+As every RunPod worker it also takes `--test_input '{"input": {…}}'` and `--rp_serve_api`. Nothing here imports torch:
+the training runs in a child process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 async def handler(job: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one RunPod job. The answer is a `protocol.Result`; a failure also fails the job."""
+    """Carry out one RunPod job. Returns a `protocol.Result` as JSON; RunPod fails the job if it has an error."""
     try:
         request = parse_request(job.get("input"))
         async with _sending_progress(job) as send:
@@ -42,10 +42,10 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_request(given: Any) -> Request:
-    """The job's input as a request.
+    """The job's input as a `protocol.Request`.
 
     Raises:
-        RequestInvalidError: names the first key that is wrong. Values are left out: they may be secret.
+        RequestInvalidError: names the first key that is wrong, without its value, which may be secret.
     """
     if not isinstance(given, dict):
         raise RequestInvalidError("The job's input is not an object; send the worker's request.")
@@ -65,14 +65,14 @@ def parse_request(given: Any) -> Request:
 @asynccontextmanager
 async def _sending_progress(job: dict[str, Any]) -> AsyncIterator[Send]:
     async def post(payload: dict[str, Any]) -> None:
-        # The SDK's own progress_update sends from a thread, unordered: a post that overtakes the
-        # result leaves the job IN_PROGRESS for ever.
+        # The SDK's own progress_update sends from threads, in any order. An update that arrives after the result
+        # leaves the job IN_PROGRESS for ever.
         await rp_http.send_result(session, {"status": "IN_PROGRESS", "output": payload}, job)
 
     async def print_line(payload: dict[str, Any]) -> None:
         log.info("%s %.0f %% step %s", payload["stage"], payload["progress"], payload["current_step"])
 
-    if "RUNPOD_WEBHOOK_POST_OUTPUT" not in os.environ:  # --test_input, --rp_serve_api
+    if "RUNPOD_WEBHOOK_POST_OUTPUT" not in os.environ:  # started with --test_input or --rp_serve_api
         yield print_line
         return
     from runpod.http_client import AsyncClientSession
@@ -84,10 +84,9 @@ async def _sending_progress(job: dict[str, Any]) -> AsyncIterator[Send]:
 
 @contextmanager
 def _on_sigterm(stop: Callable[[], object]) -> Iterator[None]:
-    """Call `stop` on SIGTERM, then whatever the SDK does.
+    """While this context is open, call `stop` on SIGTERM, and then the SDK's own signal handler.
 
-    The SDK installs its handler when it starts and tells a running job nothing, so ours is put in
-    front of it for the time of a job.
+    The SDK installs its signal handler when it starts, and does not tell a running job of the signal.
     """
     import asyncio
 
@@ -112,10 +111,10 @@ def _on_sigterm(stop: Callable[[], object]) -> Iterator[None]:
 def main() -> None:
     """Serve jobs until RunPod stops the container."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs, and ours are signed
-    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # the default prints every output
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs, with their signatures
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # its default level prints every output
     for sentence in unread_settings():
-        # Said, and no more: a GPU that is paid for trains with the defaults.
+        # A warning only: the GPU is already paid for, so it trains with the defaults.
         log.warning("%s", sentence)
     import runpod
 

@@ -1,4 +1,4 @@
-"""What the trainer's image can be told through `LORA_TRAINER_…` variables. All have defaults."""
+"""The settings of the trainer's container: environment variables `LORA_TRAINER_…`, each with a default."""
 
 from __future__ import annotations
 
@@ -21,28 +21,31 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LORA_TRAINER_", extra="ignore", frozen=True)
 
     child: str = "lora_trainer.recipe.train"
-    """Module that is run in the child process and does the training."""
+    """The module that the child process runs; it does the training."""
     volume: Path | None = None
-    """Where job folders and models are kept; None: `/runpod-volume`, then `/workspace`, then the home."""
+    """Folder of job folders and models. None: the first that exists of `/runpod-volume`, `/workspace` and the home."""
     heartbeat_seconds: float = Field(default=15, gt=0)
+    """Time between two check-ins with the database."""
     progress_seconds: float = Field(default=2, ge=0)
-    """Least time between two progress posts."""
+    """Least time between two progress updates to RunPod."""
     settle_seconds: float = Field(default=1, ge=0)
-    """Between the last progress post and the result, so that no update overtakes the end."""
+    """Pause between the last progress update and the result: an update that arrives later would replace the result."""
     grace_seconds: float = Field(default=60, ge=0)
-    """For the child to save a checkpoint after SIGTERM, before SIGKILL."""
+    """How long the child may take to save a checkpoint after SIGTERM; then it gets SIGKILL."""
     channel_patience_seconds: float = Field(default=180, gt=0)
-    """How long an RPC is retried before the run gives up."""
+    """How long a call of a database function is retried before the run gives up."""
     grant_poll_seconds: float = Field(default=3, gt=0)
+    """Time between two questions whether the worker has granted the upload."""
     checkpoint_minutes: float = Field(default=10, gt=0)
+    """Time between two checkpoints."""
     trust_remote_code: list[str] = Field(default_factory=list)
-    """Names of base models whose own code may run; a JSON list."""
+    """Names of base models that may run code of their own; in the variable, a JSON list."""
     keep_days: float = Field(default=14, gt=0)
-    """Job folders untouched for longer are removed from the volume."""
+    """Job folders that nobody has written to for so many days are removed from the volume."""
 
 
 def unread_settings() -> list[str]:
-    """Sentences on variables of this container that are named like the trainer's and are none; no value is shown."""
+    """A sentence for each variable that looks like a setting of the trainer but is none. Values are not shown."""
     known = {f"LORA_TRAINER_{name}".upper() for name in Settings.model_fields}
     return unread_variables(os.environ, _OWN, known, whose="the trainer", otherwise="docs/training.md lists them all")
 

@@ -1,4 +1,4 @@
-"""What the database's functions answer the trainer."""
+"""The answers of the database functions that the trainer calls."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict
 
 
 class _Answer(BaseModel):
-    # A newer database may add keys.
+    # Unknown keys are ignored, because a newer database may add some.
     model_config = ConfigDict(extra="ignore")
 
 
 class CheckIn(_Answer):
-    """Answer of `check_in_run`. Called again with the same execution it is the heartbeat."""
+    """Answer of `check_in_run`. Further calls of the same execution are its heartbeat."""
 
     may_train: bool
     reason: Literal["ok", "unknown_token", "superseded", "cancelled", "ended"]
@@ -31,7 +31,7 @@ class UploadRequested(_Answer):
 
 
 class UploadGrant(_Answer):
-    """Answer of `upload_grant`: `sealed` opens with the run's token (`lora_contract.grants`)."""
+    """Answer of `upload_grant`. The run's token decrypts `sealed`, see `lora_contract.grants`."""
 
     granted: bool
     sealed: str | None = None

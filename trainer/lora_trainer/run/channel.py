@@ -1,4 +1,4 @@
-"""The trainer's line to the database: four functions, callable with the run's token only."""
+"""The trainer's client for the database: four functions, which anyone with the run's token may call."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ from lora_trainer.run.answers import CheckIn, UploadGrant, UploadRequested
 log = logging.getLogger(__name__)
 
 _MAX_ANSWER_BYTES = 4 * 1024**2
-"""Two hundred signed URLs, sealed, are a tenth of this."""
+"""The largest answer, an upload grant of two hundred signed URLs, takes a tenth of this."""
 
-# PostgREST does not know the function, or not with these arguments: the worker knew them when it launched this run.
+# PostgREST's code for a function that it does not know with these arguments. It must be a passing fault, such as a
+# stale schema cache: the worker called the same database when it launched this run.
 _UNKNOWN_FUNCTION = "PGRST202"
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
 
-class _PassingFaultError(ChannelUnreachableError):
-    """It may answer later."""
+class _TransientError(ChannelUnreachableError):
+    """The call may succeed when it is retried."""
 
 
 class ChannelClient:
     """Calls `check_in_run`, `heartbeat_run`, `request_upload` and `upload_grant` as one execution of one run.
 
-    Transient faults are retried for `patience_seconds`; what stays refused raises
-    `ChannelUnreachableError`. A context manager.
+    A context manager. Transient errors are retried for `patience_seconds`; then, or when the database refuses a
+    call, `ChannelUnreachableError` is raised.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class ChannelClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         headers = {"apikey": channel.key}
-        if channel.key.startswith("eyJ"):  # a legacy JWT key is also the bearer; the newer keys must not be
+        if channel.key.startswith(
+            "eyJ"
+        ):  # a legacy key is a JWT, which is also sent as the bearer; newer keys must not be
             headers["authorization"] = f"Bearer {channel.key}"
         self._http = httpx.AsyncClient(
             base_url=f"{channel.url.rstrip('/')}/rest/v1/rpc/",
@@ -76,36 +79,36 @@ class ChannelClient:
         await self._http.__aexit__(kind, error, trace)
 
     async def check_in(self) -> None:
-        """Claim the run for this execution, or say that it is still alive.
+        """Claim the run for this execution. Later calls are its heartbeat.
 
         Raises:
             SupersededError: another execution owns the run, or the run has ended.
             CancelledByUserError: the job was cancelled.
-            ChannelUnreachableError: no answer.
+            ChannelUnreachableError: the database does not answer, or refuses the call.
         """
-        self._obey(await self._call("check_in_run", CheckIn, external_job_id=self._external_job_id))
+        self._require_permission(await self._call("check_in_run", CheckIn, external_job_id=self._external_job_id))
 
     async def heartbeat(self, progress: dict[str, Any]) -> bool:
-        """Say that this execution is still alive, and how far it is; whether the progress was stored.
+        """Say that this execution is still alive, and how far it is. Returns whether the progress was stored.
 
-        The heartbeat counts without the progress, too: it is sent by `check_in_run` where the database has no
-        `heartbeat_run`, since it is of an earlier release, and where that call fails in any other way.
+        The heartbeat matters more than the progress. Where `heartbeat_run` fails, or does not exist because the
+        database is of an earlier release, `check_in_run` sends the heartbeat without the progress.
 
         Raises:
             SupersededError, CancelledByUserError, ChannelUnreachableError: as `check_in` does.
         """
-        arguments = self._identified(external_job_id=self._external_job_id, progress=progress)
+        arguments = self._with_identity(external_job_id=self._external_job_id, progress=progress)
         try:
             answer = await self._call_once("heartbeat_run", CheckIn, arguments)
         except ChannelUnreachableError as error:
             log.debug("progress not stored with the heartbeat: %s", error)
             await self.check_in()
             return False
-        self._obey(answer)
+        self._require_permission(answer)
         return answer.progress_stored
 
     @staticmethod
-    def _obey(answer: CheckIn) -> None:
+    def _require_permission(answer: CheckIn) -> None:
         if answer.may_train:
             return
         if answer.reason == "cancelled" or answer.cancel_requested:
@@ -113,14 +116,14 @@ class ChannelClient:
         raise SupersededError(f"Another execution owns this run ({answer.reason}); nothing was trained here.")
 
     async def request_upload(self, files: list[ArtifactFile], *, renew: bool = False) -> None:
-        """Say which files are to be published.
+        """Ask the worker for an upload URL for each of these files.
 
-        Asking twice for the same files changes nothing, unless `renew` says that the URLs granted for them have
-        run out: then the grant is withdrawn.
+        Idempotent: to ask twice for the same files changes nothing. With `renew` the granted URLs are withdrawn
+        and new ones are asked for, because the old ones have expired.
 
         Raises:
             SupersededError: another execution owns the run.
-            ChannelUnreachableError: no answer.
+            ChannelUnreachableError: the database does not answer, or refuses the call.
         """
         answer = await self._call(
             "request_upload", UploadRequested, files=[file.model_dump() for file in files], renew=renew
@@ -129,11 +132,11 @@ class ChannelClient:
             raise SupersededError("Another execution of this run publishes its adapter.")
 
     async def upload_grant(self) -> str | None:
-        """The sealed upload URLs, or None while the worker has not granted them.
+        """The encrypted upload URLs, or None as long as the worker has not granted them.
 
         Raises:
             SupersededError: another execution owns the run.
-            ChannelUnreachableError: no answer.
+            ChannelUnreachableError: the database does not answer, or refuses the call.
         """
         answer = await self._call("upload_grant", UploadGrant)
         if answer.reason is not None and not answer.granted:
@@ -142,29 +145,29 @@ class ChannelClient:
 
     async def _call(self, function: str, kind: type[_Answer], **arguments: Any) -> _Answer:
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_PassingFaultError),
+            retry=retry_if_exception_type(_TransientError),
             wait=wait_random_exponential(multiplier=0.5, max=15),
             stop=stop_after_delay(self._patience_seconds),
             reraise=True,
         )
-        return await retrying(self._call_once, function, kind, self._identified(**arguments))
+        return await retrying(self._call_once, function, kind, self._with_identity(**arguments))
 
-    def _identified(self, **arguments: Any) -> dict[str, Any]:
+    def _with_identity(self, **arguments: Any) -> dict[str, Any]:
         return {"token": self._token, "execution_id": self._execution_id, **arguments}
 
     async def _call_once(self, function: str, kind: type[_Answer], arguments: dict[str, Any]) -> _Answer:
         try:
             status, body = await self._send(function, arguments)
         except httpx.HTTPError as error:
-            raise _PassingFaultError(
+            raise _TransientError(
                 f"The database function {function} could not be reached: {why_unreachable(error)}."
             ) from None
         if status == httpx.codes.OK:
             try:
                 return kind.model_validate_json(body, strict=True)
             except ValidationError:
-                # A gateway's page, or a word that only a newer trainer knows: what it says is nobody's verdict.
-                raise _PassingFaultError(f"What came back for {function} is no answer to it.") from None
+                # A gateway's error page, or a reason that only a newer trainer knows: it decides nothing, so retry.
+                raise _TransientError(f"What came back for {function} is no answer to it.") from None
         raise _explain(function, read_error(status, body))
 
     async def _send(self, function: str, arguments: dict[str, Any]) -> tuple[int, bytes]:
@@ -180,7 +183,7 @@ class ChannelClient:
 def _explain(function: str, error: RestError) -> ChannelUnreachableError:
     what = error.code or f"HTTP {error.status}"
     if error.passes or error.is_page or error.code == _UNKNOWN_FUNCTION:
-        return _PassingFaultError(f"The database function {function} is not available ({what}).")
+        return _TransientError(f"The database function {function} is not available ({what}).")
     return ChannelUnreachableError(
         f"The database refused {function} ({what}).",
         "Check SUPABASE_URL, the publishable key and that the worker's migrations are applied; "

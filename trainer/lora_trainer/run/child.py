@@ -1,8 +1,8 @@
-"""Run the training in a process of its own and end it in every case.
+"""Runs the training in a child process, and ends that process in every case.
 
-A crash of CUDA, a segmentation fault or the kernel's memory killer takes the child only; the handler
-keeps its loop, says what happened, and goes on answering RunPod. The child's standard input stays
-open as long as the handler lives: when the handler is killed, the child reads its end and ends too.
+A crash of CUDA, a segmentation fault or the kernel's out-of-memory killer ends only the child. The handler goes on: it
+reports what happened and keeps answering RunPod. The handler holds the child's standard input open as long as it
+lives. When the handler is killed, the child reads the end of its input and kills itself.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_MAX_EVENT_BYTES = 4 << 20
+_MAX_LINE_BYTES = 4 << 20
 
 
 class TrainingChild:
-    """One child process for one task. Cancelling `run` stops the child before it returns."""
+    """Runs one child process per task. When `run` is cancelled, it stops the child before it returns.
+
+    `module` is the name of the Python module that the child runs, and `on_progress` is called with each progress line.
+    """
 
     def __init__(self, module: str, *, grace_seconds: float, on_progress: Callable[[Progress], None]) -> None:
         self._module = module
@@ -41,48 +44,48 @@ class TrainingChild:
         """Whether a stopped child may take `grace_seconds` to save a checkpoint."""
 
     async def run(self, task: Task) -> Outcome:
-        """Train; what the child left as its outcome.
+        """Train in a child process. Returns the outcome that the child wrote into `task.folder`.
 
         Raises:
-            ChildCrashedError: the child died, or ended without an outcome.
+            ChildCrashedError: the child ended without an outcome.
         """
         (task.folder / OUTCOME_NAME).unlink(missing_ok=True)
         read_end, write_end = os.pipe()
         process = await self._spawn(write_end)
-        events = asyncio.create_task(self._follow(read_end))
+        following = asyncio.create_task(self._follow_progress(read_end))
         try:
-            await _hand_over(process, task)
+            await _send_task(process, task)
             status = await process.wait()
         except asyncio.CancelledError:
             await finish(self._stop(process))
             raise
         finally:
-            _kill_group(process.pid)  # data loaders that outlived the child, too
-            await finish(events)
-        return _judge(status, Outcome.read(task.folder))
+            _kill_group(process.pid)  # also ends data loaders that outlived the child
+            await finish(following)
+        return _check_exit(status, Outcome.read(task.folder))
 
-    async def _spawn(self, events: int) -> Process:
+    async def _spawn(self, write_end: int) -> Process:
         try:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-u", "-m", self._module, str(events)),
+                *("-u", "-m", self._module, str(write_end)),
                 stdin=asyncio.subprocess.PIPE,
-                pass_fds=(events,),
+                pass_fds=(write_end,),
                 start_new_session=True,
-                # The child may run a model's own code: RunPod's keys stay out of its reach.
+                # The child may run code that a model brings, so it does not get RunPod's keys.
                 env={name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")},
             )
         finally:
-            os.close(events)
+            os.close(write_end)
 
-    async def _follow(self, read_end: int) -> None:
-        reader = asyncio.StreamReader(limit=_MAX_EVENT_BYTES)
+    async def _follow_progress(self, read_end: int) -> None:
+        reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
         )
         try:
             while line := await reader.readline():
-                with suppress(ValidationError):  # a line cut off by the child's death
+                with suppress(ValidationError):  # the last line may be cut off when the child dies
                     self._on_progress(Progress.model_validate_json(line))
         finally:
             transport.close()
@@ -99,9 +102,9 @@ class TrainingChild:
 
 
 async def finish(work: asyncio.Task[T] | Coroutine[Any, Any, T]) -> T | None:
-    """Await `work` to its end, whatever happens to the awaiting task; None when `work` was cancelled.
+    """Wait until `work` has ended, even if the waiting task is cancelled. None if `work` itself was cancelled.
 
-    RunPod may repeat a stop signal; a second one must not leave a child behind.
+    RunPod may repeat its stop signal. Without this, a second one would interrupt the wait and leave a child behind.
     """
     task = work if isinstance(work, asyncio.Task) else asyncio.create_task(work)
     while not task.done():
@@ -110,10 +113,10 @@ async def finish(work: asyncio.Task[T] | Coroutine[Any, Any, T]) -> T | None:
     return None if task.cancelled() else task.result()
 
 
-async def _hand_over(process: Process, task: Task) -> None:
+async def _send_task(process: Process, task: Task) -> None:
     assert process.stdin is not None
     process.stdin.write(task.model_dump_json().encode() + b"\n")
-    with suppress(ConnectionError):  # it died already; its exit status says how
+    with suppress(ConnectionError):  # the child has died already; its exit status says how
         await process.stdin.drain()
 
 
@@ -122,7 +125,8 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _judge(status: int, outcome: Outcome | None) -> Outcome:
+def _check_exit(status: int, outcome: Outcome | None) -> Outcome:
+    """The outcome of a child that ended with this exit status, negative for a signal."""
     if outcome is not None:
         if status != 0:
             log.warning("the training process left an outcome (%s) and ended with %s", outcome.status, status)

@@ -1,4 +1,4 @@
-"""Fetch the dataset and check that it is the file that the worker checked."""
+"""Downloads the dataset, and makes sure that it is the file that the worker checked before the launch."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from lora_trainer.run.volume import naming_full_disks
 _ATTEMPTS = 5
 
 
-class _PassingFaultError(DatasetUnreachableError):
-    """It may work later."""
+class _TransientError(DatasetUnreachableError):
+    """The download may succeed when it is retried."""
 
 
 async def download_dataset(
     dataset: DatasetRef, target: Path, *, transport: httpx.AsyncBaseTransport | None = None
 ) -> str:
-    """Stream the dataset into `target`; its sha256.
+    """Download the dataset into the file `target`. Returns its sha256 as hexadecimal digits.
 
     Raises:
-        DatasetUnreachableError: it can't be fetched, was deleted, or its signed URL has expired.
-        DatasetChangedError: its size or sha256 is another than the request says.
-        DiskFullError: no room for it.
+        DatasetUnreachableError: it can't be downloaded, was deleted, or its signed URL has expired.
+        DatasetChangedError: its size or its sha256 differs from the request's.
+        DiskFullError: there is no room for it.
     """
     async with httpx.AsyncClient(timeout=httpx.Timeout(60, connect=15), transport=transport) as http:
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_PassingFaultError),
+            retry=retry_if_exception_type(_TransientError),
             wait=wait_random_exponential(multiplier=0.5, max=10),
             stop=stop_after_attempt(_ATTEMPTS),
             reraise=True,
@@ -65,7 +65,7 @@ async def _stream(http: httpx.AsyncClient, url: str, target: Path) -> tuple[int,
                     digest.update(chunk)
                     size += len(chunk)
     except httpx.TransportError as error:
-        raise _PassingFaultError(f"The dataset's download broke off: {why_unreachable(error)}.") from None
+        raise _TransientError(f"The dataset's download broke off: {why_unreachable(error)}.") from None
     except httpx.InvalidURL:
         raise DatasetUnreachableError("The dataset's URL is not a URL.") from None
     return size, digest.hexdigest()
@@ -77,7 +77,7 @@ async def _check(response: httpx.Response) -> None:
     answer = await read_streamed_answer(response)
     match answer.refusal:
         case Refusal.PASSING:
-            raise _PassingFaultError(f"The dataset's storage answered {answer.status}.")
+            raise _TransientError(f"The dataset's storage answered {answer.status}.")
         case Refusal.URL_EXPIRED:
             raise DatasetUnreachableError("The dataset's signed URL has expired.", "The next attempt signs a new one.")
         case Refusal.URL_REFUSED | Refusal.KEY_REFUSED:

@@ -1,8 +1,8 @@
-"""One execution of one run, from check-in to result: the trainer's life on RunPod, without RunPod.
+"""One execution of one run, from check-in to result. It knows nothing of RunPod, which only passes it the request.
 
-The work (download, train, publish) runs beside its guards (the fence's heartbeat, the machine's
-SIGTERM, the time limit). Whichever ends first decides; ending early means cancelling the work, and
-cancelling the work stops the child process.
+The work (download, train, publish) runs beside its guards: the heartbeat, which notices a lost fence; the machine's
+SIGTERM; and the time limit. Whichever ends first decides. If a guard ends first, the work is cancelled, which stops
+the child process.
 """
 
 from __future__ import annotations
@@ -42,14 +42,17 @@ from lora_trainer.settings import Settings
 log = logging.getLogger(__name__)
 
 RECIPE = 4
-"""Counted up when the recipe changes so that an older checkpoint must not be resumed."""
+"""Must be raised by one with each change of the recipe after which an older checkpoint may not be resumed."""
 
 _RESULT_POINTS = 250
-"""Most points of the curve in a result: whoever needs more of them reads the manifest."""
+"""Most points of the curve in a result. The manifest in the bucket has more."""
 
 
 class Execution:
-    """Carries out one request. `stop` may be set to end it with a checkpoint (the machine goes away)."""
+    """Carries out one request.
+
+    Whoever notices that the machine is taken away sets `stop`: the execution then ends with a checkpoint.
+    """
 
     def __init__(self, request: Request, external_job_id: str, settings: Settings, send: Send) -> None:
         self.stop = asyncio.Event()
@@ -59,9 +62,9 @@ class Execution:
         self._external_job_id = external_job_id
         self._started = time.monotonic()
         self._outcome: Outcome | None = None
-        self._noting = asyncio.Lock()
-        """Held while the job's folder is taken, noted in by the heartbeat, or removed: one writer at a time."""
-        self._removing = False
+        self._folder_lock = asyncio.Lock()
+        """Held by whoever takes the job's folder, notes seconds in it, or removes it."""
+        self._is_removing_folder = False
         self._volume = find_volume(settings.volume)
         self._folder = open_job_folder(self._volume, request.job_id, self._execution_id)
         self._poster = ProgressPoster(
@@ -72,7 +75,7 @@ class Execution:
         )
 
     async def run(self) -> Result:
-        """Train and publish. Never raises but for cancellation: what goes wrong stands in the result."""
+        """Train and publish. Raises nothing but `CancelledError`: the result says what went wrong."""
         try:
             result = await self._run_as_owner()
         except SupersededError as error:
@@ -83,7 +86,7 @@ class Execution:
         except TrainingError as error:
             result = self._result("failed", error)
         except Exception as error:
-            # Only the places in the code: an exception's text may hold dataset text or a signed URL.
+            # Log the places in the code only: the exception's text may contain text of the dataset or a signed URL.
             log.error("%s at\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
             unexpected = TrainingError(
                 f"The trainer failed unexpectedly ({type(error).__name__}).",
@@ -111,7 +114,7 @@ class Execution:
         work = asyncio.create_task(self._work(channel))
         guards = [asyncio.create_task(self._keep_fence(channel)), asyncio.create_task(self._await_stop())]
         limit_seconds = self._request.limits.max_seconds
-        # RunPod starts a crashed job once more, and the run's time goes on with it.
+        # RunPod may start a crashed job again. Its earlier executions count towards the run's time limit.
         left_seconds = limit_seconds - await asyncio.to_thread(self._folder.seconds_of_run, self._request.run_id)
         try:
             done, _ = await asyncio.wait(
@@ -125,14 +128,14 @@ class Execution:
                 f"The run used its {limit_seconds:.0f} seconds without finishing.",
                 "Raise the job's cost cap, or lower its epochs or max_length.",
             )
-            # Who lost the fence has nothing to save: the folder is another's, or nobody wants the adapter.
+            # An execution that lost the fence saves nothing: another owns the folder, or nobody wants the adapter.
             self._child.save_on_stop = not isinstance(reason, FenceLostError)
             raise self._as_unpublished(reason)
         finally:
             await finish(_end([work, *guards]))
 
     def _as_unpublished(self, reason: BaseException) -> BaseException:
-        """The reason to stop, in the light of an adapter that is trained and only waits for its upload."""
+        """The reason to stop, or a `GrantMissingError` if only the upload of a trained adapter is missing."""
         if self._outcome is None or not isinstance(reason, TimeLimitError | StoppedError):
             return reason
         return GrantMissingError(
@@ -151,7 +154,8 @@ class Execution:
                 elif await channel.heartbeat(fit_heartbeat(latest)):
                     stored = latest
             except ChannelUnreachableError as error:
-                # Not knowing is not having lost: the fence in the database still refuses the other one.
+                # An unreachable database does not mean that the fence is lost: if another execution had taken over,
+                # the database would refuse this one's next call. So go on training.
                 log.warning("heartbeat: %s", error)
             await self._note_seconds()
 
@@ -164,7 +168,7 @@ class Execution:
     async def _work(self, channel: ChannelClient) -> Result:
         self._report(Stage.SETUP)
         with naming_full_disks(self._volume):
-            async with self._noting:
+            async with self._folder_lock:
                 self._folder.take(self._request.run_id)
             await asyncio.to_thread(
                 remove_stale_jobs, self._volume, keep=self._folder, keep_days=self._settings.keep_days
@@ -190,13 +194,13 @@ class Execution:
         manifest = await publish(
             artifact, outcome, self._request, channel, grant_poll_seconds=self._settings.grant_poll_seconds
         )
-        self._removing = True
-        async with self._noting:
+        self._is_removing_folder = True
+        async with self._folder_lock:
             await asyncio.to_thread(self._folder.remove)
         result = Result(
             run_id=manifest.run_id,
             status="completed",
-            # The whole curve stands in the stored manifest and log, which the worker reads.
+            # The worker reads the whole curve from the stored manifest.
             manifest=manifest.model_copy(update={"points": []}),
             metrics=manifest.metrics,
             summary=manifest.summary,
@@ -205,8 +209,8 @@ class Execution:
         return fit_message(result)
 
     async def _train(self, task: Task) -> Outcome:
-        """Train, with a smaller micro-batch in a fresh process as long as memory runs out."""
-        self._report(Stage.PREPARING)  # the child says it, too, some seconds later: it imports torch first
+        """Train. If memory runs out, train on in a new process with a smaller micro-batch."""
+        self._report(Stage.PREPARING)  # the child reports it only after some seconds: it imports torch first
         while True:
             outcome = await self._child.run(task)
             if outcome.next_micro_batch is None:
@@ -249,14 +253,14 @@ class Execution:
         return round(own + self._folder.seconds_of_run(self._request.run_id), 3)
 
     async def _note_seconds(self) -> None:
-        if self._removing:
+        if self._is_removing_folder:
             return
-        async with self._noting:
+        async with self._folder_lock:
             try:
-                # In a thread: a network volume may take its time.
+                # In a thread, because a network volume may be slow.
                 await asyncio.to_thread(self._note_seconds_now)
             except OSError as error:
-                # The note is for the bill of a next attempt only; whether the disk is full, training will say.
+                # The note is only needed to bill a later execution. If the disk is full, the training reports it.
                 log.warning("the seconds worked could not be noted on the volume (%s)", type(error).__name__)
 
     def _note_seconds_now(self) -> None:
@@ -276,7 +280,7 @@ class Execution:
             result.error, result.metrics = outcome.error, outcome.metrics
             result.summary, result.points = outcome.summary, self._thin(outcome.points, outcome.summary)
         if latest is not None and not result.points:
-            # A child that failed or died says nothing of its curve; what it had reported is still shown.
+            # The outcome of a child that failed or died has no curve; take what it reported before.
             result.summary.total_steps = result.summary.total_steps or latest.total_steps
             result.points = self._thin(latest.points, result.summary)
             result.summary.gpu_type = result.summary.gpu_type or latest.gpu_type
@@ -294,18 +298,22 @@ async def _end(tasks: list[asyncio.Task[Any]]) -> None:
 
 
 def stop_margin_seconds(limit_seconds: float, grace_seconds: float) -> float:
-    """How long before the time limit the work is stopped: for a checkpoint and the result's way back."""
+    """How long before the time limit the work is stopped, to leave time for a checkpoint and for the result."""
     return min(grace_seconds + 30, limit_seconds / 10)
 
 
 def fingerprint_of(request: Request, dataset_sha256: str) -> str:
-    """What a checkpoint or artifact was made from: equal fingerprints, equal training."""
+    """A SHA-256 of everything that determines the trained adapter.
+
+    A checkpoint or artifact with the same fingerprint was made by the same training.
+    """
     chosen = request.hyperparameters
     inputs = {
         "recipe": RECIPE,
         "dataset": dataset_sha256,
         "format": request.dataset.format,
-        # The worker writes the alpha that follows from the rank into the job's row: it is no other training then.
+        # An alpha that is not set follows from the rank, and the worker writes it into the job's row. The value in
+        # use is hashed, so that the retry of a job without an alpha has the same fingerprint.
         "hyperparameters": {**chosen.model_dump(mode="json"), "alpha": chosen.lora_alpha},
         "archive": request.output.archive_name,
     }

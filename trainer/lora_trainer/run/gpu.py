@@ -1,4 +1,4 @@
-"""What NVML says about the GPU; nothing where there is none."""
+"""Reads the GPU's name, driver, utilization and memory from NVML, NVIDIA's management library."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ import pynvml
 
 @dataclass(frozen=True)
 class GpuSample:
-    """One look at the GPU: percent busy, bytes in use by all processes."""
+    """A reading of the GPU; None where it can't be read."""
 
     utilization: float | None = None
+    """Percent of the time in which the GPU computed."""
     memory_bytes: int | None = None
+    """Memory in use by all processes."""
 
 
 class GpuMonitor:
-    """The first GPU of this process, and how many there are. `name` is None where there is no GPU or no NVML."""
+    """Reads the first GPU of this machine. Its attributes are None where there is no GPU, or no NVML.
+
+    Reads nothing unless `wanted`.
+    """
 
     def __init__(self, *, wanted: bool) -> None:
         self._handle: Any = None
@@ -36,7 +41,7 @@ class GpuMonitor:
             self._handle = None
 
     def sample(self) -> GpuSample:
-        """How busy and how full the GPU is now."""
+        """Read utilization and memory now."""
         if self._handle is None:
             return GpuSample()
         try:

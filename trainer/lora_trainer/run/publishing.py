@@ -1,7 +1,7 @@
-"""Put the artifact into the bucket: ask for places, wait for the grant, PUT each file, manifest last.
+"""Puts the artifact into the bucket: asks for upload URLs, waits for them, and uploads each file, the manifest last.
 
-The trainer holds no key of the storage. The worker signs one upload URL for each file that
-`request_upload` names; `manifest.json`, written last, says that the artifact is whole.
+The trainer has no key of the storage. The worker signs one upload URL for each file that `request_upload` names.
+`manifest.json` is uploaded last, so where it exists the artifact is complete.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from lora_trainer.run.sizes import check_files, encode_manifest
 from lora_trainer.run.task import Outcome
 
 _ATTEMPTS = 5
-_URLS_FOR_A_FILE = 5
-"""How often a file's upload may meet a URL that has run out."""
+_MAX_URLS_PER_FILE = 5
+"""After so many expired URLs for one file, publishing fails."""
 _CHUNK_BYTES = 1 << 20
 
 
-class _PassingFaultError(UploadFailedError):
-    """It may work later."""
+class _TransientError(UploadFailedError):
+    """The upload may succeed when it is retried."""
 
 
 class _UrlExpiredError(UploadFailedError):
-    """It works with a new URL."""
+    """The upload needs a new URL."""
 
 
 def _files_under(artifact: Path) -> list[Path]:
-    # In order of path, so that a repeated request for the same artifact is the same request.
+    # Sorted by path, so that a repeated request for the same artifact is equal to the first.
     return [path for path in sorted(artifact.rglob("*")) if path.is_file()]
 
 
 def _describe(path: Path, artifact: Path) -> ArtifactFile:
-    """The file with its size and sha256; its `path` is a name that the storage takes."""
+    """The file's name, size and sha256, and the `path` in the bucket: only characters that the storage takes."""
     return ArtifactFile(
         name=path.name,
         path=storable(path.relative_to(artifact).as_posix()),
@@ -70,13 +70,13 @@ async def publish(
     grant_poll_seconds: float,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> Manifest:
-    """Publish the artifact's files; the manifest that now lies beside them.
+    """Upload the files in the folder `artifact`, then the manifest, which is returned.
 
-    Safe to repeat: the same files go to the same places.
+    Idempotent: the same files go to the same places.
 
     Raises:
-        ArtifactTooLargeError: its files or its manifest are more than the worker reads; nothing was uploaded.
-        GrantMissingError: no grant within `request.limits.grant_wait_seconds`.
+        ArtifactTooLargeError: it has more files, or a larger manifest, than the worker takes. Nothing was uploaded.
+        GrantMissingError: the worker granted no upload within `request.limits.grant_wait_seconds`.
         StorageRefusedError: the storage takes no file of this size or type.
         UploadFailedError: an upload was refused for another reason, or broke off too often.
         SupersededError: another execution owns the run.
@@ -100,7 +100,7 @@ async def publish(
         )
     )
     async with httpx.AsyncClient(timeout=httpx.Timeout(300, connect=15), transport=transport) as http:
-        uploads = _Uploads(http, files, request, channel, grant_poll_seconds)
+        uploads = _Uploads(http=http, files=files, request=request, channel=channel, poll_seconds=grant_poll_seconds)
         await uploads.obtain_urls()
         for file, source in zip(files, sources, strict=True):
             crash_point("trainer.upload.before_file")
@@ -112,13 +112,14 @@ async def publish(
 
 
 class _Uploads:
-    """Uploads one file after the other, and asks for new URLs where those at hand have run out.
+    """Uploads one file after the other, and asks for new URLs when the present ones have expired.
 
-    A self-hosted Storage gives them a minute; an upload that began in time may end later.
+    On a self-hosted Storage they are valid for one minute. An upload that began in time may end after that.
     """
 
     def __init__(
         self,
+        *,
         http: httpx.AsyncClient,
         files: list[ArtifactFile],
         request: Request,
@@ -134,7 +135,10 @@ class _Uploads:
         self._received_at = 0.0
 
     async def obtain_urls(self, *, renew: bool = False) -> None:
-        """Ask for the upload URLs and wait until they are granted; `renew` withdraws those granted before."""
+        """Ask for the upload URLs and wait until the worker grants them. `renew` withdraws those granted before.
+
+        Raises: as `publish`.
+        """
         wait_seconds = self._request.limits.grant_wait_seconds
         try:
             async with asyncio.timeout(wait_seconds):
@@ -153,7 +157,7 @@ class _Uploads:
     async def _await_grant(self, *, renew: bool) -> str:
         requested = False
         while True:
-            # The channel being away is like the worker being away: wait for it as long as for a grant.
+            # While the database is unreachable, no grant can arrive either: wait for both up to the same limit.
             try:
                 if not requested:
                     await self._channel.request_upload(self._files, renew=renew)
@@ -169,16 +173,16 @@ class _Uploads:
         """Upload one file.
 
         Raises:
-            StorageRefusedError: no file of this size or type is taken.
-            UploadFailedError: refused for another reason, or broken off too often.
+            StorageRefusedError: the storage takes no file of this size or type.
+            UploadFailedError: the upload was refused for another reason, or broke off too often.
         """
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_PassingFaultError),
+            retry=retry_if_exception_type(_TransientError),
             wait=wait_random_exponential(multiplier=0.5, max=20),
             stop=stop_after_attempt(_ATTEMPTS),
             reraise=True,
         )
-        for _ in range(_URLS_FOR_A_FILE):
+        for _ in range(_MAX_URLS_PER_FILE):
             try:
                 await retrying(self._put_once, path, size, content)
             except _UrlExpiredError:
@@ -186,7 +190,7 @@ class _Uploads:
             else:
                 return
         raise UploadFailedError(
-            f"The upload URL of {path} had run out {_URLS_FOR_A_FILE} times before its upload could begin.",
+            f"The upload URL of {path} had run out {_MAX_URLS_PER_FILE} times before its upload could begin.",
             "Raise UPLOAD_SIGNED_URL_EXPIRATION_TIME of the project's Storage.",
         )
 
@@ -196,7 +200,7 @@ class _Uploads:
         except KeyError:
             raise UploadFailedError(f"The upload grant has no place for {path}.") from None
         if time.monotonic() - self._received_at >= (lifetime_seconds(url) or float("inf")):
-            # Storage would say so, too, but only after gigabytes were sent to it.
+            # Storage itself would refuse the URL only after it has received the whole file.
             raise _UrlExpiredError(f"The upload URL of {path} has run out.")
         headers = {
             "content-type": "application/json" if path.endswith(".json") else "application/octet-stream",
@@ -207,17 +211,17 @@ class _Uploads:
         try:
             response = await self._http.put(url, content=body, headers=headers)
         except httpx.TransportError as error:
-            raise _PassingFaultError(f"The upload of {path} broke off: {why_unreachable(error)}.") from None
+            raise _TransientError(f"The upload of {path} broke off: {why_unreachable(error)}.") from None
         if not response.is_success:
             raise _explain(read_answer(response.status_code, response.content), path, size)
 
 
 def _explain(answer: Answer, path: str, size: int) -> UploadFailedError | StorageRefusedError:
-    """What follows from an upload's answer that is no success."""
+    """The error for an answer of the storage that is not a success."""
     remedy = "The adapter waits on the volume; it is published without training again once the storage takes it."
     match answer.refusal:
         case Refusal.PASSING:
-            return _PassingFaultError(f"The storage answered the upload of {path} with {answer.status}.")
+            return _TransientError(f"The storage answered the upload of {path} with {answer.status}.")
         case Refusal.URL_EXPIRED:
             return _UrlExpiredError(f"The upload URL of {path} has run out.")
         case Refusal.TOO_LARGE:

@@ -1,4 +1,4 @@
-"""Post progress to RunPod: in order, one at a time, never after the result."""
+"""Sends progress to RunPod: in order, one update at a time, and none after the result."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from lora_trainer.run.sizes import fit_message
 log = logging.getLogger(__name__)
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+"""Sends one progress update, as JSON-compatible values, to RunPod."""
 
 _SEND_TIMEOUT_SECONDS = 30
 
 
 def advance(before: Progress | None, after: Progress) -> Progress:
-    """`after`, but never behind `before`: a restarted child loads its model again, users see no step back."""
+    """The newer progress `after`, raised to `before` where it is behind.
+
+    A child that was restarted begins again by loading the model; the user shall not see the progress go back.
+    """
     if before is None:
         return after
     stage = max(before.stage, after.stage, key=STAGES.index)
@@ -41,8 +45,8 @@ def advance(before: Progress | None, after: Progress) -> Progress:
 class ProgressPoster:
     """Sends the latest progress, at most once in `interval_seconds`.
 
-    An update that comes while another is on its way replaces the one that waits: updates are
-    cumulative, so nothing is lost by it.
+    An update that arrives while another is being sent replaces the one that waits. Nothing is lost by that, because
+    each update holds all that the ones before it held. `close` waits `settle_seconds` after the last one.
     """
 
     def __init__(self, send: Send, *, interval_seconds: float, settle_seconds: float) -> None:
@@ -55,14 +59,14 @@ class ProgressPoster:
         self.latest: Progress | None = None
 
     def update(self, progress: Progress) -> None:
-        """Take a newer state."""
+        """Take a newer progress, which is sent as soon as the interval allows."""
         self.latest = advance(self.latest, progress)
         self._changed.set()
         if self._loop is None:
             self._loop = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Return when nothing more is on its way and the last post has had time to arrive."""
+        """Return when nothing is being sent any more and the last update has had time to arrive."""
         if self._loop is None:
             return
         self._closing.set()
@@ -90,5 +94,5 @@ class ProgressPoster:
             async with asyncio.timeout(_SEND_TIMEOUT_SECONDS):
                 await self._send(fit_message(self.latest).model_dump(mode="json", exclude_none=True))
             crash_point("trainer.progress.after")
-        except Exception as error:  # progress is a courtesy: training goes on without it
+        except Exception as error:  # the training goes on without its progress being shown
             log.warning("progress could not be posted (%s)", type(error).__name__)

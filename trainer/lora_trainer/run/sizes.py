@@ -1,4 +1,4 @@
-"""That nothing which the trainer writes is larger than what reads it: the worker, RunPod, the database."""
+"""Keeps all that the trainer writes within the sizes that its readers take: the worker, RunPod and the database."""
 
 from __future__ import annotations
 
@@ -23,30 +23,36 @@ from lora_trainer.errors import ArtifactTooLargeError
 _Message = TypeVar("_Message", Progress, Result)
 
 _HEARTBEAT_BYTES = MAX_HEARTBEAT_PROGRESS_BYTES * 3 // 4
-"""The database writes small numbers out: 0.0000001 where Python writes 1e-07. A point grows by a fifth at most."""
+"""Less than the limit, because the database writes small numbers in full: 0.0000001, where Python writes 1e-07.
+
+    That makes a point a fifth larger at most.
+    """
 
 _LARGEST_NUMBER = 1e15
 _DECIMALS = 12
-"""No column of the application holds a larger number or more decimals. The database stores none of too many digits."""
+"""The application's columns hold no larger number and no more decimals, and the database refuses too many digits."""
 
 
 def fit_message(message: _Message) -> _Message:
-    """The progress or result with so much of its curve as RunPod takes; its other parts are bounded by their types."""
+    """The progress or result, with its curve thinned until RunPod takes the message.
+
+    Its other parts need no thinning: their types limit their size.
+    """
     while message.points and _size(message) > MAX_MESSAGE_BYTES:
         message = message.model_copy(update={"points": _half(message.points)})
     return message
 
 
 def fit_heartbeat(progress: Progress) -> dict[str, Any]:
-    """The progress as it goes with a heartbeat, as JSON: with the newest points of its curve that the database takes.
+    """The progress as JSON values for a heartbeat: with as many of its newest points as the database takes.
 
-    Its sentence for the user is left out: the database may refuse a text, and the heartbeat counts more.
+    Its sentence for the user is left out. The database may refuse a text, and then the heartbeat would be lost.
     """
-    message = _plain(progress.model_dump(mode="json", exclude_none=True, exclude={"message", "points"}))
+    message = _shorten_numbers(progress.model_dump(mode="json", exclude_none=True, exclude={"message", "points"}))
     room_bytes = _HEARTBEAT_BYTES - _stored_size(message)
     points: list[Any] = []
     for point in reversed(progress.points):
-        entry = _plain(point.model_dump(mode="json", exclude_none=True))
+        entry = _shorten_numbers(point.model_dump(mode="json", exclude_none=True))
         room_bytes -= _stored_size(entry) + len(", ")
         if room_bytes < 0:
             break
@@ -54,30 +60,30 @@ def fit_heartbeat(progress: Progress) -> dict[str, Any]:
     return {**message, "points": points[::-1]}
 
 
-def _plain(value: Any) -> Any:
-    """JSON whose numbers have so few digits that the database stores them."""
+def _shorten_numbers(value: Any) -> Any:
+    """The same JSON value, with its numbers cut to the digits that the database stores."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _shorten_numbers(item) for key, item in value.items()}
     if isinstance(value, float):
         return round(max(-_LARGEST_NUMBER, min(value, _LARGEST_NUMBER)), _DECIMALS)
     return value
 
 
 def _stored_size(value: Any) -> int:
-    # As the database writes it: beyond ASCII in UTF-8, with a blank after each comma and colon.
+    # The database writes JSON in UTF-8, with a space after each comma and colon, as json.dumps does.
     return len(json.dumps(value, ensure_ascii=False).encode())
 
 
 def _size(message: Progress | Result) -> int:
-    # As RunPod's SDK may write it, which is the longest way: each character beyond ASCII in six or twelve.
+    # RunPod's SDK may escape each character beyond ASCII, as 6 or 12 characters: count the longest form.
     return len(json.dumps(message.model_dump(mode="json", exclude_none=True)))
 
 
 def encode_manifest(manifest: Manifest) -> tuple[Manifest, bytes]:
-    """The manifest as it is stored, with so much of its curve as the worker reads, and the manifest that this is.
+    """Thin the manifest's curve until the worker reads it. Returns the manifest and its JSON, UTF-8 encoded.
 
     Raises:
-        ArtifactTooLargeError: without any of its curve it is still larger.
+        ArtifactTooLargeError: it is too large even without its curve.
     """
     while len(content := manifest.model_dump_json(exclude_none=True).encode()) > MAX_MANIFEST_BYTES:
         if not manifest.points:
@@ -93,10 +99,10 @@ def _half(points: list[Point]) -> list[Point]:
 
 
 def check_files(files: list[ArtifactFile]) -> None:
-    """See that the list of an artifact's files is one that the database takes.
+    """Make sure that the database takes the list of an artifact's files.
 
     Raises:
-        ArtifactTooLargeError: there are too many, or their names are too long.
+        ArtifactTooLargeError: there are too many files, or their names are too long.
     """
     if len(files) > MAX_FILES:
         raise ArtifactTooLargeError(f"The artifact has {len(files)} files; {MAX_FILES} can be published.")

@@ -1,8 +1,8 @@
-"""What the handler tells its child process, and what the child leaves behind.
+"""What the handler sends to its child process, and what the child writes when it ends.
 
-The child loads models, possibly with their own code, so it gets the job without the run's token, the
-signed URL or any key. It answers with progress on a pipe and with an outcome in a file: the file also
-tells a later execution that the adapter is whole, when this one's handler died before publishing.
+The child loads models, which may bring code of their own. So it gets the job without the run's token, the signed URL
+or any key. It answers with progress on a pipe and with an outcome in a file. If this execution's handler dies before
+it has published the adapter, a later execution learns from that file that the adapter is complete.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OUTCOME_NAME = "outcome.json"
 
 
 class Task(BaseModel):
-    """One training, complete, for the child process; travels through its standard input."""
+    """Everything that the child process must know for one training. It travels through its standard input."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -29,18 +29,18 @@ class Task(BaseModel):
     run_id: str
     execution_id: str
     fingerprint: str
-    """Of dataset, hyperparameters and recipe: a checkpoint with another one is foreign."""
+    """Of dataset, hyperparameters and recipe. A checkpoint with another fingerprint must not be resumed."""
     dataset: Path
     dataset_sha256: str
     dataset_format: str | None = None
     hyperparameters: Hyperparameters
     gpu_config: GpuConfig
     job_folder: Path
-    """Shared by all executions of the job."""
+    """The folder that all executions of the job share."""
     folder: Path
-    """This execution's own."""
+    """The folder of this execution, inside of `job_folder`."""
     volume: Path
-    """Where base models are kept."""
+    """The folder with the base models."""
     micro_batch: int | None = None
     """Rows per forward pass; None: what the plan says fits."""
     archive_name: str | None = None
@@ -50,17 +50,17 @@ class Task(BaseModel):
 
     @property
     def artifact(self) -> Path:
-        """Folder whose files are published."""
+        """The folder whose files are published."""
         return self.folder / "artifact"
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of this execution's checkpoints."""
+        """The folder of this execution's checkpoints."""
         return self.folder / "checkpoints"
 
 
 class Outcome(BaseModel):
-    """How the child ended. `trained`: the artifact folder is whole."""
+    """How the child ended. With the status `trained`, the artifact's folder is complete."""
 
     status: Literal["trained", "failed", "stopped"]
     fingerprint: str
@@ -72,12 +72,12 @@ class Outcome(BaseModel):
     """Set when memory ran out and a smaller micro-batch is worth a try."""
 
     def write(self, folder: Path) -> None:
-        """Put the outcome into `folder`, whole or not at all."""
+        """Write the outcome into `folder`, atomically."""
         write_atomically(folder / OUTCOME_NAME, self.model_dump_json())
 
     @classmethod
     def read(cls, folder: Path) -> Outcome | None:
-        """The outcome in `folder`, or None."""
+        """The outcome in `folder`; None if there is none, or none that can be read."""
         path = folder / OUTCOME_NAME
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -86,11 +86,13 @@ class Outcome(BaseModel):
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a crash leaves the old content or the new, never a part.
+    """Write a small file so that a crash leaves either the old content or the new, never a part of it.
 
-    Two executions of a job that was delivered twice may write it at the same moment: the later one's content stays.
+    Two executions of the same job may write it at the same moment, because RunPod may deliver a job twice. The content
+    of the one that finishes last remains.
     """
-    # A name of one's own: with a shared one, the first to finish takes the other's file away from under it.
+    # Each writer has a temporary file of its own. If they shared one, the first to finish would rename it while the
+    # other still writes.
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, prefix=f"{path.name}.", suffix=".part", delete=False
     ) as file:

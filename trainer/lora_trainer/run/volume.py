@@ -1,11 +1,12 @@
-"""Folders on the network volume: what one execution leaves for the next.
+"""The folders on the network volume, through which one execution of a job hands its work to the next.
 
-    <volume>/lora-jobs/<job_id>/owner.json         the execution that may write here now
+    <volume>/lora-jobs/<job_id>/owner.json         names the execution that owns the job's folder now
     <volume>/lora-jobs/<job_id>/<execution_id>/    its dataset, checkpoints, artifact and outcome
-    <volume>/models/                               base models (a Hugging Face cache)
+    <volume>/models/                               base models, one folder each
+    <volume>/huggingface-cache/                    base models, downloaded from the hub
 
-Each execution writes into a folder of its own, so that one that was believed dead can't spoil what
-its successor writes; the successor reads its predecessors' folders and removes them when it ends.
+Each execution writes into a folder of its own. So one that was believed dead, but is not, can't damage what its
+successor writes. The successor reads the folders of the executions before it, and removes all when it has published.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 def find_volume(configured: Path | None) -> Path:
-    """The folder that outlives this container: as configured, a mounted network volume, or the home."""
+    """The folder that outlives this container: the configured one, else a mounted network volume, else in the home."""
     if configured is not None:
         return configured
     for mount in _MOUNTS:
@@ -40,13 +41,13 @@ def find_volume(configured: Path | None) -> Path:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an exception says so in words: safetensors raises one of its own, which has no errno."""
+    """Whether the exception's text says that the disk is full. safetensors raises its own type, without an errno."""
     return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)
 
 
 @contextmanager
 def naming_full_disks(folder: Path) -> Iterator[None]:
-    """Turn a full disk or used-up quota into a `DiskFullError` that names the place."""
+    """While this context is open, turn the OSError of a full disk or quota into a `DiskFullError` naming `folder`."""
     try:
         yield
     except OSError as error:
@@ -57,7 +58,7 @@ def naming_full_disks(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class JobFolder:
-    """What belongs to one job on the volume, seen by one execution."""
+    """The folder of one job on the volume, as one execution uses it."""
 
     path: Path
     execution_id: str
@@ -68,13 +69,13 @@ class JobFolder:
         return self.path / self.execution_id
 
     def take(self, run_id: str) -> None:
-        """Become the execution that may write here."""
+        """Make this execution the owner of the job's folder, in place of any earlier one."""
         self.own.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "owner.json", json.dumps({"execution_id": self.execution_id}))
         self.note_seconds(run_id, 0)
 
     def is_owned(self) -> bool:
-        """Whether no later execution took the folder; asked before each checkpoint."""
+        """Whether this execution still owns the folder. Asked before each checkpoint is completed."""
         try:
             owner = json.loads((self.path / "owner.json").read_bytes())
         except (FileNotFoundError, ValueError):
@@ -82,7 +83,7 @@ class JobFolder:
         return bool(owner.get("execution_id") == self.execution_id)
 
     def finished_artifact(self, fingerprint: str) -> tuple[Path, Outcome] | None:
-        """A whole, unpublished artifact of an earlier execution with the same inputs, and its outcome."""
+        """A complete, unpublished artifact with this fingerprint by an earlier execution, and its outcome; or None."""
         for folder in self.earlier_executions():
             outcome = Outcome.read(folder)
             if outcome and outcome.status == "trained" and outcome.fingerprint == fingerprint:
@@ -90,18 +91,18 @@ class JobFolder:
         return None
 
     def earlier_executions(self) -> list[Path]:
-        """Folders of other executions, newest first."""
+        """The folders of the job's other executions, newest first."""
         if not self.path.is_dir():
             return []
         folders = (p for p in self.path.iterdir() if p.is_dir() and p.name != self.execution_id)
         return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
     def note_seconds(self, run_id: str, seconds: float) -> None:
-        """Record how long this execution has worked on the run, for the bill of one that follows."""
+        """Record how many seconds this execution has worked on the run; a later execution adds them to its own."""
         write_atomically(self.own / "seconds.json", json.dumps({"run_id": run_id, "seconds": seconds}))
 
     def seconds_of_run(self, run_id: str) -> float:
-        """Seconds that earlier executions of the same run worked, as far as they are known."""
+        """The seconds that earlier executions of the same run worked, as far as they recorded them."""
         total = 0.0
         for folder in self.earlier_executions():
             try:
@@ -113,7 +114,7 @@ class JobFolder:
         return total
 
     def remove(self) -> None:
-        """Remove everything of the job: it is published."""
+        """Remove everything of the job. Called when its adapter is published."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -129,10 +130,10 @@ def open_job_folder(volume: Path, job_id: str, execution_id: str) -> JobFolder:
 
 
 def remove_stale_jobs(volume: Path, *, keep: JobFolder, keep_days: float) -> None:
-    """Remove folders of other jobs that nobody wrote to for `keep_days`."""
+    """Remove the folders of jobs other than `keep` to which nobody has written for `keep_days` days."""
     oldest = time.time() - keep_days * 86_400
     for folder in (volume / "lora-jobs").iterdir():
-        # Another worker may be removing the same folder.
+        # Another container may be removing the same folder.
         with suppress(FileNotFoundError):
             latest = max((path.stat().st_mtime for path in folder.glob("*/*")), default=folder.stat().st_mtime)
             if folder != keep.path and latest < oldest:

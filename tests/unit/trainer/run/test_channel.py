@@ -7,7 +7,7 @@ import pytest
 
 from lora_contract.protocol import Channel
 from lora_trainer.errors import CancelledByUserError, ChannelUnreachableError, SupersededError
-from lora_trainer.run.channel import ChannelClient, _PassingFaultError
+from lora_trainer.run.channel import ChannelClient, _TransientError
 from tests.unit.trainer.project import TOKEN, URL
 
 SECRET = "a gateway's words"
@@ -59,7 +59,7 @@ async def fault(function: str, response: httpx.Response) -> ChannelUnreachableEr
     ids=lambda response: f"{response.status_code} {response.text[:40]}",
 )
 async def test_answer_that_is_not_the_functions_is_retried(function: str, response: httpx.Response) -> None:
-    assert isinstance(await fault(function, response), _PassingFaultError)
+    assert isinstance(await fault(function, response), _TransientError)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ async def test_answer_that_is_not_the_functions_is_retried(function: str, respon
 )
 async def test_refusal_is_reported_at_once_without_the_servers_text(response: httpx.Response) -> None:
     refusal = await fault("check_in", response)
-    assert not isinstance(refusal, _PassingFaultError)
+    assert not isinstance(refusal, _TransientError)
     assert refusal.hint
 
 
