@@ -1,4 +1,4 @@
-"""The Dockerfile as data, and a base image's Python to try its steps with: neither needs Docker."""
+"""Reads the Dockerfile, and makes a Python like that of a base image to try its steps with. Needs no Docker."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _EXTERNALLY_MANAGED = (
 
 @dataclass
 class Stage:
-    """One `FROM` and what follows it; environment variables as written, `$NAME` included."""
+    """One `FROM` and the instructions after it. Environment variables are as written, including `$NAME`."""
 
     base: str
     name: str
     environment: dict[str, str] = field(default_factory=dict)
     copies: list[tuple[list[str], str]] = field(default_factory=list)
-    """Sources in the project and where they go."""
+    """The source paths of each COPY, and its target."""
     runs: list[str] = field(default_factory=list)
     command: str = ""
 
 
 def read_dockerfile(path: Path) -> dict[str, Stage]:
-    """The stages by name.
+    """Return the stages of a Dockerfile, by name.
 
     Raises:
-        ValueError: an instruction that this does not know.
+        ValueError: the Dockerfile has an instruction that is not known here.
     """
     stages: dict[str, Stage] = {}
     stage: Stage | None = None
@@ -61,10 +61,10 @@ def _instructions(text: str) -> list[tuple[str, str]]:
 
 
 def stage_files(stage: Stage, project: Path, folder: Path) -> None:
-    """Copy what the stage copies into `folder`, as Docker would into its working directory.
+    """Copy the files of a stage into `folder`, as Docker would into its working directory.
 
     Raises:
-        FileNotFoundError: a source does not exist, or .dockerignore keeps it out.
+        FileNotFoundError: a source does not exist, or .dockerignore excludes it.
     """
     ignored = set((project / ".dockerignore").read_text(encoding="utf-8").split())
     for sources, target in stage.copies:
@@ -84,9 +84,10 @@ def stage_files(stage: Stage, project: Path, folder: Path) -> None:
 
 
 def make_distribution_python(prefix: Path, *, managed: bool = True) -> Path:
-    """A Python under `prefix`, externally `managed` as a distribution's is; the executable.
+    """Make a Python under `prefix` and return its executable.
 
-    It has the packages of the running one, as a base image has torch, and pip, but no ensurepip.
+    With `managed` it is externally managed, like that of a Linux distribution: pip refuses to install into it. Like
+    that of a base image it has pip but no ensurepip. It also has the packages of the running Python.
     """
     library = Path(sysconfig.get_path("stdlib"))
     own = prefix / sys.platlibdir / library.name
@@ -98,7 +99,7 @@ def make_distribution_python(prefix: Path, *, managed: bool = True) -> Path:
         (own / "EXTERNALLY-MANAGED").write_text(_EXTERNALLY_MANAGED, encoding="utf-8")
     packages = own / "site-packages"
     packages.mkdir()
-    # As a site, not as a path: its own .pth files count, too.
+    # As a site directory and not as a path, so that .pth files in it are read as well.
     line = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     (packages / "base-image.pth").write_text(line, encoding="utf-8")
     (prefix / "bin").mkdir()

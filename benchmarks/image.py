@@ -1,8 +1,8 @@
-"""`make image-check`: every step of the Dockerfile as far as it goes without Docker, in about a minute.
+"""`make image-check`: tries every step of the Dockerfile, as far as this is possible without Docker, in about a minute.
 
-Each `RUN` runs for real, in the order and the files of its stage, on a Python that is externally managed as the base
-image's is. pip gets every file's metadata for the image's own Python and platform, and installs nothing. What is left
-to Docker: the compiler, `useradd`, and the imports of what was compiled. Exits with 1 where a step fails.
+Each `RUN` is executed in order, with the files of its stage, and with a Python that is externally managed like that of
+the base image. pip fetches the metadata of every package for the image's Python and platform, but installs nothing.
+Only Docker can try the rest: the compiler, `useradd`, and imports of compiled packages. Exits with 1 if a step fails.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ sys.exit("The image lacks " + ", ".join(strays) if strays else 0)
 
 
 def main() -> int:
-    """Try all stages and print what was found."""
+    """Try all stages and print the results; returns 1 if a step failed."""
     faults = []
     for stage in read_dockerfile(PROJECT / "Dockerfile").values():
         with tempfile.TemporaryDirectory() as name:
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def try_stage(stage: Stage, folder: Path) -> list[str]:
-    """Carry out a stage below `folder`; what is wrong with it."""
+    """Execute the steps of a stage below `folder`; returns a list of what is wrong with it."""
     context, prefix = folder / "app", folder / "base"
     stage_files(stage, PROJECT, context)
     make_distribution_python(prefix, managed=not stage.base.startswith("python:"))
@@ -73,7 +73,7 @@ def try_stage(stage: Stage, folder: Path) -> list[str]:
 
 
 def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subprocess.CompletedProcess[str]:
-    """One command of a `RUN`, with the stage's environment, on paths below `folder`."""
+    """Execute one command of a `RUN` with the stage's environment; its paths are moved below `folder`."""
 
     def moved(text: str) -> str:
         return _COMPILED.sub("", text.replace("/opt/", f"{folder}/opt/"))
@@ -89,7 +89,7 @@ def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subproce
         )
 
     if command.endswith(" ."):
-        # Built for real, and with what builds it: pip would pass the variables below on to that, too.
+        # The wheel is built before the variables below are set: pip would pass them on to the build.
         built = carry_out(f"python3 -m pip wheel --quiet --no-deps --wheel-dir {folder}/dist .")
         if built.returncode:
             return built
@@ -98,7 +98,7 @@ def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subproce
             return subprocess.CompletedProcess(command, 1, "", f"The wheel also installs {', '.join(strangers)}.")
         command = f"{command.removesuffix('.')}{wheel}"
     if " install " in command:
-        # Without the variables below, with which pip would not look whether it may touch this Python at all.
+        # First without the variables below: with them, pip would not check whether this Python is externally managed.
         may = carry_out(moved(f"{command.partition(' install ')[0]} install --no-index no-such-package"))
         if "externally-managed" in may.stderr:
             return may
@@ -114,7 +114,7 @@ def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subproce
         "PIP_PLATFORM": " ".join(_PLATFORMS),
     }
     if " -r " in command:
-        # Whether the pins go together is looked at below: pip would fetch torch for that, which the base image has.
+        # `_unmet` checks whether the pins fit together. pip would download torch for that, which the base image has.
         environment["PIP_NO_DEPS"] = "1"
     elif "--no-deps" not in command:
         environment["PIP_ONLY_BINARY"] = ":all:"
@@ -122,7 +122,7 @@ def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subproce
 
 
 def modules_of_others(wheel: Path) -> list[str]:
-    """The top-level modules of a wheel that don't bear our name, and so might be another project's, too."""
+    """Return the top-level modules of a wheel whose names do not begin with ours: other projects may have the same."""
     with zipfile.ZipFile(wheel) as packed:
         tops = {name.split("/")[0] for name in packed.namelist()}
     return sorted(top for top in tops if not top.startswith("lora_"))
@@ -140,7 +140,7 @@ def _not_from_wheels(reports: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _unmet(reports: list[dict[str, Any]], *, extra: str) -> Iterator[str]:
-    """What a pinned package needs and no pin gives; of ours, with an `extra`."""
+    """Yield the requirements of pinned packages that no pin fulfils; `extra` is the extra of our own package."""
     pinned = {canonicalize_name(item["metadata"]["name"]): item["metadata"] for item in reports}
     needed: set[tuple[str, str]] = {*((name, "") for name in pinned), ("lora-worker", extra)}
     done: set[tuple[str, str]] = set()

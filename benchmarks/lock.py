@@ -1,10 +1,10 @@
-"""Pinned requirements of the trainer's image, from pip's installation report: `make lock`."""
+"""`make lock`: prints the pinned requirements of the trainer's image, from pip's installation report."""
 
 import json
 import sys
 from pathlib import Path
 
-# The base image brings a CUDA build of torch; pip must not put another in its place.
+# The base image has a CUDA build of torch, which pip must not replace.
 _FROM_THE_BASE_IMAGE = ("torch==", "triton==", "nvidia-c", "lora-worker==")
 
 

@@ -1,4 +1,4 @@
-"""Bytes of live tensors, counted at the dispatcher: exact where a process's resident size is not."""
+"""Counts the bytes of live tensors at PyTorch's dispatcher. This is exact, unlike the resident size of the process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made while it is on; `peak` is the most that lived at once.
+    """Counts the bytes of tensors that are created while it is active; `peak` is the most that existed at once.
 
-    Memory-mapped checkpoints are not made by an operation, so they don't count, as on a GPU.
+    Memory-mapped checkpoints are not created by an operation, so they are not counted, as they take no GPU memory.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count what it made."""
+        """Run an operation and count the tensors that it creates."""
         result = function(*args, **(kwargs or {}))
         tree_map_only(torch.Tensor, self._note, result)
         return result

@@ -1,7 +1,8 @@
-"""`make models`: every architecture of the table, scaled down, through the trainer's own code on the CPU.
+"""`make models`: trains a small model of every supported architecture with the trainer's own code on the CPU.
 
-For each: load in 4 bits (fused experts, too), compare bytes with the plan, train, save, reload in a
-fresh process with nothing but PEFT, compare the logits, generate. Exits with 1 when a check fails.
+Each is loaded in 4 bits (fused experts, too) and its bytes are compared with the memory plan. Then it is trained and
+saved, and loaded again in a new process with PEFT. The logits must be the same, and it must generate text. Exits with 1
+if a check fails.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _MB = 1e6
 
 @dataclass
 class Row:
-    """What was measured of one architecture."""
+    """The measurements of one architecture. Memory is in bytes, losses in nats per token."""
 
     architecture: str
     weights: int
@@ -47,7 +48,7 @@ class Row:
 
     @property
     def plan_error(self) -> float:
-        """Largest relative error of the plan's countable bytes."""
+        """The largest relative error of the planned bytes that can be compared with counted ones."""
         pairs = (
             (self.bytes_planned, self.bytes_loaded),
             (self.training_state_planned, self.training_state),
@@ -55,7 +56,7 @@ class Row:
         return max(abs(planned - real) / real for planned, real in pairs)
 
     def faults(self) -> list[str]:
-        """What is not as it should be."""
+        """Return the checks that failed."""
         return [
             text
             for text, wrong in (
@@ -71,7 +72,7 @@ class Row:
 
 
 def measure(architecture: str, folder: Path) -> Row:
-    """Load, train and save one model into `folder`, with its logits beside it."""
+    """Load, train and save one model into `folder`, together with its logits."""
     import torch
 
     from benchmarks.memory import LiveBytes
@@ -166,7 +167,7 @@ def _logits(model: Any, tokenizer: Any) -> Any:
 
 
 def reload(architecture: str, folder: Path) -> tuple[float, str]:
-    """In a fresh process: base and adapter again; the largest difference of a logit, and an answer."""
+    """Load base and adapter in a new process; returns the largest difference of a logit, and a generated answer."""
     import torch
     from peft import PeftModel
 
@@ -184,7 +185,7 @@ def reload(architecture: str, folder: Path) -> tuple[float, str]:
 
 
 def check(architecture: str) -> Row:
-    """Measure one architecture, training and reloading in processes of their own."""
+    """Measure one architecture. Training and reloading run in two separate processes."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         row = Row(**_in_process("measure", architecture, folder))
@@ -229,7 +230,7 @@ def _print_table(rows: list[Row]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Check the named architectures, or all."""
+    """Check the named architectures, or all; returns 1 if a check failed."""
     if arguments and arguments[0] in {"measure", "reload"}:
         step, architecture, folder, answer = arguments
         import torch

@@ -1,12 +1,12 @@
-"""`make bench-trainer`: what the recipe costs beside bare TRL, and what it gains beside today's script.
+"""`make bench-trainer`: compares our recipe with bare TRL and with the recipe of the application's present script.
 
-1. The same model, rows and settings with bare TRL and with the trainer's callback and checkpoint
-   habits: wall time and peak memory a step, the steps of both taking turns.
-2. One pass over the data with today's recipe (a row per pair, doubled user turn, cut at 2,048 tokens,
-   loss on every token, padded) and with ours (merged, packed, answers only): tokens of answers that
-   were really trained, per second.
+1. Overhead: the same model, rows and settings, with bare TRL and with our trainer's callback and checkpoints. Wall time
+   and peak memory per step are measured, with the steps of both taking turns.
+2. Gain: one pass over the data with the present recipe (one row per pair, the user's turn doubled, cut at 2,048 tokens,
+   loss on every token, padded) and with ours (conversations merged, packed, loss on answers only). The result is how
+   many tokens of answers are trained per second.
 
-Exits with 1 when the ratio of the first is above 1.02, or that of the second below 2.
+Exits with 1 if a ratio of the first is above 1.02, or that of the second below 2.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WARM_UP = 3
 
 
 def main() -> int:
-    """Measure both and print them."""
+    """Measure overhead and gain and print them; returns 1 if a limit is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trainer")
     parser.add_argument("--dataset", type=Path, default=DATA if DATA.exists() else None)
     parser.add_argument("--pairs", type=int, default=40, help="paired steps of the first measurement")
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def _make_base(folder: Path, dataset: Path | None) -> Path:
-    """An untrained small model whose tokenizer knows the data as well as a large one would: 4 characters a token."""
+    """Make an untrained small model. Its tokenizer is trained on the data, so that a token has about 4 characters."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -94,7 +94,7 @@ def _texts(dataset: Path) -> list[str]:
 
 
 def _load(path: Path) -> tuple[Any, Any]:
-    """LoRA on the base in 4 bits, and its tokenizer."""
+    """Load the base model in 4 bits with LoRA attached, and its tokenizer."""
     import torch
 
     from lora_contract.hyperparameters import Hyperparameters
@@ -132,7 +132,10 @@ def _micro_batch(shape: Any) -> int:
 
 
 class _Turns:
-    """Trainings in threads of their own, one step at a time, spread evenly: noise hits all alike."""
+    """Lets trainings in several threads take turns, one step at a time, so that noise affects all of them alike.
+
+    `steps` is the number of steps of each training; a training with fewer steps takes its turns at larger intervals.
+    """
 
     def __init__(self, steps: dict[str, int]) -> None:
         places = [((n + 0.5) / count, name) for name, count in steps.items() for n in range(count)]
@@ -153,7 +156,7 @@ class _Turns:
 
 
 def _clock(turns: _Turns, name: str) -> Any:
-    """A callback that times from the beginning of a step to that of the next, all callbacks included."""
+    """Make a callback that measures from the beginning of a step to that of the next, including all callbacks."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
@@ -175,7 +178,7 @@ def _clock(turns: _Turns, name: str) -> Any:
 
 
 def _train_in_turns(trainers: dict[str, Any]) -> dict[str, list[float]]:
-    """Train all to their ends; the seconds of each step."""
+    """Run all trainings to their ends; returns the seconds of each step."""
     turns = _Turns({name: _steps_of(trainer) for name, trainer in trainers.items()})
     threads = []
     for name, trainer in trainers.items():
@@ -194,7 +197,7 @@ def _steps_of(trainer: Any) -> int:
 
 
 def _overhead(path: Path, folder: Path, pairs: int) -> dict[str, float]:
-    """Bare TRL and the trainer on the same rows; the median of the ratios of paired steps."""
+    """Compare bare TRL with our trainer on the same rows; the wall ratio is the median over pairs of steps."""
     parameters = _parameters(max_length=512, max_steps=pairs, epochs=20)
     trainers = {name: _trainer(name, path, folder / name, parameters) for name in ("bare", "ours")}
     seconds = _train_in_turns(trainers)
@@ -213,7 +216,7 @@ def _overhead(path: Path, folder: Path, pairs: int) -> dict[str, float]:
 def _peak_of_an_epoch(trainer: Any) -> int:
     from benchmarks.memory import LiveBytes
 
-    # All steps of an epoch: the peak is that of the longest row, which stands in another step for each of them.
+    # All steps of an epoch are run, because the longest row, which causes the peak, is in different steps of the two.
     loader, a_step = trainer.get_train_dataloader(), trainer.args.gradient_accumulation_steps
     passes = iter(loader)
     with LiveBytes() as tracker:
@@ -236,7 +239,7 @@ def _trainer(name: str, path: Path, folder: Path, parameters: Any) -> Any:
     rows, shape = _our_rows(path, tokenizer, parameters)
     if name == "ours":
         return _our_trainer(lora, tokenizer, rows, shape, path, folder, parameters)
-    # TRL's own packing and batches, of the same size.
+    # TRL packs and batches the rows itself, with the same sizes.
     arguments = dataclasses.replace(
         training_arguments(parameters, shape, detect_hardware(), folder),
         packing=True,
@@ -284,7 +287,7 @@ def _our_trainer(lora: Any, tokenizer: Any, rows: Any, shape: Any, path: Path, f
 
 
 def _gain(path: Path, folder: Path) -> dict[str, float]:
-    """One epoch each; an answer's token counts when it reaches the loss."""
+    """Train one epoch with each recipe, and count the tokens of answers that contribute to the loss."""
     from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
 
@@ -309,7 +312,7 @@ def _our_epoch_rows(path: Path, tokenizer: Any) -> tuple[Any, Any, int]:
 
 
 def _todays_rows(path: Path, tokenizer: Any) -> tuple[Any, Any, int]:
-    """A row for each pair with the user's turn doubled, cut at its end; every token is a label."""
+    """Make the rows of the present recipe: one per pair, with the user's turn doubled and every token a label."""
     from lora_contract.batches import BatchShape
     from lora_conversations.examples import Message
     from lora_trainer.data.chat import Chat, Row

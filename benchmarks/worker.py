@@ -1,11 +1,11 @@
-"""What the daemon costs, as ratios within one run: `make bench`.
+"""`make bench`: measures what the daemon costs.
 
-- claiming: jobs per second of eight workers against one, and of batches against one by one, through REST
-- a cycle: seconds and database calls of a poll round with 200 live runs against one with 20
-- looks: seconds for 1,000 looks at a RunPod that takes 150 ms a call, 16 side by side against the bound that adapts
-- memory: of a started daemon against a bare interpreter
+- claims: jobs per second with eight workers and with one, and with batches and one by one, through REST
+- a cycle: seconds and database calls of a poll round with 200 live runs and with 20
+- status calls: seconds for 1,000 calls to a RunPod that takes 150 ms each, 16 at a time and with the adaptive limit
+- memory: of a started daemon and of a bare Python interpreter
 
-Writes bench-report.json. Absolute figures depend on the machine; the ratios are what to compare.
+Writes bench-report.json. Absolute figures depend on the machine, so only the ratios can be compared between machines.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ JOBS = 800
 
 
 class IdleLauncher:
-    """Answers at once that every run goes on: what is measured is our side."""
+    """A launcher that answers at once that every launch is running, so that only our own work is measured."""
 
     name = "runpod"
     guide = RunPodLauncher.guide
@@ -72,7 +72,7 @@ def settings_for(project: LocalSupabase, **more: Any) -> RunPodSettings:
 
 
 def queue_jobs(database_url: str, count: int) -> None:
-    """Queue so many jobs of one new user, and nothing else."""
+    """Delete all jobs, and queue `count` jobs of one new user."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("truncate public.training_jobs, public.training_runs, public.training_launches cascade")
         user = connection.execute(
@@ -107,11 +107,11 @@ def claim_all(settings: RunPodSettings, max_jobs: int = 1) -> int:
 
 
 def measure_claims(project: LocalSupabase, processes: int) -> float:
-    """Jobs claimed per second by so many processes, one at a time each."""
+    """Measure how many jobs per second `processes` processes claim, each one job at a time."""
     queue_jobs(project.database_url, JOBS)
     settings = [settings_for(project, name=f"bench-{n}") for n in range(processes)]
     with ProcessPoolExecutor(processes) as pool:
-        list(pool.map(abs, range(processes)))  # the processes start before the clock does
+        list(pool.map(abs, range(processes)))  # start the processes before the time is taken
         started = time.perf_counter()
         claimed = sum(pool.map(claim_all, settings))
         seconds = time.perf_counter() - started
@@ -120,7 +120,7 @@ def measure_claims(project: LocalSupabase, processes: int) -> float:
 
 
 def measure_batches(project: LocalSupabase, max_jobs: int) -> float:
-    """Jobs claimed per second by one process, so many in a call."""
+    """Measure how many jobs per second one process claims with `max_jobs` in each call."""
     queue_jobs(project.database_url, JOBS)
     started = time.perf_counter()
     claimed = claim_all(settings_for(project, name=f"batch-{max_jobs}"), max_jobs)
@@ -130,7 +130,7 @@ def measure_batches(project: LocalSupabase, max_jobs: int) -> float:
 
 
 async def measure_cycle(project: LocalSupabase, runs: int) -> tuple[float, int]:
-    """Seconds and database calls of one renewal and one poll round over so many live runs."""
+    """Measure seconds and database calls of one renewal and one poll round over `runs` live runs."""
     queue_jobs(project.database_url, runs)
     settings = settings_for(project, slots=runs, max_per_user=None, name=f"cycle-{runs}")
     async with open_services(settings, launcher=IdleLauncher()) as services:
@@ -158,7 +158,7 @@ async def measure_cycle(project: LocalSupabase, runs: int) -> tuple[float, int]:
 
 
 async def measure_looks(concurrency: int) -> float:
-    """Seconds for 1,000 looks at an API that takes 150 ms for each, in the second of two cycles."""
+    """Measure seconds for 1,000 status calls to an API that takes 150 ms each, in the second of two cycles."""
 
     async def answer(_: httpx.Request) -> httpx.Response:
         await asyncio.sleep(0.15)
@@ -176,8 +176,8 @@ async def measure_looks(concurrency: int) -> float:
 
 
 def memory_mb(code: str) -> float:
-    """Peak resident memory of a Python process that runs `code` (Linux)."""
-    # Not getrusage: its figure begins with that of the process that forked, which is us.
+    """Measure the peak resident memory, in MB, of a Python process that runs `code` (Linux only)."""
+    # Not with getrusage: its maximum includes the memory of this process at the fork.
     ask = "\nprint(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     done = subprocess.run([sys.executable, "-c", code + ask], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-2]) / 1024

@@ -1,1 +1,1 @@
-"""A Supabase and a RunPod on your own machine, for the demo and the tests."""
+"""A local Supabase and a local RunPod, for the demo and the tests."""

@@ -1,4 +1,4 @@
-"""What the application does around the worker: stores a dataset, queues a job, watches its row."""
+"""Does what the application does: stores a dataset, queues a job and reads its row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ESTIMATED_COST_DOLLARS = 1.0
 
 
 class Application:
-    """The application in the name of one user: rows are written and read with the user's own rights."""
+    """The application, used by one user: rows are written and read with the rights of this user."""
 
     def __init__(self, project: Project, user_id: str) -> None:
         self.user_id = user_id
@@ -26,7 +26,9 @@ class Application:
         self._service = project.client()
 
     def add_dataset(self, file: Path, *, pairs: int, **columns: Any) -> str:
-        """Upload a file and add its row as a validated dataset, or with other `columns`; the dataset's id.
+        """Upload a file and add a row for it; returns the dataset's id.
+
+        The dataset counts as validated, unless `columns` say otherwise.
 
         Raises:
             SandboxError: Supabase refused.
@@ -62,7 +64,7 @@ class Application:
         pairs: int,
         gpu_config: dict[str, Any] | None = None,
     ) -> str:
-        """Add a queued job with the short shapes that the application's own route writes; the job's id.
+        """Add a queued job with the short keys that the application's route writes; returns the job's id.
 
         Raises:
             SandboxError: Supabase refused.
@@ -78,7 +80,7 @@ class Application:
             hyperparameters=hyperparameters,
             gpu_config=gpu_config or {"type": "A100-80GB", "count": 1},
             total_epochs=epochs,
-            # The application's Infinity of a batch size of 0 is null by the time it is JSON.
+            # For a batch size of 0 the application computes Infinity, which becomes null in JSON.
             total_steps=math.ceil(pairs / batch_size) * epochs if batch_size else None,
             estimated_total_cost=_ESTIMATED_COST_DOLLARS,
             current_metrics={},
@@ -86,7 +88,7 @@ class Application:
         return job_id
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """The job's row as the monitor page reads it.
+        """Return the job's row as the application's monitor page reads it.
 
         Raises:
             SandboxError: Supabase refused.

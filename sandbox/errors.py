@@ -1,16 +1,16 @@
-"""What can go wrong on the user's own machine, each in one sentence that says what to do.
+"""The errors of the sandbox. The text of each is a sentence for the user that says what to do.
 
 SandboxError
-├── ToolMissingError      a binary or package that the sandbox needs is not there
-├── ChildFailedError      a server that was started ended or never answered
-└── DemoError             the demo can't go on (see `sandbox.demo`)
+├── ToolMissingError      a binary, package or account that the sandbox needs is missing
+├── ChildFailedError      a process that was started has ended, or does not answer
+└── DemoError             the demo can't continue (see `sandbox.demo`)
 """
 
 from __future__ import annotations
 
 
 class SandboxError(Exception):
-    """Base of everything that the sandbox raises on purpose; its text is meant for the user."""
+    """Base of all errors of the sandbox. The text is for the user."""
 
 
 class ToolMissingError(SandboxError):
@@ -22,4 +22,4 @@ class ChildFailedError(SandboxError):
 
 
 class DemoError(SandboxError):
-    """The demo can't go on, for a reason that its user can act on."""
+    """The demo can't continue, for a reason that the user can do something about."""

@@ -1,9 +1,10 @@
-"""Child processes that never outlive the process that started them.
+"""Starts child processes that never outlive this process.
 
-Each child leads a process group of its own, so that Ctrl-C in a terminal reaches only us and we stop
-the servers in order. A SIGKILL of ours leaves no chance to do that; for this case one small warden
-process waits on a pipe that breaks when we die, then ends the groups and removes the folders that
-were handed to it. (Linux' parent-death signal would tie a child to the *thread* that started it.)
+Each child leads a process group of its own. So Ctrl-C in a terminal reaches only this process, which then stops its
+servers in order. If this process is killed by SIGKILL, it can't do that. For this case it starts one small process,
+the warden, which waits at a pipe that closes when this process dies. Then the warden ends the process groups and
+removes the folders that it was told about. (Linux has a parent-death signal, but that is sent when the *thread* that
+started the child ends.)
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ for folder in folders:
 
 
 class _Warden:
-    """The process that cleans up after us when we can't."""
+    """The process that cleans up if this one is killed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -58,11 +59,11 @@ class _Warden:
 
     def tell(self, line: str) -> None:
         with self._lock:
-            # A fork of ours must not write into its parent's pipe: it has children of its own.
+            # A forked process needs a warden of its own: it must not write into the pipe of its parent.
             if self._process is None or self._owner != os.getpid():
                 self._process, self._owner = self._start(), os.getpid()
             assert self._process.stdin is not None
-            # A warden that someone ended takes no orders; then the orderly way still works.
+            # If somebody has ended the warden, the orderly stop still works.
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.write(line + "\n")
                 self._process.stdin.flush()
@@ -92,7 +93,7 @@ _warden = _Warden()
 
 @dataclass
 class Child:
-    """A running child process. `log` holds what it printed."""
+    """A running child process. `log` is the file with its output."""
 
     name: str
     log: Path
@@ -100,7 +101,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its process id, which is also the id of its process group."""
+        """The process id, which is also the id of the child's process group."""
         return self.process.pid
 
     @property
@@ -109,19 +110,19 @@ class Child:
         return self.process.poll()
 
     def send(self, number: int) -> None:
-        """Send a signal to the process alone, not to its group; nothing happens when it has ended."""
+        """Send a signal to the process but not to its group. Does nothing if the process has ended."""
         if self.returncode is None:
             self.process.send_signal(number)
 
     def stop(self, number: int = signal.SIGTERM, *, patience_seconds: float = 10) -> int:
-        """Ask it to end, insist with SIGKILL on its group when patience is over; its exit status."""
+        """Send a signal, and after `patience_seconds` SIGKILL to the whole group; returns the exit status."""
         self.send(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(patience_seconds)
         return self.kill()
 
     def kill(self) -> int:
-        """SIGKILL the whole group, so that nothing which the child started stays behind; exit status."""
+        """Send SIGKILL to the whole group, so that all processes of the child end; returns the exit status."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         status = self.process.wait()
@@ -129,7 +130,7 @@ class Child:
         return status
 
     def last_words(self, lines: int = 8) -> str:
-        """The end of what it printed, for an error message."""
+        """Return the last lines of the child's output, for an error message."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
 
@@ -143,15 +144,15 @@ def start_child(
     cwd: Path | None = None,
     account: tuple[int, int] | None = None,
 ) -> Child:
-    """Start `command` as the leader of its own process group, its output going to `log`.
+    """Start a command as the leader of its own process group.
 
     Args:
-        command: program and arguments; nothing passes through a shell.
-        name: what messages call it.
-        log: file for standard output and error, opened for appending.
-        env: the whole environment; None inherits ours.
-        cwd: working directory.
-        account: user and group id to run under (only root may ask for it).
+        command: program and arguments; no shell is used.
+        name: the name of the process in messages.
+        log: the file to which standard output and error are appended.
+        env: the whole environment; None inherits that of this process.
+        cwd: the working directory.
+        account: user and group id under which the command runs; only root may set it.
     """
     user, group = account or (None, None)
     with log.open("ab") as output:
@@ -172,9 +173,9 @@ def start_child(
 
 
 def temporary_folder(parent: Path | None = None) -> Path:
-    """A new folder that is removed even when we are killed; `remove_folder` takes it away earlier.
+    """Create a folder in `parent`, or among the machine's temporary files.
 
-    It lies in `parent`, or else where the machine keeps temporary files.
+    `remove_folder` removes it; if this process is killed before, the warden does.
     """
     folder = Path(tempfile.mkdtemp(prefix="lora-sandbox-", dir=parent)).resolve()
     _warden.tell(f"+folder {folder}")
@@ -182,13 +183,13 @@ def temporary_folder(parent: Path | None = None) -> Path:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder of `temporary_folder`."""
+    """Remove a folder that `temporary_folder` has created."""
     shutil.rmtree(folder, ignore_errors=True)
     _warden.tell(f"-folder {folder}")
 
 
 def free_ports(count: int) -> list[int]:
-    """That many different TCP ports of 127.0.0.1 that nobody listens on now."""
+    """Return `count` different TCP ports of 127.0.0.1 that nobody is using now."""
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
         for listener in listeners:
@@ -203,10 +204,10 @@ def wait_until(
     deadline_seconds: float = 60,
     pause_seconds: float = 0.03,
 ) -> None:
-    """Wait for `ready()` while `child` lives.
+    """Wait until `ready()` returns true.
 
     Raises:
-        ChildFailedError: it ended first, or the deadline passed.
+        ChildFailedError: the child ended before, or the deadline passed.
     """
     deadline = time.monotonic() + deadline_seconds
     while not ready():
@@ -223,7 +224,7 @@ def wait_until(
 
 
 def port_answers(port: int) -> bool:
-    """Whether something accepts connections on 127.0.0.1:`port`."""
+    """Tell whether something accepts connections at 127.0.0.1:`port`."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0

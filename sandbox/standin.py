@@ -1,12 +1,13 @@
 """A training process without a model, for tests of everything around the training.
 
-The trainer's own handler runs it instead of `lora_trainer.recipe.train` when told to (`standin_env`), so check-in,
-progress, cancelling, checkpoints and publishing are the real ones. It takes `max_steps` steps, or ten an
-epoch; a `Mishap` as the job's seed makes one job go wrong in the middle, and words of its dataset in any stage:
-"fail in saving", "linger in preparing" (until it is stopped), "linger in half" (of its steps).
+With the environment of `standin_env`, the trainer's own handler starts this module instead of
+`lora_trainer.recipe.train`. So check-in, progress, cancelling, checkpoints and publishing are the real ones. A training
+has `max_steps` steps, or ten per epoch. Tests can make it fail: with a `Mishap` as the job's seed in the middle of the
+training, or with words in the dataset in any stage, such as “fail in saving”, “linger in preparing” (it stays there
+until it is stopped) or “linger in half” (after half of its steps).
 
-It speaks the protocol in plain JSON, which the handler checks with the real models: importing those
-would take ten times as long as such a training, and the chaos suite trains thousands.
+It writes the messages of the protocol as plain JSON; the handler checks them with the real models. Importing these
+models here would take ten times as long as such a training, and the chaos suite trains thousands of jobs.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ class Mishap(IntEnum):
     CRASH = 9001
     """The training process crashes, at every attempt."""
     CRASH_ONCE = 9002
-    """It crashes unless it went on from a checkpoint."""
+    """The training process crashes, unless it has resumed from a checkpoint."""
     KILL_WORKER = 9003
     """The whole worker is killed, at every attempt."""
     LOSS_NOT_FINITE = 9004
     ENDLESS = 9005
-    """It goes on until it is stopped."""
+    """The training continues until it is stopped."""
 
 
 class TrainedStep(NamedTuple):
-    """One step that some execution of a run has taken, at a time in Unix seconds."""
+    """One training step of an execution of a run. `at` is in Unix seconds."""
 
     run_id: str
     execution_id: str
@@ -58,9 +59,9 @@ class TrainedStep(NamedTuple):
 
 
 def standin_env(folder: Path, *, step_seconds: float = 0.01) -> dict[str, str]:
-    """The endpoint's environment for fast trainings without a model; `folder` is the network volume.
+    """Return the endpoint's environment for fast trainings without a model; `folder` is the network volume.
 
-    The steps are noted in `folder / "steps.jsonl"`.
+    Every step is recorded in `folder / "steps.jsonl"`.
     """
     return {
         "LORA_TRAINER_CHILD": "sandbox.standin",
@@ -75,32 +76,32 @@ def standin_env(folder: Path, *, step_seconds: float = 0.01) -> dict[str, str]:
 
 
 def read_steps(log: Path) -> list[TrainedStep]:
-    """Every step that was taken, oldest first; none when nothing trained yet."""
+    """Read all recorded steps, oldest first; empty if nothing was trained yet."""
     if not log.exists():
         return []
     return [TrainedStep(*json.loads(line)) for line in log.read_text().splitlines()]
 
 
 def runs_trained_twice(steps: Iterable[TrainedStep]) -> set[str]:
-    """The runs whose last step was taken by more than one execution: a GPU was paid twice for them."""
+    """Return the runs whose last step was taken by more than one execution: their GPU time was paid twice."""
     finished = {(step.run_id, step.execution_id) for step in steps if step.step == step.total_steps}
     return {run_id for run_id, executions in Counter(run_id for run_id, _ in finished).items() if executions > 1}
 
 
 class _StoppedEarlyError(Exception):
-    """Asked to end by SIGTERM."""
+    """The training was stopped by SIGTERM."""
 
 
 class _NotFiniteError(Exception):
-    """The job's mishap."""
+    """The job's seed says that the loss becomes NaN."""
 
 
 class _StageFailedError(Exception):
-    """The dataset asked for it."""
+    """The job's dataset says that this stage fails."""
 
 
 class Training:
-    """One task of the handler, as `lora_trainer.run.task.Task` writes it."""
+    """A training of one task, which is the JSON of `lora_trainer.run.task.Task`."""
 
     def __init__(self, task: dict[str, Any], events: TextIO) -> None:
         self._task = task
@@ -119,7 +120,7 @@ class Training:
         self._stop = StopSwitch(self._end_before_training)
 
     def run(self) -> bool:
-        """Train and leave the outcome; whether the artifact is whole."""
+        """Train and write the outcome file; returns whether the artifact is complete."""
         try:
             self._train()
         except _StoppedEarlyError:
@@ -129,7 +130,7 @@ class Training:
         except _NotFiniteError:
             self._write_outcome("failed", error={"code": "loss_not_finite", "message": "The loss became NaN."})
         except _StageFailedError as error:
-            # Permanent: no second attempt stands between the failure and what a user sees of it.
+            # A permanent error, so that there is no retry and the test sees the failure as a user would.
             self._write_outcome("failed", error={"code": "dataset_invalid", "message": f"It failed in {error}."})
         else:
             self._write_outcome("trained")
@@ -169,7 +170,7 @@ class Training:
         self._points.append({**point, "learning_rate": 1e-4, "throughput": 1000.0, "timestamp": time.time()})
         if self._log is not None:
             taken = TrainedStep(self._task["run_id"], self._task["execution_id"], step, self._total_steps, time.time())
-            # One write of one short line: appending executions don't mix them.
+            # A short line is appended in a single write, so lines of several executions never mix.
             with Path(self._log).open("a") as file:
                 file.write(json.dumps(taken) + "\n")
         if step in {1, self._total_steps} or time.monotonic() - self._reported_at > _REPORT_SECONDS:
@@ -189,9 +190,9 @@ class Training:
             time.sleep(self._step_seconds)
 
     def _report(self, stage: str, progress: float, **more: Any) -> None:
-        told = {"run_id": self._task["run_id"], "execution_id": self._task["execution_id"], "stage": stage}
-        told |= {"progress": progress, "total_steps": self._total_steps, "points": self._points, **more}
-        self._events.write(json.dumps(told) + "\n")
+        event = {"run_id": self._task["run_id"], "execution_id": self._task["execution_id"], "stage": stage}
+        event |= {"progress": progress, "total_steps": self._total_steps, "points": self._points, **more}
+        self._events.write(json.dumps(event) + "\n")
         self._events.flush()
         if ("fail", stage) in self._mishaps:
             raise _StageFailedError(stage)
@@ -199,7 +200,7 @@ class Training:
             time.sleep(self._step_seconds)
 
     def _checkpointed_points(self) -> list[dict[str, Any]]:
-        """The curve up to the newest checkpoint that any execution of the job left for the same inputs."""
+        """Return the curve up to the newest checkpoint that an execution of the job has saved for the same inputs."""
         marks = (
             json.loads(path.read_text())
             for path in Path(self._task["job_folder"]).glob("*/checkpoints/checkpoint-*/lora-trainer.json")
@@ -241,7 +242,7 @@ def _write_atomically(path: Path, content: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Read the task, train, leave the outcome; 0 when the artifact is whole."""
+    """Read the task from standard input, train, and write the outcome; returns 0 if the artifact is complete."""
     task = json.loads(sys.stdin.readline())
     end_with_the_handler()
     with os.fdopen(int(arguments[0]), "w", encoding="utf-8") as events:

@@ -1,6 +1,6 @@
-"""What the base model and the adapter answer to the first question of a dataset.
+"""Asks the base model and the trained adapter the first question of a dataset.
 
-Run in a process of its own, since it imports torch, which the demo itself never does:
+The demo starts this as a separate process, because it imports torch and the demo itself does not:
 `python -m sandbox.demo.answers BASE ADAPTER DATASET` prints `{"question", "base", "adapter"}` as its last line.
 """
 
@@ -18,7 +18,7 @@ _BLANK = "(only blanks: one million weights learn a file's line breaks before it
 
 
 def first_question(dataset: Path) -> list[Message]:
-    """The messages before the first answer of the dataset."""
+    """Return the messages before the first answer of the dataset."""
     with dataset.open("rb") as file:
         example = next(item for item in read_examples(file) if isinstance(item, Example))
     end = next(index for index, message in enumerate(example.messages) if message.role == USER)
@@ -26,7 +26,7 @@ def first_question(dataset: Path) -> list[Message]:
 
 
 def answer(model: Any, tokenizer: Any, question: list[Message]) -> str:
-    """The model's most likely answer."""
+    """Generate the model's most likely answer."""
     messages = [{"role": message.role, "content": message.content} for message in question]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     tokens = model.generate(**prompt, max_new_tokens=_MOST_NEW_TOKENS, do_sample=False)

@@ -1,4 +1,4 @@
-"""What a job left behind, read from the database and the storage, and shown."""
+"""Reads the results of a job from database and storage, and prints them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sandbox.supabase.project import Project
 _MODELS_BUCKET = "lora-models"
 _PLOT_WIDTH, _PLOT_HEIGHT = 78, 16
 
-# The application keeps no history of a job's stages, so the demo's own database notes each change.
+# The application stores only the current stage of a job, so the demo adds a trigger that records each change.
 _STAGE_HISTORY = """
 create schema sandbox;
 create table sandbox.stages (
@@ -46,23 +46,23 @@ from sandbox.stages where job_id = %s order by id
 
 @dataclass(frozen=True)
 class JobReport:
-    """A job's end as database and storage tell it. Losses in nats per token, sizes in bytes."""
+    """The results of a job, from database and storage. Losses are in nats per token, sizes in bytes."""
 
     status: str
     error_message: str | None
     progress: float
     final_cost: float
     stages: list[tuple[str, float]]
-    """Each stage in order, and the seconds until the next one."""
+    """The stages in order, each with the seconds until the next one."""
     losses: list[tuple[int, float]]
     """Step and training loss of every stored point."""
     files: dict[str, int]
-    """Name and size of every file of the artifact; empty where there is none."""
+    """Name and size of every file of the artifact; empty if there is no artifact."""
     cost_records: int
     notifications: list[str]
 
     def as_json(self) -> dict[str, Any]:
-        """The content of `demo-report.json`."""
+        """Return the content of `demo-report.json`."""
         seconds: dict[str, float] = {}
         for stage, lasted in self.stages:
             seconds[stage] = round(seconds.get(stage, 0) + lasted, 3)
@@ -80,13 +80,13 @@ class JobReport:
 
 
 def record_stages(database_url: str) -> None:
-    """Have the database note every change of a job's stage from now on."""
+    """Make the database record every change of a job's stage from now on."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(_STAGE_HISTORY)
 
 
 def read_report(project: Project, job_id: str, files: dict[str, int]) -> JobReport:
-    """The report on a job that has ended; `files` as `fetch_artifact` found them."""
+    """Read the results of a job that has ended; `files` is what `fetch_artifact` returned."""
     with psycopg.connect(project.database_url, row_factory=dict_row) as connection:
 
         def rows(query: str) -> list[dict[str, Any]]:
@@ -109,10 +109,10 @@ def read_report(project: Project, job_id: str, files: dict[str, int]) -> JobRepo
 
 
 def fetch_artifact(project: Project, artifact_id: str, folder: Path) -> dict[str, int]:
-    """Download an artifact, checking every file against its manifest; name and size of each file.
+    """Download an artifact and compare every file with its manifest; returns name and size of each file.
 
     Raises:
-        DemoError: a file is missing, or is not what the manifest or the artifact's row says.
+        DemoError: a file is missing, or differs from the manifest or the artifact's row.
     """
     with psycopg.connect(project.database_url) as connection:
         query = "select user_id, artifacts from public.model_artifacts where id = %s"
@@ -132,7 +132,7 @@ def fetch_artifact(project: Project, artifact_id: str, folder: Path) -> dict[str
 
 
 def show(report: JobReport, answers: dict[str, str], console: Console) -> None:
-    """Print the summary, the loss curve and both answers."""
+    """Print the loss curve, a summary and the answers of base model and adapter."""
     _plot(report.losses, console)
     summary = Table("", "", show_header=False, box=None)
     first, last = report.losses[0][1], report.losses[-1][1]
@@ -163,7 +163,7 @@ def _plot(points: list[tuple[int, float]], console: Console) -> None:
 
 
 def _save(client: httpx.Client, path: str, target: Path) -> tuple[int, str]:
-    """Download one object; its bytes and sha256."""
+    """Download one object; returns its size in bytes and its sha256."""
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
     with client.stream("GET", f"/storage/v1/object/{_MODELS_BUCKET}/{path}") as answer, target.open("wb") as file:

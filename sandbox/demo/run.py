@@ -1,4 +1,4 @@
-"""`make demo`: one job, from a queued row to a verified adapter, with every part real and on this machine."""
+"""Runs one job from a queued row to a verified adapter. All parts are the real ones and run on this machine."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ HYPERPARAMETERS: dict[str, Any] = {
     "dropout": 0.0,
 }
 SAMPLE_SIZES = {"learning_rate": 1e-2, "batch_size": 4, "max_steps": 60, "max_length": 1024}
-"""For our own short conversations: half a minute on one core, and the adapter speaks in sentences."""
+"""Settings for our own short conversations. Training takes half a minute on one core, and the adapter then answers in
+whole sentences."""
 USER_SIZES = {"learning_rate": 5e-3, "batch_size": 1, "max_steps": 60, "max_length": 2048}
-"""For a user's file, whose answers are as long as they are."""
+"""Settings for a user's file, whose answers may be long."""
 
 TRAINER_PACE = {"LORA_TRAINER_PROGRESS_SECONDS": "0.5", "LORA_TRAINER_GRANT_POLL_SECONDS": "0.5"}
-"""A minute's job is told and published without the waits that suit an hour's."""
+"""Shorter waits of the trainer: its defaults suit a training of hours, and the demo's takes a minute."""
 
 _ENDED = {"completed", "failed", "cancelled"}
 _POLL_SECONDS = 0.3
@@ -59,7 +60,7 @@ _BUILD_MODEL = "import pathlib, sys, sandbox.tiny_model as t; print(t.build_tiny
 
 @dataclass
 class Machine:
-    """Everything that runs for the demo."""
+    """The servers and folders that the demo uses."""
 
     supabase: LocalSupabase
     runpod: LocalRunPod
@@ -68,10 +69,10 @@ class Machine:
 
 
 def run(dataset: Path | None, console: Console) -> None:
-    """The whole demo.
+    """Run the whole demo, with the user's `dataset` or with our own.
 
     Raises:
-        SandboxError: it could not be carried through; the text says why.
+        SandboxError: a part of the demo failed; the text says which and why.
     """
     with ExitStack() as stack:
         machine = _start(stack, console)
@@ -104,7 +105,7 @@ def _start(stack: ExitStack, console: Console) -> Machine:
     SANDBOX.mkdir(exist_ok=True)
     folder = temporary_folder(SANDBOX)
     stack.callback(remove_folder, folder)
-    # Beside the start of the servers, which would leave a core idle.
+    # The model is built while the servers start, which mostly wait.
     building = _python("-c", _BUILD_MODEL, SANDBOX / "cache", name="The tiny base model", folder=folder)
     stack.callback(building.stop)
     console.print("Starting (the first time takes a minute more: npm packages, base model)")
@@ -137,11 +138,11 @@ def _count_pairs(file: Path) -> int:
         try:
             return sum(isinstance(item, Example) for item in read_examples(content))
         except DatasetUnusableError:
-            return 0  # The job is queued all the same: saying what is wrong is the worker's part.
+            return 0  # The job is queued anyway: the worker explains what is wrong with the dataset.
 
 
 def _start_daemon(machine: Machine) -> Child:
-    # What the user has set for a real project must not reach the demo's daemon.
+    # The demo's daemon must not see settings that the user has made for a real project.
     foreign = ("SUPABASE_", "RUNPOD_", "GPU_CLUSTER_", "LORA_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return start_child(
@@ -164,7 +165,7 @@ def _start_daemon(machine: Machine) -> Child:
 
 
 def _watch(application: Application, job_id: str, daemon: Child, console: Console) -> dict[str, Any]:
-    """Show the job's row, as the application would, until the job has ended; its last state."""
+    """Show the job's row as the application would, until the job has ended; returns the last row."""
     columns = (SpinnerColumn(), TextColumn("{task.description:<14}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, TextColumn("{task.fields[detail]}"), console=console, transient=True) as progress:
         bar = progress.add_task("queued", total=100, detail="")
@@ -218,7 +219,7 @@ def _python(*arguments: str | Path, name: str, folder: Path) -> Child:
 
 
 def _output_of(child: Child) -> str:
-    """The last line that a child prints, when it has ended well."""
+    """Wait until a child has ended successfully, and return the last line that it printed."""
     try:
         status = child.process.wait(_MODEL_SECONDS)
     except subprocess.TimeoutExpired:
@@ -229,7 +230,7 @@ def _output_of(child: Child) -> str:
 
 
 def main() -> int:
-    """The command: 0 when the job was completed, 1 with a sentence when not, 130 after Ctrl-C."""
+    """Run the command; returns 0 if the job was completed, 1 after printing a sentence if not, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="make demo", description="A training job on your own machine")
     parser.add_argument("--dataset", type=Path, help="a file of your own, in any format of docs/formats.md")
     dataset = parser.parse_args().dataset

@@ -1,6 +1,6 @@
-"""`python -m sandbox.runpod`: a local RunPod in a process of its own, until SIGTERM or Ctrl-C.
+"""`python -m sandbox.runpod`: runs a local RunPod in a separate process, until SIGTERM or Ctrl-C.
 
-The first line it prints is JSON: `api_url`, `api_key`, `admin_url`.
+The first line of its output is JSON with `api_url`, `api_key` and `admin_url`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Serve until told to stop; 1 when it can't."""
+    """Serve until a signal stops it; returns 1 if it can't start."""
     arguments = _parse()
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

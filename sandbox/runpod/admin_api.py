@@ -1,14 +1,14 @@
-"""The switchboard over HTTP, for tests that run in another process than the endpoint.
+"""Controls the endpoint over HTTP, for tests that run in another process.
 
-    GET, POST, DELETE /sandbox/faults     what is armed; arm one (`faults.Fault` as JSON); disarm all
+    GET, POST, DELETE /sandbox/faults     list the armed faults; arm one (`faults.Fault` as JSON); disarm all
     GET  /sandbox/ledger                  launches, executions, calls
-    GET  /sandbox/orphans                 what is queued or goes on
+    GET  /sandbox/orphans                 jobs that are queued or being executed
     GET, PATCH /sandbox/workers           the processes; {"max": n, "throttled": bool}
     POST /sandbox/workers/{id}/kill       SIGKILL
     POST /sandbox/clock                   {"advance_seconds": n}
 
-Under the workers' address, which stays reachable while the public one refuses connections. No key:
-whoever reaches 127.0.0.1 may end these processes anyway.
+These routes are at the address for workers, which can be reached even while the public one refuses connections. They
+need no key: everybody who can reach 127.0.0.1 could end these processes anyway.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class AdminApi:
         self._endpoint = endpoint
 
     def routes(self) -> list[Route]:
-        """All of them."""
+        """Return all routes."""
         return [
             Route("/sandbox/faults", self._faults, methods=["GET", "POST", "DELETE"]),
             Route("/sandbox/ledger", self._ledger),

@@ -1,14 +1,14 @@
-"""The first process of a worker's container: when it ends, everything inside ends.
+"""Stands in for a worker's container: when this process ends, all processes that it has started end.
 
     python -S -E container.py COMMAND...
 
-A killed SDK worker leaves its ping process behind, which goes on telling RunPod that the job is
-alive, and a training child in a process group of its own. In a container the kernel ends them with
-the first process; here this one does, by adopting every orphan (Linux' subreaper). SIGTERM, or the
-end of COMMAND by any cause, kills all of them at once; SIGUSR1 passes a SIGTERM on to COMMAND.
-Elsewhere than on Linux the process group must do.
+A killed SDK worker leaves processes behind: its ping process, which continues to report to RunPod that the job is
+alive, and the training process, which has a process group of its own. In a real container the kernel ends them with
+the first process. Here this process does, because it adopts every orphan (Linux: subreaper). When it gets SIGTERM, or
+COMMAND ends for any reason, it kills all of them at once. When it gets SIGUSR1, it sends SIGTERM to COMMAND. On other
+systems than Linux it kills only its process group.
 
-Nothing but the standard library's quick parts: one of these starts with every worker.
+It imports only fast parts of the standard library, because it is started with every worker.
 """
 
 import ctypes
@@ -40,7 +40,7 @@ def _children() -> list[int]:
 
 def _end_everything() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # The orphans of whom we kill become our children, so go on until there are none.
+    # The children of a killed process become children of this one, so repeat until there are none.
     while children := _children():
         for pid in children:
             os.kill(pid, signal.SIGKILL)
@@ -54,7 +54,7 @@ def _stop(*_: object) -> None:
 
 
 def main(command: list[str]) -> None:
-    """Run `command`, then end whatever is left of it, this process included."""
+    """Run `command`, then kill all its remaining processes and this one."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     _adopt_orphans()

@@ -1,4 +1,4 @@
-"""One endpoint: its jobs, its workers, its faults, and who waits for what. Lives on one event loop."""
+"""An endpoint: connects jobs, workers and faults, and answers long polls. All of it runs on one event loop."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ RATE_LIMITS: Mapping[str, int] = {
     "purge-queue": 2,
     "requests": 10,
 }
-"""RunPod's own, in calls per 10 seconds."""
+"""RunPod's documented rate limits, in calls per 10 seconds."""
 
 _TICK_SECONDS = 0.05
 
 
 class Clock:
-    """Seconds since the epoch, with a hand that a test can move."""
+    """A clock of Unix seconds that a test can move forward."""
 
     def __init__(self, source: Callable[[], float] = time.time) -> None:
         self._source = source
         self._ahead = 0.0
 
     def __call__(self) -> float:
-        """The time."""
+        """Return the time."""
         return self._source() + self._ahead
 
     def advance(self, seconds: float) -> None:
-        """Let time pass for jobs (time-outs, ttl, retention, rates); processes don't notice."""
+        """Move the time of jobs forward (time-outs, ttl, retention, rate limits). Processes do not notice it."""
         self._ahead += seconds
 
 
@@ -54,24 +54,24 @@ class EndpointSettings:
     handler_module: str = "lora_trainer.handler"
     workers_max: int = 1
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """What the endpoint's template sets in its workers."""
+    """Environment variables for the workers, as an endpoint's template sets them."""
     idle_timeout_seconds: float = 60
     ping_interval_seconds: int = 2
     ping_timeout_seconds: float = 60
     poll_hold_seconds: float = 20
-    """How long job-take and job-stop are held open."""
+    """How long the long polls job-take and job-stop wait for an answer."""
     stop_by: Literal["job-stop", "kill"] = "job-stop"
-    """How a cancel or a time-out reaches the worker; which one RunPod uses is not documented."""
+    """How a cancel or a time-out stops the worker; RunPod does not document which way it uses."""
     stop_grace_seconds: float = 5
-    """Between SIGTERM and SIGKILL of a worker that is to end."""
+    """The time between SIGTERM and SIGKILL when a worker is stopped."""
     rate_limits: Mapping[str, int] = field(default_factory=lambda: RATE_LIMITS)
-    """Calls per 10 seconds by operation; an empty one is no limit."""
+    """Calls per 10 seconds by operation. An operation that is not listed has no limit."""
     retry_after_seconds: int | None = None
-    """Sent with a 429 when set; RunPod documents none."""
+    """The header `Retry-After` of a 429, if set; RunPod documents none."""
 
 
 class Endpoint:
-    """What both APIs act on."""
+    """The state of an endpoint, which the public API and the workers' API both use."""
 
     def __init__(self, settings: EndpointSettings, image: Image, wire: Wire, clock: Clock) -> None:
         self.settings = settings
@@ -92,7 +92,7 @@ class Endpoint:
         self._closing = False
 
     async def keep(self) -> None:
-        """Watch time and processes until cancelled, then end every worker."""
+        """Apply time-outs and watch the processes until this task is cancelled; then end all workers."""
         try:
             while True:
                 self.jobs.expire()
@@ -109,7 +109,7 @@ class Endpoint:
             self.pool.close()
 
     def react(self) -> None:
-        """Bring workers in line with jobs and let every held call look again. After every change."""
+        """Start or stop workers as the jobs require, and wake all long polls. Must be called after every change."""
         if self.settings.stop_by == "kill":
             for execution in self.jobs.open_executions():
                 if execution.stop_requested:
@@ -118,15 +118,15 @@ class Endpoint:
         self._wake()
 
     def busy(self) -> set[str]:
-        """The ids of the workers that have a job."""
+        """Return the ids of the workers that have a job."""
         return {execution.worker_id for execution in self.jobs.open_executions()}
 
     async def wait_for_end(self, job: Job, seconds: float) -> None:
-        """Return when the job is over, or the seconds are."""
+        """Wait until the job has ended, but at most `seconds`."""
         await self._hold(lambda: job.is_over or None, seconds)
 
     async def next_job(self, worker: Worker, *, has_job: bool) -> dict[str, Any] | None:
-        """Long poll of a worker for work: what it is handed, as the SDK reads it."""
+        """Wait for a job for a worker (long poll); returns it as the SDK reads it, or None."""
         if not has_job:
             self.jobs.leave(worker.id)
         poll = self.pool.asked_for_work(worker)
@@ -135,7 +135,7 @@ class Endpoint:
         return job if isinstance(job, dict) else None
 
     async def next_stops(self, worker: Worker) -> list[str]:
-        """Long poll of a worker for the jobs that it is to stop."""
+        """Wait for jobs that a worker must stop (long poll); returns their ids."""
 
         def probe() -> list[str] | None:
             stops = self.jobs.stops_for(worker.id)
@@ -144,14 +144,14 @@ class Endpoint:
         return await self._hold(probe, self.settings.poll_hold_seconds) or []
 
     def take_progress(self, worker: Worker, job_id: str, output: Any, fault: Fault | None) -> None:
-        """An update from a worker."""
+        """Take a progress update from a worker."""
         if fault is not None and fault.action == "kill_worker":
             self._kill_later(worker, fault)
         unguarded = fault is not None and fault.action == "unguarded"
         self.jobs.progress(job_id, output, guarded=not unguarded)
 
     def take_result(self, worker: Worker, job_id: str, result: dict[str, Any], fault: Fault | None) -> bool:
-        """A result from a worker; whether it was accepted."""
+        """Take a result from a worker; returns whether it was accepted."""
         action = fault.action if fault is not None else None
         execution = self.jobs.execution_on(worker.id, job_id)
         if fault is not None and action == "lose_result":
@@ -169,14 +169,14 @@ class Endpoint:
         return True
 
     def kill_worker_of(self, job_id: str) -> bool:
-        """SIGKILL to the workers that have the job; whether there were any."""
+        """Send SIGKILL to the workers that have the job; returns whether there were any."""
         having = [execution for execution in self.jobs.open_executions() if execution.job_id == job_id]
         for execution in having:
             self.pool.kill(execution.worker_id)
         return bool(having)
 
     def set_workers(self, *, max_workers: int | None = None, throttled: bool | None = None) -> None:
-        """Change how many workers there may be, and whether a GPU is to be had at all."""
+        """Set the highest number of workers, and whether no GPU is available (`throttled`)."""
         if max_workers is not None:
             self.pool.max_workers = max_workers
         if throttled is not None:
@@ -184,12 +184,12 @@ class Endpoint:
         self.react()
 
     def orphans(self) -> list[Execution]:
-        """Executions that go on, and for each waiting job the one to come: all that still costs or will."""
+        """Return everything that costs money now or later: open executions, and one entry for each waiting job."""
         waiting = [Execution(job.id, job.run_id, "", job.queued_at) for job in self.jobs.all() if job.is_waiting]
         return [*self.jobs.open_executions(), *waiting]
 
     def _hand_over(self, worker: Worker, poll: int) -> dict[str, Any] | Literal[False] | None:
-        # Of two polls (the SDK reconnects) only the later one has a reader.
+        # If the SDK has reconnected, it reads only the answer to its latest poll.
         if poll != worker.polls or not worker.takes_work:
             return False
         if self.jobs.execution_on(worker.id) is not None or not self.pool.may_work(worker):
@@ -229,6 +229,6 @@ class Endpoint:
 
 
 def as_dispatched(job: Job) -> dict[str, Any]:
-    """What a worker is given. RunPod loses an empty input on the way, and the SDK chokes on that."""
+    """Return the job as a worker gets it. Like RunPod, this omits an empty input, with which the SDK can't cope."""
     kept = {key: job.request[key] for key in ("input", "webhook", "s3Config") if job.request.get(key)}
     return {"id": job.id, **kept}

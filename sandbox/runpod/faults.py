@@ -1,6 +1,6 @@
-"""What can be made to go wrong, per operation and call.
+"""Faults that a test can arm, by operation and call.
 
-faults.add("run", "drop_answer")                          # accepted, but the caller never hears of it
+faults.add("run", "drop_answer")                          # the job is accepted, but the caller gets no answer
 faults.add("status", "respond", status=502, body="html", times=3)
 faults.add("dispatch", "kill_worker", seconds=0.5)        # half a second into the job
 """
@@ -19,8 +19,8 @@ from sandbox.runpod.ledger import RefusedThen
 PublicOperation = Literal["run", "runsync", "status", "stream", "cancel", "retry", "health", "requests", "purge-queue"]
 WorkerOperation = Literal["job-take", "job-done", "progress", "job-stream", "job-stop", "ping"]
 Operation = Literal[PublicOperation, WorkerOperation, "dispatch"]
-"""A call, or `dispatch`: the moment in which a job is handed to a worker. `job-done` is a result,
-`progress` an update, though both travel to the same address."""
+"""The name of a call, or `dispatch`: the moment when a job is given to a worker. `job-done` is a result and `progress`
+an update, although both are posted to the same address."""
 
 Action = Literal[
     "disconnect",
@@ -47,15 +47,22 @@ _ON_THE_JOB: dict[str, frozenset[Action]] = {
 
 
 class Fault(BaseModel):
-    """One thing that goes wrong.
+    """A fault of one operation.
 
-    Actions on any call: `disconnect` (nothing done, connection broken), `respond` (nothing done, the
-    given answer), `delay` and `delay_answer` (by `seconds`, before and after the work), `drop_answer`
-    (done, but the connection breaks instead of the answer). On the job: `forget` (deleted, so 404),
-    `kill_worker` (SIGKILL, after `seconds`), `deliver_twice` (two workers get it), `time_out`
-    (TIMED_OUT instead of handed over), `lose_result` (the post is refused until the SDK gives up; `then`
-    says what becomes of the job, see `RefusedThen`), `late_progress` (the last update overwrites the
-    result), `unguarded` (an update that comes after the result overwrites it).
+    Actions for any call:
+        disconnect: nothing is done, and the connection is broken.
+        respond: nothing is done, and the answer is `status` with `body`.
+        delay, delay_answer: the call waits for `seconds` before or after it is carried out.
+        drop_answer: the call is carried out, but the connection is broken instead of an answer.
+
+    Actions for a job:
+        forget: the job is deleted, so the answer is 404.
+        kill_worker: the worker gets SIGKILL after `seconds`.
+        deliver_twice: two workers get the job.
+        time_out: the job becomes TIMED_OUT instead of being given to a worker.
+        lose_result: the result is refused until the SDK gives up; `then` is the job's fate (see `RefusedThen`).
+        late_progress: the last update overwrites the result.
+        unguarded: an update that arrives after the result overwrites it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,9 +70,9 @@ class Fault(BaseModel):
     operation: Operation
     action: Action
     times: int | None = Field(default=1, ge=1)
-    """How many calls it hits; None: all, until cleared."""
+    """How many calls are affected; None means all, until the fault is cleared."""
     skip: int = Field(default=0, ge=0)
-    """How many matching calls pass first."""
+    """How many matching calls succeed before the first affected one."""
     probability: float = Field(default=1, gt=0, le=1)
     seed: int = 0
     job_id: str | None = None
@@ -109,7 +116,7 @@ class _Armed:
 
 
 class Faults:
-    """The switchboard; may be used from any thread."""
+    """The armed faults of an endpoint. May be used from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -117,11 +124,11 @@ class Faults:
         self._numbers = 0
 
     def add(self, operation: Operation, action: Action, **details: Any) -> int:
-        """Arm a fault; `details` are the other fields of `Fault`. Answers its number."""
+        """Arm a fault and return its number; `details` are the other fields of `Fault`."""
         return self.arm(Fault(operation=operation, action=action, **details))
 
     def arm(self, fault: Fault) -> int:
-        """Arm a fault that is made already. Answers its number."""
+        """Arm a given `Fault` and return its number."""
         with self._lock:
             self._numbers += 1
             self._armed.append(_Armed(fault, self._numbers))
@@ -133,12 +140,12 @@ class Faults:
             self._armed.clear()
 
     def hits(self, number: int) -> int:
-        """How often an armed fault has struck."""
+        """Return how many calls an armed fault has affected."""
         with self._lock:
             return next((armed.hits for armed in self._armed if armed.number == number), 0)
 
     def draw(self, operation: str, *, job_id: str | None = None, worker_id: str | None = None) -> Fault | None:
-        """The fault that strikes this call, if any; the one armed first goes first."""
+        """Return the fault that affects this call, or None. Faults are tried in the order in which they were armed."""
         with self._lock:
             for armed in self._armed:
                 if armed.strikes(operation, job_id, worker_id):
@@ -146,7 +153,7 @@ class Faults:
         return None
 
     def as_json(self) -> list[dict[str, Any]]:
-        """What is armed, with its number and its hits."""
+        """Return all armed faults with their numbers and hits."""
         with self._lock:
             return [{"number": armed.number, "hits": armed.hits, **armed.fault.model_dump()} for armed in self._armed]
 

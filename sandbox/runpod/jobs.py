@@ -1,9 +1,9 @@
-"""The life of every job of one endpoint: statuses, time-outs, retention, redispatch. No I/O.
+"""The life of the jobs of one endpoint: statuses, time-outs, retention and redispatch, without any I/O.
 
-RunPod's documents say little about the edges; where they are silent this does what was seen live, and
-where nothing was seen it takes the harsher reading, so that code which survives here survives there:
-the first result wins, whoever sends it; the ttl deletes a job in any state; a lost job is dispatched
-once more under its old id and fails at the second loss. Times are seconds of the injected clock.
+RunPod documents little about unusual cases. Here they behave as was seen at the real RunPod; where nothing was seen, in
+the way that is harder for our code, so that code which works here also works there. The first result counts, whichever
+worker sends it. The ttl deletes a job in any state. A lost job is dispatched once more under its old id, and fails when
+it is lost again. Times are seconds of the injected clock.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sandbox.runpod.ledger import Execution, Launch, Ledger, Outcome, RefusedThe
 RESULT_RETENTION_SECONDS = 30 * 60.0
 SYNC_RESULT_RETENTION_SECONDS = 60.0
 DISPATCHES = 2
-"""The first one and RunPod's own retry."""
+"""How often a job is dispatched: once, and once more by RunPod's own retry."""
 
 _WEEK_MS = 7 * 24 * 3600 * 1000
 
 
 class Status(StrEnum):
-    """The statuses that RunPod answers."""
+    """RunPod's statuses of a job."""
 
     IN_QUEUE = "IN_QUEUE"
     IN_PROGRESS = "IN_PROGRESS"
@@ -40,11 +40,11 @@ TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.
 
 
 class UnknownJobError(LookupError):
-    """No such job: it never was, or its result is no longer kept."""
+    """The job does not exist: its id is wrong, or its result is no longer kept."""
 
 
 class BadRequestError(ValueError):
-    """The caller's body or the job's state does not allow the call; the text says why."""
+    """The body of the call is wrong, or the job's state does not allow the call; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Policy:
 
     @classmethod
     def parse(cls, raw: Any) -> Policy:
-        """Read `policy` of a `/run` body, in milliseconds there.
+        """Read the `policy` of the body of `/run`, whose values are in milliseconds.
 
         Raises:
-            BadRequestError: a value is out of RunPod's range.
+            BadRequestError: a value is not in RunPod's range.
         """
         if raw is None:
             return cls()
@@ -79,7 +79,7 @@ class Policy:
 
 @dataclass
 class Job:
-    """One submission. `result` holds the keys `output` and `error` as far as there are any."""
+    """A submitted job. `result` has the keys `output` and `error`, if there are any."""
 
     id: str
     request: dict[str, Any]
@@ -98,25 +98,25 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether the status is a final one."""
+        """Whether the status is final."""
         return self.status in TERMINAL
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it waits for a worker."""
+        """Whether the job waits for a worker."""
         return self.status is Status.IN_QUEUE
 
     @property
     def run_id(self) -> str | None:
-        """What the input calls its run."""
+        """The `run_id` of the job's input, if it has one."""
         value = self.request["input"].get("run_id")
         return value if isinstance(value, str) else None
 
     def answer(self, now: float) -> dict[str, Any]:
-        """The body of `/status`; times in milliseconds, absent keys where RunPod leaves them out."""
+        """Return the body of `/status`, with times in milliseconds. Keys that RunPod omits are missing here, too."""
         answer: dict[str, Any] = {"id": self.id, "status": self.status, **self.result}
         if self.started_at is not None:
-            # A redispatch starts the delay anew, so delay and execution don't add up to the wall clock.
+            # The delay starts again with a redispatch, so delay and execution are together less than the wall clock.
             answer["delayTime"] = _ms(self.started_at - self.queued_at)
             answer["executionTime"] = _ms((self.ended_at or now) - self.started_at)
             answer["workerId"] = self.worker_id
@@ -130,7 +130,7 @@ def _ms(seconds: float) -> int:
 
 
 class Jobs:
-    """All jobs of one endpoint, and which worker has which."""
+    """All jobs of one endpoint, and which worker has which job."""
 
     def __init__(self, clock: Callable[[], float], ledger: Ledger) -> None:
         self._now = clock
@@ -146,7 +146,7 @@ class Jobs:
         """Accept the body of `/run` or `/runsync`.
 
         Raises:
-            BadRequestError: it is no object with an object `input`, or its policy is out of range.
+            BadRequestError: the body is not an object with an object `input`, or its policy is out of range.
         """
         if not isinstance(request, dict) or not isinstance(request.get("input"), dict):
             raise BadRequestError("the body must be an object with an object `input`")
@@ -165,10 +165,10 @@ class Jobs:
         return job
 
     def get(self, job_id: str) -> Job:
-        """The job.
+        """Return a job.
 
         Raises:
-            UnknownJobError: it never was or is no longer kept.
+            UnknownJobError: the job does not exist, or is no longer kept.
         """
         try:
             return self._jobs[job_id]
@@ -176,11 +176,11 @@ class Jobs:
             raise UnknownJobError(job_id) from None
 
     def all(self) -> list[Job]:
-        """Every job that is still kept, oldest first."""
+        """Return all jobs that are still kept, oldest first."""
         return list(self._jobs.values())
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel a job that is not over; one that is stays as it is."""
+        """Cancel a job. Nothing changes if it has ended already."""
         job = self.get(job_id)
         if not job.is_over:
             self._end(job, Status.CANCELLED, {})
@@ -190,8 +190,8 @@ class Jobs:
         """Queue a failed job again under its old id, without its old output.
 
         Raises:
-            UnknownJobError: its result is no longer kept.
-            BadRequestError: it is neither FAILED nor TIMED_OUT.
+            UnknownJobError: the job is no longer kept.
+            BadRequestError: the job is neither FAILED nor TIMED_OUT.
         """
         job = self.get(job_id)
         if job.status not in {Status.FAILED, Status.TIMED_OUT}:
@@ -200,14 +200,14 @@ class Jobs:
         return job
 
     def purge(self) -> int:
-        """Delete every job that waits; how many those were."""
+        """Delete all waiting jobs; returns how many there were."""
         waiting = list(self._queue)
         for job_id in waiting:
             self.forget(job_id)
         return len(waiting)
 
     def forget(self, job_id: str) -> None:
-        """Delete a job in whatever state; its worker is told to stop."""
+        """Delete a job in any state. Its worker is told to stop."""
         if job_id in self._jobs:
             self._leave_queue(job_id)
             self._request_stop(job_id)
@@ -216,7 +216,7 @@ class Jobs:
     # The workers' side
 
     def take(self, worker_id: str) -> Job | None:
-        """Hand the oldest waiting job to a worker that has none."""
+        """Give the oldest waiting job to a worker that has none; None if no job waits."""
         job = self.upcoming(worker_id)
         if job is None:
             return None
@@ -231,12 +231,12 @@ class Jobs:
         return job
 
     def upcoming(self, worker_id: str) -> Job | None:
-        """What `take` would hand to this worker."""
+        """Return the job that `take` would give to this worker."""
         repeated = (job for job_id in self._twice if (job := self._jobs[job_id]).worker_id != worker_id)
         return next(repeated, None) or (self._jobs[self._queue[0]] if self._queue else None)
 
     def leave(self, worker_id: str) -> None:
-        """The worker has no job any more, by its own word or by its death."""
+        """Record that a worker has no job any more: it says so, or it has died."""
         execution = self._open.pop(worker_id, None)
         if execution is None:
             return
@@ -252,13 +252,13 @@ class Jobs:
         execution.end(outcome, self._now())
 
     def suspect(self, worker_id: str) -> None:
-        """The worker fell silent, so its job goes to another one; it may well go on working."""
+        """Give the job of a silent worker to another one. The silent one may still be working on it."""
         execution = self._open.get(worker_id)
         if execution is not None and (job := self._jobs.get(execution.job_id)) is not None:
             self._lose(job, worker_id)
 
     def progress(self, job_id: str, output: Any, *, guarded: bool = True) -> None:
-        """Show `output` in the job's status. Unguarded, it also overwrites a result that is there."""
+        """Show `output` in the job's status. If not `guarded`, it also overwrites a result."""
         job = self._jobs.get(job_id)
         if job is None or (job.is_over and guarded):
             return
@@ -269,12 +269,12 @@ class Jobs:
             job.result = {"output": output}
 
     def revive(self, job_id: str) -> None:
-        """Let the last progress overwrite the result, as a late post did; nothing ends the job then."""
+        """Overwrite the result by the last progress, as was seen when a post arrived late. The job never ends then."""
         job = self.get(job_id)
         job.status, job.ended_at, job.result = Status.IN_PROGRESS, None, {"output": job.last_progress}
 
     def finish(self, job_id: str, worker_id: str, result: dict[str, Any]) -> None:
-        """Take a worker's result: `output` and `error` as far as it has them."""
+        """Take a worker's result, which may have the keys `output` and `error`."""
         job, execution = self._jobs.get(job_id), self.execution_on(worker_id, job_id)
         if execution is not None:
             del self._open[worker_id]
@@ -288,7 +288,7 @@ class Jobs:
             execution.end(outcome, self._now())
 
     def refuse_result(self, worker_id: str, job_id: str, then: RefusedThen) -> None:
-        """Don't take the worker's result: it gives up soon. `then` says what becomes of the job."""
+        """Refuse a worker's result, so that the worker gives up. `then` says what happens to the job."""
         execution, job = self.execution_on(worker_id, job_id), self._jobs.get(job_id)
         if execution is not None:
             execution.refused_then = then
@@ -296,26 +296,26 @@ class Jobs:
             self._end(job, Status.COMPLETED, {})
 
     def add_chunk(self, job_id: str, chunk: Any) -> None:
-        """Keep one piece of a generator's output for `/stream`."""
+        """Store a part of a generator's output for `/stream`."""
         if job_id in self._jobs:
             self._jobs[job_id].chunks.append(chunk)
 
     def execution_on(self, worker_id: str, job_id: str | None = None) -> Execution | None:
-        """What the worker has in hand; None when it is idle or has another job than `job_id`."""
+        """Return the worker's open execution; None if it is idle, or has another job than `job_id`."""
         execution = self._open.get(worker_id)
         return execution if execution is not None and job_id in {None, execution.job_id} else None
 
     def stops_for(self, worker_id: str) -> list[str]:
-        """The ids that the worker is to stop. Said until it is done: one telling may be lost."""
+        """Return the ids of jobs that the worker must stop. They are repeated until it has: an answer may be lost."""
         execution = self._open.get(worker_id)
         return [execution.job_id] if execution is not None and execution.stop_requested else []
 
     def open_executions(self) -> list[Execution]:
-        """Every execution that goes on now."""
+        """Return all executions that have not ended."""
         return list(self._open.values())
 
     def waiting(self) -> int:
-        """How many hand-overs are due."""
+        """Return how many jobs must be given to workers."""
         return len(self._queue) + len(self._twice)
 
     # Time and mishaps
@@ -332,15 +332,15 @@ class Jobs:
                 self._end(job, Status.FAILED, {"error": "executionTimeout exceeded"})
 
     def time_out(self, job_id: str) -> None:
-        """End a job as TIMED_OUT, as one that no worker picked up in time."""
+        """End a job as TIMED_OUT, as if no worker had taken it in time."""
         self._end(self.get(job_id), Status.TIMED_OUT, {"error": "job timed out"})
 
     def deliver_twice(self, job_id: str) -> None:
-        """Hand the job, which one worker has, to another one as well."""
+        """Give a job that a worker already has to another worker as well."""
         self._twice.add(job_id)
 
     def counts(self) -> dict[str, int]:
-        """The `jobs` of `/health`."""
+        """Return the `jobs` of `/health`."""
         by_status = Counter(job.status for job in self._jobs.values())
         return {
             "completed": by_status[Status.COMPLETED],
@@ -351,7 +351,7 @@ class Jobs:
         }
 
     def _is_over_time(self, job: Job, now: float) -> bool:
-        # A job that no execution stands behind any more (its result was refused) hangs until its ttl.
+        # A job whose result was refused has no execution any more. It stays IN_PROGRESS until its ttl is over.
         return (
             job.status is Status.IN_PROGRESS
             and job.started_at is not None

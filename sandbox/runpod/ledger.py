@@ -1,8 +1,8 @@
-"""What happened on the endpoint, for assertions: every launch, every execution, every call counted.
+"""Records what happened at the endpoint, for assertions of tests: launches, executions and numbers of calls.
 
-A launch is an accepted `/run`; an execution is one hand-over of a job to one worker process. RunPod
-shows neither list, which is why a test that asks "was this run trained twice?" needs this one. Times
-are seconds of the endpoint's clock.
+A launch is an accepted `/run`. An execution begins each time that a job is given to a worker process. The real RunPod
+shows neither, so a test that asks whether a run was trained twice needs these lists. Times are seconds of the
+endpoint's clock.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from enum import StrEnum
 from typing import Any, Literal
 
 RefusedThen = Literal["stuck", "retried", "completed"]
-"""What becomes of a job whose result RunPod refused; all three were seen: IN_PROGRESS until the ttl,
-dispatched again, COMPLETED without output."""
+"""What happens to a job whose result RunPod refused. It stays IN_PROGRESS until its ttl (“stuck”), is dispatched again
+(“retried”), or becomes COMPLETED without output (“completed”). All three were seen at the real RunPod."""
 
 
 class Outcome(StrEnum):
@@ -23,18 +23,18 @@ class Outcome(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     STOPPED = "stopped"
-    """Ended without a result after RunPod asked it to: cancelled, over its time, or deleted."""
+    """Ended without a result because RunPod told the worker to stop: the job was cancelled, deleted or timed out."""
     LOST = "lost"
-    """The worker died, or came back for work without having answered."""
+    """The worker died, or asked for work without having sent a result."""
     RESULT_LOST = "result_lost"
-    """It ran to its end, and RunPod refused the result."""
+    """The worker sent a result, but RunPod refused it."""
     IGNORED = "ignored"
-    """Its result came when the job had ended already."""
+    """The result arrived after the job had ended."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One accepted submission. `run_id` is what the input called itself, when it did."""
+    """An accepted `/run`. `run_id` is that of the input, if it has one."""
 
     job_id: str
     run_id: str | None
@@ -43,7 +43,7 @@ class Launch:
 
 @dataclass
 class Execution:
-    """One worker process having one job. Open until the process is known to be done with it."""
+    """The work of one worker process on one job. It is open until the process has ended it or died."""
 
     job_id: str
     run_id: str | None
@@ -53,7 +53,7 @@ class Execution:
     outcome: Outcome | None = None
     stop_requested: bool = False
     refused_then: RefusedThen | None = None
-    """What follows when its result was refused, and that it was."""
+    """Set if the result was refused: what happens to the job then."""
 
     @property
     def is_open(self) -> bool:
@@ -61,26 +61,26 @@ class Execution:
         return self.ended_at is None
 
     def end(self, outcome: Outcome, at: float) -> None:
-        """Close it; a second call changes nothing."""
+        """End the execution. A second call changes nothing."""
         if self.is_open:
             self.outcome, self.ended_at = outcome, at
 
 
 @dataclass
 class Ledger:
-    """Append-only. Reading it from another thread sees whole entries."""
+    """The recorded events. Entries are only appended, so other threads can read the lists at any time."""
 
     launches: list[Launch] = field(default_factory=list)
     executions: list[Execution] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
-    """How often each operation was called, refused calls included."""
+    """How often each operation was called, including refused calls."""
 
     def executions_of(self, job_id: str) -> list[Execution]:
-        """Every execution of one job, in the order in which they began."""
+        """Return all executions of a job, in the order in which they began."""
         return [execution for execution in tuple(self.executions) if execution.job_id == job_id]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, for a test in another process."""
+        """Return everything as JSON, for a test in another process."""
         return {
             "launches": [asdict(launch) for launch in tuple(self.launches)],
             "executions": [asdict(execution) for execution in tuple(self.executions)],

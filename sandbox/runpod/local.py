@@ -1,4 +1,4 @@
-"""The endpoint as one object: served from a thread of this process, driven from any other thread."""
+"""The endpoint as one object. A thread of this process serves it, and any other thread may control it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _HOST = "127.0.0.1"
 
 
 class _Listener:
-    """One address, which can be closed and opened again at the same port."""
+    """A server at one address, which can be closed and opened again at the same port."""
 
     def __init__(self, app: Starlette, port: int = 0) -> None:
         self._app = app
@@ -60,7 +60,7 @@ class _Listener:
             await asyncio.sleep(0.01)
 
     async def close(self) -> None:
-        """Let calls in flight end, then refuse connections."""
+        """Finish the calls that have begun, and refuse connections from then on."""
         self._server.should_exit = True
         await self._serving
 
@@ -73,16 +73,15 @@ def _listen(port: int) -> socket.socket:
 
 
 class LocalRunPod:
-    """A RunPod endpoint on this machine. Make one with `start`; it is a context manager that stops it.
+    """A RunPod endpoint on this machine. `start` starts one; as a context manager it stops it at the end.
 
-    `faults` and `ledger` may be used from any thread; everything ends with this process, also when it
-    is killed.
+    `faults` and `ledger` may be used from any thread. All processes end with this one, even if it is killed.
     """
 
     def __init__(self, endpoint: Endpoint, api_key: str, public: _Listener, internal: _Listener) -> None:
         self.api_key = api_key
         self.api_url = f"{public.url}/v2/{endpoint.settings.endpoint}"
-        """What `GPU_CLUSTER_API_URL` is set to."""
+        """The value for `GPU_CLUSTER_API_URL`."""
         self.admin_url = f"{internal.url}/sandbox"
         self.faults: Faults = endpoint.faults
         self.ledger: Ledger = endpoint.ledger
@@ -104,15 +103,15 @@ class LocalRunPod:
         """Serve a new endpoint until `stop`.
 
         Args:
-            api_key: the callers' bearer token; a new one by default.
-            port: of the public API; 0 takes a free one.
-            clock: seconds; time-outs, ttl and retention go by it (`advance` moves it on).
-            **settings: the fields of `EndpointSettings`. `handler_module` must be importable from the
-                working directory or the environment that this process has; `env` should set
-                `LORA_TRAINER_VOLUME` where attempts of a job are to share a network volume.
+            api_key: the bearer token of callers; a new one by default.
+            port: the port of the public API; 0 means any free one.
+            clock: returns seconds, for time-outs, ttl and retention; `advance` moves it forward.
+            **settings: the fields of `EndpointSettings`. `handler_module` must be importable with the working
+                directory and environment of this process. `env` should set `LORA_TRAINER_VOLUME` if the attempts of
+                a job shall share a network volume.
 
         Raises:
-            SandboxError: the port is taken.
+            SandboxError: the port can't be used.
         """
         api_key = api_key or f"rpa_{secrets.token_hex(20)}"
         chosen = EndpointSettings(**settings)
@@ -132,29 +131,29 @@ class LocalRunPod:
         return pod
 
     def stop(self) -> None:
-        """End the workers with everything in them, then the server. A second call does nothing."""
+        """End the workers with all their processes, then the server. A second call does nothing."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join()
             remove_folder(self._endpoint.pool.image.folder)
 
     def orphans(self) -> list[Execution]:
-        """What is queued or goes on now; a queued job's entry has no worker."""
+        """Return the executions that have not ended, and an entry without worker for each queued job."""
         return self._on_loop(self._endpoint.orphans)
 
     def workers(self) -> dict[str, str]:
-        """The state of each worker process, by its id."""
+        """Return the state of each worker process, by its id."""
         pool = self._endpoint.pool
         return self._on_loop(lambda: {worker.id: pool.state(worker, self._endpoint.busy()) for worker in pool.all()})
 
     def set_workers(self, *, max_workers: int | None = None, throttled: bool | None = None) -> None:
-        """Change how many workers there may be, and whether a GPU is to be had at all."""
+        """Set the highest number of workers, and whether no GPU is available (`throttled`)."""
         self._on_loop(lambda: self._endpoint.set_workers(max_workers=max_workers, throttled=throttled))
 
     def replace_workers(self, env: Mapping[str, str]) -> None:
-        """SIGKILL every worker, and give the next one that starts `env` besides; its successors won't have it.
+        """Send SIGKILL to every worker, and add `env` to the environment of the next one only.
 
-        So that a crash point in a worker strikes once.
+        So a crash point that `env` arms acts in one worker, and not again in the workers after it.
         """
 
         def act() -> None:
@@ -165,19 +164,19 @@ class LocalRunPod:
         self._on_loop(act)
 
     def start_workers(self) -> None:
-        """Start as many workers as the limit allows, before there is work for them."""
+        """Start as many workers as the limit allows, even if there is no work for them yet."""
         self._on_loop(lambda: self._endpoint.pool.fill())
 
     def start_worker(self, env: Mapping[str, str]) -> str:
-        """Start one more worker now, beyond the limit and whatever waits, with `env` besides; its id."""
+        """Start one more worker now, even beyond the limit, with additional `env`; returns its id."""
         return self._on_loop(lambda: self._endpoint.pool.start_extra(env))
 
     def kill_worker(self, worker_id: str) -> None:
-        """SIGKILL to everything in a worker's container; nothing happens when it has ended."""
+        """Send SIGKILL to all processes of a worker's container. Does nothing if the worker has ended."""
         self._on_loop(lambda: self._endpoint.pool.kill(worker_id))
 
     def kill_worker_of(self, job_id: str) -> bool:
-        """SIGKILL to the worker that has the job; whether there was one."""
+        """Send SIGKILL to the worker that has the job; returns whether there was one."""
         return self._on_loop(lambda: self._endpoint.kill_worker_of(job_id))
 
     def forget(self, job_id: str) -> None:
@@ -185,7 +184,7 @@ class LocalRunPod:
         self._on_loop(lambda: self._endpoint.jobs.forget(job_id))
 
     def advance(self, seconds: float) -> None:
-        """Move the clock on; what is due then happens before this returns."""
+        """Move the clock forward. Everything that is due at the new time happens before this returns."""
 
         def act() -> None:
             self._endpoint.clock.advance(seconds)
@@ -195,13 +194,13 @@ class LocalRunPod:
         self._on_loop(act)
 
     def logs(self) -> str:
-        """What the workers printed, dead ones included."""
+        """Return the output of all workers, including those that have ended."""
         folder = self._endpoint.pool.image.folder
         return "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob("*/worker.log")))
 
     @contextmanager
     def outage(self) -> Iterator[None]:
-        """Refuse every connection of callers while the context is open; the workers go on."""
+        """Refuse all connections of callers until the context ends. The workers continue."""
         self._await(self._public.close())
         try:
             yield
@@ -242,4 +241,4 @@ class LocalRunPod:
         await self._public.close()
         await self._internal.close()
         if keeping in done:
-            keeping.result()  # it never returns, so this raises what ended it
+            keeping.result()  # `keep` never returns, so it has failed: raise its exception

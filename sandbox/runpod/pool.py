@@ -1,4 +1,4 @@
-"""The endpoint's workers: processes of the official SDK, started on demand, kept warm, ended whole."""
+"""The endpoint's workers: processes of the official SDK that are started on demand and stay until they are idle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sandbox.runpod import container
 
 log = logging.getLogger(__name__)
 
-# A container has an environment of its own: above all, no key of the machine it runs on.
+# A container does not inherit the machine's environment; above all it must not see keys that are set there.
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
 _START_BACKOFF_SECONDS = 2.0
 _LONGEST_BACKOFF_SECONDS = 30.0
@@ -26,7 +26,7 @@ _LONGEST_BACKOFF_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Image:
-    """What runs in a worker: a module for `python -m`, and its environment. Each gets a home in `folder`."""
+    """The module that a worker runs, and its environment. Each worker gets a home directory in `folder`."""
 
     handler_module: str
     env: Mapping[str, str]
@@ -35,7 +35,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Wire:
-    """How a worker reaches the endpoint. `key` is the workers' own; the callers' key stays outside."""
+    """How a worker calls the endpoint. `key` is that of the workers; they never get the key of the callers."""
 
     url: str
     endpoint: str
@@ -43,7 +43,7 @@ class Wire:
     ping_interval_seconds: int
 
     def env(self, worker_id: str) -> dict[str, str]:
-        """The variables that the SDK reads when it is imported; the `$…` in them are for it to fill in."""
+        """Return the variables that the SDK reads when it is imported. The SDK replaces the `$…` in them."""
         return {
             "RUNPOD_WEBHOOK_GET_JOB": f"{self.url}/job-take/$ID?gpu=local",
             "RUNPOD_WEBHOOK_POST_OUTPUT": f"{self.url}/job-done/$RUNPOD_POD_ID/$ID?gpu=local",
@@ -62,29 +62,30 @@ class Wire:
 
 @dataclass
 class Worker:
-    """One container. Times are of the machine's monotonic clock, in seconds."""
+    """A worker in its container. Times are seconds of the machine's monotonic clock."""
 
     id: str
     child: Child
     last_ping: float
     idle_since: float | None = None
-    """When it last asked for work; None: not yet."""
+    """When the worker last asked for work; None if it has not yet."""
     kill_at: float | None = None
-    """Set when it is asked to end: it gets no more work, and this is how long it may take."""
+    """Set when the worker must end: it gets no more work, and is killed at this time."""
     polls: int = 0
+    """How often the worker has asked for work."""
     killed: bool = False
-    """Told to die: what it still says in its last milliseconds is not heard."""
+    """Set when the worker is killed. Calls that it makes in its last milliseconds are not answered."""
     is_extra: bool = False
-    """Started by hand: it does not count towards the limit, and being idle does not end it."""
+    """Whether a test started the worker. It does not count towards the limit, and does not end when idle."""
 
     @property
     def takes_work(self) -> bool:
-        """Whether it lives and is to live on."""
+        """Whether the worker is running and must not end."""
         return self.kill_at is None and self.child.returncode is None
 
 
 class Pool:
-    """Up to `max_workers` workers. Not thread-safe: it belongs to the endpoint's event loop."""
+    """Up to `max_workers` workers. Not thread-safe: only the endpoint's event loop may use it."""
 
     def __init__(
         self,
@@ -99,9 +100,9 @@ class Pool:
         self.image = image
         self.max_workers = max_workers
         self.throttled = False
-        """No GPU to be had: nothing starts, and nothing is handed out."""
+        """Whether no GPU is available: then no worker starts, and none gets a job."""
         self.next_env: Mapping[str, str] = {}
-        """What the next worker to start has in its environment besides; that one only."""
+        """Additional environment variables for the next worker only."""
         self._wire = wire
         self._idle_timeout_seconds = idle_timeout_seconds
         self._ping_timeout_seconds = ping_timeout_seconds
@@ -111,33 +112,33 @@ class Pool:
         self._next_start = 0.0
 
     def get(self, worker_id: str) -> Worker | None:
-        """The worker, as long as its process is not known to be dead."""
+        """Return a worker, or None if it does not exist or its process has ended."""
         return self._workers.get(worker_id)
 
     def all(self) -> list[Worker]:
-        """Every worker, oldest first."""
+        """Return all workers, oldest first."""
         return list(self._workers.values())
 
     def asked_for_work(self, worker: Worker) -> int:
-        """Note that the worker is up and idle; the number of this poll, of which only the last counts."""
+        """Record that a worker asks for work; returns the number of this poll. Only its latest poll gets a job."""
         self._failures, worker.idle_since = 0, time.monotonic()
         worker.polls += 1
         return worker.polls
 
     def may_work(self, worker: Worker) -> bool:
-        """Whether the worker may be given a job now."""
+        """Tell whether the worker may get a job now."""
         return not self.throttled and self.max_workers > 0 and worker.takes_work and not self.is_silent(worker)
 
     def pinged(self, worker: Worker) -> None:
-        """Note a sign of life."""
+        """Record a ping of the worker."""
         worker.last_ping = time.monotonic()
 
     def is_silent(self, worker: Worker) -> bool:
-        """Whether it is up, but its pings don't arrive any more."""
+        """Tell whether the worker has started, but its pings no longer arrive."""
         return worker.idle_since is not None and time.monotonic() - worker.last_ping > self._ping_timeout_seconds
 
     def adjust(self, waiting: int, busy: Set[str]) -> None:
-        """Start workers for the jobs that wait; ask those to end that were idle too long or are too many."""
+        """Start workers for waiting jobs, and stop those that were idle for too long or are above the limit."""
         able = [worker for worker in self.all() if worker.takes_work and not self.is_silent(worker)]
         usable = [worker for worker in able if not worker.is_extra]
         self._retire_idle(usable, waiting, busy)
@@ -148,33 +149,33 @@ class Pool:
                 self._start()
 
     def fill(self) -> None:
-        """Start as many workers as there may be, whatever waits."""
+        """Start as many workers as the limit allows, even if no job waits."""
         for _ in range(self.max_workers - sum(1 for worker in self.all() if not worker.is_extra)):
             self._start()
 
     def start_extra(self, env: Mapping[str, str]) -> str:
-        """Start one more worker now, whatever waits, with `env` besides; its id."""
+        """Start one more worker now, even beyond the limit, with additional `env`; returns its id."""
         self.next_env = env
         worker = self._start()
         worker.is_extra = True
         return worker.id
 
     def retire(self, worker_id: str) -> None:
-        """SIGTERM to the worker, SIGKILL after its grace."""
+        """Send SIGTERM to the worker, and SIGKILL after the grace period."""
         worker = self._workers.get(worker_id)
         if worker is not None and worker.kill_at is None:
             worker.kill_at = time.monotonic() + self._stop_grace_seconds
             worker.child.send(signal.SIGUSR1)
 
     def kill(self, worker_id: str) -> None:
-        """SIGKILL to everything in the worker's container."""
+        """Send SIGKILL to all processes in the worker's container."""
         worker = self._workers.get(worker_id)
         if worker is not None:
             worker.killed, worker.kill_at = True, time.monotonic()
             worker.child.send(signal.SIGTERM)
 
     def reap(self) -> list[str]:
-        """Forget the workers that ended, kill those that should have; the ids of the former."""
+        """Remove workers that have ended and return their ids; kill those whose grace period is over."""
         ended = []
         for worker in self.all():
             if worker.child.returncode is not None:
@@ -185,7 +186,7 @@ class Pool:
         return ended
 
     def state(self, worker: Worker, busy: Set[str]) -> str:
-        """RunPod's word for what the worker does."""
+        """Return RunPod's name for the state of a worker."""
         if self.is_silent(worker):
             return "unhealthy"
         if worker.id in busy:
@@ -193,7 +194,7 @@ class Pool:
         return "initializing" if worker.idle_since is None else "idle"
 
     def counts(self, busy: Set[str]) -> dict[str, int]:
-        """The `workers` of `/health`."""
+        """Return the `workers` of `/health`."""
         states = Counter(self.state(worker, busy) for worker in self.all())
         return {
             "idle": states["idle"],
@@ -205,7 +206,7 @@ class Pool:
         }
 
     def close(self) -> None:
-        """End every worker, whatever it does."""
+        """Kill all workers."""
         for worker in self.all():
             self.kill(worker.id)
         for worker in self.all():
@@ -232,7 +233,7 @@ class Pool:
             log=home / "worker.log",
             env={
                 **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-                # The SDK prefers the key of ~/.runpod/config.toml to the one in its environment.
+                # A home of its own, because the SDK would prefer a key of ~/.runpod/config.toml to its environment.
                 "HOME": str(home),
                 "TMPDIR": str(home),
                 **self._wire.env(worker_id),

@@ -1,4 +1,4 @@
-"""RunPod's serverless API as callers see it: `/v2/{endpoint}/run`, `/status/{id}` and the rest."""
+"""RunPod's serverless API for callers: `/v2/{endpoint}/run`, `/status/{id}` and others."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sandbox.runpod.wire import BodyTooLargeError, answer_with, error_answer, re
 _RUN_LIMIT_BYTES = 10 * 1024 * 1024
 _RUNSYNC_LIMIT_BYTES = 20 * 1024 * 1024
 _SYNC_WAIT_MS = (1_000, 90_000, 300_000)
-"""Least, default and most that `/runsync` waits."""
+"""The shortest, the default and the longest wait of `/runsync`, in milliseconds."""
 _RATE_WINDOW_SECONDS = 10.0
 
 
 class PublicApi:
-    """The routes of one endpoint, behind its key and its rate limits."""
+    """The routes of one endpoint, protected by its key and its rate limits."""
 
     def __init__(self, endpoint: Endpoint, api_key: str) -> None:
         self._endpoint = endpoint
@@ -31,7 +31,7 @@ class PublicApi:
         self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
 
     def routes(self) -> list[Route]:
-        """Everything under `/v2/{endpoint}`."""
+        """Return all routes under `/v2/{endpoint}`."""
         return [
             self._route("run", "POST", self._run),
             self._route("runsync", "POST", self._runsync),
@@ -136,7 +136,7 @@ class PublicApi:
         return JSONResponse({"jobs": self._jobs.counts(), "workers": workers})
 
     async def _requests(self, _: Request) -> Response:
-        # RunPod documents that it exists and not what it answers: nothing of ours may rest on it.
+        # RunPod documents that this call exists, but not its answer, so our code must not depend on it.
         now = self._endpoint.clock()
         return JSONResponse({"requests": [job.answer(now) for job in self._jobs.all()]})
 

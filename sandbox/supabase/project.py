@@ -1,4 +1,4 @@
-"""A Supabase project as its users see it: an address, keys, users. Local or not, all the same."""
+"""A Supabase project, hosted or local, as its users see it: an address, keys and users."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from sandbox.errors import SandboxError
 
 @dataclass
 class Project:
-    """Where a Supabase project answers and with which keys. The local one is `LocalSupabase`."""
+    """The address and the keys of a Supabase project. `LocalSupabase` is a local one."""
 
     url: str
     database_url: str = field(repr=False)
-    """The superuser's direct connection."""
+    """The URL of a direct connection as superuser."""
     publishable_key: str = field(repr=False)
     secret_key: str = field(repr=False)
-    """A key for the role `service_role`."""
+    """The key for the role `service_role`."""
     anon_jwt: str | None = field(default=None, repr=False)
-    """The legacy key for `anon`, where the project has one."""
+    """The legacy key for the role `anon`, if the project has one."""
     service_role_jwt: str | None = field(default=None, repr=False)
-    """The legacy key for `service_role`, where the project has one."""
+    """The legacy key for the role `service_role`, if the project has one."""
     _user_jwts: dict[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_environment(cls) -> Project | None:
-        """The project of `SUPABASE_URL`, its keys and `LORA_WORKER_DATABASE_URL`; None where no URL is set.
+        """Return the project that is set by `SUPABASE_URL`, its keys and `LORA_WORKER_DATABASE_URL`; None without URL.
 
         Raises:
-            SandboxError: a URL is set, but not all that belongs to it.
+            SandboxError: the URL is set, but a key or the database's URL is missing.
         """
         url = os.environ.get("SUPABASE_URL")
         if not url:
@@ -55,10 +55,10 @@ class Project:
         )
 
     def create_user(self, email: str) -> str:
-        """Sign a new user up; the user's id.
+        """Sign up a new user; returns the user's id.
 
         Raises:
-            SandboxError: the project refused, or wants the address confirmed first.
+            SandboxError: the project refused, or requires that the address is confirmed first.
         """
         answer = httpx.post(
             f"{self.url}/auth/v1/signup",
@@ -76,15 +76,15 @@ class Project:
 
     @property
     def user_ids(self) -> list[str]:
-        """The ids of all users that this object made."""
+        """The ids of all users that `create_user` of this object has created."""
         return list(self._user_jwts)
 
     def user_jwt(self, user_id: str) -> str:
-        """The access token of a user made by `create_user` of this object."""
+        """Return the access token of a user that `create_user` of this object has created."""
         return self._user_jwts[user_id]
 
     def client(self, user_id: str | None = None) -> httpx.Client:
-        """An HTTP client based on the project's URL, acting as the user, or else as `service_role`."""
+        """Return an HTTP client for the project that acts as the user, or without `user_id` as `service_role`."""
         if user_id is not None:
             headers = {"apikey": self.publishable_key, "authorization": f"Bearer {self.user_jwt(user_id)}"}
         else:

@@ -1,4 +1,4 @@
-"""What a Supabase project grants before anybody's migrations run."""
+"""The roles and default grants that a Supabase project has before any migration runs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ alter default privileges in schema public revoke all on sequences from anon, aut
 alter default privileges in schema public revoke execute on functions from anon, authenticated, service_role;
 alter default privileges revoke execute on functions from public;
 """
-"""Since 2026-10-30 a hosted project grants nothing on new tables and functions, to `service_role` neither."""
+"""Since 2026-10-30 hosted projects grant nothing on new tables and functions, not even to `service_role`."""
 
 ALL_BY_DEFAULT = """
 alter default privileges in schema public grant all on tables to anon, authenticated, service_role;
 alter default privileges in schema public grant all on sequences to anon, authenticated, service_role;
 alter default privileges in schema public grant execute on functions to anon, authenticated, service_role;
 """
-"""What projects granted before that day, and self-hosted ones still do."""
+"""Before that day projects granted everything, and self-hosted ones still do."""
 
 
 def default_grants(*, generous: bool) -> str:
-    """The statements for a project of before that day (`generous`) or of today."""
+    """Return the statements for the default grants of older projects (`generous`) or of today's."""
     return ALL_BY_DEFAULT if generous else NOTHING_BY_DEFAULT

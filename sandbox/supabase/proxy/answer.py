@@ -1,4 +1,4 @@
-"""An answer on its way back to the client."""
+"""An answer that the proxy may change before it goes to the client."""
 
 from __future__ import annotations
 

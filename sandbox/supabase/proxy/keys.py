@@ -1,4 +1,4 @@
-"""The keys in a request's headers, as the server behind understands them."""
+"""Replaces the keys in a request's headers by those that the upstream server understands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def swap_keys(headers: MutableHeaders, settings: ProxySettings) -> None:
     try:
         role = jwt.decode(apikey, settings.jwt_secret, algorithms=["HS256"], options={"verify_aud": False}).get("role")
     except jwt.InvalidTokenError:
-        return  # The server behind us refuses it, in its own words.
+        return  # The upstream server refuses such a key itself.
     swapped = {"anon": settings.publishable_key, "service_role": settings.secret_key}.get(str(role))
     if swapped is not None:
         headers["apikey"] = swapped
@@ -28,7 +28,7 @@ def swap_keys(headers: MutableHeaders, settings: ProxySettings) -> None:
 
 
 def has_expired(headers: Headers, settings: ProxySettings) -> bool:
-    """Whether a legacy key is genuine and its time is over: the gateway lets it pass, and PostgREST says so."""
+    """Tell whether a legacy key is genuine but has expired: a gateway passes it on, and PostgREST refuses it."""
     for key in (headers.get("apikey", ""), headers.get("authorization", "").removeprefix("Bearer ")):
         if key.startswith("eyJ"):
             try:

@@ -1,4 +1,7 @@
-"""The begin and the end of a resumable upload (TUS), by which a client learns which sizes are taken. No bytes."""
+"""Start and end of a resumable upload (TUS protocol), by which a client finds out which sizes are allowed.
+
+No bytes can be sent: the upstream server has no resumable uploads.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ PATH = "/storage/v1/upload/resumable"
 async def answer_resumable(
     method: str, headers: Mapping[str, str], client: httpx.AsyncClient, settings: ProxySettings
 ) -> Response:
-    """The answer to a call under `PATH`; `headers` are those that the server behind takes."""
+    """Answer a call under `PATH`; `headers` have the keys that the upstream server understands."""
     if method == "DELETE":
         return Response(status_code=204)
     try:

@@ -1,4 +1,4 @@
-"""The proxy's ASGI application: one request to the server behind, its answer back."""
+"""The proxy's ASGI application: passes each request to the upstream server, and its answer back."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from sandbox.supabase.proxy.settings import ProxySettings
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "host"}
-# Node closes an idle connection after 5 s; reusing one at that moment would lose the request.
+# Node closes an idle connection after 5 s. A request that is sent at that moment would be lost, so idle connections
+# are closed earlier here.
 _KEEPALIVE_SECONDS = 2.0
 
 
 class Proxy:
-    """The ASGI application's one handler and its connection pool."""
+    """The only request handler of the ASGI application, with its connection pool."""
 
     def __init__(self, settings: ProxySettings) -> None:
         self._settings = settings
@@ -37,7 +38,7 @@ class Proxy:
         )
 
     async def handle(self, request: Request) -> Response:
-        """Pass one request on and its answer back, unless Storage would refuse it."""
+        """Pass a request on and its answer back, or answer it here if the real Storage would refuse it."""
         if request.url.path == pages.PATH and request.headers.get("apikey") == self._settings.secret_key:
             return self._pages.order(await request.body())
         refused = self._pages.take(request.url.path) or await self._refuse(request)
@@ -53,7 +54,7 @@ class Proxy:
         return await self._incoming(request, answer)
 
     async def _refuse(self, request: Request) -> Response | None:
-        """What Storage answers without the server behind; None where that one is asked."""
+        """Return the answer to a request that is not passed on; None for all others."""
         length = request.headers.get("content-length", "")
         call = storage_rules.Call(
             request.method, _raw_path(request), request.query_params, int(length) if length.isdecimal() else None
@@ -72,7 +73,7 @@ class Proxy:
         return None
 
     async def close(self) -> None:
-        """Close the connections to the server behind."""
+        """Close the connections to the upstream server."""
         await self._client.aclose()
 
     async def _outgoing(self, request: Request) -> httpx.Request:
@@ -80,7 +81,7 @@ class Proxy:
             raw=[(key, value) for key, value in request.headers.raw if key.decode() not in _HOP_BY_HOP]
         )
         swap_keys(headers, self._settings)
-        # JSON answers are rewritten, so they must come uncompressed.
+        # JSON answers are rewritten, so they must not be compressed.
         headers["accept-encoding"] = "identity"
         content: AsyncIterator[bytes] | bytes | None = None
         if storage.asks_for_signing(request.method, request.url.path):
@@ -155,7 +156,7 @@ async def _stream(answer: httpx.Response) -> AsyncIterator[bytes]:
 
 
 def create_app(settings: ProxySettings) -> Starlette:
-    """The proxy as an ASGI application."""
+    """Create the proxy's ASGI application."""
     proxy = Proxy(settings)
 
     @asynccontextmanager

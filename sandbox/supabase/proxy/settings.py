@@ -1,4 +1,4 @@
-"""The proxy's settings, handed to its process in one variable."""
+"""The proxy's settings, which its process gets in one environment variable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SETTINGS_VARIABLE = "LORA_SANDBOX_PROXY"
 
 @dataclass(frozen=True)
 class ProxySettings:
-    """Where the proxy listens, what it stands in front of, and the keys that it may swap."""
+    """The proxy's port, the URL of the upstream server, and the keys of the project."""
 
     port: int
     upstream: str
@@ -20,15 +20,15 @@ class ProxySettings:
     publishable_key: str
     secret_key: str
     upload_url_seconds: int = 7200
-    """How long upload URLs live: two hours on a hosted project, 60 seconds on a self-hosted one."""
+    """How long upload URLs are valid: two hours in a hosted project, 60 seconds in a self-hosted one."""
     file_size_limit: int = 5 * 1024**3
-    """The project's own limit in bytes, which acts beside each bucket's."""
+    """The project's own limit for files in bytes, in addition to the limit of each bucket."""
 
     def to_environment(self) -> dict[str, str]:
-        """The variable from which `python -m sandbox.supabase.proxy` reads these settings."""
+        """Return the variable from which `python -m sandbox.supabase.proxy` reads these settings."""
         return {SETTINGS_VARIABLE: json.dumps(asdict(self))}
 
     @classmethod
     def from_environment(cls) -> Self:
-        """The settings of `to_environment`."""
+        """Read the settings that `to_environment` has written."""
         return cls(**json.loads(os.environ[SETTINGS_VARIABLE]))

@@ -1,4 +1,4 @@
-"""Storage requests as the server behind reads them, and its answers as the hosted Storage spells them."""
+"""Rewrites Storage requests for the upstream server, and its answers as the hosted Storage writes them."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _SIGN_UPLOAD = f"{ROOT}object/upload/sign/"
 
 
 def carries_object(method: str, path: str) -> bool:
-    """Whether the answer is the content of an object, which nobody may touch."""
+    """Tell whether the answer is the content of an object, which must not be changed."""
     inside = path.startswith(f"{ROOT}object/") and not path.startswith(f"{ROOT}object/info/")
     return inside and method in {"GET", "HEAD"}
 
 
 def asks_for_signing(method: str, path: str) -> bool:
-    """Whether the request's body has to go through `sign_request`."""
+    """Tell whether the request asks for a signed URL, so that its body must go through `sign_request`."""
     return method == "POST" and path.startswith(_SIGN)
 
 
 def names_a_target(method: str, path: str) -> bool:
-    """Whether the request is one for a copy or a move, whose body names where to."""
+    """Tell whether the request copies or moves an object, so that its body names a target."""
     return method == "POST" and path in {f"{ROOT}object/copy", f"{ROOT}object/move"}
 
 
 def rewrite_answer(method: str, path: str, answer: Answer, settings: ProxySettings) -> Answer:
-    """The JSON answer to a request of Storage as the hosted one gives it."""
+    """Rewrite the JSON answer to a Storage request as the hosted Storage gives it."""
     if answer.status >= 400 and path.startswith(ROOT):
         return spell_refusal(answer)
     if asks_for_signing(method, path):
@@ -45,14 +45,14 @@ def rewrite_answer(method: str, path: str, answer: Answer, settings: ProxySettin
 
 
 def sign_request(body: bytes) -> bytes:
-    """The request for a signed URL with its seconds as a number."""
-    asked = json.loads(body)
-    asked["expiresIn"] = int(asked["expiresIn"])
-    return json.dumps(asked).encode()
+    """Rewrite a request for a signed URL: the upstream server accepts its seconds only as a number."""
+    request = json.loads(body)
+    request["expiresIn"] = int(request["expiresIn"])
+    return json.dumps(request).encode()
 
 
 def sign_answer(body: bytes) -> bytes:
-    """The answer with `signedURL` relative to the Storage's root, null where there is none."""
+    """Rewrite the answer: `signedURL` is relative to the Storage's root, or null if there is no URL."""
 
     def spell(item: dict[str, Any]) -> dict[str, Any]:
         if "signedUrl" in item:
@@ -65,7 +65,7 @@ def sign_answer(body: bytes) -> bytes:
 
 
 def sign_upload_answer(body: bytes, settings: ProxySettings) -> bytes:
-    """The answer with `url` relative to the Storage's root, and a token that lives as long as the settings say."""
+    """Rewrite the answer: `url` is relative to the Storage's root, and its token has the lifetime of the settings."""
     answer = json.loads(body)
     if "signedUrl" not in answer:
         return body

@@ -1,4 +1,4 @@
-"""Lists of objects as the real Storage gives them: one folder deep, folders as rows, a page of 1,500 at most."""
+"""Rewrites lists of objects as the real Storage gives them: one folder deep, folders as rows, at most 1,500 rows."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ _COLUMNS = ("id", "updated_at", "created_at", "last_accessed_at", "metadata")
 
 
 def asks_for_list(method: str, path: str) -> bool:
-    """Whether the request is one for a list."""
+    """Tell whether the request asks for a list."""
     return method == "POST" and path.startswith(_LIST)
 
 
 def list_request(body: bytes) -> bytes:
-    """The request for all that lies under the prefix: the server behind knows no folders, so the page is cut here."""
+    """Rewrite the request to ask for everything under the prefix.
+
+    The upstream server knows no folders, so `list_answer` finds them and cuts the page.
+    """
     asked = json.loads(body)
     return json.dumps({"prefix": _folder(asked), "limit": _EVERYTHING, "offset": 0}).encode()
 
 
 def list_answer(asked_body: bytes, answer: Answer) -> Answer:
-    """The page that was asked for."""
+    """Return the page that was requested by `asked_body`, made of everything under its prefix."""
     if answer.status != 200:
         return answer
     asked, rows = json.loads(asked_body), json.loads(answer.body)

@@ -1,4 +1,4 @@
-"""Parts of objects: the real Storage answers 206 and 416, the server behind sends the whole."""
+"""Sends parts of objects with the statuses 206 and 416, as the real Storage does. The upstream server does not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Part(NamedTuple):
 
 
 def parse_range(header: str, total: int) -> Part | None:
-    """The part that a Range header asks for; None where there is no such part."""
+    """Return the part that a Range header asks for; None if the object has no such part."""
     match = _RANGE.fullmatch(header)
     if match is None or total <= 0 or match[0] == "bytes=-":
         return None
@@ -30,7 +30,7 @@ def parse_range(header: str, total: int) -> Part | None:
 
 
 async def cut(chunks: AsyncIterator[bytes], part: Part) -> AsyncIterator[bytes]:
-    """The part of a stream that begins at the object's first byte."""
+    """Yield a part of an object from the stream of the whole object."""
     at = 0
     async for chunk in chunks:
         piece = chunk[max(part.first - at, 0) : max(part.last + 1 - at, 0)]

@@ -1,6 +1,6 @@
-"""What the real Storage refuses and the server behind does not, in the real one's words.
+"""Refuses what the real Storage refuses and the upstream server does not, with the answers of the real one.
 
-Nearly every refusal is HTTP 400 with the real status in the body.
+Nearly every refusal has HTTP status 400 and the real status in its body.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sandbox.supabase.proxy.settings import ProxySettings
 _OBJECT = "/storage/v1/object/"
 _NAME = re.compile(r"[A-Za-z0-9_/!.*'() &$=@;:+,?-]+")
 _ROUTES = frozenset({"list", "sign", "copy", "move", "info", "public", "authenticated", "upload"})
-"""What stands behind `object/` and is no bucket."""
+"""Parts of a path after `object/` that are no names of buckets."""
 
 _CODES = {
     "not_found": "NoSuchKey",
@@ -29,27 +29,27 @@ _CODES = {
     "Duplicate": "KeyAlreadyExists",
     "Invalid key": "InvalidKey",
 }
-"""The code beside each `error`; the server behind leaves it out."""
+"""The `code` that belongs to each `error`; the upstream server leaves it out."""
 
 
 class Call(NamedTuple):
-    """A request to Storage, as far as it can be refused before its body is read."""
+    """What is known of a request to Storage before its body is read."""
 
     method: str
     path: str
-    """As it was sent: percent-encoded."""
+    """The path as it was sent, percent-encoded."""
     query: Mapping[str, str]
     content_length: int | None
 
 
 def refuse(status: int, code: str, message: str, *, error: str | None = None, http_status: int = 400) -> Answer:
-    """A refusal as Storage gives it."""
+    """Make a refusal as Storage writes it."""
     body = {"statusCode": str(status), "code": code, "error": error or code, "message": message}
     return Answer(http_status, json.dumps(body).encode())
 
 
 def spell_refusal(answer: Answer) -> Answer:
-    """The server's refusal with the code that the real one gives beside its words."""
+    """Add to a refusal of the upstream server the code that the real Storage gives."""
     try:
         body: Any = json.loads(answer.body)
     except ValueError:
@@ -60,7 +60,7 @@ def spell_refusal(answer: Answer) -> Answer:
 
 
 def refusal(call: Call, settings: ProxySettings) -> Answer | None:
-    """Why Storage refuses the call, by its URL and headers alone; None where it does not."""
+    """Return the refusal of a call that can be refused by its URL and headers alone; None for all others."""
     target = _signed_target(call)
     if target is not None:
         intent, bucket, name = target
@@ -78,12 +78,12 @@ def refusal(call: Call, settings: ProxySettings) -> Answer | None:
 
 
 def too_large() -> Answer:
-    """The refusal of a file that is larger than the bucket or the project takes."""
+    """Make the refusal of a file that is larger than the bucket or the project allows."""
     return refuse(413, "EntityTooLarge", "The object exceeded the maximum allowed size", error="Payload too large")
 
 
 def refuse_names(body: bytes) -> Answer | None:
-    """Why a copy or a move is refused by its target's name."""
+    """Return the refusal of a copy or a move whose target has a name that is not allowed; None if it is allowed."""
     target = json.loads(body).get("destinationKey")
     return None if isinstance(target, str) and _NAME.fullmatch(target) else refuse(400, "InvalidKey", "Invalid key")
 
@@ -116,7 +116,7 @@ def _refuse_token(token: str | None, secret: str, intent: str, bucket: str, name
     except jwt.InvalidTokenError:
         return refuse(400, "InvalidJWT", "Invalid Compact JWS")
     signed = claims.get("intent"), claims.get("bucket"), unquote(str(claims.get("sub")))
-    # The real one signs a `?` as it stood in the request, and compares that with the name.
+    # The real Storage signs a `?` encoded as it was in the request, but compares it with the decoded name.
     if signed != (intent, bucket, name) or (intent == "download" and "?" in name):
         return refuse(400, "InvalidSignature", "Invalid signature")
     return None
