@@ -233,7 +233,6 @@ class Request(_Message):
     channel: Channel
     output: OutputRef
     limits: Limits
-    callback_url: str | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -60,8 +60,6 @@ class Survey:
     """Average number of user and assistant turns in the longest example of each conversation."""
     tokens: int
     """Estimated tokens (`estimate_tokens`) of all examples, each with its history."""
-    answer_tokens: int
-    """The part of `tokens` that is learned."""
     tokens_per_turn: float
     sample: list[dict[str, Any]]
     """The first conversations, shortened, for the column `datasets.sample_data`."""
@@ -167,7 +165,7 @@ class Surveyor:
         self._bytes = 0
         self._examples = self._answers = self._messages = self._bad = 0
         self._errors: list[LineError] = []
-        self._tokens = self._answer_tokens = 0.0
+        self._tokens = 0.0
         self._conversations = _Conversations()
 
     def feed(self, chunk: bytes) -> list[Example]:
@@ -195,7 +193,6 @@ class Surveyor:
             errors=tuple(self._errors),
             turns_per_conversation=self._conversations.average_turns(),
             tokens=round(self._tokens),
-            answer_tokens=round(self._answer_tokens),
             tokens_per_turn=self._tokens / self._messages if self._messages else 0.0,
             sample=self._conversations.sample(),
             repairs={repair.value: count for repair, count in values.repairs.items() if count},
@@ -220,7 +217,6 @@ class Surveyor:
     def _add(self, example: Example) -> None:
         tokens = [estimate_tokens(message.content) + _TOKENS_PER_MESSAGE for message in example.messages]
         self._tokens += sum(tokens)
-        self._answer_tokens += sum(tokens[index] for index in example.trained)
         self._examples += 1
         self._messages += len(tokens)
         self._answers += len(example.trained)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import threading
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -156,6 +156,3 @@ class Faults:
         """Return all armed faults with their numbers and hits."""
         with self._lock:
             return [{"number": armed.number, "hits": armed.hits, **armed.fault.model_dump()} for armed in self._armed]
-
-
-PUBLIC_OPERATIONS: tuple[str, ...] = get_args(PublicOperation)

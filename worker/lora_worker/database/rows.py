@@ -135,8 +135,6 @@ class Run(BaseModel):
     """The GPU seconds of the job's earlier runs."""
     dataset_patience_seconds: float | None = None
     """How much longer the job may wait for the validation of its dataset; None if it need not wait."""
-    age_seconds: float = 0
-    created_at: datetime
     stage: str | None = None
     current_step: int = 0
 
@@ -168,8 +166,6 @@ class News(BaseModel):
     endpoint: str | None = None
     checked_in_at: datetime | None = None
     last_seen_at: datetime | None = None
-    seen_seconds_ago: float | None = None
-    """Seconds since the trainer's last heartbeat; None before the first."""
     used_seconds: float | None = None
     """Seconds from the trainer's check-in to its last heartbeat."""
     posted_seconds_ago: float | None = None
