@@ -26,7 +26,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def database_template(postgres: Postgres) -> str:
-    """The name of a database with what every Supabase project has, and our migrations."""
+    """The name of a database that holds what every Supabase project has, and our migrations."""
     return postgres.create_template()
 
 

@@ -1,4 +1,4 @@
-"""Services that answer from a script, and a clock that the test turns."""
+"""Fake services whose answers a test sets, and a clock that only the test moves."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Clock:
 
 
 class FakeQueue:
-    """Holds what the database would say; notes what it was asked.
+    """Returns the answers that a test sets, and records its calls.
 
-    `test_fake_queues.py` holds it against the real one.
+    `test_fake_queues.py` compares it with the real queue.
     """
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class FakeLauncher:
 
 
 class ForgetfulLauncher(FakeLauncher):
-    """Says what it is told to say."""
+    """A launcher that reports the state that the test sets."""
 
     def __init__(self, state: LaunchState) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class ForgetfulLauncher(FakeLauncher):
 
 
 class Shelf:
-    """A storage with or without the manifest."""
+    """A storage that has the manifest, or not."""
 
     def __init__(self, manifest: bool) -> None:
         self.manifest = manifest
@@ -165,7 +165,7 @@ class Shelf:
 
 
 def make_services(**overrides: Any) -> Services:
-    """Services without a network."""
+    """Services that make no network call."""
     settings = Settings(
         supabase_url="http://127.0.0.1:9",
         supabase_service_role_key="sb_secret_x",

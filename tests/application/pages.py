@@ -1,4 +1,4 @@
-"""The application's pages, as far as they read: their queries, and what they do with each value.
+"""The reading side of the application's pages: their queries, and what they do with each value.
 
 A page that would print `$NaN` or `undefined`, or break on a value, raises a `PageError` here that names it.
 The queries run with the user's own rights, and rows come as JSON made by Postgres, as PostgREST gives them.
@@ -14,7 +14,7 @@ from uuid import UUID
 from tests.database.rows import Database, Row
 
 STATUSES = ("queued", "initializing", "running", "completed", "failed", "cancelled")
-"""The monitor page looks its colours up by status, without a default."""
+"""The monitor page has a colour for each of these statuses, and none for any other."""
 
 DATASET_STATUSES = ("uploading", "validating", "ready", "error")
 
@@ -32,7 +32,7 @@ NOTICES = {
     "job_cancelled": ("Job Cancelled", "medium", "/training/jobs/{job_id}"),
     "artifact_ready": ("Model Ready for Download", "high", "/models/{artifact_id}"),
     "dataset_ready": ("Dataset Ready", "medium", "/datasets/"),
-    # Ours; the application shows types that it does not know like any other.
+    # The worker's own types; the application shows types that it does not know like any other.
     "job_requeued": ("Training Will Be Retried", "low", "/training/jobs/{job_id}"),
     "dataset_error": ("Dataset Validation Failed", "high", "/datasets/"),
 }
@@ -47,7 +47,7 @@ def _fail(key: str, value: Any, wanted: str) -> PageError:
 
 
 def number(row: Row, key: str, least: float = float("-inf"), most: float = float("inf")) -> float:
-    """What the page calls `.toFixed` on, or computes with."""
+    """A value on which the page calls `.toFixed`, or with which it computes."""
     value = row.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
         raise _fail(key, value, f"a number from {least} to {most}")
@@ -55,12 +55,12 @@ def number(row: Row, key: str, least: float = float("-inf"), most: float = float
 
 
 def number_if_any(row: Row, key: str, least: float = float("-inf")) -> float | None:
-    """The same where the page shows a dash for null."""
+    """Like the function above, for a value whose null the page shows as a dash."""
     return None if row.get(key) is None else number(row, key, least)
 
 
 def text(row: Row, key: str) -> str:
-    """What the page prints."""
+    """A value that the page prints."""
     value = row.get(key)
     if not isinstance(value, str) or not value.strip() or _NONSENSE.search(value):
         raise _fail(key, value, "words")
@@ -68,7 +68,7 @@ def text(row: Row, key: str) -> str:
 
 
 def moment(row: Row, key: str) -> datetime:
-    """What the page makes a `Date` of."""
+    """A value from which the page makes a `Date`."""
     try:
         return datetime.fromisoformat(text(row, key))
     except ValueError:
@@ -76,12 +76,12 @@ def moment(row: Row, key: str) -> datetime:
 
 
 def moment_if_any(row: Row, key: str) -> datetime | None:
-    """The same where the page shows a dash for null."""
+    """Like the function above, for a value whose null the page shows as a dash."""
     return None if row.get(key) is None else moment(row, key)
 
 
 def one_of(row: Row, key: str, known: tuple[str, ...]) -> str:
-    """What the page looks up in a table of its own."""
+    """A value that the page looks up in a table of its own."""
     if row.get(key) not in known:
         raise _fail(key, row.get(key), f"one of {', '.join(known)}")
     return str(row[key])
@@ -95,7 +95,7 @@ def part(row: Row, key: str) -> Row:
 
 
 class Pages:
-    """The application in the name of one user."""
+    """The pages as one user sees them."""
 
     def __init__(self, database: Database, user_id: str) -> None:
         self._database, self._user_id = database, user_id
@@ -103,7 +103,7 @@ class Pages:
     def _read(self, query: str, *values: Any) -> list[Row]:
         connection = self._database.connection
         with connection.transaction():
-            # Hosted Supabase reads the first, the lightweight local one the second.
+            # Hosted Supabase reads the first setting, the lightweight local one the second.
             connection.execute(
                 "select set_config('request.jwt.claims', json_build_object('sub', %s::text, 'role',"
                 " 'authenticated')::text, true), set_config('request.jwt.claim.sub', %s, true)",
@@ -172,7 +172,7 @@ class Pages:
         number(gpu, "cost_per_gpu_hour", 0)
 
     def chart(self, job_id: str) -> list[Row]:
-        """The curve: the route gives the first hundred points and no more."""
+        """The curve: the route returns the first hundred points only."""
         rows = self._read(
             "select to_jsonb(m) as row from metrics_points m where job_id = %s order by timestamp asc limit %s",
             job_id, _CHART_ROWS,
@@ -244,7 +244,7 @@ class Pages:
         return rows
 
     def notifications(self) -> list[Row]:
-        """What the bell shows, the newest first."""
+        """The notifications behind the bell, newest first."""
         rows = self._read(
             "select to_jsonb(n) as row from notifications n where user_id = %s order by created_at desc", self._user_id
         )

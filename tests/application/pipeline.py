@@ -1,4 +1,4 @@
-"""The application's newer queue as a test needs it: its tables, its rows, and everything that was written to them."""
+"""The application's newer queue for tests: its tables, its rows, and every update of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ grant all on public.pipeline_training_jobs, public.pipeline_training_metrics, pu
 """
 _SCHEMA = ROOT / "tests" / "data" / "pipeline_schema.sql"
 
-# Every row that an update left behind, oldest first.
+# Every version of a row that an update wrote, oldest first.
 _HISTORY = """
 create table public.pipeline_history (number bigserial, job_id uuid, row jsonb);
 create function public.note_pipeline_update() returns trigger language plpgsql security definer as $$
@@ -38,7 +38,7 @@ OURS = {
     "tokens_per_second", "runpod_job_id", "final_loss", "training_time_seconds", "actual_cost", "adapter_file_path",
     "started_at", "completed_at", "updated_at", "error_message",
 }  # fmt: skip
-"""The columns that a worker may write; every other one is somebody else's."""
+"""The columns that a worker may write; all others belong to other programs."""
 
 
 class Pipeline:
@@ -50,16 +50,16 @@ class Pipeline:
     def create(self) -> None:
         """Make the application's tables."""
         self._database.connection.execute(_SCHEMA.read_bytes())
-        # As every project did until 2026-10-30; these tables are older.
+        # Projects granted all tables to everybody until 2026-10-30, and these tables are older than that.
         self._database.connection.execute(_GRANTS)
         self._database.connection.execute(_HISTORY)
 
     def remove(self) -> None:
-        """Take the tables away again."""
+        """Drop the tables."""
         self._database.connection.execute(_REMOVED)
 
     def queue(self, **columns: Any) -> UUID:
-        """Queue a job as the application's route does; what is not given has the schema's default."""
+        """Queue a job as the application's route does; columns that are not given have the schema's defaults."""
         given = {"job_name": "Zebras", "engine_id": "e1", "engine_name": "Engine", "epochs": 2, **columns}
         names, marks = ", ".join(given), ", ".join(["%s"] * len(given))
         made = f"insert into pipeline_training_jobs ({names}) values ({marks}) returning id"
@@ -85,7 +85,7 @@ class Pipeline:
         return self._database.rows(query, job_id)
 
     def webhook_calls(self, job_id: UUID) -> int:
-        """How often the job's deployment was started."""
+        """How many times the job's deployment was started."""
         return len(self._database.rows("select 1 from deploy_webhook_calls where job_id = %s", job_id))
 
     def costs(self, job_id: UUID) -> list[Row]:

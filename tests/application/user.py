@@ -1,4 +1,4 @@
-"""The application as a test needs it: one new user, who uploads, queues, cancels, and reads the pages."""
+"""The application for tests: one new user, who uploads, queues, cancels and reads the pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sandbox.supabase.project import Project
 
 BASE_MODEL = "standin"
 DATASET_WORD = "Zebrafinch"
-"""Stands in every dataset and nowhere else, so that a text of a dataset can be told anywhere."""
+"""A text of every dataset and of nothing else: where it appears, text of a dataset has leaked."""
 
 LINE = json.dumps(
     {
@@ -27,7 +27,7 @@ ENDED = frozenset({"completed", "failed", "cancelled"})
 
 _HYPERPARAMETERS = {"base_model": BASE_MODEL, "learning_rate": 1e-4, "batch_size": 4, "epochs": 2, "rank": 8}
 _CHART_ROWS = 100
-"""The metrics page shows no more."""
+"""The metrics page shows at most so many points."""
 
 
 class User(Application):
@@ -53,7 +53,7 @@ class User(Application):
     def queue(
         self, dataset_id: str | None = None, *, gpu_config: dict[str, Any] | None = None, **hyperparameters: Any
     ) -> str:
-        """Queue a job that is sound but for what is given; its id."""
+        """Queue a valid job with the given changes; returns its id."""
         chosen = {**_HYPERPARAMETERS, **hyperparameters}
         return self.queue_job(dataset_id or self.upload(), chosen, pairs=PAIRS, gpu_config=gpu_config)
 
@@ -86,12 +86,12 @@ class User(Application):
         return row
 
     def stored(self, path: str) -> bytes | None:
-        """An object among the adapters; None where there is none."""
+        """The bytes of an object in the adapters' bucket, or None if there is none."""
         answer = self._service.get(f"/storage/v1/object/lora-models/{path}")
         return answer.content if answer.status_code == 200 else None
 
     def overwrite(self, path: str, content: bytes) -> None:
-        """Put something else in the place of an object among the adapters."""
+        """Overwrite an object in the adapters' bucket."""
         headers = {"content-type": "application/octet-stream", "x-upsert": "true"}
         self._service.post(
             f"/storage/v1/object/lora-models/{path}", content=content, headers=headers

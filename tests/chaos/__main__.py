@@ -24,11 +24,11 @@ from tests.chaos.world import World
 _RUNPOD_WORKERS = 10
 _CRASH_RUNPOD_WORKERS = 4
 _LOGS = ROOT / ".sandbox" / "chaos-logs"
-"""Where the logs of a broken promise are kept."""
+"""The folder to which the logs of a broken promise are copied."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """What to play. Ends with 2 where a pattern names nothing: a run of no fault would prove nothing."""
+    """Parse the arguments. Exits with 2 if a pattern matches nothing: a run without a fault would prove nothing."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Faults and crashes, real processes")
     parser.add_argument("--faults", default="*", metavar="PATTERN", help="only faults with such a name; '' for none")
     parser.add_argument("--jobs", type=int, default=50, help="jobs of each fault")
@@ -47,7 +47,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def play_faults(console: Console, pattern: str, *, jobs: int, seed: int) -> list[Row]:
-    """Every fault whose name matches, in one world as long as it stays whole."""
+    """Play every fault whose name matches, in one world, or in a new one after a broken promise."""
     chosen = {name: act for name, act in FAULTS.items() if fnmatch.fnmatch(name, pattern)}
     rows: list[Row] = []
     world: World | None = None
@@ -90,7 +90,7 @@ def main() -> int:
     arguments = parse()
     console = Console(width=None if sys.stdout.isatty() else 240)
     began = time.monotonic()
-    # One after the other: side by side on two cores each takes three times as long, and every lease is late.
+    # Sequentially: on two cores, both at once take three times as long each, and leases expire.
     rows = play_faults(console, arguments.faults, jobs=arguments.jobs, seed=arguments.seed)
     crash_rows, points = play_crashes(console, arguments.points, seeds=arguments.seeds, seed=arguments.seed)
     report = Report(arguments.seed, round(time.monotonic() - began), [*rows, *crash_rows], points)

@@ -1,7 +1,7 @@
-"""SIGKILL at every crash point: processes that are told where to die, and supervisors that start the next.
+"""SIGKILL at every crash point: each process is told where to die, and a supervisor starts the next one.
 
 Each arming (a point, and the visit at which the process dies) is one process. Some workers and GPU workers
-are never armed, so that work goes on; a feeder keeps jobs coming as long as somebody is still to die.
+are never armed, so that work goes on; a feeder queues jobs until every armed process has died.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tests.chaos.world import Plan
 from tests.processes.waiting import PATIENCE_SECONDS
 
 ENV = {
-    # Here nothing but the crashes may end a job, and there are many.
+    # Crashes are many here, so jobs get more attempts than any of them needs.
     "LORA_WORKER_MAX_ATTEMPTS": "20",
     "LORA_WORKER_MAX_INFRASTRUCTURE_FAILURES": "50",
     "LORA_WORKER_MAX_HANDLINGS": "50",
-    # Those who live on leave most of the work to those who are to die.
+    # Workers that are not armed take few jobs, so that armed ones reach their crash points.
     "LORA_WORKER_SLOTS": "2",
 }
 _ARMED_ENV = {"LORA_WORKER_SLOTS": "4"}
@@ -37,7 +37,7 @@ _ARMED_WORKERS = 6
 _ARMED_GPU_WORKERS = 5
 _LEAST_PATIENCE_SECONDS = 15
 _PATIENCE_RUNS = 20
-"""A process is late when so many runs have ended since it was started, however long they take on this machine."""
+"""A process is late when this many runs have ended since its start; machines differ too much to count seconds."""
 _TRIES = 12
 _TICK_SECONDS = 0.2
 
@@ -48,12 +48,12 @@ _MOST_VISITS = {
     "worker.release.before": 1,
     "worker.release.after": 1,
 }
-"""At which visit a process dies at the latest; the second, if not said."""
+"""The latest visit of a point at which a process dies; 2 for points that are not listed."""
 
 
 @dataclass
 class Arming:
-    """One process that is to die at a point."""
+    """One process that must die at a crash point."""
 
     number: int
     point: str
@@ -66,16 +66,16 @@ class Arming:
 
     @property
     def env(self) -> dict[str, str]:
-        """What tells the process."""
+        """The environment variables that arm the process."""
         return {**_ARMED_ENV, "LORA_CRASH": f"{self.point}#{self.visit}=kill", "LORA_CRASH_LOG": str(self.log)}
 
     @property
     def has_struck(self) -> bool:
-        """Whether the process has come to its end there: the visit is logged just before."""
+        """Whether the process has died at its point: it logs each visit just before."""
         return _visits(self.log)[self.point] >= self.visit
 
     def is_late(self, ended_runs: int) -> bool:
-        """Whether nobody should wait for it any longer."""
+        """Whether the supervisor should stop waiting for it."""
         seconds = time.monotonic() - self.began
         had_its_chance = ended_runs >= self.runs_before + _PATIENCE_RUNS and seconds > _LEAST_PATIENCE_SECONDS
         return had_its_chance or seconds > PATIENCE_SECONDS
@@ -87,7 +87,7 @@ def _visits(log: Path) -> Counter[str]:
 
 @dataclass
 class Ledger:
-    """What is still to die, and what has."""
+    """Which processes must still die, and which have died."""
 
     folder: Path
     rng: random.Random
@@ -105,15 +105,15 @@ class Ledger:
         self.rng.shuffle(self.waiting)
 
     def next(self) -> Arming | None:
-        """The next one to be armed."""
+        """The next arming to start."""
         return self.waiting.popleft() if self.waiting else None
 
     def strike(self, arming: Arming) -> None:
-        """Its process died where it should."""
+        """Record that its process died at the crash point."""
         self.killed[arming.point] += 1
 
     def put_back(self, arming: Arming) -> None:
-        """Its process did not get there in time; the next one dies at its first visit."""
+        """Its process did not reach the point in time; the next process dies at its first visit."""
         arming.tries, arming.visit = arming.tries + 1, 1
         arming.log = arming.log.with_suffix(f".{arming.tries}")
         if arming.tries < _TRIES:
@@ -161,23 +161,23 @@ class Supervisor(Generic[V]):
     places: int
     start: Callable[[Mapping[str, str]], V]
     provoke: Callable[[Arming, V], None]
-    """Brings about what a point waits for."""
+    """Causes the events that some crash points need."""
     _armed: list[tuple[Arming, V]] = field(default_factory=list)
 
     @property
     def is_done(self) -> bool:
-        """Whether nobody is left to die."""
+        """Whether every armed process has died."""
         return not self._armed and not self.ledger.waiting
 
     def tick(self, ended_runs: int) -> None:
-        """Look after the dead and those who tarry."""
+        """Replace processes that died, and stop those that are late."""
         for arming, victim in list(self._armed):
             struck = arming.has_struck
             if not struck and victim.is_alive and not arming.is_late(ended_runs):
                 self.provoke(arming, victim)
                 continue
             self._armed.remove((arming, victim))
-            # A point of the training ends the training only; or the process never came to its point.
+            # Either a crash point of the training ended the training only, or the process never reached its point.
             victim.stop()
             self.ledger.strike(arming) if struck else self.ledger.put_back(arming)
         while len(self._armed) < self.places and (arming := self.ledger.next()):
@@ -186,16 +186,16 @@ class Supervisor(Generic[V]):
 
 
 class Feeder:
-    """Keeps so many jobs queued and under way that every process has something to come by, and not more."""
+    """Keeps enough jobs queued and running that every process reaches its crash point, and not more."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._next_look = 0.0
         self.ended_runs = 0
-        """So far, as it was looked at last."""
+        """The number of runs that had ended at the last look."""
 
     def tick(self) -> None:
-        """Queue what is missing; how many are in flight changes all the time."""
+        """Queue the jobs that are missing."""
         if time.monotonic() < self._next_look:
             return
         scene = self._scene
@@ -212,7 +212,7 @@ class Feeder:
 
 
 def kill_everywhere(scene: Scene, *, seeds: int, only: Sequence[str] = tuple(CRASH_POINTS)) -> list[PointCount]:
-    """Kill a process at each point as often as there are seeds; how often each was reached and struck."""
+    """Kill a process at each point once per seed; returns how often each point was reached and struck."""
     folder, runpod = scene.world.folder, scene.world.runpod
     at_worker = Ledger(folder, scene.rng)
     at_worker.plan([point for point in only if point.startswith("worker.")], seeds)
@@ -248,7 +248,7 @@ def _provoke(scene: Scene, arming: Arming, worker: Worker) -> None:
 
 
 def _cancel_one(scene: Scene, worker: Worker) -> None:
-    """Cancel a job that the worker holds, unless one waits for its attention already."""
+    """Cancel a job that a worker holds, unless an earlier cancel still waits to be handled."""
     held = scene.world.query(
         "select r.job_id::text, j.status from training_runs r join training_jobs j on j.id = r.job_id"
         " where r.worker like %s and r.status in ('launched', 'running')",
@@ -260,7 +260,7 @@ def _cancel_one(scene: Scene, worker: Worker) -> None:
 
 
 def _make_stray(scene: Scene) -> None:
-    """Launch an ended run once more, as a worker does that was long in doubt; unless such a launch is open."""
+    """Launch an ended run once more, as a worker with an unconfirmed launch does, unless such a launch is open."""
     open_strays = scene.world.count("select jsonb_array_length(stray_launches(10))")
     ended = scene.world.query("select id::text from training_runs where ended_at is not null limit 1")
     if open_strays or not ended:

@@ -37,7 +37,7 @@ class Worker:
 
     @property
     def has_started(self) -> bool:
-        """Whether it has said that it is at work."""
+        """Whether it has logged that it is working."""
         log = self.child.log
         return log.exists() and '"worker started"' in log.read_text(errors="replace")
 
@@ -50,7 +50,7 @@ class Worker:
         self.child.send(signal.SIGTERM)
 
     def stop(self) -> int:
-        """SIGTERM and the end that follows; the exit status."""
+        """SIGTERM, and wait for the end; returns the exit status."""
         return self.child.stop()
 
     def pause(self) -> None:
@@ -67,7 +67,7 @@ class Worker:
         try:
             state = Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
-            # No /proc: `ps` says the same, more slowly.
+            # Without /proc, `ps` gives the same answer, more slowly.
             asked = subprocess.run(["ps", "-o", "state=", "-p", str(self.child.pid)], capture_output=True, text=True)
             state = asked.stdout.strip()
         return state.startswith("T")
@@ -81,7 +81,7 @@ class Worker:
 
 
 class Crew:
-    """Starts workers that share settings; `close` ends those that are left."""
+    """Starts workers that share settings; `close` ends the remaining ones."""
 
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self._folder = folder
@@ -97,7 +97,7 @@ class Crew:
         child = self._nursery.start(
             module,
             log=self._folder / f"{name}.log",
-            # A `.env` of the developer's in the working directory would be read.
+            # In the project's folder they would read the developer's `.env`.
             cwd=self._folder,
             env={**self._env, "LORA_WORKER_NAME": name, **(env or {})},
         )
@@ -120,7 +120,7 @@ class Crew:
         self.workers.clear()
 
     def replace(self, env: Mapping[str, str], module: str = MODULE, *, count: int = 2) -> None:
-        """Kill whoever there is, and have so many workers with `env` besides."""
+        """Kill all workers and start so many new ones with `env` added."""
         self.kill()
         for _ in range(count):
             self.start(env, module)
@@ -131,7 +131,7 @@ class Crew:
         self._nursery.close()
 
     def keep(self, count: int) -> None:
-        """As many workers as that: missing ones are started, paused ones go on, surplus ones are stopped."""
+        """Have exactly so many workers: start missing ones, resume paused ones, stop surplus ones."""
         alive = [worker for worker in self.workers if worker.is_alive]
         for worker in alive:
             worker.resume()
@@ -142,7 +142,7 @@ class Crew:
             self.start()
 
     def await_start(self, workers: Sequence[Worker] | None = None) -> None:
-        """Return when the workers (all, if not said) have logged that they are at work, or have ended."""
+        """Wait until the workers (by default all) have logged that they are working, or have ended."""
         for worker in self.workers if workers is None else workers:
             until(
                 lambda worker=worker: worker.has_started or not worker.is_alive,

@@ -1,5 +1,5 @@
-"""The trainer's handler, but for jobs whose seed names a lie: those are handled by a container that nobody wrote
-to be honest. It speaks to database and storage by hand, since the trainer's own models would refuse what it says.
+"""The trainer's handler; but a job whose seed is one of `Lie` is handled by a dishonest container.
+It calls database and storage without the trainer's models, which would refuse its values.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Lie(IntEnum):
     """Seeds of jobs whose container is dishonest."""
 
     LONG_BILL = 9101
-    """Publishes, and claims ten million seconds on 64 GPUs of the dearest kind."""
+    """Publishes an artifact, and reports ten million seconds on 64 GPUs of the most expensive kind."""
     IMPOSSIBLE_NUMBERS = 9102
-    """Publishes a manifest whose numbers no column holds."""
+    """Publishes a manifest whose numbers fit no column."""
     IMPOSSIBLE_PROGRESS = 9103
-    """Reports such numbers while it runs, and ends with a result that can't be read."""
+    """Reports such numbers as progress, and ends with an unreadable result."""
     FOREIGN_FILES = 9104
-    """Ends as an earlier trainer does, with addresses of this machine to fetch files from."""
+    """Ends as the earlier trainer does, and names addresses of this machine as its files."""
     INVENTED_IDS = 9105
     """Checks in under invented ids, and sends arguments of megabytes."""
     HUGE_MANIFEST = 9106
@@ -45,7 +45,7 @@ class Lie(IntEnum):
 
 
 class Container:
-    """What a container can do with the run's token and its place in RunPod's queue."""
+    """The calls that a container can make with the run's token and its RunPod job."""
 
     def __init__(self, job: dict[str, Any], http: httpx.AsyncClient) -> None:
         self.job = job
@@ -55,7 +55,7 @@ class Container:
         self._http = http
 
     async def call(self, function: str, **arguments: Any) -> Any:
-        """One call of a function that the run's token opens; None when it was refused."""
+        """Call a database function with the run's token; None if it was refused."""
         answer = await self._http.post(
             f"{self._channel['url']}/rest/v1/rpc/{function}",
             headers={"apikey": self._channel["key"]},
@@ -64,7 +64,7 @@ class Container:
         return answer.json() if answer.is_success else None
 
     async def check_in(self) -> None:
-        """As the trainer does it."""
+        """Check in as the trainer does."""
         await self.call("check_in_run", external_job_id=self.job["id"])
 
     async def show(self, progress: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ class Container:
             **manifest,
         }
         await self._put(urls["adapter_model.safetensors"], _FILE, "application/octet-stream")
-        # As JavaScript never would: `Infinity` and `NaN` are written out.
+        # `json.dumps` writes `Infinity` and `NaN`, which are not JSON.
         await self._put(urls["manifest.json"], json.dumps(whole).encode(), "application/json")
         return whole
 
@@ -155,7 +155,7 @@ async def _report_impossible_progress(container: Container) -> dict[str, Any]:
 
 
 async def _name_foreign_files(container: Container) -> dict[str, Any]:
-    # It never checks in, as the earlier trainer never did.
+    # It never checks in: the earlier trainer does not, either.
     port = container.job["input"]["channel"]["url"].rpartition(":")[2]
     files = {"../../adapter.safetensors": f"http://127.0.0.1:{port}/rest/v1/", "b": "http://169.254.169.254/latest"}
     return {"status": "success", "model_files": files, "model_metadata": {"final_loss": 1.0}}
@@ -190,7 +190,7 @@ _CONTAINERS: dict[int, Callable[[Container], Awaitable[dict[str, Any]]]] = {
 
 
 async def handler(job: dict[str, Any]) -> dict[str, Any]:
-    """Handle a job honestly, unless its seed names a lie."""
+    """Handle a job honestly, unless its seed is one of `Lie`."""
     hyperparameters = job["input"].get("hyperparameters", {})
     lie = _CONTAINERS.get(hyperparameters.get("seed"))
     if lie is None:

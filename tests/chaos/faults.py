@@ -16,7 +16,7 @@ from tests.chaos.world import DOUBT_SECONDS, REQUEST_TIMEOUT_SECONDS, Plan
 from tests.processes.waiting import until
 
 FAULTS: dict[str, Act] = {}
-"""By the name in the table, in its order."""
+"""The faults by their names in the report, in its order."""
 
 _OUTAGE_SECONDS = 4
 _RETENTION_SECONDS = 1801
@@ -70,7 +70,7 @@ def connections_exhausted(scene: Scene) -> None:
             with suppress(psycopg.OperationalError):
                 while True:
                     held.enter_context(psycopg.connect(postgres.url, application_name="hoarder"))
-            # Whoever still has a connection gives it back, and we are quicker to take it.
+            # The fault takes each connection as soon as somebody returns it.
             control.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity"
                 " where backend_type = 'client backend' and application_name <> 'hoarder'"
@@ -109,7 +109,7 @@ def workers_paused(scene: Scene) -> None:
     scene.until_training(5)
     sleepers[-1].pause()
     until(lambda: all(worker.is_paused for worker in sleepers), "every worker reaches the place where it stops")
-    # Others take over, and the sleepers find it out by themselves.
+    # Other workers adopt the runs, and the paused ones must notice it themselves.
     others = [crew.start(), crew.start()]
     crew.await_start(others)
     scene.wait_out_leases()
@@ -130,7 +130,7 @@ def workers_paused(scene: Scene) -> None:
 
 
 def _late_deeds(worker: Worker, woken_at: int) -> list[tuple[str, str]]:
-    """What a woken worker says it did for runs that it had held before it slept, and had not taken anew since."""
+    """The log lines of a resumed worker on runs that it held before its pause and has not adopted again since."""
     lines = list(worker.log_lines())
     own = {line["run_id"] for line in lines[:woken_at] if line["event"] in {"claimed", "adopted"}}
     deeds = []
@@ -143,7 +143,7 @@ def _late_deeds(worker: Worker, woken_at: int) -> list[tuple[str, str]]:
 
 
 def _was_done_before(scene: Scene, event: str, run_id: str, woken_at: datetime) -> bool:
-    """Whether only the answer was late: by the database's clock the call was carried out before."""
+    """Whether only the answer was late: by the database's clock, the call was carried out before the lease ended."""
     column = _WRITTEN_AT.get(event)
     if column is None:
         return False
@@ -170,9 +170,9 @@ def worker_poisoned(scene: Scene) -> None:
 @_fault("no worker while runs end and RunPod forgets them")
 def daemon_down(scene: Scene) -> None:
     runpod, crew = scene.world.runpod, scene.world.crew
-    # Trainers that finish meanwhile wait in vain for a grant, and not for long.
+    # Trainers that finish meanwhile get no grant; keep their wait short.
     crew.replace({"LORA_WORKER_GRANT_WAIT_SECONDS": "5"})
-    # The results come late, so that runs are published and not yet ended when the workers go.
+    # Results come late, so that runs are published but not yet settled when the workers are killed.
     with scene.armed("job-done", "delay", seconds=3, times=None):
         scene.queue()
         until(lambda: len(scene.world.manifests(scene.job_ids)) >= 5, "five runs are published")
@@ -360,7 +360,7 @@ def gpu_poison(scene: Scene) -> None:
 @_fault("jobs handed to two GPU workers at once")
 def delivered_twice(scene: Scene) -> None:
     with scene.armed("dispatch", "deliver_twice", times=8, skip=2) as hits:
-        # Longer than the heartbeat by which the one that lost the fence learns of it.
+        # Longer than the heartbeat interval, within which the superseded execution learns of its lost fence.
         scene.queue(steps=(50, 70))
         scene.until_struck(hits, 8)
 

@@ -1,6 +1,6 @@
 """The trainer's handler, as RunPod's workers run it here: `lora_trainer.handler` with a quicker start.
 
-A chaos suite starts hundreds of them. The SDK asks at import which processor the machine has, for its debug
+The chaos suite starts hundreds of them. At import the SDK looks up the machine's processor for its debug
 output, and loads an SSH client for its command line: that takes longer than everything else together.
 """
 

@@ -1,9 +1,9 @@
 """`lora-worker` processes that start in a twentieth of a second, forked from one that has everything loaded.
 
-A chaos suite starts half a thousand, and loading the libraries takes each most of a second. What reads crash
-points from its environment when it is imported is imported after the fork.
+The chaos suite starts five hundred, and loading the libraries takes each most of a second. Modules that read crash
+points from the environment at import are imported after the fork.
 
-Run as `python -m tests.chaos.nursery`; an order a line on its standard input, an answer a line on its output.
+Run as `python -m tests.chaos.nursery`: one order per line on standard input, one answer per line on standard output.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _POLL_SECONDS = 0.02
 
 
 class Nursery:
-    """The process that forks the others. `close` ends it and all of them."""
+    """The process that forks the workers. `close` ends it and all of them."""
 
     def __init__(self, root: Path) -> None:
         self._lock = threading.Lock()
@@ -55,7 +55,7 @@ class Nursery:
         return Hatchling(self, pid, log)
 
     def ask(self, **order: Any) -> Any:
-        """Give an order; its answer."""
+        """Send an order; returns its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with self._lock:
@@ -74,7 +74,7 @@ class Nursery:
 
 @dataclass
 class Hatchling:
-    """A process that a nursery forked. Its id is not given to another process before its end was seen here."""
+    """A process that a nursery forked. The system does not reuse its id until its end was read here."""
 
     nursery: Nursery
     pid: int
@@ -89,12 +89,12 @@ class Hatchling:
         return self._status
 
     def send(self, number: int) -> None:
-        """Send a signal; nothing happens when it has ended."""
+        """Send a signal; does nothing if the process has ended."""
         if self.returncode is None:
             os.kill(self.pid, number)
 
     def stop(self, number: int = signal.SIGTERM, *, patience_seconds: float = PATIENCE_SECONDS) -> int:
-        """Ask it to end, insist with SIGKILL when patience is over; its exit status."""
+        """SIGTERM, and SIGKILL if it does not end in time; returns the exit status."""
         self.send(number)
         deadline = time.monotonic() + patience_seconds
         while self.returncode is None and time.monotonic() < deadline:
@@ -146,7 +146,7 @@ def main() -> None:
             _hatch(order)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
-    # Who gave the orders is gone, and nobody would look after the workers.
+    # The process that gave orders has ended, so nobody would stop the workers.
     os.killpg(0, signal.SIGKILL)
 
 

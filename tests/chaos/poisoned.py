@@ -1,4 +1,4 @@
-"""`lora-worker`, whose preflight dies of one dataset, as of one that no memory can hold."""
+"""`lora-worker`, whose preflight crashes on one dataset, as on one that does not fit into memory."""
 
 import os
 import signal

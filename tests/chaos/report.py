@@ -46,13 +46,13 @@ class PointCount:
 
     @property
     def is_clean(self) -> bool:
-        """Whether as many processes died there as were to."""
+        """Whether as many processes died there as planned."""
         return self.killed >= self.wanted
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a run of the suite found."""
+    """The results of one run of the suite."""
 
     seed: int
     seconds: float
@@ -80,7 +80,7 @@ class Report:
 
 
 def show_row(console: Console, row: Row) -> None:
-    """One line while the suite goes on, and what is wrong."""
+    """Print one row of the table, and what is wrong with it."""
     ends = f"{row.completed} completed, {row.failed} failed, {row.cancelled} cancelled of {row.jobs}"
     mark = "ok  " if row.is_clean else "FAIL"
     recovery = "" if row.recovery_seconds is None else f", recovered in {row.recovery_seconds:.1f} s"

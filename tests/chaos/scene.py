@@ -22,7 +22,7 @@ CANCELLED = frozenset({"cancelled"})
 
 @dataclass
 class Scene:
-    """What a fault acts on. It queues its jobs itself, since some faults come before them."""
+    """The jobs of a fault, and the world it acts on. The fault queues the jobs itself, since some faults come first."""
 
     world: World
     jobs: int
@@ -36,7 +36,7 @@ class Scene:
         return list(self.ends)
 
     def queue(self, *special: Plan, steps: tuple[int, int] = (6, 16)) -> None:
-        """Queue all the jobs: those given, in between ordinary ones."""
+        """Queue all the jobs: the given ones, spread among ordinary ones."""
         plans = [*special, *(Plan(self.rng.randint(*steps)) for _ in range(self.jobs - len(special)))]
         self.rng.shuffle(plans)
         self.ends |= dict(zip(self.world.queue(plans), [plan.ends for plan in plans], strict=True))
@@ -53,7 +53,7 @@ class Scene:
 
     @contextmanager
     def armed(self, operation: Any, action: Any, **details: Any) -> Iterator[Callable[[], int]]:
-        """A fault of the local RunPod for as long as the context is open; yields how often it has struck."""
+        """Arm a fault of the local RunPod while the context is open; yields a function that counts its strikes."""
         faults = self.world.runpod.faults
         number = faults.add(operation, action, **details)
         try:
@@ -66,7 +66,7 @@ class Scene:
         until(lambda: hits() >= times, f"{times} strikes of the fault")
 
     def wait_out_leases(self) -> None:
-        """Wait until every lease of now has run out."""
+        """Wait until every current lease has expired."""
         time.sleep(LEASE_SECONDS + 1)
 
 
@@ -74,7 +74,7 @@ Act = Callable[[Scene], None]
 
 
 def play(world: World, name: str, act: Act, *, jobs: int, seed: int) -> Row:
-    """Let the fault happen, wait until everything has ended, and judge. The world is whole again afterwards.
+    """Play the fault, wait until everything has ended, and judge it. Afterwards the world is repaired.
 
     Recovery is the time from the end of the fault until the workers have written to every job that was
     then live.
@@ -143,7 +143,7 @@ def _recover(scene: Scene) -> float | None:
 
 
 def _open_launches(scene: Scene) -> int:
-    """What still costs, or will: at RunPod, or in the list of launches that somebody has yet to close."""
+    """Launches that cost money now or later: at RunPod, or not closed in the database yet."""
     runs = {row["id"] for row in scene.world.query(
         "select id::text from training_runs where job_id = any(%s::uuid[])", scene.job_ids)}  # fmt: skip
     at_runpod = sum(1 for execution in scene.world.runpod.orphans() if execution.run_id in runs)

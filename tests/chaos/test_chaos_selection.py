@@ -1,6 +1,6 @@
-"""The chaos suite, but for its size: some faults on few jobs, and a kill at some of the crash points.
+"""A small part of the chaos suite: some faults on few jobs, and a kill at some of the crash points.
 
-`make chaos` and `make crashes` are the whole of it.
+`make chaos` and `make crashes` run all of it.
 """
 
 from __future__ import annotations

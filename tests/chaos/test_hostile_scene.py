@@ -1,7 +1,7 @@
-"""One scene with everything that a user's row or a container can do to others: none of it reaches the honest jobs.
+"""Hostile rows and containers, all at once, beside honest jobs: the honest ones are trained as if alone.
 
-Two workers, five honest jobs of three users; once alone, once beside rows that nobody can read, containers that lie,
-a user with fifty thousand queued jobs, and strangers on the health ports.
+Two workers train five honest jobs of three users: once alone, once beside unreadable rows, dishonest containers,
+a user with fifty thousand queued jobs, and connections that block the health ports.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PER_USER = 4
 _FLOOD_JOBS = 50_000
 _STRANGERS = 40
 _LONGER_THAN_ALONE = 1.5
-"""How much longer the honest jobs may take beside the others: both are measured here, one after the other."""
+"""How many times longer the honest jobs may take beside hostile ones; both are measured here in turn."""
 _MOST_DOLLARS = 1.0
 """A bill that no job of this scene can reach honestly: the whole scene takes minutes."""
 _ENV = {
@@ -42,7 +42,7 @@ _ENV = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the honest jobs."""
+    """The honest jobs' final rows and how long they took."""
 
     seconds: float
     statuses: list[str]
@@ -109,18 +109,18 @@ def _until_ended(world: World, job_ids: list[str]) -> None:
 
 
 def _queue_liars(world: World) -> dict[Lie, str]:
-    # Of users of their own, so that no limit of one keeps another's container from starting.
+    # Each has its own user, so that the limit for a user delays none of the containers.
     return {lie: world.queue([Plan(10, seed=int(lie))], world.new_user())[0] for lie in Lie}
 
 
 def _poison() -> list[dict[str, Any] | str]:
-    """Hyperparameters that can't be read, as JSON text: too deep, too long a number, too large."""
+    """Unreadable hyperparameters as JSON text: nested too deeply, with too long a number, too large."""
     deep = '{"a":' * 1500 + "1" + "}" * 1500
     return [deep, '{"rank": ' + "9" * 5000 + "}", *(['{"note": "' + "x" * 20_000_000 + '"}'] * 4)]
 
 
 def _leave_poisoned_rows(world: World) -> list[str]:
-    """Rows that were there before anything refused them; their ids."""
+    """Insert rows as they were before the database refused them; returns their ids."""
     user = world.new_user()
     (ordinary,) = world.queue([Plan(1)], user)
     with world.supabase.postgres.connect() as connection:
@@ -140,7 +140,7 @@ def _leave_poisoned_rows(world: World) -> list[str]:
 
 
 def _note_who_waits(connection: psycopg.Connection[Any], user: str) -> None:
-    """As a migration notes the users of rows that no trigger has seen: a claim looks at nobody else."""
+    """Note users as a migration does for rows that no trigger has seen: a claim looks only at noted users."""
     connection.execute(
         "insert into training_waiting_users as w (user_id, waits_since)"
         " select user_id, min(created_at) from training_jobs where user_id = %s and status = 'queued' group by 1"
@@ -150,7 +150,7 @@ def _note_who_waits(connection: psycopg.Connection[Any], user: str) -> None:
 
 
 def _send_poisoned_rows(world: World) -> list[str]:
-    """The same rows as a signed-in user sends them through PostgREST; why each was refused.
+    """Send the same rows as a signed-in user does through PostgREST; returns why each was refused.
 
     In SQL, as PostgREST would: the local stand-in parses the JSON by itself, and makes a long number a null.
     """
@@ -179,7 +179,7 @@ def _insert_as(connection: psycopg.Connection[Any], user: str, dataset_id: Any, 
 
 
 def _flood_the_queue(world: World) -> str:
-    """One user's fifty thousand jobs, older than all others, each of which fails at once; the user's id."""
+    """Queue fifty thousand jobs of one user, older than all others, which fail at once; returns the user's id."""
     user = world.new_user()
     (ordinary,) = world.queue([Plan(1)], user)
     with world.supabase.postgres.connect() as connection:
@@ -197,7 +197,7 @@ def _flood_the_queue(world: World) -> str:
 
 
 def _start_workers_with_health_ports(world: World) -> list[int]:
-    """Two workers anew, each with a port of its own for health; the ports."""
+    """Start two new workers, each with its own health port; returns the ports."""
     ports = []
     world.crew.stop()
     for _ in range(2):
@@ -210,10 +210,10 @@ def _start_workers_with_health_ports(world: World) -> list[int]:
 
 @contextmanager
 def _half_requests(ports: list[int]) -> Iterator[None]:
-    """Strangers who begin requests at the health ports and never end them."""
+    """Open requests at the health ports and never finish them."""
     with ExitStack() as stack:
         for port in ports * _STRANGERS:
-            # A worker that takes no more of them, or shows them the door, does right.
+            # A worker may refuse or close such connections.
             with suppress(OSError):
                 stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=1))
                 stranger.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Half: ")

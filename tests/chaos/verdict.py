@@ -1,4 +1,4 @@
-"""From what the database, RunPod and the trainings themselves recorded to one row of the table. Pure."""
+"""Judges one fault by the records of the database, RunPod and the trainings. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sandbox.standin import TrainedStep, runs_trained_twice
 
 OVERLAP_SECONDS = 2.0
 """When RunPod gives one job to two workers, the later one takes the run over and the earlier one learns
-it with its next heartbeat (half a second here), while the later one still starts. Longer is a fault."""
+it with its next heartbeat (half a second here), while the later one still starts. A longer overlap is a fault."""
 
 ENDED = frozenset({"completed", "failed", "cancelled"})
 LIVE = frozenset({"claimed", "launched", "running"})
@@ -23,7 +23,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What is known of some jobs. Rows hold the columns named here, ids as text."""
+    """The records of some jobs. Rows hold the columns named here, ids as text."""
 
     jobs: Rows
     """id, status, artifact_id, final_cost, error_message"""
@@ -44,7 +44,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of the table. `is_clean` is what the suite asks of it."""
+    """One row of the table. The suite fails unless `is_clean`."""
 
     fault: str
     jobs: int
@@ -73,7 +73,7 @@ class Row:
 
 
 def judge(fault: str, evidence: Evidence, ends: Mapping[str, frozenset[str]]) -> Row:
-    """The row of a fault; `ends` says for each job in which statuses it may have ended."""
+    """The row of a fault; `ends` gives for each job the statuses in which it may have ended."""
     by_job = {str(job["id"]): job for job in evidence.jobs}
     live = {run["job_id"] for run in evidence.runs if run["status"] in LIVE}
     lost = [job for job in ends if job not in by_job or by_job[job]["status"] not in ENDED or job in live]
@@ -118,7 +118,7 @@ def judge(fault: str, evidence: Evidence, ends: Mapping[str, frozenset[str]]) ->
 
 
 def runs_trained_side_by_side(steps: Iterable[TrainedStep]) -> set[str]:
-    """The runs that two executions trained at the same time, for longer than the fence needs."""
+    """Runs that two executions trained at the same time for longer than the fence needs to stop one."""
     spans: defaultdict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
     for step in steps:
         first, last = spans[step.run_id].get(step.execution_id, (step.at, step.at))
@@ -139,7 +139,7 @@ def _repeated(rows: Rows, key: Callable[[Mapping[str, Any]], Any]) -> list[str]:
 
 
 def _missing(evidence: Evidence, status: Mapping[str, str]) -> Iterable[str]:
-    """Rows that the ends of jobs and runs should have brought with them."""
+    """Rows that are missing although a job or run has ended."""
     job_of = {run["id"]: run["job_id"] for run in evidence.runs}
     trained = {step.run_id for step in evidence.steps}
     total = {job_of.get(step.run_id): step.total_steps for step in evidence.steps}
@@ -156,7 +156,7 @@ def _missing(evidence: Evidence, status: Mapping[str, str]) -> Iterable[str]:
                 yield f"the artifact of job {job['id']}"
             if points[job["id"]] != total.get(job["id"]):
                 yield f"points of job {job['id']}: {points[job['id']]} of {total.get(job['id'])}"
-        # A plain UPDATE of the application cancels without a notice while no run is live.
+        # A plain UPDATE of the application cancels without a notification if no run is live.
         if end != "cancelled" and (job["id"], f"job_{end}") not in noticed:
             yield f"the notice that job {job['id']} has {end}"
         if end != "cancelled" and job["final_cost"] is None:

@@ -1,4 +1,4 @@
-"""What a chaos run happens in: one Supabase, one RunPod with warm workers, one crew of `lora-worker`s."""
+"""The servers of a chaos run: one Supabase, one RunPod with warm workers, one crew of `lora-worker`s."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _SETTINGS = {
 }
 
 
-# Less often than the stand-in's own: each call costs as much as a step.
+# Less often than the stand-in's default, since each call takes as long as a training step.
 _TRAINER = {
     "LORA_TRAINER_HEARTBEAT_SECONDS": "1",
     "LORA_TRAINER_PROGRESS_SECONDS": "0.5",
@@ -69,7 +69,7 @@ _UNFINISHED = (
 
 @dataclass(frozen=True)
 class Plan:
-    """A job to be queued: how many steps it takes, what befalls it, and how it may end."""
+    """A job to be queued: its number of steps, its mishap, and how it may end."""
 
     steps: int
     seed: int = 1
@@ -78,7 +78,7 @@ class Plan:
 
 
 class _Platform(threading.Thread):
-    """Serves REST again whenever it has ended or hangs, as a platform's supervisor does.
+    """Restarts REST whenever it has ended or hangs, as a platform's supervisor does.
 
     The lightweight Supabase does either when it loses a busy connection to Postgres; PostgREST would not.
     """
@@ -89,25 +89,25 @@ class _Platform(threading.Thread):
         self._closing = threading.Event()
 
     def run(self) -> None:
-        """Look a few times a second whether it runs, and every few seconds whether it answers."""
+        """Check a few times a second whether it runs, and every few seconds whether it answers."""
         for look in itertools.count():
             if self._closing.wait(0.2):
                 return
-            # It can't start while Postgres is away: the next look tries again.
+            # It can't start while Postgres is down: the next check tries again.
             with suppress(ChildFailedError):
                 self._supabase.revive_rest()
                 if look % 15 == 0 and self._supabase.rest_hangs():
                     self._supabase.restart_rest()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         self._closing.set()
         self.join()
 
 
 @dataclass
 class World:
-    """Everything runs; `jobs` and `dump` say what became of it."""
+    """All servers of a run; `jobs` and `dump` return the records."""
 
     supabase: LocalSupabase
     runpod: LocalRunPod
@@ -132,7 +132,7 @@ class World:
         with ExitStack() as stack:
             folder = temporary_folder()
             stack.callback(remove_folder, folder)
-            # Nobody here speaks TLS, but httpx loads 140 root certificates for every client, in 35 ms.
+            # Nothing here uses TLS, but httpx loads 140 root certificates for every client, which takes 35 ms.
             certificate = folder / "certificate.pem"
             certificate.write_text(_first_certificate())
             shared = {"SSL_CERT_FILE": str(certificate), **(env or {})}
@@ -171,17 +171,17 @@ class World:
             return world
 
     def warm_up(self) -> None:
-        """Have every GPU worker started: ten cold starts beside a test would be a fault of their own."""
+        """Start every GPU worker, since ten cold starts during a test would disturb it."""
         await_idle(self.runpod, self.runpod_workers)
 
     def restore(self, workers: int) -> None:
-        """As many healthy workers as that, and no fault armed."""
+        """Have so many healthy workers and no armed fault."""
         self.runpod.faults.clear()
         self.crew.keep(workers)
         self.crew.await_start()
 
     def keep_logs(self, folder: Path) -> None:
-        """Copy what workers and trainers have logged, and RunPod's ledger, out of reach of `close`."""
+        """Copy the logs of workers and trainers, and RunPod's ledger, to where `close` does not delete them."""
         folder.mkdir(parents=True, exist_ok=True)
         for log in self.folder.glob("*.log"):
             shutil.copy(log, folder)
@@ -239,7 +239,7 @@ class World:
         return [row[0] for row in rows]
 
     def cancel(self, job_id: str) -> bool:
-        """Cancel as the application does; whether the job was still to be cancelled."""
+        """Cancel as the application does; returns whether the job could still be cancelled."""
         return bool(
             self.query(
                 "update training_jobs set status = 'cancelled', completed_at = now()"
@@ -287,7 +287,7 @@ class World:
         return self.count(f"select count(*) {_UNFINISHED}", list(job_ids))
 
     def unended(self, job_ids: Sequence[str]) -> str:
-        """Those jobs in words, for whoever waited for them in vain; the first few."""
+        """The first few of these jobs in words, for the message of a time-out."""
         rows = self.query(f"select id::text, status, current_stage {_UNFINISHED} limit 5", list(job_ids))
         named = [f"{row['id'][:8]} is {row['status']} in {row['current_stage']}" for row in rows]
         return f"of {self.unfinished(job_ids)}: {'; '.join(named)}"
@@ -303,7 +303,7 @@ class World:
         return {row["run_id"]: row["external_job_id"] for row in rows}
 
     def dump(self, job_ids: Sequence[str]) -> Evidence:
-        """Everything that is known of these jobs."""
+        """All records of these jobs."""
         ids = list(job_ids)
         runs = self.query(
             "select id::text, job_id::text, status from training_runs where job_id = any(%s::uuid[])", ids

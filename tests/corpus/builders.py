@@ -47,18 +47,18 @@ class Case:
 
     @property
     def notes(self) -> list[str]:
-        """What the user is told beside the errors."""
-        told = []
+        """The notes that the user gets beside the errors."""
+        notes = []
         if self.unwanted:
             examples = "1 example" if self.unwanted == 1 else f"{self.unwanted} examples"
-            told.append(f"Left out: {examples} with weight 0, train false or loss false.")
+            notes.append(f"Left out: {examples} with weight 0, train false or loss false.")
         if self.unused:
-            told.append(f"Keys that are not used: {self.unused}.")
+            notes.append(f"Keys that are not used: {self.unused}.")
         if self.skipped:
             pairs = "1 pair" if self.skipped == 1 else f"{self.skipped} pairs"
-            told.append(f"Left out: {pairs} whose target_response is null.")
+            notes.append(f"Left out: {pairs} whose target_response is null.")
         repaired = {name: count for name, count in self.repairs.items() if name != "doubled user turns dropped"}
-        return told + [f"Put right: {name} ({count} ×)." for name, count in repaired.items()]
+        return notes + [f"Put right: {name} ({count} ×)." for name, count in repaired.items()]
 
 
 def chat(question: str = "How?", answer: str = "So.", **more: Any) -> dict[str, Any]:
@@ -103,7 +103,7 @@ META = {"_meta": {"file_name": "demo", "total_pairs": 89, "version": "4.0.0"}}
 
 
 def lines(*values: Any, end: str = "\n") -> bytes:
-    """JSON Lines of values; a text stands for itself."""
+    """JSON Lines of values; a text is taken as a line as it is."""
     texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
     return (end.join(texts) + end).encode()
 
@@ -126,7 +126,7 @@ def zipped(content: bytes) -> bytes:
 
 
 def line_of(content: bytes, text: str) -> int:
-    """The line on which a text first stands."""
+    """The number of the first line that contains a text."""
     return content[: content.index(text.encode())].count(b"\n") + 1
 
 
@@ -159,5 +159,5 @@ def bad_line(line: int, key: str | None, error: str, hint: str = "") -> str:
 
 
 def one(name: str, value: Any, key: str | None, error: str, hint: str = "") -> Case:
-    """A good line, then the bad one."""
+    """A case of two lines: a good one, then the bad one."""
     return Case(name, lines(GOOD[0], value), examples=1, errors=[bad_line(2, key, error, hint)])

@@ -1,4 +1,4 @@
-"""What a database's schema `public` is, as lines that can be compared, without the names that don't matter."""
+"""The schema `public` of a database as lines that can be compared, without generated names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QUERIES = {
     "constraint": f"""
         select conrelid::regclass || ' ' || pg_get_constraintdef(oid)
         from pg_constraint where conrelid in ({_TABLES})""",
-    # An index is named by who made it; what it is on counts.
+    # The name of an index depends on who made it; only its definition is compared.
     "index": f"""
         select regexp_replace(pg_get_indexdef(indexrelid), 'INDEX \\S+ ON', 'INDEX ON')
         from pg_index where indrelid in ({_TABLES})""",

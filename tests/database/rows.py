@@ -1,4 +1,4 @@
-"""Rows as the application makes them, and the worker's calls as it makes them, straight in SQL."""
+"""Rows as the application inserts them, and database functions as the worker calls them, directly in SQL."""
 
 from __future__ import annotations
 
@@ -73,19 +73,19 @@ class Database:
         return self.call("claim_training_jobs", worker, max_jobs, 60, max_per_user)
 
     def claimed_run(self, worker: str = "w1") -> Row:
-        """A job that was queued and claimed just now: its run."""
+        """Queue a job and claim it; returns its run."""
         self.jobs()
         return self.claim(worker)[0]["run"]
 
     def launched_run(self, external_job_id: str | None = None) -> tuple[Row, str]:
-        """A run that was claimed and launched, and its token."""
+        """Claim and launch a run; returns it and its token."""
         run, token = self.claimed_run(), uuid4().hex + uuid4().hex
         assert self.begin(run, token)["may_launch"]
         assert self.call("record_launch", run["id"], run["lease_token"], "runpod", external_job_id or uuid4().hex)
         return self.run(run["id"]), token
 
     def running_run(self) -> tuple[Row, str, str]:
-        """A run whose trainer has checked in, its token, its execution id."""
+        """Launch a run and check its trainer in; returns the run, its token and its execution id."""
         run, token = self.launched_run()
         execution = str(uuid4())
         assert self.call("check_in_run", token, run["external_job_id"], execution)["may_train"]

@@ -1,4 +1,4 @@
-"""The trainer that runs today, as far as RunPod sees it: what it answers, and nothing it says in between."""
+"""The earlier trainer as RunPod sees it: its final answers; it reports no progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPUs that are warm for the whole session, and a stage for one test."""
+"""Warm GPU workers for the whole session, and a stage for one test."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def gpus(gpu_volume: Path) -> Iterator[LocalRunPod]:
 
 @pytest.fixture
 def stage_with(empty_supabase: Project, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
-    """Sets a stage with any endpoint: `stage_with(runpod, volume)`."""
+    """Makes a stage with any endpoint: `stage_with(runpod, volume)`."""
     with ExitStack() as stack:
 
         def make(runpod: LocalRunPod, volume: Path | None = None) -> Stage:
@@ -71,5 +71,5 @@ def stage_with(empty_supabase: Project, tmp_path: Path) -> Iterator[Callable[...
 
 @pytest.fixture
 def stage(stage_with: Callable[..., Stage], gpus: LocalRunPod, gpu_volume: Path) -> Stage:
-    """A stage with the session's warm GPUs."""
+    """A stage with the session's warm GPU workers."""
     return stage_with(gpus, gpu_volume)

@@ -1,4 +1,4 @@
-"""`lora-worker` as a process between a real Supabase and a real RunPod worker, and what they know of a job."""
+"""`lora-worker` as a process between a real Supabase and a real RunPod worker, and their records of a job."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Stage:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def close(self) -> None:
-        """End the workers and the GPUs' work, and leave no run for the next test's workers."""
+        """End the workers and all GPU work, so that no run is left for the next test's workers."""
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
@@ -55,7 +55,7 @@ class Stage:
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────
 
     def environment(self, **more: str) -> dict[str, str]:
-        """A worker's environment: nothing of this machine's own settings but what belongs to the stage."""
+        """A worker's environment: the stage's settings, and none of this machine's own."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("LORA_", "SUPABASE_"))}
         return {
             **kept,
@@ -72,12 +72,12 @@ class Stage:
         }
 
     def worker(self, *arguments: str, module: str = "lora_worker.commands.cli", **more: str) -> subprocess.Popen[bytes]:
-        """Start `lora-worker run`; it works until it is stopped or the test ends."""
+        """Start `lora-worker run`; it runs until it is stopped or the test ends."""
         with (self.folder / "worker.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, "run", *arguments],
                 env=self.environment(**more),
-                # Not the project's folder: a developer's .env lies there.
+                # Not the project's folder, which may hold a developer's .env.
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
@@ -86,7 +86,7 @@ class Stage:
         return process
 
     def one_pass(self, **more: str) -> None:
-        """One whole pass, as from cron."""
+        """Run one single pass, as cron does."""
         assert self.dies(self.worker("--once", **more)) == 0, self.log()
 
     def stop(self, process: subprocess.Popen[bytes]) -> int:
@@ -95,47 +95,47 @@ class Stage:
         return self.dies(process)
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGKILL, and no wait for the dead worker's leases."""
+        """SIGKILL the workers, and expire their leases at once."""
         process.kill()
         process.wait()
         self.expire_leases()
 
     def expire_leases(self) -> None:
-        """Let every lease of the user's runs run out."""
+        """Expire every lease of the user's runs."""
         self.database.rows("update training_runs set lease_expires_at = now() where user_id = %s", self.user.user_id)
 
     def log(self) -> str:
-        """What all workers of this stage have logged."""
+        """The logs of all workers of this stage."""
         return (self.folder / "worker.log").read_text()
 
     # ── waiting ─────────────────────────────────────────────────────────────────────────────────────
 
     def until(self, job_id: str, done: Callable[[Row], Any], what: str) -> Row:
-        """The job's row, once it meets the condition; `what` says which."""
+        """Wait until the job meets the condition, which `what` describes; returns its row."""
         return awaited(lambda: self.user.job(job_id), what, fits=done, state=self.log)
 
     def ended(self, job_id: str) -> Row:
-        """The job's row, once it has ended."""
+        """Wait until the job has ended; returns its row."""
         return self.until(job_id, lambda row: row["status"] in ENDED, "the job ends")
 
     def training(self, job_id: str, step: int = 3) -> Row:
-        """The job's row, once it shows that step."""
+        """Wait until the job has reached that step; returns its row."""
         return self.until(job_id, lambda row: (row["current_step"] or 0) >= step, f"step {step} is shown")
 
     def settled(self, job_id: str) -> list[Row]:
-        """The job's runs, once none of them lives."""
+        """Wait until no run of the job is live; returns its runs."""
         self.until(job_id, lambda _: all(run["ended_at"] for run in self.runs(job_id)), "every run ends")
         return self.runs(job_id)
 
     def gpus_free(self, job_id: str) -> None:
-        """Wait until no GPU works for the job, and none is going to."""
+        """Wait until no GPU works for the job and none will."""
         until(
             lambda: not {run["id"] for run in self.runs(job_id)} & self._busy_runs(),
             "no GPU works for the job", state=self.log,
         )  # fmt: skip
 
     def dies(self, process: subprocess.Popen[bytes]) -> int:
-        """The exit code of a worker that ends by itself."""
+        """Wait until the worker ends by itself; returns its exit code."""
         return awaited(process.poll, "the worker ends", state=self.log)
 
     # ── what is known of a job ──────────────────────────────────────────────────────────────────────
@@ -146,12 +146,12 @@ class Stage:
         return [{**row, "id": str(row["id"])} for row in rows]
 
     def launches(self, job_id: str) -> list[Launch]:
-        """What RunPod accepted for the job."""
+        """The launches of the job that RunPod accepted."""
         own = {run["id"] for run in self.runs(job_id)}
         return [launch for launch in tuple(self.runpod.ledger.launches) if launch.run_id in own]
 
     def executions(self, job_id: str) -> list[Execution]:
-        """What RunPod's workers were given of the job."""
+        """The deliveries of the job to RunPod's workers."""
         own = {run["id"] for run in self.runs(job_id)}
         return [execution for execution in tuple(self.runpod.ledger.executions) if execution.run_id in own]
 

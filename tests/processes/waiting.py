@@ -1,4 +1,4 @@
-"""Waiting for events, with one deadline that only a broken system reaches, and words for what did not happen."""
+"""Waits for events. One deadline, which only a broken system reaches; the error says what did not happen."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 360.0
-"""Many times what a machine needs that three others use as well. Below pytest's own limit for a test, which only says
-where a test stood and not what it waited for."""
+"""Much longer than a busy machine needs. Shorter than pytest's own limit for a test, whose error only says
+where a test was, and not what it waited for."""
 
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.02, 0.3
 _MOST_CHARACTERS = 3000
@@ -23,16 +23,16 @@ def awaited(
     fits: Callable[[T], Any] = lambda _: True,
     state: Callable[[], Any] | None = None,
 ) -> T:
-    """What the probe finds, once it finds something, and that fits.
+    """Call the probe until it returns something that fits; returns that.
 
     Args:
-        probe: looks; None: there is nothing yet.
-        what: what is waited for, as a clause.
-        fits: whether what was found is it.
-        state: what else a reader of the failure should know, such as a log; its end is shown.
+        probe: returns None as long as there is nothing.
+        what: the awaited event, as a clause for the error message.
+        fits: whether a result of the probe is the awaited one.
+        state: gives further information for the error message, such as a log, of which the end is shown.
 
     Raises:
-        TimeoutError: it did not happen; with `what`, what was found last, and the state.
+        TimeoutError: it did not happen; the message has `what`, the last result, and the state.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     pause = _SHORTEST_PAUSE_SECONDS
@@ -50,6 +50,6 @@ def until(condition: Callable[[], Any], what: str, *, state: Callable[[], Any] |
     """Wait until the condition is true.
 
     Raises:
-        TimeoutError: it did not come true; with `what`, what the condition was last, and the state.
+        TimeoutError: it did not come true; the message has `what`, the condition's last value, and the state.
     """
     awaited(condition, what, fits=bool, state=state)

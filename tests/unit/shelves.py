@@ -1,4 +1,4 @@
-"""A bucket in memory, which tells a test of every call and can be changed behind it."""
+"""A bucket in memory that reports every call to the test and can be changed during a call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLACES = Places("user/run/", f"uploads/{RUN_ID}/")
 
 
 class MemoryBucket:
-    """Objects by name. `before` is called with each call's name and path before it is carried out."""
+    """Objects by name. `before(call, path)` runs before each call."""
 
     def __init__(self, **objects: bytes) -> None:
         self.objects: dict[str, bytes] = dict(objects)
@@ -63,5 +63,5 @@ class MemoryBucket:
 
 
 def shelf_of(bucket: MemoryBucket, places: Places = PLACES, *, sha256_max_bytes: int = 1 << 20) -> Shelf:
-    """The run's places in the bucket, under a lease that holds."""
+    """The run's paths in the bucket, under a lease that is held."""
     return Shelf(cast(Any, bucket), "lora-models", places, sha256_max_bytes, require_lease=lambda: None)

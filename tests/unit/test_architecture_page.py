@@ -1,4 +1,4 @@
-"""docs/architecture.md holds: each promise has tests that exist, and each room that it names is there."""
+"""docs/architecture.md is current: each promise names existing tests, and every room is on the map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image's steps, as far as they go without Docker and without the net; `make image-check` goes further."""
+"""The steps of the image, as far as they run without Docker and internet; `make image-check` tries the rest."""
 
 import json
 import re
@@ -21,7 +21,7 @@ LOCKS = ["trainer/requirements.lock", "trainer/kernels.lock"]
 
 @pytest.fixture(scope="module")
 def distribution(tmp_path_factory):
-    """A Python of a distribution: pip refuses to touch it, and has no ensurepip to give."""
+    """A distribution's Python: pip refuses to change it, and it has no ensurepip."""
     prefix = tmp_path_factory.mktemp("base")
     make_distribution_python(prefix)
     return prefix

@@ -1,4 +1,4 @@
-"""Calling the local RunPod, and looking at what it does."""
+"""A client of the local RunPod that also reads its records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HANDLER = "tests.handlers.errands"
 
 
 class Caller:
-    """A client of the public API, and a pair of eyes on it."""
+    """A client of the public API, with access to the server's records."""
 
     def __init__(self, runpod: LocalRunPod) -> None:
         self.runpod = runpod
@@ -62,5 +62,5 @@ def is_alive(pid: int) -> bool:
 
 
 def endpoint(**settings: Any) -> pytest.MarkDecorator:
-    """What the fixture `own` is to be started with."""
+    """Settings with which the fixture `own` starts its endpoint."""
     return pytest.mark.parametrize("own", [settings], indirect=True, ids=["own"])

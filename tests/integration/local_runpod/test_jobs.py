@@ -1,4 +1,4 @@
-"""The life of a job with a real worker of the SDK: the facts that worker and trainer rely on."""
+"""The life of a job with a real worker of the SDK: the behaviour that worker and trainer rely on."""
 
 from __future__ import annotations
 

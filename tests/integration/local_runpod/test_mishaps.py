@@ -1,4 +1,4 @@
-"""What goes wrong on RunPod, or is made to: lost workers, no capacity, faults on the wire, dead servers."""
+"""Faults of RunPod: lost workers, no capacity, network faults, dead servers."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class TestFaultsOnTheWire:
     def test_refused_run_creates_no_job(self, caller: Caller) -> None:
         launches = len(caller.runpod.ledger.launches)
         caller.runpod.faults.add("run", "disconnect")
-        # With a reset or without, as the kernel has it.
+        # The kernel may reset the connection or close it.
         with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
             caller.run("answer")
         caller.runpod.faults.add("run", "respond", status=429, retry_after_seconds=7)

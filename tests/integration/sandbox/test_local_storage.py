@@ -1,4 +1,4 @@
-"""The sandbox's Storage answers as a real server did: what was recorded of that one, row by row."""
+"""The sandbox's Storage answers as a real server did; the expected answers were recorded there."""
 
 from __future__ import annotations
 

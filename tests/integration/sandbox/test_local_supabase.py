@@ -1,4 +1,4 @@
-"""The local Supabase answers as the official clients expect, and survives what the chaos suite does."""
+"""The local Supabase answers as the official clients expect, and recovers from the chaos suite's faults."""
 
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -106,7 +106,7 @@ def test_recovers_when_postgres_restarts_crashes_or_drops_clients(
             return client.post("/rest/v1/rpc/worker_schema_version", json={}).status_code == httpx.codes.OK
 
         def answers_again() -> bool:
-            # The loss of a busy connection may end the REST server, or leave it waiting; a platform starts it anew.
+            # Losing a busy connection may end or block the REST server; a platform would restart it.
             local_supabase.revive_rest()
             if local_supabase.rest_hangs():
                 local_supabase.restart_rest()

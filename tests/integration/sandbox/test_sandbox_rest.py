@@ -1,4 +1,4 @@
-"""The sandbox's REST API answers as the hosted one does: what was noted of a real PostgREST, one by one."""
+"""The sandbox's REST API answers as a real PostgREST does; the expected answers were recorded there."""
 
 from __future__ import annotations
 

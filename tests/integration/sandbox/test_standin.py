@@ -30,7 +30,7 @@ DATASET = b'{"messages": []}\n'
 
 
 class Project:
-    """What of a Supabase project the trainer touches, over real HTTP. `cancelled` holds RunPod's job ids."""
+    """The parts of a Supabase project that the trainer calls, over real HTTP. `cancelled` holds RunPod's job ids."""
 
     def __init__(self) -> None:
         (port,) = free_ports(1)
@@ -108,7 +108,7 @@ def http(runpod: LocalRunPod) -> Iterator[httpx.Client]:
 
 
 class Launches:
-    """Launches runs on the endpoint and looks at them."""
+    """Launches runs on the endpoint and reads their state."""
 
     def __init__(self, http: httpx.Client, project: Project) -> None:
         self._http = http

@@ -1,4 +1,4 @@
-"""Upload URLs open their places for hours after a run has ended: nothing that is settled lies there."""
+"""Upload URLs stay valid for hours after a run has ended, so settled files are never stored at their paths."""
 
 from __future__ import annotations
 

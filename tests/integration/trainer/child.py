@@ -1,4 +1,4 @@
-"""Start the real training process on the tiny model, and read what it says."""
+"""Starts the real training process on the tiny model, and reads its messages."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Child:
     seen: list[Progress] = field(default_factory=list)
 
     def read(self, until: Any = None) -> list[Progress]:
-        """Progress up to the first for which `until` holds, or to the end."""
+        """Read progress messages up to the first for which `until` holds, or to the end."""
         for line in self.events:
             self.seen.append(Progress.model_validate_json(line))
             if until is not None and until(self.seen[-1]):

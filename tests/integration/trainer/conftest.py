@@ -8,5 +8,5 @@ from tests.project import ROOT
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
-    """Made once and kept: the folder is ignored by git and named after what it is made from."""
+    """The tiny model, built once and kept in a folder that git ignores."""
     return build_tiny_model(ROOT / ".sandbox" / "models")

@@ -1,4 +1,4 @@
-"""The real training process with one thing broken, as `SABOTAGE` says: `name:argument`."""
+"""The real training process with one fault, chosen by the variable `SABOTAGE`: `name:argument`."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ VERB, _, ARGUMENT = os.environ["SABOTAGE"].partition(":")
 
 
 def out_of_memory(limit: str) -> None:
-    """The allocator has room for so many tokens per forward pass, from the third step on."""
+    """From the third step on, a forward pass of more than so many tokens runs out of memory."""
     forward, calls = torch.nn.Embedding.forward, 0
 
     def limited(self, tokens):
@@ -30,7 +30,7 @@ def out_of_memory(limit: str) -> None:
 
 
 def no_number(step: str) -> None:
-    """The loss of this step is not a number."""
+    """The loss of this step is NaN."""
     training_step = Trainer.training_step
 
     def broken(self, *arguments, **options):
@@ -41,7 +41,7 @@ def no_number(step: str) -> None:
 
 
 def full_disk(_: str) -> None:
-    """Nothing more can be saved."""
+    """Every save fails with a full disk."""
 
     def save(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -50,7 +50,7 @@ def full_disk(_: str) -> None:
 
 
 def validation(losses: str) -> None:
-    """The held-out examples give these losses, one after the other; the first before training."""
+    """Evaluations return these losses in turn; the first one is before training."""
     loop, given = StepTrainer.evaluation_loop, iter(map(float, losses.split(",")))
 
     def scripted(self, *arguments, **options):
@@ -62,7 +62,7 @@ def validation(losses: str) -> None:
 
 
 def evaluation(name: str) -> None:
-    """The process gets this signal in its first look at the held-out examples after a step."""
+    """The process gets this signal during its first evaluation after a step."""
     step, calls = SFTTrainer.prediction_step, 0
 
     def signalled(self, *arguments, **options):

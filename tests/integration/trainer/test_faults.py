@@ -1,4 +1,4 @@
-"""What goes wrong while training, and what is said and done about it."""
+"""Faults while training: what the trainer does and reports."""
 
 import math
 import tarfile
@@ -103,7 +103,7 @@ def _check_archive(task, base, deployed):
     with tarfile.open(task.artifact / "adapter.tar.gz") as archive:
         assert {name.split("/")[0] for name in archive.getnames()} == {"adapter"}
         archive.extractall(deployed, **_EXTRACTING)
-    # The archive itself is no part of it, nor anything that the deployment would pass over.
+    # Neither the archive itself nor a file that the deployment ignores is part of it.
     published = {path.relative_to(task.artifact) for path in task.artifact.rglob("*") if path.is_file()}
     unpacked = {path.relative_to(deployed / "adapter") for path in deployed.rglob("*") if path.is_file()}
     assert unpacked == published - {Path("adapter.tar.gz")}

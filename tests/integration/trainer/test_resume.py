@@ -1,4 +1,4 @@
-"""A run that was killed goes on as if nothing had happened: the same losses, bit by bit."""
+"""A run that was killed resumes with exactly the losses of an uninterrupted one."""
 
 import os
 import random

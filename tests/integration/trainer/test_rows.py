@@ -1,4 +1,4 @@
-"""What TRL does with prepared rows: nothing that costs a learned token."""
+"""TRL trains on every learned token of the prepared rows."""
 
 import json
 
@@ -41,7 +41,7 @@ def prepared_with_the_long_one_held_out(task):
 
 
 def built(prepared, task, folder, *, micro_batch=None):
-    """TRL's trainer for what was prepared, on the real model; without dropout the same each time."""
+    """TRL's trainer for prepared rows, on the real model; deterministic, since it has no dropout."""
     from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.models.loading import attach_lora, load_model
     from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
@@ -113,7 +113,7 @@ def test_training_takes_the_documented_steps_without_a_remainder(
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_step_loss_is_the_token_mean_however_the_batch_is_split(tmp_path, tiny_model, packing):
-    """A pass with one short answer must not count as much as one with a long answer."""
+    """A forward pass with a short answer must not weigh as much as one with a long answer."""
     import torch
 
     dataset = dataset_with_one_long_conversation(tmp_path / "dataset")
@@ -152,7 +152,7 @@ def test_validation_loss_is_the_token_mean_however_it_is_split(tmp_path, tiny_mo
 
 @pytest.mark.parametrize(("packing", "together"), [(True, 1), (False, 4)])
 def test_packed_rows_with_a_mask_are_computed_one_by_one(tmp_path, tiny_model, packing, together):
-    """TRL strings a micro-batch's packed rows together, and the mask grows with the square of their length."""
+    """TRL concatenates a micro-batch's packed rows, and the mask grows with the square of their length."""
     from lora_trainer.models.bases import BaseModels
     from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.recipe.setup import prepare

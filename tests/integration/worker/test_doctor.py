@@ -1,4 +1,4 @@
-"""The doctor against a real project: sound as it is migrated, and right about each thing that is then broken."""
+"""The doctor against a real project: it passes when migrated, and each fault made afterwards is reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.scripted import GUIDE
 
 
 class _Launcher:
-    """An endpoint that is well; the doctor asks for nothing else."""
+    """A healthy endpoint; the doctor reads only its health."""
 
     name = "runpod"
     guide = GUIDE
@@ -30,7 +30,7 @@ class _Launcher:
 
 @pytest.fixture(scope="module")
 def project() -> Iterator[LocalSupabase]:
-    """A project with a worker that the tests here may break; each mends what it broke."""
+    """A project with a worker that these tests may break; each test repairs what it broke."""
     with LocalSupabase.start(SANDBOX) as started:
         with psycopg.connect(started.database_url, autocommit=True) as connection:
             connection.execute("select public.report_worker('w', '{\"slots\": 20, \"held\": 0}')")
@@ -50,14 +50,14 @@ async def findings(project: LocalSupabase) -> list[Check]:
 
 
 async def failures(project: LocalSupabase) -> dict[str, str]:
-    """What is wrong, each with its remedy."""
+    """The faults that the doctor reports, each with its remedy."""
     return {check.finding: check.remedy for check in await findings(project) if not check.ok}
 
 
 async def test_doctor_finds_nothing_wrong_with_a_migrated_project(
     project: LocalSupabase, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    # With rows and files that a wrong right would show.
+    # With rows and files that a missing restriction would expose.
     user = User(project, tmp_path_factory.mktemp("user"))
     user.queue()
     user.close()
@@ -66,7 +66,7 @@ async def test_doctor_finds_nothing_wrong_with_a_migrated_project(
     assert {check.subject for check in found} == {"database", "workers", "rights", "storage", "endpoint"}
 
 
-# What is broken, how it is mended, and what the doctor finds.
+# How it is broken, how it is repaired, and what the doctor reports.
 _FAULTS = {
     "public bucket": (
         "update storage.buckets set public = true where id = 'lora-models'",

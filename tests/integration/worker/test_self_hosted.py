@@ -1,4 +1,4 @@
-"""A self-hosted project as it comes: upload URLs that are soon over, and a limit below its buckets'."""
+"""A self-hosted project with its defaults: short-lived upload URLs, and a size limit below the buckets'."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.processes.stage import Stage
 
 @pytest.fixture
 def self_hosted(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
-    """Sets a stage on a project with rules of its own: `self_hosted(GPUs' environment, **rules)`."""
+    """Makes a stage on a project with its own storage rules: `self_hosted(GPUs' environment, **rules)`."""
     with ExitStack() as stack:
 
         def start(env: dict[str, str], **rules: int) -> Stage:

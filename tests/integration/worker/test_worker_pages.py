@@ -1,4 +1,4 @@
-"""A gateway's pages in place of answers end no worker and no training: they are a service that is away."""
+"""Error pages of a gateway count as an outage and end neither a worker nor a training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_gateway_error_pages_stop_neither_worker_nor_training(stage: Stage, stat
     worker = stage.worker()
     job_id = stage.user.queue(max_steps=150)
     stage.training(job_id, step=1)
-    # For worker and trainer alike, whoever asks first.
+    # For worker and trainer, whichever calls first.
     project.answer_with_pages(FUNCTIONS, status=status, times=20)
     job = stage.ended(job_id)
     assert (job["status"], job["error_message"]) == ("completed", None)

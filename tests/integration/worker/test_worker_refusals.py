@@ -1,4 +1,4 @@
-"""What can be known wrong is said before a GPU is paid for: jobs, settings, and a database that is not there."""
+"""Invalid jobs, invalid settings and a missing database are reported before a GPU is paid for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LINE_17_BROKEN = b"\n".join([*[LINE] * 16, b'{"messages": [', LINE])
 
 @dataclass(frozen=True)
 class Case:
-    """A job that can't be trained, and the words that its user needs to see."""
+    """A job that can't be trained, and the words that its error message must contain."""
 
     words: tuple[str, ...]
     dataset: dict[str, Any]
@@ -67,7 +67,7 @@ CASES = {
 def refused(
     supabase: Project, gpus: LocalRunPod, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Stage, dict[str, str]]]:
-    """All the cases' jobs, after one pass of one worker."""
+    """The jobs of all cases, after one pass of one worker."""
     with closing(Stage(supabase, gpus, tmp_path_factory.mktemp("refused"))) as stage:
         jobs = {}
         for name, wrong in CASES.items():
@@ -97,7 +97,7 @@ def test_bad_input_fails_with_one_sentence_and_without_a_gpu(refused: tuple[Stag
 
 
 def run_worker(stage: Stage, *arguments: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
-    """`lora-worker run`, to its end; a variable that is None is not set."""
+    """Run `lora-worker run` to its end; a variable that is None is unset."""
     chosen = {**stage.environment(), **environment}
     return subprocess.run(
         [sys.executable, "-m", "lora_worker.commands.cli", "run", *arguments],
@@ -132,7 +132,7 @@ def test_unsuitable_bucket_holds_launches_and_fails_no_job(stage: Stage) -> None
 
 
 class _WithoutMigrations(BaseHTTPRequestHandler):
-    """A Supabase project as it is before our migrations: PostgREST knows none of our functions."""
+    """A Supabase project before our migrations: PostgREST knows none of our functions."""
 
     calls = 0
 
@@ -153,12 +153,12 @@ class _WithoutMigrations(BaseHTTPRequestHandler):
 
 @dataclass(frozen=True)
 class Useless:
-    """A URL at which no worker can work, and what it should say of it."""
+    """A URL at which no worker can work, and the message that the worker must log."""
 
     url: str
     words: str
     await_call: Callable[[], None]
-    """Waits until a worker calls there once more."""
+    """Waits for the next call of a worker."""
 
 
 def _await_post() -> None:
@@ -168,14 +168,14 @@ def _await_post() -> None:
 
 @pytest.fixture(params=["unreachable", "not migrated"])
 def useless_supabase(request: pytest.FixtureRequest) -> Iterator[Useless]:
-    """One after the other."""
+    """Each useless Supabase in turn."""
     with ExitStack() as stack:
         (port,) = free_ports(1)
 
         def await_connection() -> None:
             listener = stack.enter_context(socket.create_server(("127.0.0.1", port)))
             listener.settimeout(PATIENCE_SECONDS)
-            # It stays open, and unanswered, until the worker has ended: another fault would be said, too.
+            # The connection stays open and unanswered until the worker has ended; closing it would be another fault.
             stack.enter_context(listener.accept()[0])
 
         if request.param == "unreachable":
@@ -206,7 +206,7 @@ def test_daemon_that_cannot_work_logs_the_reason_and_retries(stage: Stage, usele
     useless_supabase.await_call()
     assert daemon.poll() is None
     assert stage.stop(daemon) == 0
-    # A fault that lasts is said once, however often it was met.
+    # A lasting fault is logged once, however often it occurs.
     assert stage.log().count('"service fault"') == 1
 
 

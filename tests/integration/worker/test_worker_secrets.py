@@ -1,4 +1,4 @@
-"""What is logged, stored or told to RunPod shows nobody a key, a signed URL, or a word of a dataset."""
+"""No log, row or RunPod job contains a key, a signed URL, or text of a dataset."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def everything_written(stage: Stage) -> str:
 def assert_shows_no_secret(stage: Stage, text: str) -> None:
     keys = (stage.project.secret_key, stage.project.publishable_key, stage.runpod.api_key)
     for number, secret in enumerate((*keys, DATASET_WORD, *_OF_SIGNED_URLS)):
-        # The secret itself must not stand in a failed assertion either.
+        # A failed assertion must not print the secret, either.
         if secret in text:
             pytest.fail(f"secret number {number} was written")
 

@@ -31,7 +31,7 @@ async def explanation(url: str) -> str:
 
 @contextmanager
 def serving(behave: Callable[[socket.socket], None]) -> Iterator[str]:
-    """The address of a server that takes one connection and does this with it."""
+    """Serve one connection with this function; yields the server's address."""
 
     def serve() -> None:
         connection, _ = listener.accept()

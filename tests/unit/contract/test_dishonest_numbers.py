@@ -1,4 +1,4 @@
-"""Whatever numbers, texts and lists a container sends, its messages are read within bounds and its run settles."""
+"""Messages of a container are read within bounds whatever it sends, and its run is settled."""
 
 from __future__ import annotations
 
@@ -121,14 +121,14 @@ def test_values_sent_to_the_database_contain_no_nan() -> None:
 
 
 class Writable(Shelf):
-    """A storage that takes a log."""
+    """A storage to which a log can be written."""
 
     async def write(self, bucket: str, path: str, content: bytes, *, content_type: str) -> None:
         assert content
 
 
 class Picky(FakeQueue):
-    """A database that can't hold the first so many outcomes."""
+    """A database that refuses the first outcomes."""
 
     def __init__(self, refusals: int, error: Exception | None = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Control tokens inside a dataset's texts are characters there, and the template's own stay tokens."""
+"""Control tokens in a dataset's texts are tokenised as characters; those of the template stay tokens."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_ordinary_texts_use_the_unchanged_tokenizer():
 
 
 def sentencepiece_like():
-    """A tokenizer as Llama 2 and Mistral have it: special tokens are words of the vocabulary, spaces are “▁”."""
+    """A tokenizer like those of Llama 2 and Mistral: special tokens are in the vocabulary, spaces are “▁”."""
     from tokenizers import Tokenizer, decoders, models, normalizers, trainers
     from transformers import PreTrainedTokenizerFast
 

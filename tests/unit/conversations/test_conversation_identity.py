@@ -1,4 +1,4 @@
-"""Which examples are one conversation, whatever the file's ids are worth, and which are held out."""
+"""Which examples belong to one conversation, even with useless ids, and which are held out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read(content: bytes) -> list[Example]:
 
 
 def talk(number: int, turns: int = 3, kind: str | None = None) -> list[dict[str, Any]]:
-    """The pairs of a conversation with its own words, whose own `conversation_id` names a kind."""
+    """The pairs of a conversation with its own texts; their `conversation_id` names only a kind of conversation."""
     messages: list[dict[str, Any]] = []
     pairs = []
     for index in range(turns):

@@ -1,4 +1,4 @@
-"""Properties of the dataset loader: nothing but its own errors, every answer once, splits that hold."""
+"""Properties of the dataset reader: only documented errors, every answer once, reproducible splits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read(content: bytes) -> list[Example]:
 
 
 def read_all(content: bytes, cuts: Sequence[int] = ()) -> Outcome:
-    """All that the loader gives for a file that arrives in the pieces between `cuts`."""
+    """Everything that the reader yields for a file that arrives in pieces, cut at `cuts`."""
     parser = ExampleParser()
     found: list[Example | LineError] = []
     edges = [0, *sorted(cut for cut in cuts if cut < len(content)), len(content)]

@@ -1,4 +1,4 @@
-"""Every broken or odd dataset of the corpus gets its sentence and its line, however its bytes arrive."""
+"""Every broken or unusual dataset of the corpus gets its sentence and line, however its bytes arrive."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tests.project import ROOT
 FILE_BYTES = 200_000_000
 LIMIT_KILOBYTES = 300 * 1024
 
-# Not `ru_maxrss`: it begins with the memory of the process that started this one.
+# `ru_maxrss` would include the memory of the process that started this one.
 MEASURE = """
 import re, sys
 from pathlib import Path
@@ -37,7 +37,7 @@ LONG_TEXT = "Let us look at this calmly, step by step. " * 100
 
 
 def fill(path: Path, begin: str, item: Callable[[int], str], separator: str, end: str) -> int:
-    """Write about 200 MB of items; how many."""
+    """Write about 200 MB of items; returns how many."""
     count = FILE_BYTES // len(item(0))
     with path.open("w") as file:
         file.write(begin)
@@ -48,7 +48,7 @@ def fill(path: Path, begin: str, item: Callable[[int], str], separator: str, end
 
 
 def measure(path: Path) -> tuple[int, int, int]:
-    """Examples, bad lines, and the peak of the memory in kilobytes, in a process of its own."""
+    """Survey a file in a process of its own; returns examples, bad lines, and the peak memory in kilobytes."""
     command = [sys.executable, "-c", MEASURE, str(path)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     path.unlink()

@@ -1,4 +1,4 @@
-"""The page on formats says what the loader does."""
+"""The page on formats describes what the reader does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo reports and asks, told from rows and files alone."""
+"""The demo's report and its question, computed from rows and files only."""
 
 import subprocess
 import sys

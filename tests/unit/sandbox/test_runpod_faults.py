@@ -1,4 +1,4 @@
-"""The switchboard of the local RunPod."""
+"""The faults that a test can arm in the local RunPod."""
 
 from __future__ import annotations
 

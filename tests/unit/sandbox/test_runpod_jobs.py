@@ -1,4 +1,4 @@
-"""The life of a job on the local RunPod, by a clock that only the test moves."""
+"""The life of a job on the local RunPod, with a clock that only the test moves."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class TestLostWorkers:
         assert job.is_waiting
         clock.now += 3
         assert jobs.take("w2") is job
-        assert job.answer(clock())["delayTime"] == 3000  # a redispatch starts the delay anew
+        assert job.answer(clock())["delayTime"] == 3000  # a redispatch restarts the delay
         jobs.leave("w2")
         answer = job.answer(clock())
         assert (answer["status"], answer["error"]) == ("FAILED", "job timed out after 1 retries")
@@ -196,7 +196,7 @@ class TestLostWorkers:
         jobs.deliver_twice(job.id)
         assert jobs.take("w2") is job
         assert {execution.worker_id for execution in jobs.open_executions()} == {"w1", "w2"}
-        jobs.leave("w2")  # losing the copy is not losing the job
+        jobs.leave("w2")  # losing the second copy does not lose the job
         assert job.status is Status.IN_PROGRESS
 
     @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ class TestLostWorkers:
         jobs.take("w1")
         jobs.refuse_result("w1", job.id, then)
         jobs.leave("w1")
-        clock.now += 700  # past the execution time-out, which nobody watches any more
+        clock.now += 700  # past the execution time-out, which no longer applies
         jobs.expire()
         assert job.status == status
         assert "output" not in job.answer(clock())

@@ -1,4 +1,4 @@
-"""What the stand-in's log says about runs that a GPU was paid for twice."""
+"""The stand-in's log shows which runs were trained twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training process without training: does what `FAKE_CHILD` says."""
+"""A training process that does not train; the variable `FAKE_CHILD` chooses its behaviour."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def succeed(task: Task, points: list[Point]) -> None:
 
 
 def long_point(step: int) -> Point:
-    """As many digits as a real one has."""
+    """A point with as many digits as a real one."""
     return Point(
         step=step,
         epoch=step / 3333,

@@ -1,4 +1,4 @@
-"""A Supabase project as the trainer sees it: three functions, a dataset and upload places, in memory."""
+"""A Supabase project in memory as the trainer sees it: three functions, a dataset, upload URLs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DATASET = b'{"messages": []}\n'
 
 
 class FakeProject:
-    """Answers what the tests set; notes what it was asked and what was uploaded."""
+    """Returns the answers that a test sets, and records calls and uploads."""
 
     def __init__(self, router: respx.MockRouter) -> None:
         self.check_ins: list[dict[str, Any]] = []
@@ -28,10 +28,10 @@ class FakeProject:
         self.heartbeat_fault: httpx.Response | None = None
         """What `heartbeat_run` answers instead, as a database of an earlier release does."""
         self.check_in_answers: list[httpx.Response] = []
-        """What the next check-ins are answered, before they are as `refusal` says."""
+        """Answers to the next check-ins, before `refusal` applies."""
         self.grants_after = 0
         self.upload_statuses: dict[str, list[int | httpx.Response]] = {}
-        """What an upload is answered before it is taken: a status, or Storage's own words."""
+        """Answers to uploads before one is accepted: a status, or an error body of Storage."""
         self.urls_live_seconds: int | None = None
         self.renewals = 0
         self.uploads: dict[str, bytes] = {}
@@ -114,6 +114,6 @@ def request_input(**changes: Any) -> dict[str, Any]:
 
 
 def said(status: str, code: str, message: str = "") -> httpx.Response:
-    """What Storage answers to what it refuses: HTTP 400, and the real status in the body."""
+    """The answer of Storage to a refused request: HTTP 400, with the real status in the body."""
     body = {"statusCode": status, "code": code, "error": code, "message": message or code}
     return httpx.Response(400, json=body)

@@ -1,4 +1,4 @@
-"""A small tokenizer that speaks any chat template: byte-level, with every special token they use."""
+"""A small byte-level tokenizer for any chat template, with every special token they use."""
 
 from __future__ import annotations
 

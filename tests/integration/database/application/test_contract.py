@@ -1,6 +1,6 @@
-"""What the application's pages find, after and during real runs of every outcome (the application's contract).
+"""What the application's pages read during and after real runs of every outcome.
 
-All jobs run once, side by side, while somebody looks at the pages ten times a second.
+All jobs run once, concurrently, while the test reads every page ten times a second.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ON_A_GPU = (*COMPLETED, "failed on the GPU", "retried, then failed", "cancelled 
 
 @dataclass
 class Scene:
-    """Every outcome's job, and what its pages showed."""
+    """One job for each outcome, and what the pages showed of it."""
 
     stage: Stage
     pages: Pages
@@ -75,7 +75,7 @@ class Scene:
             return None
 
     def until(self, *outcomes: str, done: Any = lambda row: row["status"] in ENDED) -> None:
-        """Look on until each of the jobs is so far."""
+        """Read the pages until each of the jobs meets the condition."""
         left = list(outcomes)
 
         def look_on() -> bool:
@@ -102,7 +102,7 @@ class Scene:
 
 
 def cancel_as_the_route_does(stage: Stage, job_id: str) -> None:
-    """The application's own cancel, where the database lets it: an update, then a notice of its own."""
+    """Cancel as the application's route does: an update, then the application's own notification."""
     job = stage.user.job(job_id)
     now = datetime.now(UTC).isoformat()
     row = {"status": "cancelled", "completed_at": now, "final_cost": job["current_cost"]}
@@ -130,7 +130,7 @@ def scene(
 def _play(scene: Scene) -> None:
     stage = scene.stage
     dataset = stage.user.upload()
-    # New jobs are made whole with the terms of whichever worker started last.
+    # A new job is completed with the terms of the worker that started last.
     stage.one_pass()
     cancel_as_the_route_does(stage, scene.queue("cancelled in the queue", dataset))
     worker = stage.worker(LORA_WORKER_MAX_ATTEMPTS="2")
@@ -150,14 +150,14 @@ def _play(scene: Scene) -> None:
     scene.queue("retried, then failed", dataset, seed=int(Mishap.CRASH))
     scene.queue("retried, then completed", dataset, seed=int(Mishap.CRASH_ONCE))
     scene.until(*COMPLETED, "failed in preflight", "failed on the GPU", "retried, then failed")
-    # Two GPUs, so that a third job waits for one.
+    # There are two GPUs, so that the third job waits for one.
     for name in ("cancelled in training", "another"):
         scene.queue(name, dataset, max_steps=100, seed=int(Mishap.ENDLESS))
     scene.until("cancelled in training", "another", done=lambda row: row["current_step"] >= 3)
     scene.queue("cancelled before its GPU", dataset)
     scene.until("cancelled before its GPU", done=lambda row: row["current_stage"] == "queued_on_gpu")
     assert stage.user.cancel(scene.jobs["cancelled before its GPU"])
-    # Before the others give their GPUs back: it would be given one, for as long as it takes to refuse it.
+    # Cancelled before another job frees a GPU, which this job would get until it is refused.
     stage.settled(scene.jobs["cancelled before its GPU"])
     cancel_as_the_route_does(stage, scene.jobs["cancelled in training"])
     stage.user.cancel(scene.jobs.pop("another"))
@@ -209,7 +209,7 @@ def test_monitor_never_goes_backward_within_an_attempt(scene: Scene, outcome: st
                 assert row[key] >= before[key], key
             rank = order.get(row["status"], 3)
             assert rank >= order.get(before["status"], 3)
-        # A retry begins anew, and nothing is cheaper for it.
+        # A retry starts at 0 again, but its cost includes the earlier attempts.
         assert row["current_cost"] >= before["current_cost"]
         assert row["retry_count"] >= before["retry_count"]
         if before["started_at"] is not None:
@@ -249,7 +249,7 @@ def test_every_run_that_used_a_gpu_has_one_cost_record(scene: Scene, outcome: st
         hours, price = details["duration_hours"], details["price_per_hour"]
         assert cost["amount"] == pytest.approx(hours * price * details["gpu_count"], abs=0.0051)
         assert 0 < hours * 3600 < 60
-        # What there was, and not the two that were asked for.
+        # The GPUs of the endpoint count, and not the two that the job asked for.
         assert details["gpu_count"] == 1
     job = scene.job(outcome)
     assert job["final_cost"] == job["current_cost"] == round(sum(cost["amount"] for cost in costs), 2)
@@ -264,7 +264,7 @@ EXPECTED_NOTICES = {
     "failed in preflight": ["job_failed"],
     "failed at the launch": ["job_failed"],
     "failed on the GPU": ["job_failed", "job_started"],
-    # The application's own; the worker adds no second.
+    # Written by the application; the worker adds no second one.
     "cancelled in the queue": ["job_cancelled"],
     "cancelled before its GPU": ["job_cancelled"],
     "cancelled in training": ["job_cancelled", "job_started"],

@@ -1,6 +1,6 @@
-"""A job that fails or is cancelled in any stage of its life ends as its user expects, in both queues.
+"""A job of either queue may fail or be cancelled in any stage, and ends in the documented state.
 
-All of them run once, side by side; beside them, what only the older queue has is in `test_contract.py`.
+All jobs run once, concurrently. `test_contract.py` tests what only the older queue has.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ CANCELLED = (*CHILD_STAGES, "uploading")
 _SERVED = {"LORA_WORKER_MAX_ATTEMPTS": "1"}
 
 Key = tuple[str, str, str]
-"""What becomes of the job (`fail`, `linger`), its stage, its queue."""
+"""Whether the job fails or lingers, in which stage, and in which queue."""
 
 
 @dataclass
 class Scene:
-    """Every job, and how to look at it whichever queue it is in."""
+    """Every job, and how to read it in either queue."""
 
     stage: Stage
     pipeline: Pipeline
@@ -47,7 +47,7 @@ class Scene:
     paths: dict[str, str] = field(default_factory=dict)
 
     def queue(self, what: str, stage: str, queue: str) -> str:
-        """A job whose dataset tells the stand-in what to do in which stage."""
+        """Queue a job whose dataset tells the stand-in what to do in which stage."""
         words = {"role": "user", "content": f"{what} in {stage}"}
         line = json.dumps({"messages": [words, {"role": "assistant", "content": "So be it."}]}).encode()
         dataset = self.stage.user.upload(b"\n".join([line] * PAIRS))
@@ -88,7 +88,7 @@ class Scene:
         return self.pipeline.costs(UUID(self.jobs[key]))
 
     def logged(self, key: Key) -> list[int]:
-        """The steps of the log that is kept beside where the artifact would lie."""
+        """The steps in the log that is stored beside the artifact's place."""
         (run,) = self.stage.runs(self.jobs[key])
         content = self.stage.user.stored(f"{self.stage.user.user_id}/{run['id']}/training_log.jsonl") or b""
         return [json.loads(line)["step"] for line in content.splitlines()]
@@ -125,7 +125,7 @@ def scene(
 
 
 def _fail_while_downloading(scene: Scene) -> None:
-    """The file is another one by the time a GPU is there."""
+    """The dataset's file is replaced before a GPU downloads it."""
     stage = scene.stage
     stage.runpod.set_workers(throttled=True)
     try:
@@ -169,7 +169,7 @@ def _fail_and_cancel_in_the_child(scene: Scene) -> None:
 
 
 def _cancel_while_uploading(scene: Scene) -> None:
-    """The trainer waits for its grant, and nobody is there to give it one."""
+    """Cancel while the trainer waits for its grant, with no worker running to issue it."""
     keys: list[Key] = [("none", "uploading", queue) for queue in QUEUES]
     for key in keys:
         scene.queue(*key)

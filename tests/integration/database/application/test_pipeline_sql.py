@@ -113,7 +113,7 @@ def test_job_that_names_only_a_file_gets_its_dataset(db: Database, pipeline: Pip
     given = {a["job"]["id"]: a["dataset"] for a in db.claim(max_jobs=9)}
     assert given[str(of_own)]["id"] == str(own)
     assert given[str(of_own)]["storage_bucket"] == "lora-datasets"
-    # A stranger's dataset is not had by its path: what lies in training-files is everybody's.
+    # The path of another user's dataset does not give access to it: files in training-files belong to all users.
     assert (given[str(of_foreign)]["storage_bucket"], given[str(of_foreign)]["name"]) == ("training-files", "Yaks")
     assert given[str(of_nothing)] is None
 
@@ -157,7 +157,7 @@ def test_completed_and_archive_path_are_one_last_update(db: Database, pipeline: 
     assert after["updated_at"] > before["updated_at"]
     updates = len(pipeline.history(job_id))
     assert pipeline.webhook_calls(job_id) == 1
-    # Whoever is late changes nothing.
+    # Late calls change nothing.
     db.call("record_progress", [report(run, [point(1)], progress=99)])
     assert db.call("check_in_run", token, f"ext-{run['id']}", execution)["reason"] == "ended"
     assert settled(db, run, "failed") == "completed"

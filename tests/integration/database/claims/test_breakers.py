@@ -1,4 +1,4 @@
-"""What fails by its base model or image is held for everybody else, and tried again by one job at a time."""
+"""Failures of a base model or an image hold everybody's jobs on it; one job at a time tries again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Crew:
         self.db = db
 
     def claim(self) -> Row:
-        """A run of a new user, or of the job that waited longest."""
+        """Claim a run of a new user, or of the job that has waited longest."""
         (claimed,) = self.db.claim()
         return dict(claimed["run"])
 
@@ -31,7 +31,7 @@ class Crew:
         return bool(answer["go"])
 
     def launched(self, base: str = BASE, endpoint: str = HERE) -> Row:
-        """A run of a new user that passed and was launched."""
+        """Claim and launch a run of a new user, which no breaker holds."""
         self.db.jobs()
         run = self.claim()
         assert self.passes(run, base, endpoint)
@@ -45,7 +45,7 @@ class Crew:
         self.db.settle(run, job_status, error_code="child_crashed", blame={**BLAME, **blame})
 
     def held(self) -> bool:
-        """Whether a new user's job of the broken base is held."""
+        """Whether a breaker holds a new user's job on the broken base."""
         (job_id,) = self.db.jobs()
         run = self.claim()
         assert str(run["job_id"]) == str(job_id)
@@ -55,7 +55,7 @@ class Crew:
         return not passed
 
     def let_pass_time(self) -> None:
-        """The time of the next try has come."""
+        """Let the time of the next trial pass."""
         self.db.rows("update training_breakers set probe_at = now()")
         self.db.rows("update training_holds set held_until = now()")
 
@@ -78,7 +78,7 @@ def test_broken_base_model_costs_its_users_two_launches_in_all(crew: Crew, db: D
             if crew.passes(run):
                 crew.post(run)
                 crew.fail(run, "queued")
-        # The time of the next attempt has come, and of no next try.
+        # The retry is due, but the breaker's next trial is not.
         db.rows("update training_runs set next_attempt_at = now()")
     assert db.row("select count(*) from training_launches")["count"] == 2
     waiting = [db.job(job_id) for job_id in jobs]

@@ -1,4 +1,4 @@
-"""A claim reads as much as it claims, whatever has ended, waits behind a limit, or can't be forgotten yet."""
+"""A claim reads in proportion to what it claims: ended jobs, waiting users and dead rows cost nothing."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tests.application.pipeline import Pipeline
 from tests.database.rows import Database
 
 FEW = 500
-"""Pages. A claim of one job reads about 200; a thousand rows that have to be visited are more than a thousand."""
+"""The most pages that a claim may read. One job takes about 200; visiting a thousand rows takes over a thousand."""
 
 
 def claim(db: Database, max_jobs: int = 1, max_per_user: int | None = 3) -> int:
-    """Claim; the pages that it read."""
+    """Claim jobs; returns how many pages were read."""
     return db.pages("claim_training_jobs('w', %s, 60, %s)", max_jobs, max_per_user)
 
 
 def queue(db: Database, user: UUID, table: str, count: int, status: str) -> None:
-    """Many jobs of one user at once, a second apart, that have waited for a day."""
+    """Queue many jobs of one user, created a day ago and a second apart."""
     columns = {
         "training_jobs": "dataset_id, preset_id, hyperparameters, gpu_config, total_epochs, estimated_total_cost",
         "pipeline_training_jobs": "dataset_id, job_name, engine_id, engine_name",
@@ -62,7 +62,7 @@ def test_user_at_the_limit_with_50000_jobs_does_not_slow_other_claims(
     queue(db, greedy, table, 50_000, waits)
     queue(db, other, "training_jobs", 20, "queued")
     db.rows("update training_jobs set created_at = now() where user_id = %s", other)
-    # Whoever came later is still served, and the greedy one up to the limit.
+    # Users who came later are served, and the one with many jobs up to the limit.
     assert [a["run"]["user_id"] for a in db.claim(max_jobs=3, max_per_user=3)] == [str(greedy)] * 3
     beside, within = claim(db), claim(db, max_per_user=20)
     print(f"{beside} pages beside a user at the limit, {within} for one below it")
@@ -83,7 +83,7 @@ def test_ended_jobs_kept_by_an_open_transaction_do_not_slow_claims(db: Database,
         first, *later = [claim(db, max_per_user=20) for _ in range(6)]
     print(f"{first} pages at first, then {later}")
     assert db.row("select count(*) from training_runs")["count"] == 6
-    # All dead rows of the index are still there: one claim has seen them, and noted where the living begin.
+    # The index still has all its dead rows: the first claim marked them, so that later ones skip them.
     assert first > FEW
     assert max(later) < FEW
 
@@ -143,7 +143,7 @@ def test_job_inserted_while_its_user_is_removed_is_claimed(db: Database, databas
     user = db.job(first)["user_id"]
     db.rows("update training_jobs set status = 'cancelled'")
     with psycopg.connect(database) as application:
-        # Added, and not committed yet: no claim can see it.
+        # Inserted but not committed, so no claim can see it.
         application.execute(
             "insert into training_jobs (user_id, dataset_id, preset_id, hyperparameters, gpu_config, total_epochs,"
             " estimated_total_cost) select user_id, dataset_id, 'fast', '{}', '{}', 1, 1 from training_jobs"

@@ -100,7 +100,7 @@ def test_each_dataset_is_claimed_by_one_of_eight_connections(db: Connection, dat
     async def work() -> list[str]:
         async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
             taken, misses = [], 0
-            # Between look and lock another may be faster: a miss is not yet the end.
+            # Another connection may lock a row first, so one empty answer does not mean that none is left.
             while misses < 10:
                 row = await (await connection.execute("select public.claim_dataset('w', 60)")).fetchone()
                 assert row is not None
@@ -171,7 +171,7 @@ def test_settling_writes_every_column_and_one_notification(db: Connection) -> No
     [
         "status = 'error'",
         "deleted_at = now()",
-        # The confirm route, called again after another upload.
+        # The application's confirm route is called again after another upload.
         "status = 'validating', updated_at = now() + interval '1 second'",
     ],
 )
@@ -226,7 +226,7 @@ def test_only_the_service_may_claim_and_settle_datasets(db: Connection, role: st
 
 
 def upload(project: Project, user: str, bucket: str, content: bytes | None) -> str:
-    """A dataset in 'validating', its file in the bucket (or not)."""
+    """Add a dataset in 'validating', with its file in the bucket unless it must be missing."""
     path = f"{user}/{uuid4()}/data.jsonl"
     with project.client() as client:
         if content is not None:

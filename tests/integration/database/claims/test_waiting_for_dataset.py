@@ -1,4 +1,4 @@
-"""A job on a dataset that is not validated yet waits in the queue, says so, and starts or ends by itself."""
+"""A job waits in the queue until its dataset is validated, shows that it waits, and then starts or fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.processes.stage import Stage
 
 
 def queued(db: Database, status: str) -> tuple[UUID, UUID]:
-    """A job that was queued now on a dataset of that status; dataset and job."""
+    """Queue a job on a dataset with that status; returns the dataset's and the job's id."""
     user = db.user()
     dataset = db.dataset(user)
     db.rows(

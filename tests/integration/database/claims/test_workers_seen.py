@@ -1,4 +1,4 @@
-"""Workers leave a sign of life; a queue that none serves is seen to be one."""
+"""Workers write heartbeats, so that queue health reports a queue that no worker serves."""
 
 from __future__ import annotations
 

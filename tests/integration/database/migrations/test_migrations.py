@@ -1,4 +1,4 @@
-"""Migrations bring every database to one state, keep its rows, and can be taken back without a trace."""
+"""Migrations bring every database to the same state, keep its rows, and can be undone completely."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def applications(postgres: Postgres, application_template: str) -> Iterator[str]
 
 
 def add_rows(database: Database) -> None:
-    """One user's dataset and jobs in every status, with all that belongs to them."""
+    """Add a user's dataset and jobs in every status, with all rows that belong to them."""
     user = database.user()
     for status, job in zip(STATUSES, database.jobs(len(STATUSES), user), strict=True):
         database.rows(
@@ -90,7 +90,7 @@ def add_rows(database: Database) -> None:
 
 
 def add_result(database: Database, user: UUID, job: UUID) -> None:
-    """What a completed job leaves: its cost and its model."""
+    """Add the cost record and the model of a completed job."""
     database.rows(
         "insert into cost_records (user_id, job_id, cost_type, amount, billing_period)"
         " values (%s, %s, 'training_compute', 1.25, '2026-02-24')",
@@ -108,7 +108,7 @@ def add_result(database: Database, user: UUID, job: UUID) -> None:
 
 
 def rows_of(url: str) -> dict[str, list[object]]:
-    """Every row of the application's tables; a column that the migrations add holds nothing yet."""
+    """Every row of the application's tables, without the columns that the migrations add, which must be empty."""
     with psycopg.connect(url) as connection:
         return {
             table: connection.execute(
@@ -118,7 +118,7 @@ def rows_of(url: str) -> dict[str, list[object]]:
         }
 
 
-# What the application has of its own; it stays. Its function keeps updated_at, so that ours isn't hung up there.
+# Objects of the application that must stay. Its function maintains updated_at, so our trigger is not added there.
 _OWN_FUNCTION = "update_updated_at_column()"
 _OWN_LINES = (
     "column: datasets.created_by uuid",
@@ -192,7 +192,7 @@ def test_migrating_is_idempotent(kind: str, request: pytest.FixtureRequest, post
 
 
 def test_no_function_is_open_to_all_between_two_files(postgres: Postgres) -> None:
-    """Supabase's CLI commits each file by itself, and the next one may be refused."""
+    """Supabase's CLI commits each file separately, so each must leave functions closed even if the next one fails."""
     generous = postgres.create_template(migrated=False, generous=True)
     with postgres.clone(generous) as url, psycopg.connect(url, autocommit=True) as connection:
         for name, text in migration_files():
@@ -209,7 +209,7 @@ def test_repeated_migration_is_not_blocked_by_readers(applications: str) -> None
     with psycopg.connect(applications) as reader, psycopg.connect(applications) as migrating:
         for table in TABLES:
             reader.execute(f"select count(*) from public.{table}".encode())
-        # A lock that conflicts with reading would end the statement at once, as `lock_timeout` says.
+        # With this timeout, a lock that conflicts with readers fails at once.
         migrating.execute("set local lock_timeout = '1ms'")
         for _, text in migration_files():
             migrating.execute(text.encode())
@@ -225,7 +225,7 @@ def test_repeated_migration_is_not_blocked_by_writers(kind: str, request: pytest
     tables = [*TABLES, "pipeline_training_jobs", *OWN_TABLES]
     with psycopg.connect(url) as writer, psycopg.connect(url) as migrating:
         for table in tables:
-            # What an open transaction holds that inserted, updated or deleted rows.
+            # The lock of an open transaction that has inserted, updated or deleted rows.
             writer.execute(f"lock table public.{table} in row exclusive mode".encode())
         migrating.execute("set local lock_timeout = '1ms'")
         for _, text in migration_files():
@@ -264,13 +264,13 @@ def test_permanently_locked_table_fails_cleanly_with_a_sentence(
 def test_deadlock_with_the_live_system_is_retried(applications: str) -> None:
     pauses: list[float] = []
     with psycopg.connect(applications) as writer, ThreadPoolExecutor(1) as pool:
-        # The migration is to notice it, not the writer.
+        # So that Postgres ends the migration, and not the writer, at a deadlock.
         writer.execute("set deadlock_timeout = '60s'")
         writer.execute("lock table public.cost_records in row exclusive mode")
         migrating = pool.submit(migrate, applications, sleep=pauses.append)
         with psycopg.connect(applications, autocommit=True) as watching:
             until(lambda: watching.execute(_WAITS_FOR_COSTS).fetchone() is not None, "a waiting migration")
-        # The migration has made its index on notifications by now, and holds that lock until its end.
+        # By now the migration has made its index on notifications, and holds that lock until its end.
         writer.execute("lock table public.notifications in row exclusive mode")
         writer.rollback()
         assert migrating.result(PATIENCE_SECONDS)
@@ -323,7 +323,7 @@ def test_undo_keeps_created_tables_with_rows_but_closes_them(empty: str) -> None
 def test_undo_closes_only_the_tables_that_migrating_created(empty: str, postgres: Postgres) -> None:
     database = Database(empty)
     schema = _APPLICATION_SCHEMA.read_text()
-    # An application that has datasets and jobs, and nothing else yet.
+    # An application that has only the tables of datasets and jobs.
     database.connection.execute(schema.split("create table public.metrics_points")[0].encode())
     database.close()
     before = postgres.dump(empty)

@@ -1,4 +1,4 @@
-"""REST's copy of the schema may be old: the worker says so, and not that a migration is missing."""
+"""If REST's schema cache is stale, the worker says so instead of reporting a missing migration."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_migrating_adds_the_marker_column_to_datasets(postgres: Postgres) -> Non
 async def test_function_missing_from_rests_schema_cache_is_explained(local_supabase: LocalSupabase) -> None:
     async with httpx.AsyncClient() as http:
         rest = Rest(local_supabase.url, local_supabase.secret_key, http=http)
-        # It reads the schema at its first request.
+        # The local REST server reads the schema at its first request.
         await rest.call(WORKER_SCHEMA_VERSION, {})
         with psycopg.connect(local_supabase.database_url, autocommit=True) as connection, connection.cursor() as cursor:
             cursor.execute("create function public.came_later() returns int language sql as $$ select 1 $$")
@@ -59,7 +59,7 @@ async def test_function_missing_from_rests_schema_cache_is_explained(local_supab
 def test_migrate_waits_until_rest_serves_the_new_schema(
     local_supabase: LocalSupabase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The local server reads the schema at its start only; a platform would restart it, or hear the notification."""
+    """The local server reads the schema only at its start; a hosted one reloads it on the notification."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SUPABASE_URL", local_supabase.url)
     monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", local_supabase.secret_key)

@@ -1,4 +1,4 @@
-"""Releases change while jobs are trained: migrations on a live system, and workers of two releases at once."""
+"""Releases change while jobs are trained: migrations run on a live system, and workers of two releases work at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def start_release(stage: Stage, schemas: str) -> subprocess.Popen[bytes]:
 
 @pytest.fixture
 def schema(stage: Stage) -> Iterator[psycopg.Connection]:
-    """A connection to change the schema's version with; afterwards it is ours again."""
+    """A connection with which a test changes the schema's version; afterwards our version is restored."""
     with psycopg.connect(stage.project.database_url, autocommit=True) as connection:
         yield connection
         connection.execute(_NEWER.format(version=CURRENT))
@@ -39,7 +39,7 @@ def test_migrating_a_live_system_loses_no_job(stage: Stage) -> None:
     stage.worker()
     stage.training(jobs[0], step=1)
     with ThreadPoolExecutor(2) as pool:
-        # Twice at once, as two machines of a deployment do.
+        # Two at once, as two machines of a deployment may run them.
         applied = list(pool.map(migrate, [stage.project.database_url] * 6))
     assert len({tuple(names) for names in applied}) == 1
     for job_id in jobs:
@@ -72,7 +72,7 @@ def test_older_worker_stops_when_its_functions_go_and_a_newer_takes_over(
     assert stage.dies(older) == 1
     assert f"has version {NEXT}, this worker knows {CURRENT}" in stage.log()
     assert "Traceback" not in stage.log()
-    # It gave its leases back, so that nobody waits for them.
+    # The older worker released its leases, so the newer one need not wait for them.
     assert all(run["worker"] is None for job_id in jobs for run in stage.runs(job_id))
     start_release(stage, f"{CURRENT},{NEXT}")
     for job_id in jobs:

@@ -1,4 +1,4 @@
-"""A bill never exceeds what the clock says, nor the job's cap, in whatever order launches and runs end."""
+"""A bill never exceeds the wall clock or the job's cap, in whatever order launches and runs end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def total(db: Database, run: Row) -> float:
 
 
 def begun(db: Database, run: Row, **launched_with: Any) -> str:
-    """Begin a launch just now; the run's token."""
+    """Begin a launch now; returns the run's token."""
     token = uuid4().hex + uuid4().hex
     sha256 = hashlib.sha256(token.encode()).hexdigest()
     with_what = {**H100, **launched_with}
@@ -30,7 +30,7 @@ def begun(db: Database, run: Row, **launched_with: Any) -> str:
 
 
 def running(db: Database, **launched_with: Any) -> tuple[Row, str]:
-    """A run that was launched just now and has checked in, and its token."""
+    """Launch a run now and check it in; returns the run and its token."""
     run = db.claimed_run()
     token = begun(db, run, **launched_with)
     assert db.call("check_in_run", token, f"ext-{run['id']}", str(uuid4()))["may_train"]
@@ -39,7 +39,7 @@ def running(db: Database, **launched_with: Any) -> tuple[Row, str]:
 
 @pytest.fixture(params=["training_jobs", "pipeline_training_jobs"])
 def newest(request: pytest.FixtureRequest, db: Database) -> Any:
-    """Makes a running run of either queue, launched just now."""
+    """A function that makes a running run of either queue, launched now."""
     if request.param == "training_jobs":
         return lambda **more: running(db, **more)
     pipeline: Pipeline = request.getfixturevalue("pipeline")
@@ -119,7 +119,7 @@ def test_invalid_gpu_seconds_still_settle_the_run(db: Database, seconds: str) ->
 
 def test_unconfirmed_launch_that_checks_in_after_a_cancel_is_billed(db: Database, newest: Any) -> None:
     run, token = newest()
-    # As it was before the check-in: sent, unanswered, given up.
+    # As before the check-in: the launch was sent, not answered, and given up.
     db.rows("update training_runs set status = 'claimed', external_job_id = null, checked_in_at = null,"
             " last_seen_at = null, execution_id = null where id = %s", run["id"])  # fmt: skip
     db.rows("update training_launches set external_job_id = null where run_id = %s", run["id"])

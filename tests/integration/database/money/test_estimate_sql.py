@@ -54,7 +54,7 @@ def insert(db: Database, dataset_id: UUID, user: UUID, chosen: Any, gpu: Any, co
 
 
 def in_sql(db: Database, made: Terms, work: Work) -> Row | None:
-    """`training_estimate` with what the worker would be given."""
+    """`training_estimate` with the values that the worker would use."""
     found: Row | None = db.row(
         "select training_estimate(%s, %s, %s, %s, %s, %s, %s, %s, %s) as answer",
         json.dumps(made.model_dump(mode="json")),

@@ -1,4 +1,4 @@
-"""Two users at a database of their own, and two signed in through the REST API."""
+"""Two users in a database of their own, and two users signed in through the REST API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.integration.database.rights.world import World, populated
 def world(
     postgres: Postgres, database_template: str, generous_template: str, request: pytest.FixtureRequest
 ) -> Iterator[World]:
-    """In a project that grants nothing by default; or, with the parameter True, everything."""
+    """A project that grants nothing by default or, with the parameter True, everything."""
     template = generous_template if getattr(request, "param", False) else database_template
     with postgres.clone(template) as url:
         yield from populated(Database(url))

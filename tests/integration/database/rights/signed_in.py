@@ -10,7 +10,7 @@ import httpx
 
 @dataclass(frozen=True)
 class Rest:
-    """Two signed-in users, nobody, and the service, at one project; the first user has a job."""
+    """Clients of two signed-in users, of an anonymous one and of the service; the first user has a job."""
 
     owner: httpx.Client
     stranger: httpx.Client

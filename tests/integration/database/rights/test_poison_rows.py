@@ -1,4 +1,4 @@
-"""A row that is too much to be read is refused where it is made, and fails by itself where it is there already."""
+"""Oversized and malformed rows are refused when inserted; existing ones fail only their own job."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ LARGEST_ANSWER = 50_000
 
 
 def as_text(db: Database, function: str, *arguments: Any) -> str:
-    """The answer of one of the worker's functions as the client gets it, before anybody parses it."""
+    """The answer of a database function as text, before it is parsed."""
     marks = ", ".join(["%s"] * len(arguments))
     return str(db.row(f"select public.{function}({marks})::text as answer", *arguments)["answer"])
 
 
 def poison(db: Database, column: str, value: str, job_id: UUID) -> None:
-    """Write past every bound, as rows may have been written before there was one."""
+    """Write values beyond every limit, as rows from before the limits may have."""
     db.rows(f"update training_jobs set {column} = %s::jsonb where id = %s", value, job_id)
 
 
 def claimed_beside_honest(db: Database, jobs: list[UUID]) -> Row:
-    """What a claim gives for the middle one of three jobs, whose neighbours are given as ever."""
+    """Claim three jobs; returns the middle one's assignment, and asserts that its neighbours are claimed normally."""
     text = as_text(db, "claim_training_jobs", "w1", 9, 60, None)
     assert len(text) < LARGEST_ANSWER
     answer = json.loads(text)
@@ -85,7 +85,7 @@ def test_runs_of_a_spoiled_job_row_are_renewed_adopted_settled(db: Database) -> 
     text = as_text(db, "adopt_training_runs", "w2", 9, 60)
     assert len(text) < LARGEST_ANSWER
     adopted = [parse_assignment(row) for row in json.loads(text)]
-    # Each is still what its trainer was sent.
+    # Each still has the values that its trainer was sent.
     assert [each.unreadable for each in adopted] == [None, None]
     for each in adopted:
         run = db.run(each.run.id)
@@ -97,7 +97,7 @@ def test_renewal_reads_only_the_status_of_a_job(db: Database) -> None:
     db.rows("alter table training_jobs alter hyperparameters set storage external")
     poison(db, "hyperparameters", POISON["20 MB that are stored as 200 KB"], run["job_id"])
     leases = json.dumps([{"run_id": str(run["id"]), "lease_token": str(run["lease_token"])}])
-    # The row's value lies in 2,500 pages.
+    # The row's value is stored in 2,500 pages.
     pages = db.pages("renew_training_runs(%s, 60)", leases)
     print(f"{pages} pages")
     assert pages < 500
@@ -230,7 +230,7 @@ async def test_two_workers_claim_good_and_unreadable_rows_through_rest(empty_sup
     key = empty_supabase.secret_key
     async with httpx.AsyncClient(timeout=60) as http:
         first, second = (
-            # No lease may run out meanwhile, however slow the machine: the second worker's would be adopted, too.
+            # Leases are long, so that the second worker adopts none of the first one's runs on a slow machine.
             DatabaseCalls(empty_supabase.url, key, worker=name, lease_seconds=3600, http=http)
             for name in ("w1", "w2")
         )

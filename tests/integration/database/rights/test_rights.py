@@ -1,4 +1,4 @@
-"""Everyone may do what docs/rights.md says, and nothing else: every cell of its tables is tried."""
+"""Each role may do exactly what docs/rights.md says: every cell of its tables is tried."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_filter_by_id_does_not_reveal_rows_of_other_users(world: World) -> None:
 
 
 def may_call(world: World, actor: Actor, function: Row) -> bool:
-    """Whether the actor gets into the function; what it does with nulls is of no interest."""
+    """Whether the actor may execute the function; its answer for null arguments does not matter."""
     arguments = ", ".join(f"null::{kind}" for kind in function["kinds"])
     try:
         answer = world.attempt(actor, f"select public.{function['name']}({arguments})")
@@ -53,7 +53,7 @@ def may_call(world: World, actor: Actor, function: Row) -> bool:
 @_ON_BOTH
 @pytest.mark.fault(60)
 def test_function_rights_are_as_documented(world: World) -> None:
-    """The key that goes to the GPU opens three functions, which ask for a run's token, and no table."""
+    """The key that the GPU gets may call three functions, which require a run's token, and read no table."""
     functions = world.database.rows(
         "select proname as name, coalesce((select array_agg(format_type(t, null) order by n)"
         "   from unnest(proargtypes) with ordinality as a (t, n)), '{}') as kinds"
@@ -86,7 +86,7 @@ def test_wrong_run_token_is_refused(world: World) -> None:
 
 
 def test_no_function_is_executable_by_public(world: World) -> None:
-    """A function that a later migration adds and forgets to revoke would be everybody's."""
+    """Postgres lets everybody execute a new function until a migration revokes it."""
     left = world.database.rows(
         "select proname from pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner)))"
         " where pronamespace = 'public'::regnamespace and grantee = 0"

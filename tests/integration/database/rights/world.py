@@ -37,9 +37,9 @@ class World:
     job: UUID
 
     def attempt(self, actor: Actor, statement: sql.Composable | str, *values: Any) -> list[Row] | int | None:
-        """What the statement gives the actor: rows, or how many it changed; None when it is refused.
+        """Run the statement as the actor: its rows, or how many rows it changed, or None if it is refused.
 
-        Changes nothing. A constraint that refuses has let the actor past all rights.
+        Changes nothing. If a constraint refuses it, the actor had the right.
         """
         query = sql.SQL(statement) if isinstance(statement, str) else statement
         connection = self.database.connection
@@ -108,7 +108,7 @@ UNKNOWN_JOB = UUID(int=1)
 """A job that the worker never had."""
 
 INSERTED = {
-    # What the application's routes insert; anything else of these tables is an `insert`.
+    # The rows that the application's routes insert; the right to any other row is an `insert`.
     "queue": {"status": "queued", "external_job_id": None, "started_at": None},
     "note": {"type": "job_queued"},
     "insert elsewhere": {"job_id": str(UNKNOWN_JOB)},
@@ -177,7 +177,7 @@ def job_unknown_to_the_worker(world: World) -> Iterator[None]:
 
 
 def rights_to_table(world: World, actor: Actor, table: str) -> str:
-    """A cell of the table of tables, from what the actor can really do."""
+    """A cell of the page's table of tables, by what the actor can really do."""
     may = []
     if world.attempt(actor, f"select 1 as found from public.{table}"):
         may.append("select")
@@ -197,7 +197,7 @@ def rights_to_table(world: World, actor: Actor, table: str) -> str:
 
 
 def as_user(world: World, user: UUID, statement: str, *values: Any) -> list[Row]:
-    """Run it as the user and keep what it does."""
+    """Run a statement as the user and commit it."""
     with world.database.connection.transaction():
         claims = json.dumps({"role": "authenticated", "sub": str(user)})
         world.database.rows("select set_config('request.jwt.claims', %s, true)", claims)

@@ -1,4 +1,4 @@
-"""One report that no column holds is its own, and what a trainer sends ends where the database's limits are."""
+"""A report that fits no column fails alone, and the trainer's limits are the database's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_invalid_report_does_not_block_other_runs_reports(db: Database, bad: Row
     refused = [answers[str(run["id"])]["refused"] is not None for run in runs]
     assert refused == [False, True, False]
     assert [db.job(run["job_id"])["current_step"] for run in runs] == [7, 0, 7]
-    # Of a refused report nothing is half written.
+    # A refused report is not partly written.
     assert [row["count"] for run in runs for row in db.rows(
         "select count(*) from metrics_points where job_id = %s", run["job_id"])] == [1, 0, 1]  # fmt: skip
 

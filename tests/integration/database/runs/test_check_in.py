@@ -107,6 +107,6 @@ def test_unrecorded_launch_becomes_known_by_its_check_in(db: Database) -> None:
     assert db.call("check_in_run", token, "ext-9", str(uuid4()))["may_train"]
     assert db.run(run["id"])["external_job_id"] == "ext-9"
     assert db.begin(run, token) == {"may_launch": False, "reason": "checked_in"}
-    # The POST's late answer names the same id, or a loser's: the owner stays.
+    # A late answer to the POST, with the same or another id, does not change the owner.
     assert db.call("record_launch", run["id"], run["lease_token"], "runpod", "ext-10") is True
     assert db.run(run["id"])["external_job_id"] == "ext-9"

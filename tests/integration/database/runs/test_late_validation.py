@@ -1,4 +1,4 @@
-"""The chart's validation line: values that come late complete the stored points, and settling completes the curve."""
+"""The chart's validation line: late values complete stored points, and settling completes the curve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.database.rows import Database, Row, outcome, point, report
 
 
 class Chart:
-    """A running run of one of the queues, and what its page draws."""
+    """A running run of either queue, and the chart that its page draws."""
 
     def __init__(self, db: Database, run: Row, pipeline: Pipeline | None) -> None:
         self.db, self.run, self._pipeline = db, run, pipeline
@@ -70,7 +70,7 @@ def test_late_validation_loss_completes_its_stored_point(chart: Chart) -> None:
     assert chart.line() == {}
     chart.send([at(1), at(2, 1.5), at(3, 1.5)])
     assert chart.line() == {2: 1.5, 3: 1.5}
-    # Carried on at first, measured later.
+    # First carried forward from the last value, later measured.
     chart.send([at(1), at(2, 1.5), at(3, 1.25), at(4, 1.25)])
     assert chart.line() == {2: 1.5, 3: 1.25, 4: 1.25}
     assert chart.line("training_loss") == dict.fromkeys(range(1, 5), 1.5)
@@ -147,7 +147,7 @@ def test_later_attempt_replaces_and_completes_repeated_steps(db: Database) -> No
 
 
 def curve(total: int, every: int, reached: int, *, late: bool) -> list[Point]:
-    """A curve up to a step, whose last evaluation may not have ended yet."""
+    """The curve up to a step; its last evaluation may still be running."""
     last = reached - reached % every
     known: dict[int, Any] = {step: 3.0 - step / total for step in range(every, last + 1, every)}
     if late:
@@ -160,7 +160,7 @@ def curve(total: int, every: int, reached: int, *, late: bool) -> list[Point]:
 
 @pytest.mark.parametrize(("total", "every"), [(9, 1), (9, 2), (90, 10), (430, 43), (1000, 100)])
 def test_chart_has_every_measured_value_and_no_isolated_one(chart: Chart, total: int, every: int) -> None:
-    """0 of 8 and 5 of 9 values were kept before; a value between two nulls is not drawn."""
+    """The page does not draw a value between two nulls, so each value is carried forward."""
     for reached in range(1, total + 1, max(total // 12, 1)):
         for late in (True, False):
             points = curve(total, every, reached, late=late)

@@ -1,4 +1,4 @@
-"""A model's version and parent: decided once, in the transaction that makes it, whoever settles beside it."""
+"""A model's version and parent are decided once, in the transaction that inserts it, despite concurrent settling."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_each_model_is_the_next_version_of_its_predecessor(db: Database) -> None
     assert [db.settle(run) for run in runs] == ["completed"] * 3
     versions = [("1.0.0", None), ("1.1.0", UUID(runs[0]["id"])), ("1.2.0", UUID(runs[1]["id"]))]
     assert [model(db, run) for run in runs] == versions
-    # Settled again, as after a lost answer, it stays as it is, and makes no further version.
+    # Settling again, as after a lost answer, changes nothing and adds no version.
     assert db.settle(runs[0]) == "completed"
     assert [model(db, run) for run in runs] == versions
 

@@ -1,8 +1,8 @@
-"""A model of the whole life of jobs and runs of both queues, driven at random through the SQL functions.
+"""A random test of the whole life of jobs and runs of both queues, through the SQL functions.
 
 Three workers claim, adopt, renew, report, settle and release; the application cancels; trainers check
-in, also twice and late; leases expire; tokens of the past are used again. After every step the
-invariants of the design hold, whatever the order was.
+in, also twice and late; leases expire; old tokens are used again. After every step the
+invariants of the design must hold.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def shared(postgres: Any, database_template: str) -> Iterator[Database]:
 
 
 class Life(RuleBasedStateMachine):
-    """What may happen to three users' jobs."""
+    """The events that can happen to three users' jobs."""
 
     db: Database
     steps = 0

@@ -1,4 +1,4 @@
-"""What a container can send with its run's token, or anybody without one, stays small, however often it is sent."""
+"""Calls with a run's token, or without one, can store only a bounded amount, however often they are made."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_launch_time_is_never_after_the_check_in(db: Database, database: str) ->
     token = uuid4().hex * 2
     assert db.begin(run, token)["may_launch"]
     with psycopg.connect(database) as trainer:
-        # Its call has come, and waits for the lock while the answer of its launch is recorded.
+        # The check-in waits for the lock while the launch's answer is recorded.
         trainer.execute("select now()")
         assert db.call("record_launch", run["id"], run["lease_token"], "runpod", "ext")
         trainer.execute("select public.check_in_run(%s, 'ext', %s)", (token, str(uuid4())))

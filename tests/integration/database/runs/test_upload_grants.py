@@ -1,4 +1,4 @@
-"""Upload URLs run out: a grant can be withdrawn, and no execution is handed another's."""
+"""Upload URLs expire: a grant can be withdrawn, and no execution gets another one's grant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The endpoint of a launch is written before its POST and goes with it to whoever polls, cancels or closes it."""
+"""The endpoint of a launch is stored before its POST, and used to poll, cancel and close it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_relaunch_elsewhere_keeps_the_endpoint_of_each_launch(db: Database) -> N
     assert record(db, run, "accepted-there", THERE)
     assert endpoints(db, run) == {None: HERE, "accepted-there": THERE}
     assert (renewed(db, run)["external_job_id"], renewed(db, run)["endpoint"]) == ("accepted-there", THERE)
-    # The first one lived after all, and its trainer is the quicker.
+    # The first launch was accepted after all, and its trainer checks in first.
     assert db.call("check_in_run", token, "accepted-here", str(uuid4()))["may_train"]
     assert endpoints(db, run) == {"accepted-here": HERE, "accepted-there": THERE}
     assert (renewed(db, run)["external_job_id"], renewed(db, run)["endpoint"]) == ("accepted-here", HERE)

@@ -1,4 +1,4 @@
-"""A launch is polled, cancelled and billed at the endpoint where it was made, whatever the settings say today."""
+"""A launch is polled, cancelled and billed at its own endpoint, even after the settings have changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.processes.stage import Stage
 
 @pytest.fixture
 def another_endpoint(gpus: LocalRunPod, gpu_volume: Path) -> Iterator[LocalRunPod]:
-    """An endpoint at another address, with the same key: where the settings point after a change."""
+    """An endpoint at another address with the same key, to which the settings point after a change."""
     with LocalRunPod.start(
         api_key=gpus.api_key, endpoint="another", workers_max=1, env=standin_env(gpu_volume, step_seconds=0.02)
     ) as runpod:
@@ -76,7 +76,7 @@ def test_run_at_an_unreachable_endpoint_is_not_marked_cancelled(stage: Stage, an
     assert "LORA_WORKER_FORMER_ENDPOINTS" in stage.log()
     assert another_endpoint.ledger.calls["cancel"] == another_endpoint.ledger.calls["status"] == 0
     stage.stop(worker)
-    # With the endpoint named, the next worker ends it.
+    # Once the former endpoint is in the settings, the next worker ends it.
     stage.worker(GPU_CLUSTER_API_URL=another_endpoint.api_url, LORA_WORKER_FORMER_ENDPOINTS=stage.runpod.api_url)
     assert [run["status"] for run in stage.settled(job_id)] == ["cancelled"]
     stage.gpus_free(job_id)

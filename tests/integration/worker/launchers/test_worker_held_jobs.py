@@ -1,4 +1,4 @@
-"""A broken image costs one launch, then jobs wait, and go on when it is mended."""
+"""A broken image costs one launch; then jobs wait, and continue when it is repaired."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def broken() -> Iterator[LocalRunPod]:
 
 @pytest.fixture
 def mended(broken: LocalRunPod, gpu_volume: Path) -> Iterator[LocalRunPod]:
-    """The same account's endpoint with a sound image."""
+    """The same account's endpoint with a working image."""
     with LocalRunPod.start(api_key=broken.api_key, env=standin_env(gpu_volume, step_seconds=0.02)) as runpod:
         yield runpod
 
 
 def command(stage: Stage, name: str) -> str:
-    """What `lora-worker <name>` prints."""
+    """The output of `lora-worker <name>`."""
     done = subprocess.run(
         [sys.executable, "-m", "lora_worker.commands.cli", name],
         env=stage.environment(), cwd=stage.folder, capture_output=True, text=True, check=True,
@@ -55,7 +55,7 @@ def test_image_that_fails_at_import_is_stopped_and_reported(
     (run,) = stage.runs(job_id)
     assert (run["status"], run["error_code"], run["fault"]) == ("failed", "gpu_never_ready", "infrastructure")
     assert "can't begin trainings" in stage.user.job(job_id)["error_message"]
-    # Another user's job is not launched any more, and RunPod has nothing to start workers for.
+    # Another user's job is not launched, so RunPod starts no workers for it.
     another = User(stage.project, stage.folder)
     held = another.queue()
     stage.until(
@@ -69,7 +69,7 @@ def test_image_that_fails_at_import_is_stopped_and_reported(
     health = stage.database.row("select public.queue_health() as health")["health"]
     assert [breaker["kind"] for breaker in health["held"]["breakers"]] == ["image"]
     stage.stop(worker)
-    # The table of a narrow terminal breaks its lines.
+    # On a narrow terminal the table breaks its lines.
     told = " ".join(command(stage, "status").split())
     assert "held: 2 jobs, for the image" in told
     assert "2 jobs may go: the image" in command(stage, "resume")

@@ -1,4 +1,4 @@
-"""What the unit tests' fake queues answer is what the real one answers, on a real database through real REST."""
+"""The unit tests' fake queues answer as the real queue does on a real database through real REST."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LEASE_SECONDS = 600
 
 
 class Scene(Protocol):
-    """A queue, and what happens around it."""
+    """A queue, and the events around it."""
 
     queue: Any
 
@@ -46,7 +46,7 @@ class FakeScene:
 
 
 class RealScene:
-    """The real queue; every row belongs to users of this test."""
+    """The real queue; every row belongs to a user of this test."""
 
     def __init__(self, queue: DatabaseCalls, project: Project) -> None:
         self.queue = queue
@@ -238,7 +238,7 @@ async def test_lost_dataset_claim_cannot_write(dataset_scene: DatasetScene) -> N
 
 
 def methods(kind: type) -> dict[str, inspect.Signature]:
-    """The public methods of a queue: names, arguments and what comes back, all as written."""
+    """The public methods of a queue: names, arguments and return types as written."""
     return {
         name: inspect.signature(method)
         for name, method in vars(kind).items()

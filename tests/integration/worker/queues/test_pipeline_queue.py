@@ -1,4 +1,4 @@
-"""A job of the newer queue from its row to its deployment, carried by the same worker and the same trainer."""
+"""A job of the newer queue from its row to its deployment, with the same worker and trainer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pipeline(empty_supabase: Project) -> Iterator[Pipeline]:
 
 @pytest.fixture
 def stage(pipeline: Pipeline, stage: Stage) -> Stage:
-    """The tables are there before the worker, and go after it."""
+    """A stage whose newer queue exists before its worker starts, and is dropped after it."""
     return stage
 
 
@@ -46,7 +46,7 @@ def queued(stage: Stage, pipeline: Pipeline, **columns: Any) -> UUID:
 
 
 def endless(stage: Stage, pipeline: Pipeline) -> UUID:
-    """A job that trains half of its 200 steps, and goes on until it is stopped."""
+    """Queue a job that trains half of its 200 steps and then waits until it is stopped."""
     dataset = stage.user.upload(b"\n".join([LINE.replace(DATASET_WORD.encode(), b"linger in half")] * 3))
     return queued(stage, pipeline, dataset_id=dataset, epochs=20)
 
@@ -60,14 +60,14 @@ def training(pipeline: Pipeline, job_id: UUID) -> Row:
 
 
 def settled(stage: Stage, job_id: UUID) -> list[Row]:
-    """The job's runs, once none of them lives."""
+    """Wait until no run of the job is live; returns its runs."""
     return awaited(
         lambda: stage.runs(str(job_id)), "every run ends", fits=lambda runs: all(run["ended_at"] for run in runs)
     )
 
 
 def unpacked(stage: Stage, job_id: UUID) -> dict[str, bytes]:
-    """The archive as the deployment takes it: the first part of each name is taken off."""
+    """The archive's files as the deployment unpacks them: without the first part of each name."""
     content = stage.user.stored(f"adapters/{job_id}.tar.gz")
     assert content is not None
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
@@ -113,7 +113,7 @@ def test_archive_holds_the_verified_files_under_one_folder(stage: Stage, pipelin
     assert listed == {*files, "adapter.tar.gz"}
     for name, content in files.items():
         assert content == stage.user.stored(folder + name)
-    # Its one place is the job's; the run's own folder holds no second copy.
+    # The archive is stored at the job's path only; the run's own folder has no copy.
     assert stage.user.stored(f"{folder}adapter.tar.gz") is None
 
 
@@ -134,7 +134,7 @@ def test_states_and_percents_only_advance_with_each_metric_once(stage: Stage, pi
     stored = {(row["step_number"], row["metric_id"]) for row in metrics}
     assert len(stored) == len(metrics)
     assert stored == {(s, m) for s in range(1, 31) for m in ("training_loss", "learning_rate", "throughput")}
-    # The metrics route orders by the time alone.
+    # The metrics route sorts by time only.
     assert [row["step_number"] for row in metrics] == sorted(row["step_number"] for row in metrics)
 
 

@@ -1,4 +1,4 @@
-"""The daemon beside the dispatcher that it replaces, which selects, then updates by id, and looks at no answer."""
+"""The daemon beside the dispatcher that it replaces, which selects jobs, updates them by id, and ignores errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.processes.waiting import until
 
 
 class OldDispatcher:
-    """`process-training-jobs` as it is documented: unguarded updates, side effects first, errors unread.
+    """`process-training-jobs` as documented: unguarded updates, side effects before updates, errors ignored.
 
     `delay_seconds` lies between its look at running jobs and its updates. Between its look at queued ones and its
     updates lies as much as it takes a worker to claim one of them, so that it acts on what is no longer so; but for
@@ -37,7 +37,7 @@ class OldDispatcher:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._repeat, daemon=True)
         self.launched: list[str] = []
-        """The jobs that it sent, each time."""
+        """The jobs that it launched, one entry per launch."""
         self.rounds = 0
         self._looks = 0
 
@@ -58,7 +58,7 @@ class OldDispatcher:
             self.rounds += 1
 
     def end_what_was_begun(self) -> None:
-        """Wait until whatever it saw before this call is written."""
+        """Wait until it has written everything that it read before this call."""
         begun = self.rounds + 1
         until(lambda: self.rounds > begun, "the old dispatcher goes round", state=self._stage.log)
 
@@ -135,7 +135,7 @@ def test_old_dispatcher_and_daemon_launch_each_job_once(stage: Stage) -> None:
         stage.user.cancel(cancelled)
         for job_id in ours:
             stage.settled(job_id)
-        # Whatever it still has in its hands comes too late for all of them.
+        # Updates that it still has to write come too late for every job.
         old.end_what_was_begun()
     stage.stop(worker)
     pages = Pages(stage.database, stage.user.user_id)
@@ -146,12 +146,12 @@ def test_old_dispatcher_and_daemon_launch_each_job_once(stage: Stage) -> None:
     taken_by_both = ours & set(old.launched)
     assert taken_by_both, "the race that this test is about did not happen"
     assert set(jobs) - ours <= set(old.launched)
-    # Nobody trains what the old one sent: this trainer does not know its payload.
+    # Jobs that the old dispatcher sent are not trained, since this trainer does not know their payload.
     assert runs_trained_twice(stage.steps(next(iter(ours)))) == set()
 
 
 def wait_until_none_is_queued(stage: Stage, jobs: list[str]) -> set[str]:
-    """The jobs that the worker has taken."""
+    """Wait until no job is queued; returns the jobs that the worker has claimed."""
     for job_id in jobs:
         stage.until(job_id, lambda row: row["status"] != "queued", "somebody takes it")
     return {job_id for job_id in jobs if stage.runs(job_id)}
@@ -176,7 +176,7 @@ def assert_is_as_if_alone(stage: Stage, pages: Pages, job_id: str) -> None:
 
 
 def through_the_api(db: Database, statement: str, *values: Any) -> None:
-    """As PostgREST runs it for the service's key."""
+    """Run a statement as PostgREST does for the service's key."""
     with db.connection.transaction():
         db.connection.execute("set local role service_role")
         db.rows(statement, *values)
@@ -251,7 +251,7 @@ def test_only_rows_about_a_job_of_the_worker_are_dropped(db: Database) -> None:
 
 
 def test_update_that_waited_for_a_claim_is_still_guarded(db: Database, database: str) -> None:
-    """Its update began before the claim was committed, and goes on after it."""
+    """The dispatcher's update began before the claim was committed, and continues after it."""
     (job_id,) = db.jobs()
     blocked = threading.Event()
     with psycopg.connect(database) as claiming:
@@ -277,7 +277,7 @@ def test_update_that_waited_for_a_claim_is_still_guarded(db: Database, database:
 
 
 def pipeline_run(db: Database, pipeline: Pipeline, state: str) -> tuple[UUID, Row]:
-    """A job of the newer queue that the worker has, or had, and its run."""
+    """A job of the newer queue that a worker holds or has settled, and its run."""
     user = db.user()
     job_id = pipeline.queue(user_id=user, dataset_id=db.dataset(user))
     run = db.claim()[0]["run"]
@@ -295,7 +295,7 @@ def pipeline_run(db: Database, pipeline: Pipeline, state: str) -> tuple[UUID, Ro
     return job_id, run
 
 
-# As the other dispatcher writes after its POST, and then the trainer that it launched, each by id alone.
+# The updates of the other dispatcher after its POST, and of its trainer, each by the job's id only.
 _THEIR_UPDATES = (
     "status = 'queued', updated_at = now()",
     "status = 'initializing', runpod_job_id = 'theirs', started_at = now(), updated_at = now()",

@@ -1,4 +1,4 @@
-"""A cancelled job stops its GPU, is billed what that used, and stays cancelled, whenever its user says so."""
+"""A cancelled job stops its GPU, is billed for the time used, and stays cancelled, whenever it is cancelled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.processes.stage import Stage
 
 
 def cancel_each_way(stage: Stage, jobs: list[str]) -> None:
-    """One by a route of the application with the service's key, one by its user's own call."""
+    """Cancel one job by the application's route with the service's key, and one by its user's own call."""
     by_update, by_function = jobs
     stage.user.cancel_by_update(by_update)
     assert stage.user.cancel(by_function)
@@ -19,7 +19,7 @@ def cancel_each_way(stage: Stage, jobs: list[str]) -> None:
 
 
 def assert_stays_cancelled(stage: Stage, job_id: str) -> Row:
-    """The job after one more worker has looked at everything."""
+    """Let one more worker handle everything; returns the job, which must still be cancelled."""
     before = stage.user.job(job_id)
     stage.one_pass()
     after = stage.user.job(job_id)
@@ -87,7 +87,7 @@ def test_cancelling_stops_the_gpu_and_bills_its_use(stage: Stage) -> None:
     cancel_each_way(stage, jobs)
     for job_id in jobs:
         assert [run["status"] for run in stage.settled(job_id)] == ["cancelled"]
-        # RunPod says CANCELLED at once; the process may take a moment to end.
+        # RunPod answers CANCELLED at once; the process may end a moment later.
         stage.gpus_free(job_id)
     stage.stop(worker)
     for job_id in jobs:
@@ -99,7 +99,7 @@ def test_cancelling_stops_the_gpu_and_bills_its_use(stage: Stage) -> None:
         assert job["completed_at"] is not None
         assert stage.user.chart(job_id) != []
         (execution,) = stage.executions(job_id)
-        # FAILED: the trainer's own heartbeat heard of the cancel before RunPod did.
+        # FAILED: the trainer learned of the cancel by its heartbeat before RunPod stopped it.
         assert execution.outcome in {Outcome.STOPPED, Outcome.IGNORED, Outcome.FAILED}
         assert len(stage.steps(job_id)) < 100
         assert stage.user.notices(job_id) == ["job_cancelled", "job_started"]

@@ -1,4 +1,4 @@
-"""An endpoint whose image still holds today's trainer: what it answers is understood, and its files are kept."""
+"""An endpoint whose image holds the earlier trainer: its answers are understood and its files are copied."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONTENT = bytes(range(256)) * 20_000
 
 
 class _Files(BaseHTTPRequestHandler):
-    """Serves every file whole."""
+    """Serves every file completely."""
 
     sent = len(_CONTENT)
     asked = 0
@@ -37,14 +37,14 @@ class _Files(BaseHTTPRequestHandler):
 
 
 class _BrokenFiles(_Files):
-    """Ends in the middle of each."""
+    """Breaks off in the middle of every file."""
 
     sent = len(_CONTENT) // 2
 
 
 @pytest.fixture
 def earlier_stage(empty_supabase: Project, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
-    """Sets a stage with today's trainer: `earlier_stage(its environment)`."""
+    """Makes a stage with the earlier trainer: `earlier_stage(its environment)`."""
     with ExitStack() as stack:
 
         def start(**env: str) -> Stage:
@@ -60,7 +60,7 @@ def earlier_stage(empty_supabase: Project, tmp_path: Path) -> Iterator[Callable[
 
 
 def switched_on(url: str, **more: str) -> dict[str, str]:
-    """A worker's settings with which it fetches from this very server, and from nowhere else on this machine."""
+    """Settings of a worker that fetches from this server, and from no other address of this machine."""
     hosts = url.removeprefix("http://")
     return {"LORA_WORKER_EARLIER_TRAINER": "true", "LORA_WORKER_EARLIER_TRAINER_HOSTS": hosts, **more}
 

@@ -1,4 +1,4 @@
-"""A job from the queue to its rows and files, whoever's process carries it there. Only the training is light."""
+"""A job from the queue to its rows and files, with real processes; only the training is a stand-in."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_chart_has_at_most_100_numeric_points_once_in_order(stage: Stage) -> Non
     steps = [point["step"] for point in points]
     assert steps == sorted(set(steps))
     assert {1, 160} <= set(steps)
-    # As JSON, since the local Supabase's REST says decimals as text and PostgREST does not.
+    # As JSON, since the local Supabase's REST returns decimals as text, and PostgREST as numbers.
     stored = stage.database.rows("select to_jsonb(m) as point from metrics_points m where job_id = %s", long)
     assert len(stored) == len(points) <= 100
     for key in ("step", "epoch", "training_loss", "learning_rate", "throughput"):
@@ -111,7 +111,7 @@ def test_run_released_by_sigterm_is_finished_without_a_relaunch(stage: Stage) ->
     stage.worker()
     assert stage.ended(job_id)["status"] == "completed"
     assert len(stage.runs(job_id)) == len(stage.launches(job_id)) == len(stage.executions(job_id)) == 1
-    # The second worker was told the whole curve again.
+    # The second worker received the whole curve again.
     steps = [point["step"] for point in stage.user.chart(job_id)]
     assert steps == sorted(set(steps))
 

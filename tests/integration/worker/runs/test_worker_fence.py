@@ -1,4 +1,4 @@
-"""However often a run is launched or delivered, one trainer trains it; the others end at once and are closed."""
+"""One trainer trains a run, however often it is launched or delivered; the others end at once and are closed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.processes.stage import Stage
 
 
 def closed_launches(stage: Stage, job_id: str) -> dict[str, bool]:
-    """RunPod's ids of the job's launches, and whether the worker has seen them end."""
+    """RunPod's ids of the job's launches, and whether a worker has closed each."""
     rows = stage.database.rows(
         "select l.external_job_id, l.ended_at from training_launches l join training_runs r on r.id = l.run_id"
         " where r.job_id = %s", job_id,
@@ -36,7 +36,7 @@ def test_only_one_of_two_launches_of_a_run_trains(stage: Stage) -> None:
     try:
         job_id = stage.user.queue(max_steps=100)
         stage.worker(LORA_WORKER_DOUBT_SECONDS="1")
-        # Nobody checks in, so the doubt is over before a GPU is free.
+        # No trainer checks in, so the worker launches again before a GPU is free.
         stage.until(job_id, lambda _: len(stage.launches(job_id)) == 2, "it is launched twice")
         stage.until(job_id, lambda row: row["current_stage"] == "queued_on_gpu", "it waits for a GPU")
     finally:
@@ -45,7 +45,7 @@ def test_only_one_of_two_launches_of_a_run_trains(stage: Stage) -> None:
     stage.gpus_free(job_id)
     (run,) = stage.runs(job_id)
     (loser,) = {launch.job_id for launch in stage.launches(job_id)} - {run["external_job_id"]}
-    # It is refused when it checks in, or cancelled before that.
+    # The second launch is refused at its check-in, or cancelled before.
     ended = stage.at_runpod(loser)
     assert ended["status"] == "CANCELLED" or ended["output"]["status"] == "superseded"
     assert runs_trained_twice(stage.steps(job_id)) == set()
@@ -59,7 +59,7 @@ def test_only_one_of_two_launches_of_a_run_trains(stage: Stage) -> None:
 
 
 def test_launch_without_a_live_run_is_stopped_by_any_worker(stage: Stage) -> None:
-    """The loser waits in RunPod's queue when its run has ended: it must not get a GPU then."""
+    """The superseded launch still waits in RunPod's queue when its run has ended: it must not get a GPU."""
     stage.runpod.faults.add("run", "drop_answer")
     stage.runpod.set_workers(throttled=True)
     try:
@@ -72,7 +72,7 @@ def test_launch_without_a_live_run_is_stopped_by_any_worker(stage: Stage) -> Non
     finally:
         stage.runpod.set_workers(throttled=False)
     first, second = (launch.job_id for launch in stage.launches(job_id))
-    # Its answer was lost and it never checked in, so nobody knows its id until it does.
+    # The launch's answer was lost, so its id is unknown until it checks in.
     stage.until(job_id, lambda _: first in closed_launches(stage, job_id), "the first launch is closed")
     assert stage.at_runpod(second)["status"] == "CANCELLED"
     stage.gpus_free(job_id)
@@ -83,7 +83,7 @@ def test_launch_without_a_live_run_is_stopped_by_any_worker(stage: Stage) -> Non
 
 
 def test_payload_delivered_to_two_trainers_is_trained_once(stage: Stage) -> None:
-    """The later execution takes over, and the earlier hears of it at its next heartbeat."""
+    """The later execution takes over, and the earlier one learns of it at its next heartbeat."""
     stage.runpod.faults.add("dispatch", "deliver_twice")
     job_id = stage.user.queue(max_steps=200)
     stage.worker()
@@ -96,7 +96,7 @@ def test_payload_delivered_to_two_trainers_is_trained_once(stage: Stage) -> None
 
 
 def test_ended_run_admits_no_further_trainer(stage: Stage) -> None:
-    """RunPod's own /retry, pressed in its console after all is over."""
+    """Somebody retries the job in RunPod's console after it has been settled."""
     job_id = stage.user.queue(max_steps=5, base_model="standin")
     worker = stage.worker()
     stage.training(job_id, step=1)

@@ -1,4 +1,4 @@
-"""What goes wrong on the way is tried again as often as it deserves, and nothing that is trained is trained again."""
+"""Each fault is retried as often as its kind allows, and a trained adapter is never trained again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_crashing_trainer_is_retried_with_backoff_and_then_fails(stage: Stage) -
     assert second["created_at"] >= first["next_attempt_at"]
     assert job["retry_count"] == 1
     assert [cost["details"]["attempt"] for cost in stage.user.costs(job_id)] == [1, 2]
-    # So short a training may have ended before anybody saw it start.
+    # A training this short may have ended before the test sees it start.
     assert [kind for kind in stage.user.notices(job_id) if kind != "job_started"] == ["job_failed", "job_requeued"]
 
 
@@ -90,7 +90,7 @@ def test_result_that_runpod_forgot_is_read_from_storage(stage: Stage) -> None:
 
 def test_next_attempt_publishes_a_finished_adapter_untrained(stage: Stage) -> None:
     job_id = stage.user.queue(max_steps=40)
-    # It dies before it has given the grant, and the trainer waits in vain.
+    # The worker dies before it has issued the grant, so the trainer's wait for it times out.
     worker = stage.worker(LORA_WORKER_GRANT_WAIT_SECONDS="0.5", LORA_CRASH="worker.grant.before=kill")
     assert stage.dies(worker) != 0
     stage.expire_leases()

@@ -1,4 +1,4 @@
-"""What is published is worth it: judged by the saved bytes."""
+"""An adapter that learned nothing is not published; the saved bytes decide."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_adapter_of_zeros_is_refused_and_not_retried(tmp_path):
 
 
 def test_adapter_saved_as_zeros_is_refused(tmp_path):
-    """Smaller than the smallest bf16: not zero while training, zero in the file."""
+    """Smaller than the smallest bf16 number: not zero while training, but zero in the saved file."""
     with pytest.raises(NothingLearnedError, match="all zeros"):
         check_weights(saved(tmp_path, a=[0.5], b=[1e-42]))
 

@@ -1,4 +1,4 @@
-"""When an answer ends, as the artifact says it."""
+"""The artifact's configuration ends an answer where the template does."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What is trained on: the answers, all of them, once, and nothing else."""
+"""Training learns each answer once, and nothing else."""
 
 import json
 
@@ -25,7 +25,7 @@ def talk(system: str | None = "Be brief.") -> list[Message]:
 
 
 def pairs(conversation: str = "c1") -> list[dict]:
-    """The conversation as the application writes it: a pair an answer, each with its whole history."""
+    """The conversation as the application writes it: one pair per answer, each with its whole history."""
     messages, found = talk(None), []
     for index in range(1, len(messages), 2):
         history = [{"role": m.role, "content": m.content} for m in messages[:index]]
@@ -58,8 +58,8 @@ def chat_for(name: str) -> tuple[Chat, object]:
     return Chat(tokenizer), tokenizer
 
 
-def learned_pieces(tokenizer, row) -> list[str]:
-    """The stretches of learned tokens, decoded."""
+def learned_spans(tokenizer, row) -> list[str]:
+    """The decoded text of each uninterrupted span of learned tokens."""
     pieces, current = [], []
     for token, label in zip(row.input_ids, row.labels, strict=True):
         if label == IGNORED:
@@ -85,7 +85,7 @@ def test_only_answers_and_their_stop_tokens_are_learned_once(dataset, name, merg
     chat, tokenizer = chat_for(name)
     parameters = Hyperparameters(merge_conversations=merged, validation_share=0, max_length=4096)
     prepared = prepare_data(dataset([{"_meta": {"total_pairs": 99}}, *pairs()]), chat, parameters)
-    pieces = [piece for row in prepared.train for piece in learned_pieces(tokenizer, row)]
+    pieces = [piece for row in prepared.train for piece in learned_spans(tokenizer, row)]
     assert [without_template_marks(tokenizer, piece) for piece in pieces] == ANSWERS
     assert prepared.answers == TURNS
     assert len(prepared.train) <= TURNS
@@ -138,7 +138,7 @@ def test_long_conversation_loses_oldest_history_but_no_answer(max_length):
     counts = TruncationCounts()
     rows = list(fit_examples(chat, [example], max_length, counts))
     assert all(len(row.input_ids) <= max_length for row in rows)
-    pieces = [piece for row in rows for piece in learned_pieces(tokenizer, row)]
+    pieces = [piece for row in rows for piece in learned_spans(tokenizer, row)]
     assert [without_template_marks(tokenizer, piece) for piece in pieces] == ANSWERS
     assert counts.shortened > 0
     assert counts.too_long == 0
@@ -158,7 +158,7 @@ def test_system_prompt_is_dropped_before_an_answer():
     chat, tokenizer = chat_for("chatml")
     messages = (Message("system", "Be kind. " * 60), Message("user", "Why?"), Message("assistant", "So."))
     rows = list(fit_examples(chat, [Example(messages, (2,), "c", 1)], 64, TruncationCounts()))
-    assert learned_pieces(tokenizer, rows[0]) == ["So.<|im_end|>"]
+    assert learned_spans(tokenizer, rows[0]) == ["So.<|im_end|>"]
 
 
 @pytest.mark.parametrize("name", ["strict", "mistral_v0_3"])
@@ -192,7 +192,7 @@ def test_shortened_conversation_keeps_its_system_prompt(name):
 def test_only_marked_answers_are_learned():
     chat, tokenizer = chat_for("llama3")
     row = chat.row(talk(), [4])
-    assert [p.removesuffix("<|eot_id|>") for p in learned_pieces(tokenizer, row)] == [ANSWERS[1]]
+    assert [p.removesuffix("<|eot_id|>") for p in learned_spans(tokenizer, row)] == [ANSWERS[1]]
 
 
 @pytest.mark.fault(48)

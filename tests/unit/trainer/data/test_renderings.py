@@ -1,4 +1,4 @@
-"""Each base that is offered, by what its chat template really does: answers are learned as they are served."""
+"""For each offered base model, training learns answers exactly as its chat template serves them."""
 
 import pytest
 from typer.testing import CliRunner
@@ -42,7 +42,7 @@ def rows_of(name, messages):
 
 
 def as_prompted(tokenizer, messages):
-    """What a server hands to the model."""
+    """The prompt that a server gives to the model."""
     return tokenizer.apply_chat_template(
         [message._asdict() for message in messages], tokenize=False, add_generation_prompt=True
     )
@@ -109,7 +109,7 @@ def test_qwen3_keeps_an_empty_thought_in_training_with_a_note(tmp_path):
 
 @pytest.mark.parametrize("base", REFUSALS)
 def test_base_that_cannot_be_rendered_is_refused_before_a_launch(base):
-    """GLM's template ends an answer with nothing: the next user's mark is what stops it."""
+    """GLM's template writes no end of an answer: the mark of the next user turn stops it."""
     with pytest.raises(BaseModelUnknownError, match="never learn to stop"):
         _ = Chat(tokenizer_with("glm", NO_STOP)).rendering
     with pytest.raises(PreflightError, match="can't be trained: its chat template ends"):

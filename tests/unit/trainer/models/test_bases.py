@@ -1,4 +1,4 @@
-"""The base model that was asked for, and no other."""
+"""Training uses the requested base model and no other."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Which exceptions mean that memory ran out, which that the GPU is lost, which that a file is damaged."""
+"""Which exceptions mean out of memory, a lost GPU, or a damaged file."""
 
 import errno
 from types import SimpleNamespace
@@ -86,7 +86,7 @@ def test_full_memory_or_disk_while_loading_keeps_its_error_code(monkeypatch, err
 
 
 class Trainer:
-    """Fails at once, and says whether it was asked to save."""
+    """A trainer that fails at once, and records whether it was asked to save."""
 
     def __init__(self, error):
         self.error = error

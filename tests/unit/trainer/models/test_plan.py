@@ -1,4 +1,4 @@
-"""The plan, against the model that the issue names and against what is counted elsewhere."""
+"""The memory plan agrees with known models and with what loading really uses."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The learning rate: no step is wasted at 0."""
+"""The learning rate schedule: no step has a rate of 0."""
 
 import pytest
 from hypothesis import given

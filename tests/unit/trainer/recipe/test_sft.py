@@ -1,4 +1,4 @@
-"""What the optimizer is told."""
+"""The parameter groups of the optimizer."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What the trainer hears over its line to the database: only an answer of the function itself ends a training."""
+"""The trainer's channel to the database: only an answer of the database function itself ends a training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECRET = "a gateway's words"
 
 
 async def fault(function: str, response: httpx.Response) -> ChannelUnreachableError:
-    """What the function raises when the patience is over and it still answers so."""
+    """The exception after the last retry, if every answer is this one."""
     async with ChannelClient(
         Channel(url=URL, key="sb_publishable_x", token=TOKEN),
         external_job_id="j",
@@ -83,7 +83,7 @@ ALIVE = {"may_train": True, "reason": "ok"}
 
 
 async def heartbeat(answers: dict[str, httpx.Response]) -> tuple[bool, list[str]]:
-    """Send one heartbeat; whether its progress was stored, and the functions that were called."""
+    """Send one heartbeat; returns whether its progress was stored, and the functions that were called."""
     called = []
 
     def answer(request: httpx.Request) -> httpx.Response:

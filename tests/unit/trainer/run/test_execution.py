@@ -175,7 +175,7 @@ async def test_unanswered_heartbeat_does_not_end_the_training(project, settings,
     project.refusal = "superseded"
     project.check_in_answers = [answer] * 3
     result = await task
-    # The fourth was a verdict; the three before were none.
+    # The fourth answer came from the function; the three before did not.
     assert project.check_in_answers == []
     assert result.status == "superseded"
 
@@ -219,7 +219,7 @@ async def test_job_stop_lets_the_child_save_a_checkpoint_first(project, settings
     await run.until_file("ready")
     task.cancel()
     await asyncio.sleep(0)
-    task.cancel()  # RunPod may repeat it
+    task.cancel()  # RunPod may repeat the signal
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await run.until_file("saved")
@@ -325,7 +325,7 @@ async def test_crashed_child_is_a_failure_that_names_the_cause(project, settings
 async def test_a_failure_also_fails_the_runpod_job_and_keeps_its_code(project, settings, monkeypatch):
     monkeypatch.setenv("FAKE_CHILD", "fail")
     output = (await Run(settings).result()).as_output()
-    assert output.pop("error") == "Line 17 is not JSON."  # what RunPod's SDK takes away
+    assert output.pop("error") == "Line 17 is not JSON."  # the keys that RunPod's SDK removes
     assert Result.model_validate(output).error.code is ErrorCode.DATASET_INVALID
 
 
@@ -424,7 +424,7 @@ async def test_sigterm_reaches_the_execution_and_the_sdk(monkeypatch):
 
 
 def test_values_added_at_launch_do_not_make_another_training():
-    """Else the second attempt would know neither checkpoint nor adapter of the first."""
+    """Otherwise the second attempt would find neither checkpoint nor adapter of the first."""
     chosen = {"epochs": 2, "rank": 8, "base_model": "base"}
     first = parse_request(request_input(hyperparameters=chosen))
     enriched = hyperparameters_with_both_shapes(chosen, first.hyperparameters)

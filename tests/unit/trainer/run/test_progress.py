@@ -32,7 +32,7 @@ def test_stage_without_points_keeps_the_curve():
 
 
 class Server:
-    """Takes posts slowly, as a server far away does: each takes some turns of the loop."""
+    """Accepts posts slowly, as a distant server does: each takes some turns of the event loop."""
 
     def __init__(self) -> None:
         self.arrived: list[float] = []

@@ -1,4 +1,4 @@
-"""Nothing that the trainer writes is larger than what reads it, tried at the edge of each limit."""
+"""Nothing that the trainer writes exceeds its reader's limit; each limit is tried at its edge."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_manifest_of_the_longest_run_is_readable_by_the_worker(steps, chart_poin
     assert Manifest.model_validate_json(content) == written
     assert written.points == kept
     assert (kept[0].step, kept[-1].step) == (1, steps)
-    # The same chart follows from it as from the whole curve.
+    # The thinned manifest gives the same chart as the whole curve.
     assert thin_points(kept, total_steps=steps, limit=chart_points) == thin_points(
         curve, total_steps=steps, limit=chart_points
     )

@@ -1,4 +1,4 @@
-"""The command line starts light, and nothing of the worker imports torch."""
+"""The command line imports little, and the worker never imports torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the doctor says of a bucket: whether it is closed, and whether an adapter fits."""
+"""The doctor checks whether a bucket is private and accepts an adapter."""
 
 from __future__ import annotations
 

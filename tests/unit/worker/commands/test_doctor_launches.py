@@ -1,4 +1,4 @@
-"""The doctor names launches that nobody can look at, GPUs that work for nobody, and what jobs are held for."""
+"""The doctor reports unreachable launches, GPUs without a run, and why jobs are held."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEALTH: dict[str, Any] = {"runs": [], "endpoints": [], "held": {"breakers": [], 
 
 
 class Endpoints(FakeLauncher):
-    """The own endpoint works on one job; the former one is out of the key's reach."""
+    """The current endpoint works on one job; the key may not call the former one."""
 
     async def health(self, endpoint: str | None = None) -> EndpointHealth:
         if endpoint == FORMER:

@@ -1,4 +1,4 @@
-"""What goes wrong on the first day ends in one sentence that says what to do, and shows no secret."""
+"""Mistakes at the first start end in one sentence that says what to do and shows no secret."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SUPABASE, RUNPOD = "https://p.supabase.co", "https://api.runpod.ai/v2/ep"
 @pytest.fixture
 async def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Services]:
     monkeypatch.chdir(tmp_path)
-    # No wait between two tries of a call.
+    # Retries of a call follow without a wait.
     monkeypatch.setattr("lora_worker.database.calls.wait_random_exponential", lambda **_: wait_none())
     settings = RunPodSettings(
         supabase_url=SUPABASE,
@@ -128,7 +128,7 @@ async def test_unexpected_answer_hides_no_other_check(services: Services, body: 
         "postgresql://u:s3cr3t@[::1/db",
         "postgresql://u:s3cr3t@nowhere.invalid:s3cr3t/db",
         "postgresql://u:s3cr3t@.nowhere.invalid/db",
-        # Nobody listens on the port of the discard service.
+        # Nothing listens on the port of the discard service.
         "postgresql://u:s3cr3t@127.0.0.1:9/db",
     ],
     ids=str,

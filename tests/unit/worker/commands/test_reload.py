@@ -1,4 +1,4 @@
-"""After a migration the command waits until REST serves it, says for what, and not for ever."""
+"""After a migration the command waits, for a limited time, until REST serves the new schema, and says so."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS: httpx.Response = httpx.Response(200, json=[])
 
 
 class Api:
-    """REST that serves the functions from a moment on, and a clock that only waiting turns."""
+    """REST that serves the functions after a while, and a clock that only waiting moves."""
 
     def __init__(self, *, served_at: float = 0.0, before: httpx.Response = UNKNOWN) -> None:
         self.now = 0.0

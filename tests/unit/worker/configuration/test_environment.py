@@ -1,4 +1,4 @@
-"""Names that nobody reads, files that can't be read, and settings that can't hold together are refused at start."""
+"""Unknown variables, unreadable files and contradictory settings are refused at the start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each key says whose it is, and none is sent where it does not belong."""
+"""Each key shows its role and project, and none is sent to a wrong address."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lora_worker.launchers.registry import load_settings
 
 
 def jwt(**claims: Any) -> str:
-    """A token with these claims. Its signature is of no key, which nobody here looks at."""
+    """A token with these claims. Its signature is invalid, since nothing here checks it."""
     header, payload = (
         base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
         for part in ({"alg": "HS256", "typ": "JWT"}, claims)

@@ -1,4 +1,4 @@
-"""Whoever adopts a run speaks its token, also after a key was changed; who can't says so and spoils nothing."""
+"""An adopting worker derives a run's token, even after a key change; one that can't logs it and breaks nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def services_with(key: str, secret: str | None = None, previous: tuple[str, ...]
 
 
 def launched_by(services: Services) -> Any:
-    """A run that these services launched."""
+    """An assignment of a run that these services launched."""
     made = assignment()
     token = services.tokens.of(made.run.id, None)
     assert token
@@ -96,7 +96,7 @@ async def test_run_of_an_unknown_secret_gets_no_grant_it_cannot_open(
 async def test_relaunched_run_is_granted_with_the_token_it_was_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its first launch may hold a token of an unknown secret; the database knows the latest one only."""
+    """The first launch may have a token of an unknown secret, since the database knows only the latest token."""
     queue: Any = FakeQueue()
     monkeypatch.setattr(queue, "begin_launch", lambda *_, **__: asyncio.sleep(0), raising=False)
     monkeypatch.setattr(queue, "record_launch", lambda *_, **__: asyncio.sleep(0, True), raising=False)
@@ -121,7 +121,7 @@ async def test_a_grant_is_sealed_with_the_token_that_the_trainer_holds(monkeypat
 
 
 async def grant(monkeypatch: pytest.MonkeyPatch, taken: Any, adopter: Services) -> list[str]:
-    """What an adopter seals for a trainer that asks for its uploads, over two cycles."""
+    """The grants that an adopting worker seals in two cycles for a trainer that asks to upload."""
     sealed: list[str] = []
 
     async def grant_upload(self: Any, run_id: Any, lease_token: Any, *, request: Any, sealed_urls: str) -> bool:

@@ -1,4 +1,4 @@
-"""A wrong setting is named in one sentence, and never shown."""
+"""A wrong setting is named in one sentence without its value."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_runpods_own_variable_names_are_accepted(environment: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", ["fleet", "", None])
 def test_every_process_has_a_unique_name(environment: pytest.MonkeyPatch, name: str | None) -> None:
-    """A release by name must never give up another process's leases."""
+    """Leases are released by the worker's name, so two processes must never share one."""
     environment.delenv("LORA_WORKER_NAME", raising=False)
     if name is not None:
         environment.setenv("LORA_WORKER_NAME", name)
@@ -126,7 +126,7 @@ def test_token_secrets_are_optional_listed_and_long(environment: pytest.MonkeyPa
 
 
 def test_run_and_its_wait_for_a_gpu_fit_into_runpods_seven_days(environment: pytest.MonkeyPatch) -> None:
-    """A ttl that has no room for the queue deletes a running job."""
+    """RunPod deletes a running job whose ttl does not include its wait in the queue."""
     environment.setenv("LORA_WORKER_MAX_RUN_SECONDS", "604800")
     with pytest.raises(SettingsError, match="LORA_WORKER_QUEUE_ALLOWANCE_SECONDS") as wrong:
         load_settings()

@@ -1,4 +1,4 @@
-"""A key that was meant to change the training and would not is refused; others are noted; the application's pass."""
+"""Misspelt keys of a job are refused, unknown ones are noted, and the application's own are accepted."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _PAGE = {
 def test_applications_own_keys_are_accepted_in_both_shapes(shape: str) -> None:
     row = _PAGE[shape]
     parsed = parse_hyperparameters(job(row), default_base_model="m")
-    # And as the row stands after the worker has added the other shape.
+    # And the row after the database has added the other shape.
     whole = job(hyperparameters_with_both_shapes(row, parsed))
     parse_hyperparameters(whole, default_base_model="m")
     assert unread_keys(whole.hyperparameters, whole.gpu_config) == []

@@ -1,4 +1,4 @@
-"""One row that can't be read is its own job's failure: all others are claimed, adopted, renewed as ever."""
+"""An unreadable row fails only its own job: all others are claimed, adopted and renewed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def assignment_row(job: Row | None = None, dataset: Row | None = None, **run: Any) -> Row:
-    """An assignment as the database answers it, with some columns written over."""
+    """An assignment as the database returns it, with some columns replaced."""
     user, job_id, dataset_id = str(uuid4()), str(uuid4()), str(uuid4())
     return {
         "run": {

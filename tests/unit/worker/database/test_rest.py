@@ -1,4 +1,4 @@
-"""Every answer of Supabase's REST API means one thing: wait, mend, or ask otherwise; and none is taken for another."""
+"""Every answer of Supabase's REST API has one meaning: retry, repair the setup, or a refused request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lora_worker.errors import (
 
 URL = "https://p.supabase.co"
 ROW_TEXT = "a user's words"
-"""Stands in every message: Postgres repeats values, and none may get into an exception."""
+"""A text in every message of the database: Postgres quotes values, and no exception may contain one."""
 
 WAIT, MEND, REFUSED, VALUE = ServiceUnavailableError, SchemaMissingError, ServiceRefusedError, ValueRefusedError
 
@@ -122,10 +122,10 @@ def test_each_database_error_code_has_its_kind_of_error(
         (403, {"message": "Unauthorized"}, REFUSED, 401),
         (401, {"code": 401, "message": "Unregistered API key"}, REFUSED, 401),
         (401, {"code": "401", "message": "Unregistered API key"}, REFUSED, 401),
-        # The newer keys become short-lived tokens at the gateway, whose clock may be ahead.
+        # The gateway turns newer keys into short-lived tokens, and its clock may be ahead.
         (401, {"code": "PGRST303", "message": "JWT issued at future"}, WAIT, "PGRST303"),
         (401, {"code": "PGRST303", "message": "JWT expired"}, REFUSED, 401),
-        # A challenge or a block page in front of the project says nothing about the key.
+        # A challenge or block page in front of the project does not mean that the key is wrong.
         (403, b"<html><title>Just a moment...</title>", WAIT, "HTTP 403"),
         (402, {"message": "Service for this project is restricted"}, WAIT, "restricted"),
         (404, {"message": "no Route matched with those values"}, WAIT, "SUPABASE_URL"),
@@ -194,7 +194,7 @@ async def queue_at(**answer: Any) -> AsyncIterator[DatabaseCalls]:
         yield queue
 
 
-# The same in each process: they stand in names of tests, and those who share the tests out compare the names.
+# Constants, since they are part of test names, which must be equal in all processes of pytest-xdist.
 ID, OTHER_ID = UUID(int=1), UUID(int=2)
 CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "worker_schema_version": lambda q: q.check_schema(),
@@ -294,7 +294,7 @@ UNKNOWN = {"code": "PGRST202", "message": "Could not find the function public.wo
 @pytest.mark.parametrize(
     ("status", "body", "kind", "words"),
     [
-        # The marker is there: only REST has not read the schema.
+        # The marker column exists, so only REST's schema cache is stale.
         (200, [], SchemaCacheError, "schema cache"),
         (
             403,
@@ -303,7 +303,7 @@ UNKNOWN = {"code": "PGRST202", "message": "Could not find the function public.wo
             "cache",
         ),
         (400, {"code": "42703", "message": f"column datasets.{MARKER} does not exist"}, MEND, "are missing"),
-        # Nothing of the application is known either.
+        # REST does not know the application's tables, either.
         (404, {"code": "PGRST205", "message": "Could not find the table"}, MEND, "its schema cache is old"),
         (502, {"message": "bad gateway"}, MEND, "its schema cache is old"),
     ],

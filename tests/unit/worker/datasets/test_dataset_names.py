@@ -1,4 +1,4 @@
-"""Names of datasets' files as Storage takes them: what it can't serve is said before a GPU is paid for."""
+"""A dataset's file name that Storage can't serve is refused before a GPU is paid for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loops with services that answer from a script and a clock that the test turns."""
+"""The daemon's loops, with fake services and a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ async def test_adopted_cancelled_run_is_billed_for_its_gpu_time(
         asked_at=services.clock(),
     )
     assert holding.gpu_seconds() == 70
-    # The trainer's last heartbeat may have come after the adoption.
+    # The trainer's last heartbeat may be later than the adoption.
     news = News(run_id=adopted.run.id, held=True, external_job_id="ext", used_seconds=75, cancel_requested=True)
     monkeypatch.setattr(services.queue, "renew", lambda leases: asyncio.sleep(0, [news]))
     await advance.advance(holding)

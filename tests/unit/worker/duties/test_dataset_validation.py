@@ -1,4 +1,4 @@
-"""The validation of a dataset: what it writes, when it gives a claim back, how much memory it takes."""
+"""The validation of a dataset: what it writes, when it releases its claim, and how much memory it needs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DATASET = Dataset(
 
 
 class FakeQueue:
-    """Hands out one claim and records what is done with it. `test_fake_queues.py` holds it against the real one."""
+    """Returns one claim and records the calls for it. `test_fake_queues.py` compares it with the real queue."""
 
     def __init__(self, *, attempts: int = 1, holds: bool = True) -> None:
         self.claims = [DatasetClaim(dataset=DATASET, lease_token=uuid4(), attempts=attempts)]
@@ -67,7 +67,7 @@ class FakeQueue:
 
 
 class FakeStorage:
-    """Streams prepared chunks; an exception among them is raised in its turn."""
+    """Streams prepared chunks; an exception among them is raised when its turn comes."""
 
     def __init__(self, *chunks: bytes | Exception) -> None:
         self.chunks = chunks
@@ -227,7 +227,7 @@ async def test_dataset_refused_by_the_database_does_not_block_the_next() -> None
     queue.claims.append(queue.claims[0])
     queue.settling = [ServiceRefusedError("db", "refused the call (22P05)", status=400)]
     await validate(queue, lines(*GOOD))
-    # Its claim runs out by itself: each time counts, and the last is settled without being read.
+    # The claim expires by itself. Each time counts, and after the last the dataset is settled unread.
     assert (len(queue.outcomes), queue.put_off) == (1, [])
 
 

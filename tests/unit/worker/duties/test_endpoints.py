@@ -1,4 +1,4 @@
-"""Workers that never get ready, and GPUs that work for nobody, are seen in the endpoint's counts and said."""
+"""The endpoint's counts show workers that never get ready and GPUs without a run, and both are logged."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_endpoint_health_separates_failing_starts_from_no_gpus(
     [
         (LaunchState.QUEUED, 600, 700, True),
         (LaunchState.QUEUED, 599, 700, False),
-        # It came when the workers had been starting for a while: it has its own time.
+        # A launch made while workers were already starting has its own time limit.
         (LaunchState.QUEUED, 6000, 599, False),
         (LaunchState.RUNNING, 6000, 6000, False),
         (LaunchState.UNKNOWN, 6000, 6000, False),
@@ -82,7 +82,7 @@ def test_long_start_is_logged_from_half_its_limit_on() -> None:
 
 
 class Endpoint(ForgetfulLauncher):
-    """A launcher whose launches are queued, at an endpoint with these counts."""
+    """A launcher whose launches stay queued, at an endpoint with these counts."""
 
     def __init__(self, **counts: Any) -> None:
         super().__init__(LaunchState.QUEUED)

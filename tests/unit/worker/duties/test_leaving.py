@@ -1,4 +1,4 @@
-"""Runs that this worker holds no more: their work is ended with the worker's, and what it settled is no lost lease."""
+"""Runs that this worker no longer holds: their tasks end with the worker, and settled ones are no lost leases."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_stop_waits_for_work_on_runs_that_were_given_up(
         try:
             await asyncio.Event().wait()
         finally:
-            # What a cancelled call still has to do before it is over.
+            # A cancelled call still needs some turns of the loop before it ends.
             for _ in range(5):
                 await asyncio.sleep(0)
             ended.set()
@@ -65,7 +65,7 @@ async def test_stop_gives_unresponsive_work_time_to_end(services: Services, monk
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            # One cancel is taken for something else, as a library may.
+            # A library may swallow one cancel.
             await asyncio.Event().wait()
 
     monkeypatch.setattr(held_runs, "advance", work)
@@ -81,7 +81,7 @@ async def test_stop_gives_unresponsive_work_time_to_end(services: Services, monk
 
 
 class LosesAnswers(FakeQueue):
-    """A queue that settles runs whose worker never hears of it."""
+    """A queue that settles runs but loses the answers."""
 
     def __init__(self) -> None:
         super().__init__()

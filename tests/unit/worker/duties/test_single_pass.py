@@ -1,4 +1,4 @@
-"""`run --once` keeps its leases as the daemon does, ends as fast on SIGTERM, and says what it could not do."""
+"""`run --once` renews its leases as the daemon does, ends as fast on SIGTERM, and reports what it could not do."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.scripted import FakeQueue, assignment
 
 
 def advance_by(monkeypatch: pytest.MonkeyPatch, work: Callable[[HeldRun], Awaitable[None]]) -> None:
-    """Let a cycle of a run be this."""
+    """Replace a cycle of a run by this function."""
     monkeypatch.setattr(held_runs, "advance", work)
 
 
 def adopting(services: Services) -> FakeQueue:
-    """The queue, with a run to adopt."""
+    """The services' queue, with one run to adopt."""
     queue: Any = services.queue
     queue.to_adopt = [assignment()]
     return queue  # type: ignore[no-any-return]
@@ -38,7 +38,7 @@ async def test_pass_renews_its_leases_during_a_long_run(services: Services, monk
         for _ in range(3):
             services.clock.now += 50  # type: ignore[attr-defined]
             renewals = queue.calls.count("renew")
-            # The first of these may have been asked before the clock went on.
+            # The first of these may have been sent before the clock moved.
             while queue.calls.count("renew") < renewals + 2:
                 await asyncio.sleep(0.001)
         holding.require_lease()

@@ -1,4 +1,4 @@
-"""Strays are stopped beside the runs' polls, side by side, and only on the launcher's own word."""
+"""Stray launches are stopped concurrently with the runs' polls, and closed only when the launcher reports their end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.scripted import GUIDE, FakeQueue, assignment, make_services
 
 
 def stray(external_job_id: str) -> Stray:
-    """A launch as the database names it; where it was made was not noted."""
+    """A stray launch as the database returns it, without an endpoint."""
     return {
         "run_id": str(uuid4()), "launcher": None, "endpoint": None, "external_job_id": external_job_id,
         "endpoints": [], "age_seconds": 60,
@@ -26,7 +26,7 @@ def stray(external_job_id: str) -> Stray:
 
 
 class StrayQueue(FakeQueue):
-    """A queue with strays, which are closed once."""
+    """A queue with strays, each of which is closed once."""
 
     def __init__(self, *external_job_ids: str) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class StrayQueue(FakeQueue):
 
 
 class StrayLauncher:
-    """Says of each launch what it is told to, and may hang."""
+    """A launcher that reports the states that a test sets, and may hang."""
 
     name = "runpod"
     guide = GUIDE

@@ -1,4 +1,4 @@
-"""Calls go side by side in as many as RunPod takes, within its limits, and none while it asks for a pause."""
+"""Calls to RunPod are concurrent within its limits, and stop while it asks for a pause."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ URL = "https://api.runpod.ai/v2/ep"
 
 
 class Api:
-    """RunPod that takes so many calls of a kind side by side, and answers the others with 429."""
+    """RunPod that accepts so many concurrent calls of a kind, and answers the others with 429."""
 
     def __init__(self, most: int, headers: dict[str, str] | None = None) -> None:
         self.most, self.headers = most, headers or {}

@@ -1,4 +1,4 @@
-"""RunPod's answers are bounded in number, size and depth: a container writes part of each."""
+"""RunPod's answers are read within bounds of number, size and depth, since a container writes part of each."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def raised(kind: str, message: str = "boom") -> str:
         (raised("ModuleNotFoundError"), EndCause.IMPORT_FAILED),
         (raised("transformers.ImportError"), EndCause.IMPORT_FAILED),
         (raised("ValueError"), EndCause.RAISED),
-        # What a program says of its own retries is nothing that RunPod says of its machine.
+        # A program's text about its own retries must not be taken for RunPod's message about a lost machine.
         (raised("ConnectionError", "timed out after 5 retries"), EndCause.RAISED),
         ({"error_type": "ValueError"}, EndCause.RAISED),
         ("Something else", EndCause.UNKNOWN),

@@ -34,7 +34,7 @@ async def test_refused_launch_is_known_not_to_run(launcher: RunPodLauncher, api:
     with pytest.raises(ServiceRefusedError, match=str(status)) as caught:
         await launcher.launch({}, POLICY)
     assert caught.value.status == status
-    # Only these are the request's fault; the others are the key's or the endpoint's, and fail nobody's job.
+    # Only these statuses blame the request; the others blame the key or the endpoint, and fail no job.
     assert isinstance(caught.value, LaunchRefusedError) is (status in {400, 413, 422})
 
 

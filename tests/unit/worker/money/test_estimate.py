@@ -1,4 +1,4 @@
-"""An estimate is an honest range: never crossed, never NaN, and what must not start is refused by it."""
+"""An estimate is a range of finite numbers with low below high, and refuses jobs above their limit."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_high_end_is_the_applications_formula_at_the_slow_speed() -> None:
 
 
 def test_an_estimate_counts_the_trainers_own_steps() -> None:
-    """1,000 answers in conversations of 10, 4 a step: a step is one conversation, so 100 steps are the whole epoch."""
+    """1,000 answers in conversations of 10, 4 per step: each step is one conversation, so an epoch has 100 steps."""
     work = dataclasses.replace(WORK, pairs_per_conversation=10, batch_size=4, epochs=1)
     whole, capped, half = (estimate(dataclasses.replace(work, max_steps=steps), TERMS) for steps in (None, 100, 50))
     assert whole is not None
@@ -150,7 +150,7 @@ def test_job_above_its_limit_is_refused_with_both_figures() -> None:
     assert "\n" not in str(refused.value)
     with pytest.raises(PreflightError, match=r"at least 4\.6 hours on 1 × A100-80GB, and may take 2\.0; choose fewer"):
         preflight.check_estimate(chosen, survey(10_000_000), "A100-80GB", terms(max_run_seconds=7200))
-    # It may end after its first epoch, and rows are cut at their longest.
+    # The training may end after its first epoch, and rows are cut at the maximum length.
     early = chosen.model_copy(update={"early_stopping_patience": 1})
     preflight.check_estimate(early, survey(10_000_000), "A100-80GB", terms(max_cost_per_job=5))
     short = chosen.model_copy(update={"max_length": 64})

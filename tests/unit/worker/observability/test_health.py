@@ -1,4 +1,4 @@
-"""The health endpoints answer whatever the event loop does and whoever else calls."""
+"""The health endpoints answer even if the event loop hangs or other callers block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.processes.waiting import PATIENCE_SECONDS
 
 
 class Problems:
-    """What the two checks say; a test changes it."""
+    """The answers of the two checks, which a test changes."""
 
     alive: str | None = None
     ready: str | None = None
@@ -89,7 +89,7 @@ def test_stop_works_when_the_server_loop_ends_by_itself() -> None:
     pull = server._server.pull_trigger
 
     def pull_late() -> None:
-        # As on a busy machine: the loop has seen that it is to end, before it is woken up.
+        # On a busy machine the loop may notice that it must end before it is woken up.
         pull()
         server._thread.join(10)
         pull()
@@ -160,7 +160,7 @@ async def test_hung_event_loop_is_reported_as_unhealthy() -> None:
     beating = asyncio.create_task(pulse.keep())
     await asyncio.sleep(0)
     clock.now += 31
-    # This call hangs the loop: the answer comes from another thread.
+    # This call blocks the event loop; the health server answers from another thread.
     answer = get(server, "/healthz")
     assert (answer.status_code, answer.json()["problem"]) == (503, "the event loop has not turned for 31 s")
     pulse.beat()

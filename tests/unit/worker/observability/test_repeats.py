@@ -1,4 +1,4 @@
-"""A line of the log that is true in every cycle is written when it begins or changes, and seldom again."""
+"""A log line that repeats in every cycle is written when it begins or changes, and then rarely."""
 
 from __future__ import annotations
 

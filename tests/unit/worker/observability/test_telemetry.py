@@ -1,4 +1,4 @@
-"""Nothing secret is logged."""
+"""No secret is logged."""
 
 from __future__ import annotations
 

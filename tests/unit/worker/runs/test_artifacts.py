@@ -1,4 +1,4 @@
-"""Where a run's files lie, how a model is described, and what is refused before the storage is asked."""
+"""Paths of a run's files, the description of a model, and what is refused without calling the storage."""
 
 from __future__ import annotations
 

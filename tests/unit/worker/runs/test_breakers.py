@@ -1,4 +1,4 @@
-"""Which failures may meet everybody who comes next: those of a base model or an image, never those of one's data."""
+"""Which failures open a breaker: those of a base model or an image, never those of a user's data."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_failures_of_the_job_itself_blame_nothing(code: ErrorCode, stage: Stage)
         ("gpu_lost", failed(EndCause.LOST), "image"),
         ("trainer_crashed", failed(), "image"),
         ("trainer_crashed", failed(EndCause.IMPORT_FAILED), "image"),
-        # An earlier trainer never checks in, and raises what its data make it raise.
+        # An earlier trainer never checks in, and its exceptions may come from the data.
         ("trainer_crashed", failed(EndCause.RAISED), None),
         ("out_of_memory", failed(EndCause.OUT_OF_MEMORY), None),
         ("training_failed", failed(), None),

@@ -1,4 +1,4 @@
-"""Files at addresses that a container names: bounded in number, size and time, and kept or not at all."""
+"""Files that a container names by address are copied completely or not at all, within limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BASE = "http://files:80"
 
 @pytest.fixture
 def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Serves the trainer's host from a function of the request."""
+    """Answers requests to the trainer's host with a function of the request."""
 
     def serve(handler: Callable[[httpx.Request], Any]) -> None:
         def client(trusted: tuple[str, ...]) -> httpx.AsyncClient:

@@ -1,4 +1,4 @@
-"""A fault that lasts is said once, and counted; a page in place of an answer ends no command with a traceback."""
+"""A lasting fault is logged once and counted; an HTML page as an answer never causes a traceback."""
 
 from __future__ import annotations
 

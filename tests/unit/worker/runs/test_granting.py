@@ -1,4 +1,4 @@
-"""An upload that can't be granted keeps its run from nothing else: neither polls, nor limits, nor its cancelling."""
+"""A run whose upload URLs can't be issued is still polled, limited and cancelled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILE = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
 
 
 class Shelves:
-    """A storage that signs uploads, or fails to."""
+    """A storage that signs upload URLs or fails."""
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.failure = failure
@@ -35,7 +35,7 @@ def asking(
     failure: Exception | None = None,
     state: LaunchState = LaunchState.RUNNING,
 ) -> tuple[HeldRun, list[Any]]:
-    """A holding whose trainer asks to upload, and what it is settled with."""
+    """A held run whose trainer asks to upload, and the list of endings with which it is settled."""
     endings = note_settlings(monkeypatch)
     services = make_services(launcher=ForgetfulLauncher(state), storage=Shelves(failure))
     holding = HeldRun.take(services, assignment(), asked_at=services.clock())

@@ -1,4 +1,4 @@
-"""How long a launch that was not accepted waits for its next try."""
+"""The backoff after a launch that was not accepted, and the limits of a launch."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_launch_ttl_covers_the_longest_wait_and_execution(max_run_seconds: float
 async def test_a_request_with_a_secret_key_is_never_sent(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     posted: list[Any] = []
     services = make_services()
-    # As no settings that were read can be.
+    # The settings' own check would refuse this key.
     services.settings.supabase_publishable_key = SecretStr(key)
     holding = HeldRun.take(services, assignment(None, status="claimed"), asked_at=services.clock())
     monkeypatch.setattr(services.artifacts_bucket, "require", lambda _: asyncio.sleep(0))

@@ -1,4 +1,4 @@
-"""Rows that fit their columns, whatever the trainer says."""
+"""Progress rows fit their columns, whatever the trainer reports."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_early_end_reports_the_last_step_of_the_curve() -> None:
     columns = partial_columns(points, total_steps=20, total_epochs=2)
     assert (columns["current_step"], columns["total_steps"], columns["current_epoch"]) == (12, 20, 2)
     assert columns["current_metrics"] == {"training_loss": 1.0, "learning_rate": 1e-4}
-    # "12 of the client's own guess" might be more than all.
+    # Without the trainer's count, step 12 might exceed the client's guess of the total.
     assert "current_step" not in partial_columns(points, total_steps=None, total_epochs=2)
     assert partial_columns([], total_steps=20, total_epochs=2) == {}
 

@@ -1,4 +1,4 @@
-"""What a run is billed for: the clocks' seconds and the endpoint's GPUs, whatever its container says."""
+"""A run is billed for measured seconds and the endpoint's GPUs, whatever its container reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ A40 = Summary(gpu_type="NVIDIA A40", gpu_count=2, execution_seconds=3600)
 
 
 def held(services: Services, progress: dict[str, Any] | None) -> HeldRun:
-    """A run of a job that asked for an H100, and what was last heard of its progress."""
+    """A held run of a job that asked for an H100, with its latest progress."""
     holding = HeldRun.take(services, assignment(), asked_at=services.clock())
     if progress is not None:
         run_id = str(holding.assignment.run.id)

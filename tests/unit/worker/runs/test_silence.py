@@ -1,4 +1,4 @@
-"""When a run counts as not heard of: by the launcher's word, by the heartbeat, by our own clock."""
+"""How long a run has been silent: by the launcher's state, the heartbeat, and the worker's own clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEARTBEAT = datetime(2026, 11, 23, tzinfo=UTC)
 
 
 class Hearing:
-    """Listens again and again, and tells the seconds of silence after each look."""
+    """Feeds observations to a `Silence` and returns the seconds of silence after each."""
 
     def __init__(self, since: float) -> None:
         self._silence = Silence(since)
@@ -62,6 +62,6 @@ def test_unreadable_status_does_not_end_the_silence() -> None:
 
 
 def test_silence_starts_at_adoption_despite_an_old_heartbeat() -> None:
-    # The database was away, and with it every heartbeat.
+    # The database was down, so no heartbeat could arrive.
     silence = Hearing(1000)
     assert silence.listen(RUNNING, HEARTBEAT, 1000.5) == 0

@@ -1,4 +1,4 @@
-"""A launch is looked for where it was made, and no row steers the key to a stranger's host."""
+"""A launch is polled at its own endpoint, and no row can make the worker send its key to a foreign host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMER = "https://api.runpod.ai/v2/former"
 
 
 class Endpoints:
-    """A launcher whose endpoints each say one thing of every launch."""
+    """A launcher whose endpoints each report one state for every launch."""
 
     name = "runpod"
     guide = GUIDE

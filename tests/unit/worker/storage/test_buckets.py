@@ -1,4 +1,4 @@
-"""No GPU is paid for while the storage would refuse its adapter, and a fit bucket is looked at once."""
+"""No run is launched while the storage would refuse its adapter, and a suitable bucket is checked once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ JOB, OTHER = uuid4(), uuid4()
 
 
 class Shelves:
-    """A storage that describes its buckets, or is away."""
+    """A storage that describes its buckets, or is down."""
 
     def __init__(self, *buckets: dict[str, Any]) -> None:
         self.found: list[dict[str, Any]] | Exception = list(buckets)
         self.looks = 0
         self.takes: int | None = 10**12
-        """The project's limit in bytes; None where it can't be known."""
+        """The project's limit in bytes; None if it can't be found out."""
 
     async def takes_size(self, bucket: str, byte_count: int) -> bool | None:
         return None if self.takes is None else byte_count <= self.takes

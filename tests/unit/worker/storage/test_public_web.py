@@ -1,4 +1,4 @@
-"""What a stranger names is fetched from the open internet alone, by the address that was looked at."""
+"""URLs named by a container are fetched from public addresses only, at the address that was checked."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Names:
 
 
 class Wire(httpx.AsyncBaseTransport):
-    """Notes what would be connected to, and answers what it was given."""
+    """Records the requests, and returns a prepared answer."""
 
     def __init__(self, *answers: httpx.Response | Exception) -> None:
         self.answers = list(answers)
@@ -151,7 +151,7 @@ async def test_next_address_is_tried_after_an_unreachable_one(names: Names) -> N
 
 @pytest.fixture
 async def tls_server(tmp_path: Path) -> AsyncIterator[tuple[int, ssl.SSLContext]]:
-    """A server on this machine that shows a certificate of files.example: its port, and who trusts it."""
+    """A server on this machine with a certificate for files.example: its port, and a context that trusts it."""
     pem = self_signed("files.example", tmp_path)
     shown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     shown.load_cert_chain(pem)

@@ -1,4 +1,4 @@
-"""What is settled can't be changed any more: not by an upload URL, nor by a worker that dies in the middle."""
+"""A settled artifact can't be changed: neither by an upload URL nor by a worker that dies during the copy."""
 
 from __future__ import annotations
 

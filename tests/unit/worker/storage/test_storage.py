@@ -1,4 +1,4 @@
-"""What Storage answers and what it means: hosted Storage wraps the real status in the body of a 400."""
+"""The meaning of Storage's answers: hosted Storage puts the real status into the body of a 400."""
 
 from __future__ import annotations
 
