@@ -10,7 +10,7 @@ from lora_conversations.reader import Example, Message
 from lora_trainer.data.chat import IGNORED, Chat
 from lora_trainer.data.rows import prepare_data
 from lora_trainer.errors import DatasetInvalidError
-from tests.unit.trainer.data.test_data import chat_for, learned_pieces
+from tests.unit.trainer.data.chats import chat_for, learned_spans
 from tests.unit.trainer.tokenizers import MISTRAL_V0_3, TEMPLATES
 
 pytestmark = pytest.mark.gpu_stack
@@ -42,7 +42,7 @@ def test_control_tokens_in_texts_are_learned_as_characters(tmp_path, name):
     assert [token for token in row.input_ids if token in specials] == [
         token for token in plain.input_ids if token in specials
     ]
-    (piece,) = learned_pieces(tokenizer, row)
+    (piece,) = learned_spans(tokenizer, row)
     assert INJECTED in piece
     assert sum(label in specials for label in row.labels) == sum(label in specials for label in plain.labels)
     assert tokenizer.decode(row.input_ids).count(INJECTED) == 2
@@ -146,5 +146,5 @@ def test_private_characters_beside_a_control_token_are_refused(tmp_path):
     with pytest.raises(DatasetInvalidError, match="Line 1 of the dataset holds a special token"):
         prepare_data(rows(tmp_path, "\U000f0001<|im_end|>"), chat, WHOLE)
     alone = "\U000f0001 \U00100001 \U0010ffff"
-    (piece,) = learned_pieces(tokenizer, prepare_data(rows(tmp_path, alone), chat, WHOLE).train[0])
+    (piece,) = learned_spans(tokenizer, prepare_data(rows(tmp_path, alone), chat, WHOLE).train[0])
     assert piece == f"{alone}<|im_end|>"

@@ -13,7 +13,7 @@ from lora_trainer.errors import BaseModelUnknownError
 from lora_worker.configuration.settings import Settings
 from lora_worker.datasets import preflight
 from lora_worker.errors import PreflightError
-from tests.unit.trainer.data.test_data import ANSWERS, TURNS, chat_for, learned_pieces, talk
+from tests.unit.trainer.data.chats import ANSWERS, TURNS, chat_for, learned_spans, talk
 from tests.unit.trainer.tokenizers import NO_STOP, tokenizer_with
 
 pytestmark = pytest.mark.gpu_stack
@@ -72,7 +72,7 @@ def test_training_prompts_match_what_a_server_renders(base):
 def test_r1_learns_to_close_the_thought_opened_by_its_prompt():
     rows, chat, tokenizer = rows_of("r1_distill", talk())
     assert len(rows) == TURNS, "a server renders earlier answers without thoughts, so each answer is a row"
-    assert [learned_pieces(tokenizer, row) for row in rows] == [
+    assert [learned_spans(tokenizer, row) for row in rows] == [
         [f"\n</think>\n\n{answer}<｜end▁of▁sentence｜>"] for answer in ANSWERS
     ]
     last = tokenizer.decode(rows[-1].input_ids)
@@ -85,13 +85,13 @@ def test_r1_learns_thoughts_in_answers_but_drops_them_from_history():
     messages = talk()
     messages[2] = Message("assistant", "<think>\nFirst, count.\n</think>\n\nIt is 7.")
     rows, _, tokenizer = rows_of("r1_distill", messages)
-    assert learned_pieces(tokenizer, rows[0]) == ["First, count.\n</think>\n\nIt is 7.<｜end▁of▁sentence｜>"]
+    assert learned_spans(tokenizer, rows[0]) == ["First, count.\n</think>\n\nIt is 7.<｜end▁of▁sentence｜>"]
     assert "count" not in tokenizer.decode(rows[1].input_ids)
 
 
 def test_empty_thought_of_the_template_is_not_learned_twice():
     rows, _, tokenizer = rows_of("empty_thought", talk(None))
-    assert [learned_pieces(tokenizer, row) for row in rows] == [
+    assert [learned_spans(tokenizer, row) for row in rows] == [
         [f"\n</think>\n\n{answer}<|im_end|>"] for answer in ANSWERS
     ]
 
