@@ -1,1 +1,1 @@
-"""Base models: finding, sizing, loading and quantising them, and where LoRA goes."""
+"""Base models: finding, planning memory, loading and quantising them, and attaching LoRA."""

@@ -1,9 +1,9 @@
-"""Find the base model that was asked for, and no other: on the volume, in a cache, or on the hub.
+"""Finds the base model that a job names, and never another: on the volume, in a cache, or on the hub.
 
-Looked for, in this order: a folder given as a path; `<volume>/models/<name>`; Hugging Face caches on
-the volume and elsewhere; the hub itself. Downloads go to `<volume>/huggingface-cache/hub`, where
-RunPod's cached models lie, too. What a variable like `MODEL_PATH` says is not asked: it has trained
-adapters for the wrong model before.
+The places are tried in this order: a folder, if the name is a path; `<volume>/models/<name>`; Hugging Face caches on
+the volume and elsewhere; the hub. Downloads go to `<volume>/huggingface-cache/hub`, where RunPod keeps its cached
+models, too. Environment variables such as `MODEL_PATH` are ignored: they have caused adapters to be trained for the
+wrong model.
 """
 
 from __future__ import annotations
@@ -41,26 +41,29 @@ _SNAPSHOT = re.compile(r"/models--(?P<owner>[\w.-]+?)--(?P<model>[\w.-]+)/snapsh
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*", "README.md"]
 _WEIGHTS = ["*.safetensors"]
 _LEFT_OUT = ["consolidated*", "original/*"]
-"""The same weights once more, in the layout of their makers' own code: as many bytes again."""
+"""Files not to download: a second copy of the weights, for the code of the model's authors."""
 _INDEX_NAME = "model.safetensors.index.json"
 _SPARE_BYTES = 2 << 30
-"""Left free on the volume for checkpoints and the adapter."""
+"""A download must leave so much room on the volume, for checkpoints and the adapter."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model, found. `folder` holds at least its configuration and tokenizer."""
+    """A base model on this machine. `folder` holds at least its configuration and tokenizer."""
 
     name: str
     revision: str | None
-    """The commit on the hub; None for a folder that came from elsewhere."""
+    """The commit on the hub; None for a folder that is no snapshot of the hub."""
     folder: Path
     trusted: bool = False
-    """Whether code that the model brings may run."""
+    """Whether code that comes with the model may run."""
 
 
 class BaseModels:
-    """The base models that can be reached from here. Downloads go to `volume`."""
+    """Finds base models on this machine and on the hub.
+
+    Downloads go to `volume`. `trusted` names the models that may run code of their own.
+    """
 
     def __init__(self, volume: Path, *, trusted: Sequence[str] = ()) -> None:
         volumes = (volume, *_MOUNTS)
@@ -70,15 +73,15 @@ class BaseModels:
         self._folder = self._caches[0]
 
     def find(self, name: str, revision: str | None) -> Base:
-        """The model's configuration and tokenizer, downloaded where they are not at hand.
+        """The model with its configuration and tokenizer, which are downloaded if this machine lacks them.
 
         Raises:
             BaseModelUnknownError: there is no such model or revision, or it needs a token.
             BaseModelUnreachableError: the hub doesn't answer.
-            BaseModelMismatchError: what is at hand can't be the revision that was asked for.
-            DiskFullError: no room.
+            BaseModelMismatchError: the model's folder on this machine can't be that revision.
+            DiskFullError: there is no room for the download.
         """
-        base = self._at_hand(name, revision) or self._fetch(name, revision, _SMALL_FILES)
+        base = self._find_locally(name, revision) or self._download(name, revision, _SMALL_FILES)
         if not (base.folder / "config.json").is_file():
             raise BaseModelUnknownError(
                 f"The base model {name} has no config.json, so it is not a transformers model.",
@@ -87,13 +90,13 @@ class BaseModels:
         return base
 
     def complete(self, base: Base) -> Base:
-        """The same model with all its weights, downloaded where they are not at hand.
+        """The same model with all its weights, which are downloaded if this machine lacks them.
 
         Raises: as `find`.
         """
-        return base if has_weights(base.folder) else self._fetch(base.name, base.revision, _WEIGHTS)
+        return base if has_weights(base.folder) else self._download(base.name, base.revision, _WEIGHTS)
 
-    def _at_hand(self, name: str, revision: str | None) -> Base | None:
+    def _find_locally(self, name: str, revision: str | None) -> Base | None:
         trusted = name in self._trusted
         if folder := self._plain_folder(name):
             if snapshot := _SNAPSHOT.search(str(folder)):
@@ -113,7 +116,7 @@ class BaseModels:
         found = [folder for cache in self._caches if (folder := _cached(cache, name, revision))]
         if not found:
             return None
-        # A download to one mount may have broken off while another has the whole model.
+        # A download to one volume may have broken off while another volume has the complete model.
         folder = next(filter(has_weights, found), found[0])
         return Base(name, folder.name, folder, trusted)
 
@@ -121,11 +124,11 @@ class BaseModels:
         roots = [Path()] if Path(name).is_absolute() else self._plain
         return next((root / name for root in roots if (root / name / "config.json").is_file()), None)
 
-    def _fetch(self, name: str, revision: str | None, patterns: list[str]) -> Base:
+    def _download(self, name: str, revision: str | None, patterns: list[str]) -> Base:
         self._folder.mkdir(parents=True, exist_ok=True)
         lock = self._folder / f".{name.replace('/', '--')}.lock"
-        # Files arrive as parts and are renamed, so a download that broke off goes on where it stopped.
-        with FileLock(lock), _naming_hub_faults(name, revision), naming_full_disks(self._folder):
+        # The hub's library downloads into partial files and renames them, so a download that broke off resumes.
+        with FileLock(lock), _translating_hub_errors(name, revision), naming_full_disks(self._folder):
             if patterns == _WEIGHTS:
                 self._check_room(name, revision)
             path = snapshot_download(
@@ -144,7 +147,7 @@ class BaseModels:
 
 
 def download_bytes(name: str, revision: str | None, cache: Path) -> int:
-    """How much of the model's weights is still to be downloaded into `cache`."""
+    """How many bytes of the model's weights are missing in `cache`."""
     files = snapshot_download(
         name,
         revision=revision,
@@ -157,7 +160,7 @@ def download_bytes(name: str, revision: str | None, cache: Path) -> int:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether every weight file that the model's index names is there."""
+    """Whether the folder has all weight files: those that the index names, or the only one."""
     index = folder / _INDEX_NAME
     if index.is_file():
         names = set(json.loads(index.read_bytes())["weight_map"].values())
@@ -166,7 +169,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def licence_of(base: Base) -> str | None:
-    """The licence that the model's card names."""
+    """The licence that the model's README names; None if it names none."""
     card = base.folder / "README.md"
     if not card.is_file():
         return None
@@ -175,7 +178,7 @@ def licence_of(base: Base) -> str | None:
 
 
 def _from_snapshot(snapshot: re.Match[str], folder: Path, revision: str | None, *, trusted: bool) -> Base:
-    """A folder of a Hugging Face cache that was given as a path: which model it is, its path says."""
+    """The model of a folder in a Hugging Face cache; its path contains the model's name and commit."""
     name, commit = f"{snapshot['owner']}/{snapshot['model']}", snapshot["commit"]
     if revision not in {None, commit}:
         raise BaseModelMismatchError(
@@ -186,6 +189,7 @@ def _from_snapshot(snapshot: re.Match[str], folder: Path, revision: str | None, 
 
 
 def _cached(cache: Path, name: str, revision: str | None) -> Path | None:
+    """The model's folder in a Hugging Face cache; None if the cache lacks it or is not there."""
     if not cache.is_dir():
         return None
     try:
@@ -198,8 +202,8 @@ def _cached(cache: Path, name: str, revision: str | None) -> Path | None:
 
 
 @contextmanager
-def _naming_hub_faults(name: str, revision: str | None) -> Iterator[None]:
-    """Turn the hub's exceptions into ours, which say what to do."""
+def _translating_hub_errors(name: str, revision: str | None) -> Iterator[None]:
+    """While this context is open, turn exceptions of the hub's library into ours, which say what to do."""
     try:
         yield
     except GatedRepoError:

@@ -1,24 +1,24 @@
-"""What an exception of torch says about the GPU, and the machine's memory: its forms are many."""
+"""Recognises exceptions that say that memory ran out or that the GPU failed; torch has many forms of them."""
 
 from __future__ import annotations
 
 import torch
 
 _OUT_OF_MEMORY = (
-    "out of memory",  # the allocator's words, and the driver's: "CUDA error: out of memory"
+    "out of memory",  # torch's GPU allocator, and the driver ("CUDA error: out of memory")
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
-    "can't allocate memory",  # the CPU's allocator
+    "can't allocate memory",  # torch's CPU allocator
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: the GPU's, or the machine's as the CPU's allocator says it."""
+    """Whether the GPU's memory ran out, or the machine's main memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def context_is_broken(error: BaseException) -> bool:
-    """Whether nothing more can be done with the GPU in this process, not even reading its memory."""
+    """Whether this process can no longer use the GPU, not even read its memory; a new process can."""
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)

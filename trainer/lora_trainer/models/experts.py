@@ -1,10 +1,9 @@
-"""Quantise fused experts to 4 bits while the model is loaded.
+"""Quantises fused experts to 4 bits while the model is loaded.
 
-Current transformers keep the experts of a layer in two 3-D parameters, which `load_in_4bit` skips
-without a word: of Qwen3-Next-80B's 79.7 billion weights 77.3 billion would stay in bf16. Here they
-are quantised one parameter at a time, before they reach the model, so that memory never holds more
-than the finished model and one layer's experts. bitsandbytes' parametrisation gives them back in
-full precision whenever a layer asks.
+transformers 5 keeps all experts of a layer in two parameters with three dimensions. `load_in_4bit` skips these without
+a warning: 77.3 of the 79.7 billion weights of Qwen3-Next-80B would stay in bf16. Here they are quantised one parameter
+at a time, before they are put into the model. So memory never holds more than the quantised model and the experts of
+one layer in full precision. When a layer reads its experts, bitsandbytes' parametrisation dequantises them.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from typing_extensions import override
 
 
 def is_fused_expert(name: str, parameter: torch.Tensor) -> bool:
-    """Whether a parameter holds the same matrix of all experts of a layer."""
+    """Whether a parameter holds one matrix of each expert of a layer; its shape is then (experts, rows, columns)."""
     return ".experts." in name and parameter.ndim == 3
 
 
 class _QuantizeExperts(ConversionOps):
-    """Quantises what the loader hands over, linear layers as ever and fused experts, too."""
+    """Quantises the weights that transformers' loader passes: linear layers as usual, and also fused experts."""
 
     def __init__(self, quantizer: _ExpertQuantizer) -> None:
         self._quantizer = quantizer
@@ -46,7 +45,10 @@ class _QuantizeExperts(ConversionOps):
         target_patterns: list[str],
         **kwargs: Any,
     ) -> dict[str, list[torch.Tensor]]:
-        """`{name: weights}` in, `{name: [quantised parameter]}` out; frees each weight as it goes."""
+        """Turn `{name: weights}` into `{name: [quantised parameter]}`.
+
+        Empties `input_dict`, so that the memory of each weight is freed as soon as it is quantised.
+        """
         model, converted = kwargs["model"], dict[str, list[torch.Tensor]]()
         for name in list(input_dict):
             value = input_dict.pop(name)
@@ -60,11 +62,14 @@ class _QuantizeExperts(ConversionOps):
 
 
 class _ExpertQuantizer(Bnb4BitHfQuantizer):
+    """transformers' 4-bit quantiser, which here quantises fused experts, too."""
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._states: dict[str, functional.QuantState] = {}
 
     def quantize_expert(self, name: str, value: torch.Tensor) -> torch.nn.Parameter:
+        """Quantise the weights of one parameter: two 4-bit values per byte. Keeps its quantisation constants."""
         config = self.quantization_config
         packed, state = functional.quantize_4bit(
             value.contiguous(),
@@ -75,7 +80,7 @@ class _ExpertQuantizer(Bnb4BitHfQuantizer):
         return torch.nn.Parameter(packed, requires_grad=False)
 
     def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
-        """Asked by the loader for each parameter; also sizes the memory that it reserves."""
+        """Whether the loader must quantise this parameter. From this it also computes how much memory to reserve."""
         module, leaf = get_module_from_name(model, param_name)
         parameter = getattr(module, leaf, None)
         if isinstance(parameter, torch.Tensor) and is_fused_expert(param_name, parameter):
@@ -83,7 +88,7 @@ class _ExpertQuantizer(Bnb4BitHfQuantizer):
         return bool(super().param_needs_quantization(model, param_name, **options))
 
     def get_quantize_ops(self) -> ConversionOps:
-        """What the loader runs on each parameter that needs it, after merging a layer's experts."""
+        """The operation that the loader applies to each such parameter, after it has merged a layer's experts."""
         return _QuantizeExperts(self)
 
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
@@ -97,7 +102,7 @@ class _ExpertQuantizer(Bnb4BitHfQuantizer):
 
 @contextmanager
 def quantising_experts() -> Iterator[None]:
-    """While this holds, `from_pretrained` with a 4-bit bitsandbytes configuration quantises experts, too."""
+    """While this context is open, `from_pretrained` with 4-bit bitsandbytes quantises fused experts, too."""
     before = AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"]
     AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = _ExpertQuantizer
     try:
@@ -107,7 +112,7 @@ def quantising_experts() -> Iterator[None]:
 
 
 def unquantised_experts(model: torch.nn.Module) -> list[str]:
-    """Names of fused experts that are still in full precision: empty after a load that did its work."""
+    """The names of fused experts that are still in full precision. There must be none after loading."""
     return [
         name
         for name, parameter in model.named_parameters()

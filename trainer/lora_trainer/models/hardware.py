@@ -1,4 +1,4 @@
-"""Where a model is trained, and in which precision."""
+"""On which device a model is trained, and in which precision."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where the model lives, and in which precision it computes."""
+    """The device that holds the model, as torch calls it, and the type in which it computes."""
 
     device: str
     dtype: torch.dtype
 
     @property
     def is_gpu(self) -> bool:
-        """Whether there is a CUDA device."""
+        """Whether the device is a GPU."""
         return self.device != "cpu"
 
 
 def detect_hardware() -> Hardware:
-    """The first GPU, in bf16 where it has bf16; else the CPU, where fp32 is the fastest."""
+    """The first GPU, with bf16 if it supports that, else fp16; without a GPU the CPU, where fp32 is the fastest."""
     if not torch.cuda.is_available():
         return Hardware("cpu", torch.float32)
     dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

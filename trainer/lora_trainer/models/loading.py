@@ -1,4 +1,4 @@
-"""Load a base model in 4 bits and put LoRA on it. Training and evaluation both load through here."""
+"""Loads a base model in 4 bits and attaches LoRA to it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ from lora_trainer.models.bases import Base
 from lora_trainer.models.cuda_faults import is_out_of_memory
 from lora_trainer.models.experts import quantising_experts, unquantised_experts
 from lora_trainer.models.hardware import Hardware
-from lora_trainer.models.targets import Targets, check_coverage, choose_targets, high_precision_modules, keeping_names
+from lora_trainer.models.targets import (
+    Targets,
+    check_coverage,
+    choose_targets,
+    high_precision_modules,
+    without_peft_conversion,
+)
 from lora_trainer.run.volume import is_full_disk
 
 if TYPE_CHECKING:
@@ -35,7 +41,7 @@ def load_config(base: Base) -> PretrainedConfig:
     """The model's configuration.
 
     Raises:
-        BaseModelUnknownError: it needs code of its own, or is of a kind that transformers doesn't know.
+        BaseModelUnknownError: it needs code of its own, or is of an architecture that transformers doesn't know.
     """
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(base.folder, trust_remote_code=base.trusted)
@@ -56,7 +62,7 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     """The model's tokenizer.
 
     Raises:
-        BaseModelUnknownError: there is none, or it can't be read.
+        BaseModelUnknownError: the model has none, or it can't be read.
     """
     try:
         return AutoTokenizer.from_pretrained(base.folder, trust_remote_code=base.trusted)
@@ -72,8 +78,8 @@ def load_model(
     `attention` is what `lora_trainer.models.attention.choose_attention` chose.
 
     Raises:
-        BaseModelMismatchError: its files are damaged or of another model than its configuration says.
-        TrainingError: the GPU or the volume failed, which may pass.
+        BaseModelMismatchError: its files are damaged, or do not fit its configuration.
+        TrainingError: the GPU or the volume failed; a retry may succeed.
     """
     try:
         with quantising_experts():
@@ -87,7 +93,7 @@ def load_model(
                 trust_remote_code=base.trusted,
             )
     except Exception as error:
-        # Memory and disk have names of their own in the end.
+        # `lora_trainer.recipe.train.explain` has errors of their own for a full memory or disk.
         if is_out_of_memory(error) or is_full_disk(error):
             raise
         raise _loading_failed(base, error) from error
@@ -114,7 +120,7 @@ def _loading_failed(base: Base, error: Exception) -> TrainingError:
             f"The weights of the base model {base.name} can't be loaded ({kind}).",
             "Remove its folder from the volume, so that it is downloaded again.",
         )
-    # Only the places in the code, as everywhere; the GPU's driver or the volume may do better next time.
+    # Log the places in the code only. This error is transient: the GPU's driver or the volume may work next time.
     log.error("loading %s: %s at\n%s", base.name, kind, "".join(traceback.format_tb(error.__traceback__)[-8:]))
     return TrainingError(
         f"The base model {base.name} could not be loaded ({kind}).",
@@ -123,22 +129,22 @@ def _loading_failed(base: Base, error: Exception) -> TrainingError:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether the files are at fault, which trying again does not mend."""
+    """Whether the error comes from damaged files, so that a retry would fail, too."""
     text = str(error)
     if isinstance(error, SafetensorError):
         return "os error" not in text
     if isinstance(error, OSError):
-        return error.errno is None  # transformers' own, for a file that is not there
+        return error.errno is None  # raised by transformers itself, because a file is missing
     if isinstance(error, RuntimeError):
         return "size mismatch" in text or "ignore_mismatched_sizes" in text
     return isinstance(error, KeyError)
 
 
 def _keep_constants(model: torch.nn.Module) -> None:
-    """Leave the constants of the quantisation as they are when the model is evaluated on a CPU.
+    """Keep bitsandbytes from changing the quantisation constants when the model is evaluated on a CPU.
 
-    bitsandbytes repacks a weight for newer CPUs at its first evaluation and rounds its constants; the
-    training would go on with another model than before, and a resumed one would differ.
+    On newer CPUs it would repack each weight in the first evaluation and round the weight's constants. Training would
+    go on with a slightly different model, and a run that resumes would get other numbers.
     """
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -147,32 +153,33 @@ def _keep_constants(model: torch.nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Lora:
-    """A model with LoRA on it, and what there is to say about it before the first step."""
+    """A base model with LoRA attached."""
 
     model: PeftModel
     targets: Targets
     coverage: Counter[str]
+    """How many modules carry LoRA, by target."""
     trainable: int
-    """Weights that train."""
+    """How many weights train."""
 
     @property
     def adapter_bytes(self) -> int:
-        """Size of the saved adapter: bf16."""
+        """The size of the saved adapter, which is in bf16."""
         return 2 * self.trainable
 
     def sentence(self) -> str:
-        """Which modules carry LoRA, how many weights train, how large the adapter will be."""
+        """A sentence for the user: which modules carry LoRA, how many weights train, how large the adapter will be."""
         modules = ", ".join(f"{name} ×{self.coverage[name]}" for name in self.targets.modules)
         size_mb = self.adapter_bytes / 1e6
         return f"LoRA on {modules}: {self.trainable:,} weights train, the adapter takes {size_mb:,.1f} MB."
 
 
 def attach_lora(model: PreTrainedModel, parameters: Hyperparameters) -> Lora:
-    """Put LoRA on the chosen modules, and make sure that each of them took it.
+    """Attach LoRA to the modules that `choose_targets` gives, and make sure that none was left out.
 
     Raises:
-        HyperparametersInvalidError: experts were asked for and can't be trained.
-        BaseModelUnknownError: modules that should carry LoRA are not there.
+        HyperparametersInvalidError: `target_experts` is set, but the experts can't be trained.
+        BaseModelUnknownError: modules that should carry LoRA do not exist.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -187,7 +194,7 @@ def attach_lora(model: PreTrainedModel, parameters: Hyperparameters) -> Lora:
         use_dora=parameters.use_dora,
         bias="none",
     )
-    with keeping_names(model.config.model_type, targets):
+    with without_peft_conversion(model.config.model_type, targets):
         adapted = get_peft_model(model, config)
     return Lora(
         adapted,
@@ -198,7 +205,7 @@ def attach_lora(model: PreTrainedModel, parameters: Hyperparameters) -> Lora:
 
 
 def tensor_bytes(model: torch.nn.Module) -> dict[str, int]:
-    """Bytes of a loaded model by kind: quantised weights with their constants, and the rest."""
+    """The bytes of a loaded model, by kind: `quantised` weights, their `constants`, and the `rest`."""
     sizes: dict[str, Any] = {"quantised": 0, "constants": 0, "rest": 0}
     for parameter in model.parameters():
         size = parameter.numel() * parameter.element_size()

@@ -1,9 +1,10 @@
-"""Which modules of an architecture carry LoRA, which stay in high precision, and what serving needs.
+"""Which modules of each architecture carry LoRA, which of them are not quantised, and what serving needs.
 
-Chosen per architecture on purpose. PEFT turns `gate_proj`, `up_proj` and `down_proj` of models with
-fused experts into LoRA on every expert (3.4 billion trainable weights at 80B), or, where the experts
-are quantised, silently into nothing. So expert modules are never named here, but for a shared expert
-when it is asked for, and what carries LoRA is counted after it was attached.
+There is a table of architectures because PEFT's defaults are wrong for models with fused experts. PEFT takes the
+names `gate_proj`, `up_proj` and `down_proj` for LoRA on every expert (3.4 billion trained weights on a model of 80
+billion). If the experts are quantised, it attaches nothing and gives no warning. So the table names no modules of
+routed experts, and only on request those of a shared expert. After LoRA was attached, the modules that carry it are
+counted.
 """
 
 from __future__ import annotations
@@ -31,17 +32,18 @@ _SERVES = "vLLM loads it as it is."
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is known of a `model_type`."""
+    """What the trainer knows about a `model_type` of transformers."""
 
     targets: tuple[str, ...]
-    """Ends of the names of the modules that carry LoRA."""
+    """The modules that carry LoRA, by the last parts of their names."""
     serving: str = _SERVES
+    """A sentence for the user on how vLLM serves adapters of this architecture."""
     shared_expert: tuple[str, ...] = ()
-    """Further targets when `target_experts` is set."""
+    """Modules that carry LoRA as well when `target_experts` is set."""
     high_precision: tuple[str, ...] = ("lm_head",)
-    """Never quantised: their rounding would be felt everywhere, or the 4-bit kernels can't take them."""
+    """Modules that are not quantised: rounding would disturb all outputs, or the 4-bit kernels can't take the shape."""
     packing_needs: tuple[str, ...] = ()
-    """Packages without which packed examples would leak into each other."""
+    """Packages without which packed examples would see each other."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -59,34 +61,35 @@ ARCHITECTURES: dict[str, Architecture] = {
             "with no more than a warning."
         ),
         shared_expert=_SHARED_EXPERT,
-        # shared_expert_gate has one output; the 4-bit kernels want multiples of 32.
+        # shared_expert_gate has one output, and the 4-bit kernels need a multiple of 32.
         high_precision=("lm_head", "shared_expert_gate"),
         packing_needs=("causal_conv1d", "fla"),
     ),
 }
 
 _NEVER = ("router", "gate", "shared_expert_gate", "lm_head", "embed_tokens", "score")
-"""Last parts of names that an unknown architecture's LoRA leaves alone: routers, heads, embeddings."""
+"""Modules of unknown architectures that never carry LoRA: routers, heads, embeddings. Last parts of their names."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What `choose_targets` decided."""
+    """The modules that carry LoRA, by the last parts of their names."""
 
     modules: tuple[str, ...]
     note: str | None = None
-    converts: bool = False
-    """Whether PEFT would rewrite these names, so that it must be kept from it, here and when loading."""
+    """A sentence for the user, where there is something to know about the choice."""
+    peft_would_convert: bool = False
+    """Whether PEFT would replace these names by others. It must be kept from that here, and when it is loaded."""
 
 
 def high_precision_modules(model_type: str) -> list[str]:
-    """Names of modules that are not quantised."""
+    """The modules that are not quantised, by parts of their names."""
     known = ARCHITECTURES.get(model_type)
     return list(known.high_precision if known else ("lm_head", "router", "shared_expert_gate"))
 
 
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""All that `--max-lora-rank` takes."""
+"""The values that vLLM's `--max-lora-rank` takes."""
 DORA_NOTE = (
     "vLLM refuses adapters with DoRA: merge it into the base before serving, and merge in bf16 (load the base with "
     "dtype=torch.bfloat16 and without quantisation, then merge_and_unload). Merged into 4 bits the adapter is "
@@ -100,17 +103,17 @@ def vllm_rank(rank: int) -> int:
 
 
 def serving_note(model_type: str) -> str:
-    """What is known of serving an adapter of this architecture."""
+    """A sentence for the user on how vLLM serves an adapter of this architecture."""
     known = ARCHITECTURES.get(model_type)
     return known.serving if known else "Whether vLLM serves this architecture with LoRA is not known."
 
 
 def choose_targets(model: PreTrainedModel, *, target_experts: bool) -> Targets:
-    """The modules of `model` that are to carry LoRA.
+    """The modules of `model` that shall carry LoRA.
 
     Raises:
-        HyperparametersInvalidError: experts were asked for and can't be trained.
-        BaseModelUnknownError: no module qualifies.
+        HyperparametersInvalidError: `target_experts` is set, but the experts can't be trained.
+        BaseModelUnknownError: the model has no module that can carry LoRA.
     """
     model_type = str(model.config.model_type)
     known = ARCHITECTURES.get(model_type)
@@ -133,12 +136,12 @@ def choose_targets(model: PreTrainedModel, *, target_experts: bool) -> Targets:
     return Targets(
         (*known.targets, *known.shared_expert),
         note="LoRA is on the shared expert, too; the routed experts stay as they are.",
-        converts=True,
+        peft_would_convert=True,
     )
 
 
 def packing_decision(model_type: str, asked: bool | None) -> tuple[bool, str | None]:
-    """Whether examples are packed, and a note when that is not what was asked for."""
+    """Whether examples are packed, and a note for the user if that is not what `asked` says; None leaves it open."""
     known = ARCHITECTURES.get(model_type)
     if asked is False:
         return False, None
@@ -147,7 +150,7 @@ def packing_decision(model_type: str, asked: bool | None) -> tuple[bool, str | N
     elif missing := [name for name in known.packing_needs if importlib.util.find_spec(name) is None]:
         reason = f"{model_type} keeps packed examples apart only with {' and '.join(missing)}"
     elif broken := [name for name in known.packing_needs if not can_import(name)]:
-        # An image that means to have them: worth telling though nobody asked, for the training is slow, too.
+        # The image was meant to have them. So report it even if nobody asked: without them training is slow, too.
         return False, f"Packing is off: {' and '.join(broken)} can't be imported here, which {model_type} needs for it."
     else:
         return True, None
@@ -158,7 +161,7 @@ def check_coverage(model: nn.Module, targets: Targets) -> Counter[str]:
     """How many modules carry LoRA, by target.
 
     Raises:
-        BaseModelUnknownError: a module that should carry LoRA does not. PEFT says nothing then.
+        BaseModelUnknownError: no module carries LoRA for one of the targets, about which PEFT does not complain.
     """
     carrying = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A." in name}
     covered = Counter(target for name in carrying for target in targets.modules if name.endswith(f".{target}"))
@@ -171,14 +174,14 @@ def check_coverage(model: nn.Module, targets: Targets) -> Counter[str]:
 
 
 @contextmanager
-def keeping_names(model_type: str, targets: Targets) -> Iterator[None]:
-    """Keep PEFT from turning a shared expert's names into those of all experts (peft#3711)."""
-    if not targets.converts:
+def without_peft_conversion(model_type: str, targets: Targets) -> Iterator[None]:
+    """While this context is open, PEFT does not take a shared expert's names for those of all experts (peft#3711)."""
+    if not targets.peft_would_convert:
         yield
         return
     import peft.utils.transformers_weight_conversion as conversion
 
-    before = conversion._MODEL_TO_CONVERSION_PATTERN  # noqa: SLF001 no public switch
+    before = conversion._MODEL_TO_CONVERSION_PATTERN  # noqa: SLF001 there is no public switch
     conversion._MODEL_TO_CONVERSION_PATTERN = {  # noqa: SLF001
         name: pattern for name, pattern in before.items() if name != model_type
     }
@@ -189,12 +192,14 @@ def keeping_names(model_type: str, targets: Targets) -> Iterator[None]:
 
 
 def _fused_expert_types() -> dict[str, Any]:
+    """The architectures with fused experts, as PEFT lists them."""
     from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN
 
     return dict(_MODEL_TO_CONVERSION_PATTERN)
 
 
 def _all_linear(model: PreTrainedModel, model_type: str) -> tuple[str, ...]:
+    """The targets of an architecture that is not in the table: all linear layers but routers, heads and experts."""
     from torch import nn
 
     names = {
