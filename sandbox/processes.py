@@ -172,6 +172,42 @@ def start_child(
     return Child(name=name, log=log, process=process)
 
 
+def run_tool(
+    command: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    account: tuple[int, int] | None = None,
+    timeout_seconds: float | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, without input, and return its exit status and output as text.
+
+    Args:
+        command: program and arguments; no shell is used.
+        env: the whole environment; None inherits that of this process.
+        cwd: the working directory.
+        account: user and group id under which the command runs; only root may set it.
+        timeout_seconds: how long the command may run.
+
+    Raises:
+        subprocess.TimeoutExpired: the command did not end in time.
+    """
+    user, group = account or (None, None)
+    return subprocess.run(  # noqa: S603
+        [str(part) for part in command],
+        env=env,
+        cwd=cwd,
+        user=user,
+        group=group,
+        extra_groups=None if account is None else [],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_seconds,
+    )
+
+
 def temporary_folder(parent: Path | None = None) -> Path:
     """Create a folder in `parent`, or among the machine's temporary files.
 

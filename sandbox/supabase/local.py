@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ import psycopg
 
 from lora_worker.database.migrations import migration_files
 from sandbox.errors import ChildFailedError
-from sandbox.processes import Child, free_ports, remove_folder, start_child, temporary_folder, wait_until
+from sandbox.processes import Child, free_ports, remove_folder, run_tool, start_child, temporary_folder, wait_until
 from sandbox.supabase.node import node_binary, node_packages
 from sandbox.supabase.postgres import Postgres
 from sandbox.supabase.project import Project
@@ -105,15 +104,7 @@ class _Rest:
 
     def migrate(self) -> None:
         """Apply the migrations of `lite` and ours. `lite` reads the schema only once, so this comes before `serve`."""
-        done = subprocess.run(  # noqa: S603
-            self._migrate,
-            cwd=self._folder,
-            env=self._env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run_tool(self._migrate, cwd=self._folder, env=self._env)
         if done.returncode != 0:
             words = "\n".join(f"{done.stdout}{done.stderr}".strip().splitlines()[-20:])
             raise ChildFailedError(f"the migrations could not be applied. The last words were:\n{words}")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sandbox.errors import ToolMissingError
+from sandbox.processes import run_tool
 
 _PACKAGE = Path(__file__).resolve().parent
 _INSTALL_SECONDS = 600
@@ -65,16 +66,7 @@ def _install(manifests: list[Path], unfinished: Path, folder: Path) -> None:
         "--loglevel=error",
     ]
     try:
-        done = subprocess.run(  # noqa: S603
-            command,
-            cwd=unfinished,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_INSTALL_SECONDS,
-        )
+        done = run_tool(command, cwd=unfinished, env=env, timeout_seconds=_INSTALL_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise ToolMissingError("npm did not finish within 10 minutes; check the network and run again") from error
     if done.returncode != 0:

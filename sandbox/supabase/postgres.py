@@ -11,7 +11,6 @@ import os
 import pwd
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from psycopg import sql
 
 from lora_worker.database.migrations import migrate
 from sandbox.errors import ChildFailedError, ToolMissingError
-from sandbox.processes import Child, free_ports, remove_folder, start_child, temporary_folder, wait_until
+from sandbox.processes import Child, free_ports, remove_folder, run_tool, start_child, temporary_folder, wait_until
 from sandbox.supabase.rights import ROLES, default_grants
 
 SUPERUSER = "postgres"
@@ -165,7 +164,7 @@ class Postgres:
         """
         # Without this option the output contains a random key, and two dumps of one database would differ.
         command = [self._binaries / "pg_dump", "--restrict-key=sandbox", f"--dbname={database_url}"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
+        done = run_tool(command)
         if done.returncode != 0:
             raise ChildFailedError(f"pg_dump could not read the database: {done.stderr.strip()}")
         return done.stdout
@@ -201,18 +200,7 @@ class Postgres:
             *("--auth=trust", "--no-sync", "--no-instructions", "--encoding=UTF8", "--wal-segsize=1"),
             *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
         ]
-        user, group = self._account or (None, None)
-        done = subprocess.run(  # noqa: S603
-            command,
-            user=user,
-            group=group,
-            extra_groups=None if user is None else [],
-            cwd=self._folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run_tool(command, cwd=self._folder, account=self._account)
         if done.returncode != 0:
             raise ChildFailedError(f"initdb could not make a database: {done.stderr.strip()}")
 

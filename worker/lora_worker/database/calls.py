@@ -51,13 +51,17 @@ def _readable(parse: Callable[[dict[str, Any]], _Parsed], rows: Iterable[dict[st
 
 
 def storable_json(value: Any) -> Any:
-    """Remove from a JSON value what Postgres can't store: zero characters, lone surrogates, NaN and infinity.
+    """Make a value that JSON and Postgres can hold: without zero characters, lone surrogates, NaN and infinity.
+
+    UUIDs become texts.
 
     Names, notes and errors come from datasets and GPU containers and may contain any of these. The database would
     refuse the whole outcome of a run because of one of them, and again at every retry.
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, UUID):
+        return str(value)
     if isinstance(value, str):
         return value if value.isascii() and "\x00" not in value else _clean(value)
     if isinstance(value, Mapping):
@@ -127,7 +131,7 @@ class DatabaseCalls:
 
     async def estimate_job(self, job_id: UUID) -> dict[str, Any] | None:
         """Estimate time and cost of a job as the application does; None if no estimate is possible."""
-        return await self._call(functions.ESTIMATE_TRAINING_JOB, job_id=str(job_id))
+        return await self._call(functions.ESTIMATE_TRAINING_JOB, job_id=job_id)
 
     async def claim(self, max_jobs: int, max_per_user: int | None) -> list[Assignment]:
         """Claim at most `max_jobs` queued jobs, oldest first. A user gets at most `max_per_user` live runs."""
@@ -163,7 +167,7 @@ class DatabaseCalls:
         asked = dict(leases)
         rows = await self._call(
             functions.RENEW_TRAINING_RUNS,
-            leases=[{"run_id": str(run), "lease_token": str(token)} for run, token in asked.items()],
+            leases=[{"run_id": run, "lease_token": token} for run, token in asked.items()],
             lease_seconds=self.lease_seconds,
         )
         news = [found for found in _readable(parse_news, rows) if found.run_id in asked]
@@ -180,7 +184,7 @@ class DatabaseCalls:
 
         Returns how often any worker has begun such work on the run, this time included; None if the lease is lost.
         """
-        return await self._call(functions.BEGIN_HANDLING, run_id=str(run_id), lease_token=str(lease_token))
+        return await self._call(functions.BEGIN_HANDLING, run_id=run_id, lease_token=lease_token)
 
     async def pass_breakers(
         self, run_id: UUID, lease_token: UUID, *, base_model: str, endpoint: str, look_again_seconds: int
@@ -193,8 +197,8 @@ class DatabaseCalls:
         return await self._call(
             functions.PASS_BREAKERS,
             attempts=1,
-            run_id=str(run_id),
-            lease_token=str(lease_token),
+            run_id=run_id,
+            lease_token=lease_token,
             base_model=base_model,
             endpoint=endpoint,
             look_again_seconds=look_again_seconds,
@@ -231,8 +235,8 @@ class DatabaseCalls:
         answer = await self._call(
             functions.BEGIN_LAUNCH,
             attempts=1,
-            run_id=str(run_id),
-            lease_token=str(lease_token),
+            run_id=run_id,
+            lease_token=lease_token,
             launcher=launcher,
             token_sha256=token_sha256,
             enrichment=enrichment,
@@ -247,8 +251,8 @@ class DatabaseCalls:
         """Record the id that the launcher gave to the run; False if the lease is lost."""
         return await self._call(
             functions.RECORD_LAUNCH,
-            run_id=str(run_id),
-            lease_token=str(lease_token),
+            run_id=run_id,
+            lease_token=lease_token,
             launcher=launcher,
             external_job_id=external_job_id,
             endpoint=endpoint,
@@ -260,8 +264,8 @@ class DatabaseCalls:
         """Answer an upload request; False if the lease is lost, or the trainer has made another request since."""
         return await self._call(
             functions.GRANT_UPLOAD,
-            run_id=str(run_id),
-            lease_token=str(lease_token),
+            run_id=run_id,
+            lease_token=lease_token,
             upload_request=request,
             sealed_urls=sealed_urls,
         )
@@ -276,7 +280,7 @@ class DatabaseCalls:
 
     async def settle(self, run_id: UUID, lease_token: UUID, outcome: dict[str, Any]) -> str | None:
         """Settle a run: store its outcome and end it. Returns the job's new status, or None if the lease is lost."""
-        return await self._call(functions.SETTLE_RUN, run_id=str(run_id), lease_token=str(lease_token), outcome=outcome)
+        return await self._call(functions.SETTLE_RUN, run_id=run_id, lease_token=lease_token, outcome=outcome)
 
     async def claim_dataset(self) -> DatasetClaim | None:
         """Claim the dataset that has waited longest for its validation; None if none is waiting."""
@@ -295,21 +299,21 @@ class DatabaseCalls:
         """Renew the claim of a dataset; False if it is lost."""
         return await self._call(
             functions.RENEW_DATASET_CLAIM,
-            dataset_id=str(dataset_id),
-            lease_token=str(lease_token),
+            dataset_id=dataset_id,
+            lease_token=lease_token,
             lease_seconds=self.lease_seconds,
         )
 
     async def put_off_dataset(self, dataset_id: UUID, lease_token: UUID, *, seconds: int) -> bool:
         """Give up the claim of a dataset, which can be claimed again after `seconds`; False if the claim is lost."""
         return await self._call(
-            functions.PUT_OFF_DATASET, dataset_id=str(dataset_id), lease_token=str(lease_token), seconds=seconds
+            functions.PUT_OFF_DATASET, dataset_id=dataset_id, lease_token=lease_token, seconds=seconds
         )
 
     async def settle_dataset(self, dataset_id: UUID, lease_token: UUID, outcome: dict[str, Any]) -> bool:
         """Store the result of a validation; False if the claim is lost or the dataset was changed meanwhile."""
         return await self._call(
-            functions.SETTLE_DATASET, dataset_id=str(dataset_id), lease_token=str(lease_token), outcome=outcome
+            functions.SETTLE_DATASET, dataset_id=dataset_id, lease_token=lease_token, outcome=outcome
         )
 
     async def stray_launches(self, max_launches: int) -> list[functions.Stray]:
