@@ -61,4 +61,6 @@ def load_settings() -> Settings:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         name = f"LORA_TRAINER_{problem['loc'][0]}".upper()
-        raise TrainingError(f"The endpoint's variable {name} is wrong: {problem['msg']}.", "Mend it.") from None
+        raise TrainingError(
+            f"The endpoint's variable {name} is wrong: {problem['msg']}.", "Correct it in the endpoint's environment."
+        ) from None

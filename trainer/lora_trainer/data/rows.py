@@ -132,7 +132,8 @@ def _dataset_notes(chat: Chat, examples: Sequence[Example], survey: Survey) -> l
     if chat.rendering.opens_thought:
         notes.append(
             "The base begins each answer with a thought. Answers that have none in the dataset were learned with an "
-            "empty one, so the adapter closes it at once; serve it with a parser for reasoning, which takes that off."
+            "empty one, so the adapter ends its thought at once; serve it with a reasoning parser, which removes the "
+            "thought."
         )
     if not chat.rendering.history_as_served and any(len(example.trained) > 1 for example in examples):
         notes.append(

@@ -167,7 +167,7 @@ def check_coverage(model: nn.Module, targets: Targets) -> Counter[str]:
     covered = Counter(target for name in carrying for target in targets.modules if name.endswith(f".{target}"))
     if missing := [target for target in targets.modules if not covered[target]]:
         raise BaseModelUnknownError(
-            f"No module named {', '.join(missing)} of the base model took LoRA.",
+            f"The base model has no module named {', '.join(missing)} that can carry LoRA.",
             "Its architecture differs from others of its name; the trainer's table needs an entry for it.",
         )
     return covered

@@ -1,1 +1,1 @@
-"""The training itself."""
+"""The training: its settings, its steps, its checkpoints, and what the user is told about it."""

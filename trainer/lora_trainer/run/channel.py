@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 _MAX_ANSWER_BYTES = 4 * 1024**2
 """The largest answer, an upload grant of two hundred signed URLs, takes a tenth of this."""
 
-# PostgREST's code for a function that it does not know with these arguments. It must be a passing fault, such as a
-# stale schema cache: the worker called the same database when it launched this run.
+# PostgREST's code for a function that it does not know with these arguments. This is treated as transient, because it
+# is caused by a stale schema cache: the worker called functions of the same release when it launched this run.
 _UNKNOWN_FUNCTION = "PGRST202"
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
@@ -167,7 +167,7 @@ class ChannelClient:
                 return kind.model_validate_json(body, strict=True)
             except ValidationError:
                 # A gateway's error page, or a reason that only a newer trainer knows: it decides nothing, so retry.
-                raise _TransientError(f"What came back for {function} is no answer to it.") from None
+                raise _TransientError(f"The answer to the database function {function} can't be read.") from None
         raise _explain(function, read_error(status, body))
 
     async def _send(self, function: str, arguments: dict[str, Any]) -> tuple[int, bytes]:

@@ -1,4 +1,6 @@
-"""One execution of one run, from check-in to result. It knows nothing of RunPod, which only passes it the request.
+"""One execution of one run, from check-in to result.
+
+RunPod's SDK stays outside: the handler passes in the request and a function that sends progress.
 
 The work (download, train, publish) runs beside its guards: the heartbeat, which notices a lost fence; the machine's
 SIGTERM; and the time limit. Whichever ends first decides. If a guard ends first, the work is cancelled, which stops

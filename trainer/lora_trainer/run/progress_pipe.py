@@ -14,7 +14,7 @@ from lora_trainer.run.task import Task
 log = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 0.5
-"""Least time between two lines about steps. The handler posts less often; this only limits the traffic on the pipe."""
+"""Least time between two lines about steps. The handler sends less often; this only limits the traffic on the pipe."""
 
 
 def training_progress(step: int, total_steps: int) -> float:

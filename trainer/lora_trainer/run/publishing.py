@@ -198,7 +198,7 @@ class _Uploads:
         try:
             url = self._urls[path]
         except KeyError:
-            raise UploadFailedError(f"The upload grant has no place for {path}.") from None
+            raise UploadFailedError(f"The upload grant has no URL for {path}.") from None
         if time.monotonic() - self._received_at >= (lifetime_seconds(url) or float("inf")):
             # Storage itself would refuse the URL only after it has received the whole file.
             raise _UrlExpiredError(f"The upload URL of {path} has run out.")

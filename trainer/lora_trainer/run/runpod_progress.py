@@ -95,4 +95,4 @@ class ProgressPoster:
                 await self._send(fit_message(self.latest).model_dump(mode="json", exclude_none=True))
             crash_point("trainer.progress.after")
         except Exception as error:  # the training goes on without its progress being shown
-            log.warning("progress could not be posted (%s)", type(error).__name__)
+            log.warning("progress could not be sent (%s)", type(error).__name__)
