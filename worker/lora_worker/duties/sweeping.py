@@ -10,7 +10,7 @@ import structlog
 from lora_worker.duties.duty import RoundResult
 from lora_worker.errors import ServiceError
 from lora_worker.services import Services
-from lora_worker.storage.places import STAGING
+from lora_worker.storage.artifact_paths import STAGING
 
 log = structlog.get_logger(__name__)
 

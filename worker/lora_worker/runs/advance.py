@@ -43,7 +43,7 @@ from lora_worker.runs.steps.granting import answer
 from lora_worker.runs.steps.limits import exceeded_limit, longest_seconds
 from lora_worker.runs.steps.observing import observe
 from lora_worker.runs.steps.settling import Collected, ForeignFiles
-from lora_worker.storage.places import Places
+from lora_worker.storage.artifact_paths import ArtifactPaths
 from lora_worker.storage.publication import has_manifest
 
 log = structlog.get_logger(__name__)
@@ -220,7 +220,7 @@ async def _is_owner(held: HeldRun, external_job_id: str) -> bool:
 async def _has_manifest(held: HeldRun) -> bool:
     run, services = held.assignment.run, held.services
     return held.assignment.job is not None and await has_manifest(
-        services.storage, services.settings.artifacts_bucket, Places.of(run)
+        services.storage, services.settings.artifacts_bucket, ArtifactPaths.of(run)
     )
 
 

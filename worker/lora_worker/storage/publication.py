@@ -20,39 +20,39 @@ from pydantic import ValidationError
 from lora_contract.crash_points import crash_point
 from lora_contract.protocol import MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactFile, Manifest
 from lora_worker.errors import ArtifactError, ObjectMissingError, ServiceRefusedError
+from lora_worker.storage.artifact_paths import ArtifactPaths
 from lora_worker.storage.objects import Storage
-from lora_worker.storage.places import Places
 
 _MAX_BYTES = 32 * 1024**3
 """The most bytes of all files of an artifact. Reading them back occupies one of a few slots for a long time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class ArtifactStore:
     """The bucket and paths of one run's artifact, and how its files are verified."""
 
     storage: Storage
     bucket: str
-    places: Places
+    paths: ArtifactPaths
     sha256_max_bytes: int
     """Files up to this size are read back and hashed. Of larger ones only the size is compared."""
     require_lease: Callable[[], None] = field(repr=False)
     """Called before each write. Raises LeaseLostError if another worker may have taken over the run."""
 
 
-async def has_manifest(storage: Storage, bucket: str, places: Places) -> bool:
+async def has_manifest(storage: Storage, bucket: str, paths: ArtifactPaths) -> bool:
     """Tell whether the run's artifact is complete in the staging folder, or already in its final place.
 
     Raises:
         ServiceError: the storage can't be read.
     """
-    for path in (places.staged(MANIFEST_NAME), places.at(MANIFEST_NAME)):
+    for path in (paths.staged(MANIFEST_NAME), paths.final(MANIFEST_NAME)):
         if await storage.size(bucket, path) is not None:
             return True
     return False
 
 
-async def collect(shelf: Shelf, *, run_id: UUID) -> Manifest | None:
+async def collect(store: ArtifactStore, *, run_id: UUID) -> Manifest | None:
     """Move a run's artifact to its final place and verify it; returns its manifest, or None if nothing was published.
 
     Raises:
@@ -60,23 +60,23 @@ async def collect(shelf: Shelf, *, run_id: UUID) -> Manifest | None:
         ServiceError: the storage did not answer; the next call continues where this one stopped.
         LeaseLostError: another worker may have taken over the run.
     """
-    kept = await _read_manifest(shelf, shelf.places.at(MANIFEST_NAME))
+    kept = await _read_manifest(store, store.paths.final(MANIFEST_NAME))
     if kept is not None:
         manifest = _parse_manifest(kept, run_id)
         for file in manifest.files:
-            await _verify(shelf, file)
+            await _verify(store, file)
         return manifest
-    staged = await _read_manifest(shelf, shelf.places.staged(MANIFEST_NAME))
+    staged = await _read_manifest(store, store.paths.staged(MANIFEST_NAME))
     if staged is None:
         return None
     manifest = _parse_manifest(staged, run_id)
     for file in manifest.files:
-        await _keep(shelf, file)
-    await keep_manifest(shelf, manifest, staged)
+        await _keep(store, file)
+    await keep_manifest(store, manifest, staged)
     return manifest
 
 
-async def keep_manifest(shelf: Shelf, manifest: Manifest, content: bytes) -> None:
+async def keep_manifest(store: ArtifactStore, manifest: Manifest, content: bytes) -> None:
     """Write the manifest beside the verified files that it lists. This completes the artifact.
 
     Raises:
@@ -84,18 +84,18 @@ async def keep_manifest(shelf: Shelf, manifest: Manifest, content: bytes) -> Non
         ServiceError: the storage did not accept the manifest.
         LeaseLostError: another worker may have taken over the run.
     """
-    if shelf.places.archive_name not in {None, *(file.path for file in manifest.files)}:
+    if store.paths.archive_name not in {None, *(file.path for file in manifest.files)}:
         raise ArtifactError("The training left no archive of its adapter.")
     crash_point("worker.keep.before_manifest")
-    shelf.require_lease()
-    path = shelf.places.at(MANIFEST_NAME)
-    await shelf.storage.write(shelf.bucket, path, content, content_type="application/json")
+    store.require_lease()
+    path = store.paths.final(MANIFEST_NAME)
+    await store.storage.write(store.bucket, path, content, content_type="application/json")
     crash_point("worker.keep.after_manifest")
 
 
-async def _read_manifest(shelf: Shelf, path: str) -> bytes | None:
+async def _read_manifest(store: ArtifactStore, path: str) -> bytes | None:
     try:
-        return await shelf.storage.read(shelf.bucket, path, max_bytes=MAX_MANIFEST_BYTES)
+        return await store.storage.read(store.bucket, path, max_bytes=MAX_MANIFEST_BYTES)
     except ServiceRefusedError as error:
         if error.status != 413:
             raise
@@ -117,39 +117,39 @@ def _parse_manifest(content: bytes, run_id: UUID) -> Manifest:
     return manifest
 
 
-async def _keep(shelf: Shelf, file: ArtifactFile) -> None:
+async def _keep(store: ArtifactStore, file: ArtifactFile) -> None:
     """Copy one file to its final place, unless the same file is there already, and verify the copy."""
-    storage, bucket = shelf.storage, shelf.bucket
-    source, target = shelf.places.staged(file.path), shelf.places.at(file.path)
+    storage, bucket = store.storage, store.bucket
+    source, target = store.paths.staged(file.path), store.paths.final(file.path)
     # Only the hash proves that an earlier worker has copied exactly this file, so larger files are copied again.
-    if file.bytes <= shelf.sha256_max_bytes and await _difference(shelf, file) is None:
+    if file.bytes <= store.sha256_max_bytes and await _difference(store, file) is None:
         return
     size = await storage.size(bucket, source)
     if size != file.bytes:
         # The container chose the real size of the uploaded file, so it is checked before the file is copied.
         raise ArtifactError(_misfit(file, size))
-    shelf.require_lease()
+    store.require_lease()
     try:
         await storage.copy(bucket, source, target)
     except ObjectMissingError:
         raise ArtifactError(_misfit(file, None)) from None
     crash_point("worker.keep.after_file")
-    await _verify(shelf, file)
+    await _verify(store, file)
 
 
-async def _verify(shelf: Shelf, file: ArtifactFile) -> None:
-    difference = await _difference(shelf, file)
+async def _verify(store: ArtifactStore, file: ArtifactFile) -> None:
+    difference = await _difference(store, file)
     if difference is not None:
         raise ArtifactError(difference)
 
 
-async def _difference(shelf: Shelf, file: ArtifactFile) -> str | None:
+async def _difference(store: ArtifactStore, file: ArtifactFile) -> str | None:
     """Describe how the file in its final place differs from the listed one; None if no difference is found."""
-    path = shelf.places.at(file.path)
-    size = await shelf.storage.size(shelf.bucket, path)
+    path = store.paths.final(file.path)
+    size = await store.storage.size(store.bucket, path)
     if size != file.bytes:
         return _misfit(file, size)
-    if file.bytes <= shelf.sha256_max_bytes and await _sha256(shelf, path) != file.sha256:
+    if file.bytes <= store.sha256_max_bytes and await _sha256(store, path) != file.sha256:
         return f"{file.name} in the storage is not the file that the training saved."
     return None
 
@@ -160,10 +160,10 @@ def _misfit(file: ArtifactFile, size: int | None) -> str:
     return f"{file.name} has {size} bytes in the storage instead of {file.bytes}."
 
 
-async def _sha256(shelf: Shelf, path: str) -> str | None:
+async def _sha256(store: ArtifactStore, path: str) -> str | None:
     digest = hashlib.sha256()
     try:
-        async with shelf.storage.stream(shelf.bucket, path) as chunks:
+        async with store.storage.stream(store.bucket, path) as chunks:
             async for chunk in chunks:
                 digest.update(chunk)
     except ObjectMissingError:

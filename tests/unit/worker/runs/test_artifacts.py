@@ -12,7 +12,7 @@ from lora_worker.database.rows import Dataset, Job, Run
 from lora_worker.runs.rows.artifacts import artifact_name, notes_for_user
 from lora_worker.runs.rows.notices import job_completed
 from lora_worker.runs.rows.report_rows import final_columns
-from lora_worker.storage.places import Places
+from lora_worker.storage.artifact_paths import ArtifactPaths
 
 
 def run_of(queue: str) -> Run:
@@ -24,26 +24,26 @@ def run_of(queue: str) -> Run:
 
 def test_only_the_newer_queues_archive_is_outside_the_runs_folder() -> None:
     run = run_of("pipeline_training_jobs")
-    places = Places.of(run)
-    assert places.archive_name is not None
-    assert places.at(places.archive_name) == f"adapters/{run.job_id}.tar.gz"
-    for path in ("manifest.json", "adapter_config.json", f"sub/{places.archive_name}"):
-        assert places.at(path) == f"{run.user_id}/{run.id}/{path}"
+    artifact = ArtifactPaths.of(run)
+    assert artifact.archive_name is not None
+    assert artifact.final(artifact.archive_name) == f"adapters/{run.job_id}.tar.gz"
+    for path in ("manifest.json", "adapter_config.json", f"sub/{artifact.archive_name}"):
+        assert artifact.final(path) == f"{run.user_id}/{run.id}/{path}"
 
 
 def test_older_queue_has_no_archive_outside_the_runs_folder() -> None:
     run = run_of("training_jobs")
-    places = Places.of(run)
-    assert places.archive_name is None
-    assert places.at("adapter.tar.gz") == f"{run.user_id}/{run.id}/adapter.tar.gz"
+    artifact = ArtifactPaths.of(run)
+    assert artifact.archive_name is None
+    assert artifact.final("adapter.tar.gz") == f"{run.user_id}/{run.id}/adapter.tar.gz"
 
 
 def test_upload_paths_are_never_final_paths() -> None:
     for queue in ("training_jobs", "pipeline_training_jobs"):
-        places = Places.of(run_of(queue))
+        artifact = ArtifactPaths.of(run_of(queue))
         paths = ["manifest.json", "adapter.tar.gz", "sub/x"]
-        assert {places.staged(path) for path in paths}.isdisjoint({places.at(path) for path in paths})
-        assert all(places.staged(path).startswith("uploads/") for path in paths)
+        assert {artifact.staged(path) for path in paths}.isdisjoint({artifact.final(path) for path in paths})
+        assert all(artifact.staged(path).startswith("uploads/") for path in paths)
 
 
 def test_training_time_is_whole_seconds_or_unknown() -> None:

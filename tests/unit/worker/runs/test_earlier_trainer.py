@@ -15,7 +15,7 @@ from lora_worker.runs.outcomes.results import LegacyResult
 from lora_worker.runs.steps import earlier_trainer
 from lora_worker.runs.steps.earlier_trainer import Bounds, copy_files
 from lora_worker.storage.public_web import PublicTransport
-from tests.unit.shelves import RUN_ID, MemoryBucket, shelf_of
+from tests.unit.artifact_stores import RUN_ID, MemoryBucket, store_of
 
 BASE = "http://files:80"
 
@@ -51,7 +51,7 @@ def streamed(content: bytes) -> httpx.Response:
 async def copied(bucket: MemoryBucket, files: dict[str, str], **bounds: Any) -> list[str]:
     legacy = LegacyResult(files=files, metadata={"base_model": "b" * 10_000, "steps_completed": 10**30})
     trusted: dict[str, Any] = {"trusted_hosts": ("files:80",), **bounds}
-    manifest = await copy_files(legacy, shelf_of(bucket), Bounds(**trusted), run_id=RUN_ID, job_id="job")
+    manifest = await copy_files(legacy, store_of(bucket), Bounds(**trusted), run_id=RUN_ID, job_id="job")
     return [file.path for file in manifest.files]
 
 

@@ -13,7 +13,7 @@ from lora_contract.words import shorten
 from lora_worker.database.job_keys import unread_keys
 from lora_worker.database.rows import Assignment, Dataset, Job
 from lora_worker.runs.rows.quality import QualityReport
-from lora_worker.storage.places import Places
+from lora_worker.storage.artifact_paths import ArtifactPaths
 
 _NOTES_KEPT, _NOTE_LENGTH = 30, 600
 _NAME_LENGTH = 200
@@ -40,7 +40,7 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
 
     Version and parent are decided by the database when it writes the row: only it knows which models exist.
     """
-    job, metrics, summary, places = assignment.job, manifest.metrics, manifest.summary, Places.of(assignment.run)
+    job, metrics, summary, paths = assignment.job, manifest.metrics, manifest.summary, ArtifactPaths.of(assignment.run)
     assert job is not None
     quality = description.quality
     validation = metrics.final_validation_loss
@@ -74,8 +74,8 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             "gpu_config": job.gpu_config,
         },
         "artifacts": {
-            **{file.name: places.at(file.path) for file in manifest.files},
-            MANIFEST_NAME: places.at(MANIFEST_NAME),
+            **{file.name: paths.final(file.path) for file in manifest.files},
+            MANIFEST_NAME: paths.final(MANIFEST_NAME),
         },
     }
 

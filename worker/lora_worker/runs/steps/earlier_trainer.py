@@ -27,7 +27,7 @@ from lora_contract.protocol import MANIFEST_NAME, ArtifactFile, FinalMetrics, Ma
 from lora_worker.errors import ArtifactError, ServiceRefusedError
 from lora_worker.runs.outcomes.results import LegacyResult
 from lora_worker.storage.public_web import ForbiddenAddressError, fetch, public_client
-from lora_worker.storage.publication import Shelf, keep_manifest
+from lora_worker.storage.publication import ArtifactStore, keep_manifest
 
 _COPY_ATTEMPTS = 3
 _MAX_FILES = 50
@@ -47,7 +47,9 @@ class Bounds:
     """`host:port` of hosts that may have a private address and answer by http."""
 
 
-async def copy_files(legacy: LegacyResult, shelf: Shelf, bounds: Bounds, *, run_id: str, job_id: str) -> Manifest:
+async def copy_files(
+    legacy: LegacyResult, store: ArtifactStore, bounds: Bounds, *, run_id: str, job_id: str
+) -> Manifest:
     """Copy the files into the run's folder and write the manifest last, so that all of them count or none.
 
     Raises:
@@ -59,14 +61,14 @@ async def copy_files(legacy: LegacyResult, shelf: Shelf, bounds: Bounds, *, run_
     sources = _plan(legacy.files)
     try:
         async with asyncio.timeout(bounds.max_seconds), public_client(bounds.trusted_hosts) as http:
-            copier = _Copier(shelf, http, bounds.max_bytes)
+            copier = _Copier(store, http, bounds.max_bytes)
             files = [await copier.copy(path, url) for path, url in sources.items()]
     except TimeoutError:
         raise ArtifactError(
             f"The trainer's files could not be fetched within {bounds.max_seconds:.0f} seconds."
         ) from None
     manifest = Manifest(job_id=job_id, run_id=run_id, files=files, **_described(legacy))
-    await keep_manifest(shelf, manifest, manifest.model_dump_json().encode())
+    await keep_manifest(store, manifest, manifest.model_dump_json().encode())
     return manifest
 
 
@@ -112,8 +114,8 @@ def _give_up(state: RetryCallState) -> NoReturn:
 class _Copier:
     """Streams files from the trainer's addresses into the storage, within a number of bytes for all of them."""
 
-    def __init__(self, shelf: Shelf, http: httpx.AsyncClient, max_bytes: int) -> None:
-        self._shelf = shelf
+    def __init__(self, store: ArtifactStore, http: httpx.AsyncClient, max_bytes: int) -> None:
+        self._store = store
         self._http = http
         self._bytes_left = max_bytes
 
@@ -149,9 +151,9 @@ class _Copier:
             async with fetch(self._http, url) as source:
                 if source.status_code != 200:
                     raise _SourceBrokeOffError(f"{path} could not be fetched from the trainer ({source.status_code}).")
-                self._shelf.require_lease()
-                target = self._shelf.places.at(path)
-                await self._shelf.storage.write_stream(self._shelf.bucket, target, read(source))
+                self._store.require_lease()
+                target = self._store.paths.final(path)
+                await self._store.storage.write_stream(self._store.bucket, target, read(source))
         except ForbiddenAddressError as error:
             raise ArtifactError(f"The trainer's address of {path} {error}.") from None
         except httpx.HTTPError:

@@ -16,7 +16,7 @@ from lora_worker.observability.telemetry import FAULTS_SEEN
 from lora_worker.runs.outcomes.failures import Failure
 from lora_worker.runs.state.events import Granted, GrantPutOff, StopDecided
 from lora_worker.runs.state.held_run import HeldRun
-from lora_worker.storage.places import Places
+from lora_worker.storage.artifact_paths import ArtifactPaths
 
 log = structlog.get_logger(__name__)
 
@@ -58,8 +58,8 @@ async def _grant(held: HeldRun, request: list[dict[str, Any]], paths: list[str])
         # Without the trainer's token its grant can't be sealed: sealed with another one, it would make the trainer
         # fail. Without a grant the trainer leaves the adapter on its volume, and the next attempt publishes that.
         return None
-    bucket, places = services.settings.artifacts_bucket, Places.of(run)
-    urls = {path: await services.storage.sign_upload(bucket, places.staged(path)) for path in [*paths, MANIFEST_NAME]}
+    bucket, artifact = services.settings.artifacts_bucket, ArtifactPaths.of(run)
+    urls = {path: await services.storage.sign_upload(bucket, artifact.staged(path)) for path in [*paths, MANIFEST_NAME]}
     crash_point("worker.grant.before")
     held.require_lease()
     sealed = seal_urls(held.token, urls)

@@ -37,7 +37,7 @@ from lora_worker.runs.outcomes.failures import Failure
 from lora_worker.runs.state.events import Ending, LaunchBegun, Launched, PutOff, Settled
 from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.runs.steps.breakers import hold_back
-from lora_worker.storage.places import Places
+from lora_worker.storage.artifact_paths import ArtifactPaths
 
 log = structlog.get_logger(__name__)
 
@@ -111,7 +111,7 @@ async def prepare_request(held: HeldRun, plan: preflight.Plan) -> Request | PutO
 async def _make_request(held: HeldRun, plan: preflight.Plan) -> Request:
     services, settings = held.services, held.services.settings
     run, job, dataset = held.assignment.run, held.assignment.job, held.assignment.dataset
-    places = Places.of(run)
+    paths = ArtifactPaths.of(run)
     # A run that was launched before keeps its token, where this worker knows it: its first launch may still check in.
     token = held.token or services.tokens.of(run.id, None)
     assert token is not None
@@ -132,7 +132,7 @@ async def _make_request(held: HeldRun, plan: preflight.Plan) -> Request:
             key=settings.supabase_publishable_key.get_secret_value(),
             token=token,
         ),
-        output=OutputRef(bucket=settings.artifacts_bucket, prefix=places.prefix, archive_name=places.archive_name),
+        output=OutputRef(bucket=settings.artifacts_bucket, prefix=paths.prefix, archive_name=paths.archive_name),
         limits=Limits(
             max_seconds=max(plan.policy.execution_seconds - _STOP_MARGIN_SECONDS, 60.0),
             grant_wait_seconds=settings.grant_wait_seconds,

@@ -37,8 +37,8 @@ from lora_worker.runs.steps.breakers import blame_of
 from lora_worker.runs.steps.claims import billed_seconds
 from lora_worker.runs.steps.closing import Outcome, close
 from lora_worker.runs.steps.earlier_trainer import Bounds, copy_files
-from lora_worker.storage.places import Places
-from lora_worker.storage.publication import Shelf, collect
+from lora_worker.storage.artifact_paths import ArtifactPaths
+from lora_worker.storage.publication import ArtifactStore, collect
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +80,7 @@ async def collect_artifact(held: HeldRun, ending: Ending) -> Collected | Foreign
         ServiceError: the storage did not answer.
     """
     services = held.services
-    found = await _judge(held, ending, collect(_shelf(held), run_id=held.assignment.run.id))
+    found = await _judge(held, ending, collect(_store(held), run_id=held.assignment.run.id))
     if found.manifest is not None or found.ending is not ending or ending.legacy is None:
         return found
     if not services.settings.earlier_trainer:
@@ -113,12 +113,12 @@ async def _judge(held: HeldRun, ending: Ending, work: Awaitable[Manifest | None]
         return Collected(None, Ending(STORAGE_REFUSED, result=ending.result))
 
 
-def _shelf(held: HeldRun) -> Shelf:
+def _store(held: HeldRun) -> ArtifactStore:
     settings = held.services.settings
-    return Shelf(
+    return ArtifactStore(
         held.services.storage,
         settings.artifacts_bucket,
-        Places.of(held.assignment.run),
+        ArtifactPaths.of(held.assignment.run),
         sha256_max_bytes=settings.verify_sha256_max_bytes,
         require_lease=held.require_lease,
     )
@@ -127,7 +127,7 @@ def _shelf(held: HeldRun) -> Shelf:
 async def _copy_foreign(held: HeldRun, legacy: LegacyResult) -> Manifest:
     run, bounds = held.assignment.run, Bounds(trusted_hosts=held.services.settings.earlier_trainer_hosts)
     try:
-        return await copy_files(legacy, _shelf(held), bounds, run_id=held.run_id, job_id=str(run.job_id))
+        return await copy_files(legacy, _store(held), bounds, run_id=held.run_id, job_id=str(run.job_id))
     except ServiceUnavailableError:
         if held.fetch_tries < _FETCH_TRIES:
             raise
@@ -185,15 +185,15 @@ def _without_words(manifest: Manifest) -> Manifest:
 
 async def _keep_log(held: HeldRun, points: list[Point]) -> None:
     """Store the log of a run without an artifact: its trainer's own, where that has uploaded a longer one."""
-    services, places = held.services, Places.of(held.assignment.run)
-    bucket, path = services.settings.artifacts_bucket, places.at(LOG_NAME)
+    services, paths = held.services, ArtifactPaths.of(held.assignment.run)
+    bucket, path = services.settings.artifacts_bucket, paths.final(LOG_NAME)
     if not points:
         return
     try:
         if await services.storage.size(bucket, path) is not None:
             return
         crash_point("worker.log.before")
-        content, staged = format_log(points).encode(), places.staged(LOG_NAME)
+        content, staged = format_log(points).encode(), paths.staged(LOG_NAME)
         size = await services.storage.size(bucket, staged)
         held.require_lease()
         if size is not None and len(content) < size <= _MAX_LOG_BYTES:
@@ -234,7 +234,7 @@ def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
     )
     fee = services.settings.storage_fee
     name = held.assignment.dataset.name if held.assignment.dataset else "your dataset"
-    archive = Places.of(run).archive
+    archive = ArtifactPaths.of(run).archive
     return {
         **_base(held, gpu_seconds, points, summary.total_steps),
         # The manifest's curve goes from the first step to the last, so it replaces the points of earlier reports.

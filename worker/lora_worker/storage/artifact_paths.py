@@ -13,7 +13,7 @@ _ARCHIVE_NAME = "adapter.tar.gz"
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class ArtifactPaths:
     """The folder into which a run's trainer uploads, and the one to which the worker copies the verified files."""
 
     prefix: str
@@ -25,7 +25,7 @@ class Places:
     run, so each attempt replaces the file of the one before."""
 
     @classmethod
-    def of(cls, run: Run) -> Places:
+    def of(cls, run: Run) -> ArtifactPaths:
         """Return the paths for a run."""
         archive = f"adapters/{run.job_id}.tar.gz" if run.queue == "pipeline_training_jobs" else None
         return cls(f"{run.user_id}/{run.id}/", f"{STAGING}{run.id}/", archive)
@@ -39,6 +39,6 @@ class Places:
         """Return where the trainer uploads the file that the manifest lists as `path`."""
         return self.staging + path
 
-    def at(self, path: str) -> str:
+    def final(self, path: str) -> str:
         """Return where the worker stores the verified copy of that file."""
         return self.archive if self.archive and path == _ARCHIVE_NAME else self.prefix + path

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from lora_worker.errors import ObjectMissingError
-from lora_worker.storage.places import Places
-from lora_worker.storage.publication import Shelf
+from lora_worker.storage.artifact_paths import ArtifactPaths
+from lora_worker.storage.publication import ArtifactStore
 
 RUN_ID = "6f1f5a70-0000-4000-8000-000000000001"
-PLACES = Places("user/run/", f"uploads/{RUN_ID}/")
+PATHS = ArtifactPaths("user/run/", f"uploads/{RUN_ID}/")
 
 
 class MemoryBucket:
@@ -62,6 +62,6 @@ class MemoryBucket:
         self.objects[path] = b"".join([chunk async for chunk in chunks])
 
 
-def shelf_of(bucket: MemoryBucket, places: Places = PLACES, *, sha256_max_bytes: int = 1 << 20) -> Shelf:
+def store_of(bucket: MemoryBucket, paths: ArtifactPaths = PATHS, *, sha256_max_bytes: int = 1 << 20) -> ArtifactStore:
     """The run's paths in the bucket, under a lease that is held."""
-    return Shelf(cast(Any, bucket), "lora-models", places, sha256_max_bytes, require_lease=lambda: None)
+    return ArtifactStore(cast(Any, bucket), "lora-models", paths, sha256_max_bytes, require_lease=lambda: None)
