@@ -76,8 +76,8 @@ def test_impossible_value_drops_only_its_own_point(key: str, value: Any) -> None
 
 def test_lists_and_texts_of_a_trainer_are_bounded() -> None:
     points = [{"step": step, "epoch": 1, "training_loss": 2.0} for step in range(MAX_POINTS * 2)]
-    told = {"notes": ["n" * 10_000] * 1000, "base_model": "b" * 10_000}
-    read = Manifest.model_validate(manifest(points=points, summary=told))
+    summary = {"notes": ["n" * 10_000] * 1000, "base_model": "b" * 10_000}
+    read = Manifest.model_validate(manifest(points=points, summary=summary))
     assert len(read.points) <= MAX_POINTS
     assert (read.points[0].step, read.points[-1].step) == (0, MAX_POINTS * 2 - 1)
     assert (len(read.summary.notes), len(read.summary.notes[0])) == (50, 1000)

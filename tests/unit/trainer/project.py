@@ -85,8 +85,8 @@ class FakeProject:
     async def _upload(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path.removeprefix("/upload/")
         if statuses := self.upload_statuses.get(path):
-            said = statuses.pop(0)
-            return httpx.Response(said) if isinstance(said, int) else said
+            answer = statuses.pop(0)
+            return httpx.Response(answer) if isinstance(answer, int) else answer
         self.uploads[path] = await request.aread()
         self.upload_order.append(path)
         self.upload_headers[path] = request.headers
@@ -113,7 +113,7 @@ def request_input(**changes: Any) -> dict[str, Any]:
     }
 
 
-def said(status: str, code: str, message: str = "") -> httpx.Response:
+def refusal(status: str, code: str, message: str = "") -> httpx.Response:
     """The answer of Storage to a refused request: HTTP 400, with the real status in the body."""
     body = {"statusCode": status, "code": code, "error": code, "message": message or code}
     return httpx.Response(400, json=body)

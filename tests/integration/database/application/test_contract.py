@@ -241,10 +241,10 @@ def test_job_without_a_gpu_has_no_start_and_no_cost(scene: Scene, outcome: str) 
 def test_every_run_that_used_a_gpu_has_one_cost_record(scene: Scene, outcome: str) -> None:
     runs, costs = scene.stage.runs(scene.jobs[outcome]), scene.costs(outcome)
     assert sorted(cost["details"]["run_id"] for cost in costs) == sorted(run["id"] for run in runs)
-    told = {run["id"]: (run["status"], run["attempt"]) for run in runs}
+    ends = {run["id"]: (run["status"], run["attempt"]) for run in runs}
     for cost in costs:
         details = cost["details"]
-        assert (details["outcome"], details["attempt"]) == told[details["run_id"]]
+        assert (details["outcome"], details["attempt"]) == ends[details["run_id"]]
         assert cost["cost_type"] == "training_compute"
         hours, price = details["duration_hours"], details["price_per_hour"]
         assert cost["amount"] == pytest.approx(hours * price * details["gpu_count"], abs=0.0051)

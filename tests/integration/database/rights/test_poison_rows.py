@@ -125,9 +125,9 @@ def test_too_long_dataset_path_fails_with_a_sentence(db: Database) -> None:
     db.rows("update datasets set storage_path = %s", "x" * 2000)
     (answer,) = json.loads(as_text(db, "claim_training_jobs", "w1", 9, 60, None))
     db.rows("update datasets set status = 'validating'")
-    told = parse_assignment(answer).unreadable
-    assert told is not None
-    assert "storage_path is longer than 1024 bytes" in told
+    sentence = parse_assignment(answer).unreadable
+    assert sentence is not None
+    assert "storage_path is longer than 1024 bytes" in sentence
     claim = json.loads(as_text(db, "claim_dataset", "w1", 60))
     assert claim["unreadable"] == "storage_path is longer than 1024 bytes"
 

@@ -98,7 +98,7 @@ def test_database_accepts_as_many_files_as_the_trainer_publishes(db: Database) -
 
 
 @pytest.mark.parametrize(
-    "told",
+    "numbers",
     [
         {"summary": {"execution_seconds": "Infinity"}},
         {"summary": {"execution_seconds": 10_000_000.0}},
@@ -109,14 +109,14 @@ def test_database_accepts_as_many_files_as_the_trainer_publishes(db: Database) -
         {"metrics": {"final_training_loss": 1e308, "final_validation_loss": float("inf")}},
         {"summary": {"notes": ["\x00\ud800"] * 100, "base_model": "b" * 100_000}},
     ],
-    ids=lambda told: str(told)[:60],
+    ids=lambda numbers: str(numbers)[:60],
 )
-def test_manifest_with_impossible_numbers_still_completes_its_run(db: Database, told: Row) -> None:
+def test_manifest_with_impossible_numbers_still_completes_its_run(db: Database, numbers: Row) -> None:
     run, _, _ = db.running_run()
     services = make_services()
     holding = HeldRun.take(services, assignment(), asked_at=services.clock())
     file = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
-    manifest = Manifest.model_validate({"job_id": "j", "run_id": "r", "files": [file], **told})
+    manifest = Manifest.model_validate({"job_id": "j", "run_id": "r", "files": [file], **numbers})
     job = holding.assignment.job
     assert job is not None
     outcome = json.dumps(storable_json(_success(holding, manifest, job)), allow_nan=False)

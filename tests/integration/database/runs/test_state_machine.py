@@ -134,8 +134,8 @@ class Life(RuleBasedStateMachine):
         if lease := self._lease(pick):
             job_id = self.db.run(lease["id"])["job_id"]
             kind = {"queued": "job_requeued"}.get(how, f"job_{how}")
-            said = [notice(kind, job_id, run_id=lease["id"])]
-            ended = outcome(how, notices=said, retry_after_seconds=0)
+            notices = [notice(kind, job_id, run_id=lease["id"])]
+            ended = outcome(how, notices=notices, retry_after_seconds=0)
             if how == "completed":
                 ended["artifact"]["archive"] = f"lora-models/adapters/{job_id}.tar.gz"
             self.db.call("settle_run", lease["id"], lease["lease_token"], ended)

@@ -153,9 +153,9 @@ def test_notification_is_deduplicated_within_its_own_job(db: Database) -> None:
         " from generate_series(1, 20000)", run["user_id"],
     )  # fmt: skip
     db.rows("vacuum analyze notifications")
-    said = json.dumps([notice("job_started", run["job_id"])])
+    notices = json.dumps([notice("job_started", run["job_id"])])
     call = "training_notify(r, %s) from training_runs r where r.id = %s"
-    pages = max(db.pages(call, said, run["id"]) for _ in range(3))
+    pages = max(db.pages(call, notices, run["id"]) for _ in range(3))
     print(f"{pages} pages")
     assert pages < 100
     mine = "select count(*) from notifications where metadata->>'job_id' = %s"

@@ -70,8 +70,8 @@ def test_image_that_fails_at_import_is_stopped_and_reported(
     assert [breaker["kind"] for breaker in health["held"]["breakers"]] == ["image"]
     stage.stop(worker)
     # On a narrow terminal the table breaks its lines.
-    told = " ".join(command(stage, "status").split())
-    assert "held: 2 jobs, for the image" in told
+    output = " ".join(command(stage, "status").split())
+    assert "held: 2 jobs, for the image" in output
     assert "2 jobs may go: the image" in command(stage, "resume")
     assert "nothing is held" in command(stage, "resume")
     stage.worker(GPU_CLUSTER_API_URL=mended.api_url, **_PACE)

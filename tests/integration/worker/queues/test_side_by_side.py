@@ -243,8 +243,8 @@ def test_only_rows_about_a_job_of_the_worker_are_dropped(db: Database) -> None:
             )  # fmt: skip
     kept = db.rows("select job_id from metrics_points union all select job_id from cost_records")
     assert [row["job_id"] for row in kept] == [theirs, theirs]
-    told = db.rows("select type, metadata->>'job_id' as job_id from notifications")
-    assert Counter(row["type"] for row in told) == {"job_queued": 2, "job_completed": 1}
+    notifications = db.rows("select type, metadata->>'job_id' as job_id from notifications")
+    assert Counter(row["type"] for row in notifications) == {"job_queued": 2, "job_completed": 1}
     through_the_api(
         db, "insert into notifications (user_id, type, title, message) values (%s, 'job_completed', 'x', 'x')", user
     )

@@ -15,7 +15,7 @@ from lora_trainer.run.channel import ChannelClient
 from lora_trainer.run.download import download_dataset
 from lora_trainer.run.publishing import publish
 from lora_trainer.run.task import Outcome
-from tests.unit.trainer.project import TOKEN, URL, FakeProject, request_input, said
+from tests.unit.trainer.project import TOKEN, URL, FakeProject, refusal, request_input
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 async def test_transient_upload_error_inside_a_400_is_retried(project, artifact):
     project.upload_statuses = {
-        WEIGHTS: [said("503", "LockTimeout"), said("429", "SlowDown"), said("423", "ResourceLocked"), 544]
+        WEIGHTS: [refusal("503", "LockTimeout"), refusal("429", "SlowDown"), refusal("423", "ResourceLocked"), 544]
     }
     await publish_with(artifact)
     assert project.upload_order == [WEIGHTS, "manifest.json"]
@@ -83,13 +83,17 @@ async def test_transient_upload_error_inside_a_400_is_retried(project, artifact)
 @pytest.mark.parametrize(
     ("answer", "kind", "words"),
     [
-        (said("413", "EntityTooLarge"), StorageRefusedError, "3000000 bytes are more than the bucket or the project"),
+        (
+            refusal("413", "EntityTooLarge"),
+            StorageRefusedError,
+            "3000000 bytes are more than the bucket or the project",
+        ),
         (httpx.Response(413), StorageRefusedError, "more than the bucket"),
-        (said("415", "InvalidMimeType"), StorageRefusedError, "does not take its type"),
-        (said("404", "NoSuchBucket", "Bucket not found"), StorageRefusedError, "the bucket is not there"),
-        (said("400", "InvalidSignature", "Invalid signature"), UploadFailedError, "(400)"),
-        (said("400", "InvalidJWT", "signature verification failed"), UploadFailedError, "(400)"),
-        (said("400", "InvalidKey", "Invalid key: expired"), UploadFailedError, "(400)"),
+        (refusal("415", "InvalidMimeType"), StorageRefusedError, "does not take its type"),
+        (refusal("404", "NoSuchBucket", "Bucket not found"), StorageRefusedError, "the bucket is not there"),
+        (refusal("400", "InvalidSignature", "Invalid signature"), UploadFailedError, "(400)"),
+        (refusal("400", "InvalidJWT", "signature verification failed"), UploadFailedError, "(400)"),
+        (refusal("400", "InvalidKey", "Invalid key: expired"), UploadFailedError, "(400)"),
         (httpx.Response(403), UploadFailedError, "403"),
     ],
     ids=lambda value: str(getattr(value, "text", value))[:40],
@@ -106,7 +110,11 @@ async def test_a_refused_upload_is_not_repeated_and_leaves_no_manifest(project, 
 
 @pytest.mark.parametrize(
     "answer",
-    [said("400", "InvalidJWT", EXPIRED), said("400", "InvalidJWT", "jwt expired"), said("400", "ExpiredToken")],
+    [
+        refusal("400", "InvalidJWT", EXPIRED),
+        refusal("400", "InvalidJWT", "jwt expired"),
+        refusal("400", "ExpiredToken"),
+    ],
     ids=lambda answer: answer.json()["message"],
 )
 @pytest.mark.parametrize("path", [WEIGHTS, "manifest.json"])
@@ -135,7 +143,7 @@ async def test_expired_upload_url_is_not_tried(project, artifact, monkeypatch):
 
 
 async def test_too_short_lived_upload_urls_fail_with_the_setting(project, artifact):
-    project.upload_statuses = {WEIGHTS: [said("400", "InvalidJWT", EXPIRED)] * 20}
+    project.upload_statuses = {WEIGHTS: [refusal("400", "InvalidJWT", EXPIRED)] * 20}
     with pytest.raises(UploadFailedError) as caught:
         await publish_with(artifact)
     assert "UPLOAD_SIGNED_URL_EXPIRATION_TIME" in caught.value.hint
@@ -189,10 +197,10 @@ async def test_transient_channel_error_is_retried_and_a_refusal_is_not(project):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (said("400", "InvalidJWT", EXPIRED), "has expired"),
-        (said("400", "InvalidJWT", "signature verification failed"), "was refused"),
-        (said("400", "InvalidSignature", "Invalid signature"), "was refused"),
-        (said("404", "NoSuchKey", "Object not found"), "not in the storage any more"),
+        (refusal("400", "InvalidJWT", EXPIRED), "has expired"),
+        (refusal("400", "InvalidJWT", "signature verification failed"), "was refused"),
+        (refusal("400", "InvalidSignature", "Invalid signature"), "was refused"),
+        (refusal("404", "NoSuchKey", "Object not found"), "not in the storage any more"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.json()["message"],
 )
@@ -206,7 +214,7 @@ async def test_dataset_download_error_does_not_contain_the_url(project, tmp_path
 
 
 async def test_transient_download_error_inside_a_400_is_retried(project, tmp_path):
-    answers = [said("503", "DatabaseReadOnly"), said("429", "SlowDown"), httpx.Response(200, content=b"whole")]
+    answers = [refusal("503", "DatabaseReadOnly"), refusal("429", "SlowDown"), httpx.Response(200, content=b"whole")]
     project.router.get(f"{URL}/dataset").mock(side_effect=answers)
     await download_dataset(DatasetRef(url=f"{URL}/dataset"), tmp_path / "dataset")
     assert (tmp_path / "dataset").read_bytes() == b"whole"

@@ -103,10 +103,10 @@ async def test_one_cause_is_reported_once_without_its_consequences(services: Ser
         checks = await examine(services)
     assert list(failing(checks)) == ["database"]
     assert {check.subject for check in checks if check.ok is None} == {"rights", "storage", "launches"}
-    told = [f"{check.finding} {check.remedy}" for check in checks if check.ok is not True]
-    assert not any("bucket" in words for words in told)
-    assert any("migrate" in words for words in told) is (wrong == "functions missing")
-    assert "secret" not in " ".join(told)
+    sentences = [f"{check.finding} {check.remedy}" for check in checks if check.ok is not True]
+    assert not any("bucket" in words for words in sentences)
+    assert any("migrate" in words for words in sentences) is (wrong == "functions missing")
+    assert "secret" not in " ".join(sentences)
 
 
 @pytest.mark.parametrize("body", [[], {"unexpected": True}, [{"id": 1}]], ids=str)

@@ -25,7 +25,7 @@ class Api:
         self.now = 0.0
         self.served_at = served_at
         self.before = before
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.notified: list[float] = []
         self.asked: set[str] = set()
 
@@ -48,7 +48,7 @@ class Api:
                 Rest("http://db", "sb_secret_x", http=http),
                 seconds=seconds,
                 notify=lambda: self.notified.append(self.now),
-                say=self.said.append,
+                say=self.messages.append,
                 sleep=self.sleep,
                 clock=lambda: self.now,
             )
@@ -57,7 +57,7 @@ class Api:
 async def test_served_schema_needs_no_wait_and_no_message() -> None:
     api = Api()
     await api.wait()
-    assert (api.now, api.said, api.notified) == (0.0, [], [])
+    assert (api.now, api.messages, api.notified) == (0.0, [], [])
     assert api.asked == {function.name for function in WORKER_FUNCTIONS}
 
 
@@ -65,8 +65,8 @@ async def test_wait_is_announced_once_and_the_notification_repeated() -> None:
     api = Api(served_at=500)
     await api.wait()
     assert 500 <= api.now < 503
-    (said,) = api.said
-    assert "waiting up to 600 s for REST to read the new schema" in said
+    (message,) = api.messages
+    assert "waiting up to 600 s for REST to read the new schema" in message
     assert len(api.notified) == 24
 
 
@@ -81,7 +81,7 @@ async def test_gateway_outage_during_the_wait_is_tolerated() -> None:
     api = Api(served_at=30, before=httpx.Response(503, json={"code": "PGRST002", "message": "no schema cache"}))
     await api.wait()
     assert api.now >= 30
-    assert "PGRST002" in api.said[0]
+    assert "PGRST002" in api.messages[0]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_without_a_rest_address_migrate_explains_the_delay(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    said: list[str] = []
-    wait_until_served("postgresql://nobody.invalid/db", seconds=600, say=said.append)
-    assert len(said) == 1
-    assert "SUPABASE_SERVICE_ROLE_KEY" in said[0]
+    messages: list[str] = []
+    wait_until_served("postgresql://nobody.invalid/db", seconds=600, say=messages.append)
+    assert len(messages) == 1
+    assert "SUPABASE_SERVICE_ROLE_KEY" in messages[0]

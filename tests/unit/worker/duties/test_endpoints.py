@@ -66,9 +66,9 @@ def test_launch_waits_its_limit_for_starting_workers(
 @pytest.mark.parametrize(("running", "in_progress", "launches", "surplus"), [(1, 1, 1, 0), (3, 2, 1, 2), (0, 2, 0, 2)])
 def test_gpus_without_a_run_are_counted(running: int, in_progress: int, launches: int, surplus: int) -> None:
     seen = EndpointHealth(True, running, 0, running=running, jobs_running=in_progress)
-    told = unowned_work(seen, launches, GUIDE)
-    assert (told is None) if surplus == 0 else (told or "").startswith(f"{surplus} more of its GPUs")
-    assert (GUIDE.console in (told or "")) is (surplus > 0)
+    problem = unowned_work(seen, launches, GUIDE)
+    assert (problem is None) if surplus == 0 else (problem or "").startswith(f"{surplus} more of its GPUs")
+    assert (GUIDE.console in (problem or "")) is (surplus > 0)
 
 
 def test_launches_are_counted_at_each_possible_endpoint() -> None:

@@ -21,20 +21,20 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
 @pytest.mark.parametrize(
-    ("said", "seconds"),
+    ("value", "seconds"),
     [(0, 0), (1500, 1.5), (604_800_000, 604_800), (-1, None), (True, None), (float("nan"), None),
      (float("inf"), None), (1e308, None), (10**400, None), ("1500", None), (None, None), ([], None)],
 )  # fmt: skip
-def test_impossible_execution_time_is_ignored(said: Any, seconds: float | None) -> None:
-    assert seconds_of(said) == seconds
-    seen = parse_observation({"status": "COMPLETED", "executionTime": said, "delayTime": said})
+def test_impossible_execution_time_is_ignored(value: Any, seconds: float | None) -> None:
+    assert seconds_of(value) == seconds
+    seen = parse_observation({"status": "COMPLETED", "executionTime": value, "delayTime": value})
     assert (seen.execution_seconds, seen.queue_seconds) == (seconds, seconds)
 
 
-@pytest.mark.parametrize("said", [-1, True, float("nan"), float("inf"), 1e308, 10**400, "3", None, []])
-async def test_malformed_endpoint_count_counts_as_zero(launcher: RunPodLauncher, api: Any, said: Any) -> None:
-    assert count_of({"idle": said}, "idle") == 0
-    api.get("/health").respond(content=json.dumps({"jobs": {"inQueue": said}, "workers": {"idle": said}}).encode())
+@pytest.mark.parametrize("value", [-1, True, float("nan"), float("inf"), 1e308, 10**400, "3", None, []])
+async def test_malformed_endpoint_count_counts_as_zero(launcher: RunPodLauncher, api: Any, value: Any) -> None:
+    assert count_of({"idle": value}, "idle") == 0
+    api.get("/health").respond(content=json.dumps({"jobs": {"inQueue": value}, "workers": {"idle": value}}).encode())
     health = await launcher.health()
     assert (health.reachable, health.workers, health.jobs_queued) == (True, 0, 0)
 
@@ -77,11 +77,11 @@ async def test_launch_with_an_unreadable_answer_is_unconfirmed(launcher: RunPodL
         await launcher.launch({}, Policy(60, 120))
 
 
-@pytest.mark.parametrize(("said", "seconds"), [("9" * 400, None), ("999999", 3600.0), ("²", None), ("7", 7.0)])
+@pytest.mark.parametrize(("value", "seconds"), [("9" * 400, None), ("999999", 3600.0), ("²", None), ("7", 7.0)])
 async def test_retry_after_is_respected_for_an_hour_at_most(
-    launcher: RunPodLauncher, api: Any, said: str, seconds: float | None
+    launcher: RunPodLauncher, api: Any, value: str, seconds: float | None
 ) -> None:
-    api.post("/run").respond(429, headers=[(b"retry-after", said.encode("latin-1"))])
+    api.post("/run").respond(429, headers=[(b"retry-after", value.encode("latin-1"))])
     with pytest.raises(ServiceUnavailableError) as caught:
         await launcher.launch({}, Policy(60, 120))
     assert caught.value.retry_after_seconds == seconds

@@ -55,14 +55,14 @@ def test_health_endpoints_report_the_problem(server: HealthServer, problems: Pro
     assert get(server, "/else").status_code == 404
 
 
-def connect(server: HealthServer, said: bytes) -> socket.socket:
+def connect(server: HealthServer, sent: bytes) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
-    connection.sendall(said)
+    connection.sendall(sent)
     return connection
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent",
     [
         b"",
         b"GET /healthz HTTP/1.1\r\nHost: x\r\n",
@@ -70,9 +70,9 @@ def connect(server: HealthServer, said: bytes) -> socket.socket:
     ],
     ids=["nothing", "half a header", "half a body"],
 )
-def test_partial_request_blocks_neither_others_nor_the_stop(said: bytes) -> None:
+def test_partial_request_blocks_neither_others_nor_the_stop(sent: bytes) -> None:
     server = HealthServer("127.0.0.1", 0, alive=lambda: None, ready=lambda: None)
-    halves = [connect(server, said) for _ in range(8)]
+    halves = [connect(server, sent) for _ in range(8)]
     assert get(server, "/healthz").status_code == 200
     stopping = threading.Thread(target=server.stop)
     stopping.start()
@@ -102,7 +102,7 @@ def test_stop_works_when_the_server_loop_ends_by_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "status"),
+    ("sent", "status"),
     [
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n", b"431"),
         (b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000000\r\n\r\n", b"413"),
@@ -110,10 +110,10 @@ def test_stop_works_when_the_server_loop_ends_by_itself() -> None:
     ],
     ids=["an endless header", "a large body", "no HTTP"],
 )
-def test_oversized_or_malformed_request_is_refused(server: HealthServer, said: bytes, status: bytes) -> None:
+def test_oversized_or_malformed_request_is_refused(server: HealthServer, sent: bytes, status: bytes) -> None:
     with connect(server, b"") as connection:
         with suppress(ConnectionError):
-            connection.sendall(said)
+            connection.sendall(sent)
         with suppress(ConnectionError):
             assert status in connection.recv(1000)
     assert get(server, "/healthz").status_code == 200

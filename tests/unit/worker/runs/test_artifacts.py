@@ -71,11 +71,11 @@ def test_models_of_the_same_dataset_and_day_have_different_names() -> None:
 def test_notes_of_a_training_fit_its_row_and_notification() -> None:
     notes = ["Left out: 3 examples with weight 0, train false or loss false.", "word " * 1000, *["more"] * 1000]
     job = Job(id=uuid4(), user_id=uuid4(), hyperparameters={"epochs": 1}, gpu_config={})
-    told = notes_for_user(Summary(notes=notes), job)
-    assert told[0] == notes[0]
-    assert (len(told), max(map(len, told))) == (30, 596)
-    assert told[1].endswith("word …")
-    message = job_completed(uuid4(), "Calm money", 1.5, told)["message"]
+    shown = notes_for_user(Summary(notes=notes), job)
+    assert shown[0] == notes[0]
+    assert (len(shown), max(map(len, shown))) == (30, 596)
+    assert shown[1].endswith("word …")
+    message = job_completed(uuid4(), "Calm money", 1.5, shown)["message"]
     assert message.startswith(f"Training on “Calm money” is complete. It cost $1.50. {notes[0]} word")
     assert len(message) <= 600
 

@@ -21,7 +21,7 @@ from tests.scripted import assignment
 PAGE = "<html><title>a gateway's words</title></html>"
 
 
-def said(logs: list[Any], event: str) -> list[Any]:
+def entries_of(logs: list[Any], event: str) -> list[Any]:
     return [entry for entry in logs if entry["event"] == event]
 
 
@@ -42,8 +42,8 @@ async def test_outage_is_logged_once_and_with_its_count_at_its_end(
         await asyncio.wait_for(done.wait(), PATIENCE_SECONDS)
         daemon.stop()
         await loop
-    assert len(said(logs, "service fault")) == 1
-    assert [entry["times"] for entry in said(logs, "fault over")] == [50]
+    assert len(entries_of(logs, "service fault")) == 1
+    assert [entry["times"] for entry in entries_of(logs, "fault over")] == [50]
     assert daemon.problem == "starting"
 
 
@@ -52,7 +52,7 @@ async def test_another_error_in_the_same_place_is_logged_too(services: Services)
     with capture_logs() as logs:
         for problem in ("away", "away", "read-only", "away"):
             daemon._rounds.failed("claim", ServiceUnavailableError("db", problem))
-    assert [entry["problem"] for entry in said(logs, "service fault")] == ["away", "read-only", "away"]
+    assert [entry["problem"] for entry in entries_of(logs, "service fault")] == ["away", "read-only", "away"]
 
 
 async def test_bug_at_one_run_is_logged_once_with_its_count(services: Services) -> None:
@@ -64,8 +64,8 @@ async def test_bug_at_one_run_is_logged_once_with_its_count(services: Services) 
         for _ in range(5):
             await daemon.runs.poll()
         daemon.runs.forget(next(iter(daemon.runs.held.values())))
-    assert len(said(logs, "work on a run failed")) == 1
-    (over,) = said(logs, "fault over")
+    assert len(entries_of(logs, "work on a run failed")) == 1
+    (over,) = entries_of(logs, "fault over")
     assert over["times"] == 5
 
 

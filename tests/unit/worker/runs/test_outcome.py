@@ -67,7 +67,7 @@ def test_trainer_without_check_in_may_be_silent_for_a_whole_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "stored"),
     [
         ("No.\nTraceback", "No."),
         ("GET https://p.supabase.co/storage/v1/o?token=abc failed", "GET [address] failed"),
@@ -80,10 +80,10 @@ def test_trainer_without_check_in_may_be_silent_for_a_whole_run() -> None:
         ({"odd": 1}, "{'odd': 1}"),
     ],
 )
-def test_earlier_trainers_errors_are_stored_redacted(message: Any, told: str) -> None:
+def test_earlier_trainers_errors_are_stored_redacted(message: Any, stored: str) -> None:
     verdict = look("completed", {"status": "failed", "error_message": message})
     assert isinstance(verdict, Finish)
-    assert verdict.failure.message == told
+    assert verdict.failure.message == stored
 
 
 def test_waiting_for_a_gpu_is_never_a_failure() -> None:
@@ -214,7 +214,7 @@ def test_quality_score_follows_the_applications_rule(
 
 @pytest.mark.parametrize("count", [0, -1, 10**9, "2", 1.5, None])
 def test_impossible_gpu_count_becomes_unknown(count: object) -> None:
-    told = {"run_id": "r", "stage": "training", "progress": 30, "gpu_count": count}
-    progress = parse_progress(told, run_id="r")
+    reported = {"run_id": "r", "stage": "training", "progress": 30, "gpu_count": count}
+    progress = parse_progress(reported, run_id="r")
     assert progress is not None
     assert progress.gpu_count is None

@@ -62,8 +62,8 @@ def test_billed_gpu_is_the_endpoints_and_a_mismatch_is_logged(
         outcome = end(holding, A40)
     assert (holding.rate.gpu_type, holding.rate.gpu_count) == ("H100", 1)
     assert not {"gpu_type", "gpu_count", "price_per_hour"} & set(outcome)
-    (told,) = [entry["problem"] for entry in logs if "contradicts" in entry["event"]]
-    assert told == "the trainer found 2 × A40, and 1 × H100 is billed"
+    (problem,) = [entry["problem"] for entry in logs if "contradicts" in entry["event"]]
+    assert problem == "the trainer found 2 × A40, and 1 × H100 is billed"
 
 
 @pytest.mark.parametrize("end", [failed, succeeded])

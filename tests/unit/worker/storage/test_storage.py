@@ -21,7 +21,7 @@ async def storage() -> AsyncIterator[Storage]:
         yield Storage(URL, "sb_secret_x", http=http)
 
 
-def said(status: str, error: str, message: str = "") -> dict[str, str]:
+def refusal(status: str, error: str, message: str = "") -> dict[str, str]:
     return {"statusCode": status, "error": error, "message": message or error}
 
 
@@ -33,28 +33,28 @@ async def read(storage: Storage, http_status: int, body: Any) -> bytes:
 
 
 MISSING = [
-    (400, said("404", "Bucket not found")),
-    (400, said("404", "not_found", "Object not found")),
+    (400, refusal("404", "Bucket not found")),
+    (400, refusal("404", "not_found", "Object not found")),
     (400, {"code": "NoSuchBucket", "message": "Bucket not found"}),
     (404, {"statusCode": "404", "code": "NoSuchKey", "error": "NoSuchKey", "message": "Object not found"}),
-    (400, said("400", "InvalidKey", "Invalid key: a/signature.jsonl")),
-    (400, said("400", "Invalid Input", "The object name contains invalid characters")),
+    (400, refusal("400", "InvalidKey", "Invalid key: a/signature.jsonl")),
+    (400, refusal("400", "Invalid Input", "The object name contains invalid characters")),
     (404, "text"),
 ]
 KEY_REFUSED = [
-    (400, said("403", "Unauthorized", "signature verification failed")),
-    (400, said("403", "Unauthorized", "Invalid Compact JWS")),
-    (400, said("400", "InvalidJWT", '"exp" claim timestamp check failed')),
-    (400, said("400", "Error", "headers must have required property 'authorization'")),
+    (400, refusal("403", "Unauthorized", "signature verification failed")),
+    (400, refusal("403", "Unauthorized", "Invalid Compact JWS")),
+    (400, refusal("400", "InvalidJWT", '"exp" claim timestamp check failed')),
+    (400, refusal("400", "Error", "headers must have required property 'authorization'")),
     (401, {"message": "Invalid API key"}),
-    (403, said("403", "AccessDenied")),
+    (403, refusal("403", "AccessDenied")),
 ]
 PASSING = [
-    (400, said("500", "Internal")),
-    (400, said("429", "too_many_connections")),
-    (400, said("423", "ResourceLocked")),
-    (400, said("503", "DatabaseReadOnly")),
-    (544, said("544", "DatabaseTimeout")),
+    (400, refusal("500", "Internal")),
+    (400, refusal("429", "too_many_connections")),
+    (400, refusal("423", "ResourceLocked")),
+    (400, refusal("503", "DatabaseReadOnly")),
+    (544, refusal("544", "DatabaseTimeout")),
     (503, "text"),
     (429, {}),
 ]
@@ -93,13 +93,13 @@ async def test_refused_key_does_not_mean_that_a_manifest_is_missing(
 
 async def test_size_in_a_missing_bucket_is_none(storage: Storage) -> None:
     with respx.mock(base_url=URL) as api:
-        api.get("/storage/v1/object/info/bucket/a/b.jsonl").respond(400, json=said("404", "Bucket not found"))
+        api.get("/storage/v1/object/info/bucket/a/b.jsonl").respond(400, json=refusal("404", "Bucket not found"))
         assert await storage.size("bucket", "a/b.jsonl") is None
 
 
 async def test_refused_upload_is_not_reported_as_a_missing_object(storage: Storage) -> None:
     with respx.mock(base_url=URL) as api:
-        api.post("/storage/v1/object/bucket/a").respond(400, json=said("415", "invalid_mime_type"))
+        api.post("/storage/v1/object/bucket/a").respond(400, json=refusal("415", "invalid_mime_type"))
         with pytest.raises(ServiceRefusedError) as caught:
             await storage.write("bucket", "a", b"x", content_type="text/plain")
     assert caught.value.status == 415
@@ -191,7 +191,7 @@ async def test_copy_overwrites_even_where_storage_refuses_to(storage: Storage) -
     with respx.mock(base_url=URL) as api:
         copied = api.post("/storage/v1/object/copy")
         copied.side_effect = [
-            httpx.Response(400, json=said("409", "Duplicate", "The resource already exists")),
+            httpx.Response(400, json=refusal("409", "Duplicate", "The resource already exists")),
             httpx.Response(200, json={"Key": "bucket/b"}),
         ]
         removed = api.delete("/storage/v1/object/bucket").respond(200, json=[])
@@ -206,8 +206,8 @@ async def test_copy_reports_a_missing_source_and_waits_for_a_lock(
     with respx.mock(base_url=URL) as api:
         copied = api.post("/storage/v1/object/copy")
         copied.side_effect = [
-            httpx.Response(400, json=said("503", "LockTimeout")),
-            httpx.Response(400, json=said("404", "NoSuchKey", "Object not found")),
+            httpx.Response(400, json=refusal("503", "LockTimeout")),
+            httpx.Response(400, json=refusal("404", "NoSuchKey", "Object not found")),
         ]
         with pytest.raises(ObjectMissingError):
             await storage.copy("bucket", "a", "b")
