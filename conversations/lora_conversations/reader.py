@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from lora_conversations.documents import Frame, OuterKeys, doubled_key_error, lines_before
+from lora_conversations.documents import Frame, OuterKeys, doubled_key_error
 from lora_conversations.errors import LineError
 from lora_conversations.examples import ASSISTANT, SYSTEM, USER, Example, Message
 from lora_conversations.framing import Framer
 from lora_conversations.identity import conversation_key
+from lora_conversations.line_numbers import lines_before
 from lora_conversations.values import ValueReader
 
 __all__ = [

@@ -1,7 +1,6 @@
 import asyncio
 import errno
 import json
-import os
 import signal
 import threading
 from pathlib import Path
@@ -12,12 +11,10 @@ import respx
 
 from lora_contract.hyperparameters import hyperparameters_with_both_shapes
 from lora_contract.protocol import ErrorCode, Manifest, Result
-from lora_trainer import handler as handler_module
-from lora_trainer.handler import handler, parse_request
+from lora_trainer.handler import parse_request
 from lora_trainer.run.execution import Execution, fingerprint_of, stop_margin_seconds
 from lora_trainer.run.volume import JobFolder
 from lora_trainer.settings import Settings
-from tests.processes.waiting import PATIENCE_SECONDS
 from tests.unit.trainer.project import TOKEN, FakeProject, request_input
 
 
@@ -394,33 +391,6 @@ async def test_a_dataset_that_changed_is_not_trained_on(project, settings, tmp_p
     result = await Run(settings).result()
     assert result.error.code is code
     assert not (tmp_path / "note.json").exists()
-
-
-async def test_malformed_request_is_refused_without_quoting_its_values():
-    output = await handler({"id": "x", "input": {"job_id": "j", "run_id": "r", "channel": {"token": "secret"}}})
-    assert output["status"] == "failed"
-    assert output["failure"]["code"] == "request_invalid"
-    assert "dataset" in output["error"]
-    assert "secret" not in json.dumps(output)
-
-
-async def test_unknown_protocol_version_is_refused_with_a_remedy():
-    output = await handler({"id": "x", "input": request_input(protocol=2)})
-    assert "protocol 2" in output["error"]
-    assert "same release" in output["error"]
-
-
-async def test_sigterm_reaches_the_execution_and_the_sdk(monkeypatch):
-    heard = []
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: heard.append("sdk"))
-    try:
-        stopped = asyncio.Event()
-        with handler_module._on_sigterm(stopped.set):
-            os.kill(os.getpid(), signal.SIGTERM)
-            await asyncio.wait_for(stopped.wait(), PATIENCE_SECONDS)
-        assert heard == ["sdk"]
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def test_values_added_at_launch_do_not_make_another_training():
