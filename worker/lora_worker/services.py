@@ -122,7 +122,7 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
     """
     timeout = httpx.Timeout(settings.request_timeout_seconds, connect=10)
     kind = LAUNCHERS[settings.launcher]
-    # What the launcher does not use is for calls to Supabase, of which there are fewer.
+    # The launcher gets as many connections as it may use at once. The others are for calls to Supabase.
     limits = httpx.Limits(max_connections=kind.most_connections(settings) + _HEAVY_SLOTS * 2 + 40)
     key = settings.supabase_service_role_key.get_secret_value()
     async with httpx.AsyncClient(timeout=timeout, limits=limits) as http:

@@ -90,7 +90,7 @@ async def _work(settings: Settings, *, once: bool) -> None:
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """The queue and the live runs."""
+    """Show the queue, the workers and the live runs."""
     from lora_worker.commands.status import print_status
 
     settings = _settings()
@@ -110,9 +110,9 @@ async def _with_services(settings: Settings, work: Any) -> Any:
 
 @app.command()
 def resume(
-    name: Annotated[str, typer.Argument(help="A base model or an endpoint; empty: whatever is held.")] = "",
+    name: Annotated[str, typer.Argument(help="A base model or an endpoint; empty: all held jobs.")] = "",
 ) -> None:
-    """Let held jobs go at once, when what they were held for is mended."""
+    """Release held jobs at once, after the reason why they were held is repaired."""
     settings = _settings()
     resumed = _run(_with_services(settings, lambda services: services.queue.resume_training(name or None)))
     for held in resumed:
@@ -154,13 +154,14 @@ def migrate(
         ),
     ],
     down: Annotated[
-        bool, typer.Option("--down", help="Take it all back instead. Refused while a run lives; users' rows stay.")
+        bool,
+        typer.Option("--down", help="Undo all migrations instead. Refused while a run is live; users' rows are kept."),
     ] = False,
     wait_seconds: Annotated[
         float, typer.Option(min=0, help="How long to wait for REST to read the new schema; 0: not at all.")
     ] = 600,
 ) -> None:
-    """Bring the database to this worker's schema. May be repeated, and while workers run."""
+    """Migrate the database to this worker's schema. May be repeated, also while workers run."""
     from lora_worker.database.migrations import migrate as apply
     from lora_worker.database.migrations import undo_migrations
     from lora_worker.errors import WorkerError
@@ -183,7 +184,7 @@ def migrate(
 
 @app.command()
 def settings(as_json: AsJson = False) -> None:
-    """Every setting: its variable, its default, what it means. Values are not shown."""
+    """List all settings: variable, default and meaning. Values are not shown."""
     from pydantic_core import PydanticUndefined
 
     from lora_worker.configuration.settings import variable_of
@@ -225,7 +226,7 @@ def estimate(
     job: Annotated[str, typer.Option(help="A job's id, instead of all the others.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """What a training takes and costs, from the least to the most that can be expected."""
+    """Estimate time and cost of a training, as a range."""
     from lora_worker.commands.estimate import estimate_job, estimate_work, format_estimate
     from lora_worker.errors import ArgumentError
     from lora_worker.money.estimate import Work

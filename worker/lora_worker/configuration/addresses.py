@@ -30,7 +30,7 @@ def url_fault(url: str) -> str | None:
 
 
 def is_under(host: str, *domains: str) -> bool:
-    """Whether a host is one of these domains, or within one."""
+    """Tell whether a host is one of these domains, or inside one of them."""
     return any(host == domain or host.endswith(f".{domain}") for domain in domains)
 
 

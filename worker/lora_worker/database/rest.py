@@ -141,7 +141,7 @@ class Rest:
             raise _no_answer(table) from None
 
     async def serves_version(self, version: int) -> bool:
-        """Say whether the database still has the functions of this version of the schema, beside those of later ones.
+        """Tell whether the database has the functions of this version of the schema; it may have later ones, too.
 
         Raises:
             ServiceError: as `call` does.

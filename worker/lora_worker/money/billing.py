@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lora_worker.money.pricing import GpuPrice, accrued_cost, find_price
+from lora_worker.money.pricing import GpuPrice, accrued_cost, find_gpu
 
 
 class Rate(BaseModel):
@@ -53,7 +53,7 @@ def gpu_of(gpu_config: Any, prices: tuple[GpuPrice, ...], *, endpoint_gpu_type: 
     `gpu_config` is the unchecked value of the job's column.
     """
     wanted = (gpu_config.get("type") or gpu_config.get("gpu_type")) if isinstance(gpu_config, dict) else None
-    return find_price(prices, endpoint_gpu_type or (wanted if isinstance(wanted, str) else None))
+    return find_gpu(prices, endpoint_gpu_type or (wanted if isinstance(wanted, str) else None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Measured:
 
 def contradiction(rate: Rate, gpu_type: str | None, gpu_count: int | None, prices: tuple[GpuPrice, ...]) -> str | None:
     """Describe how the GPUs that a container reports differ from those that are billed; None if they are the same."""
-    found = find_price(prices, gpu_type)
+    found = find_gpu(prices, gpu_type)
     counted = gpu_count or rate.gpu_count
     if found is None or (found.type == rate.gpu_type and counted == rate.gpu_count):
         return None

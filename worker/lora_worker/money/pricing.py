@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS
 from lora_worker.errors import SettingsError
@@ -54,12 +55,24 @@ def load_prices(path: Path | None = None) -> tuple[GpuPrice, ...]:
         raise SettingsError(f"LORA_WORKER_PRICE_TABLE: {source} is not a usable price table ({error}).") from None
 
 
-def find_price(prices: tuple[GpuPrice, ...], gpu: object) -> GpuPrice | None:
-    """Find the entry for a GPU's name, as the application or NVML writes it; None if it is unknown or no text."""
-    if not isinstance(gpu, str):
+class _Named(Protocol):
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+
+NamedGpu = TypeVar("NamedGpu", bound=_Named)
+
+
+def find_gpu(gpus: Iterable[NamedGpu], name: object) -> NamedGpu | None:
+    """Find the entry of a table for a GPU's name, as the application or NVML writes it.
+
+    An entry matches if one of its `names` is part of the name; of several the one with the longest match is returned.
+    None if no entry matches, or `name` is no text.
+    """
+    if not isinstance(name, str):
         return None
-    plain = plain_name(gpu)
-    matches = [(len(name), price) for price in prices for name in price.names if name in plain]
+    plain = plain_name(name)
+    matches = [(len(part), gpu) for gpu in gpus for part in gpu.names if part in plain]
     return max(matches, key=lambda match: match[0])[1] if matches else None
 
 
@@ -81,7 +94,7 @@ def check_prices(settings: Settings, prices: tuple[GpuPrice, ...]) -> None:
     Raises:
         SettingsError: the text names the environment variable.
     """
-    card = find_price(prices, settings.endpoint_gpu_type)
+    card = find_gpu(prices, settings.endpoint_gpu_type)
     if settings.endpoint_gpu_type and card is None:
         known = ", ".join(price.type for price in prices)
         raise SettingsError(

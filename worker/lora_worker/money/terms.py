@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lora_contract.hyperparameters import Hyperparameters
 from lora_worker.configuration.settings import Settings
-from lora_worker.money.pricing import GpuPrice, plain_name
+from lora_worker.money.pricing import GpuPrice, find_gpu
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -82,9 +82,7 @@ class Terms(BaseModel):
 
     def gpu(self, wanted: str | None) -> Gpu | None:
         """Return the GPU that a job gets if it asks for the type `wanted`; None if the type is unknown."""
-        plain = plain_name(self.endpoint_gpu_type or wanted or "")
-        matches = [(len(name), gpu) for gpu in self.gpus for name in gpu.names if name in plain]
-        return max(matches, key=lambda match: match[0])[1] if matches else None
+        return find_gpu(self.gpus, self.endpoint_gpu_type or wanted)
 
     def size(self, base_model: str | None) -> Size:
         """Return the size of a base model; that of the reference model if it is unknown."""

@@ -16,7 +16,7 @@ from lora_worker.database.rows import Assignment, Dataset, parse_assignment
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import LaunchState
-from lora_worker.money.pricing import find_price, load_prices
+from lora_worker.money.pricing import find_gpu, load_prices
 from tests.scripted import FakeLauncher, ForgetfulLauncher, make_services, note_settlings
 
 Row = dict[str, Any]
@@ -88,7 +88,7 @@ async def test_too_deeply_nested_answer_is_a_service_error() -> None:
 
 @pytest.mark.parametrize("odd", [5, [], {"a": 1}, True, None, ""])
 def test_malformed_gpu_name_is_an_unknown_gpu(odd: Any) -> None:
-    assert find_price(load_prices(), odd) is None
+    assert find_gpu(load_prices(), odd) is None
 
 
 async def test_unreadable_run_does_not_block_others(capsys: pytest.CaptureFixture[str]) -> None:
