@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.card import describe_card
-from benchmarks.gpu.parts import CORRECTNESS, PARTS, ROOT, SPEED, run_part
+from benchmarks.gpu.parts import CORRECTNESS, PARTS, ROOT, SPEED, run_parts
 from benchmarks.gpu.report import format_table, read_report, write_report
 
 
@@ -32,8 +32,7 @@ def main(arguments: list[str]) -> int:
         return 1
     report = {"card": card, "parts": read_report(options.report).get("parts", {})}
     chosen = options.parts or [*SPEED] if options.tiny else options.parts or PARTS
-    for name in chosen:
-        found = run_part(name, tiny=options.tiny, changes=changes)
+    for name, found in run_parts(chosen, tiny=options.tiny, changes=changes):
         report["parts"][name] = found
         write_report(options.report, report)
         print(f"{name}: {_say(name, found)}", flush=True)

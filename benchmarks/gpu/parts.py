@@ -1,4 +1,4 @@
-"""The parts of `make gpu`, each with its time limit, so that one that hangs costs the others nothing."""
+"""The parts of `make gpu`, each with its time limit, so that one that hangs or dies costs the others nothing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.speed import Measurement
+
+Found = tuple[str, dict[str, Any]]
+SDPA = "sdpa"
 
 ROOT = Path(__file__).parents[2]
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
@@ -29,23 +33,35 @@ class SpeedPart:
     limit_seconds: float = 120
 
 
+def _llama(**changes: Any) -> SpeedPart:
+    return SpeedPart(Measurement(LLAMA, **{"micro_batch": 2, "recompute": False, **changes}))
+
+
+_BEFORE: dict[str, Any] = {
+    "micro_batch": 1,
+    "recompute": True,
+    "attention": SDPA,
+    "fused": False,
+    "optimizer": "8bit",
+    "parameters": {"dropout": 0.05},
+}
+"""How the trainer computed before it had met a GPU."""
+
 SPEED: dict[str, SpeedPart] = {
-    "llama-nf4": SpeedPart(Measurement(LLAMA, profile=True)),
-    "llama-nf4-before": SpeedPart(
-        Measurement(LLAMA, attention="sdpa", optimizer="8bit", parameters={"dropout": 0.05}, profile=True)
-    ),
-    "llama-nf4-kept": SpeedPart(Measurement(LLAMA, recompute=False, parameters={"dropout": 0})),
-    "llama-nf4-kept-2-rows": SpeedPart(
-        Measurement(LLAMA, recompute=False, micro_batch=2, parameters={"dropout": 0}, profile=True)
-    ),
-    "llama-bf16": SpeedPart(Measurement(LLAMA, quantize=False, profile=True)),
-    "llama-bf16-kept-2-rows": SpeedPart(
-        Measurement(LLAMA, quantize=False, recompute=False, micro_batch=2, parameters={"dropout": 0}, profile=True)
-    ),
-    "llama-trl": SpeedPart(Measurement(LLAMA, trainer="trl")),
-    "mistral-nf4": SpeedPart(Measurement(MISTRAL)),
-    "qwen3-30b-nf4": SpeedPart(Measurement(QWEN_30B, profile=True)),
-    "qwen3-next-nf4": SpeedPart(Measurement(QWEN_NEXT, packed=False), limit_seconds=180),
+    "llama-nf4": _llama(profile=True),
+    "llama-nf4-planned": _llama(micro_batch=None, recompute=None, rows_per_step=3),
+    "llama-nf4-one-row": _llama(micro_batch=1),
+    "llama-nf4-recomputing": _llama(recompute=True),
+    "llama-nf4-masked": _llama(attention=SDPA, micro_batch=1),
+    "llama-nf4-unfused": _llama(fused=False),
+    "llama-nf4-dropout": _llama(parameters={"dropout": 0.05}, micro_batch=1),
+    "llama-nf4-8bit": _llama(optimizer="8bit"),
+    "llama-nf4-before": _llama(**_BEFORE),
+    "llama-bf16": _llama(quantize=False),
+    "llama-trl": _llama(trainer="trl", micro_batch=1, recompute=True, attention=SDPA, fused=False),
+    "mistral-nf4": SpeedPart(Measurement(MISTRAL, micro_batch=2, recompute=False)),
+    "qwen3-30b-nf4": SpeedPart(Measurement(QWEN_30B, micro_batch=4, rows_per_step=4, profile=True)),
+    "qwen3-next-nf4": SpeedPart(Measurement(QWEN_NEXT, micro_batch=4, rows_per_step=4, packed=False), 180),
 }
 CORRECTNESS = "correctness"
 CEILINGS = "ceilings"
@@ -53,19 +69,21 @@ PARTS = (CORRECTNESS, CEILINGS, *SPEED)
 _SUITE_SECONDS = 240
 
 
-def run_part(name: str, *, tiny: bool = False, changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Carry out one part in a process of its own; what it found, or how it failed."""
-    begun = time.perf_counter()
-    if name == CORRECTNESS:
-        found = _run_suite()
-    elif name == CEILINGS:
-        found = _run_module("benchmarks.gpu.ceilings", [], 60)
-    else:
-        part = SPEED[name]
-        asked = dataclasses.replace(part.measurement, **{**(_TINY if tiny else {}), **(changes or {})})
-        found = _run_module("benchmarks.gpu.speed", [json.dumps(dataclasses.asdict(asked))], part.limit_seconds)
-        found["settings"] = dataclasses.asdict(asked)
-    return {**found, "part_seconds": round(time.perf_counter() - begun, 1)}
+def run_parts(names: Sequence[str], *, tiny: bool = False, changes: dict[str, Any] | None = None) -> Iterator[Found]:
+    """Carry out the parts in their order; each with what it found, or how it failed."""
+    speed = [name for name in names if name in SPEED]
+    for name in names:
+        begun = time.perf_counter()
+        if name == CORRECTNESS:
+            yield name, {**_run_suite(), "part_seconds": round(time.perf_counter() - begun, 1)}
+        elif name == CEILINGS:
+            yield name, _run_ceilings()
+    yield from _run_speed({name: _settings(name, tiny, changes or {}) for name in speed})
+
+
+def _settings(name: str, tiny: bool, changes: dict[str, Any]) -> dict[str, Any]:
+    asked = dataclasses.replace(SPEED[name].measurement, **{**(_TINY if tiny else {}), **changes})
+    return dataclasses.asdict(asked)
 
 
 _TINY: dict[str, Any] = {
@@ -77,19 +95,50 @@ _TINY: dict[str, Any] = {
 }
 
 
-def _run_module(module: str, arguments: list[str], limit_seconds: float) -> dict[str, Any]:
+def _run_ceilings() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        command = [sys.executable, "-m", module, *arguments, str(answer)]
+        command = [sys.executable, "-m", "benchmarks.gpu.ceilings", str(answer)]
         try:
-            ended = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, timeout=limit_seconds, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return {"failed": f"took longer than {limit_seconds:.0f} seconds"}
-        if ended.returncode == 0 and answer.is_file():
-            return dict(json.loads(answer.read_text()))
-        return {"failed": f"exit {ended.returncode}", "output": (ended.stdout + ended.stderr)[-6000:]}
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            return {"failed": type(error).__name__}
+        return dict(json.loads(answer.read_text()))
+
+
+def _run_speed(waiting: dict[str, dict[str, Any]]) -> Iterator[Found]:
+    """All measurements in one process, for importing takes longer than most; a new one after each that ended it."""
+    while waiting:
+        with tempfile.TemporaryDirectory() as folder:
+            answers, log = Path(folder) / "answers.jsonl", Path(folder) / "log"
+            command = [sys.executable, "-m", "benchmarks.gpu.speed", json.dumps(list(waiting.items())), str(answers)]
+            with log.open("w") as output:
+                process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+            for name, found in _answers(process, answers, list(waiting)):
+                found = {**found, "settings": waiting.pop(name)}
+                if "failed" in found:
+                    found.setdefault("output", log.read_text(errors="replace")[-6000:])
+                yield name, found
+
+
+def _answers(process: subprocess.Popen[Any], answers: Path, names: list[str]) -> Iterator[Found]:
+    """One after the other as they come; the one that is late or lost ends the process."""
+    begun, seen = time.monotonic(), 0
+    while names:
+        ended = process.poll() is not None
+        lines = answers.read_text().splitlines() if answers.is_file() else []
+        if len(lines) > seen:
+            yield names.pop(0), json.loads(lines[seen])
+            begun, seen = time.monotonic(), seen + 1
+            continue
+        limit = SPEED[names[0]].limit_seconds
+        if ended or time.monotonic() - begun > limit:
+            process.kill()
+            process.wait()
+            yield names[0], {"failed": f"exit {process.returncode}" if ended else f"took longer than {limit:.0f} s"}
+            return
+        time.sleep(0.1)
+    process.wait()
 
 
 def _run_suite() -> dict[str, Any]:

@@ -21,13 +21,13 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
 
 def format_table(report: dict[str, Any]) -> str:
     """The measurements as a Markdown table, under a line that says which card and software they come from."""
-    lines = [_card_line(report["card"]), "", "| part | tokens/s | model TFLOP/s | step | peak | planned | attention |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    columns = ("part", "tokens/s", "model TFLOP/s", "step", "peak", "planned peak", "rows a pass", "activations")
+    lines = [_card_line(report["card"]), "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, found in report["parts"].items():
         if "tokens_a_second" in found:
             lines.append(_row(name, found))
         elif "failed" in found:
-            lines.append(f"| {name} | {found['failed']} | | | | | |")
+            lines.append(f"| {name} | {found['failed']} | | | | | | |")
     return "\n".join(lines)
 
 
@@ -39,7 +39,8 @@ def _card_line(card: dict[str, Any]) -> str:
 def _row(name: str, found: dict[str, Any]) -> str:
     return (
         f"| {name} | {found['tokens_a_second']:,.0f} | {found['model_tflops']:.0f} | {found['seconds_a_step']:.2f} s "
-        f"| {_gigabytes(found['peak_bytes'])} | {_gigabytes(found['plan']['total_bytes'])} | {found['attention']} |"
+        f"| {_gigabytes(found['peak_bytes'])} | {_gigabytes(found['plan']['allocated_bytes'])} "
+        f"| {found['micro_batch']} | {'recomputed' if found['recompute'] else 'kept'} |"
     )
 
 

@@ -1,4 +1,4 @@
-"""One measurement of speed and memory, in a process of its own: `python -m benchmarks.gpu.speed <settings> <answer>`.
+"""Measurements of speed and memory: `python -m benchmarks.gpu.speed <settings> <answers>`, one JSON line for each.
 
 The trainer is the product's: its loading, its LoRA, its arguments, its steps. `trl` measures bare TRL with its own
 defaults on the same model and rows instead.
@@ -49,7 +49,8 @@ class Measurement:
     row_tokens: int = 4096
     example_tokens: int = 1024
     rows_per_step: int = 2
-    micro_batch: int = 1
+    micro_batch: int | None = 1
+    """None: what the plan says fits, as `recompute`."""
     warm_up: int = 5
     steps: int = 20
     seconds: float = 60
@@ -59,7 +60,8 @@ class Measurement:
     layers: int | None = None
     attention: str | None = None
     """None: what the trainer chooses."""
-    recompute: bool = True
+    recompute: bool | None = True
+    fused: bool = True
     optimizer: str | None = None
     """`8bit`; None: what the trainer chooses."""
     tiny: bool = False
@@ -73,34 +75,39 @@ def measure(asked: Measurement) -> dict[str, Any]:
     from benchmarks.gpu.weights import active_weights, load_random, real_config
     from lora_contract.hyperparameters import Hyperparameters
     from lora_trainer.models.attention import choose_attention
+    from lora_trainer.models.fused import fuse
     from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.models.loading import attach_lora, tensor_bytes
 
     torch.manual_seed(0)
     config = real_config(asked.model, **_changes(asked))
     hardware = detect_hardware()
+    _reset_peak()
+    others = _held_bytes() or 0
     parameters = Hyperparameters(max_length=asked.row_tokens, batch_size=64, **asked.parameters)
     begun = time.perf_counter()
     attention = asked.attention or choose_attention(config, hardware, packed=asked.packed)
+    asked, plan = _planned(asked, config, parameters, hardware, attention)
     model = load_random(config, hardware, attention=attention, quantize=asked.quantize)
     loaded = time.perf_counter()
     found: dict[str, Any] = {
         "attention": attention,
         "load_seconds": loaded - begun,
-        "loading_peak_bytes": _peak_bytes(),
+        "loading_peak_bytes": _peak_bytes(others),
         "weight_bytes": sum(tensor_bytes(model).values()),
         "active_weights": active_weights(config),
     }
     lora = attach_lora(model, parameters)
+    found["fused_layers"] = fuse(lora.model) if asked.fused else 0
     found["trainable"] = lora.trainable
-    found["plan"] = _plan(asked, config, parameters, hardware, attention)
+    found |= {"plan": plan, "micro_batch": asked.micro_batch, "recompute": asked.recompute}
     clock = _clock(asked)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(asked, lora, parameters, hardware, Path(folder))
         trainer.add_callback(clock)
         _reset_peak()
         trainer.train()
-        found |= _figures(asked, clock, found["active_weights"])
+        found |= _figures(asked, clock, found["active_weights"], others)
         found["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         if asked.profile:
             found["kernels"] = _profile(trainer)
@@ -113,19 +120,31 @@ def _changes(asked: Measurement) -> dict[str, Any]:
     return {} if asked.layers is None else {"num_hidden_layers": asked.layers}
 
 
-def _plan(asked: Measurement, config: Any, parameters: Any, hardware: Any, attention: str) -> dict[str, Any]:
-    from lora_trainer.models.attention import needs_mask
-    from lora_trainer.models.plan import plan_memory
+def _planned(
+    asked: Measurement, config: Any, parameters: Any, hardware: Any, attention: str
+) -> tuple[Measurement, dict[str, Any]]:
+    """The measurement with what the plan decides where it is asked, and the plan."""
+    import torch
 
-    plan = plan_memory(
+    from lora_trainer.models.plan import Planner
+
+    planner = Planner(
         config,
         parameters,
         row_tokens=asked.row_tokens,
-        micro_batch=asked.micro_batch,
+        packed=asked.packed,
+        attention=attention,
         dtype=hardware.dtype,
-        masked=needs_mask(attention, packed=asked.packed),
+        quantize=asked.quantize,
     )
-    return {"total_bytes": plan.total, "weights": plan.weights, "training": plan.training}
+    if asked.micro_batch is None:
+        free_bytes = torch.cuda.mem_get_info()[0] if hardware.is_gpu else 80 * 10**9
+        plan = planner.fit(asked.rows_per_step, free_bytes, recompute=asked.recompute)
+    else:
+        plan = planner.plan(asked.micro_batch, recompute=bool(asked.recompute))
+    asked = dataclasses.replace(asked, micro_batch=plan.micro_batch, recompute=plan.recompute)
+    sizes = {"weights": plan.weights, "training": plan.training}
+    return asked, {"total_bytes": plan.total, "allocated_bytes": plan.allocated, **sizes}
 
 
 def _trainer(asked: Measurement, lora: Any, parameters: Any, hardware: Any, folder: Path) -> Any:
@@ -204,7 +223,7 @@ def _clock(asked: Measurement) -> Any:
     return Clock()
 
 
-def _figures(asked: Measurement, clock: Any, weights: int) -> dict[str, Any]:
+def _figures(asked: Measurement, clock: Any, weights: int, others: int) -> dict[str, Any]:
     times = clock.times[asked.warm_up :] or clock.times[-1:]
     tokens = asked.rows_per_step * asked.row_tokens
     each = statistics.median(times)
@@ -215,7 +234,7 @@ def _figures(asked: Measurement, clock: Any, weights: int) -> dict[str, Any]:
         "first_step": clock.times[0],
         "tokens_a_second": tokens / each,
         "model_tflops": 4 * weights * tokens / each / 1e12,
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": _peak_bytes(others),
         "reserved_bytes": _reserved_bytes(),
         "held_bytes": clock.held_bytes,
         "utilization": _utilization(),
@@ -267,10 +286,11 @@ def _held_bytes() -> int | None:
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else None
 
 
-def _peak_bytes() -> int | None:
+def _peak_bytes(others: int) -> int | None:
+    """The most that was allocated, less what was there before: an earlier measurement may have left something."""
     import torch
 
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return torch.cuda.max_memory_allocated() - others if torch.cuda.is_available() else None
 
 
 def _reserved_bytes() -> int | None:
@@ -288,7 +308,7 @@ def _utilization() -> float | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure once, and write the figures."""
+    """Measure one after the other, and write the figures of each when it is done."""
     import warnings
 
     import datasets
@@ -298,10 +318,31 @@ def main(arguments: list[str]) -> int:
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    settings, answer = arguments
-    found = measure(Measurement(**json.loads(settings)))
-    Path(answer).write_text(json.dumps(found))
+    settings, answers = arguments
+    for _, asked in json.loads(settings):
+        begun = time.perf_counter()
+        found = _measure_or_fail(Measurement(**asked))
+        found["part_seconds"] = round(time.perf_counter() - begun, 1)
+        with Path(answers).open("a") as file:
+            file.write(json.dumps(found) + "\n")
     return 0
+
+
+def _measure_or_fail(asked: Measurement) -> dict[str, Any]:
+    """The figures, or the error; either way the GPU's memory is free again for the next."""
+    import gc
+    import traceback
+
+    import torch
+
+    try:
+        return measure(asked)
+    except Exception as error:
+        return {"failed": type(error).__name__, "output": traceback.format_exc()[-6000:]}
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

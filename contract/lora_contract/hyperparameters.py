@@ -31,7 +31,7 @@ class Hyperparameters(BaseModel):
     epochs: int = Field(default=3, ge=1, le=20, validation_alias=_either("epochs", "num_epochs"))
     rank: int = Field(default=16, ge=4, le=128, validation_alias=_either("rank", "lora_rank"))
     alpha: int | None = Field(default=None, ge=1, le=1024, validation_alias=_either("alpha", "lora_alpha"))
-    dropout: float = Field(default=0.05, ge=0, le=0.5, validation_alias=_either("dropout", "lora_dropout"))
+    dropout: float = Field(default=0.0, ge=0, le=0.5, validation_alias=_either("dropout", "lora_dropout"))
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     warmup_steps: int | None = Field(default=None, ge=0)
     """Steps over which the learning rate rises; None means 3 % of all steps."""

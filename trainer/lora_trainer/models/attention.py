@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 VARLEN = "varlen"
 FLASH = "flash_attention_2"
 SDPA = "sdpa"
+_MASK_BYTES = 4
+"""For each pair of tokens: what the mask is made from and the mask, a byte each, and its form as a bf16 bias."""
 
 
 def choose_attention(config: PretrainedConfig, hardware: Hardware, *, packed: bool) -> str:
@@ -39,6 +41,15 @@ def choose_attention(config: PretrainedConfig, hardware: Hardware, *, packed: bo
 def needs_mask(attention: str, *, packed: bool) -> bool:
     """Whether each forward pass holds a mask of all its tokens against all."""
     return packed and attention == SDPA
+
+
+def mask_bytes(attention: str, *, packed: bool, rows: int, row_tokens: int) -> int:
+    """What SDPA's mask takes: packed rows see all tokens of a pass, padded ones those of their own row."""
+    if attention != SDPA:
+        return 0
+    if packed:
+        return _MASK_BYTES * (rows * row_tokens) ** 2
+    return _MASK_BYTES * rows * row_tokens**2 if rows > 1 else 0
 
 
 @cache

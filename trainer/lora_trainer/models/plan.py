@@ -1,7 +1,7 @@
 """How much memory a training takes, from the model's configuration alone: before anything is loaded or paid.
 
 The model is built on the meta device, where weights have shapes and no bytes. Weights, constants,
-LoRA and optimizer are counted; activations are estimated from the shapes, on the safe side.
+LoRA and optimizer are counted; what a pass keeps is counted from the shapes, see `lora_trainer.models.activations`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM
 from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.words import counted
 from lora_trainer.errors import DoesNotFitError
+from lora_trainer.models.activations import count_activations, layer_of
+from lora_trainer.models.attention import SDPA, VARLEN, choose_attention, mask_bytes
 from lora_trainer.models.experts import is_fused_expert
 from lora_trainer.models.optimizer import choose_optimizer
 from lora_trainer.models.shapes import known_config
@@ -35,8 +37,7 @@ _LOGIT_TILE = (8192, 32768)
 _CONTEXT_BYTES = 1 << 30
 """CUDA's own: context, kernels, workspaces."""
 _FRAGMENTATION = 0.05
-_MASK_BYTES = 4
-"""For each pair of tokens: what the mask is made from and the mask, a byte each, and its form as a bf16 bias."""
+_SURROUNDINGS = "CUDA and fragmentation"
 _CARDS_GB = (16, 24, 48, 80, 96, 141, 180)
 
 
@@ -46,6 +47,8 @@ class MemoryPlan:
 
     row_tokens: int
     micro_batch: int
+    recompute: bool
+    """Whether the backward pass computes each layer again instead of keeping all that it needs of it."""
     rank: int
     weights: dict[str, int]
     training: dict[str, int]
@@ -65,70 +68,115 @@ class MemoryPlan:
         return self.weight_bytes + sum(self.training.values())
 
     @property
+    def allocated(self) -> int:
+        """The part of `total` that torch allocates as tensors: what `max_memory_allocated` shows."""
+        return self.total - self.training[_SURROUNDINGS]
+
+    @property
+    def needed(self) -> int:
+        """The most that the GPU holds at any time, loading included."""
+        return max(self.total, self.loading_peak)
+
+    @property
     def adapter_bytes(self) -> int:
         """The published adapter: bf16."""
         return 2 * self.trainable
 
 
-def plan_memory(
-    config: PretrainedConfig,
-    parameters: Hyperparameters,
-    *,
-    row_tokens: int,
-    micro_batch: int,
-    dtype: torch.dtype = torch.bfloat16,
-    optimizer_bytes: int | None = None,
-    masked: bool = False,
-) -> MemoryPlan:
-    """The plan for one micro-batch of `micro_batch` rows with `row_tokens` tokens each.
+class Planner:
+    """One model and one set of hyperparameters, counted once; plans for any number of rows.
 
-    `optimizer_bytes` is per trained weight; None: of the optimizer that a GPU would be given. `masked` says
-    whether packed examples are kept apart by a mask of all tokens against all, see `lora_trainer.models.attention`.
+    `optimizer_bytes` is per trained weight; None: of the optimizer that a GPU would be given. `attention` is what
+    `lora_trainer.models.attention` chose for these rows.
 
     Raises:
         HyperparametersInvalidError: experts were asked for and can't be trained.
         BaseModelUnknownError: no module can carry LoRA.
     """
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    weights = _weights(model, dtype)
-    trainable = _trainable(model, parameters)
-    if optimizer_bytes is None:
-        optimizer_bytes = choose_optimizer(trainable, is_gpu=True).state_bytes
-    largest = _largest_dequantised(model, dtype)
-    tokens = row_tokens * micro_batch
-    training = {
-        "LoRA weights, fp32": 4 * trainable,
-        "LoRA gradients, fp32": 4 * trainable,
-        "optimizer": optimizer_bytes * trainable,
-        "layer inputs kept": _layers(model) * tokens * config.get_text_config().hidden_size * dtype.itemsize,
-        "one layer recomputed": tokens * _activations_per_token(model, parameters) * dtype.itemsize,
-        # Once for the product, once more where the backward pass wants it transposed.
-        "weights of one layer, dequantised": 2 * largest,
-        "logits, by tiles": _logit_tile_bytes(config, tokens),
-        "mask of packed examples": _MASK_BYTES * tokens**2 if masked else 0,
-    }
-    subtotal = sum(weights.values()) + sum(training.values())
-    training["CUDA and fragmentation"] = _CONTEXT_BYTES + int(_FRAGMENTATION * subtotal)
-    return MemoryPlan(
-        row_tokens=row_tokens,
-        micro_batch=micro_batch,
-        rank=parameters.rank,
-        weights=weights,
-        training=training,
-        loading_peak=sum(weights.values()) + _loading_transient(model, dtype),
-        trainable=trainable,
-        checkpoint_bytes=2 * sum(parameter.numel() for parameter in model.parameters()),
-    )
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        parameters: Hyperparameters,
+        *,
+        row_tokens: int,
+        packed: bool = True,
+        attention: str = VARLEN,
+        dtype: torch.dtype = torch.bfloat16,
+        quantize: bool = True,
+        optimizer_bytes: int | None = None,
+    ) -> None:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        carriers = dict(_carriers(model, parameters))
+        self._row_tokens = row_tokens
+        self._packed = packed
+        self._attention = attention
+        self._dtype = dtype
+        self._rank = parameters.rank
+        self._weights = _weights(model, dtype, quantize=quantize)
+        self._trainable = _trainable(carriers, parameters)
+        if optimizer_bytes is None:
+            optimizer_bytes = choose_optimizer(self._trainable, is_gpu=True).state_bytes
+        self._optimizer_bytes = optimizer_bytes
+        self._activations = count_activations(model, parameters, carriers, masked=attention == SDPA)
+        self._inputs = _layers(model) * config.get_text_config().hidden_size * dtype.itemsize
+        self._dequantised = _largest_dequantised(model, dtype) if quantize else 0
+        self._vocabulary = config.get_text_config().vocab_size
+        self._loading_peak = sum(self._weights.values()) + _loading_transient(model, dtype)
+        self._checkpoint_bytes = 2 * sum(parameter.numel() for parameter in model.parameters())
+        self.may_keep = not (quantize and any(is_fused_expert(name, p) for name, p in model.named_parameters()))
+        """Whether the backward pass may do without recomputing: kept, 4-bit experts would be kept unpacked."""
+
+    def plan(self, micro_batch: int, *, recompute: bool = True) -> MemoryPlan:
+        """The plan for forward passes of `micro_batch` rows."""
+        tokens = self._row_tokens * micro_batch
+        kept = self._activations
+        layer = tokens * ((kept.widest_layer if recompute else 0) + kept.coming_and_going) + self._dequantised
+        training = {
+            "LoRA weights, fp32": 4 * self._trainable,
+            "LoRA gradients, fp32": 4 * self._trainable,
+            "optimizer": self._optimizer_bytes * self._trainable,
+            "layer inputs kept": self._inputs * tokens if recompute else 0,
+            "activations kept": 0 if recompute else kept.all_layers * tokens,
+            "one layer's backward pass": layer,
+            # The head's turn is before the layers': both are never there at once.
+            "logits, beyond that": max(_logit_bytes(self._vocabulary, tokens) - layer, 0),
+            "masks": mask_bytes(self._attention, packed=self._packed, rows=micro_batch, row_tokens=self._row_tokens),
+        }
+        subtotal = sum(self._weights.values()) + sum(training.values())
+        training[_SURROUNDINGS] = _CONTEXT_BYTES + int(_FRAGMENTATION * subtotal)
+        return MemoryPlan(
+            row_tokens=self._row_tokens,
+            micro_batch=micro_batch,
+            recompute=recompute,
+            rank=self._rank,
+            weights=self._weights,
+            training=training,
+            loading_peak=self._loading_peak,
+            trainable=self._trainable,
+            checkpoint_bytes=self._checkpoint_bytes,
+        )
+
+    def fit(self, most_rows: int, gpu_bytes: int, *, recompute: bool | None = None) -> MemoryPlan:
+        """The fastest plan of at most `most_rows` rows that fits: without recomputing, then with as many rows as fit.
+
+        `recompute` leaves no choice, as after memory ran out. Where nothing fits, the smallest plan.
+        """
+        choices = [True] if not self.may_keep or recompute else [False, True]
+        for choice in choices:
+            for rows in range(most_rows, 0, -1):
+                plan = self.plan(rows, recompute=choice)
+                if plan.needed <= gpu_bytes:
+                    return plan
+        return self.plan(1, recompute=True)
 
 
-def largest_fitting_micro_batch(plan: MemoryPlan, limit: int, gpu_bytes: int) -> int:
-    """How many rows per forward pass fit, at most `limit`, given the plan for one row; 0 where none does."""
-    per_row = sum(plan.training[name] for name in ("layer inputs kept", "one layer recomputed", "logits, by tiles"))
-    spare = gpu_bytes - plan.total
-    if spare < 0 or plan.loading_peak > gpu_bytes:
-        return 0
-    return min(limit, 1 + int(spare / (per_row * (1 + _FRAGMENTATION))))
+def plan_memory(
+    config: PretrainedConfig, parameters: Hyperparameters, *, row_tokens: int, micro_batch: int, **options: Any
+) -> MemoryPlan:
+    """The plan for one micro-batch of `micro_batch` rows, recomputing; `options` and exceptions are `Planner`'s."""
+    return Planner(config, parameters, row_tokens=row_tokens, **options).plan(micro_batch)
 
 
 def check_plan(plan: MemoryPlan, gpu_bytes: int, gpu_name: str) -> None:
@@ -137,7 +185,7 @@ def check_plan(plan: MemoryPlan, gpu_bytes: int, gpu_name: str) -> None:
     Raises:
         DoesNotFitError: with the figures and the remedy.
     """
-    needed = max(plan.total, plan.loading_peak)
+    needed = plan.needed
     if needed <= gpu_bytes:
         return
     card = next((size for size in _CARDS_GB if size * 1e9 >= needed), None)
@@ -152,7 +200,8 @@ def check_plan(plan: MemoryPlan, gpu_bytes: int, gpu_name: str) -> None:
 def format_plan(plan: MemoryPlan, *, gpu_name: str | None = None, gpu_bytes: int | None = None) -> str:
     """The plan as a table for people."""
     lines = [
-        f"{counted(plan.micro_batch, 'row')} of {plan.row_tokens} tokens per forward pass, rank {plan.rank}",
+        f"{counted(plan.micro_batch, 'row')} of {plan.row_tokens} tokens per forward pass, rank {plan.rank}, "
+        f"activations {'recomputed' if plan.recompute else 'kept'}",
         "",
         *_rows(plan.weights),
         _row("weights", plan.weight_bytes),
@@ -165,7 +214,7 @@ def format_plan(plan: MemoryPlan, *, gpu_name: str | None = None, gpu_bytes: int
         _row("base model on the disk", plan.checkpoint_bytes),
     ]
     if gpu_bytes is not None:
-        fits = max(plan.total, plan.loading_peak) <= gpu_bytes
+        fits = plan.needed <= gpu_bytes
         lines += ["", f"{'fits' if fits else 'DOES NOT FIT'} on {gpu_name} ({gpu_bytes / 1e9:.0f} GB)"]
     return "\n".join(lines)
 
@@ -187,15 +236,20 @@ def plan_for_base(
         BaseModelError: the model can't be found or read.
     """
     from lora_trainer.models.bases import BaseModels
+    from lora_trainer.models.hardware import Hardware
     from lora_trainer.models.loading import load_config
 
     config = known_config(base_model) or load_config(BaseModels(volume).find(base_model, parameters.base_revision))
     packing, _ = packing_decision(config.model_type, parameters.packing)
-    return plan_memory(config, parameters, row_tokens=row_tokens, micro_batch=micro_batch, masked=packing)
+    # An endpoint's GPU computes in bf16; what it can't do without a mask, it can't either with this base elsewhere.
+    attention = choose_attention(config, Hardware("cuda:0", torch.bfloat16), packed=packing)
+    return plan_memory(
+        config, parameters, row_tokens=row_tokens, micro_batch=micro_batch, attention=attention, packed=packing
+    )
 
 
-def _weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, int]:
-    quantised = dict(_quantised(model))
+def _weights(model: PreTrainedModel, dtype: torch.dtype, *, quantize: bool) -> dict[str, int]:
+    quantised = dict(_quantised(model)) if quantize else {}
     experts = [p for name, p in quantised.items() if is_fused_expert(name, p)]
     linear = [p for name, p in quantised.items() if not is_fused_expert(name, p)]
     heads = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
@@ -203,7 +257,8 @@ def _weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, int]:
     return {
         "linear layers, 4 bits": sum(_packed_bytes(p) for p in linear),
         "experts, 4 bits": sum(_packed_bytes(p) for p in experts),
-        "quantisation constants": sum(_constant_bytes(p) for p in quantised.values()) + _NESTED_TABLE_BYTES,
+        "quantisation constants": sum(_constant_bytes(p) for p in quantised.values())
+        + (_NESTED_TABLE_BYTES if quantised else 0),
         "embeddings and head": sum(p.numel() for key, p in rest.items() if key in heads) * dtype.itemsize,
         "norms, routers, others": sum(p.numel() for key, p in rest.items() if key not in heads) * dtype.itemsize,
     }
@@ -226,8 +281,8 @@ def _constant_bytes(parameter: torch.Tensor) -> int:
     return blocks + 4 * math.ceil(blocks / _NESTED_BLOCK) + _STATE_BYTES
 
 
-def _trainable(model: PreTrainedModel, parameters: Hyperparameters) -> int:
-    modules = [module for _, module in _carriers(model, parameters)]
+def _trainable(carriers: dict[str, nn.Linear], parameters: Hyperparameters) -> int:
+    modules = carriers.values()
     weights = sum(parameters.rank * (module.in_features + module.out_features) for module in modules)
     return weights + (sum(module.out_features for module in modules) if parameters.use_dora else 0)
 
@@ -239,31 +294,8 @@ def _carriers(model: PreTrainedModel, parameters: Hyperparameters) -> Iterator[t
             yield name, module
 
 
-def _layer_of(name: str) -> str | None:
-    """`model.layers.7` of `model.layers.7.mlp.up_proj`; None outside the layers."""
-    parts = name.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return None if at is None else ".".join(parts[: at + 1])
-
-
 def _layers(model: PreTrainedModel) -> int:
-    return len({_layer_of(name) for name, _ in model.named_parameters()} - {None})
-
-
-def _activations_per_token(model: PreTrainedModel, parameters: Hyperparameters) -> int:
-    """Elements per token that the widest layer keeps for its backward pass, with their gradients."""
-    config = model.config.get_text_config()
-    carriers = {name for name, _ in _carriers(model, parameters)}
-    widths: dict[str, int] = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or (layer := _layer_of(name)) is None:
-            continue
-        # A projection, what is made of it, and a copy for the next; LoRA keeps its input after dropout, too.
-        kept = 3 * module.out_features + (2 * module.in_features if name in carriers else 0)
-        widths[layer] = widths.get(layer, 8 * config.hidden_size) + kept
-    chosen = getattr(config, "num_experts_per_tok", 0) or 0
-    expert = chosen * (4 * (getattr(config, "moe_intermediate_size", None) or config.intermediate_size))
-    return 2 * int(max(widths.values(), default=0) + expert + chosen * 2 * config.hidden_size)
+    return len({layer_of(name) for name, _ in model.named_parameters()} - {None})
 
 
 def _largest_dequantised(model: PreTrainedModel, dtype: torch.dtype) -> int:
@@ -271,16 +303,17 @@ def _largest_dequantised(model: PreTrainedModel, dtype: torch.dtype) -> int:
     linear = 0
     for name, parameter in _quantised(model):
         if is_fused_expert(name, parameter):
-            layer = _layer_of(name)
+            layer = layer_of(name)
             by_layer[layer] = by_layer.get(layer, 0) + parameter.numel()
         else:
             linear = max(linear, parameter.numel())
-    return max([linear, *by_layer.values()]) * dtype.itemsize
+    # Of one layer after the other; the experts' once for the product, once more where it is wanted transposed.
+    return max([linear, *(2 * size for size in by_layer.values())]) * dtype.itemsize
 
 
-def _logit_tile_bytes(config: PretrainedConfig, tokens: int) -> int:
+def _logit_bytes(vocabulary: int, tokens: int) -> int:
     rows, columns = _LOGIT_TILE
-    return 3 * 4 * min(tokens, rows) * min(int(config.get_text_config().vocab_size), columns)
+    return 2 * min(tokens, rows) * min(vocabulary, columns)
 
 
 def _loading_transient(model: PreTrainedModel, dtype: torch.dtype) -> int:

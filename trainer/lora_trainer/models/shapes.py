@@ -19,7 +19,7 @@ def _dense(hidden: int, intermediate: int, layers: int, heads: int, vocabulary: 
     }
 
 
-_MISTRAL_7B = _dense(4096, 14336, 32, 32, 32768, num_key_value_heads=8)
+_MISTRAL_7B = _dense(4096, 14336, 32, 32, 32768, num_key_value_heads=8, sliding_window=None)
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistralai/Mistral-7B-Instruct-v0.2": ("mistral", {**_MISTRAL_7B, "vocab_size": 32000}),
     "mistralai/Mistral-7B-Instruct-v0.3": ("mistral", _MISTRAL_7B),

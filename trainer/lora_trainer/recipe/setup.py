@@ -16,7 +16,7 @@ from lora_trainer.models.attention import choose_attention, needs_mask
 from lora_trainer.models.bases import Base, BaseModels
 from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.loading import load_config, load_tokenizer
-from lora_trainer.models.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_memory
+from lora_trainer.models.plan import Planner, check_plan, format_plan
 from lora_trainer.models.targets import DORA_NOTE, packing_decision
 from lora_trainer.recipe.trackers import usable_trackers
 from lora_trainer.run.gpu import GpuMonitor
@@ -42,6 +42,8 @@ class TrainingSetup:
     shape: BatchShape
     micro_batch: int
     """Most rows of a forward pass."""
+    recompute: bool
+    """Whether the backward pass computes each layer again instead of keeping all that it needs of it."""
     trackers: list[str]
     """Experiment trackers that the training reports to, as transformers calls them."""
     notes: list[str]
@@ -72,6 +74,7 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         longest_held_out=max((len(row.input_ids) for row in data.validation), default=0),
     )
     attention = choose_attention(config, hardware, packed=shape.packed)
+    micro_batch, recompute = _plan_passes(task, config, shape, hardware, attention, gpu.name)
     trackers, tracker_notes = usable_trackers()
     return TrainingSetup(
         base=base,
@@ -83,24 +86,32 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         attention=attention,
         data=data,
         shape=shape,
-        micro_batch=_choose_micro_batch(task, config, shape, hardware, attention, gpu.name),
+        micro_batch=micro_batch,
+        recompute=recompute,
         trackers=trackers,
         notes=[*filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None]), *tracker_notes],
     )
 
 
-def _choose_micro_batch(
+def _plan_passes(
     task: Task, config: PretrainedConfig, shape: BatchShape, hardware: Hardware, attention: str, gpu_name: str | None
-) -> int:
+) -> tuple[int, bool]:
+    """Most rows of a forward pass, and whether the backward pass computes each layer again."""
     masked = needs_mask(attention, packed=shape.packed)
     # TRL joins the packed rows of a forward pass into one row, and a mask takes memory in the square of its length.
     limit = 1 if masked else min(task.micro_batch or shape.rows_per_step, shape.rows_per_step)
     if not hardware.is_gpu:
-        return limit
-    plan = plan_memory(
-        config, task.hyperparameters, row_tokens=shape.row_tokens, micro_batch=1, dtype=hardware.dtype, masked=masked
+        return limit, True
+    planner = Planner(
+        config,
+        task.hyperparameters,
+        row_tokens=shape.row_tokens,
+        packed=shape.packed,
+        attention=attention,
+        dtype=hardware.dtype,
     )
+    free_bytes = torch.cuda.mem_get_info()[0]  # other processes may hold a part of the GPU's memory
+    plan = planner.fit(limit, free_bytes, recompute=task.recompute)
     log.info("memory plan\n%s", format_plan(plan))
-    gpu_bytes = torch.cuda.mem_get_info()[1]
-    check_plan(plan, gpu_bytes, gpu_name or "this GPU")
-    return largest_fitting_micro_batch(plan, limit, gpu_bytes)
+    check_plan(plan, free_bytes, gpu_name or "this GPU")
+    return plan.micro_batch, plan.recompute

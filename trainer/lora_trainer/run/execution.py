@@ -211,13 +211,15 @@ class Execution:
         return fit_message(result)
 
     async def _train(self, task: Task) -> Outcome:
-        """Train. If memory runs out, train on in a new process with a smaller micro-batch."""
+        """Train. If memory runs out, train on in a new process that needs less."""
         self._report(Stage.PREPARING)  # the child reports it only after some seconds: it imports torch first
         while True:
             outcome = await self._child.run(task)
             if outcome.next_micro_batch is None:
                 return outcome
-            task = task.model_copy(update={"micro_batch": outcome.next_micro_batch})
+            task = task.model_copy(
+                update={"micro_batch": outcome.next_micro_batch, "recompute": outcome.next_recompute}
+            )
 
     def _task(self, folder: JobFolder, dataset_sha256: str, fingerprint: str) -> Task:
         request, settings = self._request, self._settings

@@ -43,6 +43,8 @@ class Task(BaseModel):
     """The folder with the base models."""
     micro_batch: int | None = None
     """Rows per forward pass; None: what the plan says fits."""
+    recompute: bool | None = None
+    """Whether the backward pass computes each layer again, which saves memory; None: where the plan says it must."""
     archive_name: str | None = None
     chart_points: int
     checkpoint_minutes: float
@@ -69,7 +71,8 @@ class Outcome(BaseModel):
     summary: Summary = Field(default_factory=Summary)
     points: list[Point] = Field(default_factory=list)
     next_micro_batch: int | None = None
-    """Set when memory ran out and a smaller micro-batch is worth a try."""
+    """Set when memory ran out and another try is worth it: with as many rows, recomputing, or with fewer."""
+    next_recompute: bool | None = None
 
     def write(self, folder: Path) -> None:
         """Write the outcome into `folder`, atomically."""

@@ -152,7 +152,7 @@ def test_new_job_gets_both_shapes_and_keeps_what_was_written(db: Database, chose
     made = job["hyperparameters"]
     for short, long in (("epochs", "num_epochs"), ("rank", "lora_rank"), ("alpha", "lora_alpha")):
         assert made[short] == made[long] > 0
-    assert made["dropout"] == made["lora_dropout"] == chosen.get("dropout", chosen.get("lora_dropout", 0.05))
+    assert made["dropout"] == made["lora_dropout"] == chosen.get("dropout", chosen.get("lora_dropout", 0.0))
     assert made["alpha"] == 2 * made["rank"]
     assert made["base_model"] == terms().default_base_model
     assert made.items() >= {key: value for key, value in chosen.items() if value is not None}.items()

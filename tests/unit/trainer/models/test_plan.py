@@ -7,7 +7,8 @@ import torch
 
 from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.errors import DoesNotFitError
-from lora_trainer.models.plan import check_plan, format_plan, largest_fitting_micro_batch, plan_for_base, plan_memory
+from lora_trainer.models.attention import SDPA, VARLEN
+from lora_trainer.models.plan import Planner, check_plan, format_plan, plan_for_base, plan_memory
 from lora_worker.configuration.settings import Settings
 from tests.project import ROOT
 
@@ -60,22 +61,35 @@ def test_model_that_does_not_fit_is_refused_with_figures(headline):
     check_plan(headline, 80 * GB, "A100")
 
 
-def test_micro_batch_grows_with_the_free_memory(headline):
-    assert largest_fitting_micro_batch(headline, 64, 48 * GB) == 0
-    assert largest_fitting_micro_batch(headline, 64, 60 * GB) == 1
-    assert 1 < largest_fitting_micro_batch(headline, 64, 80 * GB) < 10
-    assert largest_fitting_micro_batch(headline, 2, 180 * GB) == 2
+def test_micro_batch_grows_with_the_free_memory():
+    from transformers import Qwen3NextConfig
+
+    planner = Planner(Qwen3NextConfig(), Hyperparameters(rank=16), row_tokens=4096)
+    assert planner.fit(64, 48 * GB).needed > 48 * GB
+    assert planner.fit(64, 56 * GB).micro_batch == 1
+    assert 4 < planner.fit(64, 80 * GB).micro_batch < 20
+    assert planner.fit(2, 180 * GB).micro_batch == 2
 
 
 def test_packed_rows_without_flash_attention_include_their_mask():
     from transformers import MistralConfig
 
-    def planned(masked):
-        return plan_memory(MistralConfig(), Hyperparameters(), row_tokens=32_768, micro_batch=1, masked=masked)
+    def planned(attention, rows=1, **options):
+        return plan_memory(
+            MistralConfig(),
+            Hyperparameters(),
+            row_tokens=32_768,
+            micro_batch=rows,
+            attention=attention,
+            **options,
+        )
 
-    mask = planned(True).training["mask of packed examples"]
+    mask = planned(SDPA).training["masks"]
     assert mask >= 3 * 32_768**2
-    assert planned(True).total - planned(False).total >= mask
+    assert planned(SDPA).total - planned(VARLEN).total >= mask
+    assert planned(SDPA, rows=2).training["masks"] == 4 * mask
+    assert planned(SDPA, rows=2, packed=False).training["masks"] == 2 * mask, "padded rows see their own tokens"
+    assert planned(SDPA, packed=False).training["masks"] == 0, "one row has no padding"
 
 
 def test_the_table_names_every_part_and_the_verdict(headline):
