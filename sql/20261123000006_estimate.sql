@@ -21,7 +21,7 @@ language sql immutable set search_path = '' as $$
   select g.gpu
   from jsonb_array_elements(terms->'gpus') with ordinality g (gpu, place),
        jsonb_array_elements_text(g.gpu->'names') n (known)
-  where strpos(regexp_replace(lower(training_gpu.name), '[^a-z0-9]', '', 'g'), n.known) > 0
+  where strpos(lower(regexp_replace(training_gpu.name, '[^A-Za-z0-9]', '', 'g')), n.known) > 0
   order by length(n.known) desc, g.place
   limit 1
 $$;
@@ -74,6 +74,31 @@ begin
 end
 $$;
 
+-- A job's hyperparameters with the keys of both of the application's shapes, and with the worker's defaults where the
+-- user chose nothing. What is there stays as it is; what is no object is returned as it is.
+create or replace function public.training_both_shapes(terms jsonb, hyperparameters jsonb) returns jsonb
+language plpgsql immutable set search_path = '' as $$
+#variable_conflict use_variable
+declare
+  chosen jsonb := hyperparameters;
+  alpha jsonb;
+begin
+  if jsonb_typeof(chosen) is distinct from 'object' then
+    return hyperparameters;
+  end if;
+  chosen := coalesce(terms->'hyperparameters', '{}') || jsonb_build_object('base_model', terms->'default_base_model')
+    || (select coalesce(jsonb_object_agg(s.short, chosen->s.long), '{}')
+        from (values ('epochs', 'num_epochs'), ('rank', 'lora_rank'), ('alpha', 'lora_alpha'),
+                     ('dropout', 'lora_dropout')) s (short, long)
+        where jsonb_typeof(chosen->s.long) <> 'null')
+    || jsonb_strip_nulls(chosen);
+  alpha := coalesce(chosen->'alpha', to_jsonb(2 * public.training_number(chosen->'rank', 1, 100000)));
+  return jsonb_strip_nulls(
+    jsonb_build_object('num_epochs', chosen->'epochs', 'lora_rank', chosen->'rank', 'alpha', alpha,
+                       'lora_alpha', alpha, 'lora_dropout', chosen->'dropout') || chosen);
+end
+$$;
+
 -- The estimate for a dataset and a job's two columns, in either of the application's shapes.
 create or replace function public.training_estimate_of(dataset public.datasets, hyperparameters jsonb, gpu_config jsonb)
 returns jsonb
@@ -81,20 +106,20 @@ language plpgsql stable set search_path = '' as $$
 #variable_conflict use_variable
 declare
   terms jsonb := (select t.document from public.training_terms t);
+  chosen jsonb := public.training_both_shapes(terms, hyperparameters);
   estimate jsonb;
 begin
   estimate := public.training_estimate(
     terms, dataset.total_tokens, dataset.total_training_pairs,
-    case when hyperparameters->>'merge_conversations' = 'false' then 1
+    case when chosen->>'merge_conversations' = 'false' then 1
          else coalesce(dataset.avg_turns_per_conversation / 2, 1)::double precision end,
-    coalesce(public.training_number(hyperparameters->'epochs', 1, 1000),
-             public.training_number(hyperparameters->'num_epochs', 1, 1000),
+    coalesce(public.training_number(chosen->'epochs', 1, 1000),
              (terms#>>'{hyperparameters,epochs}')::double precision),
-    coalesce(public.training_number(hyperparameters->'batch_size', 1, 100000),
+    coalesce(public.training_number(chosen->'batch_size', 1, 100000),
              (terms#>>'{hyperparameters,batch_size}')::double precision),
-    public.training_number(hyperparameters->'max_steps', 1, 1e9),
-    hyperparameters->>'base_model',
-    coalesce(gpu_config->>'type', gpu_config->>'gpu_type', 'A100-80GB'));
+    public.training_number(chosen->'max_steps', 1, 1e9),
+    chosen->>'base_model',
+    coalesce(gpu_config->>'type', gpu_config->>'gpu_type', terms->>'default_gpu_type'));
   return estimate || jsonb_build_object(
     'exceeds_limit', (estimate#>>'{cost,low}')::numeric > (terms->>'max_cost_per_job')::numeric
                      or (estimate#>>'{seconds,low}')::numeric > (terms->>'max_run_seconds')::numeric);
@@ -148,13 +173,15 @@ $$;
 create or replace function public.training_priced_gpu(terms jsonb, gpu jsonb) returns jsonb
 language sql immutable set search_path = '' as $$
   select jsonb_strip_nulls(
-    jsonb_build_object('type', gpu->'gpu_type', 'count', gpu->'num_gpus', 'gpu_type', gpu->'type',
-                       'num_gpus', gpu->'count', 'gpu_memory_gb', coalesce(c.card->'memory_gb', '0'),
+    jsonb_build_object('type', coalesce(nullif(gpu->'gpu_type', 'null'), terms->'default_gpu_type'),
+                       'gpu_type', coalesce(nullif(gpu->'type', 'null'), terms->'default_gpu_type'),
+                       'count', coalesce(nullif(gpu->'num_gpus', 'null'), '1'),
+                       'num_gpus', coalesce(nullif(gpu->'count', 'null'), '1'), 'gpu_memory_gb', coalesce(c.card->'memory_gb', '0'),
                        'cost_per_gpu_hour', coalesce(c.card->'price_per_hour', '0'))
     || jsonb_strip_nulls(gpu) - case when jsonb_typeof(gpu->'cost_per_gpu_hour') <> 'number'
                                 then array['cost_per_gpu_hour'] else '{}'::text[] end)
   from (select public.training_gpu(
-    terms, coalesce(terms->>'endpoint_gpu_type', gpu->>'type', gpu->>'gpu_type')) as card) c
+    terms, coalesce(terms->>'endpoint_gpu_type', gpu->>'type', gpu->>'gpu_type', terms->>'default_gpu_type')) as card) c
 $$;
 
 -- Makes a new job whole: each shape's missing keys beside the other's, the price as a number, and an
@@ -163,23 +190,12 @@ create or replace function public.training_complete_job() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
   terms jsonb := (select t.document from public.training_terms t);
-  chosen jsonb := new.hyperparameters;
   gpu jsonb := new.gpu_config;
-  alpha jsonb;
 begin
-  if jsonb_typeof(chosen) is distinct from 'object' or jsonb_typeof(gpu) is distinct from 'object' then
+  if jsonb_typeof(new.hyperparameters) is distinct from 'object' or jsonb_typeof(gpu) is distinct from 'object' then
     return new;
   end if;
-  chosen := coalesce(terms->'hyperparameters', '{}') || jsonb_build_object('base_model', terms->'default_base_model')
-    || (select coalesce(jsonb_object_agg(s.short, chosen->s.long), '{}')
-        from (values ('epochs', 'num_epochs'), ('rank', 'lora_rank'), ('alpha', 'lora_alpha'),
-                     ('dropout', 'lora_dropout')) s (short, long)
-        where jsonb_typeof(chosen->s.long) <> 'null')
-    || jsonb_strip_nulls(chosen);
-  alpha := coalesce(chosen->'alpha', to_jsonb(2 * public.training_number(chosen->'rank', 1, 100000)));
-  new.hyperparameters := jsonb_strip_nulls(
-    jsonb_build_object('num_epochs', chosen->'epochs', 'lora_rank', chosen->'rank', 'alpha', alpha,
-                       'lora_alpha', alpha, 'lora_dropout', chosen->'dropout') || chosen);
+  new.hyperparameters := public.training_both_shapes(terms, new.hyperparameters);
   new.gpu_config := public.training_priced_gpu(terms, gpu);
   if terms is null then
     -- No worker has ever started, so no price is known yet; the launch will write it.

@@ -1,7 +1,7 @@
 -- Launching: the intent is recorded before a POST, and the id under which the launcher accepted it after.
 
 create or replace function public.begin_launch(
-  run_id uuid, lease_token uuid, launcher text, token_sha256 text, enrichment jsonb, launched_with jsonb,
+  run_id uuid, lease_token uuid, launcher text, token_sha256 text, launched_with jsonb,
   endpoint text default null
 ) returns jsonb
 language plpgsql security definer set search_path = '' as $$
@@ -10,9 +10,9 @@ declare
   run public.training_runs;
   job jsonb;
   ordered jsonb;
+  terms jsonb := (select t.document from public.training_terms t);
   parameters jsonb := '{}';
 begin
-  enrichment := public.training_decoded(enrichment);
   launched_with := public.training_decoded(launched_with);
   select * into run from public.training_held_run(begin_launch.run_id, begin_launch.lease_token);
   if not found then
@@ -28,8 +28,10 @@ begin
   ordered := public.training_job_order(run.queue, run.job_id);
   if ordered->>'unreadable' is null then
     parameters := jsonb_build_object(
-      'hyperparameters', coalesce(begin_launch.enrichment->'hyperparameters', '{}') || (ordered->'hyperparameters'),
-      'gpu_config', coalesce(begin_launch.enrichment->'gpu_config', '{}') || (ordered->'gpu_config'));
+      'hyperparameters', public.training_both_shapes(terms, ordered->'hyperparameters'),
+      'gpu_config', case when terms is not null and jsonb_typeof(ordered->'gpu_config') = 'object'
+                         then public.training_priced_gpu(terms, ordered->'gpu_config')
+                         else ordered->'gpu_config' end);
     perform public.training_write_job(run.queue, run.job_id, parameters);
   end if;
   update public.training_runs r
@@ -39,7 +41,7 @@ begin
   where r.id = run.id;
   insert into public.training_launches (run_id, launcher, endpoint)
   values (run.id, begin_launch.launcher, begin_launch.endpoint);
-  return jsonb_build_object('may_launch', true, 'reason', null);
+  return parameters || jsonb_build_object('may_launch', true, 'reason', null);
 end
 $$;
 

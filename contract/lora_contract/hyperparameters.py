@@ -1,13 +1,14 @@
 """Hyperparameters and GPU configuration of a job, in both shapes that the application uses.
 
 The application writes short keys (`epochs`, `rank`, `type`), but some of its pages read long ones (`num_epochs`,
-`lora_rank`, `gpu_type`). The models here accept both. `*_with_both_shapes` returns the row's own keys and adds the
-missing ones, so that every page finds the keys that it reads.
+`lora_rank`, `gpu_type`). The models here accept both. The database adds the missing keys to a job's row when it is
+inserted and when it is launched (`training_both_shapes`, `training_priced_gpu`), so that every page finds the keys that
+it reads.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -66,39 +67,3 @@ class GpuConfig(BaseModel):
 
     type: str = Field(default="A100-80GB", max_length=100, validation_alias=_either("type", "gpu_type"))
     count: int = Field(default=1, ge=1, le=8, validation_alias=_either("count", "num_gpus"))
-
-
-_HYPERPARAMETER_PAIRS = (
-    ("epochs", "num_epochs"),
-    ("rank", "lora_rank"),
-    ("alpha", "lora_alpha"),
-    ("dropout", "lora_dropout"),
-)
-
-
-def hyperparameters_with_both_shapes(row: dict[str, Any], parsed: Hyperparameters) -> dict[str, Any]:
-    """Return the row's own keys and values, plus the missing keys of the other shape."""
-    values = {
-        "base_model": parsed.base_model,
-        "learning_rate": parsed.learning_rate,
-        "batch_size": parsed.batch_size,
-    }
-    for short, long in _HYPERPARAMETER_PAIRS:
-        value = parsed.lora_alpha if short == "alpha" else getattr(parsed, short)
-        values[short] = values[long] = value
-    return {**values, **{key: value for key, value in row.items() if value is not None}}
-
-
-def gpu_config_with_both_shapes(
-    row: dict[str, Any], parsed: GpuConfig, *, memory_gb: int, price_per_hour: float
-) -> dict[str, Any]:
-    """Return the row's own keys and values, plus the missing ones; the price is in USD per GPU hour."""
-    values = {
-        "type": parsed.type,
-        "count": parsed.count,
-        "gpu_type": parsed.type,
-        "num_gpus": parsed.count,
-        "gpu_memory_gb": memory_gb,
-        "cost_per_gpu_hour": price_per_hour,
-    }
-    return {**values, **{key: value for key, value in row.items() if value is not None}}

@@ -94,7 +94,7 @@ class Database:
     def begin(self, run: Row, token: str, endpoint: str | None = None) -> Row:
         """Begin a launch and date it an hour back, since a run is billed for no more than the time since its launch."""
         sha256 = hashlib.sha256(token.encode()).hexdigest()
-        answer = self.call("begin_launch", run["id"], run["lease_token"], "runpod", sha256, {}, H100, endpoint)
+        answer = self.call("begin_launch", run["id"], run["lease_token"], "runpod", sha256, H100, endpoint)
         if answer["may_launch"]:
             self.worked(run)
         return answer

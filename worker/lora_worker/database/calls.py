@@ -223,27 +223,24 @@ class DatabaseCalls:
         launcher: str,
         endpoint: str,
         token_sha256: str,
-        enrichment: dict[str, Any],
         launched_with: dict[str, Any],
-    ) -> str | None:
-        """Record the intent to launch a run at an endpoint; returns None if it may be launched, else the reason.
+    ) -> functions.MayLaunch:
+        """Record the intent to launch a run at an endpoint; returns whether it may be launched.
 
-        The parameters are stored in the run's row: the sha256 of its token, keys to add to the job's columns
-        (`enrichment`), and what it is launched with.
+        The parameters are stored in the run's row: the sha256 of its token, and what it is launched with. The database
+        adds the keys that the job's columns lack.
         """
         # Not retried: the database counts every call that it carries out as a launch.
-        answer = await self._call(
+        return await self._call(
             functions.BEGIN_LAUNCH,
             attempts=1,
             run_id=run_id,
             lease_token=lease_token,
             launcher=launcher,
             token_sha256=token_sha256,
-            enrichment=enrichment,
             endpoint=endpoint,
             launched_with=launched_with,
         )
-        return None if answer["may_launch"] else str(answer["reason"])
 
     async def record_launch(
         self, run_id: UUID, lease_token: UUID, *, launcher: str, endpoint: str, external_job_id: str

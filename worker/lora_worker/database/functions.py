@@ -48,10 +48,16 @@ def schema_marker(version: int) -> str:
 
 
 class MayLaunch(TypedDict):
-    """Answer of `begin_launch`: whether the run may be launched, and if not, why."""
+    """Answer of `begin_launch`: whether the run may be launched, and if not, why.
+
+    If it may, the answer has the job's two columns as they are now, with the keys of both of the application's shapes;
+    neither where the columns can't be read.
+    """
 
     may_launch: bool
     reason: str | None
+    hyperparameters: NotRequired[Any]
+    gpu_config: NotRequired[Any]
 
 
 class BreakersAnswer(TypedDict):
@@ -238,7 +244,7 @@ BEGIN_HANDLING = _function("begin_handling", TypeAdapter(int | None), _LEASE)
 BEGIN_LAUNCH = _function(
     "begin_launch",
     TypeAdapter(MayLaunch),
-    {**_LEASE, "launcher": "", "token_sha256": "", "enrichment": "{}", "endpoint": "", "launched_with": "{}"},
+    {**_LEASE, "launcher": "", "token_sha256": "", "endpoint": "", "launched_with": "{}"},
 )
 PASS_BREAKERS = _function(
     "pass_breakers",

@@ -8,12 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lora_contract.hyperparameters import (
-    GpuConfig,
-    Hyperparameters,
-    gpu_config_with_both_shapes,
-    hyperparameters_with_both_shapes,
-)
+from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.object_names import object_key
 from lora_worker.database.job_keys import misspelt_key
 from lora_worker.errors import PreflightError
@@ -266,20 +261,3 @@ def parse_gpu_config(job: Job) -> GpuConfig:
         return GpuConfig.model_validate({key: value for key, value in job.gpu_config.items() if value is not None})
     except ValidationError as error:
         raise PreflightError("gpu_config_invalid", _explain("gpu_config", error)) from None
-
-
-def enrichment_of(
-    job: Job,
-    hyperparameters: Hyperparameters,
-    gpu_config: GpuConfig,
-    *,
-    memory_gb: int,
-    price_per_hour: float,
-) -> dict[str, Any]:
-    """Return the job's JSON columns with added keys, so that both of the application's shapes are complete."""
-    return {
-        "hyperparameters": hyperparameters_with_both_shapes(job.hyperparameters, hyperparameters),
-        "gpu_config": gpu_config_with_both_shapes(
-            job.gpu_config, gpu_config, memory_gb=memory_gb, price_per_hour=price_per_hour
-        ),
-    }

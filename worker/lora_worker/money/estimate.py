@@ -1,4 +1,10 @@
-"""Estimates time and cost of a training as a range. The SQL function `estimate_training_cost` computes the same."""
+"""Estimates time and cost of a training as a range.
+
+`training_estimate` in SQL computes the same, since neither can ask the other: the application asks the database while
+perhaps no worker runs, and the worker refuses a job, or prints an estimate, without a call to the database. So a change
+of the formula is made in both, and `test_estimate_sql.py` compares the two on random work, GPUs and terms, to the last
+digit.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ class GpuPrice:
 
 def plain_name(name: str) -> str:
     """Reduce a GPU's name to small letters and digits, so that different spellings can be compared."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    # Other letters go first: the database and Python disagree about the small form of some of them.
+    return re.sub(r"[^A-Za-z0-9]", "", name).lower()
 
 
 def _parse(entry: dict[str, Any]) -> GpuPrice:
@@ -68,6 +69,7 @@ def find_gpu(gpus: Iterable[NamedGpu], name: object) -> NamedGpu | None:
 
     An entry matches if one of its `names` is part of the name; of several the one with the longest match is returned.
     None if no entry matches, or `name` is no text.
+    `training_gpu` in SQL finds the same, for rows that are inserted while no worker runs; a test compares the two.
     """
     if not isinstance(name, str):
         return None

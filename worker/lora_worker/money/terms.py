@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lora_contract.hyperparameters import Hyperparameters
+from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_worker.configuration.settings import Settings
 from lora_worker.money.pricing import GpuPrice, find_gpu
 
@@ -68,6 +68,7 @@ class Terms(BaseModel):
     models: dict[str, Size]
     reference: Size
     default_base_model: str
+    default_gpu_type: str
     tokens_per_pair: int
     overhead_low: Overhead
     overhead_high: Overhead
@@ -106,6 +107,7 @@ def make_terms(settings: Settings, prices: tuple[GpuPrice, ...]) -> Terms:
         models=table["models"],
         reference=Size(active=reference, total=reference),
         default_base_model=settings.default_base_model,
+        default_gpu_type=GpuConfig().type,
         tokens_per_pair=table["tokens_per_pair"],
         overhead_low=table["overhead"]["low"],
         overhead_high=table["overhead"]["high"],

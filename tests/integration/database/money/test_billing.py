@@ -25,7 +25,7 @@ def begun(db: Database, run: Row, **launched_with: Any) -> str:
     token = uuid4().hex + uuid4().hex
     sha256 = hashlib.sha256(token.encode()).hexdigest()
     with_what = {**H100, **launched_with}
-    assert db.call("begin_launch", run["id"], run["lease_token"], "runpod", sha256, {}, with_what)["may_launch"]
+    assert db.call("begin_launch", run["id"], run["lease_token"], "runpod", sha256, with_what)["may_launch"]
     return token
 
 

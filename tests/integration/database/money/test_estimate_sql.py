@@ -13,14 +13,18 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as tries
+from hypothesis import strategies as st
 
+from lora_contract.hyperparameters import Hyperparameters
 from lora_worker.database.migrations import migrate
 from lora_worker.money.estimate import Work, estimate
 from lora_worker.money.terms import Terms
 from tests.application.pipeline import Pipeline
 from tests.database.rows import Database, Row
 from tests.processes.stage import Stage
-from tests.unit.worker.money.test_estimate import terms
+from tests.unit.worker.money.test_estimate import TERMS, WORKS, terms
 
 LONG = {"num_epochs": 2, "lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.1}
 SHORT = {"epochs": 2, "rank": 8, "batch_size": 4, "learning_rate": 1e-4}
@@ -67,6 +71,60 @@ def in_sql(db: Database, made: Terms, work: Work) -> Row | None:
 def in_python(made: Terms, work: Work) -> Row | None:
     found = estimate(work, made)
     return None if found is None else json.loads(json.dumps(dataclasses.asdict(found)))
+
+
+OFFERS = [TERMS, terms(storage_fee=0.37, endpoint_gpu_count=3), terms(endpoint_gpu_type="RTX 4090")]
+GPU_NAMES = st.lists(
+    st.one_of(
+        st.sampled_from([name for gpu in TERMS.gpus for name in (gpu.type, *gpu.names)]),
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=5),
+    ),
+    max_size=4,
+).map("".join)
+SHAPES = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(("epochs", "num_epochs"), st.one_of(st.none(), st.integers(1, 20))),
+        **dict.fromkeys(("rank", "lora_rank"), st.one_of(st.none(), st.integers(4, 128))),
+        **dict.fromkeys(("alpha", "lora_alpha"), st.one_of(st.none(), st.integers(1, 1024))),
+        **dict.fromkeys(("dropout", "lora_dropout"), st.one_of(st.none(), st.sampled_from([0, 0.05, 0.25]))),
+        "batch_size": st.one_of(st.none(), st.integers(1, 64)),
+        "learning_rate": st.sampled_from([1e-4, 0.00025]),
+        "base_model": st.sampled_from([None, "org/base"]),
+        "packing": st.sampled_from([None, True, False]),
+    },
+)
+many = tries(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@many
+@given(work=WORKS, name=st.one_of(st.none(), GPU_NAMES), made=st.sampled_from(OFFERS))
+def test_sql_and_python_estimates_agree_on_any_work(db: Database, work: Work, name: str | None, made: Terms) -> None:
+    work = dataclasses.replace(work, gpu_type=name or work.gpu_type)
+    assert in_sql(db, made, work) == in_python(made, work)
+
+
+@many
+@given(name=GPU_NAMES)
+def test_sql_and_python_find_the_same_gpu_for_any_name(db: Database, name: str) -> None:
+    in_python = TERMS.gpu(name)
+    in_sql = db.call("training_gpu", TERMS.model_dump(mode="json"), name)
+    assert in_sql == (in_python and in_python.model_dump(mode="json"))
+
+
+@many
+@given(chosen=SHAPES)
+def test_row_with_both_shapes_reads_as_the_one_before(db: Database, chosen: Row) -> None:
+    whole = db.call("training_both_shapes", TERMS.model_dump(mode="json"), chosen)
+    sent = {key: value for key, value in chosen.items() if value is not None}
+    before, after = Hyperparameters.model_validate(sent), Hyperparameters.model_validate(whole)
+    assert after.model_dump() == {
+        **before.model_dump(),
+        "alpha": before.lora_alpha,
+        "base_model": before.base_model or TERMS.default_base_model,
+    }
+    assert whole.items() >= sent.items()
+    assert {"num_epochs", "lora_rank", "lora_alpha", "lora_dropout", "learning_rate", "batch_size"} <= whole.keys()
 
 
 def test_sql_and_python_estimates_agree_on_a_grid(db: Database) -> None:

@@ -9,7 +9,6 @@ import httpx
 import pytest
 import respx
 
-from lora_contract.hyperparameters import hyperparameters_with_both_shapes
 from lora_contract.protocol import ErrorCode, Manifest, Result
 from lora_trainer.handler import parse_request
 from lora_trainer.run.execution import Execution, fingerprint_of, stop_margin_seconds
@@ -397,7 +396,7 @@ def test_values_added_at_launch_do_not_make_another_training():
     """Otherwise the second attempt would find neither checkpoint nor adapter of the first."""
     chosen = {"epochs": 2, "rank": 8, "base_model": "base"}
     first = parse_request(request_input(hyperparameters=chosen))
-    enriched = hyperparameters_with_both_shapes(chosen, first.hyperparameters)
+    enriched = {**chosen, "num_epochs": 2, "lora_rank": 8, "alpha": 16, "lora_alpha": 16, "dropout": 0.05}
     second = parse_request(request_input(hyperparameters=enriched))
     assert fingerprint_of(first, "0" * 64) == fingerprint_of(second, "0" * 64)
     other = parse_request(request_input(hyperparameters={**chosen, "alpha": 64}))

@@ -98,11 +98,12 @@ async def test_relaunched_run_is_granted_with_the_token_it_was_sent(
 ) -> None:
     """The first launch may have a token of an unknown secret, since the database knows only the latest token."""
     queue: Any = FakeQueue()
-    monkeypatch.setattr(queue, "begin_launch", lambda *_, **__: asyncio.sleep(0), raising=False)
+    monkeypatch.setattr(
+        queue, "begin_launch", lambda *_, **__: asyncio.sleep(0, {"may_launch": True, "reason": None}), raising=False
+    )
     monkeypatch.setattr(queue, "record_launch", lambda *_, **__: asyncio.sleep(0, True), raising=False)
     launcher: Any = FakeLauncher()
     monkeypatch.setattr(launcher, "launch", lambda *_: asyncio.sleep(0, "ext"), raising=False)
-    monkeypatch.setattr(launching, "enrichment_of", lambda *_, **__: {})
     services = make_services(queue=queue, launcher=launcher)
     holding = HeldRun.take(services, assignment(None, status="claimed", token_sha256="0" * 64), asked_at=START)
     assert holding.token is None

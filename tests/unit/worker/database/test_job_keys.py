@@ -7,12 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from lora_contract.hyperparameters import (
-    GpuConfig,
-    Hyperparameters,
-    gpu_config_with_both_shapes,
-    hyperparameters_with_both_shapes,
-)
+from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_worker.database.job_keys import misspelt_key, unread_keys
 from lora_worker.database.rows import Job, parse_gpu_config, parse_hyperparameters
 from lora_worker.errors import PreflightError
@@ -63,18 +58,18 @@ _PAGE = {
 def test_applications_own_keys_are_accepted_in_both_shapes(shape: str) -> None:
     row = _PAGE[shape]
     parsed = parse_hyperparameters(job(row), default_base_model="m")
-    # And the row after the database has added the other shape.
-    whole = job(hyperparameters_with_both_shapes(row, parsed))
-    parse_hyperparameters(whole, default_base_model="m")
+    # And as the row stands after the database has added the other shape.
+    whole = job({**_PAGE["long"], **_PAGE["short"], **row})
+    assert parse_hyperparameters(whole, default_base_model="m").epochs == parsed.epochs
     assert unread_keys(whole.hyperparameters, whole.gpu_config) == []
 
 
 @pytest.mark.parametrize("row", [{"type": "H100", "count": 1}, {"gpu_type": "H100", "num_gpus": 1}])
 def test_applications_own_gpu_keys_are_accepted_without_a_note(row: dict[str, Any]) -> None:
     parsed = parse_gpu_config(job(gpu_config=row))
-    whole = gpu_config_with_both_shapes(row, parsed, memory_gb=80, price_per_hour=4.0)
+    whole = {"type": "H100", "count": 1, "gpu_memory_gb": 80, "cost_per_gpu_hour": 4.0, **row}
     assert parse_gpu_config(job(gpu_config=whole)) == parsed
-    assert unread_keys(hyperparameters_with_both_shapes({}, Hyperparameters()), whole) == []
+    assert unread_keys({}, whole) == []
 
 
 def test_every_key_of_the_worker_is_accepted() -> None:

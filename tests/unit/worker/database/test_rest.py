@@ -208,9 +208,7 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "pass_breakers": lambda q: q.pass_breakers(ID, ID, base_model="b", endpoint="e", look_again_seconds=1),
     "note_endpoint": lambda q: q.note_endpoint(launcher="r", endpoint="e", state="well", problem=None),
     "resume_training": lambda q: q.resume_training(None),
-    "begin_launch": lambda q: q.begin_launch(
-        ID, ID, launcher="r", endpoint="e", token_sha256="x", launched_with={}, enrichment={}
-    ),
+    "begin_launch": lambda q: q.begin_launch(ID, ID, launcher="r", endpoint="e", token_sha256="x", launched_with={}),
     "record_launch": lambda q: q.record_launch(ID, ID, launcher="r", endpoint="e", external_job_id="x"),
     "grant_upload": lambda q: q.grant_upload(ID, ID, request=[], sealed_urls=""),
     "record_progress": lambda q: q.record_progress([]),

@@ -5,6 +5,8 @@ Each step returns what happened; `advance.launch` takes them one after another.
 
 from __future__ import annotations
 
+from typing import Any
+
 import structlog
 
 from lora_contract.crash_points import crash_point
@@ -21,7 +23,6 @@ from lora_worker.configuration.keys import public_fault, read_key
 from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.tokens import token_sha256
 from lora_worker.database.job_keys import unread_keys
-from lora_worker.database.rows import enrichment_of
 from lora_worker.datasets import preflight
 from lora_worker.errors import (
     DatasetPendingError,
@@ -153,32 +154,25 @@ async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) ->
     launcher = services.launcher
     crash_point("worker.launch.before_intent")
     held.require_lease()
-    both_shapes = enrichment_of(
-        job,
-        plan.hyperparameters,
-        plan.gpu_config,
-        memory_gb=plan.price.memory_gb,
-        price_per_hour=plan.price.price_per_hour,
-    )
     launched_with = {"dataset_id": job.dataset_id and str(job.dataset_id), **plan.rate.model_dump()}
-    refused = await services.queue.begin_launch(
+    answer = await services.queue.begin_launch(
         run.id,
         run.lease_token,
         launcher=launcher.name,
         endpoint=launcher.endpoint,
         token_sha256=token_sha256(request.channel.token),
-        enrichment=both_shapes,
         launched_with=launched_with,
     )
-    if refused == "lease_lost":
+    if answer["reason"] == "lease_lost":
         raise LeaseLostError("the lease was lost before the launch")
-    if refused is not None:
+    if not answer["may_launch"]:
         # Cancelled or checked in meanwhile: the next renewal says so, and the next cycle acts on it.
-        log.info("launch not needed", run_id=held.run_id, reason=refused)
+        log.info("launch not needed", run_id=held.run_id, reason=answer["reason"])
         return None
     # The rows as they are now: the artifact's configuration is copied from them.
+    columns: dict[str, Any] = {key: value for key, value in answer.items() if key in {"hyperparameters", "gpu_config"}}
     rows = {
-        "job": job.model_copy(update=both_shapes),
+        "job": job.model_copy(update=columns),
         "run": run.model_copy(update={"launched_with": launched_with}),
     }
     return LaunchBegun(launcher.endpoint, request.channel.token, held.assignment.model_copy(update=rows))
