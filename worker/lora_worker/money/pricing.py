@@ -30,7 +30,7 @@ class GpuPrice:
 
 def plain_name(name: str) -> str:
     """Reduce a GPU's name to small letters and digits, so that different spellings can be compared."""
-    # Other letters go first: the database and Python disagree about the small form of some of them.
+    # Other letters are removed first: what their small form is depends on the locale of the database.
     return re.sub(r"[^A-Za-z0-9]", "", name).lower()
 
 
