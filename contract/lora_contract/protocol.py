@@ -42,6 +42,7 @@ from lora_contract.bounds import (
     StepReached,
     spread,
 )  # fmt: skip
+from lora_contract.error_codes import ErrorCode
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.object_names import is_storable
 from lora_contract.words import joined
@@ -94,79 +95,6 @@ STAGE_PROGRESS: dict[Stage, float] = {
     Stage.COMPLETED: 100,
 }
 """The percentage at which each stage begins. Training takes the range from 25 to 95."""
-
-
-class Fault(StrEnum):
-    """The kind of a failure, which decides whether and how often the run is retried."""
-
-    PERMANENT = "permanent"
-    """Caused by the job itself: a retry would fail in the same way, so there is none."""
-    TRANSIENT = "transient"
-    """Temporary: retried with backoff, and counted against the job's attempts."""
-    INFRASTRUCTURE = "infrastructure"
-    """Caused by the GPU cloud (preemption, a lost machine) or by our own services: retried, with a separate limit."""
-
-
-class ErrorCode(StrEnum):
-    """Why a trainer ended without an artifact. `FAULTS` gives the kind of each failure."""
-
-    REQUEST_INVALID = "request_invalid"
-    HYPERPARAMETERS_INVALID = "hyperparameters_invalid"
-    DATASET_UNREACHABLE = "dataset_unreachable"
-    DATASET_CHANGED = "dataset_changed"
-    DATASET_INVALID = "dataset_invalid"
-    BASE_MODEL_UNKNOWN = "base_model_unknown"
-    BASE_MODEL_UNREACHABLE = "base_model_unreachable"
-    BASE_MODEL_MISMATCH = "base_model_mismatch"
-    DOES_NOT_FIT = "does_not_fit"
-    DISK_FULL = "disk_full"
-    OUT_OF_MEMORY = "out_of_memory"
-    LOSS_NOT_FINITE = "loss_not_finite"
-    NOTHING_LEARNED = "nothing_learned"
-    TIME_LIMIT = "time_limit"
-    CHANNEL_UNREACHABLE = "channel_unreachable"
-    UPLOAD_FAILED = "upload_failed"
-    STORAGE_REFUSED = "storage_refused"
-    ARTIFACT_TOO_LARGE = "artifact_too_large"
-    GRANT_MISSING = "grant_missing"
-    SUPERSEDED = "superseded"
-    CANCELLED = "cancelled"
-    INTERRUPTED = "interrupted"
-    CHILD_CRASHED = "child_crashed"
-    INTERNAL = "internal"
-
-
-FAULTS: dict[ErrorCode, Fault] = {
-    ErrorCode.REQUEST_INVALID: Fault.PERMANENT,
-    ErrorCode.HYPERPARAMETERS_INVALID: Fault.PERMANENT,
-    ErrorCode.DATASET_UNREACHABLE: Fault.TRANSIENT,
-    # The file was replaced between preflight and download. The preflight of the retry reads the new file.
-    ErrorCode.DATASET_CHANGED: Fault.TRANSIENT,
-    ErrorCode.DATASET_INVALID: Fault.PERMANENT,
-    ErrorCode.BASE_MODEL_UNKNOWN: Fault.PERMANENT,
-    ErrorCode.BASE_MODEL_UNREACHABLE: Fault.TRANSIENT,
-    ErrorCode.BASE_MODEL_MISMATCH: Fault.PERMANENT,
-    ErrorCode.DOES_NOT_FIT: Fault.PERMANENT,
-    ErrorCode.DISK_FULL: Fault.TRANSIENT,
-    ErrorCode.OUT_OF_MEMORY: Fault.PERMANENT,
-    ErrorCode.LOSS_NOT_FINITE: Fault.PERMANENT,
-    ErrorCode.NOTHING_LEARNED: Fault.PERMANENT,
-    ErrorCode.TIME_LIMIT: Fault.PERMANENT,
-    ErrorCode.CHANNEL_UNREACHABLE: Fault.TRANSIENT,
-    ErrorCode.UPLOAD_FAILED: Fault.TRANSIENT,
-    # The operator has to repair this. Meanwhile the adapter waits on the volume, and the worker launches no run that
-    # would cost money while the storage refuses uploads.
-    ErrorCode.STORAGE_REFUSED: Fault.INFRASTRUCTURE,
-    # A retry would write the same files.
-    ErrorCode.ARTIFACT_TOO_LARGE: Fault.PERMANENT,
-    # No worker was running to grant the upload. The next attempt publishes the finished adapter without training again.
-    ErrorCode.GRANT_MISSING: Fault.INFRASTRUCTURE,
-    ErrorCode.SUPERSEDED: Fault.INFRASTRUCTURE,
-    ErrorCode.CANCELLED: Fault.PERMANENT,
-    ErrorCode.INTERRUPTED: Fault.INFRASTRUCTURE,
-    ErrorCode.CHILD_CRASHED: Fault.TRANSIENT,
-    ErrorCode.INTERNAL: Fault.TRANSIENT,
-}
 
 
 def _check_path(path: str) -> str:

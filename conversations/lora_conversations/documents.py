@@ -32,7 +32,6 @@ _EDGE_CHARACTERS = 16
 """A syntax error this close to the end of the text may only mean that the rest has not arrived yet."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_decode_value = json.JSONDecoder().raw_decode
 
 
 class Frame(NamedTuple):

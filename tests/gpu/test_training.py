@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from lora_contract.protocol import ErrorCode
+from lora_contract.error_codes import ErrorCode
 from tests.integration.trainer.child import make_task, train
 
 pytestmark = pytest.mark.gpu

@@ -35,7 +35,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from lora_contract.protocol import ErrorCode, TrainerError
+from lora_contract.error_codes import ErrorCode
+from lora_contract.protocol import TrainerError
 
 
 class TrainingError(Exception):

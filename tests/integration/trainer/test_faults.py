@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lora_contract.protocol import ErrorCode
+from lora_contract.error_codes import ErrorCode
 from tests.integration.trainer.child import make_task, train
 
 pytestmark = pytest.mark.gpu_stack

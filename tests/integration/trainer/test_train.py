@@ -6,7 +6,8 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from lora_contract.protocol import ErrorCode, Stage
+from lora_contract.error_codes import ErrorCode
+from lora_contract.protocol import Stage
 from tests.integration.trainer.child import make_task, start, train
 
 pytestmark = pytest.mark.gpu_stack

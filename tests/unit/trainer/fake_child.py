@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from lora_contract.protocol import ErrorCode, FinalMetrics, Point, Progress, Stage, Summary, TrainerError
+from lora_contract.error_codes import ErrorCode
+from lora_contract.protocol import FinalMetrics, Point, Progress, Stage, Summary, TrainerError
 from lora_trainer.run.task import Outcome, Task
 
 _LONGER_THAN_ANY_TEST_SECONDS = 3600

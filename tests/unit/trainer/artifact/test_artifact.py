@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lora_contract.protocol import FAULTS, Fault
+from lora_contract.error_codes import FAULTS, Fault
 from lora_trainer.artifact.folder import check_weights
 from lora_trainer.errors import NothingLearnedError
 

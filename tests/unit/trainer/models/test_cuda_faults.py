@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from lora_contract.protocol import FAULTS, ErrorCode, Fault
+from lora_contract.error_codes import FAULTS, ErrorCode, Fault
 from lora_trainer.errors import BaseModelMismatchError, TrainingError
 from lora_trainer.models import loading as models
 from lora_trainer.models.bases import Base

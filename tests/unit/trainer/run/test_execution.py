@@ -9,7 +9,8 @@ import httpx
 import pytest
 import respx
 
-from lora_contract.protocol import ErrorCode, Manifest, Result
+from lora_contract.error_codes import ErrorCode
+from lora_contract.protocol import Manifest, Result
 from lora_trainer.handler import parse_request
 from lora_trainer.run.execution import Execution, fingerprint_of, stop_margin_seconds
 from lora_trainer.run.volume import JobFolder

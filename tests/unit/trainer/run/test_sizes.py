@@ -8,15 +8,14 @@ from decimal import Decimal
 import pytest
 
 from lora_contract.curve import Curve, manifest_points, thin_points
+from lora_contract.error_codes import FAULTS, Fault
 from lora_contract.protocol import (
-    FAULTS,
     MAX_FILES,
     MAX_HEARTBEAT_PROGRESS_BYTES,
     MAX_MANIFEST_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_UPLOAD_REQUEST_BYTES,
     ArtifactFile,
-    Fault,
     Manifest,
     Point,
     Progress,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lora_contract.protocol import FAULTS, ErrorCode, Fault, Stage
+from lora_contract.error_codes import FAULTS, ErrorCode, Fault
+from lora_contract.protocol import Stage
 from lora_worker.launchers.base import EndCause, LaunchState, Observation
 from lora_worker.runs.outcomes.failures import NEVER_READY, Failure
 from lora_worker.runs.steps.breakers import blame

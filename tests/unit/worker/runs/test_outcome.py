@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lora_contract.protocol import FAULTS, ErrorCode, Fault, Point
+from lora_contract.error_codes import FAULTS, ErrorCode, Fault
+from lora_contract.protocol import Point
 from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.launchers.base import EndCause, LaunchState, Observation
 from lora_worker.runs.outcomes.failures import OVER_TIME, Failure

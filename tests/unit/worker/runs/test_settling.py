@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from lora_contract.protocol import ErrorCode, Fault, Manifest, Point, Progress, Result, Stage, Summary, TrainerError
+from lora_contract.error_codes import ErrorCode, Fault
+from lora_contract.protocol import Manifest, Point, Progress, Result, Stage, Summary, TrainerError
 from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.launchers.base import LaunchState, Observation
 from lora_worker.runs.outcomes.failures import Failure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora_contract.protocol import FAULTS, ErrorCode, Fault
+from lora_contract.error_codes import FAULTS, ErrorCode, Fault
 
 
 @dataclass(frozen=True, slots=True)

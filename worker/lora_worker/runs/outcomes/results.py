@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lora_contract.protocol import Fault, Progress, Result, Stage
+from lora_contract.error_codes import Fault
+from lora_contract.protocol import Progress, Result, Stage
 from lora_worker.observability.telemetry import redact
 from lora_worker.runs.outcomes.failures import CRASHED, Failure
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_contract.protocol import Fault
+from lora_contract.error_codes import Fault
 from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.runs.outcomes.failures import Failure
 

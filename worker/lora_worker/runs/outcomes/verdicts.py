@@ -34,7 +34,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora_contract.protocol import FAULTS, ErrorCode, Result
+from lora_contract.error_codes import FAULTS, ErrorCode
+from lora_contract.protocol import Result
 from lora_worker.launchers.base import EndCause, LaunchState, Observation
 from lora_worker.runs.outcomes.failures import (
     ARTIFACT_MISSING,

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import structlog
 
-from lora_contract.protocol import STAGES, ErrorCode, Stage
+from lora_contract.error_codes import ErrorCode
+from lora_contract.protocol import STAGES, Stage
 from lora_worker.database.rows import parse_hyperparameters
 from lora_worker.errors import LeaseLostError, PreflightError
 from lora_worker.launchers.base import EndCause, LaunchState, Observation

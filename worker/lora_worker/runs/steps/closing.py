@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from lora_contract.crash_points import crash_point
-from lora_contract.protocol import Fault
+from lora_contract.error_codes import Fault
 from lora_worker.errors import LeaseLostError, ServiceError, ValueRefusedError
 from lora_worker.runs.rows import notices
 from lora_worker.runs.state.held_run import HeldRun

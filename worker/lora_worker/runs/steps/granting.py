@@ -8,8 +8,9 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from lora_contract.crash_points import crash_point
+from lora_contract.error_codes import Fault
 from lora_contract.grants import seal_urls
-from lora_contract.protocol import MANIFEST_NAME, ArtifactFile, Fault
+from lora_contract.protocol import MANIFEST_NAME, ArtifactFile
 from lora_worker.database.rows import places_of
 from lora_worker.errors import ServiceError
 from lora_worker.observability.telemetry import FAULTS_SEEN

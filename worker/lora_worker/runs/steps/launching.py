@@ -10,15 +10,8 @@ from typing import Any
 import structlog
 
 from lora_contract.crash_points import crash_point
-from lora_contract.protocol import (
-    Channel,
-    DatasetRef,
-    ErrorCode,
-    Fault,
-    Limits,
-    OutputRef,
-    Request,
-)
+from lora_contract.error_codes import ErrorCode, Fault
+from lora_contract.protocol import Channel, DatasetRef, Limits, OutputRef, Request
 from lora_worker.configuration.keys import public_fault, read_key
 from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.tokens import token_sha256

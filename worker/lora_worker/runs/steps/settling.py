@@ -13,7 +13,8 @@ import structlog
 
 from lora_contract.crash_points import crash_point
 from lora_contract.curve import format_log
-from lora_contract.protocol import LOG_NAME, ErrorCode, Fault, FinalMetrics, Manifest, Point, Summary
+from lora_contract.error_codes import ErrorCode, Fault
+from lora_contract.protocol import LOG_NAME, FinalMetrics, Manifest, Point, Summary
 from lora_worker.database.rows import Job
 from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.errors import ArtifactError, ServiceError, ServiceRefusedError, ServiceUnavailableError
