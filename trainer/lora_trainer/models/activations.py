@@ -1,8 +1,9 @@
-"""What the layers of a model keep of each token between their forward and backward passes, from their shapes.
+"""Counts the memory that a model's layers keep per token between the forward and the backward pass, from their shapes.
 
-Counted as the fused layers keep it (see `lora_trainer.models.fused`), in the precision of the GPU, two bytes a number:
-inputs of norms, of LoRA, of the MLP's products; queries, keys and values as attention sees them, and what it gives. A
-weight that is frozen keeps no input. Where LoRA has dropout, each layer keeps its own dropped input and a mask.
+It is counted for the fused layers (see `lora_trainer.models.fused`) in the GPU's precision, two bytes per number. Kept
+are the inputs of norms, of LoRA and of the MLP's products, and the queries, keys, values and results of attention. A
+frozen weight needs no input in the backward pass. If LoRA has dropout, each module keeps an input of its own, after
+dropout, and the dropout mask.
 """
 
 from __future__ import annotations
@@ -26,40 +27,46 @@ _ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 _GATED = ("gate_proj", "up_proj")
 _LINEAR_ATTENTION = ("in_proj_qkvz", "in_proj_ba")
 _LINEAR_ATTENTION_COPIES = 3
-"""A projection, its convolution, and what the chunked kernel makes of it."""
+"""Linear attention keeps a projection, its convolution, and a copy that the chunked kernel makes."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes for each token of a forward pass."""
+    """Bytes per token of a forward pass."""
 
     all_layers: int
-    """Kept by all layers together, where nothing is recomputed."""
+    """What all layers keep together if nothing is recomputed."""
     widest_layer: int
-    """Kept by the one layer that is recomputed at a time."""
-    coming_and_going: int
-    """Gradients within a layer that are there at once."""
+    """What the widest layer keeps; if layers are recomputed, only one is kept at a time."""
+    layer_gradients: int
+    """The gradients inside of one layer that exist at the same time."""
 
 
 def count_activations(
     model: PreTrainedModel, parameters: Hyperparameters, carriers: Collection[str], *, masked: bool
 ) -> Activations:
-    """Count them for a model on the meta device; `carriers` are the names of the layers with LoRA."""
+    """Count the activations of a model on the meta device.
+
+    `carriers` has the names of the modules that carry LoRA. `masked` says whether attention goes through SDPA with a
+    mask.
+    """
     layers: dict[str, int] = {}
     widest_product = 0
     for name, module in model.named_modules():
         if (layer := layer_of(name)) is None:
             continue
-        layers[layer] = layers.get(layer, 0) + _kept(model, name, module, parameters, name in carriers, masked=masked)
+        layers[layer] = layers.get(layer, 0) + _module_bytes(
+            model, name, module, parameters, carries_lora=name in carriers, masked=masked
+        )
         if isinstance(module, nn.Linear) and ".experts." not in name:
             widest_product = max(widest_product, module.out_features, module.in_features)
-    experts = _experts_kept(model)
+    experts = _experts_bytes(model)
     widest = max(layers.values(), default=0) + experts
     with_experts = sum(1 for layer in layers if _has_experts(model, layer)) if experts else 0
     return Activations(
         all_layers=sum(layers.values()) + with_experts * experts,
         widest_layer=widest,
-        coming_and_going=_BYTES * widest_product + experts,
+        layer_gradients=_BYTES * widest_product + experts,
     )
 
 
@@ -70,18 +77,26 @@ def layer_of(name: str) -> str | None:
     return None if at is None else ".".join(parts[: at + 1])
 
 
-def _kept(
-    model: PreTrainedModel, name: str, module: nn.Module, parameters: Hyperparameters, carries: bool, *, masked: bool
+def _module_bytes(
+    model: PreTrainedModel,
+    name: str,
+    module: nn.Module,
+    parameters: Hyperparameters,
+    *,
+    carries_lora: bool,
+    masked: bool,
 ) -> int:
+    """Bytes per token that one module keeps."""
     leaf = name.rsplit(".", 1)[-1]
     if type(module).__name__.endswith("Norm"):
-        return _norm_kept(model, leaf, module)
+        return _norm_bytes(model, leaf, module)
     if not isinstance(module, nn.Linear):
         return 0
-    return _BYTES * _linear_kept(model, leaf, module, masked=masked) + _lora_kept(leaf, module, parameters, carries)
+    lora_bytes = _lora_bytes(leaf, module, parameters) if carries_lora else 0
+    return _BYTES * _linear_numbers(model, leaf, module, masked=masked) + lora_bytes
 
 
-def _norm_kept(model: PreTrainedModel, leaf: str, norm: Any) -> int:
+def _norm_bytes(model: PreTrainedModel, leaf: str, norm: Any) -> int:
     from lora_trainer.models.fused import has_plain_norm
 
     width: int = norm.weight.numel()
@@ -93,8 +108,8 @@ def _norm_kept(model: PreTrainedModel, leaf: str, norm: Any) -> int:
     return width * (_BYTES if has_plain_norm(norm) else _FP32)
 
 
-def _linear_kept(model: PreTrainedModel, leaf: str, linear: nn.Linear, *, masked: bool) -> int:
-    """Numbers that are kept of what a linear layer gives or takes, for others than LoRA."""
+def _linear_numbers(model: PreTrainedModel, leaf: str, linear: nn.Linear, *, masked: bool) -> int:
+    """How many numbers per token are kept of a linear layer's input or output, apart from what LoRA keeps."""
     if leaf in {"k_proj", "v_proj"} and masked:
         text = model.config.get_text_config()
         return int(linear.out_features * (text.num_attention_heads // text.num_key_value_heads))
@@ -109,19 +124,18 @@ def _linear_kept(model: PreTrainedModel, leaf: str, linear: nn.Linear, *, masked
     return _LINEAR_ATTENTION_COPIES * linear.out_features if leaf in _LINEAR_ATTENTION else 0
 
 
-def _lora_kept(leaf: str, linear: nn.Linear, parameters: Hyperparameters, carries: bool) -> int:
-    if not carries:
-        return 0
+def _lora_bytes(leaf: str, linear: nn.Linear, parameters: Hyperparameters) -> int:
+    """Bytes per token that LoRA on this linear layer keeps: its input, and the product with matrix A."""
     inner = _BYTES * parameters.rank
     if parameters.dropout or parameters.use_dora:
         return inner + (_BYTES + _MASK) * linear.in_features
-    # Projections of the same input keep it once; what attention gives is kept by attention, too.
+    # Projections that share an input keep it once. The input of o_proj is attention's result, counted there.
     first = leaf in {"q_proj", "gate_proj", "in_proj_qkvz", "down_proj"}
     return inner + (_BYTES * linear.in_features if first else 0)
 
 
-def _experts_kept(model: PreTrainedModel) -> int:
-    """Of each token, by the experts that it is sent to: their gates and products, and what they give."""
+def _experts_bytes(model: PreTrainedModel) -> int:
+    """Bytes per token that the chosen experts of one layer keep: gates, products and results; and the router."""
     text = model.config.get_text_config()
     if not any(".experts" in name for name, _ in model.named_modules()):
         return 0

@@ -1,8 +1,8 @@
-"""Which implementation of attention a training uses, and one that keeps packed examples apart without a mask.
+"""Chooses the implementation of attention, and provides one that keeps packed examples apart without a mask.
 
-Examples that are packed into one row may not see each other. SDPA needs a mask of all tokens against all for that,
-which rules its fast kernels out and grows with the square of the row. `torch.nn.attention.varlen` takes the places
-where examples begin instead; TRL's collator gives them with every batch.
+Examples that are packed into one row must not see each other. For that, SDPA needs a mask of all tokens against all,
+with which it can't use its fast kernels, and whose memory grows with the square of the row's length. Instead,
+`torch.nn.attention.varlen` takes the positions at which the examples begin; TRL's collator gives them with each batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MASK_BYTES = 4
 
 
 def choose_attention(config: PretrainedConfig, hardware: Hardware, *, packed: bool) -> str:
-    """The implementation, as transformers calls it: the fastest that is right for these rows on this hardware."""
+    """The fastest implementation that is correct for these rows on this hardware; its name in transformers."""
     if not hardware.is_gpu or hardware.dtype is not torch.bfloat16:
         return SDPA
     if packed and not _has_sliding_window(config) and has_varlen():
@@ -39,12 +39,12 @@ def choose_attention(config: PretrainedConfig, hardware: Hardware, *, packed: bo
 
 
 def needs_mask(attention: str, *, packed: bool) -> bool:
-    """Whether each forward pass holds a mask of all its tokens against all."""
+    """Whether each forward pass needs a mask of all its tokens against all."""
     return packed and attention == SDPA
 
 
 def mask_bytes(attention: str, *, packed: bool, rows: int, row_tokens: int) -> int:
-    """What SDPA's mask takes: packed rows see all tokens of a pass, padded ones those of their own row."""
+    """The bytes of SDPA's mask: of all tokens of a pass if rows are packed, else of the tokens of each row."""
     if attention != SDPA:
         return 0
     if packed:
@@ -54,7 +54,7 @@ def mask_bytes(attention: str, *, packed: bool, rows: int, row_tokens: int) -> i
 
 @cache
 def has_varlen() -> bool:
-    """Whether this torch has attention over rows of several examples, causal and with a scale: 2.11 and newer."""
+    """Whether this torch has varlen attention with a causal window and a scale: 2.11 and newer have."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -84,12 +84,12 @@ def varlen_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each example of a packed row.
 
-    Shapes: query (1, heads, tokens, width), key and value the same with as many heads or fewer; `cu_seq_lens_q`
-    (examples + 1,) int32, where each example begins and the last one ends. Gives (1, tokens, heads, width).
-    Rows of one example each, without padding, go through SDPA.
+    Shapes: `query` is (1, heads, tokens, width), `key` and `value` are the same with as many heads or fewer.
+    `cu_seq_lens_q` is (examples + 1,) int32: where each example begins, and where the last one ends. The result is
+    (1, tokens, heads, width). Rows of one example each, without padding, go through SDPA.
 
     Raises:
-        ValueError: rows are padded; this implementation was chosen for rows that are not.
+        ValueError: the rows are padded, which this implementation can't handle.
     """
     if cu_seq_lens_q is None or max_length_q is None:
         if attention_mask is not None:
@@ -111,17 +111,17 @@ def _kernel(
 
     dtype = query.dtype
     query, key, value = (tensor.to(torch.bfloat16) for tensor in (query, key, value))
-    # Fewer key heads than query heads must be allowed by name since 2.12; before, they just are.
-    grouped: dict[str, Any] = {"enable_gqa": True} if _asks_for_grouping() else {}
+    # Since torch 2.12, fewer key heads than query heads must be allowed with `enable_gqa`. Before, they always were.
+    grouped: dict[str, Any] = {"enable_gqa": True} if _needs_enable_gqa() else {}
     mixed = varlen_attn(
         query, key, value, starts, starts, longest, longest, scale=scale, window_size=(-1, 0), **grouped
     )
-    assert isinstance(mixed, torch.Tensor)  # a tuple comes only where further results are asked for
+    assert isinstance(mixed, torch.Tensor)  # it is a tuple only if further results are asked for
     return mixed.to(dtype)
 
 
 @cache
-def _asks_for_grouping() -> bool:
+def _needs_enable_gqa() -> bool:
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" in inspect.signature(varlen_attn).parameters

@@ -1,7 +1,7 @@
-"""How much memory a training takes, from the model's configuration alone: before anything is loaded or paid.
+"""Computes how much GPU memory a training takes from the model's configuration alone, before anything is loaded.
 
-The model is built on the meta device, where weights have shapes and no bytes. Weights, constants,
-LoRA and optimizer are counted; what a pass keeps is counted from the shapes, see `lora_trainer.models.activations`.
+The model is built on torch's meta device, where weights have a shape but no memory. Weights, quantisation constants,
+LoRA and optimizer states are counted there. `lora_trainer.models.activations` counts what a forward pass keeps.
 """
 
 from __future__ import annotations
@@ -30,68 +30,76 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _BLOCK, _NESTED_BLOCK = 64, 256
+"""bitsandbytes keeps one constant per 64 weights, as a byte, and one fp32 number per 256 constants."""
 _STATE_BYTES = 16 * 4 + 4
-"""Of each quantised tensor: its table of 16 values and the offset of its constants."""
+"""Per quantised tensor: a table of 16 fp32 values, and the fp32 offset of its constants."""
 _NESTED_TABLE_BYTES = 256 * 4
 _LOGIT_TILE = (8192, 32768)
+"""Tokens and vocabulary entries for which the loss computes logits at a time."""
 _CONTEXT_BYTES = 1 << 30
-"""CUDA's own: context, kernels, workspaces."""
+"""What CUDA itself takes: context, kernels, workspaces."""
 _FRAGMENTATION = 0.05
-_SURROUNDINGS = "CUDA and fragmentation"
+_OVERHEAD = "CUDA and fragmentation"
 _CARDS_GB = (16, 24, 48, 80, 96, 141, 180)
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on the GPU by purpose; `weights` while loading and after, `training` on top of it."""
+    """How many bytes a training takes on the GPU, by purpose."""
 
     row_tokens: int
     micro_batch: int
+    """Rows per forward pass."""
     recompute: bool
-    """Whether the backward pass computes each layer again instead of keeping all that it needs of it."""
+    """Whether the backward pass computes each layer's activations again, instead of keeping them."""
     rank: int
     weights: dict[str, int]
+    """The base model's bytes, by purpose."""
     training: dict[str, int]
+    """The bytes that training takes in addition, by purpose."""
     loading_peak: int
+    """The most bytes that the GPU holds while the model is loaded."""
     trainable: int
+    """How many weights train."""
     checkpoint_bytes: int
-    """What the base model takes on the disk, in bf16."""
+    """The base model's bytes on the disk, in bf16."""
 
     @property
     def weight_bytes(self) -> int:
-        """The loaded base model."""
+        """The bytes of the loaded base model."""
         return sum(self.weights.values())
 
     @property
     def total(self) -> int:
-        """The most that the GPU holds at once while training."""
+        """The most bytes that the GPU holds while training."""
         return self.weight_bytes + sum(self.training.values())
 
     @property
     def allocated(self) -> int:
-        """The part of `total` that torch allocates as tensors: what `max_memory_allocated` shows."""
-        return self.total - self.training[_SURROUNDINGS]
+        """The part of `total` that torch allocates for tensors, as `torch.cuda.max_memory_allocated` reports it."""
+        return self.total - self.training[_OVERHEAD]
 
     @property
     def needed(self) -> int:
-        """The most that the GPU holds at any time, loading included."""
+        """The most bytes that the GPU holds at any time, including while loading."""
         return max(self.total, self.loading_peak)
 
     @property
     def adapter_bytes(self) -> int:
-        """The published adapter: bf16."""
+        """The bytes of the published adapter, in bf16."""
         return 2 * self.trainable
 
 
 class Planner:
-    """One model and one set of hyperparameters, counted once; plans for any number of rows.
+    """Plans the memory of one model with one set of hyperparameters, for any number of rows per forward pass.
 
-    `optimizer_bytes` is per trained weight; None: of the optimizer that a GPU would be given. `attention` is what
-    `lora_trainer.models.attention` chose for these rows.
+    The shapes are counted once, by the constructor. `row_tokens` is the number of tokens of the longest row,
+    `attention` the implementation that `choose_attention` chose, and `optimizer_bytes` the optimizer's bytes per
+    trained weight; None: those of the optimizer that is used on a GPU.
 
     Raises:
-        HyperparametersInvalidError: experts were asked for and can't be trained.
-        BaseModelUnknownError: no module can carry LoRA.
+        HyperparametersInvalidError: `target_experts` is set, but the experts can't be trained.
+        BaseModelUnknownError: the model has no module that can carry LoRA.
     """
 
     def __init__(
@@ -125,14 +133,16 @@ class Planner:
         self._vocabulary = config.get_text_config().vocab_size
         self._loading_peak = sum(self._weights.values()) + _loading_transient(model, dtype)
         self._checkpoint_bytes = 2 * sum(parameter.numel() for parameter in model.parameters())
-        self.may_keep = not (quantize and any(is_fused_expert(name, p) for name, p in model.named_parameters()))
-        """Whether the backward pass may do without recomputing: kept, 4-bit experts would be kept unpacked."""
+        self.can_keep_activations = not (
+            quantize and any(is_fused_expert(name, p) for name, p in model.named_parameters())
+        )
+        """False with 4-bit experts: without recomputing, all would be kept dequantised for the backward pass."""
 
     def plan(self, micro_batch: int, *, recompute: bool = True) -> MemoryPlan:
         """The plan for forward passes of `micro_batch` rows."""
         tokens = self._row_tokens * micro_batch
         kept = self._activations
-        layer = tokens * ((kept.widest_layer if recompute else 0) + kept.coming_and_going) + self._dequantised
+        layer = tokens * ((kept.widest_layer if recompute else 0) + kept.layer_gradients) + self._dequantised
         training = {
             "LoRA weights, fp32": 4 * self._trainable,
             "LoRA gradients, fp32": 4 * self._trainable,
@@ -140,12 +150,12 @@ class Planner:
             "layer inputs kept": self._inputs * tokens if recompute else 0,
             "activations kept": 0 if recompute else kept.all_layers * tokens,
             "one layer's backward pass": layer,
-            # The head's turn is before the layers': both are never there at once.
+            # The backward pass of the head ends before that of the layers begins, so only the larger one counts.
             "logits, beyond that": max(_logit_bytes(self._vocabulary, tokens) - layer, 0),
             "masks": mask_bytes(self._attention, packed=self._packed, rows=micro_batch, row_tokens=self._row_tokens),
         }
         subtotal = sum(self._weights.values()) + sum(training.values())
-        training[_SURROUNDINGS] = _CONTEXT_BYTES + int(_FRAGMENTATION * subtotal)
+        training[_OVERHEAD] = _CONTEXT_BYTES + int(_FRAGMENTATION * subtotal)
         return MemoryPlan(
             row_tokens=self._row_tokens,
             micro_batch=micro_batch,
@@ -159,11 +169,12 @@ class Planner:
         )
 
     def fit(self, most_rows: int, gpu_bytes: int, *, recompute: bool | None = None) -> MemoryPlan:
-        """The fastest plan of at most `most_rows` rows that fits: without recomputing, then with as many rows as fit.
+        """The fastest plan with at most `most_rows` rows per forward pass that fits into `gpu_bytes`.
 
-        `recompute` leaves no choice, as after memory ran out. Where nothing fits, the smallest plan.
+        A plan without recomputing is preferred to one with it, and then one with more rows. `recompute=True` allows
+        only plans with it, for a training whose memory ran out without. If no plan fits, the smallest is returned.
         """
-        choices = [True] if not self.may_keep or recompute else [False, True]
+        choices = [True] if not self.can_keep_activations or recompute else [False, True]
         for choice in choices:
             for rows in range(most_rows, 0, -1):
                 plan = self.plan(rows, recompute=choice)
@@ -175,15 +186,15 @@ class Planner:
 def plan_memory(
     config: PretrainedConfig, parameters: Hyperparameters, *, row_tokens: int, micro_batch: int, **options: Any
 ) -> MemoryPlan:
-    """The plan for one micro-batch of `micro_batch` rows, recomputing; `options` and exceptions are `Planner`'s."""
+    """The plan for forward passes of `micro_batch` rows with recomputing. Options and exceptions are `Planner`'s."""
     return Planner(config, parameters, row_tokens=row_tokens, **options).plan(micro_batch)
 
 
 def check_plan(plan: MemoryPlan, gpu_bytes: int, gpu_name: str) -> None:
-    """Refuse what can't fit.
+    """Refuse a training that does not fit the GPU. `gpu_bytes` is the memory that it may use.
 
     Raises:
-        DoesNotFitError: with the figures and the remedy.
+        DoesNotFitError: names the bytes needed, the bytes there are, and what to change.
     """
     needed = plan.needed
     if needed <= gpu_bytes:
@@ -198,7 +209,7 @@ def check_plan(plan: MemoryPlan, gpu_bytes: int, gpu_name: str) -> None:
 
 
 def format_plan(plan: MemoryPlan, *, gpu_name: str | None = None, gpu_bytes: int | None = None) -> str:
-    """The plan as a table for people."""
+    """The plan as a table to read. With `gpu_bytes` its last line says whether it fits `gpu_name`."""
     lines = [
         f"{counted(plan.micro_batch, 'row')} of {plan.row_tokens} tokens per forward pass, rank {plan.rank}, "
         f"activations {'recomputed' if plan.recompute else 'kept'}",
@@ -230,7 +241,7 @@ def _row(name: str, size: int) -> str:
 def plan_for_base(
     base_model: str, parameters: Hyperparameters, *, row_tokens: int, micro_batch: int, volume: Path
 ) -> MemoryPlan:
-    """The plan for a model by name; a well-known one is planned without asking the hub.
+    """The plan for a model by its name. Those in `lora_trainer.models.shapes` are planned without the hub.
 
     Raises:
         BaseModelError: the model can't be found or read.
@@ -241,7 +252,7 @@ def plan_for_base(
 
     config = known_config(base_model) or load_config(BaseModels(volume).find(base_model, parameters.base_revision))
     packing, _ = packing_decision(config.model_type, parameters.packing)
-    # An endpoint's GPU computes in bf16; what it can't do without a mask, it can't either with this base elsewhere.
+    # Plan for a GPU with bf16, which an endpoint has; the machine that makes the plan may have no GPU.
     attention = choose_attention(config, Hardware("cuda:0", torch.bfloat16), packed=packing)
     return plan_memory(
         config, parameters, row_tokens=row_tokens, micro_batch=micro_batch, attention=attention, packed=packing
@@ -249,6 +260,7 @@ def plan_for_base(
 
 
 def _weights(model: PreTrainedModel, dtype: torch.dtype, *, quantize: bool) -> dict[str, int]:
+    """The bytes of the base model's weights, by kind."""
     quantised = dict(_quantised(model)) if quantize else {}
     experts = [p for name, p in quantised.items() if is_fused_expert(name, p)]
     linear = [p for name, p in quantised.items() if not is_fused_expert(name, p)]
@@ -265,6 +277,7 @@ def _weights(model: PreTrainedModel, dtype: torch.dtype, *, quantize: bool) -> d
 
 
 def _quantised(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters that are loaded in 4 bits, with their names."""
     kept = high_precision_modules(model.config.model_type)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and not any(part in kept for part in name.split(".")):
@@ -277,17 +290,20 @@ def _packed_bytes(parameter: torch.Tensor) -> int:
 
 
 def _constant_bytes(parameter: torch.Tensor) -> int:
+    """The bytes of the constants with which one quantised parameter is dequantised."""
     blocks = math.ceil(parameter.numel() / _BLOCK)
     return blocks + 4 * math.ceil(blocks / _NESTED_BLOCK) + _STATE_BYTES
 
 
 def _trainable(carriers: dict[str, nn.Linear], parameters: Hyperparameters) -> int:
+    """How many weights LoRA on these modules trains."""
     modules = carriers.values()
     weights = sum(parameters.rank * (module.in_features + module.out_features) for module in modules)
     return weights + (sum(module.out_features for module in modules) if parameters.use_dora else 0)
 
 
 def _carriers(model: PreTrainedModel, parameters: Hyperparameters) -> Iterator[tuple[str, nn.Linear]]:
+    """The modules that carry LoRA, with their names."""
     targets = choose_targets(model, target_experts=parameters.target_experts).modules
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.endswith(tuple(f".{target}" for target in targets)):
@@ -299,6 +315,7 @@ def _layers(model: PreTrainedModel) -> int:
 
 
 def _largest_dequantised(model: PreTrainedModel, dtype: torch.dtype) -> int:
+    """The most bytes of dequantised weights that exist at the same time."""
     by_layer: dict[str | None, int] = {}
     linear = 0
     for name, parameter in _quantised(model):
@@ -307,17 +324,18 @@ def _largest_dequantised(model: PreTrainedModel, dtype: torch.dtype) -> int:
             by_layer[layer] = by_layer.get(layer, 0) + parameter.numel()
         else:
             linear = max(linear, parameter.numel())
-    # Of one layer after the other; the experts' once for the product, once more where it is wanted transposed.
+    # One layer at a time is dequantised. Experts count twice: their backward pass needs a transposed copy, too.
     return max([linear, *(2 * size for size in by_layer.values())]) * dtype.itemsize
 
 
 def _logit_bytes(vocabulary: int, tokens: int) -> int:
+    """The bytes of the logits that the loss holds at a time."""
     rows, columns = _LOGIT_TILE
     return 2 * min(tokens, rows) * min(vocabulary, columns)
 
 
 def _loading_transient(model: PreTrainedModel, dtype: torch.dtype) -> int:
-    """The largest parameter while it is merged: its pieces and the whole, before it is quantised."""
+    """The bytes of the largest parameter while it is loaded. Fused experts exist twice: as parts and merged."""
     experts = [p.numel() for name, p in _quantised(model) if is_fused_expert(name, p)]
     plain = max(p.numel() for name, p in model.named_parameters() if not is_fused_expert(name, p))
     return max([plain, *(2 * size for size in experts)]) * dtype.itemsize

@@ -1,4 +1,4 @@
-"""Shapes of the models that are trained most, so that a plan needs neither the hub nor its permission."""
+"""The shapes of the most popular base models, so that their memory can be planned without access to the hub."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             moe_intermediate_size=768,
         ),
     ),
-    # The library's defaults are this model.
+    # transformers' defaults for this architecture are this model.
     "Qwen/Qwen3-Next-80B-A3B-Instruct": ("qwen3_next", {}),
 }
-"""Name on the hub: architecture, and what differs from the architecture's defaults."""
+"""By the name on the hub: the architecture (`model_type`), and the values that differ from its defaults."""
 
 
 def known_config(name: str) -> PretrainedConfig | None:
-    """The configuration of a well-known model, as far as its memory goes."""
+    """The configuration of a model in `SHAPES`, complete enough to plan its memory; None for other models."""
     from transformers import AutoConfig
 
     if name not in SHAPES:
