@@ -12,7 +12,7 @@ import pytest
 from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.configuration.settings import Settings
 from lora_worker.database.functions import BreakersAnswer, QueueHealth, Stray
-from lora_worker.database.rows import Assignment, DatasetClaim, News
+from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News
 from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation
 from lora_worker.money.pricing import load_prices
 from lora_worker.runs import advance
@@ -50,7 +50,7 @@ class FakeQueue:
         self.calls.append("check_schema")
         if self.failing:
             raise self.failing
-        return 1
+        return 2
 
     async def publish_terms(self, terms: Mapping[str, Any]) -> bool:
         return False
@@ -58,7 +58,7 @@ class FakeQueue:
     async def report_worker(self, report: Mapping[str, Any]) -> None:
         self.reports.append(dict(report))
 
-    async def adopt(self, max_runs: int) -> list[Assignment]:
+    async def adopt(self, max_runs: int, launcher: str) -> list[Assignment]:
         self.calls.append("adopt")
         return self._hand_out(self.to_adopt, max_runs)
 
@@ -75,9 +75,11 @@ class FakeQueue:
     async def claim_dataset(self) -> DatasetClaim | None:
         return None
 
-    async def renew(self, leases: Iterable[tuple[UUID, UUID]]) -> list[News]:
+    async def renew(self, leases: Iterable[Lease]) -> list[News]:
         self.calls.append("renew")
-        return [News(run_id=run, held=run not in self.lost, external_job_id="ext") for run, _ in leases]
+        return [
+            News(run_id=lease.run_id, held=lease.run_id not in self.lost, external_job_id="ext") for lease in leases
+        ]
 
     async def record_progress(self, reports: list[dict[str, Any]]) -> dict[UUID, bool]:
         self.calls.append(f"record_progress {len(reports)}")

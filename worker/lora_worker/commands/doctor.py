@@ -31,7 +31,7 @@ from lora_worker.storage.objects import PROBE_NAME
 _TABLES = (
     *("datasets", "training_jobs", "metrics_points", "model_artifacts", "cost_records", "notifications"),
     *("training_runs", "training_launches", "dataset_validations", "training_terms"),
-    *("training_workers", "training_waiting_users"),
+    *("training_workers", "training_waiting_users", "training_progress"),
     *("training_endpoints", "training_breakers", "training_holds"),
 )
 

@@ -19,7 +19,7 @@ from tenacity.wait import wait_base
 from lora_worker.database import functions
 from lora_worker.database.functions import Function, T
 from lora_worker.database.rest import MEND, SERVICE, Rest
-from lora_worker.database.rows import Assignment, DatasetClaim, News, parse_assignment, parse_news, places_of
+from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News, parse_assignment, parse_news, places_of
 from lora_worker.errors import SchemaMismatchError, ServiceUnavailableError
 
 SCHEMA_VERSIONS = frozenset({functions.SCHEMA_VERSION})
@@ -145,29 +145,31 @@ class DatabaseCalls:
         )
         return _readable(parse_assignment, rows)
 
-    async def adopt(self, max_runs: int) -> list[Assignment]:
-        """Take over at most `max_runs` live runs whose lease has expired."""
+    async def adopt(self, max_runs: int, launcher: str) -> list[Assignment]:
+        """Take over at most `max_runs` live runs whose lease has expired, and that no other launcher has started."""
         rows = await self._call(
             functions.ADOPT_TRAINING_RUNS,
             attempts=1,
             worker=self.worker,
             max_runs=max_runs,
             lease_seconds=self.lease_seconds,
+            launcher=launcher,
         )
         return _readable(parse_assignment, rows)
 
-    async def renew(self, leases: Iterable[tuple[UUID, UUID]]) -> list[News]:
-        """Renew leases, given as (run id, lease token), and return the news about these runs.
-
-        A run whose news can't be parsed is left out.
+    async def renew(self, leases: Iterable[Lease]) -> list[News]:
+        """Renew leases and return the news about these runs. A run whose news can't be parsed is left out.
 
         Raises:
             ServiceUnavailableError: the answer contains no news about any of the runs.
         """
-        asked = dict(leases)
+        asked = {lease.run_id: lease for lease in leases}
         rows = await self._call(
             functions.RENEW_TRAINING_RUNS,
-            leases=[{"run_id": run, "lease_token": token} for run, token in asked.items()],
+            leases=[
+                {"run_id": run, "lease_token": lease.token, "progress_number": lease.progress_number}
+                for run, lease in asked.items()
+            ],
             lease_seconds=self.lease_seconds,
         )
         news = [found for found in _readable(parse_news, rows) if found.run_id in asked]

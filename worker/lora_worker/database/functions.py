@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """What `worker_schema_version()` answers once every migration of this release is applied."""
 
 Row = dict[str, Any]
@@ -236,9 +236,13 @@ CLAIM_TRAINING_JOBS = _function(
     {"worker": "doctor", "max_jobs": "0", "lease_seconds": "60", "max_per_user": "0"},
 )
 ADOPT_TRAINING_RUNS = _function(
-    "adopt_training_runs", TypeAdapter(list[Row]), {"worker": "doctor", "max_runs": "0", "lease_seconds": "60"}
+    "adopt_training_runs_2",
+    TypeAdapter(list[Row]),
+    {"worker": "doctor", "max_runs": "0", "lease_seconds": "60", "launcher": "doctor"},
 )
-RENEW_TRAINING_RUNS = _function("renew_training_runs", TypeAdapter(list[Row]), {"leases": "[]", "lease_seconds": "60"})
+RENEW_TRAINING_RUNS = _function(
+    "renew_training_runs_2", TypeAdapter(list[Row]), {"leases": "[]", "lease_seconds": "60"}
+)
 RELEASE_TRAINING_RUNS = _function("release_training_runs", TypeAdapter(int), {"worker": ""})
 BEGIN_HANDLING = _function("begin_handling", TypeAdapter(int | None), _LEASE)
 BEGIN_LAUNCH = _function(
@@ -279,6 +283,11 @@ QUEUE_HEALTH = _function("queue_health", TypeAdapter(QueueHealth))
 
 TRAINER_FUNCTIONS = (
     Function("check_in_run", TypeAdapter(Row), {"token": "", "external_job_id": "doctor", "execution_id": _NOBODY}),
+    Function(
+        "heartbeat_run",
+        TypeAdapter(Row),
+        {"token": "", "external_job_id": "doctor", "execution_id": _NOBODY, "progress": "{}"},
+    ),
     Function(
         "request_upload", TypeAdapter(Row), {"token": "", "execution_id": _NOBODY, "files": "[]", "renew": "false"}
     ),

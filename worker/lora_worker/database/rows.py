@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -146,6 +147,16 @@ class Assignment(BaseModel):
     """Why the rows of job or dataset can't be parsed, for the user. Most fields of the job are then unset."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write for a run, and what its holder has read of the run's reports."""
+
+    run_id: UUID
+    token: UUID
+    progress_number: int = 0
+    """The number of the trainer's report that was read last; 0 before the first."""
+
+
 class News(BaseModel):
     """What the database reports about a held run when its lease is renewed."""
 
@@ -167,6 +178,10 @@ class News(BaseModel):
     """Seconds since the run was first sent to a launcher."""
     upload_request: Any = None
     """The trainer's upload request as the container sent it; it is checked when it is answered."""
+    progress: Any = None
+    """The progress that came with the trainer's heartbeat, as the container sent it, where it is new to the worker."""
+    progress_number: int | None = None
+    """Counts the trainer's reports of progress; None where none is new."""
 
 
 def parse_assignment(row: dict[str, Any]) -> Assignment:

@@ -73,7 +73,7 @@ class HeldRuns:
             ServiceError: the database did not answer.
         """
         asked_at = self._services.clock()
-        adopted = await self._services.queue.adopt(_MAX_ADOPTED)
+        adopted = await self._services.queue.adopt(_MAX_ADOPTED, self._services.launcher.name)
         if adopted:
             crash_point("worker.adopt.after")
         ADOPTED.inc(len(adopted))
@@ -123,9 +123,7 @@ class HeldRuns:
             return RoundResult()
         asked_at = self._services.clock()
         renewed = 0
-        for news in await self._services.queue.renew(
-            [(run_id, held.assignment.run.lease_token) for run_id, held in runs.items()]
-        ):
+        for news in await self._services.queue.renew([held.lease for held in runs.values()]):
             held = runs[news.run_id]
             if self.held.get(news.run_id) is not held or held.settled_as is not None:
                 continue

@@ -36,7 +36,6 @@ from lora_worker.runs.state.events import (
     StopDecided,
 )
 from lora_worker.runs.state.held_run import HeldRun
-from lora_worker.runs.state.whereabouts import left_alone
 from lora_worker.runs.steps import launching, settling
 from lora_worker.runs.steps.claims import warn_of_contradiction
 from lora_worker.runs.steps.granting import answer
@@ -61,11 +60,7 @@ async def advance(held: HeldRun) -> None:
         answered = await answer(held, held.news.upload_request)
         if answered is not None:
             apply(held, answered)
-    obstacle = left_alone(held.assignment.run.launcher, held.services.launcher)
-    if obstacle:
-        _note_problem(held, obstacle)
-        apply(held, Reported(make_report(held, {})))
-    elif held.is_to_stop:
+    if held.is_to_stop:
         await _stop(held)
     elif held.news.external_job_id is not None:
         await _look(held, held.news.external_job_id)
@@ -145,7 +140,7 @@ async def _observe(held: HeldRun, external_job_id: str) -> Observation:
         held.whereabouts.unseen(external_job_id, held.news.endpoint, observed.observation),
         event="status unknown",
     )
-    if observed.progress is not None and held.progress is not None:
+    if held.progress is not None:
         warn_of_contradiction(held, held.progress)
     return observed.observation
 
@@ -205,8 +200,8 @@ async def _is_owner(held: HeldRun, external_job_id: str) -> bool:
     Another launch of the run may have checked in since the last renewal, and a worker that knew it may have cancelled
     this launch as a stray.
     """
-    run, asked_at = held.assignment.run, held.services.clock()
-    (news,) = await held.services.queue.renew([(run.id, run.lease_token)])
+    asked_at = held.services.clock()
+    (news,) = await held.services.queue.renew([held.lease])
     if news.settled_as:
         # This worker settled it in an earlier cycle, and the answer was lost on its way.
         apply(held, Settled(news.settled_as))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+from lora_worker.runs.outcomes.results import parse_progress
 from lora_worker.runs.outcomes.retries import patience_seconds
 from lora_worker.runs.rows.progress_entries import make_report
-from lora_worker.runs.rows.report_rows import latest
+from lora_worker.runs.rows.report_rows import merged
 from lora_worker.runs.state.events import (
     CycleBegun,
     CycleDone,
@@ -71,8 +72,16 @@ def _(_event: CycleFailed, held: HeldRun) -> None:
 def _(event: Renewed, held: HeldRun) -> None:
     # The database counts from when the request arrives, which is later: so the lease is trusted a little less long.
     held.trusted_until = event.asked_at + held.services.settings.lease_seconds
-    known = event.news.external_job_id or held.news.external_job_id
-    held.news = event.news.model_copy(update={"external_job_id": known})
+    reported = parse_progress(event.news.progress, run_id=held.run_id)
+    if reported is not None:
+        held.progress = merged(held.progress, reported)
+    known = {
+        "external_job_id": event.news.external_job_id or held.news.external_job_id,
+        "progress_number": event.news.progress_number or held.news.progress_number,
+        # It is read, and may be large.
+        "progress": None,
+    }
+    held.news = event.news.model_copy(update=known)
 
 
 @_write.register
@@ -90,7 +99,7 @@ def _(event: Observed, held: HeldRun) -> None:
     held.observation, held.whereabouts = event.observation, event.whereabouts
     held.measured_seconds = max(held.measured_seconds, event.observation.execution_seconds or 0.0)
     if event.progress is not None:
-        held.progress = latest(held.progress, event.progress)
+        held.progress = merged(held.progress, event.progress)
 
 
 @_write.register

@@ -26,7 +26,7 @@ TABLES = ("datasets", "training_jobs", "metrics_points", "model_artifacts", "cos
 OWN_TABLES = (
     *("training_runs", "training_launches", "dataset_validations", "training_terms"),
     *("training_workers", "training_waiting_users"),
-    *("training_endpoints", "training_breakers", "training_holds"),
+    *("training_endpoints", "training_breakers", "training_holds", "training_progress"),
 )
 
 _APPLICATION_SCHEMA = ROOT / "tests" / "data" / "application_schema.sql"
@@ -198,7 +198,8 @@ def test_no_function_is_open_to_all_between_two_files(postgres: Postgres) -> Non
         for name, text in migration_files():
             connection.execute(text.encode())
             can_call = connection.execute(_WHO_CAN_CALL).fetchall()
-            if name == migration_files()[-1][0]:
+            if name >= "20261123000020_open_functions.sql":
+                # From here on the listed functions are open, and each later file gives its own their rights.
                 assert len(can_call) > 30
             else:
                 assert can_call == [], name

@@ -13,7 +13,7 @@ import pytest
 from psycopg.types.json import Json
 
 from lora_worker.database.calls import DatabaseCalls
-from lora_worker.database.rows import parse_assignment
+from lora_worker.database.rows import Lease, parse_assignment
 from lora_worker.money.pricing import load_prices
 from lora_worker.money.terms import make_terms
 from sandbox.errors import SandboxError
@@ -237,11 +237,11 @@ async def test_two_workers_claim_good_and_unreadable_rows_through_rest(empty_sup
         claimed = [*await first.claim(5, None), *await second.claim(99, None)]
         assert [each.run.job_id for each in claimed] == jobs
         assert [each.unreadable is None for each in claimed] == [False] * len(POISON) + [True]
-        news = await first.renew([(each.run.id, each.run.lease_token) for each in claimed])
+        news = await first.renew([Lease(each.run.id, each.run.lease_token) for each in claimed])
         assert all(each.held for each in news)
         await first.release()
         # Live runs that other tests left in this project are adopted, too.
-        adopted = {each.run.job_id for each in await second.adopt(99)}
+        adopted = {each.run.job_id for each in await second.adopt(99, "runpod")}
         assert adopted & set(jobs) == set(jobs[:5])
 
 

@@ -85,6 +85,7 @@ def populated(db: Database) -> Iterator[World]:
         " values (%s, 'image', '', 'here', 'r', now())",
         job,
     )
+    db.rows("insert into training_progress (run_id, progress, bytes) select id, '{}', 2 from training_runs limit 1")
     yield World(db, owner, db.user(), job)
     db.close()
 

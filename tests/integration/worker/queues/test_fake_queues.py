@@ -12,7 +12,7 @@ import pytest
 
 from lora_worker.database.calls import SCHEMA_VERSIONS, DatabaseCalls
 from lora_worker.database.functions import QUEUE_HEALTH
-from lora_worker.database.rows import Assignment, DatasetClaim
+from lora_worker.database.rows import Assignment, DatasetClaim, Lease
 from sandbox.supabase.project import Project
 from tests import scripted
 from tests.database.rows import Database, report
@@ -84,8 +84,8 @@ def scene(request: pytest.FixtureRequest) -> Scene:
     return made
 
 
-def leases(assignments: list[Assignment]) -> list[tuple[UUID, UUID]]:
-    return [(each.run.id, each.run.lease_token) for each in assignments]
+def leases(assignments: list[Assignment]) -> list[Lease]:
+    return [Lease(each.run.id, each.run.lease_token) for each in assignments]
 
 
 def sent(assignment: Assignment) -> dict[str, Any]:
@@ -100,7 +100,7 @@ async def test_schema_version_is_known_to_this_worker(scene: Scene) -> None:
 async def test_empty_queue_returns_no_job(scene: Scene) -> None:
     queue = scene.queue
     assert await queue.claim(5, None) == []
-    assert await queue.adopt(5) == []
+    assert await queue.adopt(5, "runpod") == []
     assert await queue.renew([]) == []
     assert await queue.record_progress([]) == {}
     assert await queue.claim_dataset() is None
@@ -119,9 +119,9 @@ async def test_claim_returns_at_most_the_requested_jobs_each_once(scene: Scene) 
 
 async def test_adoption_returns_at_most_the_requested_runs_each_once(scene: Scene) -> None:
     scene.leave_runs(3)
-    first, second = await scene.queue.adopt(2), await scene.queue.adopt(2)
+    first, second = await scene.queue.adopt(2, "runpod"), await scene.queue.adopt(2, "runpod")
     assert (len(first), len(second)) == (2, 1)
-    assert await scene.queue.adopt(2) == []
+    assert await scene.queue.adopt(2, "runpod") == []
 
 
 async def test_renewal_reports_for_each_lease_whether_it_is_held(scene: Scene) -> None:
@@ -157,9 +157,9 @@ async def test_the_health_of_a_queue_has_the_documented_shape(scene: Scene) -> N
 async def test_run_on_a_base_without_a_breaker_may_launch(scene: Scene) -> None:
     scene.add_jobs(1)
     (claimed,) = await scene.queue.claim(1, None)
-    ((run_id, token),) = leases([claimed])
+    (lease,) = leases([claimed])
     passed = await scene.queue.pass_breakers(
-        run_id, token, base_model="org/base", endpoint="https://e.invalid/v2/e", look_again_seconds=300
+        lease.run_id, lease.token, base_model="org/base", endpoint="https://e.invalid/v2/e", look_again_seconds=300
     )
     assert passed["go"] is True
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from lora_worker.database.calls import DatabaseCalls
-from lora_worker.database.rows import Assignment, Dataset, parse_assignment
+from lora_worker.database.rows import Assignment, Dataset, Lease, parse_assignment
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import LaunchState
@@ -48,7 +48,7 @@ def queue_answering(rows: list[Row]) -> DatabaseCalls:
     return DatabaseCalls("http://database", "sb_secret_x", worker="w", lease_seconds=60, http=client)
 
 
-@pytest.mark.parametrize("take", [lambda queue: queue.claim(9, None), lambda queue: queue.adopt(9)])
+@pytest.mark.parametrize("take", [lambda queue: queue.claim(9, None), lambda queue: queue.adopt(9, "runpod")])
 @pytest.mark.parametrize(
     "broken",
     [
@@ -101,14 +101,14 @@ async def test_unreadable_run_does_not_block_others(capsys: pytest.CaptureFixtur
 async def test_unreadable_news_of_a_run_do_not_block_other_renewals() -> None:
     good: Row = {"run_id": str(uuid4()), "held": True}
     broken: Row = {"run_id": str(uuid4()), "held": True, "used_seconds": "long"}
-    news = await queue_answering([broken, good]).renew([(UUID(row["run_id"]), uuid4()) for row in (good, broken)])
+    news = await queue_answering([broken, good]).renew([Lease(UUID(row["run_id"]), uuid4()) for row in (good, broken)])
     assert [str(each.run_id) for each in news] == [good["run_id"]]
 
 
 @pytest.mark.parametrize("request_", [[1], {"path": "a"}, "a", [{"path": "a"}, None]])
 async def test_malformed_upload_request_does_not_block_the_renewal(request_: Any) -> None:
     row = {"run_id": str(uuid4()), "held": True, "upload_request": request_}
-    (news,) = await queue_answering([row]).renew([(UUID(row["run_id"]), uuid4())])
+    (news,) = await queue_answering([row]).renew([Lease(UUID(row["run_id"]), uuid4())])
     assert news.held
 
 

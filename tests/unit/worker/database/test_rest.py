@@ -18,6 +18,7 @@ from lora_worker.database import functions, rest
 from lora_worker.database.calls import DatabaseCalls
 from lora_worker.database.functions import SCHEMA_VERSION, schema_marker
 from lora_worker.database.rest import ANON, SERVICE_ROLE, explain
+from lora_worker.database.rows import Lease
 from lora_worker.errors import (
     SchemaCacheError,
     SchemaMismatchError,
@@ -201,8 +202,8 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "publish_training_terms": lambda q: q.publish_terms({}),
     "estimate_training_job": lambda q: q.estimate_job(ID),
     "claim_training_jobs": lambda q: q.claim(1, None),
-    "adopt_training_runs": lambda q: q.adopt(1),
-    "renew_training_runs": lambda q: q.renew([(ID, ID)]),
+    "adopt_training_runs_2": lambda q: q.adopt(1, "runpod"),
+    "renew_training_runs_2": lambda q: q.renew([Lease(ID, ID)]),
     "release_training_runs": lambda q: q.release(),
     "begin_handling": lambda q: q.begin_handling(ID, ID),
     "pass_breakers": lambda q: q.pass_breakers(ID, ID, base_model="b", endpoint="e", look_again_seconds=1),
@@ -254,8 +255,8 @@ async def test_answer_that_is_not_the_functions_counts_as_an_outage(function: st
         ("settle_run", "paused"),
         ("begin_launch", {"may_launch": "yes", "reason": None}),
         ("record_progress", [{"run_id": str(ID), "applied": 1}]),
-        ("renew_training_runs", []),
-        ("renew_training_runs", [{"run_id": str(OTHER_ID), "held": True}]),
+        ("renew_training_runs_2", []),
+        ("renew_training_runs_2", [{"run_id": str(OTHER_ID), "held": True}]),
         ("stray_launches", [{"run_id": str(ID)}]),
         ("queue_health", {"queued": "many"}),
     ],

@@ -172,7 +172,7 @@ async def test_cancelled_superseded_launch_does_not_end_the_run(
     holding, endings = watched(services, monkeypatch, LaunchState.CANCELLED, manifest=False)
 
     async def renew(leases: Any) -> list[News]:
-        return [News(run_id=run, held=True, external_job_id="winner") for run, _ in leases]
+        return [News(run_id=lease.run_id, held=True, external_job_id="winner") for lease in leases]
 
     monkeypatch.setattr(services.queue, "renew", renew)
     await advance.advance(holding)

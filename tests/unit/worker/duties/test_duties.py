@@ -98,7 +98,7 @@ async def test_claim_waits_while_adoption_fails(services: Services, monkeypatch:
     tries: list[int] = []
     daemon = Daemon(services)
 
-    async def adopt(max_runs: int) -> list[Any]:
+    async def adopt(max_runs: int, launcher: str) -> list[Any]:
         tries.append(max_runs)
         if len(tries) == 3:
             daemon.stop()

@@ -100,7 +100,7 @@ class LosesAnswers(FakeQueue):
                 settled_as="cancelled" if run in self.settled else None,
                 external_job_id="ext",
             )
-            for run, _ in leases
+            for run in (lease.run_id for lease in leases)
         ]
 
 

@@ -117,7 +117,7 @@ async def test_schema_change_during_a_pass_ends_it_with_a_sentence(
     async def renew(leases: Any) -> list[News]:
         if begun.is_set():
             raise SchemaMismatchError("db", "run migrate")
-        return [News(run_id=run, held=True, external_job_id="ext") for run, _ in leases]
+        return [News(run_id=lease.run_id, held=True, external_job_id="ext") for lease in leases]
 
     advance_by(monkeypatch, wait_for_ever)
     monkeypatch.setattr(queue, "renew", renew)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_contract.curve import thin_points
-from lora_contract.protocol import Point, Progress, Stage
+from lora_contract.protocol import MAX_POINTS, Point, Progress, Stage
 from lora_worker.launchers.base import LaunchState
 from lora_worker.runs.rows.report_rows import (
-    latest,
+    merged,
     partial_columns,
     point_row,
     point_rows,
@@ -83,9 +83,31 @@ def test_impossible_time_estimate_is_left_out(eta: float | None) -> None:
 
 def test_late_report_does_not_lower_progress() -> None:
     ahead, behind = progress(current_step=9), progress(current_step=3)
-    assert latest(ahead, behind) is ahead
-    assert latest(behind, ahead) is ahead
-    assert latest(ahead, progress(stage=Stage.SETUP, progress=1)) is ahead
+    assert merged(ahead, behind) is ahead
+    assert merged(behind, ahead) is ahead
+    assert merged(ahead, progress(stage=Stage.SETUP, progress=1)) is ahead
+
+
+def points_of(steps: range, loss: float) -> list[Point]:
+    return [Point(step=step, epoch=1, training_loss=loss) for step in steps]
+
+
+def test_points_of_two_reports_are_merged_by_step() -> None:
+    whole = progress(current_step=9, points=points_of(range(1, 10), 2.0))
+    tail = progress(current_step=12, points=points_of(range(8, 13), 1.0))
+    for both in (merged(whole, tail), merged(tail, whole)):
+        assert both.current_step == 12
+        assert [(point.step, point.training_loss) for point in both.points] == [
+            *((step, 2.0) for step in range(1, 8)),
+            *((step, 1.0) for step in range(8, 13)),
+        ]
+
+
+def test_merged_points_stay_bounded_whatever_is_reported() -> None:
+    known = None
+    for start in range(0, 40_000, 5_000):
+        known = merged(known, progress(current_step=start, points=points_of(range(start, start + 5_000), 1.0)))
+        assert len(known.points) <= MAX_POINTS
 
 
 @pytest.mark.fault(18)

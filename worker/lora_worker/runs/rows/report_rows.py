@@ -7,8 +7,9 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from lora_contract.bounds import spread
 from lora_contract.curve import thin_points
-from lora_contract.protocol import STAGES, FinalMetrics, Point, Progress, Summary
+from lora_contract.protocol import MAX_POINTS, STAGES, FinalMetrics, Point, Progress, Summary
 from lora_worker.launchers.base import LaunchState
 
 _METRIC_KEYS = ("training_loss", "validation_loss", "learning_rate", "throughput", "gpu_utilization")
@@ -141,9 +142,19 @@ def _epoch(epoch: float, total_epochs: int | None) -> int:
     return min(max(1, math.ceil(epoch)), total_epochs or sys.maxsize)
 
 
-def latest(before: Progress | None, after: Progress) -> Progress:
-    """The further of two reports, so that a report that comes late does not set the progress back."""
+def merged(before: Progress | None, after: Progress) -> Progress:
+    """The further of two reports, with the points of both: a report that comes late sets nothing back.
+
+    Reports come by two ways, through the launcher and with the trainer's heartbeats, and those hold the newest points
+    only. Where both have a point of the same step, the further report's counts.
+    """
     if before is None:
         return after
     order = (STAGES.index(after.stage), after.current_step, after.progress)
-    return before if order < (STAGES.index(before.stage), before.current_step, before.progress) else after
+    is_behind = order < (STAGES.index(before.stage), before.current_step, before.progress)
+    further, other = (before, after) if is_behind else (after, before)
+    if not other.points:
+        return further
+    by_step = {point.step: point for points in (other.points, further.points) for point in points}
+    points = spread([by_step[step] for step in sorted(by_step)], MAX_POINTS)
+    return further.model_copy(update={"points": points})

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from lora_contract.protocol import Progress
-from lora_worker.database.rows import Assignment, News
+from lora_worker.database.rows import Assignment, Lease, News
 from lora_worker.errors import LeaseLostError
 from lora_worker.launchers.base import LaunchRef, Observation
 from lora_worker.launchers.endpoints import EndpointView
@@ -163,6 +163,12 @@ class HeldRun:
             is_final=look is not None and look.ended and look.execution_seconds is not None,
         )
         return measured.seconds(claimed, patience=self.services.settings.lost_seconds)
+
+    @property
+    def lease(self) -> Lease:
+        """What is sent to renew this run's lease."""
+        run = self.assignment.run
+        return Lease(run.id, run.lease_token, self.news.progress_number or 0)
 
     def cost(self, seconds: float, *, fee: float = 0.0) -> float:
         """What the job has cost in USD, with so many GPU seconds of this run and a fee in USD."""
