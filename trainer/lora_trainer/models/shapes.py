@@ -8,36 +8,51 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-def _dense(hidden: int, intermediate: int, layers: int, heads: int, vocabulary: int, **more: Any) -> dict[str, Any]:
+def _dense(
+    *, hidden: int, intermediate: int, layers: int, heads: int, vocabulary: int, **others: Any
+) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "vocab_size": vocabulary,
-        **more,
+        **others,
     }
 
 
-_MISTRAL_7B = _dense(4096, 14336, 32, 32, 32768, num_key_value_heads=8, sliding_window=None)
+_MISTRAL_7B = _dense(
+    hidden=4096, intermediate=14336, layers=32, heads=32, vocabulary=32768, num_key_value_heads=8, sliding_window=None
+)
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistralai/Mistral-7B-Instruct-v0.2": ("mistral", {**_MISTRAL_7B, "vocab_size": 32000}),
     "mistralai/Mistral-7B-Instruct-v0.3": ("mistral", _MISTRAL_7B),
-    "meta-llama/Meta-Llama-3-8B-Instruct": ("llama", _dense(4096, 14336, 32, 32, 128256, num_key_value_heads=8)),
+    "meta-llama/Meta-Llama-3-8B-Instruct": (
+        "llama",
+        _dense(hidden=4096, intermediate=14336, layers=32, heads=32, vocabulary=128256, num_key_value_heads=8),
+    ),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": (
         "qwen2",
-        _dense(5120, 27648, 64, 40, 152064, num_key_value_heads=8),
+        _dense(hidden=5120, intermediate=27648, layers=64, heads=40, vocabulary=152064, num_key_value_heads=8),
     ),
-    "Qwen/Qwen2.5-7B-Instruct": ("qwen2", _dense(3584, 18944, 28, 28, 152064, num_key_value_heads=4)),
-    "Qwen/Qwen3-8B": ("qwen3", _dense(4096, 12288, 36, 32, 151936, num_key_value_heads=8, head_dim=128)),
+    "Qwen/Qwen2.5-7B-Instruct": (
+        "qwen2",
+        _dense(hidden=3584, intermediate=18944, layers=28, heads=28, vocabulary=152064, num_key_value_heads=4),
+    ),
+    "Qwen/Qwen3-8B": (
+        "qwen3",
+        _dense(
+            hidden=4096, intermediate=12288, layers=36, heads=32, vocabulary=151936, num_key_value_heads=8, head_dim=128
+        ),
+    ),
     "Qwen/Qwen3-30B-A3B-Instruct-2507": (
         "qwen3_moe",
         _dense(
-            2048,
-            6144,
-            48,
-            32,
-            151936,
+            hidden=2048,
+            intermediate=6144,
+            layers=48,
+            heads=32,
+            vocabulary=151936,
             num_key_value_heads=4,
             head_dim=128,
             num_experts=128,

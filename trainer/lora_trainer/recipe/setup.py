@@ -43,7 +43,7 @@ class TrainingSetup:
     micro_batch: int
     """Most rows of a forward pass."""
     recompute: bool
-    """Whether the backward pass computes each layer again instead of keeping all that it needs of it."""
+    """Whether the backward pass computes each layer's activations again, instead of keeping them."""
     trackers: list[str]
     """Experiment trackers that the training reports to, as transformers calls them."""
     notes: list[str]
@@ -74,7 +74,9 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         longest_held_out=max((len(row.input_ids) for row in data.validation), default=0),
     )
     attention = choose_attention(config, hardware, packed=shape.packed)
-    micro_batch, recompute = _plan_passes(task, config, shape, hardware, attention, gpu.name)
+    micro_batch, recompute = _plan_passes(
+        task, config=config, shape=shape, hardware=hardware, attention=attention, gpu_name=gpu.name
+    )
     trackers, tracker_notes = usable_trackers()
     return TrainingSetup(
         base=base,
@@ -94,9 +96,13 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
 
 
 def _plan_passes(
-    task: Task, config: PretrainedConfig, shape: BatchShape, hardware: Hardware, attention: str, gpu_name: str | None
+    task: Task, *, config: PretrainedConfig, shape: BatchShape, hardware: Hardware, attention: str, gpu_name: str | None
 ) -> tuple[int, bool]:
-    """Most rows of a forward pass, and whether the backward pass computes each layer again."""
+    """The most rows of a forward pass, and whether the backward pass computes each layer again.
+
+    Raises:
+        DoesNotFitError: even one row takes more memory than the GPU has free.
+    """
     masked = needs_mask(attention, packed=shape.packed)
     # TRL joins the packed rows of a forward pass into one row, and a mask takes memory in the square of its length.
     limit = 1 if masked else min(task.micro_batch or shape.rows_per_step, shape.rows_per_step)

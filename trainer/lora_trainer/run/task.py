@@ -42,9 +42,9 @@ class Task(BaseModel):
     volume: Path
     """The folder with the base models."""
     micro_batch: int | None = None
-    """Rows per forward pass; None: what the plan says fits."""
+    """The most rows per forward pass; None: as many as the memory plan allows."""
     recompute: bool | None = None
-    """Whether the backward pass computes each layer again, which saves memory; None: where the plan says it must."""
+    """Whether the backward pass computes activations again, which saves memory; None: if the memory plan needs it."""
     archive_name: str | None = None
     chart_points: int
     checkpoint_minutes: float
@@ -71,8 +71,9 @@ class Outcome(BaseModel):
     summary: Summary = Field(default_factory=Summary)
     points: list[Point] = Field(default_factory=list)
     next_micro_batch: int | None = None
-    """Set when memory ran out and another try is worth it: with as many rows, recomputing, or with fewer."""
+    """Set if memory ran out but may suffice for another try: with recomputing, or with fewer rows per forward pass."""
     next_recompute: bool | None = None
+    """Whether that try must recompute activations."""
 
     def write(self, folder: Path) -> None:
         """Write the outcome into `folder`, atomically."""
