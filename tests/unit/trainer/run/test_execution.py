@@ -1,75 +1,21 @@
+"""An execution of the trainer from its check-in to its published result, with a stand-in for the training process."""
+
 import asyncio
 import errno
 import json
 import signal
 import threading
-from pathlib import Path
 
 import httpx
 import pytest
-import respx
 
 from lora_contract.error_codes import ErrorCode
 from lora_contract.protocol import Manifest, Result
 from lora_trainer.handler import parse_request
-from lora_trainer.run.execution import Execution, fingerprint_of, stop_margin_seconds
+from lora_trainer.run.execution import fingerprint_of
 from lora_trainer.run.volume import JobFolder
-from lora_trainer.settings import Settings
-from tests.unit.trainer.project import TOKEN, FakeProject, request_input
-
-
-@pytest.fixture
-def project():
-    with respx.mock(assert_all_called=False) as router:
-        yield FakeProject(router)
-
-
-@pytest.fixture
-def settings(tmp_path, monkeypatch):
-    monkeypatch.setenv("FAKE_CHILD_NOTE", str(tmp_path / "note.json"))
-    monkeypatch.setenv("RUNPOD_AI_API_KEY", "secret-of-runpod")
-    return Settings(
-        child="tests.unit.trainer.fake_child",
-        volume=tmp_path / "volume",
-        heartbeat_seconds=0.05,
-        progress_seconds=0.01,
-        settle_seconds=0,
-        grace_seconds=20,
-        channel_patience_seconds=0.01,
-        grant_poll_seconds=0.01,
-    )
-
-
-class Run:
-    def __init__(self, settings: Settings, **changes):
-        self.posts: list[dict] = []
-        self.execution = Execution(parse_request(request_input(**changes)), "runpod-job-1", settings, self._send)
-        self.volume = settings.volume
-
-    async def _send(self, payload):
-        self.posts.append(payload)
-
-    async def result(self) -> Result:
-        return await self.execution.run()
-
-    def start(self) -> asyncio.Task:
-        return asyncio.create_task(self.execution.run())
-
-    async def until_file(self, name: str) -> Path:
-        while not (found := list(self.volume.glob(f"lora-jobs/job-1/*/{name}"))):
-            await asyncio.sleep(0.02)
-        return found[0]
-
-
-def child_note(tmp_path) -> dict:
-    return json.loads((tmp_path / "note.json").read_text())
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
+from tests.unit.trainer.project import TOKEN, request_input
+from tests.unit.trainer.run.executing import Run
 
 
 @pytest.mark.fault(31)
@@ -141,42 +87,6 @@ async def test_a_cancelled_job_is_not_started(project, settings, tmp_path):
     assert not (tmp_path / "note.json").exists()
 
 
-@pytest.mark.parametrize(("refusal", "status"), [("superseded", "superseded"), ("cancelled", "failed")])
-async def test_losing_the_fence_while_training_kills_the_child_at_once(
-    project, settings, monkeypatch, tmp_path, refusal, status
-):
-    monkeypatch.setenv("FAKE_CHILD", "ignore_sigterm")
-    run = Run(settings)
-    task = run.start()
-    await run.until_file("ready")
-    project.refusal = refusal
-    result = await task
-    assert result.status == status
-    assert not is_running(child_note(tmp_path)["pid"])
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        httpx.Response(200, html="<html>Just a moment</html>"),
-        httpx.Response(200, json={"may_train": False, "reason": "paused"}),
-        httpx.Response(503, json={"code": "PGRST002", "message": "no schema cache"}),
-    ],
-    ids=lambda answer: answer.text[:30],
-)
-async def test_unanswered_heartbeat_does_not_end_the_training(project, settings, monkeypatch, answer):
-    monkeypatch.setenv("FAKE_CHILD", "wait")
-    run = Run(settings)
-    task = run.start()
-    await run.until_file("ready")
-    project.refusal = "superseded"
-    project.check_in_answers = [answer] * 3
-    result = await task
-    # The fourth answer came from the function; the three before did not.
-    assert project.check_in_answers == []
-    assert result.status == "superseded"
-
-
 async def test_progress_goes_with_the_heartbeat_once_for_each_change(project, settings, monkeypatch):
     monkeypatch.setenv("FAKE_CHILD", "wait")
     run = Run(settings)
@@ -207,42 +117,6 @@ async def test_database_of_an_earlier_release_hears_the_heartbeats(project, sett
     project.refusal = "superseded"
     assert (await task).status == "superseded"
     assert project.heartbeats == []
-
-
-async def test_job_stop_lets_the_child_save_a_checkpoint_first(project, settings, monkeypatch, tmp_path):
-    monkeypatch.setenv("FAKE_CHILD", "wait")
-    run = Run(settings)
-    task = run.start()
-    await run.until_file("ready")
-    task.cancel()
-    await asyncio.sleep(0)
-    task.cancel()  # RunPod may repeat the signal
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert await run.until_file("saved")
-    assert not is_running(child_note(tmp_path)["pid"])
-
-
-async def test_sigterm_saves_a_checkpoint_and_blames_nobody(project, settings, monkeypatch):
-    monkeypatch.setenv("FAKE_CHILD", "wait")
-    run = Run(settings)
-    task = run.start()
-    await run.until_file("ready")
-    run.execution.stop.set()
-    result = await task
-    assert result.error.code is ErrorCode.INTERRUPTED
-    assert await run.until_file("saved")
-    assert [point.step for point in result.points] == [1, 2, 3]
-
-
-async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(project, settings, monkeypatch, tmp_path):
-    monkeypatch.setenv("FAKE_CHILD", "ignore_sigterm")
-    run = Run(settings.model_copy(update={"grace_seconds": 0.05}))
-    task = run.start()
-    await run.until_file("ready")
-    run.execution.stop.set()
-    assert (await task).error.code is ErrorCode.INTERRUPTED
-    assert not is_running(child_note(tmp_path)["pid"])
 
 
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "full"), OSError(errno.ESTALE, "stale"), FileNotFoundError()])
@@ -289,16 +163,6 @@ async def test_restarted_execution_continues_the_time_of_its_run(project, settin
     result = await asyncio.wait_for(Run(settings, limits={"max_seconds": 3600}).result(), 60)
     assert result.error.code is ErrorCode.TIME_LIMIT
     assert result.summary.execution_seconds >= 3600
-
-
-async def test_the_child_is_stopped_before_the_time_limit(project, settings, monkeypatch):
-    monkeypatch.setenv("FAKE_CHILD", "wait")
-    run = Run(settings, limits={"max_seconds": 3})
-    result = await run.result()
-    assert result.error.code is ErrorCode.TIME_LIMIT
-    assert await run.until_file("saved")
-    assert stop_margin_seconds(3, 60) == pytest.approx(0.3)
-    assert stop_margin_seconds(36_000, 60) == 90
 
 
 @pytest.mark.parametrize(
@@ -366,17 +230,6 @@ async def test_adapter_of_other_hyperparameters_is_not_reused(project, settings,
     changed = {"base_model": "tiny", "epochs": 2}
     assert (await Run(settings, hyperparameters=changed).result()).status == "completed"
     assert (tmp_path / "note.json").exists()
-
-
-async def test_run_stopped_while_waiting_for_a_grant_is_unpublished(project, settings, monkeypatch):
-    monkeypatch.setenv("FAKE_CHILD", "succeed")
-    project.grants_after = 10_000
-    run = Run(settings)
-    task = run.start()
-    while not project.requested:
-        await asyncio.sleep(0.02)
-    run.execution.stop.set()
-    assert (await task).status == "unpublished"
 
 
 @pytest.mark.parametrize(
