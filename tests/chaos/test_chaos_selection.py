@@ -55,7 +55,7 @@ def test_crash_at_a_commit_point_loses_and_doubles_nothing() -> None:
 
 
 @pytest.mark.parametrize("patterns", [["--faults", "429"], ["--points", "none"], ["--faults", "", "--points", ""]])
-def test_a_pattern_that_names_nothing_is_refused(patterns: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_pattern_without_a_match_is_refused(patterns: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse(patterns)
     assert ended.value.code == 2

@@ -10,14 +10,14 @@ from lora_trainer.run.gpu import GpuMonitor
 pytestmark = pytest.mark.gpu
 
 
-def test_the_gpu_that_trains_is_named_with_its_driver():
+def test_gpu_and_driver_are_reported():
     gpu = GpuMonitor(wanted=True)
     assert gpu.name == torch.cuda.get_device_name(0)
     assert gpu.driver.split(".")[0].isdigit()
     assert gpu.count >= 1
 
 
-def test_a_busy_gpu_is_seen_busy_and_its_memory_counted():
+def test_utilisation_and_memory_of_a_busy_gpu_are_reported():
     gpu = GpuMonitor(wanted=True)
     left = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     seen = []

@@ -38,7 +38,7 @@ def test_each_architecture_loads_as_planned_and_gives_finite_gradients(architect
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained)
 
 
-def test_a_base_in_full_precision_takes_what_its_weights_take(hardware):
+def test_unquantised_base_uses_the_memory_of_its_weights(hardware):
     model = load_random(scaled_config("llama"), hardware, quantize=False)
     weights = sum(p.numel() for p in model.parameters())
     assert {p.dtype for p in model.parameters()} == {hardware.dtype}

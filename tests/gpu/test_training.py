@@ -14,7 +14,7 @@ PARAMETERS = {"epochs": 2, "dropout": 0.1, "batch_size": 4, "max_length": 256}
 ROWS = {"packing": False, "merge_conversations": False, "batch_size": 4, "max_length": 128, "dropout": 0, "epochs": 1}
 
 
-def test_a_run_that_was_killed_goes_on_with_the_same_losses(tmp_path, tiny_model):
+def test_killed_run_resumes_with_the_same_losses(tmp_path, tiny_model):
     options = {"hyperparameters": PARAMETERS, "checkpoint_minutes": 1e-9}
     whole, _ = train(make_task(tmp_path / "whole", tiny_model, **options))
     assert whole.status == "trained", whole.error
@@ -30,7 +30,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_losses(tmp_path, tiny_model
     assert all(point.gpu_utilization is not None and point.gpu_memory_bytes for point in resumed.points)
 
 
-def test_memory_that_runs_out_halves_the_pass_and_the_training_goes_on(tmp_path, tiny_model):
+def test_out_of_memory_halves_the_micro_batch_and_resumes(tmp_path, tiny_model):
     task = make_task(tmp_path, tiny_model, hyperparameters=ROWS)
     first, _ = train(task, "tests.gpu.sabotaged", SABOTAGE="300")
     assert (first.status, first.error.code) == ("failed", ErrorCode.OUT_OF_MEMORY)
@@ -40,13 +40,13 @@ def test_memory_that_runs_out_halves_the_pass_and_the_training_goes_on(tmp_path,
     assert second.summary.resumed_from_step == 2
 
 
-def test_a_loss_that_is_no_number_stops_the_training(tmp_path, tiny_model):
+def test_nan_loss_stops_the_training(tmp_path, tiny_model):
     outcome, _ = train(make_task(tmp_path, tiny_model), "tests.integration.trainer.sabotaged", SABOTAGE="no_number:3")
     assert outcome.error.code is ErrorCode.LOSS_NOT_FINITE
     assert "at step 3" in outcome.error.message
 
 
-def test_a_training_learns_and_says_what_it_trained_on(tmp_path, tiny_model):
+def test_training_lowers_the_loss_and_reports_its_gpu(tmp_path, tiny_model):
     outcome, _ = train(make_task(tmp_path, tiny_model, hyperparameters={"epochs": 4}))
     assert outcome.status == "trained", outcome.error
     assert outcome.metrics.final_training_loss < outcome.metrics.first_training_loss

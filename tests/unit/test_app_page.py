@@ -17,7 +17,7 @@ REASON = re.compile(r"Not ours: \S.{20,}", re.DOTALL)
 MARKED = {test.mention: test.faults for test in all_tests() if test.faults}
 
 
-def test_each_fault_stands_on_the_page_once() -> None:
+def test_each_fault_is_listed_once() -> None:
     assert [int(number) for number, _ in LINES] == list(FAULTS)
 
 

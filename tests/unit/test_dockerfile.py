@@ -137,7 +137,7 @@ def test_docker_builds_both_images_where_docker_is_installed():
     assert set(re.findall(r"--target (\w+)", workflow)) == set(STAGES)
 
 
-def test_a_wheel_with_a_module_of_a_common_name_is_noticed(tmp_path):
+def test_wheel_with_a_common_module_name_is_detected(tmp_path):
     path = tmp_path / "lora_worker-0.1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         for name in ("lora_worker/sql/1.sql", "lora_worker-0.1.0.dist-info/METADATA", "trainer/__init__.py"):

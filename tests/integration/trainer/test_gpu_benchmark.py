@@ -10,7 +10,7 @@ from benchmarks.gpu.report import format_table
 pytestmark = pytest.mark.gpu_stack
 
 
-def test_the_parts_of_the_gpu_benchmark_run_one_by_one_into_one_report(tmp_path):
+def test_benchmark_parts_can_run_separately_into_one_report(tmp_path):
     report = tmp_path / "gpu-report.json"
     for part in ("qwen3-30b-nf4", "llama-trl"):
         assert main(["--tiny", "--steps", "1", "--report", str(report), part]) == 0

@@ -8,14 +8,7 @@ import pytest
 
 from sandbox.runpod.jobs import BadRequestError, Job, Jobs, Policy, Status, UnknownJobError
 from sandbox.runpod.ledger import Ledger, Outcome
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.scripted import Clock
 
 
 @pytest.fixture

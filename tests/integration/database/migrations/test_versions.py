@@ -49,7 +49,7 @@ def test_migrating_a_live_system_loses_no_job(stage: Stage) -> None:
     assert "Traceback" not in stage.log()
 
 
-def test_older_worker_goes_on_while_a_newer_schema_serves_it(stage: Stage, schema: psycopg.Connection) -> None:
+def test_older_worker_continues_while_the_newer_schema_supports_it(stage: Stage, schema: psycopg.Connection) -> None:
     started = stage.user.queue(max_steps=60)
     start_release(stage, f"{CURRENT}")
     stage.training(started, step=1)
@@ -61,9 +61,7 @@ def test_older_worker_goes_on_while_a_newer_schema_serves_it(stage: Stage, schem
     assert "has version" not in stage.log()
 
 
-def test_older_worker_stops_when_its_functions_go_and_a_newer_takes_over(
-    stage: Stage, schema: psycopg.Connection
-) -> None:
+def test_older_worker_stops_once_its_functions_are_dropped(stage: Stage, schema: psycopg.Connection) -> None:
     jobs = [stage.user.queue(max_steps=60) for _ in range(3)]
     older = start_release(stage, f"{CURRENT}")
     stage.training(jobs[0], step=1)

@@ -93,7 +93,7 @@ def test_what_autograd_keeps_is_what_the_plan_counts(name, dropout, monkeypatch)
     assert counted.widest_layer * LAYERS == counted.all_layers
 
 
-def test_keeping_everything_is_planned_against_recomputing_one_layer_at_a_time():
+def test_plan_compares_keeping_activations_with_recomputing_them():
     config = real_config("meta-llama/Meta-Llama-3-8B-Instruct")
     planner = Planner(config, Hyperparameters(), row_tokens=4096)
     kept, again = planner.plan(2, recompute=False), planner.plan(2, recompute=True)

@@ -63,7 +63,7 @@ def loss_and_gradient(model):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_packed_rows_learn_the_same_with_starts_as_with_a_mask(calls, recompute):
+def test_packed_rows_train_alike_with_start_positions_and_a_mask(calls, recompute):
     masked, started = model_with(SDPA), model_with(VARLEN)
     if recompute:
         started.gradient_checkpointing_enable({"use_reentrant": False})
@@ -75,14 +75,14 @@ def test_packed_rows_learn_the_same_with_starts_as_with_a_mask(calls, recompute)
     assert calls == [([0, 5, 6, 36, 48], 30)] * layers * (2 if recompute else 1)
 
 
-def test_a_row_of_one_example_needs_no_starts(calls):
+def test_row_of_one_example_needs_no_start_positions(calls):
     ids = torch.randint(2, 64, (2, 20))
     wanted = model_with(SDPA)(input_ids=ids).logits
     torch.testing.assert_close(model_with(VARLEN)(input_ids=ids).logits, wanted, atol=1e-5, rtol=1e-4)
     assert calls == []
 
 
-def test_padded_rows_are_refused_instead_of_seeing_their_padding():
+def test_padded_rows_are_refused():
     ids = torch.randint(2, 64, (2, 20))
     mask = torch.ones_like(ids)
     mask[1, 12:] = 0
@@ -103,7 +103,7 @@ def test_padded_rows_are_refused_instead_of_seeing_their_padding():
         (Hardware("cpu", torch.float32), True, None, True, SDPA),
     ],
 )
-def test_attention_is_the_fastest_that_is_right(monkeypatch, hardware, packed, sliding, flash, chosen):
+def test_fastest_correct_attention_is_chosen(monkeypatch, hardware, packed, sliding, flash, chosen):
     monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: flash)
     config = AutoConfig.for_model("mistral", sliding_window=sliding)
     assert choose_attention(config, hardware, packed=packed) == chosen

@@ -118,7 +118,7 @@ async def test_heartbeat_with_progress_is_one_call(stored: bool) -> None:
     ],
     ids=lambda response: f"{response.status_code} {response.text[:40]}",
 )
-async def test_heartbeat_counts_where_its_progress_is_not_taken(fault: httpx.Response) -> None:
+async def test_heartbeat_counts_even_if_its_progress_is_refused(fault: httpx.Response) -> None:
     answers = {"heartbeat_run": fault, "check_in_run": httpx.Response(200, json=ALIVE)}
     assert await heartbeat(answers) == (False, ["heartbeat_run", "check_in_run"])
 

@@ -87,7 +87,7 @@ async def test_a_cancelled_job_is_not_started(project, settings, tmp_path):
     assert not (tmp_path / "note.json").exists()
 
 
-async def test_progress_goes_with_the_heartbeat_once_for_each_change(project, settings, monkeypatch):
+async def test_heartbeat_carries_each_change_of_progress_once(project, settings, monkeypatch):
     monkeypatch.setenv("FAKE_CHILD", "wait")
     run = Run(settings)
     task = run.start()
@@ -105,7 +105,7 @@ async def test_progress_goes_with_the_heartbeat_once_for_each_change(project, se
     assert (await task).error.code is ErrorCode.INTERRUPTED
 
 
-async def test_database_of_an_earlier_release_hears_the_heartbeats(project, settings, monkeypatch):
+async def test_database_of_an_earlier_release_gets_plain_heartbeats(project, settings, monkeypatch):
     monkeypatch.setenv("FAKE_CHILD", "wait")
     project.heartbeat_fault = httpx.Response(404, json={"code": "PGRST202", "message": "Could not find the function"})
     run = Run(settings)

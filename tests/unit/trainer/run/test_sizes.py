@@ -163,7 +163,7 @@ def progress_with(points, **more):
     return Progress(run_id="r" * 36, stage=Stage.TRAINING, progress=50, current_step=10**9, points=points, **more)
 
 
-def test_heartbeat_holds_the_whole_chart_of_an_ordinary_run():
+def test_heartbeat_fits_the_whole_chart_of_an_ordinary_run():
     sent = fit_heartbeat(progress_with([long_point(step) for step in range(1, 101)], message="Fine."))
     assert [point["step"] for point in sent["points"]] == list(range(1, 101))
     assert "message" not in sent

@@ -329,7 +329,7 @@ async def test_missing_function_differs_from_a_stale_schema_cache(
         (503, {"message": "bad gateway"}, ServiceUnavailableError),
     ],
 )
-async def test_newer_schema_serves_this_worker_while_its_marker_is_there(
+async def test_newer_schema_is_accepted_while_it_has_this_versions_marker(
     status: int, body: Any, raised: type[ServiceError] | None
 ) -> None:
     async with httpx.AsyncClient() as http, respx.mock(base_url=URL) as api:
@@ -344,7 +344,7 @@ async def test_newer_schema_serves_this_worker_while_its_marker_is_there(
         assert asked.called
 
 
-async def test_older_schema_is_refused_with_the_command_that_helps() -> None:
+async def test_older_schema_is_refused_with_the_command_to_run() -> None:
     async with httpx.AsyncClient() as http, respx.mock(base_url=URL) as api:
         api.post("/rest/v1/rpc/worker_schema_version").respond(json=0)
         queue = DatabaseCalls(URL, "sb_secret_x", worker="w", lease_seconds=60, http=http)

@@ -55,7 +55,7 @@ def failing(error: Exception) -> Duty:
 @pytest.mark.parametrize(
     ("error", "meaning"), [pair for pair in MEANINGS if pair[1] is not Meaning.LOST], ids=lambda value: str(value)
 )
-async def test_failed_round_is_told_to_readiness_or_ends_the_worker(
+async def test_failed_round_makes_the_worker_unready_or_ends_it(
     services: Services, error: Exception, meaning: Meaning
 ) -> None:
     daemon = Daemon(services)
@@ -70,7 +70,7 @@ async def test_failed_round_is_told_to_readiness_or_ends_the_worker(
 
 
 @pytest.mark.parametrize(("error", "meaning"), MEANINGS, ids=lambda value: type(value).__name__)
-def test_fault_that_lasts_is_logged_once(services: Services, error: Exception, meaning: Meaning) -> None:
+def test_lasting_fault_is_logged_once(services: Services, error: Exception, meaning: Meaning) -> None:
     faults, work = Faults(services.repeats), run_work("run-1")
     with capture_logs() as logs:
         for _ in range(3):

@@ -18,6 +18,7 @@ from lora_worker.observability import health
 from lora_worker.observability.health import HealthServer
 from lora_worker.observability.readiness import Pulse, Readiness
 from tests.processes.waiting import PATIENCE_SECONDS
+from tests.scripted import Clock
 
 
 class Problems:
@@ -167,13 +168,6 @@ async def test_hung_event_loop_is_reported_as_unhealthy() -> None:
     assert get(server, "/healthz").status_code == 200
     beating.cancel()
     server.stop()
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

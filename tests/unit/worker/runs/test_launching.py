@@ -29,11 +29,11 @@ def test_launch_retries_back_off_up_to_ten_minutes(tries: int, seconds: float) -
     assert patience_seconds(30.0, tries) == seconds
 
 
-def test_a_long_doubt_is_waited_out_whole() -> None:
+def test_unconfirmed_launch_gets_its_whole_waiting_time() -> None:
     assert patience_seconds(3600.0, 1) == patience_seconds(3600.0, 2_000) == 3600
 
 
-def test_busy_launcher_is_left_alone_for_as_long_as_it_asks() -> None:
+def test_busy_launcher_is_not_called_before_its_retry_after() -> None:
     services = make_services()
     holding = HeldRun.take(services, assignment(None, status="claimed"), asked_at=services.clock())
     for _ in range(20):

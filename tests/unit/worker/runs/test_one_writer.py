@@ -98,12 +98,12 @@ def test_only_the_applying_module_changes_a_held_run(path: Path) -> None:
         "work.held.stopping = failure",
     ],
 )
-def test_every_way_to_change_a_held_run_is_found(code: str) -> None:
+def test_every_way_to_change_a_held_run_is_detected(code: str) -> None:
     assert writes(code) == {1}
 
 
 @pytest.mark.parametrize("code", ["self.token = token", "held.news.status", "news = held.news", "run(held.report)"])
-def test_reading_a_held_run_is_no_change(code: str) -> None:
+def test_reading_a_held_run_does_not_count_as_a_change(code: str) -> None:
     assert writes(code) == set()
 
 
