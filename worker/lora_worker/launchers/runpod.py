@@ -20,9 +20,9 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 from lora_contract.connections import why_unreachable
 from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.addresses import Addresses
-from lora_worker.launchers.answers import Answer, count_of, read_answer, read_observation, retry_after_seconds
 from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation, Policy
 from lora_worker.launchers.limits import CallLimit, PausedError
+from lora_worker.launchers.runpod_answers import Answer, count_of, read_answer, read_observation, retry_after_seconds
 from lora_worker.launchers.runpod_settings import MAX_POLICY_SECONDS, RunPodSettings
 
 _GUIDE = Guide(
