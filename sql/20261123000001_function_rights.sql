@@ -1,9 +1,11 @@
--- Who may call what. One project grants new functions to all roles and the next to none, the service's neither, so
--- each right is given by name. Functions that only other functions call are granted to nobody: they run as their owner.
+-- Rights to call the functions. Some projects grant every new function to all roles, others grant it to none, not
+-- even to the service role. So each right is granted by name here. A function that only other functions call is
+-- granted to nobody, since those run with the rights of its owner.
 
--- Takes the functions of this list from everybody, and with `open` gives each to those who call it. Each file that
--- makes functions ends by taking them, since files may be applied one by one and the next may fail; the last file opens
--- them, and drops this procedure. Functions of later migrations are not on the list: each gives its own rights by name.
+-- Revokes the functions of this list from all roles; with `open` it also grants each function to the roles that call
+-- it. Every file that creates functions ends with a call that only revokes: the files may be applied one by one, and
+-- a later one may fail. The last file grants, and drops this procedure. A later migration is not on this list: it
+-- revokes and grants its own functions by name.
 create or replace procedure public.training_set_function_rights(open boolean)
 language plpgsql set search_path = '' as $$
 declare
@@ -22,13 +24,13 @@ begin
         'stray_launches', 'close_launches', 'abandoned_uploads', 'estimate_training_job',
         'pass_breakers', 'note_endpoint', 'resume_training',
         'claim_dataset', 'renew_dataset_claim', 'put_off_dataset', 'settle_dataset']),
-      -- The trainer, with the publishable key: a run's token opens them.
+      -- The trainer, which has the publishable key. These functions check the run's token.
       ('anon, service_role', array['check_in_run', 'request_upload', 'upload_grant']),
-      -- Users, for what is theirs.
+      -- Signed-in users, for their own rows.
       ('authenticated, service_role', array['cancel_training_job', 'estimate_training_cost']),
-      -- Triggers call these, and run as whoever writes.
+      -- Triggers call these with the rights of whoever writes the row.
       ('anon, authenticated, service_role', array['training_is_ours', 'training_written_columns']),
-      -- Only other functions.
+      -- Only other functions call these.
       (null, array[
         'training_advanced', 'training_apply_report', 'training_assignment', 'training_bill_run', 'training_both_shapes',
         'training_breakers_worked', 'training_candidates', 'training_check_external_job_id',
@@ -44,7 +46,7 @@ begin
         'training_revise_points', 'training_run_of_token', 'training_spent_cost', 'training_store_points',
         'training_strays', 'training_text_fault', 'training_waiting_count', 'training_waiting_jobs',
         'training_write_job', 'training_write_points']),
-      -- Only triggers.
+      -- Only triggers call these.
       (null, array[
         'training_touch_updated_at', 'training_guard_job', 'training_guard_notification',
         'training_bound_row', 'training_complete_job', 'training_mark_waiting',

@@ -1,6 +1,5 @@
--- The application's tables, made only where they are missing. A database that has them keeps them as
--- they are, down to the last constraint: this file looks at each table by name and does nothing else.
--- Needs Postgres 15 or newer and Supabase's schema `auth`; no extension.
+-- Creates the application's tables where they are missing. A table that exists is not changed at all. Needs Postgres
+-- 15 or newer and Supabase's schema `auth`, and no extension.
 
 do $migration$
 declare
@@ -172,14 +171,14 @@ begin
   end if;
 
   foreach made_table in array made loop
-    -- By this comment a later migration knows whose table it is, and sql/down/ what it may take away again.
+    -- This comment tells later migrations and sql/down/ that the table was created here.
     execute format('comment on table public.%I is %L', made_table, 'Made by lora-worker');
     execute format('alter table public.%I enable row level security', made_table);
   end loop;
 end
 $migration$;
 
--- Keeps updated_at true on the tables above, where the application has no trigger of its own for it.
+-- Sets updated_at at each update of the tables above, unless the application has a trigger for that.
 create or replace function public.training_touch_updated_at() returns trigger
 language plpgsql set search_path = '' as $$
 begin
@@ -205,7 +204,7 @@ begin
 end
 $migration$;
 
--- The buckets, where Storage is there and they are not.
+-- Creates the buckets that are missing, if the database has Storage.
 do $migration$
 begin
   if to_regclass('storage.buckets') is not null then

@@ -1,14 +1,14 @@
--- JSON and text that users and containers write: read as it was meant, and only so much of it. A worker reads many
--- rows in one answer, so one that it can't read, or that fills its memory, would stop everybody's jobs.
+-- Reads JSON and text that users and containers write, within limits. A worker reads many rows in one answer, so a
+-- single row that it can't read, or that fills its memory, would stop the jobs of all users.
 
--- A jsonb argument as it was meant: the lightweight local Supabase encodes such arguments twice, and
--- what arrives then is a JSON string that holds the JSON. PostgREST's arguments pass unchanged.
+-- Returns a jsonb argument without a second encoding. The lightweight local Supabase encodes such arguments twice, so
+-- they arrive as a JSON string that contains the JSON. Arguments from PostgREST are returned unchanged.
 create or replace function public.training_decoded(argument jsonb) returns jsonb
 language sql immutable set search_path = '' as $$
   select case jsonb_typeof(argument) when 'string' then (argument #>> '{}')::jsonb else argument end
 $$;
 
--- A JSON number between two bounds; null for anything else.
+-- Returns a JSON number if it lies between two bounds, and null for any other value.
 create or replace function public.training_number(value jsonb, low numeric, high numeric)
 returns double precision
 language sql immutable set search_path = '' as $$
@@ -16,12 +16,13 @@ language sql immutable set search_path = '' as $$
               then (value #>> '{}')::double precision end
 $$;
 
--- Why a JSON value is not read, as the end of a sentence that begins with its column; null where nothing is wrong.
--- Each step is safe only after the ones before it: as text, nine bytes (1e131071) become 131,072.
+-- Returns why a JSON value is not read, as the end of a sentence that starts with the column's name; null if it can
+-- be read. The order of the checks matters: each one is safe only after those before it. For example, the nine bytes
+-- of 1e131071 become a text of 131,072 characters.
 create or replace function public.training_json_fault(value jsonb, most_bytes int) returns text
 language plpgsql immutable set search_path = '' as $$
 begin
-  -- As it is stored, which is looked up without reading it. Text of so many bytes is never stored in eight times as many.
+  -- The stored size is known without reading the value. Compression never makes text smaller than an eighth.
   if pg_column_size(value) > 8 * most_bytes then
     return format('is larger than %s KB', most_bytes / 1024);
   end if;
@@ -39,29 +40,29 @@ begin
 end
 $$;
 
--- The same for a text.
+-- Returns why a text is not read, like training_json_fault; null if it can be read.
 create or replace function public.training_text_fault(value text, most_bytes int) returns text
 language sql immutable set search_path = '' as $$
   select case when octet_length(value) > most_bytes then format('is longer than %s bytes', most_bytes) end
 $$;
 
--- What is wrong with columns, as one sentence without its full stop; null where nothing is. found is
--- {column: fault or null}.
+-- Joins the faults of columns to one sentence without a full stop; null if there is none. `found` is {column: fault
+-- or null}.
 create or replace function public.training_name_faults(found jsonb) returns text
 language sql immutable set search_path = '' as $$
   select string_agg(f.key || ' ' || f.value, ', ' order by f.key) from jsonb_each_text(found) f where f.value is not null
 $$;
 
--- Refuses what is too much in the columns that the worker reads, when a row is made or one of them is changed
--- through the API. Rows that are there already stay, whatever they hold: reading has bounds of its own, with
--- room for the keys that the worker adds.
+-- Rejects values that are too large in the columns that the worker reads, when a row is inserted or one of these
+-- columns is changed through the API. Existing rows are not checked: the functions that read them have their own
+-- limits, which are higher because the worker adds keys.
 create or replace function public.training_bound_row() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
   is_new boolean := tg_op = 'INSERT';
   found jsonb;
 begin
-  -- Also columns that nobody here reads make every write of the row slow.
+  -- Large values in other columns would make every later write of the row slow.
   if is_new and pg_column_size(new) > 262144 then
     raise exception using errcode = 'PT400', message = 'the row is larger than 256 KB', hint = 'leave something out';
   end if;

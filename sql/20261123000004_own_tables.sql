@@ -1,58 +1,58 @@
--- The tables of this schema's own: what the worker knows beyond the application's tables. The service's key may read
--- them and nobody else; they are written by the functions of the files that follow.
+-- The worker's own tables: what it knows in addition to the application's tables. Only the service role may read
+-- them; only the functions in the files that follow write them.
 
--- One attempt to train a job. There is no foreign key to training_jobs on purpose: when a user's
--- deletion takes the job with it, the run must stay, since somebody still has to stop its GPU.
+-- One attempt to train a job. It has no foreign key to training_jobs, because the run must stay when a user's
+-- deletion removes the job: the worker still has to stop its GPU.
 create table if not exists public.training_runs (
   id uuid primary key default gen_random_uuid(),
-  -- The table that the job is a row of. Ids are random: one names no job in both.
+  -- The table of the job. Job ids are random, so one id never exists in both tables.
   queue text not null default 'training_jobs' check (queue in ('training_jobs', 'pipeline_training_jobs')),
   job_id uuid not null,
   user_id uuid not null,
   attempt int not null check (attempt >= 1),
   status text not null default 'claimed'
     check (status in ('claimed', 'launched', 'running', 'succeeded', 'failed', 'cancelled', 'lost')),
-  -- The lease. `worker` is null after a clean release.
+  -- The lease. `worker` is null after a worker has released it.
   worker text,
   lease_token uuid not null default gen_random_uuid(),
   lease_expires_at timestamptz not null,
-  -- How many worker processes began the work on this run that could kill them (preflight, settling).
+  -- How many workers have started a step of this run that could crash them (preflight, settling).
   handlings int not null default 0,
-  -- The fence. external_job_id is the last launch's until somebody checks in, then the owner's.
+  -- The fence. external_job_id is that of the last launch until a trainer checks in, and then that trainer's.
   token_sha256 text unique,
   launcher text,
-  -- Where that launch was made: the endpoint's address, never a key.
+  -- The address of the endpoint where that launch was made. It never contains a key.
   endpoint text check (length(endpoint) <= 500),
   external_job_id text,
   execution_id uuid,
   former_execution_ids uuid[] not null default '{}',
   checked_in_at timestamptz,
   last_seen_at timestamptz,
-  -- Progress within this run; only ever grows.
+  -- Progress within this run. It never decreases.
   stage text,
   current_step int not null default 0,
   point_steps int[] not null default '{}',
-  -- Of the points that were stored last: the same ones, which come with each report, are not looked at again.
+  -- The md5 of the points that were stored last. Every report repeats them, and equal ones are skipped.
   points_md5 text,
-  -- What keeps the run from going on, for the operator.
+  -- Why the run makes no progress, for the operator.
   problem text,
-  -- What it is trained on; known once it may be launched.
+  -- The base model; known as soon as the run may be launched.
   base_model text check (length(base_model) <= 300),
-  -- What the run was last launched with, whatever becomes of the job's row since: the job's dataset_id,
-  -- hyperparameters and gpu_config, and the bill's gpu_type, gpu_count, price_per_hour and max_cost (USD, all runs
-  -- of the job together).
+  -- What the run was last launched with. It stays when the job's row changes later: the job's dataset_id,
+  -- hyperparameters and gpu_config, and for the bill gpu_type, gpu_count, price_per_hour and max_cost (USD, for all
+  -- runs of the job together).
   launched_with jsonb,
-  -- Publishing. upload_grant is sealed with the run's token: the row shows nobody a signed URL.
+  -- Publishing. upload_grant is encrypted with the run's token, so that nobody can read a signed URL in this row.
   upload_request jsonb,
   upload_grant text,
   upload_granted_at timestamptz,
-  -- The end.
+  -- How the run ended.
   fault text check (fault in ('permanent', 'transient', 'infrastructure')),
   error_code text,
   error_message text,
   next_attempt_at timestamptz,
   gpu_seconds numeric(12, 3),
-  -- The job's status when the run was settled, for a worker that never got the answer.
+  -- The job's status after the run was settled. A worker that lost the answer of its call reads it here.
   settled_as text,
   created_at timestamptz not null default now(),
   launched_at timestamptz,
@@ -60,34 +60,36 @@ create table if not exists public.training_runs (
   unique (job_id, attempt)
 );
 
--- Every POST to a launcher that may have been accepted. RunPod has no idempotency key, so a run can
--- have several; the fence lets one train, and this table is how the others are found and stopped.
+-- One row for every request to a launcher that may have been accepted. RunPod has no idempotency key, so a run can
+-- have several launches. The fence lets only one of them train; the worker finds and stops the others through this
+-- table.
 create table if not exists public.training_launches (
   id bigint generated always as identity primary key,
   run_id uuid not null references public.training_runs (id) on delete cascade,
   launcher text not null,
-  -- Where it was sent: it is polled, cancelled and billed there, whatever the settings say later.
+  -- The endpoint of the launch. It is polled, cancelled and billed there, also after the setting has changed.
   endpoint text check (length(endpoint) <= 500),
   external_job_id text unique,
   posted_at timestamptz not null default now(),
-  -- When a worker last asked for it as a stray: those that were never asked for come first, then the longest ago.
+  -- When a worker last asked the launcher about it as a stray. Those with the oldest time are next.
   looked_at timestamptz,
   ended_at timestamptz,
   gpu_seconds numeric(12, 3)
 );
 
--- Users that may have a waiting job. The rows of the newer queue without a user_id stand under the zero id.
+-- Users that may have waiting jobs. Jobs of the newer queue without a user_id are under the zero uuid.
 create table if not exists public.training_waiting_users (
   user_id uuid primary key,
-  -- No job of the user that waits is older, in either queue.
+  -- No waiting job of the user is older than this, in both queues.
   waits_since timestamptz not null,
-  -- No live run of the user is older.
+  -- No live run of the user is older than this.
   lives_since timestamptz not null default '-infinity',
-  -- When the two were last brought up to date.
+  -- When both times were last brought up to date.
   looked_at timestamptz not null default '-infinity'
 );
 
--- The endpoints as workers saw them last: how long their workers have been starting in vain, and what is wrong there.
+-- The state of each endpoint as a worker last saw it: since when its machines have been starting without success, and
+-- what is wrong there.
 create table if not exists public.training_endpoints (
   launcher text not null check (length(launcher) <= 100),
   endpoint text not null check (length(endpoint) <= 500),
@@ -99,24 +101,24 @@ create table if not exists public.training_endpoints (
 
 create table if not exists public.training_breakers (
   kind text not null check (kind in ('base_model', 'image')),
-  -- The base model's name; empty for the image.
+  -- The name of the base model; empty for the image.
   name text not null check (length(name) <= 300),
   endpoint text not null check (length(endpoint) <= 500),
-  -- For whom it failed since it last worked; ten at most.
+  -- The users for whom it has failed since its last success, ten at most.
   user_ids uuid[] not null default '{}',
   error_code text,
   error_message text,
   failed_at timestamptz not null default now(),
-  -- Null while it holds nobody.
+  -- Null while the breaker is closed.
   opened_at timestamptz,
   times_opened int not null default 0,
-  -- From when on one job may try, and the run that does.
+  -- When one job may try again, and the run that tries.
   probe_at timestamptz,
   probe_run_id uuid,
   primary key (kind, name, endpoint)
 );
 
--- The jobs that were looked at and wait for a breaker. A claim passes them over until then.
+-- Jobs that wait for a breaker. Claims skip them until held_until.
 create table if not exists public.training_holds (
   job_id uuid primary key,
   kind text not null,
@@ -131,18 +133,18 @@ create table if not exists public.training_workers (
   version text,
   started_at timestamptz not null,
   seen_at timestamptz not null default now(),
-  -- How many runs it may hold, and how many it holds; how many live runs it allows a user (null: any number).
+  -- How many runs it may hold, how many it holds, and how many live runs it allows each user (null: no limit).
   slots int not null,
   held int not null,
   max_per_user int,
-  -- Why it does not do its work, as /readyz says it; null while it does.
+  -- Why it is not ready, with the text of /readyz; null if it is.
   problem text,
-  -- Whether it was one pass, as from cron, which has a name of its own and leaves one sign.
+  -- True for a single pass, for example from cron. Each pass has its own name and writes one row.
   single_pass boolean not null default false
 );
 
--- The worker's terms (worker/lora_worker/money/terms.py): prices, speeds, sizes, limits. One row; each worker writes it
--- when it starts, so the files in the worker stay the only place where the numbers are kept.
+-- The worker's terms (worker/lora_worker/money/terms.py): prices, speeds, sizes, limits. The table has one row. Each
+-- worker writes it when it starts, so the numbers are maintained only in the worker's files.
 create table if not exists public.training_terms (
   only_row boolean primary key default true check (only_row),
   document jsonb not null,
@@ -150,21 +152,21 @@ create table if not exists public.training_terms (
   written_at timestamptz not null default now()
 );
 
--- One row for each dataset that a worker reads, or has put off; it goes when the dataset is settled.
+-- One row for each dataset that a worker reads, or has put off. It is deleted when the dataset is settled.
 create table if not exists public.dataset_validations (
   dataset_id uuid primary key references public.datasets (id) on delete cascade,
   worker text not null,
   lease_token uuid not null default gen_random_uuid(),
   lease_expires_at timestamptz not null,
-  -- How many workers began to read it: a file that kills its reader must not go round for ever.
+  -- How many workers have started to read it. The limit stops a file that crashes every worker that reads it.
   attempts int not null default 1,
-  -- The dataset as it was claimed. The confirm route may be called again while we read.
+  -- The dataset's updated_at at the claim. It shows whether the dataset was changed while the worker read it.
   dataset_updated_at timestamptz
 );
 
--- Here and in the files that follow, what locks a table looks first whether there is anything to do.
--- `create index if not exists`, `create or replace trigger` and `enable row level security` do not: they wait
--- for every writer, and every writer behind them, on a database that has been migrated before.
+-- Here and in the files that follow, every statement that locks a table is executed only if it would change
+-- something. `create index if not exists`, `create or replace trigger` and `enable row level security` lock first: on
+-- a database that is already migrated they would wait for every writer, and later writers would wait for them.
 do $migration$
 declare
   own_table text;

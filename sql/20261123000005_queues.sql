@@ -1,9 +1,9 @@
--- The two queues as one. A job of the newer queue, `pipeline_training_jobs`, is read and written here in the
--- columns of `training_jobs`, so that everything else knows one kind of job. The table is the application's
--- own: where it is missing, nothing here looks for it, and every function answers as for an empty queue.
+-- Makes one queue of two. A job of the newer queue, `pipeline_training_jobs`, is read and written here in the columns
+-- of `training_jobs`, so that all other functions know one kind of job. That table belongs to the application: where
+-- it is missing, every function works as if it were empty.
 
--- Whose job a row of the newer queue is where its user_id is null: its maker's. The column came with a later
--- schema; where it is missing, the name below is the one of `absent`.
+-- Returns the creator of a job of the newer queue, who counts as its user if user_id is null. The column created_by
+-- was added by a later version of the application: where it is missing, the name below means that of `absent`.
 create or replace function public.training_pipeline_maker(job_id uuid) returns uuid
 language plpgsql stable set search_path = '' as $$
 #variable_conflict use_column
@@ -15,7 +15,7 @@ begin
 end
 $$;
 
--- How a job stands; null where there is none. A 'pending' job reads 'queued'.
+-- Returns a job's status; null if there is no such job. 'pending' is returned as 'queued'.
 create or replace function public.training_job_status(queue text, job_id uuid) returns text
 language plpgsql stable set search_path = '' as $$
 #variable_conflict use_column
@@ -31,9 +31,9 @@ begin
 end
 $$;
 
--- A job in the columns of training_jobs, but for what its user ordered; null where there is none. With `locked`
--- nobody else writes it until the transaction's end. No column of the application is read whole that a user can
--- fill without end.
+-- Returns a job in the columns of training_jobs, without hyperparameters and gpu_config; null if there is no such
+-- job. With `locked` the row stays locked until the end of the transaction. Columns that a user can fill without a
+-- limit are cut or left out.
 create or replace function public.training_job_row(queue text, job_id uuid, locked boolean default false)
 returns jsonb
 language plpgsql set search_path = '' as $$
@@ -94,9 +94,9 @@ begin
 end
 $$;
 
--- What the user of a job ordered: {hyperparameters, gpu_config, dataset_id, dataset_name, dataset_file_path,
--- unreadable}. `unreadable` says in words which columns are too much to be read, and is null where none is; these
--- columns are null then. There is more room than users have: the worker adds keys.
+-- Returns what a job's user asked for: {hyperparameters, gpu_config, dataset_id, dataset_name, dataset_file_path,
+-- unreadable}. `unreadable` names the columns that are too large to be read, in words; those columns are null then.
+-- The limits are higher than those for users, since the worker adds keys.
 create or replace function public.training_job_order(queue text, job_id uuid) returns jsonb
 language plpgsql stable set search_path = '' as $$
 #variable_conflict use_column
@@ -133,7 +133,7 @@ begin
 end
 $$;
 
--- A dataset as the worker reads it; null where there is none, `unreadable` as above.
+-- Returns a dataset as the worker reads it; null if there is none. `unreadable` is as above.
 create or replace function public.training_dataset_row(dataset_id uuid) returns jsonb
 language sql stable set search_path = '' as $$
   select jsonb_build_object(
@@ -147,8 +147,8 @@ language sql stable set search_path = '' as $$
     'format', left(d.format, 50),
     'file_size', d.file_size,
     'deleted_at', d.deleted_at,
-    -- Where somebody has taken the column away again, the name is that of the fallback. Not of to_jsonb(d): the row's
-    -- other columns may have any size.
+    -- Where the column was removed again, the name means that of `fallback`. to_jsonb(d) would read the whole row,
+    -- whose other columns may have any size.
     'error_message', case when d.status = 'error' then (
       select (select left(error_message, 500) from public.datasets own where own.id = d.id)
       from (select null::text as error_message) fallback) end,
@@ -159,8 +159,8 @@ language sql stable set search_path = '' as $$
   where d.id = training_dataset_row.dataset_id
 $$;
 
--- The dataset that training_job_order's answer means, if there is one: the one it names, or else that of its
--- owner which has the file it names.
+-- Returns the dataset that an answer of training_job_order means: the one that it names, else the owner's dataset
+-- with the file that it names; null if there is none.
 create or replace function public.training_order_dataset(ordered jsonb, user_id uuid) returns uuid
 language sql stable set search_path = '' as $$
   select coalesce(
@@ -169,12 +169,12 @@ language sql stable set search_path = '' as $$
      where d.storage_path = ordered->>'dataset_file_path' and d.user_id = training_order_dataset.user_id))
 $$;
 
--- How many more seconds a job may wait for its dataset: null where there is nothing to wait for, and 0 once it has
--- waited for a day. Then it is claimed all the same, and fails with a sentence.
+-- Returns for how many more seconds a job may wait for its dataset; null if it need not wait. After one day it is 0:
+-- then the job is claimed, and fails with a message.
 create or replace function public.training_dataset_patience(dataset_id uuid, queued_at timestamptz)
 returns double precision
 language sql stable set search_path = '' as $$
-  -- A row may say 'infinity', which no wait can be counted from.
+  -- A row may contain 'infinity', for which no waiting time can be computed.
   select case when isfinite(training_dataset_patience.queued_at)
               then greatest(86400 - extract(epoch from now() - training_dataset_patience.queued_at), 0) else 0 end
   from public.datasets d
@@ -182,7 +182,7 @@ language sql stable set search_path = '' as $$
     and d.deleted_at is null
 $$;
 
--- The same for a job of either queue, whose dataset was found by its id or by its file.
+-- Returns the same for a job of either queue, whose dataset was found by its id or by its file.
 create or replace function public.training_job_patience(queue text, job_id uuid, dataset_id uuid)
 returns double precision
 language plpgsql stable set search_path = '' as $$
@@ -200,8 +200,8 @@ begin
 end
 $$;
 
--- Changes of a job in the columns of the newer queue. A job that waits for its GPU is 'initializing' there:
--- it has no stage, and 'running' says that the trainer is at work.
+-- Returns changes of a job in the columns of the newer queue. A job that waits for its GPU is 'initializing' there,
+-- because that table has no stage, and its pages read 'running' as a training that has started.
 create or replace function public.training_pipeline_columns(changes jsonb) returns jsonb
 language sql immutable set search_path = '' as $$
   select coalesce((
@@ -215,7 +215,7 @@ language sql immutable set search_path = '' as $$
     || case when changes ? 'external_job_id'
          then jsonb_build_object('runpod_job_id', changes->'external_job_id') else '{}' end
     || jsonb_strip_nulls(jsonb_build_object(
-         -- greatest and least pass over a null.
+         -- greatest() and least() ignore null.
          'progress', case when changes->>'progress' is not null
                           then round(least(greatest((changes->>'progress')::numeric, 0), 100)) end,
          'actual_cost', coalesce(changes->>'final_cost', changes->>'current_cost')::numeric,
@@ -224,8 +224,8 @@ language sql immutable set search_path = '' as $$
          'tokens_per_second', changes->'current_metrics'->'throughput'))
 $$;
 
--- The columns of a job that the worker writes as it goes, in the table of its queue. While a job is the worker's,
--- nobody else changes them (training_keep_job).
+-- Returns the columns of a job that the worker writes while it works on the job, for the table of a queue. The
+-- trigger training_keep_job protects them from others.
 create or replace function public.training_written_columns(queue text) returns text[]
 language sql immutable set search_path = '' as $$
   select array['status', 'progress', 'current_epoch', 'current_step', 'total_steps', 'started_at', 'completed_at',
@@ -239,9 +239,9 @@ language sql immutable set search_path = '' as $$
            'actual_cost', 'runpod_job_id', 'adapter_file_path'] end
 $$;
 
--- Writes those columns of a job that `changes` names, in the columns of training_jobs; what the job's table
--- has no column for is passed over. A job that completed or failed is never written again: each update of a
--- completed row of the newer queue starts its deployment anew.
+-- Writes those columns of a job that `changes` contains, in the columns of training_jobs. Columns that the job's
+-- table does not have are ignored. A completed or failed job is never written again, since in the newer queue every
+-- update of a completed row starts its deployment again.
 create or replace function public.training_write_job(queue text, job_id uuid, changes jsonb) returns void
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
@@ -265,8 +265,8 @@ begin
 end
 $$;
 
--- Stores points that the job does not have yet, [{step, epoch, training_loss, ...}], in the form of its
--- queue. `replaces`: an earlier attempt's points from the first of these on are in the way.
+-- Stores points that the job does not have yet, [{step, epoch, training_loss, ...}], in the form of its queue. With
+-- `replaces`, it first deletes an earlier attempt's points from the first of these steps on.
 create or replace function public.training_write_points(queue text, job_id uuid, points jsonb, replaces boolean)
 returns void
 language plpgsql set search_path = '' as $$
@@ -286,7 +286,7 @@ begin
     from jsonb_array_elements(training_write_points.points) p
     order by (p->>'step')::int;
   elsif to_regclass('public.pipeline_training_metrics') is not null then
-    -- The application's evaluations write into this table too: theirs have another method.
+    -- The application's evaluations are in this table, too, with another measurement_method.
     delete from public.pipeline_training_metrics m
     where training_write_points.replaces and m.job_id = training_write_points.job_id
       and m.measurement_method = 'training_log' and m.step_number >= first_step;
@@ -307,8 +307,8 @@ begin
 end
 $$;
 
--- Brings what is stored of a curve up to these points: at the stored steps, validation losses that were not known
--- yet or that were carried on from an earlier step. `whole`: no point at any other step stays.
+-- Updates the stored points of a curve: adds validation losses that were not known before, and corrects those that
+-- were copied from an earlier step. With `whole`, it deletes points at all other steps.
 create or replace function public.training_revise_points(
   queue text, job_id uuid, stored int[], points jsonb, whole boolean
 ) returns void

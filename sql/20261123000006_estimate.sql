@@ -1,7 +1,7 @@
--- What a training will cost, for the application to ask before it queues one; and new jobs made whole
--- with the same numbers, so that every page can show them before any worker has seen them.
+-- Estimates what a training will cost, so that the application can show it before it inserts a job. New jobs are
+-- completed with the same numbers, so that every page can show them before a worker has seen the job.
 
--- Writes the terms; whether they are others than before.
+-- Stores the terms; returns whether they have changed.
 create or replace function public.publish_training_terms(document jsonb, worker text) returns boolean
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -15,7 +15,8 @@ begin
 end
 $$;
 
--- The terms' GPU that a name means: the longest of its names that is part of it; null for an unknown one.
+-- Returns the GPU of the terms that a name means: the one with the longest of its `names` that is contained in it;
+-- null if none is. find_gpu in worker/lora_worker/money/pricing.py does the same.
 create or replace function public.training_gpu(terms jsonb, name text) returns jsonb
 language sql immutable set search_path = '' as $$
   select g.gpu
@@ -26,8 +27,9 @@ language sql immutable set search_path = '' as $$
   limit 1
 $$;
 
--- lora_worker.money.estimate.estimate once more, in the same order of operations, so that both give the same digits:
--- {seconds: {low, high}, cost: {low, high}, tokens, gpu_type, gpu_count, price_per_hour, assumptions}.
+-- Computes the same as lora_worker.money.estimate.estimate, with the same operations in the same order, so that both
+-- return the same digits: {seconds: {low, high}, cost: {low, high}, tokens, gpu_type, gpu_count, price_per_hour,
+-- assumptions}.
 create or replace function public.training_estimate(
   terms jsonb, tokens double precision, pairs double precision, pairs_per_conversation double precision,
   epochs double precision, batch_size double precision, max_steps double precision, base_model text, gpu_type text
@@ -55,7 +57,7 @@ begin
   all_steps := greatest(1, least(ceil(pairs / batch_size), ceil(pairs / pairs_per_conversation))) * epochs;
   steps := least(all_steps, coalesce(nullif(max_steps, 0), all_steps));
   low := tokens * epochs * steps / all_steps * (2.0::double precision / (pairs_per_conversation + 1));
-  -- A step is a whole conversation at the least, however few answers it was to have.
+  -- A step has at least one whole conversation, even if it was meant to have fewer answers.
   high := tokens * steps * greatest(batch_size / pairs, epochs / all_steps);
   low := (terms#>>'{overhead_low,once}')::double precision
     + (terms#>>'{overhead_low,each_epoch}')::double precision * epochs
@@ -74,8 +76,8 @@ begin
 end
 $$;
 
--- A job's hyperparameters with the keys of both of the application's shapes, and with the worker's defaults where the
--- user chose nothing. What is there stays as it is; what is no object is returned as it is.
+-- Returns a job's hyperparameters with the keys of both of the application's shapes, and the worker's defaults for
+-- what the user did not set. Existing values stay. A value that is no object is returned unchanged.
 create or replace function public.training_both_shapes(terms jsonb, hyperparameters jsonb) returns jsonb
 language plpgsql immutable set search_path = '' as $$
 #variable_conflict use_variable
@@ -99,7 +101,7 @@ begin
 end
 $$;
 
--- The estimate for a dataset and a job's two columns, in either of the application's shapes.
+-- Returns the estimate for a dataset and a job's two columns, in either shape.
 create or replace function public.training_estimate_of(dataset public.datasets, hyperparameters jsonb, gpu_config jsonb)
 returns jsonb
 language plpgsql stable set search_path = '' as $$
@@ -126,10 +128,9 @@ begin
 end
 $$;
 
--- What a training would take and cost, for the dataset's owner to ask. Beside the estimate stands
--- exceeds_limit: even its low end is more than a job may take, so that it would be refused. Null where
--- nothing can be said: no worker has started yet, the GPU is unknown, the dataset is not the caller's or was not
--- counted, or the two values are more than a job may hold.
+-- Returns what a training would take and cost, to the dataset's owner. exceeds_limit says that even the low end is
+-- more than a job may take, so that the worker would refuse it. Null if there is no estimate: no worker has ever
+-- started, the GPU is unknown, the dataset is not the caller's or was not counted, or one of the values is too large.
 create or replace function public.estimate_training_cost(
   dataset_id uuid, hyperparameters jsonb default '{}', gpu_config jsonb default '{}'
 ) returns jsonb
@@ -145,7 +146,7 @@ begin
   select d.* into dataset
   from public.datasets d
   where d.id = estimate_training_cost.dataset_id and d.deleted_at is null
-    -- `role` still names the caller here, where current_user is already this function's owner.
+    -- `role` is still the caller's here, but current_user is the owner of this function.
     and (d.user_id = auth.uid() or current_setting('role', true) in ('service_role', 'none', 'postgres'));
   return public.training_estimate_of(
     dataset, public.training_decoded(estimate_training_cost.hyperparameters),
@@ -153,7 +154,7 @@ begin
 end
 $$;
 
--- The same for a job that is there, in either queue, for the worker's command line.
+-- Returns the same for an existing job of either queue, for the worker's command line.
 create or replace function public.estimate_training_job(job_id uuid) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 declare
@@ -168,8 +169,9 @@ begin
 end
 $$;
 
--- A job's GPU as the monitor page shows it: both shapes, and a number for the price, which else reads "$NaN/hr".
--- 0 stands for a GPU that is not in the price table, whose job is refused.
+-- Returns a job's gpu_config as the monitor page needs it: with the keys of both shapes, and with a number as the
+-- price, since the page shows "$NaN/hr" otherwise. The price is 0 for a GPU that is not in the price table; such a
+-- job is refused.
 create or replace function public.training_priced_gpu(terms jsonb, gpu jsonb) returns jsonb
 language sql immutable set search_path = '' as $$
   select jsonb_strip_nulls(
@@ -184,8 +186,8 @@ language sql immutable set search_path = '' as $$
     terms, coalesce(terms->>'endpoint_gpu_type', gpu->>'type', gpu->>'gpu_type', terms->>'default_gpu_type')) as card) c
 $$;
 
--- Makes a new job whole: each shape's missing keys beside the other's, the price as a number, and an
--- estimate where the client sent none. What the application wrote stays as it is.
+-- Completes a new job: adds the missing keys of both shapes, the price as a number, and an estimate if the client
+-- sent none. Existing values stay.
 create or replace function public.training_complete_job() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -198,7 +200,7 @@ begin
   new.hyperparameters := public.training_both_shapes(terms, new.hyperparameters);
   new.gpu_config := public.training_priced_gpu(terms, gpu);
   if terms is null then
-    -- No worker has ever started, so no price is known yet; the launch will write it.
+    -- No worker has ever started, so no price is known. The price is added at the launch.
     new.gpu_config := new.gpu_config - array(
       select k from unnest(array['cost_per_gpu_hour', 'gpu_memory_gb']) k where gpu->k is null);
   end if;
@@ -209,7 +211,7 @@ begin
   end if;
   return new;
 exception when others then
-  -- An odd row is the preflight's to refuse, with a sentence; the application's insert must not fail here.
+  -- The worker's preflight refuses invalid rows with a message. The application's insert must not fail here.
   return new;
 end
 $$;

@@ -1,7 +1,7 @@
--- Adopting, renewing and releasing: who may write for a run, and until when.
--- Lock order everywhere: runs in order of id, then jobs. A claim takes only jobs without a live run.
+-- Leases: which worker may write for a run, and until when. All functions lock in the same order to avoid deadlocks:
+-- runs by id, then jobs. A claim takes only jobs without a live run.
 
--- Refuses leases that no clock can keep.
+-- Rejects a lease_seconds outside the allowed range.
 create or replace function public.training_check_lease_seconds(lease_seconds int) returns void
 language plpgsql immutable set search_path = '' as $$
 begin
@@ -11,7 +11,7 @@ begin
 end
 $$;
 
--- Locks the run for a write under a lease and answers it; no row when the lease is not held any more.
+-- Locks a run and returns it, if the lease is still held; otherwise no row.
 create or replace function public.training_held_run(run_id uuid, lease_token uuid)
 returns setof public.training_runs
 language sql volatile set search_path = '' as $$
@@ -23,7 +23,7 @@ language sql volatile set search_path = '' as $$
   for update
 $$;
 
--- Where a run was launched, the latest first.
+-- Returns the endpoints where a run was launched, the latest first, ten at most.
 create or replace function public.training_endpoints(run_id uuid) returns jsonb
 language sql stable set search_path = '' as $$
   select coalesce(jsonb_agg(e.endpoint order by e.latest desc), '[]')
@@ -32,7 +32,7 @@ language sql stable set search_path = '' as $$
         group by l.endpoint order by max(l.id) desc limit 10) e
 $$;
 
--- What the job of a run has cost so far, all its runs together, in USD.
+-- Returns what all runs of this run's job have cost so far, in USD.
 create or replace function public.training_spent_cost(run public.training_runs) returns numeric
 language plpgsql stable set search_path = '' as $$
 begin
@@ -46,9 +46,9 @@ begin
 end
 $$;
 
--- A worker's view of a run: the run with what its job's earlier runs say, the job, the dataset, and in words what
--- of the two can't be read. By token_sha256 an adopter sees whether it speaks the token that the run's trainer
--- holds. Whatever a user or a container can make long is left out, or bounded where it is read.
+-- Returns a run as a worker sees it: the run with totals of the job's earlier runs, the job, the dataset, and in
+-- words what of job and dataset can't be read. By token_sha256 a worker that adopts the run sees whether it knows the
+-- token of the run's trainer. Values that a user or a container can make very long are left out or cut.
 create or replace function public.training_assignment(run_id uuid) returns jsonb
 language plpgsql stable set search_path = '' as $$
 #variable_conflict use_column
@@ -62,14 +62,14 @@ begin
   job := public.training_job_row(run.queue, run.job_id);
   ordered := public.training_job_order(run.queue, run.job_id);
   if run.launched_with ? 'hyperparameters' then
-    -- A job that somebody changes while it is trained is still what its trainer was sent.
+    -- The trainer works with what it was sent, even if the job's row has changed since.
     ordered := ordered - 'unreadable' || (
       select jsonb_object_agg(w.key, w.value) from jsonb_each(run.launched_with) w
       where w.key in ('dataset_id', 'dataset_file_path', 'hyperparameters', 'gpu_config'));
   end if;
   dataset := coalesce(
     public.training_dataset_row(public.training_order_dataset(ordered, (job->>'user_id')::uuid)),
-    -- A job of the newer queue may name no more than a file in the bucket for training files.
+    -- A job of the newer queue may name only a file in the bucket for training files.
     case when ordered->>'dataset_file_path' is not null then jsonb_build_object(
       'id', job->'id', 'name', coalesce(ordered->>'dataset_name', 'your dataset'), 'status', 'ready',
       'training_ready', true, 'storage_bucket', 'training-files', 'storage_path', ordered->'dataset_file_path') end);
@@ -99,8 +99,8 @@ begin
 end
 $$;
 
--- Takes up to max_runs live runs whose lease ran out, each with a new token: the former holder's
--- writes change nothing from here on.
+-- Adopts up to max_runs live runs whose lease has expired. Each gets a new lease token, so that writes of its former
+-- holder have no effect.
 create or replace function public.adopt_training_runs(worker text, max_runs int, lease_seconds int)
 returns jsonb
 language plpgsql security definer set search_path = '' as $$
@@ -129,8 +129,8 @@ begin
 end
 $$;
 
--- Renews all leases of a worker in one call and says what changed beside it: leases is
--- [{run_id, lease_token}]; a lease that is lost or ran out answers held = false and stays lost.
+-- Renews all leases of a worker in one call, and returns what has changed: leases is [{run_id, lease_token}]. A lease
+-- that is lost or has expired is returned with held = false, and is not renewed.
 create or replace function public.renew_training_runs(leases jsonb, lease_seconds int) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -168,7 +168,8 @@ begin
     from jsonb_array_elements(leases) l
     left join public.training_runs r on r.id = (l->>'run_id')::uuid
     left join (
-      -- As many as fit a megabyte, and others the next time: containers write them.
+      -- Requests are written by containers, so one answer contains at most one megabyte of them. The others follow in
+      -- later answers; the order is random so that each gets its turn.
       select a.id, a.upload_request,
              sum(octet_length(a.upload_request::text)) over (order by random() rows unbounded preceding) as bytes
       from public.training_runs a
@@ -178,9 +179,9 @@ begin
 end
 $$;
 
--- Counts that a worker begins work on a run that might kill the worker, and answers how often that has
--- been; null when the lease is lost. A run that kills every worker shows here, and only that run: the
--- count begins anew when the launch is known, and a worker that stops in good order takes its own back.
+-- Counts that a worker starts a step of a run that could crash the worker, and returns the count; null if the lease
+-- is lost. The count identifies a run that crashes every worker. It is set to 0 when the launch is known, and a
+-- worker that stops in an orderly way takes back its own count.
 create or replace function public.begin_handling(run_id uuid, lease_token uuid) returns int
 language sql security definer set search_path = '' as $$
   update public.training_runs r
@@ -192,7 +193,7 @@ language sql security definer set search_path = '' as $$
   returning r.handlings
 $$;
 
--- Gives up every lease of a worker that stops in good order; the next worker adopts at once.
+-- Releases all leases of a worker that stops in an orderly way, so that other workers can adopt its runs at once.
 create or replace function public.release_training_runs(worker text) returns int
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column

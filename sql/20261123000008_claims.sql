@@ -1,9 +1,9 @@
--- Who waits. A claim has to find the oldest waiting jobs without looking at each job that waits, since a user at the
--- limit may have thousands, nor at each one that has ended: as long as anybody holds a transaction open, Postgres
--- keeps those in its indexes. So it knows the users that may have waiting jobs, and for each since when.
+-- Claims. A claim must find the oldest waiting jobs without reading every waiting job, since a user at the limit may
+-- have thousands, and without reading the jobs that have ended, which stay in the indexes for as long as any
+-- transaction is open. So a table holds the users that may have waiting jobs, with the time of the oldest.
 
--- Notes a job that waits. Whoever adds one holds its user's row here until the transaction's end, so that nobody
--- takes it away, or moves its time on, without having seen the job.
+-- Records that a user has a waiting job. The transaction that inserts the job holds a lock on the user's row until
+-- its end, so that nobody deletes the row, or moves its time forward, without having seen the job.
 create or replace function public.training_note_waiting() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -19,8 +19,8 @@ begin
 end
 $$;
 
--- Brings what is known of a few users up to date: of those that nobody has looked at for the longest time, and that
--- nobody adds a job for at the moment.
+-- Brings the rows of up to ten users up to date, those with the oldest looked_at first. It skips users for whom a job
+-- is being inserted at the moment.
 create or replace function public.training_keep_waiting_users() returns void
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
@@ -38,7 +38,7 @@ begin
                  and coalesce(j.created_at, 'infinity') >= known.waits_since
                order by coalesce(j.created_at, 'infinity') limit 1);
     if to_regclass('public.pipeline_training_jobs') is not null then
-      -- least() passes over a null.
+      -- least() ignores null.
       oldest := least(oldest, (
         select coalesce(j.created_at, 'infinity')::timestamptz from public.pipeline_training_jobs j
         where coalesce(j.user_id, '00000000-0000-0000-0000-000000000000') = known.user_id and j.status = 'pending'
@@ -50,7 +50,8 @@ begin
     else
       update public.training_waiting_users w
       set looked_at = now(), waits_since = coalesce(oldest, known.waits_since),
-          -- A run is as old as the claim that makes it, and no claim takes minutes.
+          -- A run is created within its claim, and no claim takes minutes. So no run older than this can still
+          -- appear.
           lives_since = least(now() - interval '10 minutes', (
             select min(r.created_at) from public.training_runs r
             where r.user_id = known.user_id and r.status in ('claimed', 'launched', 'running')
@@ -61,7 +62,7 @@ begin
 end
 $$;
 
--- How many live runs a user has.
+-- Returns how many live runs a user has.
 create or replace function public.training_live_runs(user_id uuid) returns int
 language sql stable set search_path = '' as $$
   select count(*)::int from public.training_runs r
@@ -70,7 +71,7 @@ language sql stable set search_path = '' as $$
                                   where w.user_id = training_live_runs.user_id), '-infinity')
 $$;
 
--- How many jobs of a user wait in both queues, each counted up to `most`.
+-- Returns how many jobs of a user wait, in both queues together. It counts up to `most` in each.
 create or replace function public.training_waiting_count(user_id uuid, most int) returns int
 language plpgsql stable set search_path = '' as $$
 #variable_conflict use_column
@@ -89,8 +90,8 @@ begin
 end
 $$;
 
--- Refuses a signed-in user's job when as many of the user's jobs wait as may. The worker's setting says how many;
--- the application's own routes may queue more.
+-- Rejects a job of a signed-in user who has the maximum number of waiting jobs. The maximum is a setting of the worker.
+-- Inserts by other roles are not limited.
 create or replace function public.training_limit_waiting() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -99,7 +100,7 @@ begin
   if tg_op = 'UPDATE' and old.status = new.status then
     return new;
   end if;
-  -- The user's other calls wait here, so that no two of them take the last place.
+  -- Other calls of the same user wait for this lock, so that two of them can't both take the last place.
   perform pg_advisory_xact_lock(hashtextextended('waiting jobs ' || new.user_id, 0));
   if public.training_waiting_count(new.user_id, most) >= most then
     raise exception using errcode = 'PT429',
@@ -109,7 +110,7 @@ begin
 end
 $$;
 
--- Marks a new job that has to wait.
+-- Sets the stage of a new job that has to wait for its dataset.
 create or replace function public.training_mark_waiting() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
@@ -120,7 +121,7 @@ begin
 end
 $$;
 
--- Marks the waiting jobs of a dataset when it becomes ready, fails, or is validated anew, whoever wrote that.
+-- Sets the stage of the jobs that wait for a dataset when its status changes, no matter who changed it.
 create or replace function public.training_mark_waiting_jobs() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -135,9 +136,10 @@ begin
 end
 $$;
 
--- The oldest waiting jobs of both queues that may be claimed now, `most` of them, without those jobs and users that
--- the caller has tried. Of a user at the limit no job is looked at. Of all others only as many as are wanted, in the
--- index's order: a plan that is kept does not know how few they are, and might read and sort all.
+-- Returns the oldest waiting jobs of both queues that may be claimed now, `most` at the most, without the jobs and
+-- users that the caller has already tried. It reads no job of a user at the limit, and for every other user only as
+-- many as needed, in the order of the index. Sequential and bitmap scans are switched off, since a cached plan does
+-- not know how few rows are needed, and might read and sort all.
 create or replace function public.training_candidates(
   max_per_user int, most int, tried_jobs uuid[], tried_users uuid[]
 ) returns table (queue text, id uuid, user_id uuid, waits_since timestamptz)
@@ -162,9 +164,9 @@ begin
         and not exists (
           select from public.training_runs r
           where r.job_id = j.id and (r.status in ('claimed', 'launched', 'running') or r.next_attempt_at > now()))
-        -- It waits for its base model or the image.
+        -- It waits for a breaker.
         and not exists (select from public.training_holds h where h.job_id = j.id and h.held_until > now())
-        -- Its dataset is not there yet.
+        -- It waits for its dataset.
         and not exists (
           select from public.datasets d
           where d.id = j.dataset_id and d.status in ('uploading', 'validating')
@@ -182,7 +184,7 @@ begin
     from (
       select u.user_id, u.waits_since from public.training_waiting_users u where u.user_id = any (open_users)
       union all
-      -- The table came after the last migration: nobody notes who waits there.
+      -- The table was created after the last migration, so it has no trigger yet that records waiting users.
       select coalesce(p.user_id, '00000000-0000-0000-0000-000000000000'), '-infinity'
       from public.pipeline_training_jobs p
       where p.status = 'pending' and not exists (
@@ -191,7 +193,7 @@ begin
       group by 1
     ) w
     cross join lateral (
-      -- 'queued' there says that the application's own dispatcher took the job: only 'pending' waits for us.
+      -- 'queued' means here that the application's own dispatcher has taken the job. Only 'pending' jobs are free.
       select j.id, coalesce(j.created_at, 'infinity') as since
       from public.pipeline_training_jobs j
       where coalesce(j.user_id, '00000000-0000-0000-0000-000000000000') = w.user_id and j.status = 'pending'
@@ -200,9 +202,9 @@ begin
         and not exists (
           select from public.training_runs r
           where r.job_id = j.id and (r.status in ('claimed', 'launched', 'running') or r.next_attempt_at > now()))
-        -- It waits for its base model or the image.
+        -- It waits for a breaker.
         and not exists (select from public.training_holds h where h.job_id = j.id and h.held_until > now())
-        -- Its dataset is not there yet.
+        -- It waits for its dataset.
         and not exists (
           select from public.datasets d
           where d.id = j.dataset_id and d.status in ('uploading', 'validating')
@@ -215,7 +217,8 @@ begin
 end
 $$;
 
--- Locks a job that still waits, and that nobody else holds; whether it did. What the caller saw before may be past.
+-- Locks a job if it still waits and nobody else has locked it; returns whether it did. The caller's earlier read may
+-- be out of date.
 create or replace function public.training_lock_waiting_job(queue text, job_id uuid) returns boolean
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
@@ -237,13 +240,13 @@ begin
 end
 $$;
 
--- Claims up to max_jobs waiting jobs of both queues, oldest first, and makes a run with a lease for each.
--- A user never has more than max_per_user live runs (null: no limit), however many workers claim at once.
--- The attempt is counted here, so that a worker that dies in the next line has still used it.
+-- Claims up to max_jobs waiting jobs of both queues, oldest first, and creates a run with a lease for each. A user
+-- never has more than max_per_user live runs (null: no limit), even if several workers claim at the same time. The
+-- attempt is counted here, so it is used even if the worker crashes directly afterwards.
 create or replace function public.claim_training_jobs(
   worker text, max_jobs int, lease_seconds int, max_per_user int default null
 ) returns jsonb
--- A plan that was made while the tables were small would read them whole for each job of a large batch.
+-- A plan made while the tables were small would read whole tables for each job of a large batch.
 language plpgsql security definer set search_path = '' set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
@@ -259,7 +262,7 @@ declare
 begin
   perform public.training_check_lease_seconds(lease_seconds);
   perform public.training_keep_waiting_users();
-  -- What others lock at the moment is passed over, and the next ones are tried, more of them in each round.
+  -- Jobs that others have locked are skipped. Each round looks at more jobs than the one before.
   for round in 1..20 loop
     exit when cardinality(claimed) >= claim_training_jobs.max_jobs;
     found_some := false;
@@ -277,7 +280,7 @@ begin
       live := (live_runs->>owner::text)::int;
       if live is null and claim_training_jobs.max_per_user is not null then
         if pg_try_advisory_xact_lock(hashtextextended('training_jobs ' || owner, 0)) then
-          -- Under the user's lock the count is exact.
+          -- The count is exact only under the user's lock.
           live := public.training_live_runs(owner);
         end if;
       end if;
@@ -314,7 +317,7 @@ begin
 end
 $$;
 
--- The jobs of both queues that wait for a worker.
+-- Returns the waiting jobs of both queues.
 create or replace function public.training_waiting_jobs()
 returns table (id uuid, user_id uuid, created_at timestamptz, current_stage text, retry_count int)
 language plpgsql stable set search_path = '' as $$
@@ -334,7 +337,8 @@ begin
 end
 $$;
 
--- The newer queue's table is the application's own; `lora-worker migrate` makes its index once it is there.
+-- The newer queue's table belongs to the application. Its index is created by the first `lora-worker migrate` after
+-- the table exists.
 do $migration$
 declare
   waited record;

@@ -1,8 +1,7 @@
--- The workers that run: each leaves a sign of life, so that a queue without one is seen to have none.
+-- Workers report regularly that they run, so that a queue without a worker is noticed.
 
--- Writes a worker's sign of life: report is {version, running_seconds, slots, held, max_per_user, problem,
--- single_pass}. Signs that are a week old go, and so do all but the newest hundred: from cron, every pass has a name
--- of its own.
+-- Stores a worker's report: {version, running_seconds, slots, held, max_per_user, problem, single_pass}. Deletes
+-- reports older than a week, and all but the newest hundred, since each pass from cron has its own name.
 create or replace function public.report_worker(worker text, report jsonb) returns boolean
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -25,8 +24,8 @@ begin
 end
 $$;
 
--- The workers that serve the queue: those seen in the last two minutes, and the newest pass of the last hour. Rarer
--- passes would not do: a trainer waits half an hour for the grant of its upload.
+-- Returns the workers that serve the queue: those seen in the last two minutes, and the newest single pass of the
+-- last hour. Passes must run at least that often, since a trainer waits only half an hour for its upload grant.
 create or replace function public.training_living_workers() returns setof public.training_workers
 language sql stable set search_path = '' as $$
   select w.* from public.training_workers w where not w.single_pass and w.seen_at > now() - interval '2 minutes'
@@ -35,7 +34,7 @@ language sql stable set search_path = '' as $$
    order by w.seen_at desc, w.name limit 1)
 $$;
 
--- Since when no worker serves the queue, in words; null while one does.
+-- Returns in words since when no worker has served the queue; null while one does.
 create or replace function public.training_no_worker() returns text
 language sql stable set search_path = '' as $$
   select case

@@ -1,12 +1,12 @@
--- Held jobs. What fails by its base model or by the endpoint's image fails for everybody who comes next, each for
--- the price of a cold start and a load. The second user for whom it fails opens a breaker: from then on jobs of the
--- same base model (or all jobs of that endpoint) wait in the queue, without an attempt or a lease, and one of them at
--- a time tries it again. The breakers are rows, so that all workers share them and a restart keeps them.
+-- Circuit breakers. If a base model or an endpoint's image is broken, every job that needs it fails, each after a
+-- cold start that costs money. When it has failed for a second user, its breaker opens: jobs that need it wait in the
+-- queue without an attempt or a lease, and one job at a time tries again. Breakers are rows, so that all workers
+-- share them and a restart keeps them.
 
--- Asked before a run is prepared: may it be launched on this base model at this endpoint? {go: true}, also for the
--- one run that tries what is held; {go: false, reason: 'lease_lost'}; or {go: false, reason: 'held', kind, name,
--- message}, and then the job is back in the queue as it was before its claim: the run is gone, no attempt is counted.
--- A run that was launched before goes on: what is in doubt can't be put back.
+-- Asked before a run is prepared: may it be launched with this base model at this endpoint? Returns {go: true}, also
+-- for the one run that tries an open breaker; {go: false, reason: 'lease_lost'}; or {go: false, reason: 'held', kind,
+-- name, message}. In the last case the job is back in the queue as before its claim: the run is deleted and no
+-- attempt is counted. A run that was already launched goes on, because its trainer may be working.
 create or replace function public.pass_breakers(
   run_id uuid, lease_token uuid, base_model text, endpoint text, look_again_seconds int default 300
 ) returns jsonb
@@ -23,7 +23,7 @@ begin
     return jsonb_build_object('go', false, 'reason', 'lease_lost');
   end if;
   if not exists (select from public.training_launches l where l.run_id = run.id) then
-    -- In one order everywhere, so that two runs never wait for each other.
+    -- Always in the same order, so that two runs can't deadlock.
     perform from public.training_breakers b
     where b.endpoint = pass_breakers.endpoint and b.opened_at is not null
       and b.name in ('', pass_breakers.base_model)
@@ -70,9 +70,9 @@ begin
 end
 $$;
 
--- Notes that a run has failed by its base model or by the image; blame is {kind, at_once, hold_seconds}, and null
--- for any other end. A second user opens the breaker, or the first where it says at_once. Each time that it is opened
--- again it holds twice as long, up to a day. What failed more than a week ago says nothing any more.
+-- Records that a run failed because of its base model or image. blame is {kind, at_once, hold_seconds}, or null for
+-- any other end. The breaker opens at the failure of a second user, or at the first one with at_once. Each time it
+-- opens again, it stays open twice as long, up to one day. Failures older than a week are forgotten.
 create or replace function public.training_note_breakers(run public.training_runs, blame jsonb, failure jsonb)
 returns void
 language plpgsql set search_path = '' as $$
@@ -95,7 +95,7 @@ begin
   end if;
   opens := case when breaker.opened_at is null
     then coalesce((blame->>'at_once')::boolean, false) or cardinality(breaker.user_ids) > 1
-    -- Those that were launched before it opened say nothing new.
+    -- Runs that were launched before it opened add no new information.
     else breaker.probe_run_id = run.id end;
   update public.training_breakers b
   set user_ids = breaker.user_ids, failed_at = now(),
@@ -109,7 +109,8 @@ begin
 end
 $$;
 
--- A run trains: its base model and the image work. Whoever waited for them may be claimed.
+-- Closes the breakers of a run's base model and image, since the run trains. Jobs that waited for them may be
+-- claimed.
 create or replace function public.training_breakers_worked(run public.training_runs) returns void
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
@@ -124,8 +125,8 @@ begin
 end
 $$;
 
--- What an operator has mended is tried again at once: breakers of this base model or endpoint, or all of them, are
--- forgotten, and their jobs may be claimed. Answers what was held: [{kind, name, endpoint, jobs}].
+-- Closes the breakers of a base model or an endpoint, or all of them, after an operator has repaired the cause. Their
+-- jobs may be claimed at once. Returns what was open: [{kind, name, endpoint, jobs}].
 create or replace function public.resume_training(named text default null) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -149,9 +150,9 @@ begin
 end
 $$;
 
--- Notes how an endpoint was seen: 'starting' while jobs wait there and its workers start without one of them getting
--- ready, 'well' when there is one or nothing to do, 'unknown' for anything else. Answers {starting_seconds}: for how
--- long they have been starting; looks that are more than a quarter of an hour apart say nothing of the time between them.
+-- Records the state of an endpoint: 'starting' while jobs wait there and its machines start but none gets ready,
+-- 'well' if one is ready or there is nothing to do, 'unknown' otherwise. Returns {starting_seconds}: for how long
+-- they have been starting. If two calls are more than 15 minutes apart, the time starts again.
 create or replace function public.note_endpoint(launcher text, endpoint text, state text, problem text)
 returns jsonb
 language plpgsql security definer set search_path = '' as $$
@@ -175,7 +176,7 @@ begin
 end
 $$;
 
--- What is held and what is wrong with endpoints, for queue_health.
+-- Returns the open breakers and the problems of endpoints, for queue_health.
 create or replace function public.training_held() returns jsonb
 language sql stable set search_path = '' as $$
   select jsonb_build_object(

@@ -1,5 +1,11 @@
--- Launching: the intent is recorded before a POST, and the id under which the launcher accepted it after.
+-- Launching: the database records the intent before the request to the launcher, and the launcher's id after it.
 
+-- Records the intent to launch a run, directly before the request to the launcher, with the sha256 of the run's
+-- token. may_launch is false if the lease is lost, the job was cancelled, or a trainer of this run has checked in.
+-- The job's row gets the missing keys of both shapes, as a new job does; the answer contains its hyperparameters and
+-- gpu_config afterwards. launched_with is {dataset_id, gpu_type, gpu_count, price_per_hour, max_cost}: what is
+-- trained on, and the rate of the bill. The endpoint is recorded here, so that a launch without an answer is looked
+-- for where it was sent.
 create or replace function public.begin_launch(
   run_id uuid, lease_token uuid, launcher text, token_sha256 text, launched_with jsonb,
   endpoint text default null
@@ -45,12 +51,12 @@ begin
 end
 $$;
 
--- Refuses what is no launcher's id of a job. The trainer names its own, and the worker puts it into the path of
--- calls that carry the launcher's key: with slashes or dots in it, they would reach other routes.
+-- Rejects values that are no id of a launcher's job. A trainer names its own id, and the worker puts it into the URL
+-- of calls that carry the launcher's key: slashes or dots in it would lead to other routes.
 create or replace function public.training_check_external_job_id(external_job_id text) returns void
 language plpgsql immutable set search_path = '' as $$
 begin
-  -- The length first: a pattern has to read all of what may be megabytes.
+  -- The length is checked first, since the pattern reads the whole text, which may have megabytes.
   if octet_length(external_job_id) > 255 or (external_job_id ~ '^[A-Za-z0-9_-]{1,255}$') is not true then
     raise exception using errcode = 'PT400',
       message = 'external_job_id must be 1 to 255 letters, digits, hyphens and underscores';
@@ -58,6 +64,10 @@ begin
 end
 $$;
 
+-- Gives the launcher's id to the oldest launch of the run at this endpoint that has none. If there is no such launch,
+-- it inserts one, with the time of the run's first request, since it is unknown which request it belongs to. When a
+-- trainer checks in, its endpoint is unknown (`guessed`): the latest launch without an id is taken, and the worker
+-- also looks at the run's other endpoints.
 create or replace function public.training_note_launch(
   run_id uuid, launcher text, external_job_id text, endpoint text, guessed boolean default false
 ) returns public.training_launches
@@ -71,7 +81,7 @@ begin
   if found then
     if not guessed and launch.run_id = training_note_launch.run_id
        and launch.endpoint is distinct from training_note_launch.endpoint then
-      -- Its trainer was quicker than the answer to its launch, and its place was a guess.
+      -- The trainer checked in before the launcher's answer was recorded, so the endpoint was a guess.
       update public.training_launches l set endpoint = training_note_launch.endpoint
       where l.id = launch.id returning * into launch;
     end if;
@@ -94,6 +104,7 @@ begin
 end
 $$;
 
+-- Records the id under which the launcher accepted the run. A run whose trainer has checked in keeps its owner.
 create or replace function public.record_launch(
   run_id uuid, lease_token uuid, launcher text, external_job_id text, endpoint text default null
 ) returns boolean
@@ -111,7 +122,7 @@ begin
   perform public.training_note_launch(
     run.id, record_launch.launcher, record_launch.external_job_id, record_launch.endpoint);
   if run.external_job_id = record_launch.external_job_id then
-    -- It has checked in already.
+    -- Its trainer has already checked in.
     update public.training_runs r set endpoint = record_launch.endpoint where r.id = run.id;
   end if;
   if run.checked_in_at is null then

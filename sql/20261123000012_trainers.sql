@@ -1,6 +1,6 @@
--- What the trainer on the GPU calls with its run's token: the fence with its heartbeat, and publishing.
+-- The functions that the trainer on the GPU calls with its run's token: check-in, heartbeat and publishing.
 
--- The run that a token opens, locked; no row for a wrong token.
+-- Locks the run of a token and returns it; no row for a wrong token.
 create or replace function public.training_run_of_token(token text) returns setof public.training_runs
 language sql volatile set search_path = '' as $$
   select r.* from public.training_runs r
@@ -9,10 +9,9 @@ language sql volatile set search_path = '' as $$
   for update
 $$;
 
--- Whether a run takes no more of a launcher's job id or an execution that it has not seen before. An id that no
--- launch is known by fills the place of a launch whose answer is still out; beyond those a container may add a few,
--- since each one is a row, and a call to the launcher until it is known to have ended. A restarted job is a new
--- execution, of which a run in good order sees a handful.
+-- Says whether a run accepts no more new launcher ids or executions. A launch whose answer is not known yet has room
+-- for one new id. Beyond those, a container may add up to 20 launches: each is a row, and the worker asks the
+-- launcher about it until it has ended. A restarted job is a new execution, and a normal run has only a few.
 create or replace function public.training_is_crowded(
   run public.training_runs, external_job_id text, execution_id uuid
 ) returns boolean
@@ -25,8 +24,8 @@ language sql stable set search_path = '' as $$
   where l.run_id = run.id
 $$;
 
--- Whether the run's artifact is whole: its manifest, written last, lies among the uploads, or where the worker
--- keeps what it has verified. Only asked where an upload was granted. False without Storage.
+-- Says whether the run's artifact is complete: its manifest, which is written last, is among the uploads, or where
+-- the worker keeps verified files. False if no upload was granted, or without Storage.
 create or replace function public.training_is_published(run public.training_runs) returns boolean
 language plpgsql stable set search_path = '' as $$
 declare
@@ -40,10 +39,10 @@ begin
 end
 $$;
 
--- The fence, and afterwards the trainer's heartbeat. The first launcher's job id to check in owns the
--- run. The same id with a new execution takes over (the launcher restarted a crashed job under its old
--- id), and the earlier execution is refused from then on; but when the run is published already, and only
--- its result was lost, there is nothing left to train. Callable by anon: the token is the key.
+-- The fence, and later the trainer's heartbeat. The first launcher id that checks in owns the run. If the same id
+-- comes with a new execution, the launcher has restarted a crashed job: the new execution takes over, and the earlier
+-- one is refused. It is refused itself if the run is already published, since then only the result was lost. anon may
+-- call this function: the token is the key.
 create or replace function public.check_in_run(token text, external_job_id text, execution_id uuid)
 returns jsonb
 language plpgsql security definer set search_path = '' as $$
@@ -61,11 +60,10 @@ begin
   if not found then
     return jsonb_build_object('may_train', false, 'reason', 'unknown_token');
   end if;
-  -- Under the run's lock, and not when the call came: it may have waited for the answer of its own launch to be
-  -- recorded.
+  -- The time under the run's lock, not that of the call, which may have waited until its launch was recorded.
   moment := clock_timestamp();
   if public.training_is_crowded(run, check_in_run.external_job_id, check_in_run.execution_id)
-     -- It would have the worker poll and cancel another run's launch as its own.
+     -- With such an id the worker would poll and cancel another run's launch.
      or exists (select from public.training_launches l
                 where l.external_job_id = check_in_run.external_job_id and l.run_id <> run.id) then
     return jsonb_build_object('may_train', false, 'reason', 'superseded', 'cancel_requested', false,
@@ -83,10 +81,10 @@ begin
     when run.execution_id <> check_in_run.execution_id and public.training_is_published(run) then 'ended'
   end;
   if refusal is not null then
-    -- A cancelled owner is still seen: the bill counts its seconds until it ends.
+    -- The owner of a cancelled run is still recorded, since its seconds are billed until it ends.
     update public.training_runs r set last_seen_at = moment
     where r.id = run.id and r.execution_id = check_in_run.execution_id and r.ended_at is null;
-    -- A launch in doubt whose run was given up has had a GPU after all: it is billed when it is closed.
+    -- The run was given up, but its launch did get a GPU: it is billed when the launch is closed.
     update public.training_runs r set checked_in_at = moment
     where r.id = run.id and r.ended_at is not null and r.checked_in_at is null;
     return jsonb_build_object('may_train', false, 'reason', refusal,
@@ -100,11 +98,11 @@ begin
       former_execution_ids = case
         when r.execution_id is distinct from check_in_run.execution_id and r.execution_id is not null
         then r.former_execution_ids || r.execution_id else r.former_execution_ids end,
-      -- What an earlier execution was granted has run out by the time this one publishes.
+      -- A grant for an earlier execution will have expired before this one publishes.
       upload_request = case when r.execution_id = check_in_run.execution_id then r.upload_request end,
       upload_grant = case when r.execution_id = check_in_run.execution_id then r.upload_grant end,
       checked_in_at = coalesce(r.checked_in_at, moment),
-      -- A trainer that was quicker than the answer to its launch says that it was launched.
+      -- If the trainer was faster than the launcher's answer, its check-in shows that it was launched.
       launched_at = least(coalesce(r.launched_at, moment), moment),
       last_seen_at = moment,
       handlings = case when r.checked_in_at is null then 0 else r.handlings end
@@ -122,8 +120,8 @@ begin
 end
 $$;
 
--- Whether an entry of an upload request has the form {name, path, bytes, sha256}. The worker reads what
--- lies in the row; a container must not get anything else in there.
+-- Says whether an entry of an upload request has the form {name, path, bytes, sha256}. The worker reads the stored
+-- request, so a container must not put anything else into it.
 create or replace function public.training_is_file(entry jsonb) returns boolean
 language sql immutable set search_path = '' as $$
   select coalesce(
@@ -133,6 +131,9 @@ language sql immutable set search_path = '' as $$
     and jsonb_typeof(entry->'sha256') = 'string' and entry->>'sha256' ~ '^[0-9a-f]{64}$', false)
 $$;
 
+-- Stores which files the trainer wants to publish: [{name, path, bytes, sha256}]. Only the run's current execution
+-- may ask. A request with other files than before withdraws the earlier grant; so does `renew`, with which the
+-- trainer says that the granted URLs have expired.
 create or replace function public.request_upload(
   token text, execution_id uuid, files jsonb, renew boolean default false
 ) returns jsonb
@@ -159,7 +160,7 @@ begin
     raise exception using errcode = 'PT400',
       message = 'each of files must have a name, a path, its bytes and its sha256';
   end if;
-  -- Nothing else of an entry is kept.
+  -- Only these four keys of an entry are kept.
   files := (
     select jsonb_agg(jsonb_build_object('name', f.e->'name', 'path', f.e->'path', 'bytes', f.e->'bytes',
                                         'sha256', f.e->'sha256') order by f.place)
@@ -177,7 +178,7 @@ begin
 end
 $$;
 
--- The trainer fetches the worker's answer: {granted, sealed}.
+-- Returns the worker's answer to an upload request to the trainer: {granted, sealed}.
 create or replace function public.upload_grant(token text, execution_id uuid) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -194,8 +195,8 @@ begin
 end
 $$;
 
--- The worker's answer to an upload request: the upload URLs, sealed with the run's token. The request
--- it answers comes along, so that a grant never meets a newer request with other files.
+-- Stores the worker's answer to an upload request: the upload URLs, encrypted with the run's token. The worker sends
+-- the request along, so that URLs are never granted for a newer request with other files.
 create or replace function public.grant_upload(
   run_id uuid, lease_token uuid, upload_request jsonb, sealed_urls text
 ) returns boolean

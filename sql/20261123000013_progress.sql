@@ -1,9 +1,9 @@
--- Progress of live runs: columns of their jobs, points of their curves, notices.
+-- Progress of live runs: columns of their jobs, points of their curves, notifications.
 
 do $migration$
 begin
   if to_regclass('public.training_notifications_job_idx') is null then
-    -- Users write notices, too: their metadata may hold anything of any length there.
+    -- Users write notifications, too, whose metadata may contain a value of any length.
     create index training_notifications_job_idx on public.notifications (user_id, left(metadata->>'job_id', 36));
   end if;
   if to_regclass('public.training_cost_records_run_idx') is null then
@@ -15,8 +15,9 @@ begin
 end
 $migration$;
 
--- Writes notices that the user has not had yet. job_requeued may come once a run, the others once a job.
--- None for the newer queue: the application sends none there, and their links lead to the older queue's pages.
+-- Inserts notifications that the user has not received yet: job_requeued once for each run, the others once for each
+-- job. None are written for the newer queue, since the application sends none there, and their links lead to pages of
+-- the older queue.
 create or replace function public.training_notify(run public.training_runs, notices jsonb) returns void
 language sql volatile set search_path = '' as $$
   insert into public.notifications (user_id, type, title, message, priority, action_url, metadata)
@@ -31,6 +32,11 @@ language sql volatile set search_path = '' as $$
       and (n->>'type' <> 'job_requeued' or o.metadata->>'run_id' = (run).id::text))
 $$;
 
+-- Stores the points of a run's curve. points is [{step, epoch, training_loss, ...}] in the units of the columns,
+-- within their ranges. Each step is stored once, by the first report that has it; a validation loss that is known
+-- later is added to the stored point. The caller has locked the run. Points of an earlier attempt at or after this
+-- run's first step are replaced. A job keeps at most `most` points (a thousand at the most). `whole` says that these
+-- points are the complete curve, and that all others are deleted.
 create or replace function public.training_store_points(
   run_id uuid, points jsonb, most int default 100, whole boolean default false
 ) returns void
@@ -70,7 +76,7 @@ begin
 end
 $$;
 
--- A job's columns of progress with the news of its run: they only ever grow.
+-- Returns a job's columns of progress, updated with a report. Numbers never decrease.
 create or replace function public.training_advanced(job jsonb, news jsonb) returns jsonb
 language sql immutable set search_path = '' as $$
   select jsonb_build_object(
@@ -78,12 +84,12 @@ language sql immutable set search_path = '' as $$
     'current_epoch', greatest((job->>'current_epoch')::int, (news->>'current_epoch')::int),
     'current_step', greatest((job->>'current_step')::int, (news->>'current_step')::int),
     'total_steps', coalesce((news->>'total_steps')::int, (job->>'total_steps')::int),
-    -- What is no object would only grow: to a string or an array, each report would be added as one more entry.
+    -- Anything but an object is replaced: appended to a string or an array, it would grow with each report.
     'current_metrics', case jsonb_typeof(job->'current_metrics') when 'object' then job->'current_metrics' else '{}' end
       || case jsonb_typeof(news->'current_metrics') when 'object' then news->'current_metrics' else '{}' end)
 $$;
 
--- Writes one report of a run that is held and locked.
+-- Writes one report of a run whose lease is held and whose row is locked.
 create or replace function public.training_apply_report(run public.training_runs, report jsonb) returns void
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
@@ -94,7 +100,7 @@ declare
 begin
   job := public.training_job_row(run.queue, run.job_id, locked => true);
   if news->>'current_stage' = any (without_gpu) and job->>'current_stage' <> all (without_gpu) then
-    -- The trainer checked in after the worker had looked.
+    -- The trainer checked in after the worker had asked the launcher, so this stage is out of date.
     news := news - 'current_stage';
   end if;
   if job->>'status' in ('initializing', 'running') then
@@ -118,10 +124,10 @@ begin
 end
 $$;
 
--- One call for all runs of a worker. reports is [{run_id, lease_token, job, points, most_points, notices, problem}], where
--- job holds columns of training_jobs. Progress and steps never go back within a run, and no stage goes back to
--- waiting for a GPU; terminal jobs stay as they are. Answers [{run_id, applied, refused}]: a report whose values no
--- column holds is left out by itself, with the SQLSTATE, and the lease is held all the same.
+-- Writes the reports of all runs of a worker in one call. reports is [{run_id, lease_token, job, points, most_points,
+-- notices, problem}], where job has columns of training_jobs. Within a run, progress and steps never decrease, and
+-- the stage never returns to waiting for a GPU; ended jobs stay as they are. Returns [{run_id, applied, refused}]: a
+-- report with values that no column can hold is skipped, with its SQLSTATE, and its lease is still held.
 create or replace function public.record_progress(reports jsonb) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column

@@ -1,7 +1,7 @@
--- The one transaction that closes a run with everything that follows from it.
+-- Settling: one transaction closes a run, with everything that follows from its end.
 
--- The GPU seconds of a launch: what was measured, and never more than the clock allows from the run's first POST to
--- the launch's end. Which POST it came of may be a guess.
+-- Returns the GPU seconds of a launch: the measured ones, but at most the time from the run's first request until the
+-- end of the launch, since it may be unknown which request the launch belongs to.
 create or replace function public.training_launch_seconds(launch public.training_launches, measured numeric)
 returns numeric
 language sql stable set search_path = '' as $$
@@ -10,6 +10,12 @@ language sql stable set search_path = '' as $$
                        select min(p.posted_at) from public.training_launches p where p.run_id = (launch).run_id))), 3)
 $$;
 
+-- Inserts the cost record of a run, or updates it when more of its launches have ended. Returns what the whole job
+-- has cost so far, in USD. The seconds are those of all launches of the run, also of those that lost the race; GPU,
+-- price and limit are those of the launch. All records of a job together stay within its limit: the caller has locked
+-- the job's row, so that no two bills of a job are computed at the same time. A run that used no GPU gets no record;
+-- a run that checked in did use one, even if the launcher forgot it and nobody knows for how long. A deleted job is
+-- billed, too, but not a deleted user, whose records are deleted with the user.
 create or replace function public.training_bill_run(run public.training_runs, run_status text, storage_fee numeric)
 returns numeric
 language plpgsql set search_path = '' as $$
@@ -46,7 +52,7 @@ begin
     update public.cost_records c set amount = capped, details = new_details where c.id = known.id;
   else
     insert into public.cost_records (user_id, job_id, cost_type, amount, details, billing_period)
-    -- The column knows the older queue's jobs alone.
+    -- The column refers to the older queue's table only.
     values (run.user_id, (select j.id from public.training_jobs j where j.id = run.job_id), 'training_compute',
             capped, new_details, (now() at time zone 'utc')::date);
   end if;
@@ -54,9 +60,9 @@ begin
 end
 $$;
 
--- An artifact with its version and its parent: the user's latest model of the same dataset that is not
--- deleted, whose version's middle number goes up by one; or none and 1.0.0. Runs that settle side by side
--- take turns here, so that no two get the same version.
+-- Adds the version and the parent to an artifact. The parent is the user's latest model of the same dataset that is
+-- not deleted; the version is its version with the middle number increased by one. Without a parent the version is
+-- 1.0.0. A lock makes runs that settle at the same time take turns, so that no two get the same version.
 create or replace function public.training_lineage(run public.training_runs, dataset_id uuid, artifact jsonb)
 returns jsonb
 language plpgsql volatile set search_path = '' as $$
@@ -69,7 +75,7 @@ begin
     'model_artifacts ' || run.user_id || ' ' || training_lineage.dataset_id, 0));
   select a.id, v.numbers into parent_id, numbers
   from public.model_artifacts a,
-       -- By version: created_at is when a transaction began, and those take turns in another order.
+       -- The order is by version, not by created_at, which is the start of a transaction and may have another order.
        lateral (select case when a.version ~ '^\d{1,6}(\.\d{1,6}){2}$'
                             then string_to_array(a.version, '.')::int[] end as numbers) v
   where a.user_id = run.user_id and a.dataset_id = training_lineage.dataset_id
@@ -82,13 +88,14 @@ begin
 end
 $$;
 
--- Closes a run: the run's end, the job's end, artifact, cost and notices, all or nothing. Answers the
--- job's status afterwards; null when the lease is not held, and then nothing has changed. The token that has
--- settled a run gets the same answer again: the first may have been lost on its way.
--- outcome: {run_status, job_status: completed|failed|cancelled|queued, fault, error_code,
---   error_message, blame: {kind, at_once, hold_seconds}, retry_after_seconds, waiting_stage, gpu_seconds, storage_fee, launcher_ended,
---   job: {columns}, points, most_points, points_are_whole, artifact: {columns, archive}, notices, notices_if_cancelled}
--- A job that was cancelled stays cancelled, whatever the outcome says; its GPU time is billed all the same.
+-- Closes a run: the end of the run and of its job, artifact, cost and notifications are written together or not at
+-- all. Returns the job's status afterwards; null if the lease is not held, and then nothing is changed. A repeated
+-- call with the same lease token returns the same status, since the first answer may have been lost.
+-- outcome: {run_status, job_status: completed|failed|cancelled|queued, fault, error_code, error_message,
+--   blame: {kind, at_once, hold_seconds}, retry_after_seconds, waiting_stage, gpu_seconds, storage_fee,
+--   launcher_ended, job: {columns}, points, most_points, points_are_whole, artifact: {columns, archive},
+--   notices, notices_if_cancelled}
+-- A cancelled job stays cancelled, whatever the outcome says, but its GPU time is billed.
 create or replace function public.settle_run(run_id uuid, lease_token uuid, outcome jsonb) returns text
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -116,7 +123,7 @@ begin
     verdict := 'cancelled';
     run_status := 'cancelled';
   elsif job->>'status' in ('completed', 'failed') then
-    -- Somebody else ended the job; it stays as it is, and only the run is closed and billed.
+    -- Another process has ended the job. It stays as it is; only the run is closed and billed.
     verdict := job->>'status';
   end if;
   if verdict not in ('completed', 'failed', 'cancelled', 'queued') then
@@ -142,7 +149,7 @@ begin
     perform public.training_note_breakers(run, nullif(outcome->'blame', 'null'), outcome);
   end if;
 
-  -- Where somebody else ended the job, no model is stored.
+  -- If another process ended the job, no model is stored, so there is no fee.
   total_cost := public.training_bill_run(run, run_status,
     case when verdict = 'completed' and job->>'status' <> 'completed' then (outcome->>'storage_fee')::numeric end);
   if job is null or job->>'status' in ('completed', 'failed') then
@@ -151,7 +158,7 @@ begin
   perform public.training_store_points(run.id, outcome->'points', (outcome->>'most_points')::int,
                                        coalesce((outcome->>'points_are_whole')::boolean, false));
   if verdict = 'completed' and run.queue = 'training_jobs' then
-    -- Of what it was launched with: the job may name another dataset since, and that one may be gone since.
+    -- The dataset of the launch. The job may name another one now, and that of the launch may be deleted.
     trained_on := coalesce((select d.id from public.datasets d where d.id = (run.launched_with->>'dataset_id')::uuid),
                            (job->>'dataset_id')::uuid);
     insert into public.model_artifacts (id, user_id, job_id, dataset_id, name, version, description,
@@ -165,7 +172,7 @@ begin
     on conflict (job_id) do nothing;
   end if;
   if run.queue = 'training_jobs' and verdict <> 'queued' then
-    -- For a job that was inserted before any price was known, and ends without a launch.
+    -- For a job that was inserted before any price was known, and ended without a launch.
     shown_gpu := public.training_job_order(run.queue, run.job_id)->'gpu_config';
     shown_gpu := case when jsonb_typeof(shown_gpu) = 'object' then public.training_priced_gpu(
       (select t.document from public.training_terms t), shown_gpu) end;
@@ -173,7 +180,8 @@ begin
       shown_gpu := null;
     end if;
   end if;
-  -- One write: the newer queue's deployment starts at whatever update shows it completed with its archive.
+  -- All columns are written in one update: in the newer queue, the first update that shows the job as completed
+  -- starts its deployment, which needs the archive's path.
   perform public.training_write_job(run.queue, run.job_id, public.training_advanced(job, news) || case verdict
     when 'completed' then jsonb_build_object(
       'progress', 100, 'final_loss', news->'final_loss', 'training_time_seconds', news->'training_time_seconds',

@@ -1,8 +1,8 @@
--- Cancelling, reconciling launches, and looking at the queue.
+-- Operations: cancelling jobs, finding stray launches, and showing the state of the queue.
 
--- Cancels the caller's own job (or any job, for the service), of either queue. Answers whether it was
--- cancelled by this call; a job that has ended stays as it is. The worker sees it in its next cycle and
--- stops the GPU, as it does when the application sets the status itself.
+-- Cancels a job of either queue: the caller's own, or any job for the service role. Returns whether this call
+-- cancelled it; a job that has ended stays as it is. The worker stops the GPU in its next cycle, as it does when the
+-- application sets the status itself.
 create or replace function public.cancel_training_job(job_id uuid) returns boolean
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -13,7 +13,7 @@ begin
   foreach queue in array array['training_jobs', 'pipeline_training_jobs'] loop
     job := public.training_job_row(queue, cancel_training_job.job_id, locked => true);
     if job->>'status' in ('queued', 'initializing', 'running')
-       -- `role` still names the caller here, where current_user is already this function's owner.
+       -- `role` is still the caller's here, but current_user is the owner of this function.
        and ((job->>'user_id')::uuid = auth.uid()
             or current_setting('role', true) in ('service_role', 'none', 'postgres')) then
       perform public.training_write_job(queue, cancel_training_job.job_id, jsonb_build_object(
@@ -26,7 +26,8 @@ begin
 end
 $$;
 
--- Launches that may still cost money though no live run owns them: the run has ended, or another launch of it won.
+-- Returns launches that may still cost money but belong to no live run: their run has ended, or another launch of it
+-- owns it.
 create or replace function public.training_strays() returns setof public.training_launches
 language sql stable set search_path = '' as $$
   select l.* from public.training_launches l
@@ -36,8 +37,8 @@ language sql stable set search_path = '' as $$
       or (r.checked_in_at is not null and r.external_job_id <> l.external_job_id))
 $$;
 
--- The strays that were looked at the longest ago: the worker cancels each at its launcher until that says that it
--- ended. All have their turn, however many there are of which nobody can say so.
+-- Returns the strays that were looked at the longest ago. The worker cancels each at its launcher until that reports
+-- its end. With this order all get their turn, even if many of them never end.
 create or replace function public.stray_launches(max_launches int) returns jsonb
 language sql volatile security definer set search_path = '' as $$
   with chosen as (
@@ -58,10 +59,10 @@ language sql volatile security definer set search_path = '' as $$
   from given g
 $$;
 
--- Notes that launches have ended: [{external_job_id, gpu_seconds}]. Of a run that was billed before, the cost
--- record is written anew with their seconds, or made, where its run was settled as one that used no GPU. What its
--- job has cost grows with it. A completed job of the newer queue keeps its actual_cost: an update of a completed row
--- there would start its deployment anew.
+-- Records that launches have ended: [{external_job_id, gpu_seconds}]. If the run is already settled, its cost record
+-- is updated with these seconds, or inserted if it was settled without GPU time, and the job's cost grows with it.
+-- The actual_cost of a completed job in the newer queue is not changed: an update of a completed row would start its
+-- deployment again.
 create or replace function public.close_launches(reports jsonb) returns int
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -73,7 +74,8 @@ declare
   closed int := 0;
 begin
   reports := public.training_decoded(reports);
-  -- Runs first, in order of id, then jobs, as everywhere: a run that is being settled is billed with these or before.
+  -- Runs are locked first, in order of id, as everywhere. So a run that is being settled is billed either with these
+  -- seconds or before them.
   perform from public.training_runs r
   where r.id in (select l.run_id from public.training_launches l
                  where l.external_job_id in (select c->>'external_job_id' from jsonb_array_elements(reports) c))
@@ -108,15 +110,15 @@ begin
 end
 $$;
 
--- The state of both queues for operators: how much waits and since when, what lives, and why each of the
--- first hundred waiting jobs waits. Seconds are the database's.
+-- Returns the state of both queues for operators: how many jobs wait and since when, what is running, and why each of
+-- the first hundred waiting jobs waits. All times are computed with the database's clock.
 create or replace function public.queue_health() returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return (
     with waiting as (
       select j.id, j.user_id, j.current_stage, j.retry_count,
-        -- A row may say 'infinity', which no wait can be counted from.
+        -- A row may contain 'infinity', for which no waiting time can be computed.
         case when isfinite(j.created_at) then j.created_at else now() end as created_at,
         (select max(r.next_attempt_at) from public.training_runs r
          where r.job_id = j.id and r.next_attempt_at > now()) as next_attempt_at,
@@ -132,7 +134,8 @@ begin
       'live_runs', (select count(*) from live),
       'expired_leases', (select count(*) from live where lease_expires_at <= now()),
       'stray_launches', (select count(*) from (select from public.training_strays() limit 1000) s),
-      -- Every launch that may cost money now, by where it was made; one of which no answer came counts as one.
+      -- All launches that may cost money now, by endpoint. A launch without an answer from the launcher counts as
+      -- one.
       'endpoints', coalesce((select jsonb_agg(e) from (
         select l.launcher, l.endpoint, count(*) as launches,
           count(*) filter (where r.status not in ('claimed', 'launched', 'running')) as without_run
@@ -155,7 +158,7 @@ begin
                else 'a free worker slot' end as waits_for
         from (select * from waiting order by created_at, id limit 100) waiting
         cross join (select public.training_no_worker() as no_worker) n
-        -- What the most generous worker allows; null where one of them has no limit.
+        -- The highest limit of all workers; null if one of them has no limit.
         cross join (select case when bool_and(s.max_per_user is not null) then max(s.max_per_user) end as most_of_user
                     from public.training_living_workers() s) m
         cross join lateral (select count(*) as live_of_user from public.training_runs r
@@ -182,9 +185,9 @@ begin
 end
 $$;
 
--- Names of uploads that nobody needs any more, for the worker to remove: those of runs that ended three hours ago, or
--- that there never were. Settling copies what it keeps, and a run's upload URLs go on opening their places for up to
--- two hours after it.
+-- Returns names of uploads that are no longer needed, for the worker to delete: those of runs that ended more than
+-- three hours ago, or that never existed. Settling copies what is kept, and upload URLs stay valid for up to two
+-- hours after the run.
 create or replace function public.abandoned_uploads(bucket text, max_objects int) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 declare

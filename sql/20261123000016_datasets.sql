@@ -1,27 +1,27 @@
--- Validating uploaded datasets: who reads one at the moment, and how what was found is written.
+-- Validation of uploaded datasets: which worker reads a dataset, and how its result is written.
 
 do $migration$
 begin
   if to_regclass('public.datasets_validating_idx') is null then
     create index datasets_validating_idx on public.datasets (updated_at, id) where status = 'validating';
   end if;
-  -- Dataset cards read this column; the application's own schema was seen without it.
+  -- The application's pages read this column, but not every version of its schema has it.
   if not exists (select from pg_attribute
                  where attrelid = 'public.datasets'::regclass and attname = 'error_message' and not attisdropped) then
     alter table public.datasets add column error_message text;
-    -- By this comment sql/down/ knows that it may take it away again.
+    -- This comment tells sql/down/ that the column was added here.
     comment on column public.datasets.error_message is 'Added by lora-worker';
   end if;
 end
 $migration$;
 
--- Claims the dataset that has waited longest in 'validating', or answers null. A live claim of another
--- worker, or one that was put off until later, is passed over.
+-- Claims the dataset that has waited longest for its validation; null if there is none. Skips datasets that another
+-- worker has claimed, or that were put off until later.
 create or replace function public.claim_dataset(worker text, lease_seconds int) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
-  -- Not the whole row: its owner may have put anything of any size into the other columns.
+  -- Not the whole row, since its owner may have written values of any size into the other columns.
   dataset record;
   claim public.dataset_validations;
   found_row jsonb;
@@ -44,7 +44,7 @@ begin
   on conflict (dataset_id) do update
   set worker = excluded.worker, lease_token = gen_random_uuid(), lease_expires_at = excluded.lease_expires_at,
       attempts = v.attempts + 1, dataset_updated_at = excluded.dataset_updated_at
-  -- Somebody may have claimed it between our look and our lock.
+  -- Another worker may have claimed it between the query and the lock.
   where v.lease_expires_at <= now()
   returning * into claim;
   if not found then
@@ -59,7 +59,7 @@ begin
 end
 $$;
 
--- Renews a claim; false when it is lost.
+-- Renews a claim; false if it is lost.
 create or replace function public.renew_dataset_claim(dataset_id uuid, lease_token uuid, lease_seconds int)
 returns boolean
 language plpgsql security definer set search_path = '' as $$
@@ -75,8 +75,8 @@ begin
 end
 $$;
 
--- Gives a claim back, for nobody before so many seconds: the storage was away, or the worker stops.
--- That is not the file's fault, so it counts as no attempt.
+-- Gives a claim back, and nobody can claim the dataset again for so many seconds. The storage was not available, or
+-- the worker stops; the file is not the reason, so no attempt is counted.
 create or replace function public.put_off_dataset(dataset_id uuid, lease_token uuid, seconds int)
 returns boolean
 language plpgsql security definer set search_path = '' as $$
@@ -92,9 +92,9 @@ begin
 end
 $$;
 
--- Writes what was found: {status, columns of datasets…, notice}. False, and nothing is written, when the
--- claim is lost, or the dataset was changed, deleted or settled by somebody else meanwhile; if it still
--- waits it is read again.
+-- Writes the result of a validation: {status, columns of datasets…, notice}. Returns false and writes nothing if the
+-- claim is lost, or if the dataset was changed, deleted or settled in the meantime. If it still waits, it is read
+-- again.
 create or replace function public.settle_dataset(dataset_id uuid, lease_token uuid, outcome jsonb)
 returns boolean
 language plpgsql security definer set search_path = '' as $$
@@ -128,7 +128,7 @@ begin
   if not found then
     return false;
   end if;
-  -- The application's own schema was seen without this column.
+  -- Not every version of the application's schema has this column.
   if exists (select from pg_catalog.pg_attribute a
              where a.attrelid = 'public.datasets'::regclass and a.attname = 'error_message'
                and not a.attisdropped) then

@@ -1,21 +1,21 @@
 -- Guards of the application's tables: what users may change in their own rows, and what another dispatcher of either
--- queue may change in jobs that are in this worker's hands.
+-- queue may change in jobs that this worker is working on.
 --
--- Other dispatchers select, then update by id alone, and look at no answer: they would write over a live run's
--- progress, end it early, bill it twice, or bring a cancelled job back. The newer queue's own trainer writes into its
--- job's row by itself, and would have an unverified archive deployed.
+-- Other dispatchers read jobs and later update them by id, without checking their state. They would overwrite the
+-- progress of a live run, end it early, bill it twice, or restart a cancelled job. The newer queue's own trainer
+-- updates its job's row, too, and would deploy an archive that nobody has verified.
 --
--- The functions of this schema write as their owner; everybody else comes through the API with one of its
--- roles, and only those are held back. Jobs that this worker never had are not touched.
+-- The functions of this schema write with the rights of their owner. Everybody else comes through the API with one of
+-- its roles, and only those roles are restricted. Jobs that this worker never had are not restricted.
 
--- What users may write in a job is its cancelling, and of that only the wish is theirs: when it ended and
--- what it has cost so far are written here, so that no client's clock or NaN gets into the row.
+-- Lets users change a job in one way only: they can cancel it. The database writes the end and the cost, so that no
+-- client's clock and no NaN gets into the row.
 create or replace function public.training_guard_job() returns trigger
 language plpgsql set search_path = '' as $$
 declare
   sent constant text[] := array['status', 'current_stage', 'completed_at', 'final_cost', 'updated_at'];
 begin
-  -- The functions of this schema write as their owner, whoever calls them.
+  -- The functions of this schema write with the rights of their owner.
   if current_user not in ('anon', 'authenticated') then
     return new;
   end if;
@@ -33,7 +33,7 @@ begin
 end
 $$;
 
--- What users may change in a notice is whether it was read.
+-- Lets users change only `read` in a notification.
 create or replace function public.training_guard_notification() returns trigger
 language plpgsql set search_path = '' as $$
 begin
@@ -45,9 +45,9 @@ begin
 end
 $$;
 
--- Whether a job is this worker's: it has a live run, or it has ended and had one. `status` is the job's, where
--- the caller holds its row; without it the job is one of the older queue's. Volatile, so that it sees a claim
--- that the caller's own statement waited for.
+-- Says whether a job is this worker's: it has a live run, or it has ended and had a run. `status` is that of the job
+-- if the caller has its row; without it, the status is read from the older queue. Volatile, so that it sees a claim
+-- for which the caller's own statement has waited.
 create or replace function public.training_is_ours(job_id uuid, status text default null) returns boolean
 language sql volatile security definer set search_path = '' as $$
   select exists (
@@ -57,13 +57,13 @@ language sql volatile security definer set search_path = '' as $$
            or coalesce(training_is_ours.status, j.status) in ('completed', 'failed', 'cancelled')))
 $$;
 
--- Leaves a job of ours as it is. What may change from outside: it may be cancelled while it has not ended,
--- and the columns that the worker does not write. An ended job may still get the artifact that it lacks.
+-- Keeps the columns of this worker's jobs that the worker writes. Others may still cancel a job that has not ended,
+-- change all other columns, and set the artifact of an ended job that has none.
 create or replace function public.training_keep_job() returns trigger
 language plpgsql set search_path = '' as $$
 declare
   written text[];
-  -- A cancel says when and for how much; it does not know the rest any better.
+  -- A cancelling update sets the end and the cost. Its other values are out of date.
   cancels constant text[] := array['status', 'current_stage', 'completed_at', 'final_cost'];
   kept jsonb := to_jsonb(old);
 begin
@@ -83,8 +83,8 @@ begin
 end
 $$;
 
--- Drops rows that only a job's dispatcher writes, where the job is ours: points, costs, and notices of what
--- the worker tells itself.
+-- Skips inserts of rows that only a job's dispatcher writes, if the job is this worker's: points, costs, and the
+-- notifications that the worker writes itself.
 create or replace function public.training_drop_foreign_row() returns trigger
 language plpgsql set search_path = '' as $$
 declare

@@ -1,5 +1,5 @@
--- Every trigger on the application's tables but the one that keeps updated_at, in one list. Each has the name of its
--- function. Postgres calls those of a table in the order of their names, so training_bound_row comes before
+-- All triggers on the application's tables except the one for updated_at. Each trigger has the name of its function.
+-- Postgres fires the triggers of a table in the order of their names, so training_bound_row comes before
 -- training_complete_job.
 
 do $migration$
@@ -8,8 +8,8 @@ declare
 begin
   for wanted in
     select * from (values
-      -- (table, name, moment, condition); a table of the newer queue is the application's own, and gets its triggers
-      -- from `lora-worker migrate` once it is there.
+      -- (table, name, moment, condition). The newer queue's table belongs to the application; its triggers are
+      -- created by the first `lora-worker migrate` after the table exists.
       ('training_jobs', 'training_guard_job', 'before update', null),
       ('notifications', 'training_guard_notification', 'before update', null),
       ('training_jobs', 'training_keep_job', 'before update', null),
@@ -28,7 +28,7 @@ begin
       ('datasets', 'training_mark_waiting_jobs', 'after update of status, deleted_at', null),
       ('training_jobs', 'training_limit_waiting', 'before insert',
        'new.status = ''queued'' and current_user = ''authenticated'''),
-      -- There users may write every column of their rows.
+      -- Users may write every column of their rows in this table.
       ('pipeline_training_jobs', 'training_limit_waiting', 'before insert or update of status',
        'new.status = ''pending'' and current_user = ''authenticated'''),
       ('training_jobs', 'training_note_waiting', 'after insert or update of status, user_id, created_at',
@@ -44,7 +44,8 @@ begin
       || coalesce(' when (' || wanted.condition || ')', '')
       || format(' execute function public.%I()', wanted.name);
     if wanted.name = 'training_note_waiting' then
-      -- A new one begins with those who wait already. `new` in its condition is any row of the table.
+      -- A new trigger starts with the jobs that already wait. `new` in its condition stands for any row of the table
+      -- here.
       execute format(
         'insert into public.training_waiting_users as w (user_id, waits_since)
          select coalesce(new.user_id, ''00000000-0000-0000-0000-000000000000''), min(coalesce(created_at, ''infinity''))

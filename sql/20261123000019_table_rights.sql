@@ -1,9 +1,10 @@
--- Who may do what with the application's tables: owners see their own rows, queue jobs, cancel them, and
--- mark their notices as read; anon does nothing; the service does everything. docs/rights.md has it as a
--- table, which a test compares with what the database really allows.
--- The application's own policies stay. One that says the same as ours is not added a second time.
+-- Rights on the application's tables: owners read their own rows, queue jobs, cancel them, and mark notifications as
+-- read; anon can do nothing; the service role can do everything. docs/rights.md has this as a table, and a test
+-- compares it with the database. The application's own policies stay, and a policy that it already has is not added
+-- again.
 
--- Everything below looks first: on a migrated database it takes no lock that somebody would wait for.
+-- Each statement below is executed only if it changes something, so that a database that is already migrated gets no
+-- lock.
 do $migration$
 declare
   wanted record;
@@ -18,8 +19,8 @@ begin
       ('datasets', 'owners change their datasets', true, 'update', 'auth.uid() = user_id', null),
       ('training_jobs', 'owners read their jobs', true, 'select', 'auth.uid() = user_id', null),
       ('training_jobs', 'owners add jobs', true, 'insert', null, 'auth.uid() = user_id'),
-      -- The service's key reads any dataset, created_at is the place in the queue, and external_job_id
-      -- is unique: none of them may be a stranger's.
+      -- The service role reads any dataset, created_at decides the place in the queue, and external_job_id is unique:
+      -- none of them may come from a client.
       ('training_jobs', 'jobs begin queued, last in line, on an own dataset', false, 'insert', null,
        $check$ status = 'queued' and external_job_id is null and artifact_id is null
          and started_at is null and completed_at is null and final_cost is null
@@ -34,7 +35,7 @@ begin
       ('cost_records', 'owners read their costs', true, 'select', 'auth.uid() = user_id', null),
       ('notifications', 'owners read their notifications', true, 'select', 'auth.uid() = user_id', null),
       ('notifications', 'owners mark their notifications', true, 'update', 'auth.uid() = user_id', null),
-      -- The application's own routes write these two in their user's name.
+      -- The application's own routes write these two with their user's rights.
       ('notifications', 'owners note what they asked for', true, 'insert', null,
        $check$ auth.uid() = user_id and type in ('job_queued', 'job_cancelled') $check$)
     ) as w (table_name, name, permissive, command, visible, writable)
@@ -55,7 +56,7 @@ begin
                      case when wanted.permissive then 'permissive' else 'restrictive' end, wanted.command)
         || coalesce(' using (' || wanted.visible || ')', '')
         || coalesce(' with check (' || wanted.writable || ')', '');
-      -- By these comments sql/down/ knows what to undo.
+      -- These comments tell sql/down/ what to undo.
       execute format('comment on policy %I on %s is %L', wanted.name, policy_table,
         'Added by lora-worker' || case when open_to_all then ', with row level security' else '' end);
     end if;
@@ -66,7 +67,7 @@ begin
 end
 $migration$;
 
--- Not every project grants these by default; the application's own tables have what it gave them.
+-- Not every project grants these rights by default. The application's own tables keep the rights that it gave them.
 do $migration$
 declare
   made regclass;

@@ -1,12 +1,12 @@
--- The end: the version, and the rights to call the functions.
+-- The last file: the version of the schema, and the rights to call the functions.
 
--- The version of this schema. A worker refuses to start on one it does not know.
+-- Returns the version of this schema. Each later migration raises it.
 create or replace function public.worker_schema_version() returns int
 language sql immutable set search_path = '' as $$ select 1 $$;
 
--- Whether the functions of version 1 are in the database, for a worker whose REST API does not know them: that API
--- keeps a copy of the schema, but passes the names of columns on unseen, and Postgres reads a column of this name,
--- selected from `datasets`, as a call of this function.
+-- Exists for as long as the database serves workers of version 1. As a column of `datasets` in a query, its name
+-- reaches the database even if PostgREST's copy of the schema is old, and Postgres reads it as a call of this
+-- function.
 create or replace function public.worker_schema_1(dataset public.datasets) returns boolean
 language sql immutable set search_path = '' as $$ select true $$;
 
