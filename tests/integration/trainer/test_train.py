@@ -81,7 +81,12 @@ def test_model_card_has_settings_and_the_score_of_the_base(trained):
     card = (task.artifact / "README.md").read_text()
     before = float(re.search(r"\| validation loss before training \| ([\d.]+) \|", card)[1])
     assert before > outcome.metrics.best_validation_loss
-    for line in ("| packing | several examples a row", "| warm-up steps | ", "| computed in | `float32`"):
+    for line in (
+        "| packing | several examples a row",
+        "| attention | `sdpa`",
+        "| warm-up steps | ",
+        "| computed in | `float32`",
+    ):
         assert line in card
     assert outcome.points[0].step == 1, "the look before training is no point of the curve"
 

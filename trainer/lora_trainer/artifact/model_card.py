@@ -41,6 +41,8 @@ class ArtifactFacts:
     """The type in which the training computed, such as `bfloat16`."""
     packed: bool
     """Whether a row held several examples."""
+    attention: str
+    """The implementation of attention that the training used, as transformers calls it."""
     warm_up_steps: int
     loss_before: float | None = None
     """Validation loss of the base model, measured before the first step."""
@@ -116,6 +118,7 @@ def _hyperparameters(facts: ArtifactFacts) -> dict[str, Any]:
         **{name: f"`{value}`" for name, value in chosen.items()},
         "alpha": f"`{facts.parameters.lora_alpha}`",
         "packing": "several examples a row, kept apart by attention" if facts.packed else "no",
+        "attention": f"`{facts.attention}`",
         "warm-up steps": facts.warm_up_steps,
         "computed in": f"`{facts.dtype}`, over 4-bit weights; LoRA in `float32`, published in `bfloat16`",
         "target modules": ", ".join(f"`{name}`" for name in facts.target_modules),

@@ -26,3 +26,11 @@ def detect_hardware() -> Hardware:
         return Hardware("cpu", torch.float32)
     dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return Hardware("cuda:0", dtype)
+
+
+def gpu_uuid() -> str | None:
+    """The UUID of the GPU that trains, as NVML writes it; None where torch doesn't tell it."""
+    if not torch.cuda.is_available():
+        return None
+    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None)
+    return None if uuid is None else f"GPU-{uuid}"

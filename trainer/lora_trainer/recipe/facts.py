@@ -38,6 +38,7 @@ def collect_facts(
         stop=setup.rendering.stop,
         dtype=str(setup.hardware.dtype).removeprefix("torch."),
         packed=setup.shape.packed,
+        attention=setup.attention,
         warm_up_steps=planned_warm_up(task.hyperparameters, setup.shape),
         loss_before=callback.loss_before,
         gpu_type=gpu.name,

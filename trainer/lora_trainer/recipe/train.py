@@ -33,7 +33,7 @@ from lora_trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, T
 from lora_trainer.models.bases import BaseModels
 from lora_trainer.models.cuda_faults import context_is_broken, is_out_of_memory
 from lora_trainer.models.fused import fuse
-from lora_trainer.models.hardware import detect_hardware
+from lora_trainer.models.hardware import detect_hardware, gpu_uuid
 from lora_trainer.models.loading import Lora, attach_lora, load_model
 from lora_trainer.models.optimizer import choose_optimizer
 from lora_trainer.recipe.callbacks import RunCallback, load_trainable_weights
@@ -188,7 +188,7 @@ def main(arguments: list[str]) -> int:
     end_with_the_handler()
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # only tiny models train on a CPU, and more threads don't make them faster
-    gpu = GpuMonitor(wanted=torch.cuda.is_available())
+    gpu = GpuMonitor(wanted=torch.cuda.is_available(), uuid=gpu_uuid())
     with os.fdopen(int(arguments[0]), "w", encoding="utf-8") as pipe:
         outcome = attempt(task, ProgressWriter(pipe, task, gpu), gpu)
     outcome.write(task.folder)

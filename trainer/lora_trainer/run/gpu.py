@@ -19,12 +19,13 @@ class GpuSample:
 
 
 class GpuMonitor:
-    """Reads the first GPU of this machine. Its attributes are None where there is no GPU, or no NVML.
+    """Reads the GPU with the given UUID, or the first of this machine. Attributes are None without a GPU or NVML.
 
-    Reads nothing unless `wanted`.
+    NVML numbers all GPUs of the machine, also those that CUDA_VISIBLE_DEVICES hides from this process: only the UUID
+    names the GPU that trains. Reads nothing unless `wanted`.
     """
 
-    def __init__(self, *, wanted: bool) -> None:
+    def __init__(self, *, wanted: bool, uuid: str | None = None) -> None:
         self._handle: Any = None
         self.name: str | None = None
         self.driver: str | None = None
@@ -33,7 +34,7 @@ class GpuMonitor:
             return
         try:
             pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+            self._handle = _find_gpu(uuid)
             self.name = str(pynvml.nvmlDeviceGetName(self._handle))
             self.driver = str(pynvml.nvmlSystemGetDriverVersion())
             self.count = int(pynvml.nvmlDeviceGetCount())
@@ -51,3 +52,12 @@ class GpuMonitor:
             )
         except pynvml.NVMLError:
             return GpuSample()
+
+
+def _find_gpu(uuid: str | None) -> Any:
+    if uuid is not None:
+        try:
+            return pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        except pynvml.NVMLError:
+            pass  # in some containers NVML knows a part of a GPU by another name
+    return pynvml.nvmlDeviceGetHandleByIndex(0)

@@ -44,6 +44,22 @@ def test_gpu_name_and_utilisation_are_reported(two_gpus):
     assert monitor.sample() == GpuSample(97.0, 42 << 30)
 
 
+def test_gpu_that_trains_is_found_by_its_uuid_not_its_index(two_gpus, monkeypatch):
+    names = {"GPU-b": "the second", "first": "the first"}
+
+    def by_uuid(uuid):
+        if uuid not in names:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return uuid
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", by_uuid)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: "first")
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: names[handle])
+    assert GpuMonitor(wanted=True, uuid="GPU-b").name == "the second"
+    assert GpuMonitor(wanted=True).name == "the first"
+    assert GpuMonitor(wanted=True, uuid="MIG-unknown").name == "the first"
+
+
 def test_unreadable_gpu_values_do_not_stop_the_training(two_gpus, monkeypatch):
     monitor = GpuMonitor(wanted=True)
 
