@@ -84,8 +84,8 @@ def _training_notes(callback: RunCallback, setup: TrainingSetup, task: Task) -> 
     notes = []
     if task.micro_batch is not None:
         notes.append(
-            f"Memory ran out with larger steps, so each step of about {counted(setup.shape.rows_per_step, 'row')} was "
-            f"computed {counted(setup.micro_batch, 'row')} at a time."
+            f"Memory ran out at first, so activations were recomputed, and each step of about "
+            f"{counted(setup.shape.rows_per_step, 'row')} was computed {counted(setup.micro_batch, 'row')} at a time."
         )
     if callback.stopped_early_at is not None:
         notes.append(f"Stopped early at step {callback.stopped_early_at}: the validation loss fell no more.")
