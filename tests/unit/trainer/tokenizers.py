@@ -25,7 +25,7 @@ STRICT = (
     "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}"
     "{% else %}{{ raise_exception('Only user and assistant roles are supported') }}{% endif %}{% endfor %}"
 )
-# Mistral-7B-Instruct-v0.2 as it is now: the system prompt stands in the first user turn.
+# Mistral-7B-Instruct-v0.2 as it is now: the system prompt is part of the first user turn.
 MISTRAL_V0_2 = (
     _ALTERNATING + "{% if message['role'] == 'user' %}{{ ' [INST] ' }}"
     "{% if loop.first and system_message is defined %}{{ system_message + '\n\n' }}{% endif %}"

@@ -138,7 +138,7 @@ def without_the_applications_own(lines: list[str]) -> list[str]:
 
 
 def without_old_grants(lines: list[str]) -> list[str]:
-    """The lines without what the application's tables are granted: all, in older projects, and here what is needed."""
+    """The lines without the grants on the application's tables, which differ between older and newer projects."""
     needed = {
         f"grant: {table} {role} {right}"
         for table in TABLES

@@ -140,7 +140,7 @@ def plain(value: Any) -> Any:
 
 
 def says_all_of(new: Any, old: Any) -> bool:
-    """Whether an answer holds what the old one held; a newer function may say more."""
+    """Whether an answer has all keys and values of the old one; a newer function may add keys."""
     if isinstance(old, dict):
         return isinstance(new, dict) and all(key in new and says_all_of(new[key], old[key]) for key in old)
     if isinstance(old, list):
@@ -150,7 +150,7 @@ def says_all_of(new: Any, old: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def without_upgrade(postgres: Postgres, template_of_0_1: str) -> tuple[list[Any], Row]:
-    """The answers and the rows where nobody upgrades."""
+    """The answers and the rows without an upgrade."""
     with database_of_0_1(postgres, template_of_0_1) as db:
         worker = OldWorker(db)
         answers = [plain(worker.make(call)) for call in CALLS]

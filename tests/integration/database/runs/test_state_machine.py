@@ -49,7 +49,7 @@ class Life(RuleBasedStateMachine):
         )
         self.users = [self.db.user() for _ in range(2)]
         self.leases: list[tuple[str, str]] = []
-        """Every (run, token) that was ever handed out, stale ones too."""
+        """Every (run, token) that was ever issued, including stale ones."""
         self.tokens: dict[str, str] = {}
         self.executions: list[tuple[str, str, str]] = []
         self.ended_jobs: dict[str, str] = {}

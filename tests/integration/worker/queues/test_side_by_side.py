@@ -25,9 +25,9 @@ from tests.processes.waiting import until
 class OldDispatcher:
     """`process-training-jobs` as documented: unguarded updates, side effects before updates, errors ignored.
 
-    `delay_seconds` lies between its look at running jobs and its updates. Between its look at queued ones and its
-    updates lies as much as it takes a worker to claim one of them, so that it acts on what is no longer so; but for
-    each third time, when it may be first.
+    It waits `delay_seconds` between reading running jobs and updating them. Between reading queued jobs and updating
+    them it waits until a worker has claimed one, so that it acts on outdated rows; except
+    every third time, when it may be first.
     """
 
     def __init__(self, stage: Stage, *, delay_seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The count of what layers keep, against what autograd really keeps of the same model on the CPU."""
+"""The planned activations of a layer equal what autograd really keeps for the same model on the CPU."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ WIDE = {**TINY, "hidden_size": 256, "intermediate_size": 1024, "head_dim": 64}
 
 
 class Kernel(torch.autograd.Function):
-    """Keeps for its backward pass what the GPU's kernel keeps."""
+    """Attention that keeps for its backward pass the same tensors as the GPU's kernel."""
 
     @staticmethod
     def forward(ctx, query, key, value):

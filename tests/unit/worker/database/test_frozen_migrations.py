@@ -1,4 +1,4 @@
-"""What is released stays as it is: a database that was migrated by it is not told of a change."""
+"""Released migrations never change, since a database that has applied them would not get the change."""
 
 from __future__ import annotations
 

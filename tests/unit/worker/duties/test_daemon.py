@@ -109,7 +109,7 @@ def watched(
     manifest: bool,
     checked_in: bool = True,
 ) -> tuple[HeldRun, list[Any]]:
-    """A holding of a run whose launcher says `state`, and what it was settled with."""
+    """A held run whose launcher reports `state`, and the list of endings with which it is settled."""
     endings = note_settlings(monkeypatch)
     ready = dataclasses.replace(
         services, launcher=cast(Any, ForgetfulLauncher(state)), storage=cast(Any, Shelf(manifest))

@@ -1,4 +1,4 @@
-"""Every answer of RunPod, and what the launcher makes of it."""
+"""Every answer of RunPod, and the launcher's reading of it."""
 
 from __future__ import annotations
 

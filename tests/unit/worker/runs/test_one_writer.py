@@ -39,7 +39,7 @@ def targets(node: ast.AST) -> Iterator[ast.expr]:
 
 
 def owner_of(node: ast.expr) -> tuple[str, str] | None:
-    """What stands before the field in `owner.field`, and the field; also in `owner.field[…]`."""
+    """The owner and the field of `owner.field` or `owner.field[…]`."""
     while isinstance(node, ast.Subscript | ast.Starred):
         node = node.value
     return (ast.unparse(node.value), node.attr) if isinstance(node, ast.Attribute) else None
