@@ -11,7 +11,7 @@ from lora_trainer.run.gpu import GpuMonitor
 pytestmark = pytest.mark.gpu
 
 
-def test_the_gpu_that_trains_is_named_with_its_driver():
+def test_gpu_and_driver_are_reported():
     gpu = GpuMonitor(wanted=True, uuid=gpu_uuid())
     assert gpu.name == torch.cuda.get_device_name(0)
     assert gpu.driver.split(".")[0].isdigit()
