@@ -32,7 +32,8 @@ begin
       ('anon, authenticated, service_role', array['training_is_ours', 'training_written_columns']),
       -- Only other functions call these.
       (null, array[
-        'training_advanced', 'training_apply_report', 'training_assignment', 'training_bill_run', 'training_both_shapes',
+        'training_advanced', 'training_apply_report', 'training_assigned_job', 'training_assignment',
+        'training_bill_run', 'training_both_shapes',
         'training_breakers_worked', 'training_candidates', 'training_check_external_job_id',
         'training_check_lease_seconds', 'training_dataset_patience', 'training_dataset_row',
         'training_decoded', 'training_endpoints', 'training_estimate', 'training_estimate_of',

@@ -46,6 +46,19 @@ begin
 end
 $$;
 
+-- The columns of a job that a worker gets: some of its row, some of what was ordered with it. Null without a job. A
+-- later migration that gives the worker one more column replaces this function alone.
+create or replace function public.training_assigned_job(job jsonb, ordered jsonb) returns jsonb
+language sql immutable set search_path = '' as $$
+  select case when training_assigned_job.job is not null then jsonb_build_object(
+    'id', training_assigned_job.job->'id', 'user_id', training_assigned_job.job->'user_id',
+    'dataset_id', training_assigned_job.ordered->'dataset_id', 'preset_id', training_assigned_job.job->'preset_id',
+    'hyperparameters', training_assigned_job.ordered->'hyperparameters',
+    'gpu_config', training_assigned_job.ordered->'gpu_config', 'status', training_assigned_job.job->'status',
+    'total_epochs', training_assigned_job.job->'total_epochs',
+    'total_steps', training_assigned_job.job->'total_steps') end
+$$;
+
 -- Returns a run as a worker sees it: the run with totals of the job's earlier runs, the job, the dataset, and in
 -- words what of job and dataset can't be read. By token_sha256 a worker that adopts the run sees whether it knows the
 -- token of the run's trainer. Values that a user or a container can make very long are left out or cut.
@@ -90,10 +103,7 @@ begin
       'used_seconds', extract(epoch from run.last_seen_at - run.checked_in_at),
       'dataset_patience_seconds', public.training_job_patience(run.queue, run.job_id, (dataset->>'id')::uuid),
       'age_seconds', extract(epoch from now() - run.created_at)),
-    'job', case when job is not null then jsonb_build_object(
-      'id', job->'id', 'user_id', job->'user_id', 'dataset_id', ordered->'dataset_id', 'preset_id', job->'preset_id',
-      'hyperparameters', ordered->'hyperparameters', 'gpu_config', ordered->'gpu_config', 'status', job->'status',
-      'total_epochs', job->'total_epochs', 'total_steps', job->'total_steps') end,
+    'job', public.training_assigned_job(job, ordered),
     'dataset', dataset - 'unreadable',
     'unreadable', nullif(concat_ws(', ', ordered->>'unreadable', dataset->>'unreadable'), ''));
 end

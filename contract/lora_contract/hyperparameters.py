@@ -26,6 +26,8 @@ class Hyperparameters(BaseModel):
 
     base_model: str | None = Field(default=None, max_length=200)
     base_revision: str | None = Field(default=None, max_length=200)
+    method: Literal["sft"] = "sft"
+    """How the adapter learns from the dataset: `sft` learns the answers of its conversations."""
     # The application allows at most 1e-3. Small base models need more: the demo's has a million weights.
     learning_rate: float = Field(default=1e-4, ge=1e-6, le=1e-2)
     batch_size: int = Field(default=4, ge=1, le=64)

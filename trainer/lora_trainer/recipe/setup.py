@@ -11,13 +11,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from lora_contract.batches import BatchShape, shape_batches
 from lora_contract.renderings import Rendering
 from lora_trainer.data.chat import Chat, prepare_tokenizer
-from lora_trainer.data.rows import TrainingData, prepare_data
+from lora_trainer.data.rows import TrainingData
 from lora_trainer.models.attention import choose_attention, needs_mask
 from lora_trainer.models.bases import Base, BaseModels
 from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.loading import load_config, load_tokenizer
 from lora_trainer.models.plan import Planner, check_plan, format_plan
 from lora_trainer.models.targets import DORA_NOTE, packing_decision
+from lora_trainer.recipe.methods import METHODS, Method
 from lora_trainer.recipe.trackers import usable_trackers
 from lora_trainer.run.gpu import GpuMonitor
 from lora_trainer.run.task import Task
@@ -44,6 +45,7 @@ class TrainingSetup:
     """Most rows of a forward pass."""
     recompute: bool
     """Whether the backward pass computes each layer's activations again, instead of keeping them."""
+    method: Method
     trackers: list[str]
     """Experiment trackers that the training reports to, as transformers calls them."""
     notes: list[str]
@@ -63,7 +65,8 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
     config, tokenizer = load_config(base), load_tokenizer(base)
     own_template = prepare_tokenizer(tokenizer)
     chat = Chat(tokenizer)
-    data = prepare_data(task.dataset, chat, parameters)
+    method = METHODS[parameters.method]
+    data = method.read(task.dataset, chat, parameters)
     packing, packing_note = packing_decision(config.model_type, parameters.packing)
     shape = shape_batches(
         [len(row.input_ids) for row in data.train],
@@ -90,6 +93,7 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         shape=shape,
         micro_batch=micro_batch,
         recompute=recompute,
+        method=method,
         trackers=trackers,
         notes=[*filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None]), *tracker_notes],
     )

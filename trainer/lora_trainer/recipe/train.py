@@ -43,7 +43,6 @@ from lora_trainer.recipe.setup import TrainingSetup, prepare
 from lora_trainer.recipe.sft import (
     StepTrainer,
     TrainingBatches,
-    build_trainer,
     loraplus_optimizer,
     save_checkpoint_now,
     training_arguments,
@@ -129,7 +128,7 @@ def configure_trainer(task: Task, setup: TrainingSetup, lora: Lora) -> StepTrain
         recompute=setup.recompute,
     )
     batches = TrainingBatches(setup.data.train, setup.data.validation, setup.shape, setup.micro_batch)
-    trainer = build_trainer(lora, setup.tokenizer, batches, arguments)
+    trainer = setup.method.build_trainer(lora, setup.tokenizer, batches, arguments)
     if parameters.loraplus_lr_ratio is not None:
         trainer.optimizer = loraplus_optimizer(trainer, parameters)
     return trainer
