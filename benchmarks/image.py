@@ -30,11 +30,16 @@ _GLIBC = range(17, 40)  # Ubuntu 24.04 has 2.39
 _PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in _GLIBC), "manylinux2014_x86_64", "manylinux1_x86_64"]
 _COMPILED = re.compile(r"\b(causal_conv1d|fla), ")
 _OF_THE_BASE_IMAGE = {"torch", "triton"}
-_IMPORTS = {"worker": "lora_worker.commands.cli", "trainer": "lora_trainer.handler, lora_trainer.recipe.train"}
+_IMPORTS = {
+    "worker": "lora_worker.commands.cli, lora_worker.duties.daemon, lora_worker.database.migrations",
+    "trainer": "lora_trainer.handler, lora_trainer.recipe.train, lora_worker.database.migrations",
+}
 _FROM_ELSEWHERE = """
 import sys, {modules}
 files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
 strays = [name for name in files if name.startswith({project!r}) and "site-packages" not in name]
+if not strays and not lora_worker.database.migrations.migration_files():
+    strays = ["the files of sql/"]
 sys.exit("The image lacks " + ", ".join(strays) if strays else 0)
 """
 
@@ -81,6 +86,8 @@ def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subproce
     search = f"{folder}/base/bin:/usr/bin:/bin"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     environment |= {name: moved(value) for name, value in stage.environment.items() if name != "HF_HOME"}
+    # What the wheel installs comes before this project's own folders, which an editable install puts on the path.
+    environment["PYTHONPATH"] = str(folder / "installed")
     environment["PATH"] = moved(stage.environment.get("PATH", "$PATH")).replace("$PATH", search)
 
     def carry_out(text: str) -> subprocess.CompletedProcess[str]:
@@ -96,6 +103,8 @@ def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subproce
         wheel = next((folder / "dist").glob("*.whl"))
         if strangers := modules_of_others(wheel):
             return subprocess.CompletedProcess(command, 1, "", f"The wheel also installs {', '.join(strangers)}.")
+        with zipfile.ZipFile(wheel) as packed:
+            packed.extractall(folder / "installed")
         command = f"{command.removesuffix('.')}{wheel}"
     if " install " in command:
         # First without the variables below: with them, pip would not check whether this Python is externally managed.
