@@ -11,7 +11,7 @@ import jwt
 import psycopg
 import pytest
 
-from lora_worker.database.functions import WORKER_SCHEMA_VERSION
+from lora_worker.database.functions import SCHEMA_VERSION, WORKER_SCHEMA_VERSION
 from lora_worker.database.rest import Rest
 from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError
 from sandbox.supabase import LocalSupabase
@@ -125,7 +125,7 @@ async def test_html_page_of_the_gateway_counts_as_an_outage(project: LocalSupaba
         rest = Rest(project.url, project.secret_key, http=http)
         with pytest.raises(ServiceUnavailableError):
             await rest.call(WORKER_SCHEMA_VERSION, {})
-        assert await rest.call(WORKER_SCHEMA_VERSION, {}) == 1
+        assert await rest.call(WORKER_SCHEMA_VERSION, {}) == SCHEMA_VERSION
 
 
 async def test_only_the_secret_key_can_arm_gateway_pages(project: LocalSupabase) -> None:
@@ -133,7 +133,7 @@ async def test_only_the_secret_key_can_arm_gateway_pages(project: LocalSupabase)
     with as_anon(project) as anon:
         assert anon.post("/sandbox/pages", json=order).status_code == 404
     async with httpx.AsyncClient() as http:
-        assert await Rest(project.url, project.secret_key, http=http).call(WORKER_SCHEMA_VERSION, {}) == 1
+        assert await Rest(project.url, project.secret_key, http=http).call(WORKER_SCHEMA_VERSION, {}) == SCHEMA_VERSION
 
 
 async def test_revoked_right_is_named_with_the_grant_that_restores_it(project: LocalSupabase) -> None:

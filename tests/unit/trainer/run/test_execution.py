@@ -250,7 +250,14 @@ def test_values_added_at_launch_do_not_make_another_training():
     """Otherwise the second attempt would find neither checkpoint nor adapter of the first."""
     chosen = {"epochs": 2, "rank": 8, "base_model": "base"}
     first = parse_request(request_input(hyperparameters=chosen))
-    enriched = {**chosen, "num_epochs": 2, "lora_rank": 8, "alpha": 16, "lora_alpha": 16, "dropout": 0.05}
+    enriched = {
+        **chosen,
+        "num_epochs": 2,
+        "lora_rank": 8,
+        "alpha": 16,
+        "lora_alpha": 16,
+        "dropout": first.hyperparameters.dropout,
+    }
     second = parse_request(request_input(hyperparameters=enriched))
     assert fingerprint_of(first, "0" * 64) == fingerprint_of(second, "0" * 64)
     other = parse_request(request_input(hyperparameters={**chosen, "alpha": 64}))
