@@ -5,6 +5,7 @@ Each command imports what it needs in its function, so that --help does not wait
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +28,13 @@ Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="As on huggin
 Volume = Annotated[Path | None, typer.Option(help="Default: the mounted network volume.")]
 
 
+@app.callback()
+def begin() -> None:
+    """Silence bitsandbytes, before a command imports it."""
+    # It warns that a kernel for the CPU is missing, which none of the commands needs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 @app.command()
 def plan(
     base_model: Annotated[str, typer.Option(help="Name on the hub, or the absolute path of a folder.")],
@@ -36,14 +44,10 @@ def plan(
     rank: Annotated[int, typer.Option(min=4, max=128)] = 16,
 ) -> None:
     """Say how much GPU memory a training takes. Needs no GPU. Exits with 1 if it does not fit."""
-    import logging
-
     from lora_contract.hyperparameters import Hyperparameters
     from lora_trainer.errors import TrainingError
     from lora_trainer.models.plan import format_plan, plan_for_base
 
-    # Its warning about a missing CPU kernel does not matter for a plan.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         memory = plan_for_base(
             base_model,
