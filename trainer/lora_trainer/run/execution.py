@@ -230,7 +230,6 @@ class Execution:
             fingerprint=fingerprint,
             dataset=folder.own / "dataset",
             dataset_sha256=dataset_sha256,
-            dataset_format=request.dataset.format,
             hyperparameters=request.hyperparameters,
             gpu_config=request.gpu_config,
             job_folder=folder.path,

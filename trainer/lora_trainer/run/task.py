@@ -32,7 +32,6 @@ class Task(BaseModel):
     """Of dataset, hyperparameters and recipe. A checkpoint with another fingerprint must not be resumed."""
     dataset: Path
     dataset_sha256: str
-    dataset_format: str | None = None
     hyperparameters: Hyperparameters
     gpu_config: GpuConfig
     job_folder: Path
