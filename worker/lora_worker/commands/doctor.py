@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_contract.grants import lifetime_seconds
 from lora_contract.words import counted
@@ -28,6 +28,9 @@ from lora_worker.storage.buckets import (
 )
 from lora_worker.storage.objects import PROBE_NAME
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _TABLES = (
     *("datasets", "training_jobs", "metrics_points", "model_artifacts", "cost_records", "notifications"),
     *("training_runs", "training_launches", "dataset_validations", "training_terms"),
@@ -50,6 +53,14 @@ class Check:
     ok: bool | None
     finding: str
     remedy: str = ""
+
+
+def print_checks(checks: Iterable[Check], console: Console) -> None:
+    """Print a line for each check: whether it holds, what was found, and the remedy where there is one."""
+    for check in checks:
+        mark = {True: "ok  ", False: "FAIL", None: "-   "}[check.ok]
+        remedy = f" → {check.remedy}" if check.remedy else ""
+        console.print(f"{mark} {check.subject}: {check.finding}{remedy}", soft_wrap=True)
 
 
 async def examine(services: Services) -> list[Check]:

@@ -8,9 +8,8 @@ from rich.table import Table
 from lora_worker.database.functions import LiveRun, LivingWorker, QueueHealth, WaitingJob
 
 
-def print_status(health: QueueHealth) -> None:
-    """Print the state of the queue to standard output: a summary, tables, and lines about endpoints and held jobs."""
-    console = Console()
+def print_status(health: QueueHealth, console: Console) -> None:
+    """Print the state of the queue: a summary, tables, and lines about endpoints and held jobs."""
     oldest = health["oldest_wait_seconds"]
     console.print(
         f"{health['queued']} queued (oldest {oldest:.0f} s)" if oldest else f"{health['queued']} queued",
@@ -23,7 +22,7 @@ def print_status(health: QueueHealth) -> None:
         if table.row_count:
             console.print(table)
     for line in status_lines(health):
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 def _workers(workers: list[LivingWorker]) -> Table:

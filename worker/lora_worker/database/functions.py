@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """What `worker_schema_version()` answers once every migration of this release is applied."""
 
 Row = dict[str, Any]

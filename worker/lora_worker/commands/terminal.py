@@ -1,0 +1,104 @@
+"""What all commands share: exit codes, refusals as one sentence, settings, and output as text or JSON.
+
+Exit codes, documented in docs/cli.md: 0 done; 1 the work could not be done, or a check found a fault; 2 an argument or
+a setting is wrong; 3 the job that was waited for failed or was cancelled; 130 interrupted with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lora_worker.configuration.settings import Settings
+    from lora_worker.services import Services
+
+T = TypeVar("T")
+
+EXIT_FAILED, EXIT_USAGE, EXIT_JOB_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+PIPE_COLUMNS = 160
+"""Width of text in a pipe, which has no width of its own: rich's default of 80 would cut names and ids."""
+
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+def command_group() -> typer.Typer:
+    """Return an application for the commands of one module; `cli.py` puts all of them at the top level."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def refuse(text: str, code: int = EXIT_FAILED) -> typer.Exit:
+    """Print one sentence to standard error, and return what to raise."""
+    typer.echo(f"lora-worker: {text}", err=True)
+    return typer.Exit(code)
+
+
+def settings_or_exit() -> Settings:
+    """Read and check the settings, and configure the log. Exits with 2 and a sentence where one is wrong."""
+    from lora_worker.errors import SettingsError
+    from lora_worker.launchers.registry import load_settings
+    from lora_worker.money.pricing import check_prices, load_prices
+    from lora_worker.observability.telemetry import configure_logging
+
+    try:
+        settings = load_settings()
+        check_prices(settings, load_prices(settings.price_table))
+    except SettingsError as error:
+        raise refuse(str(error), EXIT_USAGE) from None
+    configure_logging(settings)
+    return settings
+
+
+def run_or_exit(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end. Exits with a sentence on a `WorkerError`, with 130 on Ctrl-C."""
+    import asyncio
+
+    from lora_worker.errors import ArgumentError, WorkerError
+
+    try:
+        return asyncio.run(work)
+    except ArgumentError as error:
+        raise refuse(str(error), EXIT_USAGE) from None
+    except WorkerError as error:
+        raise refuse(str(error)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def with_services(work: Callable[[Services], Awaitable[T]]) -> T:
+    """Read the settings, open the services, and run `work` with them; exits as the two functions above do."""
+    settings = settings_or_exit()
+
+    async def opened() -> T:
+        from lora_worker.services import open_services
+
+        async with open_services(settings) as services:
+            return await work(services)
+
+    return run_or_exit(opened())
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Return a console as wide as the terminal, or of `PIPE_COLUMNS` without colours where the output is a pipe.
+
+    Square brackets are printed as they are: names come from users, and rich would read them as markup.
+    """
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else PIPE_COLUMNS)
+
+
+def show(value: Any, *, as_json: bool, text: Callable[[Console], None]) -> None:
+    """Print a command's answer: `value` as JSON (times as ISO 8601, ids as text), or what `text` prints."""
+    if as_json:
+        typer.echo(json.dumps(value, indent=2, default=str))
+    else:
+        text(make_console())
