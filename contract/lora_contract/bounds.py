@@ -47,7 +47,9 @@ def _within(low: float, high: float, otherwise: float | None = None) -> Callable
     return check
 
 
-def _whole(low: int, high: int, otherwise: int | None = None) -> Callable[[Any], Any]:
+def whole(low: int, high: int, otherwise: int | None = None) -> Callable[[Any], Any]:
+    """Return a check that replaces all but whole numbers from `low` to `high` by `otherwise`."""
+
     def check(value: Any) -> Any:
         number = _number(value)
         return int(number) if low <= number <= high and number.is_integer() else otherwise
@@ -64,16 +66,16 @@ Seconds = Annotated[float | None, BeforeValidator(_within(0, _MOST_SECONDS))]
 Instant = Annotated[float | None, BeforeValidator(_within(0, _LATEST_INSTANT))]
 """A point in time as Unix seconds, from 1970 to 2100."""
 
-Count = Annotated[int | None, BeforeValidator(_whole(0, MOST_STEPS))]
-Size = Annotated[int | None, BeforeValidator(_whole(0, 2**53))]
+Count = Annotated[int | None, BeforeValidator(whole(0, MOST_STEPS))]
+Size = Annotated[int | None, BeforeValidator(whole(0, 2**53))]
 """A number of bytes or parameters."""
 
-GpuCount = Annotated[int | None, BeforeValidator(_whole(1, _MOST_GPUS))]
+GpuCount = Annotated[int | None, BeforeValidator(whole(1, _MOST_GPUS))]
 """The number of GPUs in one machine, from 1 to 64."""
 
 Epochs = Annotated[float | None, BeforeValidator(_within(0, _MOST_EPOCHS))]
 
-StepReached = Annotated[int, BeforeValidator(_whole(0, MOST_STEPS, 0))]
+StepReached = Annotated[int, BeforeValidator(whole(0, MOST_STEPS, 0))]
 EpochReached = Annotated[float, BeforeValidator(_within(0, _MOST_EPOCHS, 0.0))]
 """The epoch that a run has reached; like `StepReached`, an impossible value becomes 0."""
 
@@ -91,7 +93,9 @@ Sentence = Annotated[str, text(2000)]
 Label = Annotated[str, text(400)]
 
 
-def _first(most: int) -> Callable[[Any], Any]:
+def first(most: int) -> Callable[[Any], Any]:
+    """Return a function that keeps the first `most` items of a list or a dictionary."""
+
     def cut(value: Any) -> Any:
         if isinstance(value, dict):
             return dict(list(value.items())[:most])
@@ -100,8 +104,8 @@ def _first(most: int) -> Callable[[Any], Any]:
     return cut
 
 
-Notes = Annotated[list[Annotated[str, text(1000)]], BeforeValidator(_first(_MOST_NOTES))]
-Metrics = Annotated[dict[Annotated[str, text(100)], FiniteFloat], BeforeValidator(_first(_MOST_METRICS))]
+Notes = Annotated[list[Annotated[str, text(1000)]], BeforeValidator(first(_MOST_NOTES))]
+Metrics = Annotated[dict[Annotated[str, text(100)], FiniteFloat], BeforeValidator(first(_MOST_METRICS))]
 
 
 def spread(items: list[Item], most: int) -> list[Item]:
