@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from lora_worker.commands.doctor import Check, examine
+from lora_worker.doctor.check import Check
+from lora_worker.doctor.examine import examine
 from lora_worker.launchers.base import EndpointHealth
 from lora_worker.launchers.runpod_settings import RunPodSettings
 from lora_worker.services import open_services

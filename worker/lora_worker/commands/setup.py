@@ -19,7 +19,8 @@ def doctor(as_json: AsJson = False) -> None:
     """Check settings, database, storage and endpoint; each finding comes with its remedy."""
     from dataclasses import asdict
 
-    from lora_worker.commands.doctor import Check, examine, print_checks
+    from lora_worker.doctor.check import Check, print_checks
+    from lora_worker.doctor.examine import examine
 
     checks = [Check("settings", True, "all set"), *with_services(examine)]
     show([asdict(check) for check in checks], as_json=as_json, text=lambda console: print_checks(checks, console))

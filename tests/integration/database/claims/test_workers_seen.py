@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from lora_worker.commands.doctor import Check, examine_workers
+from lora_worker.doctor.check import Check
+from lora_worker.doctor.database import examine_workers
 from tests.database.rows import Database
 
 

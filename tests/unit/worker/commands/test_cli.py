@@ -23,7 +23,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_the_daemon_imports_neither_torch_nor_a_gpu_clouds_sdk() -> None:
-    assert not modules_after("import lora_worker.duties.daemon, lora_worker.commands.doctor") & {
+    assert not modules_after("import lora_worker.duties.daemon, lora_worker.doctor.examine") & {
         "torch",
         "transformers",
         "runpod",

@@ -14,8 +14,9 @@ from tenacity import wait_none
 from typer.testing import CliRunner
 
 from lora_worker.commands.cli import app
-from lora_worker.commands.doctor import Check, examine
 from lora_worker.database.calls import DatabaseCalls
+from lora_worker.doctor.check import Check
+from lora_worker.doctor.examine import examine
 from lora_worker.errors import ServiceRefusedError
 from lora_worker.launchers.runpod_settings import RunPodSettings
 from lora_worker.services import Services, open_services

@@ -10,7 +10,7 @@ import pytest
 
 from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError
 from lora_worker.storage.buckets import ArtifactsBucket
-from tests.unit.worker.commands.test_doctor import GOOD
+from tests.unit.worker.doctor.test_doctor import GOOD
 
 JOB, OTHER = uuid4(), uuid4()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_worker.commands.doctor import examine_bucket, examine_lifetime
+from lora_worker.doctor.storage import examine_bucket, examine_lifetime
 
 GB = 1024**3
 GOOD = {

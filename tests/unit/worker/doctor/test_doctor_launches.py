@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from lora_worker.commands.doctor import Check, _check_launches
+from lora_worker.doctor.check import Check
+from lora_worker.doctor.endpoint import check_launches
 from lora_worker.launchers.base import EndpointHealth
 from tests.scripted import GUIDE, FakeLauncher, FakeQueue, make_services
 
@@ -30,7 +31,7 @@ async def checks(**health: Any) -> list[Check]:
         return {**HEALTH, **health}
 
     queue.health = answer  # type: ignore[method-assign]
-    return await _check_launches(make_services(queue=queue, launcher=cast(Any, Endpoints())))
+    return await check_launches(make_services(queue=queue, launcher=cast(Any, Endpoints())))
 
 
 def launches(endpoint: str | None, count: int = 1, launcher: str = "runpod") -> dict[str, Any]:

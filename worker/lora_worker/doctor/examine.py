@@ -1,0 +1,73 @@
+"""Runs the checks in their order, and leaves out those that would only repeat an earlier fault."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from lora_worker.doctor.check import Check
+from lora_worker.doctor.database import check_database
+from lora_worker.doctor.endpoint import check_endpoint, check_launches
+from lora_worker.doctor.rights import check_rights
+from lora_worker.doctor.storage import check_storage
+from lora_worker.errors import SchemaMismatchError, SchemaMissingError, ServiceError, ServiceRefusedError
+from lora_worker.services import Services
+
+
+async def examine(services: Services) -> list[Check]:
+    """Run every check, also after one has failed. Checks that would only fail by the same cause are skipped."""
+    checks: list[Check] = []
+    skipped: frozenset[str] = frozenset()
+    for subject, check in _CHECKS:
+        if subject in skipped:
+            checks.append(Check(subject, None, "not looked at: mend the database's fault first"))
+            continue
+        try:
+            checks += await check(services)
+        except Exception as error:
+            # The doctor is called when something is wrong, so even an unexpected error must not end the other checks.
+            known = isinstance(error, ServiceError)
+            text = str(error) if known else f"an answer could not be understood ({type(error).__name__})"
+            checks.append(Check(subject, False, text, _remedy_of(subject, error, services)))
+            skipped |= _checks_affected_by(subject, error)
+    return checks
+
+
+def _checks_affected_by(subject: str, error: Exception) -> frozenset[str]:
+    """Return the checks that would be misleading after an error of the database check.
+
+    With a wrong key, for example, buckets look as if they were missing; at a wrong address, functions do.
+    """
+    if subject != "database":
+        return frozenset()
+    if isinstance(error, ServiceRefusedError):
+        # Storage is called with the same key.
+        return frozenset({"storage", "launches"}) if error.status == 401 else frozenset({"launches"})
+    if isinstance(error, SchemaMismatchError) and not isinstance(error, SchemaMissingError):
+        return frozenset({"launches"})
+    return frozenset({"rights", "storage", "launches"})
+
+
+def _remedy_of(subject: str, error: Exception, services: Services) -> str:
+    if isinstance(error, SchemaMismatchError) or (isinstance(error, ServiceRefusedError) and error.status == 403):
+        # The error's own sentence says what to do.
+        return ""
+    if subject == "database" and not isinstance(error, ServiceRefusedError):
+        return "check SUPABASE_URL, and that this machine reaches it"
+    return services.launcher.guide.check if subject == "endpoint" else _REMEDIES[subject]
+
+
+_REMEDIES = {
+    "database": "check SUPABASE_SERVICE_ROLE_KEY, and that it is of the project of SUPABASE_URL",
+    "rights": "check SUPABASE_PUBLISHABLE_KEY, and that it is of the project of SUPABASE_URL",
+    "storage": "check that Storage is on in the project and that the key may use it",
+    "launches": "see what the database and the endpoint answer",
+}
+
+
+_CHECKS: tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...] = (
+    ("database", check_database),
+    ("rights", check_rights),
+    ("storage", check_storage),
+    ("endpoint", check_endpoint),
+    ("launches", check_launches),
+)
