@@ -21,6 +21,7 @@ from lora_worker.database.functions import Function, T
 from lora_worker.database.rest import MEND, SERVICE, Rest
 from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News, parse_assignment, parse_news, places_of
 from lora_worker.errors import SchemaMismatchError, ServiceUnavailableError
+from lora_worker.observability.actions import Action
 
 SCHEMA_VERSIONS = frozenset({functions.SCHEMA_VERSION})
 """The values of `worker_schema_version()` with which this worker can work.
@@ -46,7 +47,13 @@ def _readable(parse: Callable[[dict[str, Any]], _Parsed], rows: Iterable[dict[st
         except ValidationError as error:
             run = row.get("run")
             run_id = row.get("run_id") or (run.get("id") if isinstance(run, dict) else None)
-            log.error("a run's row is unreadable; update the worker", run_id=run_id, columns=places_of(error))
+            log.error(
+                "a run's row is unreadable; update the worker",
+                action=Action.RUN_UNREADABLE,
+                run_id=run_id,
+                job_id=run.get("job_id") if isinstance(run, dict) else None,
+                columns=places_of(error),
+            )
     return parsed
 
 
@@ -274,7 +281,12 @@ class DatabaseCalls:
         rows = await self._call(functions.RECORD_PROGRESS, reports=reports)
         for row in rows:
             if row.get("refused"):
-                log.warning("progress can't be stored", run_id=str(row["run_id"]), code=row.get("refused"))
+                log.warning(
+                    "progress can't be stored",
+                    action=Action.RUN_PROGRESS_REFUSED,
+                    run_id=str(row["run_id"]),
+                    code=row.get("refused"),
+                )
         return {row["run_id"]: row["applied"] for row in rows}
 
     async def settle(self, run_id: UUID, lease_token: UUID, outcome: dict[str, Any]) -> str | None:
@@ -291,7 +303,11 @@ class DatabaseCalls:
         try:
             return DatasetClaim.model_validate(row)
         except ValidationError as error:
-            log.error("a dataset's row is unreadable; update the worker", columns=places_of(error))
+            log.error(
+                "a dataset's row is unreadable; update the worker",
+                action=Action.DATASET_UNREADABLE,
+                columns=places_of(error),
+            )
             return None
 
     async def renew_dataset_claim(self, dataset_id: UUID, lease_token: UUID) -> bool:

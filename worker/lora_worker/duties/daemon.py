@@ -25,6 +25,7 @@ from lora_worker.duties.strays import Reconciler
 from lora_worker.duties.sweeping import Sweeper
 from lora_worker.duties.validation import Validator
 from lora_worker.errors import PassIncompleteError, ServiceError
+from lora_worker.observability.actions import Action
 from lora_worker.observability.readiness import Readiness
 from lora_worker.services import Services
 
@@ -111,11 +112,13 @@ class Daemon:
             SchemaMismatchError: the database moved to a version that this worker does not know.
         """
         settings = self.services.settings
+        # All tasks of this worker begin in this context, so each line of the log has the id.
+        structlog.contextvars.bind_contextvars(worker_id=settings.name)
         await self._rounds.unless_stopped(self._wait_for_schema())
         if self._stop.is_set():
-            log.info("stopped before the database answered")
+            log.info("stopped before the database answered", action=Action.WORKER_STOPPED_EARLY)
             return
-        log.info("worker started", worker=settings.name, slots=settings.slots)
+        log.info("worker started", action=Action.WORKER_STARTED, slots=settings.slots)
         loops: dict[str, list[Duty]] = {}
         for duty in dict.fromkeys(self.duties()):
             loops.setdefault(duty.loop or duty.name, []).append(duty)
@@ -128,6 +131,7 @@ class Daemon:
             ServiceError: the database did not answer; the next worker adopts what was held.
             PassIncompleteError: some of the work is left; the next pass tries again.
         """
+        structlog.contextvars.bind_contextvars(worker_id=self.services.settings.name)
         await self._rounds.unless_stopped(self._check_in(is_single_pass=True))
         results: dict[str, RoundResult] = {}
         duties = [duty for duty in self.duties(is_single_pass=True) if duty.in_pass]
@@ -137,7 +141,7 @@ class Daemon:
         if any(duty.name not in results for duty in duties):
             raise PassIncompleteError("the pass was stopped before its end; the next one goes on")
         self._require_whole(results)
-        log.info("pass done", **{name: result.done for name, result in results.items()})
+        log.info("pass done", action=Action.PASS_DONE, **{name: result.done for name, result in results.items()})
 
     async def _pass(self, duties: list[Duty], results: dict[str, RoundResult]) -> None:
         """Do each duty in turn until the stop, and note what the latest round of each came to."""
@@ -181,9 +185,11 @@ class Daemon:
         crash_point("worker.release.before")
         try:
             released = await asyncio.wait_for(self.services.queue.release(), timeout=_RELEASE_SECONDS)
-            log.info("worker stopped", released=released)
+            log.info("worker stopped", action=Action.WORKER_STOPPED, released=released)
         except (ServiceError, TimeoutError) as error:
-            log.warning("leases not released; they run out by themselves", problem=str(error))
+            log.warning(
+                "leases not released; they run out by themselves", action=Action.LEASES_NOT_RELEASED, problem=str(error)
+            )
         crash_point("worker.release.after")
 
     # ── starting ────────────────────────────────────────────────────────────────────────────────────
@@ -192,7 +198,7 @@ class Daemon:
         """See that the database speaks this worker's version, and write down this worker and its terms."""
         await self.services.queue.check_schema()
         if await self.services.queue.publish_terms(self.services.terms.model_dump(mode="json")):
-            log.info("terms of estimates written")
+            log.info("terms of estimates written", action=Action.TERMS_WRITTEN)
         self._rounds.went_well("start")
         await self._presence.report(is_single_pass=is_single_pass)
 

@@ -12,6 +12,7 @@ from lora_worker.duties.duty import RoundResult
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, EndpointState
 from lora_worker.launchers.endpoints import EndpointView, launches_at, starting_too_long, unowned_work
+from lora_worker.observability.actions import Action
 from lora_worker.runs.applying import apply
 from lora_worker.runs.state.events import EndpointSeen
 from lora_worker.runs.state.held_run import HeldRun
@@ -73,5 +74,5 @@ class EndpointWatch:
         if not problems:
             self._services.repeats.clear(("endpoint", endpoint))
         elif self._services.repeats.is_due(("endpoint", endpoint), f"{problem} {late is not None} {unowned}"):
-            log.warning("endpoint", endpoint=endpoint, problem=problems)
+            log.warning("endpoint", action=Action.ENDPOINT_PROBLEM, endpoint=endpoint, problem=problems)
         return EndpointView(problem or late, seconds)

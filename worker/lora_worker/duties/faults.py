@@ -23,6 +23,7 @@ from enum import Enum, auto
 import structlog
 
 from lora_worker.errors import LeaseLostError, SchemaMismatchError, SchemaMissingError, ServiceError
+from lora_worker.observability.actions import Action
 from lora_worker.observability.repeats import Repeats, place_of
 from lora_worker.observability.telemetry import FAULTS_SEEN
 
@@ -64,8 +65,10 @@ class Work:
     """What the log calls the key."""
     put_off: str
     """The log's event when a service failed in it."""
+    put_off_action: Action
     failed: str
     """The log's event when an exception came that nobody expected."""
+    failed_action: Action
 
     @property
     def about(self) -> dict[str, str]:
@@ -75,22 +78,34 @@ class Work:
 
 def round_work(name: str) -> Work:
     """A round of a duty."""
-    return Work("round", name, "round", "service fault", "a round failed")
+    return Work(
+        "round", name, "round",
+        "service fault", Action.DUTY_PUT_OFF, "a round failed", Action.DUTY_ERROR,
+    )  # fmt: skip
 
 
 def run_work(run_id: str) -> Work:
     """The work on a held run."""
-    return Work("run", run_id, "run_id", "put off to the next cycle", "work on a run failed")
+    return Work(
+        "run", run_id, "run_id",
+        "put off to the next cycle", Action.RUN_PUT_OFF, "work on a run failed", Action.RUN_ERROR,
+    )  # fmt: skip
 
 
 def stray_work(external_job_id: str) -> Work:
     """The work on a launch that no run owns."""
-    return Work("stray", external_job_id, "external_job_id", "a stray is put off", "work on a stray failed")
+    return Work(
+        "stray", external_job_id, "external_job_id",
+        "a stray is put off", Action.STRAY_PUT_OFF, "work on a stray failed", Action.STRAY_ERROR,
+    )  # fmt: skip
 
 
 def dataset_work(dataset_id: str) -> Work:
     """The validation of a dataset."""
-    return Work("dataset", dataset_id, "dataset_id", "dataset put off", "work on a dataset failed")
+    return Work(
+        "dataset", dataset_id, "dataset_id",
+        "dataset put off", Action.DATASET_PUT_OFF, "work on a dataset failed", Action.DATASET_ERROR,
+    )  # fmt: skip
 
 
 class Faults:
@@ -105,15 +120,21 @@ class Faults:
         subject = (work.kind, work.key)
         if meaning is Meaning.BUG:
             if self._repeats.is_due(subject, place_of(error)):
-                log.error(work.failed, exc_info=error, **work.about)
+                log.error(work.failed, action=work.failed_action, exc_info=error, **work.about)
         elif isinstance(error, ServiceError):
             FAULTS_SEEN.labels(error.service).inc()
             if self._repeats.is_due(subject, str(error)):
-                log.warning(work.put_off, service=error.service, problem=str(error), **work.about)
+                log.warning(
+                    work.put_off,
+                    action=work.put_off_action,
+                    service=error.service,
+                    problem=str(error),
+                    **work.about,
+                )
         return meaning
 
     def over(self, work: Work) -> None:
         """Note that the work went well; where it had failed several times in a row, the log says how often."""
         times = self._repeats.clear((work.kind, work.key))
         if times > 1:
-            log.info("fault over", times=times, **work.about)
+            log.info("fault over", action=Action.FAULT_OVER, times=times, **work.about)

@@ -17,8 +17,9 @@ from lora_contract.crash_points import crash_point
 from lora_worker.database.rows import Assignment
 from lora_worker.duties.duty import RoundResult
 from lora_worker.duties.faults import Faults, Meaning, run_work
+from lora_worker.observability.actions import Action
 from lora_worker.observability.readiness import Readiness
-from lora_worker.observability.telemetry import ADOPTED, CLAIMED, CYCLE_SECONDS, HELD_RUNS, LEASES_LOST
+from lora_worker.observability.telemetry import ADOPTED, CLAIMED, CYCLE_SECONDS, HELD_RUNS, LEASES_LOST, logging_run
 from lora_worker.runs.advance import advance
 from lora_worker.runs.applying import apply
 from lora_worker.runs.outcomes.failures import WORKER_FAULT
@@ -77,7 +78,7 @@ class HeldRuns:
         if adopted:
             crash_point("worker.adopt.after")
         ADOPTED.inc(len(adopted))
-        self._take(adopted, asked_at, "adopted")
+        self._take(adopted, asked_at, "adopted", Action.RUN_ADOPTED)
         return RoundResult(len(adopted))
 
     async def claim(self) -> RoundResult:
@@ -96,18 +97,19 @@ class HeldRuns:
         if claimed:
             crash_point("worker.claim.after")
         CLAIMED.inc(len(claimed))
-        self._take(claimed, asked_at, "claimed")
+        self._take(claimed, asked_at, "claimed", Action.RUN_CLAIMED)
         return RoundResult(len(claimed))
 
-    def _take(self, assignments: list[Assignment], asked_at: float, how: str) -> None:
+    def _take(self, assignments: list[Assignment], asked_at: float, how: str, action: Action) -> None:
         for assignment in assignments:
             run = assignment.run
             former = self.held.get(run.id)
             if former is not None:
                 # Its lease ran out, and the adoption gave this same worker a new one.
                 self.forget(former)
-            self.held[run.id] = HeldRun.take(self._services, assignment, asked_at=asked_at)
-            log.info(how, run_id=str(run.id), job_id=str(run.job_id), attempt=run.attempt, status=run.status)
+            with logging_run(run.id, run.job_id):
+                self.held[run.id] = HeldRun.take(self._services, assignment, asked_at=asked_at)
+                log.info(how, action=action, attempt=run.attempt, status=run.status)
         HELD_RUNS.set(len(self.held))
 
     # ── renewing ────────────────────────────────────────────────────────────────────────────────────
@@ -167,13 +169,14 @@ class HeldRuns:
 
     async def _work(self, held: HeldRun) -> None:
         """One cycle of work on a run; whatever it raises is noted here."""
-        try:
-            apply(held, CycleBegun())
-            await advance(held)
-            apply(held, CycleDone())
-            self._faults.over(run_work(held.run_id))
-        except Exception as error:
-            self._note_fault(held, error)
+        with logging_run(held.assignment.run.id, held.assignment.run.job_id):
+            try:
+                apply(held, CycleBegun())
+                await advance(held)
+                apply(held, CycleDone())
+                self._faults.over(run_work(held.run_id))
+            except Exception as error:
+                self._note_fault(held, error)
         if held.settled_as is not None:
             self._readiness.settled()
             self.forget(held)
@@ -216,7 +219,8 @@ class HeldRuns:
         """Let go of a run that another worker may have by now."""
         LEASES_LOST.inc()
         self.given_up.append(reason)
-        log.warning("run given up", run_id=held.run_id, reason=reason)
+        with logging_run(held.assignment.run.id, held.assignment.run.job_id):
+            log.warning("run given up", action=Action.RUN_GIVEN_UP, reason=reason)
         task = self.forget(held)
         if task is not None:
             # Nothing that it does counts any more, and it may be reading in a place that others wait for.
@@ -234,6 +238,7 @@ class HeldRuns:
         if self.held.get(run_id) is held:
             del self.held[run_id]
             self._readiness.forget(run_id)
-            self._faults.over(run_work(held.run_id))
+            with logging_run(run_id, held.assignment.run.job_id):
+                self._faults.over(run_work(held.run_id))
         HELD_RUNS.set(len(self.held))
         return task

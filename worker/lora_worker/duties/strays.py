@@ -12,6 +12,7 @@ from lora_worker.database.functions import Stray
 from lora_worker.duties.duty import RoundResult
 from lora_worker.duties.faults import Faults, stray_work
 from lora_worker.launchers.base import LaunchState
+from lora_worker.observability.actions import Action
 from lora_worker.runs.state.whereabouts import Whereabouts, left_alone
 from lora_worker.services import Services
 
@@ -54,7 +55,9 @@ class Reconciler:
     def _say(self, stray: Stray, problem: str) -> None:
         external_job_id = stray["external_job_id"]
         if self._services.repeats.is_due((external_job_id, "stray"), problem):
-            log.warning("a stray launch is left", external_job_id=external_job_id, problem=problem)
+            log.warning(
+                "a stray launch is left", action=Action.STRAY_LEFT, external_job_id=external_job_id, problem=problem
+            )
 
     async def _look(self, stray: Stray) -> dict[str, Any] | None:
         """What to write down of a stray that has ended; None while it has not, or while that is unknown."""
@@ -83,7 +86,12 @@ class Reconciler:
         elif not ended:
             asked = await whereabouts.cancel(external_job_id, noted)
             if self._services.repeats.is_due((external_job_id, "cancel"), str(asked)):
-                log.info("stray launch cancelled", external_job_id=external_job_id, asked=asked)
+                log.info(
+                    "stray launch cancelled",
+                    action=Action.STRAY_CANCELLED,
+                    external_job_id=external_job_id,
+                    asked=asked,
+                )
         crash_point("worker.stray.after")
         if not ended:
             return None

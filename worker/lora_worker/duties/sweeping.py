@@ -9,6 +9,7 @@ import structlog
 
 from lora_worker.duties.duty import RoundResult
 from lora_worker.errors import ServiceError
+from lora_worker.observability.actions import Action
 from lora_worker.services import Services
 from lora_worker.storage.artifact_paths import STAGING
 
@@ -35,8 +36,8 @@ class Sweeper:
             names = [name for name in found if name.startswith(STAGING)]
             if names:
                 await services.storage.remove(bucket, names)
-                log.info("abandoned uploads removed", objects=len(names))
+                log.info("abandoned uploads removed", action=Action.UPLOADS_SWEPT, objects=len(names))
         except ServiceError as error:
-            log.warning("abandoned uploads not removed", problem=str(error))
+            log.warning("abandoned uploads not removed", action=Action.UPLOADS_NOT_SWEPT, problem=str(error))
             return RoundResult(put_off=(str(error),))
         return RoundResult(len(names))

@@ -18,6 +18,7 @@ from lora_worker.database.rows import Dataset, DatasetClaim
 from lora_worker.duties.duty import RoundResult
 from lora_worker.duties.faults import Faults, Meaning, dataset_work
 from lora_worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceRefusedError
+from lora_worker.observability.actions import Action
 from lora_worker.observability.telemetry import FAULTS_SEEN
 from lora_worker.runs.rows import notices
 from lora_worker.services import Services
@@ -68,7 +69,9 @@ class Validator:
             if error.status != 400:
                 raise
             FAULTS_SEEN.labels(error.service).inc()
-            log.error("dataset not settled", dataset_id=dataset_id, problem=str(error))
+            log.error(
+                "dataset not settled", action=Action.DATASET_NOT_SETTLED, dataset_id=dataset_id, problem=str(error)
+            )
         except ServiceError:
             raise
         except Exception as error:
@@ -80,7 +83,9 @@ class Validator:
             outcome = await self._examine(claim)
         except (LeaseLostError, ServiceError) as error:
             if self._faults.note(dataset_work(str(dataset.id)), error) is Meaning.LOST:
-                log.warning("dataset given up", dataset_id=str(dataset.id), reason=str(error))
+                log.warning(
+                    "dataset given up", action=Action.DATASET_GIVEN_UP, dataset_id=str(dataset.id), reason=str(error)
+                )
                 return
             await queue.put_off_dataset(
                 dataset.id, claim.lease_token, seconds=round(self._services.settings.retry_base_seconds)
@@ -90,7 +95,13 @@ class Validator:
             await queue.put_off_dataset(dataset.id, claim.lease_token, seconds=0)
             return
         applied = await queue.settle_dataset(dataset.id, claim.lease_token, outcome)
-        log.info("dataset validated", dataset_id=str(dataset.id), status=outcome["status"], applied=applied)
+        log.info(
+            "dataset validated",
+            action=Action.DATASET_VALIDATED,
+            dataset_id=str(dataset.id),
+            status=outcome["status"],
+            applied=applied,
+        )
 
     async def _examine(self, claim: DatasetClaim) -> dict[str, Any] | None:
         """Read the dataset; the outcome to write, or None when the worker stopped in the middle."""

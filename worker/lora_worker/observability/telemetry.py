@@ -6,7 +6,9 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
@@ -58,6 +60,13 @@ def _secrets(settings: Settings) -> Iterator[str]:
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, SecretStr):
                 yield one.get_secret_value()
+
+
+@contextmanager
+def logging_run(run_id: UUID, job_id: UUID) -> Iterator[None]:
+    """Give every line that is logged until the context ends, also in tasks begun in it, the ids of this run."""
+    with structlog.contextvars.bound_contextvars(run_id=str(run_id), job_id=str(job_id)):
+        yield
 
 
 def configure_logging(settings: Settings) -> None:

@@ -15,6 +15,7 @@ from lora_contract.crash_points import crash_point
 from lora_contract.protocol import Result
 from lora_worker.errors import LeaseLostError
 from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.observability.actions import Action
 from lora_worker.runs.applying import apply
 from lora_worker.runs.outcomes.failures import ARTIFACT_MISSING, NEVER_READY, WORKER_FAULT, WORKER_KILLED
 from lora_worker.runs.outcomes.results import parse_result
@@ -139,20 +140,21 @@ async def _observe(held: HeldRun, external_job_id: str) -> Observation:
         held,
         held.whereabouts.unseen(external_job_id, held.news.endpoint, observed.observation),
         event="status unknown",
+        action=Action.RUN_STATUS_UNKNOWN,
     )
     if held.progress is not None:
         warn_of_contradiction(held, held.progress)
     return observed.observation
 
 
-def _note_problem(held: HeldRun, problem: str | None, *, event: str = "a run can't go on") -> None:
+def _note_problem(held: HeldRun, problem: str | None, *, event: str, action: Action) -> None:
     """Tell the operator what keeps the run from going on; None: nothing does."""
     subject = (held.run_id, "problem")
     apply(held, ProblemChanged(problem))
     if problem is None:
         held.services.repeats.clear(subject)
     elif held.services.repeats.is_due(subject, problem):
-        log.error(event, run_id=held.run_id, problem=problem)
+        log.error(event, action=action, problem=problem)
 
 
 async def _look(held: HeldRun, external_job_id: str) -> None:
@@ -164,18 +166,18 @@ async def _look(held: HeldRun, external_job_id: str) -> None:
             await finish(held, Ending(verdict.failure, result=verdict.result, legacy=verdict.legacy, look=True))
         return
     if observation.state is LaunchState.MISSING and held.services.repeats.is_due((held.run_id, "missing"), "missing"):
-        log.warning("the launcher has forgotten the launch", run_id=held.run_id, reason=observation.reason)
+        log.warning("the launcher has forgotten the launch", action=Action.RUN_MISSING, reason=observation.reason)
     if isinstance(verdict, AwaitManifest) and await _has_manifest(held):
         await finish(held, Ending(ARTIFACT_MISSING, look=True))
         return
     if isinstance(verdict, Stop):
-        log.warning("the GPU is silent", run_id=held.run_id, external_job_id=external_job_id)
+        log.warning("the GPU is silent", action=Action.RUN_SILENT, external_job_id=external_job_id)
         apply(held, StopDecided(verdict.failure))
     exceeded = exceeded_limit(held, observation)
     if exceeded is not None:
         apply(held, StopDecided(exceeded))
     if exceeded is NEVER_READY:
-        log.error("the endpoint's workers never get ready", run_id=held.run_id)
+        log.error("the endpoint's workers never get ready", action=Action.RUN_NEVER_READY)
     apply(held, Reported(progress_report(held)))
 
 
@@ -245,7 +247,12 @@ async def _stop(held: HeldRun) -> None:
     overdue = held.services.clock() - asked_at > held.services.settings.cancel_seconds
     if overdue and observation.state is not LaunchState.UNKNOWN:
         console = held.services.launcher.guide.console
-        _note_problem(held, f"{external_job_id} goes on; see {console}", event="the GPU does not stop")
+        _note_problem(
+            held,
+            f"{external_job_id} goes on; see {console}",
+            event="the GPU does not stop",
+            action=Action.RUN_NOT_STOPPING,
+        )
     apply(held, Reported(make_report(held, {})))
 
 
@@ -261,7 +268,7 @@ async def _cancel(held: HeldRun, external_job_id: str) -> Observation:
     asked = await held.whereabouts.cancel(external_job_id, held.news.endpoint)
     crash_point("worker.cancel.after")
     if is_first:
-        log.info("stopping the GPU", run_id=held.run_id, asked=asked)
+        log.info("stopping the GPU", action=Action.RUN_STOPPING, asked=asked)
     return await _observe(held, external_job_id)
 
 

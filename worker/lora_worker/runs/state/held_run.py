@@ -17,6 +17,7 @@ from lora_worker.errors import LeaseLostError
 from lora_worker.launchers.base import LaunchRef, Observation
 from lora_worker.launchers.endpoints import EndpointView
 from lora_worker.money.billing import Measured, Rate, gpu_of
+from lora_worker.observability.actions import Action
 from lora_worker.runs.outcomes.failures import Failure, unreadable
 from lora_worker.runs.state.silence import Silence
 from lora_worker.runs.state.whereabouts import Whereabouts
@@ -84,7 +85,7 @@ class HeldRun:
         run = assignment.run
         token = services.tokens.of(run.id, run.token_sha256)
         if token is None:
-            log.error("a run's token was made with another secret", run_id=str(run.id), remedy=_REMEDY)
+            log.error("a run's token was made with another secret", action=Action.RUN_TOKEN_UNKNOWN, remedy=_REMEDY)
         # A worker that died may have sent the launch, and a lost answer leaves the same doubt: the trainer may still
         # check in by itself, so it gets time for that before the run is launched again.
         in_doubt = run.posted_seconds_ago is not None and run.external_job_id is None

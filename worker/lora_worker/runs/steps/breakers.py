@@ -16,6 +16,7 @@ from lora_contract.protocol import STAGES, Stage
 from lora_worker.database.rows import parse_hyperparameters
 from lora_worker.errors import LeaseLostError, PreflightError
 from lora_worker.launchers.base import EndCause, LaunchState, Observation
+from lora_worker.observability.actions import Action
 from lora_worker.runs.outcomes.failures import NEVER_READY, Failure
 from lora_worker.runs.state.events import Settled
 from lora_worker.runs.state.held_run import HeldRun
@@ -110,6 +111,6 @@ async def hold_back(held: HeldRun) -> Settled | None:
         raise LeaseLostError("the lease was lost before the launch")
     kind, name = answer["kind"], answer["name"]
     if services.repeats.is_due(("held", kind, name), "held"):
-        log.error("jobs are held", kind=kind, name=name, remedy="see `lora-worker status`")
-    log.info("put back", run_id=held.run_id, job_id=str(run.job_id), reason=answer["message"])
+        log.error("jobs are held", action=Action.JOBS_HELD, kind=kind, name=name, remedy="see `lora-worker status`")
+    log.info("put back", action=Action.RUN_PUT_BACK, reason=answer["message"])
     return Settled("queued")

@@ -6,6 +6,7 @@ import structlog
 
 from lora_contract.protocol import Progress, Summary
 from lora_worker.money.billing import contradiction
+from lora_worker.observability.actions import Action
 from lora_worker.runs.state.held_run import HeldRun
 
 log = structlog.get_logger(__name__)
@@ -17,7 +18,7 @@ def warn_of_contradiction(held: HeldRun, claims: Progress | Summary) -> None:
     if problem and held.services.repeats.is_due((held.run_id, "contradiction"), problem):
         log.warning(
             "the trainer contradicts the bill; see LORA_WORKER_ENDPOINT_GPU_TYPE and …_GPU_COUNT",
-            run_id=held.run_id,
+            action=Action.BILL_GPU_CONTRADICTED,
             problem=problem,
         )
 
@@ -29,7 +30,7 @@ def billed_seconds(held: HeldRun, summary: Summary) -> float:
     if (summary.execution_seconds or 0.0) > billed + held.services.settings.lost_seconds:
         log.warning(
             "the trainer claims more seconds than the clocks say",
-            run_id=held.run_id,
+            action=Action.BILL_SECONDS_CONTRADICTED,
             claimed=summary.execution_seconds,
             billed=round(billed, 1),
         )

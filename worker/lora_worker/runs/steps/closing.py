@@ -10,6 +10,7 @@ import structlog
 from lora_contract.crash_points import crash_point
 from lora_contract.error_codes import Fault
 from lora_worker.errors import LeaseLostError, ServiceError, ValueRefusedError
+from lora_worker.observability.actions import Action
 from lora_worker.runs.rows import notices
 from lora_worker.runs.state.held_run import HeldRun
 
@@ -34,11 +35,11 @@ async def close(held: HeldRun, outcomes: Iterable[Callable[[], Outcome]]) -> tup
             outcome = make()
             return await _write(held, outcome), outcome
         except ValueRefusedError as error:
-            log.error("an outcome was refused", run_id=held.run_id, problem=str(error))
+            log.error("an outcome was refused", action=Action.OUTCOME_REFUSED, problem=str(error))
         except (ServiceError, LeaseLostError):
             raise
         except Exception:
-            log.exception("an outcome could not be made", run_id=held.run_id)
+            log.exception("an outcome could not be made", action=Action.OUTCOME_ERROR)
     outcome = bare_failure(held)
     return await _write(held, outcome), outcome
 

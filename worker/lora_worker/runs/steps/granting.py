@@ -13,6 +13,7 @@ from lora_contract.grants import seal_urls
 from lora_contract.protocol import MANIFEST_NAME, ArtifactFile
 from lora_worker.database.rows import places_of
 from lora_worker.errors import ServiceError
+from lora_worker.observability.actions import Action
 from lora_worker.observability.telemetry import FAULTS_SEEN
 from lora_worker.runs.outcomes.failures import Failure
 from lora_worker.runs.state.events import Granted, GrantPutOff, StopDecided
@@ -42,14 +43,14 @@ async def answer(held: HeldRun, request: Any) -> Granted | GrantPutOff | StopDec
     try:
         files = _FILES.validate_python(request)
     except ValidationError as error:
-        log.error("upload request unreadable", run_id=held.run_id, places=places_of(error))
+        log.error("upload request unreadable", action=Action.UPLOAD_REQUEST_UNREADABLE, places=places_of(error))
         return StopDecided(_INVALID)
     try:
         return await _grant(held, request, [file.path for file in files])
     except ServiceError as error:
         FAULTS_SEEN.labels(error.service).inc()
         if held.services.repeats.is_due((held.run_id, "upload grant"), str(error)):
-            log.warning("upload not granted yet", run_id=held.run_id, problem=str(error))
+            log.warning("upload not granted yet", action=Action.UPLOAD_PUT_OFF, problem=str(error))
         return GrantPutOff(str(error))
 
 
@@ -66,5 +67,8 @@ async def _grant(held: HeldRun, request: list[dict[str, Any]], paths: list[str])
     sealed = seal_urls(held.token, urls)
     granted = await services.queue.grant_upload(run.id, run.lease_token, request=request, sealed_urls=sealed)
     crash_point("worker.grant.after")
-    log.info("upload granted" if granted else "upload request changed", run_id=held.run_id, files=len(paths))
+    if granted:
+        log.info("upload granted", action=Action.UPLOAD_GRANTED, files=len(paths))
+    else:
+        log.info("upload request changed", action=Action.UPLOAD_REQUEST_CHANGED, files=len(paths))
     return Granted()

@@ -26,6 +26,7 @@ from lora_worker.errors import (
     ServiceRefusedError,
     ServiceUnavailableError,
 )
+from lora_worker.observability.actions import Action
 from lora_worker.observability.telemetry import LAUNCHED
 from lora_worker.runs.outcomes.failures import Failure
 from lora_worker.runs.state.events import Ending, LaunchBegun, Launched, PutOff, Settled
@@ -61,7 +62,7 @@ async def find_obstacle(held: HeldRun) -> PutOff | Settled | None:
         # Only the operator can mend the bucket. The job waits for that: it must neither fail, nor be trained for an
         # adapter that can't be stored.
         if services.repeats.is_due("artifacts bucket", str(error)):
-            log.error("the storage can't take an adapter", problem=str(error))
+            log.error("the storage can't take an adapter", action=Action.STORAGE_REFUSED, problem=str(error))
         return PutOff(str(error), services.settings.retry_base_seconds, stage="waiting_for_storage")
     return await hold_back(held)
 
@@ -82,7 +83,7 @@ async def check_job(held: HeldRun) -> preflight.Plan | Ending:
     job = held.assignment.job
     notes = unread_keys(job.hyperparameters, job.gpu_config) if job else []
     if notes:
-        log.warning("a job has keys that nothing reads", run_id=held.run_id, job_id=_job_id(held), notes=notes)
+        log.warning("a job has keys that nothing reads", action=Action.JOB_KEYS_UNREAD, notes=notes)
     return plan
 
 
@@ -98,7 +99,7 @@ async def prepare_request(held: HeldRun, plan: preflight.Plan) -> Request | PutO
     if fault is None:
         return request
     # The settings are checked when the worker starts. This second check costs nothing, and a leaked key much.
-    log.error("the launch would hand out a key that must not leave", problem=fault)
+    log.error("the launch would hand out a key that must not leave", action=Action.LAUNCH_KEY_WITHHELD, problem=fault)
     return PutOff(fault, settings.retry_base_seconds)
 
 
@@ -160,7 +161,7 @@ async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) ->
         raise LeaseLostError("the lease was lost before the launch")
     if not answer["may_launch"]:
         # Cancelled or checked in meanwhile: the next renewal says so, and the next cycle acts on it.
-        log.info("launch not needed", run_id=held.run_id, reason=answer["reason"])
+        log.info("launch not needed", action=Action.LAUNCH_NOT_NEEDED, reason=answer["reason"])
         return None
     # The rows as they are now: the artifact's configuration is copied from them.
     columns: dict[str, Any] = {key: value for key, value in answer.items() if key in {"hyperparameters", "gpu_config"}}
@@ -190,21 +191,21 @@ async def send(held: HeldRun, request: Request, plan: preflight.Plan) -> Launche
         LAUNCHED.labels("refused").inc()
         # The key or the endpoint is wrong, which only the operator can mend: no job fails for it.
         if services.repeats.is_due("launcher", str(error)):
-            log.error("the launcher refuses this worker", problem=str(error))
+            log.error("the launcher refuses this worker", action=Action.LAUNCH_REFUSED, problem=str(error))
         return PutOff(str(error), services.settings.retry_base_seconds)
     except ServiceUnavailableError as error:
         LAUNCHED.labels("unavailable").inc()
-        log.warning("launch put off", run_id=held.run_id, problem=str(error))
+        log.warning("launch put off", action=Action.LAUNCH_PUT_OFF, problem=str(error))
         base_seconds = services.settings.retry_base_seconds
         return PutOff(str(error), base_seconds, exact_seconds=error.retry_after_seconds)
     except LaunchInDoubtError as error:
         LAUNCHED.labels("in_doubt").inc()
-        log.warning("launch in doubt", run_id=held.run_id, problem=str(error))
+        log.warning("launch in doubt", action=Action.LAUNCH_IN_DOUBT, problem=str(error))
         return PutOff(str(error), services.settings.doubt_seconds)
     LAUNCHED.labels("accepted").inc()
     crash_point("worker.launch.after_post")
     attempt = held.assignment.run.attempt
-    log.info("launched", run_id=held.run_id, job_id=_job_id(held), attempt=attempt, external_job_id=external_job_id)
+    log.info("launched", action=Action.LAUNCH_ACCEPTED, attempt=attempt, external_job_id=external_job_id)
     return Launched(external_job_id, launcher.endpoint)
 
 
@@ -223,7 +224,3 @@ async def record_launch(held: HeldRun, launched: Launched) -> None:
         external_job_id=launched.external_job_id,
     )
     crash_point("worker.launch.after_record")
-
-
-def _job_id(held: HeldRun) -> str:
-    return str(held.assignment.run.job_id)

@@ -18,6 +18,7 @@ from lora_contract.protocol import LOG_NAME, FinalMetrics, Manifest, Point, Summ
 from lora_worker.database.rows import Job
 from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.errors import ArtifactError, ServiceError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.observability.actions import Action
 from lora_worker.observability.telemetry import SETTLED
 from lora_worker.runs.outcomes.failures import (
     ARTIFACT_MISSING,
@@ -81,11 +82,11 @@ async def collect_artifact(held: HeldRun, ending: Ending) -> Collected | Foreign
         ServiceError: the storage did not answer.
     """
     services = held.services
-    found = await _judge(held, ending, collect(_store(held), run_id=held.assignment.run.id))
+    found = await _judge(ending, collect(_store(held), run_id=held.assignment.run.id))
     if found.manifest is not None or found.ending is not ending or ending.legacy is None:
         return found
     if not services.settings.earlier_trainer:
-        log.error("an earlier trainer's result was left", run_id=held.run_id, remedy=_EARLIER_REMEDY)
+        log.error("an earlier trainer's result was left", action=Action.ARTIFACT_FOREIGN, remedy=_EARLIER_REMEDY)
         return Collected(None, Ending(EARLIER_TRAINER))
     return ForeignFiles(ending.legacy)
 
@@ -97,15 +98,15 @@ async def fetch_artifact(held: HeldRun, ending: Ending, legacy: LegacyResult) ->
         LeaseLostError: the run is another worker's now.
         ServiceError: the storage did not answer; the next cycle tries again.
     """
-    return await _judge(held, ending, _copy_foreign(held, legacy))
+    return await _judge(ending, _copy_foreign(held, legacy))
 
 
-async def _judge(held: HeldRun, ending: Ending, work: Awaitable[Manifest | None]) -> Collected:
+async def _judge(ending: Ending, work: Awaitable[Manifest | None]) -> Collected:
     """The manifest that the work brings; or, where its artifact can't be kept, what the run ended with instead."""
     try:
         return Collected(await work, ending)
     except ArtifactError as error:
-        log.warning("artifact refused", run_id=held.run_id, problem=str(error))
+        log.warning("artifact refused", action=Action.ARTIFACT_REFUSED, problem=str(error))
         failure = Failure(ARTIFACT_MISSING.code, Fault.TRANSIENT, str(error))
         return Collected(None, Ending(failure, result=ending.result))
     except ServiceRefusedError as error:
@@ -142,7 +143,7 @@ async def close_run(held: HeldRun, ending: Ending, manifest: Manifest | None) ->
         LeaseLostError: another worker has the run; nothing was written.
         ServiceError: the database did not answer; either nothing was written, or all of it.
     """
-    run, job = held.assignment.run, held.assignment.job
+    job = held.assignment.job
     if job is not None and manifest is None:
         if ending.failure is not None and ending.failure.code == ErrorCode.STORAGE_REFUSED:
             _note_refusal(held, ending, ending.failure)
@@ -162,8 +163,7 @@ async def close_run(held: HeldRun, ending: Ending, manifest: Manifest | None) ->
     SETTLED.labels(status).inc()
     log.info(
         "settled",
-        run_id=held.run_id,
-        job_id=str(run.job_id),
+        action=Action.RUN_SETTLED,
         job_status=status,
         error_code=outcome.get("error_code"),
         gpu_seconds=round(outcome["gpu_seconds"], 1),
@@ -204,7 +204,7 @@ async def _keep_log(held: HeldRun, points: list[Point]) -> None:
         crash_point("worker.log.after")
     except ServiceError as error:
         # The database has the curve, too; so no job waits for its log.
-        log.warning("log not kept", run_id=held.run_id, problem=str(error))
+        log.warning("log not kept", action=Action.RUN_LOG_NOT_KEPT, problem=str(error))
 
 
 def _base(held: HeldRun, gpu_seconds: float, points: list[Point], total_steps: int | None) -> dict[str, Any]:
@@ -338,5 +338,5 @@ def _waiting_stage(failure: Failure) -> str:
 def _note_refusal(held: HeldRun, ending: Ending, failure: Failure) -> None:
     """Remember what the storage refused, so that the job is not launched again before the storage takes it."""
     run, error = held.assignment.run, ending.result.error if ending.result else None
-    log.error("the storage refused an adapter", run_id=held.run_id, problem=failure.message)
+    log.error("the storage refused an adapter", action=Action.STORAGE_REFUSED, problem=failure.message)
     held.services.artifacts_bucket.note_refusal(run.job_id, error.too_many_bytes if error else None)
