@@ -3,9 +3,12 @@
 WorkerError
 ├── SettingsError         a setting is missing or wrong; names the variable (exit 2)
 ├── ArgumentError         an argument of a command is wrong; names the argument (exit 2)
+│   └── DeploymentFileError       the file of a deployment is wrong; names its line and key
+├── DeploymentError       what exists at the GPU cloud is not what a deployment can be made of (exit 1)
 ├── PortTakenError        the port of the health endpoints can't be opened (exit 1)
 ├── ServiceError          a call to another service failed
 │   ├── ServiceUnavailableError   a retry may succeed: time-out, refused connection, status 5xx or 429
+│   │   └── CreationInDoubtError  no answer to the creation of a resource: it may exist, and has to be looked for
 │   ├── ServiceRefusedError       a retry will fail, too: other 4xx; the key, the request or the object is wrong
 │   │   ├── ObjectMissingError    the object is not in the bucket
 │   │   ├── ValueRefusedError     a column of the database can't hold a value
@@ -36,6 +39,14 @@ class ArgumentError(WorkerError):
     """An argument of a command is wrong."""
 
 
+class DeploymentFileError(ArgumentError):
+    """The file that describes a deployment is wrong. The text names its line and key."""
+
+
+class DeploymentError(WorkerError):
+    """What exists at the GPU cloud is not what a deployment can be made of: two of one name, or a volume elsewhere."""
+
+
 class PortTakenError(WorkerError):
     """The port of the health endpoints can't be opened."""
 
@@ -54,6 +65,10 @@ class ServiceUnavailableError(ServiceError):
     def __init__(self, service: str, text: str, *, retry_after_seconds: float | None = None) -> None:
         super().__init__(service, text)
         self.retry_after_seconds = retry_after_seconds
+
+
+class CreationInDoubtError(ServiceUnavailableError):
+    """No answer to the creation of a resource: it may exist. Whoever repeats the call looks for it first."""
 
 
 class ServiceRefusedError(ServiceError):

@@ -273,13 +273,13 @@ class Settings(BaseSettings):
         return self
 
 
-AnySettings = TypeVar("AnySettings", bound=Settings)
+AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
 ONE_IS_MISSING = "one_is_missing"
 """Type of the validation error where one of several settings is required. Its context holds their `variables`."""
 
 
-def variable_of(name: str, settings: type[Settings] = Settings) -> str:
+def variable_of(name: str, settings: type[BaseSettings] = Settings) -> str:
     """Return the environment variable of a field; several alternatives are joined by “ or ”."""
     alias = settings.model_fields[name].validation_alias
     if isinstance(alias, AliasChoices):
@@ -287,21 +287,21 @@ def variable_of(name: str, settings: type[Settings] = Settings) -> str:
     return f"LORA_WORKER_{name.upper()}"
 
 
-def _fields_by_variable(settings: type[Settings]) -> dict[str, str]:
+def _fields_by_variable(settings: type[BaseSettings]) -> dict[str, str]:
     return {variable: name for name in settings.model_fields for variable in variable_of(name, settings).split(" or ")}
 
 
-def variables_of(settings: type[Settings]) -> set[str]:
+def variables_of(settings: type[BaseSettings]) -> set[str]:
     """Return the environment variables of all fields."""
     return set(_fields_by_variable(settings))
 
 
-def _hint(settings: type[Settings], wanted: Sequence[str], names: set[str]) -> str:
+def _hint(settings: type[BaseSettings], wanted: Sequence[str], names: set[str]) -> str:
     meant = meant_for(wanted, names, variables_of(settings))
     return f" ({meant} is set, which nothing reads)" if meant else ""
 
 
-def _explain(settings: type[Settings], error: ValidationError, names: set[str]) -> str:
+def _explain(settings: type[BaseSettings], error: ValidationError, names: set[str]) -> str:
     """Write one sentence for each problem; `names` are the variables that are set."""
     sentences = []
     by_variable = _fields_by_variable(settings)

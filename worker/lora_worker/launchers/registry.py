@@ -14,7 +14,7 @@ from lora_worker.configuration.settings import DEFAULT_LAUNCHER, AnySettings, Se
 from lora_worker.errors import SettingsError
 from lora_worker.launchers.base import Launcher
 from lora_worker.launchers.runpod import RunPodLauncher, most_connections
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod_settings import RunPodAccount, RunPodSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,22 @@ class _Choice(BaseSettings):
     launcher: str = DEFAULT_LAUNCHER
 
 
+def _known_variables() -> set[str]:
+    # Another launcher's settings are known here, too: they stay where they are while somebody tries out this one.
+    return set().union(*(variables_of(kind.settings) for kind in LAUNCHERS.values()))
+
+
+def load_runpod_account() -> RunPodAccount:
+    """Load what is needed to see and change what the account has at RunPod; no setting of Supabase has to be there.
+
+    Raises:
+        SettingsError: the text names each variable that is missing, wrong or misspelt, but never its value.
+    """
+    names = variable_names()
+    refuse_misspelt(names, _known_variables())
+    return read_settings(RunPodAccount, names)
+
+
 def load_settings() -> Settings:
     """Load the settings from the environment and `.env`, with those of the launcher that they name.
 
@@ -47,8 +63,7 @@ def load_settings() -> Settings:
         SettingsError: the text names each variable that is missing, wrong or misspelt, but never its value.
     """
     names = variable_names()
-    # Another launcher's settings are known here, too: they stay where they are while somebody tries out this one.
-    refuse_misspelt(names, set().union(*(variables_of(kind.settings) for kind in LAUNCHERS.values())))
+    refuse_misspelt(names, _known_variables())
     kind = LAUNCHERS.get(_Choice().launcher)
     if kind is None:
         raise SettingsError(f"LORA_WORKER_LAUNCHER: is no launcher; choose one of {', '.join(LAUNCHERS)}.")

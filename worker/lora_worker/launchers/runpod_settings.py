@@ -7,19 +7,54 @@ from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import NoDecode
+from pydantic_settings import BaseSettings, NoDecode
 
 from lora_worker.configuration.addresses import is_under, url_fault
 from lora_worker.configuration.keys import SUPABASE_ROLES, Role, read_key, text_fault
 from lora_worker.configuration.settings import ONE_IS_MISSING, Settings, split_list
 
 API_URL = "https://api.runpod.ai/v2"
+"""Jobs of an endpoint are sent there, with the endpoint's id behind it."""
+
+REST_URL = "https://api.runpod.io/v2"
+"""Endpoints, volumes and the catalog are there: another host than that of the jobs."""
 
 MAX_POLICY_SECONDS = 7 * 86400
 """RunPod deletes a job this long after its submission, running or not."""
 
 
-class RunPodSettings(Settings):
+class RunPodAccount(BaseSettings):
+    """What is needed to see and change what an account has at RunPod. It is enough for the commands `deploy`."""
+
+    model_config = Settings.model_config
+
+    gpu_cluster_api_key: SecretStr = Field(
+        validation_alias=AliasChoices("GPU_CLUSTER_API_KEY", "RUNPOD_API_KEY"), description="RunPod's API key"
+    )
+    runpod_api_url: str = Field(
+        default=REST_URL, description="RunPod's REST API v2, with which endpoints and volumes are made and looked at"
+    )
+
+    @field_validator("gpu_cluster_api_key")
+    @classmethod
+    def _check_runpod_key(cls, key: SecretStr) -> SecretStr:
+        role = read_key(key.get_secret_value()).role
+        is_anothers = role in SUPABASE_ROLES or role is Role.HUGGING_FACE
+        fault = text_fault(key) or (f"holds {role}; set an API key of RunPod (rpa_…)" if is_anothers else None)
+        if fault:
+            raise ValueError(fault)
+        return key
+
+    @field_validator("runpod_api_url")
+    @classmethod
+    def _check_api(cls, url: str) -> str:
+        fault = url_fault(url) or _api_fault(url)
+        if fault:
+            raise ValueError(fault)
+        return url.rstrip("/")
+
+
+class RunPodSettings(RunPodAccount, Settings):
     """The daemon's settings where RunPod is the launcher."""
 
     gpu_cluster_api_url: str = Field(
@@ -30,9 +65,6 @@ class RunPodSettings(Settings):
         default="", validation_alias=AliasChoices("RUNPOD_ENDPOINT_ID"),
         description="The endpoint's id, where GPU_CLUSTER_API_URL is not set",
     )  # fmt: skip
-    gpu_cluster_api_key: SecretStr = Field(
-        validation_alias=AliasChoices("GPU_CLUSTER_API_KEY", "RUNPOD_API_KEY"), description="RunPod's API key"
-    )
     former_endpoints: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Addresses of former endpoints at another API than GPU_CLUSTER_API_URL's, comma-separated, "
@@ -57,16 +89,6 @@ class RunPodSettings(Settings):
     def _split_endpoints(cls, value: Any) -> Any:
         return split_list(value)
 
-    @field_validator("gpu_cluster_api_key")
-    @classmethod
-    def _check_runpod_key(cls, key: SecretStr) -> SecretStr:
-        role = read_key(key.get_secret_value()).role
-        is_anothers = role in SUPABASE_ROLES or role is Role.HUGGING_FACE
-        fault = text_fault(key) or (f"holds {role}; set an API key of RunPod (rpa_…)" if is_anothers else None)
-        if fault:
-            raise ValueError(fault)
-        return key
-
     @model_validator(mode="after")
     def _check_with_runpod(self) -> RunPodSettings:
         if not self.gpu_cluster_api_url:
@@ -89,4 +111,14 @@ def _endpoint_fault(url: str) -> str | None:
         return f"is Supabase's address; set the endpoint's URL, {API_URL}/<endpoint>"
     if is_under(host, "runpod.io") or host in {"runpod.ai", "www.runpod.ai", "console.runpod.ai"}:
         return f"is the console's address; set the endpoint's URL, {API_URL}/<endpoint>"
+    return None
+
+
+def _api_fault(url: str) -> str | None:
+    """Explain why a URL can't be that of the REST API v2, as the end of a sentence; None if it can."""
+    host = urlsplit(url).hostname or ""
+    if host == "rest.runpod.io":
+        return f"is the REST API v1, which RunPod has shut down; set {REST_URL}"
+    if is_under(host, "runpod.ai"):
+        return f"is the address of an endpoint's jobs; set {REST_URL}"
     return None
