@@ -18,6 +18,7 @@ from tenacity.wait import wait_base
 
 from lora_worker.database import functions
 from lora_worker.database.functions import Function, T
+from lora_worker.database.project_report import ProjectReport
 from lora_worker.database.rest import MEND, SERVICE, Rest
 from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News, parse_assignment, parse_news, places_of
 from lora_worker.errors import SchemaMismatchError, ServiceUnavailableError
@@ -346,3 +347,7 @@ class DatabaseCalls:
     async def health(self) -> functions.QueueHealth:
         """Return the state of the queue: its depth, live runs, workers, and why each waiting job waits."""
         return await self._call(functions.QUEUE_HEALTH)
+
+    async def project_report(self) -> ProjectReport:
+        """Return what the REST API does not show: rights, policies, default rights, other dispatchers."""
+        return await self._call(functions.PROJECT_REPORT)

@@ -16,6 +16,8 @@ from uuid import UUID
 from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
+from lora_worker.database.project_report import ProjectReport
+
 T = TypeVar("T")
 
 SCHEMA_VERSION = 3
@@ -280,6 +282,7 @@ CLOSE_LAUNCHES = _function("close_launches", TypeAdapter(int), {"reports": "[]"}
 ABANDONED_UPLOADS = _function("abandoned_uploads", TypeAdapter(list[str]), {"bucket": "", "max_objects": "0"})
 REPORT_WORKER = _function("report_worker", TypeAdapter(bool), {"worker": "doctor", "report": "{}"})
 QUEUE_HEALTH = _function("queue_health", TypeAdapter(QueueHealth))
+PROJECT_REPORT = _function("training_project_report", TypeAdapter(ProjectReport))
 
 TRAINER_FUNCTIONS = (
     Function("check_in_run", TypeAdapter(Row), {"token": "", "external_job_id": "doctor", "execution_id": _NOBODY}),
@@ -294,3 +297,9 @@ TRAINER_FUNCTIONS = (
     Function("upload_grant", TypeAdapter(Row), {"token": "", "execution_id": _NOBODY}),
 )
 """The functions that the trainer calls with the publishable key and its run's token."""
+
+USER_FUNCTIONS = ("cancel_training_job", "estimate_training_cost", "retry_training_job")
+"""The functions that signed-in users call for their own rows, and the service for all."""
+
+OPEN_FUNCTIONS = ("training_is_ours", "training_written_columns")
+"""The functions that triggers call with the rights of whoever writes a row."""

@@ -23,10 +23,10 @@ async def check_database(services: Services) -> list[Check]:
     checks = [Check("database", True, f"functions of version {version}, {health['queued']} queued jobs")]
     checks += examine_workers(health)
     if health["expired_leases"]:
-        text = f"{health['expired_leases']} live runs have no worker"
+        text = f"live runs without a worker: {health['expired_leases']}"
         checks.append(Check("leases", False, text, "start a worker: it adopts them at once"))
     if health["stray_launches"]:
-        text = f"{health['stray_launches']} launches cost money without a run"
+        text = f"launches that cost money without a run: {health['stray_launches']}"
         checks.append(Check("launches", False, text, "a running worker cancels them within a minute"))
     return checks
 

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from lora_worker.doctor.check import Check
 from lora_worker.doctor.database import check_database
 from lora_worker.doctor.endpoint import check_endpoint, check_launches
+from lora_worker.doctor.keys import examine_keys
+from lora_worker.doctor.project import check_project
 from lora_worker.doctor.rights import check_rights
 from lora_worker.doctor.storage import check_storage
 from lora_worker.errors import SchemaMismatchError, SchemaMissingError, ServiceError, ServiceRefusedError
@@ -15,7 +17,7 @@ from lora_worker.services import Services
 
 async def examine(services: Services) -> list[Check]:
     """Run every check, also after one has failed. Checks that would only fail by the same cause are skipped."""
-    checks: list[Check] = []
+    checks = examine_keys(services.settings, services.now())
     skipped: frozenset[str] = frozenset()
     for subject, check in _CHECKS:
         if subject in skipped:
@@ -41,10 +43,12 @@ def _checks_affected_by(subject: str, error: Exception) -> frozenset[str]:
         return frozenset()
     if isinstance(error, ServiceRefusedError):
         # Storage is called with the same key.
-        return frozenset({"storage", "launches"}) if error.status == 401 else frozenset({"launches"})
+        return (
+            frozenset({"project", "storage", "launches"}) if error.status == 401 else frozenset({"project", "launches"})
+        )
     if isinstance(error, SchemaMismatchError) and not isinstance(error, SchemaMissingError):
-        return frozenset({"launches"})
-    return frozenset({"rights", "storage", "launches"})
+        return frozenset({"project", "launches"})
+    return frozenset({"project", "rights", "storage", "launches"})
 
 
 def _remedy_of(subject: str, error: Exception, services: Services) -> str:
@@ -58,6 +62,7 @@ def _remedy_of(subject: str, error: Exception, services: Services) -> str:
 
 _REMEDIES = {
     "database": "check SUPABASE_SERVICE_ROLE_KEY, and that it is of the project of SUPABASE_URL",
+    "project": "see what the database answers to training_project_report",
     "rights": "check SUPABASE_PUBLISHABLE_KEY, and that it is of the project of SUPABASE_URL",
     "storage": "check that Storage is on in the project and that the key may use it",
     "launches": "see what the database and the endpoint answer",
@@ -66,6 +71,7 @@ _REMEDIES = {
 
 _CHECKS: tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...] = (
     ("database", check_database),
+    ("project", check_project),
     ("rights", check_rights),
     ("storage", check_storage),
     ("endpoint", check_endpoint),

@@ -80,7 +80,7 @@ async def test_doctor_names_each_key_that_is_refused(services: Services) -> None
     assert list(found) == ["database", "rights", "endpoint"]
     assert "SUPABASE_SERVICE_ROLE_KEY" in found["database"]
     assert "GPU_CLUSTER_API_KEY" in found["endpoint"]
-    assert [check.subject for check in checks if check.ok is None] == ["storage", "launches"]
+    assert [check.subject for check in checks if check.ok is None] == ["project", "storage", "launches"]
 
 
 _NOT_SUPABASE: dict[str, dict[str, Any]] = {
@@ -103,7 +103,7 @@ async def test_one_cause_is_reported_once_without_its_consequences(services: Ser
         api.route(host="api.runpod.ai").respond(200, json={"workers": {"idle": 1}, "jobs": {}})
         checks = await examine(services)
     assert list(failing(checks)) == ["database"]
-    assert {check.subject for check in checks if check.ok is None} == {"rights", "storage", "launches"}
+    assert {check.subject for check in checks if check.ok is None} == {"project", "rights", "storage", "launches"}
     sentences = [f"{check.finding} {check.remedy}" for check in checks if check.ok is not True]
     assert not any("bucket" in words for words in sentences)
     assert any("migrate" in words for words in sentences) is (wrong == "functions missing")
@@ -115,7 +115,7 @@ async def test_unexpected_answer_hides_no_other_check(services: Services, body: 
     with respx.mock(assert_all_called=False) as api:
         api.route().respond(200, json=body)
         found = await examine(services)
-    assert {check.subject for check in found} == {"database", "rights", "storage", "endpoint", "launches"}
+    assert {check.subject for check in found} == {"database", "project", "rights", "storage", "endpoint", "launches"}
 
 
 @pytest.mark.parametrize(
