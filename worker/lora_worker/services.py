@@ -21,6 +21,7 @@ from lora_worker.launchers.base import Launcher
 from lora_worker.launchers.registry import LAUNCHERS
 from lora_worker.money.pricing import GpuPrice, load_prices
 from lora_worker.money.terms import Terms, make_terms
+from lora_worker.observability.calls import MeasuredClient
 from lora_worker.observability.repeats import Repeats
 from lora_worker.storage.buckets import ArtifactsBucket
 from lora_worker.storage.objects import Storage
@@ -125,7 +126,7 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
     # The launcher gets as many connections as it may use at once. The others are for calls to Supabase.
     limits = httpx.Limits(max_connections=kind.most_connections(settings) + _HEAVY_SLOTS * 2 + 40)
     key = settings.supabase_service_role_key.get_secret_value()
-    async with httpx.AsyncClient(timeout=timeout, limits=limits) as http:
+    async with MeasuredClient(timeout=timeout, limits=limits) as http:
         made: dict[str, Any] = {
             "settings": settings,
             "queue": DatabaseCalls(

@@ -28,6 +28,7 @@ async def _work(settings: Settings, *, once: bool) -> None:
     import signal
 
     from lora_worker.duties.daemon import Daemon
+    from lora_worker.duties.run_metrics import showing_runs
     from lora_worker.observability.health import serving_health
     from lora_worker.services import open_services
 
@@ -39,5 +40,6 @@ async def _work(settings: Settings, *, once: bool) -> None:
         if once:
             await daemon.run_once()
             return
-        async with serving_health(settings, lambda: daemon.problem):
-            await daemon.run()
+        with showing_runs(daemon.runs.held, lambda: daemon.problem):
+            async with serving_health(settings, lambda: daemon.problem):
+                await daemon.run()

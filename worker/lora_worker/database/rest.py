@@ -27,6 +27,7 @@ from lora_worker.errors import (
     ServiceUnavailableError,
     ValueRefusedError,
 )
+from lora_worker.observability.calls import called
 
 SERVICE = "Supabase's database"
 MEND = "run `lora-worker migrate` with this worker's release, or update the worker"
@@ -162,7 +163,8 @@ class Rest:
     async def _send(self, method: str, path: str, **what: Any) -> tuple[int, bytes]:
         body = bytearray()
         try:
-            async with self._http.stream(method, f"{self._root}/{path}", headers=self._headers, **what) as response:
+            url, names = f"{self._root}/{path}", called("database", _operation(path))
+            async with self._http.stream(method, url, headers=self._headers, extensions=names, **what) as response:
                 async for chunk in response.aiter_bytes():
                     body += chunk
                     if len(body) > MAX_ANSWER_BYTES:
@@ -268,6 +270,11 @@ def _explain_right(function: str, text: str, caller: Caller) -> str:
     right = _RIGHTS.get(kind, "select, insert, update, delete on table")
     target = name if kind == "schema" else f"public.{name}"
     return f"{what} (42501): run `lora-worker migrate`, or `grant {right} {target} to {role}`"
+
+
+def _operation(path: str) -> str:
+    """Return the name under which a call is measured: the function's, or `select` for a table."""
+    return path.removeprefix("rpc/") if path.startswith("rpc/") else "select"
 
 
 def _is_success(status: int) -> bool:

@@ -13,12 +13,21 @@ from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, EndpointState
 from lora_worker.launchers.endpoints import EndpointView, launches_at, starting_too_long, unowned_work
 from lora_worker.observability.actions import Action
+from lora_worker.observability.metrics import ENDPOINT_QUEUE, ENDPOINT_REACHABLE, ENDPOINT_WORKERS
 from lora_worker.runs.applying import apply
 from lora_worker.runs.state.events import EndpointSeen
 from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)
+
+
+def _show(seen: EndpointHealth) -> None:
+    """Set the gauges of today's endpoint."""
+    ENDPOINT_REACHABLE.set(seen.reachable)
+    ENDPOINT_QUEUE.set(seen.jobs_queued)
+    for state in ("ready", "running", "starting", "unhealthy"):
+        ENDPOINT_WORKERS.labels(state).set(getattr(seen, state))
 
 
 class EndpointWatch:
@@ -48,6 +57,8 @@ class EndpointWatch:
         endpoints = {launcher.endpoint, *(held.launch_ref.endpoint or launcher.endpoint for held in waiting)}
         for endpoint in endpoints:
             seen = await launcher.health(endpoint)
+            if endpoint == launcher.endpoint:
+                _show(seen)
             view = await self._note(endpoint, seen, known)
             for held in waiting:
                 if (held.launch_ref.endpoint or launcher.endpoint) == endpoint:

@@ -24,8 +24,8 @@ import structlog
 
 from lora_worker.errors import LeaseLostError, SchemaMismatchError, SchemaMissingError, ServiceError
 from lora_worker.observability.actions import Action
+from lora_worker.observability.metrics import FAULTS_SEEN
 from lora_worker.observability.repeats import Repeats, place_of
-from lora_worker.observability.telemetry import FAULTS_SEEN
 
 log = structlog.get_logger(__name__)
 

@@ -18,8 +18,9 @@ from lora_worker.database.rows import Assignment
 from lora_worker.duties.duty import RoundResult
 from lora_worker.duties.faults import Faults, Meaning, run_work
 from lora_worker.observability.actions import Action
+from lora_worker.observability.metrics import ADOPTED, CLAIMED, CYCLE_SECONDS, HELD_RUNS, LEASES_LOST
 from lora_worker.observability.readiness import Readiness
-from lora_worker.observability.telemetry import ADOPTED, CLAIMED, CYCLE_SECONDS, HELD_RUNS, LEASES_LOST, logging_run
+from lora_worker.observability.telemetry import logging_run
 from lora_worker.runs.advance import advance
 from lora_worker.runs.applying import apply
 from lora_worker.runs.outcomes.failures import WORKER_FAULT

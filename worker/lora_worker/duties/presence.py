@@ -6,8 +6,16 @@ from importlib.metadata import version
 
 from lora_worker.duties.duty import RoundResult
 from lora_worker.duties.held_runs import HeldRuns
+from lora_worker.observability.metrics import (
+    EXPIRED_LEASES,
+    HOLD_KINDS,
+    JOBS_HELD,
+    OLDEST_WAIT_SECONDS,
+    QUEUE_DEPTH,
+    STRAYS,
+)
 from lora_worker.observability.readiness import Readiness
-from lora_worker.observability.telemetry import OLDEST_WAIT_SECONDS, QUEUE_DEPTH, redact
+from lora_worker.observability.telemetry import redact
 from lora_worker.services import Services
 
 _MAX_PROBLEM_CHARACTERS = 300
@@ -53,4 +61,10 @@ class Presence:
         health = await self._services.queue.health()
         QUEUE_DEPTH.set(health["queued"])
         OLDEST_WAIT_SECONDS.set(health["oldest_wait_seconds"] or 0)
+        EXPIRED_LEASES.set(health["expired_leases"])
+        STRAYS.set(health["stray_launches"])
+        for kind in HOLD_KINDS:
+            JOBS_HELD.labels(kind).set(
+                sum(breaker["jobs"] for breaker in health["held"]["breakers"] if breaker["kind"] == kind)
+            )
         return RoundResult(1)

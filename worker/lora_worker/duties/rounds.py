@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_worker.duties.duty import Duty, RoundResult
 from lora_worker.duties.faults import Faults, Meaning, meaning_of, round_work
+from lora_worker.observability.metrics import LAST_ROUND, ROUNDS
 from lora_worker.observability.readiness import Readiness
 
 _FAILED = "a round failed; see the log"
@@ -37,7 +38,10 @@ class Rounds:
         except Exception as error:
             if meaning_of(error) is Meaning.END:
                 raise
+            ROUNDS.labels(duty.name, "failed").inc()
             return RoundResult(failed=self.failed(duty.name, error))
+        ROUNDS.labels(duty.name, "ok").inc()
+        LAST_ROUND.labels(duty.name).set_to_current_time()
         self.went_well(duty.name)
         return result
 

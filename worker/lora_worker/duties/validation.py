@@ -19,7 +19,7 @@ from lora_worker.duties.duty import RoundResult
 from lora_worker.duties.faults import Faults, Meaning, dataset_work
 from lora_worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceRefusedError
 from lora_worker.observability.actions import Action
-from lora_worker.observability.telemetry import FAULTS_SEEN
+from lora_worker.observability.metrics import FAULTS_SEEN
 from lora_worker.runs.rows import notices
 from lora_worker.services import Services
 

@@ -24,6 +24,7 @@ from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchS
 from lora_worker.launchers.limits import CallLimit, PausedError
 from lora_worker.launchers.runpod_answers import Answer, count_of, read_answer, read_observation, retry_after_seconds
 from lora_worker.launchers.runpod_settings import MAX_POLICY_SECONDS, RunPodSettings
+from lora_worker.observability.calls import called
 
 _GUIDE = Guide(
     title="RunPod",
@@ -118,7 +119,10 @@ class RunPodLauncher:
         limit = self._limits[operation]
         try:
             async with limit.place() as began_at:
-                async with self._http.stream(method, url, headers=headers, content=content) as response:
+                names = called("launcher", operation)
+                async with self._http.stream(
+                    method, url, headers=headers, content=content, extensions=names
+                ) as response:
                     answer = await read_answer(response)
                 if answer.status_code == 429:
                     limit.refused(began_at, pause_seconds=retry_after_seconds(answer.headers))

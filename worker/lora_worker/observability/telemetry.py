@@ -1,4 +1,4 @@
-"""Logs without secrets, and Prometheus metrics."""
+"""Logs without secrets."""
 
 from __future__ import annotations
 
@@ -11,21 +11,9 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
 from pydantic import SecretStr
 
 from lora_worker.configuration.settings import Settings
-
-HELD_RUNS = Gauge("lora_worker_held_runs", "Runs this worker holds a lease for")
-CLAIMED = Counter("lora_worker_claimed_total", "Jobs claimed")
-ADOPTED = Counter("lora_worker_adopted_total", "Runs adopted from other workers")
-LAUNCHED = Counter("lora_worker_launches_total", "Launches sent, by what came of them", ["answer"])
-SETTLED = Counter("lora_worker_settled_total", "Runs settled, by the job's status afterwards", ["job_status"])
-LEASES_LOST = Counter("lora_worker_leases_lost_total", "Leases lost to another worker or to time")
-FAULTS_SEEN = Counter("lora_worker_service_faults_total", "Calls that failed, by service", ["service"])
-CYCLE_SECONDS = Histogram("lora_worker_cycle_seconds", "Length of one poll cycle")
-QUEUE_DEPTH = Gauge("lora_worker_queue_depth", "Queued jobs in the database")
-OLDEST_WAIT_SECONDS = Gauge("lora_worker_oldest_wait_seconds", "How long the oldest queued job has waited")
 
 _SECRETS = re.compile(
     r"(eyJ[\w-]{8,}\.[\w-]+\.?[\w-]*)|(sb_(?:secret|publishable)_[\w-]+)|(rpa_\w+)|(hf_\w{20,})"

@@ -16,10 +16,17 @@ from lora_contract.object_names import url_path
 from lora_contract.storage_answers import Answer, Refusal, read_answer, read_streamed_answer
 from lora_worker.database.rest import api_headers
 from lora_worker.errors import ObjectMissingError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.observability.calls import called
 
 _SERVICE = "Supabase Storage"
 _COPY_SECONDS = 300.0
 """Time-out of a copy inside Storage. Five gigabytes take a minute or two."""
+
+_ROUTES = (
+    "object/upload/sign", "object/sign", "object/info", "object/copy", "object/list", "object", "bucket",
+    "upload/resumable",
+)  # fmt: skip
+"""The routes of Storage that are called; the first that fits counts."""
 
 PROBE_NAME = "uploads/probe"
 """The object name with which `takes_size` asks Storage. No object with this name is ever stored."""
@@ -61,6 +68,11 @@ class Storage:
         self._headers = api_headers(key)
         self._http = http
 
+    def _names(self, url: str) -> dict[str, Any]:
+        """Under which names a call is measured: the route, without bucket and object."""
+        path = url.removeprefix(f"{self._url}/")
+        return called("storage", next((route for route in _ROUTES if path.startswith(route)), "other"))
+
     def _object_url(self, route: str, bucket: str, path: str) -> str:
         key = url_path(path)
         if key is None:
@@ -100,7 +112,10 @@ class Storage:
         self, method: str, url: str, what: str, *, reads: bool, headers: dict[str, str], **arguments: Any
     ) -> Any:
         try:
-            response = await self._http.request(method, url, headers={**self._headers, **headers}, **arguments)
+            names = self._names(url)
+            response = await self._http.request(
+                method, url, headers={**self._headers, **headers}, extensions=names, **arguments
+            )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _unreadable(error) from None
         if not response.is_success:
@@ -142,7 +157,7 @@ class Storage:
         """
         url = self._object_url("object", bucket, path)
         try:
-            async with self._http.stream("GET", url, headers=self._headers) as response:
+            async with self._http.stream("GET", url, headers=self._headers, extensions=self._names(url)) as response:
                 if response.status_code != 200:
                     raise _explain(await read_streamed_answer(response), f"{bucket}/{path}", reads=True)
                 yield response.aiter_bytes(1 << 20)
@@ -238,10 +253,10 @@ class Storage:
         headers = {**self._headers, "tus-resumable": "1.0.0", "x-upsert": "true"}
         begin = {"upload-length": str(byte_count), "upload-metadata": metadata}
         try:
-            response = await self._http.post(url, headers={**headers, **begin})
+            response = await self._http.post(url, headers={**headers, **begin}, extensions=self._names(url))
             upload = urlsplit(response.headers.get("location", "")).path.rpartition("/")[2]
             if response.status_code == 201 and upload:
-                await self._http.delete(f"{url}/{quote(upload, safe='')}", headers=headers)
+                await self._http.delete(f"{url}/{quote(upload, safe='')}", headers=headers, extensions=self._names(url))
         except httpx.HTTPError as error:
             raise _unreadable(error) from None
         if response.status_code == 201:
@@ -253,7 +268,9 @@ class Storage:
         """Tell whether the holder of another key can list an object of the bucket."""
         url = f"{self._url}/object/list/{quote(bucket, safe='')}"
         try:
-            response = await self._http.post(url, headers=api_headers(key), json={"prefix": "", "limit": 1})
+            response = await self._http.post(
+                url, headers=api_headers(key), json={"prefix": "", "limit": 1}, extensions=self._names(url)
+            )
             found = response.json() if response.is_success else None
         except (httpx.HTTPError, ValueError) as error:
             raise _unreadable(error) from None

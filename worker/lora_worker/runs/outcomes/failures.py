@@ -71,6 +71,24 @@ NEVER_READY = Failure(
 NO_RESULT = Failure("result_unreadable", Fault.TRANSIENT, "The training ended without a readable result.")
 CRASHED = Failure("trainer_crashed", Fault.TRANSIENT, "The training program ended unexpectedly.")
 
+_OWN_CODES = frozenset(
+    {
+        *(failure.code for failure in (
+            ARTIFACT_MISSING, CANCELLED_ELSEWHERE, WORKER_KILLED, EARLIER_TRAINER, WORKER_FAULT, SILENT, LOST,
+            NEVER_STARTED, NEVER_READY, NO_RESULT, CRASHED,
+        )),
+        # Of the preflight, and of what a run asked for or ended with.
+        "budget_exhausted", "dataset_deleted", "dataset_foreign", "dataset_missing", "dataset_not_ready",
+        "gpu_config_invalid", "job_missing", "job_unreadable", "result_refused", "training_failed",
+        "upload_request_invalid", "waiting_for_dataset",
+    }
+)  # fmt: skip
+
+
+def known_code(code: str) -> str:
+    """Return the code where it is one of this release, else `other`: a metric must not get labels from outside."""
+    return code if code in _OWN_CODES or code in set(ErrorCode) else "other"
+
 
 def unreadable(sentence: str) -> Failure:
     """The failure of a job whose row can't be read; the sentence says why."""

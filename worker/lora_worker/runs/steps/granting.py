@@ -14,7 +14,7 @@ from lora_contract.protocol import MANIFEST_NAME, ArtifactFile
 from lora_worker.database.rows import places_of
 from lora_worker.errors import ServiceError
 from lora_worker.observability.actions import Action
-from lora_worker.observability.telemetry import FAULTS_SEEN
+from lora_worker.observability.metrics import FAULTS_SEEN
 from lora_worker.runs.outcomes.failures import Failure
 from lora_worker.runs.state.events import Granted, GrantPutOff, StopDecided
 from lora_worker.runs.state.held_run import HeldRun

@@ -27,7 +27,7 @@ from lora_worker.errors import (
     ServiceUnavailableError,
 )
 from lora_worker.observability.actions import Action
-from lora_worker.observability.telemetry import LAUNCHED
+from lora_worker.observability.metrics import LAUNCHED
 from lora_worker.runs.outcomes.failures import Failure
 from lora_worker.runs.state.events import Ending, LaunchBegun, Launched, PutOff, Settled
 from lora_worker.runs.state.held_run import HeldRun

@@ -19,12 +19,13 @@ from lora_worker.database.rows import Job
 from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.errors import ArtifactError, ServiceError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.observability.actions import Action
-from lora_worker.observability.telemetry import SETTLED
+from lora_worker.observability.metrics import count_settlement
 from lora_worker.runs.outcomes.failures import (
     ARTIFACT_MISSING,
     EARLIER_TRAINER,
     STORAGE_REFUSED,
     Failure,
+    known_code,
 )
 from lora_worker.runs.outcomes.results import LegacyResult
 from lora_worker.runs.outcomes.retries import exhausted, retry_after
@@ -160,7 +161,14 @@ async def close_run(held: HeldRun, ending: Ending, manifest: Manifest | None) ->
             ),
         ],
     )
-    SETTLED.labels(status).inc()
+    run, code = held.assignment.run, outcome.get("error_code")
+    count_settlement(
+        status,
+        error_code=known_code(code) if code else None,
+        fault=outcome.get("fault"),
+        gpu_seconds=outcome["gpu_seconds"],
+        spend=held.cost(outcome["gpu_seconds"], fee=outcome.get("storage_fee", 0.0)) - run.spent_cost,
+    )
     log.info(
         "settled",
         action=Action.RUN_SETTLED,
