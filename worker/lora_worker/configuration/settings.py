@@ -158,6 +158,12 @@ class Settings(BaseSettings):
         description="Longest GPU time of a job, all its attempts together",
     )
     max_cost_per_job: float = Field(default=100, gt=0, le=1_000_000, description="USD a job may cost over all its runs")
+    max_cost_per_day: float | None = Field(
+        default=None, ge=0, le=1e9, description="USD that all trainings of a UTC day may cost; empty: no limit"
+    )
+    max_cost_per_user_per_day: float | None = Field(
+        default=None, ge=0, le=1e9, description="USD that a user's trainings of a UTC day may cost; empty: no limit"
+    )
     storage_fee: float = Field(default=0, ge=0, le=1000, description="USD added for storing a finished model")
     default_base_model: str = Field(default=DEFAULT_BASE_MODEL, description="For jobs that name none")
     base_models: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -251,7 +257,10 @@ class Settings(BaseSettings):
     def _split_list(cls, value: Any) -> Any:
         return split_list(value)
 
-    @field_validator("max_per_user", "endpoint_gpu_type", "price_table", "token_secret", mode="before")
+    @field_validator(
+        "max_per_user", "max_cost_per_day", "max_cost_per_user_per_day", "endpoint_gpu_type", "price_table",
+        "token_secret", mode="before",
+    )  # fmt: skip
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value

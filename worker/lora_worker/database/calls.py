@@ -18,6 +18,7 @@ from tenacity.wait import wait_base
 
 from lora_worker.database import functions
 from lora_worker.database.functions import Function, T
+from lora_worker.database.money_calls import MoneyCalls
 from lora_worker.database.project_report import ProjectReport
 from lora_worker.database.rest import MEND, SERVICE, Rest
 from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News, parse_assignment, parse_news, places_of
@@ -81,7 +82,7 @@ def _clean(text: str) -> str:
     return text.replace("\x00", "").encode(errors="replace").decode()
 
 
-class DatabaseCalls:
+class DatabaseCalls(MoneyCalls):
     """The calls of one worker to the database. The methods raise only `ServiceError`s.
 
     Idempotent calls are retried a few times. A claim or an adoption is not: if its answer was lost after the database

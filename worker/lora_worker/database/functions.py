@@ -16,6 +16,7 @@ from uuid import UUID
 from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
+from lora_worker.database.money_rows import BudgetState, Costs, Failures
 from lora_worker.database.project_report import ProjectReport
 
 T = TypeVar("T")
@@ -283,6 +284,15 @@ ABANDONED_UPLOADS = _function("abandoned_uploads", TypeAdapter(list[str]), {"buc
 REPORT_WORKER = _function("report_worker", TypeAdapter(bool), {"worker": "doctor", "report": "{}"})
 QUEUE_HEALTH = _function("queue_health", TypeAdapter(QueueHealth))
 PROJECT_REPORT = _function("training_project_report", TypeAdapter(ProjectReport))
+TRAINING_COSTS = _function(
+    "training_costs",
+    TypeAdapter(list[Costs]),
+    {"since": "2026-01-01T00:00:00Z", "until": "2026-01-01T00:00:00Z", "by": "day"},
+)
+TRAINING_FAILURES = _function("training_failures", TypeAdapter(list[Failures]), {"since": "infinity"})
+TRAINING_BUDGET_STATE = _function("training_budget_state", TypeAdapter(BudgetState))
+SET_TRAINING_BUDGET = _function("set_training_budget", TypeAdapter(bool), {"user_id": _NOBODY, "usd_per_day": "-1"})
+REMOVE_TRAINING_BUDGET = _function("remove_training_budget", TypeAdapter(bool), {"user_id": _NOBODY})
 
 TRAINER_FUNCTIONS = (
     Function("check_in_run", TypeAdapter(Row), {"token": "", "external_job_id": "doctor", "execution_id": _NOBODY}),

@@ -75,6 +75,10 @@ class Terms(BaseModel):
     storage_fee: float = Field(ge=0)
     """The price in USD for storing a finished model."""
     max_cost_per_job: float
+    max_cost_per_day: float | None = None
+    """The most that all trainings of a UTC day may cost together; None: no limit. A claim in SQL keeps to it."""
+    max_cost_per_user_per_day: float | None = None
+    """The same for one user."""
     max_run_seconds: float
     max_queued_per_user: int
     hyperparameters: dict[str, float]
@@ -113,6 +117,8 @@ def make_terms(settings: Settings, prices: tuple[GpuPrice, ...]) -> Terms:
         overhead_high=table["overhead"]["high"],
         storage_fee=settings.storage_fee,
         max_cost_per_job=settings.max_cost_per_job,
+        max_cost_per_day=settings.max_cost_per_day,
+        max_cost_per_user_per_day=settings.max_cost_per_user_per_day,
         max_run_seconds=settings.max_run_seconds,
         max_queued_per_user=settings.max_queued_per_user,
         hyperparameters=Hyperparameters().model_dump(

@@ -86,6 +86,8 @@ def populated(db: Database) -> Iterator[World]:
         job,
     )
     db.rows("insert into training_progress (run_id, progress, bytes) select id, '{}', 2 from training_runs limit 1")
+    db.rows("insert into training_budgets (user_id, usd_per_day) values (%s, 1)", owner)
+    db.rows("insert into training_reservations (job_id, usd) values (%s, 1)", job)
     yield World(db, owner, db.user(), job)
     db.close()
 

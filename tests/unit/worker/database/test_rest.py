@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -197,6 +198,7 @@ async def queue_at(**answer: Any) -> AsyncIterator[DatabaseCalls]:
 
 # Constants, since they are part of test names, which must be equal in all processes of pytest-xdist.
 ID, OTHER_ID = UUID(int=1), UUID(int=2)
+NOW = datetime(2026, 11, 26, tzinfo=UTC)
 CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "worker_schema_version": lambda q: q.check_schema(),
     "publish_training_terms": lambda q: q.publish_terms({}),
@@ -223,6 +225,11 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "abandoned_uploads": lambda q: q.abandoned_uploads("b", 1),
     "report_worker": lambda q: q.report_worker({}),
     "queue_health": lambda q: q.health(),
+    "training_costs": lambda q: q.training_costs(NOW, NOW, "day"),
+    "training_failures": lambda q: q.training_failures(NOW),
+    "training_budget_state": lambda q: q.training_budget_state(),
+    "set_training_budget": lambda q: q.set_training_budget(ID, 1),
+    "remove_training_budget": lambda q: q.remove_training_budget(ID),
 }
 
 NO_ANSWERS: list[dict[str, Any]] = [
