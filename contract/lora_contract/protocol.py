@@ -44,11 +44,14 @@ from lora_contract.bounds import (
 )  # fmt: skip
 from lora_contract.error_codes import ErrorCode
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
+from lora_contract.log_lines import LogLines
 from lora_contract.object_names import is_storable
 from lora_contract.words import joined
 
 PROTOCOL_VERSION: Literal[1] = 1
 LOG_NAME = "training_log.jsonl"
+CONTAINER_LOG_NAME = "log.txt"
+"""The name under which the worker keeps the container's log in a run's folder. No artifact may have such a file."""
 MANIFEST_NAME = "manifest.json"
 CHART_POINTS = 100
 """The most points of a curve that the database keeps of a job: the application's metrics route returns 100 rows."""
@@ -307,6 +310,8 @@ class Result(_Message):
     metrics: FinalMetrics = Field(default_factory=FinalMetrics)
     summary: Summary = Field(default_factory=Summary)
     points: Points = Field(default_factory=list)
+    log: LogLines = Field(default_factory=list)
+    """The last lines that handler and training process have logged, for the operator; earlier trainers send none."""
 
     @model_validator(mode="before")
     @classmethod

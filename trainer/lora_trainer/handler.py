@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from lora_contract.protocol import PROTOCOL_VERSION, Request, Result
 from lora_trainer.errors import RequestInvalidError, TrainingError
 from lora_trainer.run.execution import Execution
+from lora_trainer.run.logs import configure_logging
 from lora_trainer.run.runpod_progress import Send
 from lora_trainer.settings import load_settings, unread_settings
 
@@ -110,8 +111,7 @@ def _on_sigterm(stop: Callable[[], object]) -> Iterator[None]:
 
 def main() -> None:
     """Serve jobs until RunPod stops the container."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs, with their signatures
+    configure_logging()
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # its default level prints every output
     for sentence in unread_settings():
         # A warning only: the GPU is already paid for, so it trains with the defaults.

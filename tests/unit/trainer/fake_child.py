@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -73,6 +74,15 @@ def wait_for_sigterm(task: Task) -> None:
     time.sleep(_LONGER_THAN_ANY_TEST_SECONDS)
 
 
+def print_something(verb: str, argument: str) -> None:
+    print(os.environ.get("FAKE_CHILD_PRINTS", ""), file=sys.stderr, flush=True)
+    if verb == "flood":
+        print("x" * int(argument), flush=True)
+    if verb == "leave_a_process":
+        sleeping = [sys.executable, "-c", f"import time; time.sleep({argument})"]
+        subprocess.Popen(sleeping, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
 def main() -> None:
     events = os.fdopen(int(sys.argv[1]), "w")
     task = Task.model_validate_json(sys.stdin.readline())
@@ -80,7 +90,8 @@ def main() -> None:
     Path(os.environ["FAKE_CHILD_NOTE"]).write_text(json.dumps(note))
     verb, _, argument = os.environ["FAKE_CHILD"].partition(":")
     report(events, task, 3)
-    if verb == "succeed":
+    print_something(verb, argument)
+    if verb in {"succeed", "flood", "leave_a_process"}:
         succeed(task, [Point(step=n, epoch=n, training_loss=5 - n) for n in (1, 2, 3)])
     elif verb in {"succeed_after", "fail_after"}:
         points = [long_point(step) for step in range(1, int(argument) + 1)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import traceback
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from lora_trainer.models.targets import (
     high_precision_modules,
     without_peft_conversion,
 )
+from lora_trainer.run.logs import describe
 from lora_trainer.run.volume import is_full_disk
 
 if TYPE_CHECKING:
@@ -120,11 +120,11 @@ def _loading_failed(base: Base, error: Exception) -> TrainingError:
             f"The weights of the base model {base.name} can't be loaded ({kind}).",
             "Remove its folder from the volume, so that it is downloaded again.",
         )
-    # Log the places in the code only. This error is transient: the GPU's driver or the volume may work next time.
-    log.error("loading %s: %s at\n%s", base.name, kind, "".join(traceback.format_tb(error.__traceback__)[-8:]))
+    # This error is transient: the GPU's driver or the volume may work next time.
+    log.error("loading %s: %s", base.name, describe(error))
     return TrainingError(
         f"The base model {base.name} could not be loaded ({kind}).",
-        "The GPU or the volume may have failed; if it happens again, the container's log says where.",
+        "The GPU or the volume may have failed; if it happens again, please report it to support.",
     )
 
 

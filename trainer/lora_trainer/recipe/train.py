@@ -49,6 +49,7 @@ from lora_trainer.recipe.sft import (
 )
 from lora_trainer.recipe.stopping import StopSwitch, end_with_the_handler
 from lora_trainer.run.gpu import GpuMonitor
+from lora_trainer.run.logs import configure_logging, describe
 from lora_trainer.run.progress_pipe import ProgressWriter
 from lora_trainer.run.task import Outcome, Task
 from lora_trainer.run.volume import FULL_DISK_HINT, is_full_disk
@@ -180,8 +181,11 @@ def main(arguments: list[str]) -> int:
 
     The only argument is the number of the file descriptor to which progress is written.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    configure_logging()
     datasets.disable_progress_bars()
+    # It has a handler of its own otherwise, which prints whole messages.
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.enable_propagation()
     transformers.utils.logging.disable_progress_bar()
     task = Task.model_validate_json(sys.stdin.readline())
     end_with_the_handler()
@@ -202,8 +206,8 @@ def attempt(task: Task, progress: ProgressWriter, gpu: GpuMonitor) -> Outcome:
         status: Any = "stopped" if isinstance(error, StoppedError) else "failed"
         return Outcome(status=status, fingerprint=task.fingerprint, error=error.as_protocol())
     except Exception as error:
-        # Log the places in the code only: the exception's text may contain text of the dataset.
-        log.error("%s at\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)[-8:]))
+        # The exception's text may contain text of the dataset.
+        log.error("%s", describe(error))
         known = explain(error)
         return Outcome(status="failed", fingerprint=task.fingerprint, error=known.as_protocol())
 
@@ -217,13 +221,11 @@ def explain(error: Exception) -> TrainingError:
     if context_is_broken(error):
         return TrainingError(
             f"The GPU failed ({type(error).__name__}).",
-            "The next attempt goes on from the last checkpoint; the container's log says where it happened.",
+            "The next attempt goes on from the last checkpoint.",
         )
     if is_full_disk(error):
         return DiskFullError("The disk or the network volume is full.", FULL_DISK_HINT)
-    return TrainingError(
-        f"The training failed unexpectedly ({type(error).__name__}).", "The container's log says where."
-    )
+    return TrainingError(f"The training failed unexpectedly ({type(error).__name__}).", "Please report it to support.")
 
 
 def _end_before_training(task: Task) -> NoReturn:

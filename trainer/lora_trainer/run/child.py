@@ -13,12 +13,13 @@ import os
 import signal
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from lora_contract.log_lines import LineFilter
 from lora_contract.protocol import Progress
 from lora_trainer.errors import ChildCrashedError
 from lora_trainer.run.task import OUTCOME_NAME, Outcome, Task
@@ -28,18 +29,35 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MAX_LINE_BYTES = 4 << 20
+_CHUNK_BYTES = 1 << 16
+_MAX_PRINTED_BYTES = 1 << 14
+"""The most bytes that are kept of a line without an end; of one line that the child prints, far less is shown."""
+_OUTPUT_SECONDS = 5
+"""How long the handler waits for the end of the output when the child has ended: a process that it has left behind
+outside its group would hold the pipe open for ever."""
 
 
 class TrainingChild:
     """Runs one child process per task. When `run` is cancelled, it stops the child before it returns.
 
-    `module` is the name of the Python module that the child runs, and `on_progress` is called with each progress line.
+    `module` is the name of the Python module that the child runs. `on_progress` is called with each progress line, and
+    `on_line` with each line that the child prints, as far as it may be kept (`lora_contract.log_lines`).
     """
 
-    def __init__(self, module: str, *, grace_seconds: float, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(
+        self,
+        module: str,
+        *,
+        grace_seconds: float,
+        on_progress: Callable[[Progress], None],
+        on_line: Callable[[str], None],
+        secrets: tuple[str, ...] = (),
+    ) -> None:
         self._module = module
         self._grace_seconds = grace_seconds
         self._on_progress = on_progress
+        self._on_line = on_line
+        self._secrets = secrets
         self.save_on_stop = True
         """Whether a stopped child may take `grace_seconds` to save a checkpoint."""
 
@@ -50,9 +68,10 @@ class TrainingChild:
             ChildCrashedError: the child ended without an outcome.
         """
         (task.folder / OUTCOME_NAME).unlink(missing_ok=True)
-        read_end, write_end = os.pipe()
-        process = await self._spawn(write_end)
-        following = asyncio.create_task(self._follow_progress(read_end))
+        progress, output = os.pipe(), os.pipe()
+        process = await self._spawn(progress[1], output[1])
+        following = asyncio.create_task(self._follow_progress(progress[0]))
+        listening = asyncio.create_task(self._follow_output(output[0]))
         try:
             await _send_task(process, task)
             status = await process.wait()
@@ -62,33 +81,49 @@ class TrainingChild:
         finally:
             _kill_group(process.pid)  # also ends data loaders that outlived the child
             await finish(following)
+            await finish(_await_end(listening))
         return _check_exit(status, Outcome.read(task.folder))
 
-    async def _spawn(self, write_end: int) -> Process:
+    async def _spawn(self, progress: int, output: int) -> Process:
         try:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-u", "-m", self._module, str(write_end)),
+                # After a crash inside a library, `faulthandler` prints which lines of Python had called it.
+                *("-u", "-X", "faulthandler", "-m", self._module, str(progress)),
                 stdin=asyncio.subprocess.PIPE,
-                pass_fds=(write_end,),
+                # Not a pipe of asyncio: with one, `wait` returns only when every process has closed it.
+                stdout=output,
+                stderr=output,
+                pass_fds=(progress,),
                 start_new_session=True,
                 # The child may run code that a model brings, so it does not get RunPod's keys.
                 env={name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")},
             )
         finally:
-            os.close(write_end)
+            os.close(progress)
+            os.close(output)
 
     async def _follow_progress(self, read_end: int) -> None:
-        reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
-        )
-        try:
+        async with _reading(read_end) as reader:
             while line := await reader.readline():
                 with suppress(ValidationError):  # the last line may be cut off when the child dies
                     self._on_progress(Progress.model_validate_json(line))
-        finally:
-            transport.close()
+
+    async def _follow_output(self, read_end: int) -> None:
+        """Pass on what the child prints, line by line; a carriage return, as progress bars print, ends a line, too."""
+        lines, rest = LineFilter(self._secrets), b""
+        async with _reading(read_end) as reader:
+            while chunk := await reader.read(_CHUNK_BYTES):
+                *whole, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
+                # A longer line is cut: its beginning is shown, whatever follows.
+                rest = rest[:_MAX_PRINTED_BYTES]
+                for line in whole:
+                    self._pass_on(lines.take(line[:_MAX_PRINTED_BYTES].decode(errors="replace")))
+        self._pass_on([*lines.take(rest.decode(errors="replace")), *lines.end()])
+
+    def _pass_on(self, lines: list[str]) -> None:
+        for line in lines:
+            self._on_line(line)
 
     async def _stop(self, process: Process) -> None:
         if self.save_on_stop and process.returncode is None:
@@ -101,6 +136,18 @@ class TrainingChild:
         await process.wait()
 
 
+@asynccontextmanager
+async def _reading(read_end: int) -> AsyncIterator[asyncio.StreamReader]:
+    reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
+    )
+    try:
+        yield reader
+    finally:
+        transport.close()
+
+
 async def finish(work: asyncio.Task[T] | Coroutine[Any, Any, T]) -> T | None:
     """Wait until `work` has ended, even if the waiting task is cancelled. None if `work` itself was cancelled.
 
@@ -111,6 +158,12 @@ async def finish(work: asyncio.Task[T] | Coroutine[Any, Any, T]) -> T | None:
         with suppress(asyncio.CancelledError):
             await asyncio.shield(task)
     return None if task.cancelled() else task.result()
+
+
+async def _await_end(listening: asyncio.Task[None]) -> None:
+    await asyncio.wait([listening], timeout=_OUTPUT_SECONDS)
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
 
 
 async def _send_task(process: Process, task: Task) -> None:
@@ -139,9 +192,6 @@ def _check_exit(status: int, outcome: Outcome | None) -> Outcome:
     if status < 0:
         raise ChildCrashedError(
             f"The training process crashed ({signal.Signals(-status).name}).",
-            "The next attempt goes on from the last checkpoint; the container's log has the details.",
+            "The next attempt goes on from the last checkpoint.",
         )
-    raise ChildCrashedError(
-        f"The training process ended with exit code {status} without saying why.",
-        "The container's log has the details.",
-    )
+    raise ChildCrashedError(f"The training process ended with exit code {status} without saying why.")

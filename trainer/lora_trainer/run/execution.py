@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import time
-import traceback
 import uuid
 from typing import Any
 
@@ -34,6 +33,7 @@ from lora_trainer.errors import (
 from lora_trainer.run.channel import ChannelClient
 from lora_trainer.run.child import TrainingChild, finish
 from lora_trainer.run.download import download_dataset
+from lora_trainer.run.logs import LogTail, describe, secrets_of
 from lora_trainer.run.publishing import publish
 from lora_trainer.run.runpod_progress import ProgressPoster, Send
 from lora_trainer.run.sizes import fit_heartbeat, fit_message
@@ -72,33 +72,52 @@ class Execution:
         self._poster = ProgressPoster(
             send, interval_seconds=settings.progress_seconds, settle_seconds=settings.settle_seconds
         )
+        secrets = secrets_of(request)
+        self._log = LogTail(secrets)
         self._child = TrainingChild(
-            settings.child, grace_seconds=settings.grace_seconds, on_progress=self._poster.update
+            settings.child,
+            grace_seconds=settings.grace_seconds,
+            on_progress=self._poster.update,
+            on_line=self._log.add,
+            secrets=secrets,
         )
 
     async def run(self) -> Result:
-        """Train and publish. Raises nothing but `CancelledError`: the result says what went wrong."""
+        """Train and publish. Raises nothing but `CancelledError`: the result says what went wrong.
+
+        The result holds the last lines of the log, whatever the end.
+        """
+        with self._log.listening():
+            log.info("run %s, attempt %d, execution %s", *self._names())
+            result = await self._end_with_result()
+            reason = f": {result.error.sentence()}" if result.error else ""
+            log.info("the execution ends as %s%s", result.status, reason)
+        result = fit_message(result.model_copy(update={"log": self._log.lines()}))
+        crash_point("trainer.result.before")
+        return result
+
+    def _names(self) -> tuple[str, int, str]:
+        return self._request.run_id, self._request.attempt, self._execution_id
+
+    async def _end_with_result(self) -> Result:
         try:
-            result = await self._run_as_owner()
+            return await self._run_as_owner()
         except SupersededError as error:
             log.info("%s", error)
             return self._result("superseded")
         except PublishingError as error:
-            result = self._result("unpublished", error)
+            return self._result("unpublished", error)
         except TrainingError as error:
-            result = self._result("failed", error)
+            return self._result("failed", error)
         except Exception as error:
-            # Log the places in the code only: the exception's text may contain text of the dataset or a signed URL.
-            log.error("%s at\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+            # The exception's text may contain text of the dataset or a signed URL.
+            log.error("%s", describe(error))
             unexpected = TrainingError(
-                f"The trainer failed unexpectedly ({type(error).__name__}).",
-                "The container's log says where.",
+                f"The trainer failed unexpectedly ({type(error).__name__}).", "Please report it to support."
             )
-            result = self._result("failed", unexpected)
+            return self._result("failed", unexpected)
         finally:
             await finish(self._poster.close())
-        crash_point("trainer.result.before")
-        return result
 
     async def _run_as_owner(self) -> Result:
         async with ChannelClient(
@@ -199,7 +218,7 @@ class Execution:
         self._is_removing_folder = True
         async with self._folder_lock:
             await asyncio.to_thread(self._folder.remove)
-        result = Result(
+        return Result(
             run_id=manifest.run_id,
             status="completed",
             # The worker reads the whole curve from the stored manifest.
@@ -208,7 +227,6 @@ class Execution:
             summary=manifest.summary,
             points=self._thin(manifest.points, manifest.summary),
         )
-        return fit_message(result)
 
     async def _train(self, task: Task) -> Outcome:
         """Train. If memory runs out, train on in a new process that needs less."""
@@ -217,6 +235,7 @@ class Execution:
             outcome = await self._child.run(task)
             if outcome.next_micro_batch is None:
                 return outcome
+            log.warning("memory ran out; the training goes on in a new process that needs less")
             task = task.model_copy(
                 update={"micro_batch": outcome.next_micro_batch, "recompute": outcome.next_recompute}
             )
@@ -291,7 +310,7 @@ class Execution:
         if error is not None:
             result.error = error.as_protocol()
         result.summary.execution_seconds = self._seconds()
-        return fit_message(result)
+        return result
 
 
 async def _end(tasks: list[asyncio.Task[Any]]) -> None:

@@ -36,7 +36,7 @@ _DECIMALS = 12
 def fit_message(message: _Message) -> _Message:
     """The progress or result, with its curve thinned until RunPod takes the message.
 
-    Its other parts need no thinning: their types limit their size.
+    Its other parts need no thinning: their types limit their size, and a log takes a fifth of the message at most.
     """
     while message.points and _size(message) > MAX_MESSAGE_BYTES:
         message = message.model_copy(update={"points": _half(message.points)})

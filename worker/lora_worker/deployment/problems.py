@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from lora_worker.observability.telemetry import redact
+from lora_contract.redaction import redact
 
 _MAX_CHARACTERS = 300
 _MAX_FIELDS = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+from lora_contract.redaction import redact
 from lora_worker.duties.duty import RoundResult
 from lora_worker.duties.held_runs import HeldRuns
 from lora_worker.observability.metrics import (
@@ -15,7 +16,6 @@ from lora_worker.observability.metrics import (
     STRAYS,
 )
 from lora_worker.observability.readiness import Readiness
-from lora_worker.observability.telemetry import redact
 from lora_worker.services import Services
 
 _MAX_PROBLEM_CHARACTERS = 300

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -13,20 +12,8 @@ from uuid import UUID
 import structlog
 from pydantic import SecretStr
 
+from lora_contract.redaction import redact
 from lora_worker.configuration.settings import Settings
-
-_SECRETS = re.compile(
-    r"(eyJ[\w-]{8,}\.[\w-]+\.?[\w-]*)|(sb_(?:secret|publishable)_[\w-]+)|(rpa_\w+)|(hf_\w{20,})"
-    r"|((?<=[?&])(?:token|apikey|sig|signature|X-Amz-\w+)=[^&\s\"']+)|(Bearer\s+\S+)",
-    re.IGNORECASE,
-)
-
-
-def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """Replace keys, tokens, signed parts of URLs and the given `secrets` in a text by “[secret]”."""
-    for secret in secrets:
-        text = text.replace(secret, "[secret]")
-    return _SECRETS.sub("[secret]", text)
 
 
 def _redactor(secrets: tuple[str, ...]) -> Callable[[Any, str, MutableMapping[str, Any]], MutableMapping[str, Any]]:
@@ -43,7 +30,8 @@ def _redactor(secrets: tuple[str, ...]) -> Callable[[Any, str, MutableMapping[st
     return process
 
 
-def _secrets(settings: Settings) -> Iterator[str]:
+def secrets_of(settings: Settings) -> Iterator[str]:
+    """Yield every key and token of the settings."""
     for _, value in settings:
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, SecretStr):
@@ -59,7 +47,7 @@ def logging_run(run_id: UUID, job_id: UUID) -> Iterator[None]:
 
 def configure_logging(settings: Settings) -> None:
     """Write structured logs to standard error, without secrets, as JSON or for a terminal."""
-    secrets = tuple(_secrets(settings))
+    secrets = tuple(secrets_of(settings))
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     structlog.configure(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_contract.error_codes import Fault
 from lora_contract.protocol import Progress, Result, Stage
-from lora_worker.observability.telemetry import redact
+from lora_contract.redaction import redact
 from lora_worker.runs.outcomes.failures import CRASHED, Failure
 
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
