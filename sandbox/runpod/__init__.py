@@ -6,11 +6,13 @@
 
 `jobs` is the life of a job as a pure state machine. `endpoint` combines it with the worker processes (`pool`, each in a
 `container`) and with `faults` that tests can switch on. `public_api` is the API for callers, `worker_api` the one that
-the SDK calls, and `admin_api` controls the endpoint from other processes. `ledger` records what happened.
+the SDK calls, and `admin_api` controls the endpoint from other processes. `rest` is the account's REST API, at
+`rest_url`. `ledger` records what happened.
 """
 
 from sandbox.runpod.faults import Fault, Faults
-from sandbox.runpod.ledger import Execution, Launch, Ledger, Outcome
+from sandbox.runpod.keys import Rights
+from sandbox.runpod.ledger import Execution, Launch, Ledger, Outcome, Write
 from sandbox.runpod.local import LocalRunPod
 
-__all__ = ["Execution", "Fault", "Faults", "Launch", "Ledger", "LocalRunPod", "Outcome"]
+__all__ = ["Execution", "Fault", "Faults", "Launch", "Ledger", "LocalRunPod", "Outcome", "Rights", "Write"]

@@ -1,6 +1,6 @@
 """`python -m sandbox.runpod`: runs a local RunPod in a separate process, until SIGTERM or Ctrl-C.
 
-The first line of its output is JSON with `api_url`, `api_key` and `admin_url`.
+The first line of its output is JSON with `api_url`, `rest_url`, `api_key` and `admin_url`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     with runpod:
-        addresses = {"api_url": runpod.api_url, "api_key": runpod.api_key, "admin_url": runpod.admin_url}
+        names = ("api_url", "rest_url", "api_key", "admin_url")
+        addresses = {name: getattr(runpod, name) for name in names}
         sys.stdout.write(json.dumps(addresses) + "\n")
         sys.stdout.flush()
         stopped.wait()

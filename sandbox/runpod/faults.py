@@ -18,13 +18,41 @@ from sandbox.runpod.ledger import RefusedThen
 
 PublicOperation = Literal["run", "runsync", "status", "stream", "cancel", "retry", "health", "requests", "purge-queue"]
 WorkerOperation = Literal["job-take", "job-done", "progress", "job-stream", "job-stop", "ping"]
-Operation = Literal[PublicOperation, WorkerOperation, "dispatch"]
+RestOperation = Literal[
+    "listEndpoints",
+    "createEndpoint",
+    "getEndpoint",
+    "updateEndpoint",
+    "deleteEndpoint",
+    "listEndpointWorkers",
+    "listEndpointReleases",
+    "getWorkerLogs",
+    "listTemplates",
+    "createTemplate",
+    "getTemplate",
+    "updateTemplate",
+    "deleteTemplate",
+    "listNetworkVolumes",
+    "createNetworkVolume",
+    "getNetworkVolume",
+    "updateNetworkVolume",
+    "deleteNetworkVolume",
+    "listRegistries",
+    "createRegistry",
+    "getRegistry",
+    "deleteRegistry",
+    "listGpuTypes",
+    "getGpuType",
+    "listDataCenters",
+]
+Operation = Literal[PublicOperation, WorkerOperation, RestOperation, "dispatch"]
 """The name of a call, or `dispatch`: the moment when a job is given to a worker. `job-done` is a result and `progress`
 an update, although both are posted to the same address."""
 
 Action = Literal[
     "disconnect",
     "respond",
+    "respond_after",
     "delay",
     "delay_answer",
     "drop_answer",
@@ -37,7 +65,9 @@ Action = Literal[
     "unguarded",
 ]
 
-_ON_THE_WIRE: frozenset[Action] = frozenset({"disconnect", "respond", "delay", "delay_answer", "drop_answer"})
+_ON_THE_WIRE: frozenset[Action] = frozenset(
+    {"disconnect", "respond", "respond_after", "delay", "delay_answer", "drop_answer"}
+)
 _ON_THE_JOB: dict[str, frozenset[Action]] = {
     "status": frozenset({"forget"}),
     "dispatch": frozenset({"kill_worker", "deliver_twice", "time_out"}),
@@ -52,6 +82,7 @@ class Fault(BaseModel):
     Actions for any call:
         disconnect: nothing is done, and the connection is broken.
         respond: nothing is done, and the answer is `status` with `body`.
+        respond_after: the call is carried out, but the answer is `status` with `body`.
         delay, delay_answer: the call waits for `seconds` before or after it is carried out.
         drop_answer: the call is carried out, but the connection is broken instead of an answer.
 

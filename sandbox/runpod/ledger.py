@@ -1,4 +1,4 @@
-"""Records what happened at the endpoint, for assertions of tests: launches, executions and numbers of calls.
+"""Records what happened at the endpoint, for assertions of tests: launches, executions, writes and numbers of calls.
 
 A launch is an accepted `/run`. An execution begins each time that a job is given to a worker process. The real RunPod
 shows neither, so a test that asks whether a run was trained twice needs these lists. Times are seconds of the
@@ -66,12 +66,27 @@ class Execution:
             self.outcome, self.ended_at = outcome, at
 
 
+@dataclass(frozen=True)
+class Write:
+    """A call of the REST API that creates, changes or deletes, with the status of its answer, and its body if valid.
+
+    Calls that a fault kept from being carried out are not among them. Credentials are left out of the body.
+    """
+
+    operation: str
+    path: str
+    status: int
+    at: float
+    body: dict[str, Any] | None
+
+
 @dataclass
 class Ledger:
     """The recorded events. Entries are only appended, so other threads can read the lists at any time."""
 
     launches: list[Launch] = field(default_factory=list)
     executions: list[Execution] = field(default_factory=list)
+    writes: list[Write] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     """How often each operation was called, including refused calls."""
 
@@ -84,5 +99,6 @@ class Ledger:
         return {
             "launches": [asdict(launch) for launch in tuple(self.launches)],
             "executions": [asdict(execution) for execution in tuple(self.executions)],
+            "writes": [asdict(write) for write in tuple(self.writes)],
             "calls": dict(self.calls),
         }

@@ -21,9 +21,15 @@ from sandbox.processes import remove_folder, temporary_folder
 from sandbox.runpod.admin_api import AdminApi
 from sandbox.runpod.endpoint import Clock, Endpoint, EndpointSettings
 from sandbox.runpod.faults import Faults
+from sandbox.runpod.keys import Keys, Rights
 from sandbox.runpod.ledger import Execution, Ledger
 from sandbox.runpod.pool import Image, Wire
 from sandbox.runpod.public_api import PublicApi
+from sandbox.runpod.rest.account import Account
+from sandbox.runpod.rest.api import RestApi, account_operations
+from sandbox.runpod.rest.catalog import Catalog
+from sandbox.runpod.rest.quota import Quota
+from sandbox.runpod.rest.requests import Stock
 from sandbox.runpod.wire import BreakableProtocol
 from sandbox.runpod.worker_api import WorkerApi
 
@@ -78,16 +84,23 @@ class LocalRunPod:
     `faults` and `ledger` may be used from any thread. All processes end with this one, even if it is killed.
     """
 
-    def __init__(self, endpoint: Endpoint, api_key: str, public: _Listener, internal: _Listener) -> None:
-        self.api_key = api_key
+    def __init__(
+        self, endpoint: Endpoint, account: Account, keys: Keys, public: _Listener, internal: _Listener, rest: _Listener
+    ) -> None:
+        self.api_key = keys.first
         self.api_url = f"{public.url}/v2/{endpoint.settings.endpoint}"
         """The value for `GPU_CLUSTER_API_URL`."""
+        self.rest_url = f"{rest.url}/v2"
+        """The value for `LORA_WORKER_RUNPOD_API_URL`."""
         self.admin_url = f"{internal.url}/sandbox"
         self.faults: Faults = endpoint.faults
         self.ledger: Ledger = endpoint.ledger
         self._endpoint = endpoint
+        self._account = account
+        self._keys = keys
         self._public = public
         self._internal = internal
+        self._rest = rest
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="local-runpod")
 
@@ -97,6 +110,8 @@ class LocalRunPod:
         *,
         api_key: str | None = None,
         port: int = 0,
+        rest_port: int = 0,
+        rest_calls_per_minute: int = 600,
         clock: Callable[[], float] = time.time,
         **settings: Any,
     ) -> Self:
@@ -105,6 +120,9 @@ class LocalRunPod:
         Args:
             api_key: the bearer token of callers; a new one by default.
             port: the port of the public API; 0 means any free one.
+            rest_port: the port of the REST API; 0 means any free one.
+            rest_calls_per_minute: the REST API's limit for each key; further calls are refused with 429. The example
+                in RunPod's description has 60.
             clock: returns seconds, for time-outs, ttl and retention; `advance` moves it forward.
             **settings: the fields of `EndpointSettings`. `handler_module` must be importable with the working
                 directory and environment of this process. `env` should set `LORA_TRAINER_VOLUME` if the attempts of
@@ -113,19 +131,26 @@ class LocalRunPod:
         Raises:
             SandboxError: the port can't be used.
         """
-        api_key = api_key or f"rpa_{secrets.token_hex(20)}"
+        keys = Keys(api_key)
         chosen = EndpointSettings(**settings)
-        public_app, internal_app = Starlette(), Starlette()
-        public, internal = _Listener(public_app, port), _Listener(internal_app)
+        public_app, internal_app, rest_app = Starlette(), Starlette(), Starlette()
+        public, internal, rest = _Listener(public_app, port), _Listener(internal_app), _Listener(rest_app, rest_port)
+        time_of_jobs = Clock(clock)
         endpoint = Endpoint(
             chosen,
             Image(chosen.handler_module, chosen.env, temporary_folder()),
             Wire(f"{internal.url}/worker", chosen.endpoint, secrets.token_hex(20), chosen.ping_interval_seconds),
-            Clock(clock),
+            time_of_jobs,
         )
-        public_app.router.routes.extend(PublicApi(endpoint, api_key).routes())
+        account = Account(Catalog(), time_of_jobs, f"{public.url}/v2")
+        public_app.router.routes.extend(PublicApi(endpoint, keys).routes())
         internal_app.router.routes.extend([*WorkerApi(endpoint).routes(), *AdminApi(endpoint).routes()])
-        pod = cls(endpoint, api_key, public, internal)
+        limits = {"minute": rest_calls_per_minute, "hour": 60 * rest_calls_per_minute}
+        quota = Quota(time_of_jobs, limits)
+        RestApi(keys, quota, endpoint.faults, endpoint.ledger, time_of_jobs).serve(
+            rest_app, account_operations(account)
+        )
+        pod = cls(endpoint, account, keys, public, internal, rest)
         pod._thread.start()
         pod._started.result()
         return pod
@@ -136,6 +161,18 @@ class LocalRunPod:
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join()
             remove_folder(self._endpoint.pool.image.folder)
+
+    def add_key(self, rights: Rights = Rights.ALL) -> str:
+        """Create another key and return it."""
+        return self._keys.add(rights)
+
+    def revoke_key(self, key: str) -> None:
+        """Make a key invalid."""
+        self._keys.revoke(key)
+
+    def set_stock(self, gpu: str, level: Stock, data_center: str | None = None) -> None:
+        """Set the stock of a GPU type or of a whole pool, in one data centre or in all."""
+        self._on_loop(lambda: self._account.catalog.set_stock(gpu, level, data_center))
 
     def orphans(self) -> list[Execution]:
         """Return the executions that have not ended, and an entry without worker for each queued job."""
@@ -232,6 +269,7 @@ class LocalRunPod:
         self._stopping = asyncio.Event()
         await self._public.open()
         await self._internal.open()
+        await self._rest.open()
         self._started.set_result(None)
         stopping = asyncio.create_task(self._stopping.wait())
         keeping = asyncio.create_task(self._endpoint.keep())
@@ -240,5 +278,6 @@ class LocalRunPod:
         await asyncio.wait({keeping})
         await self._public.close()
         await self._internal.close()
+        await self._rest.close()
         if keeping in done:
             keeping.result()  # `keep` never returns, so it has failed: raise its exception

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 
@@ -12,6 +11,7 @@ from starlette.routing import Route
 
 from sandbox.runpod.endpoint import Endpoint
 from sandbox.runpod.jobs import BadRequestError, UnknownJobError
+from sandbox.runpod.keys import Keys, Rights
 from sandbox.runpod.wire import BodyTooLargeError, answer_with, error_answer, read_json
 
 _RUN_LIMIT_BYTES = 10 * 1024 * 1024
@@ -22,12 +22,12 @@ _RATE_WINDOW_SECONDS = 10.0
 
 
 class PublicApi:
-    """The routes of one endpoint, protected by its key and its rate limits."""
+    """The routes of one endpoint, protected by keys and rate limits."""
 
-    def __init__(self, endpoint: Endpoint, api_key: str) -> None:
+    def __init__(self, endpoint: Endpoint, keys: Keys) -> None:
         self._endpoint = endpoint
         self._jobs = endpoint.jobs
-        self._api_key = api_key
+        self._keys = keys
         self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
 
     def routes(self) -> list[Route]:
@@ -71,9 +71,11 @@ class PublicApi:
         return Route(f"/v2/{{endpoint}}/{operation}{rest}", answer, methods=[method])
 
     def _refusal(self, operation: str, request: Request) -> Response | None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self._api_key.encode()):
+        rights = self._keys.rights_of(request.headers.get("authorization"))
+        if rights is None:
             return error_answer(401, "unauthorized")
+        if rights is Rights.READ and request.method == "POST":
+            return error_answer(403, "forbidden")
         if request.path_params["endpoint"] != self._endpoint.settings.endpoint:
             return JSONResponse({"detail": "endpoint not found"}, 404)
         if self._is_too_fast(operation):

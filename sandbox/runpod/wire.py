@@ -15,6 +15,8 @@ from sandbox.runpod.faults import Fault
 from sandbox.runpod.jobs import BadRequestError
 
 Handler = Callable[[Request], Awaitable[Response]]
+Refusal = Callable[[int, str, dict[str, str]], Response]
+"""Makes an error answer of a status, a message and headers."""
 
 
 class BreakableProtocol(H11Protocol):
@@ -58,8 +60,8 @@ def error_answer(status: int, message: str, headers: dict[str, str] | None = Non
     return JSONResponse({"error": message}, status, headers)
 
 
-def _canned_answer(fault: Fault) -> Response:
-    headers = {}
+def _canned_answer(fault: Fault, refuse: Refusal) -> Response:
+    headers: dict[str, str] = {}
     if fault.retry_after_seconds is not None:
         headers["retry-after"] = str(fault.retry_after_seconds)
     if fault.body == "html":
@@ -69,17 +71,19 @@ def _canned_answer(fault: Fault) -> Response:
         return Response('{"id": "', fault.status, headers, media_type="application/json")
     if fault.body == "empty":
         return Response(b"", fault.status, headers)
-    return error_answer(fault.status, "fault of the sandbox", headers)
+    return refuse(fault.status, "fault of the sandbox", headers)
 
 
-async def answer_with(fault: Fault | None, request: Request, handle: Handler) -> Response:
-    """Answer a request with `handle`, changed by the fault if there is one."""
+async def answer_with(
+    fault: Fault | None, request: Request, handle: Handler, *, refuse: Refusal = error_answer
+) -> Response:
+    """Answer a request with `handle`, changed by the fault if there is one; `refuse` is the shape of its errors."""
     if fault is None:
         return await handle(request)
     if fault.action == "disconnect":
         return await break_connection(request)
     if fault.action == "respond":
-        return _canned_answer(fault)
+        return _canned_answer(fault, refuse)
     if fault.action == "delay":
         await asyncio.sleep(fault.seconds)
     response = await handle(request)
@@ -87,4 +91,6 @@ async def answer_with(fault: Fault | None, request: Request, handle: Handler) ->
         await asyncio.sleep(fault.seconds)
     if fault.action == "drop_answer":
         return await break_connection(request)
+    if fault.action == "respond_after":
+        return _canned_answer(fault, refuse)
     return response
