@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from lora_worker.doctor.account import check_account
 from lora_worker.doctor.check import Check
 from lora_worker.doctor.database import check_database
 from lora_worker.doctor.endpoint import check_endpoint, check_launches
@@ -65,6 +66,7 @@ _REMEDIES = {
     "project": "see what the database answers to training_project_report",
     "rights": "check SUPABASE_PUBLISHABLE_KEY, and that it is of the project of SUPABASE_URL",
     "storage": "check that Storage is on in the project and that the key may use it",
+    "account": "check the RunPod key and LORA_WORKER_RUNPOD_API_URL",
     "launches": "see what the database and the endpoint answer",
 }
 
@@ -76,4 +78,5 @@ _CHECKS: tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...] = 
     ("storage", check_storage),
     ("endpoint", check_endpoint),
     ("launches", check_launches),
+    ("account", check_account),
 )

@@ -75,6 +75,7 @@ async def test_doctor_names_each_key_that_is_refused(services: Services) -> None
     with respx.mock(assert_all_called=False) as api:
         api.route(host="p.supabase.co").respond(401, json={"message": "Invalid API key"})
         api.route(host="api.runpod.ai").respond(401)
+        api.route(host="api.runpod.io").respond(401)
         checks = await examine(services)
     found = failing(checks)
     assert list(found) == ["database", "rights", "endpoint"]
@@ -101,6 +102,7 @@ async def test_one_cause_is_reported_once_without_its_consequences(services: Ser
         api.route(host="p.supabase.co", path__startswith="/rest/").mock(**_NOT_SUPABASE[wrong])
         api.route(host="p.supabase.co", path="/storage/v1/bucket").respond(200, json=[])
         api.route(host="api.runpod.ai").respond(200, json={"workers": {"idle": 1}, "jobs": {}})
+        api.route(host="api.runpod.io").respond(401)
         checks = await examine(services)
     assert list(failing(checks)) == ["database"]
     assert {check.subject for check in checks if check.ok is None} == {"project", "rights", "storage", "launches"}
@@ -115,7 +117,15 @@ async def test_unexpected_answer_hides_no_other_check(services: Services, body: 
     with respx.mock(assert_all_called=False) as api:
         api.route().respond(200, json=body)
         found = await examine(services)
-    assert {check.subject for check in found} == {"database", "project", "rights", "storage", "endpoint", "launches"}
+    assert {check.subject for check in found} == {
+        "database",
+        "project",
+        "rights",
+        "storage",
+        "endpoint",
+        "launches",
+        "account",
+    }
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,7 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "training_budget_state": lambda q: q.training_budget_state(),
     "set_training_budget": lambda q: q.set_training_budget(ID, 1),
     "remove_training_budget": lambda q: q.remove_training_budget(ID),
+    "training_project_report": lambda q: q.project_report(),
 }
 
 NO_ANSWERS: list[dict[str, Any]] = [
