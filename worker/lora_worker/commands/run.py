@@ -41,5 +41,5 @@ async def _work(settings: Settings, *, once: bool) -> None:
             await daemon.run_once()
             return
         with showing_runs(daemon.runs.held, lambda: daemon.problem):
-            async with serving_health(settings, lambda: daemon.problem):
+            async with serving_health(settings, alive=lambda: daemon.hang, ready=lambda: daemon.problem):
                 await daemon.run()

@@ -19,13 +19,15 @@ from lora_worker.duties.duty import Duty, RoundResult
 from lora_worker.duties.endpoints import EndpointWatch
 from lora_worker.duties.faults import Faults, Meaning, meaning_of
 from lora_worker.duties.held_runs import HeldRuns
+from lora_worker.duties.limits import reading_limit, silence_limit
 from lora_worker.duties.presence import Presence
 from lora_worker.duties.rounds import Rounds
-from lora_worker.duties.strays import Reconciler
+from lora_worker.duties.strays import STRAY_CALLS, Reconciler
 from lora_worker.duties.sweeping import Sweeper
 from lora_worker.duties.validation import Validator
 from lora_worker.errors import PassIncompleteError, ServiceError
 from lora_worker.observability.actions import Action
+from lora_worker.observability.liveness import Liveness
 from lora_worker.observability.readiness import Readiness
 from lora_worker.services import Services
 
@@ -55,14 +57,18 @@ class Daemon:
         self._readiness = Readiness(
             services.clock, stuck_seconds=max(_STUCK_SECONDS, 10 * settings.request_timeout_seconds)
         )
+        self._liveness = Liveness()
         self._stop = asyncio.Event()
         # These random numbers only keep rounds apart; no secret depends on them.
-        self._rounds = Rounds(self._stop, self._readiness, faults, rng or random.Random())  # noqa: S311
+        self._rounds = Rounds(self._stop, self._readiness, self._liveness, faults, rng or random.Random())  # noqa: S311
         self.runs = HeldRuns(services, self._readiness, faults, is_stopping=self._stop.is_set)
         self._presence = Presence(services, self._readiness, self.runs)
-        self.endpoints = EndpointWatch(services, self.runs.held)
-        self._validator = Validator(services, self._stop)
-        self._reconciler = Reconciler(services, self._stop)
+        alive = self._liveness
+        self.endpoints = EndpointWatch(services, self.runs.held, beat=partial(alive.beat, "endpoint"))
+        self._validator = Validator(
+            services, self._stop, beat=partial(alive.beat, "validate"), rest=partial(alive.rest, "validate")
+        )
+        self._reconciler = Reconciler(services, self._stop, beat=partial(alive.beat, "strays"))
         self._sweeper = Sweeper(services)
 
     @property
@@ -70,33 +76,45 @@ class Daemon:
         """Why this worker does not do its work; None while it does (for /readyz)."""
         return self._readiness.problem
 
+    @property
+    def hang(self) -> str | None:
+        """Which duty hangs; None while all go on (for /healthz)."""
+        return self._liveness.problem
+
     # ── the duties ──────────────────────────────────────────────────────────────────────────────────
 
     def duties(self, *, is_single_pass: bool = False) -> list[Duty]:
         """All duties, in the order of a single pass, which does some of them twice."""
         settings, runs = self.services.settings, self.runs
         poll_seconds = settings.poll_seconds
-        validate = Duty("validate", poll_seconds, self._validator.run_once, takes_long=True, ends_pass=False)
-        renew = Duty("renew", min(poll_seconds, settings.lease_seconds / 3), runs.renew)
-        poll = Duty("poll", poll_seconds, partial(runs.poll, until_settled=is_single_pass))
+        limit = partial(silence_limit, settings)
+        validate = Duty(
+            "validate", poll_seconds, self._validator.run_once,
+            limit_seconds=reading_limit(settings), takes_long=True, ends_pass=False,
+        )  # fmt: skip
+        renew = Duty("renew", min(poll_seconds, settings.lease_seconds / 3), runs.renew, limit(calls=1))
+        poll = Duty(
+            "poll", poll_seconds, partial(runs.poll, until_settled=is_single_pass),
+            limit_seconds=limit(calls=1, more_seconds=poll_seconds),
+        )  # fmt: skip
         return [
             # First, while no lease runs; and a dataset that becomes ready may be trained on in the same pass.
             *([validate] if settings.validate_datasets else []),
             # What other workers left comes before what is queued, since it takes the same slots.
-            Duty("adopt", poll_seconds, runs.adopt, loop="claim"),
+            Duty("adopt", poll_seconds, runs.adopt, limit(calls=1), loop="claim"),
             # Runs that are under way need this pass more than a look at the endpoint does.
-            Duty("endpoint", self.endpoints.interval_seconds, self.endpoints.run_once, ends_pass=False),
+            Duty("endpoint", self.endpoints.interval_seconds, self.endpoints.run_once, limit(calls=2), ends_pass=False),
             renew,
             poll,
             # Now the runs that have ended have left their slots.
-            Duty("claim", poll_seconds, runs.claim, loop="claim"),
+            Duty("claim", poll_seconds, runs.claim, limit(calls=1), loop="claim"),
             renew,
             poll,
-            Duty("strays", poll_seconds, self._reconciler.run_once),
-            Duty("sweep", _SWEEP_SECONDS, self._sweeper.run_once, ends_pass=False),
+            Duty("strays", poll_seconds, self._reconciler.run_once, limit(calls=STRAY_CALLS)),
+            Duty("sweep", _SWEEP_SECONDS, self._sweeper.run_once, limit(calls=2), ends_pass=False),
             # A pass does what matters of these two when it checks in.
-            Duty("watch", _WATCH_SECONDS, self._presence.watch, in_pass=False),
-            Duty("report", _REPORT_SECONDS, self._presence.report, in_pass=False),
+            Duty("watch", _WATCH_SECONDS, self._presence.watch, limit(calls=3), in_pass=False),
+            Duty("report", _REPORT_SECONDS, self._presence.report, limit(calls=1), in_pass=False),
         ]
 
     # ── running and stopping ────────────────────────────────────────────────────────────────────────
@@ -121,7 +139,7 @@ class Daemon:
         log.info("worker started", action=Action.WORKER_STARTED, slots=settings.slots)
         loops: dict[str, list[Duty]] = {}
         for duty in dict.fromkeys(self.duties()):
-            loops.setdefault(duty.loop or duty.name, []).append(duty)
+            loops.setdefault(duty.loop_name, []).append(duty)
         await self._until_one_ends(*map(self._rounds.repeat, loops.values()))
 
     async def run_once(self) -> None:
@@ -208,13 +226,16 @@ class Daemon:
         Raises:
             SchemaMismatchError: it answers with another.
         """
+        settings = self.services.settings
         while not self._stop.is_set():
+            self._liveness.expect("start", "the start", silence_limit(settings, calls=4) + settings.poll_seconds)
             try:
                 await self._check_in()
             except ServiceError as error:
                 if meaning_of(error) is Meaning.END:
                     raise
                 self._rounds.failed("start", error)
-                await self._rounds.pause(self.services.settings.poll_seconds)
+                await self._rounds.pause(settings.poll_seconds)
             else:
-                return
+                break
+        self._liveness.forget("start")

@@ -6,6 +6,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 
+def no_sign() -> None:
+    """Give no sign of life: for a duty whose liveness nobody watches."""
+
+
 @dataclass(frozen=True, slots=True)
 class RoundResult:
     """What one round of a duty came to."""
@@ -29,6 +33,8 @@ class Duty:
     """As it stands in logs and in the worker's problem."""
     interval_seconds: float
     run_once: Callable[[], Awaitable[RoundResult]]
+    limit_seconds: float = 300.0
+    """How long a round may give no sign of life before it counts as hung (`limits`)."""
     loop: str = ""
     """Duties with the same loop are done one after another, each only if the one before it went well; empty: alone."""
     takes_long: bool = False
@@ -37,3 +43,8 @@ class Duty:
     """Whether a single pass (`run --once`) does it, too."""
     ends_pass: bool = True
     """Whether a single pass ends when it fails; else the pass goes on without it."""
+
+    @property
+    def loop_name(self) -> str:
+        """The name of its loop."""
+        return self.loop or self.name

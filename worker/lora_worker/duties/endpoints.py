@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
 import structlog
 
-from lora_worker.duties.duty import RoundResult
+from lora_worker.duties.duty import RoundResult, no_sign
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, EndpointState
 from lora_worker.launchers.endpoints import EndpointView, launches_at, starting_too_long, unowned_work
@@ -33,8 +33,9 @@ def _show(seen: EndpointHealth) -> None:
 class EndpointWatch:
     """Looks at the endpoint of the settings, and at those where held runs wait for their GPU."""
 
-    def __init__(self, services: Services, runs: Mapping[UUID, HeldRun]) -> None:
+    def __init__(self, services: Services, runs: Mapping[UUID, HeldRun], *, beat: Callable[[], None] = no_sign) -> None:
         self._services = services
+        self._beat = beat
         self._runs = runs
         self._unowned: str | None = None
 
@@ -56,6 +57,7 @@ class EndpointWatch:
         never_ready = None
         endpoints = {launcher.endpoint, *(held.launch_ref.endpoint or launcher.endpoint for held in waiting)}
         for endpoint in endpoints:
+            self._beat()
             seen = await launcher.health(endpoint)
             if endpoint == launcher.endpoint:
                 _show(seen)

@@ -10,6 +10,8 @@ from typing import Any
 
 from lora_worker.duties.duty import Duty, RoundResult
 from lora_worker.duties.faults import Faults, Meaning, meaning_of, round_work
+from lora_worker.duties.limits import pause_limit
+from lora_worker.observability.liveness import Liveness
 from lora_worker.observability.metrics import LAST_ROUND, ROUNDS
 from lora_worker.observability.readiness import Readiness
 
@@ -19,9 +21,12 @@ _FAILED = "a round failed; see the log"
 class Rounds:
     """Does rounds of duties, again and again until `stop` is set; `readiness` is told what each came to."""
 
-    def __init__(self, stop: asyncio.Event, readiness: Readiness, faults: Faults, rng: random.Random) -> None:
+    def __init__(
+        self, stop: asyncio.Event, readiness: Readiness, liveness: Liveness, faults: Faults, rng: random.Random
+    ) -> None:
         self._stop = stop
         self._readiness = readiness
+        self._liveness = liveness
         self._faults = faults
         self._rng = rng
 
@@ -50,12 +55,20 @@ class Rounds:
 
         Where one fails, those after it wait for the next time. Raises as `once` does.
         """
-        while not self._stop.is_set():
-            for duty in duties:
-                if (await self.once(duty)).failed is not None:
-                    break
-            # Without jitter the workers of a fleet that were started together would always ask together.
-            await self.pause(duties[0].interval_seconds * self._rng.uniform(0.9, 1.1))
+        first = duties[0]
+        try:
+            while not self._stop.is_set():
+                for duty in duties:
+                    self._liveness.expect(first.loop_name, f"the duty {duty.name}", duty.limit_seconds)
+                    if (await self.once(duty)).failed is not None:
+                        break
+                self._liveness.expect(
+                    first.loop_name, f"the loop of the duty {first.name}", pause_limit(first.interval_seconds)
+                )
+                # Without jitter the workers of a fleet that were started together would always ask together.
+                await self.pause(first.interval_seconds * self._rng.uniform(0.9, 1.1))
+        finally:
+            self._liveness.forget(first.loop_name)
 
     async def pause(self, seconds: float) -> None:
         """Wait, but no longer than until the stop."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 
 from lora_contract.crash_points import crash_point
 from lora_worker.database.functions import Stray
-from lora_worker.duties.duty import RoundResult
+from lora_worker.duties.duty import RoundResult, no_sign
 from lora_worker.duties.faults import Faults, stray_work
 from lora_worker.launchers.base import LaunchState
 from lora_worker.observability.actions import Action
@@ -20,13 +21,16 @@ log = structlog.get_logger(__name__)
 
 _MAX_STRAYS = 100
 _MOST_TOGETHER = 8
+STRAY_CALLS = 10
+"""Calls that are made for one stray, one after another: looks at some endpoints, and a cancel."""
 
 
 class Reconciler:
     """Stops stray launches. It is a duty of its own, so that no training waits for it."""
 
-    def __init__(self, services: Services, stop: asyncio.Event) -> None:
+    def __init__(self, services: Services, stop: asyncio.Event, *, beat: Callable[[], None] = no_sign) -> None:
         self._services = services
+        self._beat = beat
         self._stop = stop
         self._faults = Faults(services.repeats)
         # While the launcher is away each stray takes until its time-out, and the polls of runs need connections, too.
@@ -64,6 +68,7 @@ class Reconciler:
         async with self._places:
             if self._stop.is_set():
                 return None
+            self._beat()
             work = stray_work(stray["external_job_id"])
             try:
                 report = await self._end(stray)

@@ -6,6 +6,7 @@ Uses the loader that the trainer uses, so that what is `ready` here can be train
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -15,7 +16,7 @@ from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.reader import ERRORS_KEPT
 from lora_conversations.survey import Note, Survey, Surveyor
 from lora_worker.database.rows import Dataset, DatasetClaim
-from lora_worker.duties.duty import RoundResult
+from lora_worker.duties.duty import RoundResult, no_sign
 from lora_worker.duties.faults import Faults, Meaning, dataset_work
 from lora_worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceRefusedError
 from lora_worker.observability.actions import Action
@@ -35,8 +36,16 @@ _MISSING = DatasetUnusableError("The dataset's file is not in the storage.", "Up
 class Validator:
     """Validates one dataset at a time, since parsing takes processor time, of which a small worker has little."""
 
-    def __init__(self, services: Services, stop: asyncio.Event) -> None:
+    def __init__(
+        self,
+        services: Services,
+        stop: asyncio.Event,
+        *,
+        beat: Callable[[], None] = no_sign,
+        rest: Callable[[], None] = no_sign,
+    ) -> None:
         self._services = services
+        self._beat, self._rest = beat, rest
         self._stop = stop
         self._faults = Faults(services.repeats)
 
@@ -48,7 +57,10 @@ class Validator:
         """
         validated = 0
         while not self._stop.is_set():
+            # Adapters of any size may be read before it is this one's turn.
+            self._rest()
             async with self._services.heavy_slots.take():
+                self._beat()
                 claim = await self._services.queue.claim_dataset()
                 if claim is None:
                     break
@@ -134,6 +146,7 @@ class Validator:
             async for chunk in chunks:
                 # In a thread, because parsing a megabyte of JSON would hold up the renewals of leases.
                 await asyncio.to_thread(surveyor.feed, chunk)
+                self._beat()
                 if self._stop.is_set():
                     return False
                 if services.clock() - renewed_at > services.settings.lease_seconds / 3:

@@ -23,7 +23,7 @@ from waitress.channel import HTTPChannel  # type: ignore[import-untyped]
 
 from lora_worker.configuration.settings import Settings
 from lora_worker.errors import PortTakenError
-from lora_worker.observability.readiness import Pulse
+from lora_worker.observability.liveness import Pulse
 
 Problem = Callable[[], str | None]
 
@@ -130,8 +130,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @asynccontextmanager
-async def serving_health(settings: Settings, ready: Problem) -> AsyncIterator[None]:
-    """Serve the endpoints until the context ends, if a port is set. /healthz watches the running event loop.
+async def serving_health(settings: Settings, *, alive: Problem, ready: Problem) -> AsyncIterator[None]:
+    """Serve the endpoints until the context ends, if a port is set. /healthz watches the running event loop, too.
 
     Raises:
         PortTakenError: the port can't be opened.
@@ -140,7 +140,7 @@ async def serving_health(settings: Settings, ready: Problem) -> AsyncIterator[No
         yield
         return
     pulse = Pulse()
-    server = HealthServer(settings.http_host, settings.http_port, alive=lambda: pulse.problem, ready=ready)
+    server = HealthServer(settings.http_host, settings.http_port, alive=lambda: pulse.problem or alive(), ready=ready)
     beating = asyncio.create_task(pulse.keep(), name="pulse")
     try:
         yield

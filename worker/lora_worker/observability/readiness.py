@@ -1,44 +1,11 @@
-"""Decides whether this worker is alive (/healthz), and whether it does its work (/readyz).
-
-Both are called from another thread than the event loop's, so that they answer even if the event loop hangs.
-"""
+"""Decides whether this worker does its work (/readyz). It is asked from another thread than the event loop's."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
 from uuid import UUID
 
-_BEAT_SECONDS = 1.0
-_HUNG_SECONDS = 30.0
-"""After this long without a beat the event loop counts as hung. Long computations run in other threads."""
-
 _FAILURES_IN_A_ROW = 3
-
-
-class Pulse:
-    """Shows that the event loop is running: a task on it beats once a second, which it can't do if the loop hangs."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._beaten_at = clock()
-
-    def beat(self) -> None:
-        """Record that the event loop runs now."""
-        self._beaten_at = self._clock()
-
-    async def keep(self) -> None:
-        """Beat once a second, until this task is cancelled."""
-        while True:
-            self.beat()
-            await asyncio.sleep(_BEAT_SECONDS)
-
-    @property
-    def problem(self) -> str | None:
-        """Why this process should be restarted; None while it is alive."""
-        silent = self._clock() - self._beaten_at
-        return None if silent < _HUNG_SECONDS else f"the event loop has not turned for {silent:.0f} s"
 
 
 class Readiness:

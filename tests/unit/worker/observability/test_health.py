@@ -16,7 +16,8 @@ import pytest
 from lora_worker.errors import PortTakenError
 from lora_worker.observability import health
 from lora_worker.observability.health import HealthServer
-from lora_worker.observability.readiness import Pulse, Readiness
+from lora_worker.observability.liveness import Pulse
+from lora_worker.observability.readiness import Readiness
 from tests.processes.waiting import PATIENCE_SECONDS
 from tests.scripted import Clock
 
