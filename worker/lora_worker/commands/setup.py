@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_worker.commands.terminal import EXIT_FAILED, AsJson, command_group, refuse, show, with_services
+from lora_worker.commands.terminal import (
+    EXIT_FAILED,
+    AsJson,
+    checked_settings,
+    command_group,
+    refuse,
+    show,
+    with_services,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,8 +29,15 @@ def doctor(as_json: AsJson = False) -> None:
 
     from lora_worker.doctor.check import Check, print_checks
     from lora_worker.doctor.examine import examine
+    from lora_worker.errors import SettingsError
 
-    checks = [Check("settings", True, "all set"), *with_services(examine)]
+    try:
+        settings = checked_settings()
+    except SettingsError as error:
+        remedy = "set it in the environment or in .env; `lora-worker settings` lists all of them"
+        checks = [Check("settings", False, str(error), remedy)]
+    else:
+        checks = [Check("settings", True, "all set"), *with_services(examine, settings)]
     show([asdict(check) for check in checks], as_json=as_json, text=lambda console: print_checks(checks, console))
     if any(check.ok is False for check in checks):
         raise typer.Exit(EXIT_FAILED)

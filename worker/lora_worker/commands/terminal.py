@@ -40,20 +40,30 @@ def refuse(text: str, code: int = EXIT_FAILED) -> typer.Exit:
     return typer.Exit(code)
 
 
-def settings_or_exit() -> Settings:
-    """Read and check the settings, and configure the log. Exits with 2 and a sentence where one is wrong."""
-    from lora_worker.errors import SettingsError
+def checked_settings() -> Settings:
+    """Read and check the settings, and configure the log.
+
+    Raises:
+        SettingsError: one or more are missing or wrong.
+    """
     from lora_worker.launchers.registry import load_settings
     from lora_worker.money.pricing import check_prices, load_prices
     from lora_worker.observability.telemetry import configure_logging
 
-    try:
-        settings = load_settings()
-        check_prices(settings, load_prices(settings.price_table))
-    except SettingsError as error:
-        raise refuse(str(error), EXIT_USAGE) from None
+    settings = load_settings()
+    check_prices(settings, load_prices(settings.price_table))
     configure_logging(settings)
     return settings
+
+
+def settings_or_exit() -> Settings:
+    """Return the checked settings. Exits with 2 and a sentence where one is wrong."""
+    from lora_worker.errors import SettingsError
+
+    try:
+        return checked_settings()
+    except SettingsError as error:
+        raise refuse(str(error), EXIT_USAGE) from None
 
 
 def run_or_exit(work: Coroutine[Any, Any, T]) -> T:
@@ -72,14 +82,17 @@ def run_or_exit(work: Coroutine[Any, Any, T]) -> T:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def with_services(work: Callable[[Services], Awaitable[T]]) -> T:
-    """Read the settings, open the services, and run `work` with them; exits as the two functions above do."""
-    settings = settings_or_exit()
+def with_services(work: Callable[[Services], Awaitable[T]], settings: Settings | None = None) -> T:
+    """Open the services and run `work` with them; exits as the two functions above do.
+
+    `settings` are read here unless they are given.
+    """
+    chosen = settings or settings_or_exit()
 
     async def opened() -> T:
         from lora_worker.services import open_services
 
-        async with open_services(settings) as services:
+        async with open_services(chosen) as services:
             return await work(services)
 
     return run_or_exit(opened())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -159,3 +160,14 @@ def test_port_in_use_is_named_with_its_variable(environment: pytest.MonkeyPatch)
     assert code == 1
     assert "LORA_WORKER_HTTP_PORT" in output
     assert len(output.splitlines()) == 1
+
+
+def test_doctor_reports_wrong_settings_as_a_finding(environment: pytest.MonkeyPatch) -> None:
+    environment.delenv("SUPABASE_URL", raising=False)
+    environment.setenv("LORA_WORKER_SLOTS", "many")
+    code, output = run("doctor", "--json")
+    (check,) = json.loads(output)
+    assert (code, check["subject"], check["ok"]) == (1, "settings", False)
+    assert "SUPABASE_URL is missing" in check["finding"]
+    assert "LORA_WORKER_SLOTS" in check["finding"]
+    assert "lora-worker settings" in check["remedy"]
