@@ -66,7 +66,7 @@ _REMEDIES = {
     "project": "see what the database answers to training_project_report",
     "rights": "check SUPABASE_PUBLISHABLE_KEY, and that it is of the project of SUPABASE_URL",
     "storage": "check that Storage is on in the project and that the key may use it",
-    "account": "check the RunPod key and LORA_WORKER_RUNPOD_API_URL",
+    "account": "check that this machine reaches the API of its console",
     "launches": "see what the database and the endpoint answer",
 }
 
