@@ -236,8 +236,9 @@ begin
 end
 $$;
 
--- Locks a job if it still waits, nobody else has locked it, and it fits the budgets; returns whether it did. The caller's
--- earlier read may be out of date.
+-- Locks a job if it still waits, nobody else has locked it, its user's jobs are not held, and it fits the budgets; returns
+-- whether it did. The caller's earlier read may be out of date, and in the newer queue a job's user may be its creator,
+-- whom training_candidates does not know.
 create or replace function public.training_lock_waiting_job(queue text, job_id uuid) returns boolean
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
@@ -256,6 +257,8 @@ begin
     or exists (
       select from public.training_holds h
       where h.job_id = training_lock_waiting_job.job_id and h.held_until > now())
+    or public.training_barred((public.training_job_row(
+      training_lock_waiting_job.queue, training_lock_waiting_job.job_id)->>'user_id')::uuid) is not null
   then
     return false;
   end if;

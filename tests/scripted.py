@@ -11,7 +11,9 @@ import pytest
 
 from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.configuration.settings import Settings
-from lora_worker.database.functions import BreakersAnswer, QueueHealth, Stray
+from lora_worker.database.answers import BreakersAnswer, Stray, WorkerOrders
+from lora_worker.database.functions import SCHEMA_VERSION
+from lora_worker.database.queue_health import QueueHealth
 from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News
 from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation
 from lora_worker.money.pricing import load_prices
@@ -44,19 +46,21 @@ class FakeQueue:
         self.to_claim: list[Assignment] = []
         self.lost: set[UUID] = set()
         self.failing: Exception | None = None
+        self.drain = False
         self._held: set[UUID] = set()
 
     async def check_schema(self) -> int:
         self.calls.append("check_schema")
         if self.failing:
             raise self.failing
-        return 2
+        return SCHEMA_VERSION
 
     async def publish_terms(self, terms: Mapping[str, Any]) -> bool:
         return False
 
-    async def report_worker(self, report: Mapping[str, Any]) -> None:
+    async def report_worker(self, report: Mapping[str, Any]) -> WorkerOrders:
         self.reports.append(dict(report))
+        return {"drain": self.drain}
 
     async def adopt(self, max_runs: int, launcher: str) -> list[Assignment]:
         self.calls.append("adopt")
@@ -95,8 +99,9 @@ class FakeQueue:
     async def health(self) -> QueueHealth:
         return {
             "queued": len(self.to_claim), "oldest_wait_seconds": None, "live_runs": 0, "expired_leases": 0,
-            "stray_launches": 0, "no_worker": None, "had_worker": True, "workers": [], "endpoints": [],
-            "held": {"breakers": [], "endpoint_problems": []}, "runs": [], "waiting": [],
+            "stray_launches": 0, "spent_today": 0.0, "failed_today": 0, "failed": [], "no_worker": None,
+            "had_worker": True, "workers": [], "endpoints": [],
+            "held": {"operator_holds": [], "breakers": [], "endpoint_problems": []}, "runs": [], "waiting": [],
         }  # fmt: skip
 
     async def pass_breakers(

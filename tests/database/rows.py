@@ -70,7 +70,7 @@ class Database:
         return self.row("select * from training_runs where id = %s", run_id)
 
     def claim(self, worker: str = "w1", max_jobs: int = 1, max_per_user: int | None = None) -> list[Row]:
-        return self.call("claim_training_jobs", worker, max_jobs, 60, max_per_user)
+        return self.call("claim_training_jobs_2", worker, max_jobs, 60, max_per_user)
 
     def claimed_run(self, worker: str = "w1") -> Row:
         """Queue a job and claim it; returns its run."""

@@ -22,7 +22,7 @@ from lora_contract.protocol import (
     Summary,
     TrainerError,
 )
-from lora_worker.database.calls import storable_json
+from lora_worker.database.caller import storable_json
 from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError, ValueRefusedError
 from lora_worker.runs.outcomes.failures import CANCELLED_ELSEWHERE
 from lora_worker.runs.outcomes.results import parse_progress, parse_result

@@ -13,7 +13,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lora_worker.configuration.addresses import is_base_url, supabase_fault
 from lora_worker.configuration.environment import ENV_FILE, ENV_FILE_ENCODING
-from lora_worker.database.functions import WORKER_FUNCTIONS, Function
+from lora_worker.database.function import Function
+from lora_worker.database.functions import WORKER_FUNCTIONS
 from lora_worker.database.migrations import ask_for_reload
 from lora_worker.database.rest import SERVICE, Rest
 from lora_worker.errors import SchemaCacheError, SchemaMissingError, ServiceUnavailableError

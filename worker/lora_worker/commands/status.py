@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from lora_worker.database.functions import LiveRun, LivingWorker, QueueHealth, WaitingJob
+from lora_worker.database.queue_health import LiveRun, LivingWorker, QueueHealth, WaitingJob
 
 
 def print_status(health: QueueHealth, console: Console) -> None:

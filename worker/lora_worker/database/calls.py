@@ -5,22 +5,19 @@ The worker reads and writes tables only through these functions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 from uuid import UUID
 
-import httpx
 import structlog
 from pydantic import ValidationError
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
-from tenacity.wait import wait_base
 
 from lora_worker.database import functions
-from lora_worker.database.functions import Function, T
+from lora_worker.database.answers import BreakersAnswer, MayLaunch, Stray, WorkerOrders
 from lora_worker.database.money_calls import MoneyCalls
+from lora_worker.database.operator_calls import OperatorCalls
 from lora_worker.database.project_report import ProjectReport
-from lora_worker.database.rest import MEND, SERVICE, Rest
+from lora_worker.database.rest import MEND, SERVICE
 from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News, parse_assignment, parse_news, places_of
 from lora_worker.errors import SchemaMismatchError, ServiceUnavailableError
 from lora_worker.observability.actions import Action
@@ -59,52 +56,12 @@ def _readable(parse: Callable[[dict[str, Any]], _Parsed], rows: Iterable[dict[st
     return parsed
 
 
-def storable_json(value: Any) -> Any:
-    """Make a value that JSON and Postgres can hold: without zero characters, lone surrogates, NaN and infinity.
-
-    UUIDs become texts.
-
-    Names, notes and errors come from datasets and GPU containers and may contain any of these. The database would
-    refuse the whole outcome of a run because of one of them, and again at every retry.
-    """
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, UUID):
-        return str(value)
-    if isinstance(value, str):
-        return value if value.isascii() and "\x00" not in value else _clean(value)
-    if isinstance(value, Mapping):
-        return {storable_json(key): storable_json(item) for key, item in value.items()}
-    return [storable_json(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _clean(text: str) -> str:
-    return text.replace("\x00", "").encode(errors="replace").decode()
-
-
-class DatabaseCalls(MoneyCalls):
+class DatabaseCalls(OperatorCalls, MoneyCalls):
     """The calls of one worker to the database. The methods raise only `ServiceError`s.
 
     Idempotent calls are retried a few times. A claim or an adoption is not: if its answer was lost after the database
     had carried it out, a retry would take further runs. The leases of the lost answer expire by themselves.
     """
-
-    def __init__(self, url: str, key: str, *, worker: str, lease_seconds: int, http: httpx.AsyncClient) -> None:
-        self.worker = worker
-        self.lease_seconds = lease_seconds
-        self.rest = Rest(url, key, http=http)
-        self._wait: wait_base = wait_random_exponential(multiplier=0.3, max=3)
-
-    async def _call(self, function: Function[T], attempts: int = 3, **arguments: Any) -> T:
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(ServiceUnavailableError),
-            stop=stop_after_attempt(attempts),
-            wait=self._wait,
-            reraise=True,
-        ):
-            with attempt:
-                return await self.rest.call(function, storable_json(arguments))
-        raise AssertionError("unreachable")
 
     async def check_schema(self) -> int:
         """Return the version of the database's schema.
@@ -131,16 +88,12 @@ class DatabaseCalls(MoneyCalls):
         """
         return await self._call(functions.PUBLISH_TRAINING_TERMS, document=dict(terms), worker=self.worker)
 
-    async def report_worker(self, report: Mapping[str, Any]) -> None:
-        """Report that this worker is alive.
+    async def report_worker(self, report: Mapping[str, Any]) -> WorkerOrders:
+        """Report that this worker is alive; returns what an operator wants of it.
 
         `report` has the keys version, running_seconds, slots, held, max_per_user, problem and single_pass.
         """
-        await self._call(functions.REPORT_WORKER, worker=self.worker, report=dict(report))
-
-    async def estimate_job(self, job_id: UUID) -> dict[str, Any] | None:
-        """Estimate time and cost of a job as the application does; None if no estimate is possible."""
-        return await self._call(functions.ESTIMATE_TRAINING_JOB, job_id=job_id)
+        return await self._call(functions.REPORT_WORKER, worker=self.worker, report=dict(report))
 
     async def claim(self, max_jobs: int, max_per_user: int | None) -> list[Assignment]:
         """Claim at most `max_jobs` queued jobs, oldest first. A user gets at most `max_per_user` live runs."""
@@ -199,7 +152,7 @@ class DatabaseCalls(MoneyCalls):
 
     async def pass_breakers(
         self, run_id: UUID, lease_token: UUID, *, base_model: str, endpoint: str, look_again_seconds: int
-    ) -> functions.BreakersAnswer:
+    ) -> BreakersAnswer:
         """Ask whether a run may be launched with this base model, or whether jobs are held for the model or the image.
 
         If they are, the database has put the run back into the queue (see the SQL function).
@@ -222,10 +175,6 @@ class DatabaseCalls(MoneyCalls):
         )
         return answer["starting_seconds"]
 
-    async def resume_training(self, named: str | None) -> list[functions.ResumedHold]:
-        """Release jobs that are held for the base model or endpoint `named`, or all with None; returns the holds."""
-        return await self._call(functions.RESUME_TRAINING, named=named)
-
     async def begin_launch(
         self,
         run_id: UUID,
@@ -235,7 +184,7 @@ class DatabaseCalls(MoneyCalls):
         endpoint: str,
         token_sha256: str,
         launched_with: dict[str, Any],
-    ) -> functions.MayLaunch:
+    ) -> MayLaunch:
         """Record the intent to launch a run at an endpoint; returns whether it may be launched.
 
         The parameters are stored in the run's row: the sha256 of its token, and what it is launched with. The database
@@ -333,7 +282,7 @@ class DatabaseCalls(MoneyCalls):
             functions.SETTLE_DATASET, dataset_id=dataset_id, lease_token=lease_token, outcome=outcome
         )
 
-    async def stray_launches(self, max_launches: int) -> list[functions.Stray]:
+    async def stray_launches(self, max_launches: int) -> list[Stray]:
         """Return launches that belong to no live run and of which no worker has seen the end."""
         return await self._call(functions.STRAY_LAUNCHES, max_launches=max_launches)
 
@@ -344,10 +293,6 @@ class DatabaseCalls(MoneyCalls):
     async def abandoned_uploads(self, bucket: str, max_objects: int) -> list[str]:
         """Return the names of uploaded objects that no run needs any more."""
         return await self._call(functions.ABANDONED_UPLOADS, bucket=bucket, max_objects=max_objects)
-
-    async def health(self) -> functions.QueueHealth:
-        """Return the state of the queue: its depth, live runs, workers, and why each waiting job waits."""
-        return await self._call(functions.QUEUE_HEALTH)
 
     async def project_report(self) -> ProjectReport:
         """Return what the REST API does not show: rights, policies, default rights, other dispatchers."""

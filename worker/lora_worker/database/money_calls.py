@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Protocol
 from uuid import UUID
 
 from lora_worker.database import functions
-from lora_worker.database.functions import Function, T
+from lora_worker.database.caller import Caller
 from lora_worker.database.money_rows import BudgetState, CostKey, Costs, Failures
 
 
-class Caller(Protocol):
-    """What calls a function of the database."""
-
-    async def _call(self, function: Function[T], attempts: int = 3, **arguments: Any) -> T: ...
-
-
-class MoneyCalls:
+class MoneyCalls(Caller):
     """The methods of `DatabaseCalls` about money. They raise only `ServiceError`s."""
 
-    async def training_costs(self: Caller, since: datetime, until: datetime, by: CostKey) -> list[Costs]:
+    async def training_costs(self, since: datetime, until: datetime, by: CostKey) -> list[Costs]:
         """Return what trainings billed in this time have cost: by day in order, else the most expensive first."""
         return await self._call(functions.TRAINING_COSTS, since=since.isoformat(), until=until.isoformat(), by=by)
 
-    async def training_failures(self: Caller, since: datetime) -> list[Failures]:
+    async def training_failures(self, since: datetime) -> list[Failures]:
         """Return why jobs have failed since then, the most frequent reason first."""
         return await self._call(functions.TRAINING_FAILURES, since=since.isoformat())
 
-    async def training_budget_state(self: Caller) -> BudgetState:
+    async def training_budget_state(self) -> BudgetState:
         """Return the budgets, and what is used of them today."""
         return await self._call(functions.TRAINING_BUDGET_STATE)
 
-    async def set_training_budget(self: Caller, user_id: UUID | None, usd_per_day: float | None) -> bool:
+    async def set_training_budget(self, user_id: UUID | None, usd_per_day: float | None) -> bool:
         """Set the budget of a UTC day in USD (None: no limit) of a user, or of everybody; returns whether it changed.
 
         It takes the place of the setting.
         """
         return await self._call(functions.SET_TRAINING_BUDGET, user_id=user_id, usd_per_day=usd_per_day)
 
-    async def remove_training_budget(self: Caller, user_id: UUID | None) -> bool:
+    async def remove_training_budget(self, user_id: UUID | None) -> bool:
         """Remove a budget that was set, so that the setting counts again; returns whether there was one."""
         return await self._call(functions.REMOVE_TRAINING_BUDGET, user_id=user_id)

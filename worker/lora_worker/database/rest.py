@@ -18,7 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from lora_contract.connections import why_unreachable
 from lora_contract.rest_errors import RestError, read_error
-from lora_worker.database.functions import SCHEMA_VERSION, Function, T, schema_marker
+from lora_worker.database.function import Function, T, schema_marker
+from lora_worker.database.functions import SCHEMA_VERSION
 from lora_worker.errors import (
     SchemaCacheError,
     SchemaMissingError,

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from lora_contract.crash_points import crash_point
-from lora_worker.database.functions import Stray
+from lora_worker.database.answers import Stray
 from lora_worker.duties.duty import RoundResult, no_sign
 from lora_worker.duties.faults import Faults, stray_work
 from lora_worker.launchers.base import LaunchState

@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 from lora_worker.commands.cli import app
-from lora_worker.database.functions import SCHEMA_VERSION, WORKER_SCHEMA_VERSION, Function, schema_marker
+from lora_worker.database.function import Function, schema_marker
+from lora_worker.database.functions import SCHEMA_VERSION, WORKER_SCHEMA_VERSION
 from lora_worker.database.migrations import migrate
 from lora_worker.database.rest import Rest
 from lora_worker.errors import SchemaCacheError, SchemaMissingError

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from lora_worker.database.functions import SCHEMA_VERSION, schema_marker
+from lora_worker.database.function import schema_marker
+from lora_worker.database.functions import SCHEMA_VERSION
 from lora_worker.database.migrations import migrate
 from tests.processes.stage import Stage
 

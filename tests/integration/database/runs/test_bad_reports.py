@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lora_contract.protocol import MAX_FILES, MAX_UPLOAD_REQUEST_BYTES, Manifest
-from lora_worker.database.calls import storable_json
+from lora_worker.database.caller import storable_json
 from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.runs.steps.settling import _success
 from tests.application.pipeline import Pipeline

@@ -173,7 +173,7 @@ async def test_healthy_endpoint_has_no_failing_start(scene: Scene) -> None:
 
 async def test_worker_heartbeat_is_accepted(scene: Scene) -> None:
     news = {"version": "1", "running_seconds": 1.0, "slots": 1, "held": 0, "max_per_user": None, "problem": None}
-    assert await scene.queue.report_worker(news) is None
+    assert await scene.queue.report_worker(news) == {"drain": False}
 
 
 # ── datasets ────────────────────────────────────────────────────────────────────────────────────────
@@ -241,7 +241,7 @@ def methods(kind: type) -> dict[str, inspect.Signature]:
     """The public methods of a queue: names, arguments and return types as written."""
     return {
         name: inspect.signature(method)
-        for name, method in vars(kind).items()
+        for name, method in inspect.getmembers(kind)
         if inspect.iscoroutinefunction(method) and not name.startswith("_")
     }
 

@@ -10,7 +10,8 @@ import httpx
 import pytest
 import respx
 
-from lora_worker.database.calls import DatabaseCalls, storable_json
+from lora_worker.database.caller import storable_json
+from lora_worker.database.calls import DatabaseCalls
 
 URL = "https://p.supabase.co"
 

@@ -17,7 +17,8 @@ from tenacity import wait_none
 from lora_contract.rest_errors import read_error
 from lora_worker.database import functions, rest
 from lora_worker.database.calls import DatabaseCalls
-from lora_worker.database.functions import SCHEMA_VERSION, schema_marker
+from lora_worker.database.function import schema_marker
+from lora_worker.database.functions import SCHEMA_VERSION
 from lora_worker.database.rest import ANON, SERVICE_ROLE, explain
 from lora_worker.database.rows import Lease
 from lora_worker.errors import (
@@ -203,7 +204,7 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "worker_schema_version": lambda q: q.check_schema(),
     "publish_training_terms": lambda q: q.publish_terms({}),
     "estimate_training_job": lambda q: q.estimate_job(ID),
-    "claim_training_jobs": lambda q: q.claim(1, None),
+    "claim_training_jobs_2": lambda q: q.claim(1, None),
     "adopt_training_runs_2": lambda q: q.adopt(1, "runpod"),
     "renew_training_runs_2": lambda q: q.renew([Lease(ID, ID)]),
     "release_training_runs": lambda q: q.release(),
@@ -223,7 +224,7 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "stray_launches": lambda q: q.stray_launches(1),
     "close_launches": lambda q: q.close_launches([]),
     "abandoned_uploads": lambda q: q.abandoned_uploads("b", 1),
-    "report_worker": lambda q: q.report_worker({}),
+    "report_worker_2": lambda q: q.report_worker({}),
     "queue_health": lambda q: q.health(),
     "training_costs": lambda q: q.training_costs(NOW, NOW, "day"),
     "training_failures": lambda q: q.training_failures(NOW),
@@ -231,6 +232,13 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "set_training_budget": lambda q: q.set_training_budget(ID, 1),
     "remove_training_budget": lambda q: q.remove_training_budget(ID),
     "training_project_report": lambda q: q.project_report(),
+    "list_training_jobs": lambda q: q.list_training_jobs({}),
+    "training_job_details": lambda q: q.training_job_details(ID),
+    "cancel_training_job": lambda q: q.cancel_training_job(ID),
+    "retry_training_job": lambda q: q.retry_training_job(ID),
+    "hold_training": lambda q: q.hold_training(None, "why"),
+    "release_training": lambda q: q.release_training(None),
+    "drain_training_workers": lambda q: q.drain_training_workers(None),
 }
 
 NO_ANSWERS: list[dict[str, Any]] = [

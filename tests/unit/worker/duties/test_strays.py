@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from lora_worker.database.functions import Stray
+from lora_worker.database.answers import Stray
 from lora_worker.duties.daemon import Daemon
 from lora_worker.duties.strays import Reconciler
 from lora_worker.errors import ServiceUnavailableError

@@ -1,0 +1,76 @@
+"""The answers of the functions with which the daemon works on runs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired
+from uuid import UUID
+
+from typing_extensions import TypedDict
+
+
+class MayLaunch(TypedDict):
+    """Answer of `begin_launch`: whether the run may be launched, and if not, why.
+
+    If it may, the answer has the job's two columns as they are now, with the keys of both of the application's shapes;
+    neither where the columns can't be read.
+    """
+
+    may_launch: bool
+    reason: str | None
+    hyperparameters: NotRequired[Any]
+    gpu_config: NotRequired[Any]
+
+
+class BreakersAnswer(TypedDict):
+    """Answer of `pass_breakers`: whether the run may be launched, and if not, why."""
+
+    go: bool
+    reason: NotRequired[Literal["lease_lost", "held"]]
+    kind: NotRequired[Literal["base_model", "image"]]
+    name: NotRequired[str]
+    message: NotRequired[str]
+
+
+class EndpointAnswer(TypedDict):
+    """Answer of `note_endpoint`."""
+
+    starting_seconds: float
+    """For how long the endpoint's workers have been starting without one of them getting ready."""
+
+
+class ResumedHold(TypedDict):
+    """A base model or an image for which jobs were held, and how many these were; an element of `resume_training`."""
+
+    kind: str
+    name: str
+    endpoint: str
+    jobs: int
+
+
+class ReportAnswer(TypedDict):
+    """Whether the progress report of one run was stored; an element of `record_progress`."""
+
+    run_id: UUID
+    applied: bool
+    refused: NotRequired[str | None]
+    """The SQLSTATE with which the database refused the report's values."""
+
+
+class Stray(TypedDict):
+    """A launch that no live run owns."""
+
+    run_id: str
+    launcher: str | None
+    endpoint: str | None
+    """The endpoint of the launch, if it was recorded."""
+    external_job_id: str
+    endpoints: list[str]
+    """All endpoints at which its run was launched."""
+    age_seconds: float | None
+
+
+class WorkerOrders(TypedDict):
+    """Answer of `report_worker_2`: what an operator wants of the worker."""
+
+    drain: bool
+    """Whether it is to take nothing new, and to end when its runs have ended."""
