@@ -19,7 +19,10 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-supabase lint chaos crashes models bench bench-trainer gpu lock image-check clean
+# Material for MkDocs tells of its successor with each build.
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: docs reference help demo test test-supabase lint chaos crashes models bench bench-trainer gpu lock image-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +42,12 @@ lint: $(INSTALLED) ## style, types, and the walls between packages
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+docs: $(INSTALLED) ## the documentation's site into .site; a dead link fails
+	@$(BIN)/mkdocs build --strict
+
+reference: $(INSTALLED) ## docs/cli.md and docs/settings.md, from the code
+	@$(BIN)/python -m scripts.reference
 
 chaos: $(INSTALLED) ## every fault on 50 jobs, and some kills at each crash point; writes chaos-report.json
 	@$(BIN)/python -m tests.chaos --seeds 4 $(ARGS)
@@ -67,7 +76,7 @@ lock: $(INSTALLED) ## pin what the trainer's image installs, from pyproject.toml
 	@$(BIN)/python -m benchmarks.lock $(VENV)/lock.json > trainer/requirements.lock
 
 clean: ## remove everything that was installed or made here
-	rm -rf $(VENV) .sandbox .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .sandbox .site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	rm -f demo-report.json demo-loss.png chaos-report.json crash-report.json bench-report.json gpu-report.json
 
 $(INSTALLED): pyproject.toml

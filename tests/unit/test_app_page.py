@@ -11,7 +11,7 @@ from tests.project import ROOT
 
 FAULTS = range(1, 62)
 LINES = re.findall(
-    r"^- fault (\d+): (.+?)(?=^- fault |^#|\Z)", (ROOT / "docs/app.md").read_text(), re.MULTILINE | re.DOTALL
+    r"^- fault (\d+): (.+?)(?=^- fault |^#|\Z)", (ROOT / "docs/app-faults.md").read_text(), re.MULTILINE | re.DOTALL
 )
 REASON = re.compile(r"Not ours: \S.{20,}", re.DOTALL)
 MARKED = {test.mention: test.faults for test in all_tests() if test.faults}

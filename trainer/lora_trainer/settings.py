@@ -18,7 +18,9 @@ _OWN = re.compile(r"LORA[_-]?TRAIN", re.IGNORECASE)
 class Settings(BaseSettings):
     """Read from the environment once per job."""
 
-    model_config = SettingsConfigDict(env_prefix="LORA_TRAINER_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="LORA_TRAINER_", extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
 
     child: str = "lora_trainer.recipe.train"
     """The module that the child process runs; it does the training."""

@@ -85,6 +85,12 @@ def migrate(
 @commands.command()
 def settings(as_json: AsJson = False) -> None:
     """List all settings: variable, default and meaning. Values are not shown."""
+    rows = setting_rows()
+    show(rows, as_json=as_json, text=lambda console: _print_settings(rows, console))
+
+
+def setting_rows() -> list[dict[str, str]]:
+    """Return all settings, those of every launcher included: variable, default and meaning of each."""
     from pydantic_core import PydanticUndefined
 
     from lora_worker.configuration.settings import variable_of
@@ -101,7 +107,7 @@ def settings(as_json: AsJson = False) -> None:
         rows.append(
             {"variable": variable_of(name, settings_class), "default": shown, "meaning": field.description or ""}
         )
-    show(rows, as_json=as_json, text=lambda console: _print_settings(rows, console))
+    return rows
 
 
 def _print_settings(rows: list[dict[str, str]], console: Console) -> None:

@@ -1,8 +1,4 @@
-"""What all commands share: exit codes, refusals as one sentence, settings, and output as text or JSON.
-
-Exit codes, documented in docs/cli.md: 0 done; 1 the work could not be done, or a check found a fault; 2 an argument or
-a setting is wrong; 3 the job that was waited for failed or was cancelled; 130 interrupted with Ctrl-C.
-"""
+"""What all commands share: exit codes, refusals as one sentence, settings, and output as text or JSON."""
 
 from __future__ import annotations
 
@@ -22,6 +18,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EXIT_FAILED, EXIT_USAGE, EXIT_JOB_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+EXIT_CODES = {
+    0: "done",
+    EXIT_FAILED: "the work could not be done, or a check found a fault",
+    EXIT_USAGE: "an argument or a setting is wrong",
+    EXIT_JOB_FAILED: "the job that was waited for failed or was cancelled",
+    EXIT_INTERRUPTED: "interrupted with Ctrl-C",
+}
+"""As docs/cli.md documents them."""
 
 PIPE_COLUMNS = 160
 """Width of text in a pipe, which has no width of its own: rich's default of 80 would cut names and ids."""

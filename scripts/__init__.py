@@ -1,0 +1,1 @@
+"""What maintainers run: pages that are made from the code."""
