@@ -30,6 +30,7 @@ CRASH_POINTS: dict[str, str] = {
     "worker.cancel.after": "launcher told, nothing written",
     "worker.log.before": "run ended without an artifact, its log not stored",
     "worker.log.after": "log stored, run not settled",
+    "worker.container_log.after": "container's log stored, run not settled",
     "worker.keep.after_file": "one file of an artifact copied to its place, not verified",
     "worker.keep.before_manifest": "all files copied and verified, their manifest not written",
     "worker.keep.after_manifest": "artifact kept, run not settled",

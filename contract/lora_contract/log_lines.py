@@ -34,9 +34,7 @@ CONTINUED = "  ¦ "
 """Begins each further line of a message of several lines, so that it is told from a line of another program."""
 
 _ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b.")
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\uffff]"
-)
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\uffff]")
 """Control characters, and those that change how a terminal shows others, such as the order of writing."""
 
 _LEVELS = "DEBUG|INFO|WARNING|ERROR|CRITICAL"
@@ -173,6 +171,32 @@ def _reduce_exception(text: str) -> str:
     if not words or words == _CUT.strip():
         return text
     return f"{found['type']}: {known_fault(words)}" if known_fault(words) else found["type"] + ":" + _CUT
+
+
+def run_begins(run_id: str) -> str:
+    """What the trainer logs when it begins a run; the worker finds a run's lines by it."""
+    return f"run {run_id}, attempt "
+
+
+def lines_of_run(lines: Iterable[str], run_id: str) -> list[str]:
+    """The lines that a container has printed while it worked on the run; all of them where no run is said to begin.
+
+    A container takes one job after another, and another user's lines do not belong into this run's log.
+    """
+    kept: list[str] = []
+    is_others = False
+    for line in lines:
+        begun = _RUN_BEGINS.match(line)
+        if begun:
+            is_others = begun["run"] != run_id
+            if not is_others:
+                kept.clear()
+        if not is_others:
+            kept.append(line)
+    return kept
+
+
+_RUN_BEGINS = re.compile(_OWN_LINE.pattern + r"run (?P<run>[\w-]{1,100}), attempt ")
 
 
 def keep_lines(lines: Iterable[str], secrets: Iterable[str] = ()) -> list[str]:

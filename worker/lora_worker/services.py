@@ -17,19 +17,24 @@ from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.tokens import RunTokens
 from lora_worker.database.calls import DatabaseCalls
-from lora_worker.launchers.base import Launcher
+from lora_worker.deployment.worker_logs import open_container_logs
+from lora_worker.launchers.base import ContainerLogs, Launcher
 from lora_worker.launchers.registry import LAUNCHERS
 from lora_worker.money.pricing import GpuPrice, load_prices
 from lora_worker.money.terms import Terms, make_terms
 from lora_worker.observability.calls import MeasuredClient
 from lora_worker.observability.repeats import Repeats
+from lora_worker.observability.telemetry import secrets_of
 from lora_worker.storage.buckets import ArtifactsBucket
 from lora_worker.storage.objects import Storage
+from lora_worker.storage.run_logs import RunLogs
 
 _HEAVY_SLOTS = 4
 """How many datasets and adapters are read at the same time."""
 _FOREIGN_SLOTS = 2
 """How many files of an earlier trainer are fetched from other hosts at the same time."""
+_LOG_SLOTS = 4
+"""Of how many ended runs the containers' logs are read at the same time: the launcher allows few calls."""
 
 
 def lease_clock() -> float:
@@ -83,6 +88,9 @@ class Services:
     retry_limits: RetryLimits
     heavy_slots: HeavySlots
     foreign_slots: HeavySlots = field(default_factory=lambda: HeavySlots(_FOREIGN_SLOTS))
+    log_slots: HeavySlots = field(default_factory=lambda: HeavySlots(_LOG_SLOTS))
+    container_logs: ContainerLogs | None = None
+    """Where the launcher's own logs are read; None where that is not possible."""
     clock: Callable[[], float] = lease_clock
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
@@ -105,6 +113,11 @@ class Services:
         key = settings.supabase_service_role_key
         secrets = [settings.token_secret or key, *settings.previous_token_secrets, key]
         return RunTokens([secret.get_secret_value() for secret in secrets if secret])
+
+    @cached_property
+    def logs(self) -> RunLogs:
+        """The kept logs of runs."""
+        return RunLogs(self.storage, self.settings.artifacts_bucket, tuple(secrets_of(self.settings)))
 
     @cached_property
     def artifacts_bucket(self) -> ArtifactsBucket:
@@ -134,6 +147,7 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
             ),
             "storage": Storage(settings.supabase_url, key, http=http),
             "launcher": kind.open(settings, http),
+            "container_logs": open_container_logs(settings, http),
             "http": http,
             "prices": load_prices(settings.price_table),
             "retry_limits": RetryLimits(

@@ -19,6 +19,7 @@ from typing import Any
 
 from lora_contract.crash_points import crash_point
 from lora_contract.curve import thin_points
+from lora_contract.log_lines import run_begins
 from lora_contract.protocol import STAGE_PROGRESS, Point, Progress, Request, Result, Stage, Summary
 from lora_trainer.errors import (
     ChannelUnreachableError,
@@ -88,16 +89,14 @@ class Execution:
         The result holds the last lines of the log, whatever the end.
         """
         with self._log.listening():
-            log.info("run %s, attempt %d, execution %s", *self._names())
+            begins = run_begins(self._request.run_id)
+            log.info("%s%d, execution %s", begins, self._request.attempt, self._execution_id)
             result = await self._end_with_result()
             reason = f": {result.error.sentence()}" if result.error else ""
             log.info("the execution ends as %s%s", result.status, reason)
         result = fit_message(result.model_copy(update={"log": self._log.lines()}))
         crash_point("trainer.result.before")
         return result
-
-    def _names(self) -> tuple[str, int, str]:
-        return self._request.run_id, self._request.attempt, self._execution_id
 
     async def _end_with_result(self) -> Result:
         try:

@@ -21,7 +21,7 @@ from lora_worker.observability.actions import Action
 from lora_worker.observability.metrics import ADOPTED, CLAIMED, CYCLE_SECONDS, HELD_RUNS, LEASES_LOST
 from lora_worker.observability.readiness import Readiness
 from lora_worker.observability.telemetry import logging_run
-from lora_worker.runs.advance import advance
+from lora_worker.runs.advance import advance, finish_log
 from lora_worker.runs.applying import apply
 from lora_worker.runs.outcomes.failures import WORKER_FAULT
 from lora_worker.runs.state.events import (
@@ -178,9 +178,18 @@ class HeldRuns:
                 self._faults.over(run_work(held.run_id))
             except Exception as error:
                 self._note_fault(held, error)
-        if held.settled_as is not None:
-            self._readiness.settled()
-            self.forget(held)
+            if held.settled_as is not None:
+                self._readiness.settled()
+                self.forget(held)
+                await self._finish_log(held)
+
+    async def _finish_log(self, held: HeldRun) -> None:
+        """Keep the container's log of a run that is settled, and so not held any more. It blocks no slot."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+        await finish_log(held)
 
     def _note_fault(self, held: HeldRun, error: Exception) -> None:
         problem = str(error)

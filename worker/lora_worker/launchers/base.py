@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -53,6 +55,8 @@ class Observation:
     queue_seconds: float | None = None
     reason: str | None = None
     """Why the state is UNKNOWN or MISSING, for the log."""
+    container: str | None = None
+    """The launcher's id of the container that works on the launch, or did so last."""
 
     @property
     def ended(self) -> bool:
@@ -125,6 +129,37 @@ class Guide:
     """What to do when its endpoint does not answer as it should."""
     former_endpoint: str
     """What to do when an endpoint of former settings can't be reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerLine:
+    """A line that the launcher has of a container. `text` is as it came: unbounded words of a container."""
+
+    container: str
+    text: str
+    is_launchers: bool = False
+    """Whether the launcher itself wrote it, about the container."""
+    at: datetime | None = None
+
+
+class ContainerLogs(Protocol):
+    """Reads what containers have printed. A launcher may come without it; then a log is kept only of a run whose
+    trainer sent it with the result."""
+
+    async def read(self, launch: LaunchRef, container: str | None, *, most_lines: int) -> list[ContainerLine]:
+        """The last lines of a launch's container, oldest first. `None`: it waits for one, and the lines are those of
+        its endpoint's containers that have taken no launch yet.
+
+        Raises:
+            ServiceError: they can't be read; the text says why.
+        """
+
+    def follow(self, launch: LaunchRef, container: str, *, since: datetime | None) -> AsyncIterator[ContainerLine]:
+        """The lines of a container as they come; ends after some seconds without one, and may be called again.
+
+        Raises:
+            ServiceError: they can't be read; the text says why.
+        """
 
 
 class Launcher(Protocol):

@@ -38,6 +38,7 @@ STATES: dict[str, LaunchState] = {
     "TIMED_OUT": LaunchState.TIMED_OUT,
 }
 _IMPORT_ERRORS = frozenset({"ImportError", "ModuleNotFoundError"})
+_WORKER_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _STATUS = re.compile(rb'"status"\s*:\s*"([A-Z_]{1,40})"')
 
 
@@ -137,7 +138,12 @@ def parse_observation(body: Any) -> Observation:
         cause=_cause_of(text[:_MAX_ERROR_CHARACTERS]) if text else EndCause.UNKNOWN,
         execution_seconds=seconds_of(body.get("executionTime")),
         queue_seconds=seconds_of(body.get("delayTime")),
+        container=_worker_id(body.get("workerId")),
     )
+
+
+def _worker_id(value: Any) -> str | None:
+    return value if isinstance(value, str) and _WORKER_ID.fullmatch(value) else None
 
 
 def _cause_of(error: str) -> EndCause:

@@ -62,6 +62,8 @@ class Action(StrEnum):
     ARTIFACT_FOREIGN = "artifact.foreign"
     STORAGE_REFUSED = "storage.refused"
     RUN_LOG_NOT_KEPT = "run_log.not_kept"
+    CONTAINER_LOG_KEPT = "container_log.kept"
+    CONTAINER_LOG_NOT_KEPT = "container_log.not_kept"
     OUTCOME_REFUSED = "outcome.refused"
     OUTCOME_ERROR = "outcome.error"
     BILL_GPU_CONTRADICTED = "bill.gpu_contradicted"

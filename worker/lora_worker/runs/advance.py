@@ -22,12 +22,12 @@ from lora_worker.runs.outcomes.results import parse_result
 from lora_worker.runs.outcomes.verdicts import AwaitManifest, Finish, Stop, Verdict, judge
 from lora_worker.runs.rows.progress_entries import make_report, progress_report
 from lora_worker.runs.state.events import (
-    EndBegun,
     Ending,
     FetchBegun,
     HandlingBegun,
     Launched,
     Listened,
+    LogKept,
     ProblemChanged,
     PutOff,
     Renewed,
@@ -37,7 +37,7 @@ from lora_worker.runs.state.events import (
     StopDecided,
 )
 from lora_worker.runs.state.held_run import HeldRun
-from lora_worker.runs.steps import launching, settling
+from lora_worker.runs.steps import container_log, launching, settling
 from lora_worker.runs.steps.claims import warn_of_contradiction
 from lora_worker.runs.steps.granting import answer
 from lora_worker.runs.steps.limits import exceeded_limit, longest_seconds
@@ -277,8 +277,16 @@ async def _cancel(held: HeldRun, external_job_id: str) -> Observation:
 
 async def finish(held: HeldRun, ending: Ending) -> None:
     """Settle the run; afterwards `settled_as` holds the job's status. Raises as `settle` does."""
-    apply(held, EndBegun())
+    apply(held, container_log.end_of(ending))
+    if held.container_log and not held.is_log_kept and await container_log.keep(held):
+        apply(held, LogKept())
     apply(held, await settle(held, ending))
+
+
+async def finish_log(held: HeldRun) -> None:
+    """Keep the log of a settled run where that was not done before it was settled. Raises nothing."""
+    if container_log.is_missing(held) and await container_log.keep_late(held):
+        apply(held, LogKept())
 
 
 async def settle(held: HeldRun, ending: Ending) -> Settled:

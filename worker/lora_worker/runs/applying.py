@@ -26,6 +26,7 @@ from lora_worker.runs.state.events import (
     LaunchBegun,
     Launched,
     Listened,
+    LogKept,
     Observed,
     ProblemChanged,
     PutOff,
@@ -97,6 +98,7 @@ def _(event: Reported, held: HeldRun) -> None:
 @_write.register
 def _(event: Observed, held: HeldRun) -> None:
     held.observation, held.whereabouts = event.observation, event.whereabouts
+    held.container = event.observation.container or held.container
     held.measured_seconds = max(held.measured_seconds, event.observation.execution_seconds or 0.0)
     if event.progress is not None:
         held.progress = merged(held.progress, event.progress)
@@ -170,8 +172,14 @@ def _(event: GrantPutOff, held: HeldRun) -> None:
 
 
 @_write.register
-def _(_event: EndBegun, held: HeldRun) -> None:
+def _(event: EndBegun, held: HeldRun) -> None:
     held.is_settling = True
+    held.end_summary, held.container_log = event.summary, event.log
+
+
+@_write.register
+def _(_event: LogKept, held: HeldRun) -> None:
+    held.is_log_kept = True
 
 
 @_write.register

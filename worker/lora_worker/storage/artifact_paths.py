@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from lora_worker.database.rows import Run
 
@@ -10,6 +11,11 @@ STAGING = "uploads/"
 """The folder into which all trainers upload, each into the folder of its run. Users may not read it."""
 
 _ARCHIVE_NAME = "adapter.tar.gz"
+
+
+def run_folder(user_id: UUID, run_id: UUID) -> str:
+    """Return the final folder of a run's files, with a slash at its end."""
+    return f"{user_id}/{run_id}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class ArtifactPaths:
     def of(cls, run: Run) -> ArtifactPaths:
         """Return the paths for a run."""
         archive = f"adapters/{run.job_id}.tar.gz" if run.queue == "pipeline_training_jobs" else None
-        return cls(f"{run.user_id}/{run.id}/", f"{STAGING}{run.id}/", archive)
+        return cls(run_folder(run.user_id, run.id), f"{STAGING}{run.id}/", archive)
 
     @property
     def archive_name(self) -> str | None:

@@ -18,10 +18,13 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from lora_contract.crash_points import crash_point
-from lora_contract.protocol import MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactFile, Manifest
+from lora_contract.protocol import CONTAINER_LOG_NAME, MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactFile, Manifest
 from lora_worker.errors import ArtifactError, ObjectMissingError, ServiceRefusedError
 from lora_worker.storage.artifact_paths import ArtifactPaths
 from lora_worker.storage.objects import Storage
+
+RESERVED_NAMES = frozenset({MANIFEST_NAME, CONTAINER_LOG_NAME})
+"""What the worker itself writes into a run's folder: no file of an artifact may replace it, or be replaced by it."""
 
 _MAX_BYTES = 32 * 1024**3
 """The most bytes of all files of an artifact. Reading them back occupies one of a few slots for a long time."""
@@ -112,8 +115,8 @@ def _parse_manifest(content: bytes, run_id: UUID) -> Manifest:
         raise ArtifactError("The artifact's manifest belongs to another run or lists no file.")
     if sum(file.bytes for file in manifest.files) > _MAX_BYTES:
         raise ArtifactError("The artifact's manifest lists more bytes than an adapter has.")
-    if len(set(paths)) < len(paths) or MANIFEST_NAME in paths:
-        raise ArtifactError("The artifact's manifest lists a file twice, or itself.")
+    if len(set(paths)) < len(paths) or not RESERVED_NAMES.isdisjoint(paths):
+        raise ArtifactError("The artifact's manifest lists a file twice, or under a name that is the worker's own.")
     return manifest
 
 

@@ -181,6 +181,16 @@ class Ending:
 class EndBegun:
     """The run has ended, and its end is about to be written."""
 
+    summary: str
+    """How it ended, in words for the operator."""
+    log: tuple[str, ...] = ()
+    """The end of the container's log, as its trainer sent it with its result."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogKept:
+    """The container's log is stored."""
+
 
 @dataclass(frozen=True, slots=True)
 class FetchBegun:
@@ -215,5 +225,6 @@ Event = (
     | GrantPutOff
     | EndBegun
     | FetchBegun
+    | LogKept
     | Settled
 )

@@ -52,6 +52,8 @@ class HeldRun:
     """The furthest progress that was heard of."""
     observation: Observation | None = None
     """The last look at the launch."""
+    container: str | None = None
+    """The launcher's id of the container that had the launch, as far as any look said one."""
     stopping: Failure | None = None
     """Why the run is being stopped; None while it is not, and where its user cancelled it."""
     stop_asked_at: float | None = None
@@ -68,6 +70,11 @@ class HeldRun:
     launch_tries: int = 0
     is_settling: bool = False
     """Whether the run has ended and this cycle writes its end."""
+    end_summary: str = ""
+    """How the run ended, in words for the operator; empty before."""
+    container_log: tuple[str, ...] = ()
+    """The end of the container's log, as the trainer sent it with its result: words of a container."""
+    is_log_kept: bool = False
     fetch_tries: int = 0
     """How often an earlier trainer's files were fetched."""
     settled_as: str | None = None

@@ -23,11 +23,11 @@ from tenacity import (
 )
 
 from lora_contract.object_names import storable
-from lora_contract.protocol import MANIFEST_NAME, ArtifactFile, FinalMetrics, Manifest, Summary
+from lora_contract.protocol import ArtifactFile, FinalMetrics, Manifest, Summary
 from lora_worker.errors import ArtifactError, ServiceRefusedError
 from lora_worker.runs.outcomes.results import LegacyResult
 from lora_worker.storage.public_web import ForbiddenAddressError, fetch, public_client
-from lora_worker.storage.publication import ArtifactStore, keep_manifest
+from lora_worker.storage.publication import RESERVED_NAMES, ArtifactStore, keep_manifest
 
 _COPY_ATTEMPTS = 3
 _MAX_FILES = 50
@@ -95,7 +95,7 @@ def _plan(files: dict[str, str]) -> dict[str, str]:
     planned: dict[str, str] = {}
     for name, url in sorted(files.items()):
         path = storable(PurePosixPath(name).name) if len(name) <= _MAX_NAME_CHARACTERS else ""
-        if path in {"", ".", "..", MANIFEST_NAME} or len(path) > _MAX_NAME_CHARACTERS:
+        if path in {"", ".", "..", *RESERVED_NAMES} or len(path) > _MAX_NAME_CHARACTERS:
             raise ArtifactError("The trainer named a file that can't be stored under its name.")
         if path in planned:
             raise ArtifactError(f"The trainer named two files {path}.")
