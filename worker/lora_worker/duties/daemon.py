@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Coroutine
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import structlog
@@ -136,7 +137,10 @@ class Daemon:
         if self._stop.is_set():
             log.info("stopped before the database answered", action=Action.WORKER_STOPPED_EARLY)
             return
-        log.info("worker started", action=Action.WORKER_STARTED, slots=settings.slots)
+        log.info(
+            "worker started", action=Action.WORKER_STARTED, version=version("lora-worker"),
+            project=settings.supabase_url, endpoint=self.services.launcher.endpoint, slots=settings.slots,
+        )  # fmt: skip
         loops: dict[str, list[Duty]] = {}
         for duty in dict.fromkeys(self.duties()):
             loops.setdefault(duty.loop_name, []).append(duty)
