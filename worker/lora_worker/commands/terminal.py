@@ -114,6 +114,16 @@ def make_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else PIPE_COLUMNS)
 
 
+def printable(text: str | None) -> str:
+    """Return text that users wrote as it may be printed: one line, and without a character that moves the cursor.
+
+    An escape sequence in a job's name would act on the operator's terminal, and a character that reverses the direction
+    of writing would disguise what follows. Each such character becomes a replacement character.
+    """
+    words = " ".join((text or "").split())
+    return words if words.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in words)
+
+
 def show(value: Any, *, as_json: bool, text: Callable[[Console], None]) -> None:
     """Print a command's answer: `value` as JSON (times as ISO 8601, ids as text), or what `text` prints."""
     if as_json:
