@@ -31,24 +31,29 @@ def node_binary() -> Path:
     return _wheel() / "bin" / "node"
 
 
-def node_packages(cache: Path) -> Path:
+def node_packages(cache: Path, folder: Path = _PACKAGE, what: str = "the local Supabase") -> Path:
     """Return a `node_modules` with exactly the packages of `package-lock.json`; they are installed once into `cache`.
+
+    Args:
+        cache: where they are installed, in a folder of their own for each lock file.
+        folder: the folder with `package.json` and `package-lock.json`.
+        what: what they are, for error messages.
 
     Raises:
         ToolMissingError: npm could not install them.
     """
-    manifests = [_PACKAGE / "package.json", _PACKAGE / "package-lock.json"]
+    manifests = [folder / "package.json", folder / "package-lock.json"]
     version = hashlib.sha256(b"".join(path.read_bytes() for path in manifests)).hexdigest()[:12]
-    folder = cache / f"node-{version}"
+    installed = cache / f"node-{version}"
     cache.mkdir(parents=True, exist_ok=True)
     with _only_one(cache / "node.lock"):
         # The folder gets its final name only when it is complete, so an interrupted installation is started again.
-        if not folder.exists():
-            _install(manifests, cache / "node-unfinished", folder)
-    return folder / "node_modules"
+        if not installed.exists():
+            _install(manifests, cache / "node-unfinished", installed, what)
+    return installed / "node_modules"
 
 
-def _install(manifests: list[Path], unfinished: Path, folder: Path) -> None:
+def _install(manifests: list[Path], unfinished: Path, installed: Path, what: str) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     for manifest in manifests:
@@ -71,8 +76,8 @@ def _install(manifests: list[Path], unfinished: Path, folder: Path) -> None:
         raise ToolMissingError("npm did not finish within 10 minutes; check the network and run again") from error
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines()[:3]
-        raise ToolMissingError(f"npm could not install the local Supabase: {' '.join(reason)}")
-    unfinished.rename(folder)
+        raise ToolMissingError(f"npm could not install {what}: {' '.join(reason)}")
+    unfinished.rename(installed)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ WorkerError
 ├── ArgumentError         an argument of a command is wrong; names the argument (exit 2)
 │   └── DeploymentFileError       the file of a deployment is wrong; names its line and key
 ├── DeploymentError       what exists at the GPU cloud is not what a deployment can be made of (exit 1)
-├── PortTakenError        the port of the health endpoints can't be opened (exit 1)
+├── PortTakenError        the port of the health endpoints or of the dashboard can't be opened (exit 1)
 ├── ServiceError          a call to another service failed
 │   ├── ServiceUnavailableError   a retry may succeed: time-out, refused connection, status 5xx or 429
 │   │   └── CreationInDoubtError  no answer to the creation of a resource: it may exist, and has to be looked for
@@ -48,7 +48,7 @@ class DeploymentError(WorkerError):
 
 
 class PortTakenError(WorkerError):
-    """The port of the health endpoints can't be opened."""
+    """The port of the health endpoints or of the dashboard can't be opened."""
 
 
 class ServiceError(WorkerError):

@@ -199,6 +199,10 @@ class Settings(BaseSettings):
     request_timeout_seconds: Seconds = Field(default=20, description="For one call to Supabase or the launcher")
     http_port: int = Field(default=0, ge=0, le=65535, description="Port of /healthz, /readyz, /metrics; 0: none")
     http_host: str = Field(default="127.0.0.1", description="Address of that port")
+    dashboard_token: SecretStr | None = Field(
+        default=None,
+        description="What opens the dashboard, at least 32 characters; empty: a new one each time it starts",
+    )
     log_format: Literal["auto", "json", "console"] = Field(default="auto", description="auto: json unless a terminal")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged")
 
@@ -252,6 +256,16 @@ class Settings(BaseSettings):
             raise ValueError(f"holds {Role.PUBLISHABLE}, which anybody can read; {remedy}")
         return secret
 
+    @field_validator("dashboard_token")
+    @classmethod
+    def _check_dashboard_token(cls, token: SecretStr | None) -> SecretStr | None:
+        if token and not re.fullmatch(rf"[A-Za-z0-9_-]{{{_LEAST_SECRET_CHARACTERS},200}}", token.get_secret_value()):
+            raise ValueError(
+                f"must be {_LEAST_SECRET_CHARACTERS} to 200 letters, digits, - and _, since it stands in a URL; "
+                "make one with openssl rand -hex 32"
+            )
+        return token
+
     @field_validator("base_models", "previous_token_secrets", "earlier_trainer_hosts", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
@@ -259,7 +273,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "max_per_user", "max_cost_per_day", "max_cost_per_user_per_day", "endpoint_gpu_type", "price_table",
-        "token_secret", mode="before",
+        "token_secret", "dashboard_token", mode="before",
     )  # fmt: skip
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:

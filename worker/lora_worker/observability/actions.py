@@ -76,6 +76,10 @@ class Action(StrEnum):
 
     ENDPOINT_PROBLEM = "endpoint.problem"
 
+    DASHBOARD_ACTED = "dashboard.acted"
+    DASHBOARD_PAGE_FAILED = "dashboard.page_failed"
+    DASHBOARD_UNREAD = "dashboard.unread"
+
     DATASET_VALIDATED = "dataset.validated"
     DATASET_GIVEN_UP = "dataset.given_up"
     DATASET_NOT_SETTLED = "dataset.not_settled"

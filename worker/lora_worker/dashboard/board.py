@@ -1,0 +1,66 @@
+"""The questions that pages ask the database, and what they do to it: the same calls as the commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from lora_worker.dashboard.reads import Reading, SharedReads
+from lora_worker.database.calls import DatabaseCalls
+from lora_worker.database.job_reports import JobDetails, JobFilter, JobPage
+from lora_worker.database.money_rows import CostKey, Costs, Failures
+from lora_worker.database.queue_health import QueueHealth
+
+_MONEY_SECONDS = 15.0
+"""Costs and failures are sums over many rows, and change seldom."""
+
+LIVE = ["initializing", "running"]
+ENDED = ["completed", "failed", "cancelled"]
+STATUSES = ["queued", *LIVE, *ENDED]
+
+
+class Board:
+    """What all pages read, through one `SharedReads`."""
+
+    def __init__(
+        self,
+        queue: DatabaseCalls,
+        reads: SharedReads | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.queue = queue
+        self.now = now
+        self.reads = reads or SharedReads(now=now)
+
+    async def health(self) -> Reading[QueueHealth]:
+        """Read the state of the queue."""
+        return await self.reads.ask("health", self.queue.health)
+
+    async def jobs(self, limit: int, wanted: JobFilter) -> Reading[JobPage]:
+        """Read a page of at most `limit` jobs, newest first."""
+        asked: JobFilter = {**wanted, "limit": limit}
+        question = ("jobs", json.dumps(asked, sort_keys=True))
+        return await self.reads.ask(question, lambda: self.queue.list_training_jobs(asked))
+
+    async def job(self, job_id: UUID) -> Reading[JobDetails | None]:
+        """Read all that is known of a job; the value is None without a problem if there is none of this id."""
+        return await self.reads.ask(("job", job_id), lambda: self.queue.training_job_details(job_id))
+
+    async def costs(self, days: int, by: CostKey) -> Reading[list[Costs]]:
+        """Read the costs of the last days, today included, summed by `day`, `user` or `model`."""
+        return await self.reads.ask(
+            ("costs", days, by), lambda: self.queue.training_costs(self._since(days), self.now(), by), _MONEY_SECONDS
+        )
+
+    async def failures(self, days: int) -> Reading[list[Failures]]:
+        """Read the failures of the last days, by code."""
+        return await self.reads.ask(
+            ("failures", days), lambda: self.queue.training_failures(self._since(days)), _MONEY_SECONDS
+        )
+
+    def _since(self, days: int) -> datetime:
+        """Return the beginning of the first of these days, by UTC."""
+        today = self.now().astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        return today - timedelta(days=days - 1)
