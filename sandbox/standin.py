@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
 from lora_contract.crash_points import crash_point
-from lora_trainer.recipe.stopping import StopSwitch, end_with_the_handler
+from lora_trainer.recipe.stopping import StopSwitch
+from lora_trainer.run.orphans import end_with_the_handler
 
 _STEPS_PER_EPOCH = 10
 _CHECKPOINT_STEPS = 5

@@ -42,6 +42,8 @@ class ErrorCode(StrEnum):
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
     CHILD_CRASHED = "child_crashed"
+    VOLUME_MISSING = "volume_missing"
+    UNFIT = "unfit"
     INTERNAL = "internal"
 
 
@@ -74,5 +76,8 @@ FAULTS: dict[ErrorCode, Fault] = {
     ErrorCode.CANCELLED: Fault.PERMANENT,
     ErrorCode.INTERRUPTED: Fault.INFRASTRUCTURE,
     ErrorCode.CHILD_CRASHED: Fault.TRANSIENT,
+    # Of errands only, which belong to no run.
+    ErrorCode.VOLUME_MISSING: Fault.INFRASTRUCTURE,
+    ErrorCode.UNFIT: Fault.INFRASTRUCTURE,
     ErrorCode.INTERNAL: Fault.TRANSIENT,
 }

@@ -56,6 +56,9 @@ class Wire:
             "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
             "RUNPOD_SKIP_GPU_CHECK": "true",
             "RUNPOD_LOG_LEVEL": "INFO",
+            # Each worker would load torch for its checks, and hundreds are started in the tests.
+            "LORA_TRAINER_FITNESS_AT_START": "false",
+            "LORA_TRAINER_NEEDS_GPU": "false",
             "OMP_NUM_THREADS": "1",
         }
 

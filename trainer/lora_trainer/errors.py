@@ -18,12 +18,14 @@ TrainingError                    code, message, hint; travels to the worker as `
 ├── ResourceError
 │   ├── DoesNotFitError          the memory plan needs more than the GPU has
 │   ├── OutOfMemoryError         the GPU's memory ran out while training
-│   └── DiskFullError            the disk or volume is full
+│   ├── DiskFullError            the disk or volume is full
+│   └── VolumeMissingError       there is no network volume to fill
 ├── LossNotFiniteError           the loss is NaN or infinite, or has exploded
 ├── NothingLearnedError          the adapter would change nothing, or break the base
 ├── TimeLimitError               the run has used all the seconds that it may use
 ├── StoppedError                 the machine is taken away; the next attempt resumes from a checkpoint
 ├── ChildCrashedError            the training process ended without an outcome
+├── UnfitError                   a check of the machine failed
 └── PublishingError              the adapter is complete, but not published
     ├── GrantMissingError        the worker granted no upload in time
     ├── StorageRefusedError      the bucket takes no such file; the project's operator must change that
@@ -35,6 +37,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from lora_contract.errands import ErrandError
 from lora_contract.error_codes import ErrorCode
 from lora_contract.protocol import TrainerError
 
@@ -53,6 +56,10 @@ class TrainingError(Exception):
         """The error as it travels to the worker, cut to the lengths that the protocol allows."""
         hint = self.hint[:2000] if self.hint else None
         return TrainerError(code=self.code, message=self.message[:2000], hint=hint)
+
+    def as_errand_error(self) -> ErrandError:
+        """The error as the answer of an errand has it."""
+        return ErrandError(code=self.code, message=self.message, remedy=self.hint)
 
 
 class RequestInvalidError(TrainingError):
@@ -155,6 +162,12 @@ class DiskFullError(ResourceError):
     code = ErrorCode.DISK_FULL
 
 
+class VolumeMissingError(ResourceError):
+    """No network volume is mounted: what an errand downloads would be lost with the container."""
+
+    code = ErrorCode.VOLUME_MISSING
+
+
 class LossNotFiniteError(TrainingError):
     """The loss became NaN or infinite, or exploded."""
 
@@ -183,6 +196,12 @@ class ChildCrashedError(TrainingError):
     """The training process ended without an outcome."""
 
     code = ErrorCode.CHILD_CRASHED
+
+
+class UnfitError(TrainingError):
+    """A check of the machine failed: no training should begin on it."""
+
+    code = ErrorCode.UNFIT
 
 
 class PublishingError(TrainingError):

@@ -6,6 +6,7 @@ the training runs in a child process.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -16,7 +17,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lora_contract.errands import ERRAND_REQUESTS, ErrandResult, FitnessRequest, PrefetchRequest
 from lora_contract.protocol import PROTOCOL_VERSION, Request, Result
+from lora_trainer.errands.errand import carry_out
+from lora_trainer.errands.examination import as_unfit, examine
 from lora_trainer.errors import RequestInvalidError, TrainingError
 from lora_trainer.run.execution import Execution
 from lora_trainer.run.logs import configure_logging
@@ -27,19 +31,42 @@ log = logging.getLogger(__name__)
 
 
 async def handler(job: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one RunPod job. Returns a `protocol.Result` as JSON; RunPod fails the job if it has an error."""
+    """Carry out one RunPod job. Returns a `protocol.Result` as JSON; RunPod fails the job if it has an error.
+
+    An errand's job (`lora_contract.errands`) returns an `ErrandResult` instead.
+    """
+    given = job.get("input")
+    if isinstance(given, dict) and given.get("kind") is not None:
+        return (await _run_errand(job)).as_output()
+    return (await _run_training(job)).as_output()
+
+
+async def _run_training(job: dict[str, Any]) -> Result:
     try:
         request = parse_request(job.get("input"))
         async with _sending_progress(job) as send:
             execution = Execution(request, job["id"], load_settings(), send)
             with _on_sigterm(execution.stop.set):
-                result = await execution.run()
+                return await execution.run()
     except TrainingError as error:
         log.error("%s", error)
         given = job.get("input")
         run_id = given.get("run_id") if isinstance(given, dict) else None
-        result = Result(run_id=str(run_id), status="failed", error=error.as_protocol())
-    return result.as_output()
+        return Result(run_id=str(run_id), status="failed", error=error.as_protocol())
+
+
+async def _run_errand(job: dict[str, Any]) -> ErrandResult:
+    try:
+        request = parse_errand(job["input"])
+        async with _sending_progress(job) as send:
+            stop = asyncio.Event()
+            with _on_sigterm(stop.set):
+                return await carry_out(request, load_settings(), send, stop)
+    except TrainingError as error:
+        log.error("%s", error)
+        return ErrandResult(
+            kind="fitness" if job["input"]["kind"] == "fitness" else "prefetch", error=error.as_errand_error()
+        )
 
 
 def parse_request(given: Any) -> Request:
@@ -50,13 +77,30 @@ def parse_request(given: Any) -> Request:
     """
     if not isinstance(given, dict):
         raise RequestInvalidError("The job's input is not an object; send the worker's request.")
+    with _naming_the_key(given):
+        return Request.model_validate(given)
+
+
+def parse_errand(given: dict[str, Any]) -> PrefetchRequest | FitnessRequest:
+    """The job's input as an errand's request.
+
+    Raises:
+        RequestInvalidError: names the first key that is wrong.
+    """
+    with _naming_the_key(given):
+        return ERRAND_REQUESTS.validate_python(given)
+
+
+@contextmanager
+def _naming_the_key(given: dict[str, Any]) -> Iterator[None]:
+    """Check the protocol's version, and while this context is open turn validation errors into sentences."""
     if (protocol := given.get("protocol", PROTOCOL_VERSION)) != PROTOCOL_VERSION:
         raise RequestInvalidError(
             f"The request speaks protocol {protocol!r:.40}, this trainer {PROTOCOL_VERSION}.",
             "Bring the worker and the trainer's image to the same release.",
         )
     try:
-        return Request.model_validate(given)
+        yield
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, problem["loc"])) or "input"
@@ -71,7 +115,10 @@ async def _sending_progress(job: dict[str, Any]) -> AsyncIterator[Send]:
         await rp_http.send_result(session, {"status": "IN_PROGRESS", "output": payload}, job)
 
     async def print_line(payload: dict[str, Any]) -> None:
-        log.info("%s %.0f %% step %s", payload["stage"], payload["progress"], payload["current_step"])
+        if "stage" in payload:
+            log.info("%s %.0f %% step %s", payload["stage"], payload["progress"], payload["current_step"])
+        else:
+            log.info("%s %s of %s bytes", payload["model"], payload["done_bytes"], payload["total_bytes"])
 
     if "RUNPOD_WEBHOOK_POST_OUTPUT" not in os.environ:  # started with --test_input or --rp_serve_api
         yield print_line
@@ -89,8 +136,6 @@ def _on_sigterm(stop: Callable[[], object]) -> Iterator[None]:
 
     The SDK installs its signal handler when it starts, and does not tell a running job of the signal.
     """
-    import asyncio
-
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -116,9 +161,28 @@ def main() -> None:
     for sentence in unread_settings():
         # A warning only: the GPU is already paid for, so it trains with the defaults.
         log.warning("%s", sentence)
+    # The SDK's own checks import torch into this process, where it would hold memory of the GPU as long as the
+    # container lives. Ours look at the same things in a process of their own.
+    os.environ.setdefault("RUNPOD_SKIP_AUTO_SYSTEM_CHECKS", "true")
     import runpod
 
+    runpod.serverless.register_fitness_check(check_fitness)
     runpod.serverless.start({"handler": handler})
+
+
+async def check_fitness() -> None:
+    """Check the machine, unless the settings say otherwise. RunPod's SDK calls this before the first job.
+
+    Raises:
+        RuntimeError: it is unfit. The SDK then tells RunPod, and ends this container.
+    """
+    try:
+        settings = load_settings()
+    except TrainingError as error:
+        log.error("%s", error)  # each job is refused with the same sentence
+        return
+    if settings.fitness_at_start and (unfit := as_unfit(await examine(settings))):
+        raise RuntimeError(unfit.message)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,14 @@ class Settings(BaseSettings):
     """Time between two checkpoints."""
     trust_remote_code: list[str] = Field(default_factory=list)
     """Names of base models that may run code of their own; in the variable, a JSON list."""
+    fitness_at_start: bool = True
+    """Whether a container checks its machine before it takes a job, and ends when a check fails."""
+    needs_gpu: bool = True
+    """Whether a machine without a GPU is unfit. False for trials on a CPU, where the checks run on the CPU."""
+    check_seconds: float = Field(default=120, gt=0)
+    """How long one check of the machine may take. The first one on the GPU also loads torch."""
+    least_free_gb: float = Field(default=2, ge=0)
+    """Gigabytes (10⁹ bytes) that must be free on the volume and the container's disk."""
     keep_days: float = Field(default=14, gt=0)
     """Job folders that nobody has written to for so many days are removed from the volume."""
 

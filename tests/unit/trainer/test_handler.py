@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 
 from lora_trainer import handler as handler_module
 from lora_trainer.handler import handler
@@ -36,3 +38,17 @@ async def test_sigterm_reaches_the_execution_and_the_sdk(monkeypatch):
         assert heard == ["sdk"]
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def test_no_http_client_logs_the_urls_that_it_calls():
+    """The URLs of datasets, uploads and of the hub's downloads are signed."""
+    code = (
+        "import logging; from lora_trainer.run.logs import configure_logging; configure_logging();"
+        "url = 'https://x?token=secret';"
+        "[logging.getLogger(name).info('HTTP Request: GET %s', url) for name in ('httpx', 'httpx2')];"
+        "import httpx2, huggingface_hub.utils._http as used; assert used.httpx2 is httpx2;"
+        "logging.getLogger('lora_trainer').info('shown')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "secret" not in done.stderr
+    assert "shown" in done.stderr

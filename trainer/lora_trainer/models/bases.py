@@ -11,14 +11,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 from httpx2 import HTTPError
-from huggingface_hub import snapshot_download
+from huggingface_hub import DryRunFileInfo, snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -39,12 +40,15 @@ _MOUNTS = (Path("/runpod-volume"), Path("/workspace"))
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SNAPSHOT = re.compile(r"/models--(?P<owner>[\w.-]+?)--(?P<model>[\w.-]+)/snapshots/(?P<commit>[0-9a-f]{40})/?$")
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*", "README.md"]
-_WEIGHTS = ["*.safetensors"]
+_ALL_FILES = [*_SMALL_FILES, "*.safetensors"]
 _LEFT_OUT = ["consolidated*", "original/*"]
 """Files not to download: a second copy of the weights, for the code of the model's authors."""
 _INDEX_NAME = "model.safetensors.index.json"
 _SPARE_BYTES = 2 << 30
 """A download must leave so much room on the volume, for checkpoints and the adapter."""
+
+_STALE_SECONDS = 600
+"""Nobody writes to a partial file any more that was not written to for so long: the hub's library gives up before."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,14 @@ class Base:
     """Whether code that comes with the model may run."""
 
 
+@dataclass(frozen=True)
+class Download:
+    """The sizes of a download: of all files of the model, and of what is not there yet."""
+
+    total_bytes: int
+    missing_bytes: int
+
+
 class BaseModels:
     """Finds base models on this machine and on the hub.
 
@@ -67,6 +79,7 @@ class BaseModels:
 
     def __init__(self, volume: Path, *, trusted: Sequence[str] = ()) -> None:
         volumes = (volume, *_MOUNTS)
+        self._volume = volume
         self._trusted = frozenset(trusted)
         self._plain = [place / "models" for place in volumes]
         self._caches = [*(place / "huggingface-cache" / "hub" for place in volumes), Path(HF_HUB_CACHE)]
@@ -81,7 +94,7 @@ class BaseModels:
             BaseModelMismatchError: the model's folder on this machine can't be that revision.
             DiskFullError: there is no room for the download.
         """
-        base = self._find_locally(name, revision) or self._download(name, revision, _SMALL_FILES)
+        base = self.find_locally(name, revision) or self._download(name, revision, _SMALL_FILES)
         if not (base.folder / "config.json").is_file():
             raise BaseModelUnknownError(
                 f"The base model {name} has no config.json, so it is not a transformers model.",
@@ -94,9 +107,72 @@ class BaseModels:
 
         Raises: as `find`.
         """
-        return base if has_weights(base.folder) else self._download(base.name, base.revision, _WEIGHTS)
+        if has_weights(base.folder):
+            return base
+        completed = self._download(base.name, base.revision, _ALL_FILES)
+        if not has_weights(completed.folder):
+            raise BaseModelUnknownError(
+                f"The base model {base.name} has no safetensors weights.",
+                "Choose a repository with safetensors weights, not GGUF or PyTorch's older format.",
+            )
+        return completed
 
-    def _find_locally(self, name: str, revision: str | None) -> Base | None:
+    def measure(self, name: str, revision: str | None) -> Download:
+        """What `complete` would download, asked of the hub.
+
+        Raises: as `find`, except `DiskFullError`.
+        """
+        with _translating_hub_errors(name, revision):
+            files = files_of(name, revision, self._folder)
+        total = sum(file.file_size or 0 for file in files)
+        missing = sum(file.file_size or 0 for file in files if file.will_download)
+        return Download(total, missing)
+
+    def received_bytes(self, name: str) -> int:
+        """How many bytes of the model are in the volume's cache, partial files included. Grows while it downloads."""
+        sizes = []
+        for file in self._blobs(name).glob("*"):
+            with suppress(FileNotFoundError):  # a partial file that was finished just now has another name
+                sizes.append(file.stat().st_size)
+        return sum(sizes)
+
+    def is_on_volume(self, base: Base) -> bool:
+        """Whether the model's folder is on the volume, and not in the image or the host's cache."""
+        return base.folder.is_relative_to(self._volume)
+
+    def check_room(self, models: str, missing_bytes: int) -> None:
+        """Make sure that the volume has room for a download. `models` names what is downloaded.
+
+        Raises:
+            DiskFullError: it has not.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._folder).free
+        if missing_bytes + _SPARE_BYTES > free:
+            raise DiskFullError(
+                f"{models} needs {missing_bytes / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free on the volume, of "
+                f"which {_SPARE_BYTES / 1e9:,.1f} GB are kept for trainings.",
+                "Make the network volume larger, or remove models that are not used any more.",
+            )
+
+    def _remove_stale_parts(self, name: str) -> None:
+        """Remove the partial files of killed processes, which the hub's library neither resumes nor removes."""
+        newest = time.time() - _STALE_SECONDS
+        for part in self._blobs(name).glob("*.incomplete"):
+            with suppress(FileNotFoundError):
+                if part.stat().st_mtime < newest:
+                    part.unlink()
+
+    def _blobs(self, name: str) -> Path:
+        return self._folder / f"models--{name.replace('/', '--')}" / "blobs"
+
+    def find_locally(self, name: str, revision: str | None) -> Base | None:
+        """The model with its configuration and tokenizer, if this machine has them; None if it has not.
+
+        Raises:
+            BaseModelUnknownError: the name can't be a model's.
+            BaseModelMismatchError: the model's folder on this machine can't be that revision.
+        """
         trusted = name in self._trusted
         if folder := self._plain_folder(name):
             if snapshot := _SNAPSHOT.search(str(folder)):
@@ -127,36 +203,28 @@ class BaseModels:
     def _download(self, name: str, revision: str | None, patterns: list[str]) -> Base:
         self._folder.mkdir(parents=True, exist_ok=True)
         lock = self._folder / f".{name.replace('/', '--')}.lock"
-        # The hub's library downloads into partial files and renames them, so a download that broke off resumes.
+        # The hub's library downloads into partial files and renames them. Of a download that broke off, whole files are
+        # kept; a partial one is begun anew, since its name is unique to the process that wrote it.
         with FileLock(lock), _translating_hub_errors(name, revision), naming_full_disks(self._folder):
-            if patterns == _WEIGHTS:
-                self._check_room(name, revision)
+            self._remove_stale_parts(name)
+            if patterns == _ALL_FILES:
+                self.check_room(f"The base model {name}", self.measure(name, revision).missing_bytes)
             path = snapshot_download(
                 name, revision=revision, cache_dir=self._folder, allow_patterns=patterns, ignore_patterns=_LEFT_OUT
             )
         return Base(name, Path(path).name, Path(path), name in self._trusted)
 
-    def _check_room(self, name: str, revision: str | None) -> None:
-        needed = download_bytes(name, revision, self._folder)
-        free = shutil.disk_usage(self._folder).free
-        if needed + _SPARE_BYTES > free:
-            raise DiskFullError(
-                f"The base model {name} needs {needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are free on the volume.",
-                "Make the network volume larger, or remove models that are not used any more.",
-            )
 
-
-def download_bytes(name: str, revision: str | None, cache: Path) -> int:
-    """How many bytes of the model's weights are missing in `cache`."""
-    files = snapshot_download(
+def files_of(name: str, revision: str | None, cache: Path) -> list[DryRunFileInfo]:
+    """The files of a model that a training reads, with their sizes, and whether `cache` lacks them."""
+    return snapshot_download(
         name,
         revision=revision,
         cache_dir=cache,
-        allow_patterns=_WEIGHTS,
+        allow_patterns=_ALL_FILES,
         ignore_patterns=_LEFT_OUT,
         dry_run=True,
     )
-    return sum(file.file_size or 0 for file in files if file.will_download)
 
 
 def has_weights(folder: Path) -> bool:
@@ -194,7 +262,13 @@ def _cached(cache: Path, name: str, revision: str | None) -> Path | None:
         return None
     try:
         path = snapshot_download(
-            name, revision=revision, cache_dir=cache, allow_patterns=_SMALL_FILES, local_files_only=True
+            name,
+            revision=revision,
+            cache_dir=cache,
+            allow_patterns=_SMALL_FILES,
+            # Without these, the library would miss files that were left out of the download, and find nothing.
+            ignore_patterns=_LEFT_OUT,
+            local_files_only=True,
         )
     except (LocalEntryNotFoundError, OSError):
         return None
@@ -221,5 +295,5 @@ def _translating_hub_errors(name: str, revision: str | None) -> Iterator[None]:
     except (HTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError):
         raise BaseModelUnreachableError(
             f"The base model {name} could not be downloaded: the hub does not answer.",
-            "The next attempt goes on with the download where it stopped.",
+            "The next attempt downloads only the files that are missing.",
         ) from None

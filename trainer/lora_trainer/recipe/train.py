@@ -47,9 +47,10 @@ from lora_trainer.recipe.sft import (
     save_checkpoint_now,
     training_arguments,
 )
-from lora_trainer.recipe.stopping import StopSwitch, end_with_the_handler
+from lora_trainer.recipe.stopping import StopSwitch
 from lora_trainer.run.gpu import GpuMonitor
 from lora_trainer.run.logs import configure_logging, describe
+from lora_trainer.run.orphans import end_with_the_handler
 from lora_trainer.run.progress_pipe import ProgressWriter
 from lora_trainer.run.task import Outcome, Task
 from lora_trainer.run.volume import FULL_DISK_HINT, is_full_disk

@@ -1,4 +1,4 @@
-"""Runs the training in a child process, and ends that process in every case.
+"""Runs the training, and errands, in a child process, and ends that process in every case.
 
 A crash of CUDA, a segmentation fault or the kernel's out-of-memory killer ends only the child. The handler goes on: it
 reports what happened and keeps answering RunPod. The handler holds the child's standard input open as long as it
@@ -37,11 +37,13 @@ _OUTPUT_SECONDS = 5
 outside its group would hold the pipe open for ever."""
 
 
-class TrainingChild:
-    """Runs one child process per task. When `run` is cancelled, it stops the child before it returns.
+class ChildProcess:
+    """Runs one child process at a time. When `run` is cancelled, it stops the child before it returns.
 
-    `module` is the name of the Python module that the child runs. `on_progress` is called with each progress line, and
-    `on_line` with each line that the child prints, as far as it may be kept (`lora_contract.log_lines`).
+    `module` is the name of the Python module that the child runs. It reads its task, a line of JSON, from standard
+    input, and writes messages, one a line, to the file descriptor whose number is its only argument. `on_message` is
+    called with each of them, and `on_line` with each line that the child prints, as far as it may be kept
+    (`lora_contract.log_lines`).
     """
 
     def __init__(
@@ -49,28 +51,23 @@ class TrainingChild:
         module: str,
         *,
         grace_seconds: float,
-        on_progress: Callable[[Progress], None],
+        on_message: Callable[[bytes], None],
         on_line: Callable[[str], None],
         secrets: tuple[str, ...] = (),
     ) -> None:
         self._module = module
         self._grace_seconds = grace_seconds
-        self._on_progress = on_progress
+        self._on_message = on_message
         self._on_line = on_line
         self._secrets = secrets
         self.save_on_stop = True
         """Whether a stopped child may take `grace_seconds` to save a checkpoint."""
 
-    async def run(self, task: Task) -> Outcome:
-        """Train in a child process. Returns the outcome that the child wrote into `task.folder`.
-
-        Raises:
-            ChildCrashedError: the child ended without an outcome.
-        """
-        (task.folder / OUTCOME_NAME).unlink(missing_ok=True)
-        progress, output = os.pipe(), os.pipe()
-        process = await self._spawn(progress[1], output[1])
-        following = asyncio.create_task(self._follow_progress(progress[0]))
+    async def run(self, task: str) -> int:
+        """Run the module with a task. Returns its exit status, negative for a signal."""
+        messages, output = os.pipe(), os.pipe()
+        process = await self._spawn(messages[1], output[1])
+        following = asyncio.create_task(self._follow_messages(messages[0]))
         listening = asyncio.create_task(self._follow_output(output[0]))
         try:
             await _send_task(process, task)
@@ -82,32 +79,32 @@ class TrainingChild:
             _kill_group(process.pid)  # also ends data loaders that outlived the child
             await finish(following)
             await finish(_await_end(listening))
-        return _check_exit(status, Outcome.read(task.folder))
+        return status
 
-    async def _spawn(self, progress: int, output: int) -> Process:
+    async def _spawn(self, messages: int, output: int) -> Process:
         try:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
                 # After a crash inside a library, `faulthandler` prints which lines of Python had called it.
-                *("-u", "-X", "faulthandler", "-m", self._module, str(progress)),
+                *("-u", "-X", "faulthandler", "-m", self._module, str(messages)),
                 stdin=asyncio.subprocess.PIPE,
                 # Not a pipe of asyncio: with one, `wait` returns only when every process has closed it.
                 stdout=output,
                 stderr=output,
-                pass_fds=(progress,),
+                pass_fds=(messages,),
                 start_new_session=True,
                 # The child may run code that a model brings, so it does not get RunPod's keys.
                 env={name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")},
             )
         finally:
-            os.close(progress)
+            os.close(messages)
             os.close(output)
 
-    async def _follow_progress(self, read_end: int) -> None:
+    async def _follow_messages(self, read_end: int) -> None:
         async with _reading(read_end) as reader:
             while line := await reader.readline():
                 with suppress(ValidationError):  # the last line may be cut off when the child dies
-                    self._on_progress(Progress.model_validate_json(line))
+                    self._on_message(line)
 
     async def _follow_output(self, read_end: int) -> None:
         """Pass on what the child prints, line by line; a carriage return, as progress bars print, ends a line, too."""
@@ -134,6 +131,37 @@ class TrainingChild:
                     await process.wait()
         _kill_group(process.pid)
         await process.wait()
+
+
+class TrainingChild(ChildProcess):
+    """Runs the training process; `on_progress` is called with each progress that it reports."""
+
+    def __init__(
+        self,
+        module: str,
+        *,
+        grace_seconds: float,
+        on_progress: Callable[[Progress], None],
+        on_line: Callable[[str], None],
+        secrets: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(
+            module,
+            grace_seconds=grace_seconds,
+            on_message=lambda line: on_progress(Progress.model_validate_json(line)),
+            on_line=on_line,
+            secrets=secrets,
+        )
+
+    async def train(self, task: Task) -> Outcome:
+        """Train in a child process. Returns the outcome that the child wrote into `task.folder`.
+
+        Raises:
+            ChildCrashedError: the child ended without an outcome.
+        """
+        (task.folder / OUTCOME_NAME).unlink(missing_ok=True)
+        status = await self.run(task.model_dump_json())
+        return _check_exit(status, Outcome.read(task.folder))
 
 
 @asynccontextmanager
@@ -166,9 +194,9 @@ async def _await_end(listening: asyncio.Task[None]) -> None:
     await asyncio.gather(listening, return_exceptions=True)
 
 
-async def _send_task(process: Process, task: Task) -> None:
+async def _send_task(process: Process, task: str) -> None:
     assert process.stdin is not None
-    process.stdin.write(task.model_dump_json().encode() + b"\n")
+    process.stdin.write(task.encode() + b"\n")
     with suppress(ConnectionError):  # the child has died already; its exit status says how
         await process.stdin.drain()
 
@@ -176,6 +204,11 @@ async def _send_task(process: Process, task: Task) -> None:
 def _kill_group(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
+
+
+def ending_of(status: int) -> str:
+    """How a process ended, in words: its exit code, or the signal that ended it."""
+    return f"exit code {status}" if status >= 0 else signal.Signals(-status).name
 
 
 def _check_exit(status: int, outcome: Outcome | None) -> Outcome:
@@ -191,7 +224,7 @@ def _check_exit(status: int, outcome: Outcome | None) -> Outcome:
         )
     if status < 0:
         raise ChildCrashedError(
-            f"The training process crashed ({signal.Signals(-status).name}).",
+            f"The training process crashed ({ending_of(status)}).",
             "The next attempt goes on from the last checkpoint.",
         )
-    raise ChildCrashedError(f"The training process ended with exit code {status} without saying why.")
+    raise ChildCrashedError(f"The training process ended with {ending_of(status)} without saying why.")

@@ -231,7 +231,7 @@ class Execution:
         """Train. If memory runs out, train on in a new process that needs less."""
         self._report(Stage.PREPARING)  # the child reports it only after some seconds: it imports torch first
         while True:
-            outcome = await self._child.run(task)
+            outcome = await self._child.train(task)
             if outcome.next_micro_batch is None:
                 return outcome
             log.warning("memory ran out; the training goes on in a new process that needs less")

@@ -48,13 +48,23 @@ def configure_logging() -> None:
     printing = logging.StreamHandler()
     printing.setFormatter(_Formatter())
     logging.basicConfig(level=logging.INFO, handlers=[printing])
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs, with their signatures
+    for name in ("httpx", "httpx2"):  # the hub's library uses the second
+        logging.getLogger(name).setLevel(logging.WARNING)  # they log whole URLs, with their signatures
 
 
 def secrets_of(request: Request, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """What must not be printed: the run's token and URLs, and the keys in the container's environment."""
-    given = (request.channel.key, request.channel.token, request.dataset.url)
-    return (*given, *(value for name, value in environment.items() if _SECRET_NAME.search(name) and value))
+    return (request.channel.key, request.channel.token, request.dataset.url, *secrets_of_environment(environment))
+
+
+def secrets_of_environment(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The keys in the container's environment."""
+    return tuple(value for name, value in environment.items() if _SECRET_NAME.search(name) and value)
+
+
+def print_line(line: str) -> None:
+    """Print a line of a child process, which is filtered already."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class LogTail(logging.Handler):
@@ -85,7 +95,7 @@ class LogTail(logging.Handler):
         """Keep a line of the training process, which is filtered already, and print it with this process's own."""
         with self._adding:
             self._lines.append(line)
-        print(line, file=sys.stderr, flush=True)
+        print_line(line)
 
     def lines(self) -> list[str]:
         """The lines kept so far, within the limits of the protocol."""

@@ -40,6 +40,26 @@ def find_volume(configured: Path | None) -> Path:
     return Path.home() / ".cache" / "lora-trainer"
 
 
+def mounted_volume(configured: Path | None) -> Path | None:
+    """The network volume: the configured folder, else what is mounted at the usual places; None where nothing is.
+
+    A folder at such a place may also belong to the container, since libraries create it for their caches. What is
+    written there is lost with the container.
+    """
+    if configured is not None:
+        return configured
+    return next((mount for mount in _MOUNTS if _is_mount(mount) and os.access(mount, os.W_OK)), None)
+
+
+def _is_mount(path: Path) -> bool:
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return path.is_mount()
+    # The fifth field. `is_mount` would miss a folder that is bound from the same file system.
+    return any(fields[4] == str(path) for line in lines if len(fields := line.split()) > 4)
+
+
 def is_full_disk(error: BaseException) -> bool:
     """Whether the exception's text says that the disk is full. safetensors raises its own type, without an errno."""
     return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)

@@ -1,6 +1,7 @@
 """Training uses the requested base model and no other."""
 
 import json
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -118,7 +119,7 @@ def test_model_with_a_missing_weight_file_is_incomplete(tmp_path):
 
 @pytest.mark.fault(47)
 def test_download_that_does_not_fit_is_refused_before_it_begins(tmp_path, monkeypatch):
-    monkeypatch.setattr(bases, "download_bytes", lambda *_: 10**18)
+    monkeypatch.setattr(bases, "files_of", lambda *_: [SimpleNamespace(file_size=10**18, will_download=True)])
     base = Base("org/model", COMMIT, put_in_cache(tmp_path, "org/model", weights=False))
     with pytest.raises(DiskFullError, match="needs 1,000,000,000"):
         BaseModels(tmp_path).complete(base)
@@ -134,7 +135,7 @@ def hub_error(kind):
         (hub_error(GatedRepoError), BaseModelUnknownError, "HF_TOKEN"),
         (hub_error(RepositoryNotFoundError), BaseModelUnknownError, "Check the name"),
         (hub_error(RevisionNotFoundError), BaseModelUnknownError, "no revision"),
-        (httpx2.ConnectError("no route"), BaseModelUnreachableError, "where it stopped"),
+        (httpx2.ConnectError("no route"), BaseModelUnreachableError, "only the files that are missing"),
     ],
 )
 def test_errors_of_the_hub_become_a_sentence_with_a_remedy(tmp_path, monkeypatch, raised, expected, words):

@@ -1,0 +1,125 @@
+"""The handler's side of an errand: the work is done by a child process, and its progress is sent to RunPod.
+
+Nothing here imports torch, and nothing that the child does can end the handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from lora_contract.errands import ErrandResult, FitnessRequest, PrefetchProgress, PrefetchRequest
+from lora_trainer.errands.examination import as_unfit, examine
+from lora_trainer.errands.lines import Line
+from lora_trainer.errors import ChildCrashedError, StoppedError, TrainingError
+from lora_trainer.run.child import ChildProcess, ending_of, finish
+from lora_trainer.run.logs import print_line, secrets_of_environment
+from lora_trainer.run.runpod_progress import Send
+from lora_trainer.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PREFETCH_CHILD = "lora_trainer.errands.prefetch"
+"""The module that downloads."""
+
+_SEND_TIMEOUT_SECONDS = 30
+_STOP_SECONDS = 5
+"""How long a download may take to end after SIGTERM; then it is killed, which leaves the finished files as they are."""
+
+
+async def carry_out(
+    request: PrefetchRequest | FitnessRequest, settings: Settings, send: Send, stop: asyncio.Event
+) -> ErrandResult:
+    """Carry out an errand. Raises nothing but `CancelledError`: the result says what went wrong.
+
+    Whoever notices that the machine is taken away sets `stop`.
+    """
+    doing = _prefetch(request, settings, send) if isinstance(request, PrefetchRequest) else _check(settings)
+    work, stopped = asyncio.create_task(doing), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise StoppedError(
+                "The machine was taken away.", "Ask for the same again: files that were downloaded are kept."
+            )
+        return work.result()
+    except TrainingError as error:
+        return ErrandResult(kind=request.kind, error=error.as_errand_error())
+    finally:
+        stopped.cancel()
+        work.cancel()
+        with suppress(TrainingError):
+            await finish(work)
+
+
+async def _check(settings: Settings) -> ErrandResult:
+    checks = await examine(settings)
+    unfit = as_unfit(checks)
+    return ErrandResult(kind="fitness", checks=checks, error=unfit.as_errand_error() if unfit else None)
+
+
+async def _prefetch(request: PrefetchRequest, settings: Settings, send: Send) -> ErrandResult:
+    sender, results = _Sender(send), []
+
+    def take(text: bytes) -> None:
+        line = Line.model_validate_json(text)
+        if line.progress is not None:
+            sender.update(line.progress)
+        if line.result is not None:
+            results.append(line.result)
+
+    child = ChildProcess(
+        PREFETCH_CHILD,
+        grace_seconds=_STOP_SECONDS,
+        on_message=take,
+        on_line=print_line,
+        secrets=secrets_of_environment(),
+    )
+    try:
+        status = await child.run(request.model_dump_json())
+    finally:
+        await sender.close()
+    if sender.has_sent:
+        # An update that arrives after the result would replace it.
+        await asyncio.sleep(settings.settle_seconds)
+    if not results:
+        raise ChildCrashedError(
+            f"The download's process ended with {ending_of(status)} without saying why.",
+            "Ask for the same models again: finished files are kept. The container's log has the details.",
+        )
+    return results[-1]
+
+
+class _Sender:
+    """Sends the latest progress, one update at a time. The child writes no more often than the settings allow."""
+
+    def __init__(self, send: Send) -> None:
+        self.has_sent = False
+        self._send = send
+        self._latest: PrefetchProgress | None = None
+        self._changed = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+
+    def update(self, progress: PrefetchProgress) -> None:
+        self._latest = progress
+        self._changed.set()
+
+    async def close(self) -> None:
+        """Return when nothing is being sent any more. What has not been sent yet is dropped: the result follows."""
+        self._latest = None
+        self._changed.set()
+        await finish(self._task)
+
+    async def _run(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._latest is None:
+                return
+            self.has_sent = True
+            try:
+                async with asyncio.timeout(_SEND_TIMEOUT_SECONDS):
+                    await self._send(self._latest.model_dump(mode="json"))
+            except Exception as error:  # the download goes on without its progress being shown
+                log.warning("progress could not be sent (%s)", type(error).__name__)
