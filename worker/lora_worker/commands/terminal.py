@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-EXIT_FAILED, EXIT_USAGE, EXIT_JOB_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_JOB_FAILED, EXIT_CHANGES_NEEDED, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 
 EXIT_CODES = {
     0: "done",
     EXIT_FAILED: "the work could not be done, or a check found a fault",
     EXIT_USAGE: "an argument or a setting is wrong",
     EXIT_JOB_FAILED: "the job that was waited for failed or was cancelled",
+    EXIT_CHANGES_NEEDED: "`deploy plan --fail-on-changes` found something to change",
     EXIT_INTERRUPTED: "interrupted with Ctrl-C",
 }
 """As docs/cli.md documents them."""
@@ -101,6 +102,11 @@ def with_services(work: Callable[[Services], Awaitable[T]], settings: Settings |
             return await work(services)
 
     return run_or_exit(opened())
+
+
+def may_ask() -> bool:
+    """Tell whether somebody can answer a question: the input is a terminal."""
+    return sys.stdin.isatty()
 
 
 def make_console(*, stderr: bool = False) -> Console:

@@ -40,7 +40,7 @@ def variable_names() -> set[str]:
 
 
 def _names_of(path: Path) -> list[str]:
-    text = _read(path)
+    text = read_env_text(path)
     names = []
     for binding in parse_stream(io.StringIO(text)):
         if binding.error or (binding.key is not None and binding.value is None):
@@ -53,7 +53,12 @@ def _names_of(path: Path) -> list[str]:
     return names
 
 
-def _read(path: Path) -> str:
+def read_env_text(path: Path) -> str:
+    """Return the text of an `.env` file with \\n as line ends; empty where there is none.
+
+    Raises:
+        SettingsError: the file can't be read, or is no text.
+    """
     try:
         if not path.is_file():
             return ""

@@ -113,6 +113,8 @@ class Endpoint(Answer):
     env: Readable[_Environment] = None
     registry: Readable[Name] = None
     gpu: Readable[EndpointGpu] = None
+    cpu: Readable[Annotated[list[Any], Field(max_length=_MAX_ITEMS)]] = None
+    """The CPU flavours of an endpoint without GPUs."""
     workers: Readable[Workers] = None
     scaling: Readable[Scaling] = None
     data_center_ids: Readable[_Names] = None

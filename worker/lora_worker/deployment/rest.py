@@ -113,7 +113,7 @@ class RunPodApi:
         return await self._found(f"/serverless/{endpoint_id}", Endpoint, "read the endpoint")
 
     async def create_endpoint(self, wanted: NewEndpoint) -> Endpoint:
-        """Make an endpoint."""
+        """Make an endpoint. The answer has an id."""
         return await self._create("/serverless", wanted, Endpoint, "make the endpoint")
 
     async def update_endpoint(self, endpoint_id: str, change: EndpointChange) -> Endpoint:
@@ -125,7 +125,7 @@ class RunPodApi:
         await self._delete(f"/serverless/{endpoint_id}", "delete the endpoint")
 
     async def create_volume(self, wanted: NewVolume) -> NetworkVolume:
-        """Make a network volume."""
+        """Make a network volume. The answer has an id."""
         return await self._create("/network-volumes", wanted, NetworkVolume, "make the network volume")
 
     async def update_volume(self, volume_id: str, change: VolumeChange) -> NetworkVolume:
@@ -207,9 +207,12 @@ class RunPodApi:
     async def _create(self, path: str, wanted: Request, kind: type[AnyAnswer], doing: str) -> AnyAnswer:
         answer = await self._repeated("POST", path, doing, body=wanted.body())
         try:
-            return self._read(kind, await self._body(answer, doing), doing)
+            made = self._read(kind, await self._body(answer, doing), doing)
         except ServiceUnavailableError as error:
             raise CreationInDoubtError(SERVICE, str(error)) from None
+        if getattr(made, "id", None) is None:
+            raise CreationInDoubtError(SERVICE, f"RunPod's answer holds no id: could not {doing}")
+        return made
 
     @staticmethod
     def _read(kind: type[AnyAnswer], body: Any, doing: str) -> AnyAnswer:

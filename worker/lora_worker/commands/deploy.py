@@ -1,0 +1,233 @@
+"""The commands `deploy …`: an endpoint and its volumes at RunPod, as a file describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from lora_worker.commands import deploy_init
+from lora_worker.commands.terminal import (
+    EXIT_CHANGES_NEEDED,
+    EXIT_USAGE,
+    AsJson,
+    command_group,
+    make_console,
+    may_ask,
+    refuse,
+    run_or_exit,
+    show,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lora_worker.deployment.planning import Plan
+    from lora_worker.deployment.rest import RunPodApi
+    from lora_worker.deployment.specification import Specification
+    from lora_worker.launchers.runpod_settings import RunPodAccount
+
+T = TypeVar("T")
+
+commands = command_group()
+deploy = typer.Typer(
+    help="Make an endpoint and its volumes at RunPod, as deploy.toml describes them, and keep them so.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+commands.add_typer(deploy, name="deploy")
+deploy.command()(deploy_init.init)
+
+File = Annotated[Path, typer.Option("--file", "-f", help="The deployment's file.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")]
+
+DEFAULT_FILE = Path("deploy.toml")
+
+
+def account_or_exit() -> RunPodAccount:
+    """Read RunPod's key and address. Exits with 2 and a sentence where one is missing or wrong."""
+    from lora_worker.errors import SettingsError
+    from lora_worker.launchers.registry import load_runpod_account
+
+    try:
+        return load_runpod_account()
+    except SettingsError as error:
+        raise refuse(str(error), EXIT_USAGE) from None
+
+
+def with_api(work: Callable[[RunPodApi], Awaitable[T]]) -> T:
+    """Open a client of RunPod's REST API, and run `work` with it; what it waits for is said on standard error."""
+    account = account_or_exit()
+
+    async def opened() -> T:
+        import httpx
+
+        from lora_worker.deployment.rest import RunPodApi
+
+        async with httpx.AsyncClient(timeout=httpx.Timeout(60, connect=10)) as http:
+            key = account.gpu_cluster_api_key.get_secret_value()
+            return await work(RunPodApi(account.runpod_api_url, key, http=http, on_wait=say))
+
+    return run_or_exit(opened())
+
+
+def say(text: str) -> None:
+    """Tell what goes on, on standard error: standard output holds the answer alone."""
+    make_console(stderr=True).print(text, soft_wrap=True)
+
+
+def specification_or_exit(path: Path) -> Specification:
+    """Read a deployment's file. Exits with 2 and a sentence where it is missing or wrong."""
+    from lora_worker.deployment.file import read_specification
+    from lora_worker.errors import DeploymentFileError
+
+    try:
+        return read_specification(path)
+    except DeploymentFileError as error:
+        raise refuse(str(error), EXIT_USAGE) from None
+
+
+@deploy.command()
+def plan(
+    file: File = DEFAULT_FILE,
+    fail_on_changes: Annotated[
+        bool, typer.Option("--fail-on-changes", help="Exit with 4 where something would change.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what `apply` would change, and what the GPUs cost. Nothing is changed."""
+    from lora_worker.commands.deploy_views import plan_value, print_plan
+    from lora_worker.deployment.planning import plan_deployment
+    from lora_worker.deployment.survey import take_survey
+
+    specification = specification_or_exit(file)
+
+    async def look(api: RunPodApi) -> Plan:
+        return plan_deployment(specification, await take_survey(api, specification))
+
+    made = with_api(look)
+    show(plan_value(made), as_json=as_json, text=lambda console: print_plan(made, console))
+    if fail_on_changes and made.needed:
+        raise typer.Exit(EXIT_CHANGES_NEEDED)
+
+
+@deploy.command()
+def apply(
+    file: File = DEFAULT_FILE,
+    yes: Yes = False,
+    write_env: Annotated[
+        bool, typer.Option("--write-env", help="Write the worker's variables into .env; its other lines stay.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make RunPod what the file says. Again without a change it calls nothing that writes."""
+    from lora_worker.commands.deploy_views import applied_value, plan_value, print_applied, print_plan
+    from lora_worker.deployment.applying import Applier
+    from lora_worker.deployment.planning import plan_deployment
+    from lora_worker.deployment.survey import take_survey
+    from lora_worker.deployment.variables import worker_variables, write_variables
+    from lora_worker.money.pricing import load_prices
+
+    specification = specification_or_exit(file)
+
+    async def carry_out(api: RunPodApi) -> tuple[Plan, dict[str, str], str]:
+        survey = await take_survey(api, specification)
+        made = plan_deployment(specification, survey)
+        if not as_json:
+            print_plan(made, make_console())
+        endpoint = survey.endpoint(specification.name)
+        if made.needed:
+            confirm(yes, "Make these changes?", "apply")
+            endpoint = await _hinted(Applier(api, specification, say).apply(made.actions, survey))
+        assert endpoint is not None
+        variables = worker_variables(specification, endpoint, survey, load_prices())
+        return made, variables, str(endpoint.id)
+
+    made, variables, endpoint_id = with_api(carry_out)
+    written = _write(lambda: write_variables(variables)) if write_env else None
+    value = applied_value(plan_value(made), endpoint_id, variables, written=written)
+    show(value, as_json=as_json, text=lambda console: print_applied(value, console))
+
+
+async def _hinted(work: Awaitable[T]) -> T:
+    """Add to a failure half-way what to do next."""
+    from lora_worker.errors import DeploymentError, ServiceError
+
+    try:
+        return await work
+    except ServiceError as error:
+        raise DeploymentError(f"{error}. What was done before stays: the same command goes on from there") from None
+
+
+def _write(write: Callable[[], T]) -> T:
+    from lora_worker.errors import SettingsError
+
+    try:
+        return write()
+    except SettingsError as error:
+        raise refuse(str(error)) from None
+
+
+def confirm(yes: bool, question: str, command: str) -> None:
+    """Ask whether to go on; exits with 1 on a no, and with 2 where nobody can be asked."""
+    if yes:
+        return
+    if not may_ask():
+        raise refuse(
+            f"nobody can be asked here: `lora-worker deploy {command} --yes` goes on without asking", EXIT_USAGE
+        )
+    if not typer.confirm(question, default=False, err=True):
+        raise refuse("nothing was changed")
+
+
+@deploy.command()
+def destroy(
+    file: File = DEFAULT_FILE,
+    yes: Yes = False,
+    with_volumes: Annotated[
+        bool, typer.Option("--with-volumes", help="Delete the network volumes, too, with all they hold.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete the endpoint, and with --with-volumes its volumes. Asks before, for each volume by itself."""
+    from lora_worker.commands.deploy_views import plan_value, print_plan
+    from lora_worker.deployment.applying import delete
+    from lora_worker.deployment.planning import ENDPOINT, VOLUME, ActionKind
+    from lora_worker.deployment.removal import busy_note, plan_removal
+    from lora_worker.deployment.survey import look_at_resources
+
+    specification = specification_or_exit(file)
+
+    async def take_away(api: RunPodApi) -> Plan:
+        made = plan_removal(specification, await look_at_resources(api), with_volumes=with_volumes)
+        if not as_json:
+            print_plan(made, make_console())
+        agreed = []
+        for action in made.needed:
+            question = f"Delete the {action.resource} {action.name}?"
+            if action.resource == ENDPOINT and action.id:
+                busy = busy_note(await api.list_workers(action.id))
+                question = f"{busy}. {question}" if busy else question
+            if action.resource == VOLUME:
+                question = f"{question} The base models and checkpoints on it are lost"
+            confirm(yes, question, "destroy")
+            agreed.append(action)
+        await _hinted(delete(api, tuple(agreed), say=say))
+        return made
+
+    made = with_api(take_away)
+    kept = [action for action in made.actions if action.kind is ActionKind.KEEP]
+    value = {**plan_value(made), "deleted": len(made.needed)}
+    show(value, as_json=as_json, text=lambda console: _print_destroyed(len(made.needed), len(kept), console))
+
+
+def _print_destroyed(deleted: int, kept: int, console: Console) -> None:
+    if not deleted:
+        console.print("nothing to delete")
+    elif kept:
+        console.print("done; what is kept is billed on")
+    else:
+        console.print("done: nothing of the deployment is left at RunPod")
