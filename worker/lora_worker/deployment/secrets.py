@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from lora_contract.redaction import redact
 from lora_worker.configuration.keys import Role, read_key
-from lora_worker.observability.telemetry import redact
 
 _REFERENCE = re.compile(r"\{\{ ?RUNPOD_SECRET_[A-Za-z0-9_]{1,100} ?\}\}", re.ASCII)
 _REMEDY = 'store it as a secret at RunPod and write "{{ RUNPOD_SECRET_<its name> }}"'
