@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -90,7 +90,7 @@ class Daemon:
         poll_seconds = settings.poll_seconds
         limit = partial(silence_limit, settings)
         validate = Duty(
-            "validate", poll_seconds, self._validator.run_once,
+            "validate", poll_seconds, self._unless_drained(self._validator.run_once),
             limit_seconds=reading_limit(settings), takes_long=True, ends_pass=False,
         )  # fmt: skip
         renew = Duty("renew", min(poll_seconds, settings.lease_seconds / 3), runs.renew, limit(calls=1))
@@ -102,21 +102,36 @@ class Daemon:
             # First, while no lease runs; and a dataset that becomes ready may be trained on in the same pass.
             *([validate] if settings.validate_datasets else []),
             # What other workers left comes before what is queued, since it takes the same slots.
-            Duty("adopt", poll_seconds, runs.adopt, limit(calls=1), loop="claim"),
+            Duty("adopt", poll_seconds, self._unless_drained(runs.adopt), limit(calls=1), loop="claim"),
             # Runs that are under way need this pass more than a look at the endpoint does.
             Duty("endpoint", self.endpoints.interval_seconds, self.endpoints.run_once, limit(calls=2), ends_pass=False),
             renew,
             poll,
             # Now the runs that have ended have left their slots.
-            Duty("claim", poll_seconds, runs.claim, limit(calls=1), loop="claim"),
+            Duty("claim", poll_seconds, self._unless_drained(runs.claim), limit(calls=1), loop="claim"),
             renew,
             poll,
             Duty("strays", poll_seconds, self._reconciler.run_once, limit(calls=STRAY_CALLS)),
             Duty("sweep", _SWEEP_SECONDS, self._sweeper.run_once, limit(calls=2), ends_pass=False),
             # A pass does what matters of these two when it checks in.
             Duty("watch", _WATCH_SECONDS, self._presence.watch, limit(calls=3), in_pass=False),
-            Duty("report", _REPORT_SECONDS, self._presence.report, limit(calls=1), in_pass=False),
+            Duty("report", _REPORT_SECONDS, self._report, limit(calls=1), in_pass=False),
         ]
+
+    def _unless_drained(self, take: Callable[[], Awaitable[RoundResult]]) -> Callable[[], Awaitable[RoundResult]]:
+        """Return a round that takes new work, but none once an operator has asked this worker to end."""
+
+        async def take_unless_drained() -> RoundResult:
+            return RoundResult() if self._presence.is_drained else await take()
+
+        return take_unless_drained
+
+    async def _report(self) -> RoundResult:
+        """Report, hear whether this worker is to end, and end it when it holds no run any more."""
+        result = await self._presence.report()
+        if self._presence.is_drained and not self.runs.held:
+            self.stop()
+        return result
 
     # ── running and stopping ────────────────────────────────────────────────────────────────────────
 

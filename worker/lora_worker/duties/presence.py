@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+import structlog
+
 from lora_contract.redaction import redact
 from lora_worker.duties.duty import RoundResult
 from lora_worker.duties.held_runs import HeldRuns
+from lora_worker.observability.actions import Action
 from lora_worker.observability.metrics import (
     EXPIRED_LEASES,
     HOLD_KINDS,
@@ -17,6 +20,8 @@ from lora_worker.observability.metrics import (
 )
 from lora_worker.observability.readiness import Readiness
 from lora_worker.services import Services
+
+log = structlog.get_logger(__name__)
 
 _MAX_PROBLEM_CHARACTERS = 300
 
@@ -29,15 +34,17 @@ class Presence:
         self._readiness = readiness
         self._runs = runs
         self._started_at = services.clock()
+        self.is_drained = False
+        """Whether an operator has asked this worker to take nothing new, and to end after its runs."""
 
     async def report(self, *, is_single_pass: bool = False) -> RoundResult:
-        """Write this worker's row, so that a queue that nobody serves is seen to be one.
+        """Write this worker's row, so that a queue that nobody serves is seen to be one; hear what it is to do.
 
         Raises:
             ServiceError: the database did not answer.
         """
         settings, problem = self._services.settings, self._readiness.problem
-        await self._services.queue.report_worker(
+        orders = await self._services.queue.report_worker(
             {
                 "version": version("lora-worker"),
                 "running_seconds": self._services.clock() - self._started_at,
@@ -48,6 +55,11 @@ class Presence:
                 "single_pass": is_single_pass,
             }
         )
+        if orders["drain"] and not self.is_drained:
+            log.info(
+                "worker is drained: it ends after its runs", action=Action.WORKER_DRAINED, held=len(self._runs.held)
+            )
+            self.is_drained = True
         return RoundResult(1)
 
     async def watch(self) -> RoundResult:

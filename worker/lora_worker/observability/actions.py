@@ -15,6 +15,7 @@ class Action(StrEnum):
 
     WORKER_STARTED = "worker.started"
     WORKER_STOPPED = "worker.stopped"
+    WORKER_DRAINED = "worker.drained"
     WORKER_STOPPED_EARLY = "worker.stopped_early"
     LEASES_NOT_RELEASED = "worker.leases_not_released"
     PASS_DONE = "worker.pass_done"  # noqa: S105 (the name of an event)
