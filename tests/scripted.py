@@ -113,6 +113,12 @@ class FakeQueue:
         self.calls.append(f"note_endpoint {state}")
         return 0.0
 
+    async def claim_operator_notice(self, key: str, again_seconds: int) -> bool:
+        self.calls.append(f"claim_operator_notice {key}")
+        if self.failing:
+            raise self.failing
+        return True
+
     async def release(self) -> int:
         self.calls.append("release")
         released = self._held - self.lost

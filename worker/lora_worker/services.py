@@ -23,6 +23,7 @@ from lora_worker.launchers.registry import LAUNCHERS
 from lora_worker.money.pricing import GpuPrice, load_prices
 from lora_worker.money.terms import Terms, make_terms
 from lora_worker.observability.calls import MeasuredClient
+from lora_worker.observability.outbox import Outbox
 from lora_worker.observability.repeats import Repeats
 from lora_worker.observability.telemetry import secrets_of
 from lora_worker.storage.buckets import ArtifactsBucket
@@ -87,6 +88,7 @@ class Services:
     prices: tuple[GpuPrice, ...]
     retry_limits: RetryLimits
     heavy_slots: HeavySlots
+    outbox: Outbox = field(default_factory=Outbox)
     foreign_slots: HeavySlots = field(default_factory=lambda: HeavySlots(_FOREIGN_SLOTS))
     log_slots: HeavySlots = field(default_factory=lambda: HeavySlots(_LOG_SLOTS))
     container_logs: ContainerLogs | None = None

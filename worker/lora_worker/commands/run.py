@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_worker.commands.terminal import command_group, run_or_exit, settings_or_exit
+from lora_worker.commands.terminal import EXIT_USAGE, command_group, refuse, run_or_exit, settings_or_exit
 
 if TYPE_CHECKING:
     from lora_worker.configuration.settings import Settings
+    from lora_worker.observability.outbox import Outbox
+
+_LAST_NOTICES_SECONDS = 1.5
+"""How long the last notices may take: a stop takes ten seconds at the most, eight of them for the runs."""
 
 commands = command_group()
 
@@ -19,11 +23,21 @@ def run(
     once: Annotated[bool, typer.Option("--once", help="One full pass, then exit (for cron).")] = False,
 ) -> None:
     """Claim, launch, poll and settle until SIGTERM; or one full pass with --once."""
+    from lora_worker.errors import SettingsError
+    from lora_worker.observability.outbox import open_outbox
+
     settings = settings_or_exit()
-    run_or_exit(_work(settings, once=once))
+    try:
+        outbox = open_outbox(settings)
+    except SettingsError as error:
+        raise refuse(str(error), EXIT_USAGE) from None
+    try:
+        run_or_exit(_work(settings, outbox, once=once))
+    finally:
+        outbox.close(seconds=_LAST_NOTICES_SECONDS)
 
 
-async def _work(settings: Settings, *, once: bool) -> None:
+async def _work(settings: Settings, outbox: Outbox, *, once: bool) -> None:
     import asyncio
     import signal
 
@@ -32,7 +46,7 @@ async def _work(settings: Settings, *, once: bool) -> None:
     from lora_worker.observability.health import serving_health
     from lora_worker.services import open_services
 
-    async with open_services(settings) as services:
+    async with open_services(settings, outbox=outbox) as services:
         daemon = Daemon(services)
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):

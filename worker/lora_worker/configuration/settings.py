@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AliasChoices,
@@ -26,6 +26,7 @@ from lora_worker.configuration.addresses import project_of, supabase_fault, url_
 from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS, contradictions
 from lora_worker.configuration.environment import ENV_FILE, ENV_FILE_ENCODING, meant_for
 from lora_worker.configuration.keys import Role, public_fault, read_key, secret_fault, text_fault
+from lora_worker.configuration.receivers import receivers_fault, split_urls
 from lora_worker.errors import SettingsError
 
 DEFAULT_BASE_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
@@ -48,6 +49,9 @@ Seconds = Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)]
 
 
 DEFAULT_LAUNCHER = "runpod"
+
+NoticeName = Literal["job_failed", "job_ended", "jobs_held", "no_gpu", "budget_reached", "worker_not_ready"]
+"""What operators can be told of (`observability.outbox.NoticeKind`)."""
 
 
 def _process_name() -> str:
@@ -203,6 +207,15 @@ class Settings(BaseSettings):
         default=None,
         description="What opens the dashboard, at least 32 characters; empty: a new one each time it starts",
     )
+    notify_urls: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Where operators are told of trouble: Apprise URLs (mailto://, slack://, json://, …), "
+        "comma-separated; needs the extra `notify`",
+    )
+    notify_about: Annotated[tuple[NoticeName, ...], NoDecode] = Field(
+        default=get_args(NoticeName),
+        description=f"What they are told of, comma-separated: {', '.join(get_args(NoticeName))}",
+    )
     log_format: Literal["auto", "json", "console"] = Field(default="auto", description="auto: json unless a terminal")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged")
 
@@ -266,7 +279,19 @@ class Settings(BaseSettings):
             )
         return token
 
-    @field_validator("base_models", "previous_token_secrets", "earlier_trainer_hosts", mode="before")
+    @field_validator("notify_urls", mode="before")
+    @classmethod
+    def _split_urls(cls, value: Any) -> Any:
+        return split_urls(value)
+
+    @field_validator("notify_urls")
+    @classmethod
+    def _check_urls(cls, urls: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if fault := receivers_fault(urls):
+            raise ValueError(fault)
+        return urls
+
+    @field_validator("base_models", "previous_token_secrets", "earlier_trainer_hosts", "notify_about", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return split_list(value)

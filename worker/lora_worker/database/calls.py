@@ -294,6 +294,13 @@ class DatabaseCalls(OperatorCalls, MoneyCalls):
         """Return the names of uploaded objects that no run needs any more."""
         return await self._call(functions.ABANDONED_UPLOADS, bucket=bucket, max_objects=max_objects)
 
+    async def claim_operator_notice(self, key: str, again_seconds: int) -> bool:
+        """Ask whether this worker is to tell operators of a condition, which no worker has told for so long."""
+        # Not retried: the answer of a second try would be that somebody has claimed it.
+        return await self._call(
+            functions.CLAIM_OPERATOR_NOTICE, attempts=1, notice_key=key, again_seconds=again_seconds
+        )
+
     async def project_report(self) -> ProjectReport:
         """Return what the REST API does not show: rights, policies, default rights, other dispatchers."""
         return await self._call(functions.PROJECT_REPORT)

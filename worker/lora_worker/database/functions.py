@@ -102,6 +102,7 @@ STRAY_LAUNCHES = _function("stray_launches", TypeAdapter(list[Stray]), {"max_lau
 CLOSE_LAUNCHES = _function("close_launches", TypeAdapter(int), {"reports": "[]"})
 ABANDONED_UPLOADS = _function("abandoned_uploads", TypeAdapter(list[str]), {"bucket": "", "max_objects": "0"})
 REPORT_WORKER = _function("report_worker_2", TypeAdapter(WorkerOrders), {"worker": "doctor", "report": "{}"})
+CLAIM_OPERATOR_NOTICE = _function("claim_operator_notice", TypeAdapter(bool), {"notice_key": "", "again_seconds": "0"})
 
 # What operators ask for.
 QUEUE_HEALTH = _function("queue_health", TypeAdapter(QueueHealth))

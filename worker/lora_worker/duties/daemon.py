@@ -21,6 +21,7 @@ from lora_worker.duties.endpoints import EndpointWatch
 from lora_worker.duties.faults import Faults, Meaning, meaning_of
 from lora_worker.duties.held_runs import HeldRuns
 from lora_worker.duties.limits import reading_limit, silence_limit
+from lora_worker.duties.operator_watch import OperatorWatch
 from lora_worker.duties.presence import Presence
 from lora_worker.duties.rounds import Rounds
 from lora_worker.duties.strays import STRAY_CALLS, Reconciler
@@ -38,6 +39,8 @@ _WATCH_SECONDS = 60.0
 _REPORT_SECONDS = 30.0
 """The database takes a worker for ended that it has not heard of for two minutes."""
 _SWEEP_SECONDS = 900.0
+_NOTIFY_SECONDS = 60.0
+_NOTIFY_CALLS = 4
 _STUCK_SECONDS = 300.0
 _GRACE_SECONDS = 6.0
 """How long after a stop calls that are under way may take to finish."""
@@ -71,6 +74,7 @@ class Daemon:
         )
         self._reconciler = Reconciler(services, self._stop, beat=partial(alive.beat, "strays"))
         self._sweeper = Sweeper(services)
+        self._operators = OperatorWatch(services, self._readiness)
 
     @property
     def problem(self) -> str | None:
@@ -113,6 +117,12 @@ class Daemon:
             poll,
             Duty("strays", poll_seconds, self._reconciler.run_once, limit(calls=STRAY_CALLS)),
             Duty("sweep", _SWEEP_SECONDS, self._sweeper.run_once, limit(calls=2), ends_pass=False),
+            # Last, since it tells what the others have found out.
+            *(
+                [Duty("notify", _NOTIFY_SECONDS, self._operators.run_once, limit(calls=_NOTIFY_CALLS), ends_pass=False)]
+                if self.services.outbox.is_open
+                else []
+            ),
             # A pass does what matters of these two when it checks in.
             Duty("watch", _WATCH_SECONDS, self._presence.watch, limit(calls=3), in_pass=False),
             Duty("report", _REPORT_SECONDS, self._report, limit(calls=1), in_pass=False),
@@ -254,6 +264,7 @@ class Daemon:
                 if meaning_of(error) is Meaning.END:
                     raise
                 self._rounds.failed("start", error)
+                await self._operators.look_at_worker()
                 await self._rounds.pause(settings.poll_seconds)
             else:
                 break

@@ -80,6 +80,8 @@ class Action(StrEnum):
     DASHBOARD_ACTED = "dashboard.acted"
     DASHBOARD_PAGE_FAILED = "dashboard.page_failed"
     DASHBOARD_UNREAD = "dashboard.unread"
+    NOTICE_SENT = "notice.sent"
+    NOTICE_NOT_SENT = "notice.not_sent"
 
     DATASET_VALIDATED = "dataset.validated"
     DATASET_GIVEN_UP = "dataset.given_up"

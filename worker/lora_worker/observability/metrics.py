@@ -55,6 +55,10 @@ ENDPOINT_REACHABLE = Gauge("lora_worker_endpoint_reachable", "1 if the launcher 
 ENDPOINT_WORKERS = Gauge("lora_worker_endpoint_workers", "Machines of the endpoint, by their state", ["state"])
 ENDPOINT_QUEUE = Gauge("lora_worker_endpoint_queue_depth", "Launches that wait for a machine of the endpoint")
 
+NOTICES = Counter(
+    "lora_worker_notices_total", "Notices to operators, by what came of each receiver's", ["kind", "result"]
+)
+
 HOLD_KINDS = ("base_model", "image")
 _KNOWN_STATUSES = frozenset({400, 401, 403, 404, 406, 408, 409, 413, 415, 422, 429, 500, 502, 503, 504, 520, 522, 540})
 

@@ -92,6 +92,7 @@ def populated(db: Database) -> Iterator[World]:
     db.rows("insert into training_drains (worker) values ('w')")
     db.rows("insert into training_retries (job_id, after_attempt) values (%s, 1)", job)
     # The run's check-in has made a row of training_stages.
+    db.rows("insert into training_operator_notices (key) values ('jobs_held')")
     yield World(db, owner, db.user(), job)
     db.close()
 

@@ -225,6 +225,7 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "close_launches": lambda q: q.close_launches([]),
     "abandoned_uploads": lambda q: q.abandoned_uploads("b", 1),
     "report_worker_2": lambda q: q.report_worker({}),
+    "claim_operator_notice": lambda q: q.claim_operator_notice("k", 60),
     "queue_health": lambda q: q.health(),
     "training_costs": lambda q: q.training_costs(NOW, NOW, "day"),
     "training_failures": lambda q: q.training_failures(NOW),

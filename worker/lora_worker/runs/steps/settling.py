@@ -31,6 +31,7 @@ from lora_worker.runs.outcomes.results import LegacyResult
 from lora_worker.runs.outcomes.retries import exhausted, retry_after
 from lora_worker.runs.rows import notices
 from lora_worker.runs.rows.artifacts import Description, curve_of, describe_artifact, notes_for_user
+from lora_worker.runs.rows.operator_notices import JobEnd, notice_of_end
 from lora_worker.runs.rows.progress_entries import started_notice
 from lora_worker.runs.rows.quality import rate_training
 from lora_worker.runs.rows.report_rows import final_columns, partial_columns, point_rows
@@ -169,6 +170,14 @@ async def close_run(held: HeldRun, ending: Ending, manifest: Manifest | None) ->
         gpu_seconds=outcome["gpu_seconds"],
         spend=held.cost(outcome["gpu_seconds"], fee=outcome.get("storage_fee", 0.0)) - run.spent_cost,
     )
+    end = notice_of_end(
+        JobEnd(
+            run.job_id, run.id, run.attempt, status, known_code(code) if code else None, outcome.get("fault"),
+            outcome["gpu_seconds"], held.cost(outcome["gpu_seconds"], fee=outcome.get("storage_fee", 0.0)),
+        )
+    )  # fmt: skip
+    if end is not None:
+        held.services.outbox.post(end)
     log.info(
         "settled",
         action=Action.RUN_SETTLED,
