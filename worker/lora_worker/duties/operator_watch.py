@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lora_worker.database.functions import QueueHealth
+from lora_worker.database.queue_health import QueueHealth
 from lora_worker.duties.duty import RoundResult
 from lora_worker.errors import ServiceError
 from lora_worker.observability.outbox import NoticeKind, OperatorNotice

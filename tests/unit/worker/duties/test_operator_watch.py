@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lora_worker.database.functions import QueueHealth
+from lora_worker.database.queue_health import QueueHealth
 from lora_worker.duties.daemon import Daemon
 from lora_worker.duties.operator_watch import AGAIN_SECONDS, UNREADY_SECONDS, OperatorWatch, conditions_of_queue
 from lora_worker.errors import ServiceUnavailableError
