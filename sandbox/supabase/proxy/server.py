@@ -12,7 +12,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sandbox.supabase.proxy import pages, rest, resumable, storage, storage_lists, storage_ranges, storage_rules
+from sandbox.supabase.proxy import (
+    auth_admin,
+    pages,
+    rest,
+    resumable,
+    storage,
+    storage_lists,
+    storage_ranges,
+    storage_rules,
+)
 from sandbox.supabase.proxy.answer import Answer
 from sandbox.supabase.proxy.keys import has_expired, swap_keys
 from sandbox.supabase.proxy.settings import ProxySettings
@@ -66,6 +75,10 @@ class Proxy:
             refused = rest.EXPIRED
         if refused is not None:
             return Response(refused.body, refused.status, media_type="application/json")
+        if auth_admin.asks_for_user(request.method, request.url.path):
+            headers = MutableHeaders(raw=list(request.headers.raw))
+            swap_keys(headers, self._settings)
+            return await auth_admin.make_user(headers, await request.body(), self._client, self._settings)
         if request.url.path.startswith(resumable.PATH):
             headers = MutableHeaders(raw=list(request.headers.raw))
             swap_keys(headers, self._settings)

@@ -28,6 +28,7 @@ from lora_worker.database.job_reports import DrainedWorker, JobDetails, JobPage,
 from lora_worker.database.money_rows import BudgetState, Costs, Failures
 from lora_worker.database.project_report import ProjectReport
 from lora_worker.database.queue_health import QueueHealth
+from lora_worker.database.submission_rows import FoundUser, PublishedRun, Submitted
 
 SCHEMA_VERSION = 3
 """What `worker_schema_version()` answers once every migration of this release is applied."""
@@ -107,6 +108,9 @@ CLAIM_OPERATOR_NOTICE = _function("claim_operator_notice", TypeAdapter(bool), {"
 # What operators ask for.
 QUEUE_HEALTH = _function("queue_health", TypeAdapter(QueueHealth))
 PROJECT_REPORT = _function("training_project_report", TypeAdapter(ProjectReport))
+FIND_TRAINING_USER = _function("find_training_user", TypeAdapter(FoundUser | None), {"named": _NOBODY})
+SUBMIT_TRAINING_JOB = _function("submit_training_job", TypeAdapter(Submitted | None), {"entry": "{}"})
+TRAINING_PUBLISHED_RUN = _function("training_published_run", TypeAdapter(PublishedRun | None), {"job_id": _NOBODY})
 TRAINING_COSTS = _function(
     "training_costs",
     TypeAdapter(list[Costs]),

@@ -56,13 +56,7 @@ async def check(assignment: Assignment, services: Services) -> Plan:
     hyperparameters = parse_hyperparameters(job, default_base_model=settings.default_base_model)
     gpu_config = parse_gpu_config(job)
     check_base_model(hyperparameters, settings.base_models)
-    price = gpu_of({"type": gpu_config.type}, services.prices, endpoint_gpu_type=settings.endpoint_gpu_type)
-    if price is None:
-        known = ", ".join(price.type for price in services.prices)
-        raise PreflightError(
-            "gpu_config_invalid",
-            f"gpu_config: {gpu_config.type!r} is not a GPU that is offered; choose one of {known}.",
-        )
+    price = check_gpu(gpu_config, services.prices, endpoint_gpu_type=settings.endpoint_gpu_type)
     rate = Rate.at(price, gpu_count=settings.endpoint_gpu_count, max_cost=settings.max_cost_per_job)
     policy = make_policy(
         rate,
@@ -80,6 +74,22 @@ async def check(assignment: Assignment, services: Services) -> Plan:
     )
     check_estimate(hyperparameters, survey, gpu_config.type, services.terms)
     return Plan(hyperparameters, gpu_config, price, rate, policy, survey)
+
+
+def check_gpu(gpu_config: GpuConfig, prices: tuple[GpuPrice, ...], *, endpoint_gpu_type: str | None) -> GpuPrice:
+    """Return the price of the GPU that a job gets: the endpoint's if that is set, else the one that it asks for.
+
+    Raises:
+        PreflightError: the GPU is not in the price table; the text names those that are.
+    """
+    price = gpu_of({"type": gpu_config.type}, prices, endpoint_gpu_type=endpoint_gpu_type)
+    if price is None:
+        known = ", ".join(price.type for price in prices)
+        raise PreflightError(
+            "gpu_config_invalid",
+            f"gpu_config: {gpu_config.type!r} is not a GPU that is offered; choose one of {known}.",
+        )
+    return price
 
 
 def check_base_model(hyperparameters: Hyperparameters, allowed: tuple[str, ...]) -> None:

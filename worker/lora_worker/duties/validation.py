@@ -14,8 +14,9 @@ import structlog
 from lora_contract.hyperparameters import Hyperparameters
 from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.reader import ERRORS_KEPT
-from lora_conversations.survey import Note, Survey, Surveyor
+from lora_conversations.survey import Survey, Surveyor
 from lora_worker.database.rows import Dataset, DatasetClaim
+from lora_worker.datasets.columns import MAX_INT, counted_columns
 from lora_worker.duties.duty import RoundResult, no_sign
 from lora_worker.duties.faults import Faults, Meaning, dataset_work
 from lora_worker.errors import LeaseLostError, ObjectMissingError, ServiceError, ServiceRefusedError
@@ -26,8 +27,6 @@ from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)
 
-_NOTES_KEPT = 5
-_MAX_INT = 2**31 - 1
 _UNREADABLE = DatasetUnusableError("The dataset could not be read to its end.", "Split it and upload it again.")
 _FOREIGN = DatasetUnusableError("The dataset's file lies outside its owner's folder.", "Upload it again.")
 _MISSING = DatasetUnusableError("The dataset's file is not in the storage.", "Upload it again.")
@@ -158,27 +157,14 @@ class Validator:
 
 
 def ready(dataset: Dataset, survey: Survey) -> dict[str, Any]:
-    """The outcome of a usable dataset, in the columns of `datasets`. A pair is an answer that is trained on."""
-    notes = [note for note in survey.notes if not note.harmless]
+    """The outcome of a usable dataset, in the columns of `datasets`."""
+    notes = [note.text for note in survey.notes if not note.harmless]
     return {
         "status": "ready",
-        "total_training_pairs": min(survey.answers, _MAX_INT),
-        "total_tokens": survey.tokens,
-        "avg_turns_per_conversation": round(survey.turns_per_conversation, 2),
-        "avg_tokens_per_turn": round(survey.tokens_per_turn, 2),
-        "validation_errors": _rows(survey, notes) or None,
-        "sample_data": survey.sample,
+        **counted_columns(survey),
         "error_message": None,
-        "notice": notices.dataset_ready(
-            dataset.id, dataset.name, survey.answers, survey.bad, [note.text for note in notes]
-        ),
+        "notice": notices.dataset_ready(dataset.id, dataset.name, survey.answers, survey.bad, notes),
     }
-
-
-def _rows(survey: Survey, notes: list[Note]) -> list[dict[str, Any]]:
-    """The rows that the dataset's page lists, at most ten: bad lines, then notes on what is left out or changed."""
-    noted = [{"line": note.line, "error": f"Note: {note.text}"} for note in notes[:_NOTES_KEPT]]
-    return [*(error.as_row() for error in survey.errors[: ERRORS_KEPT - len(noted)]), *noted]
 
 
 def failed(dataset: Dataset, error: DatasetUnusableError, survey: Survey | None = None) -> dict[str, Any]:
@@ -188,7 +174,7 @@ def failed(dataset: Dataset, error: DatasetUnusableError, survey: Survey | None 
     sentence = error.sentence()
     return {
         "status": "error",
-        "total_training_pairs": min(survey.answers, _MAX_INT) if survey else None,
+        "total_training_pairs": min(survey.answers, MAX_INT) if survey else None,
         "validation_errors": [line.as_row() for line in lines[:ERRORS_KEPT]] or [whole_file],
         "sample_data": None,
         "error_message": sentence,

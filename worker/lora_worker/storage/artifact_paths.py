@@ -33,8 +33,13 @@ class ArtifactPaths:
     @classmethod
     def of(cls, run: Run) -> ArtifactPaths:
         """Return the paths for a run."""
-        archive = f"adapters/{run.job_id}.tar.gz" if run.queue == "pipeline_training_jobs" else None
-        return cls(run_folder(run.user_id, run.id), f"{STAGING}{run.id}/", archive)
+        return cls.of_run(queue=run.queue, job_id=run.job_id, user_id=run.user_id, run_id=run.id)
+
+    @classmethod
+    def of_run(cls, *, queue: str, job_id: UUID, user_id: UUID, run_id: UUID) -> ArtifactPaths:
+        """Return the paths for a run of which only these ids are known."""
+        archive = f"adapters/{job_id}.tar.gz" if queue == "pipeline_training_jobs" else None
+        return cls(run_folder(user_id, run_id), f"{STAGING}{run_id}/", archive)
 
     @property
     def archive_name(self) -> str | None:

@@ -148,17 +148,22 @@ class Storage:
         return f"{url}?token={token}"
 
     @asynccontextmanager
-    async def stream(self, bucket: str, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Read an object in chunks of about a megabyte, with constant memory.
+    async def stream(self, bucket: str, path: str, *, start: int = 0) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Read an object from the byte `start` in chunks of about a megabyte, with constant memory.
 
         Raises:
             ObjectMissingError: the object does not exist.
+            ServiceRefusedError: with `start`, status 416: the object has fewer bytes, or is not sent in part.
             ServiceUnavailableError: the storage did not answer, or the connection broke.
         """
         url = self._object_url("object", bucket, path)
+        headers = {**self._headers, "range": f"bytes={start}-"} if start else self._headers
         try:
-            async with self._http.stream("GET", url, headers=self._headers, extensions=self._names(url)) as response:
-                if response.status_code != 200:
+            async with self._http.stream("GET", url, headers=headers, extensions=self._names(url)) as response:
+                if response.status_code == 200 and start:
+                    # The whole object: something between here and Storage knows no parts.
+                    raise ServiceRefusedError(_SERVICE, f"{bucket}/{path} was not sent in part", status=416)
+                if response.status_code != (206 if start else 200):
                     raise _explain(await read_streamed_answer(response), f"{bucket}/{path}", reads=True)
                 yield response.aiter_bytes(1 << 20)
         except httpx.HTTPError as error:
@@ -199,13 +204,24 @@ class Storage:
         headers = {"content-type": content_type, "x-upsert": "true"}
         await self._ask("POST", url, f"{bucket}/{path}", lambda _: None, headers=headers, content=content)
 
-    async def write_stream(self, bucket: str, path: str, chunks: AsyncIterator[bytes]) -> None:
+    async def write_stream(
+        self,
+        bucket: str,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        content_type: str = "application/octet-stream",
+        byte_count: int | None = None,
+    ) -> None:
         """Store an object whose bytes come in chunks; an earlier one with the same name is replaced.
 
-        The call is not retried, because the chunks can be read only once.
+        With `byte_count` the request says how many will come. The call is not retried, because the chunks can be read
+        only once.
         """
         url = self._object_url("object", bucket, path)
-        headers = {"content-type": "application/octet-stream", "x-upsert": "true"}
+        headers = {"content-type": content_type, "x-upsert": "true"}
+        if byte_count is not None:
+            headers["content-length"] = str(byte_count)
         await self._ask_once("POST", url, f"{bucket}/{path}", reads=False, headers=headers, content=chunks)
 
     async def copy(self, bucket: str, source: str, target: str) -> None:

@@ -65,14 +65,14 @@ async def collect(store: ArtifactStore, *, run_id: UUID) -> Manifest | None:
     """
     kept = await _read_manifest(store, store.paths.final(MANIFEST_NAME))
     if kept is not None:
-        manifest = _parse_manifest(kept, run_id)
+        manifest = parse_manifest(kept, run_id)
         for file in manifest.files:
             await _verify(store, file)
         return manifest
     staged = await _read_manifest(store, store.paths.staged(MANIFEST_NAME))
     if staged is None:
         return None
-    manifest = _parse_manifest(staged, run_id)
+    manifest = parse_manifest(staged, run_id)
     for file in manifest.files:
         await _keep(store, file)
     await keep_manifest(store, manifest, staged)
@@ -105,7 +105,12 @@ async def _read_manifest(store: ArtifactStore, path: str) -> bytes | None:
         raise ArtifactError(f"The artifact's manifest is larger than {MAX_MANIFEST_BYTES} bytes.") from None
 
 
-def _parse_manifest(content: bytes, run_id: UUID) -> Manifest:
+def parse_manifest(content: bytes, run_id: UUID) -> Manifest:
+    """Check and parse the manifest of a run.
+
+    Raises:
+        ArtifactError: it is damaged, another run's, empty, too large, or lists a file twice.
+    """
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError:

@@ -31,7 +31,7 @@ SUPABASE, RUNPOD = "https://p.supabase.co", "https://api.runpod.ai/v2/ep"
 async def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Services]:
     monkeypatch.chdir(tmp_path)
     # Retries of a call follow without a wait.
-    monkeypatch.setattr("lora_worker.database.calls.wait_random_exponential", lambda **_: wait_none())
+    monkeypatch.setattr("lora_worker.database.caller.wait_random_exponential", lambda **_: wait_none())
     settings = RunPodSettings(
         supabase_url=SUPABASE,
         supabase_service_role_key="sb_secret_x",

@@ -1,0 +1,33 @@
+"""What the database answers to people without the application: users, queued jobs and published runs."""
+
+from __future__ import annotations
+
+from typing import Literal
+from uuid import UUID
+
+from typing_extensions import TypedDict
+
+
+class FoundUser(TypedDict):
+    """Answer of `find_training_user`."""
+
+    user_id: UUID
+    email: str | None
+
+
+class Submitted(TypedDict):
+    """Answer of `submit_training_job`."""
+
+    job_id: UUID
+    dataset_id: UUID
+
+
+class PublishedRun(TypedDict):
+    """Answer of `training_published_run`."""
+
+    queue: Literal["training_jobs", "pipeline_training_jobs"]
+    job_id: UUID
+    user_id: UUID | None
+    status: str
+    run_id: UUID | None
+    """The run whose verified artifact is stored; None if the job has none."""
