@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lora_trainer.errors import UnfitError
@@ -63,7 +64,8 @@ def check_volume(volume: Path) -> str:
         ) from None
     finally:
         for left in (trial, trial.with_suffix(".renamed")):
-            left.unlink(missing_ok=True)
+            with suppress(OSError):  # what is wrong with the volume is in the sentence already
+                left.unlink(missing_ok=True)
     if read != content:
         raise UnfitError(f"The volume {volume} reads back other bytes than were written.")
     return f"{volume} takes what is written, and reads it back."
