@@ -14,10 +14,14 @@ import sys
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sandbox.errors import ToolMissingError
 from sandbox.processes import run_tool
 from sandbox.supabase.node import node_binary, node_packages
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Playwright
 
 VARIABLE = "LORA_SANDBOX_CHROMIUM"
 """Names the browser to use, such as Debian's /usr/bin/chromium."""
@@ -55,6 +59,16 @@ class Chromium:
             reason = " ".join(done.stderr.split())[:300]
             raise ToolMissingError(f"{self.executable} does not start ({reason}): {_REMEDY}")
         return done.stdout.strip()
+
+    def launch(self, playwright: Playwright) -> Browser:
+        """Start it."""
+        return playwright.chromium.launch(
+            executable_path=self.executable,
+            env={**os.environ, **self.env},
+            # Its own sandbox needs rights that a container and many machines don't give. Only our pages are opened.
+            chromium_sandbox=False,
+            args=["--no-zygote", "--font-render-hinting=none", "--disable-dev-shm-usage"],
+        )
 
 
 def find_chromium(cache: Path) -> Chromium:
