@@ -178,6 +178,12 @@ def run_begins(run_id: str) -> str:
     return f"run {run_id}, attempt "
 
 
+def begun_run(line: str) -> str | None:
+    """The run that the trainer says in this line to begin; None for any other line."""
+    found = _RUN_BEGINS.match(line)
+    return found["run"] if found else None
+
+
 def lines_of_run(lines: Iterable[str], run_id: str) -> list[str]:
     """The lines that a container has printed while it worked on the run; all of them where no run is said to begin.
 
@@ -186,9 +192,9 @@ def lines_of_run(lines: Iterable[str], run_id: str) -> list[str]:
     kept: list[str] = []
     is_others = False
     for line in lines:
-        begun = _RUN_BEGINS.match(line)
-        if begun:
-            is_others = begun["run"] != run_id
+        begun = begun_run(line)
+        if begun is not None:
+            is_others = begun != run_id
             if not is_others:
                 kept.clear()
         if not is_others:

@@ -62,8 +62,12 @@ class WorkerLogs:
         if endpoint_id is None:
             return
         lines = self._api.read_worker_logs(endpoint_id, container, since=since, idle_seconds=_FOLLOW_SECONDS)
-        async for line in lines:
-            yield _line_of(container, line)
+        try:
+            async for line in lines:
+                yield _line_of(container, line)
+        except ServiceRefusedError as error:
+            if error.status != 404:
+                raise
 
     def _endpoint_id(self, launch: LaunchRef) -> str | None:
         found = (launch.endpoint or self._endpoint).rpartition("/")[2]

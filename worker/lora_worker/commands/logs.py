@@ -1,0 +1,102 @@
+"""The command `lora-worker logs`: what the containers of a job's runs have printed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lora_worker.commands.terminal import EXIT_FAILED, AsJson, command_group, refuse, show, with_services
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lora_worker.commands.run_log import RunLog
+    from lora_worker.database.job_reports import JobDetails, RunReport
+    from lora_worker.services import Services
+
+commands = command_group()
+
+
+@commands.command()
+def logs(
+    job: Annotated[str, typer.Argument(help="The job's id, or its beginning.")],
+    run: Annotated[int | None, typer.Option("--run", min=1, help="The attempt; the latest one by default.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the log of a job's run: the kept one, or of a live run what its container has printed so far.
+
+    Secrets and other programs' words, which may quote the dataset, are left out. With -f and --json each line is an
+    object of its own.
+    """
+    if follow:
+        with_services(lambda services: _follow(services, job, run, as_json=as_json))
+        return
+    details, chosen, found = with_services(lambda services: _read(services, job, run))
+    show(_as_json(details, chosen, found), as_json=as_json, text=lambda console: _print(found, console))
+    if found.source == "none":
+        raise refuse(found.note or "", EXIT_FAILED) if not as_json else typer.Exit(EXIT_FAILED)
+
+
+async def _read(services: Services, job: str, attempt: int | None) -> tuple[JobDetails, RunReport, RunLog]:
+    from lora_worker.commands.run_log import choose_run, read_log
+
+    details = await _details(services, job)
+    chosen = choose_run(details, attempt)
+    return details, chosen, await read_log(services, details, chosen)
+
+
+async def _follow(services: Services, job: str, attempt: int | None, *, as_json: bool) -> None:
+    from lora_worker.commands.run_log import choose_run, follow_log
+
+    first = await _details(services, job)
+    # A job that is retried meanwhile has a later run; the one that was asked for is followed to its end.
+    attempt = choose_run(first, attempt)["attempt"]
+
+    async def look() -> tuple[JobDetails, RunReport]:
+        details = await _details(services, first["job"]["job_id"])
+        return details, choose_run(details, attempt)
+
+    def print_line(line: str) -> None:
+        typer.echo(json.dumps({"line": line}) if as_json else line)
+
+    ended = await follow_log(services, look, print_line)
+    reason = f" ({ended['error_code']}): {ended['error_message']}" if ended["error_code"] else ""
+    typer.echo(f"run {ended['attempt']} ended as {ended['status']}{reason}", err=True)
+
+
+async def _details(services: Services, job: str) -> JobDetails:
+    from uuid import UUID
+
+    from lora_worker.errors import ArgumentError
+
+    try:
+        job_id = UUID(job)
+    except ValueError:
+        found = (await services.queue.list_training_jobs({"id_prefix": job, "limit": 2}))["jobs"]
+        if len(found) != 1:
+            raise ArgumentError(f"{'several jobs begin' if found else 'no job begins'} with {job[:40]}") from None
+        job_id = UUID(found[0]["job_id"])
+    details = await services.queue.training_job_details(job_id)
+    if details is None:
+        raise ArgumentError(f"there is no job {job_id}")
+    return details
+
+
+def _as_json(details: JobDetails, run: RunReport, found: RunLog) -> dict[str, Any]:
+    return {
+        "job_id": details["job"]["job_id"],
+        "run_id": run["run_id"],
+        "attempt": run["attempt"],
+        "status": run["status"],
+        "source": found.source,
+        "note": found.note,
+        "lines": found.lines,
+    }
+
+
+def _print(found: RunLog, console: Console) -> None:
+    for line in found.lines:
+        console.print(line, soft_wrap=True)
