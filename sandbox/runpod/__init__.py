@@ -5,9 +5,9 @@
         runpod.faults.add("status", "respond", status=502, body="html", times=3)
 
 `jobs` is the life of a job as a pure state machine. `endpoint` combines it with the worker processes (`pool`, each in a
-`container`) and with `faults` that tests can switch on. `public_api` is the API for callers, `worker_api` the one that
-the SDK calls, and `admin_api` controls the endpoint from other processes. `rest` is the account's REST API, at
-`rest_url`. `ledger` records what happened.
+`container`, with what they print in `worker_logs`). `platform` has all endpoints, and `faults` that tests switch on.
+`public_api` is the API for callers, `worker_api` the one that the SDK calls, `rest` the account's REST API at
+`rest_url`, and `admin_api` controls the endpoints from other processes. `ledger` records what happened.
 """
 
 from sandbox.runpod.faults import Fault, Faults

@@ -28,6 +28,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--endpoint", default="local", help="the endpoint's id")
     parser.add_argument("--api-key", help="the callers' key; a new one by default")
     parser.add_argument("--port", type=int, default=0, help="of the public API; a free one by default")
+    parser.add_argument("--rest-port", type=int, default=0, help="of the REST API; a free one by default")
+    parser.add_argument(
+        "--image",
+        type=_assignment,
+        action="append",
+        metavar="NAME=MODULE",
+        help="an image that endpoints created through the REST API can have; without this, every one runs --handler",
+    )
     parser.add_argument("--workers", type=int, default=1, help="most worker processes at a time")
     parser.add_argument(
         "--env", type=_assignment, action="append", default=[], metavar="NAME=VALUE", help="for the workers"
@@ -45,6 +53,8 @@ def main() -> int:
         runpod = LocalRunPod.start(
             api_key=arguments.api_key,
             port=arguments.port,
+            rest_port=arguments.rest_port,
+            images=None if arguments.image is None else dict(arguments.image),
             endpoint=arguments.endpoint,
             handler_module=arguments.handler,
             workers_max=arguments.workers,

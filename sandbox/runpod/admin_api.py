@@ -1,9 +1,9 @@
-"""Controls the endpoint over HTTP, for tests that run in another process.
+"""Controls the endpoints over HTTP, for tests that run in another process.
 
     GET, POST, DELETE /sandbox/faults     list the armed faults; arm one (`faults.Fault` as JSON); disarm all
     GET  /sandbox/ledger                  launches, executions, calls
     GET  /sandbox/orphans                 jobs that are queued or being executed
-    GET, PATCH /sandbox/workers           the processes; {"max": n, "throttled": bool}
+    GET, PATCH /sandbox/workers           the processes; {"max": n, "throttled": bool} of the first endpoint
     POST /sandbox/workers/{id}/kill       SIGKILL
     POST /sandbox/clock                   {"advance_seconds": n}
 
@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sandbox.runpod.endpoint import Endpoint
 from sandbox.runpod.faults import Fault
+from sandbox.runpod.platform import Platform
 from sandbox.runpod.wire import error_answer
 
 
@@ -39,8 +39,8 @@ class _Advance(BaseModel):
 class AdminApi:
     """The routes under `/sandbox`."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
 
     def routes(self) -> list[Route]:
         """Return all routes."""
@@ -54,7 +54,7 @@ class AdminApi:
         ]
 
     async def _faults(self, request: Request) -> Response:
-        faults = self._endpoint.faults
+        faults = self._platform.faults
         if request.method == "DELETE":
             faults.clear()
         elif request.method == "POST":
@@ -65,29 +65,27 @@ class AdminApi:
         return JSONResponse(faults.as_json())
 
     async def _ledger(self, _: Request) -> Response:
-        return JSONResponse(self._endpoint.ledger.as_json())
+        return JSONResponse(self._platform.ledger.as_json())
 
     async def _orphans(self, _: Request) -> Response:
-        return JSONResponse([asdict(execution) for execution in self._endpoint.orphans()])
+        return JSONResponse([asdict(execution) for execution in self._platform.orphans()])
 
     async def _workers(self, request: Request) -> Response:
-        pool = self._endpoint.pool
         if request.method == "PATCH":
             try:
                 wanted = _Workers.model_validate_json(await request.body())
             except ValidationError as error:
                 return _refuse(error)
-            self._endpoint.set_workers(max_workers=wanted.max, throttled=wanted.throttled)
-        busy = self._endpoint.busy()
-        return JSONResponse([{"id": worker.id, "state": pool.state(worker, busy)} for worker in pool.all()])
+            self._platform.set_workers(max_workers=wanted.max, throttled=wanted.throttled)
+        return JSONResponse([{"id": name, "state": state} for name, state in self._platform.states().items()])
 
     async def _kill(self, request: Request) -> Response:
-        self._endpoint.pool.kill(request.path_params["worker_id"])
+        self._platform.kill_worker(request.path_params["worker_id"])
         return Response(status_code=204)
 
     async def _clock(self, request: Request) -> Response:
         try:
-            self._endpoint.clock.advance(_Advance.model_validate_json(await request.body()).advance_seconds)
+            self._platform.clock.advance(_Advance.model_validate_json(await request.body()).advance_seconds)
         except ValidationError as error:
             return _refuse(error)
         return Response(status_code=204)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from sandbox.runpod.faults import Fault, Faults
 from sandbox.runpod.jobs import Job, Jobs
 from sandbox.runpod.ledger import Execution, Ledger
-from sandbox.runpod.pool import Image, Pool, Wire, Worker
+from sandbox.runpod.pool import Image, Placement, Pool, Wire, Worker
 
 T = TypeVar("T")
 
@@ -26,8 +26,6 @@ RATE_LIMITS: Mapping[str, int] = {
     "requests": 10,
 }
 """RunPod's documented rate limits, in calls per 10 seconds."""
-
-_TICK_SECONDS = 0.05
 
 
 class Clock:
@@ -73,40 +71,61 @@ class EndpointSettings:
 class Endpoint:
     """The state of an endpoint, which the public API and the workers' API both use."""
 
-    def __init__(self, settings: EndpointSettings, image: Image, wire: Wire, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        image: Image,
+        wire: Wire,
+        clock: Clock,
+        *,
+        faults: Faults,
+        ledger: Ledger,
+        place: Callable[[], Placement | None],
+    ) -> None:
         self.settings = settings
         self.wire = wire
         self.clock = clock
-        self.ledger = Ledger()
-        self.faults = Faults()
+        self.ledger = ledger
+        self.faults = faults
         self.jobs = Jobs(clock, self.ledger)
         self.pool = Pool(
             image,
             wire,
+            clock=clock,
+            place=place,
             max_workers=settings.workers_max,
             idle_timeout_seconds=settings.idle_timeout_seconds,
             ping_timeout_seconds=settings.ping_timeout_seconds,
             stop_grace_seconds=settings.stop_grace_seconds,
         )
         self._changed = asyncio.Event()
-        self._closing = False
+        self.is_closing = False
 
-    async def keep(self) -> None:
-        """Apply time-outs and watch the processes until this task is cancelled; then end all workers."""
-        try:
-            while True:
-                self.jobs.expire()
-                for worker_id in self.pool.reap():
-                    self.jobs.leave(worker_id)
-                for worker in self.pool.all():
-                    if self.pool.is_silent(worker):
-                        self.jobs.suspect(worker.id)
-                self.react()
-                await asyncio.sleep(_TICK_SECONDS)
-        finally:
-            self._closing = True
-            self._wake()
-            self.pool.close()
+    def keep(self) -> None:
+        """Apply time-outs and watch the processes. Must be called every few hundredths of a second."""
+        self.jobs.expire()
+        for worker_id in self.pool.reap():
+            self.jobs.leave(worker_id)
+        for worker in self.pool.all():
+            if self.pool.is_silent(worker):
+                self.jobs.suspect(worker.id)
+        self.pool.logs.keep()
+        self.react()
+
+    def remove(self) -> None:
+        """Delete all jobs and kill all workers, which `keep` then notes one after the other."""
+        for job in self.jobs.all():
+            self.jobs.forget(job.id)
+        self.pool.max_workers, self.pool.min_workers, self.pool.throttled = 0, 0, True
+        for worker in self.pool.all():
+            self.pool.kill(worker.id)
+        self._wake()
+
+    def close(self) -> None:
+        """End all long polls and all workers at once."""
+        self.is_closing = True
+        self._wake()
+        self.pool.close()
 
     def react(self) -> None:
         """Start or stop workers as the jobs require, and wake all long polls. Must be called after every change."""
@@ -217,7 +236,7 @@ class Endpoint:
     async def _hold(self, probe: Callable[[], T | None], seconds: float) -> T | None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        while (found := probe()) is None and not self._closing and loop.time() < deadline:
+        while (found := probe()) is None and not self.is_closing and loop.time() < deadline:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
                     await self._changed.wait()

@@ -55,19 +55,21 @@ class Policy:
     ttl_seconds: float = 24 * 3600
 
     @classmethod
-    def parse(cls, raw: Any) -> Policy:
+    def parse(cls, raw: Any, *, execution_timeout_seconds: float = 600) -> Policy:
         """Read the `policy` of the body of `/run`, whose values are in milliseconds.
+
+        `execution_timeout_seconds` is the endpoint's, which holds for a job that has none of its own.
 
         Raises:
             BadRequestError: a value is not in RunPod's range.
         """
         if raw is None:
-            return cls()
+            return cls(execution_timeout_seconds)
         if not isinstance(raw, dict):
             raise BadRequestError("policy must be an object")
         milliseconds = {}
         for key, least, default in (
-            ("executionTimeout", 5_000, cls.execution_timeout_seconds),
+            ("executionTimeout", 5_000, execution_timeout_seconds),
             ("ttl", 10_000, cls.ttl_seconds),
         ):
             value = raw.get(key, int(default * 1000))
@@ -133,6 +135,8 @@ class Jobs:
     """All jobs of one endpoint, and which worker has which job."""
 
     def __init__(self, clock: Callable[[], float], ledger: Ledger) -> None:
+        self.execution_timeout_seconds: float = 600
+        """The time-out of jobs that are submitted without one."""
         self._now = clock
         self._ledger = ledger
         self._jobs: dict[str, Job] = {}
@@ -154,7 +158,7 @@ class Jobs:
         job = Job(
             id=f"{'sync-' if sync else ''}{uuid4()}-u1",
             request=request,
-            policy=Policy.parse(request.get("policy")),
+            policy=Policy.parse(request.get("policy"), execution_timeout_seconds=self.execution_timeout_seconds),
             retention_seconds=SYNC_RESULT_RETENTION_SECONDS if sync else RESULT_RETENTION_SECONDS,
             submitted_at=now,
             queued_at=now,

@@ -1,15 +1,15 @@
-"""The endpoint as one object. A thread of this process serves it, and any other thread may control it."""
+"""RunPod as one object. A thread of this process serves it, and any other thread may control it."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,17 +19,18 @@ from starlette.applications import Starlette
 from sandbox.errors import SandboxError
 from sandbox.processes import remove_folder, temporary_folder
 from sandbox.runpod.admin_api import AdminApi
-from sandbox.runpod.endpoint import Clock, Endpoint, EndpointSettings
+from sandbox.runpod.endpoint import Clock, EndpointSettings
 from sandbox.runpod.faults import Faults
 from sandbox.runpod.keys import Keys, Rights
 from sandbox.runpod.ledger import Execution, Ledger
-from sandbox.runpod.pool import Image, Wire
+from sandbox.runpod.platform import Machine, Platform
 from sandbox.runpod.public_api import PublicApi
 from sandbox.runpod.rest.account import Account
 from sandbox.runpod.rest.api import RestApi, account_operations
 from sandbox.runpod.rest.catalog import Catalog
 from sandbox.runpod.rest.quota import Quota
 from sandbox.runpod.rest.requests import Stock
+from sandbox.runpod.rest.workers import worker_operations
 from sandbox.runpod.wire import BreakableProtocol
 from sandbox.runpod.worker_api import WorkerApi
 
@@ -79,25 +80,33 @@ def _listen(port: int) -> socket.socket:
 
 
 class LocalRunPod:
-    """A RunPod endpoint on this machine. `start` starts one; as a context manager it stops it at the end.
+    """RunPod on this machine, with one endpoint from the start. `start` starts it; the end of its context stops it.
 
     `faults` and `ledger` may be used from any thread. All processes end with this one, even if it is killed.
     """
 
     def __init__(
-        self, endpoint: Endpoint, account: Account, keys: Keys, public: _Listener, internal: _Listener, rest: _Listener
+        self,
+        platform: Platform,
+        keys: Keys,
+        folder: Path,
+        *,
+        public: _Listener,
+        internal: _Listener,
+        rest: _Listener,
     ) -> None:
         self.api_key = keys.first
-        self.api_url = f"{public.url}/v2/{endpoint.settings.endpoint}"
+        self.api_url = f"{public.url}/v2/{platform.first.settings.endpoint}"
         """The value for `GPU_CLUSTER_API_URL`."""
         self.rest_url = f"{rest.url}/v2"
         """The value for `LORA_WORKER_RUNPOD_API_URL`."""
         self.admin_url = f"{internal.url}/sandbox"
-        self.faults: Faults = endpoint.faults
-        self.ledger: Ledger = endpoint.ledger
-        self._endpoint = endpoint
-        self._account = account
+        self.faults: Faults = platform.faults
+        self.ledger: Ledger = platform.ledger
+        self._platform = platform
+        self._endpoint = platform.first
         self._keys = keys
+        self._folder = folder
         self._public = public
         self._internal = internal
         self._rest = rest
@@ -112,6 +121,7 @@ class LocalRunPod:
         port: int = 0,
         rest_port: int = 0,
         rest_calls_per_minute: int = 600,
+        images: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.time,
         **settings: Any,
     ) -> Self:
@@ -123,34 +133,33 @@ class LocalRunPod:
             rest_port: the port of the REST API; 0 means any free one.
             rest_calls_per_minute: the REST API's limit for each key; further calls are refused with 429. The example
                 in RunPod's description has 60.
+            images: the handler module of each image that can be pulled, for endpoints that are created through the
+                REST API; None: every image can, and is `handler_module`.
             clock: returns seconds, for time-outs, ttl and retention; `advance` moves it forward.
-            **settings: the fields of `EndpointSettings`. `handler_module` must be importable with the working
-                directory and environment of this process. `env` should set `LORA_TRAINER_VOLUME` if the attempts of
-                a job shall share a network volume.
+            **settings: the fields of `EndpointSettings`, for the endpoint that exists from the start. The others
+                have the same, as far as their configuration does not say otherwise; `env` is what their images bring.
+                Handler modules must be importable with the working directory and environment of this process.
+                `env` should set `LORA_TRAINER_VOLUME` if the attempts of a job shall share a network volume; with a
+                volume of the account it is set to the folder of that.
 
         Raises:
             SandboxError: the port can't be used.
         """
-        keys = Keys(api_key)
-        chosen = EndpointSettings(**settings)
-        public_app, internal_app, rest_app = Starlette(), Starlette(), Starlette()
-        public, internal, rest = _Listener(public_app, port), _Listener(internal_app), _Listener(rest_app, rest_port)
-        time_of_jobs = Clock(clock)
-        endpoint = Endpoint(
-            chosen,
-            Image(chosen.handler_module, chosen.env, temporary_folder()),
-            Wire(f"{internal.url}/worker", chosen.endpoint, secrets.token_hex(20), chosen.ping_interval_seconds),
-            time_of_jobs,
+        keys, time_of_jobs, folder = Keys(api_key), Clock(clock), temporary_folder()
+        apps = {name: Starlette() for name in ("public", "internal", "rest")}
+        public, rest = _Listener(apps["public"], port), _Listener(apps["rest"], rest_port)
+        internal = _Listener(apps["internal"])
+        machine = Machine(
+            folder=folder, worker_url=f"{internal.url}/worker", images=images, volume_variable="LORA_TRAINER_VOLUME"
         )
         account = Account(Catalog(), time_of_jobs, f"{public.url}/v2")
-        public_app.router.routes.extend(PublicApi(endpoint, keys).routes())
-        internal_app.router.routes.extend([*WorkerApi(endpoint).routes(), *AdminApi(endpoint).routes()])
-        limits = {"minute": rest_calls_per_minute, "hour": 60 * rest_calls_per_minute}
-        quota = Quota(time_of_jobs, limits)
-        RestApi(keys, quota, endpoint.faults, endpoint.ledger, time_of_jobs).serve(
-            rest_app, account_operations(account)
-        )
-        pod = cls(endpoint, account, keys, public, internal, rest)
+        platform = Platform(account, EndpointSettings(**settings), machine, time_of_jobs)
+        apps["public"].router.routes.extend(PublicApi(platform, keys).routes())
+        apps["internal"].router.routes.extend([*WorkerApi(platform).routes(), *AdminApi(platform).routes()])
+        quota = Quota(time_of_jobs, {"minute": rest_calls_per_minute, "hour": 60 * rest_calls_per_minute})
+        api = RestApi(keys, quota, platform.faults, platform.ledger, time_of_jobs)
+        api.serve(apps["rest"], [*account_operations(account), *worker_operations(platform)])
+        pod = cls(platform, keys, folder, public=public, internal=internal, rest=rest)
         pod._thread.start()
         pod._started.result()
         return pod
@@ -160,7 +169,7 @@ class LocalRunPod:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join()
-            remove_folder(self._endpoint.pool.image.folder)
+            remove_folder(self._folder)
 
     def add_key(self, rights: Rights = Rights.ALL) -> str:
         """Create another key and return it."""
@@ -172,20 +181,23 @@ class LocalRunPod:
 
     def set_stock(self, gpu: str, level: Stock, data_center: str | None = None) -> None:
         """Set the stock of a GPU type or of a whole pool, in one data centre or in all."""
-        self._on_loop(lambda: self._account.catalog.set_stock(gpu, level, data_center))
+        self._on_loop(lambda: self._platform.account.catalog.set_stock(gpu, level, data_center))
 
     def orphans(self) -> list[Execution]:
         """Return the executions that have not ended, and an entry without worker for each queued job."""
-        return self._on_loop(self._endpoint.orphans)
+        return self._on_loop(self._platform.orphans)
 
     def workers(self) -> dict[str, str]:
         """Return the state of each worker process, by its id."""
-        pool = self._endpoint.pool
-        return self._on_loop(lambda: {worker.id: pool.state(worker, self._endpoint.busy()) for worker in pool.all()})
+        return self._on_loop(self._platform.states)
+
+    def volume_folder(self, volume_id: str) -> Path:
+        """Return the folder with the content of a network volume."""
+        return self._platform.volume_folder(volume_id)
 
     def set_workers(self, *, max_workers: int | None = None, throttled: bool | None = None) -> None:
         """Set the highest number of workers, and whether no GPU is available (`throttled`)."""
-        self._on_loop(lambda: self._endpoint.set_workers(max_workers=max_workers, throttled=throttled))
+        self._on_loop(lambda: self._platform.set_workers(max_workers=max_workers, throttled=throttled))
 
     def replace_workers(self, env: Mapping[str, str]) -> None:
         """Send SIGKILL to every worker, and add `env` to the environment of the next one only.
@@ -210,30 +222,29 @@ class LocalRunPod:
 
     def kill_worker(self, worker_id: str) -> None:
         """Send SIGKILL to all processes of a worker's container. Does nothing if the worker has ended."""
-        self._on_loop(lambda: self._endpoint.pool.kill(worker_id))
+        self._on_loop(lambda: self._platform.kill_worker(worker_id))
 
     def kill_worker_of(self, job_id: str) -> bool:
         """Send SIGKILL to the worker that has the job; returns whether there was one."""
-        return self._on_loop(lambda: self._endpoint.kill_worker_of(job_id))
+        return self._on_loop(lambda: any(one.kill_worker_of(job_id) for one in self._platform.all()))
 
     def forget(self, job_id: str) -> None:
         """Delete a job, as if its ttl or its retention were over."""
-        self._on_loop(lambda: self._endpoint.jobs.forget(job_id))
+        self._on_loop(lambda: [one.jobs.forget(job_id) for one in self._platform.all()])
 
     def advance(self, seconds: float) -> None:
         """Move the clock forward. Everything that is due at the new time happens before this returns."""
 
         def act() -> None:
-            self._endpoint.clock.advance(seconds)
-            self._endpoint.jobs.expire()
-            self._endpoint.react()
+            self._platform.clock.advance(seconds)
+            self._platform.apply_time()
 
         self._on_loop(act)
 
     def logs(self) -> str:
         """Return the output of all workers, including those that have ended."""
-        folder = self._endpoint.pool.image.folder
-        return "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob("*/worker.log")))
+        logs = sorted(self._folder.glob("*/worker.log"))
+        return "\n".join(path.read_text(errors="replace") for path in logs)
 
     @contextmanager
     def outage(self) -> Iterator[None]:
@@ -272,7 +283,7 @@ class LocalRunPod:
         await self._rest.open()
         self._started.set_result(None)
         stopping = asyncio.create_task(self._stopping.wait())
-        keeping = asyncio.create_task(self._endpoint.keep())
+        keeping = asyncio.create_task(self._platform.keep())
         done, _ = await asyncio.wait({stopping, keeping}, return_when=asyncio.FIRST_COMPLETED)
         keeping.cancel()
         await asyncio.wait({keeping})

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from sandbox.runpod.endpoint import Endpoint
 from sandbox.runpod.jobs import BadRequestError, UnknownJobError
 from sandbox.runpod.keys import Keys, Rights
+from sandbox.runpod.platform import Platform
 from sandbox.runpod.wire import BodyTooLargeError, answer_with, error_answer, read_json
 
 _RUN_LIMIT_BYTES = 10 * 1024 * 1024
@@ -20,39 +21,39 @@ _SYNC_WAIT_MS = (1_000, 90_000, 300_000)
 """The shortest, the default and the longest wait of `/runsync`, in milliseconds."""
 _RATE_WINDOW_SECONDS = 10.0
 
+Step = Callable[[Request, Endpoint], Awaitable[Response]]
+
 
 class PublicApi:
-    """The routes of one endpoint, protected by keys and rate limits."""
+    """The routes of all endpoints, protected by keys and rate limits."""
 
-    def __init__(self, endpoint: Endpoint, keys: Keys) -> None:
-        self._endpoint = endpoint
-        self._jobs = endpoint.jobs
+    def __init__(self, platform: Platform, keys: Keys) -> None:
+        self._platform = platform
         self._keys = keys
-        self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
+        self._recent: defaultdict[tuple[str, str], deque[float]] = defaultdict(deque)
 
     def routes(self) -> list[Route]:
         """Return all routes under `/v2/{endpoint}`."""
         return [
-            self._route("run", "POST", self._run),
-            self._route("runsync", "POST", self._runsync),
-            self._route("status", "GET", self._status, "/{job_id}"),
-            self._route("stream", "GET", self._stream, "/{job_id}"),
-            self._route("cancel", "POST", self._cancel, "/{job_id}"),
-            self._route("retry", "POST", self._retry, "/{job_id}"),
-            self._route("health", "GET", self._health),
-            self._route("requests", "GET", self._requests),
-            self._route("purge-queue", "POST", self._purge),
+            self._route("run", "POST", _run),
+            self._route("runsync", "POST", _runsync),
+            self._route("status", "GET", _status, "/{job_id}"),
+            self._route("stream", "GET", _stream, "/{job_id}"),
+            self._route("cancel", "POST", _cancel, "/{job_id}"),
+            self._route("retry", "POST", _retry, "/{job_id}"),
+            self._route("health", "GET", _health),
+            self._route("requests", "GET", _requests),
+            self._route("purge-queue", "POST", _purge),
         ]
 
-    def _route(
-        self, operation: str, method: str, handle: Callable[[Request], Awaitable[Response]], rest: str = ""
-    ) -> Route:
+    def _route(self, operation: str, method: str, handle: Step, rest: str = "") -> Route:
         async def checked(request: Request) -> Response:
-            refusal = self._refusal(operation, request)
-            if refusal is not None:
-                return refusal
+            endpoint = self._platform.get(request.path_params["endpoint"])
+            refusal = self._refusal(operation, request, endpoint)
+            if refusal is not None or endpoint is None:
+                return refusal or JSONResponse({"detail": "endpoint not found"}, 404)
             try:
-                return await handle(request)
+                return await handle(request, endpoint)
             except UnknownJobError:
                 return error_answer(404, "job not found")
             except BodyTooLargeError as error:
@@ -61,34 +62,33 @@ class PublicApi:
                 return error_answer(400, str(error))
 
         async def answer(request: Request) -> Response:
-            self._endpoint.ledger.calls[operation] += 1
+            self._platform.ledger.calls[operation] += 1
             job_id = request.path_params.get("job_id")
-            fault = self._endpoint.faults.draw(operation, job_id=job_id)
-            if fault is not None and fault.action == "forget" and job_id is not None:
-                self._jobs.forget(job_id)
+            fault = self._platform.faults.draw(operation, job_id=job_id)
+            endpoint = self._platform.get(request.path_params["endpoint"])
+            if fault is not None and fault.action == "forget" and job_id is not None and endpoint is not None:
+                endpoint.jobs.forget(job_id)
             return await answer_with(fault, request, checked)
 
         return Route(f"/v2/{{endpoint}}/{operation}{rest}", answer, methods=[method])
 
-    def _refusal(self, operation: str, request: Request) -> Response | None:
+    def _refusal(self, operation: str, request: Request, endpoint: Endpoint | None) -> Response | None:
         rights = self._keys.rights_of(request.headers.get("authorization"))
         if rights is None:
             return error_answer(401, "unauthorized")
         if rights is Rights.READ and request.method == "POST":
             return error_answer(403, "forbidden")
-        if request.path_params["endpoint"] != self._endpoint.settings.endpoint:
-            return JSONResponse({"detail": "endpoint not found"}, 404)
-        if self._is_too_fast(operation):
-            seconds = self._endpoint.settings.retry_after_seconds
+        if endpoint is not None and self._is_too_fast(operation, endpoint):
+            seconds = endpoint.settings.retry_after_seconds
             headers = None if seconds is None else {"retry-after": str(seconds)}
             return error_answer(429, "too many requests", headers)
         return None
 
-    def _is_too_fast(self, operation: str) -> bool:
-        limit = self._endpoint.settings.rate_limits.get(operation)
+    def _is_too_fast(self, operation: str, endpoint: Endpoint) -> bool:
+        limit = endpoint.settings.rate_limits.get(operation)
         if limit is None:
             return False
-        now, recent = self._endpoint.clock(), self._recent[operation]
+        now, recent = endpoint.clock(), self._recent[endpoint.settings.endpoint, operation]
         while recent and recent[0] <= now - _RATE_WINDOW_SECONDS:
             recent.popleft()
         if len(recent) >= limit:
@@ -96,56 +96,65 @@ class PublicApi:
         recent.append(now)
         return False
 
-    async def _run(self, request: Request) -> Response:
-        _require_json(request)
-        job = self._jobs.submit(await read_json(request, limit_bytes=_RUN_LIMIT_BYTES))
-        self._endpoint.react()
-        return JSONResponse({"id": job.id, "status": job.status})
 
-    async def _runsync(self, request: Request) -> Response:
-        least, default, most = _SYNC_WAIT_MS
-        try:
-            wait_ms = min(max(int(request.query_params.get("wait", default)), least), most)
-        except ValueError:
-            raise BadRequestError("wait must be whole milliseconds") from None
-        body = await read_json(request, limit_bytes=_RUNSYNC_LIMIT_BYTES)
-        job = self._jobs.submit(body, sync=True)
-        self._endpoint.react()
-        await self._endpoint.wait_for_end(job, wait_ms / 1000)
-        return JSONResponse(job.answer(self._endpoint.clock()))
+async def _run(request: Request, endpoint: Endpoint) -> Response:
+    _require_json(request)
+    job = endpoint.jobs.submit(await read_json(request, limit_bytes=_RUN_LIMIT_BYTES))
+    endpoint.react()
+    return JSONResponse({"id": job.id, "status": job.status})
 
-    async def _status(self, request: Request) -> Response:
-        job = self._jobs.get(request.path_params["job_id"])
-        return JSONResponse(job.answer(self._endpoint.clock()))
 
-    async def _stream(self, request: Request) -> Response:
-        job = self._jobs.get(request.path_params["job_id"])
-        chunks, job.chunks = job.chunks, []
-        return JSONResponse({"status": job.status, "stream": chunks})
+async def _runsync(request: Request, endpoint: Endpoint) -> Response:
+    least, default, most = _SYNC_WAIT_MS
+    try:
+        wait_ms = min(max(int(request.query_params.get("wait", default)), least), most)
+    except ValueError:
+        raise BadRequestError("wait must be whole milliseconds") from None
+    body = await read_json(request, limit_bytes=_RUNSYNC_LIMIT_BYTES)
+    job = endpoint.jobs.submit(body, sync=True)
+    endpoint.react()
+    await endpoint.wait_for_end(job, wait_ms / 1000)
+    return JSONResponse(job.answer(endpoint.clock()))
 
-    async def _cancel(self, request: Request) -> Response:
-        job = self._jobs.cancel(request.path_params["job_id"])
-        self._endpoint.react()
-        return JSONResponse({"id": job.id, "status": job.status})
 
-    async def _retry(self, request: Request) -> Response:
-        job = self._jobs.retry(request.path_params["job_id"])
-        self._endpoint.react()
-        return JSONResponse({"id": job.id, "status": job.status})
+async def _status(request: Request, endpoint: Endpoint) -> Response:
+    job = endpoint.jobs.get(request.path_params["job_id"])
+    return JSONResponse(job.answer(endpoint.clock()))
 
-    async def _health(self, _: Request) -> Response:
-        workers = self._endpoint.pool.counts(self._endpoint.busy())
-        return JSONResponse({"jobs": self._jobs.counts(), "workers": workers})
 
-    async def _requests(self, _: Request) -> Response:
-        # RunPod documents that this call exists, but not its answer, so our code must not depend on it.
-        now = self._endpoint.clock()
-        return JSONResponse({"requests": [job.answer(now) for job in self._jobs.all()]})
+async def _stream(request: Request, endpoint: Endpoint) -> Response:
+    job = endpoint.jobs.get(request.path_params["job_id"])
+    chunks, job.chunks = job.chunks, []
+    return JSONResponse({"status": job.status, "stream": chunks})
 
-    async def _purge(self, _: Request) -> Response:
-        removed = self._jobs.purge()
-        self._endpoint.react()
-        return JSONResponse({"removed": removed, "status": "completed"})
+
+async def _cancel(request: Request, endpoint: Endpoint) -> Response:
+    job = endpoint.jobs.cancel(request.path_params["job_id"])
+    endpoint.react()
+    return JSONResponse({"id": job.id, "status": job.status})
+
+
+async def _retry(request: Request, endpoint: Endpoint) -> Response:
+    job = endpoint.jobs.retry(request.path_params["job_id"])
+    endpoint.react()
+    return JSONResponse({"id": job.id, "status": job.status})
+
+
+async def _health(_: Request, endpoint: Endpoint) -> Response:
+    workers = endpoint.pool.counts(endpoint.busy())
+    return JSONResponse({"jobs": endpoint.jobs.counts(), "workers": workers})
+
+
+async def _requests(_: Request, endpoint: Endpoint) -> Response:
+    # RunPod documents that this call exists, but not its answer, so our code must not depend on it.
+    now = endpoint.clock()
+    return JSONResponse({"requests": [job.answer(now) for job in endpoint.jobs.all()]})
+
+
+async def _purge(_: Request, endpoint: Endpoint) -> Response:
+    removed = endpoint.jobs.purge()
+    endpoint.react()
+    return JSONResponse({"removed": removed, "status": "completed"})
 
 
 def _require_json(request: Request) -> None:

@@ -31,6 +31,11 @@ async def _environment(*_: dict[str, Any]) -> Any:
     return sorted(os.environ)
 
 
+async def _print(_: dict[str, Any], errand: dict[str, Any]) -> Any:
+    print(*errand["lines"], sep="\n", flush=True)
+    return {"printed": True}
+
+
 async def _raise(*_: dict[str, Any]) -> Any:
     raise ValueError("boom")
 
@@ -79,6 +84,7 @@ ERRANDS = {
     "die": _die,
     "environment": _environment,
     "leave_children_and_wait": _leave_children_and_wait,
+    "print": _print,
     "raise": _raise,
     "report": _report,
     "report_and_wait": _report_and_wait,

@@ -42,6 +42,8 @@ class Account:
         self.registries: dict[str, Resource] = {}
         self.templates: dict[str, Resource] = {}
         self.endpoints = Endpoints(catalog, jobs_url)
+        self.volume_deleted: Callable[[str], None] = lambda _: None
+        """Called with the id of a volume when it is deleted."""
         self._clock = clock
 
     # Network volumes
@@ -70,6 +72,7 @@ class Account:
         if self.endpoints.has_volume(volume_id):
             raise ProblemError(400, "The network volume is attached to an endpoint: remove it there first.")
         del self.volumes[volume_id]
+        self.volume_deleted(volume_id)
 
     # Registries
 

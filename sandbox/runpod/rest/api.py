@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +43,10 @@ _WRITES = frozenset({"POST", "PATCH", "DELETE"})
 
 @dataclass(frozen=True)
 class Call:
-    """What an operation gets: the ids of the path, the checked body and the checked query."""
+    """What an operation gets: the ids of the path, the headers, the checked body and the checked query."""
 
     ids: dict[str, str]
+    headers: Mapping[str, str]
     body: Any = None
     query: Any = None
 
@@ -192,7 +193,7 @@ class RestApi:
                 raise ProblemError(415, "The Content-Type must be application/json.")
             body = parse_body(operation.body, content)
             request.state.body = {name: value for name, value in body.given().items() if name not in _SECRET_FIELDS}
-        answer = operation.carry_out(Call(request.path_params, body, query))
+        answer = operation.carry_out(Call(request.path_params, request.headers, body, query))
         if isinstance(answer, Response):
             return answer
         if answer is None:

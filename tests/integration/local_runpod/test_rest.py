@@ -9,17 +9,9 @@ import httpx
 import pytest
 
 from sandbox.runpod import LocalRunPod, Rights
-from tests.integration.local_runpod.caller import HANDLER
-from tests.runpod_rest import faults_of_answer
+from tests.integration.local_runpod.caller import ENDPOINT, HANDLER, RestCaller, faults_of
 
 VOLUME = {"name": "models", "size": 20, "dataCenter": "EU-RO-1"}
-ENDPOINT = {
-    "name": "trainer",
-    "type": "QUEUE",
-    "scaling": {"type": "QUEUE_DELAY", "queueDelay": 4},
-    "gpu": {"pools": ["AMPERE_24"]},
-    "image": "trainer:1",
-}
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +21,7 @@ def runpod() -> Iterator[LocalRunPod]:
 
 
 def client(runpod: LocalRunPod, key: str | None = None) -> httpx.Client:
-    return httpx.Client(
-        base_url=runpod.rest_url, headers={"authorization": f"Bearer {key or runpod.api_key}"}, trust_env=False
-    )
+    return RestCaller(runpod, key).http
 
 
 @pytest.fixture
@@ -42,13 +32,6 @@ def http(runpod: LocalRunPod) -> Iterator[httpx.Client]:
         for name, key in (("serverless", "endpoints"), ("network-volumes", "networkVolumes")):
             for one in http.get(f"/{name}").json()[key]:
                 http.delete(f"/{name}/{one['id']}").raise_for_status()
-
-
-def faults_of(answer: httpx.Response) -> list[str]:
-    """What in the answer differs from RunPod's description."""
-    kind = answer.headers.get("content-type", "")
-    body = answer.json() if answer.content else None
-    return faults_of_answer(answer.request.method, answer.request.url.path, answer.status_code, kind, body)
 
 
 class TestKeys:
