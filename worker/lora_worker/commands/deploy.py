@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from lora_worker.commands import deploy_init
+from lora_worker.commands import deploy_init, deploy_prefetch
+from lora_worker.commands.deploy_access import say, specification_or_exit, with_api
 from lora_worker.commands.terminal import (
     EXIT_CHANGES_NEEDED,
     EXIT_USAGE,
@@ -17,7 +18,6 @@ from lora_worker.commands.terminal import (
     make_console,
     may_ask,
     refuse,
-    run_or_exit,
     show,
 )
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from lora_worker.deployment.planning import Plan
     from lora_worker.deployment.rest import RunPodApi
-    from lora_worker.deployment.specification import Specification
-    from lora_worker.launchers.runpod_settings import RunPodAccount
 
 T = TypeVar("T")
 
@@ -45,49 +43,6 @@ File = Annotated[Path, typer.Option("--file", "-f", help="The deployment's file.
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")]
 
 DEFAULT_FILE = Path("deploy.toml")
-
-
-def account_or_exit() -> RunPodAccount:
-    """Read RunPod's key and address. Exits with 2 and a sentence where one is missing or wrong."""
-    from lora_worker.errors import SettingsError
-    from lora_worker.launchers.registry import load_runpod_account
-
-    try:
-        return load_runpod_account()
-    except SettingsError as error:
-        raise refuse(str(error), EXIT_USAGE) from None
-
-
-def with_api(work: Callable[[RunPodApi], Awaitable[T]]) -> T:
-    """Open a client of RunPod's REST API, and run `work` with it; what it waits for is said on standard error."""
-    account = account_or_exit()
-
-    async def opened() -> T:
-        import httpx
-
-        from lora_worker.deployment.rest import RunPodApi
-
-        async with httpx.AsyncClient(timeout=httpx.Timeout(60, connect=10)) as http:
-            key = account.gpu_cluster_api_key.get_secret_value()
-            return await work(RunPodApi(account.runpod_api_url, key, http=http, on_wait=say))
-
-    return run_or_exit(opened())
-
-
-def say(text: str) -> None:
-    """Tell what goes on, on standard error: standard output holds the answer alone."""
-    make_console(stderr=True).print(text, soft_wrap=True)
-
-
-def specification_or_exit(path: Path) -> Specification:
-    """Read a deployment's file. Exits with 2 and a sentence where it is missing or wrong."""
-    from lora_worker.deployment.file import read_specification
-    from lora_worker.errors import DeploymentFileError
-
-    try:
-        return read_specification(path)
-    except DeploymentFileError as error:
-        raise refuse(str(error), EXIT_USAGE) from None
 
 
 @deploy.command()
@@ -196,7 +151,7 @@ def destroy(
     from lora_worker.commands.deploy_views import plan_value, print_plan
     from lora_worker.deployment.applying import delete
     from lora_worker.deployment.planning import ENDPOINT, VOLUME, ActionKind
-    from lora_worker.deployment.removal import busy_note, plan_removal
+    from lora_worker.deployment.removal import plan_removal
     from lora_worker.deployment.survey import look_at_resources
 
     specification = specification_or_exit(file)
@@ -209,7 +164,7 @@ def destroy(
         for action in made.needed:
             question = f"Delete the {action.resource} {action.name}?"
             if action.resource == ENDPOINT and action.id:
-                busy = busy_note(await api.list_workers(action.id))
+                busy = await _busy(api, action.id)
                 question = f"{busy}. {question}" if busy else question
             if action.resource == VOLUME:
                 question = f"{question} The base models and checkpoints on it are lost"
@@ -224,6 +179,17 @@ def destroy(
     show(value, as_json=as_json, text=lambda console: _print_destroyed(len(made.needed), len(kept), console))
 
 
+async def _busy(api: RunPodApi, endpoint_id: str) -> str:
+    from lora_worker.deployment.removal import busy_note
+    from lora_worker.errors import ServiceError
+
+    try:
+        return busy_note(await api.list_workers(endpoint_id))
+    except ServiceError:
+        # It is only told, and the deletion itself finds out what RunPod refuses.
+        return ""
+
+
 def _print_destroyed(deleted: int, kept: int, console: Console) -> None:
     if not deleted:
         console.print("nothing to delete")
@@ -231,3 +197,6 @@ def _print_destroyed(deleted: int, kept: int, console: Console) -> None:
         console.print("done; what is kept is billed on")
     else:
         console.print("done: nothing of the deployment is left at RunPod")
+
+
+deploy.command()(deploy_prefetch.prefetch)

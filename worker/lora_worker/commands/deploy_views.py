@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from lora_worker.commands.terminal import printable
 from lora_worker.deployment.planning import Action, ActionKind, Plan
 
 if TYPE_CHECKING:
@@ -47,17 +48,18 @@ def print_plan(plan: Plan, console: Console) -> None:
         sign, style = _SIGNS[action.kind]
         console.print(Text(f"{sign} {_title(action)}", style=style), soft_wrap=True)
         for change in action.changes:
-            console.print(f"    {change.key}: {change.now} → {change.wanted}", soft_wrap=True)
+            console.print(f"    {change.key}: {printable(change.now)} → {change.wanted}", soft_wrap=True)
     _print_offers(plan, console)
     for note in plan.notes:
-        console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
+        console.print(Text(f"note: {printable(note)}", style="yellow"), soft_wrap=True)
     if not plan.needed:
         console.print("nothing to change")
 
 
 def _title(action: Action) -> str:
     id_ = f" ({action.id})" if action.id else ""
-    return f"{action.kind} {action.resource} {action.name}{id_}" + (f": {action.note}" if action.note else "")
+    note = f": {printable(action.note)}" if action.note else ""
+    return f"{action.kind} {action.resource} {action.name}{id_}{note}"
 
 
 def _print_offers(plan: Plan, console: Console) -> None:
@@ -71,7 +73,7 @@ def _print_offers(plan: Plan, console: Console) -> None:
     for offer in plan.offers:
         price = "?" if offer.usd_per_hour is None else f"${offer.usd_per_hour:.2f}"
         memory = "?" if offer.memory_gb is None else f"{offer.memory_gb} GB"
-        table.add_row(offer.pool, ", ".join(offer.gpus), memory, price, offer.stock.lower() or "?")
+        table.add_row(offer.pool, printable(", ".join(offer.gpus)), memory, price, offer.stock.lower() or "?")
     console.print()
     console.print(table)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from lora_worker.deployment.endpoint_settings import endpoint_change, new_endpoint
 from lora_worker.deployment.planning import ENDPOINT, VOLUME, Action, ActionKind, plan_deployment
@@ -30,7 +28,6 @@ class Applier:
     api: RunPodApi
     specification: Specification
     say: Callable[[str], None] = lambda _: None
-    sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep
 
     async def apply(self, actions: tuple[Action, ...], survey: Survey) -> Endpoint:
         """Make RunPod what the specification wants, and return the endpoint as it is afterwards.
@@ -111,7 +108,7 @@ class Applier:
 
     async def _look_again(self, look: Callable[[], Awaitable[Resource | None]]) -> Resource | None:
         for seconds in _LOOK_AFTER_SECONDS:
-            await self.sleep(seconds)
+            await self.api.sleep(seconds)
             found = await look()
             if found is not None:
                 return found
@@ -137,13 +134,7 @@ def _what(action: Action) -> str:
     return ", ".join(change.key for change in action.changes) or action.kind
 
 
-async def delete(
-    api: RunPodApi,
-    actions: tuple[Action, ...],
-    *,
-    say: Callable[[str], None] = lambda _: None,
-    sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
-) -> None:
+async def delete(api: RunPodApi, actions: tuple[Action, ...], *, say: Callable[[str], None] = lambda _: None) -> None:
     """Delete the resources of these actions, the endpoint first: RunPod keeps a volume that is attached.
 
     Raises:
@@ -155,11 +146,11 @@ async def delete(
         if action.resource == ENDPOINT:
             await api.delete_endpoint(action.id)
         else:
-            await _delete_volume(api, action.id, sleep)
+            await _delete_volume(api, action.id)
         say(f"deleted the {action.resource} {action.name} ({action.id})")
 
 
-async def _delete_volume(api: RunPodApi, volume_id: str, sleep: Callable[[float], Awaitable[Any]]) -> None:
+async def _delete_volume(api: RunPodApi, volume_id: str) -> None:
     for look in range(1, _DETACH_LOOKS + 1):
         try:
             await api.delete_volume(volume_id)
@@ -167,7 +158,7 @@ async def _delete_volume(api: RunPodApi, volume_id: str, sleep: Callable[[float]
             # The workers of an endpoint that was just deleted hold its volume until they have ended.
             if error.status != _CONFLICT or look == _DETACH_LOOKS:
                 raise
-            await sleep(_DETACH_SECONDS)
+            await api.sleep(_DETACH_SECONDS)
         else:
             return
 

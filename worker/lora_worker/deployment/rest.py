@@ -76,11 +76,14 @@ class RunPodApi:
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
         on_wait: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Make a client. `on_wait` is told, in one sentence, why the client waits before it repeats a call."""
+        """Make a client; `sleep` also serves those who wait for something that they asked it for.
+
+        `on_wait` is told, in one sentence, why the client waits before it repeats a call.
+        """
         self._url = url.rstrip("/")
-        self._key = key
-        self._http = http
-        self._sleep = sleep
+        self.key = key
+        self.http = http
+        self.sleep = sleep
         self._on_wait = on_wait
 
     async def list_endpoints(self) -> list[Endpoint]:
@@ -165,7 +168,7 @@ class RunPodApi:
         url = f"{self._url}/serverless/{endpoint_id}/workers/{worker_id}/logs"
         headers = {**self._headers(), "Accept": "text/event-stream"}
         try:
-            async with self._http.stream("GET", url, params=query, headers=headers, timeout=timeout) as response:
+            async with self.http.stream("GET", url, params=query, headers=headers, timeout=timeout) as response:
                 if response.status_code != 200:
                     raise await self._refusal(await read_answer(response), doing)
                 async for line in read_log_lines(response, most_lines=most_lines):
@@ -229,7 +232,7 @@ class RunPodApi:
             raise ServiceUnavailableError(SERVICE, f"RunPod's answer is not readable: could not {doing}") from None
 
     def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._key}", "Accept": "application/json"}
+        return {"Authorization": f"Bearer {self.key}", "Accept": "application/json"}
 
     async def _repeated(
         self, method: str, path: str, doing: str, *, query: Mapping[str, str] | None = None, body: Any = None
@@ -247,7 +250,7 @@ class RunPodApi:
                 if attempt == _MAX_ATTEMPTS or wait > _LONGEST_WAIT_SECONDS:
                     raise
                 self._on_wait(f"{error}; next try in {wait:.0f} s")
-            await self._sleep(wait)
+            await self.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
     async def _once(
@@ -259,7 +262,7 @@ class RunPodApi:
             content = json.dumps(body, allow_nan=False).encode()
         creates = method == "POST"
         try:
-            async with self._http.stream(
+            async with self.http.stream(
                 method, f"{self._url}{path}", params=query, headers=headers, content=content
             ) as response:
                 answer = await read_answer(response)
@@ -290,7 +293,7 @@ class RunPodApi:
             problem = await answer.json()
         except (ValueError, RecursionError):
             problem = None
-        return ServiceRefusedError(SERVICE, explain_refusal(status, doing, problem, key=self._key), status=status)
+        return ServiceRefusedError(SERVICE, explain_refusal(status, doing, problem, key=self.key), status=status)
 
 
 def _pause_seconds(headers: Mapping[str, str]) -> float:

@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 
+from tests.runpod_rest import faults_of_request
+
 CATALOG = [
     {"id": "NVIDIA A100 80GB PCIe", "name": "A100 PCIe", "pool": "AMPERE_80", "memory": 80,
      "price": {"serverless": 2.74}, "availability": "MEDIUM"},
@@ -70,6 +72,8 @@ class Account:
         return key
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content) if request.content else None
+        assert faults_of_request(request.method, str(request.url), body) == []
         self.requests.append((request.method, request.url.path))
         call = f"{request.method} {request.url.path.split('/')[2]}"
         found = next((fault for fault in self.faults if fault.call == call), None)

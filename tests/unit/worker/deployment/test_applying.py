@@ -62,14 +62,14 @@ async def applied(account: Account, wanted: Specification = SPECIFICATION) -> Wa
         survey = await take_survey(api, wanted)
         plan = plan_deployment(wanted, survey)
         if plan.needed:
-            await Applier(api, wanted, waits.said.append, waits.sleep).apply(plan.actions, survey)
+            await Applier(api, wanted, waits.said.append).apply(plan.actions, survey)
     return waits
 
 
 async def destroyed(account: Account, *, with_volumes: bool = True) -> None:
     async with client(account, Waits()) as api:
         plan = plan_removal(SPECIFICATION, await look_at_resources(api), with_volumes=with_volumes)
-        await delete(api, plan.needed, sleep=Waits().sleep)
+        await delete(api, plan.needed)
 
 
 def ours(account: Account) -> dict[str, Any]:

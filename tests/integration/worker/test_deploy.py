@@ -1,0 +1,245 @@
+"""The commands `deploy …` against a local RunPod: nothing is left over, nothing is called twice, every fault heals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import Result
+
+from lora_worker.deployment.rest import RunPodApi
+from sandbox.runpod import LocalRunPod, Rights
+from tests.commands import check_keys, run_command
+
+WRITES = ("createNetworkVolume", "createEndpoint", "updateNetworkVolume", "updateEndpoint", "deleteEndpoint",
+          "deleteNetworkVolume")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runpod() -> Iterator[LocalRunPod]:
+    with LocalRunPod.start(workers_max=0, rest_calls_per_minute=100_000) as runpod:
+        yield runpod
+
+
+async def _no_wait(_: float) -> None:
+    return
+
+
+@pytest.fixture(autouse=True)
+def account(runpod: LocalRunPod, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """An empty account and folder, RunPod's key in the environment, and retries that follow at once."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("GPU_CLUSTER_API_KEY", "GPU_CLUSTER_API_URL", "RUNPOD_ENDPOINT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RUNPOD_API_KEY", runpod.api_key)
+    monkeypatch.setenv("LORA_WORKER_RUNPOD_API_URL", runpod.rest_url)
+    monkeypatch.setitem(RunPodApi.__init__.__kwdefaults__, "sleep", _no_wait)
+    yield
+    runpod.faults.clear()
+    for path, key in (("serverless", "endpoints"), ("network-volumes", "networkVolumes")):
+        for one in listed(runpod, path, key):
+            call(runpod, "DELETE", f"{path}/{one['id']}")
+
+
+def call(runpod: LocalRunPod, method: str, path: str, body: Any = None) -> Any:
+    """Do something in the account, as somebody does in RunPod's console."""
+    answer = httpx.request(
+        method,
+        f"{runpod.rest_url}/{path}",
+        headers={"Authorization": f"Bearer {runpod.api_key}"},
+        json=body,
+        trust_env=False,
+    )
+    answer.raise_for_status()
+    return answer.json() if answer.content else None
+
+
+def listed(runpod: LocalRunPod, path: str, key: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = call(runpod, "GET", path)[key]
+    return found
+
+
+def endpoints(runpod: LocalRunPod) -> list[dict[str, Any]]:
+    return listed(runpod, "serverless", "endpoints")
+
+
+def volumes(runpod: LocalRunPod) -> list[dict[str, Any]]:
+    return listed(runpod, "network-volumes", "networkVolumes")
+
+
+def writes(runpod: LocalRunPod, since: int = 0) -> list[str]:
+    return [write.operation for write in runpod.ledger.writes[since:]]
+
+
+def deploy(*arguments: str) -> Result:
+    return run_command("deploy", *arguments)
+
+
+def written(**changes: str) -> None:
+    """Write the file by `init`, and replace what a test has different."""
+    done = deploy("init", "--image", "ghcr.io/me/trainer:1", "--data-center", "EU-RO-1", "--volume-gb", "50", "--force")
+    assert done.exit_code == 0, done.output
+    path = Path("deploy.toml")
+    text = path.read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+def is_whole(runpod: LocalRunPod) -> bool:
+    """Whether there is the endpoint with its volume, each once, and a plan has nothing to do."""
+    (endpoint,), (volume,) = endpoints(runpod), volumes(runpod)
+    return endpoint["networkVolumes"] == [volume["id"]] and deploy("plan", "--fail-on-changes").exit_code == 0
+
+
+def test_init_plan_apply_apply_plan_destroy_leave_nothing(runpod: LocalRunPod) -> None:
+    written()
+    began = len(runpod.ledger.writes)
+    assert deploy("plan", "--fail-on-changes").exit_code == 4
+    assert writes(runpod, began) == []
+    assert deploy("apply", "--yes", "--write-env").exit_code == 0
+    (endpoint,) = endpoints(runpod)
+    assert endpoint["requestUrls"]["run"].removesuffix("/run") in Path(".env").read_text()
+    again = deploy("apply", "--yes", "--json")
+    assert json.loads(again.stdout)["changes_needed"] == 0
+    assert is_whole(runpod)
+    gone = deploy("destroy", "--yes", "--with-volumes")
+    assert gone.exit_code == 0, gone.output
+    assert endpoints(runpod) == volumes(runpod) == listed(runpod, "templates", "templates") == []
+    assert writes(runpod, began) == ["createNetworkVolume", "createEndpoint", "deleteEndpoint", "deleteNetworkVolume"]
+
+
+@pytest.mark.parametrize("action", ["respond", "respond_after", "disconnect", "drop_answer"])
+def test_a_fault_at_each_write_makes_nothing_twice(runpod: LocalRunPod, action: Any) -> None:
+    for operation in WRITES:
+        runpod.faults.add(operation, action, status=500)
+    written()
+    assert deploy("apply", "--yes").exit_code == 0
+    assert is_whole(runpod)
+    path = Path("deploy.toml")
+    path.write_text(path.read_text().replace("size_gb = 50", "size_gb = 60").replace("max = 3", "max = 2"))
+    changed = deploy("apply", "--yes")
+    assert changed.exit_code == 0, changed.output
+    assert is_whole(runpod)
+    assert volumes(runpod)[0]["size"] == 60
+    gone = deploy("destroy", "--yes", "--with-volumes")
+    assert gone.exit_code == 0, gone.output
+    assert endpoints(runpod) == volumes(runpod) == []
+
+
+@pytest.mark.parametrize("operation", ["createNetworkVolume", "createEndpoint", "listEndpoints", "listGpuTypes"])
+def test_a_lasting_fault_is_one_sentence_and_then_heals(runpod: LocalRunPod, operation: Any) -> None:
+    written()
+    runpod.faults.add(operation, "respond", status=500, times=None)
+    failed = deploy("apply", "--yes")
+    assert failed.exit_code == 1
+    assert failed.stderr.splitlines()[-1].startswith("lora-worker: RunPod failed (500) while it should ")
+    runpod.faults.clear()
+    assert deploy("apply", "--yes").exit_code == 0
+    assert is_whole(runpod)
+
+
+def test_a_429_is_waited_for(runpod: LocalRunPod) -> None:
+    written()
+    for operation in ("listEndpoints", "createNetworkVolume", "createEndpoint"):
+        runpod.faults.add(operation, "respond", status=429, retry_after_seconds=7)
+    done = deploy("apply", "--yes")
+    assert done.exit_code == 0
+    assert done.stderr.count("RunPod takes no more requests for 7 s (429)") == 3
+    assert is_whole(runpod)
+
+
+DRIFT: list[dict[str, Any]] = [
+    {"image": "ghcr.io/me/trainer:0"},
+    {"disk": 20, "env": {"A": "1"}},
+    {"gpu": {"pools": ["ADA_24"]}},
+    {"gpu": {"pools": ["AMPERE_80", "ADA_80_PRO"], "excludedTypes": ["NVIDIA H100 PCIe"], "count": 2}},
+    {"gpu": {"minCudaVersion": "", "allowedCudaVersions": ["12.8"]}},
+    {"workers": {"min": 1, "max": 1, "idleTimeout": 3600}},
+    {"scaling": {"type": "REQUEST_COUNT", "requestCount": 1}},
+    {"timeout": 300_000, "flashboot": "FLASHBOOT"},
+    {"dataCenterIds": [], "networkVolumes": []},
+]
+
+
+def test_drift_in_every_setting_is_seen_and_mended(runpod: LocalRunPod) -> None:
+    written()
+    deploy("apply", "--yes")
+    (endpoint,) = endpoints(runpod)
+    for drift in DRIFT:
+        call(runpod, "PATCH", f"serverless/{endpoint['id']}", drift)
+        assert deploy("plan", "--fail-on-changes").exit_code == 4, drift
+        done = deploy("apply", "--yes")
+        assert done.exit_code == 0, (drift, done.output)
+        assert is_whole(runpod), drift
+        assert endpoints(runpod) == [endpoint]
+
+
+def test_a_vanished_volume_is_made_again(runpod: LocalRunPod) -> None:
+    written()
+    deploy("apply", "--yes")
+    (endpoint,), (volume,) = endpoints(runpod), volumes(runpod)
+    call(runpod, "PATCH", f"serverless/{endpoint['id']}", {"networkVolumes": []})
+    call(runpod, "DELETE", f"network-volumes/{volume['id']}")
+    assert deploy("apply", "--yes").exit_code == 0
+    assert is_whole(runpod)
+    assert volumes(runpod)[0]["id"] != volume["id"]
+
+
+@pytest.mark.parametrize("kind", ["endpoint", "network volume"])
+def test_two_of_one_name_are_refused_until_one_is_gone(runpod: LocalRunPod, kind: str) -> None:
+    written()
+    deploy("apply", "--yes")
+    path, (one,) = ("serverless", endpoints(runpod)) if kind == "endpoint" else ("network-volumes", volumes(runpod))
+    keys = ("name", "type", "scaling", "image", "gpu") if kind == "endpoint" else ("name", "size", "dataCenter")
+    body = {key: one[key] for key in keys}
+    if kind == "endpoint":
+        body["gpu"] = {"pools": one["gpu"]["pools"]}
+    twin = call(runpod, "POST", path, body)
+    began = len(runpod.ledger.writes)
+    for command in (("plan",), ("apply", "--yes"), ("destroy", "--yes", "--with-volumes")):
+        refused = deploy(*command)
+        assert refused.exit_code == 1
+        assert f"RunPod holds 2 {kind}s named {one['name']}" in refused.stderr
+    assert writes(runpod, began) == []
+    call(runpod, "DELETE", f"{path}/{twin['id']}")
+    assert is_whole(runpod)
+
+
+@pytest.mark.parametrize("rights", [Rights.READ, Rights.JOBS])
+def test_a_key_without_rights_is_named_and_changes_nothing(
+    runpod: LocalRunPod, monkeypatch: pytest.MonkeyPatch, rights: Rights
+) -> None:
+    written()
+    monkeypatch.setenv("RUNPOD_API_KEY", key := runpod.add_key(rights))
+    refused = deploy("apply", "--yes")
+    assert refused.exit_code == 1
+    assert "RunPod's API key has no right to " in refused.stderr
+    assert key not in refused.output
+    assert endpoints(runpod) == volumes(runpod) == []
+    monkeypatch.setenv("RUNPOD_API_KEY", runpod.api_key)
+    assert deploy("apply", "--yes").exit_code == 0
+    assert is_whole(runpod)
+
+
+def test_stock_and_price_of_each_pool_are_shown(runpod: LocalRunPod) -> None:
+    written()
+    runpod.set_stock("ADA_80_PRO", "NONE")
+    planned = deploy("plan", "--json")
+    pools = {pool["pool"]: pool for pool in json.loads(planned.stdout)["pools"]}
+    assert (pools["ADA_80_PRO"]["stock"], pools["ADA_80_PRO"]["usd_per_hour"]) == ("NONE", 4.18)
+    assert "$2.74" in deploy("plan").stdout
+
+
+def test_the_keys_of_each_answer_stay(runpod: LocalRunPod) -> None:
+    written()
+    deploy("apply", "--yes")
+    (endpoint,) = endpoints(runpod)
+    call(runpod, "PATCH", f"serverless/{endpoint['id']}", {"disk": 20})
+    for command in (("plan",), ("apply", "--yes", "--write-env"), ("destroy", "--yes")):
+        check_keys(f"deploy {command[0]}", json.loads(deploy(*command, "--json").stdout), opaque={"variables"})
