@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 # Material for MkDocs tells of its successor with each build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: docs reference help demo test test-supabase lint chaos crashes models bench bench-trainer gpu lock image-check clean
+.PHONY: docs reference screenshots help demo test test-supabase lint chaos crashes models bench bench-trainer gpu lock image-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,9 @@ docs: $(INSTALLED) ## the documentation's site into .site; a dead link fails
 
 reference: $(INSTALLED) ## docs/cli.md and docs/settings.md, from the code
 	@$(BIN)/python -m scripts.reference
+
+screenshots: $(INSTALLED) ## docs/images, of a sandbox in which jobs train
+	@$(BIN)/python -m scripts.screenshots
 
 chaos: $(INSTALLED) ## every fault on 50 jobs, and some kills at each crash point; writes chaos-report.json
 	@$(BIN)/python -m tests.chaos --seeds 4 $(ARGS)

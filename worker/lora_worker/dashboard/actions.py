@@ -29,13 +29,19 @@ Act = Callable[[DatabaseCalls, Mapping[str, str]], Awaitable[str | None]]
 
 @dataclass(frozen=True)
 class Deed:
-    """One action: what the page that asks first says, and what is said afterwards."""
+    """One action: what the page that asks first says, and what is said afterwards.
+
+    `field` holds what it is done to, `target` is the name of that on the page, and `whole` what an empty field means.
+    """
 
     title: str
     explanation: str
     button: str
     done: str
     act: Act
+    field: str
+    target: str
+    whole: str = ""
     is_grave: bool = False
     asks_reason: bool = False
 
@@ -78,6 +84,8 @@ OF_JOB = {
         "Cancel the job",
         "The job is cancelled. A worker stops its GPU within seconds.",
         _cancel,
+        field="job_id",
+        target="Job",
         is_grave=True,
     ),
     "retry": Deed(
@@ -86,23 +94,31 @@ OF_JOB = {
         "Retry the job",
         "The job is queued again.",
         _retry,
+        field="job_id",
+        target="Job",
     ),
 }
 OF_QUEUE = {
     "hold": Deed(
-        "Hold new work?",
-        "Nothing new is claimed until it is released. Trainings that run go on to their end.",
+        "Hold jobs?",
+        "None of these jobs is claimed until the hold is released. Trainings that run go on to their end.",
         "Hold",
-        "Held: nothing new is claimed.",
+        "Held: none of these jobs is claimed until you release them.",
         _hold,
+        field="user",
+        target="Jobs of",
+        whole="all users",
         asks_reason=True,
     ),
     "release": Deed(
         "Release the hold?",
-        "Waiting jobs may be claimed again at once.",
+        "These jobs may be claimed again at once.",
         "Release",
         "Released: jobs are claimed again.",
         _release,
+        field="user",
+        target="Jobs of",
+        whole="all users",
     ),
     "resume": Deed(
         "Try held jobs again?",
@@ -111,6 +127,9 @@ OF_QUEUE = {
         "Resume",
         "The held jobs may go again.",
         _resume,
+        field="name",
+        target="Held for",
+        whole="any base model or image",
     ),
 }
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from starlette.testclient import TestClient
 
+from tests.project import ROOT
 from tests.unit.worker.dashboard.scripted import (
     SCRIPT,
     Clock,
@@ -139,6 +140,15 @@ def test_waiting_jobs_stand_in_order_with_their_reasons(browser: TestClient, dat
     )  # fmt: skip
     text = shown(browser, "/").text
     assert re.search(r"Older.* its turn 2 h 01 min .*Newer.* a worker 1 min 05 s .*its dataset 5 s", text)
+
+
+def test_pictures_of_the_documentation_are_small_and_shown() -> None:
+    pictures = sorted((ROOT / "docs" / "images").iterdir())
+    assert len(pictures) >= 3
+    pages = "".join(page.read_text() for page in (*(ROOT / "docs").glob("*.md"), ROOT / "README.md"))
+    for picture in pictures:
+        assert picture.stat().st_size < 150_000
+        assert f"images/{picture.name}" in pages
 
 
 def test_a_run_shows_its_stages_with_their_times(browser: TestClient, database: ScriptedDatabase) -> None:
