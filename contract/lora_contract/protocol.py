@@ -46,6 +46,7 @@ from lora_contract.error_codes import ErrorCode
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.log_lines import LogLines
 from lora_contract.object_names import is_storable
+from lora_contract.tracing import Traceparent
 from lora_contract.words import joined
 
 PROTOCOL_VERSION: Literal[1] = 1
@@ -164,6 +165,8 @@ class Request(_Message):
     channel: Channel
     output: OutputRef
     limits: Limits
+    traceparent: Traceparent = None
+    """The root span of the run's trace (W3C Trace Context), where the worker records traces."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property

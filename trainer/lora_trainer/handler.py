@@ -13,18 +13,21 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 
 from lora_contract.errands import ERRAND_REQUESTS, ErrandResult, FitnessRequest, PrefetchRequest
 from lora_contract.protocol import PROTOCOL_VERSION, Request, Result
+from lora_contract.tracing import Traces, open_traces
 from lora_trainer.errands.errand import carry_out
 from lora_trainer.errands.examination import as_unfit, examine
 from lora_trainer.errors import RequestInvalidError, TrainingError
 from lora_trainer.run.execution import Execution
 from lora_trainer.run.logs import configure_logging
 from lora_trainer.run.runpod_progress import Send
+from lora_trainer.run.stage_spans import FLUSH_SECONDS
 from lora_trainer.settings import load_settings, unread_settings
 
 log = logging.getLogger(__name__)
@@ -41,13 +44,24 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     return (await _run_training(job)).as_output()
 
 
+@cache
+def _traces() -> Traces:
+    """The traces of this container, as its own variables ask for them."""
+    traces = open_traces("lora-trainer", instance=os.environ.get("RUNPOD_POD_ID"))
+    if traces.problem:
+        log.warning("%s", traces.problem)
+    return traces
+
+
 async def _run_training(job: dict[str, Any]) -> Result:
     try:
         request = parse_request(job.get("input"))
         async with _sending_progress(job) as send:
-            execution = Execution(request, job["id"], load_settings(), send)
+            execution = Execution(request, job["id"], load_settings(), send, traces=_traces())
             with _on_sigterm(execution.stop.set):
-                return await execution.run()
+                result = await execution.run()
+            await asyncio.to_thread(_traces().flush, seconds=FLUSH_SECONDS)
+            return result
     except TrainingError as error:
         log.error("%s", error)
         given = job.get("input")

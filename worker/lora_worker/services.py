@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from lora_contract.tracing import Traces
 from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.tokens import RunTokens
@@ -88,6 +89,7 @@ class Services:
     prices: tuple[GpuPrice, ...]
     retry_limits: RetryLimits
     heavy_slots: HeavySlots
+    traces: Traces = field(default_factory=Traces)
     outbox: Outbox = field(default_factory=Outbox)
     foreign_slots: HeavySlots = field(default_factory=lambda: HeavySlots(_FOREIGN_SLOTS))
     log_slots: HeavySlots = field(default_factory=lambda: HeavySlots(_LOG_SLOTS))

@@ -93,8 +93,9 @@ class ChildProcess:
                 stderr=output,
                 pass_fds=(messages,),
                 start_new_session=True,
-                # The child may run code that a model brings, so it does not get RunPod's keys.
-                env={name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")},
+                # The child may run code that a model brings, so it gets neither RunPod's keys nor those of a collector
+                # of traces.
+                env={name: value for name, value in os.environ.items() if not name.startswith(("RUNPOD_", "OTEL_"))},
             )
         finally:
             os.close(messages)

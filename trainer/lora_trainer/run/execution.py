@@ -21,6 +21,7 @@ from lora_contract.crash_points import crash_point
 from lora_contract.curve import thin_points
 from lora_contract.log_lines import run_begins
 from lora_contract.protocol import STAGE_PROGRESS, Point, Progress, Request, Result, Stage, Summary
+from lora_contract.tracing import Traces
 from lora_trainer.errors import (
     ChannelUnreachableError,
     FenceLostError,
@@ -38,6 +39,7 @@ from lora_trainer.run.logs import LogTail, describe, secrets_of
 from lora_trainer.run.publishing import publish
 from lora_trainer.run.runpod_progress import ProgressPoster, Send
 from lora_trainer.run.sizes import fit_heartbeat, fit_message
+from lora_trainer.run.stage_spans import StageSpans
 from lora_trainer.run.task import Outcome, Task
 from lora_trainer.run.volume import JobFolder, find_volume, naming_full_disks, open_job_folder, remove_stale_jobs
 from lora_trainer.settings import Settings
@@ -57,7 +59,15 @@ class Execution:
     Whoever notices that the machine is taken away sets `stop`: the execution then ends with a checkpoint.
     """
 
-    def __init__(self, request: Request, external_job_id: str, settings: Settings, send: Send) -> None:
+    def __init__(
+        self,
+        request: Request,
+        external_job_id: str,
+        settings: Settings,
+        send: Send,
+        *,
+        traces: Traces | None = None,
+    ) -> None:
         self.stop = asyncio.Event()
         self._request = request
         self._settings = settings
@@ -73,12 +83,13 @@ class Execution:
         self._poster = ProgressPoster(
             send, interval_seconds=settings.progress_seconds, settle_seconds=settings.settle_seconds
         )
+        self._spans = StageSpans(traces or Traces(), request, self._execution_id)
         secrets = secrets_of(request)
         self._log = LogTail(secrets)
         self._child = TrainingChild(
             settings.child,
             grace_seconds=settings.grace_seconds,
-            on_progress=self._poster.update,
+            on_progress=self._take_progress,
             on_line=self._log.add,
             secrets=secrets,
         )
@@ -95,6 +106,7 @@ class Execution:
             reason = f": {result.error.sentence()}" if result.error else ""
             log.info("the execution ends as %s%s", result.status, reason)
         result = fit_message(result.model_copy(update={"log": self._log.lines()}))
+        self._spans.end(result)
         crash_point("trainer.result.before")
         return result
 
@@ -259,8 +271,12 @@ class Execution:
             trust_remote_code=settings.trust_remote_code,
         )
 
+    def _take_progress(self, progress: Progress) -> None:
+        self._spans.enter(progress.stage)
+        self._poster.update(progress)
+
     def _report(self, stage: Stage) -> None:
-        self._poster.update(
+        self._take_progress(
             Progress(
                 run_id=self._request.run_id,
                 execution_id=self._execution_id,

@@ -9,11 +9,13 @@ import typer
 from lora_worker.commands.terminal import EXIT_USAGE, command_group, refuse, run_or_exit, settings_or_exit
 
 if TYPE_CHECKING:
+    from lora_contract.tracing import Traces
     from lora_worker.configuration.settings import Settings
     from lora_worker.observability.outbox import Outbox
 
-_LAST_NOTICES_SECONDS = 1.5
-"""How long the last notices may take: a stop takes ten seconds at the most, eight of them for the runs."""
+_LAST_NOTICES_SECONDS = 1.0
+_LAST_SPANS_SECONDS = 0.7
+"""How long the last notices and spans may take: a stop takes ten seconds at the most, eight of them for the runs."""
 
 commands = command_group()
 
@@ -23,21 +25,27 @@ def run(
     once: Annotated[bool, typer.Option("--once", help="One full pass, then exit (for cron).")] = False,
 ) -> None:
     """Claim, launch, poll and settle until SIGTERM; or one full pass with --once."""
+    from lora_contract.tracing import open_traces
     from lora_worker.errors import SettingsError
     from lora_worker.observability.outbox import open_outbox
+    from lora_worker.observability.telemetry import log_missing_traces
 
     settings = settings_or_exit()
     try:
         outbox = open_outbox(settings)
     except SettingsError as error:
         raise refuse(str(error), EXIT_USAGE) from None
+    traces = open_traces("lora-worker", instance=settings.name)
+    if traces.problem:
+        log_missing_traces(traces.problem)
     try:
-        run_or_exit(_work(settings, outbox, once=once))
+        run_or_exit(_work(settings, outbox, traces, once=once))
     finally:
         outbox.close(seconds=_LAST_NOTICES_SECONDS)
+        traces.close(seconds=_LAST_SPANS_SECONDS)
 
 
-async def _work(settings: Settings, outbox: Outbox, *, once: bool) -> None:
+async def _work(settings: Settings, outbox: Outbox, traces: Traces, *, once: bool) -> None:
     import asyncio
     import signal
 
@@ -46,7 +54,7 @@ async def _work(settings: Settings, outbox: Outbox, *, once: bool) -> None:
     from lora_worker.observability.health import serving_health
     from lora_worker.services import open_services
 
-    async with open_services(settings, outbox=outbox) as services:
+    async with open_services(settings, outbox=outbox, traces=traces) as services:
         daemon = Daemon(services)
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):

@@ -117,6 +117,7 @@ class Run(BaseModel):
     last_seen_at: datetime | None = None
     used_seconds: float | None = None
     """From the trainer's check-in to its last heartbeat."""
+    created_at: datetime | None = None
     launched_at: datetime | None = None
     handlings: int = 0
     transient_failures: int = 0

@@ -35,6 +35,7 @@ from lora_worker.runs.state.events import (
     StopDecided,
 )
 from lora_worker.runs.state.held_run import HeldRun
+from lora_worker.runs.state.journey import record_taking
 from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)
@@ -111,6 +112,7 @@ class HeldRuns:
             with logging_run(run.id, run.job_id):
                 self.held[run.id] = HeldRun.take(self._services, assignment, asked_at=asked_at)
                 log.info(how, action=action, attempt=run.attempt, status=run.status)
+            record_taking(self.held[run.id], how, asked_seconds_ago=self._services.clock() - asked_at)
         HELD_RUNS.set(len(self.held))
 
     # ── renewing ────────────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ class Action(StrEnum):
     WORKER_STOPPED_EARLY = "worker.stopped_early"
     LEASES_NOT_RELEASED = "worker.leases_not_released"
     PASS_DONE = "worker.pass_done"  # noqa: S105 (the name of an event)
+    TRACES_OFF = "worker.traces_off"
     TERMS_WRITTEN = "worker.terms_written"
 
     DUTY_PUT_OFF = "duty.put_off"

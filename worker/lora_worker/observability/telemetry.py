@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from lora_contract.redaction import redact
 from lora_worker.configuration.settings import Settings
+from lora_worker.observability.actions import Action
 
 
 def _redactor(secrets: tuple[str, ...]) -> Callable[[Any, str, MutableMapping[str, Any]], MutableMapping[str, Any]]:
@@ -36,6 +37,11 @@ def secrets_of(settings: Settings) -> Iterator[str]:
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, SecretStr):
                 yield one.get_secret_value()
+
+
+def log_missing_traces(problem: str) -> None:
+    """Log why no traces are sent, though variables of the environment ask for them."""
+    structlog.get_logger(__name__).warning("no traces are sent", action=Action.TRACES_OFF, problem=problem)
 
 
 @contextmanager

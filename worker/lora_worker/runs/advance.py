@@ -37,6 +37,7 @@ from lora_worker.runs.state.events import (
     StopDecided,
 )
 from lora_worker.runs.state.held_run import HeldRun
+from lora_worker.runs.state.journey import spanning
 from lora_worker.runs.steps import container_log, launching, settling
 from lora_worker.runs.steps.claims import warn_of_contradiction
 from lora_worker.runs.steps.granting import answer
@@ -86,7 +87,8 @@ async def launch(held: HeldRun) -> None:
     async with AsyncExitStack() as place:
         await place.enter_async_context(held.services.heavy_slots.take(alone=held.is_suspect))
         if await _begin_handling(held, "preflight"):
-            plan = await launching.check_job(held)
+            with spanning(held, "preflight"):
+                plan = await launching.check_job(held)
         else:
             plan = Ending(WORKER_KILLED)
         if isinstance(plan, Ending):
@@ -103,7 +105,8 @@ async def launch(held: HeldRun) -> None:
         if begun is None:
             return
         apply(held, begun)
-        sent = await launching.send(held, request, plan)
+        with spanning(held, "launch"):
+            sent = await launching.send(held, request, plan)
         if isinstance(sent, Ending):
             await finish(held, sent)
             return
@@ -280,7 +283,9 @@ async def finish(held: HeldRun, ending: Ending) -> None:
     apply(held, container_log.end_of(ending))
     if held.container_log and not held.is_log_kept and await container_log.keep(held):
         apply(held, LogKept())
-    apply(held, await settle(held, ending))
+    with spanning(held, "settle"):
+        settled = await settle(held, ending)
+    apply(held, settled)
 
 
 async def finish_log(held: HeldRun) -> None:

@@ -12,6 +12,7 @@ import structlog
 from lora_contract.crash_points import crash_point
 from lora_contract.error_codes import ErrorCode, Fault
 from lora_contract.protocol import Channel, DatasetRef, Limits, OutputRef, Request
+from lora_contract.tracing import context_of
 from lora_worker.configuration.keys import public_fault, read_key
 from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.tokens import token_sha256
@@ -133,6 +134,7 @@ async def _make_request(held: HeldRun, plan: preflight.Plan) -> Request:
             grant_wait_seconds=settings.grant_wait_seconds,
             chart_points=settings.chart_points,
         ),
+        traceparent=context_of(held.run_id).traceparent if services.traces.is_on else None,
     )
 
 

@@ -19,19 +19,16 @@ from lora_worker.database.rows import Job
 from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.errors import ArtifactError, ServiceError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.observability.actions import Action
-from lora_worker.observability.metrics import count_settlement
 from lora_worker.runs.outcomes.failures import (
     ARTIFACT_MISSING,
     EARLIER_TRAINER,
     STORAGE_REFUSED,
     Failure,
-    known_code,
 )
 from lora_worker.runs.outcomes.results import LegacyResult
 from lora_worker.runs.outcomes.retries import exhausted, retry_after
 from lora_worker.runs.rows import notices
 from lora_worker.runs.rows.artifacts import Description, curve_of, describe_artifact, notes_for_user
-from lora_worker.runs.rows.operator_notices import JobEnd, notice_of_end
 from lora_worker.runs.rows.progress_entries import started_notice
 from lora_worker.runs.rows.quality import rate_training
 from lora_worker.runs.rows.report_rows import final_columns, partial_columns, point_rows
@@ -41,6 +38,7 @@ from lora_worker.runs.steps.breakers import blame_of
 from lora_worker.runs.steps.claims import billed_seconds
 from lora_worker.runs.steps.closing import Outcome, close
 from lora_worker.runs.steps.earlier_trainer import Bounds, copy_files
+from lora_worker.runs.steps.telling import tell_end
 from lora_worker.storage.artifact_paths import ArtifactPaths
 from lora_worker.storage.publication import ArtifactStore, collect
 
@@ -162,29 +160,7 @@ async def close_run(held: HeldRun, ending: Ending, manifest: Manifest | None) ->
             ),
         ],
     )
-    run, code = held.assignment.run, outcome.get("error_code")
-    count_settlement(
-        status,
-        error_code=known_code(code) if code else None,
-        fault=outcome.get("fault"),
-        gpu_seconds=outcome["gpu_seconds"],
-        spend=held.cost(outcome["gpu_seconds"], fee=outcome.get("storage_fee", 0.0)) - run.spent_cost,
-    )
-    end = notice_of_end(
-        JobEnd(
-            run.job_id, run.id, run.attempt, status, known_code(code) if code else None, outcome.get("fault"),
-            outcome["gpu_seconds"], held.cost(outcome["gpu_seconds"], fee=outcome.get("storage_fee", 0.0)),
-        )
-    )  # fmt: skip
-    if end is not None:
-        held.services.outbox.post(end)
-    log.info(
-        "settled",
-        action=Action.RUN_SETTLED,
-        job_status=status,
-        error_code=outcome.get("error_code"),
-        gpu_seconds=round(outcome["gpu_seconds"], 1),
-    )
+    tell_end(held, status, outcome)
     return Settled(status)
 
 
