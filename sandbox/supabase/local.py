@@ -9,11 +9,13 @@ import json
 import os
 import secrets
 import sys
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import jwt
@@ -93,11 +95,11 @@ class _Rest:
         }
         self._server: Child | None = None
 
-    def configure(self, *, port: int, database_url: str, jwt_secret: str) -> None:
-        """Write the configuration and the migrations that `lite` reads."""
+    def configure(self, *, port: int, database_url: str, jwt_secret: str, migrated: bool) -> None:
+        """Write the configuration and the migrations that `lite` reads; ours are among them if `migrated`."""
         target = self._folder / "supabase" / "migrations"
         target.mkdir(parents=True)
-        for name, text in migration_files():
+        for name, text in migration_files() if migrated else ():
             (target / name).write_text(text)
         config = _CONFIG.format(port=port, database_url=database_url, jwt_secret=jwt_secret)
         (self._folder / "supabase" / "config.toml").write_text(config)
@@ -143,13 +145,14 @@ class LocalSupabase(Project):
     _stack: ExitStack = field(repr=False)
 
     @classmethod
-    def start(cls, root: Path, *, generous: bool = False, **rules: int) -> Self:
+    def start(cls, root: Path, *, generous: bool = False, migrated: bool = True, **rules: int) -> Self:
         """Start PostgreSQL, apply the migrations, and serve a new project with its buckets.
 
         Args:
             root: the sandbox's folder. `root/cache` keeps the npm packages between starts. The project's files
                 (objects, logs) are in another folder there, which `stop` removes.
             generous: grant everything on new tables and functions, as projects did before 2026-10-30.
+            migrated: apply our migrations; without them it is a project as Supabase makes it.
             rules: `upload_url_seconds` and `file_size_limit`, if they shall differ from a hosted project's.
 
         Raises:
@@ -173,7 +176,7 @@ class LocalSupabase(Project):
             postgres = stack.enter_context(Postgres.start())
             rest = _Rest(folder, packages, keys)
             stack.callback(rest.stop)
-            rest.configure(port=rest_port, database_url=postgres.url, jwt_secret=keys.jwt_secret)
+            rest.configure(port=rest_port, database_url=postgres.url, jwt_secret=keys.jwt_secret, migrated=migrated)
             with postgres.connect() as connection:
                 connection.execute(f"{ROLES}{default_grants(generous=generous)}".encode())
             rest.migrate()
@@ -209,6 +212,27 @@ class LocalSupabase(Project):
         """Restart the server of REST, Auth and Storage. This is necessary after a change of the schema."""
         self._rest.stop()
         self._rest.serve()
+
+    @contextmanager
+    def reloads(self) -> Iterator[None]:
+        """Until the context ends, restart REST when the database asks for it, as hosted projects read their schema."""
+        ended = threading.Event()
+
+        def follow(connection: psycopg.Connection[Any]) -> None:
+            while not ended.is_set():
+                # A migration asks several times.
+                if list(connection.notifies(timeout=0.3)):
+                    self.restart_rest()
+
+        with psycopg.connect(self.database_url, autocommit=True) as connection:
+            connection.execute("listen pgrst")
+            thread = threading.Thread(target=follow, args=(connection,), name="local-supabase-reloads")
+            thread.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                thread.join()
 
     def revive_rest(self) -> None:
         """Restart the server if it has ended, as a hosting platform would. A lost busy connection can end it."""
