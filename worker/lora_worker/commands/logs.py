@@ -68,21 +68,9 @@ async def _follow(services: Services, job: str, attempt: int | None, *, as_json:
 
 
 async def _details(services: Services, job: str) -> JobDetails:
-    from uuid import UUID
+    from lora_worker.commands.references import job_details
 
-    from lora_worker.errors import ArgumentError
-
-    try:
-        job_id = UUID(job)
-    except ValueError:
-        found = (await services.queue.list_training_jobs({"id_prefix": job, "limit": 2}))["jobs"]
-        if len(found) != 1:
-            raise ArgumentError(f"{'several jobs begin' if found else 'no job begins'} with {job[:40]}") from None
-        job_id = UUID(found[0]["job_id"])
-    details = await services.queue.training_job_details(job_id)
-    if details is None:
-        raise ArgumentError(f"there is no job {job_id}")
-    return details
+    return await job_details(services.queue, job)
 
 
 def _as_json(details: JobDetails, run: RunReport, found: RunLog) -> dict[str, Any]:

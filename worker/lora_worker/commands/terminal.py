@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -128,6 +128,12 @@ def printable(text: str | None) -> str:
     """
     words = " ".join((text or "").split())
     return words if words.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in words)
+
+
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """Print each text on a line of its own, however long, and whatever users wrote in it."""
+    for line in lines:
+        console.print(printable(line), soft_wrap=True)
 
 
 def show(value: Any, *, as_json: bool, text: Callable[[Console], None]) -> None:

@@ -218,7 +218,7 @@ def test_command_follows_a_run_to_its_end(monkeypatch: pytest.MonkeyPatch) -> No
     ("arguments", "code", "words"),
     [
         ([str(UUID(int=9))], 2, "there is no job"),
-        (["ffff"], 2, "no job begins with ffff"),
+        (["ffff"], 2, "no job's id begins with ffff"),
         ([JOB, "--run", "7"], 2, "has no run 7"),
         ([JOB], 1, "none were kept"),
     ],

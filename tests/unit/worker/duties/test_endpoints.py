@@ -146,12 +146,13 @@ async def test_wait_for_gpus_does_not_make_the_worker_unready() -> None:
 
 def test_status_command_shows_held_jobs_and_problems() -> None:
     health = {
-        "runs": [{"run_id": "12345678-9", "problem": "it can't be looked at"}, {"run_id": "2", "problem": None}],
+        "runs": [{"job_id": "12345678-9", "problem": "it can't be looked at"}, {"job_id": "2", "problem": None}],
         "endpoints": [
             {"launcher": "runpod", "endpoint": OWN, "launches": 1},
             {"launcher": "runpod", "endpoint": "there", "launches": 2},
         ],
         "held": {
+            "operator_holds": [{"user_id": None, "reason": "an upgrade", "held_seconds": 3600.0}],
             "endpoint_problems": [{"endpoint": OWN, "problem": "the image fails", "starting_seconds": 90.0}],
             "breakers": [
                 {"kind": "base_model", "name": "org/base", "endpoint": OWN, "jobs": 3, "users": 2,
@@ -160,9 +161,11 @@ def test_status_command_shows_held_jobs_and_problems() -> None:
         },
     }  # fmt: skip
     assert status_lines(health) == [
-        "run 12345678: it can't be looked at",
-        f"endpoint {OWN}: the image fails (starting for 90 s)",
-        f"held: 3 jobs, for org/base at {OWN} (child_crashed, 2 users); next try in 600 s, or `lora-worker resume`",
+        "held by an operator for 1 h 00 min: all jobs (an upgrade)",
+        "job 12345678: it can't be looked at",
+        f"endpoint {OWN}: the image fails (starting for 1 min 30 s)",
+        f"held: 3 jobs, for org/base at {OWN} (child_crashed, 2 users); next try in 10 min 00 s, "
+        "or `lora-worker resume`",
         f"1 launches at {OWN} (runpod)",
         "2 launches at there (runpod)",
     ]

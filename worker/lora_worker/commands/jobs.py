@@ -1,0 +1,159 @@
+"""Commands about single jobs: `jobs`, `show`, `watch`, `cancel`, `retry`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lora_worker.commands.terminal import EXIT_FAILED, AsJson, command_group, print_lines, show, with_services
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from lora_worker.database.job_reports import JobDetails, JobFilter, JobPage, RetryAnswer
+    from lora_worker.services import Services
+
+commands = command_group()
+
+_LOG_LINES = 15
+
+JobArgument = Annotated[str, typer.Argument(help="A job's id, or a beginning of it that no other has.")]
+
+
+class Status(StrEnum):
+    """How a job may stand, as `jobs --status` knows it."""
+
+    QUEUED = "queued"
+    INITIALIZING = "initializing"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@commands.command()
+def jobs(
+    status: Annotated[list[Status] | None, typer.Option(help="Only jobs that stand so; may be repeated.")] = None,
+    user: Annotated[str, typer.Option(help="Only jobs of the user with this id.")] = "",
+    model: Annotated[str, typer.Option(help="Only jobs on this base model.")] = "",
+    error: Annotated[str, typer.Option(help="Only jobs whose latest run ended with this error code.")] = "",
+    since: Annotated[str, typer.Option(help="Only jobs queued since: 24h, 7d, or a date (UTC).")] = "",
+    until: Annotated[str, typer.Option(help="Only jobs queued until then.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=200, help="How many a page has.")] = 50,
+    cursor: Annotated[str, typer.Option(help="Goes on where a page ended, which says its cursor.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List jobs of both queues, newest first: where they stand, what they cost, why they wait or failed."""
+    from lora_worker.commands.job_views import print_jobs
+
+    async def work(services: Services) -> JobPage:
+        from lora_worker.commands.references import moment, user_id
+
+        now = services.now()
+        wanted: JobFilter = {
+            "statuses": [str(one) for one in status] if status else None,
+            "user_id": str(user_id(user)) if user else None,
+            "base_model": model or None,
+            "error_code": error or None,
+            "since": moment(since, now).isoformat() if since else None,
+            "until": moment(until, now).isoformat() if until else None,
+            "limit": limit,
+            "cursor": cursor or None,
+        }
+        return await services.queue.list_training_jobs(wanted)
+
+    page = with_services(work)
+    show(page, as_json=as_json, text=lambda console: print_jobs(page, console))
+
+
+@commands.command(name="show")
+def show_job(job: JobArgument, as_json: AsJson = False) -> None:
+    """Show everything about a job: its runs by stages, its curve, what it cost, its errors, the end of its log."""
+    from lora_worker.commands.job_views import print_job
+
+    details, log = with_services(lambda services: _details_and_log(services, job))
+    show({**details, "log": log}, as_json=as_json, text=lambda console: print_job(details, console, log))
+
+
+async def _details_and_log(services: Services, job: str) -> tuple[JobDetails, list[str]]:
+    """Everything about a job, and the last lines of its latest run's log, as far as they can be read."""
+    from lora_worker.commands.references import job_details
+    from lora_worker.commands.run_log import last_lines
+    from lora_worker.errors import ServiceError
+
+    details = await job_details(services.queue, job)
+    if not details["runs"]:
+        return details, []
+    try:
+        return details, await last_lines(services, details, details["runs"][-1], most=_LOG_LINES)
+    except ServiceError as error:
+        # The log is the least of what is shown.
+        return details, [f"it can't be read: {error}"]
+
+
+async def _find_all(services: Services, named: list[str]) -> list[UUID]:
+    """All jobs that are named, before anything happens to the first of them."""
+    from lora_worker.commands.references import find_job
+
+    return list(dict.fromkeys([await find_job(services.queue, one) for one in named]))
+
+
+@commands.command()
+def cancel(
+    job: Annotated[list[str], typer.Argument(help="Jobs' ids, or beginnings of them.")], as_json: AsJson = False
+) -> None:
+    """Cancel jobs. A worker stops their GPUs in its next cycle; what they have cost is billed."""
+
+    async def work(services: Services) -> list[dict[str, object]]:
+        found = await _find_all(services, job)
+        return [{"job_id": str(one), "cancelled": await services.queue.cancel_training_job(one)} for one in found]
+
+    done = with_services(work)
+    lines = [
+        f"{one['job_id']} is cancelled" if one["cancelled"] else f"{one['job_id']} has ended before, or does not exist"
+        for one in done
+    ]
+    show(done, as_json=as_json, text=lambda console: print_lines(console, lines))
+    if not all(one["cancelled"] for one in done):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@commands.command()
+def retry(
+    job: Annotated[list[str], typer.Argument(help="Jobs' ids, or beginnings of them.")], as_json: AsJson = False
+) -> None:
+    """Start jobs again that failed or were cancelled. Each goes on from its last checkpoint, where there is one."""
+
+    async def work(services: Services) -> list[tuple[UUID, RetryAnswer]]:
+        found = await _find_all(services, job)
+        return [(one, await services.queue.retry_training_job(one)) for one in found]
+
+    answers = with_services(work)
+    lines = [
+        f"{one} is queued again" if answer["retried"] else f"{one} is not started again: {answer['reason']}"
+        for one, answer in answers
+    ]
+    value = [{"job_id": str(one), **answer} for one, answer in answers]
+    show(value, as_json=as_json, text=lambda console: print_lines(console, lines))
+    if not all(answer["retried"] for _, answer in answers):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@commands.command()
+def watch(
+    job: Annotated[str, typer.Argument(help="A job's id, or a beginning of it; empty: the whole queue.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show a job live until it has ended, or the queue until Ctrl-C. In a pipe a line tells each change.
+
+    With --json each line is an object. Exits with 3 if the job failed or was cancelled.
+    """
+    from lora_worker.commands.watching import watch_job, watch_queue
+
+    if not job:
+        with_services(lambda services: watch_queue(services, as_json=as_json))
+        return
+    code = with_services(lambda services: watch_job(services, job, as_json=as_json))
+    raise typer.Exit(code)
