@@ -18,6 +18,7 @@ from sandbox.standin import TrainedStep, read_steps
 from sandbox.supabase.project import Project
 from tests.application.user import BASE_MODEL, ENDED, User
 from tests.database.rows import Database, Row
+from tests.processes.confinement import Confinement
 from tests.processes.waiting import awaited, until
 
 _PACE = {
@@ -71,14 +72,23 @@ class Stage:
             **more,
         }
 
-    def worker(self, *arguments: str, module: str = "lora_worker.commands.cli", **more: str) -> subprocess.Popen[bytes]:
+    def worker(
+        self,
+        *arguments: str,
+        module: str = "lora_worker.commands.cli",
+        confinement: Confinement | None = None,
+        **more: str,
+    ) -> subprocess.Popen[bytes]:
         """Start `lora-worker run`; it runs until it is stopped or the test ends."""
+        command = [sys.executable, "-m", module, "run", *arguments]
+        if confinement is not None:
+            command, more = confinement.command(*command), {**confinement.environment(), **more}
         with (self.folder / "worker.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, "run", *arguments],
+                command,
                 env=self.environment(**more),
                 # Not the project's folder, which may hold a developer's .env.
-                cwd=self.folder,
+                cwd=self.folder if confinement is None else confinement.folder,
                 stdout=log,
                 stderr=log,
             )
