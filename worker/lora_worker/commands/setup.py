@@ -8,9 +8,11 @@ import typer
 
 from lora_worker.commands.terminal import (
     EXIT_FAILED,
+    EXIT_USAGE,
     AsJson,
     checked_settings,
     command_group,
+    may_ask,
     refuse,
     show,
     with_services,
@@ -18,6 +20,8 @@ from lora_worker.commands.terminal import (
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from lora_worker.database.migrations import Migration
 
 commands = command_group()
 
@@ -43,41 +47,99 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
+DATABASE_VARIABLES = ("LORA_WORKER_DATABASE_URL", "SUPABASE_DB_URL", "DATABASE_URL")
+"""The variables that may hold the database's URL, in the environment or in `.env`."""
+
+
 @commands.command()
 def migrate(
     database_url: Annotated[
         str,
         typer.Option(
-            envvar=["LORA_WORKER_DATABASE_URL", "SUPABASE_DB_URL", "DATABASE_URL"],
-            help="A direct connection: postgresql://…",
-            show_envvar=True,
+            help="postgresql://…, the direct connection or the session pooler; empty: "
+            f"{', '.join(DATABASE_VARIABLES)} of the environment or .env."
         ),
-    ],
+    ] = "",
     down: Annotated[
         bool,
         typer.Option("--down", help="Undo all migrations instead. Refused while a run is live; users' rows are kept."),
     ] = False,
+    storage_policies: Annotated[
+        bool | None,
+        typer.Option(
+            "--storage-policies/--no-storage-policies",
+            help="Whether signed-in users may store datasets and fetch their own models without an application "
+            "(docs/api.md); neither: as it is.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")] = False,
     wait_seconds: Annotated[
         float, typer.Option(min=0, help="How long to wait for REST to read the new schema; 0: not at all.")
     ] = 600,
+    as_json: AsJson = False,
 ) -> None:
     """Migrate the database to this worker's schema. May be repeated, also while workers run."""
     from lora_worker.database.migrations import migrate as apply
     from lora_worker.database.migrations import undo_migrations
     from lora_worker.errors import WorkerError
 
+    url = _database_url(database_url)
+    if down and not yes:
+        _ask_before_undoing(url)
     try:
-        done = undo_migrations(database_url) if down else apply(database_url)
+        done = undo_migrations(url) if down else apply(url, storage_policies=storage_policies)
     except WorkerError as error:
         raise refuse(str(error)) from None
-    for name in done:
-        typer.echo(f"{'undone' if down else 'applied'} {name}")
-    if down or not wait_seconds:
-        return
-    from lora_worker.commands.reload import wait_until_served
+    # The answer of a program comes last, and alone on standard output.
+    if not as_json:
+        _print_migration(done, down=down)
+    if wait_seconds and not down:
+        _wait_until_served(url, wait_seconds, as_json=as_json)
+    if as_json:
+        changes = [{"kind": change.kind, "name": change.name, "change": change.change} for change in done.changes]
+        show({"files": done.files, "changes": changes}, as_json=True, text=lambda _: None)
+
+
+def _database_url(given: str) -> str:
+    from lora_worker.configuration.environment import first_value
+    from lora_worker.errors import SettingsError
 
     try:
-        wait_until_served(database_url, seconds=wait_seconds, say=typer.echo)
+        url = given.strip() or first_value(DATABASE_VARIABLES)
+    except SettingsError as error:
+        raise refuse(str(error), EXIT_USAGE) from None
+    if not url:
+        raise refuse(
+            f"which database? Set {DATABASE_VARIABLES[0]} in the environment or in .env, or give --database-url: "
+            "postgresql://… from the project's page “Connect”",
+            EXIT_USAGE,
+        )
+    return url
+
+
+def _ask_before_undoing(url: str) -> None:
+    from lora_worker.database.migrations import describe_database
+
+    what = f"undo all migrations of {describe_database(url)}, with the history of runs, budgets and holds"
+    if not may_ask():
+        raise refuse(f"to {what}, give --yes: nobody can be asked here", EXIT_USAGE)
+    if not typer.confirm(f"{what[0].upper()}{what[1:]}?", err=True):
+        raise refuse("nothing is changed")
+
+
+def _print_migration(done: Migration, *, down: bool) -> None:
+    if not done.changes:
+        typer.echo("nothing to undo" if down else f"already current: {len(done.files)} files applied, nothing changed")
+    for change in done.changes:
+        typer.echo(f"{change.change} {change.kind} {change.name}")
+
+
+def _wait_until_served(url: str, seconds: float, *, as_json: bool) -> None:
+    from lora_worker.commands.reload import wait_until_served
+    from lora_worker.errors import WorkerError
+
+    try:
+        wait_until_served(url, seconds=seconds, say=lambda text: typer.echo(text, err=as_json))
     except WorkerError as error:
         raise refuse(str(error)) from None
 

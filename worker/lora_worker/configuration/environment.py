@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
 from lora_contract.names import nearest, unread_variables
@@ -37,6 +38,22 @@ def variable_names() -> set[str]:
         SettingsError: `.env` can't be read; the text says where and why.
     """
     return {*os.environ, *_names_of(ENV_FILE)}
+
+
+def first_value(names: Iterable[str]) -> str | None:
+    """Return the value of the first of these variables that is set, in the environment or else in `.env`.
+
+    Raises:
+        SettingsError: `.env` can't be read; the text says where and why.
+    """
+    listed = tuple(names)
+    _names_of(ENV_FILE)
+    in_file = dotenv_values(stream=io.StringIO(read_env_text(ENV_FILE)))
+    for values in (os.environ, in_file):
+        for name in listed:
+            if value := (values.get(name) or "").strip():
+                return value
+    return None
 
 
 def _names_of(path: Path) -> list[str]:

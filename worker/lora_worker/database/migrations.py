@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -14,6 +15,7 @@ import psycopg
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from lora_worker.database.calls import SCHEMA_VERSIONS
+from lora_worker.database.schema_changes import Change, compare, list_objects
 from lora_worker.errors import SchemaMismatchError, ServiceError, ServiceRefusedError, ServiceUnavailableError
 
 _SERVICE = "the database"
@@ -38,8 +40,21 @@ def undo_files() -> list[tuple[str, str]]:
     return _sql_of(_sql_folder() / "down")[::-1]
 
 
-def migrate(database_url: str, *, sleep: Callable[[float], None] = time.sleep) -> list[str]:
-    """Apply every migration and return their names. May be repeated, and may run while workers run.
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """The files that were applied, and what they changed; nothing in a database that was current."""
+
+    files: list[str]
+    changes: list[Change]
+
+
+def migrate(
+    database_url: str, *, storage_policies: bool | None = None, sleep: Callable[[float], None] = time.sleep
+) -> Migration:
+    """Apply every migration. May be repeated, and may run while workers run.
+
+    With `storage_policies` signed-in users may store datasets and read their own models; with False they may not any
+    more. None leaves that as it is.
 
     If the migration needs a lock that the running system holds, everything is rolled back and retried a few times.
 
@@ -47,11 +62,11 @@ def migrate(database_url: str, *, sleep: Callable[[float], None] = time.sleep) -
         SchemaMismatchError: the database's schema is newer than this worker.
         ServiceError: the database can't be reached, or it refused a statement; nothing is changed then.
     """
-    return _apply_all(database_url, migration_files(), sleep)
+    return _apply_all(database_url, [*migration_files(), *_policy_files(storage_policies)], sleep)
 
 
-def undo_migrations(database_url: str, *, sleep: Callable[[float], None] = time.sleep) -> list[str]:
-    """Remove everything that `migrate` added, and return the names of the applied files. All workers must be stopped.
+def undo_migrations(database_url: str, *, sleep: Callable[[float], None] = time.sleep) -> Migration:
+    """Remove everything that `migrate` added. All workers must be stopped.
 
     Rows of the application are kept. Tables that `migrate` created are dropped only if all of them are empty.
 
@@ -60,7 +75,23 @@ def undo_migrations(database_url: str, *, sleep: Callable[[float], None] = time.
         ServiceError: the database can't be reached, or it refused a statement, for example because a run is live;
             nothing is changed then.
     """
-    return _apply_all(database_url, undo_files(), sleep)
+    return _apply_all(database_url, [*_policy_files(False), *undo_files()], sleep)
+
+
+def _policy_files(wanted: bool | None) -> list[tuple[str, str]]:
+    if wanted is None:
+        return []
+    optional = _sql_folder() / "optional"
+    return _sql_of(optional if wanted else optional / "down")
+
+
+def describe_database(database_url: str) -> str:
+    """Return host and name of the database that a URL leads to, without its password."""
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(database_url)
+    except psycopg.Error:
+        return "the database"
+    return f"{parts.get('dbname', 'postgres')} at {parts.get('host', 'this machine')}"
 
 
 def ask_for_reload(database_url: str) -> None:
@@ -73,7 +104,7 @@ class _BusyError(ServiceUnavailableError):
     """The running system held a lock that the migration needed. The transaction may be retried."""
 
 
-def _apply_all(database_url: str, sql_files: list[tuple[str, str]], sleep: Callable[[float], None]) -> list[str]:
+def _apply_all(database_url: str, sql_files: list[tuple[str, str]], sleep: Callable[[float], None]) -> Migration:
     for attempt in Retrying(
         retry=retry_if_exception_type(_BusyError),
         stop=stop_after_attempt(_ATTEMPTS),
@@ -82,7 +113,9 @@ def _apply_all(database_url: str, sql_files: list[tuple[str, str]], sleep: Calla
         reraise=True,
     ):
         with attempt, _transaction(database_url) as connection:
-            return [_apply(connection, name, text) for name, text in sql_files]
+            before = list_objects(connection)
+            applied = [_apply(connection, name, text) for name, text in sql_files]
+            return Migration(applied, compare(before, list_objects(connection)))
     raise AssertionError("unreachable")
 
 

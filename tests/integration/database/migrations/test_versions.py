@@ -42,7 +42,7 @@ def test_migrating_a_live_system_loses_no_job(stage: Stage) -> None:
     with ThreadPoolExecutor(2) as pool:
         # Two at once, as two machines of a deployment may run them.
         applied = list(pool.map(migrate, [stage.project.database_url] * 6))
-    assert len({tuple(names) for names in applied}) == 1
+    assert not any(done.changes for done in applied)
     for job_id in jobs:
         assert stage.ended(job_id)["status"] == "completed"
         assert len(stage.launches(job_id)) == len(stage.runs(job_id)) == 1

@@ -133,7 +133,6 @@ async def test_unexpected_answer_hides_no_other_check(services: Services, body: 
     "url",
     [
         "foo",
-        "",
         "https://p.supabase.co",
         "postgresql://u:s3cr3t%zz@127.0.0.1/db",
         "postgresql://u:s3cr3t@s3cr3t@nowhere.invalid/db",

@@ -1,0 +1,33 @@
+"""`.env.example` names what is required, only settings that exist, their real defaults, and holds no secret."""
+
+from __future__ import annotations
+
+import re
+
+from lora_worker.commands.setup import DATABASE_VARIABLES, setting_rows
+from tests.project import ROOT
+
+TEXT = (ROOT / ".env.example").read_text()
+NAMED = {match[2]: (match[1], match[3]) for match in re.finditer(r"^(# )?([A-Z][A-Z0-9_]+)=(.*)$", TEXT, re.MULTILINE)}
+SETTINGS = {name: row for row in setting_rows() for name in row["variable"].split(" or ")}
+
+
+def test_every_variable_of_the_example_is_a_setting() -> None:
+    assert set(NAMED) - set(SETTINGS) - set(DATABASE_VARIABLES) == set()
+
+
+def test_every_required_variable_is_to_be_filled_in() -> None:
+    open_lines = {name for name, (comment, value) in NAMED.items() if not comment and value == ""}
+    for row in setting_rows():
+        if row["default"] == "required":
+            assert open_lines & set(row["variable"].split(" or ")), row["variable"]
+
+
+def test_what_is_to_be_filled_in_is_empty() -> None:
+    assert [name for name, (comment, value) in NAMED.items() if not comment and value] == []
+
+
+def test_the_shown_defaults_are_the_real_ones() -> None:
+    for name, (comment, value) in NAMED.items():
+        if comment and value:
+            assert SETTINGS[name]["default"] == value, name
