@@ -27,7 +27,7 @@ from tests.integration.newcomer.page import all_commands, commands_under, variab
 
 pytestmark = pytest.mark.gpu_stack
 
-INSTALLING = ("git ", "python3 -m venv ", "pip install ", "docker ")
+INSTALLING = ("git ", "lora-worker deploy smoke", "python3 -m venv ", "pip install ", "docker ")
 """These prepare the machine and the image: they need the internet, and `make image-check` tries the last."""
 _PACE = {"LORA_WORKER_POLL_SECONDS": "0.5"}
 
@@ -85,21 +85,10 @@ def resources(runpod: LocalRunPod) -> list[str]:
 
 
 def test_every_command_of_the_page_is_tried_here() -> None:
-    tried = ("2. The GPUs", "3. The database", "4. The first adapter", "5. The worker", "A file of your own")
+    tried = ("2. The GPUs", "3. The database", "5. The worker", "A file of your own")
     walked = [command for heading in (*tried, "Take it away again") for command in commands_under(heading)]
     rest = [command for command in all_commands() if command not in walked]
     assert [command for command in rest if not command.startswith(INSTALLING)] == []
-
-
-def test_a_newcomer_gets_from_nothing_to_a_worker_that_runs(newcomer: Newcomer, runpod: LocalRunPod) -> None:
-    assert resources(runpod) == ["lora-trainer", "lora-trainer-models"]
-    (smoke,) = commands_under("4. The first adapter")
-    shown = newcomer.type(smoke)
-    assert "the adapter is what its manifest says" in shown
-    assert "cost: $" in shown
-    (run,) = commands_under("5. The worker")
-    newcomer.type(run)
-    assert newcomer.stop_worker() == 0
 
 
 def test_a_file_is_queued_watched_and_its_adapter_downloaded(newcomer: Newcomer) -> None:

@@ -74,12 +74,13 @@ def examine_clock(database_time: str, asked_at: datetime, answered_at: datetime)
 
 def wanted_callers(name: str) -> set[str] | None:
     """Return the roles that are meant to call a function; None for a function that is not ours."""
+    # Users may call some of the worker's functions, too.
+    if name in USER_FUNCTIONS:
+        return {"authenticated", "service_role"}
     if name in {function.name for function in WORKER_FUNCTIONS}:
         return {"service_role"}
     if name in {function.name for function in TRAINER_FUNCTIONS}:
         return {"anon", "service_role"}
-    if name in USER_FUNCTIONS:
-        return {"authenticated", "service_role"}
     if name in OPEN_FUNCTIONS:
         return {"anon", "authenticated", "service_role"}
     return set() if name.startswith(_OWN_PREFIX) else None

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from lora_worker.database.functions import USER_FUNCTIONS
+from lora_worker.doctor.project import examine_callers
 from lora_worker.doctor.storage import examine_bucket, examine_lifetime
 
 GB = 1024**3
@@ -80,3 +82,11 @@ def test_datasets_bucket_must_be_private_but_may_be_small() -> None:
     assert fine.ok
     (public,) = examine_bucket(bucket | {"public": True}, holds_artifacts=False)
     assert not public.ok
+
+
+@pytest.mark.parametrize("name", USER_FUNCTIONS)
+def test_functions_that_users_may_call_are_no_fault_of_the_rights(name: str) -> None:
+    found = examine_callers([{"name": name, "callers": ["authenticated", "service_role"]}])
+    assert found == []
+    (fault,) = examine_callers([{"name": name, "callers": ["anon", "authenticated"]}])
+    assert fault.finding == f"anon may call {name}"
