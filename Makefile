@@ -1,10 +1,10 @@
 # Everything is installed into this folder: .venv (Python), .sandbox (Node packages, the demo's base model).
-# On Linux the default torch is gigabytes of CUDA. For the CPU build:
-#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# On Linux without an NVIDIA GPU that is PyTorch's CPU build, where its index answers; PIP_ARGS says otherwise.
 
 PYTHON   ?= python3
 TORCH    ?= torch==2.13.0
-PIP_ARGS ?=
+# Asked only when something is installed: it may take five seconds.
+PIP_ARGS ?= $(shell $(PYTHON) sandbox/torch_index.py)
 DATASET  ?=
 ARGS     ?=
 # Most tests wait for other processes; two files at a time take half as long, also on two cores.

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_worker.commands.terminal import EXIT_USAGE, command_group, refuse, run_or_exit, settings_or_exit
+from lora_worker.commands.terminal import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    AsJson,
+    command_group,
+    refuse,
+    run_or_exit,
+    settings_or_exit,
+)
 
 if TYPE_CHECKING:
     from lora_contract.tracing import Traces
@@ -43,6 +52,24 @@ def run(
     finally:
         outbox.close(seconds=_LAST_NOTICES_SECONDS)
         traces.close(seconds=_LAST_SPANS_SECONDS)
+
+
+@commands.command()
+def healthcheck(as_json: AsJson = False) -> None:
+    """Ask the worker that runs on this machine whether it is alive, for a container's health check.
+
+    Reads LORA_WORKER_HTTP_PORT and LORA_WORKER_HTTP_HOST from the environment, and no other setting. Works without a
+    port, too. Exits with 1 and a sentence where the worker hangs or none runs.
+    """
+    from lora_worker.observability.healthcheck import check_health
+
+    problem = check_health().problem
+    if as_json:
+        typer.echo(json.dumps({"ok": problem is None, "problem": problem}))
+        if problem:
+            raise typer.Exit(EXIT_FAILED)
+    elif problem:
+        raise refuse(problem)
 
 
 async def _work(settings: Settings, outbox: Outbox, traces: Traces, *, once: bool) -> None:

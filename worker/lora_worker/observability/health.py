@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -23,6 +25,7 @@ from waitress.channel import HTTPChannel  # type: ignore[import-untyped]
 
 from lora_worker.configuration.settings import Settings
 from lora_worker.errors import PortTakenError
+from lora_worker.observability.healthcheck import SOCKET_PREFIX
 from lora_worker.observability.liveness import Pulse
 
 Problem = Callable[[], str | None]
@@ -59,17 +62,18 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
 class HealthServer:
     """Serves /healthz (the process is alive), /readyz (the worker does its work) and /metrics, in its own threads.
 
+    With the port None it listens on a Unix socket instead, which `observability.healthcheck` finds by its name.
     `alive` and `ready` return what is wrong, or None. They are called from these threads.
 
     Raises:
         PortTakenError: the port can't be opened.
     """
 
-    def __init__(self, host: str, port: int, *, alive: Problem, ready: Problem) -> None:
+    def __init__(self, host: str, port: int | None, *, alive: Problem, ready: Problem) -> None:
         self._checks = {"/healthz": alive, "/readyz": ready}
         self._metrics = make_wsgi_app(REGISTRY)
-        listener = _listen(host, port)
-        self.port: int = listener.getsockname()[1]
+        listener = _listen_locally() if port is None else _listen(host, port)
+        self.port: int | None = None if port is None else listener.getsockname()[1]
         self._connections: dict[int, Any] = {}
         self._server = create_server(
             self._answer,
@@ -129,18 +133,34 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
+def _listen_locally() -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(f"\0{SOCKET_PREFIX}{os.getpid()}")
+        listener.listen(16)
+    except OSError as error:
+        listener.close()
+        raise PortTakenError(
+            f"the socket for `lora-worker healthcheck` can't be opened ({error.strerror}): set LORA_WORKER_HTTP_PORT"
+        ) from None
+    return listener
+
+
 @asynccontextmanager
 async def serving_health(settings: Settings, *, alive: Problem, ready: Problem) -> AsyncIterator[None]:
-    """Serve the endpoints until the context ends, if a port is set. /healthz watches the running event loop, too.
+    """Serve the endpoints until the context ends; without a port, on Linux, for `lora-worker healthcheck` alone.
+
+    /healthz watches the running event loop, too.
 
     Raises:
         PortTakenError: the port can't be opened.
     """
-    if not settings.http_port:
+    if not settings.http_port and sys.platform != "linux":
         yield
         return
     pulse = Pulse()
-    server = HealthServer(settings.http_host, settings.http_port, alive=lambda: pulse.problem or alive(), ready=ready)
+    port = settings.http_port or None
+    server = HealthServer(settings.http_host, port, alive=lambda: pulse.problem or alive(), ready=ready)
     beating = asyncio.create_task(pulse.keep(), name="pulse")
     try:
         yield
