@@ -73,11 +73,24 @@ def test_every_page_is_readable_in_light_and_dark_and_fits_a_phone(
     page_of: Callable[..., Page], site: ServedApp, database: ScriptedDatabase, scheme: str
 ) -> None:
     job_id = spoil(database)
+    (run_id,) = database.logs
+    database.logs[run_id].append(LONG * 5)
+    log = f"/jobs/{database.rows[-1]['job_id']}/runs/{run_id}/log"
     database.jobs[job_id]["job"]["name"] = LONG
     database.add(job(name=LONG, base_model=LONG, stage=LONG))
     page = opened(page_of, site, color_scheme=scheme, viewport={"width": 360, "height": 740})
     backgrounds = set()
-    for path in ("/", "/jobs", f"/jobs/{job_id}", f"/jobs/{job_id}/cancel", "/queue/hold", "/spend", "/workers", "/no"):
+    for path in (
+        "/",
+        "/jobs",
+        f"/jobs/{job_id}",
+        f"/jobs/{job_id}/cancel",
+        "/queue/hold",
+        "/spend",
+        "/workers",
+        "/no",
+        log,
+    ):
         page.goto(site.url + path)
         assert page.evaluate(WIDER) == 0, path
         assert page.evaluate(CONTRASTS) == [], path

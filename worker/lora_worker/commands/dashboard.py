@@ -41,6 +41,7 @@ def dashboard(
         text = f"the dashboard needs packages that are not installed ({', '.join(missing)}): "
         raise refuse(text + "run `pip install '.[dashboard]'` in the project's folder", EXIT_USAGE)
 
+    from lora_worker.dashboard.board import Board
     from lora_worker.dashboard.server import serve
 
     def ready(url: str) -> None:
@@ -55,7 +56,9 @@ def dashboard(
     async def work(services: Services) -> None:
         secret = services.settings.dashboard_token
         token = secret.get_secret_value() if secret else None
-        await serve(services.queue, host=host, port=port, token=token, names=allow_name or (), ready=ready)
+        await serve(
+            Board(services.queue, services.logs), host=host, port=port, token=token, names=allow_name or (), ready=ready
+        )
 
     with_services(work)
 

@@ -25,6 +25,7 @@ ROUTES = (
     Route("/", pages.overview),
     Route("/jobs", pages.jobs),
     Route("/jobs/{job_id:uuid}", pages.job),
+    Route("/jobs/{job_id:uuid}/runs/{run_id:uuid}/log", pages.run_log),
     Route("/jobs/{job_id:uuid}/{action}", actions.of_job, methods=["GET", "POST"]),
     Route("/queue/{action}", actions.of_queue, methods=["GET", "POST"]),
     Route("/spend", pages.spend),

@@ -10,11 +10,12 @@ from uuid import UUID
 from lora_worker.dashboard.reads import Reading, SharedReads
 from lora_worker.database.calls import DatabaseCalls
 from lora_worker.database.job_reports import JobDetails, JobFilter, JobPage
-from lora_worker.database.money_rows import CostKey, Costs, Failures
+from lora_worker.database.money_rows import BudgetState, CostKey, Costs, Failures
 from lora_worker.database.queue_health import QueueHealth
+from lora_worker.storage.run_logs import RunLogs
 
-_MONEY_SECONDS = 15.0
-"""Costs and failures are sums over many rows, and change seldom."""
+_SELDOM_SECONDS = 15.0
+"""For what changes seldom: sums over many rows, kept logs."""
 
 LIVE = ["initializing", "running"]
 ENDED = ["completed", "failed", "cancelled"]
@@ -27,10 +28,11 @@ class Board:
     def __init__(
         self,
         queue: DatabaseCalls,
+        logs: RunLogs,
         reads: SharedReads | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self.queue = queue
+        self.queue, self._logs = queue, logs
         self.now = now
         self.reads = reads or SharedReads(now=now)
 
@@ -48,16 +50,24 @@ class Board:
         """Read all that is known of a job; the value is None without a problem if there is none of this id."""
         return await self.reads.ask(("job", job_id), lambda: self.queue.training_job_details(job_id))
 
+    async def log(self, user_id: UUID, run_id: UUID) -> Reading[list[str] | None]:
+        """Read the kept log of a run that has ended; the value is None without a problem if none was kept."""
+        return await self.reads.ask(("log", run_id), lambda: self._logs.read(user_id, run_id), _SELDOM_SECONDS)
+
+    async def budgets(self) -> Reading[BudgetState]:
+        """Read the budgets of today, and what is used of them."""
+        return await self.reads.ask("budgets", self.queue.training_budget_state, _SELDOM_SECONDS)
+
     async def costs(self, days: int, by: CostKey) -> Reading[list[Costs]]:
         """Read the costs of the last days, today included, summed by `day`, `user` or `model`."""
         return await self.reads.ask(
-            ("costs", days, by), lambda: self.queue.training_costs(self._since(days), self.now(), by), _MONEY_SECONDS
+            ("costs", days, by), lambda: self.queue.training_costs(self._since(days), self.now(), by), _SELDOM_SECONDS
         )
 
     async def failures(self, days: int) -> Reading[list[Failures]]:
         """Read the failures of the last days, by code."""
         return await self.reads.ask(
-            ("failures", days), lambda: self.queue.training_failures(self._since(days)), _MONEY_SECONDS
+            ("failures", days), lambda: self.queue.training_failures(self._since(days)), _SELDOM_SECONDS
         )
 
     def _since(self, days: int) -> datetime:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from lora_worker.dashboard.actions import DONE
 from lora_worker.dashboard.board import ENDED, LIVE, STATUSES
 from lora_worker.dashboard.charts import loss_curve, spend_bars, timeline
+from lora_worker.dashboard.reads import Reading
 from lora_worker.dashboard.rendering import desk_of, render
 from lora_worker.database.job_reports import JobFilter, JobPage, RunReport
 from lora_worker.database.queue_health import QueueHealth
@@ -104,6 +105,25 @@ async def job(request: Request) -> Response:
     )  # fmt: skip
 
 
+async def run_log(request: Request) -> Response:
+    """Show the kept log of a run."""
+    board = desk_of(request).board
+    job_id, run_id = request.path_params["job_id"], str(request.path_params["run_id"])
+    found = await board.job(job_id)
+    details = found.value
+    run = next((run for run in details["runs"] if run["run_id"] == run_id), None) if details else None
+    if details is None or run is None:
+        if found.problem is None:
+            raise HTTPException(404, "there is no run of this id")
+        return render(request, "unread.html", readings=[found], here="jobs")
+    user_id = details["job"]["user_id"]
+    if run["ended_at"] is None or user_id is None:
+        log: Reading[list[str] | None] = Reading(None, board.now())
+    else:
+        log = await board.log(UUID(user_id), UUID(run_id))
+    return render(request, "log.html", readings=(found, log), here="jobs", job=details["job"], run=run, lines=log.value)
+
+
 def _run(run: RunReport, now: datetime) -> dict[str, Any]:
     return {**run, "timeline": timeline(run["stages"], now=now, ended_at=run["ended_at"])}
 
@@ -124,11 +144,13 @@ async def spend(request: Request) -> Response:
     if days not in SPANS:
         raise HTTPException(400, f"spend is shown for {', '.join(map(str, SPANS))} days")
     board = desk_of(request).board
-    by_day, by_user, by_model, failures = await asyncio.gather(
-        board.costs(days, "day"), board.costs(days, "user"), board.costs(days, "model"), board.failures(days)
-    )
+    by_day, by_user, by_model, failures, budgets = await asyncio.gather(
+        board.costs(days, "day"), board.costs(days, "user"), board.costs(days, "model"), board.failures(days),
+        board.budgets(),
+    )  # fmt: skip
     return render(
-        request, "spend.html", readings=(by_day, by_user, by_model, failures), days=days, spans=SPANS,
+        request, "spend.html", readings=(by_day, by_user, by_model, failures, budgets), days=days, spans=SPANS,
+        budgets=budgets.value,
         by_day=by_day.value, by_user=by_user.value, by_model=by_model.value, failures=failures.value,
         bars=spend_bars(_every_day(by_day.value or [], board.now(), days)),
     )  # fmt: skip

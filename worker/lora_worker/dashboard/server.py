@@ -14,7 +14,6 @@ import uvicorn
 from lora_worker.dashboard.access import Access, make_token
 from lora_worker.dashboard.app import make_app
 from lora_worker.dashboard.board import Board
-from lora_worker.database.calls import DatabaseCalls
 from lora_worker.errors import PortTakenError
 
 _MAX_CONNECTIONS = 64
@@ -31,12 +30,12 @@ class _Server(uvicorn.Server):
 
 
 async def serve(
-    queue: DatabaseCalls, *, host: str, port: int, token: str | None, names: Iterable[str], ready: Callable[[str], None]
+    board: Board, *, host: str, port: int, token: str | None, names: Iterable[str], ready: Callable[[str], None]
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
-        queue: the database.
+        board: what the pages read.
         host: the address to listen at.
         port: its port; 0 means any free one.
         token: what opens the dashboard; None makes a new one.
@@ -49,7 +48,7 @@ async def serve(
     listening = _listen(host, port)
     port = listening.getsockname()[1]
     token = token or make_token()
-    app = make_app(Board(queue), Access(token, port), names)
+    app = make_app(board, Access(token, port), names)
     server = _Server(
         uvicorn.Config(
             app,

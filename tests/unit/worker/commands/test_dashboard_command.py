@@ -21,7 +21,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Replace serving; the list gets what it was called with."""
     calls: list[dict[str, Any]] = []
 
-    async def serve(queue: Any, *, ready: Any, **options: Any) -> None:
+    async def serve(board: Any, *, ready: Any, **options: Any) -> None:
         calls.append(options)
         ready("http://127.0.0.1:8642/?token=abc")
 

@@ -102,6 +102,8 @@ class ScriptedDatabase:
         self.jobs: dict[str, Row] = {}
         self.costs: list[Row] = []
         self.failures: list[Row] = []
+        self.budgets: Row = {"day": {"usd_per_day": None, "spent": 0, "live": 0}, "each_user": None, "budgets": []}
+        self.logs: dict[str, list[str]] = {}
         self.refusal: str | None = None
 
     def add(self, row: Row, **parts: Any) -> str:
@@ -155,6 +157,15 @@ class ScriptedDatabase:
         self._note("training_costs", since, by)
         return self.costs
 
+    async def training_budget_state(self) -> Row:
+        self._note("training_budget_state")
+        return self.budgets
+
+    async def read(self, user_id: UUID, run_id: UUID) -> list[str] | None:
+        """Read a kept log, as the storage does."""
+        self._note("read", str(user_id), str(run_id))
+        return self.logs.get(str(run_id))
+
     async def training_failures(self, since: datetime) -> list[Row]:
         self._note("training_failures", since)
         return self.failures
@@ -170,7 +181,7 @@ class Clock:
 
 def make_page(database: ScriptedDatabase, clock: Clock, *names: str) -> Starlette:
     reads = SharedReads(clock=clock, now=lambda: NOW)
-    return make_app(Board(database, reads, now=lambda: NOW), Access(TOKEN, 8642), names)
+    return make_app(Board(database, database, reads, now=lambda: NOW), Access(TOKEN, 8642), names)
 
 
 def stranger(app: Starlette, url: str = URL) -> TestClient:

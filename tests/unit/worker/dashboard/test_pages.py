@@ -12,12 +12,15 @@ from starlette.testclient import TestClient
 from tests.project import ROOT
 from tests.unit.worker.dashboard.scripted import (
     SCRIPT,
+    TOKEN,
+    URL,
     Clock,
     Row,
     ScriptedDatabase,
     ago,
     health,
     job,
+    make_page,
     run,
     worker,
 )
@@ -82,12 +85,16 @@ def spoil(database: ScriptedDatabase) -> str:
     )  # fmt: skip
     database.costs = [{"key": SCRIPT, "jobs": 1, "runs": 1, "gpu_seconds": 1, "usd": 1.0}]
     database.failures = [{"error_code": SCRIPT, "jobs": 1, "users": 1, "last_at": ago(), "message": SCRIPT}]
+    database.logs[runs[0]["run_id"]] = [SCRIPT]
+    database.budgets["budgets"] = [{"user_id": SCRIPT, "usd_per_day": 5, "spent": 1, "live": 0.5, "set_at": None}]
     return ids[1]
 
 
 def test_scripts_in_any_row_are_shown_as_text(browser: TestClient, database: ScriptedDatabase) -> None:
     spoil(database)
-    for path in (*PATHS, *(f"/jobs/{row['job_id']}" for row in database.rows), f"/queue/resume?name={SCRIPT}"):
+    (run_id,) = database.logs
+    log = f"/jobs/{database.rows[-1]['job_id']}/runs/{run_id}/log"
+    for path in (*PATHS, *(f"/jobs/{row['job_id']}" for row in database.rows), log, f"/queue/resume?name={SCRIPT}"):
         page = shown(browser, path)
         assert [script.get("src") for script in page.all("script")] == ["/static/live.js"]
         assert SCRIPT in page.text
@@ -169,6 +176,34 @@ def test_the_curve_has_words_and_a_table_beside_it(browser: TestClient, database
     )
     assert [line["class"] for line in page.all("polyline")] == ["line training", "line validation"]
     assert "24 1.125 1.425 0.0001" in page.text
+
+
+def test_kept_log_of_a_run_is_shown_and_only_of_the_jobs_own(browser: TestClient, database: ScriptedDatabase) -> None:
+    ended, live = run(ended_at=ago(minutes=1)), run(attempt=2)
+    user = str(uuid4())
+    job_id = database.add(job("failed", user_id=user), runs=[ended, live])
+    other = database.add(job("failed"), runs=[run(ended_at=ago(minutes=1))])
+    log = f"/jobs/{job_id}/runs/{ended['run_id']}/log"
+    assert log in browser.get(f"/jobs/{job_id}").text
+    assert "No log of this run was kept." in shown(browser, log).text
+    assert "The log is kept when the run has ended." in shown(browser, f"/jobs/{job_id}/runs/{live['run_id']}/log").text
+    assert [call for call in database.calls if call[0] == "read"] == [("read", user, ended["run_id"])]
+    assert browser.get(f"/jobs/{other}/runs/{ended['run_id']}/log").status_code == 404
+    database.logs[ended["run_id"]] = ["# the container was killed", "step 3 of 60"]
+    database.calls.clear()
+    fresh = TestClient(make_page(database, Clock()), base_url=URL)
+    fresh.get(f"/?token={TOKEN}")
+    assert "# the container was killed step 3 of 60" in shown(fresh, log).text
+
+
+def test_budgets_are_shown_with_what_is_used_of_them(browser: TestClient, database: ScriptedDatabase) -> None:
+    database.budgets = {
+        "day": {"usd_per_day": 50.0, "spent": 1.5, "live": 2}, "each_user": None,
+        "budgets": [{"user_id": "u", "usd_per_day": None, "spent": 1.5, "live": 2, "set_at": None}],
+    }  # fmt: skip
+    text = shown(browser, "/spend").text
+    assert "everybody together $1.50 $2.00 $50.00" in text
+    assert "u $1.50 $2.00 no limit" in text
 
 
 @pytest.mark.parametrize(
