@@ -34,7 +34,7 @@ test: $(INSTALLED) ## all tests, against real Postgres, REST, Storage and RunPod
 	@$(BIN)/pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-supabase: $(INSTALLED) ## the integration tests against the Supabase of SUPABASE_URL
-	@test -n "$$SUPABASE_URL" || { echo "Set SUPABASE_URL and its keys first: see README.md"; exit 1; }
+	@test -n "$$SUPABASE_URL" || { echo "Set SUPABASE_URL and its keys first: see CONTRIBUTING.md"; exit 1; }
 	@$(BIN)/pytest tests/integration $(ARGS)
 
 lint: $(INSTALLED) ## style, types, and the walls between packages
