@@ -1,4 +1,4 @@
-"""Takes the pictures of docs/images: the dashboard, over a sandbox in which jobs train (`make screenshots`).
+"""Takes the pictures of docs/images: the dashboard and `watch`, over a sandbox where jobs train (`make screenshots`).
 
 The database, the worker and the trainer are the real ones; the training itself is the tests' stand-in. Only the bills
 of past days are made up, as rows.
@@ -6,20 +6,30 @@ of past days are made up, as rows.
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import httpx
 import psycopg
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
+from rich.console import Console
 
+from lora_worker.commands.live_views import draw_job
+from lora_worker.database.calls import DatabaseCalls
+from lora_worker.database.job_reports import JobDetails
 from sandbox.application import Application
 from sandbox.browser import find_chromium
 from sandbox.errors import ChildFailedError, SandboxError
@@ -39,6 +49,7 @@ _STEPS, _SHOWN_AT = 180, 110
 _STEP_SECONDS = 0.15
 _MOST_SECONDS = 300
 _MOST_BYTES = 150_000
+_COLUMNS = 92
 
 _PAST_BILLS = """
 insert into public.cost_records (user_id, cost_type, amount, details, billing_period, recorded_at)
@@ -167,6 +178,26 @@ def take(page: Page, name: str) -> None:
         raise ChildFailedError(f"{path.name} has {path.stat().st_size:,} bytes, more than {_MOST_BYTES:,}")
 
 
+async def ask(scene: Scene, job_id: str) -> JobDetails:
+    """Return what the database tells of a job."""
+    async with httpx.AsyncClient(timeout=30) as http:
+        queue = DatabaseCalls(scene.project.url, scene.project.secret_key, worker="", lease_seconds=60, http=http)
+        details = await queue.training_job_details(UUID(job_id))
+    assert details is not None
+    return details
+
+
+def take_watch(scene: Scene, job_id: str) -> None:
+    """Take a picture of what `lora-worker watch` shows of a job."""
+    console = Console(
+        record=True, width=_COLUMNS, file=io.StringIO(), force_terminal=True, highlight=False, markup=False
+    )
+    console.print(draw_job(asyncio.run(ask(scene, job_id)), now=datetime.now(UTC), width=_COLUMNS))
+    picture = console.export_svg(title=f"lora-worker watch {job_id[:8]}")
+    # rich names a font on the web, which a picture in a page may not fetch.
+    (IMAGES / "watch.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL))
+
+
 def main() -> int:
     """Take all pictures; returns 1 after a sentence where something is missing."""
     IMAGES.mkdir(parents=True, exist_ok=True)
@@ -181,6 +212,7 @@ def main() -> int:
             )  # fmt: skip
             stack.callback(worker.stop)
             shown = prepare(scene)
+            take_watch(scene, shown)
             url = stack.enter_context(dashboard(scene))
             browser = stack.enter_context(chromium.launch(stack.enter_context(sync_playwright())))
             take(open_page(browser, url, viewport={"width": 1080, "height": 860}), "dashboard-light")
