@@ -165,7 +165,7 @@ class Pool:
     def may_work(self, worker: Worker) -> bool:
         """Tell whether the worker may get a job now."""
         return (
-            not self.is_throttled
+            not self.throttled
             and self.max_workers > 0
             and worker.takes_work
             and not self.is_stale(worker)

@@ -174,6 +174,7 @@ class TestProcesses:
         with server:
             assert server.stdout is not None
             addresses = json.loads(server.stdout.readline())
+            assert addresses.keys() == {"api_url", "rest_url", "api_key", "admin_url"}
             headers = {"authorization": f"Bearer {addresses['api_key']}"}
             with httpx.Client(base_url=addresses["api_url"], headers=headers) as http:
                 body = {"input": {"do": "leave_children_and_wait"}}
