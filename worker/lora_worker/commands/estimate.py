@@ -11,6 +11,7 @@ from uuid import UUID
 from lora_worker.configuration.settings import Settings
 from lora_worker.errors import ArgumentError
 from lora_worker.money.estimate import Work, estimate
+from lora_worker.money.guide import check_card, check_model
 from lora_worker.money.pricing import load_prices
 from lora_worker.money.terms import make_terms
 from lora_worker.services import Services
@@ -37,17 +38,19 @@ def estimate_work(settings: Settings, work: Work, *, gpu_count: int) -> Found:
     """Estimate a training that is described on the command line; with a `gpu_count` of 0 on the endpoint's GPUs.
 
     Raises:
-        ArgumentError: the size of the dataset is missing, or the GPU is not in the price table.
+        ArgumentError: the size of the dataset is missing, or model or GPU are unknown or don't fit each other.
     """
     if not work.tokens and not work.pairs:
         raise ArgumentError("how large is the dataset? Give --dataset-tokens, --pairs or --job")
-    terms = make_terms(settings, load_prices(settings.price_table))
+    prices = load_prices(settings.price_table)
+    terms = make_terms(settings, prices)
     if gpu_count:
         terms = terms.model_copy(update={"endpoint_gpu_count": gpu_count})
+    base_model = work.base_model or terms.default_base_model
+    check_model(base_model, terms, settings.base_models)
+    check_card(terms.endpoint_gpu_type or work.gpu_type or terms.default_gpu_type, base_model, terms, prices)
     found = estimate(work, terms)
-    if found is None:
-        known = ", ".join(gpu.type for gpu in terms.gpus)
-        raise ArgumentError(f"--gpu: {work.gpu_type!r} is not in the price table; {known} are")
+    assert found is not None
     return asdict(found)
 
 

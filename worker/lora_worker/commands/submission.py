@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from uuid import UUID
 
 import typer
 
-from lora_worker.commands.terminal import EXIT_USAGE, AsJson, command_group, refuse, show, with_services
+from lora_worker.commands.terminal import AsJson, command_group, show, with_services
 
 if TYPE_CHECKING:
+    from lora_worker.services import Services
     from lora_worker.submission.downloads import Download
     from lora_worker.submission.orders import Queued
 
@@ -32,6 +32,7 @@ def enqueue(
     user: Annotated[
         str, typer.Option(help="Id or mail address of its owner; empty: a user of the operator's own.")
     ] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Show the job until it has ended; exit 3 if it failed.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a dataset, store it, and queue a job for it. A bad file is refused with its line, and nothing is stored."""
@@ -47,8 +48,28 @@ def enqueue(
         name=name or None,
         user=user or None,
     )
-    queued = with_services(lambda services: submit(services, order, say=_to_stderr))
-    show(_queued(queued), as_json=as_json, text=lambda console: console.print(f"queued as {queued.job_id}"))
+
+    async def work(services: Services) -> tuple[dict[str, Any], int]:
+        from lora_worker.commands.waiting import exit_code, wait_until_ended
+        from lora_worker.commands.watching import watch_job
+
+        queued = await submit(services, order, say=_to_stderr)
+        answer = _queued(queued)
+        if not as_json:
+            typer.echo(f"queued as {queued.job_id}")
+        if not wait:
+            return answer, 0
+        if not as_json:
+            return answer, await watch_job(services, str(queued.job_id), as_json=False)
+        details = await wait_until_ended(services.queue, queued.job_id)
+        ended = {key: details["job"][key] for key in ("status", "error_message", "final_cost")}
+        return {**answer, **ended}, exit_code(details)
+
+    answer, code = with_services(work)
+    if as_json:
+        show(answer, as_json=True, text=lambda _: None)
+    if code:
+        raise typer.Exit(code)
 
 
 def _queued(queued: Queued) -> dict[str, Any]:
@@ -64,18 +85,18 @@ def _queued(queued: Queued) -> dict[str, Any]:
 
 @commands.command()
 def download(
-    job: Annotated[str, typer.Argument(help="The id of a completed job.")],
+    job: Annotated[str, typer.Argument(help="A completed job's id, or a beginning of it.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where its files go; made if it is missing.")],
     as_json: AsJson = False,
 ) -> None:
     """Fetch the adapter of a job, with size and sha256 of each file checked; goes on where it was broken off."""
+    from lora_worker.commands.references import find_job
     from lora_worker.submission.downloads import download as fetch
 
-    try:
-        job_id = UUID(job)
-    except ValueError:
-        raise refuse(f"JOB: {job!r} is not the id of a job", EXIT_USAGE) from None
-    done = with_services(lambda services: fetch(services, job_id, folder, say=_to_stderr))
+    async def work(services: Services) -> Download:
+        return await fetch(services, await find_job(services.queue, job), folder, say=_to_stderr)
+
+    done = with_services(work)
     show(_downloaded(done), as_json=as_json, text=lambda console: console.print(f"{len(done.files)} files in {folder}"))
 
 

@@ -321,6 +321,23 @@ class Settings(BaseSettings):
         return self
 
 
+def unconnected_settings(names: set[str]) -> Settings:
+    """Read the settings for a command that calls no service: of Supabase's address and keys nothing is needed.
+
+    Raises:
+        SettingsError: the text names each other variable that is wrong, but never its value.
+    """
+
+    class Unconnected(Settings):
+        """Settings in which addresses and keys stand for nothing."""
+
+        supabase_url: str = "http://127.0.0.1:9"
+        supabase_service_role_key: SecretStr = SecretStr("sb_secret_none")
+        supabase_publishable_key: SecretStr = SecretStr("sb_publishable_none")
+
+    return read_settings(Unconnected, names)
+
+
 AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
 ONE_IS_MISSING = "one_is_missing"

@@ -10,7 +10,14 @@ import httpx
 from pydantic_settings import BaseSettings
 
 from lora_worker.configuration.environment import refuse_misspelt, variable_names
-from lora_worker.configuration.settings import DEFAULT_LAUNCHER, AnySettings, Settings, read_settings, variables_of
+from lora_worker.configuration.settings import (
+    DEFAULT_LAUNCHER,
+    AnySettings,
+    Settings,
+    read_settings,
+    unconnected_settings,
+    variables_of,
+)
 from lora_worker.errors import SettingsError
 from lora_worker.launchers.base import Launcher
 from lora_worker.launchers.runpod import RunPodLauncher, most_connections
@@ -69,3 +76,14 @@ def load_settings() -> Settings:
         raise SettingsError(f"LORA_WORKER_LAUNCHER: is no launcher; choose one of {', '.join(LAUNCHERS)}.")
     loaded: Settings = read_settings(kind.settings, names)
     return loaded
+
+
+def load_unconnected_settings() -> Settings:
+    """Load the settings of a command that calls no service, and so needs no address and no key.
+
+    Raises:
+        SettingsError: the text names each variable that is wrong or misspelt, but never its value.
+    """
+    names = variable_names()
+    refuse_misspelt(names, _known_variables())
+    return unconnected_settings(names)

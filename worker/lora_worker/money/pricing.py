@@ -26,6 +26,8 @@ class GpuPrice:
     price_per_hour: float
     memory_gb: int
     names: tuple[str, ...]
+    offered: bool = True
+    """Whether an endpoint can have it. Others are only names that the application's pages know."""
 
 
 def plain_name(name: str) -> str:
@@ -38,7 +40,8 @@ def _parse(entry: dict[str, Any]) -> GpuPrice:
     price = float(entry["price_per_hour"])
     if not 0 < price < 1000:
         raise ValueError(f"price_per_hour of {entry['type']} must lie between 0 and 1000")
-    return GpuPrice(str(entry["type"]), price, int(entry["memory_gb"]), tuple(map(plain_name, entry["names"])))
+    names = tuple(map(plain_name, entry["names"]))
+    return GpuPrice(str(entry["type"]), price, int(entry["memory_gb"]), names, bool(entry.get("offered", True)))
 
 
 @lru_cache(maxsize=4)

@@ -83,6 +83,20 @@ def test_a_file_becomes_a_job_that_trains_and_is_fetched(shell: Shell, file: Pat
     assert "there already" in again.stderr
 
 
+def test_waiting_shows_the_job_and_exits_as_it_ended(shell: Shell, file: Path) -> None:
+    user = shell.stage.user.user_id
+    shell.stage.worker()
+    waited = shell("enqueue", str(file), "--user", user, "--wait", "--json")
+    assert waited.returncode == 0, waited.stderr
+    ended = json.loads(waited.stdout)
+    assert ended["status"] == "completed"
+    assert {"job_id", "error_message", "final_cost"} < set(ended)
+    shown = shell("enqueue", str(file), "--user", user, "--wait")
+    assert shown.returncode == 0
+    assert shown.stdout.startswith("queued as ")
+    assert "completed" in shown.stdout
+
+
 def test_a_bad_file_is_refused_with_its_line_and_nothing_stored(shell: Shell, file: Path) -> None:
     user = shell.stage.user.user_id
     file.write_bytes(LINE + b"\n" + LINE.replace(b"assistant", b"zebra") + b"\n")
@@ -169,7 +183,7 @@ def test_download_of_an_unfinished_or_unknown_job_is_one_sentence(shell: Shell, 
     for job, sentence in (
         (queued["job_id"], "is queued: only a completed one has an adapter"),
         (str(uuid4()), "there is no job"),
-        ("seven", "is not the id of a job"),
+        ("seven", "is neither a job's id nor the beginning of one"),
     ):
         done = shell("download", job, "adapter")
         assert done.returncode == 2

@@ -1,0 +1,116 @@
+"""Which card a model needs follows from the plan's figures; unknown names are refused with those that may be meant."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from lora_worker.commands.cli import app
+from lora_worker.errors import ArgumentError
+from lora_worker.money.guide import needs_of
+from lora_worker.money.pricing import load_prices
+from lora_worker.money.terms import load_throughput
+from tests.documented import table_under
+from tests.project import ROOT
+from tests.unit.worker.money.test_estimate import TERMS
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command line without any key or address, in an empty folder."""
+    for name in ("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_PUBLISHABLE_KEY", "GPU_CLUSTER_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(app, arguments)
+
+
+def test_the_memory_of_each_model_is_that_of_the_documented_plan() -> None:
+    """`test_plan.py` holds that page against the trainer's plan, which the worker can't import."""
+    page = table_under((ROOT / "docs" / "training.md").read_text(), "Models")
+    planned = {
+        name.strip("`"): float(cells["training, 4,096 tokens"].removesuffix(" GB")) for name, cells in page.items()
+    }
+    assert load_throughput()["memory_gb"] == planned
+    assert set(planned) == set(TERMS.models)
+
+
+def test_a_7b_model_needs_no_80_gb_card() -> None:
+    needs = needs_of("mistralai/Mistral-7B-Instruct-v0.2", TERMS, load_prices())
+    assert min(card.memory_gb for card in needs.cards) == 16
+    assert needs.cards[0].memory_gb <= 24
+
+
+def test_only_offered_cards_with_the_memory_are_named_cheapest_first() -> None:
+    for name in TERMS.models:
+        needs = needs_of(name, TERMS, load_prices())
+        assert all(card.memory_gb > needs.needed_gb for card in needs.cards)
+        assert not {"V100-32GB", "A100-40GB"} & {card.gpu for card in needs.cards}
+        prices = [card.usd_per_million_tokens.high for card in needs.cards]
+        assert prices == sorted(prices)
+        assert all(0 < card.usd_per_million_tokens.low < card.usd_per_million_tokens.high for card in needs.cards)
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("qwen3-8b", "Qwen/Qwen3-8B"),
+        ("Mistral-7B-Instruct-v0.2", "mistralai/Mistral-7B-Instruct-v0.2"),
+        ("Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B-Instruct"),
+    ],
+)
+def test_an_unknown_model_is_refused_with_the_one_that_is_meant(asked: str, meant: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(f"; {meant} may be meant")):
+        needs_of(asked, TERMS, load_prices())
+
+
+def test_guide_needs_no_settings(run: Run) -> None:
+    done = run("guide", "--json")
+    assert done.exit_code == 0, done.output
+    listed = json.loads(done.stdout)
+    assert [set(entry) for entry in listed] == [{"base_model", "needed_gb", "cards"}] * len(TERMS.models)
+    assert set(listed[0]["cards"][0]) == {"gpu", "memory_gb", "price_per_hour", "usd_per_million_tokens"}
+    text = run("guide", "Qwen/Qwen3-8B").stdout
+    assert "10 GB" in text
+    assert "H200" in text
+    assert "mistral" not in text
+    assert run("guide", "nothing/like-it").exit_code == 2
+
+
+def test_estimate_needs_no_settings(run: Run) -> None:
+    done = run("estimate", "--pairs", "1000", "--base-model", "Qwen/Qwen3-8B", "--gpu", "RTX 4090", "--json")
+    assert done.exit_code == 0, done.output
+    assert set(json.loads(done.stdout)) == {
+        "seconds", "cost", "tokens", "gpu_type", "gpu_count", "price_per_hour", "assumptions"}  # fmt: skip
+    assert "on 1 × A100-80GB" in run("estimate", "--pairs", "1000").stdout
+
+
+def test_estimate_reads_the_settings_that_change_prices(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORA_WORKER_ENDPOINT_GPU_TYPE", "L4")
+    assert "on 1 × L4" in run("estimate", "--pairs", "1000").stdout
+    monkeypatch.setenv("LORA_WORKER_ENDPOINT_GPU_COUNT", "many")
+    wrong = run("estimate", "--pairs", "1000")
+    assert wrong.exit_code == 2
+    assert wrong.output.startswith("lora-worker: LORA_WORKER_ENDPOINT_GPU_COUNT")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--base-model", "qwen2.5-7b"], "Qwen/Qwen2.5-7B-Instruct may be meant"),
+        (["--gpu", "RTX5090"], "'RTX5090' is not in the price table; RTX-4090 may be meant"),
+        (["--gpu", "L4", "--base-model", "Qwen/Qwen3-Next-80B-A3B-Instruct"], "takes about 54 GB, and L4 has 24"),
+    ],
+)
+def test_estimate_refuses_what_it_does_not_know(run: Run, arguments: list[str], sentence: str) -> None:
+    done = run("estimate", "--pairs", "1000", *arguments)
+    assert done.exit_code == 2
+    assert sentence in done.output
+    assert len(done.output.splitlines()) == 1

@@ -1,0 +1,109 @@
+"""Which card a base model needs, and what that costs: the memory of its training against the price table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lora_contract.names import nearest
+from lora_worker.errors import ArgumentError
+from lora_worker.money.estimate import Range
+from lora_worker.money.pricing import GpuPrice, find_gpu, plain_name
+from lora_worker.money.terms import Terms, load_throughput
+
+_USABLE_SHARE = 0.92
+"""The part of a card's memory that a training gets: the driver and other processes have the rest."""
+_NEAR = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU that can hold the training of a base model; prices in USD."""
+
+    gpu: str
+    memory_gb: int
+    price_per_hour: float
+    usd_per_million_tokens: Range
+    """Training alone, without the time for loading and uploading."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a base model needs, and the cards that have it, the cheapest training first."""
+
+    base_model: str
+    needed_gb: float
+    cards: tuple[Card, ...]
+
+
+def needs_of(base_model: str, terms: Terms, prices: Iterable[GpuPrice]) -> Needs:
+    """Return which offered cards can hold the training of a base model.
+
+    Raises:
+        ArgumentError: nothing is known of the model; the text names those that are, and which may be meant.
+    """
+    known: dict[str, float] = load_throughput()["memory_gb"]
+    if base_model not in known:
+        raise ArgumentError(f"nothing is known of {_unknown(base_model, known)}")
+    needed = known[base_model]
+    held = [price for price in prices if price.offered and price.memory_gb * _USABLE_SHARE >= needed]
+    cards = [_card(price, base_model, terms) for price in held]
+    cards.sort(key=lambda card: (card.usd_per_million_tokens.high, card.price_per_hour))
+    return Needs(base_model, needed, tuple(cards))
+
+
+def _card(price: GpuPrice, base_model: str, terms: Terms) -> Card:
+    gpu = next(gpu for gpu in terms.gpus if gpu.type == price.type)
+    size, million = terms.size(base_model), 1e6 * price.price_per_hour / 3600
+    return Card(
+        price.type,
+        price.memory_gb,
+        price.price_per_hour,
+        Range(
+            round(million * size.active / terms.reference.active / gpu.fast, 3),
+            round(million * size.total / terms.reference.total / gpu.slow, 3),
+        ),
+    )
+
+
+def check_model(base_model: str, terms: Terms, allowed: Iterable[str]) -> None:
+    """Refuse a base model whose size is not known and that the worker does not offer.
+
+    Raises:
+        ArgumentError: the text names the known ones, and which may be meant.
+    """
+    known = dict.fromkeys([*terms.models, *allowed])
+    if base_model not in known:
+        raise ArgumentError(f"--base-model: nothing is known of {_unknown(base_model, known)}")
+
+
+def check_card(gpu_type: str, base_model: str, terms: Terms, prices: tuple[GpuPrice, ...]) -> None:
+    """Refuse a GPU that is not in the price table, and one that can't hold the training of the base model.
+
+    Raises:
+        ArgumentError: the text names the GPUs that can, and which may be meant.
+    """
+    price = find_gpu(prices, gpu_type)
+    if price is None:
+        near = nearest(plain_name(gpu_type), [name for gpu in prices for name in gpu.names], cutoff=_NEAR)
+        meant = find_gpu(prices, near)
+        hint = f"; {meant.type} may be meant" if meant else ""
+        known = ", ".join(gpu.type for gpu in prices)
+        raise ArgumentError(f"--gpu: {gpu_type!r} is not in the price table{hint}. It has {known}.")
+    needed = load_throughput()["memory_gb"].get(base_model)
+    if needed is not None and terms.endpoint_gpu_count == 1 and price.memory_gb * _USABLE_SHARE < needed:
+        larger = ", ".join(card.gpu for card in needs_of(base_model, terms, prices).cards)
+        raise ArgumentError(
+            f"--gpu: a training of {base_model} takes about {needed:g} GB, and {price.type} has {price.memory_gb}; "
+            f"choose one of {larger}"
+        )
+
+
+def _unknown(base_model: str, known: Iterable[str]) -> str:
+    """Name an unknown model, the one that may be meant, and the known ones."""
+    names = list(known)
+    # People leave out the organisation, or write small letters.
+    spelt = {name.lower(): name for name in names} | {name.lower().rpartition("/")[2]: name for name in names}
+    near = nearest(base_model.lower().rpartition("/")[2], spelt, cutoff=_NEAR)
+    hint = f"; {spelt[near]} may be meant" if near else ""
+    return f"the base model {base_model[:100]!r}{hint}. Known are {', '.join(names)}."
