@@ -79,6 +79,8 @@ async def _work(settings: Settings, outbox: Outbox, traces: Traces, *, once: boo
     from lora_worker.duties.daemon import Daemon
     from lora_worker.duties.run_metrics import showing_runs
     from lora_worker.observability.health import serving_health
+    from lora_worker.observability.metrics import show_zeroes
+    from lora_worker.observability.outbox import NoticeKind
     from lora_worker.services import open_services
 
     async with open_services(settings, outbox=outbox, traces=traces) as services:
@@ -89,6 +91,7 @@ async def _work(settings: Settings, outbox: Outbox, traces: Traces, *, once: boo
         if once:
             await daemon.run_once()
             return
+        show_zeroes((duty.name for duty in daemon.duties()), NoticeKind)
         with showing_runs(daemon.runs.held, lambda: daemon.problem):
             async with serving_health(settings, alive=lambda: daemon.hang, ready=lambda: daemon.problem):
                 await daemon.run()

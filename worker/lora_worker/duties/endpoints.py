@@ -13,7 +13,7 @@ from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, EndpointState
 from lora_worker.launchers.endpoints import EndpointView, launches_at, starting_too_long, unowned_work
 from lora_worker.observability.actions import Action
-from lora_worker.observability.metrics import ENDPOINT_QUEUE, ENDPOINT_REACHABLE, ENDPOINT_WORKERS
+from lora_worker.observability.metrics import ENDPOINT_QUEUE, ENDPOINT_REACHABLE, ENDPOINT_STATES, ENDPOINT_WORKERS
 from lora_worker.runs.applying import apply
 from lora_worker.runs.state.events import EndpointSeen
 from lora_worker.runs.state.held_run import HeldRun
@@ -26,7 +26,7 @@ def _show(seen: EndpointHealth) -> None:
     """Set the gauges of today's endpoint."""
     ENDPOINT_REACHABLE.set(seen.reachable)
     ENDPOINT_QUEUE.set(seen.jobs_queued)
-    for state in ("ready", "running", "starting", "unhealthy"):
+    for state in ENDPOINT_STATES:
         ENDPOINT_WORKERS.labels(state).set(getattr(seen, state))
 
 

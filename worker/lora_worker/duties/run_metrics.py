@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from lora_contract.protocol import STAGES
+from lora_contract.protocol import STAGES, Progress
 from lora_worker.observability.metrics import BUILD
 from lora_worker.runs.state.held_run import HeldRun
 
@@ -89,12 +89,17 @@ def _of_runs(held: Iterable[HeldRun]) -> Iterable[Metric]:
             "progress_ratio": progress.progress / 100,
             "step": progress.current_step,
             "steps": progress.total_steps,
-            "training_loss": progress.metrics.get("training_loss"),
+            "training_loss": _latest_loss(progress),
         }
         for name, value in values.items():
             if value is not None:
                 families[name].add_metric([str(one.assignment.run.job_id), one.run_id], value)
     return families.values()
+
+
+def _latest_loss(progress: Progress) -> float | None:
+    losses = (point.training_loss for point in reversed(progress.points))
+    return next((loss for loss in losses if loss is not None), None)
 
 
 @contextmanager

@@ -6,7 +6,12 @@ user, a dataset or a container is a label.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import product
+
 from prometheus_client import Counter, Gauge, Histogram, Info
+
+from lora_contract.error_codes import Fault
 
 BUILD = Info("lora_worker_build", "The release of this worker")
 
@@ -59,6 +64,11 @@ NOTICES = Counter(
     "lora_worker_notices_total", "Notices to operators, by what came of each receiver's", ["kind", "result"]
 )
 
+LAUNCH_ANSWERS = ("accepted", "refused", "unavailable", "in_doubt")
+JOB_STATUSES = ("completed", "failed", "cancelled", "queued")
+ROUND_RESULTS = ("ok", "failed")
+NOTICE_RESULTS = ("sent", "failed", "dropped")
+ENDPOINT_STATES = ("ready", "running", "starting", "unhealthy")
 HOLD_KINDS = ("base_model", "image")
 _KNOWN_STATUSES = frozenset({400, 401, 403, 404, 406, 408, 409, 413, 415, 422, 429, 500, 502, 503, 504, 520, 522, 540})
 
@@ -80,3 +90,25 @@ def count_settlement(
     # A counter takes no negative number, and a wrong clock must not end a settlement.
     GPU_SECONDS.inc(max(gpu_seconds, 0.0))
     SPEND.inc(max(spend, 0.0))
+
+
+def show_zeroes(duties: Iterable[str], notices: Iterable[str]) -> None:
+    """Show the counters that have a small number of labels from the start, as zeroes.
+
+    Prometheus does not see the first increase of a counter that it has never seen before.
+    """
+    for answer in LAUNCH_ANSWERS:
+        LAUNCHED.labels(answer)
+    for status in JOB_STATUSES:
+        SETTLED.labels(status, "none")
+    for fault in Fault:
+        if fault is not Fault.PERMANENT:
+            RETRIES.labels(fault)
+    for duty, result in product(duties, ROUND_RESULTS):
+        ROUNDS.labels(duty, result)
+    for kind, result in product(notices, NOTICE_RESULTS):
+        NOTICES.labels(kind, result)
+    for kind in HOLD_KINDS:
+        JOBS_HELD.labels(kind)
+    for state in ENDPOINT_STATES:
+        ENDPOINT_WORKERS.labels(state)

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from lora_contract.error_codes import ErrorCode
-from lora_contract.protocol import Progress, Stage
+from lora_contract.protocol import Point, Progress, Stage
 from lora_worker.duties.daemon import Daemon
 from lora_worker.duties.duty import Duty, RoundResult
 from lora_worker.duties.run_metrics import LIVE_STAGES, MAX_RUNS, RunMetrics, live_stage
@@ -129,7 +129,10 @@ def trains(held: HeldRun, step: int) -> None:
             "checked_in_at": held.services.now(),
             "progress": Progress(
                 run_id=held.run_id, stage=Stage.TRAINING, progress=60, current_step=step, total_steps=10,
-                metrics={"training_loss": 1.5},
+                points=[
+                    Point(step=1, epoch=0.1, training_loss=2.5), Point(step=2, epoch=0.2, training_loss=1.5),
+                    Point(step=3, epoch=0.3, validation_loss=9),
+                ],
             ).model_dump(mode="json"),
             "progress_number": step,
         }
