@@ -7,7 +7,7 @@ RunPod's own, leaves these checks out with a sentence.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from lora_worker.deployment.rest import RunPodApi
 from lora_worker.doctor.check import Check
 from lora_worker.errors import ServiceError, ServiceRefusedError
 from lora_worker.launchers.runpod_settings import REST_URL, RunPodSettings
+from lora_worker.money.guide import holds, needed_memory_gb
 from lora_worker.money.pricing import GpuPrice, find_gpu
 from lora_worker.money.terms import Terms
 from lora_worker.services import Services
@@ -236,9 +237,10 @@ def examine_base_models(base_models: Iterable[str], terms: Terms) -> list[Check]
     gpu = terms.gpu(terms.endpoint_gpu_type) if terms.endpoint_gpu_type else None
     if gpu is None:
         return []
-    needed = {name or terms.default_base_model: least_memory_gb(terms, name or None) for name in base_models}
     memory_gb = gpu.memory_gb * terms.endpoint_gpu_count
-    too_large: Mapping[str, float] = {name: size for name, size in needed.items() if size > memory_gb}
+    names = {name or terms.default_base_model for name in base_models}
+    needed = {name: size for name in sorted(names) if (size := needed_memory_gb(name)) is not None}
+    too_large = {name: size for name, size in needed.items() if not holds(memory_gb, size)}
     return [
         Check(
             "account",
@@ -248,8 +250,3 @@ def examine_base_models(base_models: Iterable[str], terms: Terms) -> list[Check]
         )
         for name, size in too_large.items()
     ]
-
-
-def least_memory_gb(terms: Terms, base_model: str | None) -> float:
-    """Return the least GPU memory in GB for a training: 4-bit weights take 0.6 GB a billion, and the rest 2 GB."""
-    return 0.6 * terms.size(base_model).total + 2.0

@@ -36,6 +36,17 @@ class Needs:
     cards: tuple[Card, ...]
 
 
+def needed_memory_gb(base_model: str) -> float | None:
+    """Return how much GPU memory a training of a base model takes, in GB; None where nothing is known of the model."""
+    known: dict[str, float] = load_throughput()["memory_gb"]
+    return known.get(base_model)
+
+
+def holds(memory_gb: float, needed_gb: float) -> bool:
+    """Tell whether a card of this memory can hold a training that needs so much."""
+    return memory_gb * _USABLE_SHARE >= needed_gb
+
+
 def needs_of(base_model: str, terms: Terms, prices: Iterable[GpuPrice]) -> Needs:
     """Return which offered cards can hold the training of a base model.
 
@@ -46,7 +57,7 @@ def needs_of(base_model: str, terms: Terms, prices: Iterable[GpuPrice]) -> Needs
     if base_model not in known:
         raise ArgumentError(f"nothing is known of {_unknown(base_model, known)}")
     needed = known[base_model]
-    held = [price for price in prices if price.offered and price.memory_gb * _USABLE_SHARE >= needed]
+    held = [price for price in prices if price.offered and holds(price.memory_gb, needed)]
     cards = [_card(price, base_model, terms) for price in held]
     cards.sort(key=lambda card: (card.usd_per_million_tokens.high, card.price_per_hour))
     return Needs(base_model, needed, tuple(cards))
@@ -90,8 +101,8 @@ def check_card(gpu_type: str, base_model: str, terms: Terms, prices: tuple[GpuPr
         hint = f"; {meant.type} may be meant" if meant else ""
         known = ", ".join(gpu.type for gpu in prices)
         raise ArgumentError(f"--gpu: {gpu_type!r} is not in the price table{hint}. It has {known}.")
-    needed = load_throughput()["memory_gb"].get(base_model)
-    if needed is not None and terms.endpoint_gpu_count == 1 and price.memory_gb * _USABLE_SHARE < needed:
+    needed = needed_memory_gb(base_model)
+    if needed is not None and terms.endpoint_gpu_count == 1 and not holds(price.memory_gb, needed):
         larger = ", ".join(card.gpu for card in needs_of(base_model, terms, prices).cards)
         raise ArgumentError(
             f"--gpu: a training of {base_model} takes about {needed:g} GB, and {price.type} has {price.memory_gb}; "
