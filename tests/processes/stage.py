@@ -99,6 +99,13 @@ class Stage:
         """Run one single pass, as cron does."""
         assert self.dies(self.worker("--once", **more)) == 0, self.log()
 
+    def command(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run `lora-worker` with these arguments to its end, as an operator does in a pipe."""
+        return subprocess.run(
+            [sys.executable, "-m", "lora_worker.commands.cli", *arguments],
+            env=self.environment(**more), cwd=self.folder, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
     def stop(self, process: subprocess.Popen[bytes]) -> int:
         """SIGTERM, and the exit code."""
         process.send_signal(signal.SIGTERM)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 STYLES = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "initializing": "cyan"}
 _SPARK_CHARACTERS = 40
+_WIDE_COLUMNS = 120
+"""From this width on each job is one line, which a program can search; below it the reason has lines of its own."""
+_FIXED_COLUMNS = 72
+"""What the first five columns and the spaces take at the most."""
 
 
 def borderless() -> Table:
@@ -46,21 +50,30 @@ def print_jobs(page: JobPage, console: Console) -> None:
     if not page["jobs"]:
         console.print("no such jobs")
         return
+    is_wide = console.width >= _WIDE_COLUMNS
     table = borderless()
     for heading in ("job", "state", "done", "cost", "queued"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("name", "base model", "why"):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", ratio=1)
+    if is_wide:
+        rest = console.width - _FIXED_COLUMNS
+        for heading, width in (("name", rest // 4), ("base model", rest // 4), ("why", rest // 2)):
+            table.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=width)
+    else:
+        table.add_column("name, and why", overflow="fold", ratio=1)
     for job in page["jobs"]:
+        name, reason = printable(job["name"]), job_reason(job)
+        words = (
+            [name, printable(job["base_model"]), reason]
+            if is_wide
+            else [Text.assemble(name, (f"\n{reason}" if reason else "", "dim"))]
+        )
         table.add_row(
             short_id(job["job_id"]),
             job_state(job),
             percent(job["progress"]),
             money(job["final_cost"] if job["final_cost"] is not None else job["current_cost"]),
-            moment(job["created_at"])[:16],
-            printable(job["name"]),
-            printable(job["base_model"]),
-            job_reason(job),
+            moment(job["created_at"])[5:16],
+            *words,
         )
     console.print(table)
     if page["next_cursor"]:

@@ -59,7 +59,8 @@ def _stages(details: JobDetails) -> Text:
         is_now = number == len(stages) - 1
         line.append(" › " if number else "", style="dim")
         line.append(
-            f"{plain(printable(stage['stage']))} {duration(stage['seconds'])}", style="bold" if is_now else "dim"
+            _together(f"{plain(printable(stage['stage']))} {duration(stage['seconds'])}"),
+            style="bold" if is_now else "dim",
         )
     return line if stages else Text("not started yet", style="dim")
 
@@ -87,8 +88,13 @@ def _figures(change: Change, now: datetime) -> Text:
         figures.append(("validation", measured(change["validation_loss"])))
     line = Text()
     for name, value in figures:
-        line.append(f"{name} ", style="dim").append(f"{value}   ", style="bold")
+        line.append(_together(f"{name} "), style="dim").append(_together(value), style="bold").append("   ")
     return line
+
+
+def _together(words: str) -> str:
+    """Return words that no end of a line parts."""
+    return words.replace(" ", "\u00a0")
 
 
 def _curve(details: JobDetails, width: int) -> Iterator[RenderableType]:

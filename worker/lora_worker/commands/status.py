@@ -61,7 +61,7 @@ def _live(runs: list[LiveRun]) -> Table:
         seen = run["seen_seconds_ago"]
         table.add_row(
             short_id(run["job_id"]),
-            plain(printable(run["stage"] or run["status"]))[:18],
+            plain(printable(run["stage"] or run["status"]))[:24],
             percent(run["progress"] or 0),
             money(run["current_cost"] or 0),
             "" if seen is None else duration(seen),

@@ -41,14 +41,18 @@ async def watch_job(services: Services, job: str, *, as_json: bool, pause: Pause
     console = make_console()
     if as_json or not console.is_terminal:
         teller = _Teller(as_json=as_json)
-        told = await wait_until_ended(services.queue, job_id, seen=teller.tell_job, pause=pause)
+        told = await wait_until_ended(
+            services.queue, job_id, seen=teller.tell_job, poll_seconds=POLL_SECONDS, pause=pause
+        )
         return exit_code(told)
     with _live(console) as picture:
 
         def draw(details: JobDetails) -> None:
             picture.update(draw_job(details, now=services.now(), width=console.width), refresh=True)
 
-        return exit_code(await wait_until_ended(services.queue, job_id, seen=draw, pause=pause))
+        return exit_code(
+            await wait_until_ended(services.queue, job_id, seen=draw, poll_seconds=POLL_SECONDS, pause=pause)
+        )
 
 
 async def watch_queue(services: Services, *, as_json: bool, pause: Pause = asyncio.sleep) -> None:

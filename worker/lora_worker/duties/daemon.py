@@ -125,23 +125,20 @@ class Daemon:
             ),
             # A pass does what matters of these two when it checks in.
             Duty("watch", _WATCH_SECONDS, self._presence.watch, limit(calls=3), in_pass=False),
-            Duty("report", _REPORT_SECONDS, self._report, limit(calls=1), in_pass=False),
+            Duty("report", _REPORT_SECONDS, self._presence.report, limit(calls=1), in_pass=False),
         ]
 
     def _unless_drained(self, take: Callable[[], Awaitable[RoundResult]]) -> Callable[[], Awaitable[RoundResult]]:
-        """Return a round that takes new work, but none once an operator has asked this worker to end."""
+        """Return a round that takes new work; of a drained worker it takes none, and ends it after its last run."""
 
         async def take_unless_drained() -> RoundResult:
-            return RoundResult() if self._presence.is_drained else await take()
+            if not self._presence.is_drained:
+                return await take()
+            if not self.runs.held:
+                self.stop()
+            return RoundResult()
 
         return take_unless_drained
-
-    async def _report(self) -> RoundResult:
-        """Report, hear whether this worker is to end, and end it when it holds no run any more."""
-        result = await self._presence.report()
-        if self._presence.is_drained and not self.runs.held:
-            self.stop()
-        return result
 
     # ── running and stopping ────────────────────────────────────────────────────────────────────────
 

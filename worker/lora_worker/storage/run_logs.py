@@ -42,8 +42,9 @@ class RunLogs:
         whole = [*marked, *newest_lines(lines)]
         text = "".join(f"{printable(redact(line, self._secrets))}\n" for line in whole)
         path = run_folder(user_id, run_id) + CONTAINER_LOG_NAME
+        # Not text/plain: the bucket takes the types of adapters only.
         await self._storage.write(
-            self._bucket, path, text.encode(errors="replace"), content_type="text/plain; charset=utf-8"
+            self._bucket, path, text.encode(errors="replace"), content_type="application/octet-stream"
         )
 
     async def read(self, user_id: UUID, run_id: UUID) -> list[str] | None:

@@ -1,13 +1,14 @@
 """A random test of the whole life of jobs and runs of both queues, through the SQL functions.
 
-Three workers claim, adopt, renew, report, settle and release; the application cancels; trainers check
-in, also twice and late; leases expire; old tokens are used again. After every step the
+Three workers claim, adopt, renew, report, settle and release; the application cancels; operators hold users and
+start jobs again; trainers check in, also twice and late; leases expire; old tokens are used again. After every step the
 invariants of the design must hold.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -45,7 +46,8 @@ class Life(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.db.rows(
-            "truncate auth.users, training_runs, training_launches, deploy_webhook_calls, pipeline_history cascade"
+            "truncate auth.users, training_runs, training_launches, training_operator_holds, training_retries,"
+            " deploy_webhook_calls, pipeline_history cascade"
         )
         self.users = [self.db.user() for _ in range(2)]
         self.leases: list[tuple[str, str]] = []
@@ -55,6 +57,8 @@ class Life(RuleBasedStateMachine):
         self.ended_jobs: dict[str, str] = {}
         self.ended_runs: dict[str, str] = {}
         self.counters: dict[str, tuple[int, ...]] = {}
+        self.retries: Counter[str] = Counter()
+        self.held: set[str | None] = set()
 
     def _take(self, assignments: list[dict[str, Any]]) -> None:
         for assignment in assignments:
@@ -78,7 +82,34 @@ class Life(RuleBasedStateMachine):
 
     @rule(worker=WORKERS, count=st.integers(1, 3), limit=st.sampled_from([None, 1, 2]))
     def claim(self, worker: str, count: int, limit: int | None) -> None:
-        self._take(self.db.claim(worker, count, limit))
+        claimed = self.db.claim(worker, count, limit)
+        self._take(claimed)
+        owners = {assignment["run"]["user_id"] for assignment in claimed}
+        assert not owners or None not in self.held, "a job was claimed while all are held"
+        assert not owners & self.held, "a job of a held user was claimed"
+
+    @rule(pick=st.sampled_from([0, 1, None]), holds=st.booleans())
+    def hold(self, pick: int | None, holds: bool) -> None:
+        user = None if pick is None else str(self.users[pick])
+        if holds:
+            self.db.call("hold_training", user, "held")
+            self.held.add(user)
+        else:
+            assert self.db.call("release_training", user) is (user in self.held)
+            self.held.discard(user)
+
+    @rule(pick=PICK)
+    def retry(self, pick: int) -> None:
+        jobs = [job for job in self._jobs() if job["status"] in TERMINAL]
+        if not jobs:
+            return
+        chosen = jobs[pick % len(jobs)]
+        job_id = str(chosen["id"])
+        answer = self.db.call("retry_training_job", job_id)
+        assert not (answer["retried"] and chosen["status"] == "completed"), "a completed job was started again"
+        if answer["retried"]:
+            del self.ended_jobs[job_id]
+            self.retries[job_id] += 1
 
     @rule(worker=WORKERS)
     def adopt(self, worker: str) -> None:
@@ -125,7 +156,8 @@ class Life(RuleBasedStateMachine):
     def progress(self, pick: int, step: int) -> None:
         if lease := self._lease(pick):
             columns = {"progress": 2 * step, "current_step": step, "current_stage": "training"}
-            started = [notice("job_started", self.db.run(lease["id"])["job_id"])]
+            job_id = self.db.run(lease["id"])["job_id"]
+            started = [notice("job_started", job_id, started_again=self.retries[str(job_id)])]
             sent = report(lease, [point(s) for s in range(1, step + 1)], **columns) | {"notices": started}
             self.db.call("record_progress", [sent])
 
@@ -207,8 +239,8 @@ class Life(RuleBasedStateMachine):
             "select job_id, step from metrics_points group by 1, 2 having count(*) > 1",
             "select details->>'run_id' from cost_records group by 1 having count(*) > 1",
             "select job_id from model_artifacts group by 1 having count(*) > 1",
-            "select user_id, type, metadata->>'job_id', metadata->>'run_id' from notifications"
-            " group by 1, 2, 3, 4 having count(*) > 1",
+            "select user_id, type, metadata->>'job_id', metadata->>'run_id', metadata->>'started_again'"
+            " from notifications group by 1, 2, 3, 4, 5 having count(*) > 1",
             "select id from training_jobs where status = 'completed' and artifact_id is null",
             "select job_id, step_number, metric_id from pipeline_training_metrics group by 1, 2, 3 having count(*) > 1",
             "select job_id from deploy_webhook_calls group by 1 having count(*) > 1",

@@ -180,11 +180,16 @@ def drawn(draw: Any, width: int) -> str:
     return file.getvalue()
 
 
-def test_list_of_jobs_fits_80_columns() -> None:
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_list_of_jobs_fits_the_terminal_with_whole_ids(width: int) -> None:
     page = {"jobs": [job_entry(status="failed", error_message="word " * 100)], "next_cursor": None}
-    text = drawn(lambda console: print_jobs(page, console), 80)  # type: ignore[arg-type]
-    assert max(map(len, text.splitlines())) <= 80
-    assert len(text.splitlines()) == 2
+    lines = drawn(lambda console: print_jobs(page, console), width).splitlines()  # type: ignore[arg-type]
+    assert max(map(len, lines)) <= width
+    assert lines[1].split()[:6] == ["0f5f8e0a", "failed", "62", "%", "$0.31", "11-26"]
+    if width >= 120:
+        assert len(lines) == 2
+    else:
+        assert " ".join(lines).count("word") == 100
 
 
 # ── acting ──────────────────────────────────────────────────────────────────────────────────────────

@@ -37,7 +37,6 @@ def course(end: str = "completed") -> list[JobDetails]:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[JobDetails]], OperatorQueue]:
     monkeypatch.setattr(watching, "POLL_SECONDS", 0)
-    monkeypatch.setattr("lora_worker.commands.waiting.POLL_SECONDS", 0)
 
     def watch(states: list[JobDetails]) -> OperatorQueue:
         queue = OperatorQueue(*states)
@@ -100,7 +99,7 @@ def test_watch_of_the_queue_goes_on_until_it_is_interrupted(
 def picture(told: JobDetails, width: int = 80) -> str:
     file = io.StringIO()
     Console(file=file, width=width, markup=False, highlight=False).print(draw_job(told, now=NOW, width=width))
-    return file.getvalue()
+    return file.getvalue().replace("\u00a0", " ")
 
 
 @pytest.mark.parametrize("width", [30, 60, 80, 200])
