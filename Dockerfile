@@ -5,7 +5,8 @@
 # with each job.
 
 FROM python:3.12-slim AS worker
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 LORA_WORKER_LOG_FORMAT=json
+# The port is open inside the container only, unless LORA_WORKER_HTTP_HOST says otherwise.
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 LORA_WORKER_LOG_FORMAT=json LORA_WORKER_HTTP_PORT=8080
 WORKDIR /app
 COPY pyproject.toml README.md ./
 COPY sql sql
@@ -15,8 +16,11 @@ COPY trainer trainer
 COPY worker worker
 # At the versions that were tested together.
 RUN pip install --no-cache-dir --constraint trainer/requirements.lock . && useradd --create-home --uid 10001 worker
+# The worker writes no file: `docker run --read-only --cap-drop ALL --memory 256m` is enough for it.
 USER worker
 WORKDIR /home/worker
+# Without curl, and also where the port is set to 0.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 CMD ["lora-worker", "healthcheck"]
 # As PID 1, without a shell: SIGTERM must reach the daemon, which releases its leases. No ENTRYPOINT: Fly and
 # the Procfile name the whole command, which an entrypoint would get as its arguments.
 CMD ["lora-worker", "run"]

@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 # Material for MkDocs tells of its successor with each build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: docs reference screenshots help demo test test-supabase lint chaos crashes models bench bench-trainer gpu lock image-check clean
+.PHONY: docs reference screenshots help demo test test-supabase lint chaos crashes models bench bench-trainer gpu lock image-check wheel-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ bench-trainer: $(INSTALLED) ## the recipe against bare TRL and against today's t
 
 image-check: $(INSTALLED) ## every step of the Dockerfile as far as it goes without Docker
 	@$(BIN)/python -m benchmarks.image
+
+wheel-check: $(INSTALLED) ## install the wheel into bare environments of Python 3.11 to 3.13 and start its commands
+	@$(BIN)/python -m benchmarks.wheel $(ARGS)
 
 gpu: $(INSTALLED) ## correctness, speed and memory on this machine's NVIDIA GPU (ARGS="llama-nf4" for one part)
 	@$(BIN)/python -m benchmarks.gpu $(ARGS)

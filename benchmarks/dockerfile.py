@@ -24,6 +24,35 @@ class Stage:
     """The source paths of each COPY, and its target."""
     runs: list[str] = field(default_factory=list)
     command: str = ""
+    """The CMD, a JSON list."""
+    health: str = ""
+    """The command of the HEALTHCHECK, a JSON list."""
+    user: str = "root"
+
+    def take(self, word: str, rest: str) -> None:
+        """Take in one instruction.
+
+        Raises:
+            ValueError: the instruction is not known here.
+        """
+        match word:
+            case "ENV":
+                self.environment |= dict(pair.split("=", 1) for pair in rest.split())
+            case "COPY":
+                *sources, target = rest.split()
+                self.copies.append((sources, target))
+            case "RUN":
+                self.runs.append(rest)
+            case "CMD":
+                self.command = rest
+            case "HEALTHCHECK":
+                self.health = rest.partition("CMD ")[2]
+            case "USER":
+                self.user = rest
+            case "WORKDIR":
+                pass
+            case _:
+                raise ValueError(f"{word} is not known here: add it, and what tries it.")
 
 
 def read_dockerfile(path: Path) -> dict[str, Stage]:
@@ -40,17 +69,8 @@ def read_dockerfile(path: Path) -> dict[str, Stage]:
             stage = stages[name] = Stage(base, name)
         elif stage is None:
             raise ValueError(f"{word} stands before the first FROM.")
-        elif word == "ENV":
-            stage.environment |= dict(pair.split("=", 1) for pair in rest.split())
-        elif word == "COPY":
-            *sources, target = rest.split()
-            stage.copies.append((sources, target))
-        elif word == "RUN":
-            stage.runs.append(rest)
-        elif word == "CMD":
-            stage.command = rest
-        elif word not in {"WORKDIR", "USER"}:
-            raise ValueError(f"{word} is not known here: add it, and what tries it.")
+        else:
+            stage.take(word, rest)
     return stages
 
 

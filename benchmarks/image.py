@@ -2,7 +2,8 @@
 
 Each `RUN` is executed in order, with the files of its stage, and with a Python that is externally managed like that of
 the base image. pip fetches the metadata of every package for the image's Python and platform, but installs nothing.
-Only Docker can try the rest: the compiler, `useradd`, and imports of compiled packages. Exits with 1 if a step fails.
+Then the commands of the image are started, health check included. Only Docker can try the rest: the compiler,
+`useradd`, and imports of compiled packages. Exits with 1 if a step fails.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,54 @@ if not strays and not lora_worker.database.migrations.migration_files():
     strays = ["the files of sql/"]
 sys.exit("The image lacks " + ", ".join(strays) if strays else 0)
 """
+
+
+_FOREIGN = ("PYTHON", "VIRTUAL_ENV", "LORA_", "SUPABASE_", "RUNPOD_")
+_ALIVE = """
+import time
+from lora_worker.observability.health import HealthServer
+server = HealthServer("127.0.0.1", {port}, alive=lambda: {problem!r}, ready=lambda: None)
+print(f"LORA_WORKER_HTTP_PORT={{server.port or 0}}", flush=True)
+time.sleep(600)
+"""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One start of a command of the image, and how it must end."""
+
+    what: str
+    status: int
+    words: str = ""
+    """A part of what it must print."""
+    is_health: bool = False
+    """Whether it is the command of the HEALTHCHECK, and not of the CMD."""
+    arguments: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    beside: str = ""
+    """A program that runs meanwhile. It prints one line with environment variables for the command."""
+
+
+TRIALS = {
+    "worker": [
+        Trial("without settings it says what is missing", 2, "SUPABASE_URL"),
+        Trial("nothing runs", 1, "does not answer", is_health=True, environment={"LORA_WORKER_HTTP_PORT": "1"}),
+        Trial("a worker is alive", 0, is_health=True, beside=_ALIVE.format(port=0, problem=None)),
+        Trial("a worker hangs", 1, "it hangs", is_health=True, beside=_ALIVE.format(port=0, problem="it hangs")),
+        Trial("a worker without a port is alive", 0, is_health=True, beside=_ALIVE.format(port=None, problem=None)),
+    ],
+    "trainer": [
+        Trial(
+            "a malformed errand is refused with a sentence", 1, "The request's models is wrong",
+            arguments=("--test_input", json.dumps({"input": {"kind": "prefetch", "models": []}})),
+        ),
+        Trial(
+            "libraries and kernels are fit, here on the CPU", 0, "agrees with the reference",
+            arguments=("--test_input", json.dumps({"input": {"kind": "fitness"}})),
+            environment={"LORA_TRAINER_NEEDS_GPU": "false", "OMP_NUM_THREADS": "1"},
+        ),
+    ],
+}  # fmt: skip
 
 
 def main() -> int:
@@ -74,7 +125,54 @@ def try_stage(stage: Stage, folder: Path) -> list[str]:
         if report.exists():
             reports += json.loads(report.read_text())["install"]
     unmet = _unmet(reports, extra="trainer" if stage.name == "trainer" else "")
-    return [*_not_from_wheels(reports), *dict.fromkeys(unmet)]
+    return [*_not_from_wheels(reports), *dict.fromkeys(unmet), *try_commands(stage, folder)]
+
+
+def try_commands(stage: Stage, folder: Path) -> list[str]:
+    """Start what the image starts, with what was installed below `folder`; returns a list of what is wrong with it."""
+    write_scripts(folder / "installed", folder / "base" / "bin")
+    faults = []
+    for trial in TRIALS[stage.name]:
+        command = json.loads(stage.health if trial.is_health else stage.command)
+        ended = _run_trial(trial, command, stage, folder)
+        is_right = ended.returncode == trial.status and trial.words in ended.stdout + ended.stderr
+        print(f"{stage.name}: {'ok    ' if is_right else 'FAILED'} {' '.join(command)}: {trial.what}")
+        if not is_right:
+            said = (ended.stdout + ended.stderr).strip()[-1000:]
+            faults.append(f"{trial.what}: {command} ended with {ended.returncode}: {said}")
+    return faults
+
+
+def write_scripts(installed: Path, folder: Path) -> None:
+    """Write the commands of the installed wheels into `folder`, as pip does."""
+    for distribution in distributions(path=[str(installed)]):
+        for point in distribution.entry_points.select(group="console_scripts"):
+            path = folder / point.name
+            path.write_text(f"#!{folder}/python3\nfrom {point.module} import {point.attr}\n{point.attr}()\n")
+            path.chmod(0o755)
+
+
+def _run_trial(trial: Trial, command: list[str], stage: Stage, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    environment |= {name: value for name, value in stage.environment.items() if name not in {"HF_HOME", "PATH"}}
+    environment |= {"PYTHONPATH": str(folder / "installed"), "PATH": f"{folder}/base/bin:/usr/bin:/bin"}
+    environment |= trial.environment
+    beside = None
+    if trial.beside:
+        beside = subprocess.Popen(
+            ["python3", "-c", trial.beside], env=environment, cwd=folder, stdout=subprocess.PIPE, text=True
+        )
+        assert beside.stdout is not None
+        for name, value in (pair.split("=") for pair in beside.stdout.readline().split()):
+            environment[name] = value
+    try:
+        return subprocess.run(
+            [*command, *trial.arguments], env=environment, cwd=folder, capture_output=True, text=True, check=False
+        )
+    finally:
+        if beside is not None:
+            beside.kill()
+            beside.communicate()
 
 
 def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subprocess.CompletedProcess[str]:

@@ -134,7 +134,7 @@ def test_causal_conv1d_compiles_instead_of_downloading_a_wheel():
 
 def test_docker_builds_both_images_where_docker_is_installed():
     workflow = (PROJECT / ".github/workflows/images.yml").read_text()
-    assert set(re.findall(r"--target (\w+)", workflow)) == set(STAGES)
+    assert set(re.findall(r"target: (\w+)", workflow)) == set(STAGES)
 
 
 def test_wheel_with_a_common_module_name_is_detected(tmp_path):

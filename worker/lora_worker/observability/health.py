@@ -25,7 +25,7 @@ from waitress.channel import HTTPChannel  # type: ignore[import-untyped]
 
 from lora_worker.configuration.settings import Settings
 from lora_worker.errors import PortTakenError
-from lora_worker.observability.healthcheck import SOCKET_PREFIX
+from lora_worker.observability.healthcheck import socket_name
 from lora_worker.observability.liveness import Pulse
 
 Problem = Callable[[], str | None]
@@ -136,7 +136,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _listen_locally() -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        listener.bind(f"\0{SOCKET_PREFIX}{os.getpid()}")
+        listener.bind(socket_name(os.getpid()))
         listener.listen(16)
     except OSError as error:
         listener.close()

@@ -22,6 +22,11 @@ _SOCKETS = Path("/proc/net/unix")
 _ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 asked, and not listened on
 
 
+def socket_name(process_id: int) -> str:
+    """The abstract name under which the worker with this process id listens."""
+    return f"\0{SOCKET_PREFIX}{process_id}"
+
+
 @dataclass(frozen=True)
 class Health:
     """What the check found: `problem` is a sentence, or None while the worker is alive."""

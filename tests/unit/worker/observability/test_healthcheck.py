@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from uuid import uuid4
 
 import pytest
 
@@ -18,6 +19,12 @@ from lora_worker.observability.health import HealthServer
 from lora_worker.observability.healthcheck import check_health
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has sockets with abstract names")
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other workers of this machine, such as those of tests that run at the same time, are not found."""
+    monkeypatch.setattr(healthcheck, "SOCKET_PREFIX", f"lora-worker-test-{uuid4().hex}-")
 
 
 @contextmanager
