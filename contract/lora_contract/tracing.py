@@ -223,9 +223,7 @@ def open_traces(service: str, *, instance: str | None = None) -> Traces:
         return Traces()
     protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
     if protocol not in {None, "", "http/protobuf"}:
-        return Traces(
-            problem="OTEL_EXPORTER_OTLP_PROTOCOL: traces are sent by http/protobuf only; set that, or nothing"
-        )
+        return Traces(problem="traces are sent by http/protobuf only: set OTEL_EXPORTER_OTLP_PROTOCOL to that")
     try:
         return _open(service, instance)
     except ImportError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import promql_parser
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -171,6 +172,7 @@ def test_each_alert_has_a_severity_and_a_section_of_the_on_call_page() -> None:
     for rule in RULES:
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert rule["annotations"]["summary"].endswith(".")
+        assert "for" not in rule or promql_parser.parse_duration(rule["for"])
         file, _, anchor = rule["annotations"]["runbook"].partition("#")
         assert file == "docs/oncall.md"
         named.add(anchor)

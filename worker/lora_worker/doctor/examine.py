@@ -12,6 +12,7 @@ from lora_worker.doctor.keys import examine_keys
 from lora_worker.doctor.project import check_project
 from lora_worker.doctor.rights import check_rights
 from lora_worker.doctor.storage import check_storage
+from lora_worker.doctor.telemetry import check_telemetry
 from lora_worker.errors import SchemaMismatchError, SchemaMissingError, ServiceError, ServiceRefusedError
 from lora_worker.services import Services
 
@@ -67,6 +68,7 @@ _REMEDIES = {
     "rights": "check SUPABASE_PUBLISHABLE_KEY, and that it is of the project of SUPABASE_URL",
     "storage": "check that Storage is on in the project and that the key may use it",
     "account": "check that this machine reaches the API of its console",
+    "telemetry": "check LORA_WORKER_NOTIFY_URLS and the variables OTEL_…",
     "launches": "see what the database and the endpoint answer",
 }
 
@@ -78,5 +80,6 @@ _CHECKS: tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...] = 
     ("storage", check_storage),
     ("endpoint", check_endpoint),
     ("launches", check_launches),
+    ("telemetry", check_telemetry),
     ("account", check_account),
 )
