@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from sandbox.standin import Mishap
+from tests.application.user import BASE_MODEL
 from tests.processes.stage import Stage
 
 NAME = "<script>document.title = 'taken over'</script> & <b>Zebras</b>"
@@ -73,6 +74,13 @@ def test_a_job_moves_without_reload_and_is_cancelled_and_retried(
     assert is_marked(page)
     assert [run["status"] for run in stage.runs(job_id)] == ["cancelled", "running"]
     assert page.title().startswith(NAME)
+
+    page.get_by_role("link", name="Spend").click()
+    expect(page.locator("#model").get_by_role("row").nth(1)).to_contain_text(BASE_MODEL)
+    expect(page.locator("#user")).to_contain_text(stage.user.user_id)
+    page.get_by_role("link", name="Workers").click()
+    expect(page.locator("#workers")).to_contain_text("working")
+    expect(page.locator("#live-runs")).to_contain_text("attempt 2")
 
 
 def test_the_served_page_opens_for_the_token_only(stage: Stage, dashboard_url: str) -> None:

@@ -48,7 +48,8 @@ def dashboard(
         if as_json:
             typer.echo(json.dumps({"url": url}))
             return
-        typer.echo(f"Open {url}")
+        known = "" if "?token=" in url else "?token= and the value of LORA_WORKER_DASHBOARD_TOKEN"
+        typer.echo(f"Open {url}{known}")
         if not _is_loopback(host):
             text = f"{host} can be reached from other machines, without encryption: an SSH tunnel to 127.0.0.1 is safer"
             typer.echo(text, err=True)

@@ -40,13 +40,15 @@ async def serve(
         port: its port; 0 means any free one.
         token: what opens the dashboard; None makes a new one.
         names: host names under which it may be called, beside localhost and addresses.
-        ready: is called once with the URL that opens the dashboard, the token included.
+        ready: is called once with the dashboard's URL. It holds the token only if that is a new one: a token that
+            was set is known, and what is printed may end in a log.
 
     Raises:
         PortTakenError: the port can't be opened.
     """
     listening = _listen(host, port)
     port = listening.getsockname()[1]
+    is_known = token is not None
     token = token or make_token()
     app = make_app(board, Access(token, port), names)
     server = _Server(
@@ -71,7 +73,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop)
-    ready(f"http://{_in_url(host)}:{port}/?token={token}")
+    ready(f"http://{_in_url(host)}:{port}/" + ("" if is_known else f"?token={token}"))
     await server.serve(sockets=[listening])
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
+import signal
 import socket
 from typing import Any
 
@@ -12,6 +15,7 @@ from typer.testing import CliRunner
 
 from lora_worker.commands.cli import app
 from lora_worker.dashboard import server
+from lora_worker.dashboard.board import Board
 
 pytestmark = pytest.mark.usefixtures("environment", "no_logging")
 
@@ -23,7 +27,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     async def serve(board: Any, *, ready: Any, **options: Any) -> None:
         calls.append(options)
-        ready("http://127.0.0.1:8642/?token=abc")
+        ready("http://127.0.0.1:8642/" + ("" if options["token"] else "?token=abc"))
 
     monkeypatch.setattr(server, "serve", serve)
     return calls
@@ -48,10 +52,27 @@ def test_json_has_the_url(served: list[dict[str, Any]]) -> None:
     assert json.loads(done.stdout) == {"url": "http://127.0.0.1:8642/?token=abc"}
 
 
-def test_token_of_the_settings_is_used(served: list[dict[str, Any]], environment: pytest.MonkeyPatch) -> None:
+def test_token_of_the_settings_is_used_and_not_printed(
+    served: list[dict[str, Any]], environment: pytest.MonkeyPatch
+) -> None:
     environment.setenv("LORA_WORKER_DASHBOARD_TOKEN", "d" * 40)
-    assert CliRunner().invoke(app, ["dashboard"]).exit_code == 0
+    done = CliRunner().invoke(app, ["dashboard"])
     assert served[0]["token"] == "d" * 40
+    assert done.stdout == "Open http://127.0.0.1:8642/?token= and the value of LORA_WORKER_DASHBOARD_TOKEN\n"
+
+
+@pytest.mark.parametrize("token", [None, "d" * 40])
+async def test_url_holds_only_a_new_token(token: str | None) -> None:
+    urls: list[str] = []
+
+    def ready(url: str) -> None:
+        urls.append(url)
+        # What Ctrl-C does, before the first request.
+        os.kill(os.getpid(), signal.SIGINT)
+
+    await server.serve(Board(None, None), host="127.0.0.1", port=0, token=token, names=(), ready=ready)  # type: ignore[arg-type]
+    (url,) = urls
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/" + ("" if token else r"\?token=[\w-]{43}"), url)
 
 
 @pytest.mark.parametrize("token", ["short", "d" * 31, "d" * 40 + "&x=1", "d" * 201, "ä" * 40])
