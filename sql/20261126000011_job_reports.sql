@@ -1,23 +1,63 @@
 -- What operators read of jobs: lists of them, everything about one, and the state of the queue.
 
--- Records when a stage of a run begins. Reports come from a container, so a run has at most 50 of them.
+-- Records that a stage of a run begins, unless it is the run's latest one. A run has at most 50 of them, since containers
+-- write them.
+create or replace function public.training_enter_stage(run_id uuid, stage text, begun_at timestamptz) returns void
+language sql volatile set search_path = '' as $$
+  insert into public.training_stages (run_id, begun_at, stage)
+  select training_enter_stage.run_id, training_enter_stage.begun_at, left(training_enter_stage.stage, 50)
+  where (select count(*) from public.training_stages s where s.run_id = training_enter_stage.run_id) < 50
+    and left(training_enter_stage.stage, 50) is distinct from (
+      select s.stage from public.training_stages s where s.run_id = training_enter_stage.run_id
+      order by s.begun_at desc limit 1)
+  on conflict do nothing
+$$;
+
+-- Records a stage of which the worker tells, for a trainer whose heartbeats don't. What it tells may be late, so a stage
+-- that is known already does not begin again.
 create or replace function public.training_note_stage() returns trigger
 language plpgsql set search_path = '' as $$
-declare
-  begun constant text := case when old.checked_in_at is null then 'setup' else new.stage end;
 begin
-  if new.checked_in_at is not null and begun is not null
-     and (select count(*) from public.training_stages s where s.run_id = new.id) < 50
+  if old.checked_in_at is null and new.checked_in_at is not null then
+    perform public.training_enter_stage(new.id, 'setup', new.checked_in_at);
+  elsif new.checked_in_at is not null and new.stage is not null
      -- The worker may still write the stage of a launch that waits for its GPU.
-     and begun not in ('initializing', 'waiting_for_gpu_provider', 'queued_on_gpu', 'waiting_for_gpu')
-     and begun is distinct from (select s.stage from public.training_stages s where s.run_id = new.id
-                                 order by s.begun_at desc limit 1) then
-    insert into public.training_stages (run_id, begun_at, stage)
-    values (new.id, case when old.checked_in_at is null then new.checked_in_at else clock_timestamp() end,
-            left(begun, 50))
-    on conflict do nothing;
+     and new.stage not in ('initializing', 'waiting_for_gpu_provider', 'queued_on_gpu', 'waiting_for_gpu')
+     and not exists (select from public.training_stages s where s.run_id = new.id and s.stage = left(new.stage, 50)) then
+    perform public.training_enter_stage(new.id, new.stage, clock_timestamp());
   end if;
   return null;
+end
+$$;
+
+-- As before; the stage of the progress is recorded, too. A trainer sends a heartbeat at once when a stage begins.
+create or replace function public.heartbeat_run(token text, external_job_id text, execution_id uuid, progress jsonb)
+returns jsonb
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  answer jsonb;
+  stored boolean := false;
+  run_id uuid;
+begin
+  answer := public.check_in_run(heartbeat_run.token, heartbeat_run.external_job_id, heartbeat_run.execution_id);
+  -- The size comes first: it is known without reading the value.
+  if (answer->>'may_train')::boolean and pg_column_size(heartbeat_run.progress) <= 320000 then
+    progress := public.training_decoded(heartbeat_run.progress);
+    if jsonb_typeof(heartbeat_run.progress) = 'object'
+       and public.training_json_fault(heartbeat_run.progress, 40000) is null then
+      run_id := (select r.id from public.training_run_of_token(heartbeat_run.token) r);
+      insert into public.training_progress as p (run_id, progress, bytes)
+      values (run_id, heartbeat_run.progress, octet_length(heartbeat_run.progress::text))
+      on conflict (run_id) do update
+      set progress = excluded.progress, bytes = excluded.bytes, number = p.number + 1, reported_at = clock_timestamp();
+      if heartbeat_run.progress->>'stage' ~ '^[a-z_]{1,50}$' then
+        perform public.training_enter_stage(run_id, heartbeat_run.progress->>'stage', clock_timestamp());
+      end if;
+      stored := true;
+    end if;
+  end if;
+  return answer || jsonb_build_object('progress_stored', stored);
 end
 $$;
 
@@ -483,7 +523,7 @@ begin
 end
 $$;
 
-revoke all on function public.training_note_stage(), public.training_moment(timestamptz),
+revoke all on function public.training_enter_stage(uuid, text, timestamptz), public.training_note_stage(), public.training_moment(timestamptz),
   public.training_waits_for(uuid, uuid, text, text, int), public.training_most_of_user(),
   public.training_job_entry(text, uuid, text, int), public.list_training_jobs(jsonb),
   public.training_run_stages(public.training_runs, timestamptz), public.training_job_points(text, uuid),

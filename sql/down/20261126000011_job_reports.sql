@@ -13,3 +13,4 @@ drop index if exists public.pipeline_training_jobs_listed_idx;
 drop index if exists public.training_jobs_listed_idx;
 drop trigger if exists training_note_stage on public.training_runs;
 drop function if exists public.training_note_stage();
+drop function if exists public.training_enter_stage(uuid, text, timestamptz);

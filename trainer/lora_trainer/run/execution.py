@@ -15,6 +15,7 @@ import json
 import logging
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 from lora_contract.crash_points import crash_point
@@ -78,6 +79,7 @@ class Execution:
         self._folder_lock = asyncio.Lock()
         """Held by whoever takes the job's folder, notes seconds in it, or removes it."""
         self._is_removing_folder = False
+        self._stage_begins = asyncio.Event()
         self._volume = find_volume(settings.volume)
         self._folder = open_job_folder(self._volume, request.job_id, self._execution_id)
         self._poster = ProgressPoster(
@@ -178,7 +180,7 @@ class Execution:
     async def _keep_fence(self, channel: ChannelClient) -> None:
         stored: Progress | None = None
         while True:
-            await asyncio.sleep(self._settings.heartbeat_seconds)
+            await self._until_heartbeat()
             latest = self._poster.latest
             try:
                 if latest is None or latest == stored:
@@ -190,6 +192,13 @@ class Execution:
                 # the database would refuse this one's next call. So go on training.
                 log.warning("heartbeat: %s", error)
             await self._note_seconds()
+
+    async def _until_heartbeat(self) -> None:
+        """Wait for the next heartbeat, or until a stage begins: what a stage takes is known by when it was told."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.heartbeat_seconds):
+                await self._stage_begins.wait()
+        self._stage_begins.clear()
 
     async def _await_stop(self) -> None:
         await self.stop.wait()
@@ -273,6 +282,8 @@ class Execution:
 
     def _take_progress(self, progress: Progress) -> None:
         self._spans.enter(progress.stage)
+        if self._poster.latest is None or self._poster.latest.stage != progress.stage:
+            self._stage_begins.set()
         self._poster.update(progress)
 
     def _report(self, stage: Stage) -> None:

@@ -109,10 +109,34 @@ def test_stages_of_a_run_add_up_to_its_time(db: Database) -> None:
     assert sum(stage["seconds"] for stage in told["stages"]) == pytest.approx(float(whole), abs=0.01)
 
 
+def test_stage_begins_with_the_heartbeat_that_tells_of_it(db: Database) -> None:
+    run, token, execution = db.running_run()
+
+    def beat(progress: Row) -> None:
+        assert db.call("heartbeat_run", token, run["external_job_id"], execution, progress)["progress_stored"]
+
+    for stage in ("setup", "downloading", "downloading", "training"):
+        beat({"stage": stage})
+    # What the worker has read of the launcher is older.
+    db.call("record_progress", [report(run, current_stage="downloading")])
+    # A container may write anything.
+    for lie in ("\x1b[2J", "x" * 51, ["training"], 7, None, "Training"):
+        beat({"stage": lie})
+    # Its launcher starts the run again.
+    again = str(uuid4())
+    assert db.call("check_in_run", token, run["external_job_id"], again)["may_train"]
+    assert db.call("heartbeat_run", token, run["external_job_id"], again, {"stage": "setup"})["progress_stored"]
+    (told,) = details(db, run["job_id"])["runs"]
+    stages = [stage["stage"] for stage in told["stages"]]
+    assert stages[3:] == ["setup", "downloading", "training", "setup"]
+
+
 def test_endless_stages_of_a_container_are_cut(db: Database) -> None:
-    run, _, _ = db.running_run()
-    for number in range(60):
+    run, token, execution = db.running_run()
+    for number in range(30):
         db.call("record_progress", [report(run, current_stage=f"stage {number}")])
+        progress = {"stage": f"stage_{'x' * number}"}
+        assert db.call("heartbeat_run", token, run["external_job_id"], execution, progress)["progress_stored"]
     assert db.row("select count(*) from training_stages")["count"] == 50
 
 

@@ -105,6 +105,17 @@ async def test_heartbeat_carries_each_change_of_progress_once(project, settings,
     assert (await task).error.code is ErrorCode.INTERRUPTED
 
 
+async def test_stage_is_told_when_it_begins_and_not_at_the_next_heartbeat(project, settings, monkeypatch):
+    """The seconds that a run spent in each stage are known by that."""
+    monkeypatch.setenv("FAKE_CHILD", "wait")
+    run = Run(settings.model_copy(update={"heartbeat_seconds": 3600}))
+    task = run.start()
+    while not (project.heartbeats and project.heartbeats[-1]["stage"] == "training"):
+        await asyncio.sleep(0.01)
+    run.execution.stop.set()
+    assert (await task).error.code is ErrorCode.INTERRUPTED
+
+
 async def test_database_of_an_earlier_release_gets_plain_heartbeats(project, settings, monkeypatch):
     monkeypatch.setenv("FAKE_CHILD", "wait")
     project.heartbeat_fault = httpx.Response(404, json={"code": "PGRST202", "message": "Could not find the function"})
