@@ -21,11 +21,22 @@ create table if not exists public.training_reservations (
   usd numeric(12, 2) not null
 );
 
+-- What trainings of users have cost who were erased, so that a month still adds up to the launcher's bill.
+create table if not exists public.training_erased_costs (
+  billing_period date not null,
+  base_model text not null check (length(base_model) <= 300),
+  jobs bigint not null,
+  runs bigint not null,
+  gpu_seconds numeric(16, 3) not null,
+  usd numeric(14, 2) not null,
+  primary key (billing_period, base_model)
+);
+
 do $migration$
 declare
   own_table text;
 begin
-  foreach own_table in array array['training_budgets', 'training_reservations'] loop
+  foreach own_table in array array['training_budgets', 'training_reservations', 'training_erased_costs'] loop
     if not (select relrowsecurity from pg_class where oid = format('public.%I', own_table)::regclass) then
       execute format('alter table public.%I enable row level security', own_table);
     end if;
@@ -42,9 +53,31 @@ begin
 end
 $migration$;
 
+-- Returns the bills of trainings since a time, by days: what of their details is known.
+create or replace function public.training_bills(since timestamptz, of_user uuid default null)
+returns table (user_id uuid, billing_period date, recorded_at timestamptz, amount numeric, job text, run text,
+               seconds double precision, base_model text)
+language sql stable set search_path = '' as $$
+  select c.user_id, c.billing_period,
+    coalesce(c.recorded_at, c.billing_period::timestamp at time zone 'utc'), c.amount,
+    coalesce(c.job_id::text, left(c.details->>'job_id', 36), c.id::text), coalesce(r.id, c.id)::text,
+    coalesce(public.training_number(c.details->'gpu_seconds', 0, 1e9),
+             public.training_number(c.details->'duration_hours', 0, 1e6) * 3600, 0),
+    coalesce(r.base_model, 'unknown')
+  from public.cost_records c
+  left join public.training_runs r
+    on r.id = case when c.details->>'run_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+                   then (c.details->>'run_id')::uuid end
+  where c.cost_type = 'training_compute'
+    -- The index knows days only, and a bill may be recorded a little after its day.
+    and c.billing_period >= (training_bills.since at time zone 'utc')::date - 1
+    and (training_bills.of_user is null or c.user_id = training_bills.of_user)
+$$;
+
 -- Returns what trainings have cost, from their bills: [{key, jobs, runs, gpu_seconds, usd}], 1000 at the most. `by` is
 -- 'day' (key: the day of the bill, in order), 'user' (a user's id) or 'model' (the base model), the last two with the
 -- most expensive first. Bills of the application's earlier dispatcher name no run: each counts as one.
+-- Sums of erased users have the key 'erased users'.
 create or replace function public.training_costs(since timestamptz, until timestamptz, by text) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -54,33 +87,25 @@ begin
   end if;
   return coalesce((
     with bills as (
-      select c.id, c.user_id, c.billing_period, c.amount, c.job_id,
-        left(c.details->>'job_id', 36) as named_job,
-        case when c.details->>'run_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-             then (c.details->>'run_id')::uuid end as run_id,
-        coalesce(public.training_number(c.details->'gpu_seconds', 0, 1e9),
-                 public.training_number(c.details->'duration_hours', 0, 1e6) * 3600, 0) as seconds
-      from public.cost_records c
-      where c.cost_type = 'training_compute'
-        -- The index knows days only, and a bill may be recorded a little after its day.
-        and c.billing_period >= (training_costs.since at time zone 'utc')::date - 1
-        and coalesce(c.recorded_at, c.billing_period::timestamp at time zone 'utc') >= training_costs.since
-        and coalesce(c.recorded_at, c.billing_period::timestamp at time zone 'utc') < training_costs.until
-    ), keyed as (
-      select b.*, case training_costs.by
-          when 'day' then b.billing_period::text
-          when 'user' then b.user_id::text
-          else coalesce(r.base_model, 'unknown') end as key
-      from bills b left join public.training_runs r on r.id = b.run_id
+      select b.* from public.training_bills(training_costs.since) b
+      where b.recorded_at >= training_costs.since and b.recorded_at < training_costs.until
     ), summed as (
-      select k.key, count(distinct coalesce(k.job_id::text, k.named_job, k.id::text)) as jobs,
-        count(distinct coalesce(k.run_id, k.id)) as runs, round(sum(k.seconds)::numeric, 3) as gpu_seconds,
-        sum(k.amount) as usd
-      from keyed k group by k.key
+      select case training_costs.by when 'day' then b.billing_period::text when 'user' then b.user_id::text
+             else b.base_model end as key,
+        count(distinct b.job) as jobs, count(distinct b.run) as runs, round(sum(b.seconds)::numeric, 3) as gpu_seconds,
+        sum(b.amount) as usd
+      from bills b group by 1
+      union all
+      select case training_costs.by when 'day' then e.billing_period::text when 'user' then 'erased users'
+             else e.base_model end, e.jobs, e.runs, e.gpu_seconds, e.usd
+      from public.training_erased_costs e
+      where e.billing_period::timestamp at time zone 'utc' >= training_costs.since
+        and e.billing_period::timestamp at time zone 'utc' < training_costs.until
     )
     select jsonb_agg(to_jsonb(x)) from (
-      select s.key, s.jobs, s.runs, s.gpu_seconds, s.usd from summed s
-      order by case when training_costs.by = 'day' then s.key end, s.usd desc, s.key limit 1000) x), '[]');
+      select s.key, sum(s.jobs) as jobs, sum(s.runs) as runs, sum(s.gpu_seconds) as gpu_seconds, sum(s.usd) as usd
+      from summed s group by s.key
+      order by case when training_costs.by = 'day' then s.key end, sum(s.usd) desc, s.key limit 1000) x), '[]');
 end
 $$;
 
@@ -118,7 +143,10 @@ begin
   spent := (
     select coalesce(sum(c.amount), 0) from public.cost_records c
     where c.billing_period = (now() at time zone 'utc')::date and c.cost_type = 'training_compute'
-      and (training_spending.user_id is null or c.user_id = training_spending.user_id));
+      and (training_spending.user_id is null or c.user_id = training_spending.user_id))
+    + case when training_spending.user_id is null then (
+        select coalesce(sum(e.usd), 0) from public.training_erased_costs e
+        where e.billing_period = (now() at time zone 'utc')::date) else 0 end;
   -- A run that has cost more than its estimate counts with that.
   live := (
     select coalesce(round(sum(greatest(
@@ -325,7 +353,8 @@ language sql stable security definer set search_path = '' as $$
       order by s.spent + s.live desc, u.user_id) x), '[]'))
 $$;
 
-revoke all on function public.training_costs(timestamptz, timestamptz, text), public.training_failures(timestamptz),
+revoke all on function public.training_bills(timestamptz, uuid),
+  public.training_costs(timestamptz, timestamptz, text), public.training_failures(timestamptz),
   public.training_budget(uuid), public.training_spending(uuid), public.training_may_cost(text, uuid),
   public.training_fits_budget(text, uuid), public.set_training_budget(uuid, numeric),
   public.remove_training_budget(uuid), public.training_budget_state()

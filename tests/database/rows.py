@@ -25,7 +25,8 @@ class Database:
 
     def rows(self, query: str, *values: Any) -> list[Row]:
         cursor = self.connection.execute(query, values or None)
-        return cursor.fetchall() if cursor.description else []
+        # A query may select no column: its rows count all the same.
+        return cursor.fetchall() if cursor.description is not None else []
 
     def row(self, query: str, *values: Any) -> Row:
         (found,) = self.rows(query, *values)

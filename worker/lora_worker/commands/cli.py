@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lora_worker.commands import dashboard, deploy, guided, jobs, logs, money, queue, run, setup, submission
+from lora_worker.commands import dashboard, deploy, erasing, guided, jobs, logs, money, queue, run, setup, submission
 
 app = typer.Typer(
     help="Claims LoRA training jobs from Supabase, trains them on a GPU cloud, writes the results back.",
@@ -13,7 +13,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for group in (run, queue, jobs, logs, submission, dashboard, money, guided, deploy, setup):
+for group in (run, queue, jobs, logs, submission, dashboard, money, guided, deploy, setup, erasing):
     app.add_typer(group.commands)
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from lora_worker.database import functions
 from lora_worker.database.answers import BreakersAnswer, MayLaunch, Stray, WorkerOrders
+from lora_worker.database.erasure_calls import ErasureCalls
 from lora_worker.database.money_calls import MoneyCalls
 from lora_worker.database.operator_calls import OperatorCalls
 from lora_worker.database.project_report import ProjectReport
@@ -57,7 +58,7 @@ def _readable(parse: Callable[[dict[str, Any]], _Parsed], rows: Iterable[dict[st
     return parsed
 
 
-class DatabaseCalls(OperatorCalls, SubmissionCalls, MoneyCalls):
+class DatabaseCalls(OperatorCalls, SubmissionCalls, MoneyCalls, ErasureCalls):
     """The calls of one worker to the database. The methods raise only `ServiceError`s.
 
     Idempotent calls are retried a few times. A claim or an adoption is not: if its answer was lost after the database

@@ -23,6 +23,7 @@ from lora_worker.database.answers import (
     Stray,
     WorkerOrders,
 )
+from lora_worker.database.erasure_rows import Erased, UserObject, UserState
 from lora_worker.database.function import Function, T
 from lora_worker.database.job_reports import DrainedWorker, JobDetails, JobPage, RetryAnswer
 from lora_worker.database.money_rows import BudgetState, Costs, Failures
@@ -111,6 +112,14 @@ PROJECT_REPORT = _function("training_project_report", TypeAdapter(ProjectReport)
 FIND_TRAINING_USER = _function("find_training_user", TypeAdapter(FoundUser | None), {"named": _NOBODY})
 SUBMIT_TRAINING_JOB = _function("submit_training_job", TypeAdapter(Submitted | None), {"entry": "{}"})
 TRAINING_PUBLISHED_RUN = _function("training_published_run", TypeAdapter(PublishedRun | None), {"job_id": _NOBODY})
+TRAINING_USER_STATE = _function("training_user_state", TypeAdapter(UserState), {"user_id": _NOBODY})
+STOP_USER_TRAINING = _function("stop_user_training", TypeAdapter(int), {"user_id": _NOBODY})
+TRAINING_USER_OBJECTS = _function(
+    "training_user_objects",
+    TypeAdapter(list[UserObject]),
+    {"user_id": _NOBODY, "artifacts_bucket": "", "max_objects": "0"},
+)
+ERASE_TRAINING_USER = _function("erase_training_user", TypeAdapter(Erased), {"user_id": _NOBODY})
 TRAINING_COSTS = _function(
     "training_costs",
     TypeAdapter(list[Costs]),

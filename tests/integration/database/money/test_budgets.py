@@ -68,7 +68,7 @@ def test_a_job_over_the_days_budget_waits_with_the_reason(db: Database) -> None:
     row = db.job(jobs[2])
     assert (row["status"], row["current_stage"]) == ("queued", "waiting_for_budget")
     assert row["error_message"].startswith("The day's budget for trainings is used up.")
-    assert db.rows("select from training_runs where job_id = %s", jobs[2]) == []
+    assert db.rows("select 1 from training_runs where job_id = %s", jobs[2]) == []
 
 
 def test_a_job_goes_when_a_run_cost_less_than_expected(db: Database) -> None:

@@ -87,6 +87,7 @@ def populated(db: Database) -> Iterator[World]:
     )
     db.rows("insert into training_progress (run_id, progress, bytes) select id, '{}', 2 from training_runs limit 1")
     db.rows("insert into training_budgets (user_id, usd_per_day) values (%s, 1)", owner)
+    db.rows("insert into training_erased_costs values (now(), 'some/base', 1, 1, 1, 1)")
     db.rows("insert into training_reservations (job_id, usd) values (%s, 1)", job)
     db.rows("insert into training_operator_holds (user_id, reason) values (%s, 'r')", db.user())
     db.rows("insert into training_drains (worker) values ('w')")

@@ -105,7 +105,7 @@ def test_a_bad_file_is_refused_with_its_line_and_nothing_stored(shell: Shell, fi
     assert "nothing is stored: Line 2 of the dataset" in done.stderr
     assert DATASET_WORD not in done.stderr
     assert objects_of(shell, user) == []
-    assert shell.rows("select from datasets where user_id = %s", user) == []
+    assert shell.rows("select 1 from datasets where user_id = %s", user) == []
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_stored(
     done = shell("enqueue", str(file), *(["--user", user] if "--user" not in arguments else []), *arguments)
     assert done.returncode == 2
     assert sentence in done.stderr
-    assert shell.rows("select from datasets where file_name = %s and user_id = %s", file.name, user) == []
+    assert shell.rows("select 1 from datasets where file_name = %s and user_id = %s", file.name, user) == []
 
 
 def test_a_file_that_is_not_there_is_one_sentence(shell: Shell) -> None:
