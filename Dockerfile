@@ -14,8 +14,9 @@ COPY contract contract
 COPY conversations conversations
 COPY trainer trainer
 COPY worker worker
-# At the versions that were tested together.
-RUN pip install --no-cache-dir --constraint trainer/requirements.lock . && useradd --create-home --uid 10001 worker
+# At the versions that were tested together, with what notices to operators and traces need where they are asked for.
+RUN pip install --no-cache-dir --constraint trainer/requirements.lock --constraint worker/notify.lock ".[notify,telemetry]" \
+    && useradd --create-home --uid 10001 worker
 # The worker writes no file: `docker run --read-only --cap-drop ALL --memory 256m` is enough for it.
 USER worker
 WORKDIR /home/worker

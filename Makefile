@@ -77,7 +77,7 @@ gpu: $(INSTALLED) ## correctness, speed and memory on this machine's NVIDIA GPU 
 	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 lock: $(INSTALLED) ## pin what the trainer's image installs, from pyproject.toml's ranges
-	@$(BIN)/python -m pip install --quiet --dry-run --ignore-installed $(PIP_ARGS) "$(TORCH)" ".[trainer]" \
+	@$(BIN)/python -m pip install --quiet --dry-run --ignore-installed $(PIP_ARGS) "$(TORCH)" ".[trainer,telemetry]" \
 		--report $(VENV)/lock.json
 	@$(BIN)/python -m benchmarks.lock $(VENV)/lock.json > trainer/requirements.lock
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from pathlib import Path
@@ -124,7 +124,7 @@ def try_stage(stage: Stage, folder: Path) -> list[str]:
             return [f"{command}\n{ended.stderr.strip()[-2000:]}"]
         if report.exists():
             reports += json.loads(report.read_text())["install"]
-    unmet = _unmet(reports, extra="trainer" if stage.name == "trainer" else "")
+    unmet = _unmet(reports, extras=("trainer",) if stage.name == "trainer" else ("", "notify", "telemetry"))
     return [*_not_from_wheels(reports), *dict.fromkeys(unmet), *try_commands(stage, folder)]
 
 
@@ -246,10 +246,10 @@ def _not_from_wheels(reports: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{name} has no wheel for Python {IMAGE_PYTHON}: it would be compiled, unpinned build tools and all."
 
 
-def _unmet(reports: list[dict[str, Any]], *, extra: str) -> Iterator[str]:
-    """Yield the requirements of pinned packages that no pin fulfils; `extra` is the extra of our own package."""
+def _unmet(reports: list[dict[str, Any]], *, extras: Iterable[str]) -> Iterator[str]:
+    """Yield the requirements of pinned packages that no pin fulfils; `extras` are those of our own package."""
     pinned = {canonicalize_name(item["metadata"]["name"]): item["metadata"] for item in reports}
-    needed: set[tuple[str, str]] = {*((name, "") for name in pinned), ("lora-worker", extra)}
+    needed: set[tuple[str, str]] = {*((name, "") for name in pinned), *(("lora-worker", extra) for extra in extras)}
     done: set[tuple[str, str]] = set()
     while wanted := needed - done:
         name, chosen = wanted.pop()

@@ -5,6 +5,7 @@ import re
 import subprocess
 import tomllib
 import zipfile
+from importlib.metadata import requires
 
 import pytest
 from packaging.requirements import Requirement
@@ -16,7 +17,7 @@ from tests.project import ROOT
 
 PROJECT = ROOT
 STAGES = read_dockerfile(PROJECT / "Dockerfile")
-LOCKS = ["trainer/requirements.lock", "trainer/kernels.lock"]
+LOCKS = ["trainer/requirements.lock", "trainer/kernels.lock", "worker/notify.lock"]
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +97,32 @@ def test_every_line_of_a_lock_pins_one_version(lock):
     assert not {"torch", "triton"} & set(names), "the base image brings it"
 
 
+def pins_of(lock):
+    pinned = re.findall(r"^([\w.-]+)==(\S+)$", (PROJECT / lock).read_text(), re.M)
+    return {canonicalize_name(name): version for name, version in pinned}
+
+
+def test_worker_image_pins_all_that_sends_notices():
+    beside, own = pins_of(LOCKS[0]), pins_of(LOCKS[2])
+    assert not beside.keys() & own.keys()
+    pinned, wanted = {**beside, **own}, {"apprise"}
+    done = set()
+    while left := wanted - done:
+        name = left.pop()
+        done.add(name)
+        assert name in pinned, f"{name} is not in {LOCKS[2]}"
+        needed = map(Requirement, requires(name) or [])
+        wanted |= {
+            canonicalize_name(one.name) for one in needed if not one.marker or one.marker.evaluate({"extra": ""})
+        }
+    assert own.keys() <= done
+
+
 def test_lock_contains_every_dependency_of_the_project():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (PROJECT / LOCKS[0]).read_text(), re.M))
-    pinned = {canonicalize_name(name): version for name, version in pinned.items()}
-    for text in [*project["dependencies"], *project["optional-dependencies"]["trainer"]]:
+    pinned = pins_of(LOCKS[0])
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["trainer"], *extras["telemetry"]]:
         needed = Requirement(text)
         if needed.name != "torch":  # the base image's
             version = pinned.get(canonicalize_name(needed.name))
@@ -109,7 +131,7 @@ def test_lock_contains_every_dependency_of_the_project():
 
 
 def test_packages_in_both_locks_have_the_same_version():
-    first, second = (dict(re.findall(r"^([\w.-]+)==(\S+)$", (PROJECT / lock).read_text(), re.M)) for lock in LOCKS)
+    first, second, _ = map(pins_of, LOCKS)
     assert {name: first[name] for name in first.keys() & second.keys()} == {
         name: second[name] for name in first.keys() & second.keys()
     }
@@ -119,8 +141,8 @@ def test_pip_installs_only_pinned_packages():
     for stage in STAGES.values():
         for run in stage.runs:
             for command in re.findall(r"pip install ([^&]+)", run):
-                words = [word for word in command.split() if not word.startswith("-")]
-                loose = [word for word in words if not re.search(r"==|\.lock$|^\.$|^:all:$", word)]
+                words = [word.strip('"') for word in command.split() if not word.startswith("-")]
+                loose = [word for word in words if not re.search(r"==|\.lock$|^\.(\[[a-z,]+\])?$|^:all:$", word)]
                 assert not loose, f"{loose} in {run}"
 
 

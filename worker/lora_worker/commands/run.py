@@ -92,6 +92,6 @@ async def _work(settings: Settings, outbox: Outbox, traces: Traces, *, once: boo
             await daemon.run_once()
             return
         show_zeroes((duty.name for duty in daemon.duties()), NoticeKind)
-        with showing_runs(daemon.runs.held, lambda: daemon.problem):
+        with showing_runs(daemon.runs, lambda: daemon.problem):
             async with serving_health(settings, alive=lambda: daemon.hang, ready=lambda: daemon.problem):
                 await daemon.run()

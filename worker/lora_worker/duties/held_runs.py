@@ -59,6 +59,7 @@ class HeldRuns:
         self._is_stopping = is_stopping
         self._tasks: dict[HeldRun, asyncio.Task[None]] = {}
         """The latest work on each held run."""
+        self._working_since: dict[HeldRun, float] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         """Work that still goes on for runs that are not held any more: a stop waits for it as for all other work."""
 
@@ -66,6 +67,12 @@ class HeldRuns:
     def unfinished_work(self) -> list[asyncio.Task[None]]:
         """All work that is not done."""
         return [task for task in [*self._tasks.values(), *self._leaving] if not task.done()]
+
+    @property
+    def longest_work_seconds(self) -> float:
+        """For how long the longest work on a run that is under way has been going on; 0 while there is none."""
+        begun = list(self._working_since.values())
+        return self._services.clock() - min(begun) if begun else 0.0
 
     # ── taking ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -172,6 +179,7 @@ class HeldRuns:
 
     async def _work(self, held: HeldRun) -> None:
         """One cycle of work on a run; whatever it raises is noted here."""
+        self._working_since[held] = self._services.clock()
         with logging_run(held.assignment.run.id, held.assignment.run.job_id):
             try:
                 apply(held, CycleBegun())
@@ -180,6 +188,8 @@ class HeldRuns:
                 self._faults.over(run_work(held.run_id))
             except Exception as error:
                 self._note_fault(held, error)
+            finally:
+                self._working_since.pop(held, None)
             if held.settled_as is not None:
                 self._readiness.settled()
                 self.forget(held)

@@ -17,6 +17,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lora_contract.protocol import STAGES, Progress
+from lora_worker.duties.held_runs import HeldRuns
 from lora_worker.observability.metrics import BUILD
 from lora_worker.runs.state.held_run import HeldRun
 
@@ -41,9 +42,16 @@ def live_stage(held: HeldRun) -> str:
 class RunMetrics(Collector):
     """Reads the metrics of live runs. It is called from the threads of the health port, and only reads."""
 
-    def __init__(self, runs: Mapping[UUID, HeldRun], problem: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        runs: Mapping[UUID, HeldRun],
+        *,
+        problem: Callable[[], str | None],
+        longest_work_seconds: Callable[[], float],
+    ) -> None:
         self._runs = runs
         self._problem = problem
+        self._longest_work_seconds = longest_work_seconds
 
     def describe(self) -> Iterable[Metric]:
         """No metric in advance: their samples depend on the runs."""
@@ -54,6 +62,11 @@ class RunMetrics(Collector):
         held = list(self._runs.values())
         yield GaugeMetricFamily(
             "lora_worker_ready", "1 while the worker does its work, else 0", int(not self._problem())
+        )
+        yield GaugeMetricFamily(
+            "lora_worker_longest_work_seconds",
+            "For how long the longest work on a run has been going on",
+            self._longest_work_seconds(),
         )
         yield _by_stage(held)
         shown = held[:MAX_RUNS]
@@ -103,10 +116,10 @@ def _latest_loss(progress: Progress) -> float | None:
 
 
 @contextmanager
-def showing_runs(runs: Mapping[UUID, HeldRun], problem: Callable[[], str | None]) -> Iterator[None]:
+def showing_runs(runs: HeldRuns, problem: Callable[[], str | None]) -> Iterator[None]:
     """Show these runs, and whether the worker is ready, in `/metrics` until the context ends."""
     BUILD.info({"version": version("lora-worker")})
-    collector = RunMetrics(runs, problem)
+    collector = RunMetrics(runs.held, problem=problem, longest_work_seconds=lambda: runs.longest_work_seconds)
     REGISTRY.register(collector)
     try:
         yield

@@ -22,6 +22,8 @@ class Action(StrEnum):
     TRACES_OFF = "worker.traces_off"
     TERMS_WRITTEN = "worker.terms_written"
 
+    LIBRARY_REPORTED = "library.reported"
+
     DUTY_PUT_OFF = "duty.put_off"
     DUTY_ERROR = "duty.error"
     FAULT_OVER = "fault.over"

@@ -39,6 +39,30 @@ def secrets_of(settings: Settings) -> Iterator[str]:
                 yield one.get_secret_value()
 
 
+class _Forwarder(logging.Handler):
+    """Writes what libraries log as lines like our own: as JSON, with an action, without secrets."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record. As with any handler, a fault of it ends nothing."""
+        try:
+            structlog.get_logger(record.name).log(
+                record.levelno,
+                "a library reports",
+                action=Action.LIBRARY_REPORTED,
+                library=record.name,
+                message=record.getMessage(),
+                exc_info=record.exc_info,
+            )
+        except Exception:
+            self.handleError(record)
+
+
+def _forward_libraries() -> None:
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Forwarder) for handler in root.handlers):
+        root.addHandler(_Forwarder(logging.WARNING))
+
+
 def log_missing_traces(problem: str) -> None:
     """Log why no traces are sent, though variables of the environment ask for them."""
     structlog.get_logger(__name__).warning("no traces are sent", action=Action.TRACES_OFF, problem=problem)
@@ -69,6 +93,7 @@ def configure_logging(settings: Settings) -> None:
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+    _forward_libraries()
     # At their level INFO these libraries log whole URLs, and signed URLs are secrets.
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -16,13 +16,15 @@ from lora_worker.duties.daemon import Daemon
 from lora_worker.duties.duty import Duty, RoundResult
 from lora_worker.duties.limits import call_seconds, pause_limit, reading_limit, silence_limit
 from lora_worker.duties.validation import Validator
+from lora_worker.launchers.base import LaunchRef, Observation
 from lora_worker.observability.health import HealthServer
 from lora_worker.observability.liveness import Liveness
 from lora_worker.observability.repeats import Repeats
 from lora_worker.services import HeavySlots, Services
 from tests.corpus.builders import GOOD, lines
 from tests.processes.waiting import PATIENCE_SECONDS
-from tests.scripted import START, Clock, make_services
+from tests.scripted import START, Clock, FakeLauncher, assignment, make_services
+from tests.scripted import FakeQueue as FakeDatabase
 from tests.unit.worker.duties.test_dataset_validation import FakeQueue
 
 DUTIES = [duty.name for duty in dict.fromkeys(Daemon(make_services()).duties())]
@@ -177,3 +179,34 @@ def test_beats_of_a_loop_that_is_not_watched_do_nothing() -> None:
     alive.beat("validate")
     alive.rest("validate")
     assert alive.problem is None
+
+
+# ── work on a run ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Waiting(FakeLauncher):
+    """A launcher that answers when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_asked, self.may_answer = asyncio.Event(), asyncio.Event()
+
+    async def observe(self, launch: LaunchRef) -> Observation:
+        self.is_asked.set()
+        await self.may_answer.wait()
+        return await super().observe(launch)
+
+
+async def test_work_on_a_run_that_lasts_is_seen() -> None:
+    launcher, queue, clock = Waiting(), FakeDatabase(), Clock()
+    queue.to_adopt.append(assignment())
+    runs = Daemon(make_services(launcher=launcher, queue=queue, clock=clock)).runs
+    await runs.adopt()
+    assert runs.longest_work_seconds == 0
+    await runs.poll()
+    await asyncio.wait_for(launcher.is_asked.wait(), PATIENCE_SECONDS)
+    clock.now += 5
+    assert runs.longest_work_seconds == 5
+    launcher.may_answer.set()
+    await asyncio.wait_for(asyncio.gather(*runs.unfinished_work), PATIENCE_SECONDS)
+    assert runs.longest_work_seconds == 0

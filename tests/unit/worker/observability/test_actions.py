@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,17 @@ from tests.project import ROOT
 from tests.scripted import FakeLauncher, FakeQueue, assignment, make_services
 
 WORKER = ROOT / "worker" / "lora_worker"
+SETTINGS = RunPodSettings(
+    supabase_url="http://x",
+    supabase_service_role_key="plain-service-key",
+    supabase_publishable_key="plain-pub-key",
+    gpu_cluster_api_url="http://x",
+    gpu_cluster_api_key="plain-gpu-key",
+    log_format="json",
+    log_level="debug",
+    name="worker-1",
+    _env_file=None,
+)
 LEVELS = {"debug", "info", "warning", "warn", "error", "exception", "critical", "msg", "log"}
 
 
@@ -27,8 +39,14 @@ def log_calls() -> Iterator[tuple[str, ast.Call]]:
         for node in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS):
                 continue
-            if isinstance(node.func.value, ast.Name) and node.func.value.id in {"log", "logger"}:
+            if is_logger(node.func.value):
                 yield f"{path.relative_to(WORKER)}:{node.lineno}", node
+
+
+def is_logger(value: ast.expr) -> bool:
+    if isinstance(value, ast.Name):
+        return value.id in {"log", "logger"}
+    return isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "get_logger"
 
 
 def test_every_log_call_names_its_action() -> None:
@@ -67,23 +85,15 @@ def _restored_logging() -> Iterator[None]:
     yield
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
+    root = logging.getLogger()
+    root.handlers = [handler for handler in root.handlers if type(handler).__name__ != "_Forwarder"]
 
 
 @pytest.mark.usefixtures("_restored_logging")
 async def test_lines_about_a_run_have_its_ids(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    settings = RunPodSettings(
-        supabase_url="http://x",
-        supabase_service_role_key="plain-service-key",
-        supabase_publishable_key="plain-pub-key",
-        gpu_cluster_api_url="http://x",
-        gpu_cluster_api_key="plain-gpu-key",
-        log_format="json",
-        log_level="debug",
-        name="worker-1",
-        _env_file=None,
-    )
+    settings = SETTINGS
     configure_logging(settings)
     # A logger that is kept would keep this test's stream, too.
     structlog.configure(cache_logger_on_first_use=False)
@@ -96,3 +106,14 @@ async def test_lines_about_a_run_have_its_ids(
     ids = (str(adopted.run.id), str(adopted.run.job_id))
     assert {(line["run_id"], line["job_id"]) for line in about_run} == {ids}
     assert {line["worker_id"] for line in lines} == {settings.name}
+
+
+@pytest.mark.usefixtures("_restored_logging")
+def test_what_libraries_log_is_a_line_like_ours(capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging(SETTINGS)
+    structlog.configure(cache_logger_on_first_use=False)
+    logging.getLogger("asyncio").error("Task failed with %s", "plain-gpu-key")
+    logging.getLogger("httpx").info("GET https://x/?token=abc")
+    (line,) = (json.loads(line) for line in capfd.readouterr().err.splitlines())
+    assert (line["action"], line["level"], line["library"]) == ("library.reported", "error", "asyncio")
+    assert line["message"] == "Task failed with [secret]"

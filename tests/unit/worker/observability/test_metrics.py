@@ -142,7 +142,7 @@ def trains(held: HeldRun, step: int) -> None:
 
 def page_of(runs: dict[object, HeldRun], problem: str | None = None) -> str:
     registry = CollectorRegistry()
-    registry.register(RunMetrics(runs, lambda: problem))  # type: ignore[arg-type]
+    registry.register(RunMetrics(runs, problem=lambda: problem, longest_work_seconds=lambda: 7.5))  # type: ignore[arg-type]
     return generate_latest(registry).decode()
 
 
@@ -158,6 +158,7 @@ def test_live_runs_are_counted_by_stage(services: Services) -> None:
     assert sum(float(count) for count in counts.values()) == 4
     assert counts['lora_worker_live_runs{stage="training"}'] == "1.0"
     assert "lora_worker_ready 0.0" in page
+    assert "lora_worker_longest_work_seconds 7.5" in page
 
 
 def test_series_of_a_run_end_with_it(services: Services) -> None:
