@@ -7,8 +7,8 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from lora_worker.commands.terminal import printable
-from lora_worker.dashboard.words import measured, money, number_of, percent, plain, short_id
 from lora_worker.database.job_reports import JobDetails
+from lora_worker.words import measured, money, number_of, percent, plain, short_id
 
 
 class Change(TypedDict):

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from lora_worker.commands.curves import finite, sparkline
 from lora_worker.commands.terminal import printable
-from lora_worker.dashboard.words import duration, measured, moment, money, number_of, percent, plain, short_id
 from lora_worker.database.job_reports import JobDetails, JobEntry, JobPage, RunReport
+from lora_worker.words import duration, measured, moment, money, number_of, percent, plain, short_id
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,8 +14,8 @@ from lora_worker.commands.curves import draw_curve
 from lora_worker.commands.job_progress import Change, change_of
 from lora_worker.commands.job_views import STYLES, borderless, job_reason
 from lora_worker.commands.terminal import printable
-from lora_worker.dashboard.words import duration, measured, money, number_of, percent, plain, short_id, time_of
 from lora_worker.database.job_reports import JobDetails
+from lora_worker.words import duration, measured, money, number_of, percent, plain, short_id, time_of
 
 _CURVE_LINES = 8
 _MOST_COLUMNS = 100

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from lora_worker.commands.job_views import borderless
 from lora_worker.commands.terminal import printable
-from lora_worker.dashboard.words import duration, money, percent, plain, short_id
 from lora_worker.database.queue_health import FailedJob, LiveRun, LivingWorker, QueueHealth, WaitingJob
+from lora_worker.words import duration, money, percent, plain, short_id
 
 _MOST_ROWS = 20
 """Of each table; the JSON has more."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from lora_worker.dashboard.words import duration, measured, money, number_of, plain, time_of
+from lora_worker.words import duration, measured, money, number_of, plain, time_of
 
 _MAX_DRAWN = 300
 """Points drawn of a line: a screen shows no more, and the page is sent every two seconds."""

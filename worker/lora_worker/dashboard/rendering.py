@@ -11,7 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from lora_worker.dashboard import charts, words
+from lora_worker import words
+from lora_worker.dashboard import charts
 from lora_worker.dashboard.access import Access
 from lora_worker.dashboard.board import Board
 from lora_worker.dashboard.reads import Reading

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
 from tests.application.pipeline import Pipeline
 from tests.database.rows import Database, Row, notice
 from tests.integration.database.rights.world import Actor, World
+from tests.processes.waiting import PATIENCE_SECONDS, until
 
 RETRIED = {"retried": True, "reason": None}
 
@@ -113,6 +116,21 @@ def test_retry_of_a_job_whose_dataset_is_uploaded_anew_waits_for_it(db: Database
     db.rows("update datasets set status = 'validating'")
     assert db.call("retry_training_job", run["job_id"]) == RETRIED
     assert db.job(run["job_id"])["current_stage"] == "waiting_for_dataset"
+    assert db.claim() == []
+
+
+def test_of_two_retries_at_once_one_starts_the_job(db: Database, database: str) -> None:
+    run = failed_run(db)
+    with psycopg.connect(database) as first, ThreadPoolExecutor(1) as pool:
+        ask = "select public.retry_training_job(%s)"
+        assert first.execute(ask, [run["job_id"]]).fetchone() == (RETRIED,)
+        second = pool.submit(db.call, "retry_training_job", run["job_id"])
+        with psycopg.connect(database, autocommit=True) as watching:
+            waits = "select from pg_locks where not granted"
+            until(lambda: watching.execute(waits).fetchone() is not None, "the second retry waits for the first")
+        first.commit()
+        assert second.result(PATIENCE_SECONDS)["reason"].startswith("the job is queued")
+    assert claim_again(db)["attempt"] == 2
     assert db.claim() == []
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_worker.dashboard.charts import kind_of_stage, loss_curve, make_axis, spend_bars, timeline
-from lora_worker.dashboard.words import duration, measured, moment, money, percent
+from lora_worker.words import duration, measured, moment, money, percent
 from tests.unit.worker.dashboard.scripted import NOW, ago
 
 ANY_VALUE = st.one_of(st.none(), st.text(max_size=5), st.floats(), st.integers(-(10**12), 10**12), st.booleans())

@@ -1,4 +1,4 @@
-"""How values are written on the pages: durations, money, times and ids, each with its unit."""
+"""How values are written for people, on pages and in terminals: durations, money, times and ids, each with its unit."""
 
 from __future__ import annotations
 
