@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from lora_worker.commands import deploy_init, deploy_prefetch
+from lora_worker.commands import deploy_init, deploy_prefetch, deploy_smoke
 from lora_worker.commands.deploy_access import say, specification_or_exit, with_api
 from lora_worker.commands.terminal import (
     EXIT_CHANGES_NEEDED,
@@ -200,3 +200,4 @@ def _print_destroyed(deleted: int, kept: int, console: Console) -> None:
 
 
 deploy.command()(deploy_prefetch.prefetch)
+deploy.command()(deploy_smoke.smoke)

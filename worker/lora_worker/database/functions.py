@@ -29,7 +29,7 @@ from lora_worker.database.job_reports import DrainedWorker, JobDetails, JobPage,
 from lora_worker.database.money_rows import BudgetState, Costs, Failures
 from lora_worker.database.project_report import ProjectReport
 from lora_worker.database.queue_health import QueueHealth
-from lora_worker.database.submission_rows import FoundUser, PublishedRun, Submitted
+from lora_worker.database.submission_rows import FoundUser, PublishedRun, StoredFile, Submitted, TrialRemoval
 
 SCHEMA_VERSION = 3
 """What `worker_schema_version()` answers once every migration of this release is applied."""
@@ -120,6 +120,9 @@ TRAINING_USER_OBJECTS = _function(
     {"user_id": _NOBODY, "artifacts_bucket": "", "max_objects": "0"},
 )
 ERASE_TRAINING_USER = _function("erase_training_user", TypeAdapter(Erased), {"user_id": _NOBODY})
+TRAINING_ENDED_TRIALS = _function("training_ended_trials", TypeAdapter(list[UUID]))
+TRAINING_TRIAL_FILES = _function("training_trial_files", TypeAdapter(list[StoredFile]), {"job_id": _NOBODY})
+REMOVE_TRAINING_TRIAL = _function("remove_training_trial", TypeAdapter(TrialRemoval), {"job_id": _NOBODY})
 TRAINING_COSTS = _function(
     "training_costs",
     TypeAdapter(list[Costs]),

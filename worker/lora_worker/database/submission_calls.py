@@ -8,7 +8,7 @@ from uuid import UUID
 
 from lora_worker.database import functions
 from lora_worker.database.caller import Caller
-from lora_worker.database.submission_rows import FoundUser, PublishedRun, Submitted
+from lora_worker.database.submission_rows import FoundUser, PublishedRun, StoredFile, Submitted, TrialRemoval
 
 
 class SubmissionCalls(Caller):
@@ -28,3 +28,15 @@ class SubmissionCalls(Caller):
     async def training_published_run(self, job_id: UUID) -> PublishedRun | None:
         """Return which run of a job published its artifact; None if there is no such job."""
         return await self._call(functions.TRAINING_PUBLISHED_RUN, job_id=job_id)
+
+    async def training_ended_trials(self) -> list[UUID]:
+        """Return the jobs of former trials (`deploy smoke`) that have ended and were not removed."""
+        return await self._call(functions.TRAINING_ENDED_TRIALS)
+
+    async def training_trial_files(self, job_id: UUID) -> list[StoredFile]:
+        """Return the stored files of a trial: its dataset, and what its runs uploaded."""
+        return await self._call(functions.TRAINING_TRIAL_FILES, job_id=job_id)
+
+    async def remove_training_trial(self, job_id: UUID) -> TrialRemoval:
+        """Remove all rows of a trial that has ended. A job that is no trial stays untouched."""
+        return await self._call(functions.REMOVE_TRAINING_TRIAL, job_id=job_id)

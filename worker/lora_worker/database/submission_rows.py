@@ -31,3 +31,18 @@ class PublishedRun(TypedDict):
     status: str
     run_id: UUID | None
     """The run whose verified artifact is stored; None if the job has none."""
+
+
+class StoredFile(TypedDict):
+    """An object in a bucket (`training_trial_files`)."""
+
+    bucket: str
+    name: str
+
+
+class TrialRemoval(TypedDict):
+    """Answer of `remove_training_trial`."""
+
+    removed: bool
+    reason: str | None
+    """Why the rows are still there, as a clause."""
