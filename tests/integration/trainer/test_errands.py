@@ -163,6 +163,7 @@ def test_endpoint_prefetches_with_progress_and_checks_itself(hub, tmp_path):
     """With RunPod's own SDK: what `lora-worker deploy prefetch` does."""
     env = {**hub_environment(hub, tmp_path / "home"), "LORA_TRAINER_VOLUME": str(tmp_path / "volume")}
     env |= {"LORA_TRAINER_PROGRESS_SECONDS": "0.2", "LORA_TRAINER_SETTLE_SECONDS": "0"}
+    env |= {"LORA_TRAINER_FITNESS_AT_START": "true"}
     Hub.hold = threading.Event()
     with LocalRunPod.start(env=env) as runpod:
         headers = {"Authorization": f"Bearer {runpod.api_key}"}
@@ -176,6 +177,7 @@ def test_endpoint_prefetches_with_progress_and_checks_itself(hub, tmp_path):
             done = _poll(http, job, lambda answer: answer["status"] not in {"IN_QUEUE", "IN_PROGRESS"})
             assert done["status"] == "COMPLETED", runpod.logs()
             assert ErrandResult.model_validate(done["output"]).models[0].status == "downloaded"
+            assert "All fitness checks passed" in runpod.logs(), "a fit machine takes jobs"
             job = http.post("/run", json={"input": FITNESS}).json()["id"]
             done = _poll(http, job, lambda answer: answer["status"] not in {"IN_QUEUE", "IN_PROGRESS"})
     result = ErrandResult.model_validate(done["output"])
@@ -236,7 +238,7 @@ async def test_start_checks_only_where_the_settings_say_so(monkeypatch, tmp_path
 )
 async def test_check_that_hangs_crashes_or_raises_has_failed(sabotage, name, words, monkeypatch, tmp_path):
     monkeypatch.setenv("LORA_TEST_SABOTAGE", sabotage)
-    settings = Settings(volume=tmp_path, check_seconds=PATIENCE_SECONDS if sabotage != "hang" else 5)
+    settings = Settings(volume=tmp_path, check_seconds=PATIENCE_SECONDS if sabotage != "hang" else 3)
     checks = await examination.examine(settings, child=HELPERS)
     (failed,) = [check for check in checks if not check.ok]
     assert failed.name == name

@@ -17,12 +17,15 @@ from lora_trainer.run.logs import print_line, secrets_of_environment
 from lora_trainer.settings import Settings
 
 _CHILD = "lora_trainer.errands.fitness"
+_START = "start"
+_START_SECONDS = 120
+"""How long the process may take to its first check. It loads little, but from a disk that is cold."""
 
 
 async def examine(settings: Settings, *, child: str = _CHILD) -> list[FitnessCheck]:
     """Make all checks, and return what each found. `child` is the module that makes them."""
     checks: list[FitnessCheck] = []
-    running = "start"
+    running = ""
     ended = False
 
     def take(text: bytes) -> None:
@@ -39,14 +42,15 @@ async def examine(settings: Settings, *, child: str = _CHILD) -> list[FitnessChe
     )
     process.save_on_stop = False
     try:
-        async with asyncio.timeout(settings.check_seconds) as deadline:
+        async with asyncio.timeout(_START_SECONDS) as deadline:
             status = await process.run(settings.model_dump_json())
     except TimeoutError:
-        finding = f"It did not end within {settings.check_seconds:.0f} seconds (LORA_TRAINER_CHECK_SECONDS)."
-        return [*checks, FitnessCheck(name=running, ok=False, finding=finding)]
+        limit = f"{settings.check_seconds:.0f} seconds (LORA_TRAINER_CHECK_SECONDS)" if running else "two minutes"
+        finding = f"It did not end within {limit}."
+        return [*checks, FitnessCheck(name=running or _START, ok=False, finding=finding)]
     if not ended:
         finding = f"The checking process ended with {ending_of(status)} in this check."
-        checks.append(FitnessCheck(name=running, ok=False, finding=finding))
+        checks.append(FitnessCheck(name=running or _START, ok=False, finding=finding))
     return checks
 
 
