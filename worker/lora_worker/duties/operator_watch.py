@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lora_contract.words import counted
 from lora_worker.database.queue_health import QueueHealth
 from lora_worker.duties.duty import RoundResult
 from lora_worker.errors import ServiceError
@@ -42,8 +43,8 @@ def conditions_of_queue(health: QueueHealth) -> Iterator[Condition]:
             OperatorNotice(
                 NoticeKind.JOBS_HELD,
                 "Training jobs are held",
-                f"{breaker['jobs']} jobs wait, since {what} failed ({breaker['error_code']}) for {breaker['users']} "
-                "users. One job tries it again after a while; `lora-worker resume` releases all at once.",
+                f"Held jobs: {breaker['jobs']}. For {counted(breaker['users'], 'user')} {what} failed "
+                f"({breaker['error_code']}). One job tries it again after a while; `lora-worker resume` releases all.",
                 "failure",
             ),
         )
@@ -64,8 +65,8 @@ def conditions_of_queue(health: QueueHealth) -> Iterator[Condition]:
                 OperatorNotice(
                     NoticeKind.BUDGET_REACHED,
                     "A budget is reached",
-                    f"{waiting} jobs wait for {budget}. They start by themselves when there is room, after midnight "
-                    "(UTC) at the latest.",
+                    f"Jobs that wait for {budget}: {waiting}. They start by themselves when there is room, after "
+                    "midnight (UTC) at the latest.",
                 ),
             )
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+from lora_worker.duties.operator_watch import conditions_of_queue
 from tests.database.rows import Database
+from tests.integration.database.claims.test_breakers import BASE, Crew, open_breaker
+from tests.integration.database.money.test_budgets import job, price, set_terms
 
 
 def claim(db: Database, key: str, again_seconds: int = 3600) -> bool:
@@ -39,3 +43,36 @@ def test_old_claims_are_forgotten(db: Database) -> None:
     assert [row["key"] for row in db.rows("select key from training_operator_notices where key in ('old', 'new')")] == [
         "new"
     ]
+
+
+def told(db: Database) -> dict[str, str]:
+    """What operators are told of the queue as it is: each kind with its text."""
+    health: Any = db.call("queue_health")
+    return {str(condition.notice.kind): condition.notice.body for condition in conditions_of_queue(health)}
+
+
+def test_open_breaker_is_a_condition(db: Database) -> None:
+    crew = Crew(db)
+    assert told(db) == {}
+    open_breaker(crew)
+    assert crew.held()
+    assert f"Held jobs: 1. For 2 users the base model {BASE} failed (child_crashed)." in told(db)["jobs_held"]
+
+
+def test_endpoint_without_a_gpu_is_a_condition(db: Database) -> None:
+    db.call("note_endpoint", "runpod", "https://here", "unknown", "RunPod has no free GPU of this kind now")
+    assert told(db) == {"no_gpu": "https://here: RunPod has no free GPU of this kind now"}
+
+
+def test_used_budget_is_a_condition(db: Database) -> None:
+    set_terms(db)
+    first = job(db)
+    job(db)
+    set_terms(db, max_cost_per_day=1.5 * price(db, first))
+    assert len(db.claim(max_jobs=2)) == 1
+    assert told(db)["budget_reached"].startswith("Jobs that wait for the day's budget for all trainings: 1.")
+    job(db)
+    set_terms(db, max_cost_per_user_per_day=0.01)
+    db.rows("update training_holds set held_until = now()")
+    db.claim(max_jobs=5)
+    assert "Jobs that wait for its user's budget for a day: 2." in told(db)["budget_reached"]

@@ -112,6 +112,20 @@ async def test_loop_that_begins_no_further_round_is_a_hang(services: Services) -
     await asyncio.gather(loop, return_exceptions=True)
 
 
+async def test_start_that_hangs_fails_healthz(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon, clock = watched(services)
+    hang = Hang()
+    monkeypatch.setattr(services.queue, "check_schema", hang)
+    running = asyncio.create_task(daemon.run())
+    await asyncio.wait_for(hang.begun.wait(), PATIENCE_SECONDS)
+    assert daemon.hang is None
+    clock.now += silence_limit(services.settings, calls=4) + services.settings.poll_seconds + 1
+    assert daemon.hang is not None
+    assert daemon.hang.startswith("the start has given no sign of life")
+    daemon.stop()
+    await asyncio.wait_for(running, PATIENCE_SECONDS)
+
+
 # ── a long read is no hang ──────────────────────────────────────────────────────────────────────────
 
 

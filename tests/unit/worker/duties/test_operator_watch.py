@@ -96,9 +96,9 @@ async def test_each_condition_of_the_queue_is_told_once(watch: OperatorWatch, qu
     kinds = [notice.kind for notice in posted(watch)]
     assert kinds == ["jobs_held", "jobs_held", "no_gpu", "budget_reached"]
     told = " ".join(notice.title + notice.body for notice in posted(watch))
-    assert "base model org/model failed (base_model_unreachable) for 2 users" in told
+    assert "Held jobs: 7. For 2 users the base model org/model failed (base_model_unreachable)." in told
     assert "the endpoint's image failed" in told
-    assert "1 jobs wait for its user's budget" in told
+    assert "Jobs that wait for its user's budget for a day: 1." in told
     # What a container wrote stays in the database.
     assert "text of a container" not in told
 
