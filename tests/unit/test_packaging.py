@@ -36,6 +36,7 @@ def sections(path):
 def test_unit_stops_and_restarts_the_worker_as_it_ends():
     service = sections(UNIT)["Service"]
     assert service["ExecStart"].endswith("/lora-worker run")
+    assert (service["Type"], service["WatchdogSec"]) == ("notify", "60"), "one that hangs is restarted"
     assert service["Restart"] == "on-failure", "a drained worker ends with 0"
     assert service["RestartPreventExitStatus"] == "2", "a wrong setting gets no better"
     assert int(service["TimeoutStopSec"]) >= 10

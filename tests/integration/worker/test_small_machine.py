@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -74,10 +76,14 @@ def test_confinement_refuses_writes_and_too_much_memory(small: Confinement, tmp_
 
 def test_sandboxes_jobs_run_on_256_mb_without_a_writable_folder(stage: Stage, small: Confinement) -> None:
     jobs = [stage.user.queue(max_steps=30), stage.user.queue(base_model="no/such-model", max_steps=5)]
-    worker = stage.worker(confinement=small)
-    assert [stage.ended(job_id)["status"] for job_id in jobs] == ["completed", "failed"]
-    assert "Traceback" not in stage.log()
-    _assert_small(worker, small, stage)
+    address = f"lora-test-{uuid4().hex}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(f"\0{address}")
+        worker = stage.worker(confinement=small, NOTIFY_SOCKET=f"@{address}")
+        assert [stage.ended(job_id)["status"] for job_id in jobs] == ["completed", "failed"]
+        assert "Traceback" not in stage.log()
+        _assert_small(worker, small, stage)
+        assert [systemd.recv(100) for _ in range(2)] == [b"READY=1", b"STOPPING=1"], "what systemd waits for"
 
 
 def test_100_live_runs_and_a_400_mb_adapter_fit_into_256_mb(

@@ -81,6 +81,7 @@ async def _work(settings: Settings, outbox: Outbox, traces: Traces, *, once: boo
     from lora_worker.observability.health import serving_health
     from lora_worker.observability.metrics import show_zeroes
     from lora_worker.observability.outbox import NoticeKind
+    from lora_worker.observability.watchdog import reporting_to_systemd
     from lora_worker.services import open_services
 
     async with open_services(settings, outbox=outbox, traces=traces) as services:
@@ -93,5 +94,8 @@ async def _work(settings: Settings, outbox: Outbox, traces: Traces, *, once: boo
             return
         show_zeroes((duty.name for duty in daemon.duties()), NoticeKind)
         with showing_runs(daemon.runs, lambda: daemon.problem):
-            async with serving_health(settings, alive=lambda: daemon.hang, ready=lambda: daemon.problem):
+            async with (
+                serving_health(settings, alive=lambda: daemon.hang, ready=lambda: daemon.problem),
+                reporting_to_systemd(lambda: daemon.hang),
+            ):
                 await daemon.run()
