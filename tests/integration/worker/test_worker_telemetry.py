@@ -65,6 +65,23 @@ def test_trace_log_metrics_and_notice_of_an_adopted_run(stage: Stage, collector:
     _check_secrets(stage, b"".join(collector.bodies).decode(errors="replace") + page + str(told))
 
 
+def test_hanging_collector_and_receiver_hold_up_neither_run_nor_stop(stage: Stage, collector: Collector) -> None:
+    with Webhook() as hook:
+        collector.may_answer.clear()
+        hook.may_answer.clear()
+        stage.runpod.replace_workers({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url})
+        worker = stage.worker(
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_BSP_SCHEDULE_DELAY="200", LORA_WORKER_NOTIFY_URLS=hook.url
+        )
+        first, second = (stage.user.queue(max_steps=5) for _ in range(2))
+        assert [stage.ended(job)["status"] for job in (first, second)] == ["completed", "completed"]
+        assert collector.is_asked.is_set()
+        # Both would hold a process that waited for them for longer than the test has patience.
+        assert stage.stop(worker) == 0
+        assert not hook.may_answer.is_set()
+    assert "Traceback" not in stage.log()
+
+
 def _check_trace(spans: list[CollectedSpan], run_id: str) -> None:
     """All spans of the run are one tree below its root, whoever recorded them."""
     own = [span for span in spans if span.attributes.get("lora.run_id") == run_id]
