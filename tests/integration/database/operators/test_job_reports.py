@@ -59,6 +59,11 @@ def test_each_filter_finds_its_jobs(db: Database, pipeline: Pipeline) -> None:
     assert sorted(listed(db, statuses=["queued"])) == sorted([queued, newer])
     assert sorted(listed(db, user_id=str(user))) == sorted([newer, made])
     assert listed(db, base_model="org/base") == [queued]
+    # The newer queue has no base model of its own: that of the run counts, else the default.
+    db.rows(
+        "insert into training_terms (document, written_by) values ('{\"default_base_model\": \"org/default\"}', 'w')"
+    )
+    assert sorted(listed(db, base_model="org/default")) == sorted([failed, newer, made])
     assert listed(db, error_code="out_of_memory") == [failed]
     assert listed(db, until="2025-01-01") == [made]
     assert made not in listed(db, since="2025-01-01")
@@ -205,6 +210,15 @@ def test_queue_health_tells_failures_of_the_day_and_its_spend(db: Database) -> N
     assert [row["error_code"] for row in db.call("queue_health")["failed"]] == ["child_crashed"]
     db.rows("update training_runs set ended_at = ended_at - interval '2 days' where ended_at is not null")
     assert db.call("queue_health")["failed_today"] == 0
+
+
+def test_filter_that_finds_nothing_does_not_build_each_job(db: Database) -> None:
+    """Supabase ends a statement after eight seconds, and a project may have a hundred thousand jobs."""
+    db.jobs(2000)
+    db.rows('update training_jobs set hyperparameters = hyperparameters || \'{"base_model": "org/base"}\'')
+    db.rows("analyze")
+    whole = db.pages("count(public.training_job_entry('training_jobs', id, null, null)) from training_jobs")
+    assert db.pages('public.list_training_jobs(\'{"base_model": "org/other"}\')') < whole / 2
 
 
 def test_listing_reads_a_page_and_not_every_job(db: Database) -> None:

@@ -93,6 +93,21 @@ def test_watch_of_the_queue_goes_on_until_it_is_interrupted(
             assert line == "1 queued · 1 live · 1 failed today · $3.50 today"
 
 
+def test_interrupted_watch_exits_with_130_and_without_a_traceback(
+    watched: Callable[[list[JobDetails]], OperatorQueue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = watched(course())
+
+    async def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(queue, "health", interrupted)
+    monkeypatch.setattr(queue, "training_job_details", interrupted)
+    for arguments in ((), (str(JOB),)):
+        done = run_command("watch", *arguments)
+        assert (done.exit_code, done.stderr) == (130, "")
+
+
 # ── the picture ─────────────────────────────────────────────────────────────────────────────────────
 
 
