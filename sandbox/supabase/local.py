@@ -69,6 +69,14 @@ grant execute on all functions in schema storage to public;
 grant all on all tables in schema storage to anon, authenticated, service_role;
 """
 
+# What REST knows of the schema: the signatures of functions, and the columns of tables.
+_SCHEMA = b"""
+select (select md5(string_agg(oid::regprocedure::text, ' ' order by oid)) from pg_proc
+        where pronamespace = 'public'::regnamespace),
+       (select md5(string_agg(format('%s.%s', attrelid, attname), ' ' order by attrelid, attnum)) from pg_attribute
+        where attrelid in (select oid from pg_class where relnamespace = 'public'::regnamespace))
+"""
+
 # The statement time-outs of roles in hosted projects; other roles inherit from these.
 _STATEMENT_SECONDS = {"anon": 3, "authenticated": 8, "authenticator": 8}
 
@@ -215,17 +223,27 @@ class LocalSupabase(Project):
 
     @contextmanager
     def reloads(self) -> Iterator[None]:
-        """Until the context ends, restart REST when the database asks for it, as hosted projects read their schema."""
+        """Until the context ends, REST gets a changed schema when the database asks for it, as in hosted projects.
+
+        It is restarted for that, and calls fail meanwhile. So nothing happens where the schema is as REST knows it.
+        """
         ended = threading.Event()
 
         def follow(connection: psycopg.Connection[Any]) -> None:
+            known = connection.execute(_SCHEMA).fetchone()
             while not ended.is_set():
-                # A migration asks several times.
-                if list(connection.notifies(timeout=0.3)):
+                if not list(connection.notifies(timeout=0.3)):
+                    continue
+                schema = connection.execute(_SCHEMA).fetchone()
+                if schema != known:
+                    known = schema
                     self.restart_rest()
 
         with psycopg.connect(self.database_url, autocommit=True) as connection:
             connection.execute("listen pgrst")
+            # The server reads the schema at its first call. If that came after a migration, it would need no restart.
+            with self.client() as client:
+                client.get("/rest/v1/datasets?limit=0")
             thread = threading.Thread(target=follow, args=(connection,), name="local-supabase-reloads")
             thread.start()
             try:

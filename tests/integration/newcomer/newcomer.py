@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import pty
+import re
+import select
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.processes.waiting import awaited, until
+from tests.processes.waiting import PATIENCE_SECONDS, awaited, until
 
 _RUN = "lora-worker run"
+_PROMPT = re.compile(r"(\]|\)|[A-Za-z]\??): $")
+"""How a question ends: `… [default]: ` or `… (meaning): ` or `Go on? [y/N]: `."""
 
 
 class Newcomer:
@@ -28,7 +34,8 @@ class Newcomer:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         self.env_file = folder / ".env"
-        self.env_file.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+        if variables:
+            self.env_file.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
         self._worker: subprocess.Popen[bytes] | None = None
         self._worker_log = folder / "worker.log"
 
@@ -46,6 +53,29 @@ class Newcomer:
         )
         assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.log()}"
         return done.stdout
+
+    def type_and_answer(self, command: str, answers: Mapping[str, str]) -> str:
+        """Run a command at a terminal, answer its questions, and return what is on the screen in the end.
+
+        Each question is found by a part of its text; one that is not among `answers` is answered with Enter.
+        """
+        screen, master, slave = "", *pty.openpty()
+        process = subprocess.Popen(
+            shlex.split(command), cwd=self.folder, env=self._environment, stdin=slave, stdout=slave, stderr=slave
+        )
+        os.close(slave)
+        answered = 0
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (shown := _read(master, deadline)) is not None:
+            screen += shown
+            question = screen[answered:].rpartition("\n")[2]
+            if _PROMPT.search(question):
+                answer = next((text for part, text in answers.items() if part in question), "")
+                os.write(master, f"{answer}\n".encode())
+                answered = len(screen)
+        os.close(master)
+        assert process.wait() == 0, f"{command}: exit {process.returncode}\n{screen}"
+        return screen
 
     def _start_worker(self) -> None:
         with self._worker_log.open("ab") as log:
@@ -69,3 +99,17 @@ class Newcomer:
 
     def _runs(self) -> bool:
         return self._worker is not None and self._worker.poll() is None
+
+
+def _read(terminal: int, deadline: float) -> str | None:
+    """Return what has appeared; None when the program has ended.
+
+    Raises:
+        TimeoutError: nothing appeared until the deadline.
+    """
+    if not select.select([terminal], [], [], max(deadline - time.monotonic(), 0))[0]:
+        raise TimeoutError("the command neither went on nor asked")
+    try:
+        return os.read(terminal, 65536).decode(errors="replace") or None
+    except OSError:  # Linux reports so that no process has the terminal any more
+        return None
