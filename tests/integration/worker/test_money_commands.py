@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.commands import check_keys
 from tests.processes.stage import Stage
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -41,6 +42,7 @@ def test_costs_are_added_up_and_filtered(run: Run, stage: Stage) -> None:
             stage.user.user_id, amount, today - timedelta(days=days), days,
         )  # fmt: skip
     by_user = answer(run, "costs", "--by", "user")
+    check_keys("costs", by_user)
     own = next(row for row in by_user if row["key"] == stage.user.user_id)
     assert own == {"key": stage.user.user_id, "jobs": 2, "runs": 2, "gpu_seconds": 3600, "usd": 3.75}
     recent = answer(run, "costs", "--since", "24h", "--by", "user")
@@ -73,15 +75,15 @@ def test_wrong_arguments_of_costs_are_one_sentence(run: Run, arguments: list[str
 def test_budgets_are_set_listed_and_removed(run: Run, stage: Stage) -> None:
     user = stage.user.user_id
     try:
-        assert answer(run, "budget", "set", user, "--usd", "5") == {"user_id": user, "usd_per_day": 5, "changed": True}
+        first = answer(run, "budget", "set", user, "--usd", "5")
+        check_keys("budget set", first)
+        assert first == {"user_id": user, "usd_per_day": 5, "changed": True}
         assert run("budget", "set", user, "--usd", "5").stdout == f"budget of {user}: was so already\n"
         assert answer(run, "budget", "set", "--usd", "50")["user_id"] is None
         state = answer(run, "budget", "list")
-        assert set(state) == {"day", "each_user", "budgets"}
-        assert set(state["day"]) == {"usd_per_day", "spent", "live"}
+        check_keys("budget list", state)
         assert state["day"]["usd_per_day"] == 50
         own = next(row for row in state["budgets"] if row["user_id"] == user)
-        assert set(own) == {"user_id", "usd_per_day", "spent", "live", "set_at"}
         assert own["usd_per_day"] == 5
         listed = run("budget", "list").stdout
         assert "$5.00 (own)" in listed
@@ -90,6 +92,7 @@ def test_budgets_are_set_listed_and_removed(run: Run, stage: Stage) -> None:
     finally:
         removed = answer(run, "budget", "remove", user)
         run("budget", "remove")
+    check_keys("budget remove", removed)
     assert removed == {"user_id": user, "changed": True}
     assert run("budget", "remove", user).stdout == f"budget of {user}: there was none\n"
 

@@ -14,6 +14,7 @@ from lora_worker.commands.cli import app
 from lora_worker.commands.setup import DATABASE_VARIABLES
 from lora_worker.database.migrations import describe_database
 from sandbox.supabase.postgres import Postgres
+from tests.commands import check_keys
 
 Run = Callable[..., Result]
 
@@ -59,6 +60,7 @@ def test_a_changed_function_and_right_are_named_alone(run: Run, url: str) -> Non
         connection.execute("drop function public.training_spent_cost(public.training_runs)")
         connection.execute("grant execute on function public.queue_health() to anon")
     changed = run("--json")
+    check_keys("migrate", json.loads(changed.stdout))
     assert json.loads(changed.stdout)["changes"] == [
         {"kind": "function", "name": "queue_health()", "change": "changed"},
         {"kind": "function", "name": "training_spent_cost(training_runs)", "change": "added"},

@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 
 from tests.application.user import BASE_MODEL, DATASET_WORD, LINE
+from tests.commands import check_keys
 from tests.database.rows import Row
 from tests.processes.stage import Stage
 
@@ -64,7 +65,7 @@ def objects_of(shell: Shell, user: str) -> list[str]:
 def test_a_file_becomes_a_job_that_trains_and_is_fetched(shell: Shell, file: Path, tmp_path: Path) -> None:
     user = shell.stage.user.user_id
     queued = shell.json("enqueue", str(file), "--user", user, "--epochs", "2", "--rank", "8", "--name", "Stripes")
-    assert set(queued) == {"job_id", "dataset_id", "user_id", "pairs", "tokens", "notes"}
+    check_keys("enqueue", queued)
     assert queued["pairs"] == 4
     job = shell.stage.user.job(queued["job_id"])
     assert (job["status"], job["total_epochs"], job["preset_id"]) == ("queued", 2, "custom")
@@ -74,8 +75,7 @@ def test_a_file_becomes_a_job_that_trains_and_is_fetched(shell: Shell, file: Pat
     shell.stage.worker()
     assert shell.stage.ended(queued["job_id"])["status"] == "completed"
     fetched = shell.json("download", queued["job_id"], str(tmp_path / "adapter"))
-    assert set(fetched) == {"job_id", "run_id", "directory", "files"}
-    assert set(fetched["files"][0]) == {"path", "bytes", "sha256", "status"}
+    check_keys("download", fetched)
     for listed in fetched["files"]:
         assert (tmp_path / "adapter" / listed["path"]).stat().st_size == listed["bytes"]
     again = shell("download", queued["job_id"], str(tmp_path / "adapter"))
@@ -90,7 +90,7 @@ def test_waiting_shows_the_job_and_exits_as_it_ended(shell: Shell, file: Path) -
     assert waited.returncode == 0, waited.stderr
     ended = json.loads(waited.stdout)
     assert ended["status"] == "completed"
-    assert {"job_id", "error_message", "final_cost"} < set(ended)
+    check_keys("enqueue wait", ended)
     shown = shell("enqueue", str(file), "--user", user, "--wait")
     assert shown.returncode == 0
     assert shown.stdout.startswith("queued as ")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from lora_worker.commands.setup import DATABASE_VARIABLES, setting_rows
+from tests.commands import check_keys, run_command
 from tests.project import ROOT
 
 TEXT = (ROOT / ".env.example").read_text()
 NAMED = {match[2]: (match[1], match[3]) for match in re.finditer(r"^(# )?([A-Z][A-Z0-9_]+)=(.*)$", TEXT, re.MULTILINE)}
 SETTINGS = {name: row for row in setting_rows() for name in row["variable"].split(" or ")}
+
+
+def test_settings_are_listed_with_stable_keys() -> None:
+    done = run_command("settings", "--json")
+    check_keys("settings", json.loads(done.stdout))
 
 
 def test_every_variable_of_the_example_is_a_setting() -> None:

@@ -212,3 +212,37 @@ async def test_copy_reports_a_missing_source_and_waits_for_a_lock(
         with pytest.raises(ObjectMissingError):
             await storage.copy("bucket", "a", "b")
     assert copied.call_count == 2
+
+
+async def test_a_read_from_the_middle_asks_for_that_part(storage: Storage) -> None:
+    with respx.mock(base_url=URL) as api:
+        route = api.get("/storage/v1/object/bucket/a/b.bin").respond(206, content=b"lf")
+        async with storage.stream("bucket", "a/b.bin", start=2) as chunks:
+            assert b"".join([chunk async for chunk in chunks]) == b"lf"
+        assert route.calls.last.request.headers["range"] == "bytes=2-"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(200, {"content": b"half"}), (416, {"json": refusal("416", "InvalidRange")})]
+)
+async def test_a_part_that_is_not_sent_is_refused(storage: Storage, status: int, body: Any) -> None:
+    """A whole object, appended to the part that is here already, would be another file."""
+    with respx.mock(base_url=URL) as api:
+        api.get("/storage/v1/object/bucket/a/b.bin").respond(status, **body)
+        with pytest.raises(ServiceRefusedError) as caught:
+            async with storage.stream("bucket", "a/b.bin", start=2):
+                pass
+        assert caught.value.status == 416
+
+
+async def test_a_stream_is_sent_with_its_type_and_length(storage: Storage) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"zeb"
+        yield b"ra"
+
+    with respx.mock(base_url=URL) as api:
+        route = api.post("/storage/v1/object/bucket/a/b.jsonl").respond(json={})
+        await storage.write_stream("bucket", "a/b.jsonl", chunks(), content_type="application/json", byte_count=5)
+        headers = route.calls.last.request.headers
+        assert (headers["content-type"], headers["content-length"]) == ("application/json", "5")
+        assert "transfer-encoding" not in headers
