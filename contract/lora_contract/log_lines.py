@@ -7,7 +7,7 @@ looks harmless. Kept is only
 
 - what the trainer's own code has written (`own_line`); its messages name lines and settings, never their content;
 - of a traceback the places: file, line and function;
-- of an exception or a warning its type, and its words only where they are one of `_KNOWN_FAULTS`;
+- of an exception or a warning its type, and its words only where they are one of `_KNOWN_FAULTS` or about an import;
 - of other log records the logger, the level and the place.
 
 All other lines are counted and left out. The trainer filters its lines so before it prints them; the worker filters
@@ -43,7 +43,7 @@ _OWN_LINE = re.compile(rf"{_STAMP} (?:__main__|lora_\w+(?:\.\w+)*) (?:{_LEVELS})
 _PATH = r"(?:[\w.+-]*/)*[\w.+-]+\.py|<frozen [\w.]+>"
 _OTHERS_LINE = re.compile(rf"{_STAMP} [\w.]+ (?:{_LEVELS}) at (?:{_PATH}):\d+")
 _PLACE = re.compile(rf'\s*File "(?:{_PATH})", line \d+(?:,)? in [\w.<>]+')
-_WARNING = re.compile(rf"(?:{_PATH}):\d+: [A-Za-z_.]+Warning(?=:)")
+_WARNING = re.compile(rf"(?:{_PATH}):\d+: [A-Za-z_.]+Warning(?=:| \[…\]$)")
 _EXCEPTION = re.compile(
     r"(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Warning))(?:: (?P<words>.*))?"
 )
@@ -75,7 +75,7 @@ _KNOWN_FAULTS = re.compile(
             r"cannot import name '\w+' from (?:partially initialized module )?'[\w.]+'",
             r"module '[\w.]+' has no attribute '\w+'",
             r"name '\w+' is not defined",
-            r"(?:[\w+-]*/)*[\w.+-]+\.so[\w.]*: (?:cannot open shared object file: No such file or directory"
+            r"(?:[\w+-]*/)*[\w.+-]+\.so[\w.]*: (?:cannot open shared object file(?:: No such file or directory)?"
             r"|undefined symbol: \w+|invalid ELF header|version `\w+[\w.]*' not found)",
             rf"python[\d.]*: (?:can't open file {_QUOTED_PATH}|Error while finding module specification for '[\w.]+')",
             # disk and network
@@ -92,6 +92,8 @@ _KNOWN_FAULTS = re.compile(
 
 What follows the match in its line is left out."""
 _CUT = " […]"
+_IMPORT_ERRORS = frozenset({"ImportError", "ModuleNotFoundError"})
+"""Their words are about modules and files of the image, which nothing of a dataset can become."""
 
 
 def own_line(message: str) -> str:
@@ -136,7 +138,8 @@ class LineFilter:
             # The lines of code below a place in a traceback. Left out without a word: the place says which they are.
             return []
         if not kept:
-            self._left_out += 1
+            before = _LEFT_OUT.fullmatch(text)
+            self._left_out += int(before["count"]) if before else 1
             return []
         return [*self.end(), kept]
 
@@ -152,14 +155,14 @@ class LineFilter:
             self._is_within_own = True
             return text
         self._is_within_own = False
-        if any(shape.fullmatch(text) for shape in (_PLACE, _STRUCTURE, _LEFT_OUT)):
+        if _PLACE.fullmatch(text) or _STRUCTURE.fullmatch(text):
             return text
         if (warning := _WARNING.match(text)) is not None:
             return warning.group() + _CUT
         return known_fault(text) or _reduce_exception(text)
 
 
-_LEFT_OUT = re.compile(r"\[\d{1,9} lines? of other programs left out\]")
+_LEFT_OUT = re.compile(r"\[(?P<count>\d{1,9}) lines? of other programs left out\]")
 """Such a line comes from a filter before this one."""
 
 
@@ -168,7 +171,7 @@ def _reduce_exception(text: str) -> str:
     if found is None or len(found["type"]) > 100:
         return ""
     words = found["words"]
-    if not words or words == _CUT.strip():
+    if not words or words == _CUT.strip() or found["type"] in _IMPORT_ERRORS:
         return text
     return f"{found['type']}: {known_fault(words)}" if known_fault(words) else found["type"] + ":" + _CUT
 

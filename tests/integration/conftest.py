@@ -56,6 +56,20 @@ def gpus(gpu_volume: Path) -> Iterator[LocalRunPod]:
         yield runpod
 
 
+LEAKED_TOKEN = "planted-token-of-the-hub"
+
+
+@pytest.fixture(scope="session")
+def leaky_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalRunPod, Path]]:
+    """An endpoint whose trainings print rows and keys, and its volume."""
+    volume = tmp_path_factory.mktemp("leaky")
+    child = {"LORA_TRAINER_CHILD": "tests.handlers.leaky_training", "LEAKED_TOKEN": LEAKED_TOKEN}
+    with LocalRunPod.start(
+        workers_max=1, env={**standin_env(volume), **child}, idle_timeout_seconds=3600, rate_limits={}
+    ) as runpod:
+        yield runpod, volume
+
+
 @pytest.fixture
 def stage_with(empty_supabase: Project, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
     """Makes a stage with any endpoint: `stage_with(runpod, volume)`."""

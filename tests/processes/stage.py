@@ -95,6 +95,13 @@ class Stage:
         self._processes.append(process)
         return process
 
+    def command(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run another command of `lora-worker` to its end."""
+        command = [sys.executable, "-m", "lora_worker.commands.cli", *arguments]
+        return subprocess.run(
+            command, env=self.environment(**more), cwd=self.folder, capture_output=True, text=True, check=False
+        )
+
     def one_pass(self, **more: str) -> None:
         """Run one single pass, as cron does."""
         assert self.dies(self.worker("--once", **more)) == 0, self.log()

@@ -29,6 +29,7 @@ OWN = "2026-11-26 14:00:00,123 lora_trainer.run.execution INFO "
         '  File "<frozen importlib._bootstrap>", line 241, in _call_with_frames_removed',
         "ImportError: libcudart.so.12: cannot open shared object file: No such file or directory",
         "ModuleNotFoundError: No module named 'bitsandbytes'",
+        "ImportError: Using `bitsandbytes` 4-bit quantization requires bitsandbytes: `pip install -U bitsandbytes`",
         "AttributeError: module 'torch' has no attribute 'compiler'",
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
         "RuntimeError: CUDA error: an illegal memory access was encountered",
@@ -64,6 +65,7 @@ def test_lines_that_say_why_are_kept_whole(line: str) -> None:
 def test_words_of_other_programs_are_left_out(line: str, kept: list[str]) -> None:
     left_out = ["[1 line of other programs left out]"]
     assert keep_lines([line]) == (kept or left_out)
+    assert keep_lines(kept or left_out) == (kept or left_out), "the worker filters what the trainer has filtered"
 
 
 def test_code_below_a_place_is_dropped_and_left_out_lines_are_counted() -> None:

@@ -133,6 +133,18 @@ async def test_storage_fault_neither_prevents_the_settlement_nor_loses_the_log(
     assert OWN + "it fails" in (stored(held) or "")
 
 
+async def test_log_that_the_storage_refuses_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = MemoryBucket()
+
+    def refuse(call: str, path: str) -> None:
+        raise ServiceRefusedError("Storage", "Storage refused it (415)", status=415)
+
+    bucket.before = refuse
+    held = holding(bucket)
+    await end(held, failed(held, [OWN + "it fails"]), monkeypatch)
+    assert [call for call, _ in bucket.calls] == ["write"]
+
+
 async def test_silent_storage_holds_the_settlement_up_for_seconds_only(monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent(MemoryBucket):
         async def write(self, *_: Any, **__: Any) -> None:

@@ -189,7 +189,7 @@ class EndBegun:
 
 @dataclass(frozen=True, slots=True)
 class LogKept:
-    """The container's log is stored."""
+    """The container's log is stored, or the storage refuses it for good."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ class HeldRun:
     container_log: tuple[str, ...] = ()
     """The end of the container's log, as the trainer sent it with its result: words of a container."""
     is_log_kept: bool = False
+    """Whether nothing is left to do for the container's log."""
     fetch_tries: int = 0
     """How often an earlier trainer's files were fetched."""
     settled_as: str | None = None

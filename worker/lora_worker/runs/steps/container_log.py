@@ -45,7 +45,7 @@ def end_of(ending: Ending) -> EndBegun:
 
 
 async def keep(held: HeldRun) -> bool:
-    """Store the log that the trainer has sent; returns whether that was done within a few seconds."""
+    """Store the log that the trainer has sent, within a few seconds; False where another try may succeed."""
     if held.assignment.job is None:
         # Its user may be deleted: then nothing new of theirs is stored.
         return False
@@ -62,7 +62,10 @@ def is_missing(held: HeldRun) -> bool:
 
 
 async def keep_late(held: HeldRun) -> bool:
-    """Store the log after the settlement: the trainer's, or what the launcher has. Tries for less than a minute."""
+    """Store the log after the settlement: the trainer's, or what the launcher has. Tries for less than a minute.
+
+    Returns False where another try might succeed.
+    """
     lines = keep_lines(held.container_log, _own_secrets(held))
     source, problem, may_change = "sent by the trainer", None, not lines
     for pause_seconds in _PAUSES_SECONDS:
@@ -121,6 +124,7 @@ def _own_secrets(held: HeldRun) -> tuple[str, ...]:
 
 
 async def _store(held: HeldRun, lines: list[str], *, source: str) -> bool:
+    """Store the log; False where another try may succeed."""
     run = held.assignment.run
     try:
         async with asyncio.timeout(_STORE_SECONDS):
@@ -128,7 +132,7 @@ async def _store(held: HeldRun, lines: list[str], *, source: str) -> bool:
     except (ServiceError, TimeoutError) as error:
         problem = str(error) or "the storage did not answer in time"
         log.warning("the container's log is not stored", action=Action.CONTAINER_LOG_NOT_KEPT, problem=problem)
-        return False
+        return isinstance(error, ServiceRefusedError)
     except Exception:
         log.exception("the container's log is not stored", action=Action.CONTAINER_LOG_NOT_KEPT)
         return False
