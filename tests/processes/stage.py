@@ -95,13 +95,6 @@ class Stage:
         self._processes.append(process)
         return process
 
-    def command(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run another command of `lora-worker` to its end."""
-        command = [sys.executable, "-m", "lora_worker.commands.cli", *arguments]
-        return subprocess.run(
-            command, env=self.environment(**more), cwd=self.folder, capture_output=True, text=True, check=False
-        )
-
     def one_pass(self, **more: str) -> None:
         """Run one single pass, as cron does."""
         assert self.dies(self.worker("--once", **more)) == 0, self.log()
@@ -150,6 +143,11 @@ class Stage:
         """Wait until no run of the job is live; returns its runs."""
         self.until(job_id, lambda _: all(run["ended_at"] for run in self.runs(job_id)), "every run ends")
         return self.runs(job_id)
+
+    def first_run_ended(self, job_id: str) -> Row:
+        """Wait until the job's first run has ended, whatever becomes of the job; returns that run."""
+        self.until(job_id, lambda _: any(run["ended_at"] for run in self.runs(job_id)[:1]), "the first run ends")
+        return self.runs(job_id)[0]
 
     def gpus_free(self, job_id: str) -> None:
         """Wait until no GPU works for the job and none will."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_worker.commands.jobs import JobArgument
 from lora_worker.commands.terminal import EXIT_FAILED, AsJson, command_group, refuse, show, with_services
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ commands = command_group()
 
 @commands.command()
 def logs(
-    job: Annotated[str, typer.Argument(help="The job's id, or its beginning.")],
+    job: JobArgument,
     run: Annotated[int | None, typer.Option("--run", min=1, help="The attempt; the latest one by default.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
     as_json: AsJson = False,
@@ -41,22 +42,24 @@ def logs(
 
 
 async def _read(services: Services, job: str, attempt: int | None) -> tuple[JobDetails, RunReport, RunLog]:
+    from lora_worker.commands.references import job_details
     from lora_worker.commands.run_log import choose_run, read_log
 
-    details = await _details(services, job)
+    details = await job_details(services.queue, job)
     chosen = choose_run(details, attempt)
     return details, chosen, await read_log(services, details, chosen)
 
 
 async def _follow(services: Services, job: str, attempt: int | None, *, as_json: bool) -> None:
+    from lora_worker.commands.references import job_details
     from lora_worker.commands.run_log import choose_run, follow_log
 
-    first = await _details(services, job)
+    first = await job_details(services.queue, job)
     # A job that is retried meanwhile has a later run; the one that was asked for is followed to its end.
     attempt = choose_run(first, attempt)["attempt"]
 
     async def look() -> tuple[JobDetails, RunReport]:
-        details = await _details(services, first["job"]["job_id"])
+        details = await job_details(services.queue, first["job"]["job_id"])
         return details, choose_run(details, attempt)
 
     def print_line(line: str) -> None:
@@ -65,12 +68,6 @@ async def _follow(services: Services, job: str, attempt: int | None, *, as_json:
     ended = await follow_log(services, look, print_line)
     reason = f" ({ended['error_code']}): {ended['error_message']}" if ended["error_code"] else ""
     typer.echo(f"run {ended['attempt']} ended as {ended['status']}{reason}", err=True)
-
-
-async def _details(services: Services, job: str) -> JobDetails:
-    from lora_worker.commands.references import job_details
-
-    return await job_details(services.queue, job)
 
 
 def _as_json(details: JobDetails, run: RunReport, found: RunLog) -> dict[str, Any]:
