@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -103,6 +104,11 @@ def apply(
 
     made, variables, endpoint_id = with_api(carry_out)
     written = _write(lambda: write_variables(variables)) if write_env else None
+    for name, text in variables.items():
+        if os.environ.get(name, text) != text:
+            say(
+                f"{name} is set in the environment to something else, which the worker reads before .env: unset it there"
+            )
     value = applied_value(plan_value(made), endpoint_id, variables, written=written)
     show(value, as_json=as_json, text=lambda console: print_applied(value, console))
 

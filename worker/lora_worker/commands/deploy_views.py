@@ -36,6 +36,7 @@ def plan_value(plan: Plan) -> dict[str, Any]:
             for action in plan.actions
         ],
         "pools": [asdict(offer) for offer in plan.offers],
+        "most_usd_per_hour": plan.most_usd_per_hour,
         "notes": list(plan.notes),
     }
 
@@ -76,6 +77,8 @@ def _print_offers(plan: Plan, console: Console) -> None:
         table.add_row(offer.pool, printable(", ".join(offer.gpus)), memory, price, offer.stock.lower() or "?")
     console.print()
     console.print(table)
+    if plan.most_usd_per_hour is not None:
+        console.print(f"at most ${plan.most_usd_per_hour:.2f} an hour with all workers at work; nothing without a job")
 
 
 def applied_value(

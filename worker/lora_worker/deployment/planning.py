@@ -59,6 +59,8 @@ class Plan:
     actions: tuple[Action, ...]
     offers: tuple[PoolOffer, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    most_usd_per_hour: float | None = None
+    """What all workers together cost in an hour at the most; None where the catalog tells no price."""
 
     @property
     def needed(self) -> tuple[Action, ...]:
@@ -76,9 +78,12 @@ def plan_deployment(specification: Specification, survey: Survey) -> Plan:
     found = survey.endpoint(specification.name)
     volumes = [_plan_volume(volume, survey) for volume in specification.volumes]
     endpoint = _plan_endpoint(specification, found, survey, registry_id)
+    offered = offers(specification, survey)
+    prices = [offer.usd_per_hour for offer in offered if offer.usd_per_hour is not None]
     return Plan(
         actions=(*volumes, endpoint),
-        offers=offers(specification, survey),
+        offers=offered,
+        most_usd_per_hour=round(max(prices) * specification.workers.max, 2) if prices else None,
         notes=(
             *_detached(specification, found, survey),
             *_place_notes(specification, survey),

@@ -14,6 +14,7 @@ from click.testing import Result
 from lora_worker.deployment.rest import RunPodApi
 from sandbox.runpod import LocalRunPod, Rights
 from tests.commands import check_keys, run_command
+from tests.integration.trainer.hub import hub_environment, serve_hub
 
 WRITES = ("createNetworkVolume", "createEndpoint", "updateNetworkVolume", "updateEndpoint", "deleteEndpoint",
           "deleteNetworkVolume")  # fmt: skip
@@ -40,9 +41,10 @@ def account(runpod: LocalRunPod, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setitem(RunPodApi.__init__.__kwdefaults__, "sleep", _no_wait)
     yield
     runpod.faults.clear()
-    for path, key in (("serverless", "endpoints"), ("network-volumes", "networkVolumes")):
-        for one in listed(runpod, path, key):
-            call(runpod, "DELETE", f"{path}/{one['id']}")
+    for endpoint in endpoints(runpod):
+        call(runpod, "DELETE", f"serverless/{endpoint['id']}")
+    for volume in volumes(runpod):
+        call(runpod, "DELETE", f"network-volumes/{volume['id']}")
 
 
 def call(runpod: LocalRunPod, method: str, path: str, body: Any = None) -> Any:
@@ -64,7 +66,8 @@ def listed(runpod: LocalRunPod, path: str, key: str) -> list[dict[str, Any]]:
 
 
 def endpoints(runpod: LocalRunPod) -> list[dict[str, Any]]:
-    return listed(runpod, "serverless", "endpoints")
+    """All but the one that is there from the start, as somebody else's."""
+    return [one for one in listed(runpod, "serverless", "endpoints") if one["name"] != "local"]
 
 
 def volumes(runpod: LocalRunPod) -> list[dict[str, Any]]:
@@ -243,3 +246,46 @@ def test_the_keys_of_each_answer_stay(runpod: LocalRunPod) -> None:
     call(runpod, "PATCH", f"serverless/{endpoint['id']}", {"disk": 20})
     for command in (("plan",), ("apply", "--yes", "--write-env"), ("destroy", "--yes")):
         check_keys(f"deploy {command[0]}", json.loads(deploy(*command, "--json").stdout), opaque={"variables"})
+
+
+def test_prefetch_fills_the_volume_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve_hub() as hub:
+        env = {**hub_environment(hub, tmp_path / "home"), "LORA_TRAINER_SETTLE_SECONDS": "0"}
+        with LocalRunPod.start(env=env, rest_calls_per_minute=100_000) as runpod:
+            monkeypatch.setenv("RUNPOD_API_KEY", runpod.api_key)
+            monkeypatch.setenv("LORA_WORKER_RUNPOD_API_URL", runpod.rest_url)
+            written()
+            early = deploy("prefetch", "org/model")
+            assert (early.exit_code, "`lora-worker deploy apply` makes it" in early.stderr) == (1, True)
+            assert deploy("apply", "--yes").exit_code == 0
+            first = deploy("prefetch", "org/model", "--json")
+            assert first.exit_code == 0, first.output
+            answer = json.loads(first.stdout)
+            check_keys("deploy prefetch", answer)
+            assert [(model["model"], model["status"]) for model in answer["models"]] == [("org/model", "downloaded")]
+            again = deploy("prefetch", "org/model")
+            assert "was on the volume already: nothing to do" in again.stdout
+            unknown = deploy("prefetch", "org/other")
+            assert unknown.exit_code == 3
+            assert "org/other" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("models", "sentence"),
+    [
+        (["../etc/passwd"], "is no base model: write organisation/model"),
+        ([f"org/m{number}" for number in range(11)], "takes 10 base models at most"),
+    ],
+)
+def test_prefetch_refuses_what_is_no_model_before_it_calls(models: list[str], sentence: str) -> None:
+    written()
+    refused = deploy("prefetch", *models)
+    assert refused.exit_code == 2
+    assert sentence in refused.stderr
+
+
+def test_prefetch_without_a_volume_is_refused() -> None:
+    assert deploy("init", "--image", "ghcr.io/me/trainer:1").exit_code == 0
+    refused = deploy("prefetch", "org/model")
+    assert refused.exit_code == 2
+    assert "names no volume, so that what is downloaded would be gone with the worker" in refused.stderr

@@ -100,6 +100,7 @@ def test_the_whole_life_of_a_deployment(account: Account, folder: Path) -> None:
     assert first.exit_code == 4
     assert "+ create endpoint lora-trainer" in first.stdout
     assert "$2.74" in first.stdout
+    assert "at most $8.22 an hour" in first.stdout
     assert account.writes == []
 
     (folder / ".env").write_text("KEEP=me\n")
@@ -127,7 +128,7 @@ def test_the_whole_life_of_a_deployment(account: Account, folder: Path) -> None:
 def test_each_command_answers_as_json(account: Account) -> None:
     assert answer_of(deploy(*INIT, "--json")) == {"file": "deploy.toml"}
     planned = answer_of(deploy("plan", "--json"))
-    assert set(planned) == {"changes_needed", "actions", "pools", "notes"}
+    assert set(planned) == {"changes_needed", "actions", "pools", "most_usd_per_hour", "notes"}
     assert planned["changes_needed"] == 2
     assert set(planned["actions"][0]) == {"action", "resource", "name", "id", "changes", "note"}
     assert set(planned["pools"][0]) == {"pool", "gpus", "memory_gb", "usd_per_hour", "stock"}
@@ -136,6 +137,14 @@ def test_each_command_answers_as_json(account: Account) -> None:
     assert applied["endpoint_id"] in account.endpoints
     destroyed = answer_of(deploy("destroy", "--yes", "--with-volumes", "--json"))
     assert destroyed["deleted"] == 2
+
+
+def test_a_variable_that_hides_the_new_address_is_named(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    deploy(*INIT)
+    monkeypatch.setenv("GPU_CLUSTER_API_URL", "https://api.runpod.ai/v2/former")
+    hidden = deploy("apply", "--yes", "--write-env")
+    assert "GPU_CLUSTER_API_URL is set in the environment to something else" in hidden.stderr
+    assert "former" not in hidden.output
 
 
 def test_nothing_is_changed_where_nobody_can_be_asked(account: Account) -> None:
