@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -104,13 +104,15 @@ def apply(
 
     made, variables, endpoint_id = with_api(carry_out)
     written = _write(lambda: write_variables(variables)) if write_env else None
-    for name, text in variables.items():
-        if os.environ.get(name, text) != text:
-            say(
-                f"{name} is set in the environment to something else, which the worker reads before .env: unset it there"
-            )
+    _warn_of_hidden(variables)
     value = applied_value(plan_value(made), endpoint_id, variables, written=written)
     show(value, as_json=as_json, text=lambda console: print_applied(value, console))
+
+
+def _warn_of_hidden(variables: Mapping[str, str]) -> None:
+    for name, text in variables.items():
+        if os.environ.get(name, text) != text:
+            say(f"{name} is set to something else in the environment, which counts before .env: unset it there")
 
 
 async def _hinted(work: Awaitable[T]) -> T:

@@ -143,7 +143,7 @@ def test_a_variable_that_hides_the_new_address_is_named(account: Account, monkey
     deploy(*INIT)
     monkeypatch.setenv("GPU_CLUSTER_API_URL", "https://api.runpod.ai/v2/former")
     hidden = deploy("apply", "--yes", "--write-env")
-    assert "GPU_CLUSTER_API_URL is set in the environment to something else" in hidden.stderr
+    assert "GPU_CLUSTER_API_URL is set to something else in the environment" in hidden.stderr
     assert "former" not in hidden.output
 
 
