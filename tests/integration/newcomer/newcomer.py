@@ -59,22 +59,33 @@ class Newcomer:
 
         Each question is found by a part of its text; one that is not among `answers` is answered with Enter.
         """
-        screen, master, slave = "", *pty.openpty()
+        screen, answered, (master, slave) = "", 0, pty.openpty()
         process = subprocess.Popen(
-            shlex.split(command), cwd=self.folder, env=self._environment, stdin=slave, stdout=slave, stderr=slave
+            shlex.split(command),
+            cwd=self.folder,
+            env=self._environment,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            # Without a terminal of its own, or it would ask for passwords at that of whoever runs the tests.
+            start_new_session=True,
         )
         os.close(slave)
-        answered = 0
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while (shown := _read(master, deadline)) is not None:
-            screen += shown
-            question = screen[answered:].rpartition("\n")[2]
-            if _PROMPT.search(question):
-                answer = next((text for part, text in answers.items() if part in question), "")
-                os.write(master, f"{answer}\n".encode())
-                answered = len(screen)
-        os.close(master)
-        assert process.wait() == 0, f"{command}: exit {process.returncode}\n{screen}"
+        try:
+            while (shown := _read(master, deadline)) is not None:
+                screen += shown
+                question = screen[answered:].rpartition("\n")[2]
+                if _PROMPT.search(question):
+                    answer = next((text for part, text in answers.items() if part in question), "")
+                    os.write(master, f"{answer}\n".encode())
+                    answered = len(screen)
+            code = awaited(process.poll, "the command ends", state=lambda: screen)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(master)
+        assert code == 0, f"{command}: exit {code}\n{screen}"
         return screen
 
     def _start_worker(self) -> None:
