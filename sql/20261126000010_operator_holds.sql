@@ -64,12 +64,20 @@ language sql stable set search_path = '' as $$
   order by h.user_id nulls first limit 1
 $$;
 
+-- Waits until no claim is under way, and keeps new ones waiting until the end of the transaction. So what an operator is
+-- told has happened: no claim that began before it takes a job afterwards.
+create or replace function public.training_pause_claims() returns void
+language sql volatile set search_path = '' as $$
+  select pg_advisory_xact_lock(hashtextextended('training claims', 0))
+$$;
+
 -- Holds the jobs of a user, or of all users with null: none of them is claimed until they are released. A second hold
 -- of the same user replaces the reason.
 create or replace function public.hold_training(user_id uuid, reason text) returns boolean
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 begin
+  perform public.training_pause_claims();
   insert into public.training_operator_holds as h (user_id, reason)
   values (hold_training.user_id, left(nullif(hold_training.reason, ''), 500))
   on conflict (user_id) do update set reason = excluded.reason;
@@ -96,6 +104,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   drained jsonb;
 begin
+  perform public.training_pause_claims();
   delete from public.training_drains d where d.asked_at < now() - interval '30 days';
   select coalesce(jsonb_agg(jsonb_build_object('name', w.name, 'held', w.held, 'single_pass', w.single_pass)
                             order by w.name), '[]')
@@ -130,6 +139,8 @@ create or replace function public.claim_training_jobs_2(
 ) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 begin
+  -- Claims share this lock with each other.
+  perform pg_advisory_xact_lock_shared(hashtextextended('training claims', 0));
   return case when public.training_is_drained(claim_training_jobs_2.worker) then '[]'
     else public.claim_training_jobs(claim_training_jobs_2.worker, claim_training_jobs_2.max_jobs,
                                     claim_training_jobs_2.lease_seconds, claim_training_jobs_2.max_per_user) end;
@@ -371,7 +382,7 @@ language sql volatile set search_path = '' as $$
       and (n->>'type' <> 'job_requeued' or o.metadata->>'run_id' = (run).id::text))
 $$;
 
-revoke all on function public.training_barred(uuid), public.hold_training(uuid, text), public.release_training(uuid),
+revoke all on function public.training_barred(uuid), public.training_pause_claims(), public.hold_training(uuid, text), public.release_training(uuid),
   public.drain_training_workers(text), public.training_is_drained(text), public.report_worker_2(text, jsonb),
   public.claim_training_jobs_2(text, int, int, int), public.retry_training_job(uuid)
   from public, anon, authenticated, service_role;

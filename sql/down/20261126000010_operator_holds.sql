@@ -8,6 +8,7 @@ drop function if exists public.drain_training_workers(text);
 drop function if exists public.release_training(uuid);
 drop function if exists public.hold_training(uuid, text);
 drop function if exists public.training_barred(uuid);
+drop function if exists public.training_pause_claims();
 drop table if exists public.training_stages;
 drop table if exists public.training_retries;
 drop table if exists public.training_drains;

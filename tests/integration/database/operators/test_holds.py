@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from tests.application.pipeline import Pipeline
 from tests.database.rows import Database, report
+from tests.processes.waiting import PATIENCE_SECONDS, until
 
 
 def reasons(db: Database) -> dict[str, str]:
@@ -54,6 +57,29 @@ def test_hold_of_all_stops_claims_and_no_live_run(db: Database) -> None:
     assert claimed_jobs(db) == set()
     assert db.call("release_training", None) is True
     assert claimed_jobs(db) == {str(waits)}
+
+
+@pytest.mark.parametrize("order", ["hold_training(null, 'now')", "drain_training_workers('w1')"])
+def test_order_of_an_operator_waits_for_a_claim_that_is_under_way(db: Database, database: str, order: str) -> None:
+    db.jobs(2)
+    with psycopg.connect(database) as claiming, ThreadPoolExecutor(1) as pool:
+        # A claim that finds nothing has read the table of holds all the same.
+        claiming.execute("select public.claim_training_jobs_2('w1', 0, 60, null)")
+        ordered = pool.submit(db.rows, f"select public.{order}")
+        with psycopg.connect(database, autocommit=True) as watching:
+            waits = "select from pg_locks where locktype = 'advisory' and not granted"
+            until(lambda: watching.execute(waits).fetchone() is not None, "the order waits for the claim")
+        assert not ordered.done()
+        claiming.commit()
+        ordered.result(PATIENCE_SECONDS)
+    assert claimed_jobs(db) == set()
+
+
+def test_claims_of_two_workers_do_not_wait_for_each_other(db: Database, database: str) -> None:
+    db.jobs(2)
+    with psycopg.connect(database) as claiming:
+        claiming.execute("select public.claim_training_jobs_2('w1', 1, 60, null)")
+        assert len(db.claim("w2")) == 1
 
 
 def test_retry_of_a_held_user_waits_for_the_operator(db: Database) -> None:
