@@ -111,7 +111,6 @@ def known_fault(words: str) -> str:
 
 def printable(text: str) -> str:
     """The text without control characters and escape sequences, tabs as spaces, cut to the length of a kept line."""
-    # The cut comes first as well, so that a line of megabytes costs no more than a long one.
     text = _ESCAPE_SEQUENCE.sub("", text[: 4 * MAX_LOG_LINE_CHARACTERS]).replace("\t", "    ")
     return _UNPRINTABLE.sub("", text)[:MAX_LOG_LINE_CHARACTERS].rstrip()
 
@@ -127,7 +126,9 @@ class LineFilter:
 
     def take(self, line: str) -> list[str]:
         """The lines that this one adds: none, itself as far as it is kept, or first the number of those left out."""
-        text = redact_random(redact(line[: 4 * MAX_LOG_LINE_CHARACTERS], self._secrets))
+        # Cut first, so that a line of megabytes costs no more than a long one; and with room, since a secret that is
+        # cut in two would not be found.
+        text = redact_random(redact(line[: 2 * MAX_LOG_LINE_CHARACTERS], self._secrets))
         text = printable(text)
         if not text:
             return []

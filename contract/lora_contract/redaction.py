@@ -12,9 +12,9 @@ from collections.abc import Iterable
 _SHORTEST_SECRET = 8
 """A given secret shorter than this is not looked for: its replacement would only garble the text around it."""
 
-_SIGNED_URL = re.compile(r"\bhttps?://[^\s\"'<>\\]*(?:\?|/sign/)[^\s\"'<>\\]*", re.IGNORECASE)
+_URL = re.compile(r"\bhttps?://[^\s\"'<>\\]++", re.IGNORECASE)
 _SECRETS = re.compile(
-    r"(eyJ[\w-]{8,}\.[\w-]+\.?[\w-]*)|(sb_(?:secret|publishable)_[\w-]+)|(rpa_\w+)|(hf_\w{20,})"
+    r"(eyJ[\w-]{8,}+\.[\w-]++\.?[\w-]*+)|(sb_(?:secret|publishable)_[\w-]+)|(rpa_\w+)|(hf_\w{20,})"
     r"|(\bsk-[\w-]{16,})|(\bgh[pousr]_\w{16,})|(\bxox[a-z]-[\w-]{8,})|(\bAKIA[0-9A-Z]{12,})"
     r"|((?<=[?&])(?:token|apikey|sig|signature|X-Amz-\w+)=[^&\s\"']+)|(Bearer\s+\S+)"
     r"|(/object/(?:upload/)?sign/\S*)",
@@ -31,7 +31,12 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in secrets:
         if len(secret) >= _SHORTEST_SECRET:
             text = text.replace(secret, HIDDEN)
-    return _SECRETS.sub(HIDDEN, _SIGNED_URL.sub(HIDDEN, text))
+    return _SECRETS.sub(HIDDEN, _URL.sub(_unsigned, text))
+
+
+def _unsigned(found: re.Match[str]) -> str:
+    url = found.group()
+    return HIDDEN if "?" in url or "/sign/" in url else url
 
 
 def redact_random(text: str) -> str:

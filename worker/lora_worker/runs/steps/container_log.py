@@ -49,7 +49,7 @@ async def keep(held: HeldRun) -> bool:
     if held.assignment.job is None:
         # Its user may be deleted: then nothing new of theirs is stored.
         return False
-    kept = await _store(held, keep_lines(held.container_log, _own_secrets(held)), source="sent by the trainer")
+    kept = await _store(held, await _sent_lines(held), source="sent by the trainer")
     crash_point("worker.container_log.after")
     return kept
 
@@ -66,7 +66,7 @@ async def keep_late(held: HeldRun) -> bool:
 
     Returns False where another try might succeed.
     """
-    lines = keep_lines(held.container_log, _own_secrets(held))
+    lines = await _sent_lines(held)
     source, problem, may_change = "sent by the trainer", None, not lines
     for pause_seconds in _PAUSES_SECONDS:
         await asyncio.sleep(pause_seconds)
@@ -94,7 +94,7 @@ async def _read(held: HeldRun) -> tuple[list[str], str | None, bool]:
     except Exception as error:
         log.exception("the container's log could not be read", action=Action.CONTAINER_LOG_NOT_KEPT)
         return [], f"no lines: reading failed ({type(error).__name__})", False
-    lines = lines_since_launch(held, found)
+    lines = await asyncio.to_thread(lines_since_launch, held, found)
     return lines, None if lines else f"no lines: {title} has none of this run any more, or none yet", not lines
 
 
@@ -117,6 +117,11 @@ def container_lines(found: Iterable[ContainerLine], run_id: str, secrets: tuple[
         if told or said:
             kept += [f"── container {name}", *told, *said]
     return kept
+
+
+async def _sent_lines(held: HeldRun) -> list[str]:
+    # In a thread: a container may send lines for which the filter takes long.
+    return await asyncio.to_thread(keep_lines, held.container_log, _own_secrets(held))
 
 
 def _own_secrets(held: HeldRun) -> tuple[str, ...]:
