@@ -251,8 +251,8 @@ def _read_health(workers: Any, jobs: Any) -> EndpointHealth:
     problem = None
     if unhealthy and queued and not ready and not running:
         problem = (
-            f"its workers end before they take a job ({unhealthy} unhealthy): the image fails at its start; see the "
-            "workers' logs in RunPod's console"
+            f"its workers end before they take a job ({unhealthy} unhealthy): the image fails at its start; "
+            "`lora-worker logs JOB` with a job that waits there shows why"
         )
     elif count_of(workers, "throttled") and not ready + running + starting:
         problem = "RunPod has no free GPU of this kind now (workers throttled)"

@@ -13,6 +13,7 @@ from lora_worker.duties import held_runs
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.runs import advance
+from lora_worker.runs.applying import apply
 from lora_worker.runs.outcomes.failures import CANCELLED_ELSEWHERE
 from lora_worker.runs.state.events import Ending, Settled
 from lora_worker.runs.state.held_run import HeldRun
@@ -121,3 +122,32 @@ async def test_settling_with_a_lost_answer_is_not_a_lost_lease(
     await daemon.runs.renew()
     assert (daemon.runs.held, holding.settled_as) == ({}, "cancelled")
     assert not daemon.runs.given_up
+
+
+async def test_run_whose_log_is_still_read_holds_no_slot_and_no_stop(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, ended = asyncio.Event(), asyncio.Event()
+
+    async def settle_at_once(held: HeldRun) -> None:
+        apply(held, Settled("failed"))
+
+    async def read(_: HeldRun) -> None:
+        reading.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(held_runs, "advance", settle_at_once)
+    monkeypatch.setattr(held_runs, "finish_log", read)
+    monkeypatch.setattr(daemon_module, "_GRACE_SECONDS", 0.01)
+    adopting(services)
+    daemon = Daemon(services)
+    running = asyncio.create_task(daemon.run())
+    await reading.wait()
+    assert daemon.runs.held == {}
+    assert len(daemon.runs.unfinished_work) == 1
+    daemon.stop()
+    await running
+    assert ended.is_set()
