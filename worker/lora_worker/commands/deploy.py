@@ -104,15 +104,22 @@ def apply(
 
     made, variables, endpoint_id = with_api(carry_out)
     written = _write(lambda: write_variables(variables)) if write_env else None
-    _warn_of_hidden(variables)
+    _warn_of_variables(variables)
     value = applied_value(plan_value(made), endpoint_id, variables, written=written)
     show(value, as_json=as_json, text=lambda console: print_applied(value, console))
 
 
-def _warn_of_hidden(variables: Mapping[str, str]) -> None:
+def _warn_of_variables(variables: Mapping[str, str]) -> None:
+    from lora_worker.configuration.environment import variable_names
+    from lora_worker.deployment.variables import GPU_TYPE
+
     for name, text in variables.items():
         if os.environ.get(name, text) != text:
             say(f"{name} is set to something else in the environment, which counts before .env: unset it there")
+    if GPU_TYPE not in variables and GPU_TYPE in variable_names():
+        say(
+            f"{GPU_TYPE} is set, so each job is billed as that GPU, and the pools have several: take it out, or mean it"
+        )
 
 
 async def _hinted(work: Awaitable[T]) -> T:

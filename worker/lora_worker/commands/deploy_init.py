@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_worker.commands.terminal import EXIT_USAGE, AsJson, may_ask, refuse, show
+from lora_worker.commands.deploy_access import say
+from lora_worker.commands.terminal import EXIT_USAGE, AsJson, make_console, may_ask, printable, refuse, show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +51,8 @@ def init(
     if file.exists() and not force:
         raise refuse(f"{file} is there already: --force overwrites it", EXIT_USAGE)
     asked = _ask if may_ask() and not as_json else None
+    if asked and not (pool and data_center):
+        _show_offers()
     top: dict[str, Any] = {
         "name": name or _answer(asked, "Name of the endpoint", "lora-trainer"),
         "image": image or _answer(asked, "Image of the trainer (registry/name:tag)", None),
@@ -85,6 +88,35 @@ def init(
     except OSError as error:
         raise refuse(f"{file} can't be written ({error.strerror or type(error).__name__})") from None
     show({"file": str(file)}, as_json=as_json, text=lambda console: _print_next(file, console))
+
+
+def _show_offers() -> None:
+    """Show the catalog's pools and data centres, so that the questions can be answered; say so where it can't be had."""
+    import asyncio
+
+    from lora_worker.errors import WorkerError
+
+    try:
+        asyncio.run(_look_at_catalog())
+    except WorkerError as error:
+        say(f"RunPod's catalog can't be shown ({printable(str(error))})")
+
+
+async def _look_at_catalog() -> None:
+    import httpx
+
+    from lora_worker.commands.deploy_views import offers_table
+    from lora_worker.deployment.catalog import all_offers
+    from lora_worker.deployment.rest import RunPodApi
+    from lora_worker.launchers.registry import load_runpod_account
+
+    account = load_runpod_account()
+    async with httpx.AsyncClient(timeout=httpx.Timeout(20, connect=10)) as http:
+        api = RunPodApi(account.runpod_api_url, account.gpu_cluster_api_key.get_secret_value(), http=http, on_wait=say)
+        gpus, places = await api.list_gpu_types(), await api.list_data_centers()
+    make_console(stderr=True).print(offers_table(all_offers(gpus)))
+    with_volumes = sorted(place.id for place in places if place.id and place.network_volume_types)
+    say(f"data centres with volumes: {printable(', '.join(with_volumes[:100]))}")
 
 
 _Asking = Callable[[str, str | None], str] | None

@@ -9,7 +9,12 @@ from lora_worker.commands.terminal import printable
 from lora_worker.deployment.planning import Action, ActionKind, Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
+    from rich.table import Table
+
+    from lora_worker.deployment.catalog import PoolOffer
 
 _SIGNS = {
     ActionKind.CREATE: ("+", "green"),
@@ -66,19 +71,24 @@ def _title(action: Action) -> str:
 def _print_offers(plan: Plan, console: Console) -> None:
     if not plan.offers:
         return
-    from rich.table import Table
-
-    table = Table(
-        "pool", "cards", "memory", "a worker's hour", "free now", box=None, pad_edge=False, padding=(0, 2, 0, 0)
-    )
-    for offer in plan.offers:
-        price = "?" if offer.usd_per_hour is None else f"${offer.usd_per_hour:.2f}"
-        memory = "?" if offer.memory_gb is None else f"{offer.memory_gb} GB"
-        table.add_row(offer.pool, printable(", ".join(offer.gpus)), memory, price, offer.stock.lower() or "?")
     console.print()
-    console.print(table)
+    console.print(offers_table(plan.offers))
     if plan.most_usd_per_hour is not None:
         console.print(f"at most ${plan.most_usd_per_hour:.2f} an hour with all workers at work; nothing without a job")
+
+
+def offers_table(offers: Iterable[PoolOffer]) -> Table:
+    """Return pools as a table: their cards, memory, price and stock."""
+    from rich.table import Table
+
+    columns = ("pool", "cards", "memory", "a worker's hour", "free now")
+    table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for offer in offers:
+        price = "?" if offer.usd_per_hour is None else f"${offer.usd_per_hour:.2f}"
+        memory = "?" if offer.memory_gb is None else f"{offer.memory_gb} GB"
+        stock = printable(offer.stock.lower()) or "?"
+        table.add_row(printable(offer.pool), printable(", ".join(offer.gpus)), memory, price, stock)
+    return table
 
 
 def applied_value(

@@ -54,6 +54,16 @@ def offers(specification: Specification, survey: Survey) -> tuple[PoolOffer, ...
     )
 
 
+def all_offers(gpu_types: Iterable[GpuType]) -> tuple[PoolOffer, ...]:
+    """Return what is offered for each pool of the catalog, for workers of one GPU anywhere; the cheapest first."""
+    pools: dict[str, list[GpuType]] = {}
+    for gpu in gpu_types:
+        if gpu.pool:
+            pools.setdefault(gpu.pool, []).append(gpu)
+    made = [_offer(pool, gpus, 1, set()) for pool, gpus in pools.items()]
+    return tuple(sorted(made, key=lambda offer: (offer.usd_per_hour or 0, offer.pool)))
+
+
 def _instead(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = nearest(name, known)

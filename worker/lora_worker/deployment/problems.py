@@ -22,7 +22,7 @@ def explain_refusal(status: int, doing: str, problem: Any, *, key: str) -> str:
         key: RunPod's key, which is taken out of the text if RunPod repeats it.
     """
     if status == 401:
-        return f"RunPod refused the API key (401): check GPU_CLUSTER_API_KEY, or make a new key; it may not {doing}"
+        return f"RunPod refused the API key (401) when it should {doing}: check GPU_CLUSTER_API_KEY, or make a new key"
     if status == 403:
         return (
             f"RunPod's API key has no right to {doing} (403): give it read and write access to Serverless and Storage "

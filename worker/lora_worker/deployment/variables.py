@@ -20,6 +20,9 @@ from lora_worker.errors import DeploymentError, SettingsError
 from lora_worker.launchers.runpod_settings import API_URL
 from lora_worker.money.pricing import GpuPrice, find_gpu
 
+GPU_TYPE = "LORA_WORKER_ENDPOINT_GPU_TYPE"
+"""As what each job is billed, where it is set."""
+
 _OWNER_ONLY = 0o600
 
 
@@ -44,14 +47,12 @@ def worker_variables(
     The GPU type is among them only where all cards of the pools have the same price: with several, a job is billed as
     the one that it asks for.
     """
-    variables = {"GPU_CLUSTER_API_URL": job_url(endpoint)}
     wanted = specification.gpu
+    variables = {"GPU_CLUSTER_API_URL": job_url(endpoint), "LORA_WORKER_ENDPOINT_GPU_COUNT": str(wanted.count)}
     cards = [gpu for gpu in survey.gpu_types if gpu.pool in wanted.pools and gpu.id not in wanted.excluded_types]
     types = {price.type if price else None for price in (find_gpu(prices, gpu.id) for gpu in cards)}
     if len(types) == 1 and (only := types.pop()) is not None:
-        variables["LORA_WORKER_ENDPOINT_GPU_TYPE"] = only
-    if wanted.count != 1:
-        variables["LORA_WORKER_ENDPOINT_GPU_COUNT"] = str(wanted.count)
+        variables[GPU_TYPE] = only
     return variables
 
 

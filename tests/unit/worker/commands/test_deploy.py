@@ -67,6 +67,16 @@ def test_init_with_options_asks_nothing_and_overwrites_nothing(folder: Path) -> 
 
 
 @pytest.mark.usefixtures("terminal")
+def test_init_shows_what_runpod_offers_before_it_asks(account: Account) -> None:
+    done = deploy("init", answers="\ni:1\n\n\n\n\n")
+    assert done.exit_code == 0
+    for words in ("AMPERE_80", "A100 PCIe, A100 SXM", "$4.18", "data centres with volumes: EU-RO-1, US-KS-2"):
+        assert words in done.stderr
+    account.fail("GET catalog", 500, times=20)
+    assert deploy("init", "--force", answers="\ni:1\n\n\n\n\n").exit_code == 0
+
+
+@pytest.mark.usefixtures("terminal")
 def test_init_asks_for_what_no_option_says(folder: Path) -> None:
     answers = "\nghcr.io/me/trainer:2\nQwen/Qwen3-8B, Qwen/Qwen2.5-7B-Instruct\nADA_24\nmany\n4\neu-ro-1,US-KS-2\n\n"
     assert deploy("init", answers=answers).exit_code == 0
@@ -109,7 +119,9 @@ def test_the_whole_life_of_a_deployment(account: Account, folder: Path) -> None:
     (endpoint,) = account.endpoints
     url = f"GPU_CLUSTER_API_URL=https://api.runpod.ai/v2/{endpoint}"
     assert url in made.stdout
-    assert (folder / ".env").read_text() == f"KEEP=me\n{url}\nLORA_WORKER_ENDPOINT_GPU_TYPE=A100-80GB\n"
+    assert (folder / ".env").read_text() == (
+        f"KEEP=me\n{url}\nLORA_WORKER_ENDPOINT_GPU_COUNT=1\nLORA_WORKER_ENDPOINT_GPU_TYPE=A100-80GB\n"
+    )
 
     again = deploy("apply", "--yes")
     assert "nothing to change" in again.stdout
@@ -145,6 +157,14 @@ def test_a_variable_that_hides_the_new_address_is_named(account: Account, monkey
     hidden = deploy("apply", "--yes", "--write-env")
     assert "GPU_CLUSTER_API_URL is set to something else in the environment" in hidden.stderr
     assert "former" not in hidden.output
+
+
+def test_a_gpu_type_that_bills_several_cards_alike_is_named(account: Account, folder: Path) -> None:
+    deploy(*INIT, "--pool", "ADA_80_PRO")
+    (folder / ".env").write_text("LORA_WORKER_ENDPOINT_GPU_TYPE=H100\n")
+    done = deploy("apply", "--yes", "--write-env")
+    assert "LORA_WORKER_ENDPOINT_GPU_TYPE is set, so each job is billed as that GPU" in done.stderr
+    assert "LORA_WORKER_ENDPOINT_GPU_TYPE=H100\n" in (folder / ".env").read_text()
 
 
 def test_nothing_is_changed_where_nobody_can_be_asked(account: Account) -> None:
