@@ -91,7 +91,7 @@ def init(
 
 
 def _show_offers() -> None:
-    """Show the catalog's pools and data centres, so that the questions can be answered; say so where it can't be had."""
+    """Show the catalog's pools and data centres, by which the questions can be answered; or say why it is not there."""
     import asyncio
 
     from lora_worker.errors import WorkerError
