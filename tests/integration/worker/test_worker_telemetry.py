@@ -82,6 +82,15 @@ def test_hanging_collector_and_receiver_hold_up_neither_run_nor_stop(stage: Stag
     assert "Traceback" not in stage.log()
 
 
+def test_single_pass_tells_what_it_came_to_before_it_ends(stage: Stage) -> None:
+    with Webhook() as hook:
+        job_id = stage.user.queue(rank=-1)
+        stage.one_pass(LORA_WORKER_NOTIFY_URLS=hook.url)
+        told = hook.next()
+    assert told["title"] == "Training job failed (hyperparameters_invalid)"
+    assert job_id in told["message"]
+
+
 def _check_trace(spans: list[CollectedSpan], run_id: str) -> None:
     """All spans of the run are one tree below its root, whoever recorded them."""
     own = [span for span in spans if span.attributes.get("lora.run_id") == run_id]

@@ -26,6 +26,9 @@ _LAST_NOTICES_SECONDS = 1.0
 _LAST_SPANS_SECONDS = 0.7
 """How long the last notices and spans may take: a stop takes ten seconds at the most, eight of them for the runs."""
 
+_NOTICES_OF_PASS_SECONDS = 8.0
+"""How long a single pass that did its work waits until its notices are sent: nothing else is left to end by then."""
+
 commands = command_group()
 
 
@@ -49,6 +52,9 @@ def run(
         log_missing_traces(traces.problem)
     try:
         run_or_exit(_work(settings, outbox, traces, once=once))
+        if once:
+            # The work is done, and what it came to is told before the process ends.
+            outbox.close(seconds=_NOTICES_OF_PASS_SECONDS)
     finally:
         outbox.close(seconds=_LAST_NOTICES_SECONDS)
         traces.close(seconds=_LAST_SPANS_SECONDS)
