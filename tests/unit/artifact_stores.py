@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -56,6 +56,11 @@ class MemoryBucket:
     async def write(self, bucket: str, path: str, content: bytes, *, content_type: str) -> None:
         self._note("write", path)
         self.objects[path] = content
+
+    async def remove(self, bucket: str, paths: Sequence[str]) -> None:
+        for path in paths:
+            self._note("remove", path)
+            self.objects.pop(path, None)
 
     async def write_stream(self, bucket: str, path: str, chunks: AsyncIterator[bytes]) -> None:
         self._note("write_stream", path)

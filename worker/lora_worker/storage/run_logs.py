@@ -47,6 +47,14 @@ class RunLogs:
             self._bucket, path, text.encode(errors="replace"), content_type="application/octet-stream"
         )
 
+    async def remove(self, user_id: UUID, run_id: UUID) -> None:
+        """Remove the log of a run. It is no error if none was kept.
+
+        Raises:
+            ServiceError: the storage did not do it.
+        """
+        await self._storage.remove(self._bucket, [run_folder(user_id, run_id) + CONTAINER_LOG_NAME])
+
     async def read(self, user_id: UUID, run_id: UUID) -> list[str] | None:
         """The lines of a run's log, the worker's notes first; None where none was kept.
 

@@ -53,6 +53,8 @@ async def erase_user(
     done.files = await _remove_files(services, user_id)
     answer = await services.queue.erase_training_user(user_id)
     done.rows, done.reason = answer["rows"], answer["reason"]
+    # A worker may have stored the log of a run meanwhile. One that stores it later finds the job gone, and removes it.
+    done.files += await _remove_files(services, user_id)
     return done
 
 

@@ -47,13 +47,25 @@ class FakeLogs:
         yield
 
 
+class Jobs:
+    """A database in which each job is this."""
+
+    def __init__(self, details: Any) -> None:
+        self.details = details
+
+    async def training_job_details(self, _: Any) -> Any:
+        return self.details
+
+
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(container_log, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
 
 
 def holding(bucket: MemoryBucket | None = None, logs: Any = None, **run: Any) -> HeldRun:
-    services = make_services(storage=bucket or MemoryBucket(), container_logs=logs, now=lambda: NOW)
+    services = make_services(
+        storage=bucket or MemoryBucket(), container_logs=logs, now=lambda: NOW, queue=Jobs({"job": {}})
+    )
     held = HeldRun.take(services, assignment(**run), asked_at=services.clock())
     held.observation = Observation(LaunchState.FAILED, cause=EndCause.LOST, execution_seconds=61.2)
     held.container = "worker1"
@@ -220,6 +232,15 @@ async def test_nothing_is_stored_for_a_deleted_job(monkeypatch: pytest.MonkeyPat
     held = holding(logs=FakeLogs(of_launcher(OWN + "x")))
     held.assignment = held.assignment.model_copy(update=change)
     await end(held, failed(held, [OWN + "it fails"]), monkeypatch)
+    assert stored(held) is None
+
+
+async def test_log_of_a_job_that_was_erased_meanwhile_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = holding(logs=FakeLogs(of_launcher(OWN + "x")))
+    object.__setattr__(held.services, "queue", Jobs(None))
+    await end(held, Ending(CRASHED), monkeypatch)
+    bucket: Any = held.services.storage
+    assert [call for call, _ in bucket.calls] == ["write", "remove"]
     assert stored(held) is None
 
 

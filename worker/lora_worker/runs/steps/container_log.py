@@ -75,8 +75,24 @@ async def keep_late(held: HeldRun) -> bool:
                 lines, problem, may_change = await _read(held)
             source = f"read from {held.services.launcher.guide.title}"
         if not may_change and await _store(held, lines, source=problem or source):
-            return True
-    return may_change and await _store(held, lines, source=problem or source)
+            break
+    else:
+        if not may_change or not await _store(held, lines, source=problem or source):
+            return False
+    await _remove_if_erased(held)
+    return True
+
+
+async def _remove_if_erased(held: HeldRun) -> None:
+    """Remove the log again where the job was erased with its user since the run was settled."""
+    run, services = held.assignment.run, held.services
+    try:
+        if await services.queue.training_job_details(run.job_id) is None:
+            await services.logs.remove(run.user_id, run.id)
+    except ServiceError as error:
+        log.warning(
+            "it is not known whether the job was erased", action=Action.CONTAINER_LOG_NOT_KEPT, problem=str(error)
+        )
 
 
 async def _read(held: HeldRun) -> tuple[list[str], str | None, bool]:
