@@ -89,8 +89,9 @@ def print_job(details: JobDetails, console: Console, log: Sequence[str] = ()) ->
     for name, value in _facts(details):
         facts.add_row(Text(name, style="dim"), value)
     console.print(facts)
+    costs = {record["run_id"]: record["amount"] for record in details["costs"]}
     for run in details["runs"]:
-        _print_run(run, console)
+        _print_run(run, costs.get(run["run_id"]), console)
     for line in _curve_lines(details):
         console.print(line)
     if log:
@@ -128,12 +129,14 @@ def _cost(details: JobDetails) -> str:
     return f"{so_far} (estimated {money(expected.get('low'))} to {money(expected['high'])})"
 
 
-def _print_run(run: RunReport, console: Console) -> None:
+def _print_run(run: RunReport, cost: float | None, console: Console) -> None:
     head = [f"\nrun {run['attempt']}", f"{printable(run['status'])}", short_id(run["run_id"])]
     if run["gpu_type"]:
         head.append(printable(run["gpu_type"]))
     if run["gpu_seconds"]:
         head.append(f"{duration(run['gpu_seconds'])} of GPU time")
+    if cost is not None:
+        head.append(money(cost))
     if run["worker"]:
         head.append(f"worker {printable(run['worker'])}")
     style = {"succeeded": "green", "failed": "red", "cancelled": "yellow"}.get(run["status"], "cyan")
