@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from lora_worker.commands.cli import app
@@ -34,6 +35,25 @@ OPAQUE = frozenset(
     {"hyperparameters", "gpu_config", "current_metrics", "quality_metrics", "training_summary", "artifacts", "estimate"}
 )
 """Keys below which users and trainers write what they like: their content has no stable keys."""
+
+
+def all_commands() -> dict[str, bool]:
+    """Return every command of `lora-worker`, such as "deploy plan", and whether it takes `--json`."""
+    found: dict[str, bool] = {}
+
+    def walk(command: Any, name: str) -> None:
+        for inner, below in getattr(command, "commands", {}).items():
+            walk(below, f"{name} {inner}".strip())
+        if not hasattr(command, "commands"):
+            found[name] = any("--json" in option.opts for option in command.params)
+
+    walk(get_command(app), "")
+    return found
+
+
+def commands_with_keys() -> set[str]:
+    """Return the commands, as `check_keys` was told, of which there are golden keys."""
+    return {file.stem for file in _FOLDER.glob("*.json")}
 
 
 def run_command(*arguments: str, stdin: str | None = None) -> Result:

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.commands import all_commands, commands_with_keys
+
 
 def modules_after(code: str) -> set[str]:
     """Top-level modules that a fresh interpreter has imported after `code`."""
@@ -47,3 +49,13 @@ def test_settings_lists_every_variable_without_a_value() -> None:
     names = {row["variable"] for row in json.loads(done.stdout)}
     assert "SUPABASE_URL" in names
     assert "LORA_WORKER_POLL_SECONDS" in names
+
+
+def test_every_command_takes_json_and_a_test_keeps_its_keys() -> None:
+    """`run` works until it is stopped, and its log is JSON; `setup` asks questions."""
+    commands = all_commands()
+    assert sorted(name for name, takes_json in commands.items() if not takes_json) == ["run", "setup"]
+    wanted = {name.replace(" ", "_") for name, takes_json in commands.items() if takes_json}
+    assert wanted - commands_with_keys() == set(), "call check_keys in a test of the command"
+    # `watch` of a whole queue and a waiting `enqueue` answer in another way than without.
+    assert commands_with_keys() - wanted == {"watch_queue", "enqueue_wait"}

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from lora_worker.commands.cli import app
 from lora_worker.dashboard import server
 from lora_worker.dashboard.board import Board
+from tests.commands import check_keys
 
 pytestmark = pytest.mark.usefixtures("environment", "no_logging")
 
@@ -49,6 +50,7 @@ def test_other_addresses_are_warned_of(served: list[dict[str, Any]]) -> None:
 
 def test_json_has_the_url(served: list[dict[str, Any]]) -> None:
     done = CliRunner().invoke(app, ["dashboard", "--json"])
+    check_keys("dashboard", json.loads(done.stdout))
     assert json.loads(done.stdout) == {"url": "http://127.0.0.1:8642/?token=abc"}
 
 

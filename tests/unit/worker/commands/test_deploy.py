@@ -12,6 +12,7 @@ import respx
 from typer.testing import CliRunner, Result
 
 from lora_worker.commands.cli import app
+from tests.commands import check_keys
 from tests.unit.worker.deployment.fake_account import Account
 from tests.unit.worker.variables import OTHER_NAMES, SETTINGS
 
@@ -138,7 +139,9 @@ def test_the_whole_life_of_a_deployment(account: Account, folder: Path) -> None:
 
 
 def test_each_command_answers_as_json(account: Account) -> None:
-    assert answer_of(deploy(*INIT, "--json")) == {"file": "deploy.toml"}
+    begun = answer_of(deploy(*INIT, "--json"))
+    assert begun == {"file": "deploy.toml"}
+    check_keys("deploy init", begun)
     planned = answer_of(deploy("plan", "--json"))
     assert set(planned) == {"changes_needed", "actions", "pools", "most_usd_per_hour", "notes"}
     assert planned["changes_needed"] == 2

@@ -21,6 +21,7 @@ from lora_worker.doctor.examine import examine
 from lora_worker.errors import ServiceRefusedError
 from lora_worker.launchers.runpod_settings import RunPodSettings
 from lora_worker.services import Services, open_services
+from tests.commands import check_keys
 
 pytestmark = pytest.mark.usefixtures("no_logging")
 
@@ -165,6 +166,7 @@ def test_doctor_reports_wrong_settings_as_a_finding(environment: pytest.MonkeyPa
     environment.delenv("SUPABASE_URL", raising=False)
     environment.setenv("LORA_WORKER_SLOTS", "many")
     code, output = run("doctor", "--json")
+    check_keys("doctor", json.loads(output))
     (check,) = json.loads(output)
     assert (code, check["subject"], check["ok"]) == (1, "settings", False)
     assert "SUPABASE_URL is missing" in check["finding"]

@@ -119,7 +119,8 @@ def test_show_tells_stages_curve_cost_and_errors(queue: OperatorQueue) -> None:
     done = run_command("show", "0f5f8")
     assert done.exit_code == 0
     assert is_harmless(done.stdout)
-    for part in (str(JOB), SHOWN, "cold start", "1 min 01 s", "NVIDIA A100 80GB PCIe  $0.31  worker w-0123abcd", "loading model", "10 min 10 s", "3.5 → 0.575", "▁",
+    for part in (str(JOB), SHOWN, "cold start", "1 min 01 s", "NVIDIA A100 80GB PCIe  $0.31  worker w-0123abcd",
+                 "loading model", "10 min 10 s", "3.5 → 0.575", "▁",
                  "$0.31 (estimated $0.20 to $0.60)", f"out_of_memory: {SHOWN}", "step 40 of 80"):  # fmt: skip
         assert part in done.stdout, part
 

@@ -17,6 +17,7 @@ from lora_worker.errors import PortTakenError
 from lora_worker.observability import healthcheck
 from lora_worker.observability.health import HealthServer
 from lora_worker.observability.healthcheck import check_health
+from tests.commands import check_keys
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has sockets with abstract names")
 
@@ -81,6 +82,7 @@ def test_other_program_at_the_port_is_not_taken_for_the_worker() -> None:
             connection.sendall(b"SSH-2.0-OpenSSH\r\n")
         output, _ = asking.communicate()
     assert asking.returncode == 1
+    check_keys("healthcheck", json.loads(output))
     assert json.loads(output) == {"ok": False, "problem": "Something else than the worker answers at its port."}
 
 
