@@ -19,6 +19,11 @@ _FACTS = json.loads((Path(__file__).parent / "data" / "runpod_rest_v2.json").rea
 _BOUNDED = re.compile(r"(integer|number)(?: ([\d.]+?)\.\.([\d.]+)?)?")
 
 
+def operations() -> dict[str, tuple[str, str]]:
+    """Return method and path of each operation, by its name; an id in the path is `x`."""
+    return {name: (facts[0], re.sub(r"\{\w+\}", "x", facts[1])) for name, facts in _FACTS["operations"].items()}
+
+
 def operation_of(method: str, path: str) -> str | None:
     """Return the name of the operation at a path such as `/v2/serverless/abc`; None if there is none."""
     for name, (its_method, pattern, *_) in _FACTS["operations"].items():

@@ -17,6 +17,7 @@ from sandbox.runpod.faults import Faults
 from sandbox.runpod.keys import Keys, Rights
 from sandbox.runpod.ledger import Ledger, Write
 from sandbox.runpod.rest.account import Account, find
+from sandbox.runpod.rest.catalog import Catalog
 from sandbox.runpod.rest.problems import ProblemError, problem_answer
 from sandbox.runpod.rest.quota import Quota
 from sandbox.runpod.rest.requests import (
@@ -50,6 +51,11 @@ class Call:
     body: Any = None
     query: Any = None
 
+    @property
+    def id(self) -> str:
+        """The id of the resource in the path."""
+        return self.ids["id"]
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -66,66 +72,65 @@ class Operation:
 
 def account_operations(account: Account) -> list[Operation]:
     """Return the operations on everything that is stored, and on the catalog."""
-    catalog, endpoints = account.catalog, account.endpoints
-    volumes, registries, templates = account.volumes, account.registries, account.templates
-
-    def lists(name: str, values: Callable[[], list[Any]]) -> Callable[[Call], Any]:
-        return lambda _: {name: values()}
-
     return [
-        Operation("listEndpoints", "GET", "serverless", lists("endpoints", lambda: [e.shown for e in endpoints.all()])),
+        *_endpoint_operations(account),
+        *_template_operations(account),
+        *_volume_operations(account),
+        *_registry_operations(account),
+        *_catalog_operations(account.catalog),
+    ]
+
+
+def _endpoint_operations(account: Account) -> list[Operation]:
+    endpoints, one = account.endpoints, "serverless/{id}"
+    return [
+        Operation("listEndpoints", "GET", "serverless", lambda _: {"endpoints": [e.shown for e in endpoints.all()]}),
         Operation("createEndpoint", "POST", "serverless", lambda c: account.create_endpoint(c.body), CreateEndpoint),
-        Operation("getEndpoint", "GET", "serverless/{id}", lambda c: endpoints.get(c.ids["id"]).shown),
-        Operation(
-            "updateEndpoint",
-            "PATCH",
-            "serverless/{id}",
-            lambda c: account.update_endpoint(c.ids["id"], c.body),
-            UpdateEndpoint,
-        ),
-        Operation("deleteEndpoint", "DELETE", "serverless/{id}", lambda c: account.delete_endpoint(c.ids["id"])),
-        Operation("listTemplates", "GET", "templates", lists("templates", lambda: [*templates.values()])),
+        Operation("getEndpoint", "GET", one, lambda c: endpoints.get(c.id).shown),
+        Operation("updateEndpoint", "PATCH", one, lambda c: account.update_endpoint(c.id, c.body), UpdateEndpoint),
+        Operation("deleteEndpoint", "DELETE", one, lambda c: account.delete_endpoint(c.id)),
+    ]
+
+
+def _template_operations(account: Account) -> list[Operation]:
+    templates, one = account.templates, "templates/{id}"
+    return [
+        Operation("listTemplates", "GET", "templates", lambda _: {"templates": [*templates.values()]}),
         Operation("createTemplate", "POST", "templates", lambda c: account.create_template(c.body), CreateTemplate),
-        Operation("getTemplate", "GET", "templates/{id}", lambda c: find(templates, c.ids["id"], "template")),
-        Operation(
-            "updateTemplate",
-            "PATCH",
-            "templates/{id}",
-            lambda c: account.update_template(c.ids["id"], c.body),
-            UpdateTemplate,
-        ),
-        Operation("deleteTemplate", "DELETE", "templates/{id}", lambda c: account.delete_template(c.ids["id"])),
-        Operation("listNetworkVolumes", "GET", "network-volumes", lists("networkVolumes", lambda: [*volumes.values()])),
-        Operation(
-            "createNetworkVolume", "POST", "network-volumes", lambda c: account.create_volume(c.body), CreateVolume
-        ),
-        Operation(
-            "getNetworkVolume", "GET", "network-volumes/{id}", lambda c: find(volumes, c.ids["id"], "network volume")
-        ),
-        Operation(
-            "updateNetworkVolume",
-            "PATCH",
-            "network-volumes/{id}",
-            lambda c: account.update_volume(c.ids["id"], c.body),
-            UpdateVolume,
-        ),
-        Operation(
-            "deleteNetworkVolume", "DELETE", "network-volumes/{id}", lambda c: account.delete_volume(c.ids["id"])
-        ),
-        Operation("listRegistries", "GET", "registries", lists("registries", lambda: [*registries.values()])),
+        Operation("getTemplate", "GET", one, lambda c: find(templates, c.id, "template")),
+        Operation("updateTemplate", "PATCH", one, lambda c: account.update_template(c.id, c.body), UpdateTemplate),
+        Operation("deleteTemplate", "DELETE", one, lambda c: account.delete_template(c.id)),
+    ]
+
+
+def _volume_operations(account: Account) -> list[Operation]:
+    volumes, all_, one = account.volumes, "network-volumes", "network-volumes/{id}"
+    return [
+        Operation("listNetworkVolumes", "GET", all_, lambda _: {"networkVolumes": [*volumes.values()]}),
+        Operation("createNetworkVolume", "POST", all_, lambda c: account.create_volume(c.body), CreateVolume),
+        Operation("getNetworkVolume", "GET", one, lambda c: find(volumes, c.id, "network volume")),
+        Operation("updateNetworkVolume", "PATCH", one, lambda c: account.update_volume(c.id, c.body), UpdateVolume),
+        Operation("deleteNetworkVolume", "DELETE", one, lambda c: account.delete_volume(c.id)),
+    ]
+
+
+def _registry_operations(account: Account) -> list[Operation]:
+    registries, one = account.registries, "registries/{id}"
+    return [
+        Operation("listRegistries", "GET", "registries", lambda _: {"registries": [*registries.values()]}),
         Operation("createRegistry", "POST", "registries", lambda c: account.create_registry(c.body), CreateRegistry),
-        Operation("getRegistry", "GET", "registries/{id}", lambda c: find(registries, c.ids["id"], "registry")),
-        Operation("deleteRegistry", "DELETE", "registries/{id}", lambda c: account.delete_registry(c.ids["id"])),
-        Operation("listGpuTypes", "GET", "catalog/gpus", lambda c: catalog.list_gpus(c.query), query=GpuQuery),
+        Operation("getRegistry", "GET", one, lambda c: find(registries, c.id, "registry")),
+        Operation("deleteRegistry", "DELETE", one, lambda c: account.delete_registry(c.id)),
+    ]
+
+
+def _catalog_operations(catalog: Catalog) -> list[Operation]:
+    gpus, centers = "catalog/gpus", "catalog/datacenters"
+    return [
+        Operation("listGpuTypes", "GET", gpus, lambda c: catalog.list_gpus(c.query), query=GpuQuery),
+        Operation("getGpuType", "GET", f"{gpus}/{{id}}", lambda c: catalog.gpu(c.id, c.query), query=GpuQuery),
         Operation(
-            "getGpuType", "GET", "catalog/gpus/{id}", lambda c: catalog.gpu(c.ids["id"], c.query), query=GpuQuery
-        ),
-        Operation(
-            "listDataCenters",
-            "GET",
-            "catalog/datacenters",
-            lambda c: catalog.list_data_centers(c.query),
-            query=DataCenterQuery,
+            "listDataCenters", "GET", centers, lambda c: catalog.list_data_centers(c.query), query=DataCenterQuery
         ),
     ]
 

@@ -29,12 +29,8 @@ _POLL_SECONDS = 0.05
 def worker_operations(platform: Platform) -> list[Operation]:
     """Return the operations on the workers of all endpoints."""
     return [
-        Operation(
-            "listEndpointWorkers", "GET", "serverless/{id}/workers", lambda c: _list_workers(platform, c.ids["id"])
-        ),
-        Operation(
-            "listEndpointReleases", "GET", "serverless/{id}/releases", lambda c: _list_releases(platform, c.ids["id"])
-        ),
+        Operation("listEndpointWorkers", "GET", "serverless/{id}/workers", lambda c: _list_workers(platform, c.id)),
+        Operation("listEndpointReleases", "GET", "serverless/{id}/releases", lambda c: _list_releases(platform, c.id)),
         Operation(
             "getWorkerLogs",
             "GET",
@@ -119,8 +115,8 @@ def _list_releases(platform: Platform, endpoint_id: str) -> dict[str, Any]:
 
 
 def _stream_log(platform: Platform, call: Call) -> StreamingResponse:
-    platform.account.endpoints.get(call.ids["id"])
-    endpoint = platform.get(call.ids["id"])
+    platform.account.endpoints.get(call.id)
+    endpoint = platform.get(call.id)
     log = None if endpoint is None else endpoint.pool.logs.get(call.ids["worker_id"])
     if endpoint is None or log is None:
         raise ProblemError(404, "There is no such worker, or its log is no longer kept.")

@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from sandbox.runpod import LocalRunPod, Rights
+from sandbox.runpod import Fault, LocalRunPod, Rights
 from tests.integration.local_runpod.caller import ENDPOINT, HANDLER, RestCaller, faults_of
+from tests.runpod_rest import operations
 
 VOLUME = {"name": "models", "size": 20, "dataCenter": "EU-RO-1"}
 
@@ -117,6 +118,16 @@ class TestCalls:
 
 
 class TestFaults:
+    @pytest.mark.parametrize("name", operations())
+    def test_every_operation_of_the_description_is_served_and_can_fail(
+        self, runpod: LocalRunPod, http: httpx.Client, name: str
+    ) -> None:
+        method, path = operations()[name]
+        fault = Fault.model_validate({"operation": name, "action": "respond", "status": 503})
+        number = runpod.faults.arm(fault)
+        assert http.request(method, f"/{path}").status_code == 503
+        assert runpod.faults.hits(number) == 1
+
     def test_a_write_can_fail_before_it_is_carried_out(self, runpod: LocalRunPod, http: httpx.Client) -> None:
         runpod.faults.add("createNetworkVolume", "respond", status=500)
         answer = http.post("/network-volumes", json=VOLUME)
