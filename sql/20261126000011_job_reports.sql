@@ -119,7 +119,8 @@ begin
   live := (select count(*) from public.training_runs r
            where r.user_id = training_waits_for.user_id and r.status in ('claimed', 'launched', 'running'));
   return case when live >= training_waits_for.most_of_user
-              then 'its user has ' || live || ' live runs, and may have no more' else 'a free worker slot' end;
+              then case live when 1 then 'its user''s live run' else 'one of its user''s ' || live || ' live runs' end
+                   || ' to end, since a user may have no more' else 'a free worker slot' end;
 end
 $$;
 

@@ -1,11 +1,22 @@
 -- For people without the application: a dataset and a job in one transaction, and where a job's artifact is.
 
--- Returns {user_id, email} of the user with this id or mail address (in any case); null if there is none.
+-- Says whether a user is the operator's own, which `lora-worker enqueue` makes. Everybody can sign up with its mail
+-- address where a project asks for no confirmation, but only the service role writes into the metadata of the app.
+create or replace function public.training_is_operator(user_id uuid) returns boolean
+language sql stable set search_path = '' as $$
+  select exists (
+    select from auth.users u
+    where u.id = training_is_operator.user_id and lower(u.email) = 'operator@lora-worker.internal'
+      and public.training_decoded(u.raw_app_meta_data)->>'lora_worker' = 'operator')
+$$;
+
+-- Returns {user_id, email, is_operator} of the user with this id or mail address (in any case); null if there is none.
 create or replace function public.find_training_user(named text) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 begin
   return (
-    select jsonb_build_object('user_id', u.id, 'email', u.email) from auth.users u
+    select jsonb_build_object('user_id', u.id, 'email', u.email, 'is_operator', public.training_is_operator(u.id))
+    from auth.users u
     where case when find_training_user.named ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
                then u.id = find_training_user.named::uuid
                else lower(u.email) = lower(find_training_user.named) end
@@ -78,7 +89,7 @@ begin
 end
 $$;
 
-revoke all on function public.find_training_user(text), public.submit_training_job(jsonb),
-  public.training_published_run(uuid) from public, anon, authenticated, service_role;
+revoke all on function public.training_is_operator(uuid), public.find_training_user(text),
+  public.submit_training_job(jsonb), public.training_published_run(uuid) from public, anon, authenticated, service_role;
 grant execute on function public.find_training_user(text), public.submit_training_job(jsonb),
   public.training_published_run(uuid) to service_role;

@@ -9,9 +9,8 @@ language sql stable set search_path = '' as $$
   select exists (
     select from public.training_jobs j
     join public.datasets d on d.id = j.dataset_id
-    join auth.users u on u.id = j.user_id
     where j.id = training_is_trial.job_id and d.name = 'lora-worker smoke' and d.user_id = j.user_id
-      and lower(u.email) = 'operator@lora-worker.internal')
+      and public.training_is_operator(j.user_id))
 $$;
 
 -- Lists the trials that ended more than an hour ago: those of commands that were killed before they removed them. 100 at

@@ -170,6 +170,7 @@ class LocalSupabase(Project):
         with ExitStack() as stack:
             folder = temporary_folder(root)
             stack.callback(remove_folder, folder)
+            postgres = stack.enter_context(Postgres.start())
             proxy_port, rest_port = free_ports(2)
             keys = ProxySettings(
                 port=proxy_port,
@@ -177,11 +178,11 @@ class LocalSupabase(Project):
                 jwt_secret=secrets.token_hex(32),
                 publishable_key=f"sb_publishable_{secrets.token_hex(16)}",
                 secret_key=f"sb_secret_{secrets.token_hex(16)}",
+                database_url=postgres.url,
                 **rules,
             )
             proxy = _start_proxy(keys, folder)
             stack.callback(proxy.stop)
-            postgres = stack.enter_context(Postgres.start())
             rest = _Rest(folder, packages, keys)
             stack.callback(rest.stop)
             rest.configure(port=rest_port, database_url=postgres.url, jwt_secret=keys.jwt_secret, migrated=migrated)

@@ -48,6 +48,7 @@ create schema auth;
 create table auth.users (
   id uuid primary key default gen_random_uuid(),
   email text unique,
+  raw_app_meta_data jsonb,
   created_at timestamptz not null default now()
 );
 create function auth.uid() returns uuid language sql stable as $$

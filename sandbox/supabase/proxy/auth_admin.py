@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
+from typing import Any
 
 import httpx
+import psycopg
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 
@@ -36,4 +38,17 @@ async def make_user(headers: Headers, body: bytes, client: httpx.AsyncClient, se
             "msg": "A user with this email address has already been registered",
         }
         return JSONResponse(exists, 422)
-    return JSONResponse(made.json()["user"])
+    user = made.json()["user"]
+    if asked.get("app_metadata"):
+        await _write_metadata(settings.database_url, user["id"], asked["app_metadata"])
+    return JSONResponse(user)
+
+
+async def _write_metadata(database_url: str, user_id: str, metadata: dict[str, Any]) -> None:
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        # The upstream server keeps JSON as a JSON string.
+        await connection.execute(
+            """update auth.users set raw_app_meta_data =
+               to_jsonb((coalesce(raw_app_meta_data #>> '{}', '{}')::jsonb || %s::jsonb)::text) where id = %s""",
+            [json.dumps(metadata), user_id],
+        )

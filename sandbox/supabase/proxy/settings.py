@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Self
 
 SETTINGS_VARIABLE = "LORA_SANDBOX_PROXY"
@@ -19,6 +19,8 @@ class ProxySettings:
     jwt_secret: str
     publishable_key: str
     secret_key: str
+    database_url: str = field(default="", repr=False)
+    """Where users' metadata are written, which the upstream server can't do."""
     upload_url_seconds: int = 7200
     """How long upload URLs are valid: two hours in a hosted project, 60 seconds in a self-hosted one."""
     file_size_limit: int = 5 * 1024**3

@@ -13,6 +13,8 @@ class FoundUser(TypedDict):
 
     user_id: UUID
     email: str | None
+    is_operator: bool
+    """Whether it is the operator's own user, as the service role has made it."""
 
 
 class Submitted(TypedDict):

@@ -13,6 +13,8 @@ from lora_worker.services import Services
 
 OPERATOR_MAIL = "operator@lora-worker.internal"
 """The user of jobs for whom none is named. It has no password, so nobody can sign in as it; no mail is sent there."""
+_MARK = {"lora_worker": "operator"}
+"""Metadata that only the secret key can write: they tell this user from one who signed up with its address."""
 
 _SERVICE = "Supabase Auth"
 _EXISTS = 422
@@ -22,7 +24,7 @@ async def find_owner(services: Services, named: str | None) -> UUID:
     """Return the id of a user, by id or mail address; of the operator's own user, made where it is missing, for None.
 
     Raises:
-        ArgumentError: there is no such user.
+        ArgumentError: there is no such user, or somebody else has the operator's mail address.
         ServiceError: the database or Auth did not answer, or refused.
     """
     found = await services.queue.find_training_user(named or OPERATOR_MAIL)
@@ -35,6 +37,11 @@ async def find_owner(services: Services, named: str | None) -> UUID:
         raise ServiceUnavailableError(
             _SERVICE, f"{_SERVICE} made the user {OPERATOR_MAIL}, and it is not there: try again"
         )
+    if named is None and not found["is_operator"]:
+        raise ArgumentError(
+            f"the user {OPERATOR_MAIL} was not made by lora-worker: somebody may have signed up with that address, and "
+            "would see what is stored for it. Delete it (Authentication → Users), or name a user with --user"
+        )
     return found["user_id"]
 
 
@@ -44,7 +51,7 @@ async def _make_operator(services: Services) -> None:
         answer = await services.http.post(
             f"{settings.supabase_url}/auth/v1/admin/users",
             headers=api_headers(settings.supabase_service_role_key.get_secret_value()),
-            json={"email": OPERATOR_MAIL, "email_confirm": True},
+            json={"email": OPERATOR_MAIL, "email_confirm": True, "app_metadata": _MARK},
         )
     except httpx.HTTPError as error:
         raise ServiceUnavailableError(_SERVICE, f"{_SERVICE} is not reachable: {why_unreachable(error)}") from None

@@ -22,7 +22,7 @@ def test_queue_health_gives_the_reason_why_each_job_waits(db: Database) -> None:
         return sorted(row["waits_for"].split(" at ")[0] for row in health["waiting"])
 
     db.call("report_worker", "w1", {"slots": 20, "held": 1, "max_per_user": 1})
-    assert reasons() == ["a free worker slot", "its user has 1 live runs, and may have no more", "retry"]
+    assert reasons() == ["a free worker slot", "its user's live run to end, since a user may have no more", "retry"]
     # One live run does not make a job wait where two are allowed, or any number.
     for limit in (2, None):
         db.call("report_worker", "w2", {"slots": 20, "held": 1, "max_per_user": limit})

@@ -31,11 +31,15 @@ class Queue:
 
     def __init__(self, *answers: Any) -> None:
         self.users: dict[str, UUID] = {}
+        self.operator_is_ours = True
         self.answers = list(answers)
         self.sent: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
     async def find_training_user(self, named: str) -> Any:
-        return {"user_id": self.users[named], "email": named} if named in self.users else None
+        if named not in self.users:
+            return None
+        is_operator = named == OPERATOR_MAIL and self.operator_is_ours
+        return {"user_id": self.users[named], "email": named, "is_operator": is_operator}
 
     async def submit_training_job(self, dataset: Any, job: Any) -> Any:
         self.sent.append((dataset, job))
@@ -166,9 +170,19 @@ async def test_the_operators_user_is_made_without_a_password() -> None:
     async with with_auth(queue, status_code=200, json={}) as (made, route):
         route.mock(side_effect=lambda _: queue.users.update({OPERATOR_MAIL: USER}) or httpx.Response(200, json={}))
         assert await find_owner(made, None) == USER
-        assert json.loads(route.calls.last.request.content) == {"email": OPERATOR_MAIL, "email_confirm": True}
+        sent = json.loads(route.calls.last.request.content)
+        assert sent == {"email": OPERATOR_MAIL, "email_confirm": True, "app_metadata": {"lora_worker": "operator"}}
         await find_owner(made, None)
         assert route.call_count == 1
+
+
+async def test_who_signed_up_with_the_operators_address_gets_nothing(file: Path) -> None:
+    queue, bucket = Queue(), Bucket()
+    made = services(queue, bucket)
+    queue.users[OPERATOR_MAIL], queue.operator_is_ours = USER, False
+    with pytest.raises(ArgumentError, match="was not made by lora-worker"):
+        await enqueue(made, Order(file=file, hyperparameters={}))
+    assert (bucket.objects, queue.sent) == ({}, [])
 
 
 async def test_a_user_that_another_command_made_meanwhile_is_used() -> None:
