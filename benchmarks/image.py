@@ -32,6 +32,8 @@ IMAGE_PYTHON = "3.12"
 _GLIBC = range(17, 40)  # Ubuntu 24.04 has 2.39
 _PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in _GLIBC), "manylinux2014_x86_64", "manylinux1_x86_64"]
 _COMPILED = re.compile(r"\b(causal_conv1d|fla), ")
+_PROJECT_ITSELF = re.compile(r' "?\.(?P<extras>\[[\w,]+\])?"?$')
+"""The end of a command of pip that installs this project."""
 _OF_THE_BASE_IMAGE = {"torch", "triton"}
 _IMPORTS = {
     "worker": "lora_worker.commands.cli, lora_worker.duties.daemon, lora_worker.database.migrations",
@@ -124,8 +126,17 @@ def try_stage(stage: Stage, folder: Path) -> list[str]:
             return [f"{command}\n{ended.stderr.strip()[-2000:]}"]
         if report.exists():
             reports += json.loads(report.read_text())["install"]
-    unmet = _unmet(reports, extras=("trainer",) if stage.name == "trainer" else ("", "notify", "telemetry"))
+    unmet = _unmet(reports, extras=extras_of(stage))
     return [*_not_from_wheels(reports), *dict.fromkeys(unmet), *try_commands(stage, folder)]
+
+
+def extras_of(stage: Stage) -> list[str]:
+    """The extras of our own package that the stage's environment must satisfy; the empty one is the plain install."""
+    if stage.name == "trainer":
+        return ["trainer"]  # it is installed without its dependencies, which its lock lists
+    commands = [part for run in stage.runs for part in run.split(" && ")]
+    found = [match["extras"] or "" for command in commands if (match := _PROJECT_ITSELF.search(command))]
+    return ["", *re.findall(r"\w+", "".join(found))]
 
 
 def try_commands(stage: Stage, folder: Path) -> list[str]:
@@ -193,7 +204,7 @@ def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subproce
             ["sh", "-c", text], cwd=folder / "app", env=environment, capture_output=True, text=True, check=False
         )
 
-    if command.endswith(" ."):
+    if project := _PROJECT_ITSELF.search(command):
         # The wheel is built before the variables below are set: pip would pass them on to the build.
         built = carry_out(f"python3 -m pip wheel --quiet --no-deps --wheel-dir {folder}/dist .")
         if built.returncode:
@@ -203,7 +214,7 @@ def run_step(stage: Stage, command: str, folder: Path, report: Path) -> subproce
             return subprocess.CompletedProcess(command, 1, "", f"The wheel also installs {', '.join(strangers)}.")
         with zipfile.ZipFile(wheel) as packed:
             packed.extractall(folder / "installed")
-        command = f"{command.removesuffix('.')}{wheel}"
+        command = f'{command[: project.start()]} "{wheel}{project["extras"] or ""}"'
     if " install " in command:
         # First without the variables below: with them, pip would not check whether this Python is externally managed.
         may = carry_out(moved(f"{command.partition(' install ')[0]} install --no-index no-such-package"))

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from benchmarks.dockerfile import make_distribution_python, read_dockerfile, stage_files
-from benchmarks.image import modules_of_others
+from benchmarks.image import extras_of, modules_of_others
 from tests.project import ROOT
 
 PROJECT = ROOT
@@ -165,3 +165,9 @@ def test_wheel_with_a_common_module_name_is_detected(tmp_path):
         for name in ("lora_worker/sql/1.sql", "lora_worker-0.1.0.dist-info/METADATA", "trainer/__init__.py"):
             wheel.writestr(name, "")
     assert modules_of_others(path) == ["trainer"]
+
+
+def test_extras_that_the_worker_is_installed_with_are_checked():
+    named = re.findall(r"\w+", re.search(r"\.\[([\w,]+)\]", " ".join(STAGES["worker"].runs))[1])
+    assert extras_of(STAGES["worker"]) == ["", *named]
+    assert extras_of(STAGES["trainer"]) == ["trainer"]
