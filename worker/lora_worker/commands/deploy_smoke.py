@@ -58,9 +58,9 @@ def smoke(
     show(value, as_json=as_json, text=lambda console: _print(value, console))
     if trial.left:
         raise refuse(f"not all of the trial could be removed: {printable(trial.left)}; the next one tries again")
-    if trial.problem:
+    if trial.failure:
         failed = bool(trial.job) and trial.job["status"] != "completed"
-        raise refuse(printable(trial.problem), EXIT_JOB_FAILED if failed else EXIT_FAILED)
+        raise refuse(printable(trial.failure), EXIT_JOB_FAILED if failed else EXIT_FAILED)
 
 
 class Teller:
@@ -92,7 +92,7 @@ def _value(trial: Trial) -> dict[str, Any]:
     return {
         "base_model": trial.base_model,
         "status": job.get("status"),
-        "problem": trial.problem,
+        "problem": trial.failure,
         "stages": [{"stage": stage["stage"], "seconds": stage["seconds"]} for stage in trial.stages],
         "usd": job.get("final_cost"),
         "files": trial.files,

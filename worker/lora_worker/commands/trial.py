@@ -30,14 +30,14 @@ _PASSES_SECONDS = 180.0
 
 @dataclass
 class Trial:
-    """A trial and what came of it. `problem` says in a sentence why it is no success."""
+    """A trial and what came of it. `failure` says in a sentence why it is no success."""
 
     base_model: str
     job: dict[str, Any] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
     files: int = 0
     bytes: int = 0
-    problem: str | None = None
+    failure: str | None = None
     left: str | None = None
     """What could not be removed, and why."""
 
@@ -134,18 +134,18 @@ class Conduct:
                 details = await wait_until_ended(self.services.queue, job_id, seen=look, pause=self.pause)
         except TimeoutError:
             reason = f": it waits for {waits_for}" if waits_for else ""
-            trial.problem = f"the trial did not end within {self.timeout_seconds / 60:g} minutes{reason}"
+            trial.failure = f"the trial did not end within {self.timeout_seconds / 60:g} minutes{reason}"
             return
         trial.job = dict(details["job"])
         trial.stages = [dict(stage) for run in details["runs"] for stage in run["stages"]]
         if details["job"]["status"] != "completed":
             message = details["job"]["error_message"] or "without a reason"
-            trial.problem = f"the trial's job is {details['job']['status']}: {message}"
+            trial.failure = f"the trial's job is {details['job']['status']}: {message}"
             return
         try:
             done = await download(self.services, job_id, folder)
         except (ArtifactError, ArgumentError) as error:
-            trial.problem = f"the trial's adapter is not what its manifest says: {error}"
+            trial.failure = f"the trial's adapter is not what its manifest says: {error}"
             return
         trial.files, trial.bytes = len(done.files), sum(file.bytes for file in done.files)
 

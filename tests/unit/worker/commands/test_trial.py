@@ -87,7 +87,7 @@ def conduct(queue: Queue, said: list[str], *, timeout_seconds: float = 0.01) -> 
 async def test_a_trial_that_takes_too_long_is_cancelled_and_removed() -> None:
     queue, said = Queue(WORKER), list[str]()
     done = await conduct(queue, said).run("org/model", None)
-    assert done.problem == "the trial did not end within 0.000166667 minutes: it waits for a free GPU"
+    assert done.failure == "the trial did not end within 0.000166667 minutes: it waits for a free GPU"
     assert (done.left, queue.removed) == (None, [JOB])
     assert "cancelling the trial's job" in said
 
