@@ -118,6 +118,13 @@ def test_only_the_launchers_know_runpod() -> None:
         if re.search(r"runpod|gpu_cluster", path.read_text(), re.IGNORECASE)
     }
     # `deploy` makes endpoints at RunPod and nowhere else, and the doctor looks at them there.
-    rooms = ("launchers/", "deployment/", "commands/deploy", "commands/cli.py", "commands/guided.py", "doctor/account.py")
+    rooms = (
+        "launchers/",
+        "deployment/",
+        "commands/deploy",
+        "commands/cli.py",
+        "commands/guided.py",
+        "doctor/account.py",
+    )
     elsewhere = {name for name in knowing if not name.startswith(rooms)}
     assert elsewhere == {"configuration/addresses.py", "configuration/keys.py", "configuration/settings.py"}
