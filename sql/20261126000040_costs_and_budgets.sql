@@ -179,7 +179,7 @@ end
 $$;
 
 -- Says whether a waiting job fits today's budgets. Where it does, what it may cost is reserved; where it does not, the
--- job gets a hold of five minutes at the most, in which claims pass it over. The caller has locked the job.
+-- job gets a hold of five minutes, in which claims pass it over. The caller has locked the job.
 create or replace function public.training_fits_budget(queue text, job_id uuid) returns boolean
 language plpgsql set search_path = '' as $$
 #variable_conflict use_column
@@ -187,8 +187,6 @@ declare
   owner uuid := (public.training_job_row(training_fits_budget.queue, training_fits_budget.job_id)->>'user_id')::uuid;
   day_budget numeric := public.training_budget(null);
   user_budget numeric := public.training_budget(coalesce(owner, '00000000-0000-0000-0000-000000000000'));
-  -- Refusals in this transaction.
-  refused int := coalesce(nullif(current_setting('training.refused', true), ''), '0')::int;
   used record;
   wanted numeric;
   short_of text;
@@ -197,11 +195,6 @@ declare
 begin
   if day_budget is null and user_budget is null then
     return true;
-  end if;
-  -- With thousands of waiting jobs one claim would take seconds. Those that are passed over here come first in a later
-  -- claim, since the others have holds then.
-  if refused >= 500 then
-    return false;
   end if;
   -- Claims of all workers that keep to a budget take turns from here to their end. Nothing below waits for a lock that
   -- another claim may hold.
@@ -234,13 +227,13 @@ begin
     on conflict (job_id) do update set usd = excluded.usd;
     return true;
   end if;
-  perform set_config('training.refused', (refused + 1)::text, true);
   insert into public.training_holds (job_id, kind, name, endpoint, reason, held_until)
   values (training_fits_budget.job_id, 'budget', '', '',
           format('%s: $%s a day, $%s spent today, $%s for live runs, and it may cost $%s%s', short_of, most, used.spent,
                  used.live, wanted, case when wanted > most then ' alone; raise it with `lora-worker budget set`'
                                          else '' end),
-          least(now() + interval '5 minutes',
+          -- A claim refuses fifty jobs at the most, so thousands are looked at again less often.
+          least(now() + make_interval(secs => greatest(300, (select count(*) from public.training_holds) / 2)),
                 ((now() at time zone 'utc')::date + 1)::timestamp at time zone 'utc'))
   on conflict (job_id) do update
   set kind = excluded.kind, name = excluded.name, endpoint = excluded.endpoint, reason = excluded.reason,
@@ -248,8 +241,8 @@ begin
   sentence := case when wanted > most
     then format('This training may cost $%s, and the budget is $%s a day: choose fewer epochs or a smaller dataset, or '
                 'ask for a higher budget.', wanted, most)
-    else 'The day''s budget for trainings is used up. The job waits, and starts by itself when there is room, after '
-         'midnight (UTC) at the latest.' end;
+    else 'The day''s budget for trainings is used up. The job waits, and starts by itself when there is room; a '
+         'new day begins at midnight (UTC).' end;
   -- Only these columns: an update of the status would wait for a row of training_waiting_users, which another claim may
   -- have locked while it waits for the lock above.
   if training_fits_budget.queue = 'training_jobs' then
@@ -264,8 +257,7 @@ begin
 end
 $$;
 
--- Locks a job if it still waits, nobody else has locked it, its user's jobs are not held, and it fits the budgets; returns
--- whether it did. The caller's earlier read may be out of date, and in the newer queue a job's user may be its creator,
+-- Locks a job if it still waits, nobody else has locked it, and its user's jobs are not held; returns whether it did. The caller's earlier read may be out of date, and in the newer queue a job's user may be its creator,
 -- whom training_candidates does not know.
 create or replace function public.training_lock_waiting_job(queue text, job_id uuid) returns boolean
 language plpgsql set search_path = '' as $$
@@ -278,19 +270,100 @@ begin
     perform from public.pipeline_training_jobs j
     where j.id = training_lock_waiting_job.job_id and j.status = 'pending' for update skip locked;
   end if;
-  if not found or exists (
+  return found and not exists (
     select from public.training_runs r
     where r.job_id = training_lock_waiting_job.job_id
       and (r.status in ('claimed', 'launched', 'running') or r.next_attempt_at > now()))
-    or exists (
+    and not exists (
       select from public.training_holds h
       where h.job_id = training_lock_waiting_job.job_id and h.held_until > now())
-    or public.training_barred((public.training_job_row(
-      training_lock_waiting_job.queue, training_lock_waiting_job.job_id)->>'user_id')::uuid) is not null
-  then
-    return false;
-  end if;
-  return public.training_fits_budget(training_lock_waiting_job.queue, training_lock_waiting_job.job_id);
+    and public.training_barred((public.training_job_row(
+      training_lock_waiting_job.queue, training_lock_waiting_job.job_id)->>'user_id')::uuid) is null;
+end
+$$;
+
+-- Claims up to max_jobs waiting jobs of both queues, oldest first, and creates a run with a lease for each. A user
+-- never has more than max_per_user live runs (null: no limit), even if several workers claim at the same time. The
+-- attempt is counted here, so it is used even if the worker crashes directly afterwards. Jobs that do not fit the budgets
+-- are passed over, fifty at the most: each round looks at more jobs than the one before, and with thousands of them a
+-- claim would take seconds. The others get their turn in later claims, since these have holds then.
+create or replace function public.claim_training_jobs(
+  worker text, max_jobs int, lease_seconds int, max_per_user int default null
+) returns jsonb
+-- A plan made while the tables were small would read whole tables for each job of a large batch.
+language plpgsql security definer set search_path = '' set enable_seqscan = off as $$
+#variable_conflict use_column
+declare
+  candidate record;
+  found_some boolean;
+  owner uuid;
+  live_runs jsonb := '{}';
+  live int;
+  tried_jobs uuid[] := '{}';
+  tried_users uuid[] := '{}';
+  run_id uuid;
+  claimed uuid[] := '{}';
+  refused int := 0;
+begin
+  perform public.training_check_lease_seconds(lease_seconds);
+  perform public.training_keep_waiting_users();
+  -- Jobs that others have locked are skipped. Each round looks at more jobs than the one before.
+  for round in 1..20 loop
+    exit when cardinality(claimed) >= claim_training_jobs.max_jobs or refused >= 50;
+    found_some := false;
+    for candidate in
+      select * from public.training_candidates(
+        claim_training_jobs.max_per_user, claim_training_jobs.max_jobs - cardinality(claimed) + 10 * (round - 1),
+        tried_jobs, tried_users)
+      order by waits_since, id
+    loop
+      found_some := true;
+      tried_jobs := tried_jobs || candidate.id;
+      owner := case when candidate.user_id = '00000000-0000-0000-0000-000000000000'
+                    then public.training_pipeline_maker(candidate.id) else candidate.user_id end;
+      continue when owner = any (tried_users);
+      live := (live_runs->>owner::text)::int;
+      if live is null and claim_training_jobs.max_per_user is not null then
+        if pg_try_advisory_xact_lock(hashtextextended('training_jobs ' || owner, 0)) then
+          -- The count is exact only under the user's lock.
+          live := public.training_live_runs(owner);
+        end if;
+      end if;
+      if (coalesce(live, claim_training_jobs.max_per_user) >= claim_training_jobs.max_per_user) is true then
+        tried_users := tried_users || owner;
+        continue;
+      end if;
+      continue when not public.training_lock_waiting_job(candidate.queue, candidate.id);
+      if owner is null then
+        perform public.training_write_job(candidate.queue, candidate.id, jsonb_build_object(
+          'status', 'failed', 'completed_at', now(),
+          'error_message', 'The job belongs to no user, so nobody could get its result: sign in and start it again.'));
+        continue;
+      end if;
+      if not public.training_fits_budget(candidate.queue, candidate.id) then
+        refused := refused + 1;
+        exit when refused >= 50;
+        continue;
+      end if;
+      insert into public.training_runs (queue, job_id, user_id, attempt, worker, lease_expires_at)
+      select candidate.queue, candidate.id, owner, coalesce(max(r.attempt), 0) + 1, claim_training_jobs.worker,
+             now() + make_interval(secs => claim_training_jobs.lease_seconds)
+      from public.training_runs r
+      where r.job_id = candidate.id
+      returning id into run_id;
+      perform public.training_write_job(candidate.queue, candidate.id, jsonb_build_object(
+        'status', 'initializing', 'current_stage', 'initializing', 'external_job_id', null,
+        'retry_count', (select r.attempt - 1 from public.training_runs r where r.id = run_id)));
+      claimed := claimed || run_id;
+      if live is not null then
+        live_runs := live_runs || jsonb_build_object(owner, live + 1);
+      end if;
+      exit when cardinality(claimed) >= claim_training_jobs.max_jobs;
+    end loop;
+    exit when not found_some;
+  end loop;
+  return coalesce((select jsonb_agg(public.training_assignment(c.id) order by c.place)
+                   from unnest(claimed) with ordinality c (id, place)), '[]');
 end
 $$;
 
@@ -310,6 +383,8 @@ begin
   on conflict (user_id) do update set usd_per_day = excluded.usd_per_day, set_at = now()
   where b.usd_per_day is distinct from excluded.usd_per_day;
   changed := found;
+  -- Claims change several of these rows, in the order of the queue.
+  perform pg_advisory_xact_lock(hashtextextended('training budgets', 0));
   update public.training_holds h set held_until = now() where h.kind = 'budget' and h.held_until > now();
   return changed;
 end
@@ -324,6 +399,8 @@ declare
 begin
   delete from public.training_budgets b where b.user_id is not distinct from remove_training_budget.user_id;
   removed := found;
+  -- Claims change several of these rows, in the order of the queue.
+  perform pg_advisory_xact_lock(hashtextextended('training budgets', 0));
   update public.training_holds h set held_until = now() where h.kind = 'budget' and h.held_until > now();
   return removed;
 end

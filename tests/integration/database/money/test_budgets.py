@@ -158,6 +158,31 @@ def test_workers_that_claim_at_once_share_one_budget(db: Database, database: str
     assert state["spent"] + state["live"] <= state["usd_per_day"]
 
 
+def test_budgets_are_set_while_workers_claim(db: Database, database: str) -> None:
+    """All of them change the holds of many jobs: without one order they would deadlock."""
+    set_terms(db)
+    user = db.user()
+    db.jobs(80, user=user)
+    db.rows("update datasets set total_tokens = 1000000")
+
+    def act(number: int) -> int:
+        connected, seen = Database(database), 0
+        try:
+            for turn in range(4):
+                if number % 2:
+                    set_budget(connected, None, 1 + turn)
+                else:
+                    seen += len(connected.claim(f"w{number}", max_jobs=3))
+        finally:
+            connected.close()
+        return seen
+
+    set_budget(db, None, 1)
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(act, range(4))) <= 4
+    assert db.call("training_budget_state")["day"]["live"] <= 4
+
+
 def test_a_run_that_outgrew_its_estimate_counts_with_its_cost(db: Database) -> None:
     set_terms(db)
     run, _, _ = db.running_run()
@@ -208,7 +233,7 @@ def test_many_refusals_end_a_claim_and_the_rest_get_their_turn(db: Database) -> 
     rounds = 0
     while not (found := db.claim(max_jobs=20)):
         rounds += 1
-        assert rounds < 10
+        assert rounds <= 700 // 50
     assert claimed(found) == {str(small)}
     assert len(big) == 700
 
