@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 from uuid import UUID
 
@@ -35,7 +35,9 @@ async def estimate_job(services: Services, job: str) -> Found | None:
 
 
 def estimate_work(settings: Settings, work: Work, *, gpu_count: int) -> Found:
-    """Estimate a training that is described on the command line; with a `gpu_count` of 0 on the endpoint's GPUs.
+    """Estimate a training that is described on the command line. A `gpu_count` of 0 means as many as the endpoint has.
+
+    A GPU that is named comes before the endpoint's, so that cards can be compared.
 
     Raises:
         ArgumentError: the size of the dataset is missing, or model or GPU are unknown or don't fit each other.
@@ -46,6 +48,10 @@ def estimate_work(settings: Settings, work: Work, *, gpu_count: int) -> Found:
     terms = make_terms(settings, prices)
     if gpu_count:
         terms = terms.model_copy(update={"endpoint_gpu_count": gpu_count})
+    if work.gpu_type:
+        terms = terms.model_copy(update={"endpoint_gpu_type": None})
+    else:
+        work = replace(work, gpu_type=terms.default_gpu_type)
     base_model = work.base_model or terms.default_base_model
     check_model(base_model, terms, settings.base_models)
     check_card(terms.endpoint_gpu_type or work.gpu_type or terms.default_gpu_type, base_model, terms, prices)

@@ -36,7 +36,7 @@ class Status(StrEnum):
 @commands.command()
 def jobs(
     status: Annotated[list[Status] | None, typer.Option(help="Only jobs that stand so; may be repeated.")] = None,
-    user: Annotated[str, typer.Option(help="Only jobs of the user with this id.")] = "",
+    user: Annotated[str, typer.Option(help="Only jobs of the user with this id or mail address.")] = "",
     model: Annotated[str, typer.Option(help="Only jobs on this base model.")] = "",
     error: Annotated[str, typer.Option(help="Only jobs whose latest run ended with this error code.")] = "",
     since: Annotated[str, typer.Option(help="Only jobs queued since: 24h, 7d, or a date (UTC).")] = "",
@@ -49,18 +49,18 @@ def jobs(
     from lora_worker.commands.job_views import print_jobs
 
     async def work(services: Services) -> JobPage:
-        from lora_worker.commands.references import moment, user_id
+        from lora_worker.commands.references import find_user, moment, page_cursor
 
         now = services.now()
         wanted: JobFilter = {
             "statuses": [str(one) for one in status] if status else None,
-            "user_id": str(user_id(user)) if user else None,
+            "user_id": str(await find_user(services.queue, user)) if user else None,
             "base_model": model or None,
             "error_code": error or None,
             "since": moment(since, now).isoformat() if since else None,
             "until": moment(until, now).isoformat() if until else None,
             "limit": limit,
-            "cursor": cursor or None,
+            "cursor": page_cursor(cursor) if cursor else None,
         }
         return await services.queue.list_training_jobs(wanted)
 

@@ -35,7 +35,7 @@ def estimate(
     epochs: Annotated[int, typer.Option(min=1)] = 3,
     batch_size: Annotated[int, typer.Option(min=1)] = 4,
     base_model: Annotated[str, typer.Option(help="Empty: the worker's default.")] = "",
-    gpu: Annotated[str, typer.Option(help="A GPU of the price table.")] = "A100-80GB",
+    gpu: Annotated[str, typer.Option(help="A GPU of the price table; empty: the endpoint's, or A100-80GB.")] = "",
     gpus: Annotated[int, typer.Option(min=0, max=8, help="How many; 0: as many as the endpoint has.")] = 0,
     job: Annotated[str, typer.Option(help="A job's id, instead of all the others.")] = "",
     as_json: AsJson = False,
@@ -59,7 +59,7 @@ def estimate(
             epochs=epochs,
             batch_size=batch_size,
             base_model=base_model or None,
-            gpu_type=gpu,
+            gpu_type=gpu or None,
         )
         try:
             found = estimate_work(_unconnected(), work, gpu_count=gpus)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 commands = command_group()
 
-UserOption = Annotated[str, typer.Option(help="The id of a user; empty: all.")]
+UserOption = Annotated[str, typer.Option(help="Id or mail address of a user; empty: all.")]
 
 
 @commands.command()
@@ -43,9 +43,14 @@ def hold(
     as_json: AsJson = False,
 ) -> None:
     """Let nothing new be claimed, of one user or of all, until `resume`. Live runs go on."""
-    chosen = _user(user)
-    with_services(lambda services: services.queue.hold_training(chosen, reason or None))
-    value = {"user_id": user or None, "reason": reason or None, "held": True}
+
+    async def work(services: Services) -> UUID | None:
+        chosen = await _user(services, user)
+        await services.queue.hold_training(chosen, reason or None)
+        return chosen
+
+    chosen = with_services(work)
+    value = {"user_id": str(chosen) if chosen else None, "reason": reason or None, "held": True}
     again = "lora-worker resume" + (f" --user {user}" if user else "")
     whose = f"jobs of user {user}" if user else "all jobs"
     line = f"held: {whose}; live runs go on; `{again}` lets them go again"
@@ -66,9 +71,9 @@ def resume(
     """
     if name and user:
         raise refuse("give a base model or an endpoint, or --user, and not both", EXIT_USAGE)
-    chosen = _user(user)
 
     async def work(services: Services) -> dict[str, Any]:
+        chosen = await _user(services, user)
         breakers = [] if user else await services.queue.resume_training(name or None)
         released = False if name else await services.queue.release_training(chosen)
         left = (await services.queue.health())["held"]["operator_holds"]
@@ -114,11 +119,7 @@ def drain(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _user(text: str) -> UUID | None:
-    from lora_worker.commands.references import user_id
-    from lora_worker.errors import ArgumentError
+async def _user(services: Services, text: str) -> UUID | None:
+    from lora_worker.commands.references import find_user
 
-    try:
-        return user_id(text) if text else None
-    except ArgumentError as error:
-        raise refuse(str(error), EXIT_USAGE) from None
+    return await find_user(services.queue, text) if text else None

@@ -9,12 +9,15 @@ from typing import Protocol
 from uuid import UUID
 
 from lora_worker.database.job_reports import JobDetails, JobFilter, JobPage
+from lora_worker.database.submission_rows import FoundUser
 from lora_worker.errors import ArgumentError
 
 _MOST_SHOWN = 40
 """Of a wrong argument, so many characters are repeated."""
 _AGES = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _MOST_DAYS = 36_500
+_CURSOR = r"(-?infinity|[0-9]{4,6}-[0-9 :.+-]{6,40})\|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+"""When a job was created, and its id."""
 
 
 class Lists(Protocol):
@@ -29,6 +32,13 @@ class Asks(Lists, Protocol):
 
     def training_job_details(self, job_id: UUID) -> Awaitable[JobDetails | None]:
         """Return everything about a job; None if there is no such job."""
+
+
+class KnowsUsers(Protocol):
+    """What finding a user needs of `DatabaseCalls`."""
+
+    def find_training_user(self, named: str) -> Awaitable[FoundUser | None]:
+        """Return the user with this id or mail address."""
 
 
 async def find_job(queue: Lists, text: str) -> UUID:
@@ -70,16 +80,34 @@ async def job_details(queue: Asks, text: str) -> JobDetails:
     return details
 
 
-def user_id(text: str) -> UUID:
-    """Return a user's id.
+async def find_user(queue: KnowsUsers, text: str) -> UUID:
+    """Return the id of the user that is meant, by id or mail address.
+
+    An id is returned without asking for it: an account may be gone whose jobs are still there.
 
     Raises:
-        ArgumentError: the text is none.
+        ArgumentError: no user has this mail address.
+        ServiceError: the database did not answer.
     """
     try:
         return UUID(text)
     except ValueError:
-        raise ArgumentError(f"{text[:_MOST_SHOWN]!r} is no user's id, as column user_id of the jobs has it") from None
+        pass
+    found = await queue.find_training_user(text)
+    if found is None:
+        raise ArgumentError(f"no user has the id or mail address {text[:_MOST_SHOWN]!r}")
+    return found["user_id"]
+
+
+def page_cursor(text: str) -> str:
+    """Return the cursor of a page of jobs, as the page before has told it.
+
+    Raises:
+        ArgumentError: the text is none.
+    """
+    if not re.fullmatch(_CURSOR, text.strip()):
+        raise ArgumentError(f"--cursor: {text[:_MOST_SHOWN]!r} is none that `lora-worker jobs` has printed")
+    return text.strip()
 
 
 def moment(text: str, now: datetime) -> datetime:

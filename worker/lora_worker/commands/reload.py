@@ -102,6 +102,8 @@ async def wait_for_reload(
             notify()
             notified = clock()
         await sleep(_POLL_SECONDS)
+    if last_problem:
+        say("REST reads the new schema")
 
 
 async def _first_problem(rest: Rest, unknown: list[Function[Any]]) -> str | None:

@@ -1,8 +1,8 @@
 """Queues a job for a file on this machine: dataset and job get the rows that the application writes.
 
-A dataset's id follows from its owner and its content. So a command that was broken off is finished by the next one: the
-file is uploaded to the same place, and both rows are written in one transaction. A file that was uploaded before is not
-uploaded again.
+A dataset's id follows from its owner, its content and the name that was chosen for it. So a command that was broken off
+is finished by the next one: the file is uploaded to the same place, and both rows are written in one transaction. A
+file that was uploaded before is not uploaded again.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ async def enqueue(services: Services, order: Order, say: Callable[[str], None] =
     await _check_size(services, dataset)
     say(f"{dataset.path.name}: {dataset.survey.answers:,} pairs, {dataset.survey.tokens:,} tokens")
     owner = await find_owner(services, order.user)
-    for dataset_id in (uuid5(_SPACE, f"{owner} {dataset.survey.sha256}"), uuid4()):
+    known_by = f"{owner} {dataset.survey.sha256}" + (f" {order.name}" if order.name else "")
+    for dataset_id in (uuid5(_SPACE, known_by), uuid4()):
         columns = _dataset_columns(dataset, dataset_id, owner, order.name)
         uploaded = await _upload(services, dataset, columns["storage_path"], say)
         job = _job_columns(order, owner, dataset_id, chosen, gpu, dataset)
@@ -96,9 +97,15 @@ def _check_settings(order: Order, services: Services) -> tuple[Hyperparameters, 
         chosen = parse_hyperparameters(job, default_base_model=settings.default_base_model)
         gpu_config = parse_gpu_config(job)
         check_base_model(chosen, settings.base_models)
-        check_gpu(gpu_config, services.prices, endpoint_gpu_type=settings.endpoint_gpu_type)
+        asked = check_gpu(gpu_config, services.prices, endpoint_gpu_type=None)
+        given = check_gpu(gpu_config, services.prices, endpoint_gpu_type=settings.endpoint_gpu_type)
     except PreflightError as error:
         raise ArgumentError(str(error)) from None
+    if asked.type != given.type:
+        raise ArgumentError(
+            f"--gpu: this worker's endpoint has {given.type} (LORA_WORKER_ENDPOINT_GPU_TYPE), not {asked.type}: leave "
+            "--gpu out"
+        )
     return chosen, gpu_config
 
 

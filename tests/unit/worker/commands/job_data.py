@@ -9,10 +9,12 @@ from pydantic import TypeAdapter
 
 from lora_worker.database.job_reports import DrainedWorker, JobDetails, JobEntry, JobFilter, JobPage, RetryAnswer
 from lora_worker.database.queue_health import QueueHealth
+from lora_worker.database.submission_rows import FoundUser
 from lora_worker.errors import ServiceUnavailableError
 
 JOB, OTHER = UUID("0f5f8e0a-1111-4222-8333-444455556666"), UUID("0f5f0000-1111-4222-8333-444455556666")
 USER = UUID("aaaaaaaa-1111-4222-8333-444455556666")
+MAIL = "user@example.com"
 RUN = UUID("bbbbbbbb-1111-4222-8333-444455556666")
 
 HOSTILE = "[bold red]Zebras[/]\x1b[2J\x1b]0;owned\x07\u202egnp"
@@ -144,6 +146,9 @@ class OperatorQueue:
         self.asked.append(("retry", job_id))
         reason = "the job is running" if job_id in self.ended else None
         return {"retried": reason is None, "reason": reason}
+
+    async def find_training_user(self, named: str) -> FoundUser | None:
+        return {"user_id": USER, "email": MAIL, "is_operator": False} if named == MAIL else None
 
     async def hold_training(self, user_id: UUID | None, reason: str | None) -> bool:
         self.asked.append(("hold", user_id, reason))

@@ -19,6 +19,7 @@ from tests.unit.artifact_stores import MemoryBucket
 from tests.unit.worker.commands.job_data import (
     HOSTILE,
     JOB,
+    MAIL,
     OTHER,
     SHOWN,
     USER,
@@ -28,6 +29,8 @@ from tests.unit.worker.commands.job_data import (
 )
 
 pytestmark = pytest.mark.usefixtures("environment")
+
+CURSOR = f"2026-11-26 12:00:00.5+00|{OTHER}"
 
 
 @pytest.fixture
@@ -68,27 +71,36 @@ def test_jobs_as_json_have_stable_keys(queue: OperatorQueue) -> None:
     assert answer["jobs"][0]["name"] == HOSTILE
 
 
+@pytest.mark.parametrize("cursor", ["x", "x|y", f"2026|{OTHER}", f"2026-11-26 12:00:00|{OTHER}|{OTHER}"])
+def test_a_cursor_that_no_page_has_told_is_one_sentence(queue: OperatorQueue, cursor: str) -> None:
+    done = run_command("jobs", "--cursor", cursor)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "is none that `lora-worker jobs` has printed" in done.stderr
+    assert queue.asked == []
+
+
 def test_each_filter_of_jobs_reaches_the_database(queue: OperatorQueue) -> None:
     run_command("jobs", "--status", "failed", "--status", "queued", "--user", str(USER), "--model", "org/base",
-                "--error", "out_of_memory", "--since", "2026-11-25", "--limit", "7", "--cursor", "x|y")  # fmt: skip
+                "--error", "out_of_memory", "--since", "2026-11-25", "--limit", "7", "--cursor", CURSOR)  # fmt: skip
     (wanted,) = queue.asked
     assert wanted == {
         "statuses": ["failed", "queued"], "user_id": str(USER), "base_model": "org/base", "error_code": "out_of_memory",
-        "since": "2026-11-25T00:00:00+00:00", "until": None, "limit": 7, "cursor": "x|y",
+        "since": "2026-11-25T00:00:00+00:00", "until": None, "limit": 7, "cursor": CURSOR,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["jobs", "--user", "somebody"], "'somebody' is no user's id"),
+        (["jobs", "--user", "somebody"], "no user has the id or mail address 'somebody'"),
         (["jobs", "--since", "\x1b[2Jyesterday"], "is no time: give an age such as 24h"),
         (["jobs", "--status", "odd"], "--status"),
         (["show", "zebra"], "'zebra' is neither a job's id nor the beginning of one"),
         (["show", "ffff"], "no job's id begins with ffff"),
         (["show", "0f5f"], f"the ids of several jobs begin with 0f5f: {JOB}, {OTHER}"),
         (["cancel", "0f5f8e0a", "ffff"], "no job's id begins with ffff"),
-        (["hold", "--user", "me"], "'me' is no user's id"),
+        (["hold", "--user", "me"], "no user has the id or mail address 'me'"),
+        (["resume", "--user", "me"], "no user has the id or mail address 'me'"),
         (["resume", "org/base", "--user", str(USER)], "and not both"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -211,7 +223,7 @@ def test_cancel_and_retry_act_on_each_job_once(queue: OperatorQueue, command: st
     assert (command, OTHER) in queue.asked
 
 
-@pytest.mark.parametrize(("arguments", "user"), [([], None), (["--user", str(USER)], USER)])
+@pytest.mark.parametrize(("arguments", "user"), [([], None), (["--user", str(USER)], USER), (["--user", MAIL], USER)])
 def test_hold_and_resume_take_a_user_or_the_queue(
     queue: OperatorQueue, arguments: list[str], user: UUID | None
 ) -> None:

@@ -65,7 +65,8 @@ async def test_wait_is_announced_once_and_the_notification_repeated() -> None:
     api = Api(served_at=500)
     await api.wait()
     assert 500 <= api.now < 503
-    (message,) = api.messages
+    message, served = api.messages
+    assert served == "REST reads the new schema"
     assert "waiting up to 600 s for REST to read the new schema" in message
     assert len(api.notified) == 24
 

@@ -95,6 +95,9 @@ def test_estimate_needs_no_settings(run: Run) -> None:
 def test_estimate_reads_the_settings_that_change_prices(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORA_WORKER_ENDPOINT_GPU_TYPE", "L4")
     assert "on 1 × L4" in run("estimate", "--pairs", "1000").stdout
+    # A card that is named is what is asked about: whoever compares cards has an endpoint already.
+    assert "on 1 × H100" in run("estimate", "--pairs", "1000", "--gpu", "H100").stdout
+    assert "'abacus' is not in the price table" in run("estimate", "--pairs", "1000", "--gpu", "abacus").output
     monkeypatch.setenv("LORA_WORKER_ENDPOINT_GPU_COUNT", "many")
     wrong = run("estimate", "--pairs", "1000")
     assert wrong.exit_code == 2

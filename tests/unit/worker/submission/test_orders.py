@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -103,6 +104,28 @@ async def test_rows_are_those_of_the_application(file: Path) -> None:
     assert (dataset["name"], dataset["file_size"], dataset["total_training_pairs"]) == ("Stripes", len(CONTENT), 4)
     assert (job["total_epochs"], job["total_steps"], job["preset_id"]) == (2, 2, "custom")
     assert set(job["hyperparameters"]) == {"learning_rate", "batch_size", "epochs", "rank", "base_model"}
+
+
+async def test_a_file_that_gets_another_name_is_another_dataset(file: Path) -> None:
+    queue = Queue(*[{"job_id": UUID(int=1), "dataset_id": UUID(int=2)}] * 4)
+    made = services(queue, Bucket())
+    ids = [(await enqueue(made, order(file, name=name))).dataset_id for name in (None, "Stripes", "Hooves", "Stripes")]
+    assert ids[1] == ids[3]
+    assert len(set(ids)) == 3
+    assert [dataset["name"] for dataset, _ in queue.sent] == ["zebras", "Stripes", "Hooves", "Stripes"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "sentence"),
+    [("abacus", "'abacus' is not a GPU that is offered"), ("H100", "endpoint has L4 .*, not H100: leave --gpu out")],
+)
+async def test_a_card_that_the_endpoint_has_not_is_refused(file: Path, gpu: str, sentence: str) -> None:
+    queue = Queue()
+    made = services(queue, Bucket())
+    made = replace(made, settings=made.settings.model_copy(update={"endpoint_gpu_type": "L4"}))
+    with pytest.raises(ArgumentError, match=sentence):
+        await enqueue(made, order(file, gpu=gpu))
+    assert queue.sent == []
 
 
 async def test_a_refused_row_leaves_no_file(file: Path) -> None:
