@@ -12,8 +12,9 @@ from lora_worker.errors import ServiceUnavailableError
 from tests.unit.worker.dashboard.scripted import TOKEN, ScriptedDatabase, job, signed_in
 
 CHANGES = {"cancel_training_job", "retry_training_job", "hold_training", "release_training", "resume_training"}
-USER = str(uuid4())
-EVERY_ACTION = [f"/jobs/{uuid4()}/cancel", f"/jobs/{uuid4()}/retry", "/queue/hold", f"/queue/hold?user={USER}",
+# Constants, since they are part of test names, which must be equal in all processes of pytest-xdist.
+JOB, USER = UUID(int=1), str(UUID(int=2))
+EVERY_ACTION = [f"/jobs/{JOB}/cancel", f"/jobs/{JOB}/retry", "/queue/hold", f"/queue/hold?user={USER}",
                 "/queue/release", f"/queue/release?user={USER}", "/queue/resume?name=a/b"]  # fmt: skip
 
 
