@@ -228,7 +228,7 @@ def open_traces(service: str, *, instance: str | None = None) -> Traces:
         return _open(service, instance)
     except ImportError:
         return Traces(
-            problem=f"OpenTelemetry's variables are set, but it is not installed: pip install 'lora-worker[{EXTRA}]'"
+            problem=f"OpenTelemetry's variables are set, but it is not installed: pip install '.[{EXTRA}]' in the clone"
         )
     except Exception as error:
         return Traces(problem=f"OpenTelemetry can't begin with its variables ({type(error).__name__}): check OTEL_…")

@@ -104,7 +104,7 @@ def test_missing_library_is_named_and_the_work_goes_on(environment: pytest.Monke
     environment.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     traces = open_traces("lora-worker")
     assert traces.problem is not None
-    assert "pip install 'lora-worker[telemetry]'" in traces.problem
+    assert "pip install '.[telemetry]' in the clone" in traces.problem
     traces.record("run", parent=None, began_at=0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from lora_worker.commands import dashboard, deploy, erasing, guided, jobs, logs, money, queue, run, setup, submission
@@ -13,6 +15,25 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"lora-worker {version('lora-worker')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Claims LoRA training jobs from Supabase, trains them on a GPU cloud, writes the results back."""
+
+
 for group in (run, queue, jobs, logs, submission, dashboard, money, guided, deploy, setup, erasing):
     app.add_typer(group.commands)
 

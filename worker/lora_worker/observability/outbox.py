@@ -149,7 +149,7 @@ def open_outbox(settings: Settings) -> Outbox:
         import apprise
     except ImportError:
         raise SettingsError(
-            "LORA_WORKER_NOTIFY_URLS is set, but Apprise is not installed: pip install 'lora-worker[notify]'"
+            "LORA_WORKER_NOTIFY_URLS is set, but Apprise is not installed: pip install '.[notify]' in the clone"
         ) from None
     # Its log repeats addresses of receivers.
     apprise.logger.setLevel("CRITICAL")

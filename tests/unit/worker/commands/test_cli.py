@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
-from tests.commands import all_commands, commands_with_keys
+from tests.commands import all_commands, commands_with_keys, run_command
 
 
 def modules_after(code: str) -> set[str]:
@@ -59,3 +60,8 @@ def test_every_command_takes_json_and_a_test_keeps_its_keys() -> None:
     assert wanted - commands_with_keys() == set(), "call check_keys in a test of the command"
     # `watch` of a whole queue and a waiting `enqueue` answer in another way than without.
     assert commands_with_keys() - wanted == {"watch_queue", "enqueue_wait"}
+
+
+def test_version_is_the_installed_one() -> None:
+    done = run_command("--version")
+    assert (done.exit_code, done.stdout) == (0, f"lora-worker {version('lora-worker')}\n")

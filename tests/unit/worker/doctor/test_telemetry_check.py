@@ -50,8 +50,9 @@ async def test_missing_library_is_a_fault_with_its_command(monkeypatch: pytest.M
     found = await checks_of("json://127.0.0.1:9/a")
     assert [(check.subject, check.ok) for check in found] == [("notices", False), ("traces", False)]
     assert [check.remedy for check in found] == [
-        "pip install 'lora-worker[notify]'",
-        "pip install 'lora-worker[telemetry]'",
+        # Not by name: what has it on PyPI is not ours.
+        "pip install '.[notify]' in the clone",
+        "pip install '.[telemetry]' in the clone",
     ]
 
 

@@ -192,7 +192,7 @@ def test_url_that_nobody_knows_is_refused_without_showing_it() -> None:
 
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "apprise", None)
-    with pytest.raises(SettingsError, match=r"pip install 'lora-worker\[notify\]'"):
+    with pytest.raises(SettingsError, match=r"pip install '\.\[notify\]' in the clone"):
         open_outbox(settings(notify_urls="json://127.0.0.1:1/a"))
 
 
