@@ -26,6 +26,8 @@ _END_SECONDS = 180.0
 _LOOK_SECONDS = 2.0
 _PASSES_SECONDS = 180.0
 """A single pass that is longer ago was one by hand, and no other will follow."""
+_REPORTS_SECONDS = 75.0
+"""A daemon reports every half a minute. One that has been silent for longer has ended, or is of no use."""
 
 
 @dataclass
@@ -64,7 +66,7 @@ class Conduct:
         former = await remove_former_trials(services)
         if former:
             self.say(f"removed what {former} former trials had left")
-        async with self._worked_on():
+        async with self._worked_on() as attending:
             with tempfile.TemporaryDirectory(prefix="lora-worker-") as folder:
                 order = trial_order(write_trial_dataset(Path(folder)), base_model, gpu)
                 # Not broken off half-way by Ctrl-C: nobody would know then what there is to remove.
@@ -72,7 +74,8 @@ class Conduct:
                 try:
                     queued = await asyncio.shield(placing)
                     self.say(f"queued a trial with {base_model}: job {queued.job_id}")
-                    await self._watch(trial, queued.job_id, Path(folder) / "adapter")
+                    watching = asyncio.create_task(self._watch(trial, queued.job_id, Path(folder) / "adapter"))
+                    await _first_of(watching, attending)
                 finally:
                     await asyncio.wait({placing})
                     if placing.exception() is None:
@@ -80,8 +83,10 @@ class Conduct:
         return trial
 
     @asynccontextmanager
-    async def _worked_on(self) -> AsyncIterator[None]:
+    async def _worked_on(self) -> AsyncIterator[asyncio.Task[None]]:
         """Have somebody who works on the queue: a worker that runs already, or one in this process for the time.
+
+        Yields the task that sees to that. It ends only by an error.
 
         Raises:
             ArgumentError: no worker runs, and other jobs wait, which a worker for the trial would take, too.
@@ -94,7 +99,7 @@ class Conduct:
             )
         attending = asyncio.create_task(self._attend())
         try:
-            yield
+            yield attending
         finally:
             attending.cancel()
             with suppress(asyncio.CancelledError):
@@ -170,9 +175,23 @@ class Conduct:
             await self.pause(_LOOK_SECONDS)
 
 
+async def _first_of(watching: asyncio.Task[None], attending: asyncio.Task[None]) -> None:
+    """Wait until the trial has ended. Raises what ended the work on the queue, if that was first."""
+    try:
+        await asyncio.wait({watching, attending}, return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            watching.result()
+        else:
+            attending.result()
+    finally:
+        watching.cancel()
+        await asyncio.wait({watching})
+
+
 def _is_left_alone(health: QueueHealth) -> bool:
     """Tell whether nobody takes new jobs: no daemon, and no single passes that follow each other, as cron's do."""
     return not any(
-        not worker["draining"] and (not worker["single_pass"] or worker["seen_seconds_ago"] < _PASSES_SECONDS)
+        not worker["draining"]
+        and worker["seen_seconds_ago"] < (_PASSES_SECONDS if worker["single_pass"] else _REPORTS_SECONDS)
         for worker in health["workers"]
     )

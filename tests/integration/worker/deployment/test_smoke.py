@@ -24,6 +24,8 @@ OWNER = "(select id from auth.users where email = %s)"
 @pytest.fixture(autouse=True)
 def clean(stage: Stage) -> Any:
     """The operator's rows of other tests are gone before, and none of a trial is left after."""
+    # A worker of the test before would still be taken for a living one.
+    stage.database.rows("delete from training_workers")
     stage.database.rows(
         "delete from training_jobs where user_id in (select id from auth.users where email = %s)", OPERATOR
     )

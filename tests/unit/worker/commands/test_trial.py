@@ -116,6 +116,7 @@ async def test_what_can_not_be_removed_is_told() -> None:
         [],
         [{**WORKER, "draining": True}],
         [{**WORKER, "single_pass": True, "seen_seconds_ago": 900.0}],
+        [{**WORKER, "seen_seconds_ago": 100.0}],
     ],
 )
 async def test_others_jobs_are_not_begun_where_no_worker_takes_any(workers: list[dict[str, Any]]) -> None:
