@@ -59,7 +59,7 @@ _KNOWN_FAULTS = re.compile(
     "|".join(
         (
             # memory
-            r"(?:CUDA|HIP) out of memory\.(?: Tried to allocate [\d.]+ \w+\.)?",
+            r"(?:CUDA|HIP) out of memory\.(?: Tried to allocate [\d.]+ \w+\.?)?",
             r"DefaultCPUAllocator: can't allocate memory: you tried to allocate \d+ bytes",
             r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:exited unexpectedly|is killed by signal: \w+)",
             r"Killed|Terminated|Aborted|Bus error|Segmentation fault|Illegal instruction",

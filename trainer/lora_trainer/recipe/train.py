@@ -149,6 +149,7 @@ def run_training(trainer: StepTrainer, callback: RunCallback, stop: StopSwitch, 
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        log.warning("%s", describe(error))
         if context_is_broken(error):
             return False
         traceback.clear_frames(error.__traceback__)  # they hold the tensors for which there was too little memory

@@ -21,6 +21,8 @@ from lora_contract.protocol import Request
 
 _OWN_LOGGERS = ("lora_", "__main__")
 """`__main__` is the handler, or the training process."""
+_MOST_FRAMES = 10
+"""Of a traceback so many of the innermost places are logged: a training is called through forty of libraries."""
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
@@ -38,9 +40,12 @@ class _Formatter(logging.Formatter):
 
 def describe(error: BaseException) -> str:
     """The type of an exception and the places in the code; its words only where they can't quote the dataset."""
-    places = "".join(traceback.format_tb(error.__traceback__)[-20:])
+    frames = traceback.extract_tb(error.__traceback__)[-_MOST_FRAMES:]
+    places = "".join(
+        f'\n  File "{frame.filename}", line {frame.lineno}, in {frame.name}\n    {frame.line}' for frame in frames
+    )
     words = known_fault(str(error)[:1000])
-    return f"{type(error).__name__}{f': {words}' if words else ''} at\n{places}".rstrip()
+    return f"{type(error).__name__}{f': {words}' if words else ''} at{places}"
 
 
 def configure_logging() -> None:
