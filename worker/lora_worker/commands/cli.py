@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -39,8 +42,16 @@ for group in (run, queue, jobs, logs, submission, dashboard, money, guided, depl
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line. A full disk under the output is one sentence, as every other fault is."""
+    try:
+        app()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # What is left in the buffer would fail again at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        typer.echo(f"lora-worker: the output can't be written ({error.strerror})", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

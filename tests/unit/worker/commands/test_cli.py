@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +66,13 @@ def test_every_command_takes_json_and_a_test_keeps_its_keys() -> None:
 def test_version_is_the_installed_one() -> None:
     done = run_command("--version")
     assert (done.exit_code, done.stdout) == (0, f"lora-worker {version('lora-worker')}\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a file that is always full")
+@pytest.mark.parametrize("arguments", [["settings"], ["settings", "--json"]])
+def test_a_full_disk_under_the_output_is_one_sentence(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", "lora_worker.commands.cli", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    expected = "lora-worker: the output can't be written (No space left on device)\n"
+    assert (done.returncode, done.stderr) == (1, expected)
