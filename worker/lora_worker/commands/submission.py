@@ -55,8 +55,9 @@ def enqueue(
 
         queued = await submit(services, order, say=_to_stderr)
         answer = _queued(queued)
-        if not as_json:
-            typer.echo(f"queued as {queued.job_id}")
+        # A program that is interrupted while it waits has an id, too.
+        if wait or not as_json:
+            typer.echo(f"queued as {queued.job_id}", err=as_json)
         if not wait:
             return answer, 0
         if not as_json:

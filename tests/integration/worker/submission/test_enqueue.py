@@ -89,6 +89,8 @@ def test_waiting_shows_the_job_and_exits_as_it_ended(shell: Shell, file: Path) -
     waited = shell("enqueue", str(file), "--user", user, "--wait", "--json")
     assert waited.returncode == 0, waited.stderr
     ended = json.loads(waited.stdout)
+    # Known also to whom Ctrl-C interrupts before the answer.
+    assert f"queued as {ended['job_id']}\n" in waited.stderr
     assert ended["status"] == "completed"
     check_keys("enqueue wait", ended)
     shown = shell("enqueue", str(file), "--user", user, "--wait")
