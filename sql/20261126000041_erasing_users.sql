@@ -81,9 +81,43 @@ begin
 end
 $$;
 
+-- Keeps the sums of bills that are deleted: with a user's account, by erase_training_user, or with a trial. A user who
+-- signs up anew would have the day's budget again otherwise, and a month would not add up to the launcher's bill.
+create or replace function public.training_keep_erased_costs() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  insert into public.training_erased_costs as e (billing_period, base_model, jobs, runs, gpu_seconds, usd)
+  select g.billing_period, coalesce(r.base_model, 'unknown'),
+    count(distinct coalesce(g.job_id::text, left(g.details->>'job_id', 36), g.id::text)), count(distinct coalesce(r.id, g.id)),
+    round(sum(coalesce(public.training_number(g.details->'gpu_seconds', 0, 1e9),
+                       public.training_number(g.details->'duration_hours', 0, 1e6) * 3600, 0))::numeric, 3),
+    sum(g.amount)
+  from gone g
+  left join public.training_runs r
+    on r.id = case when g.details->>'run_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+                   then (g.details->>'run_id')::uuid end
+  where g.cost_type = 'training_compute'
+  group by 1, 2
+  on conflict (billing_period, base_model) do update
+  set jobs = e.jobs + excluded.jobs, runs = e.runs + excluded.runs, gpu_seconds = e.gpu_seconds + excluded.gpu_seconds,
+      usd = e.usd + excluded.usd;
+  return null;
+end
+$$;
+
+do $migration$
+begin
+  if not exists (select from pg_trigger
+                 where tgrelid = 'public.cost_records'::regclass and tgname = 'training_keep_erased_costs') then
+    create trigger training_keep_erased_costs after delete on public.cost_records
+    referencing old table as gone for each statement execute function public.training_keep_erased_costs();
+  end if;
+end
+$migration$;
+
 -- Deletes the rows of a user and returns {erased, reason, rows: {table: how many}}. Refuses while a run of the user is
--- live or a launch may not have ended. What the user's trainings have cost is added to training_erased_costs first. The
--- account itself belongs to Auth and stays.
+-- live or a launch may not have ended. What the user's trainings have cost is kept in training_erased_costs. The account
+-- itself belongs to Auth and stays.
 create or replace function public.erase_training_user(user_id uuid) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -96,13 +130,6 @@ begin
   if (public.training_user_state(erase_training_user.user_id)->>'busy')::int > 0 then
     return jsonb_build_object('erased', false, 'reason', 'runs are still being stopped', 'rows', gone);
   end if;
-  insert into public.training_erased_costs as e (billing_period, base_model, jobs, runs, gpu_seconds, usd)
-  select b.billing_period, b.base_model, count(distinct b.job), count(distinct b.run), round(sum(b.seconds)::numeric, 3),
-         sum(b.amount)
-  from public.training_bills('-infinity', erase_training_user.user_id) b group by 1, 2
-  on conflict (billing_period, base_model) do update
-  set jobs = e.jobs + excluded.jobs, runs = e.runs + excluded.runs, gpu_seconds = e.gpu_seconds + excluded.gpu_seconds,
-      usd = e.usd + excluded.usd;
   delete from public.training_holds h where h.job_id in (
     select r.job_id from public.training_runs r where r.user_id = erase_training_user.user_id
     union select j.id from public.training_jobs j where j.user_id = erase_training_user.user_id);
@@ -130,7 +157,7 @@ exception when foreign_key_violation or restrict_violation then
 end
 $$;
 
-revoke all on function public.training_user_state(uuid),
+revoke all on function public.training_keep_erased_costs(), public.training_user_state(uuid),
   public.stop_user_training(uuid), public.training_user_objects(uuid, text, int), public.erase_training_user(uuid)
   from public, anon, authenticated, service_role;
 grant execute on function public.training_user_state(uuid), public.stop_user_training(uuid),

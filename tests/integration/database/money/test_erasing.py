@@ -107,3 +107,16 @@ def test_a_foreign_reference_is_reported_and_changes_nothing(db: Database) -> No
 @pytest.mark.parametrize("bucket", ["lora-models", "models-of-ours"])
 def test_objects_of_a_database_without_storage_are_none(db: Database, bucket: str) -> None:
     assert db.call("training_user_objects", db.user(), bucket, 10) == []
+
+
+def test_deleting_an_account_gives_no_new_budget(db: Database) -> None:
+    """The application's bills go with the account in Auth; what was spent today stays spent."""
+    run = finished(db)
+    before = db.call("training_budget_state")["day"]["spent"]
+    assert float(before) > 0
+    db.rows("delete from auth.users where id = %s", run["user_id"])
+    assert db.rows("select 1 from cost_records") == []
+    assert db.call("training_budget_state")["day"]["spent"] == before
+    (kept,) = db.rows("select jobs, runs, usd from training_erased_costs")
+    assert (kept["jobs"], kept["runs"]) == (1, 1)
+    assert float(kept["usd"]) == float(before)
