@@ -46,6 +46,7 @@ RENDERINGS: dict[str, Rendering] = {
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": Rendering(
         "answer", "in front", opens_thought=True, stop="<｜end▁of▁sentence｜>"
     ),
+    "Qwen/Qwen2.5-0.5B-Instruct": _CHATML,
     "Qwen/Qwen2.5-7B-Instruct": _CHATML,
     "Qwen/Qwen3-8B": Rendering(
         "conversation", "in front", opens_thought=False, stop="<|im_end|>", history_as_served=False

@@ -35,6 +35,13 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen2",
         _dense(hidden=5120, intermediate=27648, layers=64, heads=40, vocabulary=152064, num_key_value_heads=8),
     ),
+    "Qwen/Qwen2.5-0.5B-Instruct": (
+        "qwen2",
+        {
+            **_dense(hidden=896, intermediate=4864, layers=24, heads=14, vocabulary=151936, num_key_value_heads=2),
+            "tie_word_embeddings": True,
+        },
+    ),
     "Qwen/Qwen2.5-7B-Instruct": (
         "qwen2",
         _dense(hidden=3584, intermediate=18944, layers=28, heads=28, vocabulary=152064, num_key_value_heads=4),
@@ -73,4 +80,4 @@ def known_config(name: str) -> PretrainedConfig | None:
     if name not in SHAPES:
         return None
     architecture, shape = SHAPES[name]
-    return AutoConfig.for_model(architecture, **shape, tie_word_embeddings=False)
+    return AutoConfig.for_model(architecture, **{"tie_word_embeddings": False, **shape})

@@ -24,6 +24,7 @@ TEMPLATE_OF = {
     "mistralai/Mistral-7B-Instruct-v0.3": "mistral_v0_3",
     "meta-llama/Meta-Llama-3-8B-Instruct": "llama3",
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": "r1_distill",
+    "Qwen/Qwen2.5-0.5B-Instruct": "qwen2_5",
     "Qwen/Qwen2.5-7B-Instruct": "qwen2_5",
     "Qwen/Qwen3-8B": "qwen3",
     "Qwen/Qwen3-30B-A3B-Instruct-2507": "qwen3_instruct_2507",

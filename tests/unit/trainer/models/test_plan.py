@@ -38,6 +38,7 @@ def test_qwen3_next_80b_fits_one_80_gb_gpu(headline):
     [
         ("mistralai/Mistral-7B-Instruct-v0.2", 7.242),
         ("meta-llama/Meta-Llama-3-8B-Instruct", 8.030),
+        ("Qwen/Qwen2.5-0.5B-Instruct", 0.494),
         ("Qwen/Qwen2.5-7B-Instruct", 7.616),
         ("Qwen/Qwen3-8B", 8.191),
         ("Qwen/Qwen3-30B-A3B-Instruct-2507", 30.532),
