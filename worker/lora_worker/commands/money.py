@@ -1,4 +1,4 @@
-"""Commands about money: `estimate`, `guide`, `costs`, `budget`."""
+"""Commands about money: `estimate`, `plan`, `costs`, `budget`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def estimate(
 
 
 @commands.command()
-def guide(
+def plan(
     base_model: Annotated[str, typer.Argument(help="A base model; empty: all that are known.")] = "",
     as_json: AsJson = False,
 ) -> None:

@@ -73,16 +73,16 @@ def test_an_unknown_model_is_refused_with_the_one_that_is_meant(asked: str, mean
 
 
 def test_guide_needs_no_settings(run: Run) -> None:
-    done = run("guide", "--json")
+    done = run("plan", "--json")
     assert done.exit_code == 0, done.output
     listed = json.loads(done.stdout)
-    check_keys("guide", listed)
+    check_keys("plan", listed)
     assert [entry["base_model"] for entry in listed] == list(TERMS.models)
-    text = run("guide", "Qwen/Qwen3-8B").stdout
+    text = run("plan", "Qwen/Qwen3-8B").stdout
     assert "10 GB" in text
     assert "H200" in text
     assert "mistral" not in text
-    assert run("guide", "nothing/like-it").exit_code == 2
+    assert run("plan", "nothing/like-it").exit_code == 2
 
 
 def test_estimate_needs_no_settings(run: Run) -> None:
