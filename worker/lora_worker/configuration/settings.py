@@ -37,8 +37,7 @@ _KNOWN_BASE_MODELS = (
     "mistralai/Mistral-7B-Instruct-v0.3",
     "meta-llama/Meta-Llama-3-8B-Instruct",
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
-    # Small, so that `deploy smoke` takes minutes and cents.
-    "Qwen/Qwen2.5-0.5B-Instruct",
+    "Qwen/Qwen2.5-0.5B-Instruct",  # small, so that `deploy smoke` takes minutes and cents
     "Qwen/Qwen2.5-7B-Instruct",
     "Qwen/Qwen3-8B",
     "Qwen/Qwen3-30B-A3B-Instruct-2507",
@@ -48,7 +47,6 @@ _KNOWN_BASE_MODELS = (
 _LEAST_SECRET_CHARACTERS = 32
 
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)]
-
 
 DEFAULT_LAUNCHER = "runpod"
 
