@@ -39,6 +39,8 @@ def test_trace_log_metrics_and_notice_of_an_adopted_run(stage: Stage, collector:
             "OTEL_BSP_SCHEDULE_DELAY": "200",
             "LORA_WORKER_HTTP_PORT": str(port),
             "LORA_WORKER_NOTIFY_URLS": hook.url,
+            # Jobs of earlier tests may be held in this project.
+            "LORA_WORKER_NOTIFY_ABOUT": "job_failed,job_ended",
         }
         stage.runpod.replace_workers({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url})
         first = stage.worker(**variables)
@@ -85,7 +87,7 @@ def test_hanging_collector_and_receiver_hold_up_neither_run_nor_stop(stage: Stag
 def test_single_pass_tells_what_it_came_to_before_it_ends(stage: Stage) -> None:
     with Webhook() as hook:
         job_id = stage.user.queue(rank=-1)
-        stage.one_pass(LORA_WORKER_NOTIFY_URLS=hook.url)
+        stage.one_pass(LORA_WORKER_NOTIFY_URLS=hook.url, LORA_WORKER_NOTIFY_ABOUT="job_failed")
         told = hook.next()
     assert told["title"] == "Training job failed (hyperparameters_invalid)"
     assert job_id in told["message"]
