@@ -87,7 +87,7 @@ def test_hanging_collector_and_receiver_hold_up_neither_run_nor_stop(stage: Stag
 def test_single_pass_tells_what_it_came_to_before_it_ends(stage: Stage) -> None:
     with Webhook() as hook:
         job_id = stage.user.queue(rank=-1)
-        stage.one_pass(LORA_WORKER_NOTIFY_URLS=hook.url, LORA_WORKER_NOTIFY_ABOUT="job_failed")
+        stage.one_pass(LORA_WORKER_NOTIFY_URLS=hook.url, LORA_WORKER_NOTIFY_ABOUT="job_ended")
         told = hook.next()
     assert told["title"] == "Training job failed (hyperparameters_invalid)"
     assert job_id in told["message"]
