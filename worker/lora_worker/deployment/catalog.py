@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from lora_contract.names import nearest
@@ -26,6 +26,11 @@ class PoolOffer:
     """NONE, LOW, MEDIUM or HIGH, in the deployment's data centres; empty where the catalog does not say."""
 
 
+def types_of(gpu_types: Iterable[GpuType], pools: Collection[str], excluded: Collection[str] = ()) -> list[GpuType]:
+    """Return the GPU types on which a worker may be placed: those of the pools that are not excluded."""
+    return [gpu for gpu in gpu_types if gpu.pool in pools and gpu.id not in excluded]
+
+
 def offers(specification: Specification, survey: Survey) -> tuple[PoolOffer, ...]:
     """Return what is offered for each pool of a specification.
 
@@ -37,14 +42,14 @@ def offers(specification: Specification, survey: Survey) -> tuple[PoolOffer, ...
     for pool in wanted.pools:
         if pool not in pools:
             raise DeploymentError(f"gpu.pools: RunPod has no pool {pool}{_instead(pool, pools)}")
-    within = [gpu for gpu in survey.gpu_types if gpu.pool in wanted.pools]
+    within = types_of(survey.gpu_types, wanted.pools)
     types = {gpu.id for gpu in within if gpu.id}
     for excluded in wanted.excluded_types:
         if excluded not in types:
             raise DeploymentError(
                 f"gpu.excluded_types: {excluded} is no GPU type of these pools{_instead(excluded, types)}"
             )
-    left = [gpu for gpu in within if gpu.id not in wanted.excluded_types]
+    left = types_of(survey.gpu_types, wanted.pools, wanted.excluded_types)
     if not left:
         raise DeploymentError("gpu.excluded_types leaves no GPU type in gpu.pools: take one out")
     return tuple(

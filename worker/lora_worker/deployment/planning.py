@@ -10,7 +10,7 @@ from typing import Any
 from lora_contract.names import nearest
 from lora_worker.deployment.catalog import PoolOffer, offers
 from lora_worker.deployment.endpoint_settings import found_settings, wanted_settings
-from lora_worker.deployment.resources import Endpoint, NetworkVolume
+from lora_worker.deployment.resources import Endpoint, NetworkVolume, has_fixed_tag
 from lora_worker.deployment.specification import Specification, Volume
 from lora_worker.deployment.survey import Survey
 from lora_worker.errors import DeploymentError
@@ -212,7 +212,7 @@ def _place_notes(specification: Specification, survey: Survey) -> list[str]:
 
 
 def _image_notes(specification: Specification) -> list[str]:
-    name, _, tag = specification.image.rpartition("/")[2].partition(":")
-    if "@" in specification.image or (tag and tag != "latest"):
+    if has_fixed_tag(specification.image):
         return []
+    name = specification.image.rpartition("/")[2].partition(":")[0]
     return [f"the image {name} has no tag that stays: machines keep an earlier copy, and run it; name a version"]

@@ -153,6 +153,12 @@ class Stock(Answer):
     availability: Readable[Name] = None
 
 
+def has_fixed_tag(image: str) -> bool:
+    """Tell whether an image is named by a digest or a tag of its own: machines keep a copy of `latest`, and run it."""
+    tag = image.rpartition("/")[2].partition(":")[2]
+    return "@" in image or tag not in {"", "latest"}
+
+
 class GpuType(Answer):
     """A GPU of the catalog. `memory` is in GB; stock is there only where it was asked for."""
 

@@ -13,6 +13,7 @@ from dotenv.parser import Binding, parse_stream
 
 from lora_worker.configuration.addresses import url_fault
 from lora_worker.configuration.environment import ENV_FILE, read_env_text
+from lora_worker.deployment.catalog import types_of
 from lora_worker.deployment.resources import Endpoint
 from lora_worker.deployment.specification import Specification
 from lora_worker.deployment.survey import Survey
@@ -49,7 +50,7 @@ def worker_variables(
     """
     wanted = specification.gpu
     variables = {"GPU_CLUSTER_API_URL": job_url(endpoint), "LORA_WORKER_ENDPOINT_GPU_COUNT": str(wanted.count)}
-    cards = [gpu for gpu in survey.gpu_types if gpu.pool in wanted.pools and gpu.id not in wanted.excluded_types]
+    cards = types_of(survey.gpu_types, wanted.pools, wanted.excluded_types)
     types = {price.type if price else None for price in (find_gpu(prices, gpu.id) for gpu in cards)}
     if len(types) == 1 and (only := types.pop()) is not None:
         variables[GPU_TYPE] = only

@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from datetime import datetime
-from urllib.parse import urlsplit
 
 import httpx
 
-from lora_worker.configuration.addresses import is_under
 from lora_worker.configuration.settings import Settings
+from lora_worker.deployment.account import endpoint_id_of, open_api
 from lora_worker.deployment.resources import LogLine
 from lora_worker.deployment.rest import RunPodApi
 from lora_worker.errors import ServiceRefusedError
 from lora_worker.launchers.base import ContainerLine, ContainerLogs, LaunchRef
-from lora_worker.launchers.runpod_settings import REST_URL, RunPodSettings
+from lora_worker.launchers.runpod_settings import RunPodSettings
 
 _MOST_WORKERS = 8
 """Of so many workers of an endpoint the logs are read where it is not known which one had the job."""
 _IDLE_SECONDS = 5.0
 """RunPod's stream has no end: after so long without a line, all lines of the past have come."""
 _FOLLOW_SECONDS = 10.0
-_ENDPOINT_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 def open_container_logs(settings: Settings, http: httpx.AsyncClient) -> ContainerLogs | None:
     """The reader of these settings' logs; None where the launcher is another, or its account can't be asked."""
-    if not isinstance(settings, RunPodSettings):
+    api = open_api(settings, http)
+    if api is None:
         return None
-    host = urlsplit(settings.gpu_cluster_api_url).hostname or ""
-    if settings.runpod_api_url == REST_URL and not is_under(host, "runpod.ai"):
-        # The key belongs to somebody else's API, so RunPod does not get it.
-        return None
-    key = settings.gpu_cluster_api_key.get_secret_value()
-    return WorkerLogs(RunPodApi(settings.runpod_api_url, key, http=http), settings.gpu_cluster_api_url)
+    assert isinstance(settings, RunPodSettings)
+    return WorkerLogs(api, settings.gpu_cluster_api_url)
 
 
 class WorkerLogs:
@@ -70,8 +64,7 @@ class WorkerLogs:
                 raise
 
     def _endpoint_id(self, launch: LaunchRef) -> str | None:
-        found = (launch.endpoint or self._endpoint).rpartition("/")[2]
-        return found if _ENDPOINT_ID.fullmatch(found) else None
+        return endpoint_id_of(launch.endpoint or self._endpoint)
 
     async def _workers(self, endpoint_id: str) -> list[str]:
         workers = await self._api.list_workers(endpoint_id)

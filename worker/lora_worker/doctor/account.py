@@ -6,23 +6,24 @@ RunPod's own, leaves these checks out with a sentence.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from urllib.parse import urlsplit
+from datetime import datetime
 
 from lora_contract.words import counted
-from lora_worker.configuration.addresses import is_under
-from lora_worker.deployment.resources import Endpoint, GpuType, NetworkVolume, Worker
+from lora_worker.deployment.account import endpoint_id_of, open_api
+from lora_worker.deployment.catalog import types_of
+from lora_worker.deployment.resources import Endpoint, GpuType, NetworkVolume, Worker, has_fixed_tag
 from lora_worker.deployment.rest import RunPodApi
+from lora_worker.deployment.secrets import secret_fault
 from lora_worker.doctor.check import Check
 from lora_worker.errors import ServiceError, ServiceRefusedError
-from lora_worker.launchers.runpod_settings import REST_URL, RunPodSettings
+from lora_worker.launchers.runpod_settings import RunPodSettings
 from lora_worker.money.guide import holds, needed_memory_gb
 from lora_worker.money.pricing import GpuPrice, find_gpu
 from lora_worker.money.terms import Terms
 from lora_worker.services import Services
+from lora_worker.words import time_of
 
 _MOST_IDLE_SECONDS = 60
 """A worker that waits for another job is billed. Trainings last for minutes at least, so waiting longer rarely pays."""
@@ -31,8 +32,6 @@ _STUCK_SECONDS = 1800.0
 """The trainer's image has about 10 GB: even a slow host pulls it in a quarter of an hour."""
 
 _PRICE_TOLERANCE = 0.05
-_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)", re.IGNORECASE)
-_MOVING_TAG = re.compile(r"(^[^:@]+|:latest)$")
 _CHANGE = "change it in deploy.toml and run `lora-worker deploy apply`"
 
 
@@ -53,12 +52,13 @@ async def check_account(services: Services) -> list[Check]:
         ServiceError: RunPod does not answer.
     """
     settings = services.settings
-    if not isinstance(settings, RunPodSettings) or not _has_account(settings):
+    api = open_api(settings, services.http)
+    if api is None:
         return []
-    api = RunPodApi(settings.runpod_api_url, settings.gpu_cluster_api_key.get_secret_value(), http=services.http)
-    endpoint_id = urlsplit(settings.gpu_cluster_api_url).path.rstrip("/").rpartition("/")[2]
+    assert isinstance(settings, RunPodSettings)
+    endpoint_id = endpoint_id_of(settings.gpu_cluster_api_url)
     try:
-        account = await _read_account(api, endpoint_id)
+        account = await _read_account(api, endpoint_id) if endpoint_id else None
     except ServiceRefusedError as error:
         if error.status == 401:
             return []  # The endpoint's own check names the wrong key.
@@ -67,7 +67,7 @@ async def check_account(services: Services) -> list[Check]:
         text = "the RunPod key may send jobs but not look at the endpoint: its time-outs, GPUs and prices are unknown"
         return [Check("account", None, text, "use a key with read access to see them")]
     if account is None:
-        text = f"the account of the RunPod key has no endpoint {endpoint_id}"
+        text = f"the account of the RunPod key has no endpoint {endpoint_id or settings.gpu_cluster_api_url}"
         return [Check("account", False, text, "check GPU_CLUSTER_API_URL or RUNPOD_ENDPOINT_ID")]
     checks = [
         *examine_endpoint(account.endpoint, settings),
@@ -84,12 +84,6 @@ async def _waiting_base_models(services: Services) -> list[str]:
         return (await services.queue.project_report())["base_models"]
     except ServiceError:
         return []  # The database's checks say why.
-
-
-def _has_account(settings: RunPodSettings) -> bool:
-    """Whether the endpoint is at RunPod, or stands beside another REST API that is named (a local RunPod)."""
-    host = urlsplit(settings.gpu_cluster_api_url).hostname or ""
-    return is_under(host, "runpod.ai") or settings.runpod_api_url != REST_URL
 
 
 async def _read_account(api: RunPodApi, endpoint_id: str) -> Account | None:
@@ -126,19 +120,14 @@ def examine_endpoint(endpoint: Endpoint, settings: RunPodSettings) -> list[Check
     if endpoint.flashboot not in {None, "OFF"}:
         text = "FlashBoot is on: it may start a worker with the state of an earlier job, and saves a training nothing"
         faults.append((text, f"switch it off: {_CHANGE}"))
-    if endpoint.image and _MOVING_TAG.search(endpoint.image):
+    if endpoint.image and not has_fixed_tag(endpoint.image):
         text = f"its image {endpoint.image} has no fixed tag: hosts keep an older one of that name"
         faults.append((text, f"name a version: {_CHANGE}"))
-    secret = sorted(name for name, value in (endpoint.env or {}).items() if _is_secret(name, value))
+    secret = sorted(name for name, value in (endpoint.env or {}).items() if secret_fault(name, value))
     if secret:
         text = f"its environment holds {', '.join(secret)}, which everybody with access to the account can read"
         faults.append((text, "use a secret of RunPod, {{ RUNPOD_SECRET_… }}, or remove it"))
     return [Check("account", False, finding, remedy) for finding, remedy in faults]
-
-
-def _is_secret(name: str, value: str) -> bool:
-    # RunPod replaces {{ RUNPOD_SECRET_name }} when it starts a worker, so that the value stands nowhere.
-    return bool(_SECRET_NAME.search(name) and value) and not value.lstrip().startswith("{{")
 
 
 def examine_volumes(endpoint: Endpoint, volumes: Iterable[NetworkVolume]) -> list[Check]:
@@ -166,8 +155,7 @@ def examine_gpus(
 ) -> list[Check]:
     """Check the endpoint's GPUs against the settings by which they are billed, and the price table against RunPod's."""
     pools = set((endpoint.gpu and endpoint.gpu.pools) or [])
-    excluded = set((endpoint.gpu and endpoint.gpu.excluded_types) or [])
-    offered = [gpu for gpu in gpu_types if gpu.pool in pools and gpu.id not in excluded]
+    offered = types_of(gpu_types, pools, (endpoint.gpu and endpoint.gpu.excluded_types) or ())
     checks = _count_check(endpoint, settings) + _price_checks(offered, prices)
     cards = {price.type for gpu in offered if (price := find_gpu(prices, gpu.id))}
     card = find_gpu(prices, settings.endpoint_gpu_type)
@@ -210,7 +198,8 @@ def examine_account_workers(workers: Iterable[Worker], now: datetime) -> list[Ch
     """Find workers that don't get ready: they are billed for nothing, or their image is broken."""
     checks = []
     for worker in workers:
-        seconds = _age_seconds(worker.started_at, now)
+        started = time_of(worker.started_at)
+        seconds = (now - started).total_seconds() if started else 0.0
         if worker.status == "UNHEALTHY":
             text = f"the worker {worker.id} is unhealthy"
             checks.append(Check("account", False, text, "read why: `lora-worker logs` of a job that waits"))
@@ -220,16 +209,6 @@ def examine_account_workers(workers: Iterable[Worker], now: datetime) -> list[Ch
                 Check("account", False, text, "check that the image exists and can be pulled; end the worker")
             )
     return checks
-
-
-def _age_seconds(started_at: str | None, now: datetime) -> float:
-    if started_at is None:
-        return 0.0
-    try:
-        started = datetime.fromisoformat(started_at)
-    except ValueError:
-        return 0.0
-    return (now - (started if started.tzinfo else started.replace(tzinfo=UTC))).total_seconds()
 
 
 def examine_base_models(base_models: Iterable[str], terms: Terms) -> list[Check]:

@@ -6,7 +6,7 @@ The decisions are pure functions of the report (`training_project_report`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 
 from lora_contract.words import counted
 from lora_worker.database.functions import OPEN_FUNCTIONS, TRAINER_FUNCTIONS, USER_FUNCTIONS, WORKER_FUNCTIONS
@@ -20,6 +20,7 @@ from lora_worker.database.project_report import (
 )
 from lora_worker.doctor.check import Check
 from lora_worker.services import Services
+from lora_worker.words import time_of
 
 _MOST_SKEW_SECONDS = 30.0
 """Signed URLs and legacy keys carry times, and both sides compare those with their own clock."""
@@ -59,11 +60,9 @@ async def check_project(services: Services) -> list[Check]:
 
 def examine_clock(database_time: str, asked_at: datetime, answered_at: datetime) -> list[Check]:
     """Compare the database's clock with this machine's: the answer was made between the two times here."""
-    try:
-        there = datetime.fromisoformat(database_time)
-    except ValueError:
+    there = time_of(database_time)
+    if there is None:
         return [Check("clock", False, "the database's time could not be read", "run `lora-worker migrate`")]
-    there = there if there.tzinfo else there.replace(tzinfo=UTC)
     early, late = (asked_at - there).total_seconds(), (there - answered_at).total_seconds()
     skew = max(early, late)
     if skew <= _MOST_SKEW_SECONDS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,11 +9,11 @@ import httpx
 import pytest
 import respx
 
+from lora_worker.deployment.account import open_api
 from lora_worker.deployment.resources import Endpoint, GpuType, NetworkVolume, Worker
-from lora_worker.doctor import account
 from lora_worker.doctor.account import check_account
 from lora_worker.doctor.check import Check
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod_settings import REST_URL, RunPodSettings
 from tests.scripted import FakeQueue, make_services
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -22,7 +21,8 @@ API = "https://rest.example/v2"
 
 ENDPOINT: dict[str, Any] = {
     "id": "ep1", "name": "lora-trainer", "type": "QUEUE", "image": "ghcr.io/x/trainer:0.1.0", "disk": 60,
-    "env": {"HF_HOME": "/runpod-volume/hub", "HF_TOKEN": "{{ RUNPOD_SECRET_hf }}"},
+    "env": {"HF_HOME": "/runpod-volume/hub", "HF_TOKEN": "{{ RUNPOD_SECRET_hf }}",
+            "TOKENIZERS_PARALLELISM": "false"},
     "gpu": {"pools": ["ADA_80_PRO"], "excludedTypes": [], "count": 1},
     "workers": {"min": 0, "max": 3, "idleTimeout": 10}, "timeout": 43_200_000, "flashboot": "OFF",
     "networkVolumes": ["vol1"], "dataCenterIds": ["EU-1"],
@@ -112,6 +112,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "FlashBoot": (changed(flashboot="FLASHBOOT"), "FlashBoot is on"),
     "image called latest": (changed(image="ghcr.io/x/trainer:latest"), "has no fixed tag"),
     "image without a tag": (changed(image="trainer"), "has no fixed tag"),
+    "image of a registry with a port": (changed(image="registry:5000/trainer"), "has no fixed tag"),
     "key in the environment": (changed(env={"HF_TOKEN": "hf_secret"}), "its environment holds HF_TOKEN"),
     "no volume": (changed(networkVolumes=[]), "it has no network volume"),
     "volume gone": ({"volumes": []}, "its network volume vol1 does not exist"),
@@ -154,11 +155,11 @@ async def test_base_model_too_large_for_the_card_is_named() -> None:
 @pytest.mark.parametrize(
     ("changes", "reads"),
     [
-        ({"runpod_api_url": account.REST_URL}, True),
-        ({"runpod_api_url": account.REST_URL, "gpu_cluster_api_url": "http://10.0.0.1/v2/ep1"}, False),
+        ({"runpod_api_url": REST_URL}, True),
+        ({"runpod_api_url": REST_URL, "gpu_cluster_api_url": "http://10.0.0.1/v2/ep1"}, False),
         ({"gpu_cluster_api_url": "http://127.0.0.1:9/v2/ep1"}, True),
     ],
 )
-def test_account_is_asked_only_about_an_endpoint_of_its_own(changes: dict[str, Any], reads: bool) -> None:
-    has_account: Callable[[RunPodSettings], bool] = account._has_account
-    assert has_account(settings(**changes)) is reads
+async def test_account_is_asked_only_about_an_endpoint_of_its_own(changes: dict[str, Any], reads: bool) -> None:
+    async with httpx.AsyncClient() as http:
+        assert (open_api(settings(**changes), http) is not None) is reads
