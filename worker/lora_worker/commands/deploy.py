@@ -13,12 +13,12 @@ from lora_worker.commands import deploy_init, deploy_prefetch, deploy_smoke
 from lora_worker.commands.deploy_access import say, specification_or_exit, with_api
 from lora_worker.commands.terminal import (
     EXIT_CHANGES_NEEDED,
-    EXIT_USAGE,
     AsJson,
     command_group,
+    confirm_or_exit,
     make_console,
-    may_ask,
     refuse,
+    refuse_unattended,
     show,
 )
 
@@ -145,12 +145,8 @@ def confirm(yes: bool, question: str, command: str) -> None:
     """Ask whether to go on; exits with 1 on a no, and with 2 where nobody can be asked."""
     if yes:
         return
-    if not may_ask():
-        raise refuse(
-            f"nobody can be asked here: `lora-worker deploy {command} --yes` goes on without asking", EXIT_USAGE
-        )
-    if not typer.confirm(question, default=False, err=True):
-        raise refuse("nothing was changed")
+    refuse_unattended(f"nobody can be asked here: `lora-worker deploy {command} --yes` goes on without asking")
+    confirm_or_exit(question)
 
 
 @deploy.command()

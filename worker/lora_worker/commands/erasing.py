@@ -9,11 +9,10 @@ import typer
 
 from lora_worker.commands.terminal import (
     EXIT_FAILED,
-    EXIT_USAGE,
     AsJson,
     command_group,
-    may_ask,
-    refuse,
+    confirm_or_exit,
+    refuse_unattended,
     show,
     with_services,
 )
@@ -33,8 +32,8 @@ def erase_user(
     as_json: AsJson = False,
 ) -> None:
     """Stop the runs of a user, and erase datasets, adapters, logs and rows (docs/costs.md). The account stays."""
-    if not yes and not may_ask():
-        raise refuse("to erase a user give --yes: nobody can be asked here", EXIT_USAGE)
+    if not yes:
+        refuse_unattended("to erase a user give --yes: nobody can be asked here")
     done = with_services(lambda services: _erase(services, user, wait_seconds, asks=not yes))
     answer = {
         "user_id": str(done.user_id),
@@ -74,8 +73,7 @@ async def _find(services: Services, user: str) -> UUID:
 def _ask(user_id: UUID, state: dict[str, Any]) -> None:
     what = ", ".join(f"{count} {name}" for name, count in state.items() if count and name != "busy") or "nothing known"
     busy = f"; {state['busy']} of the runs have a GPU, which is stopped" if state["busy"] else ""
-    if not typer.confirm(f"Erase user {user_id} ({what}{busy}), with all files?", err=True):
-        raise refuse("nothing is changed")
+    confirm_or_exit(f"Erase user {user_id} ({what}{busy}), with all files?")
 
 
 def _words(done: Erasure) -> str:

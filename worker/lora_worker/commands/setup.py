@@ -12,8 +12,9 @@ from lora_worker.commands.terminal import (
     AsJson,
     checked_settings,
     command_group,
-    may_ask,
+    confirm_or_exit,
     refuse,
+    refuse_unattended,
     show,
     with_services,
 )
@@ -121,10 +122,8 @@ def _ask_before_undoing(url: str) -> None:
     from lora_worker.database.migrations import describe_database
 
     what = f"undo all migrations of {describe_database(url)}, with the history of runs, budgets and holds"
-    if not may_ask():
-        raise refuse(f"to {what}, give --yes: nobody can be asked here", EXIT_USAGE)
-    if not typer.confirm(f"{what[0].upper()}{what[1:]}?", err=True):
-        raise refuse("nothing is changed")
+    refuse_unattended(f"to {what}, give --yes: nobody can be asked here")
+    confirm_or_exit(f"{what[0].upper()}{what[1:]}?")
 
 
 def _print_migration(done: Migration, *, down: bool) -> None:

@@ -109,6 +109,18 @@ def may_ask() -> bool:
     return sys.stdin.isatty()
 
 
+def refuse_unattended(text: str) -> None:
+    """Exit with 2 and this sentence where nobody can answer a question."""
+    if not may_ask():
+        raise refuse(text, EXIT_USAGE)
+
+
+def confirm_or_exit(question: str) -> None:
+    """Ask a question on standard error; exits with 1 on a no."""
+    if not typer.confirm(question, default=False, err=True):
+        raise refuse("nothing is changed")
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """Return a console as wide as the terminal, or of `PIPE_COLUMNS` without colours where the output is a pipe.
 
