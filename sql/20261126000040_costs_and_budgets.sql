@@ -53,25 +53,33 @@ begin
 end
 $migration$;
 
--- Returns the bills of trainings since a time, by days: what of their details is known.
-create or replace function public.training_bills(since timestamptz, of_user uuid default null)
+-- Returns what is known of the details of a training's bill.
+create or replace function public.training_bill_details(
+  bill public.cost_records, out job text, out run text, out seconds double precision, out base_model text
+) language sql stable set search_path = '' as $$
+  select
+    coalesce(bill.job_id::text, left(bill.details->>'job_id', 36), bill.id::text), coalesce(r.id, bill.id)::text,
+    coalesce(public.training_number(bill.details->'gpu_seconds', 0, 1e9),
+             public.training_number(bill.details->'duration_hours', 0, 1e6) * 3600, 0),
+    coalesce(r.base_model, 'unknown')
+  from (select case when bill.details->>'run_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+                    then (bill.details->>'run_id')::uuid end as run_id) named
+  left join public.training_runs r on r.id = named.run_id
+$$;
+
+-- Returns the bills of trainings since a time, by days.
+create or replace function public.training_bills(since timestamptz)
 returns table (user_id uuid, billing_period date, recorded_at timestamptz, amount numeric, job text, run text,
                seconds double precision, base_model text)
 language sql stable set search_path = '' as $$
   select c.user_id, c.billing_period,
     coalesce(c.recorded_at, c.billing_period::timestamp at time zone 'utc'), c.amount,
-    coalesce(c.job_id::text, left(c.details->>'job_id', 36), c.id::text), coalesce(r.id, c.id)::text,
-    coalesce(public.training_number(c.details->'gpu_seconds', 0, 1e9),
-             public.training_number(c.details->'duration_hours', 0, 1e6) * 3600, 0),
-    coalesce(r.base_model, 'unknown')
+    d.job, d.run, d.seconds, d.base_model
   from public.cost_records c
-  left join public.training_runs r
-    on r.id = case when c.details->>'run_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-                   then (c.details->>'run_id')::uuid end
+  cross join lateral public.training_bill_details(c) d
   where c.cost_type = 'training_compute'
     -- The index knows days only, and a bill may be recorded a little after its day.
     and c.billing_period >= (training_bills.since at time zone 'utc')::date - 1
-    and (training_bills.of_user is null or c.user_id = training_bills.of_user)
 $$;
 
 -- Returns what trainings have cost, from their bills: [{key, jobs, runs, gpu_seconds, usd}], 1000 at the most. `by` is
@@ -430,7 +438,7 @@ language sql stable security definer set search_path = '' as $$
       order by s.spent + s.live desc, u.user_id) x), '[]'))
 $$;
 
-revoke all on function public.training_bills(timestamptz, uuid),
+revoke all on function public.training_bill_details(public.cost_records), public.training_bills(timestamptz),
   public.training_costs(timestamptz, timestamptz, text), public.training_failures(timestamptz),
   public.training_budget(uuid), public.training_spending(uuid), public.training_may_cost(text, uuid),
   public.training_fits_budget(text, uuid), public.set_training_budget(uuid, numeric),

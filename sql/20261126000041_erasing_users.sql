@@ -87,15 +87,10 @@ create or replace function public.training_keep_erased_costs() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
   insert into public.training_erased_costs as e (billing_period, base_model, jobs, runs, gpu_seconds, usd)
-  select g.billing_period, coalesce(r.base_model, 'unknown'),
-    count(distinct coalesce(g.job_id::text, left(g.details->>'job_id', 36), g.id::text)), count(distinct coalesce(r.id, g.id)),
-    round(sum(coalesce(public.training_number(g.details->'gpu_seconds', 0, 1e9),
-                       public.training_number(g.details->'duration_hours', 0, 1e6) * 3600, 0))::numeric, 3),
-    sum(g.amount)
+  select g.billing_period, d.base_model, count(distinct d.job), count(distinct d.run),
+    round(sum(d.seconds)::numeric, 3), sum(g.amount)
   from gone g
-  left join public.training_runs r
-    on r.id = case when g.details->>'run_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-                   then (g.details->>'run_id')::uuid end
+  cross join lateral public.training_bill_details(row(g.*)::public.cost_records) d
   where g.cost_type = 'training_compute'
   group by 1, 2
   on conflict (billing_period, base_model) do update
