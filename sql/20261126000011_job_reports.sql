@@ -439,16 +439,21 @@ language sql stable set search_path = '' as $$
       order by e.endpoint limit 20) x), '[]'))
 $$;
 
+-- Returns what live runs have cost so far in USD, beyond what is billed.
+create or replace function public.training_live_costs() returns numeric
+language sql stable set search_path = '' as $$
+  select coalesce(sum(greatest((j.row->>'current_cost')::numeric - public.training_spent_cost(r), 0)), 0)
+  from public.training_runs r
+  cross join lateral (select public.training_job_row(r.queue, r.job_id) as row) j
+  where r.status in ('launched', 'running') and (j.row->>'current_cost')::numeric <> 'NaN'
+$$;
+
 -- Returns what all trainings have cost today (UTC) in USD: what is billed, and what live runs have cost beyond that.
 create or replace function public.training_spent_today() returns numeric
 language sql stable set search_path = '' as $$
   select coalesce((select sum(c.amount) from public.cost_records c
                    where c.billing_period = (now() at time zone 'utc')::date and c.cost_type = 'training_compute'
-                     and c.amount <> 'NaN'), 0)
-    + coalesce((select sum(greatest((j.row->>'current_cost')::numeric - public.training_spent_cost(r), 0))
-                from public.training_runs r
-                cross join lateral (select public.training_job_row(r.queue, r.job_id) as row) j
-                where r.status in ('launched', 'running') and (j.row->>'current_cost')::numeric <> 'NaN'), 0)
+                     and c.amount <> 'NaN'), 0) + public.training_live_costs()
 $$;
 
 -- As before, and beside it the jobs that failed in the last day, what was spent today, what operators hold, and which
@@ -532,6 +537,7 @@ revoke all on function public.training_enter_stage(uuid, text, timestamptz), pub
   public.training_waits_for(uuid, uuid, text, text, int), public.training_most_of_user(),
   public.training_job_entry(text, uuid, text, int), public.list_training_jobs(jsonb),
   public.training_run_stages(public.training_runs, timestamptz), public.training_job_points(text, uuid),
-  public.training_job_details(uuid), public.training_spent_today()
+  public.training_job_details(uuid), public.training_spent_today(),
+  public.training_live_costs()
   from public, anon, authenticated, service_role;
 grant execute on function public.list_training_jobs(jsonb), public.training_job_details(uuid) to service_role;

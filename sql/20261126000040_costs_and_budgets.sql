@@ -77,7 +77,7 @@ language sql stable set search_path = '' as $$
     d.job, d.run, d.seconds, d.base_model
   from public.cost_records c
   cross join lateral public.training_bill_details(c) d
-  where c.cost_type = 'training_compute'
+  where c.cost_type = 'training_compute' and c.amount <> 'NaN'
     -- The index knows days only, and a bill may be recorded a little after its day.
     and c.billing_period >= (training_bills.since at time zone 'utc')::date - 1
 $$;
@@ -151,7 +151,7 @@ begin
   spent := (
     select coalesce(sum(c.amount), 0) from public.cost_records c
     where c.billing_period = (now() at time zone 'utc')::date and c.cost_type = 'training_compute'
-      and (training_spending.user_id is null or c.user_id = training_spending.user_id))
+      and c.amount <> 'NaN' and (training_spending.user_id is null or c.user_id = training_spending.user_id))
     + case when training_spending.user_id is null then (
         select coalesce(sum(e.usd), 0) from public.training_erased_costs e
         where e.billing_period = (now() at time zone 'utc')::date) else 0 end;
@@ -164,6 +164,12 @@ begin
     where r.status in ('claimed', 'launched', 'running')
       and (training_spending.user_id is null or r.user_id = training_spending.user_id));
 end
+$$;
+
+-- As before, with what has been spent on bills that are deleted: what operators see is what budgets count.
+create or replace function public.training_spent_today() returns numeric
+language sql stable set search_path = '' as $$
+  select (public.training_spending(null)).spent + public.training_live_costs()
 $$;
 
 -- Returns what a job may cost: the high end of its estimate, within the limit of a job. Without an estimate it is that

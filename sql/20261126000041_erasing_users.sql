@@ -1,20 +1,30 @@
 -- Erases what is known of a user: rows and, by the worker's command, files. Sums of what their trainings have cost stay,
 -- without their name, so that a month still adds up to the launcher's bill.
 
+-- Returns the user's jobs of the newer queue, where the creator of a job without a user counts as its user.
+create or replace function public.training_pipeline_jobs_of(user_id uuid) returns setof uuid
+language plpgsql stable set search_path = '' as $$
+#variable_conflict use_column
+begin
+  if to_regclass('public.pipeline_training_jobs') is not null then
+    return query
+      select j.id from public.pipeline_training_jobs j
+      where j.user_id = training_pipeline_jobs_of.user_id
+        or (j.user_id is null and public.training_pipeline_maker(j.id) = training_pipeline_jobs_of.user_id);
+  end if;
+end
+$$;
+
 -- Returns how much there is of a user: {datasets, jobs, artifacts, notifications, costs, runs, busy}. `busy` counts live
 -- runs, and launches that may not have ended: only their rows tell which GPU must be stopped.
 create or replace function public.training_user_state(user_id uuid) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 #variable_conflict use_column
-declare
-  pipeline bigint := 0;
 begin
-  if to_regclass('public.pipeline_training_jobs') is not null then
-    pipeline := (select count(*) from public.pipeline_training_jobs j where j.user_id = training_user_state.user_id);
-  end if;
   return jsonb_build_object(
     'datasets', (select count(*) from public.datasets d where d.user_id = training_user_state.user_id),
-    'jobs', pipeline + (select count(*) from public.training_jobs j where j.user_id = training_user_state.user_id),
+    'jobs', (select count(*) from public.training_pipeline_jobs_of(training_user_state.user_id))
+      + (select count(*) from public.training_jobs j where j.user_id = training_user_state.user_id),
     'artifacts', (select count(*) from public.model_artifacts a where a.user_id = training_user_state.user_id),
     'notifications', (select count(*) from public.notifications n where n.user_id = training_user_state.user_id),
     'costs', (select count(*) from public.cost_records c where c.user_id = training_user_state.user_id),
@@ -45,7 +55,8 @@ begin
   if to_regclass('public.pipeline_training_jobs') is not null then
     for job in
       select j.id from public.pipeline_training_jobs j
-      where j.user_id = stop_user_training.user_id and j.status in ('pending', 'queued', 'initializing', 'running')
+      where j.id in (select public.training_pipeline_jobs_of(stop_user_training.user_id))
+        and j.status in ('pending', 'queued', 'initializing', 'running')
       order by j.id
     loop
       stopped := stopped + public.cancel_training_job(job.id)::int;
@@ -91,7 +102,7 @@ begin
     round(sum(d.seconds)::numeric, 3), sum(g.amount)
   from gone g
   cross join lateral public.training_bill_details(row(g.*)::public.cost_records) d
-  where g.cost_type = 'training_compute'
+  where g.cost_type = 'training_compute' and g.amount <> 'NaN'
   group by 1, 2
   on conflict (billing_period, base_model) do update
   set jobs = e.jobs + excluded.jobs, runs = e.runs + excluded.runs, gpu_seconds = e.gpu_seconds + excluded.gpu_seconds,
@@ -127,7 +138,8 @@ begin
   end if;
   delete from public.training_holds h where h.job_id in (
     select r.job_id from public.training_runs r where r.user_id = erase_training_user.user_id
-    union select j.id from public.training_jobs j where j.user_id = erase_training_user.user_id);
+    union select j.id from public.training_jobs j where j.user_id = erase_training_user.user_id
+    union select public.training_pipeline_jobs_of(erase_training_user.user_id));
   delete from public.training_retries t where t.job_id in (
     select r.job_id from public.training_runs r where r.user_id = erase_training_user.user_id);
   -- In this order, because of the references between them.
@@ -136,7 +148,10 @@ begin
     'training_runs', 'training_budgets', 'training_operator_holds', 'training_waiting_users']
   loop
     continue when to_regclass('public.' || wanted) is null;
-    execute format('delete from public.%I where user_id = $1', wanted) using erase_training_user.user_id;
+    execute format('delete from public.%I where ', wanted)
+      || case wanted when 'pipeline_training_jobs' then 'id in (select public.training_pipeline_jobs_of($1))'
+                     else 'user_id = $1' end
+    using erase_training_user.user_id;
     get diagnostics deleted = row_count;
     if deleted > 0 then
       gone := gone || jsonb_build_object(wanted, deleted);
@@ -152,7 +167,8 @@ exception when foreign_key_violation or restrict_violation then
 end
 $$;
 
-revoke all on function public.training_keep_erased_costs(), public.training_user_state(uuid),
+revoke all on function public.training_keep_erased_costs(), public.training_pipeline_jobs_of(uuid),
+  public.training_user_state(uuid),
   public.stop_user_training(uuid), public.training_user_objects(uuid, text, int), public.erase_training_user(uuid)
   from public, anon, authenticated, service_role;
 grant execute on function public.training_user_state(uuid), public.stop_user_training(uuid),

@@ -78,8 +78,9 @@ begin
   delete from public.training_holds h where h.job_id = job.id;
   delete from public.training_retries t where t.job_id = job.id;
   delete from public.training_reservations s where s.job_id = job.id;
-  delete from public.training_runs r where r.job_id = job.id;
+  -- Before the run, which tells the base model of the sums that are kept.
   delete from public.cost_records c where c.job_id = job.id;
+  delete from public.training_runs r where r.job_id = job.id;
   delete from public.notifications n where n.user_id = job.user_id and n.metadata->>'job_id' = job.id::text;
   update public.training_jobs j set artifact_id = null where j.id = job.id and j.artifact_id is not null;
   delete from public.model_artifacts a where a.job_id = job.id;

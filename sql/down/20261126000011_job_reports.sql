@@ -1,6 +1,7 @@
 -- Undoes 20261126000011_job_reports.sql. The functions that it replaced go with the files that made them.
 
 drop function if exists public.training_spent_today();
+drop function if exists public.training_live_costs();
 drop function if exists public.training_job_details(uuid);
 drop function if exists public.training_job_points(text, uuid);
 drop function if exists public.training_run_stages(public.training_runs, timestamptz);

@@ -101,6 +101,9 @@ def test_what_was_billed_today_counts_and_yesterday_does_not(db: Database) -> No
     db.rows("delete from cost_records")
     look_again(db)
     assert db.claim() == []
+    assert db.call("queue_health")["spent_today"] == pytest.approx(
+        float(db.call("training_budget_state")["day"]["spent"])
+    )
     db.rows("truncate training_erased_costs")
     db.rows(bill, user, 1.5 * one, 0)
     look_again(db)

@@ -88,6 +88,18 @@ def test_jobs_of_both_queues_are_stopped_and_erased(db: Database, pipeline: Pipe
     assert erase(db, user)["rows"]["pipeline_training_jobs"] == 1
 
 
+def test_job_of_the_newer_queue_belongs_to_its_maker(db: Database, pipeline: Pipeline) -> None:
+    """Where a job there has no user, its creator is who it is trained, billed and erased for."""
+    user, other = db.user(), db.user()
+    job = pipeline.queue(created_by=user, dataset_id=db.dataset(user))
+    kept = pipeline.queue(created_by=other, dataset_id=db.dataset(other))
+    assert db.call("training_user_state", user)["jobs"] == 1
+    assert db.call("stop_user_training", user) == 1
+    assert pipeline.job(job)["status"] == "cancelled"
+    assert erase(db, user)["rows"]["pipeline_training_jobs"] == 1
+    assert pipeline.job(kept)["status"] == "pending"
+
+
 def test_a_foreign_reference_is_reported_and_changes_nothing(db: Database) -> None:
     run = finished(db)
     stranger = db.user()
