@@ -9,6 +9,7 @@ import pytest
 
 from lora_worker.doctor.check import Check
 from lora_worker.doctor.examine import examine
+from lora_worker.doctor.project import GUARDED_TABLES
 from lora_worker.launchers.base import EndpointHealth
 from lora_worker.launchers.runpod_settings import RunPodSettings
 from lora_worker.services import open_services
@@ -214,3 +215,9 @@ async def test_doctor_names_each_fault_with_a_remedy_and_nothing_else(
             connection.execute(mended.encode())
     assert set(found) == set(findings)
     assert all(found.values())
+
+
+def test_doctor_guards_every_table_of_ours(project: LocalSupabase) -> None:
+    with psycopg.connect(project.database_url) as connection:
+        tables = {name for (name,) in connection.execute("select tablename from pg_tables where schemaname = 'public'")}
+    assert tables - set(GUARDED_TABLES) == set()

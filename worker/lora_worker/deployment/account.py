@@ -1,8 +1,7 @@
-"""How the worker's own settings lead to RunPod's REST API, and to the endpoint there."""
+"""How the worker's own settings lead to RunPod's REST API."""
 
 from __future__ import annotations
 
-import re
 from urllib.parse import urlsplit
 
 import httpx
@@ -11,8 +10,6 @@ from lora_worker.configuration.addresses import is_under
 from lora_worker.configuration.settings import Settings
 from lora_worker.deployment.rest import RunPodApi
 from lora_worker.launchers.runpod_settings import REST_URL, RunPodSettings
-
-_ENDPOINT_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 def open_api(settings: Settings, http: httpx.AsyncClient) -> RunPodApi | None:
@@ -24,9 +21,3 @@ def open_api(settings: Settings, http: httpx.AsyncClient) -> RunPodApi | None:
         # The key belongs to somebody else's API, so RunPod does not get it.
         return None
     return RunPodApi(settings.runpod_api_url, settings.gpu_cluster_api_key.get_secret_value(), http=http)
-
-
-def endpoint_id_of(address: str) -> str | None:
-    """Return the id at the end of an endpoint's address; None where what stands there is no id."""
-    found = address.rpartition("/")[2]
-    return found if _ENDPOINT_ID.fullmatch(found) else None

@@ -170,7 +170,7 @@ async def look_for_endpoint(api: RunPodApi, name: str) -> Endpoint:
         DeploymentError: there is none, or there are two.
         ServiceError: RunPod refused a call or failed.
     """
-    found = (await look_at_resources(api)).endpoint(name)
+    found = Survey(endpoints=tuple(await api.list_endpoints())).endpoint(name)
     if found is None:
         raise DeploymentError(f"RunPod holds no endpoint named {name}: `lora-worker deploy apply` makes it")
     return found

@@ -88,11 +88,10 @@ class Workers(Answer):
 
 
 class Scaling(Answer):
-    """When an endpoint gets another worker: after so many seconds of queue, or at so many requests for each."""
+    """When an endpoint gets another worker: after so many seconds of queue, where its type says so."""
 
     type: Readable[Name] = None
     queue_delay: Readable[float] = None
-    request_count: Readable[_Count] = None
 
 
 class RequestUrls(Answer):
@@ -184,13 +183,6 @@ class Worker(Answer):
 
     id: Readable[ResourceId] = None
     status: Readable[Name] = None
-    is_stale: Readable[bool] = None
-    """It runs with an earlier configuration of its endpoint."""
-    gpu_count: Readable[_Count] = None
-    gpu_type_id: Readable[Name] = None
-    data_center_id: Readable[Name] = None
-    image: Readable[Name] = None
-    uptime_seconds: Readable[_Count] = None
     started_at: Readable[Name] = None
 
 

@@ -171,10 +171,11 @@ class RunPodApi:
             async with self.http.stream("GET", url, params=query, headers=headers, timeout=timeout) as response:
                 if response.status_code != 200:
                     raise await self._refusal(await read_answer(response), doing)
-                async for line in read_log_lines(response, most_lines=most_lines):
-                    yield line
-        except httpx.ReadTimeout:
-            return
+                try:
+                    async for line in read_log_lines(response, most_lines=most_lines):
+                        yield line
+                except httpx.ReadTimeout:
+                    return
         except httpx.HTTPError as error:
             raise ServiceUnavailableError(SERVICE, f"RunPod is not reachable: {why_unreachable(error)}") from None
 

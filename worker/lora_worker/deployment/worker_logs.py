@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import datetime
 
 import httpx
 
 from lora_worker.configuration.settings import Settings
-from lora_worker.deployment.account import endpoint_id_of, open_api
+from lora_worker.deployment.account import open_api
 from lora_worker.deployment.resources import LogLine
 from lora_worker.deployment.rest import RunPodApi
 from lora_worker.errors import ServiceRefusedError
+from lora_worker.launchers.addresses import endpoint_id_of
 from lora_worker.launchers.base import ContainerLine, ContainerLogs, LaunchRef
 from lora_worker.launchers.runpod_settings import RunPodSettings
 
@@ -20,6 +22,8 @@ _MOST_WORKERS = 8
 """Of so many workers of an endpoint the logs are read where it is not known which one had the job."""
 _IDLE_SECONDS = 5.0
 """RunPod's stream has no end: after so long without a line, all lines of the past have come."""
+_TAIL_SECONDS = 12.0
+"""Who asks gives up after twenty seconds, with all that was read."""
 _FOLLOW_SECONDS = 10.0
 
 
@@ -73,15 +77,20 @@ class WorkerLogs:
         return starting[-_MOST_WORKERS:]
 
     async def _tail(self, endpoint_id: str, worker: str, most_lines: int) -> list[ContainerLine]:
+        found: list[ContainerLine] = []
         try:
             lines = self._api.read_worker_logs(
                 endpoint_id, worker, tail=most_lines, idle_seconds=_IDLE_SECONDS, most_lines=most_lines
             )
-            return [_line_of(worker, line) async for line in lines]
+            # A container that goes on printing is never silent: what has come by then is better than nothing.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TAIL_SECONDS):
+                    async for line in lines:
+                        found.append(_line_of(worker, line))
         except ServiceRefusedError as error:
-            if error.status == 404:
-                return []
-            raise
+            if error.status != 404:
+                raise
+        return found
 
 
 def _line_of(worker: str, line: LogLine) -> ContainerLine:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from lora_contract.words import counted
-from lora_worker.deployment.account import endpoint_id_of, open_api
+from lora_worker.deployment.account import open_api
 from lora_worker.deployment.catalog import types_of
 from lora_worker.deployment.resources import Endpoint, GpuType, NetworkVolume, Worker, has_fixed_tag
 from lora_worker.deployment.rest import RunPodApi
 from lora_worker.deployment.secrets import secret_fault
 from lora_worker.doctor.check import Check
 from lora_worker.errors import ServiceError, ServiceRefusedError
+from lora_worker.launchers.addresses import endpoint_id_of
 from lora_worker.launchers.runpod_settings import RunPodSettings
 from lora_worker.money.guide import holds, needed_memory_gb
 from lora_worker.money.pricing import GpuPrice, find_gpu

@@ -134,7 +134,8 @@ class Daemon:
         async def take_unless_drained() -> RoundResult:
             if not self._presence.is_drained:
                 return await take()
-            if not self.runs.held:
+            # Its last run may still be keeping its container's log.
+            if not self.runs.held and not self.runs.unfinished_work:
                 self.stop()
             return RoundResult()
 

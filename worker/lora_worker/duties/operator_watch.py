@@ -65,8 +65,9 @@ def conditions_of_queue(health: QueueHealth) -> Iterator[Condition]:
                 OperatorNotice(
                     NoticeKind.BUDGET_REACHED,
                     "A budget is reached",
-                    f"Jobs that wait for {budget}: {waiting}. They start by themselves when there is room, after "
-                    "midnight (UTC) at the latest.",
+                    f"Jobs that wait for {budget}: {waiting}. They start by themselves when there is room; a new day "
+                    "begins at midnight (UTC). One that costs more than a whole day's budget needs a higher one: "
+                    "`lora-worker budget set`.",
                 ),
             )
 

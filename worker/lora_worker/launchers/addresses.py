@@ -9,6 +9,12 @@ from urllib.parse import urlsplit
 _ENDPOINT_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
+def endpoint_id_of(address: str) -> str | None:
+    """Return the id at the end of an endpoint's address; None where what stands there is no id."""
+    found = address.rpartition("/")[2]
+    return found if _ENDPOINT_ID.fullmatch(found) else None
+
+
 class Addresses:
     """The endpoint of the settings, every other one of the same API, and those that a setting names."""
 
@@ -26,5 +32,5 @@ class Addresses:
             return self.present
         if endpoint in self._named:
             return endpoint
-        parent, _, its_id = endpoint.rpartition("/")
-        return endpoint if parent == self._parent and _ENDPOINT_ID.fullmatch(its_id) else None
+        parent = endpoint.rpartition("/")[0]
+        return endpoint if parent == self._parent and endpoint_id_of(endpoint) else None

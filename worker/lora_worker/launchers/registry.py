@@ -52,14 +52,20 @@ def _known_variables() -> set[str]:
     return set().union(*(variables_of(kind.settings) for kind in LAUNCHERS.values()))
 
 
+def _checked_names() -> set[str]:
+    """The variables that are set; a misspelt one is refused."""
+    names = variable_names()
+    refuse_misspelt(names, _known_variables())
+    return names
+
+
 def load_runpod_account() -> RunPodAccount:
     """Load what is needed to see and change what the account has at RunPod; no setting of Supabase has to be there.
 
     Raises:
         SettingsError: the text names each variable that is missing, wrong or misspelt, but never its value.
     """
-    names = variable_names()
-    refuse_misspelt(names, _known_variables())
+    names = _checked_names()
     return read_settings(RunPodAccount, names)
 
 
@@ -69,8 +75,7 @@ def load_settings() -> Settings:
     Raises:
         SettingsError: the text names each variable that is missing, wrong or misspelt, but never its value.
     """
-    names = variable_names()
-    refuse_misspelt(names, _known_variables())
+    names = _checked_names()
     kind = LAUNCHERS.get(_Choice().launcher)
     if kind is None:
         raise SettingsError(f"LORA_WORKER_LAUNCHER: is no launcher; choose one of {', '.join(LAUNCHERS)}.")
@@ -84,6 +89,5 @@ def load_unconnected_settings() -> Settings:
     Raises:
         SettingsError: the text names each variable that is wrong or misspelt, but never its value.
     """
-    names = variable_names()
-    refuse_misspelt(names, _known_variables())
+    names = _checked_names()
     return unconnected_settings(names)

@@ -72,7 +72,7 @@ def test_undoing_asks_and_names_the_database(run: Run, url: str, monkeypatch: py
     refused = run("--down")
     assert refused.exit_code == 2
     assert "give --yes: nobody can be asked here" in refused.output
-    monkeypatch.setattr("lora_worker.commands.setup.may_ask", lambda: True)
+    monkeypatch.setattr("lora_worker.commands.terminal.may_ask", lambda: True)
     declined = run("--down", answer="n\n")
     assert declined.exit_code == 1
     assert f"Undo all migrations of {describe_database(url)}" in declined.output

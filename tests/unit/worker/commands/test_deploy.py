@@ -51,7 +51,7 @@ def answer_of(result: Result) -> Any:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody can be asked."""
-    for module in ("deploy", "deploy_init"):
+    for module in ("terminal", "deploy_init"):
         monkeypatch.setattr(f"lora_worker.commands.{module}.may_ask", lambda: True)
 
 

@@ -50,6 +50,34 @@ async def some_rounds(queue: FakeQueue) -> None:
             await asyncio.sleep(0.001)
 
 
+async def test_drained_worker_ends_only_after_the_log_of_its_last_run(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue: Any = services.queue
+    runs, daemon = Runs(monkeypatch), Daemon(services)
+    reading, may_end = asyncio.Event(), asyncio.Event()
+
+    async def finish_log(_held: HeldRun) -> None:
+        reading.set()
+        await may_end.wait()
+
+    monkeypatch.setattr(held_runs, "finish_log", finish_log)
+    queue.to_claim = [assignment()]
+    running = asyncio.create_task(daemon.run())
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await runs.worked.wait()
+        queue.drain = True
+        await heard(daemon)
+        runs.may_end = True
+        await reading.wait()
+        enough = len(queue.reports) + 20
+        while len(queue.reports) < enough and not running.done():
+            await asyncio.sleep(0.001)
+        assert not running.done()
+        may_end.set()
+        await running
+
+
 async def test_drained_worker_ends_after_its_runs_and_takes_no_other(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,8 +71,9 @@ NEVER_READY = Failure(
 NO_RESULT = Failure("result_unreadable", Fault.TRANSIENT, "The training ended without a readable result.")
 CRASHED = Failure("trainer_crashed", Fault.TRANSIENT, "The training program ended unexpectedly.")
 
-_OWN_CODES = frozenset(
+_KNOWN_CODES = frozenset(
     {
+        *ErrorCode,
         *(failure.code for failure in (
             ARTIFACT_MISSING, CANCELLED_ELSEWHERE, WORKER_KILLED, EARLIER_TRAINER, WORKER_FAULT, SILENT, LOST,
             NEVER_STARTED, NEVER_READY, NO_RESULT, CRASHED,
@@ -87,7 +88,7 @@ _OWN_CODES = frozenset(
 
 def known_code(code: str) -> str:
     """Return the code where it is one of this release, else `other`: a metric must not get labels from outside."""
-    return code if code in _OWN_CODES or code in set(ErrorCode) else "other"
+    return code if code in _KNOWN_CODES else "other"
 
 
 def unreadable(sentence: str) -> Failure:
