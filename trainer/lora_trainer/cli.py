@@ -95,15 +95,24 @@ def _for_each(models: Iterable[str], volume: Path | None, work: Callable[[BaseMo
     from lora_trainer.errors import TrainingError
     from lora_trainer.models.bases import BaseModels
     from lora_trainer.run.volume import find_volume
-    from lora_trainer.settings import Settings
+    from lora_trainer.settings import load_settings
 
-    bases, failed = BaseModels(find_volume(volume or Settings().volume)), False
+    try:
+        bases, failed = BaseModels(find_volume(volume or load_settings().volume)), False
+    except TrainingError as error:
+        typer.echo(error.as_protocol().sentence(), err=True)
+        raise typer.Exit(1) from None
     for wanted in models:
         name, _, revision = wanted.partition("@")
         try:
             typer.echo(work(bases, name, revision or None))
         except TrainingError as error:
             typer.echo(f"{name}: {error.as_protocol().sentence()}", err=True)
+            failed = True
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            what = error.filename or "a file"
+            typer.echo(f"{name}: {what} can't be used ({reason}); choose another --volume", err=True)
             failed = True
     if failed:
         raise typer.Exit(1)

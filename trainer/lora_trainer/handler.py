@@ -117,6 +117,9 @@ def _naming_the_key(given: dict[str, Any]) -> Iterator[None]:
         yield
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if problem["type"] == "union_tag_invalid":
+            # Its message holds the value.
+            raise RequestInvalidError("The request's kind is neither prefetch nor fitness.") from None
         # pydantic puts the kind of an errand before its key.
         place = ".".join(str(part) for part in problem["loc"] if part != given.get("kind")) or "input"
         raise RequestInvalidError(f"The request's {place} is wrong: {problem['msg']}.") from None

@@ -57,7 +57,7 @@ class Settings(BaseSettings):
 def unread_settings() -> list[str]:
     """A sentence for each variable that looks like a setting of the trainer but is none. Values are not shown."""
     known = {f"LORA_TRAINER_{name}".upper() for name in Settings.model_fields}
-    return unread_variables(os.environ, _OWN, known, whose="the trainer", otherwise="docs/training.md lists them all")
+    return unread_variables(os.environ, _OWN, known, whose="the trainer", otherwise="docs/settings.md lists them all")
 
 
 def load_settings() -> Settings:

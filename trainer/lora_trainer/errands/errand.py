@@ -14,7 +14,7 @@ from lora_trainer.errands.examination import as_unfit, examine
 from lora_trainer.errands.lines import Line
 from lora_trainer.errors import ChildCrashedError, StoppedError, TrainingError
 from lora_trainer.run.child import ChildProcess, ending_of, finish
-from lora_trainer.run.logs import print_line, secrets_of_environment
+from lora_trainer.run.logs import describe, print_line, secrets_of_environment
 from lora_trainer.run.runpod_progress import Send
 from lora_trainer.settings import Settings
 
@@ -40,16 +40,21 @@ async def carry_out(
     try:
         await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            raise StoppedError(
+            stopping = StoppedError(
                 "The machine was taken away.", "Ask for the same again: files that were downloaded are kept."
             )
+            return ErrandResult(kind=request.kind, error=stopping.as_errand_error())
         return work.result()
     except TrainingError as error:
         return ErrandResult(kind=request.kind, error=error.as_errand_error())
+    except Exception as error:
+        log.error("%s", describe(error))
+        unexpected = TrainingError(f"The errand failed unexpectedly ({type(error).__name__}).")
+        return ErrandResult(kind=request.kind, error=unexpected.as_errand_error())
     finally:
         stopped.cancel()
         work.cancel()
-        with suppress(TrainingError):
+        with suppress(Exception):  # it was told above
             await finish(work)
 
 

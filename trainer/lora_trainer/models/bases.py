@@ -34,9 +34,8 @@ from lora_trainer.errors import (
     BaseModelUnreachableError,
     DiskFullError,
 )
-from lora_trainer.run.volume import naming_full_disks
+from lora_trainer.run.volume import MOUNTS, naming_full_disks
 
-_MOUNTS = (Path("/runpod-volume"), Path("/workspace"))
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SNAPSHOT = re.compile(r"/models--(?P<owner>[\w.-]+?)--(?P<model>[\w.-]+)/snapshots/(?P<commit>[0-9a-f]{40})/?$")
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*", "README.md"]
@@ -78,7 +77,7 @@ class BaseModels:
     """
 
     def __init__(self, volume: Path, *, trusted: Sequence[str] = ()) -> None:
-        volumes = (volume, *_MOUNTS)
+        volumes = (volume, *MOUNTS)
         self._volume = volume
         self._trusted = frozenset(trusted)
         self._plain = [place / "models" for place in volumes]

@@ -26,6 +26,8 @@ from lora_trainer.run.task import OUTCOME_NAME, Outcome, Task
 
 log = logging.getLogger(__name__)
 
+_KILL_SECONDS = 10.0
+
 T = TypeVar("T")
 
 _MAX_LINE_BYTES = 4 << 20
@@ -131,7 +133,12 @@ class ChildProcess:
                 async with asyncio.timeout(self._grace_seconds):
                     await process.wait()
         _kill_group(process.pid)
-        await process.wait()
+        try:
+            async with asyncio.timeout(_KILL_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            # It hangs in a driver, where no signal reaches it.
+            log.error("the process %d does not end after SIGKILL", process.pid)
 
 
 class TrainingChild(ChildProcess):

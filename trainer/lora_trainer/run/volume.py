@@ -25,7 +25,7 @@ from pathlib import Path
 from lora_trainer.errors import DiskFullError, RequestInvalidError
 from lora_trainer.run.task import Outcome, write_atomically
 
-_MOUNTS = (Path("/runpod-volume"), Path("/workspace"))
+MOUNTS = (Path("/runpod-volume"), Path("/workspace"))
 FULL_DISK_HINT = "Make the network volume larger, or remove old models from it."
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
@@ -34,7 +34,7 @@ def find_volume(configured: Path | None) -> Path:
     """The folder that outlives this container: the configured one, else a mounted network volume, else in the home."""
     if configured is not None:
         return configured
-    for mount in _MOUNTS:
+    for mount in MOUNTS:
         if mount.is_dir() and os.access(mount, os.W_OK):
             return mount
     return Path.home() / ".cache" / "lora-trainer"
@@ -48,7 +48,7 @@ def mounted_volume(configured: Path | None) -> Path | None:
     """
     if configured is not None:
         return configured
-    return next((mount for mount in _MOUNTS if _is_mount(mount) and os.access(mount, os.W_OK)), None)
+    return next((mount for mount in MOUNTS if _is_mount(mount) and os.access(mount, os.W_OK)), None)
 
 
 def _is_mount(path: Path) -> bool:

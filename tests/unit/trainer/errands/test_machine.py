@@ -83,14 +83,14 @@ def test_error_names_failed_checks_and_no_others():
 
 def test_folder_where_no_volume_is_mounted_is_not_taken_for_one(tmp_path, monkeypatch):
     """Libraries create /runpod-volume for their caches; what is written there is lost with the container."""
-    monkeypatch.setattr(volume_module, "_MOUNTS", (tmp_path,))
+    monkeypatch.setattr(volume_module, "MOUNTS", (tmp_path,))
     assert mounted_volume(None) is None
     assert mounted_volume(tmp_path / "configured") == tmp_path / "configured"
 
 
 @pytest.mark.skipif(not os.path.ismount("/proc"), reason="only Linux mounts /proc")
 def test_mount_that_cannot_be_written_is_not_taken(monkeypatch):
-    monkeypatch.setattr(volume_module, "_MOUNTS", (volume_module.Path("/proc"),))
+    monkeypatch.setattr(volume_module, "MOUNTS", (volume_module.Path("/proc"),))
     monkeypatch.setattr(volume_module.os, "access", lambda *_: False)
     assert mounted_volume(None) is None
     monkeypatch.setattr(volume_module.os, "access", lambda *_: True)

@@ -93,7 +93,7 @@ def test_snapshot_given_as_a_path_keeps_its_name_and_revision(tmp_path):
 def test_complete_cache_is_preferred_to_an_earlier_partial_one(tmp_path, monkeypatch):
     partial = put_in_cache(tmp_path / "first", "org/model", weights=False)
     whole = put_in_cache(tmp_path / "second", "org/model")
-    monkeypatch.setattr(bases, "_MOUNTS", (tmp_path / "second",))
+    monkeypatch.setattr(bases, "MOUNTS", (tmp_path / "second",))
     assert BaseModels(tmp_path / "first").find("org/model", None).folder == whole
     (whole / "model.safetensors").unlink()
     assert BaseModels(tmp_path / "first").find("org/model", None).folder == partial

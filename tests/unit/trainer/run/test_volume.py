@@ -83,7 +83,7 @@ def test_wrong_endpoint_variable_is_named(monkeypatch):
         ("LORA_TRAINER_KEEP_DAY", "LORA_TRAINER_KEEP_DAYS may be meant"),
         ("lora-trainer-volume", "LORA_TRAINER_VOLUME may be meant"),
         ("LORA_TRAIN_GRACE_SECONDS", "LORA_TRAINER_GRACE_SECONDS may be meant"),
-        ("LORA_TRAINER_ZEBRAS_IN_PARIS", "docs/training.md lists them all"),
+        ("LORA_TRAINER_ZEBRAS_IN_PARIS", "docs/settings.md lists them all"),
     ],
 )
 def test_misspelt_endpoint_variable_is_named_and_ignored(monkeypatch, name, near):
