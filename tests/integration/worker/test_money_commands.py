@@ -95,6 +95,10 @@ def test_budgets_are_set_listed_and_removed(run: Run, stage: Stage) -> None:
     check_keys("budget remove", removed)
     assert removed == {"user_id": user, "changed": True}
     assert run("budget", "remove", user).stdout == f"budget of {user}: there was none\n"
+    # A budget outlives its account, and is listed by its id.
+    gone = "00000000-0000-4000-8000-000000000001"
+    assert run("budget", "remove", gone).stdout == f"budget of {gone}: there was none\n"
+    assert run("budget", "set", gone, "--usd", "5").returncode == 2
 
 
 def test_a_budget_without_an_amount_or_a_user_is_one_sentence(run: Run) -> None:

@@ -8,7 +8,7 @@ from uuid import UUID
 from rich.console import Console
 from rich.table import Table
 
-from lora_worker.commands.references import moment
+from lora_worker.commands.references import find_user, moment
 from lora_worker.database.money_rows import BudgetState, CostKey, Costs
 from lora_worker.errors import ArgumentError
 from lora_worker.money.guide import Needs
@@ -58,19 +58,24 @@ async def change_budget(services: Services, user: str, usd_per_day: float | None
         ArgumentError: there is no such user.
         ServiceError: the database did not answer.
     """
-    user_id = await _user_id(services, user)
+    user_id = await _known_user(services, user)
     changed = await services.queue.set_training_budget(user_id, usd_per_day)
     return {"user_id": str(user_id) if user_id else None, "usd_per_day": usd_per_day, "changed": changed}
 
 
 async def drop_budget(services: Services, user: str) -> dict[str, Any]:
-    """Remove such a budget. Raises as `change_budget` does."""
-    user_id = await _user_id(services, user)
+    """Remove such a budget, also of an account that is gone.
+
+    Raises:
+        ArgumentError: no user has this mail address.
+        ServiceError: the database did not answer.
+    """
+    user_id = await find_user(services.queue, user) if user else None
     changed = await services.queue.remove_training_budget(user_id)
     return {"user_id": str(user_id) if user_id else None, "changed": changed}
 
 
-async def _user_id(services: Services, user: str) -> UUID | None:
+async def _known_user(services: Services, user: str) -> UUID | None:
     if not user:
         return None
     found = await services.queue.find_training_user(user)

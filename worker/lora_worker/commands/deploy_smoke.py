@@ -104,6 +104,8 @@ def _value(trial: Trial) -> dict[str, Any]:
 def _print(value: dict[str, Any], console: Console) -> None:
     from rich.table import Table
 
+    from lora_worker.words import money
+
     if value["stages"]:
         table = Table("stage", "seconds", box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for stage in value["stages"]:
@@ -111,7 +113,7 @@ def _print(value: dict[str, Any], console: Console) -> None:
         table.add_row("together", f"{sum(stage['seconds'] for stage in value['stages']):.1f}")
         console.print(table)
     if value["usd"] is not None:
-        console.print(f"cost: ${value['usd']:.2f}")
+        console.print(f"cost: {money(value['usd'])}")
     if value["files"]:
         console.print(f"the adapter is what its manifest says: {value['files']} files, {value['bytes']:,} bytes")
     if value["removed"]:

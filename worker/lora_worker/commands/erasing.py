@@ -49,25 +49,14 @@ def erase_user(
 
 
 async def _erase(services: Services, user: str, wait_seconds: float, *, asks: bool) -> Erasure:
+    from lora_worker.commands.references import find_user
     from lora_worker.submission.erasures import erase_user as erase
 
-    user_id = await _find(services, user)
+    user_id = await find_user(services.queue, user)
     if asks:
         state = await services.queue.training_user_state(user_id)
         _ask(user_id, dict(state))
     return await erase(services, user_id, wait_seconds=wait_seconds, say=lambda text: typer.echo(text, err=True))
-
-
-async def _find(services: Services, user: str) -> UUID:
-    from lora_worker.errors import ArgumentError
-
-    try:
-        return UUID(user)
-    except ValueError:
-        found = await services.queue.find_training_user(user)
-    if found is None:
-        raise ArgumentError(f"no user has the mail address {user[:100]!r}; an id is taken also without an account")
-    return found["user_id"]
 
 
 def _ask(user_id: UUID, state: dict[str, Any]) -> None:

@@ -41,6 +41,7 @@ def estimate_work(settings: Settings, work: Work, *, gpu_count: int) -> Found:
 
     Raises:
         ArgumentError: the size of the dataset is missing, or model or GPU are unknown or don't fit each other.
+        SettingsError: the price table can't be read.
     """
     if not work.tokens and not work.pairs:
         raise ArgumentError("how large is the dataset? Give --dataset-tokens, --pairs or --job")

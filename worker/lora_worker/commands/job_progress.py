@@ -7,7 +7,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from lora_worker.commands.terminal import printable
-from lora_worker.database.job_reports import JobDetails
+from lora_worker.database.job_reports import JobDetails, JobEntry
 from lora_worker.words import measured, money, number_of, percent, plain, short_id
 
 
@@ -57,7 +57,7 @@ def change_of(details: JobDetails) -> Change:
         "loss": newest("training_loss", "loss"),
         "validation_loss": newest("validation_loss", "validation_loss"),
         "tokens_per_second": newest("throughput", "throughput"),
-        "cost": number_of(job["final_cost"] if job["final_cost"] is not None else job["current_cost"]),
+        "cost": number_of(cost_of(job)),
         "estimated_completion_at": job["estimated_completion_at"],
         "waits_for": job["waits_for"],
         "run_id": job["run_id"],
@@ -65,6 +65,11 @@ def change_of(details: JobDetails) -> Change:
         "error_code": job["error_code"],
         "error_message": job["error_message"],
     }
+
+
+def cost_of(job: JobEntry) -> Any:
+    """Return what a job has cost: in USD and as the row has it: its final bill, before that the cost so far."""
+    return job["final_cost"] if job["final_cost"] is not None else job["current_cost"]
 
 
 def change_words(change: Change) -> str:

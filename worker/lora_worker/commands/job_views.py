@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_worker.commands.curves import finite, sparkline
+from lora_worker.commands.job_progress import cost_of
 from lora_worker.commands.terminal import printable
 from lora_worker.database.job_reports import JobDetails, JobEntry, JobPage, RunReport
 from lora_worker.words import duration, measured, moment, money, number_of, percent, plain, short_id
@@ -71,7 +72,7 @@ def print_jobs(page: JobPage, console: Console) -> None:
             short_id(job["job_id"]),
             job_state(job),
             percent(job["progress"]),
-            money(job["final_cost"] if job["final_cost"] is not None else job["current_cost"]),
+            money(cost_of(job)),
             moment(job["created_at"])[5:16],
             *words,
         )
@@ -122,7 +123,7 @@ def _facts(details: JobDetails) -> Iterator[tuple[str, str]]:
 
 def _cost(details: JobDetails) -> str:
     job, estimate = details["job"], details["job"]["estimate"]
-    so_far = money(job["final_cost"] if job["final_cost"] is not None else job["current_cost"])
+    so_far = money(cost_of(job))
     expected: dict[str, Any] = (estimate or {}).get("cost") or {}
     if number_of(expected.get("high")) is None:
         return so_far

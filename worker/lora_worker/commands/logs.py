@@ -52,7 +52,7 @@ async def _read(services: Services, job: str, attempt: int | None) -> tuple[JobD
 
 async def _follow(services: Services, job: str, attempt: int | None, *, as_json: bool) -> None:
     from lora_worker.commands.references import job_details
-    from lora_worker.commands.run_log import choose_run, follow_log
+    from lora_worker.commands.run_log import choose_run, end_of, follow_log
 
     first = await job_details(services.queue, job)
     # A job that is retried meanwhile has a later run; the one that was asked for is followed to its end.
@@ -66,8 +66,7 @@ async def _follow(services: Services, job: str, attempt: int | None, *, as_json:
         typer.echo(json.dumps({"line": line}) if as_json else line)
 
     ended = await follow_log(services, look, print_line)
-    reason = f" ({ended['error_code']}): {ended['error_message']}" if ended["error_code"] else ""
-    typer.echo(f"run {ended['attempt']} ended as {ended['status']}{reason}", err=True)
+    typer.echo(f"run {ended['attempt']} ended as {end_of(ended)}", err=True)
 
 
 def _as_json(details: JobDetails, run: RunReport, found: RunLog) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def estimate(
 ) -> None:
     """Estimate time and cost of a training, as a range. Without --job no key and no setting is needed."""
     from lora_worker.commands.estimate import estimate_job, estimate_work, format_estimate
-    from lora_worker.errors import ArgumentError
+    from lora_worker.errors import ArgumentError, SettingsError
     from lora_worker.money.estimate import Work
 
     if job:
@@ -63,7 +63,7 @@ def estimate(
         )
         try:
             found = estimate_work(_unconnected(), work, gpu_count=gpus)
-        except ArgumentError as error:
+        except (ArgumentError, SettingsError) as error:
             raise refuse(str(error), EXIT_USAGE) from None
     show(found, as_json=as_json, text=lambda console: console.print(format_estimate(found)))
 

@@ -14,6 +14,7 @@ from typing import Literal
 from uuid import UUID
 
 from lora_contract.log_lines import MAX_LOG_LINES, LineFilter, begun_run
+from lora_worker.commands.terminal import printable
 from lora_worker.database.job_reports import JobDetails, RunReport
 from lora_worker.errors import ArgumentError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.base import ContainerLine, LaunchRef
@@ -46,7 +47,7 @@ def choose_run(details: JobDetails, attempt: int | None) -> RunReport:
     """
     runs, job = details["runs"], details["job"]
     if not runs:
-        waits = f"; it waits for {job['waits_for']}" if job["waits_for"] else ""
+        waits = f"; it waits for {printable(job['waits_for'])}" if job["waits_for"] else ""
         raise ArgumentError(f"job {job['job_id']} was not run yet, so it has no log{waits}")
     chosen = [run for run in runs if run["attempt"] == attempt] if attempt is not None else runs[-1:]
     if not chosen:
@@ -210,12 +211,15 @@ def _launch_of(run: RunReport) -> LaunchRef:
     return LaunchRef(run["endpoint"], run["external_job_id"] or "")
 
 
-def _end_of(run: RunReport) -> str:
-    if run["ended_at"] is None:
-        return ""
+def end_of(run: RunReport) -> str:
+    """How a run ended, and why, as it may be printed."""
     reason = f" ({run['error_code']}): {run['error_message']}" if run["error_code"] else ""
-    return f"The run ended as {run['status']}{reason}"
+    return printable(f"{run['status']}{reason}")
+
+
+def _end_of(run: RunReport) -> str:
+    return "" if run["ended_at"] is None else f"The run ended as {end_of(run)}"
 
 
 def _problem(run: RunReport) -> str:
-    return f"; {run['problem']}" if run["problem"] else ""
+    return f"; {printable(run['problem'])}" if run["problem"] else ""

@@ -156,23 +156,20 @@ class Conduct:
 
     async def _remove(self, job_id: UUID) -> str | None:
         """End the job if it has not ended, and remove what belongs to it; says what is left, and why."""
+        left: str | None = None
         try:
             if await self.services.queue.cancel_training_job(job_id):
                 self.say("cancelling the trial's job")
             async with asyncio.timeout(_END_SECONDS):
-                return await self._until_removed(job_id)
+                while left := await remove_trial(self.services, job_id):
+                    if await self.services.queue.training_job_details(job_id) is None:
+                        break  # An earlier call removed it, and its answer was lost.
+                    await self.pause(_LOOK_SECONDS)
         except TimeoutError:
-            return f"job {job_id} is still there: its GPU is not known to be free"
+            return f"job {job_id} is still there: {left or 'its GPU is not known to be free'}"
         except WorkerError as error:
             return f"job {job_id} is still there: {error}"
-
-    async def _until_removed(self, job_id: UUID) -> str | None:
-        while True:
-            left = await remove_trial(self.services, job_id)
-            details = await self.services.queue.training_job_details(job_id)
-            if left is None or details is None:
-                return None
-            await self.pause(_LOOK_SECONDS)
+        return None
 
 
 async def _first_of(watching: asyncio.Task[None], attending: asyncio.Task[None]) -> None:

@@ -17,6 +17,7 @@ from lora_worker.commands.waiting import POLL_SECONDS, exit_code, wait_until_end
 from lora_worker.database.job_reports import JobDetails
 from lora_worker.database.queue_health import QueueHealth
 from lora_worker.services import Services
+from lora_worker.words import money
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -107,8 +108,8 @@ class _Teller:
         line = (
             json.dumps({**counts, "no_worker": health["no_worker"], "runs": runs})
             if self._as_json
-            else f"{counts['queued']} queued · {counts['live_runs']} live · {counts['failed_today']} failed today"
-            f" · ${float(counts['spent_today']):.2f} today"
+            else f"{counts['queued']} queued · {counts['live_runs']} live · {counts['failed_today']} failed in 24 h"
+            f" · {money(counts['spent_today'])} today"
         )
         self._tell_if_new(line, line)
 

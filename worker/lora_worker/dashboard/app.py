@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from lora_worker.dashboard import actions, pages
-from lora_worker.dashboard.access import Access, Guard
+from lora_worker.dashboard.access import HEADERS, Access, Guard
 from lora_worker.dashboard.board import Board
 from lora_worker.dashboard.rendering import STATIC_FOLDER, make_desk, render
 from lora_worker.observability.actions import Action
@@ -68,4 +68,7 @@ async def _fail(request: Request, error: Exception) -> Response:
         place=place,
     )
     text = f"this page could not be made ({type(error).__name__}); the log of the dashboard says where"
-    return render(request, "error.html", status=500, text=text, here="")
+    answer = render(request, "error.html", status=500, text=text, here="")
+    # Starlette answers this outside the `Guard`, which adds them to all others.
+    answer.headers.update(HEADERS)
+    return answer

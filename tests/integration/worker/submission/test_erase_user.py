@@ -92,7 +92,7 @@ def test_it_asks_and_names_nobody_unknown(stage: Stage) -> None:
     assert "give --yes" in asked.stderr
     unknown = run(stage, "nobody@example.com", "--yes")
     assert unknown.returncode == 2
-    assert "no user has the mail address" in unknown.stderr
+    assert "no user has the id or mail address" in unknown.stderr
     nothing = run(stage, str(uuid4()), "--yes")
     assert nothing.returncode == 0
     assert objects_of(stage, stage.user.user_id)

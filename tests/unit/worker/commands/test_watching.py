@@ -90,7 +90,7 @@ def test_watch_of_the_queue_goes_on_until_it_is_interrupted(
         if arguments:
             check_keys("watch queue", json.loads(line))
         else:
-            assert line == "1 queued · 1 live · 1 failed today · $3.50 today"
+            assert line == "1 queued · 1 live · 1 failed in 24 h · $3.50 today"
 
 
 def test_interrupted_watch_exits_with_130_and_without_a_traceback(

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 from starlette.testclient import TestClient
 
+from lora_worker.dashboard.access import HEADERS
 from tests.project import ROOT
 from tests.unit.worker.dashboard.scripted import (
     SCRIPT,
@@ -250,6 +251,8 @@ def test_pages_that_are_not_there_say_so(browser: TestClient, path: str, status:
 
 def test_bug_in_a_page_shows_no_value_and_no_traceback(browser: TestClient, database: ScriptedDatabase) -> None:
     database.state = {"secret": "sb_secret_x"}
+    headers = browser.get("/").headers
+    assert {name: headers[name] for name in HEADERS} == HEADERS
     text = shown(browser, "/", 500).text
     assert "This page could not be made (" in text
     assert "sb_secret" not in text

@@ -117,3 +117,12 @@ def test_estimate_refuses_what_it_does_not_know(run: Run, arguments: list[str], 
     assert done.exit_code == 2
     assert sentence in done.output
     assert len(done.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [("plan",), ("estimate", "--pairs", "10")])
+def test_unreadable_price_table_is_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch, command: tuple[str]) -> None:
+    monkeypatch.setenv("LORA_WORKER_PRICE_TABLE", "nowhere.toml")
+    done = run(*command)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("lora-worker: LORA_WORKER_PRICE_TABLE: nowhere.toml is not a usable price table")
+    assert len(done.stderr.splitlines()) == 1
