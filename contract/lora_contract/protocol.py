@@ -54,6 +54,8 @@ LOG_NAME = "training_log.jsonl"
 CONTAINER_LOG_NAME = "log.txt"
 """The name under which the worker keeps the container's log in a run's folder. No artifact may have such a file."""
 MANIFEST_NAME = "manifest.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""The files of an artifact that hold the adapter itself, as PEFT names them."""
 CHART_POINTS = 100
 """The most points of a curve that the database keeps of a job: the application's metrics route returns 100 rows."""
 
@@ -127,6 +129,28 @@ class DatasetRef(_Message):
     format: str | None = None
 
 
+class AdapterFile(_Message):
+    """One file of an earlier adapter. `url` is signed: never log it."""
+
+    name: RelativePath
+    """Where the file belongs in the adapter's folder."""
+    url: str = Field(repr=False)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0, lt=10**15)
+
+
+class AdapterRef(_Message):
+    """The earlier adapter with which the training begins. The worker has checked that it is the same user's."""
+
+    id: Name
+    """The artifact's id, which is that of the run that made it."""
+    base_model: Name
+    """The base model that it was trained on; the trainer compares it with the adapter's own configuration."""
+    base_revision: Label | None = None
+    files: list[AdapterFile] = Field(min_length=1, max_length=len(ADAPTER_FILES))
+    """Those of `ADAPTER_FILES`."""
+
+
 class Channel(_Message):
     """How the trainer calls the database: URL and publishable key of the Supabase project, and the run's token."""
 
@@ -162,6 +186,8 @@ class Request(_Message):
     dataset: DatasetRef
     hyperparameters: Hyperparameters
     gpu_config: GpuConfig
+    init_adapter: AdapterRef | None = None
+    """The adapter that `hyperparameters.init_adapter` names, resolved by the worker; None where it names none."""
     channel: Channel
     output: OutputRef
     limits: Limits
@@ -246,6 +272,10 @@ class FinalMetrics(_Message):
     final_training_loss: FiniteFloat = None
     final_validation_loss: FiniteFloat = None
     best_validation_loss: FiniteFloat = None
+    final_reward_margin: FiniteFloat = None
+    """Of preference methods: how much higher the model rates preferred answers than others, in nats times beta."""
+    final_reward_accuracy: FiniteFloat = None
+    """Of preference methods: the share of examples, 0 to 1, whose preferred answer is rated higher."""
     tokens_per_second: FiniteFloat = None
 
 
@@ -254,6 +284,11 @@ class Summary(_Message):
 
     base_model: Label | None = None
     base_revision: Label | None = None
+    method: Label | None = None
+    """How it was trained (`Hyperparameters.method`)."""
+    init_adapter: Label | None = None
+    """The id of the adapter with which the training began; None where it began with a new one. The worker compares it
+    with what the job asked for: trainers from before this key ignore that request."""
     dataset_sha256: Label | None = None
     training_examples: Count = None
     validation_examples: Count = None
