@@ -67,7 +67,7 @@ class ControlTokens:
 
     def refuse(self, example: Example) -> LineError | None:
         """Return an error if special tokens can't be hidden, because the texts already use the private characters."""
-        if not self.find(example.messages) or not any(_PRIVATE.search(text) for _, text in example.messages):
+        if not self.find(example.messages) or not any(_PRIVATE.search(message.content) for message in example.messages):
             return None
         return LineError(
             example.line, None, "holds a special token of the base beside private characters", WRITE_OTHERWISE

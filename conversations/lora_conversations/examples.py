@@ -7,7 +7,7 @@ An example is a conversation that ends with an answer of the assistant, and mark
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 from unicodedata import category
@@ -15,7 +15,7 @@ from unicodedata import category
 from lora_contract.words import counted
 from lora_conversations.errors import BadValueError
 
-SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
+SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
 
 _ALIASES = {
     SYSTEM: ("system", "developer"),
@@ -35,19 +35,42 @@ _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 """Characters that Unicode counts as letters or signs but that show nothing: Hangul and Khmer fillers, blank Braille."""
 
 
+class ToolCall(NamedTuple):
+    """One call of a tool in an answer.
+
+    `arguments` is a JSON object as text, with the separators that `json.dumps` gives, non-ASCII characters as they are,
+    and the keys in the file's order. So an answer has the same text whichever spelling the file used.
+    """
+
+    name: str
+    arguments: str
+    call_id: str | None = None
+
+
 class Message(NamedTuple):
-    """One turn. `role` is system, user or assistant."""
+    """One turn. `role` is system, user, assistant or tool.
+
+    `content` is empty beside `calls` where the file has null. `thought` is the reasoning before an answer, without the
+    marks around it. `name` is the tool whose result this is, or who speaks; `call_id` is the call that a tool's result
+    answers.
+    """
 
     role: str
     content: str
+    thought: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+    call_id: str | None = None
 
 
 class Example(NamedTuple):
-    """One training example: perhaps a system message, then user and assistant alternately, an answer last.
+    """One training example: perhaps a system message, then turns of user, assistant and tools, an answer last.
 
     `trained` holds the indices of the messages whose tokens are learned; the others are context. `line` is where the
     example begins in the file, from 1. `opening` is set if the example's conversation began earlier than the example
-    does: then it is the digest of that beginning (see `lora_conversations.identity`).
+    does: then it is the digest of that beginning (see `lora_conversations.identity`). `weights` has a number above 0
+    and up to 1 for each index in `trained`; it is empty if all are 1. `tools` is a JSON list of the tools' schemas
+    (`{"type": "function", "function": {…}}`) as text, spelt like `ToolCall.arguments`.
     """
 
     messages: tuple[Message, ...]
@@ -55,6 +78,23 @@ class Example(NamedTuple):
     conversation_id: str | None
     line: int
     opening: str | None = None
+    weights: tuple[float, ...] = ()
+    tools: str | None = None
+
+    @property
+    def has_tools(self) -> bool:
+        """Tell whether the example can only be rendered by a template that knows tools."""
+        return uses_tools(self.messages, self.tools)
+
+    @property
+    def has_thoughts(self) -> bool:
+        """Tell whether an answer of the example has reasoning before it."""
+        return any(message.thought for message in self.messages)
+
+
+def uses_tools(messages: Iterable[Message], tools: str | None) -> bool:
+    """Tell whether there are schemas of tools, calls, or results of tools."""
+    return tools is not None or any(message.calls or message.role == TOOL for message in messages)
 
 
 class Repair(StrEnum):

@@ -98,7 +98,7 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
     if messages[0].role != SYSTEM:
         return list(messages)
     system, user, *rest = messages
-    return [Message(USER, f"{system.content}\n\n{user.content}"), *rest]
+    return [user._replace(content=f"{system.content}\n\n{user.content}"), *rest]
 
 
 def merge_conversations(examples: Iterable[Example]) -> list[Example]:

@@ -277,7 +277,7 @@ def _shorten(example: Example) -> dict[str, Any]:
     return {
         "conversation_id": identity and identity.replace("\x00", ""),
         "messages": [
-            {"role": role, "content": content[:_SAMPLE_CHARACTERS].replace("\x00", "")}
-            for role, content in example.messages[:_SAMPLE_MESSAGES]
+            {"role": message.role, "content": message.content[:_SAMPLE_CHARACTERS].replace("\x00", "")}
+            for message in example.messages[:_SAMPLE_MESSAGES]
         ],
     }

@@ -55,7 +55,7 @@ def read_all(content: bytes, cuts: Sequence[int] = ()) -> Outcome:
 
 
 def contents(example: Example) -> list[str]:
-    return [content for _, content in example.messages]
+    return [message.content for message in example.messages]
 
 
 def survey(content: bytes) -> Survey:
@@ -143,7 +143,7 @@ def test_only_the_first_ten_bad_lines_are_kept_but_all_are_counted() -> None:
 
 
 def is_ordered(example: Example) -> bool:
-    roles = [role for role, _ in example.messages]
+    roles = [message.role for message in example.messages]
     turns = roles[1:] if roles[0] == SYSTEM else roles
     alternate = all(role == (ASSISTANT if index % 2 else USER) for index, role in enumerate(turns))
     learned = all(roles[index] == ASSISTANT for index in example.trained)
