@@ -8,11 +8,17 @@ it reads.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 _SHAPES = ConfigDict(extra="ignore", populate_by_name=True, protected_namespaces=(), allow_inf_nan=False)
+
+Method = Literal["sft", "dpo", "kto"]
+METHODS: tuple[Method, ...] = get_args(Method)
+TRAINED_METHODS: frozenset[Method] = frozenset({"sft"})
+"""The methods that this version trains. A job that asks for another one is refused before a launch."""
+DEFAULT_BETA = 0.1
 
 
 def _either(short: str, long: str) -> AliasChoices:
@@ -26,8 +32,24 @@ class Hyperparameters(BaseModel):
 
     base_model: str | None = Field(default=None, max_length=200)
     base_revision: str | None = Field(default=None, max_length=200)
-    method: Literal["sft"] = "sft"
-    """How the adapter learns from the dataset: `sft` learns the answers of its conversations."""
+    method: Method = "sft"
+    """How the adapter learns from the dataset.
+
+    `sft` learns the answers of its conversations, `dpo` learns from pairs of a better and a worse answer to the same
+    prompt, `kto` from answers of which each was rated good or bad.
+    """
+    beta: float | None = Field(default=None, ge=1e-3, le=10)
+    """Of `dpo` and `kto`: how much the adapter is held to the model that it began as; None means 0.1."""
+    desirable_weight: float | None = Field(default=None, gt=0, le=100)
+    """Of `kto`: how much a good answer counts. None: so that all good answers together count as much as all bad ones,
+    where these are more."""
+    undesirable_weight: float | None = Field(default=None, gt=0, le=100)
+    """Of `kto`: how much a bad answer counts. None: as `desirable_weight`, with good and bad exchanged."""
+    init_adapter: str | None = Field(default=None, max_length=200)
+    """An adapter of the same user from which this training goes on: the id of its artifact, or of its job.
+
+    `sft` continues to train it. `dpo` and `kto` begin with it and take it as the reference, too.
+    """
     # The application allows at most 1e-3. Small base models need more: the demo's has a million weights.
     learning_rate: float = Field(default=1e-4, ge=1e-6, le=1e-2)
     batch_size: int = Field(default=4, ge=1, le=64)

@@ -204,7 +204,8 @@ class Request(_Message):
 class Point(_Message):
     """One point of the training curve.
 
-    Losses are in nats per token, `throughput` in tokens per second, `gpu_utilization` in percent.
+    Losses are in nats per token (of methods that learn from preferences: in nats per pair or answer), `throughput` in
+    tokens per second, `gpu_utilization` in percent. `reward_margin` and `reward_accuracy` are of such methods only.
     """
 
     step: PointStep
@@ -216,6 +217,12 @@ class Point(_Message):
     throughput: FiniteFloat = None
     gpu_utilization: FiniteFloat = None
     gpu_memory_bytes: Size = None
+    reward_margin: FiniteFloat = None
+    """By how much the mean reward of the better answers is above that of the worse; a reward is `beta` times the log of
+    how much more probable an answer is than under the reference."""
+    reward_accuracy: FiniteFloat = None
+    """The share of the pairs whose better answer has the higher reward, or of the rated answers whose reward has the
+    right sign, from 0 to 1."""
     timestamp: Instant = None
     """Unix seconds at which the step ended."""
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import typing
-
 import pytest
 
-from lora_contract.hyperparameters import Hyperparameters
+from lora_contract.hyperparameters import METHODS as CHOICES
+from lora_contract.hyperparameters import TRAINED_METHODS
 from lora_worker.database.rows import parse_hyperparameters
 from lora_worker.errors import PreflightError
 from tests.unit.worker.database.test_job_keys import job
@@ -15,7 +14,18 @@ from tests.unit.worker.database.test_job_keys import job
 def test_every_method_that_a_job_can_choose_is_there() -> None:
     from lora_trainer.recipe.methods import METHODS
 
-    assert set(METHODS) == set(typing.get_args(Hyperparameters.model_fields["method"].annotation))
+    assert set(METHODS) == TRAINED_METHODS
+
+
+@pytest.mark.parametrize("method", sorted(set(CHOICES) - TRAINED_METHODS))
+def test_method_that_is_not_trained_yet_is_refused_before_a_launch(method: str) -> None:
+    with pytest.raises(PreflightError, match=f"method '{method}' is not trained by this version"):
+        parse_hyperparameters(job({"method": method}), default_base_model="m")
+
+
+def test_earlier_adapter_is_refused_as_long_as_none_is_read() -> None:
+    with pytest.raises(PreflightError, match="init_adapter is not read by this version"):
+        parse_hyperparameters(job({"init_adapter": "an-artifact"}), default_base_model="m")
 
 
 def test_unknown_method_is_refused_before_a_launch() -> None:
