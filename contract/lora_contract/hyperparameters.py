@@ -76,6 +76,11 @@ class Hyperparameters(BaseModel):
     neftune_noise_alpha: float | None = Field(default=None, gt=0, le=50)
     loraplus_lr_ratio: float | None = Field(default=None, ge=1, le=64)
     target_experts: bool = False
+    quantization: Literal["auto", "nf4", "bf16"] = "auto"
+    """How the base model is held while training: in 4 bits (`nf4`), or not quantised (`bf16`).
+
+    `auto` takes bf16 where base and training fit the GPU in it, else nf4.
+    """
     max_bad_line_share: float = Field(default=0.05, ge=0, le=1)
 
     @property

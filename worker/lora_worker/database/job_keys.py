@@ -39,7 +39,8 @@ _OTHER_NAMES = {
         "evalsplit": "validation_share", "patience": "early_stopping_patience", "rslora": "use_rslora",
         "dora": "use_dora", "steps": "max_steps", "trainsteps": "max_steps", "model": "base_model",
         "modelid": "base_model", "modelname": "base_model", "basemodelid": "base_model",
-        "revision": "base_revision", "randomseed": "seed",
+        "revision": "base_revision", "randomseed": "seed", "quantisation": "quantization", "loadin4bit": "quantization",
+        "precision": "quantization",
     },
     _GPU_CONFIG: {"gpu": "type", "gputypeid": "type", "gpus": "count", "gpucount": "count", "ngpus": "count"},
 }  # fmt: skip
