@@ -23,8 +23,6 @@ from tests.integration.newcomer.newcomer import Newcomer
 
 _PACE = {"LORA_WORKER_POLL_SECONDS": "0.5"}
 
-Arrival = Callable[..., Newcomer]
-
 
 @pytest.fixture(scope="module")
 def project() -> Iterator[LocalSupabase]:

@@ -59,6 +59,7 @@ class SharedReads:
         self._clock, self._now = clock, now
         self._patience_seconds = patience_seconds
         self._questions: OrderedDict[Hashable, _Question] = OrderedDict()
+        self._changes = 0
 
     async def ask(
         self, question: Hashable, read: Callable[[], Awaitable[T]], fresh_seconds: float = FRESH_SECONDS
@@ -70,12 +71,15 @@ class SharedReads:
             self._questions.popitem(last=False)
         async with asked.turn:
             if self._clock() - asked.asked_at >= fresh_seconds:
+                changes = self._changes
                 asked.reading = await self._read(asked.reading, read)
-                asked.asked_at = self._clock()
+                # An answer from before a change must not be shown after it.
+                asked.asked_at = self._clock() if changes == self._changes else float("-inf")
         return cast("Reading[T]", asked.reading)
 
     def forget(self) -> None:
         """Ask everything again: something was changed, and the next page has to show it."""
+        self._changes += 1
         for question in self._questions.values():
             question.asked_at = float("-inf")
 

@@ -87,6 +87,26 @@ async def test_number_of_kept_answers_is_bounded() -> None:
     assert source.reads == 1000
 
 
+async def test_answer_from_before_a_change_is_not_shown_after_it() -> None:
+    reads, begun, changed = SharedReads(clock=Clock()), asyncio.Event(), asyncio.Event()
+
+    async def read_slowly() -> str:
+        begun.set()
+        await changed.wait()
+        return "old"
+
+    async def read() -> str:
+        return "new"
+
+    before = asyncio.create_task(reads.ask("q", read_slowly))
+    await begun.wait()
+    reads.forget()
+    after = asyncio.create_task(reads.ask("q", read))
+    changed.set()
+    assert (await before).value == "old"
+    assert (await after).value == "new"
+
+
 async def test_forgetting_reads_everything_again() -> None:
     reads, source = SharedReads(clock=Clock()), Source()
     await reads.ask("q", source)
