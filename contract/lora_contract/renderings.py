@@ -29,6 +29,13 @@ class Rendering:
     marks: tuple[str, ...] = ()
     """Plain text with which the template marks turns. Texts of the dataset must not contain it (see
     `lora_conversations.control_tokens.Marks`)."""
+    takes_tools: bool = False
+    """Whether the template shows the tools' schemas, the assistant's calls and the tools' results."""
+    thoughts: Literal["text", "dropped", "last", "kept"] = "text"
+    """What a prompt shows of the thoughts of earlier answers.
+
+    text: nothing, and the template knows no thoughts: one is learned as `<think>` text before its answer;
+    dropped: nothing; last: those since the last user turn; kept: all."""
     history_as_served: bool = True
     """Whether earlier answers in a row look as a server renders them. False if training keeps thoughts there that a
     server drops from the history."""

@@ -57,6 +57,8 @@ class Row(NamedTuple):
     """The id of each token that is learned, `IGNORED` for all others."""
     answers: int
     """How many answers the row teaches."""
+    weights: list[float] | None = None
+    """How much each token counts in the loss, 0 where it is not learned; None where each learned token counts 1."""
 
 
 class Span(NamedTuple):
@@ -110,10 +112,18 @@ class Chat:
         self.tokens = ControlTokens(tokenizer)
         self.marks = plain_marks(self._between_turns(), tokenizer)
 
-    def row(self, messages: Sequence[Message], trained: Sequence[int]) -> Row | None:
+    def row(
+        self,
+        messages: Sequence[Message],
+        trained: Sequence[int],
+        *,
+        tools: str | None = None,
+        weights: Sequence[float] = (),
+    ) -> Row | None:
         """The conversation as one row, in which the messages with the indices `trained` are learned.
 
-        None when the template can't show all these answers in one rendering.
+        `tools` is the JSON list of the tools' schemas that the prompt shows. `weights` has one number for each index
+        in `trained`; empty, each answer counts 1. None when the template can't show all these answers in one rendering.
 
         Raises:
             BaseModelUnknownError: answers can't be rendered for training.
@@ -125,7 +135,25 @@ class Chat:
         if not spans:
             return None
         ids, offsets = encode(text)
-        return Row(ids, _labels(ids, offsets, spans), len(spans))
+        return _as_row(ids, offsets, spans, weights)
+
+    def continuation(
+        self, prompt_messages: Sequence[Message], answer_messages: Sequence[Message], *, tools: str | None = None
+    ) -> tuple[list[int], list[int]]:
+        """The token ids of a prompt as a server renders it, and those of the answer to it with its stop token.
+
+        `answer_messages` begins and ends with an answer of the assistant.
+
+        Raises:
+            BaseModelUnknownError: answers can't be rendered for training.
+        """
+        messages = [*prompt_messages, *answer_messages]
+        row = self.row(messages, [len(messages) - 1], tools=tools)
+        if row is None:
+            raise BaseModelUnknownError(*_DIFFERENT)
+        begin = next(index for index, label in enumerate(row.labels) if label != IGNORED)
+        end = max(index for index, label in enumerate(row.labels) if label != IGNORED) + 1
+        return row.input_ids[:begin], row.input_ids[begin:end]
 
     def refuse(self, example: Example) -> LineError | None:
         """The error of an example whose texts could be mistaken for the template's marks or for its special tokens."""
@@ -262,19 +290,22 @@ class Chat:
         return True
 
 
-def _labels(ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]) -> list[int]:
-    """The id of each token that lies in a span, at least in part; `IGNORED` for the others.
+def _as_row(ids: list[int], offsets: list[tuple[int, int]], spans: list[Span], weights: Sequence[float]) -> Row:
+    """The row that learns each token which lies in a span, at least in part.
 
-    `offsets` has each token's first character and the one after its last. Tokens and spans are in order.
+    `offsets` has each token's first character and the one after its last. Tokens and spans are in order. `weights` has
+    one number for each span, or none.
     """
     labels = [IGNORED] * len(ids)
-    pending = iter(spans)
-    span = next(pending, None)
+    counts = [0.0] * len(ids) if any(weight != 1 for weight in weights) else None
+    at = 0
     for index, (start, end) in enumerate(offsets):
-        while span is not None and start >= span.end:
-            span = next(pending, None)
-        if span is None:
+        while at < len(spans) and start >= spans[at].end:
+            at += 1
+        if at == len(spans):
             break
-        if end > span.start:
+        if end > spans[at].start:
             labels[index] = ids[index]
-    return labels
+            if counts is not None:
+                counts[index] = weights[at]
+    return Row(ids, labels, len(spans), counts)
