@@ -12,6 +12,7 @@ be empty), the end of the thought, and the answer as the template renders it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -131,7 +132,8 @@ class Chat:
         encode = self.tokens.encode
         if self.tokens.find(messages):
             messages, encode = self.tokens.hide(messages), self.tokens.encode_hidden
-        text, spans = self._with_thought(messages, trained) if self._thought else self._as_rendered(messages, trained)
+        find_spans = self._with_thought if self._thought else self._as_rendered
+        text, spans = find_spans(messages, trained, json.loads(tools) if tools else None)
         if not spans:
             return None
         ids, offsets = encode(text)
@@ -180,7 +182,9 @@ class Chat:
             marks=self.marks.texts,
         )
 
-    def _with_thought(self, messages: Sequence[Message], trained: Sequence[int]) -> tuple[str, list[Span]]:
+    def _with_thought(
+        self, messages: Sequence[Message], trained: Sequence[int], tools: list[Any] | None
+    ) -> tuple[str, list[Span]]:
         """The last answer as the model generates it after a prompt that begins a thought.
 
         Earlier answers are rendered without their thoughts, as a server renders them, so they can't be learned in
@@ -189,9 +193,9 @@ class Chat:
         *history, answer = messages
         if list(trained) != [len(history)]:
             return "", []
-        prompt = self._render(history, prompting=True)
+        prompt = self._render(history, tools, prompting=True)
         thought, _, reply = answer.content.rpartition(_THOUGHT_ENDS)
-        answered = self._render([*history, answer._replace(content=reply)])
+        answered = self._render([*history, answer._replace(content=reply)], tools)
         before_thought = prompt.removesuffix(self._thought)
         if not answered.startswith(before_thought):
             raise BaseModelUnknownError(*_DIFFERENT)
@@ -201,12 +205,14 @@ class Chat:
         text = f"{prompt}{thought}\n{_THOUGHT_ENDS}\n\n{reply_and_stop}"
         return text, [Span(len(prompt), self._stop_of(text))]
 
-    def _as_rendered(self, messages: Sequence[Message], trained: Sequence[int]) -> tuple[str, list[Span]]:
+    def _as_rendered(
+        self, messages: Sequence[Message], trained: Sequence[int], tools: list[Any] | None
+    ) -> tuple[str, list[Span]]:
         """The rendered conversation and the spans of its answers; no spans if the template changes earlier turns."""
-        text, spans = self._render(messages), []
+        text, spans = self._render(messages, tools), []
         for index in trained:
-            prompt = self._render(messages[:index], prompting=True)
-            answered = self._render(messages[: index + 1])
+            prompt = self._render(messages[:index], tools, prompting=True)
+            answered = self._render(messages[: index + 1], tools)
             if not answered.startswith(prompt):
                 raise BaseModelUnknownError(*_DIFFERENT)
             if not text.startswith(answered):
@@ -225,11 +231,12 @@ class Chat:
             )
         return len(stripped)
 
-    def _render(self, messages: Sequence[Message], *, prompting: bool = False) -> str:
+    def _render(self, messages: Sequence[Message], tools: list[Any] | None = None, *, prompting: bool = False) -> str:
         shown = messages if self.takes_system else fold_system(messages)
         try:
             rendered = self._tokenizer.apply_chat_template(
-                [message._asdict() for message in shown],
+                [{"role": message.role, "content": message.content} for message in shown],
+                tools=tools,
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=prompting,
