@@ -122,7 +122,8 @@ def _train(base: Any, config: Any, hardware: Any, parameters: Any, folder: Path)
     from lora_trainer.data.rows import prepare_data
     from lora_trainer.models.loading import attach_lora, load_model, load_tokenizer
     from lora_trainer.models.targets import packing_decision
-    from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
+    from lora_trainer.recipe.methods.sft import AnswerTrainer
+    from lora_trainer.recipe.steps import TrainingBatches, build_trainer, training_arguments
     from sandbox.sample_text import write_sample_dataset
 
     tokenizer = load_tokenizer(base)
@@ -135,7 +136,7 @@ def _train(base: Any, config: Any, hardware: Any, parameters: Any, folder: Path)
     lora = attach_lora(load_model(base, config, hardware), parameters)
     arguments = training_arguments(parameters, shape, hardware, folder)
     batches = TrainingBatches(data.train, [], shape, shape.rows_per_step)
-    trainer = build_trainer(lora, tokenizer, batches, arguments)
+    trainer = build_trainer(AnswerTrainer, lora, tokenizer, batches, arguments, parameters)
     trainer.train()
     states = trainer.optimizer.optimizer.state.values()
     state = sum(t.numel() * t.element_size() for s in states for t in s.values() if t.numel() > 1)

@@ -232,7 +232,7 @@ def _trainer(name: str, path: Path, folder: Path, parameters: Any) -> Any:
     from trl import SFTTrainer
 
     from lora_trainer.models.hardware import detect_hardware
-    from lora_trainer.recipe.sft import as_dataset, training_arguments
+    from lora_trainer.recipe.steps import as_dataset, training_arguments
 
     folder.mkdir()
     lora, tokenizer = _load(path)
@@ -256,7 +256,8 @@ def _our_trainer(lora: Any, tokenizer: Any, rows: Any, shape: Any, path: Path, f
     from lora_contract.hyperparameters import GpuConfig
     from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.recipe.callbacks import RunCallback
-    from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
+    from lora_trainer.recipe.methods.sft import AnswerTrainer
+    from lora_trainer.recipe.steps import TrainingBatches, build_trainer, training_arguments
     from lora_trainer.recipe.stopping import StopSwitch
     from lora_trainer.run.gpu import GpuMonitor
     from lora_trainer.run.progress_pipe import ProgressWriter
@@ -281,7 +282,9 @@ def _our_trainer(lora: Any, tokenizer: Any, rows: Any, shape: Any, path: Path, f
     progress = ProgressWriter((folder / "progress").open("w"), task, gpu)
     callback = RunCallback(task, progress, StopSwitch(sys.exit), gpu, validates=False)
     arguments = training_arguments(parameters, shape, detect_hardware(), task.checkpoints)
-    trainer = build_trainer(lora, tokenizer, TrainingBatches(rows, [], shape, _micro_batch(shape)), arguments)
+    trainer = build_trainer(
+        AnswerTrainer, lora, tokenizer, TrainingBatches(rows, [], shape, _micro_batch(shape)), arguments, parameters
+    )
     callback.follow(trainer)
     return trainer
 
@@ -289,7 +292,8 @@ def _our_trainer(lora: Any, tokenizer: Any, rows: Any, shape: Any, path: Path, f
 def _gain(path: Path, folder: Path) -> dict[str, float]:
     """Train one epoch with each recipe, and count the tokens of answers that contribute to the loss."""
     from lora_trainer.models.hardware import detect_hardware
-    from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
+    from lora_trainer.recipe.methods.sft import AnswerTrainer
+    from lora_trainer.recipe.steps import TrainingBatches, build_trainer, training_arguments
 
     trainers, answers = {}, {}
     for name, prepare in (("todays", _todays_rows), ("our", _our_epoch_rows)):
@@ -297,7 +301,7 @@ def _gain(path: Path, folder: Path) -> dict[str, float]:
         rows, shape, answers[name] = prepare(path, tokenizer)
         arguments = training_arguments(_parameters(), shape, detect_hardware(), folder / f"{name}-epoch")
         batches = TrainingBatches(rows, [], shape, _micro_batch(shape))
-        trainers[name] = build_trainer(lora, tokenizer, batches, arguments)
+        trainers[name] = build_trainer(AnswerTrainer, lora, tokenizer, batches, arguments, _parameters())
     seconds = {name: sum(times) for name, times in _train_in_turns(trainers).items()}
     return {
         **{f"{name}_answer_tokens": answers[name] for name in answers},

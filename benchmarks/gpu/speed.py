@@ -151,7 +151,8 @@ def _trainer(asked: Measurement, lora: Any, parameters: Any, hardware: Any, fold
     from benchmarks.gpu.rows import random_rows, small_tokenizer
     from lora_contract.batches import BatchShape
     from lora_trainer.models.optimizer import PAGED_8BIT, choose_optimizer
-    from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
+    from lora_trainer.recipe.methods.sft import AnswerTrainer
+    from lora_trainer.recipe.steps import TrainingBatches, build_trainer, training_arguments
 
     total = asked.warm_up + asked.steps
     each = asked.row_tokens // asked.example_tokens if asked.packed else 1
@@ -166,7 +167,7 @@ def _trainer(asked: Measurement, lora: Any, parameters: Any, hardware: Any, fold
     chosen = PAGED_8BIT if asked.optimizer == "8bit" else choose_optimizer(lora.trainable, is_gpu=hardware.is_gpu)
     arguments = training_arguments(parameters, shape, hardware, folder, optimizer=chosen, recompute=asked.recompute)
     batches = TrainingBatches(rows, [], shape, asked.micro_batch)
-    return build_trainer(lora, small_tokenizer(), batches, arguments)
+    return build_trainer(AnswerTrainer, lora, small_tokenizer(), batches, arguments, parameters)
 
 
 def _bare_trl(asked: Measurement, lora: Any, rows: Any, folder: Path) -> Any:
@@ -175,7 +176,7 @@ def _bare_trl(asked: Measurement, lora: Any, rows: Any, folder: Path) -> Any:
 
     from benchmarks.gpu.rows import small_tokenizer
     from lora_trainer.models.hardware import detect_hardware
-    from lora_trainer.recipe.sft import as_dataset
+    from lora_trainer.recipe.steps import as_dataset
 
     hardware = detect_hardware()
     arguments = SFTConfig(

@@ -12,7 +12,8 @@ from lora_contract.batches import BatchShape
 from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.models.attention import FLASH, SDPA, choose_attention
 from lora_trainer.models.loading import attach_lora
-from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
+from lora_trainer.recipe.methods.sft import AnswerTrainer
+from lora_trainer.recipe.steps import TrainingBatches, build_trainer, training_arguments
 
 pytestmark = pytest.mark.gpu
 
@@ -86,7 +87,7 @@ def test_packed_and_unpacked_training_have_the_same_losses(model, hardware, tmp_
         arguments = training_arguments(parameters, shape, hardware, tmp_path / str(is_packed))
         lora = attach_lora(base, parameters)
         batches = TrainingBatches(rows, [], shape, 1 if is_packed else 2)
-        trainer = build_trainer(lora, small_tokenizer(), batches, arguments)
+        trainer = build_trainer(AnswerTrainer, lora, small_tokenizer(), batches, arguments, parameters)
         trainer.train()
         losses[is_packed] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         del base, lora, trainer

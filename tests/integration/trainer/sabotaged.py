@@ -9,7 +9,7 @@ import torch
 from transformers import Trainer
 from trl import SFTTrainer
 
-from lora_trainer.recipe.sft import StepTrainer
+from lora_trainer.recipe.steps import StepTrainer
 from lora_trainer.recipe.train import main
 
 VERB, _, ARGUMENT = os.environ["SABOTAGE"].partition(":")

@@ -44,15 +44,18 @@ def built(prepared, task, folder, *, micro_batch=None):
     """TRL's trainer for prepared rows, on the real model; deterministic, since it has no dropout."""
     from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.models.loading import attach_lora, load_model
-    from lora_trainer.recipe.sft import TrainingBatches, build_trainer, training_arguments
+    from lora_trainer.recipe.methods.sft import AnswerTrainer
+    from lora_trainer.recipe.steps import TrainingBatches, build_trainer, training_arguments
 
     hardware = detect_hardware()
     data = prepared.data
     return build_trainer(
+        AnswerTrainer,
         attach_lora(load_model(prepared.base, prepared.config, hardware), task.hyperparameters),
         prepared.tokenizer,
         TrainingBatches(data.train, data.validation, prepared.shape, micro_batch or prepared.micro_batch),
         training_arguments(task.hyperparameters, prepared.shape, hardware, folder),
+        task.hyperparameters,
     )
 
 

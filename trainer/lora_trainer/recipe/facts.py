@@ -10,7 +10,7 @@ from lora_trainer.models.loading import Lora
 from lora_trainer.models.targets import serving_note
 from lora_trainer.recipe.callbacks import RunCallback
 from lora_trainer.recipe.setup import TrainingSetup
-from lora_trainer.recipe.sft import planned_warm_up
+from lora_trainer.recipe.steps import planned_warm_up
 from lora_trainer.run.gpu import GpuMonitor
 from lora_trainer.run.task import Task
 

@@ -18,7 +18,9 @@ from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.loading import load_config, load_tokenizer
 from lora_trainer.models.plan import Planner, check_plan, format_plan
 from lora_trainer.models.targets import DORA_NOTE, packing_decision
-from lora_trainer.recipe.methods import METHODS, Method
+from lora_trainer.recipe.methods import METHODS
+from lora_trainer.recipe.methods.method import Method
+from lora_trainer.recipe.steps import item_tokens
 from lora_trainer.recipe.trackers import usable_trackers
 from lora_trainer.run.gpu import GpuMonitor
 from lora_trainer.run.task import Task
@@ -68,13 +70,14 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
     method = METHODS[parameters.method]
     data = method.read(task.dataset, chat, parameters)
     packing, packing_note = packing_decision(config.model_type, parameters.packing)
+    lengths = [item_tokens(method.trainer.rows_of(item), packed=packing) for item in (*data.train, *data.validation)]
     shape = shape_batches(
-        [len(row.input_ids) for row in data.train],
+        lengths[: len(data.train)],
         data.answers,
         batch_size=parameters.batch_size,
-        max_length=parameters.max_length,
+        max_length=parameters.max_length * method.rows_of_item,
         packing=packing,
-        longest_held_out=max((len(row.input_ids) for row in data.validation), default=0),
+        longest_held_out=max(lengths[len(data.train) :], default=0),
     )
     attention = choose_attention(config, hardware, packed=shape.packed)
     micro_batch, recompute = _plan_passes(

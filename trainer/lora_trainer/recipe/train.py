@@ -40,9 +40,10 @@ from lora_trainer.recipe.callbacks import RunCallback, load_trainable_weights
 from lora_trainer.recipe.checkpoints import newest_checkpoint
 from lora_trainer.recipe.facts import collect_facts, summarise
 from lora_trainer.recipe.setup import TrainingSetup, prepare
-from lora_trainer.recipe.sft import (
+from lora_trainer.recipe.steps import (
     StepTrainer,
     TrainingBatches,
+    build_trainer,
     loraplus_optimizer,
     save_checkpoint_now,
     training_arguments,
@@ -130,7 +131,7 @@ def configure_trainer(task: Task, setup: TrainingSetup, lora: Lora) -> StepTrain
         recompute=setup.recompute,
     )
     batches = TrainingBatches(setup.data.train, setup.data.validation, setup.shape, setup.micro_batch)
-    trainer = setup.method.build_trainer(lora, setup.tokenizer, batches, arguments)
+    trainer = build_trainer(setup.method.trainer, lora, setup.tokenizer, batches, arguments, parameters)
     if parameters.loraplus_lr_ratio is not None:
         trainer.optimizer = loraplus_optimizer(trainer, parameters)
     return trainer

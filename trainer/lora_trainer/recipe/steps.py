@@ -1,7 +1,13 @@
-"""Supervised fine-tuning: TRL's `SFTTrainer` with our settings, and with batches that are whole optimizer steps."""
+"""Training in whole optimizer steps: what every method shares. TRL's `SFTTrainer`, with steps for batches.
+
+A method (`lora_trainer.recipe.methods`) makes items out of a dataset and subclasses `StepTrainer`: it says which rows
+of tokens an item has, and what the loss over them is. An item is what `batch_size` counts: an answer, or a pair of
+answers. Steps, forward passes, checkpoints, schedule and optimizer are the same for all.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +19,6 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
-from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase, SchedulerType
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
@@ -21,7 +26,8 @@ from typing_extensions import override
 
 from lora_contract.batches import BatchShape, forward_passes, share_out
 from lora_contract.hyperparameters import Hyperparameters
-from lora_trainer.data.chat import IGNORED, Row
+from lora_trainer.data.chat import Row
+from lora_trainer.data.items import Item
 from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.loading import Lora
 from lora_trainer.models.optimizer import PLAIN, Optimizer
@@ -33,27 +39,28 @@ _MAX_GRADIENT_NORM = 1.0
 
 @dataclass(frozen=True)
 class TrainingBatches:
-    """The rows of a training, and how they are shared out among optimizer steps and forward passes."""
+    """The items of a training, and how they are shared out among optimizer steps and forward passes."""
 
-    train: Sequence[Row]
-    validation: Sequence[Row]
+    train: Sequence[Item]
+    validation: Sequence[Item]
     shape: BatchShape
     micro_batch: int
-    """Most rows of a forward pass."""
+    """Most rows of a forward pass, as the shape counts them: a row is an item, or several that are packed."""
 
 
 class StepSampler(Sampler[list[int]]):
-    """Gives the indices of the rows of each optimizer step, for one epoch after the other.
+    """Gives the indices of the items of each optimizer step, for one epoch after the other.
 
-    The order depends on the seed and the epoch only, so a run that resumes sees the same steps.
+    `answers` and `lengths` hold the answers and tokens of each item. The order depends on the seed and the epoch only,
+    so a run that resumes sees the same steps.
     """
 
     batch_size = 1
     """accelerate wants this attribute; without it, it logs a warning at each forward pass."""
 
-    def __init__(self, rows: Sequence[Row], steps: int, seed: int) -> None:
-        self._answers = [row.answers for row in rows]
-        self._lengths = [len(row.input_ids) for row in rows]
+    def __init__(self, answers: Sequence[int], lengths: Sequence[int], steps: int, seed: int) -> None:
+        self._answers = answers
+        self._lengths = lengths
         self._steps = steps
         self._seed = seed
         self._epoch = 0
@@ -70,7 +77,7 @@ class StepSampler(Sampler[list[int]]):
 
 
 class PassSampler(Sampler[list[int]]):
-    """Gives the row indices of each forward pass of an evaluation: the same in every evaluation."""
+    """Gives the indices of the items of each forward pass of an evaluation: the same in every evaluation."""
 
     batch_size = 1
 
@@ -84,12 +91,12 @@ class PassSampler(Sampler[list[int]]):
         return iter(self._passes)
 
 
-class StepTrainer(SFTTrainer):
+class StepTrainer(SFTTrainer, ABC):
     """TRL's trainer, for which one batch of the data loader is a whole optimizer step.
 
     A step is a list of forward passes. Their number may differ from step to step; it changes how much memory the
-    step takes, but not its result: the loss is the mean over the step's answer tokens, however they are spread over
-    the passes.
+    step takes, but not its result: the loss is a mean over what the step learns, however that is spread over the
+    passes.
 
     Evaluations leave the random states as they were. Otherwise a run that resumes between a step and its evaluation
     would go on with other numbers: each evaluation draws a seed from the generator that dropout uses.
@@ -98,53 +105,103 @@ class StepTrainer(SFTTrainer):
     model: PeftModel
     """Declared as optional by transformers; the constructor requires it."""
 
-    def __init__(self, *, batches: TrainingBatches, **options: Any) -> None:
-        super().__init__(
-            train_dataset=as_dataset(batches.train),
-            eval_dataset=as_dataset(batches.validation) if batches.validation else None,
-            **options,
-        )
+    def __init__(self, *, batches: TrainingBatches, parameters: Hyperparameters, **options: Any) -> None:
+        self.items = [*batches.train, *batches.validation]
+        """Those to train on, then those held out."""
+        # TRL asks for datasets and looks at their first row. What is trained on comes from `items`.
+        first = as_dataset(self.rows_of(self.items[0]))
+        super().__init__(train_dataset=first, eval_dataset=first if batches.validation else None, **options)
+        self.parameters = parameters
         self._shape = batches.shape
         self._micro_batch = batches.micro_batch
-        self._train_sampler = StepSampler(batches.train, self._shape.steps_per_epoch, self.args.seed)
-        lengths = [len(row.input_ids) for row in batches.validation]
-        self._eval_sampler = PassSampler(forward_passes(range(len(lengths)), lengths, self._shape, self._micro_batch))
-        self._eval_losses: list[tuple[float, int]] = []
-        """Of each forward pass of the current evaluation: mean loss, and number of answer tokens."""
+        self._lengths = [item_tokens(self.rows_of(item), packed=batches.shape.packed) for item in self.items]
+        trained = len(batches.train)
+        answers = [item.answers for item in batches.train]
+        steps = self._shape.steps_per_epoch
+        self._train_sampler = StepSampler(answers, self._lengths[:trained], steps, self.args.seed)
+        self._eval_sampler = PassSampler(self.passes_over(range(trained, len(self.items))))
+        self._eval_losses: list[tuple[float, float]] = []
+        """Of each forward pass of the current evaluation: mean loss, and over how much it is a mean."""
+
+    @staticmethod
+    @abstractmethod
+    def rows_of(item: Any) -> tuple[Row, ...]:
+        """The rows of tokens of one item, which share a forward pass."""
+
+    @staticmethod
+    @abstractmethod
+    def amount(batch: dict[str, Any]) -> torch.Tensor:
+        """Over how much the loss of a batch is a mean, such as its number of learned tokens; a scalar."""
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        """One forward pass over the items with these indices, in TRL's form: `input_ids`, `labels` and positions."""
+        return self.lay_out([row for index in indices for row in self.rows_of(self.items[index])])
+
+    def lay_out(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Rows as one forward pass: packed one after the other, or padded to the length of the longest."""
+        return self.data_collator([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a forward pass is one long row, in which the rows follow each other."""
+        return self._shape.packed
+
+    def log_probs(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """The log-probability of each learned token but a row's first, 0 for all other tokens; (rows, tokens - 1).
+
+        The logits are computed by tiles, so they never take memory as a whole. `inputs` has nothing but what the model
+        takes. The tokens of a training step are counted for the throughput.
+        """
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        if self.model.training:
+            present = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+            self._total_train_tokens += int(present)
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return torch.as_tensor(outputs.log_probs)
+
+    def begin(self, checkpoint: Path | None, *, continues: bool) -> None:
+        """Prepare what must be known before the first step; `checkpoint` is the folder of the one to resume from.
+
+        `continues`: the training began with an earlier adapter.
+        """
+
+    def save_beside(self, checkpoint: Path) -> None:
+        """Save into a checkpoint's folder what `begin` would otherwise have to compute again."""
+
+    def passes_over(self, indices: Sequence[int]) -> list[list[int]]:
+        """The items with these indices, shared out among forward passes."""
+        lengths = [self._lengths[index] for index in indices]
+        passes = forward_passes(range(len(indices)), lengths, self._shape, self._micro_batch)
+        return [[indices[position] for position in chosen] for chosen in passes]
 
     @override
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Gives optimizer steps, each a list of forward passes."""
-        return self._prepared_loader(
-            self.train_dataset,
-            batch_sampler=self._train_sampler,
-            collate_fn=self._collate_step,
-        )
+        return self._prepared_loader(self._train_sampler, self._collate_step)
 
     @override
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Gives the forward passes over the held-out examples."""
-        return self._prepared_loader(self.eval_dataset, batch_sampler=self._eval_sampler, collate_fn=self.data_collator)
+        """Gives the forward passes over the held-out items."""
+        return self._prepared_loader(self._eval_sampler, self.collate)
 
-    def _prepared_loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
-        # transformers also allows streams and no dataset at all; this trainer made its datasets from rows.
-        rows = cast("TorchDataset[Any]", dataset)
-        loader: DataLoader[Any] = DataLoader(rows, pin_memory=self.args.dataloader_pin_memory, **options)
+    def _prepared_loader(self, sampler: Sampler[list[int]], collate: Callable[[list[int]], Any]) -> DataLoader[Any]:
+        indices = cast("Any", range(len(self.items)))  # has a length and an item for each index, as a loader wants
+        loader: DataLoader[Any] = DataLoader(
+            indices, batch_sampler=sampler, collate_fn=collate, pin_memory=self.args.dataloader_pin_memory
+        )
         return cast("DataLoader[Any]", self.accelerator.prepare(loader))
 
-    def _collate_step(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        lengths = [len(example["input_ids"]) for example in examples]
-        passes = forward_passes(range(len(examples)), lengths, self._shape, self._micro_batch)
-        return [self.data_collator([examples[index] for index in chosen]) for chosen in passes]
+    def _collate_step(self, indices: list[int]) -> list[dict[str, Any]]:
+        return [self.collate(chosen) for chosen in self.passes_over(indices)]
 
     @override
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
-        """The next `num_batches` steps, and the number of their answer tokens, over which the loss is a mean."""
+        """The next `num_batches` steps, and over how much their loss is a mean (see `amount`)."""
         steps = [next(epoch_iterator) for _ in range(num_batches)]
-        tokens = sum((learned_tokens(batch) for step in steps for batch in step), start=torch.tensor(0))
-        return steps, tokens.to(device)
+        amounts = [self.amount(batch) for step in steps for batch in step]
+        return steps, sum(amounts[1:], start=amounts[0]).to(device)
 
     @override
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -188,40 +245,42 @@ class StepTrainer(SFTTrainer):
 
     @override
     def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        """The base class's result, whose loss is noted with the number of its answer tokens."""
-        tokens = int(learned_tokens(inputs))
+        """The base class's result, whose loss is noted with over how much it is a mean."""
+        amount = float(self.amount(inputs))
         result = super().prediction_step(model, inputs, *arguments, **options)
-        self._eval_losses.append((result[0].item(), tokens))
+        self._eval_losses.append((result[0].item(), amount))
         return result
 
     @override
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
-        """The base class's result, with the mean loss over all held-out answer tokens.
+        """The base class's result, with the mean loss over all that is held out.
 
-        transformers takes the mean of the passes' means, in which the tokens of a short pass count for more.
+        transformers takes the mean of the passes' means, in which what a short pass learns counts for more.
         """
         self._eval_losses = []
         output = super().evaluation_loop(*arguments, **options)
-        tokens = sum(tokens for _, tokens in self._eval_losses)
+        amount = sum(amount for _, amount in self._eval_losses)
         prefix = options.get("metric_key_prefix", "eval")
-        loss = sum(loss * n for loss, n in self._eval_losses) / max(tokens, 1)
+        loss = sum(loss * part for loss, part in self._eval_losses) / (amount or 1)
         return output._replace(metrics={**(output.metrics or {}), f"{prefix}_loss": loss})
 
 
-def learned_tokens(batch: dict[str, Any]) -> torch.Tensor:
-    """On how many tokens of a batch the loss is computed; a scalar.
-
-    `batch["labels"]` has the shape (rows, tokens). The first token of a row is never predicted, so it does not count.
-    """
-    labels: torch.Tensor = batch["labels"]
-    return labels[..., 1:].ne(IGNORED).sum()
+def item_tokens(rows: Sequence[Row], *, packed: bool) -> int:
+    """How many tokens an item takes in a forward pass; those of its rows that are not packed are padded."""
+    lengths = [len(row.input_ids) for row in rows]
+    return sum(lengths) if packed else len(lengths) * max(lengths)
 
 
 def build_trainer(
-    lora: Lora, tokenizer: PreTrainedTokenizerBase, batches: TrainingBatches, arguments: SFTConfig
+    kind: type[StepTrainer],
+    lora: Lora,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: TrainingBatches,
+    arguments: SFTConfig,
+    parameters: Hyperparameters,
 ) -> StepTrainer:
     """The trainer of these batches. Casts the weights that train to fp32."""
-    trainer = StepTrainer(model=lora.model, args=arguments, batches=batches, processing_class=tokenizer)
+    trainer = kind(model=lora.model, args=arguments, batches=batches, parameters=parameters, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     # TRL casts LoRA to bf16, where Adam's small updates are lost to rounding. PEFT loads a checkpoint in fp32, so a
     # run that resumes would also differ from one that was never interrupted.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora_contract.hyperparameters import Hyperparameters
-from lora_trainer.recipe.sft import loraplus_optimizer
+from lora_trainer.recipe.steps import loraplus_optimizer
 
 pytestmark = pytest.mark.gpu_stack
 
