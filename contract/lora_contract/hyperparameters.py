@@ -45,7 +45,9 @@ class Hyperparameters(BaseModel):
     where these are more."""
     undesirable_weight: float | None = Field(default=None, gt=0, le=100)
     """Of `kto`: how much a bad answer counts. None: as `desirable_weight`, with good and bad exchanged."""
-    init_adapter: str | None = Field(default=None, max_length=200)
+    init_adapter: str | None = Field(
+        default=None, max_length=200, validation_alias=_either("init_adapter", "parent_model_id")
+    )
     """An adapter of the same user from which this training goes on: the id of its artifact, or of its job.
 
     `sft` continues to train it. `dpo` and `kto` begin with it and take it as the reference, too.

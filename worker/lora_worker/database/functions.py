@@ -29,7 +29,14 @@ from lora_worker.database.job_reports import DrainedWorker, JobDetails, JobPage,
 from lora_worker.database.money_rows import BudgetState, Costs, Failures
 from lora_worker.database.project_report import ProjectReport
 from lora_worker.database.queue_health import QueueHealth
-from lora_worker.database.submission_rows import FoundUser, PublishedRun, StoredFile, Submitted, TrialRemoval
+from lora_worker.database.submission_rows import (
+    FoundAdapter,
+    FoundUser,
+    PublishedRun,
+    StoredFile,
+    Submitted,
+    TrialRemoval,
+)
 
 SCHEMA_VERSION = 3
 """What `worker_schema_version()` answers once every migration of this release is applied."""
@@ -112,6 +119,9 @@ PROJECT_REPORT = _function("training_project_report", TypeAdapter(ProjectReport)
 FIND_TRAINING_USER = _function("find_training_user", TypeAdapter(FoundUser | None), {"named": _NOBODY})
 SUBMIT_TRAINING_JOB = _function("submit_training_job", TypeAdapter(Submitted | None), {"entry": "{}"})
 TRAINING_PUBLISHED_RUN = _function("training_published_run", TypeAdapter(PublishedRun | None), {"job_id": _NOBODY})
+TRAINING_INIT_ADAPTER = _function(
+    "training_init_adapter", TypeAdapter(FoundAdapter | None), {"user_id": _NOBODY, "named": _NOBODY}
+)
 TRAINING_USER_STATE = _function("training_user_state", TypeAdapter(UserState), {"user_id": _NOBODY})
 STOP_USER_TRAINING = _function("stop_user_training", TypeAdapter(int), {"user_id": _NOBODY})
 TRAINING_USER_OBJECTS = _function(

@@ -40,7 +40,9 @@ _OTHER_NAMES = {
         "dora": "use_dora", "steps": "max_steps", "trainsteps": "max_steps", "model": "base_model",
         "modelid": "base_model", "modelname": "base_model", "basemodelid": "base_model",
         "revision": "base_revision", "randomseed": "seed", "quantisation": "quantization", "loadin4bit": "quantization",
-        "precision": "quantization",
+        "precision": "quantization", "dpobeta": "beta", "ktobeta": "beta", "trainingmethod": "method",
+        "trainingtype": "method", "adapter": "init_adapter", "adapterid": "init_adapter",
+        "parentmodel": "init_adapter", "desirableweights": "desirable_weight",
     },
     _GPU_CONFIG: {"gpu": "type", "gputypeid": "type", "gpus": "count", "gpucount": "count", "ngpus": "count"},
 }  # fmt: skip

@@ -263,9 +263,6 @@ def parse_hyperparameters(job: Job, *, default_base_model: str) -> Hyperparamete
         raise PreflightError("hyperparameters_invalid", _explain("hyperparameters", error)) from None
     if parsed.method not in TRAINED_METHODS:
         raise PreflightError("hyperparameters_invalid", _explain_method(parsed.method))
-    if parsed.init_adapter is not None:
-        text = "hyperparameters: init_adapter is not read by this version; leave it out."
-        raise PreflightError("hyperparameters_invalid", text)
     return parsed if parsed.base_model else parsed.model_copy(update={"base_model": default_base_model})
 
 

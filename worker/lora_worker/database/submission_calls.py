@@ -8,7 +8,14 @@ from uuid import UUID
 
 from lora_worker.database import functions
 from lora_worker.database.caller import Caller
-from lora_worker.database.submission_rows import FoundUser, PublishedRun, StoredFile, Submitted, TrialRemoval
+from lora_worker.database.submission_rows import (
+    FoundAdapter,
+    FoundUser,
+    PublishedRun,
+    StoredFile,
+    Submitted,
+    TrialRemoval,
+)
 
 
 class SubmissionCalls(Caller):
@@ -28,6 +35,10 @@ class SubmissionCalls(Caller):
     async def training_published_run(self, job_id: UUID) -> PublishedRun | None:
         """Return which run of a job published its artifact; None if there is no such job."""
         return await self._call(functions.TRAINING_PUBLISHED_RUN, job_id=job_id)
+
+    async def training_init_adapter(self, user_id: UUID, named: UUID) -> FoundAdapter | None:
+        """Return which adapter of the user an id of a model or a job means; None if the user has none of this id."""
+        return await self._call(functions.TRAINING_INIT_ADAPTER, user_id=user_id, named=named)
 
     async def training_ended_trials(self) -> list[UUID]:
         """Return the jobs of former trials (`deploy smoke`) that have ended and were not removed."""

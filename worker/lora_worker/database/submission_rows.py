@@ -35,6 +35,19 @@ class PublishedRun(TypedDict):
     """The run whose verified artifact is stored; None if the job has none."""
 
 
+class FoundAdapter(TypedDict):
+    """Answer of `training_init_adapter`."""
+
+    run_id: UUID | None
+    """The run whose verified artifact is stored; None if there is none."""
+    queue: Literal["training_jobs", "pipeline_training_jobs"]
+    job_id: UUID
+    model_id: UUID | None
+    """The row of `model_artifacts`; jobs of the newer queue have none."""
+    status: str
+    """`ready`, `deleted`, `foreign` (another program has completed the job), or that of a job without an adapter."""
+
+
 class StoredFile(TypedDict):
     """An object in a bucket (`training_trial_files`)."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from uuid import UUID
 
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.renderings import REFUSALS, RENDERINGS
@@ -15,6 +16,7 @@ from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.survey import Survey, Surveyor
 from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS
 from lora_worker.database.rows import Assignment, Dataset, Job, parse_gpu_config, parse_hyperparameters
+from lora_worker.datasets.init_adapters import InitAdapter, find_init_adapter
 from lora_worker.errors import DatasetPendingError, ObjectMissingError, PreflightError
 from lora_worker.launchers.base import Policy
 from lora_worker.money.billing import Rate, gpu_of
@@ -40,6 +42,8 @@ class Plan:
     rate: Rate
     policy: Policy
     survey: Survey
+    init_adapter: InitAdapter | None = None
+    """The adapter with which the training begins; None: with a new one."""
 
 
 async def check(assignment: Assignment, services: Services) -> Plan:
@@ -66,6 +70,7 @@ async def check(assignment: Assignment, services: Services) -> Plan:
         queue_allowance_seconds=settings.queue_allowance_seconds,
     )
     dataset = check_dataset_row(job, assignment.dataset, patience_seconds=assignment.run.dataset_patience_seconds)
+    adapter = await _init_adapter(hyperparameters, assignment.run.user_id, services)
     survey = await survey_dataset(
         dataset,
         services.storage,
@@ -73,7 +78,13 @@ async def check(assignment: Assignment, services: Services) -> Plan:
         base_model=hyperparameters.base_model,
     )
     check_estimate(hyperparameters, survey, gpu_config.type, services.terms)
-    return Plan(hyperparameters, gpu_config, price, rate, policy, survey)
+    return Plan(hyperparameters, gpu_config, price, rate, policy, survey, adapter)
+
+
+async def _init_adapter(chosen: Hyperparameters, user_id: UUID, services: Services) -> InitAdapter | None:
+    if chosen.init_adapter is None:
+        return None
+    return await find_init_adapter(chosen.init_adapter, user_id, chosen.base_model, services)
 
 
 def check_gpu(gpu_config: GpuConfig, prices: tuple[GpuPrice, ...], *, endpoint_gpu_type: str | None) -> GpuPrice:

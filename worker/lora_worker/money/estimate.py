@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 from lora_contract.batches import steps_of_epoch
+from lora_contract.hyperparameters import Method
 from lora_worker.money.terms import Terms
 
 
@@ -30,6 +31,8 @@ class Work:
     max_steps: int | None = None
     base_model: str | None = None
     gpu_type: str | None = None
+    method: Method = "sft"
+    """The training method. Of `dpo`, `tokens` are those of both answers, each with its prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +64,22 @@ def estimate(work: Work, terms: Terms) -> Estimate | None:
     speed, and a time that grows with all parameters.
     """
     gpu, size, count = terms.gpu(work.gpu_type), terms.size(work.base_model), terms.endpoint_gpu_count
-    tokens = work.tokens or (work.pairs or 0) * terms.tokens_per_pair
+    method = terms.methods[work.method]
+    per_pair = terms.tokens_per_pair * method.sequences
+    tokens = work.tokens or (work.pairs or 0) * per_pair
     if gpu is None or tokens <= 0:
         return None
-    pairs = work.pairs or math.ceil(tokens / terms.tokens_per_pair)
-    together = max(work.pairs_per_conversation, 1.0)
+    pairs = work.pairs or math.ceil(tokens / per_pair)
+    # Only sft merges the overlapping pairs of a conversation.
+    together = max(work.pairs_per_conversation, 1.0) if work.method == "sft" else 1.0
     examples = math.ceil(pairs / together)
     all_steps = steps_of_epoch(answers=pairs, examples=examples, batch_size=work.batch_size) * work.epochs
     steps = min(all_steps, work.max_steps) if work.max_steps else all_steps
     merged = 2.0 / (together + 1.0)
-    least = float(tokens) * work.epochs * steps / all_steps * merged
+    learned = tokens * method.share(work.epochs)
+    least = learned * work.epochs * steps / all_steps * merged
     # A step learns at least one whole conversation, even if that has more answers than the batch size.
-    most = float(tokens) * steps * max(work.batch_size / pairs, work.epochs / all_steps)
+    most = learned * steps * max(work.batch_size / pairs, work.epochs / all_steps)
     low = terms.overhead_low.once + terms.overhead_low.each_epoch * work.epochs
     low += least * size.active / terms.reference.active / (gpu.fast * count)
     high = terms.overhead_high.once + terms.overhead_high.each_epoch * work.epochs

@@ -56,6 +56,22 @@ class Overhead(BaseModel):
     each_epoch: float
 
 
+class MethodWork(BaseModel):
+    """What a training method does with an example, beside what sft does with it."""
+
+    model_config = _FROZEN
+
+    sequences: int
+    """How many sequences an example has, each with the whole prompt."""
+    once: float
+    """What is done once with each token, in units of an epoch of sft."""
+    each_epoch: float
+
+    def share(self, epochs: int) -> float:
+        """The work of an epoch on a token, in units of sft, with its part of what is done once."""
+        return self.each_epoch + self.once / epochs
+
+
 class Terms(BaseModel):
     """All terms. The database stores them as `model_dump(mode="json")`."""
 
@@ -66,6 +82,8 @@ class Terms(BaseModel):
     """The GPU type of the endpoint, which every job gets; None if each job gets the type that it asks for."""
     endpoint_gpu_count: int
     models: dict[str, Size]
+    methods: dict[str, MethodWork]
+    """By the values of `Hyperparameters.method`."""
     reference: Size
     default_base_model: str
     default_gpu_type: str
@@ -109,6 +127,7 @@ def make_terms(settings: Settings, prices: tuple[GpuPrice, ...]) -> Terms:
         endpoint_gpu_type=settings.endpoint_gpu_type,
         endpoint_gpu_count=settings.endpoint_gpu_count,
         models=table["models"],
+        methods=table["methods"],
         reference=Size(active=reference, total=reference),
         default_base_model=settings.default_base_model,
         default_gpu_type=GpuConfig().type,

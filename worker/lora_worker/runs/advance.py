@@ -101,6 +101,9 @@ async def launch(held: HeldRun) -> None:
         if isinstance(request, PutOff):
             apply(held, request)
             return
+        if isinstance(request, Ending):
+            await finish(held, request)
+            return
         begun = await launching.begin_launch(held, request, plan)
         if begun is None:
             return

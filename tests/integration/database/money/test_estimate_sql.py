@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as tries
 from hypothesis import strategies as st
 
-from lora_contract.hyperparameters import Hyperparameters
+from lora_contract.hyperparameters import METHODS, Hyperparameters, Method
 from lora_worker.database.migrations import migrate
 from lora_worker.money.estimate import Work, estimate
 from lora_worker.money.terms import Terms
@@ -102,6 +102,20 @@ many = tries(max_examples=300, deadline=None, suppress_health_check=[HealthCheck
 def test_sql_and_python_estimates_agree_on_any_work(db: Database, work: Work, name: str | None, made: Terms) -> None:
     work = dataclasses.replace(work, gpu_type=name or work.gpu_type)
     assert in_sql(db, made, work) == in_python(made, work)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tokens", [None, 123_457])
+def test_sql_and_python_agree_on_each_method(db: Database, method: Method, tokens: int | None) -> None:
+    made = dataset(db, db.user(), total_tokens=tokens, total_training_pairs=1234, avg_turns_per_conversation=6)
+    in_database = db.call(
+        "estimate_training_cost", made, {"method": method, "epochs": 3, "batch_size": 4}, {"type": "H100"}
+    )
+    work = Work(tokens=tokens, pairs=1234, pairs_per_conversation=3, epochs=3, batch_size=4, gpu_type="H100",
+                method=method)  # fmt: skip
+    found = in_python(TERMS, work)
+    assert found is not None
+    assert {key: in_database[key] for key in found} == found
 
 
 @many

@@ -23,9 +23,9 @@ def test_method_that_is_not_trained_yet_is_refused_before_a_launch(method: str) 
         parse_hyperparameters(job({"method": method}), default_base_model="m")
 
 
-def test_earlier_adapter_is_refused_as_long_as_none_is_read() -> None:
-    with pytest.raises(PreflightError, match="init_adapter is not read by this version"):
-        parse_hyperparameters(job({"init_adapter": "an-artifact"}), default_base_model="m")
+def test_earlier_adapter_is_named_by_either_key() -> None:
+    for key in ("init_adapter", "parent_model_id"):
+        assert parse_hyperparameters(job({key: "an-artifact"}), default_base_model="m").init_adapter == "an-artifact"
 
 
 def test_unknown_method_is_refused_before_a_launch() -> None:

@@ -230,6 +230,7 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "find_training_user": lambda q: q.find_training_user("a@example.com"),
     "submit_training_job": lambda q: q.submit_training_job({}, {}),
     "training_published_run": lambda q: q.training_published_run(ID),
+    "training_init_adapter": lambda q: q.training_init_adapter(ID, ID),
     "training_user_state": lambda q: q.training_user_state(ID),
     "stop_user_training": lambda q: q.stop_user_training(ID),
     "training_user_objects": lambda q: q.training_user_objects(ID, "b", 1),

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_contract.batches import shape_batches
-from lora_contract.hyperparameters import Hyperparameters
+from lora_contract.hyperparameters import METHODS, Hyperparameters, Method
 from lora_conversations.survey import Survey
 from lora_worker.commands.estimate import format_estimate
 from lora_worker.configuration.settings import DEFAULT_BASE_MODEL, Settings
@@ -22,7 +22,7 @@ from lora_worker.datasets import preflight
 from lora_worker.errors import PreflightError
 from lora_worker.money.estimate import Work, estimate
 from lora_worker.money.pricing import load_prices
-from lora_worker.money.terms import Terms, load_throughput, make_terms
+from lora_worker.money.terms import Overhead, Terms, load_throughput, make_terms
 from tests.project import ROOT
 
 
@@ -61,6 +61,30 @@ def test_every_estimate_is_a_range_of_finite_numbers(work: Work, fee: float, gpu
         return
     assert 0 < found.seconds.low <= found.seconds.high < math.inf
     assert fee <= found.cost.low <= found.cost.high < math.inf
+
+
+def test_preference_methods_cost_their_further_passes() -> None:
+    """Of one epoch: dpo's reference reads both answers once; kto reads each batch twice more, and once for KL."""
+    no_overhead = TERMS.model_copy(
+        update={name: Overhead(once=0, each_epoch=0) for name in ("overhead_low", "overhead_high")}
+    )
+
+    def seconds(method: Method, epochs: int) -> float:
+        found = estimate(dataclasses.replace(WORK, tokens=10**9, method=method, epochs=epochs), no_overhead)
+        assert found is not None
+        assert found.tokens == 10**9
+        return found.seconds.high
+
+    sft = seconds("sft", 1)
+    assert seconds("dpo", 1) / sft == pytest.approx(1.4, rel=1e-3)
+    assert seconds("kto", 1) / sft == pytest.approx(2.2, rel=1e-3)
+    # What is done once is not done in each epoch.
+    assert seconds("dpo", 4) / sft == pytest.approx(4.4, rel=1e-3)
+
+
+def test_pair_without_counted_tokens_has_two_sequences() -> None:
+    found = [estimate(Work(pairs=10, gpu_type="H100", method=method), TERMS) for method in METHODS]
+    assert [one.tokens // TERMS.tokens_per_pair for one in found if one] == [10, 20, 10]
 
 
 @given(work=WORKS, more=st.integers(1, 10**9))

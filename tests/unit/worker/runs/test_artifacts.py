@@ -80,6 +80,20 @@ def test_notes_of_a_training_fit_its_row_and_notification() -> None:
     assert len(message) <= 600
 
 
+def test_trainer_that_ignored_the_earlier_adapter_is_told_of() -> None:
+    job = Job(id=uuid4(), user_id=uuid4(), hyperparameters={"epochs": 1}, gpu_config={})
+    asked = {"init_adapter": {"id": "a"}}
+    (note,) = notes_for_user(Summary(), job, asked)
+    assert note.startswith("The training began with a new adapter")
+    assert notes_for_user(Summary(init_adapter="a"), job, asked) == notes_for_user(Summary(), job, {}) == []
+
+
+def test_rewards_are_current_metrics_of_a_preference_run() -> None:
+    metrics = FinalMetrics(final_training_loss=0.4, final_reward_margin=0.0, final_reward_accuracy=0.9)
+    shown = final_columns(metrics, Summary(), [])["current_metrics"]
+    assert shown == {"training_loss": 0.4, "reward_margin": 0.0, "reward_accuracy": 0.9}
+
+
 def test_unused_hyperparameter_is_noted_on_the_model() -> None:
     job = Job(id=uuid4(), user_id=uuid4(), hyperparameters={"optimizer": "lion"}, gpu_config={})
     assert notes_for_user(Summary(notes=["More."]), job) == [

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from lora_contract.error_codes import FAULTS, ErrorCode, Fault
-from lora_contract.protocol import Point
+from lora_contract.protocol import FinalMetrics, Point
 from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.launchers.base import EndCause, LaunchState, Observation
 from lora_worker.runs.outcomes.failures import OVER_TIME, Failure
 from lora_worker.runs.outcomes.results import LegacyResult, parse_progress
 from lora_worker.runs.outcomes.retries import exhausted, retry_after
 from lora_worker.runs.outcomes.verdicts import AwaitManifest, Finish, Keep, Stop, Verdict, judge
-from lora_worker.runs.rows.quality import rate_training
+from lora_worker.runs.rows.quality import perplexity_of, rate_run, rate_training
 
 RUN = "run-1"
 TODAYS_FAILURE = {"status": "failed", "error_message": "No.\nTraceback"}
@@ -211,6 +211,35 @@ def test_quality_score_follows_the_applications_rule(
     points = [Point(step=step, epoch=1, training_loss=loss) for step, loss in enumerate(losses, 1)]
     rated = rate_training(points, final_validation_loss=validation)
     assert (rated.overall_score, rated.convergence_quality) == expected
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "validation", "expected"),
+    [
+        (0.95, None, (5, "excellent")),
+        (0.85, None, (4, "good")),
+        (0.75, None, (3, "fair")),
+        (0.65, None, (2, "poor")),
+        (0.5, None, (1, "poor")),
+        (0.95, (0.5, 0.3), (4, "overfit")),
+        (None, None, (3, "unknown")),
+    ],
+)
+def test_quality_of_a_preference_run_is_its_share_of_right_ratings(
+    accuracy: float | None, validation: tuple[float, float] | None, expected: tuple[int, str]
+) -> None:
+    final, best = validation or (None, None)
+    metrics = FinalMetrics(final_reward_accuracy=accuracy, final_validation_loss=final, best_validation_loss=best)
+    points = [Point(step=step, epoch=1, training_loss=loss) for step, loss in enumerate((0.69, 0.1), 1)]
+    rated = rate_run("dpo", points, metrics)
+    assert (rated.overall_score, rated.convergence_quality) == expected
+    assert rated.loss_reduction_percent == pytest.approx(85.51)
+    assert perplexity_of("dpo", metrics) is None
+
+
+def test_accuracy_of_a_preference_run_is_the_curves_where_none_is_final() -> None:
+    points = [Point(step=step, epoch=1, training_loss=0.5, reward_accuracy=step / 20) for step in range(1, 21)]
+    assert rate_run("kto", points, FinalMetrics()).convergence_quality == "excellent"
 
 
 @pytest.mark.parametrize("count", [0, -1, 10**9, "2", 1.5, None])

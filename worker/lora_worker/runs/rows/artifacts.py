@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from lora_contract.protocol import MANIFEST_NAME, Manifest, Point, Summary
+from lora_contract.protocol import MANIFEST_NAME, FinalMetrics, Manifest, Point, Summary
 from lora_contract.words import shorten
 from lora_worker.database.job_keys import unread_keys
 from lora_worker.database.rows import Assignment, Dataset, Job
-from lora_worker.runs.rows.quality import QualityReport
+from lora_worker.runs.rows.quality import QualityReport, perplexity_of
 from lora_worker.storage.artifact_paths import ArtifactPaths
 
 _NOTES_KEPT, _NOTE_LENGTH = 30, 600
 _NAME_LENGTH = 200
+_FORGOTTEN_ADAPTER = (
+    "The training began with a new adapter and not with the one that init_adapter names: the trainer's image is from "
+    "before that setting. Please report it to support."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,6 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
     job, metrics, summary, paths = assignment.job, manifest.metrics, manifest.summary, ArtifactPaths.of(assignment.run)
     assert job is not None
     quality = description.quality
-    validation = metrics.final_validation_loss
     hours = (summary.train_seconds or description.gpu_seconds) / 3600
     return {
         "name": artifact_name(assignment.dataset, description.now, job.id),
@@ -52,21 +55,24 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             "overall_score": quality.overall_score,
             "convergence_quality": quality.convergence_quality,
             "final_training_loss": metrics.final_training_loss,
-            "final_validation_loss": validation,
-            "perplexity": math.exp(validation) if validation is not None and validation < 50 else None,
+            "final_validation_loss": metrics.final_validation_loss,
+            "perplexity": perplexity_of(summary.method, metrics),
             "loss_reduction_percent": quality.loss_reduction_percent,
+            **_rewards(metrics),
         },
         "training_summary": {
             "epochs_completed": summary.epochs_completed or job.total_epochs,
             "total_steps": summary.total_steps or job.total_steps,
             "final_loss": metrics.final_training_loss,
             "training_duration_hours": round(hours, 4),
+            "method": summary.method or "sft",
+            "init_adapter": summary.init_adapter,
             "base_model": summary.base_model,
             "base_revision": summary.base_revision,
             "dataset_sha256": summary.dataset_sha256,
             "training_examples": summary.training_examples,
             "trainable_parameters": summary.trainable_parameters,
-            "notes": notes_for_user(summary, job),
+            "notes": notes_for_user(summary, job, assignment.run.launched_with),
         },
         "configuration": {
             "preset_id": job.preset_id,
@@ -80,9 +86,17 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
     }
 
 
-def notes_for_user(summary: Summary, job: Job) -> list[str]:
+def _rewards(metrics: FinalMetrics) -> dict[str, float]:
+    """The rewards of a preference method; nothing for other methods, whose pages know no such keys."""
+    rewards = {"reward_margin": metrics.final_reward_margin, "reward_accuracy": metrics.final_reward_accuracy}
+    return {key: value for key, value in rewards.items() if value is not None}
+
+
+def notes_for_user(summary: Summary, job: Job, launched_with: Mapping[str, Any] | None = None) -> list[str]:
     """The notes for the user on what was left out or changed, bounded in number and length for row and page."""
-    notes = [*unread_keys(job.hyperparameters, job.gpu_config), *summary.notes]
+    asked = (launched_with or {}).get("init_adapter")
+    forgotten = [_FORGOTTEN_ADAPTER] if asked and not summary.init_adapter else []
+    notes = [*forgotten, *unread_keys(job.hyperparameters, job.gpu_config), *summary.notes]
     return [shorten(note, _NOTE_LENGTH) for note in notes[:_NOTES_KEPT]]
 
 

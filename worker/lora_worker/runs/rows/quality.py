@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from lora_contract.protocol import Point
+from lora_contract.protocol import FinalMetrics, Point
+
+_PREFERENCE_METHODS = frozenset({"dpo", "kto"})
+_RISEN_LOSS = 0.1
+"""A validation loss of a preference method that ends so far above its best has begun to overfit: at its start it is
+0.69 (dpo, ln 2) or 0.5 (kto), so this is a seventh to a fifth of all that it can lose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +22,42 @@ class QualityReport:
     loss_reduction_percent: float | None
 
 
+def perplexity_of(method: str | None, metrics: FinalMetrics) -> float | None:
+    """The perplexity of the held-out answers; None where it is unknown, or the loss is no mean over tokens."""
+    loss = metrics.final_validation_loss
+    if method in _PREFERENCE_METHODS or loss is None or loss >= 50:
+        return None
+    return math.exp(loss)
+
+
+def rate_run(method: str | None, points: list[Point], metrics: FinalMetrics) -> QualityReport:
+    """Score a training by what its method promises: a lower loss, or that better answers are preferred."""
+    if method in _PREFERENCE_METHODS:
+        return rate_preferences(points, metrics)
+    return rate_training(points, final_validation_loss=metrics.final_validation_loss)
+
+
+def rate_preferences(points: list[Point], metrics: FinalMetrics) -> QualityReport:
+    """Score 1 to 5 and a word for a preference method, from the share of answers that it rates rightly.
+
+    The application's rule is for losses of tokens: the loss of a preference method falls by more than half also where
+    answers are merely told apart more strongly. By chance half of the answers are rated rightly.
+    """
+    losses = [point.training_loss for point in points if point.training_loss is not None]
+    reduction = _reduction(losses) if losses else None
+    accuracy = metrics.final_reward_accuracy
+    if accuracy is None:
+        rated = [point.reward_accuracy for point in points if point.reward_accuracy is not None]
+        if not rated:
+            return QualityReport(3, "unknown", reduction)
+        accuracy = _mean(rated[-_window(rated) :])
+    word, score = _first_above(accuracy, ((0.9, "excellent", 5), (0.8, "good", 4), (0.7, "fair", 3), (0.6, "poor", 2)))
+    final, best = metrics.final_validation_loss, metrics.best_validation_loss
+    if final is not None and best is not None and final - best > _RISEN_LOSS:
+        word, score = "overfit", max(2, score - 1)
+    return QualityReport(score, word, reduction)
+
+
 def rate_training(points: list[Point], *, final_validation_loss: float | None) -> QualityReport:
     """Score 1 to 5 and a word, by the application's rule (app contract 1.4).
 
@@ -25,18 +67,27 @@ def rate_training(points: list[Point], *, final_validation_loss: float | None) -
     losses = [point.training_loss for point in points if point.training_loss is not None]
     if not losses:
         return QualityReport(3, "unknown", None)
-    window = max(1, len(losses) // 10)
-    first, last = sum(losses[:window]) / window, sum(losses[-window:]) / window
-    reduction = (first - last) / first * 100 if first > 0 else 0.0
-    word, score = (
-        next(
-            (word, score)
-            for floor, word, score in ((50, "excellent", 5), (30, "good", 4), (15, "fair", 3), (5, "poor", 2))
-            if reduction > floor
-        )
-        if reduction > 5
-        else ("poor", 1)
-    )
+    reduction, last = _reduction(losses), _mean(losses[-_window(losses) :])
+    word, score = _first_above(reduction, ((50, "excellent", 5), (30, "good", 4), (15, "fair", 3), (5, "poor", 2)))
     if final_validation_loss is not None and final_validation_loss - last > 0.5:
         word, score = "overfit", max(2, score - 1)
-    return QualityReport(score, word, round(reduction, 2))
+    return QualityReport(score, word, reduction)
+
+
+def _window(values: list[float]) -> int:
+    return max(1, len(values) // 10)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _reduction(losses: list[float]) -> float:
+    """By how many percent the loss fell, rounded as it is shown."""
+    window = _window(losses)
+    first, last = _mean(losses[:window]), _mean(losses[-window:])
+    return round((first - last) / first * 100, 2) if first > 0 else 0.0
+
+
+def _first_above(value: float, floors: tuple[tuple[float, str, int], ...]) -> tuple[str, int]:
+    return next(((word, score) for floor, word, score in floors if value > floor), ("poor", 1))

@@ -12,9 +12,11 @@ from lora_contract.curve import thin_points
 from lora_contract.protocol import MAX_POINTS, STAGES, FinalMetrics, Point, Progress, Summary
 from lora_worker.launchers.base import LaunchState
 
-_METRIC_KEYS = ("training_loss", "validation_loss", "learning_rate", "throughput", "gpu_utilization")
+_REWARD_KEYS = ("reward_margin", "reward_accuracy")
+"""Of preference methods. `metrics_points` has no column for them; `current_metrics` and the newer queue have room."""
+_METRIC_KEYS = ("training_loss", "validation_loss", "learning_rate", "throughput", "gpu_utilization", *_REWARD_KEYS)
 
-# Largest magnitudes that metrics_points holds: decimal(10,6), (12,10), (10,2) and (5,2).
+# Largest magnitudes that metrics_points holds: decimal(10,6), (12,10), (10,2) and (5,2). Rewards are bounded alike.
 _LIMITS = {
     "training_loss": 9999.999999,
     "validation_loss": 9999.999999,
@@ -22,6 +24,8 @@ _LIMITS = {
     "learning_rate": 99.9999999999,
     "throughput": 99999999.99,
     "gpu_utilization": 999.99,
+    "reward_margin": 9999.999999,
+    "reward_accuracy": 1.0,
 }
 
 
@@ -107,6 +111,8 @@ def final_columns(metrics: FinalMetrics, summary: Summary, points: list[Point]) 
         "learning_rate": last.learning_rate,
         "throughput": metrics.tokens_per_second,
         "gpu_utilization": last.gpu_utilization,
+        "reward_margin": metrics.final_reward_margin,
+        "reward_accuracy": metrics.final_reward_accuracy,
     }
     within = {key: _within(key, value) for key, value in values.items()}
     seconds = summary.train_seconds or summary.execution_seconds

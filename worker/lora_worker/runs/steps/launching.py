@@ -18,6 +18,7 @@ from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.tokens import token_sha256
 from lora_worker.database.job_keys import unread_keys
 from lora_worker.datasets import preflight
+from lora_worker.datasets.init_adapters import sign_files
 from lora_worker.errors import (
     DatasetPendingError,
     LaunchInDoubtError,
@@ -88,13 +89,18 @@ async def check_job(held: HeldRun) -> preflight.Plan | Ending:
     return plan
 
 
-async def prepare_request(held: HeldRun, plan: preflight.Plan) -> Request | PutOff:
+async def prepare_request(held: HeldRun, plan: preflight.Plan) -> Request | PutOff | Ending:
     """The request for the trainer; put off while the settings would send it a key that must stay here.
 
+    The job ends where the adapter with which it begins was removed meanwhile.
+
     Raises:
-        ServiceError: the storage did not sign the dataset's URL.
+        ServiceError: the storage did not sign the URLs.
     """
-    request = await _make_request(held, plan)
+    try:
+        request = await _make_request(held, plan)
+    except PreflightError as error:
+        return Ending(Failure(error.code, Fault.PERMANENT, str(error)))
     settings = held.services.settings
     fault = channel_fault(request.channel, settings, now=held.services.now().timestamp())
     if fault is None:
@@ -113,9 +119,8 @@ async def _make_request(held: HeldRun, plan: preflight.Plan) -> Request:
     assert token is not None
     assert job is not None
     assert dataset is not None
-    url = await services.storage.sign_download(
-        dataset.bucket, dataset.storage_path, seconds=plan.policy.ttl_seconds + _SIGNED_URL_MARGIN_SECONDS
-    )
+    seconds = plan.policy.ttl_seconds + _SIGNED_URL_MARGIN_SECONDS
+    url = await services.storage.sign_download(dataset.bucket, dataset.storage_path, seconds=seconds)
     return Request(
         job_id=str(job.id),
         run_id=str(run.id),
@@ -123,6 +128,7 @@ async def _make_request(held: HeldRun, plan: preflight.Plan) -> Request:
         dataset=DatasetRef(url=url, sha256=plan.survey.sha256, bytes=plan.survey.bytes, format=dataset.format),
         hyperparameters=plan.hyperparameters,
         gpu_config=plan.gpu_config,
+        init_adapter=plan.init_adapter and await sign_files(plan.init_adapter, services, seconds=seconds),
         channel=Channel(
             url=settings.supabase_url,
             key=settings.supabase_publishable_key.get_secret_value(),
@@ -150,7 +156,11 @@ async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) ->
     launcher = services.launcher
     crash_point("worker.launch.before_intent")
     held.require_lease()
-    launched_with = {"dataset_id": job.dataset_id and str(job.dataset_id), **plan.rate.model_dump()}
+    launched_with: dict[str, Any] = {
+        "dataset_id": job.dataset_id and str(job.dataset_id),
+        **plan.rate.model_dump(),
+        **({"init_adapter": {"id": str(plan.init_adapter.id)}} if plan.init_adapter else {}),
+    }
     answer = await services.queue.begin_launch(
         run.id,
         run.lease_token,

@@ -30,7 +30,7 @@ from lora_worker.runs.outcomes.retries import exhausted, retry_after
 from lora_worker.runs.rows import notices
 from lora_worker.runs.rows.artifacts import Description, curve_of, describe_artifact, notes_for_user
 from lora_worker.runs.rows.progress_entries import started_notice
-from lora_worker.runs.rows.quality import rate_training
+from lora_worker.runs.rows.quality import rate_run
 from lora_worker.runs.rows.report_rows import final_columns, partial_columns, point_rows
 from lora_worker.runs.state.events import Ending, Settled
 from lora_worker.runs.state.held_run import HeldRun
@@ -221,7 +221,7 @@ def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
         held.assignment,
         manifest,
         Description(
-            rate_training(points, final_validation_loss=manifest.metrics.final_validation_loss),
+            rate_run(summary.method, points, manifest.metrics),
             gpu_seconds=gpu_seconds,
             now=services.now(),
         ),
@@ -240,7 +240,12 @@ def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
         "artifact": {**artifact, "archive": archive and f"{services.settings.artifacts_bucket}/{archive}"},
         "notices": [
             started_notice(held),
-            notices.job_completed(job.id, name, held.cost(gpu_seconds, fee=fee), notes_for_user(summary, job)),
+            notices.job_completed(
+                job.id,
+                name,
+                held.cost(gpu_seconds, fee=fee),
+                notes_for_user(summary, job, run.launched_with),
+            ),
             notices.artifact_ready(job.id, run.id, artifact["name"]),
         ],
     }

@@ -1,0 +1,198 @@
+-- Methods other than sft, and trainings that begin with an earlier adapter: where a job of the newer queue says so, which
+-- adapter an id means, what such a training costs, and whose child its model is.
+
+-- As in 20261123000005_queues.sql, and: the newer queue has no column for most hyperparameters. They are read from the
+-- object `training` in its column engine_features; what has a column is read from there. A table without that column, or
+-- with a list in it, names none.
+create or replace function public.training_job_order(queue text, job_id uuid) returns jsonb
+language plpgsql stable set search_path = '' as $$
+#variable_conflict use_column
+begin
+  if training_job_order.queue = 'training_jobs' then
+    return (
+      select jsonb_build_object(
+        'hyperparameters', case when f.hyperparameters is null then j.hyperparameters end,
+        'gpu_config', case when f.gpu_config is null then j.gpu_config end,
+        'dataset_id', j.dataset_id,
+        'unreadable', public.training_name_faults(to_jsonb(f)))
+      from public.training_jobs j,
+           lateral (select public.training_json_fault(j.hyperparameters, 8192) as hyperparameters,
+                           public.training_json_fault(j.gpu_config, 8192) as gpu_config) f
+      where j.id = training_job_order.job_id);
+  end if;
+  if to_regclass('public.pipeline_training_jobs') is null then
+    return null;
+  end if;
+  return (
+    select jsonb_build_object(
+      'hyperparameters',
+      case when f.engine_features is null and jsonb_typeof(t.chosen) = 'object' then t.chosen else '{}' end
+        || jsonb_build_object(
+        'learning_rate', j.learning_rate, 'batch_size', j.batch_size, 'epochs', j.epochs,
+        'rank', j.rank, 'alpha', j.alpha, 'dropout', j.dropout),
+      'gpu_config', jsonb_build_object('type', case when f.gpu_type is null then j.gpu_type end, 'count', j.gpu_count),
+      'dataset_id', j.dataset_id,
+      'dataset_name', left(j.dataset_name, 200),
+      'dataset_file_path', case when f.dataset_file_path is null then j.dataset_file_path end,
+      'unreadable', public.training_name_faults(to_jsonb(f)))
+    from public.pipeline_training_jobs j,
+         -- Where the column is missing, the name means that of `absent`.
+         lateral (select (select engine_features->'training' from (select j.*) own) as chosen
+                  from (select null::jsonb as engine_features) absent) t,
+         lateral (select public.training_text_fault(j.dataset_file_path, 1024) as dataset_file_path,
+                         public.training_text_fault(j.gpu_type, 256) as gpu_type,
+                         public.training_json_fault(t.chosen, 4096) as engine_features) f
+    where j.id = training_job_order.job_id);
+end
+$$;
+
+-- Returns which of a user's adapters an id means, that of a model or of a job of either queue:
+-- {run_id, queue, job_id, model_id, status}. status is 'ready', 'deleted' (the model was), or that of a job that has no
+-- adapter. Null if the user has no such model or job: whether somebody else has one is told to nobody.
+create or replace function public.training_init_adapter(user_id uuid, named uuid) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  queue text;
+  job jsonb;
+  found_id uuid := coalesce(
+    (select a.job_id from public.model_artifacts a
+     where a.id = training_init_adapter.named and a.user_id = training_init_adapter.user_id),
+    training_init_adapter.named);
+begin
+  foreach queue in array array['training_jobs', 'pipeline_training_jobs'] loop
+    job := public.training_job_row(queue, found_id);
+    exit when job is not null;
+  end loop;
+  if job is null or (job->>'user_id')::uuid is distinct from training_init_adapter.user_id then
+    return null;
+  end if;
+  return (
+    select jsonb_build_object(
+      'run_id', r.id, 'queue', queue, 'job_id', found_id, 'model_id', m.id, 'status', case
+        when m.deleted_at is not null then 'deleted'
+        when r.id is not null then 'ready'
+        when job->>'status' = 'completed' then 'foreign' else job->>'status' end)
+    from (select) one
+    left join public.model_artifacts m on m.job_id = found_id
+    left join lateral (
+      select r.id from public.training_runs r
+      where r.job_id = found_id and r.user_id = training_init_adapter.user_id
+        and r.status = 'succeeded' and r.settled_as = 'completed'
+      order by r.attempt desc limit 1) r on true);
+end
+$$;
+
+-- As in 20261123000014_settling.sql, and: the parent of a model that began with an earlier adapter is that adapter's
+-- model, also where it learned from another dataset. The version counts the models of the dataset, as before.
+create or replace function public.training_lineage(run public.training_runs, dataset_id uuid, artifact jsonb)
+returns jsonb
+language plpgsql volatile set search_path = '' as $$
+#variable_conflict use_column
+declare
+  begun_with uuid;
+  parent_id uuid;
+  numbers int[];
+begin
+  perform pg_advisory_xact_lock(hashtextextended(
+    'model_artifacts ' || run.user_id || ' ' || training_lineage.dataset_id, 0));
+  select a.id, v.numbers into parent_id, numbers
+  from public.model_artifacts a,
+       -- The order is by version, not by created_at, which is the start of a transaction and may have another order.
+       lateral (select case when a.version ~ '^\d{1,6}(\.\d{1,6}){2}$'
+                            then string_to_array(a.version, '.')::int[] end as numbers) v
+  where a.user_id = run.user_id and a.dataset_id = training_lineage.dataset_id
+    and a.deleted_at is null and a.id <> run.id
+  order by v.numbers desc nulls last, a.created_at desc, a.id
+  limit 1;
+  begun_with := (select a.id from public.model_artifacts a
+                 where a.id::text = run.launched_with->'init_adapter'->>'id' and a.user_id = run.user_id);
+  return training_lineage.artifact || jsonb_build_object(
+    'parent_model_id', case when run.launched_with ? 'init_adapter' then begun_with else parent_id end,
+    'version', coalesce(numbers[1] || '.' || numbers[2] + 1 || '.0', '1.0.0'));
+end
+$$;
+
+-- As in 20261123000006_estimate.sql, and: a method's work on a token is that of sft times a factor, from the terms of a
+-- worker that knows methods. The worker computes the same (lora_worker.money.estimate.estimate).
+create or replace function public.training_estimate_of(dataset public.datasets, hyperparameters jsonb, gpu_config jsonb)
+returns jsonb
+language plpgsql stable set search_path = '' as $$
+#variable_conflict use_variable
+declare
+  terms jsonb := (select t.document from public.training_terms t);
+  chosen jsonb := public.training_both_shapes(terms, hyperparameters);
+  work jsonb := coalesce(terms->'methods'->coalesce(chosen->>'method', 'sft'),
+                         '{"sequences": 1, "once": 0, "each_epoch": 1}');
+  per_pair double precision := (terms->>'tokens_per_pair')::double precision
+    * (work->>'sequences')::double precision;
+  epochs double precision := coalesce(public.training_number(chosen->'epochs', 1, 1000),
+                                      (terms#>>'{hyperparameters,epochs}')::double precision);
+  tokens double precision := coalesce(nullif(dataset.total_tokens, 0), dataset.total_training_pairs * per_pair);
+  estimate jsonb;
+begin
+  estimate := public.training_estimate(
+    terms, tokens * ((work->>'each_epoch')::double precision + (work->>'once')::double precision / epochs),
+    coalesce(nullif(dataset.total_training_pairs, 0), ceil(tokens / per_pair)),
+    -- Only sft merges the overlapping pairs of a conversation.
+    case when chosen->>'merge_conversations' = 'false' or coalesce(chosen->>'method', 'sft') <> 'sft' then 1
+         else coalesce(dataset.avg_turns_per_conversation / 2, 1)::double precision end,
+    epochs,
+    coalesce(public.training_number(chosen->'batch_size', 1, 100000),
+             (terms#>>'{hyperparameters,batch_size}')::double precision),
+    public.training_number(chosen->'max_steps', 1, 1e9),
+    chosen->>'base_model',
+    coalesce(gpu_config->>'type', gpu_config->>'gpu_type', terms->>'default_gpu_type'));
+  return estimate || jsonb_build_object(
+    'tokens', tokens,
+    'exceeds_limit', (estimate#>>'{cost,low}')::numeric > (terms->>'max_cost_per_job')::numeric
+                     or (estimate#>>'{seconds,low}')::numeric > (terms->>'max_run_seconds')::numeric);
+end
+$$;
+
+-- As in 20261123000005_queues.sql, and: the newer queue's metrics take the rewards of preference methods, too. The older
+-- queue's table has no columns for them.
+create or replace function public.training_write_points(queue text, job_id uuid, points jsonb, replaces boolean)
+returns void
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+declare
+  first_step int := (select min((p->>'step')::int) from jsonb_array_elements(training_write_points.points) p);
+begin
+  if training_write_points.queue = 'training_jobs' then
+    delete from public.metrics_points m
+    where training_write_points.replaces and m.job_id = training_write_points.job_id and m.step >= first_step;
+    insert into public.metrics_points (job_id, timestamp, epoch, step, training_loss, validation_loss,
+                                       learning_rate, gradient_norm, throughput, gpu_utilization)
+    select training_write_points.job_id, coalesce((p->>'timestamp')::timestamptz, now()), (p->>'epoch')::int,
+           (p->>'step')::int, (p->>'training_loss')::numeric, (p->>'validation_loss')::numeric,
+           (p->>'learning_rate')::numeric, (p->>'gradient_norm')::numeric,
+           (p->>'throughput')::numeric, (p->>'gpu_utilization')::numeric
+    from jsonb_array_elements(training_write_points.points) p
+    order by (p->>'step')::int;
+  elsif to_regclass('public.pipeline_training_metrics') is not null then
+    -- The application's evaluations are in this table, too, with another measurement_method.
+    delete from public.pipeline_training_metrics m
+    where training_write_points.replaces and m.job_id = training_write_points.job_id
+      and m.measurement_method = 'training_log' and m.step_number >= first_step;
+    insert into public.pipeline_training_metrics (job_id, metric_id, metric_name, metric_level, value, unit,
+                                                  measured_at, measurement_method, step_number, epoch_number)
+    select training_write_points.job_id, k.id, k.name, 'universal', (p->>k.id)::double precision, k.unit,
+           coalesce((p->>'timestamp')::timestamptz, now()), 'training_log', (p->>'step')::int, (p->>'epoch')::int
+    from jsonb_array_elements(training_write_points.points) p
+    cross join (values ('training_loss', 'Training loss', 'nats/token'),
+                       ('validation_loss', 'Validation loss', 'nats/token'),
+                       ('learning_rate', 'Learning rate', null),
+                       ('gradient_norm', 'Gradient norm', null),
+                       ('throughput', 'Throughput', 'tokens/s'),
+                       ('gpu_utilization', 'GPU utilization', '%'),
+                       ('reward_margin', 'Reward margin', null),
+                       ('reward_accuracy', 'Reward accuracy', null)) k (id, name, unit)
+    where p->>k.id is not null
+    order by (p->>'step')::int;
+  end if;
+end
+$$;
+
+revoke all on function public.training_init_adapter(uuid, uuid) from public, anon, authenticated, service_role;
+grant execute on function public.training_init_adapter(uuid, uuid) to service_role;
