@@ -114,7 +114,8 @@ end
 $$;
 
 -- As in 20261123000006_estimate.sql, and: a method's work on a token is that of sft times a factor, from the terms of a
--- worker that knows methods. The worker computes the same (lora_worker.money.estimate.estimate).
+-- worker that knows methods, and the speed is that of the installation's own finished runs, where there are enough.
+-- The worker computes the same (lora_worker.money.estimate.estimate).
 create or replace function public.training_estimate_of(dataset public.datasets, hyperparameters jsonb, gpu_config jsonb)
 returns jsonb
 language plpgsql stable set search_path = '' as $$
@@ -129,10 +130,13 @@ declare
   epochs double precision := coalesce(public.training_number(chosen->'epochs', 1, 1000),
                                       (terms#>>'{hyperparameters,epochs}')::double precision);
   tokens double precision := coalesce(nullif(dataset.total_tokens, 0), dataset.total_training_pairs * per_pair);
+  wanted text := coalesce(gpu_config->>'type', gpu_config->>'gpu_type', terms->>'default_gpu_type');
+  gpu jsonb := public.training_gpu(terms, coalesce(terms->>'endpoint_gpu_type', wanted));
   estimate jsonb;
 begin
   estimate := public.training_estimate(
-    terms, tokens * ((work->>'each_epoch')::double precision + (work->>'once')::double precision / epochs),
+    public.training_measured_terms(terms, chosen->>'base_model', gpu),
+    tokens * ((work->>'each_epoch')::double precision + (work->>'once')::double precision / epochs),
     coalesce(nullif(dataset.total_training_pairs, 0), ceil(tokens / per_pair)),
     -- Only sft merges the overlapping pairs of a conversation.
     case when chosen->>'merge_conversations' = 'false' or coalesce(chosen->>'method', 'sft') <> 'sft' then 1
@@ -141,8 +145,7 @@ begin
     coalesce(public.training_number(chosen->'batch_size', 1, 100000),
              (terms#>>'{hyperparameters,batch_size}')::double precision),
     public.training_number(chosen->'max_steps', 1, 1e9),
-    chosen->>'base_model',
-    coalesce(gpu_config->>'type', gpu_config->>'gpu_type', terms->>'default_gpu_type'));
+    chosen->>'base_model', wanted);
   return estimate || jsonb_build_object(
     'tokens', tokens,
     'exceeds_limit', (estimate#>>'{cost,low}')::numeric > (terms->>'max_cost_per_job')::numeric

@@ -17,6 +17,7 @@ from lora_worker.database.queue_health import QueueHealth
 from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News
 from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation
 from lora_worker.money.pricing import load_prices
+from lora_worker.money.speeds import RunSpeed
 from lora_worker.runs import advance
 from lora_worker.runs.state.events import Settled
 from lora_worker.runs.state.held_run import HeldRun
@@ -57,6 +58,9 @@ class FakeQueue:
 
     async def publish_terms(self, terms: Mapping[str, Any]) -> bool:
         return False
+
+    async def training_run_speed(self, base_model: str, gpu_type: str) -> RunSpeed | None:
+        return None
 
     async def report_worker(self, report: Mapping[str, Any]) -> WorkerOrders:
         self.reports.append(dict(report))

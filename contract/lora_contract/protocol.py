@@ -286,6 +286,17 @@ class FinalMetrics(_Message):
     tokens_per_second: FiniteFloat = None
 
 
+class Pace(_Message):
+    """How fast the last execution of a run trained: the tokens of its steps, and the time from the first to the last.
+
+    Evaluations and checkpoints between the steps count as time.
+    """
+
+    tokens: Size = None
+    seconds: Seconds = None
+    steps: Count = None
+
+
 class Summary(_Message):
     """What the trainer did, for the artifact's row in the database and for the bill."""
 
@@ -309,6 +320,8 @@ class Summary(_Message):
     gpu_count: GpuCount = None
     trainable_parameters: Size = None
     resumed_from_step: Count = None
+    pace: Pace | None = None
+    """Missing from earlier trainers, and where the method's tokens say nothing about the time of others."""
     notes: Notes = Field(default_factory=list)
     """Sentences for the user about what was reduced, skipped or truncated."""
 

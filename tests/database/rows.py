@@ -110,7 +110,7 @@ class Database:
         self.rows("update training_runs set lease_expires_at = now() - interval '1 second' where id = %s", run_id)
 
     def settle(self, run: Row, job_status: str = "completed", **more: Any) -> str | None:
-        return self.call("settle_run", run["id"], run["lease_token"], outcome(job_status, **more))
+        return self.call("settle_run_2", run["id"], run["lease_token"], outcome(job_status, **more))
 
     def snapshot(self) -> str:
         """Every row that a run can change, to compare before and after."""

@@ -118,9 +118,9 @@ _FAULTS = {
         "the bucket lora-models does not take application/json",
     ),
     "worker's function open to anon": (
-        "grant execute on function settle_run to anon",
-        "revoke execute on function settle_run from anon",
-        "anon may call settle_run",
+        "grant execute on function settle_run_2 to anon",
+        "revoke execute on function settle_run_2 from anon",
+        "anon may call settle_run_2",
     ),
     "worker's function open to users": (
         "grant execute on function queue_health to authenticated",
@@ -183,9 +183,9 @@ _FAULTS = {
         "none has been seen for 2 h",
     ),
     "worker shut out": (
-        "revoke execute on function settle_run, renew_dataset_claim from service_role",
-        "grant execute on function settle_run, renew_dataset_claim to service_role",
-        "service_role may not call settle_run (42501)",
+        "revoke execute on function settle_run_2, renew_dataset_claim from service_role",
+        "grant execute on function settle_run_2, renew_dataset_claim to service_role",
+        "service_role may not call settle_run_2 (42501)",
         "service_role may not call renew_dataset_claim (42501)",
     ),
     "trainer shut out": (

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lora_contract.crash_points import crash_point
 from lora_contract.curve import Curve, validation_points
-from lora_contract.protocol import Point
+from lora_contract.protocol import Pace, Point
 from lora_trainer.errors import LossNotFiniteError, SupersededError
 from lora_trainer.recipe.checkpoints import (
     BEST_ADAPTER_NAME,
@@ -127,6 +127,13 @@ class RunCallback(TrainerCallback):
     def train_seconds(self) -> float:
         """Seconds of training, with those before the checkpoint from which it resumed."""
         return self._seconds_before + self._clock() - self._begun_at
+
+    @property
+    def pace(self) -> Pace:
+        """The tokens, seconds and steps of this execution's training so far."""
+        steps = self._curve.points[-1].step - self._first_step if self._curve.points else 0
+        seconds = self._step_ended_at - self._begun_at
+        return Pace(tokens=self._tokens, seconds=round(seconds, 3), steps=max(steps, 0))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over the curve, the best adapter and the counters of the checkpoint from which training resumes."""

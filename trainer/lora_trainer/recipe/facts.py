@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_contract.protocol import FinalMetrics, Summary
+from lora_contract.protocol import FinalMetrics, Pace, Summary
 from lora_contract.words import counted
 from lora_trainer.artifact.model_card import ArtifactFacts
 from lora_trainer.models.bases import licence_of
@@ -60,6 +60,7 @@ def summarise(
     train_seconds: float,
     gpu_count: int | None,
     resumed_from_step: int | None,
+    pace: Pace | None,
 ) -> Summary:
     """The summary that travels to the worker with the outcome."""
     return Summary(
@@ -76,6 +77,7 @@ def summarise(
         gpu_count=gpu_count,
         trainable_parameters=facts.trainable,
         resumed_from_step=resumed_from_step,
+        pace=pace,
         notes=facts.notes,
     )
 

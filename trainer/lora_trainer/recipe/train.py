@@ -114,6 +114,8 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
             train_seconds=callback.train_seconds,
             gpu_count=gpu.count,
             resumed_from_step=resumed.state.step if resumed else None,
+            # Other methods compute more for each token, so their pace tells nothing about the usual one.
+            pace=callback.pace if task.hyperparameters.method == "sft" else None,
         ),
     )
 

@@ -49,7 +49,7 @@ def smoke(
         from lora_worker.commands.trial import Conduct
         from lora_worker.submission.trials import smallest_base
 
-        chosen = base or smallest_base(settings.base_models, services.terms)
+        chosen = base or smallest_base(settings.base_models)
         conducted = Conduct(services, say, Teller().tell, timeout_seconds=minutes * 60)
         return await conducted.run(chosen, gpu or None)
 

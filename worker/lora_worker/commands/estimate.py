@@ -69,9 +69,21 @@ def format_estimate(found: Found) -> str:
         [
             f"{_duration(seconds['low'])} to {_duration(seconds['high'])}, ${cost['low']:.2f} to ${cost['high']:.2f},"
             f" on {gpus}: {found['tokens']:,.0f} tokens an epoch.",
+            _speed(found),
             *found["assumptions"],
         ]
     )
+
+
+def _speed(found: Found) -> str:
+    """The sentence on how fast the training is expected to be, and whence that is known."""
+    speed, gpu = found["tokens_per_second"], found["gpu_type"]
+    sources = {
+        "runs": f"by the median of {found['speed_runs']} finished runs of this base on {gpu} here",
+        "benchmark": f"as measured with this base on {gpu}",
+        "derived": f"derived from measurements of other bases or GPUs: {gpu} with this base has not been measured",
+    }
+    return f"{speed['low']:,.0f} to {speed['high']:,.0f} tokens a second, {sources[found['speed_source']]}."
 
 
 def _duration(seconds: float) -> str:

@@ -80,7 +80,8 @@ def plan(
     from lora_worker.errors import ArgumentError, SettingsError
     from lora_worker.money.guide import needs_of
     from lora_worker.money.pricing import load_prices
-    from lora_worker.money.terms import load_throughput, make_terms
+    from lora_worker.money.speeds import load_throughput
+    from lora_worker.money.terms import make_terms
 
     settings = _unconnected()
     try:

@@ -37,6 +37,7 @@ from lora_worker.database.submission_rows import (
     Submitted,
     TrialRemoval,
 )
+from lora_worker.money.speeds import RunSpeed
 
 SCHEMA_VERSION = 3
 """What `worker_schema_version()` answers once every migration of this release is applied."""
@@ -62,6 +63,7 @@ PUBLISH_TRAINING_TERMS = _function(
     "publish_training_terms", TypeAdapter(bool), {"document": "null", "worker": "doctor"}
 )
 ESTIMATE_TRAINING_JOB = _function("estimate_training_job", TypeAdapter(Row | None), {"job_id": _NOBODY})
+TRAINING_RUN_SPEED = _function("training_run_speed", TypeAdapter(RunSpeed | None), {"base_model": "", "gpu_type": ""})
 CLAIM_TRAINING_JOBS = _function(
     "claim_training_jobs_2",
     TypeAdapter(list[Row]),
@@ -99,7 +101,7 @@ RECORD_LAUNCH = _function(
 GRANT_UPLOAD = _function("grant_upload", TypeAdapter(bool), {**_LEASE, "upload_request": "[]", "sealed_urls": ""})
 RECORD_PROGRESS = _function("record_progress", TypeAdapter(list[ReportAnswer]), {"reports": "[]"})
 SETTLE_RUN = _function(
-    "settle_run",
+    "settle_run_2",
     TypeAdapter(Literal["completed", "failed", "cancelled", "queued"] | None),
     {**_LEASE, "outcome": "{}"},
 )

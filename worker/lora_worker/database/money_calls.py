@@ -1,4 +1,4 @@
-"""The calls about money: what trainings have cost, why they failed, and budgets."""
+"""The calls about money: what trainings have cost, how fast they were, why they failed, and budgets."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from uuid import UUID
 from lora_worker.database import functions
 from lora_worker.database.caller import Caller
 from lora_worker.database.money_rows import BudgetState, CostKey, Costs, Failures
+from lora_worker.money.speeds import RunSpeed
 
 
 class MoneyCalls(Caller):
     """The methods of `DatabaseCalls` about money. They raise only `ServiceError`s."""
+
+    async def training_run_speed(self, base_model: str, gpu_type: str) -> RunSpeed | None:
+        """Return the median speed of finished runs of a base model on a GPU; None while too few of them count."""
+        return await self._call(functions.TRAINING_RUN_SPEED, base_model=base_model, gpu_type=gpu_type)
 
     async def training_costs(self, since: datetime, until: datetime, by: CostKey) -> list[Costs]:
         """Return what trainings billed in this time have cost: by day in order, else the most expensive first."""

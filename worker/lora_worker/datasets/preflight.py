@@ -77,7 +77,8 @@ async def check(assignment: Assignment, services: Services) -> Plan:
         max_bad_line_share=hyperparameters.max_bad_line_share,
         base_model=hyperparameters.base_model,
     )
-    check_estimate(hyperparameters, survey, gpu_config.type, services.terms)
+    terms = await current_terms(services, hyperparameters.base_model, price)
+    check_estimate(hyperparameters, survey, gpu_config.type, terms)
     return Plan(hyperparameters, gpu_config, price, rate, policy, survey, adapter)
 
 
@@ -166,6 +167,17 @@ def _not_ready(dataset: Dataset) -> str:
     if dataset.status == "validating":
         return f"The dataset “{dataset.name}” was not validated within a day; upload it again, or ask support."
     return f"The dataset “{dataset.name}” is not ready (its status is {dataset.status!r}); choose another."
+
+
+async def current_terms(services: Services, base_model: str | None, price: GpuPrice) -> Terms:
+    """Return the worker's terms with the speed of finished runs of this base on this GPU, as the database has it.
+
+    Raises:
+        ServiceError: the database did not answer.
+    """
+    base_model = base_model or services.terms.default_base_model
+    speed = await services.queue.training_run_speed(base_model, price.type)
+    return services.terms.with_measured(base_model, price.type, speed)
 
 
 def check_estimate(chosen: Hyperparameters, survey: Survey, gpu_type: str, terms: Terms) -> None:

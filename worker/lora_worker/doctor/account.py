@@ -217,15 +217,14 @@ def examine_base_models(base_models: Iterable[str], terms: Terms) -> list[Check]
     gpu = terms.gpu(terms.endpoint_gpu_type) if terms.endpoint_gpu_type else None
     if gpu is None:
         return []
-    memory_gb = gpu.memory_gb * terms.endpoint_gpu_count
     names = {name or terms.default_base_model for name in base_models}
     needed = {name: size for name in sorted(names) if (size := needed_memory_gb(name)) is not None}
-    too_large = {name: size for name, size in needed.items() if not holds(memory_gb, size)}
+    too_large = {name: size for name, size in needed.items() if not holds(gpu.memory_gb, size)}
     return [
         Check(
             "account",
             False,
-            f"a waiting job's {name} needs about {size:.0f} GB, and the endpoint's {gpu.type} has {memory_gb}",
+            f"a waiting job's {name} needs about {size:.0f} GB, and the endpoint's {gpu.type} has {gpu.memory_gb}",
             f"add a pool with larger GPUs: {_CHANGE}",
         )
         for name, size in too_large.items()

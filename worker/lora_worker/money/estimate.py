@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from lora_contract.batches import steps_of_epoch
 from lora_contract.hyperparameters import Method
-from lora_worker.money.terms import Terms
+from lora_worker.money.terms import SpeedSource, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +53,27 @@ class Estimate:
     gpu_type: str
     gpu_count: int
     price_per_hour: float
+    tokens_per_second: Range
+    """The speeds of the longest and of the shortest time."""
+    speed_source: SpeedSource
+    speed_runs: int
+    """How many finished runs of this installation the speed is known from; 0 where it is the table's."""
     assumptions: tuple[str, ...]
 
 
 def estimate(work: Work, terms: Terms) -> Estimate | None:
     """Estimate time and cost of a training; None if the GPU or the size of the dataset is unknown.
 
-    The lowest value assumes that overlapping pairs are merged, that the GPU reaches its fast speed, and that the time
-    grows with the base model's active parameters. The highest value assumes full batches of unmerged rows, the slow
-    speed, and a time that grows with all parameters.
+    The lowest value assumes that overlapping pairs are merged and the fast end of the speed, the highest value full
+    batches of unmerged rows and its slow end. A training computes on one GPU, and all of the endpoint's are billed.
     """
-    gpu, size, count = terms.gpu(work.gpu_type), terms.size(work.base_model), terms.endpoint_gpu_count
+    gpu, count = terms.gpu(work.gpu_type), terms.endpoint_gpu_count
     method = terms.methods[work.method]
     per_pair = terms.tokens_per_pair * method.sequences
     tokens = work.tokens or (work.pairs or 0) * per_pair
     if gpu is None or tokens <= 0:
         return None
+    speed = terms.speed(work.base_model, gpu)
     pairs = work.pairs or math.ceil(tokens / per_pair)
     # Only sft merges the overlapping pairs of a conversation.
     together = max(work.pairs_per_conversation, 1.0) if work.method == "sft" else 1.0
@@ -81,9 +86,9 @@ def estimate(work: Work, terms: Terms) -> Estimate | None:
     # A step learns at least one whole conversation, even if that has more answers than the batch size.
     most = learned * steps * max(work.batch_size / pairs, work.epochs / all_steps)
     low = terms.overhead_low.once + terms.overhead_low.each_epoch * work.epochs
-    low += least * size.active / terms.reference.active / (gpu.fast * count)
+    low += least / speed.high
     high = terms.overhead_high.once + terms.overhead_high.each_epoch * work.epochs
-    high += most * size.total / terms.reference.total / (gpu.slow * count)
+    high += most / speed.low
     hourly = gpu.price_per_hour * count
     return Estimate(
         seconds=Range(math.floor(low), math.ceil(high)),
@@ -95,5 +100,8 @@ def estimate(work: Work, terms: Terms) -> Estimate | None:
         gpu_type=gpu.type,
         gpu_count=count,
         price_per_hour=gpu.price_per_hour,
+        tokens_per_second=Range(speed.low, speed.high),
+        speed_source=speed.source,
+        speed_runs=speed.runs,
         assumptions=terms.assumptions,
     )

@@ -9,7 +9,8 @@ from lora_contract.names import nearest
 from lora_worker.errors import ArgumentError
 from lora_worker.money.estimate import Range
 from lora_worker.money.pricing import GpuPrice, find_gpu, plain_name
-from lora_worker.money.terms import Terms, load_throughput
+from lora_worker.money.speeds import load_throughput
+from lora_worker.money.terms import SpeedSource, Terms
 
 _USABLE_SHARE = 0.92
 """The part of a card's memory that a training gets: the driver and other processes have the rest."""
@@ -25,6 +26,7 @@ class Card:
     price_per_hour: float
     usd_per_million_tokens: Range
     """Training alone, without the time for loading and uploading."""
+    speed_source: SpeedSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +67,13 @@ def needs_of(base_model: str, terms: Terms, prices: Iterable[GpuPrice]) -> Needs
 
 def _card(price: GpuPrice, base_model: str, terms: Terms) -> Card:
     gpu = next(gpu for gpu in terms.gpus if gpu.type == price.type)
-    size, million = terms.size(base_model), 1e6 * price.price_per_hour / 3600
+    speed, million = terms.speed(base_model, gpu), 1e6 * price.price_per_hour / 3600
     return Card(
         price.type,
         price.memory_gb,
         price.price_per_hour,
-        Range(
-            round(million * size.active / terms.reference.active / gpu.fast, 3),
-            round(million * size.total / terms.reference.total / gpu.slow, 3),
-        ),
+        Range(round(million / speed.high, 3), round(million / speed.low, 3)),
+        speed.source,
     )
 
 
@@ -102,7 +102,7 @@ def check_card(gpu_type: str, base_model: str, terms: Terms, prices: tuple[GpuPr
         known = ", ".join(gpu.type for gpu in prices)
         raise ArgumentError(f"--gpu: {gpu_type!r} is not in the price table{hint}. It has {known}.")
     needed = needed_memory_gb(base_model)
-    if needed is not None and terms.endpoint_gpu_count == 1 and not holds(price.memory_gb, needed):
+    if needed is not None and not holds(price.memory_gb, needed):
         larger = ", ".join(card.gpu for card in needs_of(base_model, terms, prices).cards)
         raise ArgumentError(
             f"--gpu: a training of {base_model} takes about {needed:g} GB, and {price.type} has {price.memory_gb}; "

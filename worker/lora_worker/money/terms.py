@@ -7,16 +7,15 @@ application calls and the worker's own estimate use the same numbers.
 from __future__ import annotations
 
 import math
-import tomllib
-from functools import lru_cache
-from importlib.resources import files
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_worker.configuration.settings import Settings
 from lora_worker.money.pricing import GpuPrice, find_gpu
+from lora_worker.money.speeds import RunSpeed, Size, Spread, base_size, benchmarked, card_speed, load_throughput
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -36,15 +35,24 @@ class Gpu(BaseModel):
     memory_gb: int
     fast: float
     slow: float
+    benchmarked: tuple[str, ...] = ()
+    """The base models whose speed was measured on this GPU."""
 
 
-class Size(BaseModel):
-    """The size of a model in billions of parameters: `active` are those that process one token, `total` are all."""
+SpeedSource = Literal["runs", "benchmark", "derived"]
+"""Whence a speed is known: the installation's own finished runs of this base on this GPU, a measurement of it by
+`make gpu`, or a calculation from the measurements of others."""
 
-    model_config = _FROZEN
 
-    active: float
-    total: float
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """The expected training speed of a base model on one GPU in tokens per second, and whence it is known."""
+
+    low: float
+    high: float
+    source: SpeedSource
+    runs: int = 0
+    """How many finished runs of the installation it is known from."""
 
 
 class Overhead(BaseModel):
@@ -85,6 +93,10 @@ class Terms(BaseModel):
     methods: dict[str, MethodWork]
     """By the values of `Hyperparameters.method`."""
     reference: Size
+    of_runs: Spread
+    """The range around the speed of finished runs."""
+    measured: dict[str, dict[str, RunSpeed]] = Field(default_factory=dict)
+    """Speeds of finished runs, by base model and GPU type. The database has them; published terms have none."""
     default_base_model: str
     default_gpu_type: str
     tokens_per_pair: int
@@ -107,28 +119,35 @@ class Terms(BaseModel):
         """Return the GPU that a job gets if it asks for the type `wanted`; None if the type is unknown."""
         return find_gpu(self.gpus, self.endpoint_gpu_type or wanted)
 
-    def size(self, base_model: str | None) -> Size:
-        """Return the size of a base model; that of the reference model if it is unknown."""
-        return self.models.get(base_model or self.default_base_model, self.reference)
+    def speed(self, base_model: str | None, gpu: Gpu) -> Speed:
+        """Return the expected speed of a base model on one of these GPUs. An unknown base counts as the reference."""
+        name = base_model or self.default_base_model
+        known = self.measured.get(name, {}).get(gpu.type)
+        if known is not None:
+            median = known.tokens_per_second
+            return Speed(median * self.of_runs.slower, median * self.of_runs.faster, "runs", known.runs)
+        size = self.models.get(name, self.reference)
+        source: SpeedSource = "benchmark" if name in gpu.benchmarked else "derived"
+        low = gpu.slow * self.reference.high / size.high
+        return Speed(low, gpu.fast * self.reference.low / size.low, source)
 
-
-@lru_cache(maxsize=1)
-def load_throughput() -> dict[str, Any]:
-    """Load the measured speeds from `worker/lora_worker/money/throughput.toml`."""
-    return tomllib.loads((files("lora_worker.money") / "throughput.toml").read_text(encoding="utf-8"))
+    def with_measured(self, base_model: str, gpu_type: str, speed: RunSpeed | None) -> Terms:
+        """Return these terms with the speed of finished runs of a base on a GPU; unchanged if that is None."""
+        return self if speed is None else self.model_copy(update={"measured": {base_model: {gpu_type: speed}}})
 
 
 def make_terms(settings: Settings, prices: tuple[GpuPrice, ...]) -> Terms:
     """Build the terms from settings, prices and the table of measured speeds."""
     table = load_throughput()
-    reference = table["reference_billions"]
+    reference = table["benchmark"][0]["base_model"]
     return Terms(
         gpus=tuple(_gpu(price, table) for price in prices),
         endpoint_gpu_type=settings.endpoint_gpu_type,
         endpoint_gpu_count=settings.endpoint_gpu_count,
-        models=table["models"],
+        models={name: base_size(name, table) for name in table["models"]},
         methods=table["methods"],
-        reference=Size(active=reference, total=reference),
+        reference=base_size(reference, table),
+        of_runs=table["range"]["of_runs"],
         default_base_model=settings.default_base_model,
         default_gpu_type=GpuConfig().type,
         tokens_per_pair=table["tokens_per_pair"],
@@ -148,28 +167,26 @@ def make_terms(settings: Settings, prices: tuple[GpuPrice, ...]) -> Terms:
 
 
 def _gpu(price: GpuPrice, table: dict[str, Any]) -> Gpu:
-    speeds = table["tokens_per_second"]
-    known = speeds.get(price.type)
-    # The operator's price table may have a GPU that was never measured. It gets the whole range of known speeds.
-    fastest, slowest = (known, known) if known else (max(speeds.values()), min(speeds.values()))
+    slow, fast = card_speed(price.type, table)
     return Gpu(
         type=price.type,
         names=price.names,
         price_per_hour=price.price_per_hour,
         memory_gb=price.memory_gb,
-        fast=fastest * table["faster"],
-        slow=slowest * table["slower"],
+        fast=fast,
+        slow=slow,
+        benchmarked=benchmarked(price.type, table),
     )
 
 
 def _assumptions(settings: Settings, table: dict[str, Any]) -> tuple[str, ...]:
     sentences = [
         f"Tokens are those of the dataset's row, or {table['tokens_per_pair']} a pair where they were not counted.",
-        f"Speeds are of {table['updated']}: a {table['reference_billions']:g}B base, scaled by the base's parameters,"
-        f" between {table['faster']:g} and {table['slower']:g} times the table's figure.",
         f"Loading, evaluating and uploading take {_minutes(table['overhead']['low'], 1)} to"
         f" {_minutes(table['overhead']['high'], 1)} minutes with one epoch.",
     ]
+    if settings.endpoint_gpu_count > 1:
+        sentences.append(f"A training computes on one of the {settings.endpoint_gpu_count} GPUs; all are billed.")
     if settings.storage_fee:
         sentences.append(f"${settings.storage_fee:.2f} for storing the model are included.")
     return tuple(sentences)

@@ -20,7 +20,7 @@ from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.object_names import storable
 from lora_worker.database.rows import Job, parse_gpu_config, parse_hyperparameters
 from lora_worker.datasets.columns import MAX_INT, counted_columns
-from lora_worker.datasets.preflight import check_base_model, check_estimate, check_gpu, make_policy
+from lora_worker.datasets.preflight import check_base_model, check_estimate, check_gpu, current_terms, make_policy
 from lora_worker.errors import ArgumentError, PreflightError, ServiceError, ServiceUnavailableError
 from lora_worker.money.billing import Rate
 from lora_worker.services import Services
@@ -71,7 +71,7 @@ async def enqueue(services: Services, order: Order, say: Callable[[str], None] =
     dataset = await asyncio.to_thread(
         read_dataset, order.file, base_model=chosen.base_model, max_bad_line_share=chosen.max_bad_line_share
     )
-    _check_cost(chosen, gpu, dataset, services)
+    await _check_cost(chosen, gpu, dataset, services)
     await _check_size(services, dataset)
     say(f"{dataset.path.name}: {dataset.survey.answers:,} pairs, {dataset.survey.tokens:,} tokens")
     owner = await find_owner(services, order.user)
@@ -109,7 +109,7 @@ def _check_settings(order: Order, services: Services) -> tuple[Hyperparameters, 
     return chosen, gpu_config
 
 
-def _check_cost(chosen: Hyperparameters, gpu: GpuConfig, dataset: LocalDataset, services: Services) -> None:
+async def _check_cost(chosen: Hyperparameters, gpu: GpuConfig, dataset: LocalDataset, services: Services) -> None:
     settings = services.settings
     try:
         price = check_gpu(gpu, services.prices, endpoint_gpu_type=settings.endpoint_gpu_type)
@@ -120,7 +120,8 @@ def _check_cost(chosen: Hyperparameters, gpu: GpuConfig, dataset: LocalDataset, 
             max_run_seconds=settings.max_run_seconds,
             queue_allowance_seconds=settings.queue_allowance_seconds,
         )
-        check_estimate(chosen, dataset.survey, gpu.type, services.terms)
+        terms = await current_terms(services, chosen.base_model, price)
+        check_estimate(chosen, dataset.survey, gpu.type, terms)
     except PreflightError as error:
         raise ArgumentError(str(error)) from None
 

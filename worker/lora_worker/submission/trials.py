@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID, uuid4
 
 from lora_worker.errors import ArgumentError, ServiceError
-from lora_worker.money.terms import Terms
+from lora_worker.money.guide import needed_memory_gb
 from lora_worker.services import Services
 from lora_worker.submission.orders import Order
 
@@ -66,10 +67,9 @@ def trial_order(file: Path, base_model: str, gpu: str | None) -> Order:
     return Order(file=file, hyperparameters=chosen, gpu=gpu, name=TRIAL_NAME)
 
 
-def smallest_base(base_models: Sequence[str], terms: Terms) -> str:
-    """Return the base model with the fewest parameters, as far as the table of sizes knows it; the first of equals."""
-    known = [model for model in base_models if model in terms.models]
-    return min(known or base_models, key=lambda model: terms.size(model).total)
+def smallest_base(base_models: Sequence[str]) -> str:
+    """Return the base model whose training takes the least memory, as far as that is known; the first of equals."""
+    return min(base_models, key=lambda model: needed_memory_gb(model) or math.inf)
 
 
 async def remove_trial(services: Services, job_id: UUID) -> str | None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from lora_contract.hyperparameters import METHODS, Hyperparameters, Method
 from lora_worker.database.migrations import migrate
 from lora_worker.money.estimate import Work, estimate
+from lora_worker.money.speeds import RunSpeed
 from lora_worker.money.terms import Terms
 from tests.application.pipeline import Pipeline
 from tests.database.rows import Database, Row
@@ -73,7 +74,14 @@ def in_python(made: Terms, work: Work) -> Row | None:
     return None if found is None else json.loads(json.dumps(dataclasses.asdict(found)))
 
 
-OFFERS = [TERMS, terms(storage_fee=0.37, endpoint_gpu_count=3), terms(endpoint_gpu_type="RTX 4090")]
+LEARNED = RunSpeed(tokens_per_second=1234.5, runs=4)
+OFFERS = [
+    TERMS,
+    terms(storage_fee=0.37, endpoint_gpu_count=3),
+    terms(endpoint_gpu_type="RTX 4090").with_measured(TERMS.default_base_model, "RTX-4090", LEARNED),
+    TERMS.with_measured("unknown/model", "A40", LEARNED),
+    TERMS.with_measured(TERMS.default_base_model, "H100", LEARNED),
+]
 GPU_NAMES = st.lists(
     st.one_of(
         st.sampled_from([name for gpu in TERMS.gpus for name in (gpu.type, *gpu.names)]),
@@ -153,16 +161,19 @@ def test_sql_and_python_estimates_agree_on_a_grid(db: Database) -> None:
     )
     gpus = itertools.cycle(["A100-80GB", "NVIDIA H100 80GB HBM3", "l4", "Abacus", None])
     offers = itertools.cycle(
-        [terms(), terms(storage_fee=0.37, endpoint_gpu_count=3), terms(endpoint_gpu_type="RTX 4090")]
+        [*OFFERS, *(TERMS.with_measured("Qwen/Qwen3-30B-A3B-Instruct-2507", gpu, LEARNED) for gpu in ("H100", "L4"))]
     )
-    answered = 0
+    answered, sources = 0, set()
     for ((tokens, pairs), together, epochs, batch, max_steps, base), gpu, made in zip(
         chosen, gpus, offers, strict=False
     ):
         work = Work(tokens, pairs, together, epochs, batch, max_steps, base, gpu)
         assert in_sql(db, made, work) == in_python(made, work), work
-        answered += in_python(made, work) is not None
+        found = in_python(made, work)
+        answered += found is not None
+        sources |= {found["speed_source"]} if found else set()
     assert answered > 100
+    assert sources == {"runs", "derived"}
 
 
 def test_terms_in_the_database_are_the_workers_and_written_once(db: Database) -> None:
@@ -186,7 +197,7 @@ def test_only_the_datasets_owner_gets_an_estimate(db: Database) -> None:
     assert as_user(db, stranger, *arguments) is None
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         as_user(db, user, *arguments, role="anon")
-    publish(db, terms(max_cost_per_job=0.2))
+    publish(db, terms(max_cost_per_job=0.1))
     assert as_user(db, user, *arguments)["exceeds_limit"] is True
     db.rows("delete from training_terms")
     assert as_user(db, user, *arguments) is None
@@ -307,7 +318,7 @@ def test_estimate_command_prints_the_databases_estimate(stage: Stage) -> None:
     job_id = stage.user.queue(dataset_id)
     answer = run_cli(stage, "--job", job_id, "--json")
     assert json.loads(answer.stdout)["tokens"] == 1_000_000
-    assert run_cli(stage, "--pairs", "1000", "--gpu", "H100").stdout.startswith("3 min to ")
+    assert run_cli(stage, "--pairs", "1000", "--gpu", "H100").stdout.startswith("2 min to ")
     missing = run_cli(stage, "--job", str(uuid4()))
     assert (missing.returncode, "Traceback" in missing.stderr) == (1, False)
     nothing = run_cli(stage)

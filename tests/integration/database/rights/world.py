@@ -86,6 +86,10 @@ def populated(db: Database) -> Iterator[World]:
         job,
     )
     db.rows("insert into training_progress (run_id, progress, bytes) select id, '{}', 2 from training_runs limit 1")
+    db.rows(
+        "insert into training_speeds (run_id, user_id, base_model, gpu_type, tokens_per_second)"
+        " select id, user_id, 'some/base', 'H100', 1 from training_runs limit 1"
+    )
     db.rows("insert into training_budgets (user_id, usd_per_day) values (%s, 1)", owner)
     db.rows("insert into training_erased_costs values (now(), 'some/base', 1, 1, 1, 1)")
     db.rows("insert into training_reservations (job_id, usd) values (%s, 1)", job)
@@ -107,6 +111,7 @@ OTHER_VALUES = {
     "integer": "coalesce({0}, 0) + 1",
     "bigint": "coalesce({0}, 0) + 1",
     "numeric": "coalesce({0}, 0) + 1",
+    "double precision": "coalesce({0}, 0) + 1",
     "date": "date '2001-01-01'",
     "timestamp with time zone": "timestamptz '2001-01-01'",
     "uuid[]": "array[gen_random_uuid()]",

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_contract.curve import thin_points, validation_points
-from lora_contract.protocol import Point
+from lora_contract.protocol import Pace, Point
 from lora_trainer.recipe.callbacks import RunCallback, has_exploded, validates_after
 
 pytestmark = pytest.mark.gpu_stack
@@ -59,6 +59,7 @@ def test_throughput_is_in_tokens_per_second(tmp_path):
         state = SimpleNamespace(global_step=step, max_steps=3)
         callback.on_log(SimpleNamespace(fp16=False), state, None, {"loss": 1.0, "num_tokens": tokens})
     assert [point.throughput for point in callback.points] == [1500.0, 500.0]
+    assert callback.pace == Pace(tokens=4000, seconds=4.0, steps=2)
 
 
 def test_loss_before_training_is_no_point_and_survives_a_resume(tmp_path):

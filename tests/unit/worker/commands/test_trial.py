@@ -13,7 +13,6 @@ import pytest
 from lora_worker.commands import trial as module
 from lora_worker.commands.trial import Conduct
 from lora_worker.errors import ArgumentError, ServiceUnavailableError
-from lora_worker.money.terms import Size, Terms
 from lora_worker.services import Services
 from lora_worker.submission.trials import remove_former_trials, remove_trial, smallest_base, write_trial_dataset
 from tests.scripted import make_services
@@ -136,11 +135,10 @@ async def test_former_trials_are_removed_first_and_one_that_can_not_is_left() ->
     assert await remove_trial(services, JOB) == "the job is queued"
 
 
-def test_the_smallest_base_is_the_one_with_the_fewest_parameters() -> None:
-    sizes = {"a/7b": Size(active=7, total=7), "a/30b-a3b": Size(active=3, total=30), "b/7b": Size(active=7, total=7)}
-    terms = cast(Terms, SimpleNamespace(models=sizes, size=sizes.__getitem__))
-    assert smallest_base(["a/30b-a3b", "a/7b", "b/7b", "un/known"], terms) == "a/7b"
-    assert smallest_base(["b/7b", "a/7b"], terms) == "b/7b"
+def test_the_smallest_base_is_the_one_that_takes_the_least_memory() -> None:
+    large, small = "Qwen/Qwen3-Next-80B-A3B-Instruct", "mistralai/Mistral-7B-Instruct-v0.2"
+    assert smallest_base(["un/known", large, small, "mistralai/Mistral-7B-Instruct-v0.3"]) == small
+    assert smallest_base(["un/known", "un/heard"]) == "un/known"
 
 
 def test_no_two_trials_share_a_dataset(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ async def test_any_dataset_or_trainer_text_can_be_stored() -> None:
     async with httpx.AsyncClient() as http, respx.mock(base_url=URL) as api:
         queue = DatabaseCalls(URL, "sb_secret_x", worker="w", lease_seconds=60, http=http)
         dataset = api.post("/rest/v1/rpc/settle_dataset").respond(json=True)
-        run = api.post("/rest/v1/rpc/settle_run").respond(json="failed")
+        run = api.post("/rest/v1/rpc/settle_run_2").respond(json="failed")
         await queue.settle_dataset(uuid4(), uuid4(), {"sample_data": [{"conversation_id": "a\x00"}]})
         await queue.settle(uuid4(), uuid4(), {"error_message": "odd \ud800\x00"})
         assert json.loads(dataset.calls.last.request.content)["outcome"]["sample_data"] == [{"conversation_id": "a"}]

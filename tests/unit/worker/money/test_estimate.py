@@ -22,8 +22,11 @@ from lora_worker.datasets import preflight
 from lora_worker.errors import PreflightError
 from lora_worker.money.estimate import Work, estimate
 from lora_worker.money.pricing import load_prices
-from lora_worker.money.terms import Overhead, Terms, load_throughput, make_terms
+from lora_worker.money.speeds import load_throughput
+from lora_worker.money.terms import Overhead, Terms, make_terms
 from tests.project import ROOT
+
+LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 
 
 def terms(**settings: Any) -> Terms:
@@ -104,12 +107,14 @@ def test_more_tokens_or_epochs_never_take_less(work: Work, more: int) -> None:
 
 
 def test_high_end_is_the_applications_formula_at_the_slow_speed() -> None:
-    """steps × epochs × (tokens / pairs × batch) / throughput + 600 + 300 × epochs + 300, for a 7B base."""
-    found = estimate(dataclasses.replace(WORK, pairs=1001, batch_size=4, epochs=3), TERMS)
-    steps = math.ceil(1001 / 4) * 3
-    seconds = steps * (1_000_000 / 1001 * 4) / (1800 * load_throughput()["slower"]) + 600 + 300 * 3 + 300
+    """steps × epochs × (tokens / pairs × batch) / throughput + 600 + 300 × epochs + 300."""
+    work = dataclasses.replace(WORK, pairs=1001, batch_size=4, epochs=3, base_model=LLAMA)
+    found = estimate(work, TERMS)
+    steps, slow = math.ceil(1001 / 4) * 3, 13936 * 312 / 989 * 0.4
+    seconds = steps * (1_000_000 / 1001 * 4) / slow + 600 + 300 * 3 + 300
     assert found is not None
     assert found.seconds.high == math.ceil(seconds)
+    assert found.tokens_per_second.low == pytest.approx(slow)
     assert found.cost.high == pytest.approx(seconds / 3600 * 2.74, abs=0.011)
 
 
@@ -132,14 +137,14 @@ def test_uncounted_tokens_are_assumed_as_200_per_pair() -> None:
     assert found.tokens == 10_000
 
 
-def test_larger_base_takes_longer_and_an_unknown_one_is_average() -> None:
+def test_larger_base_takes_longer_and_an_unknown_one_is_the_reference() -> None:
     sizes = [
         estimate(dataclasses.replace(WORK, base_model=name), TERMS)
-        for name in (DEFAULT_BASE_MODEL, "unknown/model", "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B")
+        for name in (DEFAULT_BASE_MODEL, "unknown/model", LLAMA, "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B")
     ]
-    default, unknown, large = [found.seconds for found in sizes if found]
-    assert default == unknown
-    assert (large.low, large.high) > (default.low, default.high)
+    default, unknown, reference, large = [found.seconds for found in sizes if found]
+    assert unknown == reference
+    assert (default.low, default.high) < (reference.low, reference.high) < (large.low, large.high)
 
 
 def test_estimate_uses_the_endpoints_gpu_not_the_requested_one() -> None:
@@ -148,8 +153,17 @@ def test_estimate_uses_the_endpoints_gpu_not_the_requested_one() -> None:
     assert (found.gpu_type, found.gpu_count, found.price_per_hour) == ("L40S", 2, 1.91)
 
 
+def test_more_gpus_cost_more_and_take_no_less_time() -> None:
+    """The trainer computes on one of them, and all are billed."""
+    one, two = (estimate(WORK, terms(endpoint_gpu_count=count)) for count in (1, 2))
+    assert one is not None
+    assert two is not None
+    assert two.seconds == one.seconds
+    assert two.cost.high == pytest.approx(2 * one.cost.high, abs=0.011)
+
+
 def test_every_priced_gpu_has_a_speed_and_every_model_a_size() -> None:
-    assert load_throughput()["tokens_per_second"].keys() == {price.type for price in load_prices()}
+    assert load_throughput()["cards"].keys() == {price.type for price in load_prices()}
     assert load_throughput()["models"].keys() == set(Settings.model_fields["base_models"].default)
 
 
@@ -169,10 +183,10 @@ def survey(tokens: int, examples: int = 1000) -> Survey:
 def test_job_above_its_limit_is_refused_with_both_figures() -> None:
     chosen = Hyperparameters(epochs=10, max_length=131072)
     preflight.check_estimate(chosen, survey(100_000), "A100-80GB", terms(max_cost_per_job=5))
-    with pytest.raises(PreflightError, match=r"at least \$12.+ a job may cost \$5\.00; choose fewer") as refused:
+    with pytest.raises(PreflightError, match=r"at least \$9.+ a job may cost \$5\.00; choose fewer") as refused:
         preflight.check_estimate(chosen, survey(10_000_000), "A100-80GB", terms(max_cost_per_job=5))
     assert "\n" not in str(refused.value)
-    with pytest.raises(PreflightError, match=r"at least 4\.6 hours on 1 × A100-80GB, and may take 2\.0; choose fewer"):
+    with pytest.raises(PreflightError, match=r"at least 3\.5 hours on 1 × A100-80GB, and may take 2\.0; choose fewer"):
         preflight.check_estimate(chosen, survey(10_000_000), "A100-80GB", terms(max_run_seconds=7200))
     # The training may end after its first epoch, and rows are cut at the maximum length.
     early = chosen.model_copy(update={"early_stopping_patience": 1})
@@ -186,8 +200,9 @@ def test_estimate_command_prints_both_ends_and_assumptions() -> None:
     assert found is not None
     lines = format_estimate(dataclasses.asdict(found)).splitlines()
     assert lines[0] == (
-        "11 min to 1 h 26 min, $0.96 to $4.41, on 1 × A100-80GB ($2.74 an hour each): 1,000,000 tokens an epoch."
+        "8 min to 57 min, $0.86 to $3.11, on 1 × A100-80GB ($2.74 an hour each): 1,000,000 tokens an epoch."
     )
+    assert lines[1].endswith("A100-80GB with this base has not been measured.")
     assert any("$0.50" in line for line in lines)
 
 

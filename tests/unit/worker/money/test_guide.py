@@ -15,7 +15,7 @@ from lora_worker.commands.cli import app
 from lora_worker.errors import ArgumentError
 from lora_worker.money.guide import needs_of
 from lora_worker.money.pricing import load_prices
-from lora_worker.money.terms import load_throughput
+from lora_worker.money.speeds import load_throughput
 from tests.commands import check_keys
 from tests.documented import table_under
 from tests.project import ROOT
@@ -46,7 +46,7 @@ def test_the_memory_of_each_model_is_that_of_the_documented_plan() -> None:
 def test_a_7b_model_needs_no_80_gb_card() -> None:
     needs = needs_of("mistralai/Mistral-7B-Instruct-v0.2", TERMS, load_prices())
     assert min(card.memory_gb for card in needs.cards) == 16
-    assert needs.cards[0].memory_gb <= 24
+    assert any(card.memory_gb <= 24 for card in needs.cards[:3]), "nor is a small card much dearer"
 
 
 def test_only_offered_cards_with_the_memory_are_named_cheapest_first() -> None:

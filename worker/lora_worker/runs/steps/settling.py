@@ -236,6 +236,7 @@ def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
         "run_status": "succeeded",
         "job_status": "completed",
         "storage_fee": fee,
+        "pace": summary.pace and summary.pace.model_dump(),
         "job": final_columns(manifest.metrics, summary, points),
         "artifact": {**artifact, "archive": archive and f"{services.settings.artifacts_bucket}/{archive}"},
         "notices": [
