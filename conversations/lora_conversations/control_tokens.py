@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from lora_conversations.errors import LineError
-from lora_conversations.examples import Example, Message
+from lora_conversations.examples import Message, texts_of
+from lora_conversations.preferences import Sample, all_messages
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,18 +60,23 @@ class ControlTokens:
 
     def find(self, messages: Sequence[Message]) -> set[str]:
         """Return the special tokens that the messages' texts contain."""
-        return {found for message in messages for found in self._special.findall(message.content)}
+        return _found(self._special, messages)
 
     def find_kept(self, messages: Sequence[Message]) -> set[str]:
         """Return the other added tokens that the messages' texts contain; these are encoded as tokens."""
-        return {found for message in messages for found in self._added.findall(message.content)}
+        return _found(self._added, messages)
 
-    def refuse(self, example: Example) -> LineError | None:
+    def refuse(self, sample: Sample) -> LineError | None:
         """Return an error if special tokens can't be hidden, because the texts already use the private characters."""
-        if not self.find(example.messages) or not any(_PRIVATE.search(message.content) for message in example.messages):
+        messages = tuple(all_messages(sample))
+        schemas = sample.tools or ""
+        if not self.find(messages) and not self._special.search(schemas):
+            return None
+        texts = (text for message in messages for text in texts_of(message))
+        if not any(_PRIVATE.search(text) for text in (*texts, schemas)):
             return None
         return LineError(
-            example.line, None, "holds a special token of the base beside private characters", WRITE_OTHERWISE
+            sample.line, None, "holds a special token of the base beside private characters", WRITE_OTHERWISE
         )
 
     def hide(self, messages: Sequence[Message]) -> list[Message]:
@@ -79,7 +85,10 @@ class ControlTokens:
         def mark(match: re.Match[str]) -> str:
             return chr(_HIDDEN + self._index[match[0]]) + match[0][1:]
 
-        return [message._replace(content=self._special.sub(mark, message.content)) for message in messages]
+        def hidden(text: str) -> str:
+            return self._special.sub(mark, text)
+
+        return [_with_texts(message, hidden) for message in messages]
 
     def encode(self, rendered: str) -> Encoded:
         """Encode a rendered conversation exactly as the tokenizer does, without hiding anything."""
@@ -127,12 +136,15 @@ class Marks:
         self.texts = tuple(texts)
         self._pattern = re.compile("|".join(map(_mark_pattern, self.texts))) if self.texts else _NOTHING
 
-    def refuse(self, example: Example) -> LineError | None:
-        """Return an error if a text of the example contains a mark, else None."""
-        for message in example.messages:
-            if match := self._pattern.search(message.content):
+    def refuse(self, sample: Sample) -> LineError | None:
+        """Return an error if a text of the sample contains a mark, else None."""
+        if not self.texts:
+            return None
+        texts = (text for message in all_messages(sample) for text in texts_of(message))
+        for text in (*texts, sample.tools or ""):
+            if match := self._pattern.search(text):
                 what = f"holds “{match[0]}”, with which the base's chat template marks a turn"
-                return LineError(example.line, None, what, WRITE_OTHERWISE)
+                return LineError(sample.line, None, what, WRITE_OTHERWISE)
         return None
 
 
@@ -142,6 +154,17 @@ def plain_marks(between: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> M
     special, token = _any_of(t.content for t in added if t.special), _any_of(t.content for t in added)
     found = {_spell_mark(part) for piece in between for part in _plain_parts(piece, special, token)}
     return Marks(sorted(found))
+
+
+def _found(pattern: re.Pattern[str], messages: Iterable[Message]) -> set[str]:
+    return {found for message in messages for text in texts_of(message) for found in pattern.findall(text)}
+
+
+def _with_texts(message: Message, change: Callable[[str], str]) -> Message:
+    """Change all texts of a message that `texts_of` returns."""
+    calls = tuple(call._replace(name=change(call.name), arguments=change(call.arguments)) for call in message.calls)
+    name = message.name and change(message.name)
+    return message._replace(content=change(message.content), thought=change(message.thought), calls=calls, name=name)
 
 
 def _any_of(contents: Iterable[str]) -> re.Pattern[str]:

@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple, NoReturn
 
-from lora_conversations.errors import BadValueError, DatasetUnusableError, LineError
+from lora_conversations.errors import DatasetUnusableError, LineError
 from lora_conversations.examples import Repair
 from lora_conversations.formats import detect_format, lists_examples, speakable
-from lora_conversations.turns import is_empty
+from lora_conversations.json_text import KeyWatch, reason
+from lora_conversations.tools import is_unset
 from lora_conversations.values import CONTAINERS, two_lists
 
 MAX_VALUE_BYTES = 4 * 1024 * 1024
@@ -59,41 +60,10 @@ class OuterKeys(NamedTuple):
     names: tuple[str, ...]
 
 
-class KeyWatch:
-    """A JSON parser that notices if an object has the same key twice."""
-
-    def __init__(self) -> None:
-        self.doubled: str | None = None
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._build)
-
-    def decode(self, text: str, start: int = 0) -> tuple[Any, int]:
-        """Parse the value that begins at `start`; returns it and the index after its end, and sets `doubled`.
-
-        Raises:
-            ValueError: the text is not JSON, or is incomplete.
-            RecursionError: the value is nested too deeply.
-        """
-        self.doubled = None
-        return self._decoder.raw_decode(text, start)
-
-    def _build(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        built = dict(pairs)
-        if len(built) < len(pairs):
-            self.doubled = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        return built
-
-
 Framed = Generator[Frame | LineError | None, None, None]
 """A generator of frames that yields None when it needs more bytes."""
 
 AwaitingBytes = Generator[None, None, None]
-
-
-def reason(error: Exception) -> str:
-    """Describe the error of a JSON parser without repeating any of the dataset's text."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
 
 
 def not_utf8(error: UnicodeDecodeError) -> tuple[str, str]:
@@ -122,10 +92,7 @@ def doubled_key_error(name: str) -> tuple[str, str]:
 
 def _is_example(names: Iterable[str]) -> bool:
     """Tell whether an object with these keys is itself an example, rather than an object around examples."""
-    try:
-        return detect_format(dict.fromkeys(names, True)) is not None
-    except BadValueError:
-        return True
+    return detect_format(dict.fromkeys(names, True)) is not None
 
 
 def _unusable(error: LineError) -> DatasetUnusableError:
@@ -249,7 +216,7 @@ class DocumentReader:
                 value, _ = yield from self._value()
                 if container is not None and name in CONTAINERS and lists_examples(value):
                     raise _unusable(LineError(line, None, *two_lists(container, name)))
-                filled[name] = not is_empty(value)
+                filled[name] = not is_unset(value)
             if (yield from self._take(",}")) == "}":
                 break
         if container is not None:

@@ -1,19 +1,16 @@
-"""The parts of a dataset: messages, training examples, and errors of a line.
+"""The parts of a dataset: messages, training examples, and conversations as they stand in the file.
 
 An example is a conversation that ends with an answer of the assistant, and marks which of its answers are learned.
-`arrange` holds the rules for the order of messages, for all formats.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unicodedata import category
 
 from lora_contract.words import counted
-from lora_conversations.errors import BadValueError
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
 
@@ -21,6 +18,7 @@ _ALIASES = {
     SYSTEM: ("system", "developer"),
     USER: ("user", "human"),
     ASSISTANT: ("assistant", "gpt", "bot", "model"),
+    TOOL: ("tool", "function", "observation", "function_response", "tool_response", "tool_result", "ipython"),
 }
 ROLES: dict[str, str] = {
     spelling: role
@@ -97,6 +95,18 @@ def uses_tools(messages: Iterable[Message], tools: str | None) -> bool:
     return tools is not None or any(message.calls or message.role == TOOL for message in messages)
 
 
+def call_texts(message: Message) -> tuple[str, ...]:
+    """Return the names and arguments of a message's calls."""
+    return tuple(text for call in message.calls for text in (call.name, call.arguments)) if message.calls else ()
+
+
+def texts_of(message: Message) -> tuple[str, ...]:
+    """Return all texts of a message that a chat template may write: content, thought, names and arguments."""
+    if not (message.thought or message.calls or message.name):
+        return (message.content,)
+    return (message.content, message.thought, *call_texts(message), *filter(None, (message.name,)))
+
+
 class Repair(StrEnum):
     """Changes that the reader makes to an example so that it can be used; the values are counted and shown to users.
 
@@ -112,21 +122,35 @@ class Repair(StrEnum):
 
 
 class Turn(NamedTuple):
-    """One message as it stands in the file. `key` is its path; `learned` says whether its tokens shall be learned."""
+    """One message as it stands in the file.
+
+    `key` is its path; `learned` says whether its tokens shall be learned, and `weight` (above 0, up to 1) how much.
+    `marks` is the object of the file that holds a thumb or another version of this answer, if there is one.
+    """
 
     key: str
     role: str
     content: str
     learned: bool
+    weight: float = 1.0
+    thought: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+    call_id: str | None = None
+    marks: dict[str, Any] | None = None
 
 
 class Draft(NamedTuple):
-    """A conversation as it stands in the file, before `arrange`. `unwanted`: the file says to learn none of it."""
+    """A conversation as it stands in the file, before its messages are brought into order.
+
+    `unwanted`: the file says to learn none of it. `worse` is the conversation with the worse answer, if it is a pair.
+    """
 
     system: tuple[str, ...]
     turns: list[Turn]
     conversation_id: str | None
     unwanted: bool = False
+    worse: list[Turn] | None = None
 
 
 def is_blank(text: str) -> bool:
@@ -151,110 +175,3 @@ def kind(value: object) -> str:
             return f"a list of {counted(len(value), 'element')}" if value else "an empty list"
         case _:
             return "an object"
-
-
-def arrange(draft: Draft, repairs: Counter[Repair]) -> tuple[tuple[Message, ...], tuple[int, ...]]:
-    """Bring the messages into an order that every chat template accepts; returns them and the indices of learned ones.
-
-    `repairs` counts the changes that were needed.
-
-    Raises:
-        BadValueError: no such order is possible without changing what is learned, or a text is not valid.
-    """
-    arranged = _Arranged(draft.system, repairs)
-    for turn in draft.turns:
-        arranged.add(turn)
-    return arranged.finish()
-
-
-class _Arranged:
-    def __init__(self, systems: Sequence[str], repairs: Counter[Repair]) -> None:
-        self._repairs = repairs
-        self._messages: list[Message] = []
-        self._trained: list[int] = []
-        self._begun = False
-        for text in systems:
-            self.add(Turn("system prompt", SYSTEM, text, learned=False))
-
-    def add(self, turn: Turn) -> None:
-        if not turn.content.isascii():
-            _check_characters(turn.content, turn.key)
-        if is_blank(turn.content):
-            if turn.learned:
-                is_empty = not turn.content or turn.content.isspace()
-                what = "is an empty answer" if is_empty else "is an answer without a visible character"
-                raise BadValueError(turn.key, what, "Write the answer or remove the example.")
-            self._repairs[Repair.BLANK_TURN] += turn.role != SYSTEM
-        elif turn.role == SYSTEM:
-            self._add_system(turn)
-        elif turn.role == USER:
-            self._add_user(turn)
-        else:
-            self._add_answer(turn)
-        self._begun = self._begun or turn.role != SYSTEM
-
-    def _add_system(self, turn: Turn) -> None:
-        if self._begun:
-            raise BadValueError(
-                turn.key,
-                "is a system message after the first place",
-                "Put one system message first, or make it part of the user's turn.",
-            )
-        if not self._messages:
-            self._messages.append(Message(SYSTEM, turn.content))
-        elif self._messages[0].content.strip() != turn.content.strip():
-            self._join(turn)
-
-    def _add_user(self, turn: Turn) -> None:
-        last = self._messages[-1] if self._messages else None
-        if last is None or last.role != USER:
-            self._messages.append(Message(USER, turn.content))
-        elif last.content.strip() == turn.content.strip():
-            self._repairs[Repair.DOUBLED_USER_TURN] += 1
-        else:
-            self._join(turn)
-
-    def _add_answer(self, turn: Turn) -> None:
-        last_role = self._messages[-1].role if self._messages else None
-        if last_role == USER:
-            if turn.learned:
-                self._trained.append(len(self._messages))
-            self._messages.append(Message(ASSISTANT, turn.content))
-        elif last_role != ASSISTANT:
-            # Many chat templates raise an error if the assistant's turn comes first.
-            self._repairs[Repair.OPENING_ANSWER] += 1
-        elif turn.learned or (self._trained and self._trained[-1] == len(self._messages) - 1):
-            raise BadValueError(
-                turn.key,
-                "is an answer directly after another answer",
-                "Join the two answers, or put the user's turn between them.",
-            )
-        else:
-            self._join(turn)
-
-    def _join(self, turn: Turn) -> None:
-        self._repairs[Repair.JOINED_TURN] += 1
-        self._messages[-1] = Message(turn.role, f"{self._messages[-1].content}\n\n{turn.content}")
-
-    def finish(self) -> tuple[tuple[Message, ...], tuple[int, ...]]:
-        if not self._trained:
-            raise BadValueError(
-                None,
-                "holds no answer to a user's turn",
-                "Each example needs a user's turn and the assistant's answer to it.",
-            )
-        end = self._trained[-1] + 1
-        if end < len(self._messages):
-            self._repairs[Repair.TRAILING_TURN] += len(self._messages) - end
-        return tuple(self._messages[:end]), tuple(self._trained)
-
-
-def _check_characters(content: str, key: str) -> None:
-    try:
-        content.encode()
-    except UnicodeEncodeError:
-        raise BadValueError(
-            key,
-            "holds half of a two-part character (a lone surrogate escape)",
-            "Write the file again with whole characters: cut texts between characters.",
-        ) from None

@@ -19,7 +19,10 @@ from lora_conversations.examples import (
     is_blank,
     kind,
 )
-from lora_conversations.turns import Spelling, Value, as_object, is_wanted, read_text, read_turns
+from lora_conversations.parts import read_content, read_text
+from lora_conversations.tools import as_object, is_unset
+from lora_conversations.turns import Spelling, Value, answer_turn, read_turns, weight_of
+from lora_conversations.verdicts import EDITS, ORIGINALS
 
 Format = Literal[
     "brightrun",
@@ -31,6 +34,7 @@ Format = Literal[
     "alpaca",
     "prompt_completion",
     "question_answer",
+    "preference",
 ]
 """The names of the formats, as reports show them. No enum: hashing its members takes as long as reading an example."""
 
@@ -39,14 +43,15 @@ QUESTIONS = ("question", "query", "prompt", "instruction")
 ADDITIONS = ("input", "context")
 """Keys of texts that are added to a question. `input` is the question itself where no other key of one is present."""
 ANSWERS = ("answer", "response", "completion", "output")
-_PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
+SIDES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
+"""Keys of the better and the worse answer of a pair."""
 _SHAREGPT, _GEMINI = Spelling("from", "value"), Spelling("role", "parts")
 
 _MAX_ID_CHARACTERS = 200
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 KNOWN_SHAPES = (
     "Use messages, conversations, turns, current_user_input with target_response, instruction with output, "
-    "prompt with completion, or question with answer."
+    "prompt with completion, question with answer, or prompt with chosen and rejected."
 )
 
 
@@ -55,7 +60,8 @@ def speakable(key: str) -> str:
     return key if _PLAIN_KEY.fullmatch(key) else "…"
 
 
-def _identity(*candidates: Any) -> str | None:
+def identity_of(*candidates: Any) -> str | None:
+    """Return the first candidate that can be the id of a conversation, shortened; None if there is none."""
     for candidate in candidates:
         if isinstance(candidate, str) and candidate:
             return candidate[:_MAX_ID_CHARACTERS]
@@ -67,7 +73,7 @@ def _identity(*candidates: Any) -> str | None:
 def conversation_identity(value: Value) -> str | None:
     """Return the id of an object that holds the pairs of one conversation; None if it has no id."""
     metadata = as_object(value.get("conversation_metadata"))
-    return _identity(metadata.get("conversation_id"), value.get("conversation_id"))
+    return identity_of(metadata.get("conversation_id"), value.get("conversation_id"))
 
 
 def is_turn(value: object) -> bool:
@@ -86,38 +92,41 @@ def _optional_texts(value: Value, keys: Iterable[str]) -> Iterator[str]:
             yield text
 
 
-def _system(value: Value) -> tuple[str, ...]:
+def system_texts(value: Value) -> tuple[str, ...]:
+    """Return the system prompts that a row has beside its turns."""
     return tuple(_optional_texts(value, SYSTEM_KEYS))
 
 
-def _question(key: str, content: str) -> Turn:
+def question_turn(key: str, content: str) -> Turn:
+    """Make the turn of a question that is a text of a row."""
     return Turn(key, USER, content, learned=False)
 
 
 def _answer(value: Value, key: str) -> Turn:
-    return Turn(key, ASSISTANT, read_text(value[key], key), learned=True)
+    """Read the answer of a row that has one; its thought may stand in a key of the row."""
+    return answer_turn(key, key, read_content(value[key], key), beside=value)
 
 
 def _conversation(value: Value, turns: list[Turn], identity: str | None) -> Draft:
     """Make a draft. If it has answers and none of them is learned, it is left out, like a row with weight 0."""
     unwanted = not any(turn.learned for turn in turns) and any(turn.role == ASSISTANT for turn in turns)
-    return Draft(_system(value), turns, identity, unwanted)
+    return Draft(system_texts(value), turns, identity, unwanted)
 
 
 def _read_openai(value: Value) -> Draft:
     metadata = as_object(value.get("metadata"))
-    identity = _identity(value.get("conversation_id"), metadata.get("conversation_id"))
+    identity = identity_of(value.get("conversation_id"), metadata.get("conversation_id"))
     return _conversation(value, read_turns(value["messages"], "messages"), identity)
 
 
 def _read_turns_row(value: Value) -> Draft:
-    return _conversation(value, read_turns(value["turns"], "turns"), _identity(value.get("conversation_id")))
+    return _conversation(value, read_turns(value["turns"], "turns"), identity_of(value.get("conversation_id")))
 
 
 def _read_sharegpt(value: Value) -> Draft:
     items = value["conversations"]
     turns = read_turns(items, "conversations", spelling_of(items))
-    return _conversation(value, turns, _identity(value.get("conversation_id"), value.get("id")))
+    return _conversation(value, turns, identity_of(value.get("conversation_id"), value.get("id")))
 
 
 def spelling_of(items: Any) -> Spelling:
@@ -133,7 +142,7 @@ def read_bare_turns(items: list[Any]) -> Draft:
 
 def _read_gemini(value: Value) -> Draft:
     turns = read_turns(value["contents"], "contents", _GEMINI)
-    draft = _conversation(value, turns, _identity(value.get("conversation_id")))
+    draft = _conversation(value, turns, identity_of(value.get("conversation_id")))
     for key in ("systemInstruction", "system_instruction"):
         instruction = value.get(key)
         if instruction is not None:
@@ -147,20 +156,33 @@ def _read_alpaca(value: Value) -> Draft:
 
 
 def _read_question_answer(value: Value) -> Draft:
-    question, answer = _only(value, QUESTIONS) or "input", _only(value, ANSWERS)
+    question, answer = only_one(value, QUESTIONS) or "input", _answer_key(value)
     assert answer is not None, "detect_format chose this reader because the row has one answer"
     return _read_pair(value, question, answer)
 
 
 def _read_pair(value: Value, question_key: str, answer_key: str) -> Draft:
     """Read a question with its answer. Texts that belong to the question are added to it after an empty line."""
-    asked = _optional_texts(value, [question_key, *(key for key in ADDITIONS if key != question_key)])
-    question = _question(question_key, "\n\n".join(asked))
-    turns = [*_read_history(value.get("history")), question, _answer(value, answer_key)]
-    return Draft(_system(value), turns, _identity(value.get("conversation_id")))
+    turns = [*read_question(value, question_key), _answer(value, answer_key)]
+    return Draft(system_texts(value), turns, identity_of(value.get("conversation_id")))
 
 
-def _read_history(history: Any) -> Iterator[Turn]:
+def read_question(value: Value, key: str) -> list[Turn]:
+    """Return the turns of a row before its answer: its history, and the question with what is added to it.
+
+    Raises:
+        BadValueError: one of the texts is something else.
+    """
+    asked = _optional_texts(value, [key, *(name for name in ADDITIONS if name != key)])
+    return [*read_history(value.get("history")), question_turn(key, "\n\n".join(asked))]
+
+
+def read_history(history: Any) -> Iterator[Turn]:
+    """Yield the turns of a list of questions with answers; none of them is learned.
+
+    Raises:
+        BadValueError: the value is something else.
+    """
     if history is None:
         return
     if not isinstance(history, list):
@@ -169,24 +191,19 @@ def _read_history(history: Any) -> Iterator[Turn]:
         place = f"history[{index}]"
         if not isinstance(pair, list) or len(pair) != 2:
             raise BadValueError(place, f"is {kind(pair)}, not a question with its answer")
-        yield _question(f"{place}[0]", read_text(pair[0], f"{place}[0]"))
-        yield Turn(f"{place}[1]", ASSISTANT, read_text(pair[1], f"{place}[1]"), learned=False)
+        yield question_turn(f"{place}[0]", read_text(pair[0], f"{place}[0]"))
+        answer = f"{place}[1]"
+        yield answer_turn(answer, answer, read_content(pair[1], answer))._replace(learned=False)
 
 
 def _read_prompt_completion(value: Value) -> Draft:
-    if isinstance(value.get("label"), bool):
-        raise BadValueError(
-            "label",
-            "marks the answer as good or bad",
-            "Preferences can't be trained: keep the good answers alone, without label.",
-        )
     prompt, completion = value["prompt"], value["completion"]
     if isinstance(prompt, list):
         asked = read_turns(prompt, "prompt", learn=False)
     else:
-        asked = [_question("prompt", read_text(prompt, "prompt"))]
+        asked = [question_turn("prompt", read_text(prompt, "prompt"))]
     answered = read_turns(completion, "completion") if isinstance(completion, list) else [_answer(value, "completion")]
-    draft = _conversation(value, answered, _identity(value.get("conversation_id")))
+    draft = _conversation(value, answered, identity_of(value.get("conversation_id")))
     return draft._replace(turns=asked + answered)
 
 
@@ -201,9 +218,9 @@ def _read_brightrun(value: Any) -> Draft | None:
         return None
     history = value.get("conversation_history")
     turns = read_turns(history, "conversation_history", learn=False) if history else []
-    turns.append(_question("current_user_input", read_text(value["current_user_input"], "current_user_input")))
+    turns.append(question_turn("current_user_input", read_text(value["current_user_input"], "current_user_input")))
     turns.append(_answer(value, "target_response"))
-    return Draft(_system(value), turns, _identity(value.get("conversation_id")))
+    return Draft(system_texts(value), turns, identity_of(value.get("conversation_id")))
 
 
 def _read_brightrun_v3(value: Value) -> Draft | None:
@@ -221,7 +238,7 @@ def _read_v3_pair(pair: Any, place: str) -> Iterator[Turn]:
         raise BadValueError(place, f"is {kind(pair)}, not an object")
     if "user_input" not in pair:
         raise BadValueError(f"{place}.user_input", "is missing", "Each pair needs user_input and synthesized_output.")
-    yield _question(f"{place}.user_input", read_text(pair["user_input"], f"{place}.user_input"))
+    yield question_turn(f"{place}.user_input", read_text(pair["user_input"], f"{place}.user_input"))
     output = pair.get("synthesized_output")
     if output is not None and not isinstance(output, dict):
         raise BadValueError(f"{place}.synthesized_output", f"is {kind(output)}, not an object")
@@ -229,7 +246,9 @@ def _read_v3_pair(pair: Any, place: str) -> Iterator[Turn]:
     # A turn without an answer stays as context: `arrange` joins the next user turn to it.
     if answer is not None:
         key = f"{place}.synthesized_output.response_to_user"
-        yield Turn(key, ASSISTANT, read_text(answer, key), learned=is_wanted(pair, place))
+        weight = weight_of(pair, place)
+        turn = answer_turn(key, key, read_content(answer, key))
+        yield turn._replace(learned=weight > 0, weight=weight)
 
 
 READERS: dict[Format, Callable[[Value], Draft | None]] = {
@@ -254,18 +273,9 @@ _FORMAT_BY_KEY: tuple[tuple[str, Format], ...] = (
 
 
 def detect_format(value: Value) -> Format | None:
-    """Return the format of an object that holds one pair or one conversation; None if its keys match no format.
-
-    Raises:
-        BadValueError: the object is a preference (a better and a worse answer), which can't be trained.
-    """
-    for better, worse in _PREFERENCES:
-        if better in value and worse in value:
-            raise BadValueError(
-                None,
-                f"is a preference ({better} and {worse})",
-                "Preferences can't be trained: write the better answer alone, such as prompt with completion.",
-            )
+    """Return the format of an object that holds one pair or one conversation; None if its keys match no format."""
+    if any(better in value and worse in value for better, worse in SIDES):
+        return "preference"
     for key, form in _FORMAT_BY_KEY:
         if key in value:
             return form
@@ -273,11 +283,19 @@ def detect_format(value: Value) -> Format | None:
         return "alpaca"
     if "prompt" in value and "completion" in value:
         return "prompt_completion"
-    asks = _only(value, QUESTIONS) or (not any(key in value for key in QUESTIONS) and "input" in value)
-    return "question_answer" if asks and _only(value, ANSWERS) else None
+    asks = only_one(value, QUESTIONS) or (not any(key in value for key in QUESTIONS) and "input" in value)
+    return "question_answer" if asks and _answer_key(value) else None
 
 
-def _only(value: Value, keys: Iterable[str]) -> str | None:
+def _answer_key(value: Value) -> str | None:
+    """Return the key of a row's answer; where it has only an original and an edited one, that is the edited one."""
+    if any(key in value for key in ANSWERS):
+        return only_one(value, ANSWERS)
+    return only_one(value, EDITS) if any(not is_unset(value.get(key)) for key in ORIGINALS) else None
+
+
+def only_one(value: Value, keys: Iterable[str]) -> str | None:
+    """Return which of some keys an object has; None if it has none or several of them."""
     found = [key for key in keys if key in value]
     return found[0] if len(found) == 1 else None
 

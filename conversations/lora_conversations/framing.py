@@ -19,14 +19,14 @@ from lora_conversations.documents import (
     DocumentReader,
     Frame,
     Framed,
-    KeyWatch,
     cut_off_error,
     not_utf8,
-    reason,
     too_long_error,
 )
 from lora_conversations.errors import DatasetUnusableError, LineError
 from lora_conversations.examples import Repair
+from lora_conversations.json_text import KeyWatch, reason
+from lora_conversations.tools import ARGUMENTS
 
 _HEAD_BYTES = 64 * 1024
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
@@ -46,6 +46,8 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
 _UTF_16_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _SAVE_AS_UTF8 = "Save it as UTF-8 and upload it again."
 _SPACED_KEY = re.compile(rb'"[ \t\r]+:')
+_ARGUMENTS = tuple(f'"{name}"'.encode() for name in ARGUMENTS)
+_LONG_NUMBER = re.compile(rb"\d{19}")
 _OPENING_LINE = re.compile(rb"^[ \t\r]*[{\[]", re.MULTILINE)
 
 
@@ -171,7 +173,9 @@ class Framer:
             if raw.rstrip().endswith(b","):
                 return self._parse_before_comma(raw)
             return self._parse_slowly(raw)
-        return self._parse_slowly(raw) if _may_double_a_key(raw, value) else Frame(self._line, value)
+        if _may_double_a_key(raw, value) or _may_round_a_number(raw):
+            return self._parse_slowly(raw)
+        return Frame(self._line, value)
 
     def _parse_before_comma(self, raw: bytes) -> Frame | LineError:
         """Parse a line that ends with a comma, as if it were cut out of a list; the comma is dropped."""
@@ -216,6 +220,11 @@ def _may_double_a_key(raw: bytes, value: object) -> bool:
     if _SPACED_KEY.search(raw):
         return True
     return raw.count(b'":') != orjson.dumps(value).count(b'":')
+
+
+def _may_round_a_number(raw: bytes) -> bool:
+    """Tell whether arguments of a call may hold an integer that orjson would turn into a rounded number."""
+    return any(name in raw for name in _ARGUMENTS) and _LONG_NUMBER.search(raw) is not None
 
 
 def _is_cut(raw: bytes) -> bool:

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from lora_contract.words import counted
-from lora_conversations.examples import ASSISTANT, Example
+from lora_conversations.examples import ASSISTANT
+from lora_conversations.preferences import Sample
 
 _MOST_WITHOUT_BEING_ASKED = 0.25
 """If every conversation is larger than the requested share, the smallest is held out, up to this share of answers."""
 
 
-def opening_of(example: Example) -> str:
+def opening_of(example: Sample) -> str:
     """Return the digest of all messages before the first answer, or `example.opening` if that is set."""
     if example.opening is not None:
         return example.opening
@@ -30,13 +31,13 @@ def opening_of(example: Example) -> str:
     return digest.hexdigest()[:32]
 
 
-def conversation_key(example: Example) -> str:
+def conversation_key(example: Sample) -> str:
     """Return a key that is equal for all examples of one conversation and for no others: id and opening."""
     opening = opening_of(example)
     return opening if example.conversation_id is None else f"{example.conversation_id}#{opening}"
 
 
-def continues(example: Example, last: Example) -> bool:
+def continues(example: Sample, last: Sample) -> bool:
     """Tell whether an example continues the conversation of the example before it in the file.
 
     Its opening may differ, because its history was cut or its system prompt changed. Files write the pairs of a
@@ -49,7 +50,7 @@ def continues(example: Example, last: Example) -> bool:
     return any(earlier[index : index + 2] == ending for index in range(len(earlier) - 1))
 
 
-def conversation_names(examples: Iterable[Example]) -> dict[str, str]:
+def conversation_names(examples: Iterable[Sample]) -> dict[str, str]:
     """Name each conversation, by its key: its id if that is unique in the dataset, else the key itself."""
     identities = {conversation_key(example): example.conversation_id for example in examples}
     holders: dict[str | None, int] = {}
@@ -61,7 +62,7 @@ def conversation_names(examples: Iterable[Example]) -> dict[str, str]:
     }
 
 
-def shared_ids_note(examples: Iterable[Example]) -> str | None:
+def shared_ids_note(examples: Iterable[Sample]) -> str | None:
     """Write a sentence for the user if several conversations have the same id; else return None."""
     identities = {conversation_key(example): example.conversation_id for example in examples}
     named = [identity for identity in identities.values() if identity is not None]

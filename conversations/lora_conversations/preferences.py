@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from lora_conversations.examples import Example, Message, uses_tools
@@ -57,6 +58,13 @@ class Rating(NamedTuple):
     def has_thoughts(self) -> bool:
         """Tell whether an answer has reasoning before it."""
         return any(message.thought for message in self.messages)
+
+
+def all_messages(sample: Example | Preference | Rating) -> Iterator[Message]:
+    """Yield the messages of a sample, with both answers of a pair."""
+    yield from sample.messages
+    if isinstance(sample, Preference):
+        yield from sample.rejected
 
 
 Sample = Example | Preference | Rating

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from lora_conversations.documents import Frame, OuterKeys, doubled_key_error
 from lora_conversations.errors import LineError
@@ -16,7 +17,11 @@ from lora_conversations.examples import ASSISTANT, SYSTEM, USER, Example, Messag
 from lora_conversations.framing import Framer
 from lora_conversations.identity import conversation_key
 from lora_conversations.line_numbers import lines_before
+from lora_conversations.preferences import Sample
 from lora_conversations.values import ValueReader
+
+if TYPE_CHECKING:
+    from lora_contract.hyperparameters import Method
 
 __all__ = [
     "ASSISTANT",
@@ -29,6 +34,7 @@ __all__ = [
     "fold_system",
     "merge_conversations",
     "read_examples",
+    "read_samples",
 ]
 
 ERRORS_KEPT = 10
@@ -42,21 +48,21 @@ class ExampleParser:
         DatasetUnusableError: the file can't be read, or can't be read any further.
     """
 
-    def __init__(self) -> None:
-        self.values = ValueReader()
+    def __init__(self, method: Method | None = "sft") -> None:
+        self.values = ValueReader(method)
         """Counts of what was read so far: formats, pairs without an answer, repairs, keys that are not used."""
         self._framer = Framer(self.values.repairs)
         self._located = 0
 
-    def feed(self, chunk: bytes) -> Iterator[Example | LineError]:
+    def feed(self, chunk: bytes) -> Iterator[Sample | LineError]:
         """Yield the examples and bad lines that this chunk completes. Exhaust the iterator before the next call."""
         return self._read(self._framer.feed(chunk))
 
-    def close(self) -> Iterator[Example | LineError]:
+    def close(self) -> Iterator[Sample | LineError]:
         """Yield the examples and bad lines that the end of the file completes."""
         return self._read(self._framer.close())
 
-    def _read(self, frames: Iterator[Frame | LineError]) -> Iterator[Example | LineError]:
+    def _read(self, frames: Iterator[Frame | LineError]) -> Iterator[Sample | LineError]:
         for frame in frames:
             if isinstance(frame, LineError):
                 yield frame
@@ -64,7 +70,7 @@ class ExampleParser:
             for item in self._open(frame):
                 yield self._locate(item, frame) if isinstance(item, LineError) else item
 
-    def _open(self, frame: Frame) -> Sequence[Example | LineError]:
+    def _open(self, frame: Frame) -> Sequence[Sample | LineError]:
         if frame.doubled is not None:
             return [LineError(frame.line, frame.key or None, *doubled_key_error(frame.doubled))]
         if isinstance(frame.value, OuterKeys):
@@ -81,16 +87,26 @@ class ExampleParser:
         return error._replace(line=frame.line + lines_before(frame.text, within))
 
 
-def read_examples(chunks: Iterable[bytes]) -> Iterator[Example | LineError]:
-    """Yield the examples and bad lines of a dataset in the order of the file, with constant memory.
+def read_samples(chunks: Iterable[bytes], method: Method | None) -> Iterator[Sample | LineError]:
+    """Yield what a method learns from a dataset, and the bad lines, in the order of the file, with constant memory.
+
+    The samples are examples for `sft`, preferences for `dpo`, ratings for `kto`, and of all three kinds without a
+    method.
 
     Raises:
         DatasetUnusableError: the file can't be read, or can't be read any further.
     """
-    parser = ExampleParser()
+    parser = ExampleParser(method)
     for chunk in chunks:
         yield from parser.feed(chunk)
     yield from parser.close()
+
+
+def read_examples(chunks: Iterable[bytes]) -> Iterator[Example | LineError]:
+    """Yield the examples and bad lines of a dataset for `sft`; see `read_samples`."""
+    for item in read_samples(chunks, "sft"):
+        assert isinstance(item, Example | LineError), "for sft, the reader makes examples of everything"
+        yield item
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -118,22 +134,39 @@ def _merge_group(group: list[tuple[int, Example]]) -> list[tuple[int, Example]]:
     # Merged examples are found by the hash of all their messages: comparing each with each would take quadratic time.
     chains: defaultdict[int, list[tuple[int, Example]]] = defaultdict(list)
     for order, example in sorted(group, key=lambda pair: len(pair[1].messages)):
-        hashes = _prefix_hashes(example.messages)
+        hashes = _prefix_hashes(example)
         for length in range(example.trained[0], 0, -1):
             candidates = chains.get(hashes[length - 1])
-            if candidates and candidates[0][1].messages == example.messages[:length]:
+            if candidates and _begins_with(example, candidates[0][1], length):
                 first_order, chain = candidates.pop(0)
                 order = min(order, first_order)
-                example = example._replace(trained=chain.trained + example.trained, line=min(chain.line, example.line))
+                example = _join(chain, example)
                 break
         chains[hashes[-1]].append((order, example))
     return [pair for pairs in chains.values() for pair in pairs]
 
 
-def _prefix_hashes(messages: Sequence[Message]) -> list[int]:
+def _begins_with(example: Example, chain: Example, length: int) -> bool:
+    return chain.messages == example.messages[:length] and chain.tools == example.tools
+
+
+def _join(chain: Example, example: Example) -> Example:
+    weights: tuple[float, ...] = ()
+    if chain.weights or example.weights:
+        weights = all_weights(chain) + all_weights(example)
+    trained, line = chain.trained + example.trained, min(chain.line, example.line)
+    return example._replace(trained=trained, line=line, weights=weights)
+
+
+def all_weights(example: Example) -> tuple[float, ...]:
+    """Return a weight for each learned answer of an example, also where all of them are 1."""
+    return example.weights or (1.0,) * len(example.trained)
+
+
+def _prefix_hashes(example: Example) -> list[int]:
     hashes: list[int] = []
-    last = 0
-    for message in messages:
+    last = hash(example.tools)
+    for message in example.messages:
         last = hash((last, message))
         hashes.append(last)
     return hashes

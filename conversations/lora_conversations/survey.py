@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_contract.words import counted
 from lora_conversations.errors import DatasetUnusableError, LineError
-from lora_conversations.examples import Repair
+from lora_conversations.examples import Message, Repair, call_texts
 from lora_conversations.identity import conversation_key
-from lora_conversations.keys import UnusedKey, unused_keys_note
+from lora_conversations.learning import Remark
+from lora_conversations.preferences import Preference, Rating, Sample
 from lora_conversations.reader import ERRORS_KEPT, SYSTEM, Example, ExampleParser
+from lora_conversations.unused import UnusedKey, unused_keys_note
+
+if TYPE_CHECKING:
+    from lora_contract.hyperparameters import Method
 
 SAMPLE_CONVERSATIONS = 3
 _SAMPLE_MESSAGES = 20
@@ -70,6 +75,19 @@ class Survey:
     first_unwanted_line: int = 0
     """The line of the first of them; 0 if there is none."""
     unused_keys: tuple[UnusedKey, ...] = ()
+    method: Method | None = "sft"
+    """The method for which the dataset was read; None if it was read without one."""
+    remarks: tuple[Note, ...] = ()
+    """What the method does with rows that were made for another one."""
+    pairs: int = 0
+    """Examples that are pairs of answers, for `dpo`."""
+    thumbs_up: int = 0
+    """Examples that are answers with a thumb up, for `kto`."""
+    thumbs_down: int = 0
+    with_tools: int = 0
+    """Examples that need a base whose chat template knows tools."""
+    with_thoughts: int = 0
+    """Examples with reasoning before an answer."""
 
     @property
     def notes(self) -> list[Note]:
@@ -78,6 +96,7 @@ class Survey:
         if self.unwanted:
             text = f"Left out: {counted(self.unwanted, 'example')} with weight 0, train false or loss false."
             notes.append(Note(text, self.first_unwanted_line))
+        notes += self.remarks
         if self.unused_keys:
             notes.append(Note(unused_keys_note(self.unused_keys), min(key.line for key in self.unused_keys)))
         if self.skipped:
@@ -92,12 +111,14 @@ class Survey:
         """Refuse the dataset if too much of it is bad. Otherwise its bad lines are skipped.
 
         Raises:
-            DatasetUnusableError: no example is usable, or more than `max_bad_line_share` (0 to 1) of them is bad.
+            DatasetUnusableError: no example is usable, more than `max_bad_line_share` (0 to 1) of them is bad, or all
+                thumbs are the same, although the method needs both.
         """
         if self.examples == 0 and self.bad == 0:
-            raise _no_example(self.skipped, self.unwanted)
+            raise _no_example(self)
         total = self.examples + self.bad
         if self.examples and self.bad <= max_bad_line_share * total:
+            self._check_thumbs()
             return
         first = self.errors[0]
         if self.bad == 1:
@@ -109,6 +130,14 @@ class Survey:
         )
         raise DatasetUnusableError(message, first.suggestion, self.errors)
 
+    def _check_thumbs(self) -> None:
+        if self.method == "kto" and not (self.thumbs_up and self.thumbs_down):
+            kind = "up" if self.thumbs_up else "down"
+            raise DatasetUnusableError(
+                f"All thumbs of the dataset are {kind} ({self.examples:,}), and method kto learns from the difference.",
+                "Add answers with the other thumb, or train the good ones with method sft.",
+            )
+
     def _other_lines(self) -> str:
         """Name a few more bad lines; the whole list would be too long for an error message."""
         lines = list(dict.fromkeys(error.line for error in self.errors if error.line != self.errors[0].line))
@@ -116,13 +145,19 @@ class Survey:
         return f" Look also at {'line' if len(lines) == 1 else 'lines'} {named}." if named else ""
 
 
-def _no_example(skipped: int, unwanted: int) -> DatasetUnusableError:
+def _no_example(survey: Survey) -> DatasetUnusableError:
+    skipped, unwanted = survey.skipped, survey.unwanted
     if unwanted:
         others = f", and {counted(skipped, 'pair')} without an answer" if skipped else ""
         return DatasetUnusableError(
             "Nothing of the dataset is to be learned: it has "
             f"{counted(unwanted, 'example')} with weight 0, train false or loss false{others}.",
             "Add at least one example that may be learned.",
+        )
+    if survey.remarks:
+        return DatasetUnusableError(
+            f"Nothing of the dataset can be learned with method {survey.method}. {survey.remarks[0].text}",
+            "Add at least one example that can.",
         )
     if skipped:
         return DatasetUnusableError(
@@ -143,11 +178,11 @@ def estimate_tokens(text: str) -> float:
     return (len(text) if text.isascii() else len(text.encode())) / _BYTES_PER_TOKEN
 
 
-Refuse = Callable[[Example], LineError | None]
+Refuse = Callable[[Sample], LineError | None]
 """A check of examples that were read without error: returns the reason why one can't be used, or None."""
 
 
-def accept(_: Example) -> None:
+def accept(_: Sample) -> None:
     """Accept every example: the check that is used by default."""
 
 
@@ -158,23 +193,25 @@ class Surveyor:
         DatasetUnusableError: the file can't be read, or can't be read any further.
     """
 
-    def __init__(self, refuse: Refuse = accept) -> None:
+    def __init__(self, refuse: Refuse = accept, method: Method | None = "sft") -> None:
         self._refuse = refuse
-        self._parser = ExampleParser()
+        self._method = method
+        self._parser = ExampleParser(method)
         self._digest = hashlib.sha256()
         self._bytes = 0
         self._examples = self._answers = self._messages = self._bad = 0
+        self._pairs = self._thumbs_up = self._thumbs_down = self._with_tools = self._with_thoughts = 0
         self._errors: list[LineError] = []
         self._tokens = 0.0
         self._conversations = _Conversations()
 
-    def feed(self, chunk: bytes) -> list[Example]:
+    def feed(self, chunk: bytes) -> list[Sample]:
         """Count and return the examples that this chunk completes."""
         self._digest.update(chunk)
         self._bytes += len(chunk)
         return self._count(self._parser.feed(chunk))
 
-    def close(self) -> list[Example]:
+    def close(self) -> list[Sample]:
         """Count and return the examples that the end of the file completes."""
         return self._count(self._parser.close())
 
@@ -199,10 +236,17 @@ class Surveyor:
             unwanted=values.unwanted,
             first_unwanted_line=values.first_unwanted_line,
             unused_keys=values.unused.result(),
+            method=self._method,
+            remarks=tuple(_remarks(values.learner.remarks)),
+            pairs=self._pairs,
+            thumbs_up=self._thumbs_up,
+            thumbs_down=self._thumbs_down,
+            with_tools=self._with_tools,
+            with_thoughts=self._with_thoughts,
         )
 
-    def _count(self, items: Iterator[Example | LineError]) -> list[Example]:
-        examples: list[Example] = []
+    def _count(self, items: Iterator[Sample | LineError]) -> list[Sample]:
+        samples: list[Sample] = []
         for found in items:
             item = found if isinstance(found, LineError) else self._refuse(found) or found
             if isinstance(item, LineError):
@@ -211,16 +255,41 @@ class Surveyor:
                     self._errors.append(item)
             else:
                 self._add(item)
-                examples.append(item)
-        return examples
+                samples.append(item)
+        return samples
 
-    def _add(self, example: Example) -> None:
-        tokens = [estimate_tokens(message.content) + _TOKENS_PER_MESSAGE for message in example.messages]
-        self._tokens += sum(tokens)
+    def _add(self, sample: Sample) -> None:
         self._examples += 1
-        self._messages += len(tokens)
-        self._answers += len(example.trained)
-        self._conversations.add(example)
+        self._with_tools += sample.has_tools
+        self._with_thoughts += sample.has_thoughts
+        sequences: tuple[tuple[Message, ...], ...] = (sample.messages,)
+        if isinstance(sample, Example):
+            self._answers += len(sample.trained)
+        else:
+            self._answers += 1
+        if isinstance(sample, Preference):
+            self._pairs += 1
+            sequences = (sample.messages, sample.prompt + sample.rejected)
+        elif isinstance(sample, Rating):
+            self._thumbs_up += sample.good
+            self._thumbs_down += not sample.good
+        for messages in sequences:
+            self._tokens += sum(map(_estimate_message, messages))
+            self._tokens += estimate_tokens(sample.tools) if sample.tools else 0
+            self._messages += len(messages)
+        self._conversations.add(sample)
+
+
+def _estimate_message(message: Message) -> float:
+    tokens = estimate_tokens(message.content) + _TOKENS_PER_MESSAGE
+    if message.thought or message.calls:
+        tokens += sum(map(estimate_tokens, (message.thought, *call_texts(message))))
+    return tokens
+
+
+def _remarks(found: Mapping[Remark, Sequence[int]]) -> Iterator[Note]:
+    for remark, (count, line) in found.items():
+        yield Note(f"{remark[0].upper()}{remark[1:]} ({count:,} ×).", line)
 
 
 class _Conversations:
@@ -231,13 +300,13 @@ class _Conversations:
         # are collected in 256 arrays, and `count` makes only one of these a set at a time.
         self._hashes = [array("q") for _ in range(256)]
         self._current: str | None = None
-        self._longest: Example | None = None
+        self._longest: Sample | None = None
         self._groups = 0
         """Groups of consecutive examples that belong to the same conversation."""
         self._finished_turns = 0
-        self._samples: list[Example] = []
+        self._samples: list[Sample] = []
 
-    def add(self, example: Example) -> None:
+    def add(self, example: Sample) -> None:
         key = conversation_key(example)
         if key != self._current:
             self._finish()
@@ -267,17 +336,33 @@ class _Conversations:
         return [_shorten(example) for example in self._samples]
 
 
-def _turns(example: Example) -> int:
+def _turns(example: Sample) -> int:
     return len(example.messages) - (example.messages[0].role == SYSTEM)
 
 
-def _shorten(example: Example) -> dict[str, Any]:
-    # Postgres can't store a zero character in jsonb.
-    identity = example.conversation_id
-    return {
-        "conversation_id": identity and identity.replace("\x00", ""),
-        "messages": [
-            {"role": message.role, "content": message.content[:_SAMPLE_CHARACTERS].replace("\x00", "")}
-            for message in example.messages[:_SAMPLE_MESSAGES]
-        ],
+def _shorten(sample: Sample) -> dict[str, Any]:
+    identity = sample.conversation_id
+    shortened: dict[str, Any] = {
+        "conversation_id": identity and _cut(identity),
+        "messages": [_shorten_message(message) for message in sample.messages[:_SAMPLE_MESSAGES]],
     }
+    if isinstance(sample, Preference):
+        shortened["rejected"] = [_shorten_message(message) for message in sample.rejected]
+    elif isinstance(sample, Rating):
+        shortened["good"] = sample.good
+    return shortened
+
+
+def _shorten_message(message: Message) -> dict[str, Any]:
+    shortened: dict[str, Any] = {"role": message.role, "content": _cut(message.content)}
+    if message.thought:
+        shortened["thought"] = _cut(message.thought)
+    if message.calls:
+        calls = message.calls[:_SAMPLE_MESSAGES]
+        shortened["calls"] = [{"name": _cut(call.name), "arguments": _cut(call.arguments)} for call in calls]
+    return shortened
+
+
+def _cut(text: str) -> str:
+    # Postgres can't store a zero character in jsonb.
+    return text[:_SAMPLE_CHARACTERS].replace("\x00", "")

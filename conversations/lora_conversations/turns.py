@@ -1,40 +1,27 @@
-"""Reads the texts and turns of a conversation, and decides for each answer whether it is learned.
-
-A message may contain more than text: a tool call, reasoning, a picture. These can't be trained yet. The message is
-refused then, because learning its text without them would teach the model something else.
-"""
+"""Reads the turns of a conversation, and decides for each answer whether it is learned, and with which weight."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 from lora_conversations.errors import BadValueError
-from lora_conversations.examples import (
-    ASSISTANT,
-    ROLES,
-    Turn,
-    kind,
-)
+from lora_conversations.examples import ASSISTANT, ROLES, SYSTEM, TOOL, USER, ToolCall, Turn, kind
+from lora_conversations.parts import Content, read_content, result_text
+from lora_conversations.thoughts import OPENING, read_thought, split_thought, trimmed
+from lora_conversations.tools import CALL_LISTS, calls_of, check_call_ids, is_unset, read_calls
+from lora_conversations.verdicts import MARKS
 
 Value = dict[str, Any]
 
 FLAGS = ("weight", "train", "loss")
-"""Keys that say whether an answer or a whole row shall be learned."""
-TOOL_LISTS = ("tools", "functions")
-"""Keys of a row that list the tools which the model may call."""
-_TOOL_CALLS = ("tool_calls", "function_call", "functionCall", "functionResponse", "tool_use", "tool_result")
-_TOOL_ROLES = ("tool", "function", "observation", "function_call", "tool_call", "function_response", "tool_response")
-REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks", "thought")
-"""Keys of a message or a row for the model's reasoning before its answer."""
-_BESIDE_TEXT = (*TOOL_LISTS, *REASONING)
-_TEXT_PARTS = ("text", "input_text", "output_text")
-
-_WITHOUT_TOOLS = (
-    "Training with tools is not offered yet: remove the examples that call tools, and the list of tools elsewhere."
-)
-_WITHOUT_REASONING = "Training with reasoning is not offered yet: remove it to train the answer alone."
+"""Keys that say whether an answer or a whole row shall be learned, and how much (`weight`)."""
+CALL_ROLES = ("function_call", "tool_call", "Function_call", "Tool_call", "FUNCTION_CALL", "TOOL_CALL")
+"""Roles of ShareGPT for an answer that is nothing but calls, written as JSON."""
+CALL_IDS = ("tool_call_id", "call_id", "tool_use_id")
 _NO = frozenset({"0", "0.0", "false"})
 _YES = frozenset({"1", "1.0", "true"})
+_MARKED = "think>"
+_ROLES_NAMED = "Use system, user, assistant or tool."
 
 
 class Spelling(NamedTuple):
@@ -44,92 +31,41 @@ class Spelling(NamedTuple):
     content: str = "content"
 
 
-def as_object(value: object) -> Value:
-    """Return the value if it is an object, else an empty object."""
-    return value if isinstance(value, dict) else {}
-
-
-def is_empty(value: object) -> bool:
-    """Tell whether a value means “nothing”. Exports write null, or an empty text or list, for keys that are unset."""
-    return value is None or value in ("", "[]", "{}") or (isinstance(value, list | dict) and not value)
-
-
-def is_wanted(value: Value, place: str = "") -> bool:
-    """Tell whether an answer or a row shall be learned, by its keys `weight`, `train` and `loss`.
+def weight_of(value: Value, place: str = "") -> float:
+    """Return how much an answer or a row counts, by its keys `weight`, `train` and `loss`: from 0 (not learned) to 1.
 
     Raises:
-        BadValueError: one of these keys has a value that means neither yes nor no.
+        BadValueError: one of these keys has a value that means neither.
     """
-    wanted = True
+    weight = 1.0
     if value.keys().isdisjoint(FLAGS):
-        return wanted
+        return weight
     for name in FLAGS:
         if (flag := value.get(name)) is not None:
-            wanted = _read_flag(flag, f"{place}.{name}" if place else name) and wanted
-    return wanted
+            weight *= _read_flag(flag, name, f"{place}.{name}" if place else name)
+    return weight
 
 
-def _read_flag(flag: object, key: str) -> bool:
+def _read_flag(flag: object, name: str, key: str) -> float:
     spelt = str(flag).strip().lower() if isinstance(flag, str | int | float) else ""
     if spelt in _NO:
-        return False
+        return 0.0
     if spelt in _YES:
-        return True
-    raise BadValueError(
-        key,
-        "is neither 0 nor 1" if key.endswith("weight") else "is neither true nor false",
-        "An answer is learned or not, nothing between: say which, or remove the key.",
-    )
-
-
-def check_beside_text(value: Value) -> None:
-    """Refuse a row with tools or reasoning, without which its answers can't be learned correctly.
-
-    Raises:
-        BadValueError: the row lists tools or contains reasoning.
-    """
-    if value.keys().isdisjoint(_BESIDE_TEXT):
-        return
-    for name in TOOL_LISTS:
-        if not is_empty(value.get(name)):
-            raise BadValueError(name, "is a list of tools", _WITHOUT_TOOLS)
-    _check_reasoning(value, "")
-
-
-def _check_reasoning(value: Value, place: str) -> None:
-    for name in REASONING:
-        if not is_empty(value.get(name)):
-            raise BadValueError(f"{place}.{name}" if place else name, "holds reasoning", _WITHOUT_REASONING)
-
-
-def read_text(value: Any, key: str) -> str:
-    """Return a text, or the joined texts of a list of content parts.
-
-    Raises:
-        BadValueError: the value is something else, or one of its parts is not a text.
-    """
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value:
-        return "".join(_read_part(as_object(part), key) for part in value)
-    raise BadValueError(key, f"is {kind(value)}, not a text", "Write the text or remove the example.")
-
-
-def _read_part(part: Value, key: str) -> str:
-    text, form = part.get("text"), part.get("type", "text")
-    if form in _TEXT_PARTS and isinstance(text, str):
-        return text
-    if form in _TOOL_CALLS or any(name in part for name in _TOOL_CALLS):
-        raise BadValueError(key, "has a tool call among its parts", _WITHOUT_TOOLS)
-    if form in REASONING or form == "redacted_thinking":
-        raise BadValueError(key, "has reasoning among its parts", _WITHOUT_REASONING)
-    if form == "refusal":
-        raise BadValueError(key, "has a refusal among its parts", "Write it as a text to train it.")
-    raise BadValueError(key, "has parts that are not text", "Only text can be trained: remove the others.")
+        return 1.0
+    if name != "weight":
+        raise BadValueError(key, "is neither true nor false", "Say whether it shall be learned, or remove the key.")
+    try:
+        weight = float(spelt)
+    except ValueError:
+        weight = -1.0
+    if not 0 <= weight <= 1:
+        again = "1 learns an answer fully, 0 not at all: write a number between, or remove the key."
+        raise BadValueError(key, "is not a number from 0 to 1", again)
+    return weight
 
 
 def read_turns(items: Any, key: str, spelling: Spelling | None = None, *, learn: bool = True) -> list[Turn]:
-    """Read a list of turns. With `learn`, each answer is learned unless its own keys say otherwise (`is_wanted`).
+    """Read a list of turns. With `learn`, each answer is learned unless its own keys say otherwise (`weight_of`).
 
     Raises:
         BadValueError: the value is not a list of turns, or one of them can't be trained.
@@ -139,50 +75,125 @@ def read_turns(items: Any, key: str, spelling: Spelling | None = None, *, learn:
         raise BadValueError(key, f"is {kind(items)}, not a list of turns", "Write one object for each turn.")
     if not items:
         raise BadValueError(key, "is empty", "Write one object for each turn, or remove the example.")
-    return [_read_turn(item, f"{key}[{index}]", spelling, learn) for index, item in enumerate(items)]
+    turns: list[Turn] = []
+    for index, item in enumerate(items):
+        turns += _read_turn(item, f"{key}[{index}]", spelling, learn)
+    return turns
 
 
-def _read_turn(item: Any, place: str, spelling: Spelling, learn: bool) -> Turn:
+def _read_turn(item: Any, place: str, spelling: Spelling, learn: bool) -> tuple[Turn, ...]:
     if not isinstance(item, dict):
         needs = f"Each turn needs {spelling.role} and {spelling.content}."
         raise BadValueError(place, f"is {kind(item)}, not an object", needs)
     name = item.get(spelling.role)
     role = ROLES.get(name) if isinstance(name, str) else None
+    content = item.get(spelling.content)
+    # Most turns have only a role and a plain text. A file may have millions of them, so the rest is skipped then.
+    if len(item) == 2 and isinstance(content, str):
+        if role in (USER, SYSTEM):
+            return (Turn(place, role, content, False),)
+        if role == ASSISTANT and _MARKED not in content:
+            return (Turn(place, role, content, learn),)
+    if role == ASSISTANT or name in CALL_ROLES:
+        return (_read_answer(item, place, spelling, learn, is_call=role is None),)
     if role is None:
         raise _unknown_role(name, f"{place}.{spelling.role}")
-    learned = learn and role == ASSISTANT
-    # Most turns have only role and content. A file may have millions of them, so the other checks are skipped then.
-    if len(item) > 2:
-        learned = learned and is_wanted(item, place)
-        _check_turn(item, place, learned)
-    content = item.get(spelling.content)
-    if not isinstance(content, str):
-        content = _read_content(item, place, spelling)
-    return Turn(place, role, content, learned)
+    if role == TOOL and spelling.content != "parts":
+        return (_read_result(item, place, spelling),)
+    return _read_other(item, place, spelling, role)
 
 
-def _check_turn(item: Value, place: str, learned: bool) -> None:
-    for name in _TOOL_CALLS:
-        if not is_empty(item.get(name)):
-            raise BadValueError(f"{place}.{name}", "is a tool call", _WITHOUT_TOOLS)
-    if learned:
-        _check_reasoning(item, place)
+def _read_answer(item: Value, place: str, spelling: Spelling, learn: bool, *, is_call: bool) -> Turn:
+    weight = weight_of(item, place) if learn else 0.0
+    calls = read_calls(item, place)
+    key = f"{place}.{spelling.content}"
+    value = item.get(spelling.content)
+    if is_call:
+        thought, text = split_thought(value, key) if isinstance(value, str) else ("", value)
+        content, calls = Content(thoughts=[thought]), (*calls_of(text, key), *calls)
+    else:
+        content = Content() if calls and is_unset(value) else _content_of(item, place, spelling)
+    turn = answer_turn(place, key, content, calls, item, place)
+    marks = None if item.keys().isdisjoint(MARKS) else item
+    return turn._replace(learned=weight > 0, weight=weight, marks=marks)
 
 
-def _read_content(item: Value, place: str, spelling: Spelling) -> str:
+def answer_turn(
+    place: str,
+    key: str,
+    content: Content,
+    calls: tuple[ToolCall, ...] = (),
+    beside: Value | None = None,
+    beside_place: str = "",
+) -> Turn:
+    """Make the turn of an answer: its text without the thought, its thought, and its calls.
+
+    `key` is the path of the content. `beside` is the object with the keys of reasoning; `beside_place` is its path.
+
+    Raises:
+        BadValueError: the thoughts contradict each other, or a mark is not closed.
+    """
+    if content.results:
+        raise BadValueError(key, "has a tool's result among the parts of an answer", "Write it as a turn of its own.")
+    inline, text = split_thought(content.text, key) if _MARKED in content.text else ("", content.text)
+    parts = "\n\n".join(filter(None, map(trimmed, content.thoughts)))
+    thought = read_thought(beside or {}, beside_place, ((OPENING, inline), ("its parts", parts)))
+    if content.calls:
+        calls = (*calls, *content.calls)
+        check_call_ids(calls, key)
+    return Turn(place, ASSISTANT, text, True, thought=thought, calls=calls)
+
+
+def _content_of(item: Value, place: str, spelling: Spelling) -> Content:
     key = f"{place}.{spelling.content}"
     if spelling.content not in item:
         raise BadValueError(key, "is missing", f"Each turn needs {spelling.role} and {spelling.content}.")
     if item[spelling.content] is None:
-        if not is_empty(item.get("refusal")):
+        if not is_unset(item.get("refusal")):
             raise BadValueError(key, "is null beside a refusal", "Write the refusal as the content to train it.")
-        if not is_empty(item.get("audio")):
+        if not is_unset(item.get("audio")):
             raise BadValueError(key, "is null beside audio", "Only text can be trained: write what is said.")
-    return read_text(item[spelling.content], key)
+    return read_content(item[spelling.content], key)
+
+
+def _read_result(item: Value, place: str, spelling: Spelling) -> Turn:
+    key = f"{place}.{spelling.content}"
+    if spelling.content not in item:
+        raise BadValueError(key, "is missing", f"Each turn needs {spelling.role} and {spelling.content}.")
+    name = _optional_name(item.get("name"), f"{place}.name")
+    call_id = next(
+        (found for key in CALL_IDS if (found := _optional_name(item.get(key), f"{place}.{key}")) is not None), None
+    )
+    return Turn(place, TOOL, result_text(item[spelling.content], key), False, name=name, call_id=call_id)
+
+
+def _optional_name(value: Any, key: str) -> str | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise BadValueError(key, f"is {kind(value)}, not a text", "Write it as a text.")
+    return value
+
+
+def _read_other(item: Value, place: str, spelling: Spelling, role: str) -> tuple[Turn, ...]:
+    """Read a turn of the user or the system; results of tools among its parts become turns of their own."""
+    for name in CALL_LISTS:
+        if not is_unset(item.get(name)):
+            raise BadValueError(
+                f"{place}.{name}", "is a call in a turn that is no answer", "Give it the role assistant."
+            )
+    content = _content_of(item, place, spelling)
+    key = f"{place}.{spelling.content}"
+    results = tuple(
+        Turn(place, TOOL, result.content, False, name=result.name, call_id=result.call_id) for result in content.results
+    )
+    content.results = []
+    text = content.check_plain(key)
+    if role == TOOL or (results and not text.strip()):
+        return results
+    return (*results, Turn(place, role, text, False))
 
 
 def _unknown_role(name: Any, key: str) -> BadValueError:
-    if name in _TOOL_ROLES:
-        return BadValueError(key, "is a tool's turn", _WITHOUT_TOOLS)
     what = "is missing" if name is None else f"is {kind(name)} that names no role"
-    return BadValueError(key, what, "Use system, user or assistant.")
+    return BadValueError(key, what, _ROLES_NAMED)

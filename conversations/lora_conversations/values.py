@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from lora_conversations.errors import BadValueError, LineError
-from lora_conversations.examples import Draft, Example, Repair, arrange, kind
+from lora_conversations.examples import ROLES, SYSTEM, Draft, Repair, kind
 from lora_conversations.formats import (
     KNOWN_SHAPES,
     READERS,
@@ -20,8 +20,17 @@ from lora_conversations.formats import (
     unknown_format,
 )
 from lora_conversations.identity import continues, opening_of
-from lora_conversations.keys import ANY_ROW, OUTER_KEYS, UnusedKeys
-from lora_conversations.turns import Value, as_object, check_beside_text, is_wanted
+from lora_conversations.keys import ANY_ROW, OUTER_KEYS
+from lora_conversations.learning import Learner
+from lora_conversations.pairs import CONVERSATIONS, read_preference
+from lora_conversations.preferences import Sample
+from lora_conversations.thoughts import REASONING
+from lora_conversations.tools import TOOL_LISTS, ToolList, ToolReader, as_object, is_unset
+from lora_conversations.turns import Value, weight_of
+from lora_conversations.unused import UnusedKeys
+
+if TYPE_CHECKING:
+    from lora_contract.hyperparameters import Method
 
 CONTAINERS = ("conversations", "data", "examples", "rows", "items", "records", "samples", "dataset")
 """Keys under which an object may hold a list of examples."""
@@ -29,23 +38,30 @@ _ONE_LIST = "Put all examples into one list."
 _NESTED = "Write each example as an object, such as messages with its turns."
 
 
-class ValueReader:
-    """Turns the values of one dataset into examples, and counts formats, repairs and what is left out."""
+_EACH = "Write it into each example."
+_OF_ANSWER: frozenset[Format] = frozenset({"brightrun", "alpaca", "question_answer", "prompt_completion"})
+"""Formats whose rows have one answer, so that a thought may stand beside it in the row."""
 
-    def __init__(self) -> None:
+
+class ValueReader:
+    """Turns the values of one dataset into samples, and counts formats, repairs and what is left out."""
+
+    def __init__(self, method: Method | None = "sft") -> None:
         self.formats: Counter[Format] = Counter()
-        """Examples by format."""
+        """Rows by format."""
         self.skipped = 0
         """Pairs without an answer (`target_response` null)."""
         self.unwanted = 0
         """Examples that the file marks as not to be learned (`weight` 0, `train` or `loss` false)."""
         self.first_unwanted_line = 0
         self.repairs: Counter[Repair] = Counter()
-        self.unused = UnusedKeys()
-        self._last: Example | None = None
+        self.unused = UnusedKeys(method)
+        self.learner = Learner(method, self.repairs)
+        self._tools = ToolReader()
+        self._last: Sample | None = None
 
-    def read(self, value: object, line: int, key: str = "") -> list[Example | LineError]:
-        """Return the examples of a line, of an element, or of a whole file. `key` is its path in the document."""
+    def read(self, value: object, line: int, key: str = "") -> list[Sample | LineError]:
+        """Return the samples of a line, of an element, or of a whole file. `key` is its path in the document."""
         try:
             return self._open(value, line, key)
         except BadValueError as error:
@@ -65,14 +81,14 @@ class ValueReader:
     def _check_outer_keys(self, outer: Value, line: int, container: str) -> None:
         if detect_format(outer) is not None:
             raise BadValueError(None, f"holds an example beside the list {container}", _ONE_LIST)
-        check_beside_text(outer)
+        _check_outside(outer, TOOL_LISTS)
         self.unused.count(outer, OUTER_KEYS | {container}, line)
 
-    def _open(self, value: object, line: int, key: str) -> list[Example | LineError]:
+    def _open(self, value: object, line: int, key: str) -> list[Sample | LineError]:
         if isinstance(value, list) and value and is_turn(value[0]):
-            examples = self._finish("turns", read_bare_turns(value), line)
+            samples = self._finish("turns", read_bare_turns(value), {}, line)
             self.unused.look_at_turns(value, "", line)
-            return examples
+            return samples
         if not isinstance(value, dict):
             raise BadValueError(None, f"is {kind(value)}, not an object", KNOWN_SHAPES if key == "" else _NESTED)
         if value.keys() == {"_meta"}:
@@ -81,78 +97,140 @@ class ValueReader:
         container = _container(value, form) if not key.startswith(CONTAINERS) else None
         if form is None and container is None:
             raise unknown_format(value)
-        if not is_wanted(value):
+        weight = weight_of(value)
+        if weight == 0:
             return self._leave_out(line)
+        if container is not None or "training_pairs" in value:
+            _check_whole_weight(weight)
         if container is not None:
             return self._open_container(value, container, line, key)
         if "training_pairs" in value:
             return self._open_conversation(value, line, key)
         assert form is not None, "a value that is neither an example nor a container was refused above"
-        return self._read(form, value, line)
+        return self._read(form, value, line, weight)
 
-    def _open_container(self, value: Value, container: str, line: int, key: str) -> list[Example | LineError]:
+    def _open_container(self, value: Value, container: str, line: int, key: str) -> list[Sample | LineError]:
         self._check_outer_keys({name: value[name] for name in value if name != container}, line, container)
         return [
-            example
+            sample
             for index, item in enumerate(value[container])
-            for example in self.read(item, line, f"{key}{'.' * bool(key)}{container}[{index}]")
+            for sample in self.read(item, line, f"{key}{'.' * bool(key)}{container}[{index}]")
         ]
 
-    def _open_conversation(self, value: Value, line: int, key: str) -> list[Example | LineError]:
+    def _open_conversation(self, value: Value, line: int, key: str) -> list[Sample | LineError]:
         pairs = value["training_pairs"]
         if not isinstance(pairs, list):
             raise BadValueError("training_pairs", f"is {kind(pairs)}, not a list")
         first = as_object(pairs[0]) if pairs else {}
         if "synthesized_output" in first or "user_input" in first:
             return self._read("brightrun_v3", value, line)
-        check_beside_text(value)
+        _check_outside(value, TOOL_LISTS)
         self.unused.count(value, OUTER_KEYS | ANY_ROW | {"training_pairs"}, line)
-        examples: list[Example | LineError] = []
+        samples: list[Sample | LineError] = []
         enclosing = _Enclosing(conversation_identity(value))
         for index, pair in enumerate(pairs):
             try:
-                examples += self._read_pair(pair, line, enclosing)
+                samples += self._read_pair(pair, line, enclosing)
             except BadValueError as error:
                 place = f"training_pairs[{index}]"
-                examples.append(_line_error(error, line, f"{key}.{place}" if key else place))
-        return examples
+                samples.append(_line_error(error, line, f"{key}.{place}" if key else place))
+        return samples
 
-    def _read_pair(self, pair: Any, line: int, enclosing: _Enclosing) -> list[Example | LineError]:
-        if isinstance(pair, dict) and not is_wanted(pair):
+    def _read_pair(self, pair: Any, line: int, enclosing: _Enclosing) -> list[Sample | LineError]:
+        weight = weight_of(as_object(pair))
+        if weight == 0:
             return self._leave_out(line)
-        return self._read("brightrun", pair, line, enclosing)
+        return self._read("brightrun", pair, line, weight, enclosing)
 
     def _read(
-        self, form: Format, value: Value, line: int, enclosing: _Enclosing | None = None
-    ) -> list[Example | LineError]:
-        draft = READERS[form](value)
+        self, form: Format, value: Value, line: int, weight: float = 1.0, enclosing: _Enclosing | None = None
+    ) -> list[Sample | LineError]:
+        draft = read_preference(value) if form == "preference" else READERS[form](value)
         if draft is None:
             self.skipped += 1
             return []
-        check_beside_text(value)
-        examples = self._finish(form, draft, line, enclosing)
+        if form not in _OF_ANSWER or isinstance(value.get("completion"), list):
+            _check_outside(value)
+        samples = self._finish(form, draft, value, line, weight, enclosing)
         self.unused.look(form, value, line)
-        return examples
+        return samples
 
     def _finish(
-        self, form: Format, draft: Draft, line: int, enclosing: _Enclosing | None = None
-    ) -> list[Example | LineError]:
+        self,
+        form: Format,
+        draft: Draft,
+        row: Value,
+        line: int,
+        weight: float = 1.0,
+        enclosing: _Enclosing | None = None,
+    ) -> list[Sample | LineError]:
         if draft.unwanted:
             return self._leave_out(line)
-        messages, trained = arrange(draft, self.repairs)
+        samples = self.learner.samples(draft, row, line, self._tools_of(row), weight)
         self.formats[form] += 1
-        example = Example(messages, trained, draft.conversation_id, line)
         if enclosing is not None:
-            return [enclosing.place(example)]
-        last = self._last
-        opening = opening_of(last if last is not None and continues(example, last) else example)
-        self._last = Example(messages, trained, draft.conversation_id, line, opening)
-        return [self._last]
+            return [enclosing.place(sample) for sample in samples]
+        return [self._place(sample) for sample in samples]
 
-    def _leave_out(self, line: int) -> list[Example | LineError]:
+    def _tools_of(self, row: Value) -> ToolList | None:
+        """Return the tools that a row lists, itself or in the `input` of a pair.
+
+        Raises:
+            BadValueError: a list of tools is not valid, or there are two different ones.
+        """
+        found: ToolList | None = None
+        for holder, place in _holders_of_tools(row):
+            for name in TOOL_LISTS:
+                if is_unset(holder.get(name)):
+                    continue
+                tools = self._tools.read(holder[name], f"{place}{name}")
+                if found is not None and found != tools:
+                    raise BadValueError(f"{place}{name}", "is a second list of tools", "Keep one of the two.")
+                found = tools
+        return found
+
+    def _place(self, sample: Sample) -> Sample:
+        """Give a sample the opening of its conversation, which may have begun with the sample before it in the file."""
+        last = self._last
+        opening = opening_of(last if last is not None and continues(sample, last) else sample)
+        self._last = sample._replace(opening=opening)
+        return self._last
+
+    def _leave_out(self, line: int) -> list[Sample | LineError]:
         self.unwanted += 1
         self.first_unwanted_line = self.first_unwanted_line or line
         return []
+
+
+def _holders_of_tools(row: Value) -> Iterator[tuple[Value, str]]:
+    """Yield the objects that may list a row's tools, each with its path: also a system message at the beginning."""
+    yield row, ""
+    if isinstance(inner := row.get("input"), dict):
+        yield inner, "input."
+    for name in CONVERSATIONS:
+        items = row.get(name)
+        first = as_object(items[0]) if isinstance(items, list) and items else {}
+        if len(first) > 2 and ROLES.get(str(first.get("role", first.get("from")))) == SYSTEM:
+            yield first, f"{name}[0]."
+
+
+def _check_outside(value: Value, names: Iterable[str] = ()) -> None:
+    """Refuse tools around a list of examples, and reasoning that stands beside no answer: nobody knows whose it is.
+
+    Raises:
+        BadValueError: the object has such a key with a value.
+    """
+    for name in names:
+        if not is_unset(value.get(name)):
+            raise BadValueError(name, "is a list of tools outside of the examples", _EACH)
+    for name in REASONING:
+        if not is_unset(value.get(name)):
+            raise BadValueError(name, "is reasoning outside of an answer", "Write it into the answer that it led to.")
+
+
+def _check_whole_weight(weight: float) -> None:
+    if weight != 1:
+        raise BadValueError("weight", "is a weight outside of the examples", _EACH)
 
 
 class _Enclosing:
@@ -162,7 +240,7 @@ class _Enclosing:
         self._identity = identity
         self._opening: str | None = None
 
-    def place(self, example: Example) -> Example:
+    def place(self, example: Sample) -> Sample:
         """Give a pair the id and opening of this conversation. The pair's own id is used only if that has none."""
         if self._opening is None:
             self._opening = opening_of(example)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tests.corpus.builders import (
     ANSWER,
-    BETTER,
     GOOD,
     LEARNED,
     NEEDS,
@@ -12,7 +11,7 @@ from tests.corpus.builders import (
     ROLE,
     SHAPES,
     TEXT,
-    TOOLS,
+    WEIGHT,
     Case,
     bad_line,
     chat,
@@ -60,7 +59,7 @@ ANSWERS = [
         ),
         2,
         unused="tags (2 ×), messages[].name (2 ×), … (1 ×), messages[].content[].cache_control (1 ×), "
-        "messages[].audio (1 ×), score (1 ×)",
+        "messages[].audio (1 ×), score (1 ×), metadata.source (1 ×)",
     ),
     Case(
         "more unused keys than a note names",
@@ -110,34 +109,6 @@ ANSWERS = [
             }
         ),
         1,
-    ),
-    one(
-        "a Gemini call",
-        {"contents": [{"role": "user", "parts": [{"text": "x"}]}, {"role": "model", "parts": [{"functionCall": {}}]}]},
-        "contents[1].parts",
-        "has a tool call among its parts",
-        TOOLS,
-    ),
-    one(
-        "a preference of two texts",
-        {"prompt": "x", "chosen": "y", "rejected": "z"},
-        None,
-        "is a preference (chosen and rejected)",
-        BETTER,
-    ),
-    one(
-        "a preference of two lists",
-        {"input": {"messages": []}, "preferred_output": [], "non_preferred_output": []},
-        None,
-        "is a preference (preferred_output and non_preferred_output)",
-        BETTER,
-    ),
-    one(
-        "an answer with a verdict",
-        {"prompt": "x", "completion": "y", "label": False},
-        "label",
-        "marks the answer as good or bad",
-        "Preferences can't be trained: keep the good answers alone, without label.",
     ),
     one(
         "a refusal beside null",
@@ -192,7 +163,7 @@ ANSWERS = [
         "content has a picture",
         {"messages": [turn("user", [{"type": "image_url"}])]},
         "messages[0].content",
-        "has parts that are not text",
+        "has a picture among its parts",
         "Only text can be trained: remove the others.",
     ),
     one("an empty answer", chat(answer=""), "messages[1]", "is an empty answer", ANSWER),
@@ -241,12 +212,12 @@ ANSWERS = [
             f"a weight of {weight}",
             {"messages": [turn("user", "x"), {**turn("assistant", "y"), "weight": weight}]},
             "messages[1].weight",
-            "is neither 0 nor 1",
-            LEARNED,
+            "is not a number from 0 to 1",
+            WEIGHT,
         )
-        for weight in (0.5, -1, "much", [0])
+        for weight in (-1, 1.5, "much", [0], "nan")
     ),
-    one("a row's weight of 2", {**GOOD[1], "weight": 2}, "weight", "is neither 0 nor 1", LEARNED),
+    one("a row's weight of 2", {**GOOD[1], "weight": 2}, "weight", "is not a number from 0 to 1", WEIGHT),
     one("a row's train in words", {**GOOD[1], "train": "maybe"}, "train", "is neither true nor false", LEARNED),
     one(
         "a loss that is a number",

@@ -13,18 +13,16 @@ from lora_conversations.documents import MAX_VALUE_BYTES
 FIX = "Fix the line or remove it."
 SHAPES = (
     "Use messages, conversations, turns, current_user_input with target_response, instruction with output, "
-    "prompt with completion, or question with answer."
+    "prompt with completion, question with answer, or prompt with chosen and rejected."
 )
 ANSWER = "Write the answer or remove the example."
 TEXT = "Write the text or remove the example."
-ROLE = "Use system, user or assistant."
+ROLE = "Use system, user, assistant or tool."
 TURN = "Write one object for each turn."
 NEEDS = "Each turn needs role and content."
-TOOLS = "Training with tools is not offered yet: remove the examples that call tools, and the list of tools elsewhere."
-REASONING = "Training with reasoning is not offered yet: remove it to train the answer alone."
-BETTER = "Preferences can't be trained: write the better answer alone, such as prompt with completion."
 ONE_LIST = "Put all examples into one list."
-LEARNED = "An answer is learned or not, nothing between: say which, or remove the key."
+LEARNED = "Say whether it shall be learned, or remove the key."
+WEIGHT = "1 learns an answer fully, 0 not at all: write a number between, or remove the key."
 PAIR = "Each example needs a user's turn and the assistant's answer to it."
 
 

@@ -1,19 +1,14 @@
-"""Lines whose format, roles, tools or reasoning are unusual."""
+"""Lines whose format or roles are unusual."""
 
 from __future__ import annotations
 
 from tests.corpus.builders import (
-    REASONING,
     ROLE,
     SHAPES,
-    TOOLS,
     TURN,
     Case,
-    chat,
     lines,
     one,
-    pair,
-    sharegpt,
     turn,
     v3_pair,
 )
@@ -67,62 +62,6 @@ TURNS = [
         "is an empty list that names no role",
         ROLE,
     ),
-    one(
-        "a tool's turn",
-        {"messages": [turn("user", "x"), turn("tool", "y")]},
-        "messages[1].role",
-        "is a tool's turn",
-        TOOLS,
-    ),
-    one(
-        "tools beside a text",
-        {**chat(), "tools": [{"type": "function"}]},
-        "tools",
-        "is a list of tools",
-        TOOLS,
-    ),
-    one(
-        "a tool call beside a text",
-        {"messages": [turn("user", "x"), {**turn("assistant", "y"), "tool_calls": [{}]}], "tools": [{}]},
-        "messages[1].tool_calls",
-        "is a tool call",
-        TOOLS,
-    ),
-    one(
-        "a tool call beside null",
-        {"messages": [turn("user", "x"), {**turn("assistant", None), "tool_calls": [{}]}, turn("tool", "1")]},
-        "messages[1].tool_calls",
-        "is a tool call",
-        TOOLS,
-    ),
-    one(
-        "a call of the old kind beside an empty text",
-        {"messages": [turn("user", "x"), {**turn("assistant", ""), "function_call": {"name": "f"}}]},
-        "messages[1].function_call",
-        "is a tool call",
-        TOOLS,
-    ),
-    one(
-        "a tool call in a history",
-        pair(2, conversation_history=[{**turn("assistant", "x"), "tool_calls": [{}]}]),
-        "conversation_history[0].tool_calls",
-        "is a tool call",
-        TOOLS,
-    ),
-    one(
-        "a tool call among parts",
-        {"messages": [turn("user", "x"), turn("assistant", [{"type": "text", "text": "a"}, {"type": "tool_use"}])]},
-        "messages[1].content",
-        "has a tool call among its parts",
-        TOOLS,
-    ),
-    one(
-        "a ShareGPT observation",
-        sharegpt("a", "b") | {"conversations": [{"from": "observation", "value": "x"}]},
-        "conversations[0].from",
-        "is a tool's turn",
-        TOOLS,
-    ),
     Case(
         "an export with empty keys",
         lines(
@@ -137,49 +76,6 @@ TURNS = [
             }
         ),
         1,
-    ),
-    one(
-        "reasoning beside an answer",
-        {"messages": [turn("user", "x"), {**turn("assistant", "y"), "reasoning_content": "secret"}]},
-        "messages[1].reasoning_content",
-        "holds reasoning",
-        REASONING,
-    ),
-    one(
-        "thinking beside a ShareGPT answer",
-        {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y", "thinking": "secret"}]},
-        "conversations[1].thinking",
-        "holds reasoning",
-        REASONING,
-    ),
-    one(
-        "reasoning of a row",
-        {"question": "x", "answer": "y", "reasoning": "secret"},
-        "reasoning",
-        "holds reasoning",
-        REASONING,
-    ),
-    one(
-        "reasoning among parts",
-        {"messages": [turn("user", "x"), turn("assistant", [{"type": "thinking", "thinking": "secret"}])]},
-        "messages[1].content",
-        "has reasoning among its parts",
-        REASONING,
-    ),
-    Case(
-        "reasoning of a turn that is not learned",
-        lines(
-            {
-                "messages": [
-                    turn("user", "x"),
-                    {**turn("assistant", "y"), "reasoning_content": "secret", "train": False},
-                    turn("user", "x"),
-                    turn("assistant", "y"),
-                ]
-            }
-        ),
-        1,
-        unused="messages[].reasoning_content (1 ×)",
     ),
     Case(
         "a v3 pair that asks not to be learned",

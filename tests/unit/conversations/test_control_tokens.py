@@ -107,11 +107,11 @@ def test_added_tokens_that_are_not_special_are_kept_and_noted(tmp_path):
     from tokenizers import AddedToken
 
     _, tokenizer = chat_for("chatml")
-    tokenizer.add_tokens([AddedToken("<think>", special=False)])
-    data = prepare_data(rows(tmp_path, "<think>Hm. So."), Chat(tokenizer), WHOLE)
-    assert tokenizer.convert_tokens_to_ids("<think>") in data.train[0].labels
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=False)])
+    data = prepare_data(rows(tmp_path, "<tool_call>Hm. So."), Chat(tokenizer), WHOLE)
+    assert tokenizer.convert_tokens_to_ids("<tool_call>") in data.train[0].labels
     assert data.notes == [
-        "Texts hold added tokens of the base, which were learned as these tokens: <think> (in 1 example)."
+        "Texts hold added tokens of the base, which were learned as these tokens: <tool_call> (in 1 example)."
     ]
 
 

@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lora_contract.hyperparameters import Method
 from lora_conversations.errors import DatasetUnusableError, LineError
+from lora_conversations.examples import TOOL
+from lora_conversations.preferences import Preference, Rating, Sample
 from lora_conversations.reader import (
     ASSISTANT,
     SYSTEM,
@@ -27,11 +30,13 @@ from lora_conversations.reader import (
 from lora_conversations.survey import Survey, Surveyor, estimate_tokens
 from tests.corpus import CASES
 from tests.corpus.builders import GOOD, META, chat, conversation, full_file, lines, pair, sharegpt, turn, v3_pair
+from tests.corpus.readings import READINGS
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "eq-alignment-12.jsonl"
-SMALL_CASES = [case.content for case in CASES if len(case.content) < 100_000]
+SMALL_CASES = [case.content for case in (*CASES, *READINGS) if len(case.content) < 100_000]
+METHODS = st.sampled_from(["sft", "dpo", "kto", None])
 
-Outcome = tuple[list[Example | LineError], tuple[str, str | None] | None]
+Outcome = tuple[list[Sample | LineError], tuple[str, str | None] | None]
 
 
 def read(content: bytes) -> list[Example]:
@@ -40,10 +45,10 @@ def read(content: bytes) -> list[Example]:
     return [example for example in examples if isinstance(example, Example)]
 
 
-def read_all(content: bytes, cuts: Sequence[int] = ()) -> Outcome:
+def read_all(content: bytes, cuts: Sequence[int] = (), method: Method | None = "sft") -> Outcome:
     """Everything that the reader yields for a file that arrives in pieces, cut at `cuts`."""
-    parser = ExampleParser()
-    found: list[Example | LineError] = []
+    parser = ExampleParser(method)
+    found: list[Sample | LineError] = []
     edges = [0, *sorted(cut for cut in cuts if cut < len(content)), len(content)]
     try:
         for start, end in pairwise(edges):
@@ -142,12 +147,34 @@ def test_only_the_first_ten_bad_lines_are_kept_but_all_are_counted() -> None:
 # Arbitrary bytes
 
 
-def is_ordered(example: Example) -> bool:
-    roles = [message.role for message in example.messages]
-    turns = roles[1:] if roles[0] == SYSTEM else roles
-    alternate = all(role == (ASSISTANT if index % 2 else USER) for index, role in enumerate(turns))
-    learned = all(roles[index] == ASSISTANT for index in example.trained)
-    return alternate and learned and example.trained[-1] == len(roles) - 1 and example.line >= 1
+def is_ordered(item: Sample) -> bool:
+    """Whether the messages alternate as chat templates want it, and end with what is learned."""
+    if isinstance(item, Preference):
+        both = (*item.chosen, *item.rejected)
+        ends = item.prompt[-1].role in (USER, TOOL) and [message.role for message in both] == [ASSISTANT] * 2
+        return ends and alternate(item.messages) and item.chosen != item.rejected and item.line >= 1
+    roles = [message.role for message in item.messages]
+    if isinstance(item, Rating):
+        return alternate(item.messages) and roles[-1] == ASSISTANT and item.line >= 1
+    learned = all(roles[index] == ASSISTANT for index in item.trained)
+    weighted = not item.weights or (len(item.weights) == len(item.trained) and all(0 < w <= 1 for w in item.weights))
+    return alternate(item.messages) and learned and weighted and item.trained[-1] == len(roles) - 1 and item.line >= 1
+
+
+def alternate(messages: Sequence[Message]) -> bool:
+    """Whether each turn follows one that it may follow; a result needs an open call, and a call its results."""
+    calls = 0
+    last = SYSTEM
+    for index, message in enumerate(messages):
+        follows = {SYSTEM: (SYSTEM,), USER: (SYSTEM, ASSISTANT, TOOL), ASSISTANT: (USER, TOOL), TOOL: (ASSISTANT, TOOL)}
+        if last not in follows[message.role] or (message.role == SYSTEM and index):
+            return False
+        calls -= message.role == TOOL
+        if calls < 0 or (calls and message.role != TOOL):
+            return False
+        calls += len(message.calls)
+        last = message.role
+    return last == ASSISTANT
 
 
 @st.composite
@@ -163,11 +190,11 @@ def damaged_files(draw: st.DrawFn) -> bytes:
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.binary(max_size=300) | damaged_files(), st.lists(st.integers(0, 3000), max_size=5))
-def test_any_bytes_give_examples_or_documented_errors(content: bytes, cuts: list[int]) -> None:
-    whole = read_all(content)
-    assert read_all(content, cuts) == whole
-    assert all(is_ordered(item) for item in whole[0] if isinstance(item, Example))
+@given(st.binary(max_size=300) | damaged_files(), st.lists(st.integers(0, 3000), max_size=5), METHODS)
+def test_any_bytes_give_samples_or_documented_errors(content: bytes, cuts: list[int], method: Method | None) -> None:
+    whole = read_all(content, method=method)
+    assert read_all(content, cuts, method) == whole
+    assert all(is_ordered(item) for item in whole[0] if not isinstance(item, LineError))
 
 
 # fmt: off
@@ -177,11 +204,12 @@ KEYS = [
     "system_prompt", "prompt", "completion", "instruction", "input", "output", "history", "metadata",
     "conversation_metadata", "conversation_id", "data", "rows", "contents", "parts", "question", "answer", "context",
     "weight", "train", "loss", "tools", "tool_calls", "thinking", "refusal", "audio", "chosen", "rejected", "label",
-    "_meta", "type", "text", "name",
+    "_meta", "type", "text", "name", "function", "arguments", "function_call", "tool_call_id", "id", "preferred_output",
+    "reasoning_content", "non_preferred_output", "rating", "original_answer", "edited_answer",
 ]
 # fmt: on
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-WORDS = st.sampled_from(["user", "assistant", "system", "hello"])
+WORDS = st.sampled_from(["user", "assistant", "system", "tool", "function_call", "hello", "up", '[{"name": "f"}]'])
 JSON = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner | WORDS, max_size=5),
@@ -190,9 +218,9 @@ JSON = st.recursive(
 
 
 @settings(deadline=None, max_examples=300)
-@given(JSON, st.sampled_from([None, 1]))
-def test_any_json_value_gives_examples_or_errors(value: object, indent: int | None) -> None:
-    found, _ = read_all(json.dumps(value, indent=indent).encode())
+@given(JSON, st.sampled_from([None, 1]), METHODS)
+def test_any_json_value_gives_samples_or_errors(value: object, indent: int | None, method: Method | None) -> None:
+    found, _ = read_all(json.dumps(value, indent=indent).encode(), method=method)
     assert all(isinstance(item, LineError) or is_ordered(item) for item in found)
 
 
@@ -211,9 +239,10 @@ def test_no_key_with_a_value_is_ignored_silently(key: str, value: object, place:
     target[key] = value
     result = survey(lines(row))
     is_named = any(unused.name.removeprefix("messages[].").startswith(key) for unused in result.unused_keys)
-    says_learn = key in {"weight", "train", "loss"} and value in (True, 1)
+    says_learn = (key in {"weight", "train", "loss"} and value in (True, 1)) or (key, value) == ("weight", 0.5)
     is_not_learned_anyway = place == "question" and key in {"weight", "train", "loss"}
-    assert result.bad or result.unwanted or is_named or says_learn or is_not_learned_anyway
+    is_used = result.with_thoughts or result.with_tools
+    assert result.bad or result.unwanted or is_named or is_used or says_learn or is_not_learned_anyway
 
 
 @settings(deadline=None, max_examples=300)

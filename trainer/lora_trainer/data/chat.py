@@ -23,7 +23,8 @@ import jinja2
 from lora_contract.renderings import Rendering
 from lora_conversations.control_tokens import ControlTokens, plain_marks
 from lora_conversations.errors import LineError
-from lora_conversations.examples import ASSISTANT, SYSTEM, USER, Example, Message
+from lora_conversations.examples import ASSISTANT, SYSTEM, USER, Message
+from lora_conversations.preferences import Sample
 from lora_conversations.reader import fold_system
 from lora_trainer.errors import BaseModelUnknownError
 
@@ -157,7 +158,7 @@ class Chat:
         end = max(index for index, label in enumerate(row.labels) if label != IGNORED) + 1
         return row.input_ids[:begin], row.input_ids[begin:end]
 
-    def refuse(self, example: Example) -> LineError | None:
+    def refuse(self, example: Sample) -> LineError | None:
         """The error of an example whose texts could be mistaken for the template's marks or for its special tokens."""
         return self.marks.refuse(example) or self.tokens.refuse(example)
 

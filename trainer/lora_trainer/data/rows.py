@@ -16,6 +16,7 @@ from lora_contract.words import counted
 from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.examples import SYSTEM, Message
 from lora_conversations.identity import conversation_key, conversation_names, hold_out, shared_ids_note
+from lora_conversations.preferences import Sample
 from lora_conversations.reader import Example, merge_conversations
 from lora_conversations.survey import Refuse, Survey, Surveyor, accept
 from lora_trainer.data.chat import Chat, Row
@@ -153,17 +154,19 @@ def load_examples(dataset: Path, max_bad_line_share: float, refuse: Refuse = acc
     Raises:
         DatasetInvalidError: the file can't be read, or more lines are bad than `max_bad_line_share` allows.
     """
-    surveyor, examples = Surveyor(refuse), []
+    surveyor = Surveyor(refuse)
+    samples: list[Sample] = []
     try:
         with dataset.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
-                examples += surveyor.feed(chunk)
-        examples += surveyor.close()
+                samples += surveyor.feed(chunk)
+        samples += surveyor.close()
         survey = surveyor.result()
         survey.check(max_bad_line_share)
     except DatasetUnusableError as error:
         raise DatasetInvalidError(error.message, error.hint) from None
-    return examples, survey
+    # For sft, everything is read as an example.
+    return [sample for sample in samples if isinstance(sample, Example)], survey
 
 
 def _token_notes(chat: Chat, examples: Sequence[Example]) -> list[str]:

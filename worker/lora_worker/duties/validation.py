@@ -124,7 +124,8 @@ class Validator:
             return failed(dataset, _UNREADABLE)
         if not dataset.is_readable_by(dataset.user_id):
             return failed(dataset, _FOREIGN)
-        surveyor = Surveyor()
+        # Nobody has chosen a method yet, so pairs and thumbs are as welcome as answers.
+        surveyor = Surveyor(method=None)
         try:
             if not await self._read(claim, surveyor):
                 return None

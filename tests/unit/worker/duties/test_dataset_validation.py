@@ -153,7 +153,7 @@ async def test_too_many_bad_lines_are_an_error_with_their_lines() -> None:
         {
             "line": 2,
             "error": "messages[0].role is a text of 8 characters that names no role.",
-            "suggestion": "Use system, user or assistant.",
+            "suggestion": "Use system, user, assistant or tool.",
         }
     ]
     assert outcome["error_message"].startswith("Line 2 of the dataset: messages[0].role")

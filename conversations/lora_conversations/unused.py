@@ -1,0 +1,210 @@
+"""Counts keys of a dataset's rows that the reader does not use, so that the user learns what was ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_contract.words import counted
+from lora_conversations.examples import ASSISTANT, ROLES, SYSTEM
+from lora_conversations.formats import ADDITIONS, SIDES, Format, is_turn, speakable
+from lora_conversations.json_text import parse
+from lora_conversations.keys import (
+    CONTENTS,
+    CONTEXT_LISTS,
+    LEARNED_LISTS,
+    ROLE_KEYS,
+    ROW_KEYS,
+    V3_PAIR_KEYS,
+    V3_PAIR_PREFIX,
+    turn_keys,
+    verdict_keys,
+)
+from lora_conversations.pairs import CONVERSATIONS, prompt_keys
+from lora_conversations.parts import part_keys
+from lora_conversations.thoughts import REASONING, block_keys
+from lora_conversations.tools import CALL_LISTS, DECLARATIONS, TOOL_LISTS, as_object, call_keys, is_unset
+from lora_conversations.turns import CALL_ROLES, FLAGS, Value
+from lora_conversations.verdicts import THUMBS
+
+if TYPE_CHECKING:
+    from lora_contract.hyperparameters import Method
+
+_NAMES_KEPT = 200
+_NAMES_SPOKEN = 10
+_WHOLE_WEIGHTS = (None, 0, 1, "0", "1", "0.0", "1.0")
+
+
+@dataclass(frozen=True, slots=True)
+class UnusedKey:
+    """A key that is not used: its path in a row, how often it occurs, and the line where it occurs first."""
+
+    name: str
+    count: int
+    line: int
+
+
+class UnusedKeys:
+    """Counts keys that a method does not use, in bounded memory. Keys with an empty value are not counted."""
+
+    def __init__(self, method: Method | None = "sft") -> None:
+        self._found: dict[str, list[int]] = {}
+        self._verdicts = verdict_keys(method)
+        self._takes_weights = method in (None, "sft")
+        self._roles = {
+            role: keys | (self._verdicts if role == ASSISTANT else set()) for role, keys in ROLE_KEYS.items()
+        }
+
+    def look(self, form: Format, value: Value, line: int) -> None:
+        """Count the unused keys of a row of the format `form`, and of everything in it."""
+        known = ROW_KEYS[form] if form != "preference" else _preference_keys(value)
+        if not value.keys() <= known:
+            self.count(value, known | self._verdicts, line)
+        self._look_at_row(value, line)
+        learned, context = LEARNED_LISTS.get(form, ()), CONTEXT_LISTS.get(form, ())
+        if form == "preference":
+            learned, context = tuple(key for pair in SIDES for key in pair), (*CONVERSATIONS, "prompt", "input")
+            self._look_at_input(value, line)
+        for name, items in value.items():
+            if name in learned and isinstance(items, dict):
+                items = [items]
+            if not isinstance(items, list):
+                continue
+            if (name in learned or name in context) and items and is_turn(items[0]):
+                self.look_at_turns(items, name, line, turn_keys(form), is_learned=name in learned)
+            elif name in CONTENTS or name in learned:
+                self._look_at_parts(items, name, line)
+        if form == "brightrun_v3":
+            for pair in value["training_pairs"]:
+                known = V3_PAIR_KEYS | {key for key in pair if key.startswith(V3_PAIR_PREFIX)}
+                self.count(pair, known, line, "training_pairs[].")
+                self.count(as_object(pair.get("synthesized_output")), frozenset({"response_to_user"}), line,
+                           "training_pairs[].synthesized_output.")  # fmt: skip
+
+    def _look_at_row(self, value: Value, line: int) -> None:
+        if isinstance(value.get("metadata"), dict):
+            self.count(value["metadata"], frozenset({"conversation_id"}), line, "metadata.")
+        elif not is_unset(value.get("metadata")):
+            self._add(["metadata"], line)
+        for name in TOOL_LISTS:
+            self._look_at_tools(value.get(name), name, line)
+        self._look_beside(value, "", line)
+
+    def _look_at_input(self, value: Value, line: int) -> None:
+        """Look at the prompt of a pair as OpenAI writes it."""
+        if not isinstance(inner := value.get("input"), dict):
+            return
+        self.count(inner, frozenset({"messages", *TOOL_LISTS}), line, "input.")
+        for name in TOOL_LISTS:
+            self._look_at_tools(inner.get(name), f"input.{name}", line)
+        if isinstance(inner.get("messages"), list):
+            self.look_at_turns(inner["messages"], "input.messages", line, turn_keys("preference"), is_learned=False)
+
+    def look_at_turns(
+        self, items: list[Any], name: str, line: int, known: frozenset[str] | None = None, *, is_learned: bool = True
+    ) -> None:
+        """Count the unused keys of a list of turns, and of everything in them."""
+        known = turn_keys("sharegpt") if known is None else known
+        for index, item in enumerate(items):
+            for key in ("content", "value", "parts"):
+                if isinstance(parts := item.get(key), list):
+                    self._look_at_parts(parts, f"{name}[].{key}", line)
+            if len(item) <= 2:
+                continue
+            role = _role_of(item)
+            if not item.keys() <= known:
+                allowed = self._roles.get(role, frozenset()) if role != SYSTEM or index == 0 else frozenset()
+                self.count(item, known | allowed, line, f"{name}[].")
+                if role == ASSISTANT:
+                    self._look_at_answer(item, f"{name}[].", line)
+                elif role == SYSTEM:
+                    for key in TOOL_LISTS:
+                        self._look_at_tools(item.get(key), f"{name}[].{key}", line)
+            if role != ASSISTANT or not is_learned:
+                self._add(_flags_without_effect(item, name), line)
+
+    def _look_at_answer(self, item: Value, prefix: str, line: int) -> None:
+        for name in CALL_LISTS:
+            for call in _elements(item.get(name)):
+                for inner, known in call_keys(call).items():
+                    holder = call if inner == "" else as_object(call.get(inner))
+                    path = f"{prefix}{name}[].{inner}{'.' * bool(inner)}"
+                    self.count(holder, known, line, path)
+        self._look_beside(item, prefix, line)
+
+    def _look_beside(self, value: Value, prefix: str, line: int) -> None:
+        """Look at weights, thoughts and thumbs of a row or of an answer."""
+        if not self._takes_weights and value.get("weight") not in _WHOLE_WEIGHTS:
+            self._add([f"{prefix}weight"], line)
+        for name in REASONING:
+            for block in _elements(value.get(name)):
+                self.count(block, block_keys(block), line, f"{prefix}{name}[].")
+        if "feedback" in self._verdicts and isinstance(value.get("feedback"), dict):
+            self.count(value["feedback"], frozenset(THUMBS), line, f"{prefix}feedback.")
+
+    def _look_at_tools(self, tools: Any, name: str, line: int) -> None:
+        for tool in _elements(tools):
+            if isinstance(tool.get("function"), dict):
+                self.count(tool, frozenset({"type", "function"}), line, f"{name}[].")
+            elif found := [key for key in DECLARATIONS if isinstance(tool.get(key), list)]:
+                self.count(tool, frozenset({found[0]}), line, f"{name}[].")
+
+    def _look_at_parts(self, parts: list[Any], name: str, line: int) -> None:
+        for part in parts:
+            for inner, known in part_keys(as_object(part)).items():
+                holder = as_object(part) if inner == "" else as_object(as_object(part).get(inner))
+                self.count(holder, known, line, f"{name}[].{inner}{'.' * bool(inner)}")
+
+    def count(self, value: Value, known: frozenset[str], line: int, prefix: str = "") -> None:
+        """Count the keys of an object that are not in `known`; `prefix` is the path of the object."""
+        names = (key for key in value if key not in known and not is_unset(value[key]))
+        self._add((f"{prefix}{speakable(key)}" for key in names), line)
+
+    def _add(self, names: Iterable[str], line: int) -> None:
+        for name in names:
+            if name not in self._found and len(self._found) >= _NAMES_KEPT:
+                name = "…"
+            self._found.setdefault(name, [0, line])[0] += 1
+
+    def result(self) -> tuple[UnusedKey, ...]:
+        """Return the counted keys, the most frequent first."""
+        found = [UnusedKey(name, count, line) for name, (count, line) in self._found.items()]
+        return tuple(sorted(found, key=lambda key: (-key.count, key.line)))
+
+
+def _preference_keys(value: Value) -> frozenset[str]:
+    prompts = prompt_keys(value)
+    sides = {key for better, worse in SIDES if better in value and worse in value for key in (better, worse)}
+    is_text = any(isinstance(value[key], str) for key in prompts if key not in CONVERSATIONS)
+    return ROW_KEYS["preference"] | sides | set(prompts) | ({*ADDITIONS, "history"} if is_text else set())
+
+
+def _elements(value: Any) -> Iterator[Value]:
+    """Yield the objects of a list, an object itself, or those of a text that holds either as JSON."""
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        value = parse(value, "")
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict):
+            yield item
+
+
+def _role_of(item: Value) -> str:
+    name = item.get("role", item.get("from"))
+    if not isinstance(name, str):
+        return ""
+    return ASSISTANT if name in CALL_ROLES else ROLES.get(name, "")
+
+
+def _flags_without_effect(item: Value, name: str) -> Iterator[str]:
+    """Yield flags that ask to learn a turn of which nothing is learned. They are ignored."""
+    for flag in FLAGS:
+        if item.get(flag) in (1, "1", "true"):
+            yield f"{name}[].{flag} of a turn that is no answer"
+
+
+def unused_keys_note(keys: tuple[UnusedKey, ...]) -> str:
+    """Write a sentence for the user that names the most frequent of the unused keys."""
+    named = [f"{key.name} ({key.count:,} ×)" for key in keys[:_NAMES_SPOKEN]]
+    more = len(keys) - len(named)
+    return f"Keys that are not used: {', '.join(named)}" + (f" and {counted(more, 'other')}." if more else ".")

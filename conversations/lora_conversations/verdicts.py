@@ -1,0 +1,90 @@
+"""Reads what people thought of an answer: a thumb up or down, or their own version of it.
+
+A thumb stands in `label`, `thumb`, `thumbs`, `rating`, `vote`, `liked`, `reaction` or `feedback` of a row or an answer:
+true or false, 1 or -1, up or down, good or bad.
+
+| it has | better answer | worse answer |
+|---|---|---|
+| `original_…` or `rejected_response` | the answer | the original |
+| `edited_…` | the edited one | the answer |
+| both | the edited one | the original; the answer must be one of them |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lora_conversations.errors import BadValueError
+from lora_conversations.examples import kind
+
+THUMBS = ("label", "thumb", "thumbs", "rating", "feedback", "vote", "liked", "reaction")
+"""Keys for a thumb. `feedback` may also be an object that holds one of the others."""
+_NOUNS = ("answer", "response", "output", "completion", "content")
+EDITS = tuple(f"edited_{noun}" for noun in _NOUNS)
+"""Keys for an answer as somebody corrected it."""
+ORIGINALS = (*(f"original_{noun}" for noun in _NOUNS), "rejected_response")
+"""Keys for the answer that was there before somebody corrected it."""
+MARKS = frozenset({*THUMBS, *EDITS, *ORIGINALS})
+
+# fmt: off
+_UP = frozenset({
+    "up", "+1", "1", "thumbs up", "thumb up", "thumbsup", "👍", "good", "like", "liked", "yes", "positive", "true",
+    "upvote", "upvoted",
+})
+_DOWN = frozenset({
+    "down", "-1", "thumbs down", "thumb down", "thumbsdown", "👎", "bad", "dislike", "disliked", "no", "negative",
+    "false", "downvote", "downvoted",
+})
+# fmt: on
+_WRITE = "Write true or false, up or down, or 1 or -1."
+
+
+def clear_thumb(value: object) -> bool | None:
+    """Return a thumb that can mean nothing else (true, “up”, -1); None for all other values, also for 1 and 0.
+
+    A number may be a class or a number of stars; only a method that learns from thumbs may read it as one.
+    """
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        word = value.strip().lower().replace("_", " ")
+        return None if word.isdecimal() else True if word in _UP else False if word in _DOWN else None
+    return False if value == -1 else None
+
+
+def has_clear_thumb(value: dict[str, Any]) -> str | None:
+    """Return the first key of an object whose value can only be a thumb, else None."""
+    return next((name for name in THUMBS if name in value and clear_thumb(value[name]) is not None), None)
+
+
+def read_thumb(value: dict[str, Any], place: str) -> bool | None:
+    """Return the thumb of a row or an answer: true is up; None if there is no key of one, or it is null.
+
+    Raises:
+        BadValueError: a key holds something else, or two keys contradict each other.
+    """
+    found = {}
+    for name in THUMBS:
+        raw = value.get(name)
+        if raw is None or raw == "":
+            continue
+        key = f"{place}.{name}" if place else name
+        thumb = read_thumb(raw, key) if name == "feedback" and isinstance(raw, dict) else _read(raw, name, key)
+        if thumb is not None:
+            found[name] = thumb
+    if len(set(found.values())) > 1:
+        raise BadValueError(place or None, f"has a thumb up and a thumb down, in {' and '.join(found)}", "Keep one.")
+    return next(iter(found.values()), None)
+
+
+def _read(raw: Any, name: str, key: str) -> bool:
+    thumb = clear_thumb(raw)
+    spelt = str(raw).strip() if isinstance(raw, str | int | float) else ""
+    if thumb is None and spelt in ("1", "1.0"):
+        thumb = True
+    # TRL writes the labels of KTO as 1 and 0. In a rating, 0 may as well mean that nobody pressed a thumb.
+    if thumb is None and name == "label" and spelt in ("0", "0.0"):
+        thumb = False
+    if thumb is None:
+        raise BadValueError(key, f"is {kind(raw)} that is neither a thumb up nor down", _WRITE)
+    return thumb

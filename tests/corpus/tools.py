@@ -1,0 +1,531 @@
+"""Files with tools: every spelling of lists, calls and results, and what is wrong in them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.corpus.builders import chat, pair, turn
+from tests.corpus.reading import Reading, learns, refuses, unused
+
+GET = {"name": "get", "description": "Gets.", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
+TOOL = {"type": "function", "function": GET}
+LISTED = "[" + json.dumps([TOOL]) + "] "
+NO_TOOLS = "Rows call tools and list none: the base never sees what the tools are (1 ×)."
+NOT_LISTED = "Add the tool to the list, or remove the example."
+RESULTS = "Write the result of each call as a turn with the role tool, or remove the example."
+CALL = "Write each call with a name and arguments."
+BEFORE = "Put the answer with the call before it, or remove the example."
+EACH_TOOL = "Write one object for each tool."
+
+
+def call(arguments: Any = '{"a":"b"}', identity: str | None = "c1", name: Any = "get", **more: Any) -> dict[str, Any]:
+    named = {} if identity is None else {"id": identity}
+    return {**named, "type": "function", "function": {"name": name, "arguments": arguments}, **more}
+
+
+def calling(*calls: Any, content: Any = None, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, "tool_calls": list(calls), **more}
+
+
+def result(content: Any = "1", identity: str | None = "c1", **more: Any) -> dict[str, Any]:
+    return {"role": "tool", "content": content, **({"tool_call_id": identity} if identity else {}), **more}
+
+
+def used(*turns: Any, tools: Any = (TOOL,), **more: Any) -> dict[str, Any]:
+    """A row that asks, and then goes on with the turns."""
+    listed = {} if tools is None else {"tools": list(tools) if isinstance(tools, tuple) else tools}
+    return {"messages": [turn("user", "x"), *turns], **listed, **more}
+
+
+def sharegpt(*turns: tuple[str, Any], **more: Any) -> dict[str, Any]:
+    return {"conversations": [{"from": speaker, "value": value} for speaker, value in turns], **more}
+
+
+DONE = turn("assistant", "y")
+WHOLE = LISTED + 'user: x | *answer:  → get{"a": "b"}#c1 | tool get#c1: 1 | *answer: y'
+WITHOUT_IDS = LISTED + 'user: x | *answer:  → get{"a": "b"} | tool get: 1 | *answer: y'
+BARE = 'user: x | *answer:  → get{"a": "b"} | tool get: 1 | *answer: y'
+DEEP: Any = "x"
+for _ in range(70):
+    DEEP = [DEEP]
+
+ACCEPTED = [
+    learns("tools as JSON, arguments as a text", used(calling(call()), result(), DONE), WHOLE),
+    learns("arguments as an object", used(calling(call({"a": "b"})), result(), DONE), WHOLE),
+    learns("tools as a text", used(calling(call()), result(), DONE, tools=json.dumps([TOOL])), WHOLE),
+    learns("tool calls as a text", used({**calling(), "tool_calls": json.dumps([call()])}, result(), DONE), WHOLE),
+    learns("tools without a wrapper", used(calling(call()), result(), DONE, tools=(GET,)), WHOLE),
+    learns("tools of the old kind", used(calling(call()), result(), DONE, tools=None, functions=[GET]), WHOLE),
+    learns("the same tools in both kinds", used(calling(call()), result(), DONE, functions=[GET]), WHOLE),
+    learns(
+        "tools of Anthropic",
+        used(
+            calling(call()),
+            result(),
+            DONE,
+            tools=({"name": "get", "description": "Gets.", "input_schema": GET["parameters"]},),
+        ),
+        WHOLE,
+    ),
+    learns(
+        "tools in the system message",
+        {
+            "messages": [
+                {"role": "system", "content": "s", "tools": [TOOL]},
+                turn("user", "x"),
+                calling(call()),
+                result(),
+                DONE,
+            ]
+        },
+        LISTED + 'system: s | user: x | *answer:  → get{"a": "b"}#c1 | tool get#c1: 1 | *answer: y',
+    ),
+    learns("tools and no call", {**chat("x", "y"), "tools": [TOOL]}, LISTED + "user: x | *answer: y"),
+    learns(
+        "a call of the old kind",
+        {
+            "messages": [
+                turn("user", "x"),
+                {"role": "assistant", "content": None, "function_call": {"name": "get", "arguments": '{"a": "b"}'}},
+                {"role": "function", "name": "get", "content": "1"},
+                DONE,
+            ],
+            "functions": [GET],
+        },
+        WITHOUT_IDS,
+    ),
+    learns("calls without ids", used(calling(call(identity=None)), result(identity=None), DONE), WITHOUT_IDS),
+    learns(
+        "a call without a wrapper",
+        used(calling({"name": "get", "arguments": {"a": "b"}}), result(identity=None), DONE),
+        WITHOUT_IDS,
+    ),
+    learns(
+        "a call beside a text",
+        used(calling(call(), content="Well."), result(), DONE),
+        WHOLE.replace("*answer:  →", "*answer: Well. →"),
+    ),
+    learns("a call beside an empty text", used(calling(call(), content=""), result(), DONE), WHOLE),
+    learns("a call at the end", used(calling(call())), LISTED + 'user: x | *answer:  → get{"a": "b"}#c1'),
+    learns("no arguments", used(calling(call("")), result(), DONE), WHOLE.replace('{"a": "b"}', "{}")),
+    learns("arguments are null", used(calling(call(None)), result(), DONE), WHOLE.replace('{"a": "b"}', "{}")),
+    learns(
+        "arguments with other letters and large numbers",
+        used(calling(call('{"ä": 12345678901234567890123, "b": [1.50, true, null]}'))),
+        LISTED + 'user: x | *answer:  → get{"ä": 12345678901234567890123, "b": [1.5, true, null]}#c1',
+    ),
+    learns(
+        "a large number in an object",
+        used(calling(call({"n": 12345678901234567890123}))),
+        LISTED + 'user: x | *answer:  → get{"n": 12345678901234567890123}#c1',
+    ),
+    learns(
+        "several calls a turn",
+        used(calling(call(), call({"a": "c"}, "c2")), result("2", "c2"), result(), DONE, parallel_tool_calls=True),
+        LISTED
+        + 'user: x | *answer:  → get{"a": "b"}#c1 → get{"a": "c"}#c2 | tool get#c2: 2 | tool get#c1: 1 | *answer: y',
+        notes=(unused("parallel_tool_calls"),),
+    ),
+    learns(
+        "calls in two turns",
+        used(calling(call()), calling(call(identity="c2")), result(), result("2", "c2"), DONE),
+        LISTED
+        + 'user: x | *answer:  → get{"a": "b"}#c1 → get{"a": "b"}#c2 | tool get#c1: 1 | tool get#c2: 2 | *answer: y',
+        notes=("Put right: consecutive turns of one role joined (1 ×).",),
+    ),
+    learns(
+        "a text, then a call in a turn of its own",
+        used(turn("assistant", "Well."), calling(call()), result(), DONE),
+        WHOLE.replace("*answer:  →", "*answer: Well. →"),
+        notes=("Put right: consecutive turns of one role joined (1 ×).",),
+    ),
+    learns(
+        "one call after another",
+        used(calling(call()), result(), calling(call(identity="c2")), result("2", "c2"), DONE),
+        LISTED
+        + 'user: x | *answer:  → get{"a": "b"}#c1 | tool get#c1: 1 | *answer:  → get{"a": "b"}#c2 | tool get#c2: 2'
+        " | *answer: y",
+    ),
+    learns(
+        "a result and then the user",
+        used(calling(call()), result(), turn("user", "z"), DONE),
+        LISTED + 'user: x | *answer:  → get{"a": "b"}#c1 | tool get#c1: 1 | user: z | *answer: y',
+    ),
+    learns("an empty result", used(calling(call()), result(""), DONE), WHOLE.replace("#c1: 1", "#c1: ")),
+    learns("a result that is null", used(calling(call()), result(None), DONE), WHOLE.replace("#c1: 1", "#c1: ")),
+    learns(
+        "a result that is an object",
+        used(calling(call()), result({"t": 1}), DONE),
+        WHOLE.replace("#c1: 1", '#c1: {"t": 1}'),
+    ),
+    learns("a result in parts", used(calling(call()), result([{"type": "text", "text": "1"}]), DONE), WHOLE),
+    learns("a result with its name", used(calling(call()), result(name="get"), DONE), WHOLE),
+    learns(
+        "an opening call",
+        {"messages": [calling(call()), result(), turn("user", "x"), DONE], "tools": [TOOL]},
+        LISTED + "user: x | *answer: y",
+        notes=("Put right: answers before the first user turn dropped (1 ×).",),
+    ),
+    learns("a call that is context", used({**calling(call()), "weight": 0}, result(), DONE), WHOLE.replace("*", "", 1)),
+    learns(
+        "a result after the last learned answer",
+        used(calling(call()), result(), {**DONE, "weight": 0}),
+        LISTED + 'user: x | *answer:  → get{"a": "b"}#c1',
+        notes=("Put right: turns after the last answer dropped (2 ×).",),
+    ),
+    learns(
+        "calls without a list of tools",
+        used(calling(call()), result(), DONE, tools=None),
+        WHOLE.removeprefix(LISTED),
+        notes=(NO_TOOLS,),
+    ),
+    learns(
+        "keys of calls and tools that nothing reads",
+        used(calling({**call(), "index": 0}), result(status="ok"), DONE, tools=({**TOOL, "strict": True},)),
+        WHOLE,
+        notes=(unused("tools[].strict", "messages[].tool_calls[].index", "messages[].status"),),
+    ),
+    learns(
+        "a function call of ShareGPT",
+        sharegpt(
+            ("human", "x"),
+            ("function_call", '{"name": "get", "arguments": {"a": "b"}}'),
+            ("observation", "1"),
+            ("gpt", "y"),
+            tools=json.dumps([GET]),
+        ),
+        WITHOUT_IDS,
+    ),
+    learns(
+        "two calls of ShareGPT in one turn",
+        sharegpt(
+            ("human", "x"),
+            ("function_call", '[{"name": "get", "arguments": {}}, {"name": "get", "arguments": {}}]'),
+            ("observation", "1"),
+            ("observation", "2"),
+            ("gpt", "y"),
+        ),
+        "user: x | *answer:  → get{} → get{} | tool get: 1 | tool get: 2 | *answer: y",
+        notes=(NO_TOOLS,),
+    ),
+    learns(
+        "other roles of ShareGPT",
+        sharegpt(("user", "x"), ("tool_call", {"name": "get", "parameters": {"a": "b"}}), ("tool", "1"), ("gpt", "y")),
+        BARE,
+        notes=(NO_TOOLS,),
+    ),
+    learns(
+        "a thought before a function call",
+        sharegpt(
+            ("human", "x"),
+            ("function_call", '<think>t</think>{"name": "get", "arguments": {}}'),
+            ("tool", "1"),
+            ("gpt", "y"),
+        ),
+        "user: x | *answer: <t> → get{} | tool get: 1 | *answer: y",
+        notes=(NO_TOOLS,),
+    ),
+    learns(
+        "calls and results of Gemini",
+        {
+            "contents": [
+                {"role": "user", "parts": [{"text": "x"}]},
+                {"role": "model", "parts": [{"functionCall": {"name": "get", "args": {"a": "b"}}}]},
+                {"role": "function", "parts": [{"functionResponse": {"name": "get", "response": {"t": 1}}}]},
+                {"role": "model", "parts": [{"text": "y"}]},
+            ],
+            "tools": [{"functionDeclarations": [GET]}],
+        },
+        WITHOUT_IDS.replace("get: 1", 'get: {"t": 1}'),
+    ),
+    learns(
+        "calls and results of Anthropic",
+        used(
+            turn(
+                "assistant",
+                [
+                    {"type": "text", "text": "Well."},
+                    {"type": "tool_use", "id": "c1", "name": "get", "input": {"a": "b"}},
+                ],
+            ),
+            turn("user", [{"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "1"}]}]),
+            DONE,
+        ),
+        WHOLE.replace("*answer:  →", "*answer: Well. →"),
+    ),
+    learns(
+        "a result and a question in one turn of Anthropic",
+        used(
+            turn("assistant", [{"type": "tool_use", "id": "c1", "name": "get", "input": {"a": "b"}, "cache": 1}]),
+            turn("user", [{"type": "tool_result", "tool_use_id": "c1", "content": "1"}, {"type": "text", "text": "z"}]),
+            DONE,
+        ),
+        LISTED + 'user: x | *answer:  → get{"a": "b"}#c1 | tool get#c1: 1 | user: z | *answer: y',
+        notes=(unused("messages[].content[].cache"),),
+    ),
+    learns(
+        "a call in the history of a pair",
+        pair(
+            2,
+            conversation_history=[turn("user", "w"), calling(call()), result(), turn("assistant", "v")],
+            current_user_input="x",
+            target_response="y",
+            tools=[TOOL],
+        ),
+        LISTED + 'system: Be kind. | user: w | answer:  → get{"a": "b"}#c1 | tool get#c1: 1 | answer: v | user: x'
+        " | *answer: y",
+    ),
+    learns(
+        "a completion that calls",
+        {"prompt": [turn("user", "x")], "completion": [calling(call())], "tools": [TOOL]},
+        LISTED + 'user: x | *answer:  → get{"a": "b"}#c1',
+    ),
+]
+
+REFUSED = [
+    refuses(
+        "a tool's turn without a call",
+        used(result()),
+        "messages[1]",
+        "is a tool's result without a call before it",
+        BEFORE,
+    ),
+    refuses(
+        "a second result of one call",
+        used(calling(call()), result(), result(), DONE),
+        "messages[3]",
+        "is a tool's result without a call before it",
+        BEFORE,
+    ),
+    refuses(
+        "a result of another call",
+        used(calling(call()), result(identity="c9"), DONE),
+        "messages[2]",
+        "answers a call that the answer before it doesn't make",
+        "Give it the id or the name of one of the calls.",
+    ),
+    refuses(
+        "a result of another name",
+        used(calling(call(identity=None)), {**result(identity=None), "name": "put"}),
+        "messages[2]",
+        "answers a call that the answer before it doesn't make",
+        "Give it the id or the name of one of the calls.",
+    ),
+    refuses(
+        "a call that nobody answered",
+        used(calling(call()), turn("user", "z"), DONE),
+        "messages[2]",
+        "follows a call that has no result",
+        RESULTS,
+    ),
+    refuses(
+        "one of two calls that nobody answered",
+        used(calling(call(), call(identity="c2")), result(), DONE),
+        "messages[3]",
+        "follows a call that has no result",
+        RESULTS,
+    ),
+    refuses(
+        "a call of a tool that is not listed",
+        used(calling(call(name="put"))),
+        "messages[1]",
+        "calls a tool that the row does not list",
+        NOT_LISTED,
+    ),
+    refuses(
+        "two calls of one id",
+        used(calling(call(), call())),
+        "messages[1].tool_calls",
+        "has two calls of one id",
+        "Give each call an id of its own.",
+    ),
+    refuses(
+        "a call without a name",
+        used(calling({"id": "c1", "function": {"arguments": "{}"}})),
+        "messages[1].tool_calls[0].function.name",
+        "is missing",
+        "Each tool and each call needs the tool's name.",
+    ),
+    refuses(
+        "a call that is a text",
+        used(calling("get")),
+        "messages[1].tool_calls[0]",
+        "is a text of 3 characters, not an object",
+        CALL,
+    ),
+    refuses(
+        "calls that are a number",
+        used({**calling(), "tool_calls": 3}),
+        "messages[1].tool_calls",
+        "is a number, not a list of calls",
+        CALL,
+    ),
+    refuses(
+        "a call's name that is a number",
+        used(calling(call(name=3))),
+        "messages[1].tool_calls[0].function.name",
+        "is a number, not a tool's name",
+        "Write a text of 1 to 256 characters.",
+    ),
+    refuses(
+        "a call's id that is a number",
+        used(calling({**call(), "id": 3})),
+        "messages[1].tool_calls[0].id",
+        "is a number, not a text",
+        "Write the call's id as a text.",
+    ),
+    refuses(
+        "a call of something else",
+        used(calling({"type": "custom", "custom": {}})),
+        "messages[1].tool_calls[0].type",
+        "names a call of something that is no function",
+        "Only functions can be trained: remove the example.",
+    ),
+    *(
+        refuses(name, used(calling(call(arguments))), "messages[1].tool_calls[0].function.arguments", error, hint)
+        for name, arguments, error, hint in (
+            (
+                "arguments that are a list",
+                "[1]",
+                "is a list of 1 element, not a JSON object",
+                "Write the arguments as an object, such as {“city”: “…”}, or as a text that holds one.",
+            ),
+            (
+                "arguments that are encoded twice",
+                json.dumps('{"a": 1}'),
+                "is a text of 8 characters, not a JSON object",
+                "Write the arguments as an object, such as {“city”: “…”}, or as a text that holds one.",
+            ),
+            (
+                "arguments that are no JSON",
+                "{a}",
+                "is a text that is not valid JSON (Expecting property name enclosed in double quotes at column 2)",
+                "Write it as JSON, or as the value itself.",
+            ),
+            (
+                "arguments with a key twice",
+                '{"a": 1, "a": 2}',
+                "is a text with an object that has a key twice",
+                "Keep one of the two.",
+            ),
+            (
+                "arguments with NaN",
+                '{"a": NaN}',
+                "holds NaN or Infinity, which JSON has not",
+                "Write a number or null.",
+            ),
+            ("arguments without end", {"a": DEEP}, "is nested more than 64 levels deep", "Write it flatter."),
+            (
+                "arguments that are huge",
+                {"a": "x" * 300_000},
+                "is longer than 262,144 characters",
+                "Shorten it or remove the example.",
+            ),
+        )
+    ),
+    refuses(
+        "half a character in arguments",
+        '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", '
+        '"content": null, "tool_calls": [{"function": {"name": "get", "arguments": "{\\"a\\": \\"\\\\ud800\\"}"}}]}]}',
+        "messages[1]",
+        "holds half of a two-part character (a lone surrogate escape)",
+        "Write the file again with whole characters: cut texts between characters.",
+    ),
+    refuses(
+        "more calls than may be",
+        used(calling(*(call(identity=f"c{n}") for n in range(129)))),
+        "messages[1].tool_calls",
+        "holds more than 128 calls",
+        "Split the turn or remove the example.",
+    ),
+    refuses(
+        "both kinds of calls",
+        used({**calling(call()), "function_call": {"name": "get"}}),
+        "messages[1].function_call",
+        "stands beside tool_calls",
+        "Keep one of the two.",
+    ),
+    refuses(
+        "a call of the user",
+        {"messages": [{**turn("user", "x"), "tool_calls": [call()]}, DONE]},
+        "messages[0].tool_calls",
+        "is a call in a turn that is no answer",
+        "Give it the role assistant.",
+    ),
+    refuses(
+        "a result without content",
+        used(calling(call()), {"role": "tool", "tool_call_id": "c1"}, DONE),
+        "messages[2].content",
+        "is missing",
+        "Each turn needs role and content.",
+    ),
+    refuses(
+        "tools that are an object", {**chat(), "tools": TOOL}, "tools", "is an object, not a list of tools", EACH_TOOL
+    ),
+    refuses(
+        "tools that are no JSON",
+        {**chat(), "tools": "get, put"},
+        "tools",
+        "is a text that is not valid JSON (Expecting value at column 1)",
+        "Write it as JSON, or as the value itself.",
+    ),
+    refuses(
+        "a tool that is a text",
+        {**chat(), "tools": ["get"]},
+        "tools[0]",
+        "is a text of 3 characters, not an object",
+        EACH_TOOL,
+    ),
+    refuses(
+        "a tool without a name",
+        {**chat(), "tools": [{"type": "function", "function": {}}]},
+        "tools[0].function.name",
+        "is missing",
+        "Each tool and each call needs the tool's name.",
+    ),
+    refuses(
+        "a tool that is no function",
+        {**chat(), "tools": [{"type": "code_interpreter"}]},
+        "tools[0].type",
+        "names a tool that is no function",
+        "Only functions can be trained: remove the others, and the examples that use them.",
+    ),
+    refuses(
+        "parameters that are a list",
+        {**chat(), "tools": [{**TOOL, "function": {**GET, "parameters": [1]}}]},
+        "tools[0].function.parameters",
+        "is a list of 1 element, not an object",
+        "Write a JSON schema, an object.",
+    ),
+    refuses(
+        "two tools of one name",
+        {**chat(), "tools": [TOOL, GET]},
+        "tools",
+        "lists two tools of one name",
+        "Keep one of the two.",
+    ),
+    refuses(
+        "more tools than may be",
+        {**chat(), "tools": [{"name": f"t{n}"} for n in range(129)]},
+        "tools",
+        "lists more than 128 tools",
+        "Keep those that the example needs.",
+    ),
+    refuses(
+        "two different lists of tools",
+        {**chat(), "tools": [TOOL], "functions": [{"name": "put"}]},
+        "functions",
+        "is a second list of tools",
+        "Keep one of the two.",
+    ),
+    refuses(
+        "tools outside of the examples",
+        {"data": [chat()], "tools": [TOOL]},
+        "tools",
+        "is a list of tools outside of the examples",
+        "Write it into each example.",
+    ),
+]
+
+TOOLS: list[Reading] = ACCEPTED + REFUSED
