@@ -319,6 +319,8 @@ class Summary(_Message):
     gpu_type: Label | None = None
     gpu_count: GpuCount = None
     trainable_parameters: Size = None
+    quantization: Label | None = None
+    """How the base model was held while training: `nf4`, in 4 bits, or `bf16`, not quantised."""
     resumed_from_step: Count = None
     pace: Pace | None = None
     """Missing from earlier trainers, and where the method's tokens say nothing about the time of others."""

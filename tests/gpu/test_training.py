@@ -34,7 +34,7 @@ def test_out_of_memory_halves_the_micro_batch_and_resumes(tmp_path, tiny_model):
     task = make_task(tmp_path, tiny_model, hyperparameters=ROWS)
     first, _ = train(task, "tests.gpu.sabotaged", SABOTAGE="300")
     assert (first.status, first.error.code) == ("failed", ErrorCode.OUT_OF_MEMORY)
-    again = task.model_copy(update={"micro_batch": first.next_micro_batch})
+    again = task.model_copy(update=first.retry.model_dump())
     second, _ = train(again, "tests.gpu.sabotaged", SABOTAGE="300")
     assert second.status == "trained", second.error
     assert second.summary.resumed_from_step == 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+class Held(StrEnum):
+    """How a base model is held while it trains: the values of `Hyperparameters.quantization`."""
+
+    auto = "auto"
+    nf4 = "nf4"
+    bf16 = "bf16"
+
 
 Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="As on huggingface.co, or name@revision.")]
 Volume = Annotated[Path | None, typer.Option(help="Default: the mounted network volume.")]
@@ -42,24 +52,28 @@ def plan(
     seq: Annotated[int, typer.Option(min=64, help="Tokens of a row.")] = 4096,
     batch: Annotated[int, typer.Option(min=1, help="Rows of a forward pass.")] = 1,
     rank: Annotated[int, typer.Option(min=4, max=128)] = 16,
+    quantization: Annotated[
+        Held, typer.Option(help="How the base is held; auto: as the trainer chooses for this GPU.")
+    ] = Held.auto,
 ) -> None:
     """Say how much GPU memory a training takes. Needs no GPU. Exits with 1 if it does not fit."""
     from lora_contract.hyperparameters import Hyperparameters
     from lora_trainer.errors import TrainingError
     from lora_trainer.models.plan import format_plan, plan_for_base
 
+    gpu_bytes = int(gpu_gb * 10**9)
     try:
         memory = plan_for_base(
             base_model,
-            Hyperparameters(rank=rank),
+            Hyperparameters(rank=rank, quantization=quantization.value),
             row_tokens=seq,
             micro_batch=batch,
             volume=Path.home() / ".lora-worker",
+            gpu_bytes=gpu_bytes,
         )
     except TrainingError as error:
         typer.echo(error.as_protocol().sentence(), err=True)
         raise typer.Exit(1) from None
-    gpu_bytes = int(gpu_gb * 10**9)
     typer.echo(format_plan(memory, gpu_name="the GPU", gpu_bytes=gpu_bytes))
     if max(memory.total, memory.loading_peak) > gpu_bytes:
         raise typer.Exit(1)

@@ -75,8 +75,24 @@ def evaluation(name: str) -> None:
     SFTTrainer.prediction_step = signalled
 
 
+def step(number: str) -> None:
+    """The process gets SIGTERM within this optimizer step, after its first forward pass."""
+    training_step, passes = Trainer.training_step, 0
+
+    def signalled(self, *arguments, **options):
+        nonlocal passes
+        loss = training_step(self, *arguments, **options)
+        passes += self.state.global_step + 1 == int(number)
+        if passes == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert passes < 2, "a pass was computed after the stop"
+        return loss
+
+    Trainer.training_step = signalled
+
+
 BREAK = {"out_of_memory": out_of_memory, "no_number": no_number, "full_disk": full_disk, "validation": validation}
-BREAK["evaluation"] = evaluation
+BREAK |= {"evaluation": evaluation, "step": step}
 BREAK[VERB](ARGUMENT)
 
 if __name__ == "__main__":

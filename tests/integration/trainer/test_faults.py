@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lora_contract.error_codes import ErrorCode
+from lora_trainer.run.task import Retry
 from tests.integration.trainer.child import make_task, train
 
 pytestmark = pytest.mark.gpu_stack
@@ -25,8 +26,8 @@ def test_out_of_memory_halves_the_micro_batch_and_resumes(tmp_path, tiny_model):
     task = make_task(tmp_path, tiny_model, hyperparameters={**FOUR_ROWS, "epochs": 1})
     first, _ = train(task, SABOTAGED, SABOTAGE="out_of_memory:300")
     assert (first.status, first.error.code) == ("failed", ErrorCode.OUT_OF_MEMORY)
-    assert first.next_micro_batch == 2
-    again = task.model_copy(update={"micro_batch": 2})
+    assert first.retry == Retry(micro_batch=2, recompute=True)
+    again = task.model_copy(update=first.retry.model_dump())
     second, _ = train(again, SABOTAGED, SABOTAGE="out_of_memory:300")
     assert second.status == "trained"
     assert second.summary.resumed_from_step == 2
@@ -42,7 +43,7 @@ def test_out_of_memory_halves_the_micro_batch_and_resumes(tmp_path, tiny_model):
 def test_out_of_memory_with_one_row_is_final_with_advice(tmp_path, tiny_model):
     task = make_task(tmp_path, tiny_model, hyperparameters=FOUR_ROWS, micro_batch=1)
     outcome, _ = train(task, SABOTAGED, SABOTAGE="out_of_memory:10")
-    assert outcome.next_micro_batch is None
+    assert outcome.retry is None
     assert "max_length" in outcome.error.sentence()
 
 

@@ -65,6 +65,18 @@ def test_run_stopped_by_sigterm_resumes_to_the_same_curve(uninterrupted, tmp_pat
     assert curve(outcome) == curve(uninterrupted)
 
 
+@pytest.mark.parametrize("step", [4, 8])
+def test_step_interrupted_between_its_passes_is_computed_anew(uninterrupted, tmp_path, tiny_model, step):
+    epochs = [point.epoch for point in uninterrupted.points]
+    assert (epochs[2], epochs[6]) == (pytest.approx(3 / 7, abs=1e-3), 1), "step 8 is the first of an epoch, 4 is not"
+    task = resumable_task(tmp_path, tiny_model, checkpoint_minutes=60)
+    stopped, _ = train(task, SABOTAGED, SABOTAGE=f"step:{step}")
+    assert (stopped.status, f"after step {step - 1} of" in stopped.error.message) == ("stopped", True)
+    outcome, _ = train(resumable_task(tmp_path, tiny_model))
+    assert outcome.summary.resumed_from_step == step - 1
+    assert curve(outcome) == curve(uninterrupted)
+
+
 def test_stop_during_evaluation_resumes_to_the_same_curve(uninterrupted, tmp_path, tiny_model):
     first = next(point.step for point in uninterrupted.points if point.validation_loss is not None)
     task = resumable_task(tmp_path, tiny_model, checkpoint_minutes=60)
@@ -83,6 +95,31 @@ def test_kill_during_evaluation_loses_no_step_of_a_due_checkpoint(uninterrupted,
     outcome, _ = train(resumable_task(tmp_path, tiny_model))
     assert outcome.summary.resumed_from_step == first
     assert curve(outcome) == curve(uninterrupted)
+
+
+def test_open_quantisation_goes_on_as_the_attempt_before_began(tmp_path, tiny_model):
+    def task(**changes):
+        asked = changes.pop("quantization", "auto")
+        parameters = {**PARAMETERS, "max_steps": 3, "validation_share": 0, "quantization": asked}
+        return resumable_task(tmp_path, tiny_model, hyperparameters=parameters, **changes)
+
+    outcome, _ = train(task(quantization="bf16"), LORA_CRASH="trainer.train.step#3=kill")
+    assert outcome is None
+    again = task()
+    outcome, _ = train(again)
+    assert (outcome.summary.resumed_from_step, outcome.summary.quantization) == (2, "bf16")
+    card = (again.artifact / "README.md").read_text()
+    assert "the base not quantised" in card
+    assert "`bf16`, asked for: `auto`" in card
+    assert "qlora" not in card
+
+    quantised, _ = train(again.model_copy(update={"quantization": "nf4"}))
+    assert (quantised.summary.resumed_from_step, quantised.summary.quantization) == (None, "nf4")
+    assert any("began anew with the base in 4 bits" in note for note in quantised.summary.notes)
+    assert "with QLoRA" in (again.artifact / "README.md").read_text()
+    losses = [[point.training_loss for point in tried.points] for tried in (outcome, quantised)]
+    assert losses[0][0] != losses[1][0], "the base's weights differ by their rounding"
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_partial_and_foreign_checkpoints_are_not_resumed(uninterrupted, tmp_path, tiny_model):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_contract.error_codes import ErrorCode
 from lora_contract.protocol import FinalMetrics, Point, Progress, Stage, Summary, TrainerError
-from lora_trainer.run.task import Outcome, Task
+from lora_trainer.run.task import Outcome, Retry, Task
 
 _LONGER_THAN_ANY_TEST_SECONDS = 3600
 
@@ -99,7 +99,7 @@ def main() -> None:
     elif verb == "out_of_memory_until":
         if task.micro_batch is None or task.micro_batch > int(argument):
             smaller = 4 if task.micro_batch is None else task.micro_batch // 2
-            Outcome(status="failed", fingerprint=task.fingerprint, next_micro_batch=smaller).write(task.folder)
+            Outcome(status="failed", fingerprint=task.fingerprint, retry=Retry(micro_batch=smaller)).write(task.folder)
         else:
             succeed(task, [])
     elif verb == "fail":

@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.protocol import FinalMetrics
+from lora_trainer.models.quantization import NF4, Quantization
 from lora_trainer.models.targets import DORA_NOTE, vllm_rank
 
 
@@ -43,6 +44,8 @@ class ArtifactFacts:
     """Whether a row held several examples."""
     attention: str
     """The implementation of attention that the training used, as transformers calls it."""
+    quantization: Quantization
+    """How the base model was held while training."""
     warm_up_steps: int
     loss_before: float | None = None
     """Validation loss of the base model, measured before the first step."""
@@ -58,8 +61,8 @@ def model_card(facts: ArtifactFacts) -> str:
     sections = [
         _front_matter(facts),
         "# LoRA adapter\n",
-        f"A LoRA adapter for `{facts.base_name}`{revision}, trained with QLoRA (4-bit NF4, double "
-        "quantisation) on the assistant's answers only.\n",
+        f"A LoRA adapter for `{facts.base_name}`{revision}, trained {_manner(facts)} on the assistant's answers "
+        "only.\n",
         "## Results\n\n" + _table(_results(facts)),
         "## Data\n\n"
         + _table(
@@ -79,12 +82,18 @@ def model_card(facts: ArtifactFacts) -> str:
     return "\n".join(sections)
 
 
+def _manner(facts: ArtifactFacts) -> str:
+    if facts.quantization == NF4:
+        return "with QLoRA (the base in 4-bit NF4, double quantisation)"
+    return "with LoRA (the base not quantised)"
+
+
 def _front_matter(facts: ArtifactFacts) -> str:
     lines = [
         "---",
         "library_name: peft",
         "pipeline_tag: text-generation",
-        "tags: [lora, qlora, sft]",
+        f"tags: [lora, {'qlora, ' if facts.quantization == NF4 else ''}sft]",
         # A JSON string is also a YAML string, whatever characters the name contains.
         f"base_model: {json.dumps(facts.base_name)}",
     ]
@@ -120,7 +129,9 @@ def _hyperparameters(facts: ArtifactFacts) -> dict[str, Any]:
         "packing": "several examples a row, kept apart by attention" if facts.packed else "no",
         "attention": f"`{facts.attention}`",
         "warm-up steps": facts.warm_up_steps,
-        "computed in": f"`{facts.dtype}`, over 4-bit weights; LoRA in `float32`, published in `bfloat16`",
+        "quantization": f"`{facts.quantization}`, asked for: `{facts.parameters.quantization}`",
+        "computed in": f"`{facts.dtype}`, over {'4-bit' if facts.quantization == NF4 else 'unquantised'} weights; "
+        "LoRA in `float32`, published in `bfloat16`",
         "target modules": ", ".join(f"`{name}`" for name in facts.target_modules),
     }
 
@@ -151,7 +162,8 @@ def _usage(facts: ArtifactFacts) -> str:
         "```\n\n"
         f"An answer ends with `{facts.stop}`. `generation_config.json` names its id: without it, generation may run on "
         "where tokenizer and chat template end with different tokens.\n\n"
-        f"{_vllm(facts)}\n"
+        f"{_vllm(facts)}\n\n"
+        f"{_served_base(facts)}\n"
     )
 
 
@@ -163,6 +175,15 @@ def _vllm(facts: ArtifactFacts) -> str:
         f"vLLM: `--enable-lora --max-lora-rank {rank} --lora-modules name=path/of/this/folder "
         f"--generation-config path/of/this/folder`. {facts.serving}"
     )
+
+
+def _served_base(facts: ArtifactFacts) -> str:
+    if facts.quantization == NF4:
+        return (
+            "Serve the base in bf16, as above. The adapter learned on the base in 4 bits, so its losses there differ a "
+            "little from those above; `quantization: bf16` trains without that difference, on a larger GPU."
+        )
+    return "Serve the base in bf16, as above: these are the weights on which the adapter learned."
 
 
 def _licence(facts: ArtifactFacts) -> str:

@@ -28,6 +28,12 @@ def detect_hardware() -> Hardware:
     return Hardware("cuda:0", dtype)
 
 
+def free_gpu_bytes() -> int:
+    """The bytes of the GPU's memory that no process holds now. Another process may hold a part of a shared GPU."""
+    free, _ = torch.cuda.mem_get_info()
+    return free
+
+
 def gpu_uuid() -> str | None:
     """The UUID of the GPU that trains, as NVML writes it; None where torch doesn't tell it."""
     if not torch.cuda.is_available():

@@ -7,8 +7,9 @@ LoRA and optimizer states are counted there. `lora_trainer.models.activations` c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from lora_trainer.models.activations import count_activations, layer_of
 from lora_trainer.models.attention import SDPA, VARLEN, choose_attention, mask_bytes
 from lora_trainer.models.experts import is_fused_expert
 from lora_trainer.models.optimizer import choose_optimizer
+from lora_trainer.models.quantization import BF16, NF4, Quantization, choose_quantization
 from lora_trainer.models.shapes import known_config
 from lora_trainer.models.targets import choose_targets, high_precision_modules, packing_decision
 
@@ -40,6 +42,7 @@ _CONTEXT_BYTES = 1 << 30
 """What CUDA itself takes: context, kernels, workspaces."""
 _FRAGMENTATION = 0.05
 _OVERHEAD = "CUDA and fragmentation"
+_HELD: dict[Quantization, str] = {NF4: "in 4 bits", BF16: "not quantised"}
 _CARDS_GB = (16, 24, 48, 80, 96, 141, 180)
 
 
@@ -52,6 +55,8 @@ class MemoryPlan:
     """Rows per forward pass."""
     recompute: bool
     """Whether the backward pass computes each layer's activations again, instead of keeping them."""
+    quantization: Quantization
+    """How the base model is held."""
     rank: int
     weights: dict[str, int]
     """The base model's bytes, by purpose."""
@@ -120,7 +125,7 @@ class Planner:
         self._row_tokens = row_tokens
         self._packed = packed
         self._attention = attention
-        self._dtype = dtype
+        self._quantization = NF4 if quantize else BF16
         self._rank = parameters.rank
         self._weights = _weights(model, dtype, quantize=quantize)
         self._trainable = _trainable(carriers, parameters)
@@ -160,6 +165,7 @@ class Planner:
             row_tokens=self._row_tokens,
             micro_batch=micro_batch,
             recompute=recompute,
+            quantization=self._quantization,
             rank=self._rank,
             weights=self._weights,
             training=training,
@@ -191,7 +197,7 @@ def plan_memory(
 
 
 def check_plan(plan: MemoryPlan, gpu_bytes: int, gpu_name: str) -> None:
-    """Refuse a training that does not fit the GPU. `gpu_bytes` is the memory that it may use.
+    """Refuse a training that does not fit the GPU. `gpu_bytes` is the memory that no other process holds.
 
     Raises:
         DoesNotFitError: names the bytes needed, the bytes there are, and what to change.
@@ -201,10 +207,12 @@ def check_plan(plan: MemoryPlan, gpu_bytes: int, gpu_name: str) -> None:
         return
     card = next((size for size in _CARDS_GB if size * 1e9 >= needed), None)
     larger = f"choose a GPU with {card} GB or more" if card else "choose a smaller base model"
+    smaller = "set quantization to nf4, " if plan.quantization == BF16 else ""
     raise DoesNotFitError(
-        f"The training needs {needed / 1e9:.1f} GB of GPU memory (weights {plan.weight_bytes / 1e9:.1f} GB) "
-        f"at rank {plan.rank} and {plan.row_tokens} tokens a row, but {gpu_name} has {gpu_bytes / 1e9:.1f} GB.",
-        f"Lower max_length, or {larger}.",
+        f"The training needs {needed / 1e9:.1f} GB of GPU memory (weights {plan.weight_bytes / 1e9:.1f} GB, "
+        f"{_HELD[plan.quantization]}) at rank {plan.rank} and {plan.row_tokens} tokens a row, but {gpu_name} has "
+        f"{gpu_bytes / 1e9:.1f} GB free.",
+        f"Lower max_length, {smaller}or {larger}.",
     )
 
 
@@ -212,7 +220,7 @@ def format_plan(plan: MemoryPlan, *, gpu_name: str | None = None, gpu_bytes: int
     """The plan as a table to read. With `gpu_bytes` its last line says whether it fits `gpu_name`."""
     lines = [
         f"{counted(plan.micro_batch, 'row')} of {plan.row_tokens} tokens per forward pass, rank {plan.rank}, "
-        f"activations {'recomputed' if plan.recompute else 'kept'}",
+        f"base {_HELD[plan.quantization]}, activations {'recomputed' if plan.recompute else 'kept'}",
         "",
         *_rows(plan.weights),
         _row("weights", plan.weight_bytes),
@@ -239,9 +247,18 @@ def _row(name: str, size: int) -> str:
 
 
 def plan_for_base(
-    base_model: str, parameters: Hyperparameters, *, row_tokens: int, micro_batch: int, volume: Path
+    base_model: str,
+    parameters: Hyperparameters,
+    *,
+    row_tokens: int,
+    micro_batch: int,
+    volume: Path,
+    gpu_bytes: int | None = None,
 ) -> MemoryPlan:
     """The plan for a model by its name. Those in `lora_trainer.models.shapes` are planned without the hub.
+
+    Where `parameters` leave the quantisation open, it is the one that the trainer takes on a GPU with `gpu_bytes`, or
+    4 bits where that is None.
 
     Raises:
         BaseModelError: the model can't be found or read.
@@ -253,31 +270,51 @@ def plan_for_base(
     config = known_config(base_model) or load_config(BaseModels(volume).find(base_model, parameters.base_revision))
     packing, _ = packing_decision(config.model_type, parameters.packing)
     # Plan for a GPU with bf16, which an endpoint has; the machine that makes the plan may have no GPU.
-    attention = choose_attention(config, Hardware("cuda:0", torch.bfloat16), packed=packing)
-    return plan_memory(
-        config, parameters, row_tokens=row_tokens, micro_batch=micro_batch, attention=attention, packed=packing
+    hardware = Hardware("cuda:0", torch.bfloat16)
+    attention = choose_attention(config, hardware, packed=packing)
+    planner_of = planners(config, parameters, row_tokens=row_tokens, attention=attention, packed=packing)
+    free_bytes = gpu_bytes or 0
+    quantization = choose_quantization(
+        parameters.quantization, hardware, lambda held: planner_of(held).fit(micro_batch, free_bytes), free_bytes
     )
+    return planner_of(quantization).plan(micro_batch)
+
+
+def planners(
+    config: PretrainedConfig, parameters: Hyperparameters, **options: Any
+) -> Callable[[Quantization], Planner]:
+    """A function that gives the planner of each quantisation, and makes it once. Options are `Planner`'s."""
+
+    @cache
+    def planner_of(quantization: Quantization) -> Planner:
+        return Planner(config, parameters, quantize=quantization == NF4, **options)
+
+    return planner_of
 
 
 def _weights(model: PreTrainedModel, dtype: torch.dtype, *, quantize: bool) -> dict[str, int]:
     """The bytes of the base model's weights, by kind."""
-    quantised = dict(_quantised(model)) if quantize else {}
-    experts = [p for name, p in quantised.items() if is_fused_expert(name, p)]
-    linear = [p for name, p in quantised.items() if not is_fused_expert(name, p)]
+    layers = dict(_quantised(model))
     heads = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
-    rest = {id(p): p for name, p in model.named_parameters() if name not in quantised}
+    rest = {id(p): p for name, p in model.named_parameters() if name not in layers}
+    bits = 4 if quantize else 8 * dtype.itemsize
+
+    def held(*, experts: bool) -> int:
+        chosen = (p for name, p in layers.items() if is_fused_expert(name, p) is experts)
+        return sum(_packed_bytes(p) if quantize else p.numel() * dtype.itemsize for p in chosen)
+
+    constants = sum(_constant_bytes(p) for p in layers.values()) + (_NESTED_TABLE_BYTES if layers else 0)
     return {
-        "linear layers, 4 bits": sum(_packed_bytes(p) for p in linear),
-        "experts, 4 bits": sum(_packed_bytes(p) for p in experts),
-        "quantisation constants": sum(_constant_bytes(p) for p in quantised.values())
-        + (_NESTED_TABLE_BYTES if quantised else 0),
+        f"linear layers, {bits} bits": held(experts=False),
+        f"experts, {bits} bits": held(experts=True),
+        "quantisation constants": constants if quantize else 0,
         "embeddings and head": sum(p.numel() for key, p in rest.items() if key in heads) * dtype.itemsize,
         "norms, routers, others": sum(p.numel() for key, p in rest.items() if key not in heads) * dtype.itemsize,
     }
 
 
 def _quantised(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters that are loaded in 4 bits, with their names."""
+    """The parameters that are loaded in 4 bits where the base is quantised, with their names."""
     kept = high_precision_modules(model.config.model_type)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and not any(part in kept for part in name.split(".")):

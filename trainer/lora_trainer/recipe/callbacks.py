@@ -19,6 +19,7 @@ from lora_contract.crash_points import crash_point
 from lora_contract.curve import Curve, validation_points
 from lora_contract.protocol import Pace, Point
 from lora_trainer.errors import LossNotFiniteError, SupersededError
+from lora_trainer.models.quantization import NF4, Quantization
 from lora_trainer.recipe.checkpoints import (
     BEST_ADAPTER_NAME,
     Checkpoint,
@@ -86,6 +87,7 @@ class RunCallback(TrainerCallback):
         gpu: GpuMonitor,
         *,
         validates: bool,
+        quantization: Quantization = NF4,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._task = task
@@ -94,6 +96,7 @@ class RunCallback(TrainerCallback):
         self._stop = stop
         self._gpu = gpu
         self._validates = validates
+        self._quantization = quantization
         self._clock = clock
         self._curve = Curve(limit=task.chart_points)
         self._losses: list[float] = []
@@ -101,7 +104,8 @@ class RunCallback(TrainerCallback):
         self._seconds_before = 0.0
         self._begun_at = self._saved_at = self._step_ended_at = clock()
         self._first_step = self._total_steps = 0
-        self._saved_step: int | None = None
+        self.saved_step: int | None = None
+        """The step of the newest complete checkpoint that this process has written."""
         self._validation_due = False
         self.evaluate: Callable[[], object] | None = None
         """The trainer's `evaluate`, for evaluations that transformers' loop does not start. `follow` sets it."""
@@ -186,7 +190,7 @@ class RunCallback(TrainerCallback):
             return
         self.stopped = control.should_training_stop = True
         control.should_evaluate = False
-        control.should_save = self._saved_step != state.global_step
+        control.should_save = self.saved_step != state.global_step
         raise EvaluationInterruptedError
 
     @override
@@ -247,6 +251,7 @@ class RunCallback(TrainerCallback):
                 CheckpointState(
                     fingerprint=self._task.fingerprint,
                     step=step,
+                    quantization=self._quantization,
                     points=self.points,
                     best_step=self.best.step,
                     best_loss=self.best.loss if self.best.step is not None else None,
@@ -257,7 +262,7 @@ class RunCallback(TrainerCallback):
                 ),
             )
         remove_checkpoints_of_others(self._task.job_folder, self._task.checkpoints)
-        self._saved_at, self._saved_step = self._clock(), step
+        self._saved_at, self.saved_step = self._clock(), step
 
     def _lacks_validation(self, step: int) -> bool:
         point = self._curve.get(step)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 
 from lora_contract.protocol import Point
+from lora_trainer.models.quantization import NF4, Quantization
 from lora_trainer.run.task import write_atomically
 
 _STATE_NAME = "lora-trainer.json"
@@ -26,6 +27,8 @@ class CheckpointState(BaseModel):
     fingerprint: str
     """Of dataset, hyperparameters and recipe, see `lora_trainer.run.execution.fingerprint_of`."""
     step: int
+    quantization: Quantization = NF4
+    """How the base model was held. With `quantization: auto` the hyperparameters don't say."""
     points: list[Point] = Field(default_factory=list)
     best_step: int | None = None
     best_loss: float | None = None
@@ -50,16 +53,20 @@ def write_state(checkpoint: Path, state: CheckpointState) -> None:
     write_atomically(checkpoint / _STATE_NAME, state.model_dump_json())
 
 
-def newest_checkpoint(job_folder: Path, fingerprint: str) -> Checkpoint | None:
+def newest_checkpoint(
+    job_folder: Path, fingerprint: str, quantization: Quantization | None = None
+) -> Checkpoint | None:
     """The checkpoint with the most steps among those of all executions of the job; None if there is none.
 
     Checkpoints with another fingerprint are left out: they come from another dataset, other hyperparameters or an
-    incompatible recipe.
+    incompatible recipe. So are those whose base was held in another `quantization`, where that is given.
     """
     checkpoints = [
         Checkpoint(path.parent, state)
         for path in job_folder.glob(f"*/checkpoints/checkpoint-*/{_STATE_NAME}")
-        if (state := _read(path)) is not None and state.fingerprint == fingerprint
+        if (state := _read(path)) is not None
+        and state.fingerprint == fingerprint
+        and quantization in {None, state.quantization}
     ]
     return max(checkpoints, key=lambda checkpoint: checkpoint.state.step, default=None)
 

@@ -39,6 +39,7 @@ def collect_facts(
         dtype=str(setup.hardware.dtype).removeprefix("torch."),
         packed=setup.shape.packed,
         attention=setup.attention,
+        quantization=setup.quantization,
         warm_up_steps=planned_warm_up(task.hyperparameters, setup.shape),
         loss_before=callback.loss_before,
         gpu_type=gpu.name,
@@ -76,6 +77,7 @@ def summarise(
         gpu_type=facts.gpu_type,
         gpu_count=gpu_count,
         trainable_parameters=facts.trainable,
+        quantization=facts.quantization,
         resumed_from_step=resumed_from_step,
         pace=pace,
         notes=facts.notes,
@@ -89,6 +91,8 @@ def _training_notes(callback: RunCallback, setup: TrainingSetup, task: Task) -> 
             f"Memory ran out at first, so activations were recomputed, and each step of about "
             f"{counted(setup.shape.rows_per_step, 'row')} was computed {counted(setup.micro_batch, 'row')} at a time."
         )
+    if task.quantization is not None:
+        notes.append("Memory ran out with the base in bf16, so the training began anew with the base in 4 bits.")
     if callback.stopped_early_at is not None:
         notes.append(f"Stopped early at step {callback.stopped_early_at}: the validation loss fell no more.")
     if callback.best.step is not None and callback.best.step != callback.points[-1].step:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lora_contract.batches import BatchShape, shape_batches
@@ -14,10 +13,12 @@ from lora_trainer.data.chat import Chat, prepare_tokenizer
 from lora_trainer.data.rows import TrainingData
 from lora_trainer.models.attention import choose_attention, needs_mask
 from lora_trainer.models.bases import Base, BaseModels
-from lora_trainer.models.hardware import Hardware
+from lora_trainer.models.hardware import Hardware, free_gpu_bytes
 from lora_trainer.models.loading import load_config, load_tokenizer
-from lora_trainer.models.plan import Planner, check_plan, format_plan
+from lora_trainer.models.plan import check_plan, format_plan, planners
+from lora_trainer.models.quantization import Quantization, begun_anew_note, choose_quantization
 from lora_trainer.models.targets import DORA_NOTE, packing_decision
+from lora_trainer.recipe.checkpoints import newest_checkpoint
 from lora_trainer.recipe.methods import METHODS
 from lora_trainer.recipe.methods.method import Method
 from lora_trainer.recipe.steps import item_tokens
@@ -47,6 +48,8 @@ class TrainingSetup:
     """Most rows of a forward pass."""
     recompute: bool
     """Whether the backward pass computes each layer's activations again, instead of keeping them."""
+    quantization: Quantization
+    """How the base model is held."""
     method: Method
     trackers: list[str]
     """Experiment trackers that the training reports to, as transformers calls them."""
@@ -80,8 +83,15 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         longest_held_out=max(lengths[len(data.train) :], default=0),
     )
     attention = choose_attention(config, hardware, packed=shape.packed)
-    micro_batch, recompute = _plan_passes(
-        task, config=config, shape=shape, hardware=hardware, attention=attention, gpu_name=gpu.name
+    begun = newest_checkpoint(task.job_folder, task.fingerprint)
+    passes = _plan_passes(
+        task,
+        config=config,
+        shape=shape,
+        hardware=hardware,
+        attention=attention,
+        gpu_name=gpu.name,
+        begun=begun.state.quantization if begun else None,
     )
     trackers, tracker_notes = usable_trackers()
     return TrainingSetup(
@@ -94,28 +104,49 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         attention=attention,
         data=data,
         shape=shape,
-        micro_batch=micro_batch,
-        recompute=recompute,
+        micro_batch=passes.micro_batch,
+        recompute=passes.recompute,
+        quantization=passes.quantization,
         method=method,
         trackers=trackers,
-        notes=[*filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None]), *tracker_notes],
+        notes=[
+            *filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None, passes.note]),
+            *tracker_notes,
+        ],
     )
 
 
+@dataclass(frozen=True)
+class _Passes:
+    """How the base model is held, and how much of a step goes through it at a time."""
+
+    quantization: Quantization
+    micro_batch: int
+    recompute: bool
+    note: str | None = None
+
+
 def _plan_passes(
-    task: Task, *, config: PretrainedConfig, shape: BatchShape, hardware: Hardware, attention: str, gpu_name: str | None
-) -> tuple[int, bool]:
-    """The most rows of a forward pass, and whether the backward pass computes each layer again.
+    task: Task,
+    *,
+    config: PretrainedConfig,
+    shape: BatchShape,
+    hardware: Hardware,
+    attention: str,
+    gpu_name: str | None,
+    begun: Quantization | None,
+) -> _Passes:
+    """What fits the GPU's free memory and is the fastest. `begun` is the quantisation of the newest checkpoint.
 
     Raises:
         DoesNotFitError: even one row takes more memory than the GPU has free.
+        HyperparametersInvalidError: bf16 is asked for, but this GPU does not have it.
     """
     masked = needs_mask(attention, packed=shape.packed)
     # TRL joins the packed rows of a forward pass into one row, and a mask takes memory in the square of its length.
-    limit = 1 if masked else min(task.micro_batch or shape.rows_per_step, shape.rows_per_step)
-    if not hardware.is_gpu:
-        return limit, True
-    planner = Planner(
+    most_rows = 1 if masked else shape.rows_per_step
+    limit = min(task.micro_batch or most_rows, most_rows)
+    planner_of = planners(
         config,
         task.hyperparameters,
         row_tokens=shape.row_tokens,
@@ -123,8 +154,19 @@ def _plan_passes(
         attention=attention,
         dtype=hardware.dtype,
     )
-    free_bytes = torch.cuda.mem_get_info()[0]  # other processes may hold a part of the GPU's memory
-    plan = planner.fit(limit, free_bytes, recompute=task.recompute)
+    free_bytes = free_gpu_bytes() if hardware.is_gpu else 0
+    quantization = choose_quantization(
+        task.quantization or task.hyperparameters.quantization,
+        hardware,
+        # The same choice in each process of this execution: what memory ran out with is left aside here.
+        lambda held: planner_of(held).fit(most_rows, free_bytes),
+        free_bytes,
+        begun=begun,
+    )
+    note = None if task.quantization else begun_anew_note(quantization, begun)
+    if not hardware.is_gpu:
+        return _Passes(quantization, limit, recompute=True, note=note)
+    plan = planner_of(quantization).fit(limit, free_bytes, recompute=task.recompute)
     log.info("memory plan\n%s", format_plan(plan))
     check_plan(plan, free_bytes, gpu_name or "this GPU")
-    return plan.micro_batch, plan.recompute
+    return _Passes(quantization, plan.micro_batch, plan.recompute, note)

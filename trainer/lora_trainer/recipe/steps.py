@@ -32,7 +32,9 @@ from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.loading import Lora
 from lora_trainer.models.optimizer import PLAIN, Optimizer
 from lora_trainer.recipe.callbacks import EvaluationInterruptedError, RunCallback
+from lora_trainer.recipe.random_states import RandomStates
 from lora_trainer.recipe.schedule import rate_share, warm_up_steps
+from lora_trainer.recipe.stopping import StepInterruptedError
 
 _MAX_GRADIENT_NORM = 1.0
 
@@ -104,6 +106,8 @@ class StepTrainer(SFTTrainer, ABC):
 
     model: PeftModel
     """Declared as optional by transformers; the constructor requires it."""
+    last_states: RandomStates | None = None
+    """The random states after the last whole step of this process; None before its first."""
 
     def __init__(self, *, batches: TrainingBatches, parameters: Hyperparameters, **options: Any) -> None:
         self.items = [*batches.train, *batches.validation]
@@ -112,6 +116,8 @@ class StepTrainer(SFTTrainer, ABC):
         first = as_dataset(self.rows_of(self.items[0]))
         super().__init__(train_dataset=first, eval_dataset=first if batches.validation else None, **options)
         self.parameters = parameters
+        self.stop_requested: Callable[[], bool] = lambda: False
+        """Whether the training shall stop. Asked before each forward pass of a step: a whole step may take minutes."""
         self._shape = batches.shape
         self._micro_batch = batches.micro_batch
         self._lengths = [item_tokens(self.rows_of(item), packed=batches.shape.packed) for item in self.items]
@@ -205,11 +211,20 @@ class StepTrainer(SFTTrainer, ABC):
 
     @override
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward for each pass of a step, which is what `inputs` is here; the step's loss, a scalar."""
+        """Forward and backward for each pass of a step, which is what `inputs` is here; the step's loss, a scalar.
+
+        Raises:
+            StepInterruptedError: a stop was requested; the gradients are those of a part of the step.
+        """
         passes: list[dict[str, torch.Tensor]] = inputs
         train_on: Callable[..., torch.Tensor] = super().training_step  # TRL's has no types
-        losses = (train_on(model, batch, num_items_in_batch) for batch in passes)
-        return sum(losses, start=torch.zeros((), device=self.args.device))
+        loss = torch.zeros((), device=self.args.device)
+        for batch in passes:
+            if self.stop_requested():
+                raise StepInterruptedError
+            loss = loss + train_on(model, batch, num_items_in_batch)
+        self.last_states = RandomStates.now()
+        return loss
 
     @override
     def floating_point_ops(self, inputs: Any) -> int:
@@ -367,11 +382,19 @@ def loraplus_optimizer(trainer: StepTrainer, parameters: Hyperparameters) -> tor
     )
 
 
-def save_checkpoint_now(trainer: StepTrainer, callback: RunCallback) -> None:
-    """Save a checkpoint of the last whole step, for a training that failed within the next step."""
+def save_last_step(trainer: StepTrainer, callback: RunCallback) -> None:
+    """Save a checkpoint of the last whole step, for a training that ended within the next one.
+
+    The part of a step that was computed is discarded, with its gradients and the random numbers that it drew: a
+    training that resumes computes the step as if it had not begun. If this process has ended no step, nothing is
+    saved: the checkpoint from which it resumed stands.
+    """
+    step = trainer.state.global_step
+    if trainer.last_states is None or callback.saved_step == step:
+        return
+    trainer.last_states.restore()
     trainer.model.zero_grad(set_to_none=True)
     # Outside of its loop, transformers has no public method for it.
     save: Callable[..., None] = trainer._save_checkpoint  # noqa: SLF001
     save(trainer.model, trial=None)
-    folder = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
-    callback.complete_checkpoint(folder, trainer.state.global_step)
+    callback.complete_checkpoint(Path(str(trainer.args.output_dir)) / f"checkpoint-{step}", step)

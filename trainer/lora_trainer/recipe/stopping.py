@@ -8,8 +8,12 @@ from types import FrameType
 from typing import NoReturn
 
 
+class StepInterruptedError(Exception):
+    """A stop was requested in the middle of an optimizer step. Caught by whoever called the trainer's `train`."""
+
+
 class StopSwitch:
-    """Receives SIGTERM. From `training_begins` on, the signal only sets `requested`, which is read after each step.
+    """Receives SIGTERM. From `training_begins` on, it only sets `requested`, which is read before each forward pass.
 
     Before that there is nothing to save, and the signal calls `end_now`. It must end the process and not return: an
     exception raised in a signal handler would be caught by whatever library happens to run.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -36,6 +37,7 @@ from lora_trainer.models.fused import fuse
 from lora_trainer.models.hardware import detect_hardware, gpu_uuid
 from lora_trainer.models.loading import Lora, attach_lora, load_model
 from lora_trainer.models.optimizer import choose_optimizer
+from lora_trainer.models.quantization import AUTO, BF16, NF4
 from lora_trainer.recipe.callbacks import RunCallback, load_trainable_weights
 from lora_trainer.recipe.checkpoints import newest_checkpoint
 from lora_trainer.recipe.facts import collect_facts, summarise
@@ -45,15 +47,15 @@ from lora_trainer.recipe.steps import (
     TrainingBatches,
     build_trainer,
     loraplus_optimizer,
-    save_checkpoint_now,
+    save_last_step,
     training_arguments,
 )
-from lora_trainer.recipe.stopping import StopSwitch
+from lora_trainer.recipe.stopping import StepInterruptedError, StopSwitch
 from lora_trainer.run.gpu import GpuMonitor
 from lora_trainer.run.logs import configure_logging, describe
 from lora_trainer.run.orphans import end_with_the_handler
 from lora_trainer.run.progress_pipe import ProgressWriter
-from lora_trainer.run.task import Outcome, Task
+from lora_trainer.run.task import Outcome, Retry, Task
 from lora_trainer.run.volume import FULL_DISK_HINT, is_full_disk
 
 log = logging.getLogger("lora_trainer.recipe.train")
@@ -73,22 +75,39 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
 
     progress.begin_stage(Stage.LOADING_MODEL)
     setup.base = models.complete(setup.base)
-    model = load_model(setup.base, setup.config, setup.hardware, attention=setup.attention)
+    try:
+        model = load_model(
+            setup.base,
+            setup.config,
+            setup.hardware,
+            attention=setup.attention,
+            quantize=setup.quantization == NF4,
+        )
+    except Exception as error:
+        if not is_out_of_memory(error) or not _may_quantise(task, setup):
+            raise
+        return _out_of_memory(task, setup, Retry(quantization=NF4))
 
     progress.begin_stage(Stage.CONFIGURING)
     lora = attach_lora(model, task.hyperparameters)
     if setup.hardware.is_gpu:
         fuse(lora.model)
     trainer = configure_trainer(task, setup, lora)
-    callback = RunCallback(task, progress, stop, gpu, validates=bool(setup.data.validation))
+    callback = RunCallback(
+        task, progress, stop, gpu, validates=bool(setup.data.validation), quantization=setup.quantization
+    )
     callback.follow(trainer)
-    resumed = newest_checkpoint(task.job_folder, task.fingerprint)
+    resumed = newest_checkpoint(task.job_folder, task.fingerprint, setup.quantization)
     if resumed is not None:
         callback.restore(resumed)
+    else:
+        # What an earlier process of this execution left with the base in another quantisation. transformers keeps the
+        # checkpoints with the highest steps, and would remove this training's first ones.
+        shutil.rmtree(task.checkpoints, ignore_errors=True)
 
     progress.begin_stage(Stage.TRAINING, lora.sentence())
     if not run_training(trainer, callback, stop, resumed.folder if resumed else None):
-        return _out_of_memory(task, setup)
+        return _out_of_memory(task, setup, next_try(task, setup))
     if callback.stopped:
         raise StoppedError(
             f"The training was stopped after step {trainer.state.global_step} of {trainer.state.max_steps}.",
@@ -142,13 +161,17 @@ def configure_trainer(task: Task, setup: TrainingSetup, lora: Lora) -> StepTrain
 def run_training(trainer: StepTrainer, callback: RunCallback, stop: StopSwitch, checkpoint: Path | None) -> bool:
     """Train until the end or until a stop is requested. False when memory ran out.
 
-    When memory ran out, a checkpoint of the last whole step is saved, from which a new process resumes that
-    needs less memory. If the GPU failed in such a way that its memory can't be read any more, nothing is saved,
-    and the new process resumes from the checkpoint before.
+    In the middle of a step, either leaves a checkpoint of the last whole step, from which the next process resumes. If
+    the GPU failed in such a way that its memory can't be read any more, nothing is saved, and the next process resumes
+    from the checkpoint before.
     """
+    trainer.stop_requested = lambda: stop.requested
     stop.training_begins()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except StepInterruptedError:
+        callback.stopped = True
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # trackers write their rest
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -161,24 +184,33 @@ def run_training(trainer: StepTrainer, callback: RunCallback, stop: StopSwitch, 
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if trainer.state.global_step > 0:
-        save_checkpoint_now(trainer, callback)
-    return False
+    save_last_step(trainer, callback)
+    return callback.stopped
 
 
-def _out_of_memory(task: Task, setup: TrainingSetup) -> Outcome:
+def next_try(task: Task, setup: TrainingSetup) -> Retry | None:
+    """What to change after memory ran out while training; None if nothing is left to change.
+
+    Recomputing frees most of what a pass holds, and costs a quarter of the speed. Only then are passes halved. To hold
+    the base in 4 bits comes last, since the training then begins anew.
+    """
+    if not setup.recompute:
+        return Retry(micro_batch=setup.micro_batch, recompute=True, quantization=task.quantization)
+    if (fewer := smaller_micro_batch(setup.micro_batch)) is not None:
+        return Retry(micro_batch=fewer, recompute=True, quantization=task.quantization)
+    return Retry(quantization=NF4) if _may_quantise(task, setup) else None
+
+
+def _may_quantise(task: Task, setup: TrainingSetup) -> bool:
+    return setup.quantization == BF16 and task.hyperparameters.quantization == AUTO
+
+
+def _out_of_memory(task: Task, setup: TrainingSetup, retry: Retry | None) -> Outcome:
     error = OutOfMemoryError(
         f"Memory ran out with {counted(setup.micro_batch, 'row')} of {setup.shape.row_tokens} tokens per forward pass.",
         "Lower max_length or the rank, or choose a GPU with more memory.",
     )
-    return Outcome(
-        status="failed",
-        fingerprint=task.fingerprint,
-        error=error.as_protocol(),
-        # Recomputing frees most of what a pass holds and costs a quarter of the speed. Only then are passes halved.
-        next_micro_batch=smaller_micro_batch(setup.micro_batch) if setup.recompute else setup.micro_batch,
-        next_recompute=True,
-    )
+    return Outcome(status="failed", fingerprint=task.fingerprint, error=error.as_protocol(), retry=retry)
 
 
 def main(arguments: list[str]) -> int:

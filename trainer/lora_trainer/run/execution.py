@@ -253,12 +253,10 @@ class Execution:
         self._report(Stage.PREPARING)  # the child reports it only after some seconds: it imports torch first
         while True:
             outcome = await self._child.train(task)
-            if outcome.next_micro_batch is None:
+            if outcome.retry is None:
                 return outcome
             log.warning("memory ran out; the training goes on in a new process that needs less")
-            task = task.model_copy(
-                update={"micro_batch": outcome.next_micro_batch, "recompute": outcome.next_recompute}
-            )
+            task = task.model_copy(update=outcome.retry.model_dump())
 
     def _task(self, folder: JobFolder, dataset_sha256: str, fingerprint: str) -> Task:
         request, settings = self._request, self._settings

@@ -44,6 +44,8 @@ class Task(BaseModel):
     """The most rows per forward pass; None: as many as the memory plan allows."""
     recompute: bool | None = None
     """Whether the backward pass computes activations again, which saves memory; None: if the memory plan needs it."""
+    quantization: Literal["nf4", "bf16"] | None = None
+    """How the base model is held, after memory ran out with it in bf16; None: as the hyperparameters say."""
     archive_name: str | None = None
     chart_points: int
     checkpoint_minutes: float
@@ -60,6 +62,14 @@ class Task(BaseModel):
         return self.folder / "checkpoints"
 
 
+class Retry(BaseModel):
+    """What another try of a training changes in its task; the fields are those of `Task`."""
+
+    micro_batch: int | None = None
+    recompute: bool | None = None
+    quantization: Literal["nf4", "bf16"] | None = None
+
+
 class Outcome(BaseModel):
     """How the child ended. With the status `trained`, the artifact's folder is complete."""
 
@@ -69,10 +79,8 @@ class Outcome(BaseModel):
     metrics: FinalMetrics = Field(default_factory=FinalMetrics)
     summary: Summary = Field(default_factory=Summary)
     points: list[Point] = Field(default_factory=list)
-    next_micro_batch: int | None = None
-    """Set if memory ran out but may suffice for another try: with recomputing, or with fewer rows per forward pass."""
-    next_recompute: bool | None = None
-    """Whether that try must recompute activations."""
+    retry: Retry | None = None
+    """Set if the training failed for want of something that another try can do without."""
 
     def write(self, folder: Path) -> None:
         """Write the outcome into `folder`, atomically."""

@@ -107,9 +107,9 @@ class Trainer:
 )
 def test_broken_gpu_context_saves_nothing_and_resumes_from_before(monkeypatch, error, saves):
     trainer, saved = Trainer(error), []
-    monkeypatch.setattr("lora_trainer.recipe.train.save_checkpoint_now", lambda *_: saved.append(True))
+    monkeypatch.setattr("lora_trainer.recipe.train.save_last_step", lambda *_: saved.append(True))
     stop = SimpleNamespace(training_begins=lambda: None)
-    assert run_training(trainer, None, stop, None) is False
+    assert run_training(trainer, SimpleNamespace(stopped=False), stop, None) is False
     assert bool(saved) is saves
 
 

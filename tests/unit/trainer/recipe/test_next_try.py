@@ -1,0 +1,39 @@
+"""What a training changes after memory ran out, one thing after the other."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lora_contract.hyperparameters import Hyperparameters
+from lora_trainer.recipe.train import next_try
+from lora_trainer.run.task import Retry
+
+pytestmark = pytest.mark.gpu_stack
+
+
+def tries(asked, *, micro_batch, recompute, quantization):
+    """All tries after memory ran out in each of them."""
+    task = SimpleNamespace(quantization=None, hyperparameters=Hyperparameters(quantization=asked))
+    setup = SimpleNamespace(micro_batch=micro_batch, recompute=recompute, quantization=quantization)
+    while (retry := next_try(task, setup)) is not None:
+        yield retry
+        task.quantization = retry.quantization
+        setup.quantization = retry.quantization or setup.quantization
+        setup.micro_batch, setup.recompute = retry.micro_batch or micro_batch, retry.recompute or recompute
+
+
+def test_activations_are_recomputed_then_rows_halved_then_the_base_quantised():
+    assert list(tries("auto", micro_batch=3, recompute=False, quantization="bf16")) == [
+        Retry(micro_batch=3, recompute=True),
+        Retry(micro_batch=1, recompute=True),
+        Retry(quantization="nf4"),
+        Retry(micro_batch=3, recompute=True, quantization="nf4"),
+        Retry(micro_batch=1, recompute=True, quantization="nf4"),
+    ]
+
+
+@pytest.mark.parametrize(("asked", "held"), [("auto", "nf4"), ("nf4", "nf4"), ("bf16", "bf16")])
+def test_nothing_is_quantised_again_or_against_the_users_choice(asked, held):
+    assert list(tries(asked, micro_batch=2, recompute=True, quantization=held)) == [
+        Retry(micro_batch=1, recompute=True)
+    ]
