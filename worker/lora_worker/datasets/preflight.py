@@ -21,6 +21,7 @@ from lora_worker.errors import DatasetPendingError, ObjectMissingError, Prefligh
 from lora_worker.launchers.base import Policy
 from lora_worker.money.billing import Rate, gpu_of
 from lora_worker.money.estimate import Work, estimate
+from lora_worker.money.guide import why_not_bf16
 from lora_worker.money.pricing import GpuPrice, affordable_seconds
 from lora_worker.money.terms import Terms
 from lora_worker.services import Services
@@ -61,6 +62,7 @@ async def check(assignment: Assignment, services: Services) -> Plan:
     gpu_config = parse_gpu_config(job)
     check_base_model(hyperparameters, settings.base_models)
     price = check_gpu(gpu_config, services.prices, endpoint_gpu_type=settings.endpoint_gpu_type)
+    check_quantization(hyperparameters, price)
     rate = Rate.at(price, gpu_count=settings.endpoint_gpu_count, max_cost=settings.max_cost_per_job)
     policy = make_policy(
         rate,
@@ -102,6 +104,20 @@ def check_gpu(gpu_config: GpuConfig, prices: tuple[GpuPrice, ...], *, endpoint_g
             f"gpu_config: {gpu_config.type!r} is not a GPU that is offered; choose one of {known}.",
         )
     return price
+
+
+def check_quantization(hyperparameters: Hyperparameters, price: GpuPrice) -> None:
+    """Refuse a base model that shall not be quantised, but can't fit the GPU so.
+
+    Raises:
+        PreflightError: the text says why, and what to choose instead.
+    """
+    reason = why_not_bf16(hyperparameters.base_model, price) if hyperparameters.quantization == "bf16" else None
+    if reason is not None:
+        raise PreflightError(
+            "hyperparameters_invalid",
+            f"hyperparameters: quantization is bf16, but {reason}; set it to auto or nf4, or choose a larger GPU.",
+        )
 
 
 def check_base_model(hyperparameters: Hyperparameters, allowed: tuple[str, ...]) -> None:

@@ -14,6 +14,8 @@ from lora_worker.money.terms import SpeedSource, Terms
 
 _USABLE_SHARE = 0.92
 """The part of a card's memory that a training gets: the driver and other processes have the rest."""
+_WITHOUT_BF16 = frozenset({"V100-32GB"})
+"""Cards of the price table that are older than the Ampere generation."""
 _NEAR = 0.5
 
 
@@ -47,6 +49,19 @@ def needed_memory_gb(base_model: str) -> float | None:
 def holds(memory_gb: float, needed_gb: float) -> bool:
     """Tell whether a card of this memory can hold a training that needs so much."""
     return memory_gb * _USABLE_SHARE >= needed_gb
+
+
+def why_not_bf16(base_model: str | None, price: GpuPrice) -> str | None:
+    """Return why a base model can't be trained unquantised on a card, as the end of a sentence; None where it may fit.
+
+    A card that is not offered is served by a larger one, so nothing is known of its memory.
+    """
+    least: float | None = load_throughput()["least_bf16_gb"].get(base_model)
+    if price.type in _WITHOUT_BF16:
+        return f"{price.type} can't compute in bf16"
+    if least is None or not price.offered or least * 1e9 <= price.memory_gb * 2**30:
+        return None
+    return f"{base_model} takes at least {least:g} GB in bf16, and {price.type} has {price.memory_gb}"
 
 
 def needs_of(base_model: str, terms: Terms, prices: Iterable[GpuPrice]) -> Needs:

@@ -10,6 +10,7 @@ from lora_trainer.errors import DoesNotFitError
 from lora_trainer.models.attention import SDPA, VARLEN
 from lora_trainer.models.plan import Planner, check_plan, format_plan, plan_for_base, plan_memory
 from lora_worker.configuration.settings import Settings
+from lora_worker.money.speeds import load_throughput
 from tests.project import ROOT
 
 pytestmark = pytest.mark.gpu_stack
@@ -116,6 +117,15 @@ def test_planned_weights_equal_the_trained_ones(change):
     assert attach_lora(model, parameters).trainable == plan.trainable
 
 
+def test_least_memory_in_bf16_that_the_worker_knows_is_the_plans(tmp_path):
+    known = load_throughput()["least_bf16_gb"]
+    smallest = Hyperparameters(rank=4, quantization="bf16")
+    assert list(known) == list(Settings.model_fields["base_models"].default)
+    for name, gigabytes in known.items():
+        plan = plan_for_base(name, smallest, row_tokens=64, micro_batch=1, volume=tmp_path)
+        assert gigabytes == round(plan.needed / GB, 1), name
+
+
 def test_documented_memory_table_matches_the_plan(tmp_path):
     page = (ROOT / "docs" / "training.md").read_text()
     rows = re.findall(r"^\| `(\S+/\S+)` \| (.*) \|$", page, re.MULTILINE)
@@ -125,11 +135,14 @@ def test_documented_memory_table_matches_the_plan(tmp_path):
             plan_for_base(name, Hyperparameters(rank=16), row_tokens=tokens, micro_batch=1, volume=tmp_path)
             for tokens in (2048, 4096)
         )
+        in_bf16 = Hyperparameters(rank=16, quantization="bf16")
+        unquantised = plan_for_base(name, in_bf16, row_tokens=4096, micro_batch=1, volume=tmp_path)
         assert cells.split(" | ") == [
             f"{short.weight_bytes / GB:.1f} GB",
             f"{short.loading_peak / GB:.1f} GB",
             f"{short.total / GB:.0f} GB",
             f"{long.total / GB:.0f} GB",
+            f"{unquantised.total / GB:.0f} GB",
             f"{short.adapter_bytes / 1e6:.0f} MB",
             f"{short.checkpoint_bytes / GB:.0f} GB",
         ], name

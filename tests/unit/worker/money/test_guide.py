@@ -11,8 +11,10 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from lora_contract.hyperparameters import Hyperparameters
 from lora_worker.commands.cli import app
-from lora_worker.errors import ArgumentError
+from lora_worker.datasets.preflight import check_quantization
+from lora_worker.errors import ArgumentError, PreflightError
 from lora_worker.money.guide import needs_of
 from lora_worker.money.pricing import load_prices
 from lora_worker.money.speeds import load_throughput
@@ -41,6 +43,30 @@ def test_the_memory_of_each_model_is_that_of_the_documented_plan() -> None:
     }
     assert load_throughput()["memory_gb"] == planned
     assert set(planned) == set(TERMS.models)
+
+
+@pytest.mark.parametrize(
+    ("base", "gpu", "refused"),
+    [
+        ("meta-llama/Meta-Llama-3-8B-Instruct", "RTX-A4000", "takes at least 18.1 GB in bf16, and RTX-A4000 has 16"),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", "RTX-4090", None),
+        ("Qwen/Qwen2.5-0.5B-Instruct", "V100-32GB", "V100-32GB can't compute in bf16"),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "A100-40GB", None),
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", "H200", "takes at least 168.5 GB"),
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", "B200", None),
+        ("a-base/nobody-knows", "RTX-A4000", None),
+    ],
+)
+def test_unquantised_base_is_refused_where_it_cannot_fit(base: str, gpu: str, refused: str | None) -> None:
+    price = next(price for price in load_prices() if price.type == gpu)
+    check_quantization(Hyperparameters(base_model=base), price)
+    chosen = Hyperparameters(base_model=base, quantization="bf16")
+    if refused is None:
+        check_quantization(chosen, price)
+        return
+    with pytest.raises(PreflightError, match=re.escape(refused)) as error:
+        check_quantization(chosen, price)
+    assert "set it to auto or nf4" in str(error.value)
 
 
 def test_a_7b_model_needs_no_80_gb_card() -> None:
