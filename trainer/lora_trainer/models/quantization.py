@@ -7,7 +7,7 @@ pass unpacks anything, and the adapter learns on the very weights with which it 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import torch
 
@@ -15,7 +15,6 @@ from lora_trainer.errors import HyperparametersInvalidError
 
 if TYPE_CHECKING:
     from lora_trainer.models.hardware import Hardware
-    from lora_trainer.models.plan import MemoryPlan
 
 Quantization: TypeAlias = Literal["nf4", "bf16"]
 NF4: Quantization = "nf4"
@@ -23,10 +22,22 @@ BF16: Quantization = "bf16"
 AUTO = "auto"
 
 
+class Plan(Protocol):
+    """What must be known of a memory plan."""
+
+    @property
+    def needed(self) -> int:
+        """The most bytes that the GPU holds at any time."""
+
+    @property
+    def recompute(self) -> bool:
+        """Whether activations are recomputed."""
+
+
 def choose_quantization(
     asked: str,
     hardware: Hardware,
-    plan_of: Callable[[Quantization], MemoryPlan],
+    plan_of: Callable[[Quantization], Plan],
     free_bytes: int,
     *,
     begun: Quantization | None = None,
