@@ -7,7 +7,7 @@ the table with the templates. `lora-trainer judge MODEL` prints the properties o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -31,35 +31,40 @@ class Rendering:
     `lora_conversations.control_tokens.Marks`)."""
     takes_tools: bool = False
     """Whether the template shows the tools' schemas, the assistant's calls and the tools' results."""
+    several_calls: bool = True
+    """Whether an answer may call several tools at once."""
+    text_beside_calls: bool = True
+    """Whether a text is shown beside the calls of the same answer."""
     thoughts: Literal["text", "dropped", "last", "kept"] = "text"
     """What a prompt shows of the thoughts of earlier answers.
 
     text: nothing, and the template knows no thoughts: one is learned as `<think>` text before its answer;
     dropped: nothing; last: those since the last user turn; kept: all."""
-    history_as_served: bool = True
-    """Whether earlier answers in a row look as a server renders them. False if training keeps thoughts there that a
-    server drops from the history."""
 
 
 _CHATML = Rendering("conversation", "in front", opens_thought=False, stop="<|im_end|>")
 _MISTRAL = Rendering("conversation", "in front", opens_thought=False, stop="</s>", marks=("[/INST]", "[INST]"))
+_QWEN2_5 = replace(_CHATML, takes_tools=True, marks=("\n</tool_response>", "\n<tool_response>"))
+_QWEN3_INSTRUCT = replace(_CHATML, takes_tools=True)
 
 RENDERINGS: dict[str, Rendering] = {
     "mistralai/Mistral-7B-Instruct-v0.2": _MISTRAL,
-    "mistralai/Mistral-7B-Instruct-v0.3": Rendering("conversation", "first turn", opens_thought=False, stop="</s>"),
+    "mistralai/Mistral-7B-Instruct-v0.3": Rendering(
+        "conversation", "first turn", opens_thought=False, stop="</s>", takes_tools=True, text_beside_calls=False
+    ),
     "meta-llama/Meta-Llama-3-8B-Instruct": Rendering(
         "conversation", "in front", opens_thought=False, stop="<|eot_id|>"
     ),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": Rendering(
-        "answer", "in front", opens_thought=True, stop="<｜end▁of▁sentence｜>"
+        "answer", "in front", opens_thought=True, stop="<｜end▁of▁sentence｜>", thoughts="dropped"
     ),
-    "Qwen/Qwen2.5-0.5B-Instruct": _CHATML,
-    "Qwen/Qwen2.5-7B-Instruct": _CHATML,
+    "Qwen/Qwen2.5-0.5B-Instruct": _QWEN2_5,
+    "Qwen/Qwen2.5-7B-Instruct": _QWEN2_5,
     "Qwen/Qwen3-8B": Rendering(
-        "conversation", "in front", opens_thought=False, stop="<|im_end|>", history_as_served=False
+        "answer", "in front", opens_thought=False, stop="<|im_end|>", takes_tools=True, thoughts="last"
     ),
-    "Qwen/Qwen3-30B-A3B-Instruct-2507": _CHATML,
-    "Qwen/Qwen3-Next-80B-A3B-Instruct": _CHATML,
+    "Qwen/Qwen3-30B-A3B-Instruct-2507": _QWEN3_INSTRUCT,
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": _QWEN3_INSTRUCT,
 }
 """Base models that can be trained on exactly what a server will render."""
 

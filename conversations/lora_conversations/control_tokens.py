@@ -5,6 +5,9 @@ or a part of a user's text would count as the assistant's. In a dataset's text t
 `ControlTokens.hide` marks them before a conversation is rendered, and `ControlTokens.encode_hidden` encodes the marked
 ones as text and those of the template as tokens.
 
+The texts are those of all turns, of thoughts, of calls and their arguments, of results and of schemas. `<think>`,
+`<tool_call>` and the like are control tokens, too, where the base's template writes them.
+
 Some templates mark turns with plain text instead (`[INST]` of some Mistral models). Such a mark in a dataset's text
 can't be distinguished from the template's own, so `Marks` finds and refuses it.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +36,9 @@ _MARKED = re.compile(f"[{chr(_HIDDEN)}-{chr(0x10FFFF)}]")
 _NOTHING = re.compile(r"(?!)")
 
 
+THOUGHT_MARKS = ("<think>", "</think>")
+"""With which models mark their thoughts, whether these are tokens or not."""
+
 WRITE_OTHERWISE = "Write it in another way or remove the example."
 
 
@@ -44,51 +50,63 @@ class Encoded(NamedTuple):
 
 
 class ControlTokens:
-    """The control tokens of one tokenizer.
+    """The control tokens of one tokenizer: its special tokens, and the others with which its chat template marks parts.
 
-    Special tokens in a dataset's text are encoded as plain text. Other added tokens (`<think>`, `<tool_call>`) belong
-    to what a model writes, so they stay tokens.
+    `written` is all that the template may write, such as its source. An added token that is not special, such as
+    `<tool_call>`, counts as a mark if it looks like one and occurs there. Marks in a dataset's text are encoded as
+    plain text. Other added tokens belong to what a model writes, so they stay tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, written: str = "") -> None:
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder.values()
-        self._specials = sorted({token.content for token in added if token.special}, key=len, reverse=True)
-        self._index = {content: index for index, content in enumerate(self._specials)}
-        self._special = _any_of(self._specials)
-        self._added = _any_of(token.content for token in added if not token.special)
+        marking = {token.content for token in added if token.special or _is_mark(token.content, written)}
+        # The marks of a thought are hidden even where they are no tokens, because templates look for them in texts.
+        self._apart = sorted({*marking, *THOUGHT_MARKS}, key=len, reverse=True)
+        self._index = {content: index for index, content in enumerate(self._apart)}
+        self._hideable = _any_of(self._apart)
+        self._marking = _any_of(marking)
+        self._kept = _any_of(token.content for token in added if token.content not in marking)
 
-    def find(self, messages: Sequence[Message]) -> set[str]:
-        """Return the special tokens that the messages' texts contain."""
-        return _found(self._special, messages)
+    def find(self, messages: Iterable[Message]) -> set[str]:
+        """Return the control tokens that the messages' texts contain; they are encoded as text."""
+        return _found(self._marking, messages)
 
-    def find_kept(self, messages: Sequence[Message]) -> set[str]:
+    def find_kept(self, messages: Iterable[Message]) -> set[str]:
         """Return the other added tokens that the messages' texts contain; these are encoded as tokens."""
-        return _found(self._added, messages)
+        return _found(self._kept, messages)
+
+    def are_in(self, texts: Iterable[str]) -> bool:
+        """Tell whether a text contains something that has to be hidden before it is rendered."""
+        return any(self._hideable.search(text) for text in texts)
 
     def refuse(self, sample: Sample) -> LineError | None:
-        """Return an error if special tokens can't be hidden, because the texts already use the private characters."""
-        messages = tuple(all_messages(sample))
-        schemas = sample.tools or ""
-        if not self.find(messages) and not self._special.search(schemas):
-            return None
-        texts = (text for message in messages for text in texts_of(message))
-        if not any(_PRIVATE.search(text) for text in (*texts, schemas)):
+        """Return an error if control tokens can't be hidden, because the texts already use the private characters."""
+        texts = list(sample_texts(sample))
+        if not any(_PRIVATE.search(text) for text in texts) or not self.are_in(texts):
             return None
         return LineError(
             sample.line, None, "holds a special token of the base beside private characters", WRITE_OTHERWISE
         )
 
-    def hide(self, messages: Sequence[Message]) -> list[Message]:
-        """Replace the first character of every special token in the messages' texts by a private character."""
+    def hide(self, text: str) -> str:
+        """Replace the first character of every control token in a dataset's text by a private character."""
+        return self._hideable.sub(self._hidden, text)
 
-        def mark(match: re.Match[str]) -> str:
-            return chr(_HIDDEN + self._index[match[0]]) + match[0][1:]
-
-        def hidden(text: str) -> str:
-            return self._special.sub(mark, text)
-
-        return [_with_texts(message, hidden) for message in messages]
+    def hide_all(self, messages: Iterable[Message]) -> list[Message]:
+        """Hide the control tokens in all texts of the messages."""
+        return [
+            message._replace(
+                content=self.hide(message.content),
+                thought=self.hide(message.thought),
+                calls=tuple(
+                    call._replace(name=self.hide(call.name), arguments=self.hide(call.arguments))
+                    for call in message.calls
+                ),
+                name=self.hide(message.name) if message.name else message.name,
+            )
+            for message in messages
+        ]
 
     def encode(self, rendered: str) -> Encoded:
         """Encode a rendered conversation exactly as the tokenizer does, without hiding anything."""
@@ -97,18 +115,21 @@ class ControlTokens:
 
     def encode_hidden(self, rendered: str) -> Encoded:
         """Encode a rendered conversation whose messages went through `hide`; offsets count its characters."""
-        text = self._special.sub(lambda match: self._real(match[0]), rendered)
-        text = _MARKED.sub(lambda match: self._specials[ord(match[0]) - _HIDDEN][0], text)
+        text = self._marking.sub(lambda match: self._real(match[0]), rendered)
+        text = _MARKED.sub(lambda match: self._apart[ord(match[0]) - _HIDDEN][0], text)
         plain, ids = self._renamed_tokenizer
         encoding = plain.encode(text, add_special_tokens=False)
         return Encoded([ids.get(token, token) for token in encoding.ids], encoding.offsets)
+
+    def _hidden(self, match: re.Match[str]) -> str:
+        return chr(_HIDDEN + self._index[match[0]]) + match[0][1:]
 
     def _real(self, content: str) -> str:
         return chr(_REAL + self._index[content]) + content[1:]
 
     @cached_property
     def _renamed_tokenizer(self) -> tuple[Tokenizer, dict[int, int]]:
-        """A copy of the tokenizer in which each special token begins with a private character.
+        """A copy of the tokenizer in which each control token begins with a private character.
 
         The second value maps the copy's token ids to the original ones, where they differ.
         """
@@ -137,22 +158,35 @@ class Marks:
         self._pattern = re.compile("|".join(map(_mark_pattern, self.texts))) if self.texts else _NOTHING
 
     def refuse(self, sample: Sample) -> LineError | None:
-        """Return an error if a text of the sample contains a mark, else None."""
+        """Return an error if a text of the example contains a mark, else None."""
         if not self.texts:
             return None
-        texts = (text for message in all_messages(sample) for text in texts_of(message))
-        for text in (*texts, sample.tools or ""):
+        for text in sample_texts(sample):
             if match := self._pattern.search(text):
                 what = f"holds “{match[0]}”, with which the base's chat template marks a turn"
                 return LineError(sample.line, None, what, WRITE_OTHERWISE)
         return None
 
 
-def plain_marks(between: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Marks:
-    """Find the marks of a template; `between` are the texts it writes before, between and after the messages."""
-    added = tokenizer.added_tokens_decoder.values()
-    special, token = _any_of(t.content for t in added if t.special), _any_of(t.content for t in added)
+def sample_texts(sample: Sample) -> Iterator[str]:
+    """Yield every text of an example, a pair or a rated answer that a chat template shows."""
+    for message in all_messages(sample):
+        yield from texts_of(message)
+    if sample.tools:
+        yield sample.tools
+
+
+def plain_marks(between: Iterable[str], tags: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Marks:
+    """Find the plain-text marks of a template.
+
+    `between` are the texts it writes before, between and after the messages. `tags` are those around calls and results,
+    each with the line break before it.
+    """
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    special = _any_of(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    token = _any_of(added)
     found = {_spell_mark(part) for piece in between for part in _plain_parts(piece, special, token)}
+    found |= {tag for tag in tags if tag.strip() not in added and tag.strip() not in THOUGHT_MARKS}
     return Marks(sorted(found))
 
 
@@ -160,11 +194,12 @@ def _found(pattern: re.Pattern[str], messages: Iterable[Message]) -> set[str]:
     return {found for message in messages for text in texts_of(message) for found in pattern.findall(text)}
 
 
-def _with_texts(message: Message, change: Callable[[str], str]) -> Message:
-    """Change all texts of a message that `texts_of` returns."""
-    calls = tuple(call._replace(name=change(call.name), arguments=change(call.arguments)) for call in message.calls)
-    name = message.name and change(message.name)
-    return message._replace(content=change(message.content), thought=change(message.thought), calls=calls, name=name)
+def _is_mark(content: str, written: str) -> bool:
+    """Tell whether an added token that is not special looks like a mark, and the template may write it.
+
+    Runs of spaces or line breaks, which some tokenizers have as added tokens, are no marks.
+    """
+    return content[:1] in {"<", "["} and content[-1:] in {">", "]"} and content in written
 
 
 def _any_of(contents: Iterable[str]) -> re.Pattern[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_contract.hyperparameters import Hyperparameters
-from lora_conversations.reader import Example, Message
+from lora_conversations.examples import Example, Message, ToolCall
 from lora_trainer.data.chat import IGNORED, Chat
 from lora_trainer.data.rows import prepare_data
 from lora_trainer.errors import DatasetInvalidError
@@ -27,6 +27,42 @@ def rows(tmp_path, *answers, question="Two stops?", **more):
     ]
     path.write_text("\n".join(map(json.dumps, lines)))
     return path
+
+
+def test_marks_of_calls_and_thoughts_within_texts_are_characters(tmp_path):
+    """Wherever a dataset has them: in turns, thoughts, arguments, results and schemas."""
+    chat, tokenizer = chat_for("qwen3")
+    injected = "a </tool_call> <tool_response> <|im_end|> <tool_call> b"
+    harmless = "a /tool_call tool_response im_end tool_call b"
+
+    def row(text):
+        call = ToolCall("look", json.dumps({"text": text}), "1")
+        tools = json.dumps([{"type": "function", "function": {"name": "look", "description": text, "parameters": {}}}])
+        messages = [
+            Message("user", f"{text} </think>"),
+            Message("assistant", text, thought=text, calls=(call,)),
+            Message("tool", text, name="look", call_id="1"),
+            Message("assistant", f"{text} </think>", thought=text),
+        ]
+        assert chat.refuse(Example(tuple(messages), (1, 3), None, 1, tools=tools)) is None
+        return chat.row(messages, [1, 3], tools=tools)
+
+    marks = set(tokenizer.added_tokens_decoder)
+    marked, plain = row(injected), row(harmless)
+    assert [token for token in marked.input_ids if token in marks] == [
+        token for token in plain.input_ids if token in marks
+    ]
+    text = tokenizer.decode(marked.input_ids)
+    assert text.count(injected) == 8, "each text is there as it was"
+    assert text.replace(injected, harmless) == tokenizer.decode(plain.input_ids)
+
+
+def test_end_of_a_thought_within_a_text_cuts_no_answer():
+    """Templates look for it in texts, whether it is a token of the vocabulary or not."""
+    for name in ("deepseek_r1_distill", "empty_thought", "qwen3", "llama3"):
+        chat, tokenizer = chat_for(name)
+        row = chat.row([Message("user", "a"), Message("assistant", "b </think> c <think> d")], [1])
+        assert "b </think> c <think> d" in learned_spans(tokenizer, row)[0]
 
 
 def special_ids(tokenizer):
@@ -55,7 +91,7 @@ def test_ordinary_texts_use_the_unchanged_tokenizer():
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": text}, {"role": "assistant", "content": text}], tokenize=False
     )
-    assert row.input_ids == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    assert row.input_ids == tokenizer(rendered.rstrip(), add_special_tokens=False)["input_ids"]
 
 
 def sentencepiece_like():
@@ -107,11 +143,11 @@ def test_added_tokens_that_are_not_special_are_kept_and_noted(tmp_path):
     from tokenizers import AddedToken
 
     _, tokenizer = chat_for("chatml")
-    tokenizer.add_tokens([AddedToken("<tool_call>", special=False)])
-    data = prepare_data(rows(tmp_path, "<tool_call>Hm. So."), Chat(tokenizer), WHOLE)
-    assert tokenizer.convert_tokens_to_ids("<tool_call>") in data.train[0].labels
+    tokenizer.add_tokens([AddedToken("<table>", special=False)])
+    data = prepare_data(rows(tmp_path, "<table>Hm. So."), Chat(tokenizer), WHOLE)
+    assert tokenizer.convert_tokens_to_ids("<table>") in data.train[0].labels
     assert data.notes == [
-        "Texts hold added tokens of the base, which were learned as these tokens: <tool_call> (in 1 example)."
+        "Texts hold added tokens of the base, which were learned as these tokens: <table> (in 1 example)."
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import trl
@@ -31,29 +32,20 @@ MISTRAL_V0_2 = (
     "{% if loop.first and system_message is defined %}{{ system_message + '\n\n' }}{% endif %}"
     "{{ message['content'] + ' [/INST]' }}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
-# Mistral-7B-Instruct-v0.3, tools left out: the system prompt stands in the last message, if that is the user's,
-# so it wanders from turn to turn and is gone when the last message is an answer.
-MISTRAL_V0_3 = (
-    _ALTERNATING + "{% if message['role'] == 'user' %}{{ '[INST] ' }}"
-    "{% if loop.last and system_message is defined %}{{ system_message + '\n\n' }}{% endif %}"
-    "{{ message['content'] + '[/INST]' }}{% else %}{{ ' ' + message['content']|trim + eos_token }}{% endif %}"
-    "{% endfor %}"
+# Mistral-7B-Instruct-v0.1 as it was released: a space behind the stop token, none before an answer.
+MISTRAL_V0_1 = STRICT.replace("' ' + message['content'] + eos_token", "message['content'] + eos_token + ' '")
+_TEMPLATES = Path(__file__).parent / "templates"
+MISTRAL_V0_3 = (_TEMPLATES / "mistral_v0_3.jinja").read_text()
+# SmolLM2's instruction-tuned models (Apache-2.0): ChatML with a system prompt of their own.
+SMOLLM2 = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, "
+    "trained by Hugging Face<|im_end|>\n' }}{% endif %}" + CHAT_TEMPLATE
 )
 NO_STOP = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
 _SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>"]
 _SPECIAL += ["<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>"]
 _SPECIAL += ["<|user|>", "<|assistant|>", "<|system|>"]
 R1_SPECIAL = ["<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"]
-# DeepSeek-R1-Distill as it is served: a system prompt without a mark, a prompt that begins a thought, and earlier
-# answers without theirs.
-R1_DISTILL = (
-    "{{ bos_token }}{% for message in messages if message['role'] == 'system' %}{{ message['content'] }}{% endfor %}"
-    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}"
-    "{{ '<｜Assistant｜>' + message['content'].split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}"
-    "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"
-)
 # Nemotron's kind of the same: the rendering of an answer has an empty thought that the prompt has not begun.
 EMPTY_THOUGHT = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -62,18 +54,35 @@ EMPTY_THOUGHT = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 )
 # Tokens of the vocabulary since v0.3; before, plain text.
-_OWN_SPECIAL = {"mistral_v0_3": ["[INST]", "[/INST]"]}
+_MISTRAL_SPECIAL = ["[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"]
+_MISTRAL_SPECIAL += ["[TOOL_RESULTS]", "[/TOOL_RESULTS]"]
+_OWN_SPECIAL = {"mistral_v0_3": _MISTRAL_SPECIAL}
+_CALL_TOKENS = ["<tool_call>", "</tool_call>"]
+_THOUGHT_TOKENS = ["<think>", "</think>"]
+_QWEN3_TOKENS = [*_CALL_TOKENS, "<tool_response>", "</tool_response>", *_THOUGHT_TOKENS]
+# Tokens of the vocabulary that are not special.
+_ADDED = {
+    "qwen2_5": _CALL_TOKENS,
+    "qwen3": _QWEN3_TOKENS,
+    "qwen3_instruct_2507": _QWEN3_TOKENS,
+    "deepseek_r1_distill": [*_CALL_TOKENS, *_THOUGHT_TOKENS],
+}
 _STOPS = {
-    "r1_distill": R1_SPECIAL[-1],
+    "deepseek_r1_distill": R1_SPECIAL[-1],
     "empty_thought": "<|im_end|>",
     "llama3": "<|eot_id|>",
     "llama3_1": "<|eot_id|>",
     "gemma": "<end_of_turn>",
+    "gemma3": "<end_of_turn>",
     "phi3": "<|endoftext|>",
+    "phi3_5": "<|endoftext|>",
+    "smollm2": "<|im_end|>",
 }
 
 TEMPLATES = (
     "chatml",
+    "smollm2",
+    "mistral_v0_1",
     "mistral_v0_2",
     "mistral_v0_3",
     "strict",
@@ -83,12 +92,20 @@ TEMPLATES = (
     "qwen3",
     "qwen3_instruct_2507",
     "gemma",
+    "gemma3",
+    "phi3",
+    "phi3_5",
+    "deepseek_r1_distill",
+    "empty_thought",
+    "none",
 )
-TEMPLATES += ("phi3", "r1_distill", "empty_thought", "none")
+_OWN = {"chatml": CHAT_TEMPLATE, "smollm2": SMOLLM2, "strict": STRICT, "none": None, "empty_thought": EMPTY_THOUGHT}
+_OWN |= {"mistral_v0_1": MISTRAL_V0_1, "mistral_v0_2": MISTRAL_V0_2, "mistral_v0_3": MISTRAL_V0_3}
 
 
-def tokenizer_with(name: str, template: str | None = None) -> PreTrainedTokenizerFast:
-    """A tokenizer with the named template: our own, TRL's copy of a well-known one, or none."""
+@lru_cache
+def _vocabulary() -> str:
+    """The tokenizer without special tokens, as JSON; training it takes longer than most tests."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     raw = Tokenizer(models.BPE())
@@ -98,17 +115,25 @@ def tokenizer_with(name: str, template: str | None = None) -> PreTrainedTokenize
         vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     raw.train_from_iterator([Path(__file__).read_text()], trainer)
+    return raw.to_str()
+
+
+def tokenizer_with(name: str, template: str | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer with the named template: our own, TRL's copy of a well-known one (Apache-2.0), or none.
+
+    It has the added tokens with which such a model marks turns, calls and thoughts.
+    """
+    from tokenizers import AddedToken, Tokenizer
+
     stop = _STOPS.get(name, "<|im_end|>" if name.startswith(("qwen", "chatml")) else "</s>")
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw,
+        tokenizer_object=Tokenizer.from_str(_vocabulary()),
         bos_token="<s>",
         eos_token=stop,
         additional_special_tokens=[*_SPECIAL, *R1_SPECIAL, *_OWN_SPECIAL.get(name, ())],
     )
-    own = {"chatml": CHAT_TEMPLATE, "strict": STRICT, "none": None}
-    own |= {"mistral_v0_2": MISTRAL_V0_2, "mistral_v0_3": MISTRAL_V0_3}
-    own |= {"r1_distill": R1_DISTILL, "empty_thought": EMPTY_THOUGHT}
-    if template is None and name not in own:
+    tokenizer.add_tokens([AddedToken(token, special=False) for token in _ADDED.get(name, ())])
+    if template is None and name not in _OWN:
         template = (SHIPPED / f"{name}.jinja").read_text()
-    tokenizer.chat_template = template or own.get(name)
+    tokenizer.chat_template = template or _OWN.get(name)
     return tokenizer

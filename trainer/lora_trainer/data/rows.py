@@ -14,12 +14,13 @@ from pathlib import Path
 from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.words import counted
 from lora_conversations.errors import DatasetUnusableError
-from lora_conversations.examples import SYSTEM, Message
+from lora_conversations.examples import SYSTEM, USER, Message
 from lora_conversations.identity import conversation_key, conversation_names, hold_out, shared_ids_note
-from lora_conversations.preferences import Sample
+from lora_conversations.preferences import Sample, all_messages
 from lora_conversations.reader import Example, merge_conversations
 from lora_conversations.survey import Refuse, Survey, Surveyor, accept
 from lora_trainer.data.chat import Chat, Row
+from lora_trainer.data.serving import serving_notes
 from lora_trainer.errors import DatasetInvalidError
 
 _CHUNK_BYTES = 1 << 20
@@ -125,22 +126,7 @@ def _dataset_notes(chat: Chat, examples: Sequence[Example], survey: Survey) -> l
     if survey.bad:
         what = counted(survey.bad, "example")
         notes.append(f"Left out: {what} of the dataset that can't be used. {survey.errors[0].sentence()}")
-    if not chat.takes_system and any(example.messages[0].role == SYSTEM for example in examples):
-        notes.append(
-            "The base's chat template doesn't keep a system prompt in front, so the first user turn opens with it, "
-            "followed by an empty line; prompt the adapter in the same way."
-        )
-    if chat.rendering.opens_thought:
-        notes.append(
-            "The base begins each answer with a thought. Answers that have none in the dataset were learned with an "
-            "empty one, so the adapter ends its thought at once; serve it with a reasoning parser, which removes the "
-            "thought."
-        )
-    if not chat.rendering.history_as_served and any(len(example.trained) > 1 for example in examples):
-        notes.append(
-            "In training, earlier answers of a conversation keep the empty thought that the base's chat template "
-            "leaves out when it is served."
-        )
+    notes += serving_notes(chat.rendering, examples)
     if shared := shared_ids_note(examples):
         notes.append(shared)
     return [*notes, *(note.text for note in survey.notes), *_token_notes(chat, examples)]
@@ -174,8 +160,8 @@ def _token_notes(chat: Chat, examples: Sequence[Example]) -> list[str]:
     as_text: Counter[str] = Counter()
     as_tokens: Counter[str] = Counter()
     for example in examples:
-        as_text.update(chat.tokens.find(example.messages))
-        as_tokens.update(chat.tokens.find_kept(example.messages))
+        as_text.update(chat.tokens.find(all_messages(example)))
+        as_tokens.update(chat.tokens.find_kept(all_messages(example)))
     notes = []
     if as_text:
         notes.append(f"Texts hold special tokens of the base, which were learned as plain text: {_names(as_text)}.")
@@ -196,35 +182,42 @@ def fit_examples(chat: Chat, examples: Sequence[Example], max_length: int, count
     Adds to `counts` what had to be cut or left out.
     """
     for example in examples:
-        row = chat.row(example.messages, example.trained)
+        row = chat.row(example.messages, example.trained, tools=example.tools, weights=example.weights)
         if row is not None and len(row.input_ids) <= max_length:
             yield row
         else:
-            yield from _fit(chat, example, max_length, counts)
+            yield from _fit(_ConversationCutter(chat, example, max_length), list(example.trained), counts)
 
 
-def _fit(chat: Chat, example: Example, max_length: int, counts: TruncationCounts) -> Iterator[Row]:
+def _fit(cutter: _ConversationCutter, answers: list[int], counts: TruncationCounts) -> Iterator[Row]:
     """Rows that together teach each answer once, each with as many earlier turns as fit."""
-    cutter = _ConversationCutter(chat, example.messages, max_length)
-    answers = list(example.trained)
     while answers:
-        start, taken = answers[0] - 1, 1
-        row = cutter.row(start, answers[:1])
+        starts, taken = cutter.starts_before(answers[0]), 1
+        row = cutter.row(starts[-1], answers[:1])
         if row is None:
-            alone = cutter.without_system().row(start, answers[:1])
+            alone = cutter.without_system().row(starts[-1], answers[:1])
             counts.too_long += alone is None
             counts.shortened += alone is not None
             if alone is not None:
                 yield alone
             answers = answers[1:]
             continue
-        while taken < len(answers) and (wider := cutter.row(start, answers[: taken + 1])):
+        while taken < len(answers) and (wider := cutter.row(starts[-1], answers[: taken + 1])):
             taken, row = taken + 1, wider
-        while start > cutter.opening and (wider := cutter.row(start - 2, answers[:taken])):
-            start, row = start - 2, wider
-        counts.shortened += start > cutter.opening
+        while len(starts) > 1 and (wider := cutter.row(starts[-2], answers[:taken])):
+            row = wider
+            starts.pop()
+        counts.shortened += len(starts) > 1
         answers = answers[taken:]
         yield row
+
+
+def turn_starts(messages: Sequence[Message], before: int) -> list[int]:
+    """Where a conversation that ends with the answer `before` may begin, in order: at turns of the user.
+
+    A cut between a call of a tool and its result would leave a result without its call.
+    """
+    return [index for index in range(before) if messages[index].role == USER] or [int(messages[0].role == SYSTEM)]
 
 
 @dataclass(frozen=True)
@@ -232,25 +225,29 @@ class _ConversationCutter:
     """Cuts rows out of a conversation that is too long: the system prompt, if kept, and some consecutive turns."""
 
     chat: Chat
-    messages: tuple[Message, ...]
+    example: Example
     max_length: int
     keeps_system: bool = True
 
-    @property
-    def opening(self) -> int:
-        """Index of the first turn after the system prompt."""
-        return int(self.messages[0].role == SYSTEM)
+    def starts_before(self, answer: int) -> list[int]:
+        """Where a row that ends with this answer may begin, in order; see `turn_starts`."""
+        return turn_starts(self.example.messages, answer)
 
     def without_system(self) -> _ConversationCutter:
         """The same cutter, whose rows lack the system prompt."""
         return replace(self, keeps_system=False)
 
+    def _weights(self) -> Iterator[tuple[int, float]]:
+        return zip(self.example.trained, self.example.weights, strict=bool(self.example.weights))
+
     def row(self, start: int, answers: list[int]) -> Row | None:
         """The turns from `start` to the last of `answers` as a row; None if they don't fit into `max_length`.
 
-        `start` and `answers` are indices into `messages`.
+        `start` and `answers` are indices into the example's messages.
         """
-        head = self.messages[: self.opening] if self.keeps_system else ()
-        kept = head + self.messages[start : answers[-1] + 1]
-        row = self.chat.row(kept, [index - start + len(head) for index in answers])
+        messages, tools = self.example.messages, self.example.tools
+        head = messages[: int(messages[0].role == SYSTEM)] if self.keeps_system else ()
+        kept = head + messages[start : answers[-1] + 1]
+        weights = [weight for index, weight in self._weights() if index in answers]
+        row = self.chat.row(kept, [index - start + len(head) for index in answers], tools=tools, weights=weights)
         return row if row is not None and len(row.input_ids) <= self.max_length else None

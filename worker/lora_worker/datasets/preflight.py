@@ -11,8 +11,8 @@ from uuid import UUID
 
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.renderings import REFUSALS, RENDERINGS
-from lora_conversations.control_tokens import Marks
 from lora_conversations.errors import DatasetUnusableError
+from lora_conversations.limits import refusal_of
 from lora_conversations.survey import Survey, Surveyor
 from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS
 from lora_worker.database.rows import Assignment, Dataset, Job, parse_gpu_config, parse_hyperparameters
@@ -275,8 +275,7 @@ async def survey_dataset(
         PreflightError: the file is missing, can't be read, or has too few usable examples.
         ServiceError: the storage did not answer.
     """
-    known = RENDERINGS.get(base_model or "")
-    surveyor = Surveyor(Marks(known.marks if known else ()).refuse)
+    surveyor = Surveyor(refusal_of(RENDERINGS.get(base_model or "")))
     try:
         async with storage.stream(dataset.bucket, dataset.storage_path) as chunks:
             async for chunk in chunks:

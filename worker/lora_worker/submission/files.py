@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_contract.renderings import RENDERINGS
-from lora_conversations.control_tokens import Marks
 from lora_conversations.errors import DatasetUnusableError
+from lora_conversations.limits import refusal_of
 from lora_conversations.survey import Survey, Surveyor
 from lora_worker.errors import ArgumentError
 
@@ -36,8 +36,7 @@ def read_dataset(path: Path, *, base_model: str | None, max_bad_line_share: floa
     Raises:
         ArgumentError: the file can't be read, or can't be trained on; the text says which line and what to do.
     """
-    known = RENDERINGS.get(base_model or "")
-    surveyor = Surveyor(Marks(known.marks if known else ()).refuse)
+    surveyor = Surveyor(refusal_of(RENDERINGS.get(base_model or "")))
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):

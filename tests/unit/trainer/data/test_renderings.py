@@ -5,10 +5,11 @@ from typer.testing import CliRunner
 
 from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.renderings import REFUSALS, RENDERINGS
-from lora_conversations.reader import Example, Message
+from lora_conversations.examples import Example, Message, ToolCall
 from lora_trainer.cli import app
 from lora_trainer.data.chat import IGNORED, Chat
 from lora_trainer.data.rows import TruncationCounts, fit_examples
+from lora_trainer.data.serving import serving_notes
 from lora_trainer.errors import BaseModelUnknownError
 from lora_worker.configuration.settings import Settings
 from lora_worker.datasets import preflight
@@ -23,7 +24,7 @@ TEMPLATE_OF = {
     "mistralai/Mistral-7B-Instruct-v0.2": "mistral_v0_2",
     "mistralai/Mistral-7B-Instruct-v0.3": "mistral_v0_3",
     "meta-llama/Meta-Llama-3-8B-Instruct": "llama3",
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": "r1_distill",
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": "deepseek_r1_distill",
     "Qwen/Qwen2.5-0.5B-Instruct": "qwen2_5",
     "Qwen/Qwen2.5-7B-Instruct": "qwen2_5",
     "Qwen/Qwen3-8B": "qwen3",
@@ -59,7 +60,7 @@ def test_recorded_verdict_matches_the_tokenizer(base):
     assert chat_for(TEMPLATE_OF[base])[0].rendering == RENDERINGS[base]
 
 
-@pytest.mark.parametrize("base", [base for base, found in RENDERINGS.items() if found.history_as_served])
+@pytest.mark.parametrize("base", OFFERED)
 def test_training_prompts_match_what_a_server_renders(base):
     messages = talk(None)
     rows, _, tokenizer = rows_of(TEMPLATE_OF[base], messages)
@@ -71,7 +72,7 @@ def test_training_prompts_match_what_a_server_renders(base):
 
 
 def test_r1_learns_to_close_the_thought_opened_by_its_prompt():
-    rows, chat, tokenizer = rows_of("r1_distill", talk())
+    rows, chat, tokenizer = rows_of("deepseek_r1_distill", talk())
     assert len(rows) == TURNS, "a server renders earlier answers without thoughts, so each answer is a row"
     assert [learned_spans(tokenizer, row) for row in rows] == [
         [f"\n</think>\n\n{answer}<｜end▁of▁sentence｜>"] for answer in ANSWERS
@@ -84,8 +85,8 @@ def test_r1_learns_to_close_the_thought_opened_by_its_prompt():
 
 def test_r1_learns_thoughts_in_answers_but_drops_them_from_history():
     messages = talk()
-    messages[2] = Message("assistant", "<think>\nFirst, count.\n</think>\n\nIt is 7.")
-    rows, _, tokenizer = rows_of("r1_distill", messages)
+    messages[2] = Message("assistant", "It is 7.", thought="First, count.")
+    rows, _, tokenizer = rows_of("deepseek_r1_distill", messages)
     assert learned_spans(tokenizer, rows[0]) == ["First, count.\n</think>\n\nIt is 7.<｜end▁of▁sentence｜>"]
     assert "count" not in tokenizer.decode(rows[1].input_ids)
 
@@ -97,15 +98,24 @@ def test_empty_thought_of_the_template_is_not_learned_twice():
     ]
 
 
-def test_qwen3_keeps_an_empty_thought_in_training_with_a_note(tmp_path):
-    from lora_trainer.data.rows import prepare_data
+SERVING = [
+    ("qwen3", Message("assistant", "b"), ["enable_thinking is true or false"]),
+    ("qwen3", Message("assistant", "b", thought="t"), ["since the last turn of the user"]),
+    ("deepseek_r1_distill", Message("assistant", "b"), ["ends its thought at once"]),
+    ("deepseek_r1_distill", Message("assistant", "b", thought="t"), ["leaves them out, as in training"]),
+    ("llama3", Message("assistant", "b", thought="t"), ["take the thought off an answer"]),
+    ("llama3", Message("assistant", "b"), []),
+    ("qwen2_5", Message("assistant", "", calls=(ToolCall("look", "{}"),)), ["send the schemas of the tools"]),
+]
 
-    path = tmp_path / "dataset.jsonl"
-    path.write_text('{"messages": [' + ", ".join(
-        f'{{"role": "{message.role}", "content": "{message.content[:9]}"}}' for message in talk(None)
-    ) + "]}")  # fmt: skip
-    notes = prepare_data(path, chat_for("qwen3")[0], Hyperparameters(validation_share=0)).notes
-    assert any("keep the empty thought" in note for note in notes)
+
+@pytest.mark.parametrize(("name", "answer", "expected"), SERVING)
+def test_notes_name_the_way_of_serving_that_was_trained(name, answer, expected):
+    example = Example((Message("user", "a"), answer), (1,), None, 1)
+    notes = serving_notes(chat_for(name)[0].rendering, [example])
+    assert len(notes) == len(expected)
+    for note, part in zip(notes, expected, strict=True):
+        assert part in note
 
 
 @pytest.mark.parametrize("base", REFUSALS)
@@ -118,7 +128,7 @@ def test_base_that_cannot_be_rendered_is_refused_before_a_launch(base):
 
 
 def test_command_judges_a_base_by_its_tokenizer(tmp_path):
-    for name, template in (("good", "r1_distill"), ("bad", "x")):
+    for name, template in (("good", "deepseek_r1_distill"), ("bad", "x")):
         tokenizer_with(template, NO_STOP if template == "x" else None).save_pretrained(tmp_path / name)
         (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
     runner = CliRunner()
