@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.card import describe_card
-from benchmarks.gpu.parts import CORRECTNESS, PARTS, ROOT, SPEED, run_parts
+from benchmarks.gpu.parts import CORRECTNESS, LOADING, PARTS, ROOT, SPEED, run_parts
 from benchmarks.gpu.report import format_table, read_report, write_report
 
 
@@ -20,6 +20,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tiny", action="store_true", help="a minute's form of the measurements, for the CPU too")
     parser.add_argument("--steps", type=int, help="measured steps of each part, instead of 20")
     parser.add_argument("--warm-up", type=int, help="steps before them, instead of 5")
+    parser.add_argument("--folder", type=Path, help="where models are written to be loaded, such as a network volume")
     options = parser.parse_args(arguments)
     changes = {name: value for name in ("steps", "warm_up") if (value := getattr(options, name)) is not None}
     if unknown := set(options.parts) - set(PARTS):
@@ -31,8 +32,8 @@ def main(arguments: list[str]) -> int:
         )
         return 1
     report = {"card": card, "parts": read_report(options.report).get("parts", {})}
-    chosen = options.parts or [*SPEED] if options.tiny else options.parts or PARTS
-    for name, found in run_parts(chosen, tiny=options.tiny, changes=changes):
+    chosen = options.parts or [*SPEED, *LOADING] if options.tiny else options.parts or PARTS
+    for name, found in run_parts(chosen, tiny=options.tiny, changes=changes, folder=options.folder):
         report["parts"][name] = found
         write_report(options.report, report)
         print(f"{name}: {_say(name, found)}", flush=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.loading import LoadMeasurement, forget_pages, read_answer, settings_of
 from benchmarks.gpu.speed import Measurement
 
 Found = tuple[str, dict[str, Any]]
@@ -65,12 +66,16 @@ SPEED: dict[str, SpeedPart] = {
 }
 CORRECTNESS = "correctness"
 CEILINGS = "ceilings"
-PARTS = (CORRECTNESS, CEILINGS, *SPEED)
+LOADING: dict[str, LoadMeasurement] = {"llama-load": LoadMeasurement(LLAMA)}
+_LOADING_SECONDS = 300
+PARTS = (CORRECTNESS, CEILINGS, *SPEED, *LOADING)
 _SUITE_SECONDS = 240
 
 
-def run_parts(names: Sequence[str], *, tiny: bool = False, changes: dict[str, Any] | None = None) -> Iterator[Found]:
-    """Carry out the parts in their order; each with what it found, or how it failed."""
+def run_parts(
+    names: Sequence[str], *, tiny: bool = False, changes: dict[str, Any] | None = None, folder: Path | None = None
+) -> Iterator[Found]:
+    """Carry out the parts in their order; each with what it found, or how it failed. Models are written to `folder`."""
     speed = [name for name in names if name in SPEED]
     for name in names:
         begun = time.perf_counter()
@@ -78,6 +83,8 @@ def run_parts(names: Sequence[str], *, tiny: bool = False, changes: dict[str, An
             yield name, {**_run_suite(), "part_seconds": round(time.perf_counter() - begun, 1)}
         elif name == CEILINGS:
             yield name, _run_ceilings()
+        elif name in LOADING:
+            yield name, _run_loading(LOADING[name], folder, tiny=tiny)
     yield from _run_speed({name: _settings(name, tiny, changes or {}) for name in speed})
 
 
@@ -139,6 +146,25 @@ def _answers(process: subprocess.Popen[Any], answers: Path, names: list[str]) ->
             return
         time.sleep(0.1)
     process.wait()
+
+
+def _run_loading(asked: LoadMeasurement, folder: Path | None, *, tiny: bool) -> dict[str, Any]:
+    """Each load in a process of its own, and with nothing of the files in main memory."""
+    if tiny:
+        asked = dataclasses.replace(asked, tiny=True, row_tokens=256, example_tokens=64)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        for action, name in (("make", None), ("load", "from_base"), ("load", "from_copy")):
+            forget_pages(Path(place))
+            command = [sys.executable, "-m", "benchmarks.gpu.loading", action, settings_of(asked), place]
+            try:
+                subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=_LOADING_SECONDS)
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                said = (error.stderr or b"").decode(errors="replace")
+                return {**found, "failed": f"{action}: {type(error).__name__}", "output": said[-6000:]}
+            if name is not None:
+                found[name] = read_answer(Path(place))
+    return found
 
 
 def _run_suite() -> dict[str, Any]:

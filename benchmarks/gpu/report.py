@@ -28,7 +28,28 @@ def format_table(report: dict[str, Any]) -> str:
             lines.append(_row(name, found))
         elif "failed" in found:
             lines.append(f"| {name} | {found['failed']} | | | | | | |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_loading_table(report["parts"])])
+
+
+def _loading_table(parts: dict[str, Any]) -> list[str]:
+    """How long the parts that load from the disk took until their first step, from the base and from its copy."""
+    loads = [
+        (name, source, found[source])
+        for name, found in parts.items()
+        for source in ("from_base", "from_copy")
+        if source in found
+    ]
+    if not loads:
+        return []
+    columns = ("part", "from", "read", "imports", "loading", "first step", "in all")
+    rows = [
+        f"| {name} | {'its quantised copy' if source == 'from_copy' else 'the base'} "
+        f"| {_gigabytes(found['copy_bytes' if found['from_copy'] else 'base_bytes'])} "
+        + "".join(f"| {found[f'{key}_seconds']:.1f} s " for key in ("import", "load", "first_step", "total"))
+        + "|"
+        for name, source, found in loads
+    ]
+    return ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows]
 
 
 def _card_line(card: dict[str, Any]) -> str:

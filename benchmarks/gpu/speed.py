@@ -103,7 +103,7 @@ def measure(asked: Measurement) -> dict[str, Any]:
     found |= {"plan": plan, "micro_batch": asked.micro_batch, "recompute": asked.recompute}
     clock = _clock(asked)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(asked, lora, parameters, hardware, Path(folder))
+        trainer = make_trainer(asked, lora, parameters, hardware, Path(folder))
         trainer.add_callback(clock)
         _reset_peak()
         trainer.train()
@@ -147,7 +147,8 @@ def _planned(
     return asked, {"total_bytes": plan.total, "allocated_bytes": plan.allocated, **sizes}
 
 
-def _trainer(asked: Measurement, lora: Any, parameters: Any, hardware: Any, folder: Path) -> Any:
+def make_trainer(asked: Measurement, lora: Any, parameters: Any, hardware: Any, folder: Path) -> Any:
+    """The trainer with random rows, ready for its first step."""
     from benchmarks.gpu.rows import random_rows, small_tokenizer
     from lora_contract.batches import BatchShape
     from lora_trainer.models.optimizer import PAGED_8BIT, choose_optimizer

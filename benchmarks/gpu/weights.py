@@ -68,11 +68,15 @@ class _RandomWeight:
         self._seed = seed
 
     def __getitem__(self, _: Any) -> torch.Tensor:
-        if self._name.endswith("norm.weight"):
-            return torch.ones(self._shape, device=self._device, dtype=self._dtype)
-        chance = torch.Generator(self._device).manual_seed(self._seed)
-        weight = torch.empty(self._shape, device=self._device, dtype=self._dtype)
-        return weight.normal_(0, _DEVIATION, generator=chance)
+        return random_weight(self._name, self._shape, self._device, self._dtype, self._seed)
+
+
+def random_weight(name: str, shape: torch.Size, device: str, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """What a weight of this name could be before any training."""
+    if name.endswith("norm.weight"):
+        return torch.ones(shape, device=device, dtype=dtype)
+    chance = torch.Generator(device).manual_seed(seed)
+    return torch.empty(shape, device=device, dtype=dtype).normal_(0, _DEVIATION, generator=chance)
 
 
 def load_random(config: PretrainedConfig, hardware: Hardware, **options: Any) -> Any:

@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu.weights import SCALED, load_random, scaled_config
 from lora_contract.hyperparameters import Hyperparameters
+from lora_trainer.models.bases import Base
 from lora_trainer.models.experts import unquantised_experts
-from lora_trainer.models.loading import attach_lora, tensor_bytes
+from lora_trainer.models.loading import attach_lora, load_config, load_model, tensor_bytes
 from lora_trainer.models.plan import plan_memory
+from lora_trainer.models.quantised_cache import QuantisedCache
+from sandbox.tiny_architectures import tiny_config
 
 pytestmark = pytest.mark.gpu
 
@@ -36,6 +40,21 @@ def test_each_architecture_loads_as_planned_and_gives_finite_gradients(architect
     assert torch.isfinite(loss)
     trained = [p for p in lora.model.parameters() if p.requires_grad]
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe", "qwen3_next"])
+def test_quantised_copy_loads_bit_by_bit_like_the_base(tmp_path, hardware, architecture):
+    AutoModelForCausalLM.from_config(tiny_config(architecture, vocab_size=512)).save_pretrained(tmp_path / "base")
+    base = Base("tiny", None, tmp_path / "base")
+    with QuantisedCache(tmp_path, 10**9) as cache:
+        first = load_model(base, load_config(base), hardware, cache=cache)
+        cache.wait()
+        assert list((tmp_path / "quantised-models").glob("*/manifest.json"))
+        second = load_model(base, load_config(base), hardware, cache=cache)
+    weights, copied = first.state_dict(), second.state_dict()
+    assert weights.keys() == copied.keys()
+    assert [name for name in weights if not torch.equal(weights[name], copied[name])] == []
+    assert {tensor.device.type for tensor in copied.values() if tensor.numel() > 300} == {"cuda"}
 
 
 def test_unquantised_base_uses_the_memory_of_its_weights(hardware):

@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     """How long one check of the machine may take. The first one on the GPU also loads torch."""
     least_free_gb: float = Field(default=2, ge=0)
     """Gigabytes (10⁹ bytes) that must be free on the volume and the container's disk."""
+    quantised_cache_gb: float = Field(default=50, ge=0, le=10_000)
+    """Gigabytes (10⁹ bytes) that quantised copies of base models may take on the volume. A job that finds one there
+    loads a quarter of the bytes; without room for it beside 10 GB none is written. 0: none are written or read."""
     keep_days: float = Field(default=14, gt=0)
     """Job folders that nobody has written to for so many days are removed from the volume."""
 

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from benchmarks.gpu import loading
 from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.parts import LLAMA
 from benchmarks.gpu.report import format_table
 
 pytestmark = pytest.mark.gpu_stack
@@ -23,6 +25,26 @@ def test_benchmark_parts_can_run_separately_into_one_report(tmp_path):
     table = format_table(found)
     assert "torch" in table.splitlines()[0]
     assert table.count("\n| ") == 3
+
+
+def test_loading_part_measures_the_base_and_then_its_copy(tmp_path):
+    asked = loading.LoadMeasurement(LLAMA, tiny=True, row_tokens=256, example_tokens=64)
+    loading.make(asked, tmp_path)
+    found = {}
+    for source in ("from_base", "from_copy"):
+        loading.forget_pages(tmp_path)
+        loading.load(asked, tmp_path)
+        found[source] = loading.read_answer(tmp_path)
+    assert [answer["from_copy"] for answer in found.values()] == [False, True]
+    assert 0 < found["from_copy"]["copy_bytes"] < found["from_copy"]["base_bytes"]
+    assert all(answer["first_step_seconds"] > 0 for answer in found.values())
+    table = format_table(
+        {
+            "card": {"gpu": None, "driver": None, "cuda": None, "packages": {}, "date": ""},
+            "parts": {"llama-load": found},
+        }
+    )
+    assert "| llama-load | its quantised copy | 0.0 GB |" in table
 
 
 def test_benchmark_refuses_a_missing_gpu_and_an_unknown_part(tmp_path, capsys, monkeypatch):

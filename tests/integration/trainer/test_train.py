@@ -15,9 +15,21 @@ pytestmark = pytest.mark.gpu_stack
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_model):
-    task = make_task(tmp_path_factory.mktemp("job"), tiny_model, hyperparameters={"epochs": 4})
+    task = make_task(
+        tmp_path_factory.mktemp("job"),
+        tiny_model,
+        hyperparameters={"epochs": 4},
+        volume=tmp_path_factory.mktemp("volume"),
+        quantised_cache_gb=1,
+    )
     outcome, child = train(task)
     return task, outcome, child
+
+
+def test_quantised_base_is_kept_for_the_next_job(trained):
+    task, _, _ = trained
+    (copy,) = (task.volume / "quantised-models").iterdir()
+    assert {path.name for path in copy.iterdir()} == {"model.safetensors", "manifest.json"}
 
 
 def test_training_lowers_the_loss_by_a_third(trained):

@@ -34,6 +34,7 @@ from lora_trainer.errors import (
     BaseModelUnreachableError,
     DiskFullError,
 )
+from lora_trainer.models.quantised_cache import free_disk
 from lora_trainer.run.volume import MOUNTS, naming_full_disks
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -142,10 +143,13 @@ class BaseModels:
     def check_room(self, models: str, missing_bytes: int) -> None:
         """Make sure that the volume has room for a download. `models` names what is downloaded.
 
+        Quantised copies of models make room where there is too little: they can be made again.
+
         Raises:
             DiskFullError: it has not.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
+        free_disk(self._volume, missing_bytes, spare_bytes=_SPARE_BYTES)
         free = shutil.disk_usage(self._folder).free
         if missing_bytes + _SPARE_BYTES > free:
             raise DiskFullError(
@@ -228,11 +232,15 @@ def files_of(name: str, revision: str | None, cache: Path) -> list[DryRunFileInf
 
 def has_weights(folder: Path) -> bool:
     """Whether the folder has all weight files: those that the index names, or the only one."""
+    return all(file.is_file() for file in weight_files(folder))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files that a model's folder must have."""
     index = folder / _INDEX_NAME
-    if index.is_file():
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-        return all((folder / name).is_file() for name in names)
-    return (folder / "model.safetensors").is_file()
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    return sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
 
 
 def licence_of(base: Base) -> str | None:

@@ -24,6 +24,8 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from typing_extensions import override
 
+from lora_trainer.models.packed import PackedWeight
+
 
 def is_fused_expert(name: str, parameter: torch.Tensor) -> bool:
     """Whether a parameter holds one matrix of each expert of a layer; its shape is then (experts, rows, columns)."""
@@ -53,10 +55,12 @@ class _QuantizeExperts(ConversionOps):
         for name in list(input_dict):
             value = input_dict.pop(name)
             module, _ = get_module_from_name(model, name)
-            if isinstance(module, bnb.nn.Linear4bit):
+            weights = value[0] if isinstance(value, list) else value
+            if isinstance(weights, PackedWeight):
+                converted[name] = [self._quantizer.take_packed(name, module, weights)]
+            elif isinstance(module, bnb.nn.Linear4bit):
                 converted[name] = [self._linear.convert({name: value}, model=model)[name]]
             else:
-                weights = value[0] if isinstance(value, list) else value
                 converted[name] = [self._quantizer.quantize_expert(name, weights)]
         return converted
 
@@ -78,6 +82,13 @@ class _ExpertQuantizer(Bnb4BitHfQuantizer):
         )
         self._states[name] = state
         return torch.nn.Parameter(packed, requires_grad=False)
+
+    def take_packed(self, name: str, module: torch.nn.Module, weight: PackedWeight) -> torch.nn.Parameter:
+        """The parameter of a weight that was quantised before."""
+        if isinstance(module, bnb.nn.Linear4bit):
+            return weight.for_linear(module)
+        parameter, self._states[name] = weight.for_expert(module.get_parameter(name.rsplit(".", 1)[-1]).shape)
+        return parameter
 
     def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
         """Whether the loader must quantise this parameter. From this it also computes how much memory to reserve."""

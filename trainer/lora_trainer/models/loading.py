@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
+import importlib.metadata
 import json
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bitsandbytes as bnb
@@ -16,17 +23,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.errors import BaseModelMismatchError, BaseModelUnknownError, TrainingError
 from lora_trainer.models.attention import SDPA
-from lora_trainer.models.bases import Base
+from lora_trainer.models.bases import Base, weight_files
 from lora_trainer.models.cuda_faults import is_out_of_memory
 from lora_trainer.models.experts import quantising_experts, unquantised_experts
 from lora_trainer.models.hardware import Hardware
+from lora_trainer.models.packed import group_names, stored_tensors
+from lora_trainer.models.quantised_cache import FORMAT, Copy, Facts, QuantisedCache
+from lora_trainer.models.reading import ReadAhead, serving
 from lora_trainer.models.targets import (
+    ARCHITECTURES,
     Targets,
     check_coverage,
     choose_targets,
     high_precision_modules,
     without_peft_conversion,
 )
+from lora_trainer.models.weight_files import Span, read_spans
 from lora_trainer.run.logs import describe
 from lora_trainer.run.volume import is_full_disk
 
@@ -71,36 +83,140 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    base: Base, config: PretrainedConfig, hardware: Hardware, *, attention: str = SDPA, quantize: bool = True
+    base: Base,
+    config: PretrainedConfig,
+    hardware: Hardware,
+    *,
+    attention: str = SDPA,
+    quantize: bool = True,
+    cache: QuantisedCache | None = None,
 ) -> PreTrainedModel:
     """The base model: linear layers and experts in NF4 with double quantisation, or all in full precision.
 
-    `attention` is what `lora_trainer.models.attention.choose_attention` chose.
+    `attention` is what `lora_trainer.models.attention.choose_attention` chose. A quantised model is read from `cache`
+    if that has it; if not, `cache` begins to write it.
 
     Raises:
         BaseModelMismatchError: its files are damaged, or do not fit its configuration.
         TrainingError: the GPU or the volume failed; a retry may succeed.
     """
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": hardware.dtype,
+        "device_map": {"": hardware.device},
+        "attn_implementation": attention,
+        "trust_remote_code": base.trusted,
+    }
+    if quantize:
+        options["quantization_config"] = _quantization(config, hardware)
+    if quantize and cache is not None and cache.is_on:
+        model = _load_through(cache, base, options, hardware)
+    else:
+        model = _load_files(base, options, hardware)
+    _keep_constants(model)
+    if quantize and (left := unquantised_experts(model)):
+        raise BaseModelMismatchError(f"{len(left)} expert matrices of {base.name} were not quantised.")
+    return model
+
+
+def _load_through(cache: QuantisedCache, base: Base, options: dict[str, Any], hardware: Hardware) -> PreTrainedModel:
+    """The quantised model from its copy, or from the base's files, of which a copy is written then."""
+    facts = copy_facts(base, options["config"], hardware)
+    if facts is None:
+        return _load_files(base, options, hardware)
+    model = _load_copy(base, facts, cache, options, hardware)
+    if model is None:
+        model = _load_files(base, options, hardware)
+        cache.begin_writing(facts, stored_tensors(model))
+    return model
+
+
+def _load_files(base: Base, options: dict[str, Any], hardware: Hardware) -> PreTrainedModel:
+    """The model from the base's own files."""
     try:
-        with quantising_experts():
-            model = AutoModelForCausalLM.from_pretrained(
-                base.folder,
-                config=config,
-                **({"quantization_config": _quantization(config, hardware)} if quantize else {}),
-                dtype=hardware.dtype,
-                device_map={"": hardware.device},
-                attn_implementation=attention,
-                trust_remote_code=base.trusted,
-            )
+        with quantising_experts(), _reading_ahead(base.folder, hardware):
+            return AutoModelForCausalLM.from_pretrained(base.folder, **options)
     except Exception as error:
         # `lora_trainer.recipe.train.explain` has errors of their own for a full memory or disk.
         if is_out_of_memory(error) or is_full_disk(error):
             raise
         raise _loading_failed(base, error) from error
-    _keep_constants(model)
-    if quantize and (left := unquantised_experts(model)):
-        raise BaseModelMismatchError(f"{len(left)} expert matrices of {base.name} were not quantised.")
-    return model
+
+
+@contextmanager
+def _reading_ahead(folder: Path, hardware: Hardware) -> Iterator[None]:
+    """While this context is open, the weights in `folder` are read by background threads."""
+    spans: dict[str, Span] = {}
+    try:
+        files = weight_files(folder)
+        for file in files:
+            spans |= read_spans(file)
+    except (OSError, ValueError, KeyError):
+        yield  # the library reads by itself, and says what is wrong
+        return
+    with ReadAhead(spans, pinned=hardware.is_gpu) as reader:
+        readers = {name: (partial(reader.tensor, name), span) for name, span in spans.items()}
+        with serving(files, readers):
+            yield
+
+
+def _load_copy(
+    base: Base, facts: Facts, cache: QuantisedCache, options: dict[str, Any], hardware: Hardware
+) -> PreTrainedModel | None:
+    """The model from its quantised copy; None if there is none, or it turns out to be damaged."""
+    copy = cache.find(facts)
+    if copy is None:
+        return None
+    try:
+        model = _load_whole_copy(base, copy, options, hardware)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        log.warning("the quantised copy of %s can't be loaded: %s", base.name, describe(error))
+        if not isinstance(error, OSError):  # those of the disk may pass
+            cache.discard(facts)
+    else:
+        log.info("%s was loaded from its quantised copy", base.name)
+        return model
+    gc.collect()  # what was loaded would take memory beside the base
+    return None
+
+
+def _load_whole_copy(base: Base, copy: Copy, options: dict[str, Any], hardware: Hardware) -> PreTrainedModel:
+    loader: Any = AutoModelForCausalLM
+    with ReadAhead(copy.spans, pinned=hardware.is_gpu, checksums=copy.checksums) as reader:
+        readers = {
+            weight.name: (partial(weight.read, reader.tensor), copy.spans[weight.name])
+            for weight in group_names(copy.spans)
+        }
+        with quantising_experts(), serving(weight_files(base.folder), readers):
+            model, report = loader.from_pretrained(base.folder, **options, output_loading_info=True)
+    if wrong := [*report["missing_keys"], *report["unexpected_keys"]]:
+        raise ValueError(f"{len(wrong)} tensors are missing or too many")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def copy_facts(base: Base, config: PretrainedConfig, hardware: Hardware) -> Facts | None:
+    """All that the bytes of a quantised model depend on; None for a model of which no copy is kept.
+
+    Those are models with code of their own and of architectures that were not tried: a copy might lack a part.
+    """
+    if base.trusted or config.model_type not in ARCHITECTURES:
+        return None
+    files = [(file.name, file.stat()) for file in weight_files(base.folder)]
+    return {
+        "format": FORMAT,
+        "base": base.name,
+        "revision": base.revision,
+        # A commit names the content of its files; a plain folder's may be replaced by others of the same size.
+        "files": [[name, at.st_size, None if base.revision else at.st_mtime_ns] for name, at in files],
+        "config": hashlib.sha256((base.folder / "config.json").read_bytes()).hexdigest(),
+        "quantisation": json.loads(json.dumps(_quantization(config, hardware).to_dict(), default=str)),
+        "dtype": str(hardware.dtype),
+        "device": torch.device(hardware.device).type,
+        "versions": {name: importlib.metadata.version(name) for name in ("bitsandbytes", "transformers")},
+    }
 
 
 def _quantization(config: PretrainedConfig, hardware: Hardware) -> BitsAndBytesConfig:

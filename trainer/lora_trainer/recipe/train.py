@@ -37,6 +37,7 @@ from lora_trainer.models.fused import fuse
 from lora_trainer.models.hardware import detect_hardware, gpu_uuid
 from lora_trainer.models.loading import Lora, attach_lora, load_model
 from lora_trainer.models.optimizer import choose_optimizer
+from lora_trainer.models.quantised_cache import QuantisedCache
 from lora_trainer.models.quantization import AUTO, BF16, NF4
 from lora_trainer.recipe.callbacks import RunCallback, load_trainable_weights
 from lora_trainer.recipe.checkpoints import newest_checkpoint
@@ -61,7 +62,7 @@ from lora_trainer.run.volume import FULL_DISK_HINT, is_full_disk
 log = logging.getLogger("lora_trainer.recipe.train")
 
 
-def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonitor) -> Outcome:
+def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonitor, cache: QuantisedCache) -> Outcome:
     """Carry out one task, from the dataset's file to the artifact's folder.
 
     Raises:
@@ -82,6 +83,7 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
             setup.hardware,
             attention=setup.attention,
             quantize=setup.quantization == NF4,
+            cache=cache,
         )
     except Exception as error:
         if not is_out_of_memory(error) or not _may_quantise(task, setup):
@@ -238,7 +240,9 @@ def main(arguments: list[str]) -> int:
 def attempt(task: Task, progress: ProgressWriter, gpu: GpuMonitor) -> Outcome:
     """Call `train`, and turn each exception into an outcome."""
     try:
-        return train(task, progress, StopSwitch(lambda: _end_before_training(task)), gpu)
+        stop = StopSwitch(lambda: _end_before_training(task))
+        with QuantisedCache(task.volume, int(task.quantised_cache_gb * 1e9)) as cache:
+            return train(task, progress, stop, gpu, cache)
     except TrainingError as error:
         status: Any = "stopped" if isinstance(error, StoppedError) else "failed"
         return Outcome(status=status, fingerprint=task.fingerprint, error=error.as_protocol())

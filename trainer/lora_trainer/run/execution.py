@@ -276,6 +276,7 @@ class Execution:
             chart_points=request.limits.chart_points,
             checkpoint_minutes=settings.checkpoint_minutes,
             trust_remote_code=settings.trust_remote_code,
+            quantised_cache_gb=settings.quantised_cache_gb,
         )
 
     def _take_progress(self, progress: Progress) -> None:

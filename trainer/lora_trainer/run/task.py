@@ -50,6 +50,8 @@ class Task(BaseModel):
     chart_points: int
     checkpoint_minutes: float
     trust_remote_code: list[str] = Field(default_factory=list)
+    quantised_cache_gb: float = 0
+    """Gigabytes (10⁹ bytes) that quantised copies of base models may take on the volume; 0: there are none."""
 
     @property
     def artifact(self) -> Path:
