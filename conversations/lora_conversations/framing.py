@@ -46,7 +46,7 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
 _UTF_16_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _SAVE_AS_UTF8 = "Save it as UTF-8 and upload it again."
 _SPACED_KEY = re.compile(rb'"[ \t\r]+:')
-_ARGUMENTS = tuple(f'"{name}"'.encode() for name in ARGUMENTS)
+_ARGUMENTS = re.compile('"(?:{})"'.format("|".join(ARGUMENTS)).encode())
 _LONG_NUMBER = re.compile(rb"\d{19}")
 _OPENING_LINE = re.compile(rb"^[ \t\r]*[{\[]", re.MULTILINE)
 
@@ -224,7 +224,7 @@ def _may_double_a_key(raw: bytes, value: object) -> bool:
 
 def _may_round_a_number(raw: bytes) -> bool:
     """Tell whether arguments of a call may hold an integer that orjson would turn into a rounded number."""
-    return any(name in raw for name in _ARGUMENTS) and _LONG_NUMBER.search(raw) is not None
+    return _ARGUMENTS.search(raw) is not None and _LONG_NUMBER.search(raw) is not None
 
 
 def _is_cut(raw: bytes) -> bool:

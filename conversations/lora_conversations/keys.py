@@ -39,11 +39,13 @@ LEARNED_LISTS: dict[Format, tuple[str, ...]] = {
     "sharegpt": ("conversations",),
     "gemini": ("contents",),
     "prompt_completion": ("completion",),
+    "preference": ("chosen", "rejected", "preferred_output", "non_preferred_output"),
 }
 """Keys of a row with turns of which the answers are learned."""
 CONTEXT_LISTS: dict[Format, tuple[str, ...]] = {
     "brightrun": ("conversation_history",),
     "prompt_completion": ("prompt",),
+    "preference": ("messages", "conversations", "turns", "prompt", "input"),
 }
 """Keys of a row with turns of which none is learned."""
 _ANY_TURN = frozenset({"role", "content", *FLAGS})
@@ -77,17 +79,14 @@ OUTER_KEYS = frozenset({"training_file_metadata", "dataset_metadata", "consultan
 """Keys that the application writes beside the list of conversations in a complete file."""
 
 
+VERDICT_KEYS: dict[Method, frozenset[str]] = {
+    "sft": frozenset(EDITS),
+    "dpo": frozenset({*EDITS, *ORIGINALS}),
+    "kto": frozenset({*THUMBS, *ORIGINALS}),
+}
+"""Keys of thumbs and edits, of a row or an answer, that a method uses."""
+
+
 def turn_keys(form: Format) -> frozenset[str]:
     """Return the keys that the turns of a format may have, whatever their role."""
     return TURN_KEYS.get(form, _ANY_TURN)
-
-
-def verdict_keys(method: Method | None) -> frozenset[str]:
-    """Return the keys of thumbs and edits that a method uses; without a method, all of them count."""
-    used: dict[str | None, tuple[str, ...]] = {
-        "sft": EDITS,
-        "dpo": (*EDITS, *ORIGINALS),
-        "kto": (*THUMBS, *ORIGINALS),
-        None: (*THUMBS, *EDITS, *ORIGINALS),
-    }
-    return frozenset(used[method])

@@ -23,7 +23,7 @@ from lora_conversations.ordering import Arranged, arrange, check_turn, empty_ans
 from lora_conversations.preferences import Preference, Rating, Sample
 from lora_conversations.tools import ToolList
 from lora_conversations.turns import Value
-from lora_conversations.verdicts import THUMBS, has_clear_thumb, read_thumb
+from lora_conversations.verdicts import MARKS, THUMBS, has_clear_thumb, read_thumb
 
 if TYPE_CHECKING:
     from lora_contract.hyperparameters import Method
@@ -38,6 +38,7 @@ class Remark(StrEnum):
     BETTER_ONLY = "pairs of which only the better answer is learned: method dpo learns from both"
     SAME = "rows left out: both answers are the same, or nobody changed the answer"
     NO_THUMB = "rows left out: nobody pressed a thumb"
+    EDITED = "answers with a thumb that were edited later: the one that was shown is learned, not the edited one"
     NO_TOOLS = "rows call tools and list none: the base never sees what the tools are"
 
 
@@ -62,15 +63,19 @@ class Learner:
         Raises:
             BadValueError: the row is for another method, or its messages have no valid order.
         """
-        _check_calls(draft, tools)
+        is_marked = not row.keys().isdisjoint(MARKS) or any(turn.marks for turn in draft.turns)
         if draft.worse is not None:
             samples = self._from_pair(draft, draft.worse, line, weight)
+        elif not is_marked and self.method in ("sft", None):
+            samples = [_example(arrange(draft.system, draft.turns, self._repairs), draft, line, weight)]
         else:
             samples = self._from_conversation(draft, row, line, weight)
-        schemas = None if tools is None else tools.text
-        if schemas is None and any(message.calls for sample in samples for message in sample.messages):
+        if tools is not None:
+            _check_calls(draft, tools)
+            return [sample._replace(tools=tools.text) for sample in samples]
+        if any(turn.calls for turn in draft.turns):
             self.remark(Remark.NO_TOOLS, line)
-        return [sample._replace(tools=schemas) for sample in samples] if schemas else samples
+        return samples
 
     def _from_pair(self, draft: Draft, worse: Sequence[Turn], line: int, weight: float) -> list[Sample]:
         if self.method == "kto":
@@ -117,6 +122,8 @@ class Learner:
             again = f"Write label true or false, or rating up or down, or train it with method {fitting}."
             raise BadValueError(None, "has no thumb on an answer", again)
         # The thumb was given to the answer that was shown, before anybody corrected it.
+        if any((edit := verdicts.edit(turn)) and not edit.is_unchanged for turn in draft.turns):
+            self.remark(Remark.EDITED, line)
         shown = [edit.worse if (edit := verdicts.edit(turn)) else turn for turn in draft.turns]
         turns = [turn._replace(learned=old.key in thumbs) for turn, old in zip(shown, draft.turns, strict=True)]
         good = {turn.key: thumbs[old.key] for turn, old in zip(shown, draft.turns, strict=True) if old.key in thumbs}
@@ -198,10 +205,8 @@ class _Verdicts:
         return found[0] if found else None
 
 
-def _check_calls(draft: Draft, tools: ToolList | None) -> None:
-    """Refuse a call of a tool that a row does not list, if it lists any: the model would learn to invent tools."""
-    if tools is None:
-        return
+def _check_calls(draft: Draft, tools: ToolList) -> None:
+    """Refuse a call of a tool that a row does not list, though it lists some: the model would learn to invent tools."""
     for turn in (*draft.turns, *(draft.worse or ())):
         if any(call.name not in tools.names for call in turn.calls):
             again = "Add the tool to the list, or remove the example."
@@ -209,10 +214,10 @@ def _check_calls(draft: Draft, tools: ToolList | None) -> None:
 
 
 def _example(arranged: Arranged, draft: Draft, line: int, weight: float) -> Example:
-    weights = tuple(turn.weight * weight for turn in arranged.answers)
-    if all(each == 1 for each in weights):
+    weights = tuple([turn.weight * weight for turn in arranged.answers])
+    if weights.count(1.0) == len(weights):
         weights = ()
-    return Example(arranged.messages, arranged.learned, draft.conversation_id, line, weights=weights)
+    return Example(arranged.messages, arranged.learned, draft.conversation_id, line, None, weights)
 
 
 def _preference(messages: tuple[Message, ...], end: int, worse: Message, draft: Draft, line: int) -> Preference:

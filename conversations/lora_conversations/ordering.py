@@ -48,7 +48,8 @@ class _Arranging:
         """Whether the last answer was dropped, because no question came before it."""
 
     def add(self, turn: Turn) -> None:
-        check_turn(turn)
+        if not turn.content.isascii() or turn.thought or turn.calls or turn.name:
+            check_turn(turn)
         if turn.role == TOOL:
             self._add_result(turn)
         elif is_blank(turn.content) and not turn.calls:

@@ -57,6 +57,8 @@ def read_thought(value: dict[str, Any], place: str, found: Iterable[tuple[str, s
         BadValueError: a key holds something else than text, or two places hold different thoughts.
     """
     thoughts = [(name, text) for name, text in found if text]
+    if not thoughts and value.keys().isdisjoint(REASONING):
+        return ""
     for name in REASONING:
         if not is_unset(value.get(name)):
             text = trimmed(_text_of(value[name], f"{place}.{name}" if place else name))

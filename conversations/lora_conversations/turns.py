@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from lora_conversations.errors import BadValueError
 from lora_conversations.examples import ASSISTANT, ROLES, SYSTEM, TOOL, USER, ToolCall, Turn, kind
 from lora_conversations.parts import Content, read_content, result_text
-from lora_conversations.thoughts import OPENING, read_thought, split_thought, trimmed
+from lora_conversations.thoughts import OPENING, REASONING, read_thought, split_thought, trimmed
 from lora_conversations.tools import CALL_LISTS, calls_of, check_call_ids, is_unset, read_calls
 from lora_conversations.verdicts import MARKS
 
@@ -133,6 +133,9 @@ def answer_turn(
     Raises:
         BadValueError: the thoughts contradict each other, or a mark is not closed.
     """
+    is_alone = beside is None or beside.keys().isdisjoint(REASONING)
+    if is_alone and not (content.thoughts or content.calls or content.results or _MARKED in content.text):
+        return Turn(place, ASSISTANT, content.text, True, calls=calls)
     if content.results:
         raise BadValueError(key, "has a tool's result among the parts of an answer", "Write it as a turn of its own.")
     inline, text = split_thought(content.text, key) if _MARKED in content.text else ("", content.text)

@@ -18,8 +18,8 @@ from lora_conversations.keys import (
     ROW_KEYS,
     V3_PAIR_KEYS,
     V3_PAIR_PREFIX,
+    VERDICT_KEYS,
     turn_keys,
-    verdict_keys,
 )
 from lora_conversations.pairs import CONVERSATIONS, prompt_keys
 from lora_conversations.parts import part_keys
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _NAMES_KEPT = 200
 _NAMES_SPOKEN = 10
+_INSPECTED = frozenset({"metadata", "weight", "feedback", *TOOL_LISTS, *REASONING})
+"""Keys of a row whose values have keys of their own, or are not used by every method."""
 _WHOLE_WEIGHTS = (None, 0, 1, "0", "1", "0.0", "1.0")
 
 
@@ -48,39 +50,40 @@ class UnusedKey:
 class UnusedKeys:
     """Counts keys that a method does not use, in bounded memory. Keys with an empty value are not counted."""
 
-    def __init__(self, method: Method | None = "sft") -> None:
+    def __init__(self) -> None:
         self._found: dict[str, list[int]] = {}
-        self._verdicts = verdict_keys(method)
-        self._takes_weights = method in (None, "sft")
-        self._roles = {
-            role: keys | (self._verdicts if role == ASSISTANT else set()) for role, keys in ROLE_KEYS.items()
-        }
+        self._method: Method = "sft"
 
-    def look(self, form: Format, value: Value, line: int) -> None:
-        """Count the unused keys of a row of the format `form`, and of everything in it."""
+    def look(self, form: Format, value: Value, line: int, method: Method) -> None:
+        """Count the unused keys of a row of the format `form`, and of all in it, when `method` learns from it."""
+        self._method = method
         known = ROW_KEYS[form] if form != "preference" else _preference_keys(value)
         if not value.keys() <= known:
-            self.count(value, known | self._verdicts, line)
-        self._look_at_row(value, line)
-        learned, context = LEARNED_LISTS.get(form, ()), CONTEXT_LISTS.get(form, ())
+            self.count(value, known | VERDICT_KEYS[method], line)
+        if not value.keys().isdisjoint(_INSPECTED):
+            self._look_at_row(value, line)
         if form == "preference":
-            learned, context = tuple(key for pair in SIDES for key in pair), (*CONVERSATIONS, "prompt", "input")
             self._look_at_input(value, line)
+        elif form == "brightrun_v3":
+            self._look_at_v3_pairs(value, line)
         for name, items in value.items():
-            if name in learned and isinstance(items, dict):
-                items = [items]
-            if not isinstance(items, list):
-                continue
-            if (name in learned or name in context) and items and is_turn(items[0]):
-                self.look_at_turns(items, name, line, turn_keys(form), is_learned=name in learned)
-            elif name in CONTENTS or name in learned:
-                self._look_at_parts(items, name, line)
-        if form == "brightrun_v3":
-            for pair in value["training_pairs"]:
-                known = V3_PAIR_KEYS | {key for key in pair if key.startswith(V3_PAIR_PREFIX)}
-                self.count(pair, known, line, "training_pairs[].")
-                self.count(as_object(pair.get("synthesized_output")), frozenset({"response_to_user"}), line,
-                           "training_pairs[].synthesized_output.")  # fmt: skip
+            if isinstance(items, list | dict):
+                self._look_at_list(form, name, items, line)
+
+    def _look_at_list(self, form: Format, name: str, value: list[Any] | Value, line: int) -> None:
+        learned, context = LEARNED_LISTS.get(form, ()), CONTEXT_LISTS.get(form, ())
+        items = value if isinstance(value, list) else [value]
+        if (name in learned or name in context) and items and is_turn(items[0]):
+            self.look_at_turns(items, name, line, self._method, turn_keys(form), is_learned=name in learned)
+        elif isinstance(value, list) and (name in CONTENTS or name in learned):
+            self._look_at_parts(items, name, line)
+
+    def _look_at_v3_pairs(self, value: Value, line: int) -> None:
+        for pair in value["training_pairs"]:
+            known = V3_PAIR_KEYS | {key for key in pair if key.startswith(V3_PAIR_PREFIX)}
+            self.count(pair, known, line, "training_pairs[].")
+            output = as_object(pair.get("synthesized_output"))
+            self.count(output, frozenset({"response_to_user"}), line, "training_pairs[].synthesized_output.")
 
     def _look_at_row(self, value: Value, line: int) -> None:
         if isinstance(value.get("metadata"), dict):
@@ -99,30 +102,43 @@ class UnusedKeys:
         for name in TOOL_LISTS:
             self._look_at_tools(inner.get(name), f"input.{name}", line)
         if isinstance(inner.get("messages"), list):
-            self.look_at_turns(inner["messages"], "input.messages", line, turn_keys("preference"), is_learned=False)
+            known = turn_keys("preference")
+            self.look_at_turns(inner["messages"], "input.messages", line, self._method, known, is_learned=False)
 
     def look_at_turns(
-        self, items: list[Any], name: str, line: int, known: frozenset[str] | None = None, *, is_learned: bool = True
+        self,
+        items: list[Any],
+        name: str,
+        line: int,
+        method: Method,
+        known: frozenset[str] | None = None,
+        *,
+        is_learned: bool = True,
     ) -> None:
         """Count the unused keys of a list of turns, and of everything in them."""
+        self._method = method
         known = turn_keys("sharegpt") if known is None else known
         for index, item in enumerate(items):
+            if len(item) == 2 and all(type(value) is str for value in item.values()):
+                continue  # Nearly all turns have a role and a text, and there may be millions of them.
             for key in ("content", "value", "parts"):
                 if isinstance(parts := item.get(key), list):
                     self._look_at_parts(parts, f"{name}[].{key}", line)
-            if len(item) <= 2:
-                continue
             role = _role_of(item)
             if not item.keys() <= known:
-                allowed = self._roles.get(role, frozenset()) if role != SYSTEM or index == 0 else frozenset()
-                self.count(item, known | allowed, line, f"{name}[].")
-                if role == ASSISTANT:
-                    self._look_at_answer(item, f"{name}[].", line)
-                elif role == SYSTEM:
-                    for key in TOOL_LISTS:
-                        self._look_at_tools(item.get(key), f"{name}[].{key}", line)
+                self._look_at_turn(item, "" if role == SYSTEM and index else role, known, f"{name}[].", line)
             if role != ASSISTANT or not is_learned:
                 self._add(_flags_without_effect(item, name), line)
+
+    def _look_at_turn(self, item: Value, role: str, known: frozenset[str], prefix: str, line: int) -> None:
+        """Look at a turn that has more than a role and a content. Only the first system message may list tools."""
+        own = ROLE_KEYS.get(role, frozenset())
+        self.count(item, known | own | (VERDICT_KEYS[self._method] if role == ASSISTANT else frozenset()), line, prefix)
+        if role == ASSISTANT:
+            self._look_at_answer(item, prefix, line)
+        elif role == SYSTEM:
+            for key in TOOL_LISTS:
+                self._look_at_tools(item.get(key), f"{prefix}{key}", line)
 
     def _look_at_answer(self, item: Value, prefix: str, line: int) -> None:
         for name in CALL_LISTS:
@@ -135,12 +151,12 @@ class UnusedKeys:
 
     def _look_beside(self, value: Value, prefix: str, line: int) -> None:
         """Look at weights, thoughts and thumbs of a row or of an answer."""
-        if not self._takes_weights and value.get("weight") not in _WHOLE_WEIGHTS:
+        if self._method != "sft" and value.get("weight") not in _WHOLE_WEIGHTS:
             self._add([f"{prefix}weight"], line)
         for name in REASONING:
             for block in _elements(value.get(name)):
                 self.count(block, block_keys(block), line, f"{prefix}{name}[].")
-        if "feedback" in self._verdicts and isinstance(value.get("feedback"), dict):
+        if "feedback" in VERDICT_KEYS[self._method] and isinstance(value.get("feedback"), dict):
             self.count(value["feedback"], frozenset(THUMBS), line, f"{prefix}feedback.")
 
     def _look_at_tools(self, tools: Any, name: str, line: int) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_conversations.errors import BadValueError, LineError
-from lora_conversations.examples import ROLES, SYSTEM, Draft, Repair, kind
+from lora_conversations.examples import ROLES, SYSTEM, Draft, Example, Repair, kind
 from lora_conversations.formats import (
     KNOWN_SHAPES,
     READERS,
@@ -23,7 +23,7 @@ from lora_conversations.identity import continues, opening_of
 from lora_conversations.keys import ANY_ROW, OUTER_KEYS
 from lora_conversations.learning import Learner
 from lora_conversations.pairs import CONVERSATIONS, read_preference
-from lora_conversations.preferences import Sample
+from lora_conversations.preferences import Preference, Rating, Sample
 from lora_conversations.thoughts import REASONING
 from lora_conversations.tools import TOOL_LISTS, ToolList, ToolReader, as_object, is_unset
 from lora_conversations.turns import Value, weight_of
@@ -55,7 +55,7 @@ class ValueReader:
         """Examples that the file marks as not to be learned (`weight` 0, `train` or `loss` false)."""
         self.first_unwanted_line = 0
         self.repairs: Counter[Repair] = Counter()
-        self.unused = UnusedKeys(method)
+        self.unused = UnusedKeys()
         self.learner = Learner(method, self.repairs)
         self._tools = ToolReader()
         self._last: Sample | None = None
@@ -87,7 +87,7 @@ class ValueReader:
     def _open(self, value: object, line: int, key: str) -> list[Sample | LineError]:
         if isinstance(value, list) and value and is_turn(value[0]):
             samples = self._finish("turns", read_bare_turns(value), {}, line)
-            self.unused.look_at_turns(value, "", line)
+            self.unused.look_at_turns(value, "", line, self._method_for(samples))
             return samples
         if not isinstance(value, dict):
             raise BadValueError(None, f"is {kind(value)}, not an object", KNOWN_SHAPES if key == "" else _NESTED)
@@ -152,8 +152,15 @@ class ValueReader:
         if form not in _OF_ANSWER or isinstance(value.get("completion"), list):
             _check_outside(value)
         samples = self._finish(form, draft, value, line, weight, enclosing)
-        self.unused.look(form, value, line)
+        self.unused.look(form, value, line, self._method_for(samples))
         return samples
+
+    def _method_for(self, samples: Sequence[Sample | LineError]) -> Method:
+        """Return the method that learns from a row; where none was chosen, the one that fits what was read."""
+        if self.learner.method is not None:
+            return self.learner.method
+        kind = type(samples[0]) if samples else Example
+        return "dpo" if kind is Preference else "kto" if kind is Rating else "sft"
 
     def _finish(
         self,
@@ -181,7 +188,7 @@ class ValueReader:
         found: ToolList | None = None
         for holder, place in _holders_of_tools(row):
             for name in TOOL_LISTS:
-                if is_unset(holder.get(name)):
+                if name not in holder or is_unset(holder[name]):
                     continue
                 tools = self._tools.read(holder[name], f"{place}{name}")
                 if found is not None and found != tools:
@@ -223,7 +230,7 @@ def _check_outside(value: Value, names: Iterable[str] = ()) -> None:
     for name in names:
         if not is_unset(value.get(name)):
             raise BadValueError(name, "is a list of tools outside of the examples", _EACH)
-    for name in REASONING:
+    for name in () if value.keys().isdisjoint(REASONING) else REASONING:
         if not is_unset(value.get(name)):
             raise BadValueError(name, "is reasoning outside of an answer", "Write it into the answer that it led to.")
 

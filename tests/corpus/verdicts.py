@@ -1,0 +1,502 @@
+"""Files with weights, pairs, edited answers and thumbs, each read for the methods that they fit, and for others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.corpus.builders import chat, conversation, pair, turn
+from tests.corpus.reading import Reading, learns, refuses, unused
+from tests.corpus.tools import GET, LISTED, TOOL, call, calling
+
+PAIR = "user: x | answer: y".replace(" | answer: y", "") + " + answer: y - answer: z"
+GOOD = "user: x | *answer: y"
+BETTER_ONLY = "Pairs of which only the better answer is learned: method dpo learns from both (1 ×)."
+SAME = "Rows left out: both answers are the same, or nobody changed the answer (1 ×)."
+NO_THUMB = "Rows left out: nobody pressed a thumb (1 ×)."
+EDITED = "Answers with a thumb that were edited later: the one that was shown is learned, not the edited one (1 ×)."
+ONCE = "Write the prompt once: in front of both sides, or under a key of its own."
+ASK, YES, NO = turn("user", "x"), turn("assistant", "y"), turn("assistant", "z")
+
+
+def openai(**more: Any) -> dict[str, Any]:
+    return {"input": {"messages": [ASK]}, "preferred_output": [YES], "non_preferred_output": [NO], **more}
+
+
+def trl(chosen: Any = "y", rejected: Any = "z", **more: Any) -> dict[str, Any]:
+    return {"chosen": chosen, "rejected": rejected, **more}
+
+
+def edited(**more: Any) -> dict[str, Any]:
+    return {"question": "x", **more}
+
+
+WEIGHTS = [
+    learns(
+        "weights between 0 and 1",
+        {"messages": [ASK, {**YES, "weight": 0.5}, ASK, {**NO, "weight": "0.25"}, ASK, YES]},
+        "user: x | *0.5 answer: y | user: x | *0.25 answer: z | user: x | *answer: y",
+    ),
+    learns("a row's weight", {**chat("x", "y"), "weight": 0.5}, "user: x | *0.5 answer: y"),
+    learns(
+        "a row's weight and one of its answers",
+        {"messages": [ASK, {**YES, "weight": 0.5}], "weight": 0.5},
+        "user: x | *0.25 answer: y",
+    ),
+    learns(
+        "a weight of a pair",
+        pair(2, target_response="y", weight=0.5, system_prompt=""),
+        "user: turn 1 | *0.5 answer: y",
+    ),
+    learns("a weight of 1 as a text", {"messages": [ASK, {**YES, "weight": "1.0"}]}, GOOD),
+    learns(
+        "weights of the pairs of a conversation",
+        conversation("a", pair(2, weight=0.5, system_prompt="")),
+        "user: turn 1 | *0.5 answer: turn 2",
+    ),
+    learns("a developer's turn", {"messages": [turn("developer", "s"), ASK, YES]}, "system: s | user: x | *answer: y"),
+    learns(
+        "names of speakers",
+        {"messages": [{**ASK, "name": "Ada"}, {**YES, "name": "Bob"}]},
+        GOOD,
+        notes=(unused("messages[].name (2 ×)"),),
+    ),
+    refuses(
+        "a weight around a list of examples",
+        {"data": [chat()], "weight": 0.5},
+        "weight",
+        "is a weight outside of the examples",
+        "Write it into each example.",
+    ),
+    *(
+        refuses(
+            f"{what} among parts",
+            {"messages": [turn("user", [part]), YES]},
+            "messages[0].content",
+            f"has {what} among its parts",
+            "Only text can be trained: remove the others.",
+        )
+        for what, part in (
+            ("a picture", {"type": "image_url", "image_url": {"url": "u"}}),
+            ("sound", {"type": "input_audio", "input_audio": {"data": "d"}}),
+            ("a video", {"type": "video", "video": "v"}),
+            ("a file", {"type": "file", "file": {"file_id": "f"}}),
+        )
+    ),
+    refuses(
+        "a file of Gemini",
+        {"contents": [{"role": "user", "parts": [{"inlineData": {"data": "d"}}]}]},
+        "contents[0].parts",
+        "has a file among its parts",
+        "Only text can be trained: remove the others.",
+    ),
+]
+
+PAIRS = [
+    learns("a pair of OpenAI", openai(), PAIR, method="dpo"),
+    learns(
+        "a pair of OpenAI with tools",
+        openai(
+            input={"messages": [ASK], "tools": [TOOL], "parallel_tool_calls": True}, preferred_output=[calling(call())]
+        ),
+        LISTED + 'user: x + answer:  → get{"a": "b"}#c1 - answer: z',
+        notes=(unused("input.parallel_tool_calls"),),
+        method="dpo",
+    ),
+    learns("a pair of OpenAI for sft", openai(), GOOD, notes=(BETTER_ONLY,)),
+    learns("texts with a prompt", trl(prompt="x"), PAIR, method="dpo"),
+    learns("texts with a prompt, without a method", trl(prompt="x"), PAIR, method=None),
+    learns("texts with a prompt of turns", trl(prompt=[ASK]), PAIR, method="dpo"),
+    learns("turns with a prompt of turns", trl([YES], [NO], prompt=[ASK]), PAIR, method="dpo"),
+    learns("turns with a prompt that is a text", trl([YES], [NO], prompt="x"), PAIR, method="dpo"),
+    learns("one turn a side", trl(YES, NO, prompt="x"), PAIR, method="dpo"),
+    learns("whole conversations", trl([ASK, YES], [ASK, NO]), PAIR, method="dpo"),
+    learns(
+        "whole conversations with their prompt again",
+        trl([ASK, YES], [ASK, NO], prompt="x", prompt_id="p", messages=[ASK, YES], score_chosen=9.0),
+        PAIR,
+        notes=(unused("prompt_id", "score_chosen"),),
+        method="dpo",
+    ),
+    learns(
+        "whole conversations of several turns",
+        trl([turn("system", "s"), ASK, YES, ASK, YES], [turn("system", "s"), ASK, YES, ASK, NO]),
+        "system: s | user: x | answer: y | user: x + answer: y - answer: z",
+        method="dpo",
+    ),
+    learns("transcripts", trl("\n\nHuman: x\n\nAssistant: y", "\n\nHuman: x\n\nAssistant: z"), PAIR, method="dpo"),
+    learns(
+        "texts with a common beginning",
+        trl("The sky is blue.", "The sky is green."),
+        "user: The sky is + answer: blue. - answer: green.",
+        method="dpo",
+    ),
+    learns(
+        "sides of LLaMA-Factory",
+        {
+            "conversations": [{"from": "human", "value": "x"}],
+            "chosen": {"from": "gpt", "value": "y"},
+            "rejected": {"from": "gpt", "value": "z"},
+        },
+        PAIR,
+        method="dpo",
+    ),
+    learns("an instruction with its sides", trl(instruction="x", input="i"), PAIR.replace("x", "x\n\ni"), method="dpo"),
+    learns("a question with its sides", trl(question="x", system="s"), f"system: s | {PAIR}", method="dpo"),
+    learns(
+        "thoughts in both sides",
+        trl("<think>t</think>y", "<think>u</think>z", prompt="x"),
+        "user: x + answer: <t>y - answer: <u>z",
+        method="dpo",
+    ),
+    learns("a weight that dpo ignores", trl(prompt="x", weight=0.5), PAIR, notes=(unused("weight"),), method="dpo"),
+    learns("a pair of equal answers", [trl("y", "y", prompt="x"), trl(prompt="x")], PAIR, notes=(SAME,), method="dpo"),
+    refuses(
+        "a pair for kto",
+        trl(prompt="x"),
+        None,
+        "is a pair of answers, not an answer with a thumb",
+        "Train it with method dpo.",
+        method="kto",
+    ),
+    refuses(
+        "an answer for dpo",
+        chat(),
+        None,
+        "has no second answer that is worse",
+        "Write chosen and rejected, or an edited answer, or train it with method sft.",
+        method="dpo",
+    ),
+    refuses(
+        "a thumb for dpo",
+        {"prompt": "x", "completion": "y", "label": True},
+        None,
+        "has no second answer that is worse",
+        "Write chosen and rejected, or an edited answer, or train it with method kto.",
+        method="dpo",
+    ),
+    refuses(
+        "sides that differ too early",
+        trl([ASK, YES, ASK, YES], [ASK, NO, ASK, NO]),
+        None,
+        "has sides that differ before their last answers",
+        "Write the same turns before both answers, and one answer on each side.",
+        method="dpo",
+    ),
+    refuses(
+        "a prompt in one side only",
+        trl([ASK, YES], [NO]),
+        None,
+        "has the prompt in only one of chosen and rejected",
+        ONCE,
+        method="dpo",
+    ),
+    refuses(
+        "a prompt that is another one",
+        trl([ASK, YES], [ASK, NO], prompt="w"),
+        "prompt",
+        "differs from the beginning of both sides",
+        ONCE,
+        method="dpo",
+    ),
+    refuses(
+        "two prompts",
+        trl([YES], [NO], prompt="x", messages=[ASK]),
+        None,
+        "has two prompts, messages and prompt",
+        "Keep one of them.",
+        method="dpo",
+    ),
+    refuses(
+        "no prompt at all",
+        trl("yes", "no"),
+        None,
+        "has no prompt: chosen and rejected begin differently",
+        "Write the question under prompt, beside both answers.",
+        method="dpo",
+    ),
+    refuses(
+        "a side that is null",
+        trl(rejected=None, prompt="x"),
+        "rejected",
+        "is null, not an answer",
+        "Write the answer as a text or as turns, or remove the example.",
+        method="dpo",
+    ),
+    refuses(
+        "a side without an answer",
+        trl([ASK], [ASK, NO]),
+        "chosen",
+        "holds no answer",
+        "Each side needs an answer of the assistant.",
+        method="dpo",
+    ),
+    refuses(
+        "an empty side",
+        trl(rejected=" ", prompt="x"),
+        "rejected",
+        "is an empty answer",
+        "Write the answer or remove the example.",
+        method="dpo",
+    ),
+    refuses(
+        "a worse call of an unlisted tool",
+        openai(input={"messages": [ASK], "tools": [GET]}, non_preferred_output=[calling(call(name="put"))]),
+        "non_preferred_output[0]",
+        "calls a tool that the row does not list",
+        "Add the tool to the list, or remove the example.",
+        method="dpo",
+    ),
+]
+
+EDITS = [
+    learns(
+        "an original beside a pair's answer",
+        pair(2, target_response="y", original_response="z", system_prompt="", current_user_input="turn 1"),
+        "user: turn 1 + answer: y - answer: z",
+        method="dpo",
+    ),
+    learns("an original beside a question's answer", edited(answer="y", original_answer="z"), PAIR, method="dpo"),
+    learns("an edit beside an answer", edited(answer="z", edited_answer="y"), PAIR, method="dpo"),
+    learns("an original and an edit", edited(original_answer="z", edited_answer="y"), PAIR, method="dpo"),
+    learns(
+        "an original, an edit and the answer",
+        edited(answer="y", original_answer="z", edited_answer="y"),
+        PAIR,
+        method="dpo",
+    ),
+    learns("an edit in a message", {"messages": [ASK, {**NO, "edited_content": "y"}]}, PAIR, method="dpo"),
+    learns("a rejected response beside messages", {**chat("x", "y"), "rejected_response": "z"}, PAIR, method="dpo"),
+    learns(
+        "edits in two messages",
+        {"messages": [ASK, {**NO, "edited_content": "y"}, turn("user", "w"), {**YES, "original_content": "v"}]},
+        PAIR,
+        "user: x | answer: y | user: w + answer: y - answer: v",
+        method="dpo",
+    ),
+    learns(
+        "an answer that nobody edited",
+        [edited(answer="y", original_answer=None), edited(answer="y", edited_answer="z")],
+        "user: x + answer: z - answer: y",
+        notes=(SAME,),
+        method="dpo",
+    ),
+    learns(
+        "an edit that changed nothing",
+        [edited(answer="y", original_answer="y "), edited(answer="y", edited_answer="z")],
+        "user: x + answer: z - answer: y",
+        notes=(SAME,),
+        method="dpo",
+    ),
+    learns(
+        "an original for sft",
+        edited(answer="y", original_answer="z"),
+        GOOD,
+        notes=(BETTER_ONLY, unused("original_answer")),
+    ),
+    learns("an edit for sft", edited(answer="z", edited_answer="y"), GOOD, notes=(BETTER_ONLY,)),
+    learns("an edit without a method", edited(answer="z", edited_answer="y"), PAIR, method=None),
+    refuses(
+        "an edit for kto",
+        edited(answer="z", edited_answer="y"),
+        None,
+        "has no thumb on an answer",
+        "Write label true or false, or rating up or down, or train it with method dpo.",
+        method="kto",
+    ),
+    refuses(
+        "an answer that is neither version",
+        edited(answer="w", original_answer="z", edited_answer="y"),
+        "answer",
+        "is neither the original nor the edited answer beside it",
+        "Remove one of the three.",
+        method="dpo",
+    ),
+    refuses(
+        "two different originals",
+        edited(answer="y", original_answer="z", original_response="w"),
+        None,
+        "has different answers in original_answer and original_response",
+        "Keep one of them.",
+        method="dpo",
+    ),
+    refuses(
+        "an original that is a number",
+        edited(answer="y", original_answer=3),
+        "original_answer",
+        "is a number, not a text",
+        "Write the text or remove the example.",
+        method="dpo",
+    ),
+    refuses(
+        "edits of a row and of its answer",
+        {"messages": [ASK, {**YES, "original_content": "z"}], "original_answer": "w"},
+        "messages[1]",
+        "has other versions, and so has its row",
+        "Keep those of one place.",
+        method="dpo",
+    ),
+    refuses(
+        "more edits than may be",
+        {"messages": [item for n in range(201) for item in (ASK, {**YES, "original_content": "z"})]},
+        None,
+        "has more than 200 answers with a thumb or an edit",
+        "Split the conversation into several examples.",
+        method="dpo",
+    ),
+]
+
+UP, DOWN = "user: x | answer: y up", "user: x | answer: y down"
+
+
+def thumbs(name: str, up: Any, down: Any, key: str = "rating") -> Reading:
+    """Both thumbs of one spelling, on a question with its answer."""
+    rows = [{"question": "x", "answer": "y", key: value} for value in (up, down)]
+    return learns(name, rows, UP, DOWN, method="kto")
+
+
+THUMBS = [
+    learns(
+        "labels",
+        [{"prompt": "x", "completion": "y", "label": value} for value in (True, False)],
+        UP,
+        DOWN,
+        method="kto",
+    ),
+    learns(
+        "labels beside turns",
+        [{"prompt": [ASK], "completion": [YES], "label": value} for value in (True, False)],
+        UP,
+        DOWN,
+        method="kto",
+    ),
+    thumbs("labels that are 1 and 0", 1, 0, "label"),
+    thumbs("ratings up and down", "up", "down"),
+    thumbs("ratings of plus and minus one", 1, -1),
+    thumbs("ratings as signed texts", "+1", "-1"),
+    thumbs("thumbs in words", "thumbs_up", "Thumbs down", "thumbs"),
+    thumbs("thumbs as pictures", "👍", "👎", "reaction"),
+    thumbs("likes", True, False, "liked"),
+    thumbs("votes", "upvote", "downvote", "vote"),
+    thumbs("a thumb in words", "good", "bad", "thumb"),
+    learns(
+        "feedback with a comment",
+        [{"question": "x", "answer": "y", "feedback": {"rating": value, "comment": "secret"}} for value in (1, -1)],
+        UP,
+        DOWN,
+        notes=(unused("feedback.comment (2 ×)"),),
+        method="kto",
+    ),
+    learns(
+        "thumbs on messages",
+        {"messages": [ASK, {**YES, "rating": "down"}, ASK, NO, ASK, {**YES, "rating": "up"}]},
+        DOWN,
+        "user: x | answer: y | user: x | answer: z | user: x | answer: y up",
+        method="kto",
+    ),
+    learns(
+        "a thumb beside messages",
+        [{**chat("x", "y"), "rating": value} for value in ("up", "down")],
+        UP,
+        DOWN,
+        method="kto",
+    ),
+    learns(
+        "thumbs on the application's pairs",
+        [pair(2, target_response="y", system_prompt="", rating=value) for value in ("up", "down")],
+        "user: turn 1 | answer: y up",
+        "user: turn 1 | answer: y down",
+        method="kto",
+    ),
+    learns(
+        "a thumb that nobody pressed",
+        [{"question": "x", "answer": "y", "rating": value} for value in (None, "up", "down")],
+        UP,
+        DOWN,
+        notes=(NO_THUMB,),
+        method="kto",
+    ),
+    learns(
+        "a thumb on an edited answer",
+        [edited(answer="z", original_answer="y", rating="down"), edited(answer="y", rating="up")],
+        DOWN,
+        UP,
+        notes=(EDITED,),
+        method="kto",
+    ),
+    learns(
+        "thumbs without a method",
+        [{"prompt": "x", "completion": "y", "label": value} for value in (True, False)],
+        UP,
+        DOWN,
+        method=None,
+    ),
+    learns(
+        "numbers that may be anything, for sft",
+        {"question": "x", "answer": "y", "rating": 4, "label": 1},
+        GOOD,
+        notes=(unused("rating", "label"),),
+    ),
+    learns(
+        "numbers that may be anything, without a method",
+        {"question": "x", "answer": "y", "rating": 4},
+        GOOD,
+        method=None,
+        notes=(unused("rating"),),
+    ),
+    refuses(
+        "a label for sft",
+        {"prompt": "x", "completion": "y", "label": False},
+        "label",
+        "is a thumb, not an answer to learn",
+        "Train it with method kto, or remove the key.",
+    ),
+    refuses(
+        "a thumb on a message for sft",
+        {"messages": [ASK, {**YES, "rating": "up"}]},
+        "messages[1].rating",
+        "is a thumb, not an answer to learn",
+        "Train it with method kto, or remove the key.",
+    ),
+    refuses(
+        "an answer for kto",
+        chat(),
+        None,
+        "has no thumb on an answer",
+        "Write label true or false, or rating up or down, or train it with method sft.",
+        method="kto",
+    ),
+    *(
+        refuses(
+            f"a rating of {value}",
+            {"question": "x", "answer": "y", "rating": value},
+            "rating",
+            f"is {what} that is neither a thumb up nor down",
+            "Write true or false, up or down, or 1 or -1.",
+            method="kto",
+        )
+        for value, what in (
+            (5, "a number"),
+            (0, "a number"),
+            ("so so", "a text of 5 characters"),
+            ([1], "a list of 1 element"),
+        )
+    ),
+    refuses(
+        "two thumbs that differ",
+        {"question": "x", "answer": "y", "rating": "up", "liked": False},
+        None,
+        "has a thumb up and a thumb down, in rating and liked",
+        "Keep one.",
+        method="kto",
+    ),
+    refuses(
+        "another thumb than the row's",
+        {"messages": [ASK, {**YES, "rating": "up"}], "rating": "down"},
+        "messages[1]",
+        "has another thumb than its row",
+        "Keep one of them.",
+        method="kto",
+    ),
+]
+
+VERDICTS: list[Reading] = WEIGHTS + PAIRS + EDITS + THUMBS
