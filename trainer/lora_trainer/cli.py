@@ -104,6 +104,40 @@ def judge(models: Models, volume: Volume = None) -> None:
     _for_each(models, volume, describe)
 
 
+@app.command()
+def examples(
+    file: Annotated[Path, typer.Argument(help="A dataset on this machine.")],
+    base: Annotated[str, typer.Option(metavar="MODEL", help="As on huggingface.co, or name@revision.")],
+    method: Annotated[str, typer.Option(help="sft, dpo or kto.")] = "sft",
+    max_length: Annotated[int, typer.Option(help="The most tokens of a row.")] = 2048,
+    volume: Volume = None,
+) -> None:
+    """Count a dataset's tokens and render its first examples, as JSON. Downloads no weights.
+
+    `lora-worker dataset check --base MODEL` calls this and prints it for people.
+    """
+    from pydantic import ValidationError
+
+    from lora_contract.hyperparameters import Hyperparameters
+    from lora_trainer.data.chat import prepare_tokenizer
+    from lora_trainer.data.preview import preview
+    from lora_trainer.models.loading import load_tokenizer
+
+    try:
+        chosen = Hyperparameters.model_validate({"method": method, "max_length": max_length})
+    except ValidationError as error:
+        where = ", ".join(str(problem["loc"][0]) for problem in error.errors())
+        typer.echo(f"{where}: is not a value that a job may have", err=True)
+        raise typer.Exit(2) from None
+
+    def count(bases: BaseModels, name: str, revision: str | None) -> str:
+        tokenizer = load_tokenizer(bases.find(name, revision))
+        prepare_tokenizer(tokenizer)
+        return preview(file, tokenizer, chosen).model_dump_json()
+
+    _for_each([base], volume, count)
+
+
 def _for_each(models: Iterable[str], volume: Path | None, work: Callable[[BaseModels, str, str | None], str]) -> None:
     """Call `work` with each model's name and revision, and print its answer. Exit with 1 when one of them failed."""
     from lora_trainer.errors import TrainingError

@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from lora_worker.commands import dashboard, deploy, erasing, guided, jobs, logs, money, queue, run, setup, submission
+from lora_worker.commands import (
+    dashboard,
+    dataset,
+    deploy,
+    erasing,
+    guided,
+    jobs,
+    logs,
+    money,
+    queue,
+    run,
+    setup,
+    submission,
+)
 
 app = typer.Typer(
     help="Claims LoRA training jobs from Supabase, trains them on a GPU cloud, writes the results back.",
@@ -37,7 +50,7 @@ def options(
     """Claims LoRA training jobs from Supabase, trains them on a GPU cloud, writes the results back."""
 
 
-for group in (run, queue, jobs, logs, submission, dashboard, money, guided, deploy, setup, erasing):
+for group in (run, queue, jobs, logs, submission, dataset, dashboard, money, guided, deploy, setup, erasing):
     app.add_typer(group.commands)
 
 

@@ -67,8 +67,8 @@ def format_estimate(found: Found) -> str:
     gpus = f"{found['gpu_count']:.0f} × {found['gpu_type']} (${found['price_per_hour']:.2f} an hour each)"
     return "\n".join(
         [
-            f"{_duration(seconds['low'])} to {_duration(seconds['high'])}, ${cost['low']:.2f} to ${cost['high']:.2f},"
-            f" on {gpus}: {found['tokens']:,.0f} tokens an epoch.",
+            f"{format_duration(seconds['low'])} to {format_duration(seconds['high'])},"
+            f" ${cost['low']:.2f} to ${cost['high']:.2f}, on {gpus}: {found['tokens']:,.0f} tokens an epoch.",
             _speed(found),
             *found["assumptions"],
         ]
@@ -86,6 +86,7 @@ def _speed(found: Found) -> str:
     return f"{speed['low']:,.0f} to {speed['high']:,.0f} tokens a second, {sources[found['speed_source']]}."
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Write a time in whole minutes, or in hours and minutes."""
     minutes = math.ceil(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

@@ -27,6 +27,11 @@ def enqueue(
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter; 16 by default.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="1e-4 by default.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Answers that a step learns; 4 by default.")] = None,
+    method: Annotated[str, typer.Option(help="sft (answers), dpo (pairs) or kto (answers with a thumb).")] = "",
+    beta: Annotated[float | None, typer.Option(help="Of dpo and kto; 0.1 by default.")] = None,
+    init_adapter: Annotated[
+        str, typer.Option(help="Begin with an adapter of the same user: the id of its model or its job.")
+    ] = "",
     gpu: Annotated[str, typer.Option(help="A GPU of the price table; empty: the endpoint's, or A100-80GB.")] = "",
     name: Annotated[str, typer.Option(help="The dataset's name, and the model's; empty: that of the file.")] = "",
     user: Annotated[
@@ -40,7 +45,8 @@ def enqueue(
     from lora_worker.submission.orders import enqueue as submit
 
     wished = {"base_model": base or None, "epochs": epochs, "rank": rank, "learning_rate": learning_rate,
-              "batch_size": batch_size}  # fmt: skip
+              "batch_size": batch_size, "method": method or None, "beta": beta,
+              "init_adapter": init_adapter or None}  # fmt: skip
     order = Order(
         file=file,
         hyperparameters={key: value for key, value in wished.items() if value is not None},

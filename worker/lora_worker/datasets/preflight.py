@@ -76,8 +76,7 @@ async def check(assignment: Assignment, services: Services) -> Plan:
     survey = await survey_dataset(
         dataset,
         services.storage,
-        max_bad_line_share=hyperparameters.max_bad_line_share,
-        base_model=hyperparameters.base_model,
+        hyperparameters,
     )
     terms = await current_terms(services, hyperparameters.base_model, price)
     check_estimate(hyperparameters, survey, gpu_config.type, terms)
@@ -196,28 +195,31 @@ async def current_terms(services: Services, base_model: str | None, price: GpuPr
     return services.terms.with_measured(base_model, price.type, speed)
 
 
+def expect_work(chosen: Hyperparameters, survey: Survey, gpu_type: str, *, lowest: bool = False) -> Work:
+    """Return what a training of a dataset does, for an estimate; `lowest`: if it ends as early as it may."""
+    longest = survey.examples * chosen.max_length * (2 if chosen.method == "dpo" else 1)
+    merges = chosen.merge_conversations and chosen.method == "sft"
+    return Work(
+        tokens=round(min(survey.tokens, longest) * (1 - chosen.validation_share)),
+        pairs=max(round(survey.examples * (1 - chosen.validation_share)), 1),
+        pairs_per_conversation=survey.examples / max(survey.conversations, 1) if merges else 1.0,
+        # Early stopping may end the training after the first epoch.
+        epochs=1 if lowest and chosen.early_stopping_patience else chosen.epochs,
+        batch_size=chosen.batch_size,
+        max_steps=chosen.max_steps,
+        base_model=chosen.base_model,
+        gpu_type=gpu_type,
+        method=chosen.method,
+    )
+
+
 def check_estimate(chosen: Hyperparameters, survey: Survey, gpu_type: str, terms: Terms) -> None:
     """Refuse a job that would exceed its limit of cost or time even by the lowest estimate.
 
     Raises:
         PreflightError: the text gives the lowest estimate and the limit.
     """
-    expected = estimate(
-        Work(
-            tokens=round(min(survey.tokens, survey.examples * chosen.max_length) * (1 - chosen.validation_share)),
-            pairs=max(round(survey.examples * (1 - chosen.validation_share)), 1),
-            pairs_per_conversation=(
-                survey.examples / max(survey.conversations, 1) if chosen.merge_conversations else 1.0
-            ),
-            # Early stopping may end the training after the first epoch.
-            epochs=1 if chosen.early_stopping_patience else chosen.epochs,
-            batch_size=chosen.batch_size,
-            max_steps=chosen.max_steps,
-            base_model=chosen.base_model,
-            gpu_type=gpu_type,
-        ),
-        terms,
-    )
+    expected = estimate(expect_work(chosen, survey, gpu_type, lowest=True), terms)
     if expected is None:
         return
     remedy = "choose fewer epochs or a smaller dataset, or ask for a higher limit."
@@ -266,16 +268,14 @@ def make_policy(
     return Policy(execution, execution + queue_allowance_seconds)
 
 
-async def survey_dataset(
-    dataset: Dataset, storage: Storage, *, max_bad_line_share: float, base_model: str | None = None
-) -> Survey:
-    """Read the dataset once, with constant memory, and count the examples that can be used with this base model.
+async def survey_dataset(dataset: Dataset, storage: Storage, chosen: Hyperparameters) -> Survey:
+    """Read the dataset once, with constant memory, and count what the job's method and base model can learn from.
 
     Raises:
         PreflightError: the file is missing, can't be read, or has too few usable examples.
         ServiceError: the storage did not answer.
     """
-    surveyor = Surveyor(refusal_of(RENDERINGS.get(base_model or "")))
+    surveyor = Surveyor(refusal_of(RENDERINGS.get(chosen.base_model or "")), chosen.method)
     try:
         async with storage.stream(dataset.bucket, dataset.storage_path) as chunks:
             async for chunk in chunks:
@@ -283,7 +283,7 @@ async def survey_dataset(
                 await asyncio.to_thread(surveyor.feed, chunk)
         await asyncio.to_thread(surveyor.close)
         survey = surveyor.result()
-        survey.check(max_bad_line_share)
+        survey.check(chosen.max_bad_line_share)
     except ObjectMissingError:
         raise PreflightError(
             "dataset_missing",

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.renderings import RENDERINGS
 from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.limits import refusal_of
@@ -30,20 +31,20 @@ class LocalDataset:
         return "application/json" if self.path.suffix.lower() == ".json" else "application/x-jsonlines"
 
 
-def read_dataset(path: Path, *, base_model: str | None, max_bad_line_share: float) -> LocalDataset:
+def read_dataset(path: Path, chosen: Hyperparameters) -> LocalDataset:
     """Read a file from its first line to its last, with constant memory, as the worker does before a launch.
 
     Raises:
         ArgumentError: the file can't be read, or can't be trained on; the text says which line and what to do.
     """
-    surveyor = Surveyor(refusal_of(RENDERINGS.get(base_model or "")))
+    surveyor = Surveyor(refusal_of(RENDERINGS.get(chosen.base_model or "")), chosen.method)
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 surveyor.feed(chunk)
         surveyor.close()
         survey = surveyor.result()
-        survey.check(max_bad_line_share)
+        survey.check(chosen.max_bad_line_share)
     except OSError as error:
         raise ArgumentError(f"FILE: {path} can't be read ({error.strerror or type(error).__name__})") from None
     except DatasetUnusableError as error:

@@ -68,9 +68,7 @@ async def enqueue(services: Services, order: Order, say: Callable[[str], None] =
         ServiceError: Supabase did not answer, or refused.
     """
     chosen, gpu = _check_settings(order, services)
-    dataset = await asyncio.to_thread(
-        read_dataset, order.file, base_model=chosen.base_model, max_bad_line_share=chosen.max_bad_line_share
-    )
+    dataset = await asyncio.to_thread(read_dataset, order.file, chosen)
     await _check_cost(chosen, gpu, dataset, services)
     await _check_size(services, dataset)
     say(f"{dataset.path.name}: {dataset.survey.answers:,} pairs, {dataset.survey.tokens:,} tokens")

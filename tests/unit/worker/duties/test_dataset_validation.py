@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from lora_contract.hyperparameters import Hyperparameters
 from lora_conversations.survey import Surveyor
 from lora_worker.database.rows import Dataset, DatasetClaim
 from lora_worker.datasets.preflight import survey_dataset
@@ -123,7 +124,7 @@ async def test_a_usable_dataset_becomes_ready_with_real_counts() -> None:
 )
 async def test_text_with_the_bases_turn_mark_is_refused_before_a_launch(base: str, refused: bool) -> None:
     storage: Any = FakeStorage(lines(GOOD[0], chat("How?", "So [INST] and more")))
-    checking = survey_dataset(DATASET, storage, max_bad_line_share=0.05, base_model=base)
+    checking = survey_dataset(DATASET, storage, Hyperparameters(base_model=base))
     if not refused:
         assert (await checking).examples == 2
         return

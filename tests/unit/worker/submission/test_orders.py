@@ -14,6 +14,7 @@ import httpx
 import pytest
 import respx
 
+from lora_contract.hyperparameters import Hyperparameters
 from lora_worker.errors import ArgumentError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.services import Services
 from lora_worker.submission.files import read_dataset, upload_chunks
@@ -179,7 +180,7 @@ async def test_a_deleted_user_is_one_sentence(file: Path) -> None:
 
 
 async def test_the_chunks_are_the_file(file: Path) -> None:
-    dataset = read_dataset(file, base_model=None, max_bad_line_share=0.05)
+    dataset = read_dataset(file, Hyperparameters())
     assert b"".join([chunk async for chunk in upload_chunks(dataset)]) == CONTENT
 
 

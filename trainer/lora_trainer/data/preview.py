@@ -1,0 +1,114 @@
+"""Counts the tokens of a dataset's sequences with a base model's tokenizer, and renders the first examples.
+
+Nothing is trained and no weights are needed. One chunk of the file is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_contract.hyperparameters import Hyperparameters
+from lora_contract.lengths import RENDERED_EXAMPLES, Lengths, LengthTally, Rendered, cut_parts
+from lora_conversations.errors import DatasetUnusableError
+from lora_conversations.examples import Example
+from lora_conversations.preferences import Preference, Rating, Sample
+from lora_conversations.survey import Surveyor
+from lora_trainer.data.chat import IGNORED, Chat
+from lora_trainer.data.rows import TruncationCounts, fit_examples
+from lora_trainer.errors import BaseModelUnknownError, DatasetInvalidError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MOST_EXAMPLES = 20_000
+"""Of a longer file only so many examples are counted: a minute of tokenising."""
+_CHUNK_BYTES = 1 << 20
+
+_Sequence = tuple[list[int], list[bool]]
+"""Token ids, and which of them are learned."""
+
+
+def preview(dataset: Path, tokenizer: PreTrainedTokenizerBase, chosen: Hyperparameters) -> Lengths:
+    """Count the tokens of each sequence as it is rendered for training, before overlapping examples are merged.
+
+    Raises:
+        DatasetInvalidError: the file can't be read at all.
+        BaseModelUnknownError: answers can't be rendered for training.
+    """
+    chat, tally, counts = Chat(tokenizer), LengthTally(chosen.max_length), TruncationCounts()
+    rendered: list[Rendered] = []
+    samples = _samples(dataset, chat, chosen)
+    for number, sample in enumerate(islice(samples, MOST_EXAMPLES)):
+        sequences = list(_sequences(chat, sample))
+        for _, (ids, _) in sequences:
+            tally.add(len(ids))
+        _count_cuts(chat, sample, [ids for _, (ids, _) in sequences], chosen.max_length, counts)
+        if number < RENDERED_EXAMPLES:
+            rendered += [_render(tokenizer, sample.line, title, sequence) for title, sequence in sequences]
+    return tally.result(
+        "tokenizer",
+        rendered,
+        shortened=counts.shortened,
+        left_out=counts.too_long,
+        is_complete=next(samples, None) is None,
+    )
+
+
+def _samples(dataset: Path, chat: Chat, chosen: Hyperparameters) -> Iterator[Sample]:
+    surveyor = Surveyor(chat.refuse, chosen.method)
+    try:
+        with dataset.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield from surveyor.feed(chunk)
+        yield from surveyor.close()
+    except DatasetUnusableError as error:
+        raise DatasetInvalidError(error.message, error.hint) from None
+
+
+def _sequences(chat: Chat, sample: Sample) -> Iterator[tuple[str, _Sequence]]:
+    """The sequences of a sample, each with its title."""
+    if isinstance(sample, Preference):
+        for title, answer in (("chosen", sample.chosen), ("rejected", sample.rejected)):
+            yield title, _joined(*chat.continuation(sample.prompt, answer, tools=sample.tools))
+    elif isinstance(sample, Rating):
+        title = "thumb up" if sample.good else "thumb down"
+        yield title, _joined(*chat.continuation(sample.messages[:-1], sample.messages[-1:], tools=sample.tools))
+    else:
+        yield from (("", sequence) for sequence in _of_example(chat, sample))
+
+
+def _joined(prompt: list[int], answer: list[int]) -> _Sequence:
+    return prompt + answer, [False] * len(prompt) + [True] * len(answer)
+
+
+def _of_example(chat: Chat, example: Example) -> Iterator[_Sequence]:
+    """The row of an example; where the template can't show all answers in one rendering, one row for each of them."""
+    row = chat.row(example.messages, example.trained, tools=example.tools, weights=example.weights)
+    rows = [row] if row is not None else [
+        chat.row(example.messages[: index + 1], [index], tools=example.tools) for index in example.trained
+    ]  # fmt: skip
+    for found in rows:
+        if found is None:
+            raise BaseModelUnknownError("The base model's chat template can't render an answer alone.")
+        yield found.input_ids, [label != IGNORED for label in found.labels]
+
+
+def _count_cuts(
+    chat: Chat, sample: Sample, sequences: list[list[int]], max_length: int, counts: TruncationCounts
+) -> None:
+    if max(map(len, sequences), default=0) <= max_length:
+        return
+    if isinstance(sample, Example):
+        for _ in fit_examples(chat, [sample], max_length, counts):
+            pass
+    else:
+        counts.shortened += 1
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, line: int, title: str, sequence: _Sequence) -> Rendered:
+    spans = groupby(zip(*sequence, strict=True), key=lambda token: token[1])
+    parts = [(str(tokenizer.decode([token for token, _ in tokens])), learned) for learned, tokens in spans]
+    return Rendered(line=line, title=title, parts=cut_parts(parts))
