@@ -55,6 +55,11 @@ class Answers:
         self.opened_thought = self._find_opened_thought()
         """The end of the prompt that the rendering of an answer leaves out, such as “<think>” and a line break."""
 
+    @property
+    def opens_thought(self) -> bool:
+        """Whether the prompt ends with the beginning of a thought."""
+        return self._template.prompt([Message(USER, "a")]).rstrip().endswith(_BEGINS)
+
     def using(self, template: Template) -> Answers:
         """The same with another spelling of the messages."""
         return Answers(template, self._stops)

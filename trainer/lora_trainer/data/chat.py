@@ -10,6 +10,7 @@ own.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,7 +48,7 @@ class Row(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The characters of a rendered conversation, from `start` up to but not including `end`, that are learned."""
+    """The tokens of a row, from `start` up to but not including `end`, that are learned."""
 
     start: int
     end: int
@@ -92,17 +93,35 @@ class Chat:
         Raises:
             BaseModelUnknownError: answers can't be rendered for training.
         """
-        example = Example(tuple(messages[: trained[-1] + 1]), tuple(trained), None, 0, tools=tools)
+        rows = self.rows(messages, trained, tools=tools, weights=weights)
+        return rows[0] if len(rows) == 1 else None
+
+    def rows(
+        self,
+        messages: Sequence[Message],
+        trained: Sequence[int],
+        *,
+        tools: str | None = None,
+        weights: Sequence[float] = (),
+    ) -> list[Row]:
+        """The conversation as few rows as possible, in order, each with its whole history; arguments as in `row`.
+
+        Raises:
+            BaseModelUnknownError: answers can't be rendered for training.
+        """
+        example = Example(tuple(messages), tuple(trained), None, 0, tools=tools)
         is_hidden = self.tokens.are_in(sample_texts(example))
         if is_hidden:
             example = example._replace(
                 messages=tuple(self.tokens.hide_all(example.messages)), tools=tools and self.tokens.hide(tools)
             )
-        pieces = self._pieces(example)
-        if pieces is None:
-            return None
         encode = self.tokens.encode_hidden if is_hidden else self.tokens.encode
-        return _as_row(pieces, encode, weights)
+        rows: list[Row] = []
+        at = 0
+        for group in self._groups(example):
+            rows += _as_rows(group, encode, weights[at : at + len(group)])
+            at += len(group)
+        return rows
 
     def continuation(
         self, prompt_messages: Sequence[Message], answer_messages: Sequence[Message], *, tools: str | None = None
@@ -137,7 +156,7 @@ class Chat:
         return Rendering(
             row="answer" if self.row(talk, [1, 3]) is None else "conversation",
             system="in front" if self.takes_system else "first turn",
-            opens_thought=bool(self._answers.opened_thought),
+            opens_thought=self._answers.opens_thought,
             stop=self._stop,
             takes_tools=self.takes_tools,
             several_calls=not self.takes_tools or probes.takes_several_calls(self._answers),
@@ -172,18 +191,20 @@ class Chat:
         between += [] if any(stop in heading for stop in self._stops) else [heading]
         return plain_marks(between, probes.tags_of_tools(self._template), self._tokenizer)
 
-    def _pieces(self, example: Example) -> list[Piece] | None:
-        """The learned answers with their prompts; None unless each is the beginning of the last one's text."""
+    def _groups(self, example: Example) -> list[list[Piece]]:
+        """The learned answers with their prompts; those in a group can be learned in one row.
+
+        For this, each prompt has to begin with the whole text of the piece before it.
+        """
         tools = json.loads(example.tools) if example.tools else None
-        *earlier, last = example.trained
-        whole = self._answers.last_of(example.messages[: last + 1], tools)
-        pieces = []
-        for index in earlier:
+        groups: list[list[Piece]] = []
+        for index in example.trained:
             piece = self._answers.last_of(example.messages[: index + 1], tools)
-            if not whole.prompt.startswith(piece.text):
-                return None
-            pieces.append(piece)
-        return [*pieces, whole]
+            if groups and piece.prompt.startswith(groups[-1][-1].text):
+                groups[-1].append(piece)
+            else:
+                groups.append([piece])
+        return groups
 
     def _refused_by_template(self, sample: Sample) -> LineError | None:
         """The error of an example with tools whose order of turns the template refuses.
@@ -206,45 +227,37 @@ def _source(tokenizer: PreTrainedTokenizerBase) -> str:
     return "\n".join(template.values()) if isinstance(template, dict) else str(template)
 
 
-def _as_row(pieces: Sequence[Piece], encode: Callable[[str], Encoded], weights: Sequence[float]) -> Row | None:
+def _as_rows(pieces: Sequence[Piece], encode: Callable[[str], Encoded], weights: Sequence[float]) -> list[Row]:
     """The row that learns the answers of the pieces. `weights` has one number for each of them, or none.
 
-    A server encodes a prompt alone, and the model goes on from there. So a token must not reach from a prompt into its
-    answer: then the two are encoded apart, or there is no row if it has several answers.
+    A server encodes a prompt alone, and the model goes on from there. So no token may reach from a prompt into its
+    answer: then each answer gets a row of its own, in which the two are encoded apart.
     """
-    ids, offsets = encode(pieces[-1].text)
-    spans = [Span(len(piece.prompt), len(piece.text)) for piece in pieces]
-    if not _begin_with_tokens(offsets, spans):
-        if len(pieces) > 1:
-            return None
-        prompt, answer = encode(pieces[0].prompt), encode(pieces[0].answer)
-        start = len(pieces[0].prompt)
-        ids = prompt.ids + answer.ids
-        offsets = prompt.offsets + [(begin + start, end + start) for begin, end in answer.offsets]
-    return _label(ids, offsets, spans, weights)
+    encoded = encode(pieces[-1].text)
+    spans = [_tokens_of(piece, encoded.offsets) for piece in pieces]
+    if all(encoded.offsets[span.start][0] >= len(piece.prompt) for piece, span in zip(pieces, spans, strict=True)):
+        return [_label(encoded.ids, spans, weights)]
+    if len(pieces) > 1:
+        return [row for at, piece in enumerate(pieces) for row in _as_rows([piece], encode, weights[at : at + 1])]
+    prompt, answer = encode(pieces[0].prompt).ids, encode(pieces[0].answer).ids
+    return [_label(prompt + answer, [Span(len(prompt), len(prompt) + len(answer))], weights)]
 
 
-def _begin_with_tokens(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> bool:
-    """Whether a token begins where each span begins. Tokens and spans are in order."""
-    pending = iter(offsets)
-    return all(next((begin for begin, end in pending if end > span.start), -1) >= span.start for span in spans)
-
-
-def _label(ids: list[int], offsets: list[tuple[int, int]], spans: list[Span], weights: Sequence[float]) -> Row:
-    """The row that learns each token which lies in a span.
+def _tokens_of(piece: Piece, offsets: Sequence[tuple[int, int]]) -> Span:
+    """The tokens that lie in the answer of a piece, at least in part.
 
     `offsets` has each token's first character and the one after its last.
     """
+    start = bisect_right(offsets, len(piece.prompt), key=lambda offset: offset[1])
+    return Span(start, bisect_left(offsets, len(piece.text), key=lambda offset: offset[0]))
+
+
+def _label(ids: list[int], spans: Sequence[Span], weights: Sequence[float]) -> Row:
+    """The row that learns the tokens of the spans."""
     labels = [IGNORED] * len(ids)
     counts = [0.0] * len(ids) if any(weight != 1 for weight in weights) else None
-    at = 0
-    for index, (start, end) in enumerate(offsets):
-        while at < len(spans) and start >= spans[at].end:
-            at += 1
-        if at == len(spans):
-            break
-        if end > spans[at].start:
-            labels[index] = ids[index]
-            if counts is not None:
-                counts[index] = weights[at]
+    for at, (start, end) in enumerate(spans):
+        labels[start:end] = ids[start:end]
+        if counts is not None:
+            counts[start:end] = [weights[at]] * (end - start)
     return Row(ids, labels, len(spans), counts)

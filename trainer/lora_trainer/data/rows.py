@@ -182,11 +182,13 @@ def fit_examples(chat: Chat, examples: Sequence[Example], max_length: int, count
     Adds to `counts` what had to be cut or left out.
     """
     for example in examples:
-        row = chat.row(example.messages, example.trained, tools=example.tools, weights=example.weights)
-        if row is not None and len(row.input_ids) <= max_length:
-            yield row
-        else:
-            yield from _fit(_ConversationCutter(chat, example, max_length), list(example.trained), counts)
+        answers = list(example.trained)
+        for row in chat.rows(example.messages, answers, tools=example.tools, weights=example.weights):
+            if len(row.input_ids) <= max_length:
+                yield row
+            else:
+                yield from _fit(_ConversationCutter(chat, example, max_length), answers[: row.answers], counts)
+            answers = answers[row.answers :]
 
 
 def _fit(cutter: _ConversationCutter, answers: list[int], counts: TruncationCounts) -> Iterator[Row]:

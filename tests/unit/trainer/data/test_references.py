@@ -230,6 +230,19 @@ def test_r1_prompt_ends_with_the_same_tokens_where_the_thought_is_empty():
     assert learned_spans(tokenizer, row) == ["\n</think>\n\nSo.<｜end▁of▁sentence｜>"]
 
 
+def test_answers_whose_first_token_would_reach_into_the_prompt_get_own_rows():
+    from tokenizers import AddedToken
+
+    chat, tokenizer = chat_for("chatml")
+    tokenizer.add_tokens([AddedToken("\n\n", special=False)])
+    messages = [message._replace(content=f"\n{message.content}") for message in CHAT]
+    rows = chat.rows(messages, [2, 4], weights=(0.5, 1.0))
+    assert trained_prompts(rows) == served_prompts(chat, tokenizer, messages)
+    assert learned(rows, tokenizer) == ["\nSo.<|im_end|>", "\nThus.<|im_end|>"]
+    assert [max(row.weights or [1.0]) for row in rows] == [0.5, 1.0]
+    assert chat.row(messages, [2, 4]) is None
+
+
 @pytest.mark.parametrize("name", CALL)
 def test_continuation_gives_the_prompt_and_the_answer_apart(name):
     chat, tokenizer = chat_for(name)
