@@ -14,9 +14,10 @@ def describe_card() -> dict[str, Any]:
     """The GPU, its driver, the versions that matter, the date."""
     import torch
 
+    from lora_trainer.models.hardware import gpu_identity
     from lora_trainer.run.gpu import GpuMonitor
 
-    gpu = GpuMonitor(wanted=torch.cuda.is_available())
+    gpu = GpuMonitor(wanted=torch.cuda.is_available(), **gpu_identity())
     found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "gpu": gpu.name,

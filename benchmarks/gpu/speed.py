@@ -74,19 +74,20 @@ def measure(asked: Measurement) -> dict[str, Any]:
 
     from benchmarks.gpu.weights import active_weights, load_random, real_config
     from lora_contract.hyperparameters import Hyperparameters
-    from lora_trainer.models.attention import choose_attention
+    from lora_trainer.models.attention import choose_attention, switch_off_cudnn
     from lora_trainer.models.fused import fuse
     from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.models.loading import attach_lora, tensor_bytes
 
     torch.manual_seed(0)
+    switch_off_cudnn()
     config = real_config(asked.model, **_changes(asked))
     hardware = detect_hardware()
     _reset_peak()
     others = _held_bytes() or 0
     parameters = Hyperparameters(max_length=asked.row_tokens, batch_size=64, **asked.parameters)
     begun = time.perf_counter()
-    attention = asked.attention or choose_attention(config, hardware, packed=asked.packed)
+    attention = asked.attention or choose_attention(config, hardware)
     asked, plan = _planned(asked, config, parameters, hardware, attention)
     model = load_random(config, hardware, attention=attention, quantize=asked.quantize)
     loaded = time.perf_counter()
@@ -304,9 +305,10 @@ def _reserved_bytes() -> int | None:
 def _utilization() -> float | None:
     import torch
 
+    from lora_trainer.models.hardware import gpu_identity
     from lora_trainer.run.gpu import GpuMonitor
 
-    return GpuMonitor(wanted=torch.cuda.is_available()).sample().utilization
+    return GpuMonitor(wanted=torch.cuda.is_available(), **gpu_identity()).sample().utilization
 
 
 def main(arguments: list[str]) -> int:

@@ -18,6 +18,7 @@ from lora_trainer.recipe.steps import TrainingBatches, build_trainer, training_a
 pytestmark = pytest.mark.gpu
 
 LENGTHS = (700, 300, 24, 1, 500, 523)
+MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2"
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 SMALL = {
     "hidden_size": 512,
@@ -51,11 +52,12 @@ def logits_and_gradient(model, batches):
     return logits.detach(), gradient
 
 
+@pytest.mark.parametrize("window", [None, 64])
 @pytest.mark.parametrize("attention", ["chosen", SDPA, FLASH])
-def test_attention_over_packed_rows_agrees_with_a_float32_reference(attention, hardware):
-    config = real_config(LLAMA, **SMALL)
+def test_attention_over_packed_rows_agrees_with_a_float32_reference(attention, window, hardware):
+    config = real_config(MISTRAL if window else LLAMA, **SMALL, **({"sliding_window": window} if window else {}))
     if attention == "chosen":
-        attention = choose_attention(config, hardware, packed=True)
+        attention = choose_attention(config, hardware)
     if attention == FLASH and not is_flash_attn_2_available():
         pytest.skip("flash-attn is not installed here")
     torch.manual_seed(3)
@@ -80,7 +82,7 @@ def test_packed_and_unpacked_training_have_the_same_losses(model, hardware, tmp_
     for is_packed in (True, False):
         torch.manual_seed(0)
         config = real_config(model, num_hidden_layers=2)
-        base = load_random(config, hardware, attention=choose_attention(config, hardware, packed=is_packed))
+        base = load_random(config, hardware, attention=choose_attention(config, hardware))
         parameters = Hyperparameters(dropout=0, epochs=1, max_length=1024, learning_rate=1e-3)
         rows = random_rows(16, 256, 1000)
         shape = BatchShape(4, 1 if is_packed else 4, 1024 if is_packed else 256, packed=is_packed)

@@ -5,14 +5,14 @@ import time
 import pytest
 import torch
 
-from lora_trainer.models.hardware import gpu_uuid
+from lora_trainer.models.hardware import gpu_identity
 from lora_trainer.run.gpu import GpuMonitor
 
 pytestmark = pytest.mark.gpu
 
 
 def test_gpu_and_driver_are_reported():
-    gpu = GpuMonitor(wanted=True, uuid=gpu_uuid())
+    gpu = GpuMonitor(wanted=True, **gpu_identity())
     assert gpu.name == torch.cuda.get_device_name(0)
     assert gpu.driver.split(".")[0].isdigit()
     assert gpu.count >= 1

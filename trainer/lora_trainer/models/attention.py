@@ -2,7 +2,8 @@
 
 Examples that are packed into one row must not see each other. For that, SDPA needs a mask of all tokens against all,
 with which it can't use its fast kernels, and whose memory grows with the square of the row's length. Instead,
-`torch.nn.attention.varlen` takes the positions at which the examples begin; TRL's collator gives them with each batch.
+`torch.nn.attention.varlen` takes the positions at which the examples begin, which TRL's collator gives with each batch,
+and the width of a sliding window.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flash_attention_mask
 from transformers.utils import is_flash_attn_2_available
 
+from lora_trainer.models.targets import ARCHITECTURES
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -29,11 +32,14 @@ _MASK_BYTES = 4
 """For each pair of tokens: what the mask is made from and the mask, a byte each, and its form as a bf16 bias."""
 
 
-def choose_attention(config: PretrainedConfig, hardware: Hardware, *, packed: bool) -> str:
-    """The fastest implementation that is correct for these rows on this hardware; its name in transformers."""
+def choose_attention(config: PretrainedConfig, hardware: Hardware) -> str:
+    """The fastest implementation that is correct for this model on this hardware; its name in transformers.
+
+    An architecture that is not in the trainer's table may need a mask of its own, which varlen attention does not take.
+    """
     if not hardware.is_gpu or hardware.dtype is not torch.bfloat16:
         return SDPA
-    if packed and not _has_sliding_window(config) and has_varlen():
+    if config.model_type in ARCHITECTURES and has_varlen():
         return VARLEN
     return FLASH if is_flash_attn_2_available() else SDPA
 
@@ -62,41 +68,37 @@ def has_varlen() -> bool:
     return {"window_size", "scale"} <= inspect.signature(varlen_attn).parameters.keys()
 
 
-def _has_sliding_window(config: PretrainedConfig) -> bool:
-    text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None)
-    if kinds is not None:
-        return "sliding_attention" in kinds
-    return getattr(text, "sliding_window", None) is not None
-
-
 def varlen_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 see below
     *,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each example of a packed row.
+    """Causal attention within each example of a packed row, or of rows with one example each.
 
-    Shapes: `query` is (1, heads, tokens, width), `key` and `value` are the same with as many heads or fewer.
-    `cu_seq_lens_q` is (examples + 1,) int32: where each example begins, and where the last one ends. The result is
-    (1, tokens, heads, width). Rows of one example each, without padding, go through SDPA.
+    Shapes: `query` is (rows, heads, tokens, width), `key` and `value` are the same with as many heads or fewer; packed,
+    there is one row. `cu_seq_lens_q` is (examples + 1,) int32: where each example begins, and where the last one ends.
+    `sliding_window` is how many tokens each token sees, itself included. The result is (rows, tokens, heads, width).
 
-    Raises:
-        ValueError: the rows are padded, which this implementation can't handle.
+    Rows with one example each are padded on the right, so no real token looks at padding, and what is computed for
+    padding is not used: no mask is needed. They go through SDPA, unless they exceed the window.
     """
+    rows, _, tokens, _ = query.shape
     if cu_seq_lens_q is None or max_length_q is None:
-        if attention_mask is not None:
-            raise ValueError("varlen attention takes packed rows, or rows without padding")
-        return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True, **options)
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return _kernel(query, key, value, cu_seq_lens_q, int(max_length_q), scaling)[None], None
+        if sliding_window is None or tokens <= sliding_window:
+            return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True, **options)
+        cu_seq_lens_q = torch.arange(0, (rows + 1) * tokens, tokens, dtype=torch.int32, device=query.device)
+        max_length_q = tokens
+    query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    mixed = _kernel(query, key, value, cu_seq_lens_q, int(max_length_q), scaling, sliding_window)
+    return mixed.view(rows, tokens, *mixed.shape[1:]), None
 
 
 def _kernel(
@@ -106,6 +108,7 @@ def _kernel(
     starts: torch.Tensor,
     longest: int,
     scale: float | None,
+    window: int | None,
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -113,11 +116,16 @@ def _kernel(
     query, key, value = (tensor.to(torch.bfloat16) for tensor in (query, key, value))
     # Since torch 2.12, fewer key heads than query heads must be allowed with `enable_gqa`. Before, they always were.
     grouped: dict[str, Any] = {"enable_gqa": True} if _needs_enable_gqa() else {}
-    mixed = varlen_attn(
-        query, key, value, starts, starts, longest, longest, scale=scale, window_size=(-1, 0), **grouped
-    )
+    # How many earlier tokens each token sees, and how many later ones.
+    seen = (-1 if window is None or window >= longest else window - 1, 0)
+    mixed = varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale, window_size=seen, **grouped)
     assert isinstance(mixed, torch.Tensor)  # it is a tuple only if further results are asked for
     return mixed.to(dtype)
+
+
+def switch_off_cudnn() -> None:
+    """Keep SDPA from choosing cuDNN's attention, which builds a graph for each new length of a row: 0.4 s each."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @cache

@@ -34,9 +34,10 @@ def free_gpu_bytes() -> int:
     return free
 
 
-def gpu_uuid() -> str | None:
-    """The UUID of the GPU that trains, as NVML writes it; None where torch doesn't tell it."""
+def gpu_identity() -> dict[str, str | None]:
+    """The `uuid` of the GPU that trains, without the prefix that NVML puts before it, and its `name`; None: unknown."""
     if not torch.cuda.is_available():
-        return None
-    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None)
-    return None if uuid is None else f"GPU-{uuid}"
+        return {"uuid": None, "name": None}
+    properties = torch.cuda.get_device_properties(0)
+    uuid = getattr(properties, "uuid", None)
+    return {"uuid": None if uuid is None else str(uuid), "name": str(properties.name)}

@@ -271,7 +271,7 @@ def plan_for_base(
     packing, _ = packing_decision(config.model_type, parameters.packing)
     # Plan for a GPU with bf16, which an endpoint has; the machine that makes the plan may have no GPU.
     hardware = Hardware("cuda:0", torch.bfloat16)
-    attention = choose_attention(config, hardware, packed=packing)
+    attention = choose_attention(config, hardware)
     planner_of = planners(config, parameters, row_tokens=row_tokens, attention=attention, packed=packing)
     free_bytes = gpu_bytes or 0
     quantization = choose_quantization(

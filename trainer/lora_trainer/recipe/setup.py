@@ -82,9 +82,9 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         packing=packing,
         longest_held_out=max(lengths[len(data.train) :], default=0),
     )
-    attention = choose_attention(config, hardware, packed=shape.packed)
+    attention = choose_attention(config, hardware)
     begun = newest_checkpoint(task.job_folder, task.fingerprint)
-    passes = _plan_passes(
+    passes = plan_passes(
         task,
         config=config,
         shape=shape,
@@ -117,16 +117,17 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
 
 
 @dataclass(frozen=True)
-class _Passes:
-    """How the base model is held, and how much of a step goes through it at a time."""
+class Passes:
+    """How the base model is held, and how much of a step goes through it at a time; the fields are the setup's."""
 
     quantization: Quantization
     micro_batch: int
     recompute: bool
     note: str | None = None
+    """A sentence for the user, where an earlier attempt's checkpoint can't be resumed."""
 
 
-def _plan_passes(
+def plan_passes(
     task: Task,
     *,
     config: PretrainedConfig,
@@ -135,7 +136,7 @@ def _plan_passes(
     attention: str,
     gpu_name: str | None,
     begun: Quantization | None,
-) -> _Passes:
+) -> Passes:
     """What fits the GPU's free memory and is the fastest. `begun` is the quantisation of the newest checkpoint.
 
     Raises:
@@ -165,8 +166,8 @@ def _plan_passes(
     )
     note = None if task.quantization else begun_anew_note(quantization, begun)
     if not hardware.is_gpu:
-        return _Passes(quantization, limit, recompute=True, note=note)
+        return Passes(quantization, limit, recompute=True, note=note)
     plan = planner_of(quantization).fit(limit, free_bytes, recompute=task.recompute)
     log.info("memory plan\n%s", format_plan(plan))
     check_plan(plan, free_bytes, gpu_name or "this GPU")
-    return _Passes(quantization, plan.micro_batch, plan.recompute, note)
+    return Passes(quantization, plan.micro_batch, plan.recompute, note)

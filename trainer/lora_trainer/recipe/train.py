@@ -31,10 +31,11 @@ from lora_contract.protocol import Stage
 from lora_contract.words import counted
 from lora_trainer.artifact.folder import save_artifact
 from lora_trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, TrainingError
+from lora_trainer.models.attention import switch_off_cudnn
 from lora_trainer.models.bases import BaseModels
 from lora_trainer.models.cuda_faults import context_is_broken, is_out_of_memory
 from lora_trainer.models.fused import fuse
-from lora_trainer.models.hardware import detect_hardware, gpu_uuid
+from lora_trainer.models.hardware import detect_hardware, gpu_identity
 from lora_trainer.models.loading import Lora, attach_lora, load_model
 from lora_trainer.models.optimizer import choose_optimizer
 from lora_trainer.models.quantised_cache import QuantisedCache
@@ -72,6 +73,7 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
 
     progress.begin_stage(Stage.PREPARING)
     models = BaseModels(task.volume, trusted=task.trust_remote_code)
+    switch_off_cudnn()
     setup = prepare(task, models, detect_hardware(), gpu)
 
     progress.begin_stage(Stage.LOADING_MODEL)
@@ -230,7 +232,7 @@ def main(arguments: list[str]) -> int:
     end_with_the_handler()
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # only tiny models train on a CPU, and more threads don't make them faster
-    gpu = GpuMonitor(wanted=torch.cuda.is_available(), uuid=gpu_uuid())
+    gpu = GpuMonitor(wanted=torch.cuda.is_available(), **gpu_identity())
     with os.fdopen(int(arguments[0]), "w", encoding="utf-8") as pipe:
         outcome = attempt(task, ProgressWriter(pipe, task, gpu), gpu)
     outcome.write(task.folder)

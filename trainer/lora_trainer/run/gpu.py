@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,25 +20,26 @@ class GpuSample:
 
 
 class GpuMonitor:
-    """Reads the GPU with the given UUID, or the first of this machine. Attributes are None without a GPU or NVML.
+    """Reads the GPU with the given UUID, or the only one of this machine. Attributes are None without a GPU or NVML.
 
     NVML numbers all GPUs of the machine, also those that CUDA_VISIBLE_DEVICES hides from this process: only the UUID
-    names the GPU that trains. Reads nothing unless `wanted`.
+    names the GPU that trains. Where NVML doesn't know it, and there are several, nothing is read, rather than another
+    GPU's load; `name` is then the one given, which is what torch calls the GPU. Reads nothing unless `wanted`.
     """
 
-    def __init__(self, *, wanted: bool, uuid: str | None = None) -> None:
+    def __init__(self, *, wanted: bool, uuid: str | None = None, name: str | None = None) -> None:
         self._handle: Any = None
-        self.name: str | None = None
+        self.name = name
         self.driver: str | None = None
         self.count: int | None = None
         if not wanted:
             return
         try:
             pynvml.nvmlInit()
-            self._handle = _find_gpu(uuid)
-            self.name = str(pynvml.nvmlDeviceGetName(self._handle))
             self.driver = str(pynvml.nvmlSystemGetDriverVersion())
             self.count = int(pynvml.nvmlDeviceGetCount())
+            self._handle = _find_gpu(uuid)
+            self.name = str(pynvml.nvmlDeviceGetName(self._handle))
         except pynvml.NVMLError:
             self._handle = None
 
@@ -55,9 +57,10 @@ class GpuMonitor:
 
 
 def _find_gpu(uuid: str | None) -> Any:
-    if uuid is not None:
-        try:
-            return pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        except pynvml.NVMLError:
-            pass  # in some containers NVML knows a part of a GPU by another name
+    # A part of a GPU (MIG) has a name of its own in NVML, which some containers don't know.
+    for name in () if uuid is None else (f"GPU-{uuid}", f"MIG-{uuid}"):
+        with suppress(pynvml.NVMLError):
+            return pynvml.nvmlDeviceGetHandleByUUID(name)
+    if pynvml.nvmlDeviceGetCount() > 1:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
     return pynvml.nvmlDeviceGetHandleByIndex(0)

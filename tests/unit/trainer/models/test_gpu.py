@@ -38,14 +38,15 @@ def two_gpus(monkeypatch):
         monkeypatch.setattr(pynvml, name, lambda *_, answer=answer: answer)
 
 
-def test_gpu_name_and_utilisation_are_reported(two_gpus):
-    monitor = GpuMonitor(wanted=True)
+def test_gpu_name_and_utilisation_are_reported(two_gpus, monkeypatch):
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda name: name)
+    monitor = GpuMonitor(wanted=True, uuid="a")
     assert (monitor.name, monitor.driver, monitor.count) == ("NVIDIA A100-SXM4-80GB", "570.1", 2)
     assert monitor.sample() == GpuSample(97.0, 42 << 30)
 
 
 def test_gpu_that_trains_is_found_by_its_uuid_not_its_index(two_gpus, monkeypatch):
-    names = {"GPU-b": "the second", "first": "the first"}
+    names = {"GPU-b": "the second", "MIG-c": "a part of it", "first": "the first"}
 
     def by_uuid(uuid):
         if uuid not in names:
@@ -55,13 +56,18 @@ def test_gpu_that_trains_is_found_by_its_uuid_not_its_index(two_gpus, monkeypatc
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", by_uuid)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: "first")
     monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: names[handle])
-    assert GpuMonitor(wanted=True, uuid="GPU-b").name == "the second"
+    assert GpuMonitor(wanted=True, uuid="b").name == "the second"
+    assert GpuMonitor(wanted=True, uuid="c").name == "a part of it"
+    unknown = GpuMonitor(wanted=True, uuid="d", name="H100 of torch")
+    assert (unknown.name, unknown.count, unknown.sample()) == ("H100 of torch", 2, GpuSample())
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 1)
+    assert GpuMonitor(wanted=True, uuid="d").name == "the first"
     assert GpuMonitor(wanted=True).name == "the first"
-    assert GpuMonitor(wanted=True, uuid="MIG-unknown").name == "the first"
 
 
 def test_unreadable_gpu_values_do_not_stop_the_training(two_gpus, monkeypatch):
-    monitor = GpuMonitor(wanted=True)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda name: name)
+    monitor = GpuMonitor(wanted=True, uuid="a")
 
     def fail(handle):
         raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
