@@ -109,6 +109,7 @@ class Training:
         self._events = events
         self._seed: int = task["hyperparameters"]["seed"]
         chosen = task["hyperparameters"]
+        self._method: str = chosen.get("method", "sft")
         self._total_steps: int = chosen["max_steps"] or _STEPS_PER_EPOCH * chosen["epochs"]
         self._folder = Path(task["folder"])
         self._step_seconds = float(os.environ.get("LORA_STANDIN_STEP_SECONDS", "0.01"))
@@ -157,6 +158,7 @@ class Training:
             if self._stop.requested and not is_last:
                 raise _StoppedEarlyError
         self._report("saving", _SAVING_PERCENT)
+        self._read_init_adapter()
         artifact = self._folder / "artifact"
         artifact.mkdir(parents=True, exist_ok=True)
         (artifact / "adapter_model.safetensors").write_bytes(self._task["fingerprint"].encode() * 16)
@@ -166,8 +168,23 @@ class Training:
 
             write_archive(artifact, artifact / self._task["archive_name"])
 
+    def _read_init_adapter(self) -> None:
+        """Read the earlier adapter with which the job asks to begin, as the training would."""
+        if self._task.get("init_adapter") is not None:
+            folder = self._folder / "init_adapter"
+            json.loads((folder / "adapter_config.json").read_text())
+            (folder / "adapter_model.safetensors").read_bytes()
+
+    def _rewards(self, step: int) -> dict[str, float]:
+        """What a preference method measures beside the loss: both grow."""
+        if self._method == "sft":
+            return {}
+        share = step / self._total_steps
+        return {"reward_margin": round(share, 4), "reward_accuracy": round(0.5 + share / 2, 4)}
+
     def _take(self, step: int) -> None:
         point = {"step": step, "epoch": step / self._total_steps, "training_loss": round(1 + 3 / step, 4)}
+        point |= self._rewards(step)
         self._points.append({**point, "learning_rate": 1e-4, "throughput": 1000.0, "timestamp": time.time()})
         if self._log is not None:
             taken = TrainedStep(self._task["run_id"], self._task["execution_id"], step, self._total_steps, time.time())
@@ -224,9 +241,14 @@ class Training:
         if status == "trained":
             outcome |= {
                 "points": self._points,
-                "metrics": {"final_training_loss": self._points[-1]["training_loss"]},
+                "metrics": {
+                    "final_training_loss": self._points[-1]["training_loss"],
+                    **{f"final_{key}": value for key, value in self._rewards(self._total_steps).items()},
+                },
                 "summary": {
                     "base_model": self._task["hyperparameters"]["base_model"],
+                    "method": self._method,
+                    "init_adapter": (self._task.get("init_adapter") or {}).get("id"),
                     "dataset_sha256": self._task["dataset_sha256"],
                     "total_steps": self._total_steps,
                     "train_seconds": self._total_steps * self._step_seconds,

@@ -50,6 +50,8 @@ language sql set search_path = '' as $$
                public.training_number(training_note_speed.pace->'seconds', 60, 1e8) as seconds,
                public.training_number(training_note_speed.pace->'steps', 10, 2e9) as steps) p
   where r.id = training_note_speed.run_id and r.status = 'succeeded'
+    -- Other methods read what they learn more often than sft does: their tokens a second say nothing of sft's.
+    and coalesce(r.launched_with->'hyperparameters'->>'method', 'sft') = 'sft'
     and r.base_model is not null and r.launched_with->>'gpu_type' is not null
     and p.tokens is not null and p.steps is not null
     -- Clocks may differ by a little.

@@ -1,9 +1,10 @@
--- Methods other than sft, and trainings that begin with an earlier adapter: where a job of the newer queue says so, which
--- adapter an id means, what such a training costs, and whose child its model is.
+-- Methods other than sft, and trainings that begin with an earlier adapter: where a job of the newer queue says so,
+-- which adapter an id means, what such a training costs, and whose child its model is.
 
 -- As in 20261123000005_queues.sql, and: the newer queue has no column for most hyperparameters. They are read from the
--- object `training` in its column engine_features; what has a column is read from there. A table without that column, or
--- with a list in it, names none.
+-- object `training` in its column engine_features. What has a column is read from there, but for a learning rate in
+-- that object: the column's default is too high for some methods. A table without that column, or with a list in it,
+-- names none.
 create or replace function public.training_job_order(queue text, job_id uuid) returns jsonb
 language plpgsql stable set search_path = '' as $$
 #variable_conflict use_column
@@ -29,7 +30,9 @@ begin
       case when f.engine_features is null and jsonb_typeof(t.chosen) = 'object' then t.chosen else '{}' end
         || jsonb_build_object(
         'learning_rate', j.learning_rate, 'batch_size', j.batch_size, 'epochs', j.epochs,
-        'rank', j.rank, 'alpha', j.alpha, 'dropout', j.dropout),
+        'rank', j.rank, 'alpha', j.alpha, 'dropout', j.dropout)
+        || case when f.engine_features is null and t.chosen->>'learning_rate' is not null
+                then jsonb_build_object('learning_rate', t.chosen->'learning_rate') else '{}' end,
       'gpu_config', jsonb_build_object('type', case when f.gpu_type is null then j.gpu_type end, 'count', j.gpu_count),
       'dataset_id', j.dataset_id,
       'dataset_name', left(j.dataset_name, 200),
@@ -113,6 +116,33 @@ begin
 end
 $$;
 
+-- As in 20261123000006_estimate.sql, and: a method may have another default of the learning rate.
+create or replace function public.training_both_shapes(terms jsonb, hyperparameters jsonb) returns jsonb
+language plpgsql immutable set search_path = '' as $$
+#variable_conflict use_variable
+declare
+  chosen jsonb := hyperparameters;
+  alpha jsonb;
+begin
+  if jsonb_typeof(chosen) is distinct from 'object' then
+    return hyperparameters;
+  end if;
+  chosen := coalesce(terms->'hyperparameters', '{}')
+    || jsonb_strip_nulls(jsonb_build_object(
+         'learning_rate', terms->'methods'->(chosen->>'method')->'learning_rate'))
+    || jsonb_build_object('base_model', terms->'default_base_model')
+    || (select coalesce(jsonb_object_agg(s.short, chosen->s.long), '{}')
+        from (values ('epochs', 'num_epochs'), ('rank', 'lora_rank'), ('alpha', 'lora_alpha'),
+                     ('dropout', 'lora_dropout')) s (short, long)
+        where jsonb_typeof(chosen->s.long) <> 'null')
+    || jsonb_strip_nulls(chosen);
+  alpha := coalesce(chosen->'alpha', to_jsonb(2 * public.training_number(chosen->'rank', 1, 100000)));
+  return jsonb_strip_nulls(
+    jsonb_build_object('num_epochs', chosen->'epochs', 'lora_rank', chosen->'rank', 'alpha', alpha,
+                       'lora_alpha', alpha, 'lora_dropout', chosen->'dropout') || chosen);
+end
+$$;
+
 -- As in 20261123000006_estimate.sql, and: a method's work on a token is that of sft times a factor, from the terms of a
 -- worker that knows methods, and the speed is that of the installation's own finished runs, where there are enough.
 -- The worker computes the same (lora_worker.money.estimate.estimate).
@@ -153,8 +183,8 @@ begin
 end
 $$;
 
--- As in 20261123000005_queues.sql, and: the newer queue's metrics take the rewards of preference methods, too. The older
--- queue's table has no columns for them.
+-- As in 20261123000005_queues.sql, and: the newer queue's metrics take the rewards of preference methods, too. The
+-- older queue's table has no columns for them.
 create or replace function public.training_write_points(queue text, job_id uuid, points jsonb, replaces boolean)
 returns void
 language plpgsql set search_path = '' as $$

@@ -64,8 +64,8 @@ class Overhead(BaseModel):
     each_epoch: float
 
 
-class MethodWork(BaseModel):
-    """What a training method does with an example, beside what sft does with it."""
+class MethodTerms(BaseModel):
+    """What a training method does with an example, beside what sft does with it, and its defaults."""
 
     model_config = _FROZEN
 
@@ -74,6 +74,8 @@ class MethodWork(BaseModel):
     once: float
     """What is done once with each token, in units of an epoch of sft."""
     each_epoch: float
+    learning_rate: float
+    """The default for jobs that choose none."""
 
     def share(self, epochs: int) -> float:
         """The work of an epoch on a token, in units of sft, with its part of what is done once."""
@@ -90,7 +92,7 @@ class Terms(BaseModel):
     """The GPU type of the endpoint, which every job gets; None if each job gets the type that it asks for."""
     endpoint_gpu_count: int
     models: dict[str, Size]
-    methods: dict[str, MethodWork]
+    methods: dict[str, MethodTerms]
     """By the values of `Hyperparameters.method`."""
     reference: Size
     of_runs: Spread
@@ -145,7 +147,7 @@ def make_terms(settings: Settings, prices: tuple[GpuPrice, ...]) -> Terms:
         endpoint_gpu_type=settings.endpoint_gpu_type,
         endpoint_gpu_count=settings.endpoint_gpu_count,
         models={name: base_size(name, table) for name in table["models"]},
-        methods=table["methods"],
+        methods={name: _method(name, work) for name, work in table["methods"].items()},
         reference=base_size(reference, table),
         of_runs=table["range"]["of_runs"],
         default_base_model=settings.default_base_model,
@@ -164,6 +166,10 @@ def make_terms(settings: Settings, prices: tuple[GpuPrice, ...]) -> Terms:
         ),
         assumptions=_assumptions(settings, table),
     )
+
+
+def _method(name: str, work: dict[str, Any]) -> MethodTerms:
+    return MethodTerms(**work, learning_rate=Hyperparameters.model_validate({"method": name}).learning_rate)
 
 
 def _gpu(price: GpuPrice, table: dict[str, Any]) -> Gpu:

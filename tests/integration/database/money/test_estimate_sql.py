@@ -99,6 +99,7 @@ SHAPES = st.fixed_dictionaries(
         "batch_size": st.one_of(st.none(), st.integers(1, 64)),
         "learning_rate": st.sampled_from([1e-4, 0.00025]),
         "base_model": st.sampled_from([None, "org/base"]),
+        "method": st.sampled_from([None, *METHODS]),
         "packing": st.sampled_from([None, True, False]),
     },
 )

@@ -124,6 +124,17 @@ def test_only_a_run_that_succeeded_leaves_a_speed_and_only_once(db: Database) ->
     assert db.rows("select * from training_speeds") == [], "what is known of an erased user's runs goes with them"
 
 
+def test_speed_of_a_preference_run_says_nothing_of_others(db: Database) -> None:
+    run, _, _ = db.running_run()
+    db.rows(
+        "update training_runs set base_model = %s, checked_in_at = now() - interval '1 hour', launched_with ="
+        " launched_with || '{\"hyperparameters\": {\"method\": \"kto\"}}' where id = %s",
+        BASE, run["id"],
+    )  # fmt: skip
+    db.settle(run, "completed", pace=HONEST)
+    assert db.rows("select * from training_speeds where run_id = %s", run["id"]) == []
+
+
 def test_absurd_speeds_count_for_nothing(db: Database) -> None:
     speeds(db, SLOWEST * 0.9, FASTEST * 1.1, FASTEST * 1000, 5000, 6000)
     assert learned(db) is None, "two of five are left"

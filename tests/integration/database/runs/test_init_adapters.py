@@ -74,6 +74,7 @@ def test_adapter_of_the_newer_queue_is_named_by_its_job(db: Database, pipeline: 
     ("features", "expected"),
     [
         ('{"training": {"method": "dpo", "beta": 0.2, "epochs": 9}}', {"method": "dpo", "beta": 0.2}),
+        ('{"training": {"method": "kto", "learning_rate": 1e-5}}', {"method": "kto", "learning_rate": 1e-5}),
         ('["empathy"]', {}),
         ('{"training": ["dpo"]}', {}),
         (None, {}),
@@ -86,7 +87,7 @@ def test_newer_queues_method_is_read_from_its_features(
     pipeline.queue(user_id=user, dataset_id=db.dataset(user), engine_features=features)
     (given,) = db.claim()
     columns = {"learning_rate": 1e-4, "batch_size": 4, "epochs": 2, "rank": 16, "alpha": 32, "dropout": 0.05}
-    assert given["job"]["hyperparameters"] == {**expected, **columns}
+    assert given["job"]["hyperparameters"] == {**columns, **expected}
     assert given["unreadable"] is None
 
 
