@@ -17,6 +17,7 @@ REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking", 
 """Keys of a message or a row for the model's reasoning before its answer."""
 OPENING, CLOSING = "<think>", "</think>"
 _TEXTS = ("thinking", "text", "reasoning", "summary", "content")
+_BLOCKS = (*REASONING, "text", "reasoning.text", "reasoning.summary", "summary", "summary_text", "reasoning_text")
 _ENCRYPTED = ("redacted_thinking", "reasoning.encrypted")
 _READABLE = "Write the thought as a text, or remove it to train the answer alone."
 
@@ -94,6 +95,8 @@ def block_text(block: Any, key: str) -> str:
     if isinstance(block, dict):
         if block.get("type") in _ENCRYPTED:
             raise BadValueError(key, "is encrypted reasoning", _READABLE)
+        if block.get("type", "text") not in _BLOCKS:
+            raise BadValueError(f"{key}.type", "names no kind of reasoning", _READABLE)
         for name in _TEXTS:
             if isinstance(block.get(name), str):
                 return str(block[name])

@@ -35,6 +35,7 @@ _NAMES_KEPT = 200
 _NAMES_SPOKEN = 10
 _INSPECTED = frozenset({"metadata", "weight", "feedback", *TOOL_LISTS, *REASONING})
 """Keys of a row whose values have keys of their own, or are not used by every method."""
+_NOT_LEARNED = (None, 0, "0", "0.0", "false", "False")
 _WHOLE_WEIGHTS = (None, 0, 1, "0", "1", "0.0", "1.0")
 
 
@@ -213,9 +214,9 @@ def _role_of(item: Value) -> str:
 
 
 def _flags_without_effect(item: Value, name: str) -> Iterator[str]:
-    """Yield flags that ask to learn a turn of which nothing is learned. They are ignored."""
+    """Yield flags that ask for anything else than that a turn is not learned, which it is not. They are ignored."""
     for flag in FLAGS:
-        if item.get(flag) in (1, "1", "true"):
+        if item.get(flag) not in _NOT_LEARNED:
             yield f"{name}[].{flag} of a turn that is no answer"
 
 
