@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from lora_conversations.errors import BadValueError
 from lora_conversations.examples import ASSISTANT, ROLES, SYSTEM, TOOL, USER, ToolCall, Turn, kind
+from lora_conversations.marked_calls import read_marked_calls
 from lora_conversations.parts import Content, read_content, result_text
 from lora_conversations.thoughts import OPENING, REASONING, read_thought, split_thought, trimmed
 from lora_conversations.tools import CALL_LISTS, calls_of, check_call_ids, is_unset, read_calls
@@ -78,7 +79,7 @@ def read_turns(items: Any, key: str, spelling: Spelling | None = None, *, learn:
     turns: list[Turn] = []
     for index, item in enumerate(items):
         turns += _read_turn(item, f"{key}[{index}]", spelling, learn)
-    return turns
+    return read_marked_calls(turns) if any(turn.role == TOOL for turn in turns) else turns
 
 
 def _read_turn(item: Any, place: str, spelling: Spelling, learn: bool) -> tuple[Turn, ...]:

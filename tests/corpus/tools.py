@@ -283,7 +283,49 @@ ACCEPTED = [
     ),
 ]
 
+MARKED = '<tool_call>\n{"name": "get", "arguments": {"a": "b"}}\n</tool_call>'
+ACCEPTED += [
+    learns(
+        "marked calls of Hermes",
+        sharegpt(
+            ("human", "x"), ("gpt", MARKED), ("tool", "<tool_response>\n1\n</tool_response>"), ("gpt", "y"), tools=[GET]
+        ),
+        WITHOUT_IDS,
+    ),
+    learns(
+        "two marked calls after a text",
+        sharegpt(
+            ("human", "x"),
+            ("gpt", f"Well.\n{MARKED}\n{MARKED}"),
+            ("tool", "<tool_response>1</tool_response>\n<tool_response>2</tool_response>"),
+            ("gpt", "y"),
+            tools=[GET],
+        ),
+        LISTED + 'user: x | *answer: Well. → get{"a": "b"} → get{"a": "b"} | tool get: 1 | tool get: 2 | *answer: y',
+    ),
+    learns("a marked call without a tool's turn", chat("x", MARKED), f"user: x | *answer: {MARKED}"),
+    learns(
+        "a result with text beside its mark",
+        used(calling(call()), result("<tool_response>1</tool_response>2"), DONE),
+        WHOLE.replace("#c1: 1", "#c1: <tool_response>1</tool_response>2"),
+    ),
+]
+
 REFUSED = [
+    refuses(
+        "text after a marked call",
+        sharegpt(("human", "x"), ("gpt", f"{MARKED} Now."), ("tool", "1")),
+        "conversations[1]",
+        "has text after the mark <tool_call>",
+        "Write the calls at the end of the answer, each between <tool_call> and </tool_call>.",
+    ),
+    refuses(
+        "a marked call that is no JSON",
+        sharegpt(("human", "x"), ("gpt", "<tool_call>get()</tool_call>"), ("tool", "1")),
+        "conversations[1]",
+        "is a text that is not valid JSON (Expecting value at column 1)",
+        "Write it as JSON, or as the value itself.",
+    ),
     refuses(
         "a tool's turn without a call",
         used(result()),
