@@ -27,6 +27,8 @@ class ErrorCode(StrEnum):
     BASE_MODEL_UNKNOWN = "base_model_unknown"
     BASE_MODEL_UNREACHABLE = "base_model_unreachable"
     BASE_MODEL_MISMATCH = "base_model_mismatch"
+    INIT_ADAPTER_UNREACHABLE = "init_adapter_unreachable"
+    INIT_ADAPTER_UNUSABLE = "init_adapter_unusable"
     DOES_NOT_FIT = "does_not_fit"
     DISK_FULL = "disk_full"
     OUT_OF_MEMORY = "out_of_memory"
@@ -57,6 +59,9 @@ FAULTS: dict[ErrorCode, Fault] = {
     ErrorCode.BASE_MODEL_UNKNOWN: Fault.PERMANENT,
     ErrorCode.BASE_MODEL_UNREACHABLE: Fault.TRANSIENT,
     ErrorCode.BASE_MODEL_MISMATCH: Fault.PERMANENT,
+    # The preflight of the retry finds the adapter anew, and says so where it is gone.
+    ErrorCode.INIT_ADAPTER_UNREACHABLE: Fault.TRANSIENT,
+    ErrorCode.INIT_ADAPTER_UNUSABLE: Fault.PERMANENT,
     ErrorCode.DOES_NOT_FIT: Fault.PERMANENT,
     ErrorCode.DISK_FULL: Fault.TRANSIENT,
     ErrorCode.OUT_OF_MEMORY: Fault.PERMANENT,

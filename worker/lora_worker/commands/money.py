@@ -16,6 +16,7 @@ from lora_worker.commands.terminal import (
 )
 
 if TYPE_CHECKING:
+    from lora_contract.hyperparameters import Method
     from lora_worker.configuration.settings import Settings
 
 commands = command_group()
@@ -37,6 +38,7 @@ def estimate(
     base_model: Annotated[str, typer.Option(help="Empty: the worker's default.")] = "",
     gpu: Annotated[str, typer.Option(help="A GPU of the price table; empty: the endpoint's, or A100-80GB.")] = "",
     gpus: Annotated[int, typer.Option(min=0, max=8, help="How many; 0: as many as the endpoint has.")] = 0,
+    method: Annotated[str, typer.Option(help="sft, dpo (a pair has two answers) or kto.")] = "sft",
     job: Annotated[str, typer.Option(help="A job's id, instead of all the others.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -60,12 +62,22 @@ def estimate(
             batch_size=batch_size,
             base_model=base_model or None,
             gpu_type=gpu or None,
+            method=_method(method),
         )
         try:
             found = estimate_work(_unconnected(), work, gpu_count=gpus)
         except (ArgumentError, SettingsError) as error:
             raise refuse(str(error), EXIT_USAGE) from None
     show(found, as_json=as_json, text=lambda console: console.print(format_estimate(found)))
+
+
+def _method(name: str) -> Method:
+    from lora_contract.hyperparameters import METHODS
+
+    for method in METHODS:
+        if method == name:
+            return method
+    raise refuse(f"--method: {name[:100]!r} is none; choose one of {', '.join(METHODS)}", EXIT_USAGE)
 
 
 @commands.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
+from lora_contract.error_codes import ErrorCode
 from lora_contract.protocol import (
     ADAPTER_FILES,
     MANIFEST_NAME,
@@ -19,7 +20,7 @@ from lora_worker.services import Services
 from lora_worker.storage.artifact_paths import ArtifactPaths
 from lora_worker.storage.publication import parse_manifest
 
-_CODE = "init_adapter_unusable"
+_CODE = ErrorCode.INIT_ADAPTER_UNUSABLE
 _MAX_SHOWN_CHARACTERS = 100
 
 

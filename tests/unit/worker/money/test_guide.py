@@ -152,3 +152,14 @@ def test_unreadable_price_table_is_one_sentence(run: Run, monkeypatch: pytest.Mo
     assert done.exit_code == 2
     assert done.stderr.startswith("lora-worker: LORA_WORKER_PRICE_TABLE: nowhere.toml is not a usable price table")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_estimate_of_pairs_costs_more_than_of_answers(run: Run) -> None:
+    answers = {
+        method: json.loads(run("estimate", "--pairs", "50000", "--gpu", "H100", "--method", method, "--json").stdout)
+        for method in ("sft", "dpo", "kto")
+    }
+    highest = {method: answer["cost"]["high"] for method, answer in answers.items()}
+    assert highest["sft"] < highest["kto"] < highest["dpo"]
+    done = run("estimate", "--pairs", "5", "--method", "telepathy")
+    assert (done.exit_code, "choose one of sft, dpo, kto" in done.stderr) == (2, True)

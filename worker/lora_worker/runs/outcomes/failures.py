@@ -80,7 +80,6 @@ _KNOWN_CODES = frozenset(
         )),
         # Of the preflight, and of what a run asked for or ended with.
         "budget_exhausted", "dataset_deleted", "dataset_foreign", "dataset_missing", "dataset_not_ready",
-        "init_adapter_unusable",
         "gpu_config_invalid", "job_missing", "job_unreadable", "result_refused", "training_failed",
         "upload_request_invalid", "waiting_for_dataset",
     }
