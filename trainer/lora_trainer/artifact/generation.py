@@ -18,10 +18,26 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: s
     They are the token `stop`, which ends an answer in the chat template, the tokenizer's end-of-text token, and
     those at which the base model's own configuration ends.
     """
-    known = model.generation_config.eos_token_id
-    ids = [tokenizer.convert_tokens_to_ids(stop), tokenizer.eos_token_id]
-    ids += [] if known is None else known if isinstance(known, list) else [known]
+    ids = [tokenizer.convert_tokens_to_ids(stop), tokenizer.eos_token_id, *_ends_of_base(model)]
     return list(dict.fromkeys(ids))
+
+
+def runs_on_note(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: str) -> str | None:
+    """A sentence for the user where generation with the base's own settings would not end after an answer.
+
+    Nothing reads the generation_config.json of an adapter's folder by itself: transformers and PEFT take the base's.
+    """
+    if tokenizer.convert_tokens_to_ids(stop) in _ends_of_base(model):
+        return None
+    return (
+        f"The base's own generation settings do not end at {stop}, with which an answer ends: generate with "
+        "generation_config.json of the adapter's folder, as its README shows, or name that token as a stop."
+    )
+
+
+def _ends_of_base(model: PreTrainedModel) -> list[int]:
+    known = model.generation_config.eos_token_id
+    return [] if known is None else known if isinstance(known, list) else [known]
 
 
 def save_generation_config(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: str) -> None:

@@ -160,8 +160,9 @@ def _usage(facts: ArtifactFacts) -> str:
         "answer = model.generate(**prompt, generation_config=ends, max_new_tokens=512)[0]\n"
         'print(tokenizer.decode(answer[prompt["input_ids"].shape[1] :], skip_special_tokens=True))\n'
         "```\n\n"
-        f"An answer ends with `{facts.stop}`. `generation_config.json` names its id: without it, generation may run on "
-        "where tokenizer and chat template end with different tokens.\n\n"
+        f"An answer ends with `{facts.stop}`. `generation_config.json` names its id, but is read only where it is "
+        "asked for, as above: an adapter is loaded with the settings of its base, which may run on after an answer. "
+        "Where neither can be given, name that token as a stop.\n\n"
         f"{_vllm(facts)}\n\n"
         f"{_served_base(facts)}\n"
     )

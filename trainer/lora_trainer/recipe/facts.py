@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 from lora_contract.protocol import FinalMetrics, Pace, Summary
 from lora_contract.words import counted
+from lora_trainer.artifact.generation import runs_on_note
 from lora_trainer.artifact.model_card import ArtifactFacts
 from lora_trainer.models.bases import licence_of
 from lora_trainer.models.loading import Lora
@@ -13,6 +16,9 @@ from lora_trainer.recipe.setup import TrainingSetup
 from lora_trainer.recipe.steps import planned_warm_up
 from lora_trainer.run.gpu import GpuMonitor
 from lora_trainer.run.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def collect_facts(
@@ -46,7 +52,7 @@ def collect_facts(
         driver=gpu.driver,
         notes=[
             *data.notes,
-            *filter(None, [lora.targets.note]),
+            *filter(None, [lora.targets.note, _ending_note(setup, lora)]),
             *setup.notes,
             *_training_notes(callback, setup, task),
         ],
@@ -82,6 +88,12 @@ def summarise(
         pace=pace,
         notes=facts.notes,
     )
+
+
+def _ending_note(setup: TrainingSetup, lora: Lora) -> str | None:
+    # PEFT promises a torch module only; it wraps the transformers model that was loaded.
+    base = cast("PreTrainedModel", lora.model.get_base_model())
+    return runs_on_note(base, setup.tokenizer, setup.rendering.stop)
 
 
 def _training_notes(callback: RunCallback, setup: TrainingSetup, task: Task) -> list[str]:

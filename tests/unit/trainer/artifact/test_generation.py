@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import GenerationConfig
 
-from lora_trainer.artifact.generation import save_generation_config
+from lora_trainer.artifact.generation import runs_on_note, save_generation_config
 from lora_trainer.data.chat import Chat, prepare_tokenizer
 from tests.unit.trainer.tokenizers import tokenizer_with
 
@@ -39,3 +39,13 @@ def test_contradictory_base_configuration_does_not_fail_a_training(tmp_path):
     base = GenerationConfig()
     base.num_return_sequences, base.do_sample = 4, False
     assert saved(tmp_path, base)["eos_token_id"] == ["<|im_end|>", "</s>"]
+
+
+def test_user_is_told_where_the_base_alone_would_run_on():
+    tokenizer = tokenizer_with("chatml")
+    ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    for known, told in ((None, True), (ends[0], True), ([ends[0]], True), (ends[1], False), (ends, False)):
+        base = SimpleNamespace(generation_config=GenerationConfig(eos_token_id=known))
+        note = runs_on_note(base, tokenizer, "<|im_end|>")
+        assert (note is not None) is told, known
+        assert note is None or "<|im_end|>" in note
