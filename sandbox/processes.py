@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -222,6 +223,14 @@ def remove_folder(folder: Path) -> None:
     """Remove a folder that `temporary_folder` has created."""
     shutil.rmtree(folder, ignore_errors=True)
     _warden.tell(f"-folder {folder}")
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Let only one process at a time be in here; the others wait. `lock` is a file for this purpose."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def free_ports(count: int) -> list[int]:

@@ -6,7 +6,6 @@ gets a browser into the sandbox's folder like everything else: without root, and
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandbox.errors import ToolMissingError
-from sandbox.processes import run_tool
+from sandbox.processes import one_at_a_time, run_tool
 from sandbox.supabase.node import node_binary, node_packages
 
 if TYPE_CHECKING:
@@ -95,8 +94,7 @@ def _packaged(cache: Path) -> Chromium:
     packages = node_packages(cache, _FOLDER, "the headless Chromium")
     packed = packages / "@sparticuz" / "chromium" / "bin"
     folder = packages.parent / "unpacked"
-    with (cache / "chromium.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(cache / "chromium.lock"):
         # The folder gets its final name only when it is complete.
         if not folder.exists():
             _unpack(packed, packages.parent / "unpacked-unfinished", folder)

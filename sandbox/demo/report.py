@@ -131,8 +131,8 @@ def fetch_artifact(project: Project, artifact_id: str, folder: Path) -> dict[str
     return {file.name: file.bytes for file in manifest.files}
 
 
-def show(report: JobReport, answers: dict[str, str], console: Console) -> None:
-    """Print the loss curve, a summary and the answers of base model and adapter."""
+def show(report: JobReport, console: Console) -> None:
+    """Print the loss curve and a summary."""
     _plot(report.losses, console)
     summary = Table("", "", show_header=False, box=None)
     first, last = report.losses[0][1], report.losses[-1][1]
@@ -144,9 +144,6 @@ def show(report: JobReport, answers: dict[str, str], console: Console) -> None:
         ("cost", f"${report.final_cost:.2f}, {report.cost_records} record"),
         ("notifications", ", ".join(report.notifications)),
         ("seconds", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.stages if seconds)),
-        ("question", answers["question"]),
-        ("base model", answers["base"]),
-        ("with adapter", answers["adapter"]),
     ):
         summary.add_row(f"[bold]{label}[/bold]", escape(value))
     console.print(summary)

@@ -19,43 +19,34 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
+from lora_contract.words import counted
 from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.reader import Example, read_examples
 from lora_worker.errors import WorkerError
 from sandbox.application import Application
+from sandbox.demo.answers import Comparison, Conversation, held_out_questions
+from sandbox.demo.bases import BASES, TINY, DemoBase, Goal
+from sandbox.demo.findings import judge, keep_record, show_answers, show_recorded
 from sandbox.demo.report import fetch_artifact, read_report, record_stages, show
 from sandbox.errors import ChildFailedError, DemoError, SandboxError
 from sandbox.processes import Child, remove_folder, start_child, temporary_folder
 from sandbox.runpod import LocalRunPod
-from sandbox.sample_text import write_sample_dataset
 from sandbox.supabase import LocalSupabase
 
 ROOT = Path(__file__).resolve().parents[2]
 SANDBOX = ROOT / ".sandbox"
 
-BASE_MODEL = "sandbox/tiny-llama"
-HYPERPARAMETERS: dict[str, Any] = {
-    "base_model": BASE_MODEL,
-    "epochs": 20,
-    "rank": 16,
-    "dropout": 0.0,
-}
-SAMPLE_SIZES = {"learning_rate": 1e-2, "batch_size": 4, "max_steps": 60, "max_length": 1024}
-"""Settings for our own short conversations. Training takes half a minute on one core, and the adapter then answers in
-whole sentences."""
-USER_SIZES = {"learning_rate": 5e-3, "batch_size": 1, "max_steps": 60, "max_length": 2048}
-"""Settings for a user's file, whose answers may be long."""
-
 TRAINER_PACE = {"LORA_TRAINER_PROGRESS_SECONDS": "0.5", "LORA_TRAINER_GRANT_POLL_SECONDS": "0.5"}
 """Shorter waits of the trainer: its defaults suit a training of hours, and the demo's takes a minute."""
 
+_QUESTIONS_OF_A_FILE = 3
+"""How many held-out questions of a dataset without a goal are asked."""
 _ENDED = {"completed", "failed", "cancelled"}
 _POLL_SECONDS = 0.3
 _STALLED_SECONDS = 300
-_MODEL_SECONDS = 600
+_MODEL_SECONDS = 1800
+"""How long a base model may take to be made, with a download over a slow line, and all questions to be answered."""
 _DAEMON_EXIT_SECONDS = 10
-
-_BUILD_MODEL = "import pathlib, sys, sandbox.tiny_model as t; print(t.build_tiny_model(pathlib.Path(sys.argv[1])))"
 
 
 @dataclass
@@ -64,26 +55,31 @@ class Machine:
 
     supabase: LocalSupabase
     runpod: LocalRunPod
-    base: Path
+    base: DemoBase
+    weights: Path
+    """The folder of the base model."""
     folder: Path
 
 
-def run(dataset: Path | None, console: Console) -> None:
+def run(base: DemoBase, dataset: Path | None, console: Console, *, record: bool = False) -> None:
     """Run the whole demo, with the user's `dataset` or with our own.
 
+    `record` keeps the answers in the repository, for the demo of the tiny model to show them.
+
     Raises:
-        SandboxError: a part of the demo failed; the text says which and why.
+        SandboxError: a part of the demo failed, or its goal was missed; the text says which and why.
     """
     with ExitStack() as stack:
-        machine = _start(stack, console)
+        machine = _start(stack, base, console)
         project = machine.supabase
-        file = dataset or _sample(machine.folder)
+        file = dataset or _sample(base, machine.folder)
         pairs = _count_pairs(file)
         console.print(f"[green]✓[/green] {file.name}: {pairs} pairs, {file.stat().st_size / 1000:.0f} kB")
         record_stages(project.database_url)
         application = Application(project, project.create_user("demo@example.com"))
         stack.callback(application.close)
-        hyperparameters = HYPERPARAMETERS | (USER_SIZES if dataset else SAMPLE_SIZES)
+        settings = base.user_settings if dataset else base.sample_settings
+        hyperparameters = {"base_model": base.name, **settings}
         job_id = application.queue_job(application.add_dataset(file, pairs=pairs), hyperparameters, pairs=pairs)
         daemon = _start_daemon(machine)
         stack.callback(daemon.stop)
@@ -94,42 +90,50 @@ def run(dataset: Path | None, console: Console) -> None:
         adapter = machine.folder / "adapter"
         files = fetch_artifact(project, job["artifact_id"], adapter)
         report = read_report(project, job_id, files)
-        Path("demo-report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n")
+        goal = None if dataset else base.goal
+        findings = judge(_compare(machine, adapter, _questions(goal, file, adapter), console), goal)
+        Path("demo-report.json").write_text(json.dumps(report.as_json() | findings.as_json(), indent=2) + "\n")
         shutil.copy(adapter / "loss.png", "demo-loss.png")
-        show(report, _ask(machine.base, adapter, file), console)
+        show(report, console)
+        show_answers(findings, console)
+        if base is TINY:
+            show_recorded(console)
         console.print("Written: demo-report.json, demo-loss.png")
+        findings.check()
+        if record:
+            keep_record(findings)
 
 
-def _start(stack: ExitStack, console: Console) -> Machine:
+def _start(stack: ExitStack, base: DemoBase, console: Console) -> Machine:
     began = time.monotonic()
     SANDBOX.mkdir(exist_ok=True)
     folder = temporary_folder(SANDBOX)
     stack.callback(remove_folder, folder)
     # The model is built while the servers start, which mostly wait.
-    building = _python("-c", _BUILD_MODEL, SANDBOX / "cache", name="The tiny base model", folder=folder)
-    stack.callback(building.stop)
-    console.print("Starting (the first time takes a minute more: npm packages, base model)")
+    making = _python(*base.making, SANDBOX / "cache", name=f"Making {base.name}", folder=folder)
+    stack.callback(making.stop)
+    console.print(f"Starting (the first time takes a minute more: npm packages, {base.first_time})")
     supabase = stack.enter_context(LocalSupabase.start(SANDBOX))
     _tick(console, f"Supabase at {supabase.url} (PostgreSQL, REST, Storage)", began)
-    base = Path(_output_of(building))
-    megabytes = sum(file.stat().st_size for file in base.glob("*.safetensors")) / 1e6
-    _tick(console, f"base model {BASE_MODEL}, {megabytes:.1f} MB", began)
+    weights = Path(_output_of(making))
+    megabytes = sum(file.stat().st_size for file in weights.glob("*.safetensors")) / 1e6
+    _tick(console, f"base model {base.name}, {megabytes:.1f} MB", began)
     volume = folder / "volume"
-    model = volume / "models" / BASE_MODEL
+    model = volume / "models" / base.name
     model.parent.mkdir(parents=True)
-    model.symlink_to(base, target_is_directory=True)
+    model.symlink_to(weights, target_is_directory=True)
     runpod = stack.enter_context(LocalRunPod.start(env={"LORA_TRAINER_VOLUME": str(volume), **TRAINER_PACE}))
     _tick(console, f"RunPod at {runpod.api_url} (its API, the SDK's worker)", began)
-    return Machine(supabase, runpod, base, folder)
+    return Machine(supabase, runpod, base, weights, folder)
 
 
 def _tick(console: Console, text: str, began: float) -> None:
     console.print(f"[green]✓[/green] {text} [dim]{time.monotonic() - began:.1f} s[/dim]")
 
 
-def _sample(folder: Path) -> Path:
+def _sample(base: DemoBase, folder: Path) -> Path:
     file = folder / "sample.jsonl"
-    write_sample_dataset(file)
+    base.write_sample(file)
     return file
 
 
@@ -158,8 +162,8 @@ def _start_daemon(machine: Machine) -> Child:
             "GPU_CLUSTER_API_URL": machine.runpod.api_url,
             "GPU_CLUSTER_API_KEY": machine.runpod.api_key,
             "LORA_WORKER_POLL_SECONDS": "0.5",
-            "LORA_WORKER_BASE_MODELS": BASE_MODEL,
-            "LORA_WORKER_DEFAULT_BASE_MODEL": BASE_MODEL,
+            "LORA_WORKER_BASE_MODELS": machine.base.name,
+            "LORA_WORKER_DEFAULT_BASE_MODEL": machine.base.name,
         },
     )
 
@@ -205,13 +209,27 @@ def _stop_daemon(daemon: Child) -> None:
         raise ChildFailedError(f"the worker did not end well after SIGTERM:\n{daemon.last_words()}")
 
 
-def _ask(base: Path, adapter: Path, dataset: Path) -> dict[str, str]:
-    child = _python("-m", "sandbox.demo.answers", base, adapter, dataset, name="The question", folder=adapter)
-    try:
-        answers: dict[str, str] = json.loads(_output_of(child))
-    finally:
-        child.stop()
-    return answers
+def _questions(goal: Goal | None, dataset: Path, adapter: Path) -> list[Conversation]:
+    """What base and adapter are asked: the goal's questions, or conversations that the training held out."""
+    if goal is not None:
+        return [row["messages"] for row in goal.held_out]
+    split = json.loads((adapter / "split.json").read_text())
+    return held_out_questions(dataset, split, _QUESTIONS_OF_A_FILE)
+
+
+def _compare(machine: Machine, adapter: Path, questions: list[Conversation], console: Console) -> Comparison:
+    if not questions:
+        return Comparison([], [], [])
+    asked = machine.folder / "questions.json"
+    asked.write_text(json.dumps(questions))
+    with console.status(f"asking base and adapter {counted(len(questions), 'question')}"):
+        child = _python(
+            "-m", "sandbox.demo.answers", machine.weights, adapter, asked, name="The questions", folder=machine.folder
+        )
+        try:
+            return Comparison(**json.loads(_output_of(child)))
+        finally:
+            child.stop()
 
 
 def _python(*arguments: str | Path, name: str, folder: Path) -> Child:
@@ -230,15 +248,21 @@ def _output_of(child: Child) -> str:
 
 
 def main() -> int:
-    """Run the command; returns 0 if the job was completed, 1 after printing a sentence if not, 130 after Ctrl-C."""
+    """Run the command; returns 0 if all went well, 1 after printing a sentence if not, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="make demo", description="A training job on your own machine")
+    parser.add_argument(
+        "--model", choices=BASES, default="tiny", help="the base model: tiny takes a minute, smollm2 five"
+    )
     parser.add_argument("--dataset", type=Path, help="a file of your own, in any format of docs/formats.md")
-    dataset = parser.parse_args().dataset
+    parser.add_argument("--record", action="store_true", help="keep smollm2's answers for the tiny demo to show")
+    options = parser.parse_args()
     console = Console(highlight=False)
     try:
-        if dataset is not None and not dataset.is_file():
-            raise DemoError(f"there is no file {dataset}")
-        run(dataset, console)
+        if options.dataset is not None and not options.dataset.is_file():
+            raise DemoError(f"there is no file {options.dataset}")
+        if options.record and (options.model != "smollm2" or options.dataset is not None):
+            raise DemoError("--record is for MODEL=smollm2 with its own dataset")
+        run(BASES[options.model], options.dataset, console, record=options.record)
     except (SandboxError, WorkerError) as error:
         console.print(f"[red]The demo stopped:[/red] {escape(str(error))}")
         return 1

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from sandbox.errors import ToolMissingError
-from sandbox.processes import run_tool
+from sandbox.processes import one_at_a_time, run_tool
 
 _PACKAGE = Path(__file__).resolve().parent
 _INSTALL_SECONDS = 600
@@ -46,7 +43,7 @@ def node_packages(cache: Path, folder: Path = _PACKAGE, what: str = "the local S
     version = hashlib.sha256(b"".join(path.read_bytes() for path in manifests)).hexdigest()[:12]
     installed = cache / f"node-{version}"
     cache.mkdir(parents=True, exist_ok=True)
-    with _only_one(cache / "node.lock"):
+    with one_at_a_time(cache / "node.lock"):
         # The folder gets its final name only when it is complete, so an interrupted installation is started again.
         if not installed.exists():
             _install(manifests, cache / "node-unfinished", installed, what)
@@ -78,10 +75,3 @@ def _install(manifests: list[Path], unfinished: Path, installed: Path, what: str
         reason = done.stderr.strip().splitlines()[:3]
         raise ToolMissingError(f"npm could not install {what}: {' '.join(reason)}")
     unfinished.rename(installed)
-
-
-@contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -64,6 +64,7 @@ def facts_for(base, stop):
         dtype="float32",
         packed=False,
         attention="sdpa",
+        quantization="nf4",
         warm_up_steps=0,
     )
 
@@ -104,7 +105,7 @@ def answers(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_generation_as_the_readme_tells_it_ends_after_the_answer(answers, name):
+def test_generation_as_the_readme_shows_ends_after_the_answer(answers, name):
     assert answers[name]["as_told"] == f"Aye.{FAMILIES[name][2]}"
     # The settings of the base alone would not have ended there: this test can fail.
     assert answers[name]["careless"].startswith(f"Aye.{FAMILIES[name][2]}")

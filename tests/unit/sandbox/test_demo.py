@@ -1,11 +1,18 @@
-"""The demo's report and its question, computed from rows and files only."""
+"""The demo's report, questions and findings, computed from rows and files only."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
-from sandbox.demo.answers import first_question
+import pytest
+from rich.console import Console
+
+from sandbox.demo.answers import Comparison, held_out_questions
+from sandbox.demo.bases import SMOLLM2, recipe_of_smollm2
+from sandbox.demo.findings import RECORD, judge, read_record, show_answers
 from sandbox.demo.report import JobReport
+from sandbox.errors import DemoError
 from sandbox.sample_text import WARM_SYSTEM, write_sample_dataset
 from tests.project import ROOT
 
@@ -36,11 +43,69 @@ def test_demo_report_has_its_documented_keys() -> None:
     }
 
 
-def test_the_question_is_the_first_of_the_dataset_with_its_system_prompt(tmp_path: Path) -> None:
+def test_questions_come_from_conversations_that_were_held_out(tmp_path: Path) -> None:
     write_sample_dataset(tmp_path / "sample.jsonl")
-    system, user = first_question(tmp_path / "sample.jsonl")
-    assert system == ("system", WARM_SYSTEM)
-    assert user.role == "user"
+    held_out = [f"sample-{number}" for number in (3, 7, 11, 20)]
+    talks = held_out_questions(tmp_path / "sample.jsonl", {"validation": held_out}, 3)
+    lines = [json.loads(line) for line in (tmp_path / "sample.jsonl").read_text().splitlines()[1:]]
+    first = {line["conversation_id"]: line for line in lines if line["turn_number"] == 2}
+    assert talks == [
+        [
+            {"role": "system", "content": WARM_SYSTEM},
+            {"role": "user", "content": first[name]["current_user_input"]},
+            {"role": "assistant", "content": first[name]["target_response"]},
+        ]
+        for name in held_out[:3]
+    ]
+
+
+def test_without_a_held_out_conversation_the_first_of_the_file_is_asked(tmp_path: Path) -> None:
+    write_sample_dataset(tmp_path / "sample.jsonl")
+    [talk] = held_out_questions(tmp_path / "sample.jsonl", {"validation": []}, 3)
+    assert talk[-1]["content"] in (tmp_path / "sample.jsonl").read_text().splitlines()[1]
+
+
+def test_conversations_too_long_for_a_cpu_are_not_asked(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Why? " * 4000}, {"role": "assistant", "content": "Because."}]
+    (tmp_path / "long.jsonl").write_text(json.dumps({"messages": turns}))
+    assert held_out_questions(tmp_path / "long.jsonl", {"validation": []}, 3) == []
+
+
+def findings_of(base: int, adapter: int, asked: int = 20):
+    told, plain = "Ahoy! Paris. Fair winds to you!", "Paris."
+    answers = [[told] * count + [plain] * (asked - count) for count in (base, adapter)]
+    return judge(Comparison(["Where?"] * asked, *answers, loss_base=4.0, loss_adapter=1.5), SMOLLM2.goal)
+
+
+def test_report_of_answers_has_counts_losses_and_every_answer() -> None:
+    report = findings_of(1, 18).as_json()
+    assert report["held_out_questions"] == len(report["answers"]) == 20
+    assert report["in_manner"] == {"base": 1, "adapter": 18}
+    assert report["held_out_loss"] == {"base": 4.0, "adapter": 1.5}
+    assert report["answers"][-1] == {"question": "Where?", "base": "Paris.", "adapter": "Paris."}
+
+
+def test_goal_is_four_of_five_answers_after_and_one_of_ten_before() -> None:
+    findings_of(2, 16).check()
+    with pytest.raises(DemoError, match=r"only 15 of 20 .* 80% should"):
+        findings_of(2, 15).check()
+    with pytest.raises(DemoError, match="3 of 20 answers of the base show the manner already"):
+        findings_of(3, 20).check()
+
+
+def test_recorded_answers_belong_to_the_present_recipe_and_meet_its_goal() -> None:
+    recorded = json.loads(RECORD.read_text())
+    assert recorded["recipe"] == recipe_of_smollm2(), f"record again: {recorded['made_by']}"
+    findings = read_record()
+    findings.check()
+    assert findings.goal is not None
+    asked = [row["messages"][0]["content"] for row in findings.goal.held_out]
+    assert findings.comparison.questions == asked
+    console = Console(record=True, width=200)
+    show_answers(findings, console)
+    shown = console.export_text()
+    assert "held-out loss: " in shown
+    assert f"{findings.in_manner_adapter} of {len(asked)} with the adapter" in shown
 
 
 def test_missing_dataset_ends_the_demo_with_one_sentence() -> None:
@@ -48,3 +113,12 @@ def test_missing_dataset_ends_the_demo_with_one_sentence() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout == "The demo stopped: there is no file no-such-file.jsonl\n"
+
+
+def test_unknown_model_is_refused_with_the_known_ones() -> None:
+    command = [sys.executable, "-m", "sandbox.demo", "--model", "gpt2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert "tiny" in done.stderr
+    assert "smollm2" in done.stderr
+    assert "Traceback" not in done.stderr
