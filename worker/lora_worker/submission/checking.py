@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lora_conversations.survey import Survey, Surveyor
 from lora_worker.configuration.settings import Settings
 from lora_worker.datasets.preflight import expect_work
 from lora_worker.errors import ArgumentError
-from lora_worker.money.estimate import Estimate, estimate
+from lora_worker.money.estimate import Estimate, Work, estimate
 from lora_worker.money.guide import check_model
 from lora_worker.money.pricing import load_prices
 from lora_worker.money.terms import make_terms
@@ -58,10 +58,19 @@ def check_file(path: Path, chosen: Hyperparameters, gpu: str | None, settings: S
             missing = ""
         except TokenizerMissingError as error:
             missing = str(error)
-    expected = estimate(expect_work(chosen, survey, gpu or terms.default_gpu_type), terms) if survey.examples else None
+    expected = (
+        estimate(_work(chosen, survey, lengths, gpu or terms.default_gpu_type), terms) if survey.examples else None
+    )
     if expected is None and survey.examples:
         raise ArgumentError(f"--gpu: {gpu!r} is not in the price table; `lora-worker plan` lists those that are")
     return Checked(survey, refusal, lengths, missing or None, expected)
+
+
+def _work(chosen: Hyperparameters, survey: Survey, lengths: Lengths, gpu: str) -> Work:
+    """What a training does, with the tokens that were counted where all were."""
+    if lengths.counted_by == "tokenizer" and lengths.is_complete:
+        survey = replace(survey, tokens=lengths.tokens)
+    return expect_work(chosen, survey, gpu)
 
 
 def _survey(path: Path, chosen: Hyperparameters) -> tuple[Survey, str | None, LengthEstimator]:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.lengths import Lengths
+from lora_trainer.cli import app
 from lora_trainer.data import preview as module
 from lora_trainer.data.chat import prepare_tokenizer
 from lora_trainer.data.preview import preview
+from lora_worker.submission.tokenizing import TokenizerMissingError, count_lengths
 from tests.unit.trainer.tokenizers import tokenizer_with
+
+pytestmark = pytest.mark.gpu_stack
 
 TALK = [
     {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good evening."},
@@ -75,3 +81,23 @@ def test_pairs_and_thumbs_show_each_answer(tmp_path: Path) -> None:
         learned = [text for parts in texts(found) for text, is_learned in parts if is_learned]
         assert learned == [f"{answer}<|im_end|>" for answer in answers]
         assert [rendered.title for rendered in found.rendered] == titles
+
+
+def test_command_answers_as_the_worker_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker starts this command; here it runs in this process, which has imported transformers already."""
+    base = tmp_path / "base"
+    tokenizer_with("chatml").save_pretrained(base)
+    (base / "config.json").write_text('{"model_type": "llama"}')
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps({"messages": TALK}))
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        assert command[1:3] == ["-m", "lora_trainer.cli"]
+        done = CliRunner().invoke(app, [*command[3:], "--volume", str(tmp_path)])
+        return subprocess.CompletedProcess(command, done.exit_code, done.stdout.encode(), done.stderr.encode())
+
+    monkeypatch.setattr(subprocess, "run", run)
+    found = count_lengths(file, base_model=str(base), method="sft", max_length=64)
+    assert (found.counted_by, found.sequences, found.longer) == ("tokenizer", 1, 0)
+    with pytest.raises(TokenizerMissingError, match="There is no base model"):
+        count_lengths(file, base_model=str(tmp_path / "none"), method="sft", max_length=64)
