@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -103,19 +104,47 @@ _OWN = {"chatml": CHAT_TEMPLATE, "smollm2": SMOLLM2, "strict": STRICT, "none": N
 _OWN |= {"mistral_v0_1": MISTRAL_V0_1, "mistral_v0_2": MISTRAL_V0_2, "mistral_v0_3": MISTRAL_V0_3}
 
 
+# Families that are not offered and of which TRL ships the template; each writes calls or thoughts in its own way.
+OTHERS = (
+    "qwen3_5_think",
+    "qwen3_5_nothink",
+    "qwen3_8",
+    "nemotron_3_nano",
+    "lfm2_2_5",
+    "gemma4_v5",
+    "muse_glimmer",
+    "deepseekv3",
+    "cohere2",
+)
+_MARK = re.compile(r"<\|[^|<>\n]{1,40}\|?>|<[a-z_]+\|>")
+
+
+# How the tokenizers of Llama 3 and Qwen split a text: line breaks stay together, whatever follows.
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
 @lru_cache
 def _vocabulary() -> str:
     """The tokenizer without special tokens, as JSON; training it takes longer than most tests."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    raw.train_from_iterator([Path(__file__).read_text()], trainer)
+    raw.train_from_iterator([MISTRAL_V0_3, MISTRAL_V0_2, EMPTY_THOUGHT, "A line.\n\nAnother line.\n\n" * 50], trainer)
     return raw.to_str()
+
+
+def _marks_of_others(name: str) -> list[str]:
+    return sorted(set(_MARK.findall((SHIPPED / f"{name}.jinja").read_text()))) if name in OTHERS else []
 
 
 def tokenizer_with(name: str, template: str | None = None) -> PreTrainedTokenizerFast:
@@ -130,7 +159,7 @@ def tokenizer_with(name: str, template: str | None = None) -> PreTrainedTokenize
         tokenizer_object=Tokenizer.from_str(_vocabulary()),
         bos_token="<s>",
         eos_token=stop,
-        additional_special_tokens=[*_SPECIAL, *R1_SPECIAL, *_OWN_SPECIAL.get(name, ())],
+        additional_special_tokens=[*_SPECIAL, *R1_SPECIAL, *_OWN_SPECIAL.get(name, ()), *_marks_of_others(name)],
     )
     tokenizer.add_tokens([AddedToken(token, special=False) for token in _ADDED.get(name, ())])
     if template is None and name not in _OWN:

@@ -10,19 +10,19 @@ own.
 from __future__ import annotations
 
 import json
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from lora_contract.renderings import Rendering
-from lora_conversations.control_tokens import ControlTokens, Encoded, Marks, plain_marks, sample_texts
+from lora_conversations.control_tokens import ControlTokens, Marks, plain_marks, sample_texts
 from lora_conversations.errors import LineError
 from lora_conversations.examples import ASSISTANT, USER, Example, Message
 from lora_conversations.limits import refusal_of
 from lora_conversations.preferences import Sample
 from lora_trainer.data import probes
 from lora_trainer.data.answers import DIFFERENT, Answers, Piece
+from lora_trainer.data.labels import IGNORED, Labeller, Row
 from lora_trainer.data.templates import ConversationRefusedError, Spelling, Template, prepare_tokenizer
 from lora_trainer.errors import BaseModelUnknownError
 
@@ -30,28 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["IGNORED", "Chat", "Row", "prepare_tokenizer"]
-
-IGNORED = -100
-"""Label of a token that is not learned."""
-
-
-class Row(NamedTuple):
-    """One tokenised training row. `labels` is as long as `input_ids`."""
-
-    input_ids: list[int]
-    labels: list[int]
-    """The id of each token that is learned, `IGNORED` for all others."""
-    answers: int
-    """How many answers the row teaches."""
-    weights: list[float] | None = None
-    """How much each token counts in the loss, 0 where it is not learned; None where each learned token counts 1."""
-
-
-class Span(NamedTuple):
-    """The tokens of a row, from `start` up to but not including `end`, that are learned."""
-
-    start: int
-    end: int
 
 
 class Chat:
@@ -75,6 +53,9 @@ class Chat:
         """Whether the template shows schemas of tools, calls, and results."""
         self.tokens = ControlTokens(tokenizer, _source(tokenizer))
         self.marks = self._find_marks()
+        starts = probes.starts_of_prompts(self._template, self._stops)
+        self._labeller = Labeller(self.tokens.encode, starts)
+        self._hidden_labeller = Labeller(self.tokens.encode_hidden, starts)
 
     def row(
         self,
@@ -115,11 +96,11 @@ class Chat:
             example = example._replace(
                 messages=tuple(self.tokens.hide_all(example.messages)), tools=tools and self.tokens.hide(tools)
             )
-        encode = self.tokens.encode_hidden if is_hidden else self.tokens.encode
+        labeller = self._hidden_labeller if is_hidden else self._labeller
         rows: list[Row] = []
         at = 0
         for group in self._groups(example):
-            rows += _as_rows(group, encode, weights[at : at + len(group)])
+            rows += labeller.rows(group, weights[at : at + len(group)])
             at += len(group)
         return rows
 
@@ -225,39 +206,3 @@ def _source(tokenizer: PreTrainedTokenizerBase) -> str:
     """The source of the chat template, or of all where a tokenizer has several."""
     template = tokenizer.chat_template
     return "\n".join(template.values()) if isinstance(template, dict) else str(template)
-
-
-def _as_rows(pieces: Sequence[Piece], encode: Callable[[str], Encoded], weights: Sequence[float]) -> list[Row]:
-    """The row that learns the answers of the pieces. `weights` has one number for each of them, or none.
-
-    A server encodes a prompt alone, and the model goes on from there. So no token may reach from a prompt into its
-    answer: then each answer gets a row of its own, in which the two are encoded apart.
-    """
-    encoded = encode(pieces[-1].text)
-    spans = [_tokens_of(piece, encoded.offsets) for piece in pieces]
-    if all(encoded.offsets[span.start][0] >= len(piece.prompt) for piece, span in zip(pieces, spans, strict=True)):
-        return [_label(encoded.ids, spans, weights)]
-    if len(pieces) > 1:
-        return [row for at, piece in enumerate(pieces) for row in _as_rows([piece], encode, weights[at : at + 1])]
-    prompt, answer = encode(pieces[0].prompt).ids, encode(pieces[0].answer).ids
-    return [_label(prompt + answer, [Span(len(prompt), len(prompt) + len(answer))], weights)]
-
-
-def _tokens_of(piece: Piece, offsets: Sequence[tuple[int, int]]) -> Span:
-    """The tokens that lie in the answer of a piece, at least in part.
-
-    `offsets` has each token's first character and the one after its last.
-    """
-    start = bisect_right(offsets, len(piece.prompt), key=lambda offset: offset[1])
-    return Span(start, bisect_left(offsets, len(piece.text), key=lambda offset: offset[0]))
-
-
-def _label(ids: list[int], spans: Sequence[Span], weights: Sequence[float]) -> Row:
-    """The row that learns the tokens of the spans."""
-    labels = [IGNORED] * len(ids)
-    counts = [0.0] * len(ids) if any(weight != 1 for weight in weights) else None
-    for at, (start, end) in enumerate(spans):
-        labels[start:end] = ids[start:end]
-        if counts is not None:
-            counts[start:end] = [weights[at]] * (end - start)
-    return Row(ids, labels, len(spans), counts)

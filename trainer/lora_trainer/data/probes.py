@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -149,3 +149,9 @@ def before_result(template: Template, stop: str) -> str:
     """The text that the template writes between the stop token of a call and the tool's result."""
     between = template.prompt(_calling()[:3]).partition(_ARGUMENT)[2].partition(_RESULT)[0]
     return between.partition(stop)[2]
+
+
+def starts_of_prompts(template: Template, specials: Sequence[str]) -> list[str]:
+    """The special tokens that stand in the prompts of this template."""
+    prompt = template.prompt([Message(USER, "a"), Message(ASSISTANT, "b"), Message(USER, "c")])
+    return [token for token in specials if token in prompt]

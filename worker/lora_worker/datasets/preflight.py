@@ -198,10 +198,14 @@ async def current_terms(services: Services, base_model: str | None, price: GpuPr
 def expect_work(chosen: Hyperparameters, survey: Survey, gpu_type: str, *, lowest: bool = False) -> Work:
     """Return what a training of a dataset does, for an estimate; `lowest`: if it ends as early as it may."""
     longest = survey.examples * chosen.max_length * (2 if chosen.method == "dpo" else 1)
-    merges = chosen.merge_conversations and chosen.method == "sft"
+    rendering = RENDERINGS.get(chosen.base_model or "")
+    apart = rendering is not None and rendering.row == "answer"
+    merges = chosen.merge_conversations and chosen.method == "sft" and not apart
+    # Answers of one example may still share a row in a chain of calls, so the lowest estimate counts its history once.
+    rows = survey.answers / max(survey.examples, 1) if apart and chosen.method == "sft" and not lowest else 1.0
     return Work(
-        tokens=round(min(survey.tokens, longest) * (1 - chosen.validation_share)),
-        pairs=max(round(survey.examples * (1 - chosen.validation_share)), 1),
+        tokens=round(min(survey.tokens * (rows + 1) / 2, longest * rows) * (1 - chosen.validation_share)),
+        pairs=max(round(survey.examples * rows * (1 - chosen.validation_share)), 1),
         pairs_per_conversation=survey.examples / max(survey.conversations, 1) if merges else 1.0,
         # Early stopping may end the training after the first epoch.
         epochs=1 if lowest and chosen.early_stopping_patience else chosen.epochs,

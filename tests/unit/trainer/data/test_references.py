@@ -6,9 +6,10 @@ import pytest
 
 from lora_conversations.examples import Example, Message, ToolCall
 from lora_conversations.reader import read_examples
-from lora_trainer.data.chat import IGNORED
+from lora_trainer.data.chat import IGNORED, Chat
 from lora_trainer.data.rows import TruncationCounts, fit_examples
 from tests.unit.trainer.data.chats import chat_for, learned_spans
+from tests.unit.trainer.tokenizers import OTHERS
 
 pytestmark = pytest.mark.gpu_stack
 
@@ -208,6 +209,22 @@ def test_prompts_have_the_token_ids_that_a_server_gives(name, kind, messages, to
     assert trained_prompts(rows) == served_prompts(chat, tokenizer, messages, tools)
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_families_are_prompted_as_served_too(name):
+    chat, _ = chat_for(name)
+    for messages, tools in ((CHAT, None), (THOUGHTS, None), (CALLS, TOOLS), (CHAIN, TOOLS)):
+        if tools and not chat.takes_tools:
+            continue
+        rows, tokenizer = rows_of(name, messages, tools)
+        assert trained_prompts(rows) == served_prompts(chat, tokenizer, messages, tools)
+        pieces = learned(rows, tokenizer)
+        answers = [message for message in messages if message.role == "assistant"]
+        for piece, message in zip(pieces, answers, strict=True):
+            assert piece.count(message.thought) == 1 or not message.thought
+            assert piece.count(message.content) == 1 or not message.content
+            assert all(call.name in piece for call in message.calls)
+
+
 def test_qwen3_answer_without_a_thought_fits_both_ways_of_serving():
     chat, _ = chat_for("qwen3")
     rows, tokenizer = rows_of("qwen3", CHAT)
@@ -219,28 +236,34 @@ def test_qwen3_answer_without_a_thought_fits_both_ways_of_serving():
 
 def test_r1_prompt_ends_with_the_same_tokens_where_the_thought_is_empty():
     """A tokenizer joins the line breaks of “<think>\\n” and “\\n</think>” if both are encoded at once."""
-    from tokenizers import AddedToken
-
     chat, tokenizer = chat_for("deepseek_r1_distill")
-    tokenizer.add_tokens([AddedToken("\n\n", special=False)])
+    assert len(tokenizer("\n\n", add_special_tokens=False)["input_ids"]) == 1
     row = chat.row(CHAT[:3], [2])
     (prompt,) = served_prompts(chat, tokenizer, CHAT[:3])
     assert row.input_ids[: len(prompt)] == prompt
-    assert tokenizer.convert_tokens_to_ids("\n\n") not in prompt
     assert learned_spans(tokenizer, row) == ["\n</think>\n\nSo.<｜end▁of▁sentence｜>"]
 
 
-def test_answers_whose_first_token_would_reach_into_the_prompt_get_own_rows():
-    from tokenizers import AddedToken
-
+def test_answer_whose_first_token_reaches_into_the_prompt_is_a_row():
     chat, tokenizer = chat_for("chatml")
-    tokenizer.add_tokens([AddedToken("\n\n", special=False)])
     messages = [message._replace(content=f"\n{message.content}") for message in CHAT]
     rows = chat.rows(messages, [2, 4], weights=(0.5, 1.0))
     assert trained_prompts(rows) == served_prompts(chat, tokenizer, messages)
     assert learned(rows, tokenizer) == ["\nSo.<|im_end|>", "\nThus.<|im_end|>"]
     assert [max(row.weights or [1.0]) for row in rows] == [0.5, 1.0]
     assert chat.row(messages, [2, 4]) is None
+
+
+def test_prompt_whose_line_breaks_split_before_a_text_is_encoded_apart():
+    """GPT-2's way of splitting leaves the last of two line breaks to the word behind them."""
+    from tokenizers import pre_tokenizers
+
+    _, tokenizer = chat_for("llama3")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    chat = Chat(tokenizer)
+    rows = chat.rows(CHAT, [2, 4])
+    assert trained_prompts(rows) == served_prompts(chat, tokenizer, CHAT)
+    assert learned(rows, tokenizer) == ["So.<|eot_id|>", "Thus.<|eot_id|>"]
 
 
 @pytest.mark.parametrize("name", CALL)

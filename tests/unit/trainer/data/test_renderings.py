@@ -14,6 +14,7 @@ from lora_trainer.errors import BaseModelUnknownError
 from lora_worker.configuration.settings import Settings
 from lora_worker.datasets import preflight
 from lora_worker.errors import PreflightError
+from tests.project import ROOT
 from tests.unit.trainer.data.chats import ANSWERS, TURNS, chat_for, learned_spans, talk
 from tests.unit.trainer.tokenizers import NO_STOP, tokenizer_with
 
@@ -96,6 +97,17 @@ def test_empty_thought_of_the_template_is_not_learned_twice():
     assert [learned_spans(tokenizer, row) for row in rows] == [
         [f"\n</think>\n\n{answer}<|im_end|>"] for answer in ANSWERS
     ]
+
+
+def test_page_says_of_each_base_whether_it_takes_tools():
+    page = (ROOT / "docs/training.md").read_text().partition("#### What each base takes")[2].partition("### ")[0]
+    takes = {}
+    for line in page.splitlines():
+        names, *_, tools, _ = (
+            (cell.strip() for cell in line.strip("|").split("|")) if line.startswith("| `") else ("", "", "")
+        )
+        takes |= {name.strip(" `"): tools.startswith("yes") for name in names.split(",") if name}
+    assert takes == {base: found.takes_tools for base, found in RENDERINGS.items()}
 
 
 SERVING = [

@@ -136,6 +136,36 @@ async def test_text_with_the_bases_turn_mark_is_refused_before_a_launch(base: st
     )
 
 
+CALLING = {
+    "messages": [
+        turn("user", "Weather?"),
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}],
+        },
+    ],
+    "tools": [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}],
+}
+
+
+@pytest.mark.parametrize(
+    ("base", "refused"), [("meta-llama/Meta-Llama-3-8B-Instruct", True), ("Qwen/Qwen3-8B", False), ("own/base", False)]
+)
+async def test_tools_are_refused_before_a_launch_of_a_base_without_them(base: str, refused: bool) -> None:
+    storage: Any = FakeStorage(lines(GOOD[0], CALLING))
+    checking = survey_dataset(DATASET, storage, Hyperparameters(base_model=base))
+    if not refused:
+        assert (await checking).examples == 2
+        return
+    with pytest.raises(PreflightError) as error:
+        await checking
+    assert str(error.value) == (
+        "Line 2 of the dataset uses tools, which the base's chat template does not show. "
+        "Choose a base model whose chat template takes tools, or remove the example."
+    )
+
+
 async def test_few_bad_lines_leave_a_dataset_ready_and_are_listed() -> None:
     queue = FakeQueue()
     await validate(queue, lines(*GOOD, "{]"))

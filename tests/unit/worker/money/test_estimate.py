@@ -175,8 +175,9 @@ def test_unmeasured_gpu_is_estimated_between_all_others(tmp_path: Path) -> None:
     assert found.seconds.low < found.seconds.high
 
 
-def survey(tokens: int, examples: int = 1000) -> Survey:
-    return cast(Survey, SimpleNamespace(tokens=tokens, examples=examples, conversations=examples))
+def survey(tokens: int, examples: int = 1000, answers: int = 1000) -> Survey:
+    found = SimpleNamespace(tokens=tokens, examples=examples, answers=answers, conversations=examples)
+    return cast(Survey, found)
 
 
 @pytest.mark.fault(30)
@@ -193,6 +194,16 @@ def test_job_above_its_limit_is_refused_with_both_figures() -> None:
     preflight.check_estimate(early, survey(10_000_000), "A100-80GB", terms(max_cost_per_job=5))
     short = chosen.model_copy(update={"max_length": 64})
     preflight.check_estimate(short, survey(10_000_000), "A100-80GB", terms(max_cost_per_job=5))
+
+
+def test_base_whose_answers_are_rows_of_their_own_pays_for_each_history() -> None:
+    talks = survey(100_000, answers=4000)
+    whole, apart = (
+        preflight.expect_work(Hyperparameters(base_model=base), talks, "A100-80GB")
+        for base in ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen3-8B")
+    )
+    assert apart.tokens == pytest.approx(2.5 * whole.tokens, rel=0.01)
+    assert apart.pairs == 4 * whole.pairs
 
 
 def test_estimate_command_prints_both_ends_and_assumptions() -> None:
