@@ -8,17 +8,17 @@ it reads.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 _SHAPES = ConfigDict(extra="ignore", populate_by_name=True, protected_namespaces=(), allow_inf_nan=False)
 
 Method = Literal["sft", "dpo", "kto"]
 METHODS: tuple[Method, ...] = get_args(Method)
-TRAINED_METHODS: frozenset[Method] = frozenset({"sft"})
-"""The methods that this version trains. A job that asks for another one is refused before a launch."""
 DEFAULT_BETA = 0.1
+_PREFERENCE_METHODS = ("dpo", "kto")
+_PREFERENCE_LEARNING_RATE = 1e-5
 
 
 def _either(short: str, long: str) -> AliasChoices:
@@ -54,6 +54,7 @@ class Hyperparameters(BaseModel):
     """
     # The application allows at most 1e-3. Small base models need more: the demo's has a million weights.
     learning_rate: float = Field(default=1e-4, ge=1e-6, le=1e-2)
+    """Unless chosen, 1e-5 for `dpo` and `kto`: they push answers away, too, and break a model at higher rates."""
     batch_size: int = Field(default=4, ge=1, le=64)
     epochs: int = Field(default=3, ge=1, le=20, validation_alias=_either("epochs", "num_epochs"))
     rank: int = Field(default=16, ge=4, le=128, validation_alias=_either("rank", "lora_rank"))
@@ -84,6 +85,13 @@ class Hyperparameters(BaseModel):
     `auto` takes bf16 where base and training fit the GPU in it, else nf4.
     """
     max_bad_line_share: float = Field(default=0.05, ge=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_learning_rate(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("method") in _PREFERENCE_METHODS and "learning_rate" not in data:
+            return {**data, "learning_rate": _PREFERENCE_LEARNING_RATE}
+        return data
 
     @property
     def lora_alpha(self) -> int:

@@ -204,7 +204,7 @@ class Request(_Message):
 class Point(_Message):
     """One point of the training curve.
 
-    Losses are in nats per token (of methods that learn from preferences: in nats per pair or answer), `throughput` in
+    Losses are in nats per token (of dpo: in nats per pair; of kto: between 0 and the answers' weight), `throughput` in
     tokens per second, `gpu_utilization` in percent. `reward_margin` and `reward_accuracy` are of such methods only.
     """
 

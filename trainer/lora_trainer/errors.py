@@ -15,6 +15,9 @@ TrainingError                    code, message, hint; travels to the worker as `
 │   ├── BaseModelUnknownError    there is no such model, or it can't be used
 │   ├── BaseModelUnreachableError  it could not be downloaded
 │   └── BaseModelMismatchError   its files are damaged, or of another model or revision
+├── InitAdapterError             the earlier adapter with which the training begins
+│   ├── InitAdapterUnreachableError  it can't be downloaded
+│   └── InitAdapterUnusableError  its files are damaged, or don't fit the job
 ├── ResourceError
 │   ├── DoesNotFitError          the memory plan needs more than the GPU has
 │   ├── OutOfMemoryError         the GPU's memory ran out while training
@@ -136,6 +139,22 @@ class BaseModelUnreachableError(BaseModelError):
 
 class BaseModelMismatchError(BaseModelError):
     """The model's files are damaged, or belong to another model or revision than the request names."""
+
+    code = ErrorCode.BASE_MODEL_MISMATCH
+
+
+class InitAdapterError(TrainingError):
+    """Something is wrong with the earlier adapter with which the training begins."""
+
+
+class InitAdapterUnreachableError(InitAdapterError):
+    """The adapter can't be downloaded, or is not the one that the worker found: it was replaced."""
+
+    code = ErrorCode.BASE_MODEL_UNREACHABLE
+
+
+class InitAdapterUnusableError(InitAdapterError):
+    """The adapter's files are damaged, or it has another base, rank or other shape than the job."""
 
     code = ErrorCode.BASE_MODEL_MISMATCH
 

@@ -21,6 +21,7 @@ class FakeProject:
     """Returns the answers that a test sets, and records calls and uploads."""
 
     def __init__(self, router: respx.MockRouter) -> None:
+        self.router = router
         self.check_ins: list[dict[str, Any]] = []
         self.refusal: str | None = None
         self.heartbeats: list[dict[str, Any]] = []

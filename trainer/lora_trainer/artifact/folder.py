@@ -62,7 +62,7 @@ def save_artifact(
         _write(folder / LOG_NAME, format_log(points))
         _write(folder / "split.json", json.dumps(facts.split, indent=2))
         _write(folder / "environment.json", json.dumps(environment(facts), indent=2))
-        draw_loss(points, folder / "loss.png")
+        draw_loss(points, folder / "loss.png", unit=facts.loss_unit)
         if archive_name is not None:
             write_archive(folder, folder / archive_name)
 
@@ -118,15 +118,16 @@ def environment(facts: ArtifactFacts) -> dict[str, Any]:
         "base_model": facts.base_name,
         "base_revision": facts.base_revision,
         "dataset_sha256": facts.dataset_sha256,
+        "init_adapter": facts.init_adapter,
     }
 
 
-def draw_loss(points: list[Point], path: Path) -> None:
-    """Write the loss curve as a PNG file to `path`."""
+def draw_loss(points: list[Point], path: Path, *, unit: str) -> None:
+    """Write the loss curve as a PNG file to `path`. `unit` is that of the loss."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)", title="Training loss")
+    axes = figure.add_subplot(xlabel="step", ylabel=f"loss ({unit})", title="Training loss")
     for label, name, style in (("training", "training_loss", "-"), ("validation", "validation_loss", "o--")):
         curve = [(p.step, value) for p in points if (value := getattr(p, name)) is not None]
         if curve:

@@ -21,9 +21,14 @@ class ArtifactFacts:
     base_licence: str | None
     dataset_sha256: str
     training_examples: int
-    """How many answers were trained on."""
+    """How many answers, or pairs of answers, were trained on."""
     validation_examples: int
-    """How many answers were held out."""
+    """How many of them were held out."""
+    learns: str
+    """What the adapter was trained on, as the end of a sentence."""
+    unit: str
+    """What is counted as an example: a noun without article."""
+    loss_unit: str
     parameters: Hyperparameters
     metrics: FinalMetrics
     steps: int
@@ -47,6 +52,8 @@ class ArtifactFacts:
     quantization: Quantization
     """How the base model was held while training."""
     warm_up_steps: int
+    init_adapter: str | None = None
+    """The id of the earlier adapter with which the training began."""
     loss_before: float | None = None
     """Validation loss of the base model, measured before the first step."""
     gpu_type: str | None = None
@@ -61,14 +68,14 @@ def model_card(facts: ArtifactFacts) -> str:
     sections = [
         _front_matter(facts),
         "# LoRA adapter\n",
-        f"A LoRA adapter for `{facts.base_name}`{revision}, trained {_manner(facts)} on the assistant's answers "
-        "only.\n",
+        f"A LoRA adapter for `{facts.base_name}`{revision}, trained {_manner(facts)} {facts.learns}."
+        f"{_lineage(facts)}\n",
         "## Results\n\n" + _table(_results(facts)),
         "## Data\n\n"
         + _table(
             {
-                "answers trained on": facts.training_examples,
-                "answers held out": facts.validation_examples,
+                f"{facts.unit}s trained on": facts.training_examples,
+                f"{facts.unit}s held out": facts.validation_examples,
                 "sha256 of the dataset": f"`{facts.dataset_sha256}`",
                 "held-out conversations": "see `split.json`",
             }
@@ -88,12 +95,18 @@ def _manner(facts: ArtifactFacts) -> str:
     return "with LoRA (the base not quantised)"
 
 
+def _lineage(facts: ArtifactFacts) -> str:
+    if facts.init_adapter is None:
+        return ""
+    return f" The training began with the adapter `{facts.init_adapter}`: serve this one alone, not both."
+
+
 def _front_matter(facts: ArtifactFacts) -> str:
     lines = [
         "---",
         "library_name: peft",
         "pipeline_tag: text-generation",
-        f"tags: [lora, {'qlora, ' if facts.quantization == NF4 else ''}sft]",
+        f"tags: [lora, {'qlora, ' if facts.quantization == NF4 else ''}{facts.parameters.method}]",
         # A JSON string is also a YAML string, whatever characters the name contains.
         f"base_model: {json.dumps(facts.base_name)}",
     ]
@@ -114,14 +127,21 @@ def _results(facts: ArtifactFacts) -> dict[str, Any]:
         "training loss, last step": metrics.final_training_loss,
         "validation loss, last": metrics.final_validation_loss,
         "validation loss, best": metrics.best_validation_loss,
+        "reward margin, last step": metrics.final_reward_margin,
+        "reward accuracy, last step": metrics.final_reward_accuracy,
     }
     shown: dict[str, Any] = {name: f"{value:.4f}" for name, value in rows.items() if value is not None}
-    return {**shown, "steps": facts.steps, "trained weights": f"{facts.trainable:,}"}
+    return {
+        **shown,
+        "unit of the losses": facts.loss_unit,
+        "steps": facts.steps,
+        "trained weights": f"{facts.trainable:,}",
+    }
 
 
 def _hyperparameters(facts: ArtifactFacts) -> dict[str, Any]:
     chosen = facts.parameters.model_dump(
-        exclude_none=True, exclude={"base_model", "base_revision", "alpha", "packing", "warmup_steps"}
+        exclude_none=True, exclude={"base_model", "base_revision", "alpha", "packing", "warmup_steps", "init_adapter"}
     )
     return {
         **{name: f"`{value}`" for name, value in chosen.items()},

@@ -20,6 +20,8 @@ class RatedAnswer(NamedTuple):
     """An answer with its prompt, of which the answer alone is learned, and whether it is good."""
 
     row: Row
+    other: Row
+    """The same prompt with an answer to another prompt: what KTO's estimate of the divergence is made of."""
     good: bool
     answers: int = 1
     """How much of `batch_size` the item fills."""

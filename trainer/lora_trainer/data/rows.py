@@ -7,11 +7,11 @@ that does not fit even with its question alone is left out, counted, and reporte
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lora_contract.hyperparameters import Hyperparameters
+from lora_contract.hyperparameters import Hyperparameters, Method
 from lora_contract.words import counted
 from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.examples import SYSTEM, USER, Message
@@ -20,6 +20,7 @@ from lora_conversations.preferences import Sample, all_messages
 from lora_conversations.reader import Example, merge_conversations
 from lora_conversations.survey import Refuse, Survey, Surveyor, accept
 from lora_trainer.data.chat import Chat, Row
+from lora_trainer.data.items import Item
 from lora_trainer.data.serving import serving_notes
 from lora_trainer.errors import DatasetInvalidError
 
@@ -30,10 +31,10 @@ _TOKENS_NAMED = 5
 
 @dataclass
 class TrainingData:
-    """The tokenised rows of a dataset: those to train on, and those held out for validation."""
+    """The tokenised items of a dataset: those to train on, and those held out for validation."""
 
-    train: list[Row]
-    validation: list[Row]
+    train: list[Item]
+    validation: list[Item]
     training_ids: list[str]
     """The ids of the conversations that are trained on, sorted."""
     validation_ids: list[str]
@@ -45,13 +46,13 @@ class TrainingData:
 
     @property
     def answers(self) -> int:
-        """How many answers the training rows teach."""
-        return sum(row.answers for row in self.train)
+        """How much of `batch_size` the training items fill: answers, or pairs of answers."""
+        return sum(item.answers for item in self.train)
 
     @property
     def validation_answers(self) -> int:
-        """How many answers are held out."""
-        return sum(row.answers for row in self.validation)
+        """How many answers, or pairs of answers, are held out."""
+        return sum(item.answers for item in self.validation)
 
 
 @dataclass
@@ -89,39 +90,58 @@ def prepare_data(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Trai
     examples, survey = load_examples(dataset, parameters.max_bad_line_share, chat.refuse)
     counts = TruncationCounts()
     fitted = _fit_conversations(chat, examples, parameters, counts)
+    notes = [*counts.notes(parameters.max_length), *dataset_notes(chat, examples, survey)]
+    return split(fitted, examples, parameters, skipped_lines=survey.bad, notes=notes)
+
+
+def split(
+    fitted: Mapping[str, Sequence[Item]],
+    samples: Sequence[Sample],
+    parameters: Hyperparameters,
+    *,
+    skipped_lines: int,
+    notes: Sequence[str],
+) -> TrainingData:
+    """Share the items of each conversation out between training and validation.
+
+    `fitted` holds them by the conversation's key, and `samples` is what they were made of.
+
+    Raises:
+        DatasetInvalidError: there are no items, since nothing fits `max_length`.
+    """
     if not fitted:
         raise DatasetInvalidError(
             f"No example fits into max_length ({parameters.max_length} tokens).",
             "Raise max_length, or shorten the system prompt and the questions.",
         )
-    # Count the answers in the rows, not in the examples: an answer that was left out is on neither side.
-    answers = {key: sum(row.answers for row in rows) for key, rows in fitted.items()}
+    # Count the answers in the items, not in the samples: an answer that was left out is on neither side.
+    answers = {key: sum(item.answers for item in items) for key, items in fitted.items()}
     held_out = hold_out(answers, parameters.validation_share, parameters.seed)
-    names = conversation_names(examples)
-    notes = [*counts.notes(parameters.max_length), *_dataset_notes(chat, examples, survey)]
+    names = conversation_names(samples)
     return TrainingData(
-        train=[row for key, rows in fitted.items() if key not in held_out.keys for row in rows],
-        validation=[row for key, rows in fitted.items() if key in held_out.keys for row in rows],
+        train=[item for key, items in fitted.items() if key not in held_out.keys for item in items],
+        validation=[item for key, items in fitted.items() if key in held_out.keys for item in items],
         training_ids=sorted(names[key] for key in fitted if key not in held_out.keys),
         validation_ids=sorted(names[key] for key in held_out.keys),
-        skipped_lines=survey.bad,
-        notes=[*notes, held_out.note] if held_out.note else notes,
+        skipped_lines=skipped_lines,
+        notes=[*notes, held_out.note] if held_out.note else list(notes),
     )
 
 
 def _fit_conversations(
     chat: Chat, examples: Sequence[Example], parameters: Hyperparameters, counts: TruncationCounts
-) -> dict[str, list[Row]]:
+) -> dict[str, list[Item]]:
     """The rows of each conversation, by the conversation's key. Conversations without a row are left out."""
     merged = merge_conversations(examples) if parameters.merge_conversations else examples
-    fitted: defaultdict[str, list[Row]] = defaultdict(list)
+    fitted: defaultdict[str, list[Item]] = defaultdict(list)
     for example in merged:
         if rows := list(fit_examples(chat, [example], parameters.max_length, counts)):
             fitted[conversation_key(example)] += rows
     return fitted
 
 
-def _dataset_notes(chat: Chat, examples: Sequence[Example], survey: Survey) -> list[str]:
+def dataset_notes(chat: Chat, examples: Sequence[Sample], survey: Survey) -> list[str]:
+    """Sentences for the user about what the dataset holds, and what the base's chat template makes of it."""
     notes = []
     if survey.bad:
         what = counted(survey.bad, "example")
@@ -133,14 +153,22 @@ def _dataset_notes(chat: Chat, examples: Sequence[Example], survey: Survey) -> l
 
 
 def load_examples(dataset: Path, max_bad_line_share: float, refuse: Refuse = accept) -> tuple[list[Example], Survey]:
-    """The usable examples of a file, and the survey of all its lines.
+    """What `sft` can learn from a file; see `load_samples`."""
+    samples, survey = load_samples(dataset, "sft", max_bad_line_share, refuse)
+    return [sample for sample in samples if isinstance(sample, Example)], survey  # for sft, all are
 
-    `refuse` gives the error of an example that can be read but not trained on, or None.
+
+def load_samples(
+    dataset: Path, method: Method, max_bad_line_share: float, refuse: Refuse = accept
+) -> tuple[list[Sample], Survey]:
+    """What a method can learn from a file, and the survey of all its lines.
+
+    `refuse` gives the error of a sample that can be read but not trained on, or None.
 
     Raises:
         DatasetInvalidError: the file can't be read, or more lines are bad than `max_bad_line_share` allows.
     """
-    surveyor = Surveyor(refuse)
+    surveyor = Surveyor(refuse, method)
     samples: list[Sample] = []
     try:
         with dataset.open("rb") as file:
@@ -151,11 +179,10 @@ def load_examples(dataset: Path, max_bad_line_share: float, refuse: Refuse = acc
         survey.check(max_bad_line_share)
     except DatasetUnusableError as error:
         raise DatasetInvalidError(error.message, error.hint) from None
-    # For sft, everything is read as an example.
-    return [sample for sample in samples if isinstance(sample, Example)], survey
+    return samples, survey
 
 
-def _token_notes(chat: Chat, examples: Sequence[Example]) -> list[str]:
+def _token_notes(chat: Chat, examples: Sequence[Sample]) -> list[str]:
     """Notes about control tokens that occur in the dataset's texts: learned as text, or as tokens."""
     as_text: Counter[str] = Counter()
     as_tokens: Counter[str] = Counter()

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
 from lora_contract.crash_points import crash_point
@@ -68,6 +68,19 @@ class BestAdapter:
     """How many evaluations since then found no lower loss."""
 
 
+class FollowedTrainer(Protocol):
+    """What a callback needs of the trainer that it follows."""
+
+    def add_callback(self, callback: Any) -> None:
+        """Have the trainer call the methods of `callback`."""
+
+    def evaluate(self) -> object:
+        """Evaluate what is held out; the losses come through `on_log`."""
+
+    def save_beside(self, checkpoint: Path) -> None:
+        """Save into a checkpoint's folder what transformers does not save and the callback does not know."""
+
+
 class EvaluationInterruptedError(Exception):
     """A stop was requested while the held-out examples were evaluated. Caught where the evaluation began."""
 
@@ -109,6 +122,7 @@ class RunCallback(TrainerCallback):
         self._validation_due = False
         self.evaluate: Callable[[], object] | None = None
         """The trainer's `evaluate`, for evaluations that transformers' loop does not start. `follow` sets it."""
+        self._save_beside: Callable[[Path], object] = lambda _: None
         self.best = BestAdapter()
         self.loss_before: float | None = None
         """The validation loss of the base model, measured before the first step."""
@@ -117,10 +131,10 @@ class RunCallback(TrainerCallback):
         self.stopped_early_at: int | None = None
         """The step after which early stopping ended the training; None if it did not."""
 
-    def follow(self, trainer: Trainer) -> None:
-        """Have `trainer` call this object, and take its `evaluate`."""
+    def follow(self, trainer: FollowedTrainer) -> None:
+        """Have `trainer` call this object, and take its `evaluate` and `save_beside`."""
         trainer.add_callback(self)
-        self.evaluate = trainer.evaluate
+        self.evaluate, self._save_beside = trainer.evaluate, trainer.save_beside
 
     @property
     def points(self) -> list[Point]:
@@ -246,6 +260,7 @@ class RunCallback(TrainerCallback):
         with naming_full_disks(folder):
             if self.best.step is not None:
                 save_file(self.best.weights, folder / BEST_ADAPTER_NAME)
+            self._save_beside(folder)
             write_state(
                 folder,
                 CheckpointState(
@@ -287,6 +302,8 @@ class RunCallback(TrainerCallback):
             throughput=round(new_tokens / seconds, 2) if seconds > 0 else None,
             gpu_utilization=sample.utilization,
             gpu_memory_bytes=sample.memory_bytes,
+            reward_margin=logs.get("reward_margin"),
+            reward_accuracy=logs.get("reward_accuracy"),
             timestamp=round(time.time(), 3),
         )
         self._curve.note(point)

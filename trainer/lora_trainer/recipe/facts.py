@@ -33,6 +33,10 @@ def collect_facts(
         dataset_sha256=task.dataset_sha256,
         training_examples=data.answers,
         validation_examples=data.validation_answers,
+        learns=setup.method.learns,
+        unit=setup.method.unit,
+        loss_unit=setup.method.loss_unit,
+        init_adapter=task.init_adapter.id if task.init_adapter else None,
         parameters=task.hyperparameters,
         metrics=final_metrics(callback),
         steps=callback.points[-1].step,
@@ -73,6 +77,8 @@ def summarise(
     return Summary(
         base_model=facts.base_name,
         base_revision=facts.base_revision,
+        method=facts.parameters.method,
+        init_adapter=facts.init_adapter,
         dataset_sha256=facts.dataset_sha256,
         training_examples=facts.training_examples,
         validation_examples=facts.validation_examples,
@@ -122,16 +128,19 @@ def _training_notes(callback: RunCallback, setup: TrainingSetup, task: Task) -> 
 
 
 def final_metrics(callback: RunCallback) -> FinalMetrics:
-    """The first, last and best losses of the curve, and the mean of its throughput in tokens per second."""
+    """The first, last and best losses of the curve, its last rewards, and its mean throughput in tokens per second."""
 
     def values(name: str) -> list[float]:
         return [value for point in callback.points if (value := getattr(point, name)) is not None]
 
     losses, validation, speeds = values("training_loss"), values("validation_loss"), values("throughput")
+    margins, accuracies = values("reward_margin"), values("reward_accuracy")
     return FinalMetrics(
         first_training_loss=losses[0] if losses else None,
         final_training_loss=losses[-1] if losses else None,
         final_validation_loss=validation[-1] if validation else None,
         best_validation_loss=min(validation, default=None),
+        final_reward_margin=margins[-1] if margins else None,
+        final_reward_accuracy=accuracies[-1] if accuracies else None,
         tokens_per_second=round(sum(speeds) / len(speeds), 1) if speeds else None,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lora_contract.batches import BatchShape, shape_batches
+from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.renderings import Rendering
 from lora_trainer.data.chat import Chat, prepare_tokenizer
 from lora_trainer.data.rows import TrainingData
@@ -111,9 +112,16 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         trackers=trackers,
         notes=[
             *filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None, passes.note]),
+            *_settings_of_other_methods(method, parameters),
             *tracker_notes,
         ],
     )
+
+
+def _settings_of_other_methods(method: Method, parameters: Hyperparameters) -> list[str]:
+    others = frozenset[str]().union(*(known.settings for known in METHODS.values())) - method.settings
+    chosen = sorted(name for name in others if getattr(parameters, name) is not None)
+    return [f"Without effect: method {parameters.method} has no {' and no '.join(chosen)}."] if chosen else []
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,8 @@ class StepTrainer(SFTTrainer, ABC):
     """Declared as optional by transformers; the constructor requires it."""
     last_states: RandomStates | None = None
     """The random states after the last whole step of this process; None before its first."""
+    continues = False
+    """Whether the training began with an earlier adapter."""
 
     def __init__(self, *, batches: TrainingBatches, parameters: Hyperparameters, **options: Any) -> None:
         self.items = [*batches.train, *batches.validation]
@@ -165,11 +167,8 @@ class StepTrainer(SFTTrainer, ABC):
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return torch.as_tensor(outputs.log_probs)
 
-    def begin(self, checkpoint: Path | None, *, continues: bool) -> None:
-        """Prepare what must be known before the first step; `checkpoint` is the folder of the one to resume from.
-
-        `continues`: the training began with an earlier adapter.
-        """
+    def begin(self, checkpoint: Path | None) -> None:
+        """Prepare what must be known before the first step; `checkpoint` is the folder of the one to resume from."""
 
     def save_beside(self, checkpoint: Path) -> None:
         """Save into a checkpoint's folder what `begin` would otherwise have to compute again."""

@@ -31,6 +31,7 @@ from lora_contract.protocol import Stage
 from lora_contract.words import counted
 from lora_trainer.artifact.folder import save_artifact
 from lora_trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, TrainingError
+from lora_trainer.models.adapters import load_earlier_adapter
 from lora_trainer.models.attention import switch_off_cudnn
 from lora_trainer.models.bases import BaseModels
 from lora_trainer.models.cuda_faults import context_is_broken, is_out_of_memory
@@ -94,6 +95,10 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
 
     progress.begin_stage(Stage.CONFIGURING)
     lora = attach_lora(model, task.hyperparameters)
+    if task.init_adapter is not None:
+        load_earlier_adapter(
+            task.init_adapter_folder, lora.model, base_name=setup.base.name, base_revision=setup.base.revision
+        )
     if setup.hardware.is_gpu:
         fuse(lora.model)
     trainer = configure_trainer(task, setup, lora)
@@ -157,6 +162,7 @@ def configure_trainer(task: Task, setup: TrainingSetup, lora: Lora) -> StepTrain
     )
     batches = TrainingBatches(setup.data.train, setup.data.validation, setup.shape, setup.micro_batch)
     trainer = build_trainer(setup.method.trainer, lora, setup.tokenizer, batches, arguments, parameters)
+    trainer.continues = task.init_adapter is not None
     if parameters.loraplus_lr_ratio is not None:
         trainer.optimizer = loraplus_optimizer(trainer, parameters)
     return trainer
@@ -170,8 +176,9 @@ def run_training(trainer: StepTrainer, callback: RunCallback, stop: StopSwitch, 
     from the checkpoint before.
     """
     trainer.stop_requested = lambda: stop.requested
-    stop.training_begins()
     try:
+        trainer.begin(checkpoint)
+        stop.training_begins()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except StepInterruptedError:
         callback.stopped = True

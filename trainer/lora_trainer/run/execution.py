@@ -27,6 +27,7 @@ from lora_trainer.errors import (
     ChannelUnreachableError,
     FenceLostError,
     GrantMissingError,
+    HyperparametersInvalidError,
     PublishingError,
     StoppedError,
     SupersededError,
@@ -35,13 +36,13 @@ from lora_trainer.errors import (
 )
 from lora_trainer.run.channel import ChannelClient
 from lora_trainer.run.child import TrainingChild, finish
-from lora_trainer.run.download import download_dataset
+from lora_trainer.run.download import download_adapter, download_dataset
 from lora_trainer.run.logs import LogTail, describe, secrets_of
 from lora_trainer.run.publishing import publish
 from lora_trainer.run.runpod_progress import ProgressPoster, Send
 from lora_trainer.run.sizes import fit_heartbeat, fit_message
 from lora_trainer.run.stage_spans import StageSpans
-from lora_trainer.run.task import Outcome, Task
+from lora_trainer.run.task import InitAdapter, Outcome, Task
 from lora_trainer.run.volume import JobFolder, find_volume, naming_full_disks, open_job_folder, remove_stale_jobs
 from lora_trainer.settings import Settings
 
@@ -218,9 +219,12 @@ class Execution:
         dataset = self._folder.own / "dataset"
         dataset_sha256 = await download_dataset(self._request.dataset, dataset)
         fingerprint = fingerprint_of(self._request, dataset_sha256)
+        _check_init_adapter(self._request)
         finished = self._folder.finished_artifact(fingerprint)
         if finished is None:
             task = self._task(self._folder, dataset_sha256, fingerprint)
+            if self._request.init_adapter is not None:
+                await download_adapter(self._request.init_adapter, task.init_adapter_folder)
             outcome = await self._train(task)
             if outcome.status != "trained":
                 return self._result("failed", outcome=outcome)
@@ -260,6 +264,7 @@ class Execution:
 
     def _task(self, folder: JobFolder, dataset_sha256: str, fingerprint: str) -> Task:
         request, settings = self._request, self._settings
+        adapter = request.init_adapter
         return Task(
             job_id=request.job_id,
             run_id=request.run_id,
@@ -269,6 +274,7 @@ class Execution:
             dataset_sha256=dataset_sha256,
             hyperparameters=request.hyperparameters,
             gpu_config=request.gpu_config,
+            init_adapter=InitAdapter.model_validate(adapter.model_dump()) if adapter else None,
             job_folder=folder.path,
             folder=folder.own,
             volume=self._volume,
@@ -349,6 +355,19 @@ def stop_margin_seconds(limit_seconds: float, grace_seconds: float) -> float:
     return min(grace_seconds + 30, limit_seconds / 10)
 
 
+def _check_init_adapter(request: Request) -> None:
+    """Refuse a request whose worker did not look for the adapter that its job asks for.
+
+    Raises:
+        HyperparametersInvalidError: the training would begin with a new adapter without a word.
+    """
+    if request.hyperparameters.init_adapter is not None and request.init_adapter is None:
+        raise HyperparametersInvalidError(
+            "The job asks to begin with an earlier adapter, which its worker did not look for.",
+            "The worker is older than the trainer; please report it to support.",
+        )
+
+
 def fingerprint_of(request: Request, dataset_sha256: str) -> str:
     """A SHA-256 of everything that determines the trained adapter.
 
@@ -364,4 +383,6 @@ def fingerprint_of(request: Request, dataset_sha256: str) -> str:
         "hyperparameters": {**chosen.model_dump(mode="json"), "alpha": chosen.lora_alpha},
         "archive": request.output.archive_name,
     }
+    if request.init_adapter is not None:
+        inputs["init_adapter"] = {file.name: file.sha256 for file in request.init_adapter.files}
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

@@ -59,7 +59,9 @@ def configure_logging() -> None:
 
 def secrets_of(request: Request, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """What must not be printed: the run's token and URLs, and the keys in the container's environment."""
-    return (request.channel.key, request.channel.token, request.dataset.url, *secrets_of_environment(environment))
+    files = request.init_adapter.files if request.init_adapter else []
+    urls = (request.dataset.url, *(file.url for file in files))
+    return (request.channel.key, request.channel.token, *urls, *secrets_of_environment(environment))
 
 
 def secrets_of_environment(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:

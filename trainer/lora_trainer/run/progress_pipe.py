@@ -56,6 +56,8 @@ class ProgressWriter:
                 "gradient_norm",
                 "throughput",
                 "gpu_utilization",
+                "reward_margin",
+                "reward_accuracy",
             },
             exclude_none=True,
         )

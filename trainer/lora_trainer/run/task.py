@@ -20,6 +20,14 @@ from lora_contract.protocol import FinalMetrics, Point, Summary, TrainerError
 OUTCOME_NAME = "outcome.json"
 
 
+class InitAdapter(BaseModel):
+    """The earlier adapter with which a training begins; its files are in `Task.init_adapter_folder`."""
+
+    id: str
+    base_model: str
+    base_revision: str | None = None
+
+
 class Task(BaseModel):
     """Everything that the child process must know for one training. It travels through its standard input."""
 
@@ -34,6 +42,7 @@ class Task(BaseModel):
     dataset_sha256: str
     hyperparameters: Hyperparameters
     gpu_config: GpuConfig
+    init_adapter: InitAdapter | None = None
     job_folder: Path
     """The folder that all executions of the job share."""
     folder: Path
@@ -57,6 +66,11 @@ class Task(BaseModel):
     def artifact(self) -> Path:
         """The folder whose files are published."""
         return self.folder / "artifact"
+
+    @property
+    def init_adapter_folder(self) -> Path:
+        """The folder with the files of the earlier adapter, if there is one."""
+        return self.folder / "init_adapter"
 
     @property
     def checkpoints(self) -> Path:

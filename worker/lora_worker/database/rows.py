@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lora_contract.hyperparameters import TRAINED_METHODS, GpuConfig, Hyperparameters
+from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.object_names import object_key
 from lora_worker.database.job_keys import misspelt_key
 from lora_worker.errors import PreflightError
@@ -261,14 +261,7 @@ def parse_hyperparameters(job: Job, *, default_base_model: str) -> Hyperparamete
         )
     except ValidationError as error:
         raise PreflightError("hyperparameters_invalid", _explain("hyperparameters", error)) from None
-    if parsed.method not in TRAINED_METHODS:
-        raise PreflightError("hyperparameters_invalid", _explain_method(parsed.method))
     return parsed if parsed.base_model else parsed.model_copy(update={"base_model": default_base_model})
-
-
-def _explain_method(method: str) -> str:
-    trained = ", ".join(sorted(TRAINED_METHODS))
-    return f"hyperparameters: method {method!r} is not trained by this version, which trains {trained}; choose one."
 
 
 def parse_gpu_config(job: Job) -> GpuConfig:

@@ -93,6 +93,9 @@ class Trainer:
         self.saved = []
         self.state = SimpleNamespace(global_step=3)
 
+    def begin(self, checkpoint):
+        pass
+
     def train(self, resume_from_checkpoint):
         raise self.error
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lora_trainer.recipe.methods import sft
+from lora_trainer.recipe.methods import dpo, kto, sft
 from lora_trainer.recipe.methods.method import Method
 
-METHODS: Mapping[str, Method] = {"sft": sft.METHOD}
+METHODS: Mapping[str, Method] = {"sft": sft.METHOD, "dpo": dpo.METHOD, "kto": kto.METHOD}
 """By the name that `Hyperparameters.method` chooses."""

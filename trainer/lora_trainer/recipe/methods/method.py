@@ -27,6 +27,8 @@ class Method:
     """The most rows that an item has in a forward pass; each has at most `max_length` tokens."""
     learns: str
     """What the adapter was trained on, for the model card: the end of a sentence."""
+    settings: frozenset[str]
+    """Hyperparameters of this method that not all have."""
     unit: str
     """What `batch_size` counts, for people: a noun without article."""
     loss_unit: str
