@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -40,6 +41,9 @@ class Settings(BaseSettings):
     """Time between two questions whether the worker has granted the upload."""
     checkpoint_minutes: float = Field(default=10, gt=0)
     """Time between two checkpoints."""
+    compile: Literal["off", "auto", "on"] = "off"
+    """Whether torch.compile compiles a model's layers on a GPU; `auto` only where a training surely takes two hours,
+    since compiling takes minutes. Mixtures of experts are never compiled."""
     trust_remote_code: list[str] = Field(default_factory=list)
     """Names of base models that may run code of their own; in the variable, a JSON list."""
     fitness_at_start: bool = True

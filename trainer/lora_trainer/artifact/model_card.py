@@ -51,6 +51,8 @@ class ArtifactFacts:
     """The implementation of attention that the training used, as transformers calls it."""
     quantization: Quantization
     """How the base model was held while training."""
+    compiled: bool
+    """Whether torch.compile compiled the layers."""
     warm_up_steps: int
     init_adapter: str | None = None
     """The id of the earlier adapter with which the training began."""
@@ -148,6 +150,7 @@ def _hyperparameters(facts: ArtifactFacts) -> dict[str, Any]:
         "alpha": f"`{facts.parameters.lora_alpha}`",
         "packing": "several examples a row, kept apart by attention" if facts.packed else "no",
         "attention": f"`{facts.attention}`",
+        **({"layers": "compiled with `torch.compile`"} if facts.compiled else {}),
         "warm-up steps": facts.warm_up_steps,
         "quantization": f"`{facts.quantization}`, asked for: `{facts.parameters.quantization}`",
         "computed in": f"`{facts.dtype}`, over {'4-bit' if facts.quantization == NF4 else 'unquantised'} weights; "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bitsandbytes as bnb
 import torch
@@ -24,12 +24,20 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from typing_extensions import override
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 from lora_trainer.models.packed import PackedWeight
 
 
 def is_fused_expert(name: str, parameter: torch.Tensor) -> bool:
     """Whether a parameter holds one matrix of each expert of a layer; its shape is then (experts, rows, columns)."""
     return ".experts." in name and parameter.ndim == 3
+
+
+def has_experts(config: PretrainedConfig) -> bool:
+    """Whether a model of this configuration is a mixture of experts."""
+    return getattr(config.get_text_config(), "num_experts_per_tok", None) is not None
 
 
 class _QuantizeExperts(ConversionOps):

@@ -50,6 +50,7 @@ def collect_facts(
         packed=setup.shape.packed,
         attention=setup.attention,
         quantization=setup.quantization,
+        compiled=setup.compiles,
         warm_up_steps=planned_warm_up(task.hyperparameters, setup.shape),
         loss_before=callback.loss_before,
         gpu_type=gpu.name,
@@ -111,6 +112,8 @@ def _training_notes(callback: RunCallback, setup: TrainingSetup, task: Task) -> 
         )
     if task.quantization is not None:
         notes.append("Memory ran out with the base in bf16, so the training began anew with the base in 4 bits.")
+    if task.compile == "failed":
+        notes.append("The layers could not be compiled, so the training went on without, somewhat slower.")
     if callback.stopped_early_at is not None:
         notes.append(f"Stopped early at step {callback.stopped_early_at}: the validation loss fell no more.")
     if callback.best.step is not None and callback.best.step != callback.points[-1].step:

@@ -14,6 +14,8 @@ from lora_trainer.data.chat import Chat, prepare_tokenizer
 from lora_trainer.data.rows import TrainingData
 from lora_trainer.models.attention import choose_attention, needs_mask
 from lora_trainer.models.bases import Base, BaseModels
+from lora_trainer.models.compiling import should_compile
+from lora_trainer.models.experts import has_experts
 from lora_trainer.models.hardware import Hardware, free_gpu_bytes
 from lora_trainer.models.loading import load_config, load_tokenizer
 from lora_trainer.models.plan import check_plan, format_plan, planners
@@ -51,6 +53,8 @@ class TrainingSetup:
     """Whether the backward pass computes each layer's activations again, instead of keeping them."""
     quantization: Quantization
     """How the base model is held."""
+    compiles: bool
+    """Whether the layers are compiled."""
     method: Method
     trackers: list[str]
     """Experiment trackers that the training reports to, as transformers calls them."""
@@ -108,6 +112,7 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         micro_batch=passes.micro_batch,
         recompute=passes.recompute,
         quantization=passes.quantization,
+        compiles=passes.compiles,
         method=method,
         trackers=trackers,
         notes=[
@@ -131,6 +136,7 @@ class Passes:
     quantization: Quantization
     micro_batch: int
     recompute: bool
+    compiles: bool = False
     note: str | None = None
     """A sentence for the user, where an earlier attempt's checkpoint can't be resumed."""
 
@@ -178,4 +184,16 @@ def plan_passes(
     plan = planner_of(quantization).fit(limit, free_bytes, recompute=task.recompute)
     log.info("memory plan\n%s", format_plan(plan))
     check_plan(plan, free_bytes, gpu_name or "this GPU")
-    return Passes(quantization, plan.micro_batch, plan.recompute, note)
+    compiles = should_compile(
+        task.compile,
+        tokens=_planned_tokens(task, shape),
+        weights=plan.checkpoint_bytes // 2,
+        has_experts=has_experts(config),
+    )
+    return Passes(quantization, plan.micro_batch, plan.recompute, compiles, note)
+
+
+def _planned_tokens(task: Task, shape: BatchShape) -> int:
+    parameters = task.hyperparameters
+    steps = shape.total_steps(epochs=parameters.epochs, max_steps=parameters.max_steps)
+    return steps * shape.rows_per_step * shape.row_tokens

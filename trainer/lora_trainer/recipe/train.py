@@ -26,24 +26,24 @@ import datasets
 import torch
 import transformers
 
-from lora_contract.batches import smaller_micro_batch
 from lora_contract.protocol import Stage
-from lora_contract.words import counted
 from lora_trainer.artifact.folder import save_artifact
 from lora_trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, TrainingError
 from lora_trainer.models.adapters import load_earlier_adapter
 from lora_trainer.models.attention import switch_off_cudnn
 from lora_trainer.models.bases import BaseModels
+from lora_trainer.models.compiling import compile_layers
 from lora_trainer.models.cuda_faults import context_is_broken, is_out_of_memory
 from lora_trainer.models.fused import fuse
 from lora_trainer.models.hardware import detect_hardware, gpu_identity
 from lora_trainer.models.loading import Lora, attach_lora, load_model
 from lora_trainer.models.optimizer import choose_optimizer
 from lora_trainer.models.quantised_cache import QuantisedCache
-from lora_trainer.models.quantization import AUTO, BF16, NF4
+from lora_trainer.models.quantization import NF4
 from lora_trainer.recipe.callbacks import RunCallback, load_trainable_weights
 from lora_trainer.recipe.checkpoints import newest_checkpoint
 from lora_trainer.recipe.facts import collect_facts, summarise
+from lora_trainer.recipe.next_try import Ending, failed_outcome, failure_of, out_of_memory, quantised_try
 from lora_trainer.recipe.setup import TrainingSetup, prepare
 from lora_trainer.recipe.steps import (
     StepTrainer,
@@ -58,7 +58,7 @@ from lora_trainer.run.gpu import GpuMonitor
 from lora_trainer.run.logs import configure_logging, describe
 from lora_trainer.run.orphans import end_with_the_handler
 from lora_trainer.run.progress_pipe import ProgressWriter
-from lora_trainer.run.task import Outcome, Retry, Task
+from lora_trainer.run.task import Outcome, Task
 from lora_trainer.run.volume import FULL_DISK_HINT, is_full_disk
 
 log = logging.getLogger("lora_trainer.recipe.train")
@@ -89,9 +89,9 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
             cache=cache,
         )
     except Exception as error:
-        if not is_out_of_memory(error) or not _may_quantise(task, setup):
+        if not is_out_of_memory(error) or (retry := quantised_try(task, setup)) is None:
             raise
-        return _out_of_memory(task, setup, Retry(quantization=NF4))
+        return out_of_memory(task, setup, retry)
 
     progress.begin_stage(Stage.CONFIGURING)
     lora = attach_lora(model, task.hyperparameters)
@@ -101,6 +101,8 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
         )
     if setup.hardware.is_gpu:
         fuse(lora.model)
+    if setup.compiles:
+        compile_layers(lora.model)
     trainer = configure_trainer(task, setup, lora)
     callback = RunCallback(
         task, progress, stop, gpu, validates=bool(setup.data.validation), quantization=setup.quantization
@@ -115,8 +117,9 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
         shutil.rmtree(task.checkpoints, ignore_errors=True)
 
     progress.begin_stage(Stage.TRAINING, lora.sentence())
-    if not run_training(trainer, callback, stop, resumed.folder if resumed else None):
-        return _out_of_memory(task, setup, next_try(task, setup))
+    ending = run_training(trainer, callback, stop, resumed.folder if resumed else None)
+    if ending is not Ending.DONE:
+        return failed_outcome(ending, task, setup)
     if callback.stopped:
         raise StoppedError(
             f"The training was stopped after step {trainer.state.global_step} of {trainer.state.max_steps}.",
@@ -168,12 +171,12 @@ def configure_trainer(task: Task, setup: TrainingSetup, lora: Lora) -> StepTrain
     return trainer
 
 
-def run_training(trainer: StepTrainer, callback: RunCallback, stop: StopSwitch, checkpoint: Path | None) -> bool:
-    """Train until the end or until a stop is requested. False when memory ran out.
+def run_training(trainer: StepTrainer, callback: RunCallback, stop: StopSwitch, checkpoint: Path | None) -> Ending:
+    """Train until the end or until a stop is requested.
 
-    In the middle of a step, either leaves a checkpoint of the last whole step, from which the next process resumes. If
-    the GPU failed in such a way that its memory can't be read any more, nothing is saved, and the next process resumes
-    from the checkpoint before.
+    Whatever ends it in the middle of a step leaves a checkpoint of the last whole step, from which the next process
+    resumes. If the GPU failed in such a way that its memory can't be read any more, nothing is saved, and the next
+    process resumes from the checkpoint before.
     """
     trainer.stop_requested = lambda: stop.requested
     try:
@@ -181,47 +184,23 @@ def run_training(trainer: StepTrainer, callback: RunCallback, stop: StopSwitch, 
         stop.training_begins()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except StepInterruptedError:
-        callback.stopped = True
+        ending, callback.stopped = Ending.DONE, True
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # trackers write their rest
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if (failure := failure_of(error)) is None:
             raise
+        ending = failure
         log.warning("%s", describe(error))
         if context_is_broken(error):
-            return False
+            return ending
         traceback.clear_frames(error.__traceback__)  # they hold the tensors for which there was too little memory
     else:
-        return True
+        return Ending.DONE
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     save_last_step(trainer, callback)
-    return callback.stopped
-
-
-def next_try(task: Task, setup: TrainingSetup) -> Retry | None:
-    """What to change after memory ran out while training; None if nothing is left to change.
-
-    Recomputing frees most of what a pass holds, and costs a quarter of the speed. Only then are passes halved. To hold
-    the base in 4 bits comes last, since the training then begins anew.
-    """
-    if not setup.recompute:
-        return Retry(micro_batch=setup.micro_batch, recompute=True, quantization=task.quantization)
-    if (fewer := smaller_micro_batch(setup.micro_batch)) is not None:
-        return Retry(micro_batch=fewer, recompute=True, quantization=task.quantization)
-    return Retry(quantization=NF4) if _may_quantise(task, setup) else None
-
-
-def _may_quantise(task: Task, setup: TrainingSetup) -> bool:
-    return setup.quantization == BF16 and task.hyperparameters.quantization == AUTO
-
-
-def _out_of_memory(task: Task, setup: TrainingSetup, retry: Retry | None) -> Outcome:
-    error = OutOfMemoryError(
-        f"Memory ran out with {counted(setup.micro_batch, 'row')} of {setup.shape.row_tokens} tokens per forward pass.",
-        "Lower max_length or the rank, or choose a GPU with more memory.",
-    )
-    return Outcome(status="failed", fingerprint=task.fingerprint, error=error.as_protocol(), retry=retry)
+    return ending
 
 
 def main(arguments: list[str]) -> int:

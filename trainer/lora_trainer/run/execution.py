@@ -253,13 +253,13 @@ class Execution:
         )
 
     async def _train(self, task: Task) -> Outcome:
-        """Train. If memory runs out, train on in a new process that needs less."""
+        """Train. If memory runs out, or compiling fails, train on in a new process that needs less."""
         self._report(Stage.PREPARING)  # the child reports it only after some seconds: it imports torch first
         while True:
             outcome = await self._child.train(task)
             if outcome.retry is None:
                 return outcome
-            log.warning("memory ran out; the training goes on in a new process that needs less")
+            log.warning("the training goes on in a new process: %s", outcome.error.message if outcome.error else "")
             task = task.model_copy(update=outcome.retry.model_dump())
 
     def _task(self, folder: JobFolder, dataset_sha256: str, fingerprint: str) -> Task:
@@ -281,6 +281,7 @@ class Execution:
             archive_name=request.output.archive_name,
             chart_points=request.limits.chart_points,
             checkpoint_minutes=settings.checkpoint_minutes,
+            compile=settings.compile,
             trust_remote_code=settings.trust_remote_code,
             quantised_cache_gb=settings.quantised_cache_gb,
         )

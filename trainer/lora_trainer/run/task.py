@@ -55,6 +55,8 @@ class Task(BaseModel):
     """Whether the backward pass computes activations again, which saves memory; None: if the memory plan needs it."""
     quantization: Literal["nf4", "bf16"] | None = None
     """How the base model is held, after memory ran out with it in bf16; None: as the hyperparameters say."""
+    compile: Literal["off", "auto", "on", "failed"] = "off"
+    """Whether layers are compiled; `failed`: an earlier process of this execution could not compile them."""
     archive_name: str | None = None
     chart_points: int
     checkpoint_minutes: float
@@ -79,11 +81,12 @@ class Task(BaseModel):
 
 
 class Retry(BaseModel):
-    """What another try of a training changes in its task; the fields are those of `Task`."""
+    """How another try of a training is made: the values of these fields of its `Task`."""
 
     micro_batch: int | None = None
     recompute: bool | None = None
     quantization: Literal["nf4", "bf16"] | None = None
+    compile: Literal["off", "auto", "on", "failed"] = "off"
 
 
 class Outcome(BaseModel):
@@ -96,7 +99,7 @@ class Outcome(BaseModel):
     summary: Summary = Field(default_factory=Summary)
     points: list[Point] = Field(default_factory=list)
     retry: Retry | None = None
-    """Set if the training failed for want of something that another try can do without."""
+    """Set if the training failed for want of memory or a compiler, and another try can do with less or without."""
 
     def write(self, folder: Path) -> None:
         """Write the outcome into `folder`, atomically."""

@@ -12,6 +12,7 @@ from lora_trainer.errors import BaseModelMismatchError, TrainingError
 from lora_trainer.models import loading as models
 from lora_trainer.models.bases import Base
 from lora_trainer.models.cuda_faults import context_is_broken, is_out_of_memory
+from lora_trainer.recipe.next_try import Ending
 from lora_trainer.recipe.train import explain, run_training
 
 pytestmark = pytest.mark.gpu_stack
@@ -112,7 +113,7 @@ def test_broken_gpu_context_saves_nothing_and_resumes_from_before(monkeypatch, e
     trainer, saved = Trainer(error), []
     monkeypatch.setattr("lora_trainer.recipe.train.save_last_step", lambda *_: saved.append(True))
     stop = SimpleNamespace(training_begins=lambda: None)
-    assert run_training(trainer, SimpleNamespace(stopped=False), stop, None) is False
+    assert run_training(trainer, SimpleNamespace(stopped=False), stop, None) is Ending.OUT_OF_MEMORY
     assert bool(saved) is saves
 
 

@@ -28,7 +28,7 @@ def passes(monkeypatch):
         return plan_passes(
             SimpleNamespace(
                 hyperparameters=Hyperparameters(),
-                **{"micro_batch": None, "recompute": None, "quantization": None, **task},
+                **{"micro_batch": None, "recompute": None, "quantization": None, "compile": "off", **task},
             ),
             config=known_config("meta-llama/Meta-Llama-3-8B-Instruct"),
             shape=BatchShape(10, 4, 2048, packed=True),
