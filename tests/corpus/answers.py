@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.corpus.builders import (
     ANSWER,
     GOOD,
@@ -35,6 +37,12 @@ ANSWERS = [
         ),
         1,
         unused="system[].cache_control (1 ×)",
+    ),
+    Case(
+        "a key with lists in lists",
+        lines({**chat(), "extra": json.loads("[" * 400 + "]" * 400)}),
+        1,
+        unused="extra (1 ×)",
     ),
     Case("a row with a _meta of its own", lines({**chat(), "_meta": {"source": "x"}}), 1, unused="_meta (1 ×)"),
     one(
