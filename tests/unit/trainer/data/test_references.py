@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from lora_contract.hyperparameters import Hyperparameters
 from lora_conversations.examples import Example, Message, ToolCall
 from lora_conversations.reader import read_examples
 from lora_trainer.data.chat import IGNORED, Chat
-from lora_trainer.data.rows import TruncationCounts, fit_examples
+from lora_trainer.data.rows import TruncationCounts, fit_examples, prepare_data
 from tests.unit.trainer.data.chats import chat_for, learned_spans
 from tests.unit.trainer.tokenizers import OTHERS
 
@@ -322,6 +323,31 @@ def test_two_spellings_of_arguments_give_the_same_tokens(name):
         (example,) = read_examples([json.dumps(line).encode()])
         rows.append(chat.row(example.messages, example.trained, tools=example.tools))
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5", "mistral_v0_3", "none"])
+def test_file_with_tools_thoughts_and_weights_is_learned_as_it_says(name, tmp_path):
+    """From the bytes of a file as OpenAI and others write it to tokens, weights and notes."""
+    chat, _ = chat_for(name)
+    messages = [openai(message) for message in CHAIN]
+    messages[1] |= {"content": None, "weight": 0.5}
+    messages[1]["tool_calls"][0]["function"]["arguments"] = '{"city":"Rome"}'
+    messages[3] = {"role": "assistant", "content": "<think>\nNow say it.\n</think>\n\n21 degrees."}
+    path = tmp_path / "dataset.jsonl"
+    path.write_text(json.dumps({"messages": messages, "tools": TOOLS}))
+    data = prepare_data(path, chat, Hyperparameters(validation_share=0))
+    expected, _ = rows_of(name, CHAIN, TOOLS)
+    assert [row.input_ids for row in data.train] == [row.input_ids for row in expected]
+    assert [row.labels for row in data.train] == [row.labels for row in expected]
+    weights = {
+        weight
+        for row in data.train
+        for weight, label in zip(row.weights or [1.0] * len(row.labels), row.labels, strict=True)
+        if label != IGNORED
+    }
+    assert weights == {0.5, 1.0}
+    assert any(note.startswith("Calls were learned as the base's chat template writes them") for note in data.notes)
+    assert any("thoughts" in note for note in data.notes)
 
 
 REFUSED = [
