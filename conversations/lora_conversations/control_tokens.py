@@ -60,8 +60,10 @@ class ControlTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, written: str = "") -> None:
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder.values()
+        # The marks of a thought are put before an answer even where the template knows none.
+        written += "".join(THOUGHT_MARKS)
         marking = {token.content for token in added if token.special or _is_mark(token.content, written)}
-        # The marks of a thought are hidden even where they are no tokens, because templates look for them in texts.
+        # They are hidden even where they are no tokens, because templates look for them in texts.
         self._apart = sorted({*marking, *THOUGHT_MARKS}, key=len, reverse=True)
         self._index = {content: index for index, content in enumerate(self._apart)}
         self._hideable = _any_of(self._apart)
