@@ -96,7 +96,7 @@ class Survey:
         if self.unwanted:
             text = f"Left out: {counted(self.unwanted, 'example')} with weight 0, train false or loss false."
             notes.append(Note(text, self.first_unwanted_line))
-        notes += self.remarks
+        notes += [*self.remarks, *self._method_notes()]
         if self.unused_keys:
             notes.append(Note(unused_keys_note(self.unused_keys), min(key.line for key in self.unused_keys)))
         if self.skipped:
@@ -105,6 +105,19 @@ class Survey:
             # The application writes the question of each pair twice, so dropping one of them loses nothing.
             harmless = repair == Repair.DOUBLED_USER_TURN
             notes.append(Note(f"Put right: {repair} ({count:,} ×).", harmless=harmless))
+        return notes
+
+    def _method_notes(self) -> list[Note]:
+        """Say which method learns from a dataset, if none was chosen yet."""
+        if self.method is not None:
+            return []
+        notes = []
+        if self.pairs:
+            what = counted(self.pairs, "pair")
+            notes.append(Note(f"Holds {what} of a better and a worse answer: method dpo learns from both."))
+        if thumbs := self.thumbs_up + self.thumbs_down:
+            what = counted(thumbs, "answer")
+            notes.append(Note(f"Holds {what} with a thumb ({self.thumbs_up:,} up): method kto learns from them."))
         return notes
 
     def check(self, max_bad_line_share: float) -> None:

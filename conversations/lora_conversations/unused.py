@@ -25,7 +25,7 @@ from lora_conversations.pairs import CONVERSATIONS, prompt_keys
 from lora_conversations.parts import part_keys
 from lora_conversations.thoughts import REASONING, block_keys
 from lora_conversations.tools import CALL_LISTS, DECLARATIONS, TOOL_LISTS, as_object, call_keys, is_unset
-from lora_conversations.turns import CALL_ROLES, FLAGS, Value
+from lora_conversations.turns import CALL_ROLES, FLAGS, Value, weight_of
 from lora_conversations.verdicts import THUMBS
 
 if TYPE_CHECKING:
@@ -58,12 +58,13 @@ class UnusedKeys:
     def look(self, form: Format, value: Value, line: int, method: Method) -> None:
         """Count the unused keys of a row of the format `form`, and of all in it, when `method` learns from it."""
         self._method = method
-        known = ROW_KEYS[form] if form != "preference" else _preference_keys(value)
+        is_pair = form == "preference"
+        known = _preference_keys(value) if is_pair else ROW_KEYS[form]
         if not value.keys() <= known:
-            self.count(value, known | VERDICT_KEYS[method], line)
+            self.count(value, known if is_pair else known | VERDICT_KEYS[method], line)
         if not value.keys().isdisjoint(_INSPECTED):
             self._look_at_row(value, line)
-        if form == "preference":
+        if is_pair:
             self._look_at_input(value, line)
         elif form == "brightrun_v3":
             self._look_at_v3_pairs(value, line)
@@ -75,7 +76,15 @@ class UnusedKeys:
         learned, context = LEARNED_LISTS.get(form, ()), CONTEXT_LISTS.get(form, ())
         items = value if isinstance(value, list) else [value]
         if (name in learned or name in context) and items and is_turn(items[0]):
-            self.look_at_turns(items, name, line, self._method, turn_keys(form), is_learned=name in learned)
+            self.look_at_turns(
+                items,
+                name,
+                line,
+                self._method,
+                turn_keys(form),
+                is_learned=name in learned,
+                has_verdicts=form != "preference",
+            )
         elif isinstance(value, list) and (name in CONTENTS or name in learned):
             self._look_at_parts(items, name, line)
 
@@ -115,8 +124,12 @@ class UnusedKeys:
         known: frozenset[str] | None = None,
         *,
         is_learned: bool = True,
+        has_verdicts: bool = True,
     ) -> None:
-        """Count the unused keys of a list of turns, and of everything in them."""
+        """Count the unused keys of a list of turns, and of everything in them.
+
+        `is_learned`: its answers may be learned. `has_verdicts`: their thumbs and edits count.
+        """
         self._method = method
         known = turn_keys("sharegpt") if known is None else known
         for index, item in enumerate(items):
@@ -127,14 +140,16 @@ class UnusedKeys:
                     self._look_at_parts(parts, f"{name}[].{key}", line)
             role = _role_of(item)
             if not item.keys() <= known:
-                self._look_at_turn(item, "" if role == SYSTEM and index else role, known, f"{name}[].", line)
+                own = ROLE_KEYS.get(role, frozenset()) if role != SYSTEM or index == 0 else frozenset()
+                if role == ASSISTANT and has_verdicts and is_learned and weight_of(item):
+                    own |= VERDICT_KEYS[method]
+                self.count(item, known | own, line, f"{name}[].")
+                self._look_into_turn(item, role, f"{name}[].", line)
             if role != ASSISTANT or not is_learned:
                 self._add(_flags_without_effect(item, name), line)
 
-    def _look_at_turn(self, item: Value, role: str, known: frozenset[str], prefix: str, line: int) -> None:
-        """Look at a turn that has more than a role and a content. Only the first system message may list tools."""
-        own = ROLE_KEYS.get(role, frozenset())
-        self.count(item, known | own | (VERDICT_KEYS[self._method] if role == ASSISTANT else frozenset()), line, prefix)
+    def _look_into_turn(self, item: Value, role: str, prefix: str, line: int) -> None:
+        """Look at the values of a turn that have keys of their own."""
         if role == ASSISTANT:
             self._look_at_answer(item, prefix, line)
         elif role == SYSTEM:

@@ -10,6 +10,7 @@ from tests.corpus.tools import GET, LISTED, TOOL, call, calling
 
 PAIR = "user: x | answer: y".replace(" | answer: y", "") + " + answer: y - answer: z"
 GOOD = "user: x | *answer: y"
+HOLDS_PAIR = "Holds 1 pair of a better and a worse answer: method dpo learns from both."
 BETTER_ONLY = "Pairs of which only the better answer is learned: method dpo learns from both (1 ×)."
 SAME = "Rows left out: both answers are the same, or nobody changed the answer (1 ×)."
 NO_THUMB = "Rows left out: nobody pressed a thumb (1 ×)."
@@ -104,7 +105,7 @@ PAIRS = [
     ),
     learns("a pair of OpenAI for sft", openai(), GOOD, notes=(BETTER_ONLY,)),
     learns("texts with a prompt", trl(prompt="x"), PAIR, method="dpo"),
-    learns("texts with a prompt, without a method", trl(prompt="x"), PAIR, method=None),
+    learns("texts with a prompt, without a method", trl(prompt="x"), PAIR, notes=(HOLDS_PAIR,), method=None),
     learns("texts with a prompt of turns", trl(prompt=[ASK]), PAIR, method="dpo"),
     learns("turns with a prompt of turns", trl([YES], [NO], prompt=[ASK]), PAIR, method="dpo"),
     learns("turns with a prompt that is a text", trl([YES], [NO], prompt="x"), PAIR, method="dpo"),
@@ -250,6 +251,17 @@ PAIRS = [
 
 EDITS = [
     learns(
+        "verdicts that count for nothing",
+        [
+            trl([{**YES, "rating": "up", "original_content": "v"}], [NO], prompt="x", label=True),
+            {"messages": [ASK, {**YES, "original_content": "v", "weight": 0}, ASK, {**NO, "edited_content": "y"}]},
+        ],
+        PAIR,
+        "user: x | answer: y | user: x + answer: y - answer: z",
+        notes=(unused("label", "chosen[].rating", "chosen[].original_content", "messages[].original_content"),),
+        method="dpo",
+    ),
+    learns(
         "an original beside a pair's answer",
         pair(2, target_response="y", original_response="z", system_prompt="", current_user_input="turn 1"),
         "user: turn 1 + answer: y - answer: z",
@@ -294,7 +306,7 @@ EDITS = [
         notes=(BETTER_ONLY, unused("original_answer")),
     ),
     learns("an edit for sft", edited(answer="z", edited_answer="y"), GOOD, notes=(BETTER_ONLY,)),
-    learns("an edit without a method", edited(answer="z", edited_answer="y"), PAIR, method=None),
+    learns("an edit without a method", edited(answer="z", edited_answer="y"), PAIR, notes=(HOLDS_PAIR,), method=None),
     refuses(
         "an edit for kto",
         edited(answer="z", edited_answer="y"),
@@ -428,7 +440,19 @@ THUMBS = [
         [{"prompt": "x", "completion": "y", "label": value} for value in (True, False)],
         UP,
         DOWN,
+        notes=("Holds 2 answers with a thumb (1 up): method kto learns from them.",),
         method=None,
+    ),
+    learns(
+        "thumbs that belong to no learned answer",
+        [
+            pair(2, system_prompt="", rating=value, conversation_history=[turn("user", "w"), {**YES, "rating": "up"}])
+            for value in ("up", "down")
+        ],
+        "user: w | answer: y | user: turn 1 | answer: turn 2 up",
+        "user: w | answer: y | user: turn 1 | answer: turn 2 down",
+        notes=(unused("conversation_history[].rating (2 ×)"),),
+        method="kto",
     ),
     learns(
         "numbers that may be anything, for sft",

@@ -7,6 +7,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lora_conversations.errors import DatasetUnusableError, LineError
 from lora_conversations.examples import Example
@@ -89,6 +91,40 @@ def test_a_dataset_of_equal_answers_alone_is_refused() -> None:
         "Nothing of the dataset can be learned with method dpo. Rows left out: both answers are the same, or nobody "
         "changed the answer (2 ×). Add at least one example that can."
     )
+
+
+# Spellings
+
+
+ARGUMENTS = st.dictionaries(
+    st.text(max_size=5),
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=6,
+    ),
+    max_size=4,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(ARGUMENTS, st.sampled_from([None, 1]), st.booleans())
+def test_arguments_and_tools_are_the_same_as_object_and_as_text(
+    arguments: dict[str, Any], indent: int | None, ensure_ascii: bool
+) -> None:
+    def spelt(value: Any) -> str:
+        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
+
+    tools = [{"name": "get", "parameters": arguments}]
+    as_objects = {"messages": [turn("user", "x"), calling(call(arguments))], "tools": tools}
+    as_texts = {"messages": [turn("user", "x"), calling(call(spelt(arguments)))], "tools": spelt(tools)}
+    one, other = read(lines(as_objects), "sft")[0], read(lines(as_texts), "sft")[0]
+    assert one == other
+    assert json.loads(one.messages[1].calls[0].arguments) == arguments
 
 
 # What is counted
