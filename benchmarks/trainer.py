@@ -38,7 +38,9 @@ _WARM_UP = 3
 def main() -> int:
     """Measure overhead and gain and print them; returns 1 if a limit is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trainer")
-    parser.add_argument("--dataset", type=Path, help="a JSONL file; conversations made on the spot where it is left out")
+    parser.add_argument(
+        "--dataset", type=Path, help="a JSONL file; conversations made on the spot where it is left out"
+    )
     parser.add_argument("--steps", type=int, default=40, help="steps of each training of the first measurement")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

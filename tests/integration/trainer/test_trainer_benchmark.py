@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,9 +53,7 @@ def test_each_missed_limit_is_a_sentence() -> None:
 class _Failing:
     """A trainer of which one step is expected, and that fails before it."""
 
-    class args:  # noqa: N801 transformers' name
-        max_steps = 1
-        gradient_accumulation_steps = 1
+    args = SimpleNamespace(max_steps=1, gradient_accumulation_steps=1)
 
     def get_train_dataloader(self) -> list[int]:
         return [1]
