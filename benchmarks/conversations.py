@@ -1,6 +1,6 @@
-"""Conversations for the trainer's benchmark, made on the spot: in the application's format, and about as long as its own.
+"""Conversations for the trainer's benchmark, made on the spot: in the application's format, about as long as its own.
 
-A pair repeats the whole conversation before it, as in the application's files; that is what merging them gains. The texts
+A pair repeats the whole conversation before it, as in the application's files: merging them gains that. The texts
 say nothing in particular. They are made of changing words, so that a tokenizer can't learn whole sentences.
 """
 
@@ -32,7 +32,7 @@ class Size:
 
 def write_conversations(path: Path, size: Size, *, seed: int = 7) -> int:
     """Write a dataset of one pair a line; the same bytes for the same size and seed. Returns the number of pairs."""
-    chance = random.Random(seed)  # noqa: S311 sample text, not a secret
+    chance = random.Random(seed)
     system = _text(size.system_words, chance)
     pairs = [pair for number in range(size.conversations) for pair in _conversation(number, system, size, chance)]
     path.write_text("\n".join(json.dumps(pair) for pair in pairs))

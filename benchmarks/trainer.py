@@ -1,8 +1,8 @@
 """`make bench-trainer`: compares our recipe with bare TRL and with the recipe of the application's present script.
 
-1. Overhead: the same model, rows, settings and dtypes, with bare TRL and with our trainer's batches and callback. Time for
-   a token and peak memory are measured, with the steps of both taking turns. TRL casts the LoRA of a 4-bit base to bf16,
-   ours stays in float32; on a CPU that makes so much difference that it hides all else, so both have float32 here.
+1. Overhead: the same model, rows, settings and dtypes, with bare TRL and with our trainer's batches and callback. Time
+   for a token and peak memory are measured, with the steps of both taking turns. TRL casts the LoRA of a 4-bit base to
+   bf16, ours stays in float32; on a CPU that hides all other differences, so both have float32 here.
 2. Gain: one pass over the data with the present recipe (one row per pair, the user's turn doubled, cut at 2,048 tokens,
    loss on every token, padded) and with ours (conversations merged, packed, loss on answers only). The result is how
    many tokens of answers are trained per second.

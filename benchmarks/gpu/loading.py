@@ -85,7 +85,7 @@ def load(asked: LoadMeasurement, folder: Path) -> None:
     logging.basicConfig(level=logging.INFO)
     base = Base("random weights", None, _base_folder(folder))
     hardware, config = detect_hardware(), load_config(base)
-    attention = choose_attention(config, hardware, packed=True)
+    attention = choose_attention(config, hardware)
     parameters = Hyperparameters(max_length=asked.row_tokens, batch_size=64)
     from_copy = _copy_bytes(folder) > 0
     with QuantisedCache(folder, 10**13) as cache:
