@@ -53,6 +53,7 @@ SPEED: dict[str, SpeedPart] = {
     "llama-nf4-planned": _llama(micro_batch=None, recompute=None, rows_per_step=3),
     "llama-nf4-one-row": _llama(micro_batch=1),
     "llama-nf4-recomputing": _llama(recompute=True),
+    "llama-nf4-lean": _llama(lean=True),
     "llama-nf4-masked": _llama(attention=SDPA, micro_batch=1),
     "llama-nf4-unfused": _llama(fused=False),
     "llama-nf4-dropout": _llama(parameters={"dropout": 0.05}, micro_batch=1),

@@ -61,6 +61,7 @@ class Measurement:
     attention: str | None = None
     """None: what the trainer chooses."""
     recompute: bool | None = True
+    lean: bool = False
     fused: bool = True
     optimizer: str | None = None
     """`8bit`; None: what the trainer chooses."""
@@ -99,9 +100,9 @@ def measure(asked: Measurement) -> dict[str, Any]:
         "active_weights": active_weights(config),
     }
     lora = attach_lora(model, parameters)
-    found["fused_layers"] = fuse(lora.model) if asked.fused else 0
+    found["fused_layers"] = fuse(lora.model, lean=asked.lean) if asked.fused else 0
     found["trainable"] = lora.trainable
-    found |= {"plan": plan, "micro_batch": asked.micro_batch, "recompute": asked.recompute}
+    found |= {"plan": plan, "micro_batch": asked.micro_batch, "recompute": asked.recompute, "lean": asked.lean}
     clock = _clock(asked)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(asked, lora, parameters, hardware, Path(folder))
@@ -142,8 +143,8 @@ def _planned(
         free_bytes = torch.cuda.mem_get_info()[0] if hardware.is_gpu else 80 * 10**9
         plan = planner.fit(asked.rows_per_step, free_bytes, recompute=asked.recompute)
     else:
-        plan = planner.plan(asked.micro_batch, recompute=bool(asked.recompute))
-    asked = dataclasses.replace(asked, micro_batch=plan.micro_batch, recompute=plan.recompute)
+        plan = planner.plan(asked.micro_batch, recompute=bool(asked.recompute), lean=asked.lean)
+    asked = dataclasses.replace(asked, micro_batch=plan.micro_batch, recompute=plan.recompute, lean=plan.lean)
     sizes = {"weights": plan.weights, "training": plan.training}
     return asked, {"total_bytes": plan.total, "allocated_bytes": plan.allocated, **sizes}
 

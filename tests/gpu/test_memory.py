@@ -14,13 +14,14 @@ FEW = {"warm_up": 1, "steps": 2}
     "asked",
     [
         Measurement(LLAMA, layers=12, recompute=False, **FEW),
+        Measurement(LLAMA, layers=12, recompute=False, lean=True, **FEW),
         Measurement(LLAMA, layers=12, recompute=True, micro_batch=2, **FEW),
         Measurement(LLAMA, layers=12, recompute=False, parameters={"dropout": 0.05}, **FEW),
         Measurement(LLAMA, layers=12, recompute=False, quantize=False, **FEW),
         Measurement(LLAMA, layers=12, attention="sdpa", **FEW),
         Measurement(QWEN_30B, layers=6, **FEW),
     ],
-    ids=["kept", "recomputed", "dropout", "bf16", "masked", "experts"],
+    ids=["kept", "lean", "recomputed", "dropout", "bf16", "masked", "experts"],
 )
 def test_the_planned_peak_is_what_torch_allocates(asked):
     found = measure(asked)

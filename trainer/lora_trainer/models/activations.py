@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from transformers import PreTrainedModel
 
@@ -40,6 +40,10 @@ class Activations:
     """What the widest layer keeps; if layers are recomputed, only one is kept at a time."""
     layer_gradients: int
     """The gradients inside of one layer that exist at the same time."""
+    spared_if_lean: int = 0
+    """How much less all layers keep if each MLP computes its gated product again; 0 where that can't be done."""
+    lean_gradients: int = 0
+    """What the backward pass of one such MLP holds in addition."""
 
 
 def count_activations(
@@ -52,6 +56,7 @@ def count_activations(
     """
     layers: dict[str, int] = {}
     widest_product = 0
+    gated = list(_gated_widths(model, parameters, carriers))
     for name, module in model.named_modules():
         if (layer := layer_of(name)) is None:
             continue
@@ -67,7 +72,21 @@ def count_activations(
         all_layers=sum(layers.values()) + with_experts * experts,
         widest_layer=widest,
         layer_gradients=_BYTES * widest_product + experts,
+        spared_if_lean=2 * _BYTES * sum(gated),
+        lean_gradients=2 * _BYTES * max(gated, default=0),
     )
+
+
+def _gated_widths(model: PreTrainedModel, parameters: Hyperparameters, carriers: Collection[str]) -> Iterator[int]:
+    """The inner width of each MLP whose gated product can be computed again in the backward pass."""
+    from lora_trainer.models.fused import is_gated_mlp
+
+    if parameters.dropout or parameters.use_dora:
+        return
+    for name, module in model.named_modules():
+        if is_gated_mlp(module) and f"{name}.down_proj" in carriers:
+            mlp: Any = module
+            yield mlp.down_proj.in_features
 
 
 def layer_of(name: str) -> str | None:

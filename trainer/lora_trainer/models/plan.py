@@ -55,6 +55,8 @@ class MemoryPlan:
     """Rows per forward pass."""
     recompute: bool
     """Whether the backward pass computes each layer's activations again, instead of keeping them."""
+    lean: bool
+    """Whether the backward pass computes the gated product of each MLP again, where it keeps all else."""
     quantization: Quantization
     """How the base model is held."""
     rank: int
@@ -142,18 +144,21 @@ class Planner:
             quantize and any(is_fused_expert(name, p) for name, p in model.named_parameters())
         )
         """False with 4-bit experts: without recomputing, all would be kept dequantised for the backward pass."""
+        self.can_be_lean = self._activations.spared_if_lean > 0
 
-    def plan(self, micro_batch: int, *, recompute: bool = True) -> MemoryPlan:
+    def plan(self, micro_batch: int, *, recompute: bool = True, lean: bool = False) -> MemoryPlan:
         """The plan for forward passes of `micro_batch` rows."""
         tokens = self._row_tokens * micro_batch
         kept = self._activations
-        layer = tokens * ((kept.widest_layer if recompute else 0) + kept.layer_gradients) + self._dequantised
+        held = (kept.widest_layer if recompute else 0) + (kept.lean_gradients if lean else 0)
+        layer = tokens * (held + kept.layer_gradients) + self._dequantised
+        all_layers = kept.all_layers - (kept.spared_if_lean if lean else 0)
         training = {
             "LoRA weights, fp32": 4 * self._trainable,
             "LoRA gradients, fp32": 4 * self._trainable,
             "optimizer": self._optimizer_bytes * self._trainable,
             "layer inputs kept": self._inputs * tokens if recompute else 0,
-            "activations kept": 0 if recompute else kept.all_layers * tokens,
+            "activations kept": 0 if recompute else all_layers * tokens,
             "one layer's backward pass": layer,
             # The backward pass of the head ends before that of the layers begins, so only the larger one counts.
             "logits, beyond that": max(_logit_bytes(self._vocabulary, tokens) - layer, 0),
@@ -165,6 +170,7 @@ class Planner:
             row_tokens=self._row_tokens,
             micro_batch=micro_batch,
             recompute=recompute,
+            lean=lean,
             quantization=self._quantization,
             rank=self._rank,
             weights=self._weights,
@@ -177,13 +183,17 @@ class Planner:
     def fit(self, most_rows: int, gpu_bytes: int, *, recompute: bool | None = None) -> MemoryPlan:
         """The fastest plan with at most `most_rows` rows per forward pass that fits into `gpu_bytes`.
 
-        A plan without recomputing is preferred to one with it, and then one with more rows. `recompute=True` allows
-        only plans with it, for a training whose memory ran out without. If no plan fits, the smallest is returned.
+        A plan that keeps all is preferred to a lean one, that to one with recomputing, and then one with more rows.
+        `recompute=True` allows only plans with it, for a training whose memory ran out without. If no plan fits, the
+        smallest is returned.
         """
-        choices = [True] if not self.can_keep_activations or recompute else [False, True]
+        choices = [{"recompute": True}]
+        if self.can_keep_activations and not recompute:
+            lean = [{"recompute": False, "lean": True}] if self.can_be_lean else []
+            choices = [{"recompute": False}, *lean, *choices]
         for choice in choices:
             for rows in range(most_rows, 0, -1):
-                plan = self.plan(rows, recompute=choice)
+                plan = self.plan(rows, **choice)
                 if plan.needed <= gpu_bytes:
                     return plan
         return self.plan(1, recompute=True)
@@ -220,7 +230,8 @@ def format_plan(plan: MemoryPlan, *, gpu_name: str | None = None, gpu_bytes: int
     """The plan as a table to read. With `gpu_bytes` its last line says whether it fits `gpu_name`."""
     lines = [
         f"{counted(plan.micro_batch, 'row')} of {plan.row_tokens} tokens per forward pass, rank {plan.rank}, "
-        f"base {_HELD[plan.quantization]}, activations {'recomputed' if plan.recompute else 'kept'}",
+        f"base {_HELD[plan.quantization]}, activations {'recomputed' if plan.recompute else 'kept'}"
+        f"{' but for gated products' if plan.lean else ''}",
         "",
         *_rows(plan.weights),
         _row("weights", plan.weight_bytes),

@@ -51,6 +51,8 @@ class TrainingSetup:
     """Most rows of a forward pass."""
     recompute: bool
     """Whether the backward pass computes each layer's activations again, instead of keeping them."""
+    lean: bool
+    """Whether it computes the gated product of each MLP again, and keeps all else."""
     quantization: Quantization
     """How the base model is held."""
     compiles: bool
@@ -111,6 +113,7 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         shape=shape,
         micro_batch=passes.micro_batch,
         recompute=passes.recompute,
+        lean=passes.lean,
         quantization=passes.quantization,
         compiles=passes.compiles,
         method=method,
@@ -136,6 +139,7 @@ class Passes:
     quantization: Quantization
     micro_batch: int
     recompute: bool
+    lean: bool = False
     compiles: bool = False
     note: str | None = None
     """A sentence for the user, where an earlier attempt's checkpoint can't be resumed."""
@@ -190,7 +194,7 @@ def plan_passes(
         weights=plan.checkpoint_bytes // 2,
         has_experts=has_experts(config),
     )
-    return Passes(quantization, plan.micro_batch, plan.recompute, compiles, note)
+    return Passes(quantization, plan.micro_batch, plan.recompute, plan.lean, compiles, note)
 
 
 def _planned_tokens(task: Task, shape: BatchShape) -> int:

@@ -100,7 +100,7 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
             task.init_adapter_folder, lora.model, base_name=setup.base.name, base_revision=setup.base.revision
         )
     if setup.hardware.is_gpu:
-        fuse(lora.model)
+        fuse(lora.model, lean=setup.lean)
     if setup.compiles:
         compile_layers(lora.model)
     trainer = configure_trainer(task, setup, lora)

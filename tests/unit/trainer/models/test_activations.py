@@ -73,15 +73,15 @@ def kept_bytes(model):
 
 
 @pytest.mark.parametrize("name", ["meta-llama/Meta-Llama-3-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen3-8B"])
-@pytest.mark.parametrize("dropout", [0, 0.1])
-def test_what_autograd_keeps_is_what_the_plan_counts(name, dropout, monkeypatch):
+@pytest.mark.parametrize(("dropout", "lean"), [(0, False), (0, True), (0.1, False)])
+def test_what_autograd_keeps_is_what_the_plan_counts(name, dropout, lean, monkeypatch):
     monkeypatch.setattr(attention, "_kernel", lambda query, key, value, *_: Kernel.apply(query, key, value))
     monkeypatch.setattr(fused, "_norm_forward", lambda norm, states: Norm.apply(states, norm.weight))
     config = real_config(name, **WIDE)
     hardware = Hardware("cpu", torch.bfloat16)
     parameters = Hyperparameters(rank=8, dropout=dropout)
     lora = attach_lora(load_random(config, hardware, attention=VARLEN), parameters)
-    fused.fuse(lora.model)
+    fused.fuse(lora.model, lean=lean)
     lora.model.enable_input_require_grads()
     kept = kept_bytes(lora.model.train())
 
@@ -89,7 +89,9 @@ def test_what_autograd_keeps_is_what_the_plan_counts(name, dropout, monkeypatch)
         bare = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     carriers = {key for key, _ in bare.named_modules() if key.endswith("_proj")}
     counted = count_activations(bare, parameters, carriers, masked=False)
-    assert counted.all_layers * TOKENS == pytest.approx(kept, rel=0.05)
+    assert bool(counted.spared_if_lean) is (dropout == 0)
+    planned = counted.all_layers - (counted.spared_if_lean if lean else 0)
+    assert planned * TOKENS == pytest.approx(kept, rel=0.05)
     assert counted.widest_layer * LAYERS == counted.all_layers
 
 
@@ -103,13 +105,20 @@ def test_plan_compares_keeping_activations_with_recomputing_them():
 
 
 @pytest.mark.parametrize(
-    ("gpu_gb", "asked", "rows", "recompute"),
-    [(85, None, 3, False), (48, None, 1, False), (24, None, 8, True), (85, True, 8, True), (12, None, 2, True)],
+    ("gpu_gb", "asked", "rows", "recompute", "lean"),
+    [
+        (85, None, 3, False, False),
+        (48, None, 1, False, False),
+        (24, None, 1, False, True),
+        (20, None, 6, True, False),
+        (85, True, 8, True, False),
+        (12, None, 2, True, False),
+    ],
 )
-def test_activations_are_kept_where_they_fit_and_rows_fill_the_rest(gpu_gb, asked, rows, recompute):
+def test_activations_are_kept_where_they_fit_and_rows_fill_the_rest(gpu_gb, asked, rows, recompute, lean):
     planner = Planner(real_config("meta-llama/Meta-Llama-3-8B-Instruct"), Hyperparameters(), row_tokens=4096)
     plan = planner.fit(8, gpu_gb * 10**9, recompute=asked)
-    assert (plan.micro_batch, plan.recompute) == (rows, recompute)
+    assert (plan.micro_batch, plan.recompute, plan.lean) == (rows, recompute, lean)
     assert plan.needed <= gpu_gb * 10**9
 
 
