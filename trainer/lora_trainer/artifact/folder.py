@@ -17,6 +17,7 @@ from lora_trainer.artifact.archive import write_archive
 from lora_trainer.artifact.generation import save_generation_config
 from lora_trainer.artifact.model_card import ArtifactFacts, model_card
 from lora_trainer.errors import NothingLearnedError
+from lora_trainer.models.expert_lora import experts_with_lora, publish_by_expert
 from lora_trainer.run.volume import naming_full_disks
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def save_artifact(
         # Embeddings are never trained. To find out whether they were, PEFT would ask the hub for the base's files.
         model.save_pretrained(str(folder), save_embedding_layers=False)
         _store_in_bf16(folder / _WEIGHTS_NAME)
+        if experts := experts_with_lora(model):
+            publish_by_expert(folder / _WEIGHTS_NAME, folder / "adapter_config.json", experts)
         check_weights(folder / _WEIGHTS_NAME)
         tokenizer.save_pretrained(folder)
         # PEFT promises a torch module only; it wraps the transformers model that was loaded.

@@ -56,6 +56,8 @@ class ArtifactFacts:
     warm_up_steps: int
     init_adapter: str | None = None
     """The id of the earlier adapter with which the training began."""
+    experts: str | None = None
+    """How the products of routed experts were computed; None: the base has none."""
     loss_before: float | None = None
     """Validation loss of the base model, measured before the first step."""
     gpu_type: str | None = None
@@ -151,6 +153,7 @@ def _hyperparameters(facts: ArtifactFacts) -> dict[str, Any]:
         "packing": "several examples a row, kept apart by attention" if facts.packed else "no",
         "attention": f"`{facts.attention}`",
         **({"layers": "compiled with `torch.compile`"} if facts.compiled else {}),
+        **({"routed experts": f"`{facts.experts}`"} if facts.experts else {}),
         "warm-up steps": facts.warm_up_steps,
         "quantization": f"`{facts.quantization}`, asked for: `{facts.parameters.quantization}`",
         "computed in": f"`{facts.dtype}`, over {'4-bit' if facts.quantization == NF4 else 'unquantised'} weights; "

@@ -47,12 +47,17 @@ class Activations:
 
 
 def count_activations(
-    model: PreTrainedModel, parameters: Hyperparameters, carriers: Collection[str], *, masked: bool
+    model: PreTrainedModel,
+    parameters: Hyperparameters,
+    carriers: Collection[str],
+    *,
+    masked: bool,
+    expert_lora: bool = False,
 ) -> Activations:
     """Count the activations of a model on the meta device.
 
     `carriers` has the names of the modules that carry LoRA. `masked` says whether attention goes through SDPA with a
-    mask.
+    mask, `expert_lora` whether routed experts carry LoRA.
     """
     layers: dict[str, int] = {}
     widest_product = 0
@@ -65,7 +70,7 @@ def count_activations(
         )
         if isinstance(module, nn.Linear) and ".experts." not in name:
             widest_product = max(widest_product, module.out_features, module.in_features)
-    experts = _experts_bytes(model)
+    experts = _experts_bytes(model, parameters.rank if expert_lora else 0)
     widest = max(layers.values(), default=0) + experts
     with_experts = sum(1 for layer in layers if _has_experts(model, layer)) if experts else 0
     return Activations(
@@ -153,15 +158,20 @@ def _lora_bytes(leaf: str, linear: nn.Linear, parameters: Hyperparameters) -> in
     return inner + (_BYTES * linear.in_features if first else 0)
 
 
-def _experts_bytes(model: PreTrainedModel) -> int:
-    """Bytes per token that the chosen experts of one layer keep: gates, products and results; and the router."""
+def _experts_bytes(model: PreTrainedModel, rank: int) -> int:
+    """Bytes per token that the chosen experts of one layer keep: gates, products and results; and the router.
+
+    LoRA on them (of a `rank` above 0) keeps the inputs of both products, the products with its A matrices, and what
+    it adds to gate and up.
+    """
     text = model.config.get_text_config()
     if not any(".experts" in name for name, _ in model.named_modules()):
         return 0
     width = getattr(text, "moe_intermediate_size", None) or text.intermediate_size
     experts: int = getattr(text, "num_experts", None) or text.num_local_experts
     router = (2 * _FP32 + _BYTES) * experts
-    return int(text.num_experts_per_tok * _BYTES * (3 * width + text.hidden_size) + router)
+    numbers = 3 * width + text.hidden_size + ((3 * width + text.hidden_size + 2 * rank) if rank else 0)
+    return int(text.num_experts_per_tok * _BYTES * numbers + router)
 
 
 def _has_experts(model: PreTrainedModel, layer: str) -> bool:

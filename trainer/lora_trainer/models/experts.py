@@ -19,6 +19,7 @@ from bitsandbytes.nn.parametrize import Bnb4bitParametrization, _register_parame
 from torch.nn.utils import parametrize
 from transformers.core_model_loading import ConversionOps
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+from transformers.integrations.moe import _can_use_grouped_mm
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
@@ -128,6 +129,24 @@ def quantising_experts() -> Iterator[None]:
         yield
     finally:
         AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = before
+
+
+def experts_kernel(model: torch.nn.Module) -> str | None:
+    """How the products of routed experts are computed here, as transformers calls it; None: there are none.
+
+    `grouped_mm` is one kernel for all experts. Where the GPU has none (before compute capability 8.0), transformers
+    computes one expert after the other: `grouped_mm_fallback`.
+    """
+    text: Any = getattr(model, "config", None)
+    parameter = next((p for name, p in model.named_parameters() if ".experts." in name), None)
+    if text is None or parameter is None:
+        return None
+    chosen = str(text.get_text_config()._experts_implementation)  # noqa: SLF001 there is no public way to ask
+    if chosen != "grouped_mm":
+        return chosen
+    weight = torch.empty(1, 8, 8, device=parameter.device, dtype=torch.bfloat16)
+    ends = torch.ones(1, device=parameter.device, dtype=torch.int32)
+    return chosen if _can_use_grouped_mm(weight[0], weight, ends) else f"{chosen}_fallback"
 
 
 def unquantised_experts(model: torch.nn.Module) -> list[str]:

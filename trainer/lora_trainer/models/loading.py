@@ -25,6 +25,7 @@ from lora_trainer.errors import BaseModelMismatchError, BaseModelUnknownError, T
 from lora_trainer.models.attention import SDPA
 from lora_trainer.models.bases import Base, weight_files
 from lora_trainer.models.cuda_faults import is_out_of_memory
+from lora_trainer.models.expert_lora import ExpertLoraSize, attach_expert_lora, count_expert_lora
 from lora_trainer.models.experts import quantising_experts, unquantised_experts
 from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.packed import group_names, stored_tensors
@@ -32,10 +33,11 @@ from lora_trainer.models.quantised_cache import FORMAT, Copy, Facts, QuantisedCa
 from lora_trainer.models.reading import ReadAhead, serving
 from lora_trainer.models.targets import (
     ARCHITECTURES,
+    ROUTED,
     Targets,
     check_coverage,
-    choose_targets,
     high_precision_modules,
+    targets_of,
     without_peft_conversion,
 )
 from lora_trainer.models.weight_files import Span, read_spans
@@ -277,15 +279,17 @@ class Lora:
     """How many modules carry LoRA, by target."""
     trainable: int
     """How many weights train."""
+    published: int
+    """How many weights the published adapter holds."""
 
     @property
     def adapter_bytes(self) -> int:
-        """The size of the saved adapter, which is in bf16."""
-        return 2 * self.trainable
+        """The size of the published adapter, which is in bf16."""
+        return 2 * self.published
 
     def sentence(self) -> str:
         """A sentence for the user: which modules carry LoRA, how many weights train, how large the adapter will be."""
-        modules = ", ".join(f"{name} ×{self.coverage[name]}" for name in self.targets.modules)
+        modules = ", ".join(f"{name} ×{self.coverage[name]}" for name in self.targets.named)
         size_mb = self.adapter_bytes / 1e6
         return f"LoRA on {modules}: {self.trainable:,} weights train, the adapter takes {size_mb:,.1f} MB."
 
@@ -294,12 +298,12 @@ def attach_lora(model: PreTrainedModel, parameters: Hyperparameters) -> Lora:
     """Attach LoRA to the modules that `choose_targets` gives, and make sure that none was left out.
 
     Raises:
-        HyperparametersInvalidError: `target_experts` is set, but the experts can't be trained.
+        HyperparametersInvalidError: the experts can't be trained, or not with these hyperparameters.
         BaseModelUnknownError: modules that should carry LoRA do not exist.
     """
     from peft import LoraConfig, get_peft_model
 
-    targets = choose_targets(model, target_experts=parameters.target_experts)
+    targets = targets_of(model, parameters)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=parameters.rank,
@@ -312,12 +316,13 @@ def attach_lora(model: PreTrainedModel, parameters: Hyperparameters) -> Lora:
     )
     with without_peft_conversion(model.config.model_type, targets):
         adapted = get_peft_model(model, config)
-    return Lora(
-        adapted,
-        targets,
-        check_coverage(adapted, targets),
-        sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad),
-    )
+    coverage = check_coverage(adapted, targets)
+    size = ExpertLoraSize()
+    if targets.routed_experts:
+        size = count_expert_lora(adapted, parameters.rank)
+        coverage.update(dict.fromkeys(ROUTED, attach_expert_lora(adapted, config)))
+    trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    return Lora(adapted, targets, coverage, trainable, trainable + size.published - size.trained)
 
 
 def tensor_bytes(model: torch.nn.Module) -> dict[str, int]:

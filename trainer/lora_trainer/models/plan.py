@@ -22,11 +22,12 @@ from lora_contract.words import counted
 from lora_trainer.errors import DoesNotFitError
 from lora_trainer.models.activations import count_activations, layer_of
 from lora_trainer.models.attention import SDPA, VARLEN, choose_attention, mask_bytes
+from lora_trainer.models.expert_lora import ExpertLoraSize, count_expert_lora
 from lora_trainer.models.experts import is_fused_expert
 from lora_trainer.models.optimizer import choose_optimizer
 from lora_trainer.models.quantization import BF16, NF4, Quantization, choose_quantization
 from lora_trainer.models.shapes import known_config
-from lora_trainer.models.targets import choose_targets, high_precision_modules, packing_decision
+from lora_trainer.models.targets import Targets, high_precision_modules, packing_decision, targets_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -68,6 +69,8 @@ class MemoryPlan:
     """The most bytes that the GPU holds while the model is loaded."""
     trainable: int
     """How many weights train."""
+    published: int
+    """How many weights the published adapter holds."""
     checkpoint_bytes: int
     """The base model's bytes on the disk, in bf16."""
 
@@ -94,7 +97,7 @@ class MemoryPlan:
     @property
     def adapter_bytes(self) -> int:
         """The bytes of the published adapter, in bf16."""
-        return 2 * self.trainable
+        return 2 * self.published
 
 
 class Planner:
@@ -105,7 +108,7 @@ class Planner:
     trained weight; None: those of the optimizer that is used on a GPU.
 
     Raises:
-        HyperparametersInvalidError: `target_experts` is set, but the experts can't be trained.
+        HyperparametersInvalidError: the experts can't be trained, or not with these hyperparameters.
         BaseModelUnknownError: the model has no module that can carry LoRA.
     """
 
@@ -123,18 +126,23 @@ class Planner:
     ) -> None:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        carriers = dict(_carriers(model, parameters))
+        targets = targets_of(model, parameters)
+        carriers = dict(_carriers(model, targets))
+        experts = count_expert_lora(model, parameters.rank) if targets.routed_experts else ExpertLoraSize()
         self._row_tokens = row_tokens
         self._packed = packed
         self._attention = attention
         self._quantization = NF4 if quantize else BF16
         self._rank = parameters.rank
         self._weights = _weights(model, dtype, quantize=quantize)
-        self._trainable = _trainable(carriers, parameters)
+        self._trainable = _trainable(carriers, parameters) + experts.trained
+        self._published = self._trainable - experts.trained + experts.published
         if optimizer_bytes is None:
             optimizer_bytes = choose_optimizer(self._trainable, is_gpu=True).state_bytes
         self._optimizer_bytes = optimizer_bytes
-        self._activations = count_activations(model, parameters, carriers, masked=attention == SDPA)
+        self._activations = count_activations(
+            model, parameters, carriers, masked=attention == SDPA, expert_lora=targets.routed_experts
+        )
         self._inputs = _layers(model) * config.get_text_config().hidden_size * dtype.itemsize
         self._dequantised = _largest_dequantised(model, dtype) if quantize else 0
         self._vocabulary = config.get_text_config().vocab_size
@@ -177,6 +185,7 @@ class Planner:
             training=training,
             loading_peak=self._loading_peak,
             trainable=self._trainable,
+            published=self._published,
             checkpoint_bytes=self._checkpoint_bytes,
         )
 
@@ -350,11 +359,10 @@ def _trainable(carriers: dict[str, nn.Linear], parameters: Hyperparameters) -> i
     return weights + (sum(module.out_features for module in modules) if parameters.use_dora else 0)
 
 
-def _carriers(model: PreTrainedModel, parameters: Hyperparameters) -> Iterator[tuple[str, nn.Linear]]:
+def _carriers(model: PreTrainedModel, targets: Targets) -> Iterator[tuple[str, nn.Linear]]:
     """The modules that carry LoRA, with their names."""
-    targets = choose_targets(model, target_experts=parameters.target_experts).modules
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name.endswith(tuple(f".{target}" for target in targets)):
+        if isinstance(module, nn.Linear) and name.endswith(tuple(f".{target}" for target in targets.modules)):
             yield name, module
 
 

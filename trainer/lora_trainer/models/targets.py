@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from lora_contract.hyperparameters import Hyperparameters
+
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _DENSE = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
 _LINEAR_ATTENTION = ("in_proj_qkvz", "in_proj_ba", "out_proj")
@@ -40,6 +42,8 @@ class Architecture:
     """A sentence for the user on how vLLM serves adapters of this architecture."""
     shared_expert: tuple[str, ...] = ()
     """Modules that carry LoRA as well when `target_experts` is set."""
+    routed_experts: bool = False
+    """Whether `target_experts` puts LoRA on every routed expert."""
     high_precision: tuple[str, ...] = ("lm_head",)
     """Modules that are not quantised: rounding would disturb all outputs, or the 4-bit kernels can't take the shape."""
     packing_needs: tuple[str, ...] = ()
@@ -52,7 +56,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture(_DENSE),
     "qwen3": Architecture(_DENSE),
     "mixtral": Architecture(_ATTENTION),
-    "qwen3_moe": Architecture(_ATTENTION),
+    "qwen3_moe": Architecture(_ATTENTION, routed_experts=True),
     "qwen3_next": Architecture(
         (*_ATTENTION, *_LINEAR_ATTENTION),
         serving=(
@@ -67,6 +71,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 
+ROUTED = ("experts.gate_up_proj", "experts.down_proj")
+"""The fused weights of a layer's routed experts."""
+
 _NEVER = ("router", "gate", "shared_expert_gate", "lm_head", "embed_tokens", "score")
 """Modules of unknown architectures that never carry LoRA: routers, heads, embeddings. Last parts of their names."""
 
@@ -80,6 +87,13 @@ class Targets:
     """A sentence for the user, where there is something to know about the choice."""
     peft_would_convert: bool = False
     """Whether PEFT would replace these names by others. It must be kept from that here, and when it is loaded."""
+    routed_experts: bool = False
+    """Whether every routed expert carries LoRA, too."""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """All that carries LoRA: the modules, and the fused weights of routed experts."""
+        return (*self.modules, *(ROUTED if self.routed_experts else ()))
 
 
 def high_precision_modules(model_type: str) -> list[str]:
@@ -108,6 +122,28 @@ def serving_note(model_type: str) -> str:
     return known.serving if known else "Whether vLLM serves this architecture with LoRA is not known."
 
 
+def targets_of(model: PreTrainedModel, parameters: Hyperparameters) -> Targets:
+    """What carries LoRA in a training with these hyperparameters.
+
+    Raises:
+        HyperparametersInvalidError: the experts can't be trained, or not with these hyperparameters.
+        BaseModelUnknownError: the model has no module that can carry LoRA.
+    """
+    targets = choose_targets(model, target_experts=parameters.target_experts)
+    # The adapter is published for each expert and fused again by PEFT, which doubles rank and alpha of gate and up.
+    asked = {
+        "dropout": parameters.dropout,
+        "use_dora": parameters.use_dora,
+        "use_rslora": parameters.use_rslora,
+    }
+    if targets.routed_experts and (wrong := [name for name, value in asked.items() if value]):
+        raise HyperparametersInvalidError(
+            f"LoRA on routed experts can't be trained with {' and '.join(wrong)}.",
+            f"Leave out {' and '.join(wrong)}, or set target_experts to false.",
+        )
+    return targets
+
+
 def choose_targets(model: PreTrainedModel, *, target_experts: bool) -> Targets:
     """The modules of `model` that shall carry LoRA.
 
@@ -126,6 +162,13 @@ def choose_targets(model: PreTrainedModel, *, target_experts: bool) -> Targets:
         )
     if not target_experts:
         return Targets(known.targets)
+    if known.routed_experts:
+        return Targets(
+            known.targets,
+            note="LoRA is on every routed expert, too, published under each expert's own name. PEFT loads that; check "
+            "that vLLM's answers with the adapter differ from the base's.",
+            routed_experts=True,
+        )
     if not known.shared_expert:
         raise HyperparametersInvalidError(
             f"target_experts is set, but LoRA can't be trained on the 4-bit routed experts of {model_type}."

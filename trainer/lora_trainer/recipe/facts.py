@@ -9,6 +9,7 @@ from lora_contract.words import counted
 from lora_trainer.artifact.generation import runs_on_note
 from lora_trainer.artifact.model_card import ArtifactFacts
 from lora_trainer.models.bases import licence_of
+from lora_trainer.models.experts import experts_kernel
 from lora_trainer.models.loading import Lora
 from lora_trainer.models.targets import serving_note
 from lora_trainer.recipe.callbacks import RunCallback
@@ -41,7 +42,7 @@ def collect_facts(
         metrics=final_metrics(callback),
         steps=callback.points[-1].step,
         trainable=lora.trainable,
-        target_modules=lora.targets.modules,
+        target_modules=lora.targets.named,
         serving=serving_note(setup.config.model_type),
         split={"seed": task.hyperparameters.seed, "training": data.training_ids, "validation": data.validation_ids},
         own_template=setup.own_template,
@@ -49,6 +50,7 @@ def collect_facts(
         dtype=str(setup.hardware.dtype).removeprefix("torch."),
         packed=setup.shape.packed,
         attention=setup.attention,
+        experts=experts_kernel(lora.model),
         quantization=setup.quantization,
         compiled=setup.compiles,
         warm_up_steps=planned_warm_up(task.hyperparameters, setup.shape),

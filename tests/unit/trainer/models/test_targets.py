@@ -48,7 +48,7 @@ def test_shared_expert_can_be_trained_without_the_routed_ones():
     assert not any(".experts." in name for name in lora_names(lora.model))
 
 
-@pytest.mark.parametrize(("architecture", "words"), [("qwen3_moe", "routed experts"), ("llama", "no experts")])
+@pytest.mark.parametrize(("architecture", "words"), [("mixtral", "routed experts"), ("llama", "no experts")])
 def test_experts_that_cannot_be_trained_are_refused(architecture, words):
     with pytest.raises(HyperparametersInvalidError, match=words):
         choose_targets(meta_model(architecture), target_experts=True)
