@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from lora_contract.protocol import ADAPTER_FILES
 from lora_trainer.errors import InitAdapterUnusableError
+from lora_trainer.models.expert_lora import PROJECTIONS, as_trained, experts_with_lora
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,8 +40,13 @@ def load_earlier_adapter(folder: Path, model: PeftModel, *, base_name: str, base
     """
     config = _read_config(folder / _CONFIG_NAME)
     _check_base(config, base_name, base_revision)
+    experts = experts_with_lora(model)
+    if experts and isinstance(modules := config.get("target_modules"), list):
+        # Those of the experts are named only where an adapter is published.
+        config["target_modules"] = [name for name in modules if name not in PROJECTIONS]
     _check_config(config, vars(model.peft_config["default"]))
-    _put_in(_read_weights(folder / _WEIGHTS_NAME), model)
+    weights = _read_weights(folder / _WEIGHTS_NAME)
+    _put_in(as_trained(weights, experts) if experts else weights, model)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -32,6 +32,9 @@ _GATE_UP, _DOWN = "gate_up_proj", "down_proj"
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 _KERNEL_RANK = 8
 """Grouped products need rows of a multiple of 16 bytes."""
+_PUBLISHED = re.compile(
+    rf"^(?P<experts>.*\.experts)\.(?P<number>\d+)\.(?P<name>{'|'.join(PROJECTIONS)})\.lora_(?P<matrix>[AB])\.weight$"
+)
 _SAVED = re.compile(r"^(?P<experts>.*\.experts)(?P<inner>\.base_layer)?\.lora_(?P<matrix>[AB])\.weight$")
 
 
@@ -130,8 +133,9 @@ def _linear(x: torch.Tensor, wrapper: Any, ends: torch.Tensor) -> torch.Tensor:
     weight = wrapper.get_param()
     a, b = _matrices(wrapper, weight.dtype)
     inner = _grouped_linear(x, a, ends)
-    product: torch.Tensor = _grouped_linear(x, weight, ends)
-    return product + wrapper.scaling[_ADAPTER] * _grouped_linear(inner, b, ends)
+    scale: float = wrapper.scaling[_ADAPTER]
+    product: torch.Tensor = _grouped_linear(x, weight, ends) + scale * _grouped_linear(inner, b, ends)
+    return product
 
 
 def _matrices(wrapper: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,3 +193,31 @@ def _by_expert(found: re.Match[str], tensor: torch.Tensor, experts: int) -> dict
         for name, part in zip(names, parts, strict=True)
         for number in range(experts)
     }
+
+
+def as_trained(published: dict[str, torch.Tensor], experts: int) -> dict[str, torch.Tensor]:
+    """The weights of a published adapter under the names and in the shapes in which they are trained.
+
+    They are returned as they are where they can't be brought into that form: an expert is missing, or gate and up have
+    not the same A.
+    """
+    parts: dict[tuple[str, str, str], dict[int, torch.Tensor]] = {}
+    trained: dict[str, torch.Tensor] = {}
+    for name, tensor in published.items():
+        found = _PUBLISHED.match(name)
+        if found is None:
+            trained[name] = tensor
+        else:
+            parts.setdefault((found["experts"], found["name"], found["matrix"]), {})[int(found["number"])] = tensor
+    try:
+        stacked = {key: torch.stack([each[number] for number in range(experts)]) for key, each in parts.items()}
+        for prefix in {prefix for prefix, _, _ in parts}:
+            gate, up, down = (tuple(stacked[prefix, name, matrix] for matrix in "AB") for name in PROJECTIONS)
+            if not torch.equal(gate[0], up[0]):
+                return published
+            for outer, (a, b) in ((f"{prefix}.base_layer", (gate[0], torch.cat([gate[1], up[1]], 1))), (prefix, down)):
+                trained[f"{outer}.lora_A.weight"] = a.reshape(-1, a.shape[2])
+                trained[f"{outer}.lora_B.weight"] = b.permute(1, 2, 0).reshape(b.shape[1], -1)
+    except (KeyError, IndexError, RuntimeError):  # one is missing, or has another shape
+        return published
+    return trained

@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.artifact.folder import round_adapter
-from lora_trainer.errors import HyperparametersInvalidError
+from lora_trainer.errors import HyperparametersInvalidError, InitAdapterUnusableError
+from lora_trainer.models.adapters import load_earlier_adapter
 from lora_trainer.models.bases import Base
 from lora_trainer.models.expert_lora import publish_by_expert
 from lora_trainer.models.experts import experts_kernel
@@ -167,6 +169,53 @@ def test_published_adapter_has_a_lora_for_each_expert_and_peft_loads_it(folder, 
     assert lora.adapter_bytes == 2 * size
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert set(config["target_modules"]) == {*ATTENTION, "gate_proj", "up_proj", "down_proj"}
+
+
+def publish(model, folder):
+    model.save_pretrained(folder, save_embedding_layers=False)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "org/base"}))
+    publish_by_expert(folder / "adapter_model.safetensors", path, EXPERTS)
+
+
+def test_training_can_begin_with_a_published_adapter_of_experts(folder, tmp_path):
+    first, second = ours(folder, quantize=True).model, ours(folder, quantize=True).model
+    give_values(first)
+    publish(first, tmp_path)
+    load_earlier_adapter(tmp_path, second, base_name="org/base", base_revision=None)
+    weights = {name: p for name, p in second.named_parameters() if p.requires_grad}
+    assert [n for n, p in first.named_parameters() if p.requires_grad and not torch.equal(p, weights[n])] == []
+
+
+def lose_an_expert(tensors):
+    del tensors["base_model.model.model.layers.1.mlp.experts.7.up_proj.lora_B.weight"]
+
+
+def part_gate_from_up(tensors):
+    tensors["base_model.model.model.layers.0.mlp.experts.3.gate_proj.lora_A.weight"] += 1
+
+
+def flatten_an_expert(tensors):
+    name = "base_model.model.model.layers.0.mlp.experts.3.down_proj.lora_A.weight"
+    tensors[name] = tensors[name].flatten()
+
+
+@pytest.mark.parametrize("change", [lose_an_expert, part_gate_from_up, flatten_an_expert])
+def test_published_adapter_that_does_not_fit_is_refused(folder, tmp_path, change):
+    model = ours(folder, quantize=False).model
+    publish(model, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(InitAdapterUnusableError, match="other names or shapes"):
+        load_earlier_adapter(tmp_path, model, base_name="org/base", base_revision=None)
+
+
+def test_base_with_the_adapter_off_is_the_base(folder):
+    model = ours(folder, quantize=False).model.eval()
+    give_values(model)
+    with model.disable_adapter():
+        assert torch.allclose(logits(model), logits(unquantised(folder)), atol=1e-5)
 
 
 def test_checkpoint_of_trained_experts_is_read_back_whole(folder, tmp_path):
