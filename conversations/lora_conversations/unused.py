@@ -161,7 +161,7 @@ class UnusedKeys:
             for call in _elements(item.get(name)):
                 for inner, known in call_keys(call).items():
                     holder = call if inner == "" else as_object(call.get(inner))
-                    path = f"{prefix}{name}[].{inner}{'.' * bool(inner)}"
+                    path = f"{prefix}{name}{_brackets(item[name])}.{inner}{'.' * bool(inner)}"
                     self.count(holder, known, line, path)
         self._look_beside(item, prefix, line)
 
@@ -170,8 +170,8 @@ class UnusedKeys:
         if self._method != "sft" and value.get("weight") not in _WHOLE_WEIGHTS:
             self._add([f"{prefix}weight"], line)
         for name in REASONING:
-            for block in _elements(value.get(name)):
-                self.count(block, block_keys(block), line, f"{prefix}{name}[].")
+            for block in () if isinstance(value.get(name), str) else _elements(value.get(name)):
+                self.count(block, block_keys(block), line, f"{prefix}{name}{_brackets(value[name])}.")
         if "feedback" in VERDICT_KEYS[self._method] and isinstance(value.get("feedback"), dict):
             self.count(value["feedback"], frozenset(THUMBS), line, f"{prefix}feedback.")
 
@@ -219,6 +219,10 @@ def _elements(value: Any) -> Iterator[Value]:
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, dict):
             yield item
+
+
+def _brackets(value: Any) -> str:
+    return "" if isinstance(value, dict) or (isinstance(value, str) and value[:1] == "{") else "[]"
 
 
 def _role_of(item: Value) -> str:

@@ -36,6 +36,28 @@ ACCEPTED = [
         LEARNED,
         notes=(unused("messages[].reasoning_details[].format"),),
     ),
+    learns("a thought that looks like JSON", answering(reasoning="[1] {t}"), "user: x | *answer: <[1] {t}>y"),
+    learns(
+        "a thought in an object",
+        answering(thinking={"content": "t", "tokens": 9}),
+        LEARNED,
+        notes=(unused("messages[].thinking.tokens"),),
+    ),
+    learns("thoughts in a list of texts", answering(thought=["s", "t"]), "user: x | *answer: <s\n\nt>y"),
+    learns(
+        "thoughts of two answers in a row",
+        {
+            "messages": [
+                turn("user", "w"),
+                {**turn("assistant", "<think>s</think>u"), "weight": 0},
+                {**turn("assistant", "<think>t</think>v"), "weight": 0},
+                turn("user", "x"),
+                turn("assistant", "y"),
+            ]
+        },
+        "user: w | answer: <s\n\nt>u\n\nv | user: x | *answer: y",
+        notes=("Put right: consecutive turns of one role joined (1 ×).",),
+    ),
     learns("the same thought in two places", answering("<think>t</think>y", reasoning_content="\nt\n"), LEARNED),
     learns(
         "a thought in parts",
@@ -125,6 +147,13 @@ ACCEPTED = [
 
 CONTENT = "messages[1].content"
 REFUSED = [
+    refuses(
+        "a block of another kind",
+        answering(thinking_blocks=[{"type": "picture", "text": "t"}]),
+        "messages[1].thinking_blocks[0].type",
+        "names no kind of reasoning",
+        READABLE,
+    ),
     refuses(
         "a thought that never ends",
         answering("<think>\nt y"),

@@ -283,6 +283,14 @@ ACCEPTED = [
     ),
 ]
 
+ACCEPTED += [
+    learns(
+        "a call of the old kind with a key that nothing reads",
+        used({"role": "assistant", "content": None, "function_call": {"name": "get", "arguments": {}, "index": 1}}),
+        LISTED + "user: x | *answer:  → get{}",
+        notes=(unused("messages[].function_call.index"),),
+    )
+]
 MARKED = '<tool_call>\n{"name": "get", "arguments": {"a": "b"}}\n</tool_call>'
 ACCEPTED += [
     learns(

@@ -93,6 +93,14 @@ WEIGHTS = [
 ]
 
 PAIRS = [
+    refuses(
+        "a blank original",
+        {"question": "x", "answer": "y", "original_answer": " "},
+        "original_answer",
+        "is an empty answer",
+        "Write the answer or remove the example.",
+        method="dpo",
+    ),
     learns("a pair of OpenAI", openai(), PAIR, method="dpo"),
     learns(
         "a pair of OpenAI with tools",
