@@ -17,8 +17,7 @@ from lora_trainer.data.items import Item, Pair, RatedAnswer
 
 pytestmark = pytest.mark.gpu_stack
 
-PARAMETERS = Hyperparameters(batch_size=16, epochs=3, learning_rate=1e-3, rank=4, validation_share=0, beta=0.3)
-STEPS = 3
+PARAMETERS = Hyperparameters(batch_size=16, epochs=2, learning_rate=1e-3, rank=4, validation_share=0, beta=0.3)
 
 
 def row(seed: int, prompt: int, answer: int, weights: list[float] | None = None) -> Row:
@@ -83,14 +82,14 @@ def built(
     from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.models.loading import attach_lora
     from lora_trainer.recipe.methods import METHODS
-    from lora_trainer.recipe.steps import TrainingBatches, build_trainer, item_tokens, training_arguments
+    from lora_trainer.recipe.steps import TrainingBatches, build_trainer, training_arguments
 
     parameters = PARAMETERS.model_copy(update=changes)
     torch.manual_seed(0)
     lora = attach_lora(copy.deepcopy(base.model), parameters)
     kind = METHODS[method].trainer
     shape = shape_batches(
-        [item_tokens(kind.rows_of(item), packed=packed) for item in items],
+        [kind.tokens_of(item, packed=packed) for item in items],
         len(items),
         batch_size=parameters.batch_size,
         max_length=64,  # so that a packed step has several rows, too
@@ -128,11 +127,16 @@ def ours_on_one_step(base: Base, folder: Path, items: list[Item], method: str, *
     trainer.continues = True
     trainer.begin(None)
     moved(trainer.model, 2)
+    return *one_step(trainer), trainer._metrics["train"]
+
+
+def one_step(trainer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and gradient of all items as one step."""
     trainer.model.train()
-    passes = trainer._collate_step(list(range(len(items))))
+    passes = trainer._collate_step(list(range(len(trainer.items))))
     amount = sum(trainer.amount(batch) for batch in passes)
     loss = trainer.training_step(trainer.model, passes, amount)
-    return loss, gradient_of(trainer.model), trainer._metrics["train"]
+    return loss, gradient_of(trainer.model)
 
 
 def trls(base: Base, folder: Path, kind: Any, arguments: Any, columns: dict[str, Any]) -> Any:
@@ -221,6 +225,30 @@ def test_kto_has_the_loss_and_gradient_of_trl(base, tmp_path, packed):
     assert known["kl"][0] > 1e-3, "the divergence counts"
 
 
+def test_weighted_loss_is_the_weighted_mean_of_the_tokens(base, tmp_path):
+    items = answers_with_weights(6)
+    zero = items[1]._replace(weights=[0.0] * len(items[1].labels))
+    items[1] = zero
+    trainer = built(base, tmp_path, items, method="sft", packed=True, micro_batch=16)
+    loss, gradient = one_step(trainer)
+    losses, counts = [], []
+    for item in items:
+        ids = torch.tensor([item.input_ids])
+        with torch.no_grad():
+            found = torch.log_softmax(trainer.model(ids).logits[0, :-1].float(), dim=-1)
+        losses += (-found.gather(1, ids[0, 1:, None])[:, 0]).tolist()
+        counts += item.weights[1:]
+    wanted = sum(one * count for one, count in zip(losses, counts, strict=True)) / sum(counts)
+    assert loss.item() == pytest.approx(wanted, abs=1e-5)
+    # Of weight 0 is as not learned, and weights say how much one answer counts beside another, not the size of a step.
+    ignored = [item._replace(labels=[IGNORED] * len(item.labels)) if item is zero else item for item in items]
+    halved = [item._replace(weights=[weight / 2 for weight in item.weights]) for item in items]
+    for same in (ignored, halved):
+        other, slope = one_step(built(base, tmp_path, same, method="sft", packed=True, micro_batch=2))
+        assert other.item() == pytest.approx(loss.item(), abs=1e-6)
+        torch.testing.assert_close(slope, gradient, atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("method", ["sft", "dpo", "kto"])
 def test_step_is_the_same_however_memory_splits_it(base, tmp_path, method, packed):
@@ -229,11 +257,11 @@ def test_step_is_the_same_however_memory_splits_it(base, tmp_path, method, packe
         micro_batch: weights_after(
             built(base, tmp_path / str(micro_batch), items, method=method, packed=packed, micro_batch=micro_batch)
         )
-        for micro_batch in (16, 4, 1)
+        for micro_batch in ((16, 4) if packed else (16, 4, 1))
     }
     moved = max(float(w.abs().max()) for name, w in found[16].items() if "lora_B" in name)
     assert moved > 1e-4, "the training changed the weights"
-    for micro_batch in (4, 1):
+    for micro_batch in found.keys() - {16}:
         off = max(float((found[16][name] - w).abs().max()) for name, w in found[micro_batch].items())
         print(f"{method}, packed {packed}: 16 rows a pass and {micro_batch} differ by {off:.1e}")
         assert off < 1e-5

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from lora_trainer.errors import StoppedError
+from lora_contract.hyperparameters import Hyperparameters
+from lora_trainer.errors import InitAdapterUnusableError, StoppedError
 from lora_trainer.recipe.preferences import REFERENCE_NAME
-from lora_trainer.run.task import Outcome, Task
+from lora_trainer.run.task import InitAdapter, Outcome, Task
 from tests.integration.trainer.child import make_task
+from tests.project import ROOT
 
 pytestmark = pytest.mark.gpu_stack
 
@@ -113,26 +120,61 @@ def test_preferred_answers_gain_on_the_others(whole, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_stopped_training_resumes_exactly_and_with_half_the_rows(whole, tmp_path, tiny_model, method):
-    task = task_of(method, tmp_path, tiny_model, micro_batch=4)
+def test_stopped_training_resumes_exactly_and_in_halves_alike(whole, tmp_path, tiny_model, method):
+    task = task_of(method, tmp_path / "same", tiny_model, micro_batch=4)
     with pytest.raises(StoppedError):
         trained(task, stop_after=2)
     (checkpoint,) = task.checkpoints.glob("checkpoint-*")
     if method != "sft":
-        kept = load_file(checkpoint / REFERENCE_NAME)["log_probs"]
-        assert kept.shape == (15, 2)
-    resumed = trained(task_of(method, tmp_path, tiny_model, micro_batch=4, checkpoint_minutes=1e-9))
+        assert load_file(checkpoint / REFERENCE_NAME)["log_probs"].shape == (15, 2)
+    shutil.copytree(tmp_path / "same", tmp_path / "halved")
+    resumed = trained(task_of(method, tmp_path / "same", tiny_model, micro_batch=4))
     assert resumed.summary.resumed_from_step in {2, 3}
-    assert curve(resumed) == curve(whole[method][1])
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_step_after_memory_ran_out_learns_the_same_in_halves(whole, tmp_path, tiny_model, method):
-    with pytest.raises(StoppedError):
-        trained(task_of(method, tmp_path, tiny_model, micro_batch=4), stop_after=2)
-    resumed = trained(task_of(method, tmp_path, tiny_model, micro_batch=2, recompute=True))
-    for found, wanted in zip(curve(resumed), curve(whole[method][1]), strict=True):
+    assert curve(resumed) == curve(whole[method][1]), "as if it had not stopped"
+    # As after memory ran out: recomputed, with half the rows in a pass.
+    halved = trained(task_of(method, tmp_path / "halved", tiny_model, micro_batch=2, recompute=True))
+    for found, wanted in zip(curve(halved), curve(whole[method][1]), strict=True):
         assert found == pytest.approx(wanted, abs=1e-4, nan_ok=True)
+
+
+def beginning_with(whole: Any, folder: Path, base: Path, method: str, **parameters: Any) -> Task:
+    """A task that begins with the adapter that was trained with sft."""
+    wanted = {"init_adapter": "artifact-1", "epochs": 1, **parameters}
+    adapter = InitAdapter(id="artifact-1", base_model=str(base))
+    task = task_of(method, folder, base, hyperparameters=wanted, init_adapter=adapter)
+    shutil.copytree(whole["sft"][0].artifact, task.init_adapter_folder)
+    return task
+
+
+def test_dpo_takes_the_adapter_it_begins_with_as_reference(whole, tmp_path, tiny_model):
+    task = beginning_with(whole, tmp_path, tiny_model, "dpo")
+    outcome = trained(task)
+    assert abs(outcome.points[0].reward_margin) < 1e-3, "it begins where the reference is"
+    assert outcome.points[0].training_loss == pytest.approx(math.log(2), abs=1e-3)
+    assert outcome.points[-1].reward_margin > 0.1
+    assert outcome.summary.init_adapter == "artifact-1"
+    card = (task.artifact / "README.md").read_text()
+    assert "The training began with the adapter `artifact-1`" in card
+    earlier = load_file(task.init_adapter_folder / "adapter_model.safetensors")
+    now = load_file(task.artifact / "adapter_model.safetensors")
+    assert earlier.keys() == now.keys()
+    assert any(not torch.equal(earlier[name], now[name]) for name in now)
+
+
+def test_sft_goes_on_where_the_earlier_adapter_ended(whole, tmp_path, tiny_model):
+    task = beginning_with(whole, tmp_path, tiny_model, "sft")
+    outcome = trained(task)
+    card = (task.artifact / "README.md").read_text()
+    before = float(re.search(r"\| validation loss before training \| ([\d.]+) \|", card)[1])
+    ended = whole["sft"][1].metrics.best_validation_loss
+    print(f"held out: {ended:.4f} after the first training, {before:.4f} before the second")
+    assert before == pytest.approx(ended, abs=0.02), "but for the rounding to bf16"
+    assert outcome.metrics.best_validation_loss < before
+
+
+def test_earlier_adapter_of_another_rank_is_refused(whole, tmp_path, tiny_model):
+    with pytest.raises(InitAdapterUnusableError, match="has rank 8, and this job 16"):
+        trained(beginning_with(whole, tmp_path, tiny_model, "dpo", rank=16))
 
 
 def test_artifact_of_each_method_loads_in_a_fresh_process(whole, tiny_model):
@@ -168,3 +210,18 @@ def test_model_card_says_how_it_was_trained(whole):
         "| beta | `0.2` |",
     ):
         assert row in card
+
+
+def test_method_of_the_architecture_page_trains(tmp_path, tiny_model, monkeypatch):
+    from lora_trainer.data import chat, items, rows
+    from lora_trainer.recipe.methods import METHODS, sft
+
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    code = re.search(r"```python\n(def read_whole_text.*?)```", page, re.DOTALL)[1]
+    names = {"Path": Path, "Sequence": Sequence, "Hyperparameters": Hyperparameters, "dataclasses": dataclasses}
+    known = {**vars(chat), **vars(rows), **vars(items), **names, "sft": sft}
+    exec(code, known)  # the page's own words
+    monkeypatch.setattr("lora_trainer.recipe.setup.METHODS", {**METHODS, "sft": known["METHOD"]})
+    task = task_of("sft", tmp_path, tiny_model, hyperparameters={"max_steps": 1})
+    assert trained(task).status == "trained"
+    assert "on whole conversations" in (task.artifact / "README.md").read_text()

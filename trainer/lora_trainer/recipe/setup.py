@@ -24,7 +24,6 @@ from lora_trainer.models.targets import DORA_NOTE, packing_decision
 from lora_trainer.recipe.checkpoints import newest_checkpoint
 from lora_trainer.recipe.methods import METHODS
 from lora_trainer.recipe.methods.method import Method
-from lora_trainer.recipe.steps import item_tokens
 from lora_trainer.recipe.trackers import usable_trackers
 from lora_trainer.run.gpu import GpuMonitor
 from lora_trainer.run.task import Task
@@ -80,7 +79,7 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
     method = METHODS[parameters.method]
     data = method.read(task.dataset, chat, parameters)
     packing, packing_note = packing_decision(config.model_type, parameters.packing)
-    lengths = [item_tokens(method.trainer.rows_of(item), packed=packing) for item in (*data.train, *data.validation)]
+    lengths = [method.trainer.tokens_of(item, packed=packing) for item in (*data.train, *data.validation)]
     shape = shape_batches(
         lengths[: len(data.train)],
         data.answers,

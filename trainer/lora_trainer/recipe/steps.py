@@ -122,7 +122,7 @@ class StepTrainer(SFTTrainer, ABC):
         """Whether the training shall stop. Asked before each forward pass of a step: a whole step may take minutes."""
         self._shape = batches.shape
         self._micro_batch = batches.micro_batch
-        self._lengths = [item_tokens(self.rows_of(item), packed=batches.shape.packed) for item in self.items]
+        self._lengths = [self.tokens_of(item, packed=batches.shape.packed) for item in self.items]
         trained = len(batches.train)
         answers = [item.answers for item in batches.train]
         steps = self._shape.steps_per_epoch
@@ -135,6 +135,11 @@ class StepTrainer(SFTTrainer, ABC):
     @abstractmethod
     def rows_of(item: Any) -> tuple[Row, ...]:
         """The rows of tokens of one item, which share a forward pass."""
+
+    @classmethod
+    def tokens_of(cls, item: Any, *, packed: bool) -> int:
+        """How many tokens an item takes in a forward pass."""
+        return pass_tokens(cls.rows_of(item), packed=packed)
 
     @staticmethod
     @abstractmethod
@@ -219,11 +224,19 @@ class StepTrainer(SFTTrainer, ABC):
         train_on: Callable[..., torch.Tensor] = super().training_step  # TRL's has no types
         loss = torch.zeros((), device=self.args.device)
         for batch in passes:
-            if self.stop_requested():
-                raise StepInterruptedError
+            self.end_if_asked()
             loss = loss + train_on(model, batch, num_items_in_batch)
         self.last_states = RandomStates.now()
         return loss
+
+    def end_if_asked(self) -> None:
+        """End a step in the middle if a stop was requested.
+
+        Raises:
+            StepInterruptedError: it was.
+        """
+        if self.stop_requested():
+            raise StepInterruptedError
 
     @override
     def floating_point_ops(self, inputs: Any) -> int:
@@ -279,8 +292,8 @@ class StepTrainer(SFTTrainer, ABC):
         return output._replace(metrics={**(output.metrics or {}), f"{prefix}_loss": loss})
 
 
-def item_tokens(rows: Sequence[Row], *, packed: bool) -> int:
-    """How many tokens an item takes in a forward pass; those of its rows that are not packed are padded."""
+def pass_tokens(rows: Sequence[Row], *, packed: bool) -> int:
+    """How many tokens rows take in a forward pass; those that are not packed are padded."""
     lengths = [len(row.input_ids) for row in rows]
     return sum(lengths) if packed else len(lengths) * max(lengths)
 

@@ -21,7 +21,7 @@ from lora_trainer.data.items import RatedAnswer
 from lora_trainer.data.preferences import answer_weights, read_ratings
 from lora_trainer.recipe.methods.method import Method
 from lora_trainer.recipe.preferences import PreferenceTrainer
-from lora_trainer.recipe.steps import TrainingBatches
+from lora_trainer.recipe.steps import TrainingBatches, pass_tokens
 
 _OTHER, _GOOD = "other", "good"
 
@@ -48,6 +48,12 @@ class RatingTrainer(PreferenceTrainer):
         """The answer, and the answer to another prompt."""
         return (item.row, item.other)
 
+    @classmethod
+    @override
+    def tokens_of(cls, item: RatedAnswer, *, packed: bool) -> int:
+        """Those of the longer of its two rows, which go through the model one after the other."""
+        return max(pass_tokens([row], packed=packed) for row in cls.compared_rows(item))
+
     @override
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         """The base class's batch, with the ratings and with the answers to other prompts as a batch of their own."""
@@ -61,7 +67,7 @@ class RatingTrainer(PreferenceTrainer):
     @override
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """The base class's step, after the divergence was estimated from all its passes."""
-        self._divergence = self._estimate(inputs)
+        self._divergence = self._estimate(self._asking(inputs))
         return super().training_step(model, inputs, num_items_in_batch)
 
     @override
@@ -69,6 +75,11 @@ class RatingTrainer(PreferenceTrainer):
         """The base class's result, after the divergence was estimated from all that is held out."""
         self._divergence = self._estimate(self._held_out())
         return super().evaluation_loop(*arguments, **options)
+
+    def _asking(self, passes: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        for batch in passes:
+            self.end_if_asked()
+            yield batch
 
     def _held_out(self) -> Iterable[dict[str, Any]]:
         for indices in self._eval_sampler:
