@@ -58,10 +58,12 @@ class Labeller:
 
         `weights` has one number for each piece, or none.
         """
-        encoded = self._encode(pieces[-1].text)
-        spans = [_tokens_of(piece, encoded.offsets) for piece in pieces]
-        if all(self._is_exact(piece, encoded, span.start) for piece, span in zip(pieces, spans, strict=True)):
-            return [_label(encoded.ids, spans, weights)]
+        # Line breaks on both sides are one token in most vocabularies, so encoding them together would be in vain.
+        if not any(piece.prompt[-1:].isspace() and piece.answer[:1].isspace() for piece in pieces):
+            encoded = self._encode(pieces[-1].text)
+            spans = [_tokens_of(piece, encoded.offsets) for piece in pieces]
+            if all(self._is_exact(piece, encoded, span.start) for piece, span in zip(pieces, spans, strict=True)):
+                return [_label(encoded.ids, spans, weights)]
         if len(pieces) > 1:
             return [row for at, piece in enumerate(pieces) for row in self.rows([piece], weights[at : at + 1])]
         prompt, answer = self._encode(pieces[0].prompt).ids, self._encode(pieces[0].answer).ids
@@ -71,6 +73,9 @@ class Labeller:
         """Whether the tokens before `start`, where the answer begins, are those of the prompt alone."""
         if encoded.offsets[start][0] < len(piece.prompt):
             return False
+        if not piece.prompt[-1:].isspace():
+            # Tokenizers look ahead behind white space only, so the prompt's end is split in the same way.
+            return True
         tail = piece.prompt[max(map(piece.prompt.rfind, self._starts), default=0) :]
         if (expected := self._tails.get(tail)) is None:
             expected = self._encode(tail[-_TAIL_CHARACTERS:]).ids[-_TAIL_TOKENS:]
