@@ -26,30 +26,29 @@ ORIGINALS = (*(f"original_{noun}" for noun in _NOUNS), "rejected_response")
 """Keys for the answer that was there before somebody corrected it."""
 MARKS = frozenset({*THUMBS, *EDITS, *ORIGINALS})
 
-# fmt: off
-_UP = frozenset({
-    "up", "+1", "1", "thumbs up", "thumb up", "thumbsup", "👍", "good", "like", "liked", "yes", "positive", "true",
-    "upvote", "upvoted",
-})
-_DOWN = frozenset({
-    "down", "-1", "thumbs down", "thumb down", "thumbsdown", "👎", "bad", "dislike", "disliked", "no", "negative",
-    "false", "downvote", "downvoted",
-})
-# fmt: on
+_CLEARLY_UP = frozenset({"up", "+1", "thumbs up", "thumb up", "thumbsup", "👍", "like", "liked", "upvote", "upvoted"})
+_CLEARLY_DOWN = frozenset(
+    {"down", "-1", "thumbs down", "thumb down", "thumbsdown", "👎", "dislike", "disliked", "downvote", "downvoted"}
+)
+_UP = _CLEARLY_UP | {"1", "1.0", "good", "yes", "positive", "true"}
+_DOWN = _CLEARLY_DOWN | {"-1.0", "bad", "no", "negative", "false"}
 _WRITE = "Write true or false, up or down, or 1 or -1."
 
 
 def clear_thumb(value: object) -> bool | None:
-    """Return a thumb that can mean nothing else (true, “up”, -1); None for all other values, also for 1 and 0.
+    """Return a thumb that can mean nothing else (true, “up”, -1); None for all other values.
 
-    A number may be a class or a number of stars; only a method that learns from thumbs may read it as one.
+    A number may be a class or a number of stars, and a word such as “positive” the label of a class; only a method that
+    learns from thumbs may read them as thumbs.
     """
     if isinstance(value, bool):
         return value
-    if isinstance(value, str):
-        word = value.strip().lower().replace("_", " ")
-        return None if word.isdecimal() else True if word in _UP else False if word in _DOWN else None
-    return False if value == -1 else None
+    word = _word(value)
+    return True if word in _CLEARLY_UP else False if word in _CLEARLY_DOWN else None
+
+
+def _word(value: object) -> str:
+    return str(value).strip().lower().replace("_", " ") if isinstance(value, str | int | float) else ""
 
 
 def has_clear_thumb(value: dict[str, Any]) -> str | None:
@@ -78,12 +77,10 @@ def read_thumb(value: dict[str, Any], place: str) -> bool | None:
 
 
 def _read(raw: Any, name: str, key: str) -> bool:
-    thumb = clear_thumb(raw)
-    spelt = str(raw).strip() if isinstance(raw, str | int | float) else ""
-    if thumb is None and spelt in ("1", "1.0"):
-        thumb = True
+    word = _word(raw)
+    thumb = True if word in _UP else False if word in _DOWN else None
     # TRL writes the labels of KTO as 1 and 0. In a rating, 0 may as well mean that nobody pressed a thumb.
-    if thumb is None and name == "label" and spelt in ("0", "0.0"):
+    if name == "label" and word in ("0", "0.0"):
         thumb = False
     if thumb is None:
         raise BadValueError(key, f"is {kind(raw)} that is neither a thumb up nor down", _WRITE)

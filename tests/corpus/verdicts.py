@@ -463,6 +463,13 @@ THUMBS = [
         method="kto",
     ),
     learns(
+        "a label that may be a class, for sft",
+        {"question": "x", "answer": "y", "label": "positive"},
+        GOOD,
+        notes=(unused("label"),),
+    ),
+    thumbs("labels in words", "positive", "negative", "label"),
+    learns(
         "numbers that may be anything, for sft",
         {"question": "x", "answer": "y", "rating": 4, "label": 1},
         GOOD,
