@@ -185,7 +185,6 @@ def run_training(trainer: StepTrainer, callback: RunCallback, stop: StopSwitch, 
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except StepInterruptedError:
         ending, callback.stopped = Ending.DONE, True
-        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # trackers write their rest
     except RuntimeError as error:
         if (failure := failure_of(error)) is None:
             raise
@@ -200,6 +199,8 @@ def run_training(trainer: StepTrainer, callback: RunCallback, stop: StopSwitch, 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     save_last_step(trainer, callback)
+    if ending is Ending.DONE:
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # trackers write their rest
     return ending
 
 

@@ -20,7 +20,14 @@ from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.object_names import storable
 from lora_worker.database.rows import Job, parse_gpu_config, parse_hyperparameters
 from lora_worker.datasets.columns import MAX_INT, counted_columns
-from lora_worker.datasets.preflight import check_base_model, check_estimate, check_gpu, current_terms, make_policy
+from lora_worker.datasets.preflight import (
+    check_base_model,
+    check_estimate,
+    check_gpu,
+    check_quantization,
+    current_terms,
+    make_policy,
+)
 from lora_worker.errors import ArgumentError, PreflightError, ServiceError, ServiceUnavailableError
 from lora_worker.money.billing import Rate
 from lora_worker.services import Services
@@ -97,6 +104,7 @@ def _check_settings(order: Order, services: Services) -> tuple[Hyperparameters, 
         check_base_model(chosen, settings.base_models)
         asked = check_gpu(gpu_config, services.prices, endpoint_gpu_type=None)
         given = check_gpu(gpu_config, services.prices, endpoint_gpu_type=settings.endpoint_gpu_type)
+        check_quantization(chosen, given)
     except PreflightError as error:
         raise ArgumentError(str(error)) from None
     if asked.type != given.type:

@@ -1,6 +1,7 @@
 """Which exceptions mean out of memory, a lost GPU, or a damaged file."""
 
 import errno
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -61,7 +62,7 @@ def loading(monkeypatch, error):
 
     monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", fail)
     config = SimpleNamespace(model_type="llama")
-    return models.load_model(Base("org/model", None, "folder"), config, models.Hardware("cpu", torch.float32))
+    return models.load_model(Base("org/model", None, Path("folder")), config, models.Hardware("cpu", torch.float32))
 
 
 @pytest.mark.parametrize("error", DAMAGE)

@@ -6,6 +6,9 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 from click.testing import Result
@@ -13,7 +16,8 @@ from typer.testing import CliRunner
 
 from lora_contract.hyperparameters import Hyperparameters
 from lora_worker.commands.cli import app
-from lora_worker.datasets.preflight import check_quantization
+from lora_worker.database.rows import Job
+from lora_worker.datasets.preflight import check, check_quantization
 from lora_worker.errors import ArgumentError, PreflightError
 from lora_worker.money.guide import needs_of
 from lora_worker.money.pricing import load_prices
@@ -67,6 +71,18 @@ def test_unquantised_base_is_refused_where_it_cannot_fit(base: str, gpu: str, re
     with pytest.raises(PreflightError, match=re.escape(refused)) as error:
         check_quantization(chosen, price)
     assert "set it to auto or nf4" in str(error.value)
+
+
+async def test_unquantised_base_that_cannot_fit_is_refused_before_a_launch() -> None:
+    chosen = {"base_model": "meta-llama/Meta-Llama-3-8B-Instruct", "quantization": "bf16"}
+    job = Job(id=uuid4(), user_id=uuid4(), hyperparameters=chosen, gpu_config={"type": "RTX-A4000"})
+    settings = SimpleNamespace(
+        default_base_model=chosen["base_model"], base_models=(chosen["base_model"],), endpoint_gpu_type=None
+    )
+    with pytest.raises(PreflightError, match="RTX-A4000 has 16; set it to auto or nf4"):
+        await check(
+            cast(Any, SimpleNamespace(job=job)), cast(Any, SimpleNamespace(settings=settings, prices=load_prices()))
+        )
 
 
 def test_a_7b_model_needs_no_80_gb_card() -> None:

@@ -72,6 +72,7 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             "dataset_sha256": summary.dataset_sha256,
             "training_examples": summary.training_examples,
             "trainable_parameters": summary.trainable_parameters,
+            "quantization": summary.quantization,
             "notes": notes_for_user(summary, job, assignment.run.launched_with),
         },
         "configuration": {
