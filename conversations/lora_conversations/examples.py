@@ -87,12 +87,13 @@ class Example(NamedTuple):
     @property
     def has_thoughts(self) -> bool:
         """Tell whether an answer of the example has reasoning before it."""
-        return any(message.thought for message in self.messages)
+        return bool([message for message in self.messages if message.thought])
 
 
 def uses_tools(messages: Iterable[Message], tools: str | None) -> bool:
     """Tell whether there are schemas of tools, calls, or results of tools."""
-    return tools is not None or any(message.calls or message.role == TOOL for message in messages)
+    # A list is built faster than a generator is exhausted, and this runs for every example of a file.
+    return tools is not None or bool([message for message in messages if message.calls or message.role == TOOL])
 
 
 def call_texts(message: Message) -> tuple[str, ...]:

@@ -63,7 +63,8 @@ class Learner:
         Raises:
             BadValueError: the row is for another method, or its messages have no valid order.
         """
-        is_marked = not row.keys().isdisjoint(MARKS) or any(turn.marks for turn in draft.turns)
+        # A list is built faster than a generator is exhausted, and this runs for every row of a file.
+        is_marked = not row.keys().isdisjoint(MARKS) or [turn for turn in draft.turns if turn.marks]
         if draft.worse is not None:
             samples = self._from_pair(draft, draft.worse, line, weight)
         elif not is_marked and self.method in ("sft", None):
@@ -73,7 +74,7 @@ class Learner:
         if tools is not None:
             _check_calls(draft, tools)
             return [sample._replace(tools=tools.text) for sample in samples]
-        if any(turn.calls for turn in draft.turns):
+        if [turn for turn in draft.turns if turn.calls]:
             self.remark(Remark.NO_TOOLS, line)
         return samples
 

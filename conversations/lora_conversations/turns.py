@@ -79,7 +79,7 @@ def read_turns(items: Any, key: str, spelling: Spelling | None = None, *, learn:
     turns: list[Turn] = []
     for index, item in enumerate(items):
         turns += _read_turn(item, f"{key}[{index}]", spelling, learn)
-    return read_marked_calls(turns) if any(turn.role == TOOL for turn in turns) else turns
+    return read_marked_calls(turns) if TOOL in [turn.role for turn in turns] else turns
 
 
 def _read_turn(item: Any, place: str, spelling: Spelling, learn: bool) -> tuple[Turn, ...]:

@@ -133,7 +133,7 @@ class UnusedKeys:
         self._method = method
         known = turn_keys("sharegpt") if known is None else known
         for index, item in enumerate(items):
-            if len(item) == 2 and all(type(value) is str for value in item.values()):
+            if len(item) == 2 and not [value for value in item.values() if type(value) is not str]:
                 continue  # Nearly all turns have a role and a text, and there may be millions of them.
             for key in ("content", "value", "parts"):
                 if isinstance(parts := item.get(key), list):
