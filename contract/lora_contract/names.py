@@ -1,14 +1,24 @@
-"""Finds misspelt names of settings and keys, and suggests the name that was probably meant."""
+"""Names: of base models, and misspelt ones of settings and keys, with the one that was probably meant."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Collection, Iterable
+from pathlib import PurePosixPath
 
 _NEAR = 0.75
 _MAX_NAMED = 5
 _MAX_CHARACTERS = 60
+
+
+def base_model_name(asked: str) -> str:
+    """Return the name of the base model that a job asks for: a folder's own name where it asks by an absolute path.
+
+    That is the name in an adapter's configuration: paths of one machine mean nothing on another.
+    """
+    path = PurePosixPath(asked)
+    return path.name if path.is_absolute() else asked
 
 
 def nearest(name: str, candidates: Iterable[str], *, cutoff: float = _NEAR) -> str | None:

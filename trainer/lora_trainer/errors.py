@@ -150,13 +150,13 @@ class InitAdapterError(TrainingError):
 class InitAdapterUnreachableError(InitAdapterError):
     """The adapter can't be downloaded, or is not the one that the worker found: it was replaced."""
 
-    code = ErrorCode.BASE_MODEL_UNREACHABLE
+    code = ErrorCode.INIT_ADAPTER_UNREACHABLE
 
 
 class InitAdapterUnusableError(InitAdapterError):
     """The adapter's files are damaged, or it has another base, rank or other shape than the job."""
 
-    code = ErrorCode.BASE_MODEL_MISMATCH
+    code = ErrorCode.INIT_ADAPTER_UNUSABLE
 
 
 class ResourceError(TrainingError):

@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from lora_contract.names import base_model_name
 from lora_trainer.errors import (
     BaseModelMismatchError,
     BaseModelUnknownError,
@@ -185,7 +186,7 @@ class BaseModels:
                     f"The base model {name} is a plain folder here, so its revision can't be checked.",
                     "Leave base_revision out, or remove the folder so that the revision is downloaded.",
                 )
-            return Base(Path(name).name if Path(name).is_absolute() else name, None, folder, trusted)
+            return Base(base_model_name(name), None, folder, trusted)
         if not _HUB_NAME.fullmatch(name):
             raise BaseModelUnknownError(
                 f"There is no base model {name!r:.100}: it is neither a folder here nor a name like "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from lora_contract.error_codes import ErrorCode
+from lora_contract.names import base_model_name
 from lora_contract.protocol import (
     ADAPTER_FILES,
     MANIFEST_NAME,
@@ -51,7 +52,7 @@ async def find_init_adapter(named: str, user_id: UUID, base_model: str | None, s
     assert found is not None
     paths = ArtifactPaths.of_run(queue=found["queue"], job_id=found["job_id"], user_id=user_id, run_id=run_id)
     adapter = await _read(paths, run_id, named, services)
-    if adapter.base_model != base_model:
+    if base_model is None or adapter.base_model != base_model_name(base_model):
         raise _refusal(
             f"the adapter {_shown(named)} was trained on {adapter.base_model}, and this job is for {base_model}; "
             f"set base_model to {adapter.base_model}, or leave init_adapter out"

@@ -88,6 +88,17 @@ def test_unusable_adapter_ends_the_job_with_one_sentence(answer: Any, bucket: Bu
     assert text.count(". ") == 0
 
 
+def test_base_that_is_named_by_a_folder_is_the_same_base() -> None:
+    async def training_init_adapter(_: UUID, __: UUID) -> Any:
+        return READY
+
+    queue = SimpleNamespace(training_init_adapter=training_init_adapter)
+    services = make_services(queue=queue, storage=Bucket(manifest("tiny")))
+    assert asyncio.run(find_init_adapter(str(RUN), USER, "/models/tiny", services)).base_model == "tiny"
+    with pytest.raises(PreflightError, match="was trained on tiny"):
+        asyncio.run(find_init_adapter(str(RUN), USER, "tiny/tiny", services))
+
+
 def test_name_that_is_no_id_is_refused_before_any_call() -> None:
     services = make_services(queue=SimpleNamespace(training_init_adapter=None))
     with pytest.raises(PreflightError, match="is no id") as caught:
