@@ -115,6 +115,7 @@ OTHERS = (
     "muse_glimmer",
     "deepseekv3",
     "cohere2",
+    "gptoss",
 )
 _MARK = re.compile(r"<\|[^|<>\n]{1,40}\|?>|<[a-z_]+\|>")
 

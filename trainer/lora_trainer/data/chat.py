@@ -19,7 +19,7 @@ from lora_conversations.control_tokens import ControlTokens, Marks, plain_marks,
 from lora_conversations.errors import LineError
 from lora_conversations.examples import ASSISTANT, USER, Example, Message
 from lora_conversations.limits import refusal_of
-from lora_conversations.preferences import Sample
+from lora_conversations.preferences import Preference, Sample
 from lora_trainer.data import probes
 from lora_trainer.data.answers import DIFFERENT, Answers, Piece
 from lora_trainer.data.labels import IGNORED, Labeller, Row
@@ -188,18 +188,30 @@ class Chat:
         return groups
 
     def _refused_by_template(self, sample: Sample) -> LineError | None:
-        """The error of an example with tools whose order of turns the template refuses.
+        """The error of an example with tools that the template can't render, such as for the order of its turns.
 
         Other examples have an order that every template takes, so the time for a rendering is saved.
         """
         if not sample.has_tools:
             return None
         try:
-            self._template.conversation(sample.messages, json.loads(sample.tools) if sample.tools else None)
+            for example in _as_examples(sample):
+                self._groups(example)
         except ConversationRefusedError as error:
             what = "has turns in an order that the base's chat template refuses"
             return LineError(sample.line, None, what, f"{error.message} Change the order or remove the example.")
+        except BaseModelUnknownError:
+            what = "has an answer that the base's chat template shows differently once it is there"
+            return LineError(sample.line, None, what, "Choose another base model, or remove the example.")
         return None
+
+
+def _as_examples(sample: Sample) -> list[Example]:
+    """What is learned of a sample: of a pair, both answers; of a rated conversation, the last one."""
+    if isinstance(sample, Example):
+        return [sample]
+    talks = [sample.messages, sample.prompt + sample.rejected] if isinstance(sample, Preference) else [sample.messages]
+    return [Example(talk, (len(talk) - 1,), None, sample.line, tools=sample.tools) for talk in talks]
 
 
 def _source(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -216,6 +216,8 @@ def test_other_families_are_prompted_as_served_too(name):
     for messages, tools in ((CHAT, None), (THOUGHTS, None), (CALLS, TOOLS), (CHAIN, TOOLS)):
         if tools and not chat.takes_tools:
             continue
+        if name == "gptoss" and messages is CHAIN:
+            continue  # it drops the thoughts of a chain once its answer is there; refused below
         rows, tokenizer = rows_of(name, messages, tools)
         assert trained_prompts(rows) == served_prompts(chat, tokenizer, messages, tools)
         pieces = learned(rows, tokenizer)
@@ -362,6 +364,7 @@ REFUSED = [
     ("mistral_v0_3", [CALLS[1], CALLS[2]._replace(content="I look.")], "has a text beside a call"),
     ("mistral_v0_3", [*CALLS[1:4], Message("user", "So?"), CALLS[4]], "has turns in an order that the base's chat"),
     ("qwen3", [CHAIN[0], CHAIN[1]._replace(thought="a </think> b")], "“</think>” within a thought"),
+    ("gptoss", CHAIN, "shows differently once it is there"),
 ]
 
 
