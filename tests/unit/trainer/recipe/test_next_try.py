@@ -29,7 +29,7 @@ def tries(asked, *, micro_batch, recompute, quantization):
         setup.micro_batch, setup.recompute = retry.micro_batch or micro_batch, retry.recompute or recompute
 
 
-def test_activations_are_recomputed_then_rows_halved_then_the_base_quantised():
+def test_memory_ladder_recomputes_then_halves_rows_then_quantises():
     assert list(tries("auto", micro_batch=3, recompute=False, quantization="bf16")) == [
         Retry(micro_batch=3, recompute=True),
         Retry(micro_batch=1, recompute=True),
