@@ -5,15 +5,26 @@ target=$1
 image=lora-$target
 confined=(--rm --read-only --cap-drop ALL --security-opt no-new-privileges)
 
+fail() {
+    echo "$1" >&2
+    exit 1
+}
+# Runs a container that is expected to fail, and keeps what it says in `said`. Neither `!`, which `set -e` passes over, nor
+# a pipe, where the container's own failure would count, does that.
+must_fail() {
+    if said=$(docker run "$@" 2>&1); then fail "it ended well, and must not: docker run $*"; fi
+}
+
 if [ "$target" = worker ]; then
     small=("${confined[@]}" --memory 256m --memory-swap 256m)
     # It does not run as root, writes nothing, and says what is missing.
     test "$(docker run "${small[@]}" "$image" id -u)" = 10001
     docker run "${small[@]}" "$image" lora-worker --help >/dev/null
-    docker run "${small[@]}" "$image" 2>&1 | grep --quiet SUPABASE_URL
+    must_fail "${small[@]}" "$image"
+    grep --quiet SUPABASE_URL <<<"$said" || fail "without settings it does not name SUPABASE_URL: $said"
     # The health check fails where no worker runs, with a port and without.
-    ! docker run "${small[@]}" "$image" lora-worker healthcheck
-    ! docker run "${small[@]}" --env LORA_WORKER_HTTP_PORT=0 "$image" lora-worker healthcheck
+    must_fail "${small[@]}" "$image" lora-worker healthcheck
+    must_fail "${small[@]}" --env LORA_WORKER_HTTP_PORT=0 "$image" lora-worker healthcheck
 else
     # torch is the base image's, and the kernels were compiled here.
     docker run --rm "$image" python -c "import torch; assert torch.version.cuda == '12.6', torch.version.cuda"

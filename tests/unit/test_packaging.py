@@ -39,6 +39,8 @@ def test_unit_stops_and_restarts_the_worker_as_it_ends():
     assert (service["Type"], service["WatchdogSec"]) == ("notify", "60"), "one that hangs is restarted"
     assert service["Restart"] == "on-failure", "a drained worker ends with 0"
     assert service["RestartPreventExitStatus"] == "2", "a wrong setting gets no better"
+    assert sections(UNIT)["Unit"]["StartLimitIntervalSec"] == "0", "any other value ends the tries for good"
+    assert int(service["RestartSec"]) >= 10, "without a limit of tries, the pause alone spares the machine"
     assert int(service["TimeoutStopSec"]) >= 10
     assert service["MemoryMax"] == "256M"
     assert service["DynamicUser"] == "yes"
@@ -198,6 +200,49 @@ def test_both_images_are_built_tried_and_scanned_before_a_release():
     assert "docker build" in scripts
     assert "try-image.sh" in scripts
     assert "--fail-on critical" in scripts
+
+
+FAKE_DOCKER = r"""#!/bin/bash
+# An image as it should be, but for what $WRONG says.
+case "$*" in
+    *"id -u") [ "$WRONG" = root ] && echo 0 || echo 10001 ;;
+    *--help) [ "$WRONG" != help ] ;;
+    *WORKER_HTTP_PORT=0*healthcheck) [ "$WRONG" = portless ] ;;
+    *healthcheck) [ "$WRONG" = healthy ] ;;
+    *torch.version*) [ "$WRONG" != cuda ] ;;
+    *causal_conv1d*) [ "$WRONG" != kernels ] ;;
+    *fitness*) [ "$WRONG" != unfit ] ;;
+    *)
+        [ "$WRONG" = silent ] || echo "lora-worker: SUPABASE_URL is missing" >&2
+        [ "$WRONG" = started ] || exit 2
+        ;;
+esac
+"""
+
+
+def try_image(folder, target, wrong=""):
+    (folder / "docker").write_text(FAKE_DOCKER)
+    (folder / "docker").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "WRONG": wrong}
+    script = ROOT / ".github/scripts/try-image.sh"
+    return subprocess.run([script, target], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("target", ["worker", "trainer"])
+def test_an_image_as_it_should_be_passes_its_trial(tmp_path, target):
+    done = try_image(tmp_path, target)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("target", "wrong"),
+    [
+        *(("worker", wrong) for wrong in ("root", "help", "silent", "started", "healthy", "portless")),
+        *(("trainer", wrong) for wrong in ("cuda", "kernels", "unfit")),
+    ],
+)
+def test_an_image_with_one_fault_fails_its_trial(tmp_path, target, wrong):
+    assert try_image(tmp_path, target, wrong).returncode != 0
 
 
 def test_release_takes_its_part_of_the_changelog(tmp_path):
