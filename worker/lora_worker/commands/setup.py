@@ -82,13 +82,15 @@ def migrate(
     """Migrate the database to this worker's schema. May be repeated, also while workers run."""
     from lora_worker.database.migrations import migrate as apply
     from lora_worker.database.migrations import undo_migrations
-    from lora_worker.errors import WorkerError
+    from lora_worker.errors import ArgumentError, WorkerError
 
     url = _database_url(database_url)
     if down and not yes:
         _ask_before_undoing(url)
     try:
         done = undo_migrations(url) if down else apply(url, storage_policies=storage_policies)
+    except ArgumentError as error:
+        raise refuse(str(error), EXIT_USAGE) from None
     except WorkerError as error:
         raise refuse(str(error)) from None
     # The answer of a program comes last, and alone on standard output.

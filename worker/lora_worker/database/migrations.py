@@ -16,7 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from lora_worker.database.calls import SCHEMA_VERSIONS
 from lora_worker.database.schema_changes import Change, compare, list_objects
-from lora_worker.errors import SchemaMismatchError, ServiceError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.errors import ArgumentError, SchemaMismatchError, ServiceError, ServiceRefusedError, ServiceUnavailableError
 
 _SERVICE = "the database"
 
@@ -59,6 +59,7 @@ def migrate(
     If the migration needs a lock that the running system holds, everything is rolled back and retried a few times.
 
     Raises:
+        ArgumentError: the URL is none.
         SchemaMismatchError: the database's schema is newer than this worker.
         ServiceError: the database can't be reached, or it refused a statement; nothing is changed then.
     """
@@ -71,6 +72,7 @@ def undo_migrations(database_url: str, *, sleep: Callable[[float], None] = time.
     Rows of the application are kept. Tables that `migrate` created are dropped only if all of them are empty.
 
     Raises:
+        ArgumentError: the URL is none.
         SchemaMismatchError: the database's schema is newer than this worker.
         ServiceError: the database can't be reached, or it refused a statement, for example because a run is live;
             nothing is changed then.
@@ -96,7 +98,7 @@ def describe_database(database_url: str) -> str:
 
 def ask_for_reload(database_url: str) -> None:
     """Ask PostgREST again to reload the schema. Does nothing if the database can't be reached."""
-    with contextlib.suppress(ServiceError, psycopg.Error), _connect(database_url) as connection:
+    with contextlib.suppress(ArgumentError, ServiceError, psycopg.Error), _connect(database_url) as connection:
         connection.execute(_RELOAD)
 
 
@@ -146,10 +148,10 @@ _NO_URL = (
 )
 
 
-def _explain_connect_fault(error: Exception) -> ServiceUnavailableError | ServiceRefusedError:
+def _explain_connect_fault(error: Exception) -> ServiceUnavailableError | ArgumentError:
     where = "no connection by --database-url (or its variable)"
     if not isinstance(error, psycopg.OperationalError):
-        return ServiceRefusedError(_SERVICE, f"{where}: {_NO_URL}", status=400)
+        return ArgumentError(f"{where}: {_NO_URL}")
     text = str(error).lower()
     reasons = [reason for part, reason in _CONNECT_FAULTS if part in text]
     return ServiceUnavailableError(_SERVICE, f"{where}: {reasons[0] if reasons else 'check each part of the URL'}")

@@ -14,7 +14,6 @@ from lora_contract.names import nearest
 from lora_worker.deployment.specification import Specification
 from lora_worker.errors import DeploymentFileError
 
-DEFAULT_FILE = Path("deploy.toml")
 _MAX_BYTES = 200_000
 _MAX_SENTENCES = 5
 _HEADER = re.compile(r"\s*\[{1,2}\s*([^\[\]#]+?)\s*\]{1,2}\s*(?:#.*)?")

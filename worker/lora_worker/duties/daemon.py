@@ -202,6 +202,10 @@ class Daemon:
             raise PassIncompleteError(f"{_runs_were(len(given_up))} given up: {given_up[0]}")
         if put_off:
             raise PassIncompleteError(f"{_runs_were(len(put_off))} put off to the next pass: {put_off[0]}")
+        unreachable = results["endpoint"].failed or next(iter(results["endpoint"].put_off), None)
+        if unreachable:
+            # A refused key, say: with nothing queued, no run would tell of it.
+            raise PassIncompleteError(f"no training can be launched: {unreachable}")
         problem = results["validate"].failed if "validate" in results else None
         if problem is not None:
             raise PassIncompleteError(f"datasets are put off to the next pass: {problem}")

@@ -54,13 +54,14 @@ class EndpointWatch:
         launcher = self._services.launcher
         waiting = [held for held in self._runs.values() if not held.has_checked_in]
         known = await self._services.queue.health()
-        never_ready = None
+        never_ready = unreachable = None
         endpoints = {launcher.endpoint, *(held.launch_ref.endpoint or launcher.endpoint for held in waiting)}
         for endpoint in endpoints:
             self._beat()
             seen = await launcher.health(endpoint)
             if endpoint == launcher.endpoint:
                 _show(seen)
+                unreachable = None if seen.reachable else seen.problem
             view = await self._note(endpoint, seen, known)
             for held in waiting:
                 if (held.launch_ref.endpoint or launcher.endpoint) == endpoint:
@@ -69,7 +70,7 @@ class EndpointWatch:
                 never_ready = view.problem
         if never_ready:
             raise ServiceUnavailableError(launcher.guide.title, never_ready)
-        return RoundResult(len(endpoints))
+        return RoundResult(len(endpoints), put_off=(unreachable,) if unreachable else ())
 
     async def _note(self, endpoint: str, seen: EndpointHealth, known: Mapping[str, Any]) -> EndpointView:
         launcher, settings = self._services.launcher, self._services.settings

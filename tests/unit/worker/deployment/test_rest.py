@@ -77,9 +77,11 @@ async def test_a_change_and_a_deletion_are_repeated(fault: Any) -> None:
 
 
 async def test_deleting_what_is_gone_already_is_no_error() -> None:
-    async with client(Script(problem(404, "not found"), httpx.Response(204)), Waits()) as api:
+    script = Script(problem(404, "not found"), httpx.Response(204))
+    async with client(script, Waits()) as api:
         await api.delete_endpoint("ep1")
         await api.delete_volume("vol1")
+    assert script.calls == ["DELETE /v2/serverless/ep1", "DELETE /v2/network-volumes/vol1"]
 
 
 @pytest.mark.parametrize(

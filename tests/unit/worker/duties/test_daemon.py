@@ -296,6 +296,17 @@ async def test_single_pass_continues_when_datasets_cannot_be_validated(
     assert calls.index("adopt") < calls.index("claim") < calls.index("release")
 
 
+async def test_single_pass_says_that_nothing_can_be_launched(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing queued no run would tell of it, and cron would never learn that the key is refused."""
+    refused = EndpointHealth(False, 0, 0, "RunPod refuses the key")
+    monkeypatch.setattr(services.launcher, "health", lambda _: asyncio.sleep(0, refused))
+    with pytest.raises(PassIncompleteError, match="no training can be launched: RunPod refuses the key"):
+        await Daemon(services).run_once()
+    assert services.queue.calls[-1] == "release"  # type: ignore[attr-defined]
+
+
 async def test_stopping_daemon_claims_nothing_and_releases_its_leases(services: Services) -> None:
     daemon = Daemon(services)
     running = asyncio.create_task(daemon.run())
