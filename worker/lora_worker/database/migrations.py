@@ -16,7 +16,13 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from lora_worker.database.calls import SCHEMA_VERSIONS
 from lora_worker.database.schema_changes import Change, compare, list_objects
-from lora_worker.errors import ArgumentError, SchemaMismatchError, ServiceError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.errors import (
+    ArgumentError,
+    SchemaMismatchError,
+    ServiceError,
+    ServiceRefusedError,
+    ServiceUnavailableError,
+)
 
 _SERVICE = "the database"
 
