@@ -70,7 +70,9 @@ def read_pairs(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Traini
 
     def pairs(sample: Sample) -> Iterator[Item]:
         assert isinstance(sample, Preference), "for dpo, the reader makes pairs of everything"
-        rows = _fit(chat, sample.prompt, (sample.chosen, sample.rejected), sample.tools, parameters.max_length, counts)
+        rows = fit_answers(
+            chat, sample.prompt, (sample.chosen, sample.rejected), sample.tools, parameters.max_length, counts
+        )
         if rows is None:
             return
         chosen, rejected = rows
@@ -102,7 +104,7 @@ def read_ratings(dataset: Path, chat: Chat, parameters: Hyperparameters) -> Trai
     def rated(sample: Sample) -> Iterator[Item]:
         assert isinstance(sample, Rating), "for kto, the reader makes ratings of everything"
         prompt, answer = sample.messages[:-1], sample.messages[-1:]
-        rows = _fit(chat, prompt, (answer,), sample.tools, parameters.max_length, counts)
+        rows = fit_answers(chat, prompt, (answer,), sample.tools, parameters.max_length, counts)
         if rows is not None:
             yield RatedAnswer(rows[0], other=rows[0], good=sample.good)
 
@@ -195,7 +197,7 @@ def _by_conversation(samples: Sequence[Sample], items_of: Callable[[Sample], Ite
     return fitted
 
 
-def _fit(
+def fit_answers(
     chat: Chat,
     prompt: tuple[Message, ...],
     answers: Sequence[tuple[Message, ...]],

@@ -17,6 +17,7 @@ from lora_conversations.examples import Example
 from lora_conversations.preferences import Preference, Rating, Sample
 from lora_conversations.survey import Surveyor
 from lora_trainer.data.chat import IGNORED, Chat
+from lora_trainer.data.preferences import FitCounts, fit_answers
 from lora_trainer.data.rows import TruncationCounts, fit_examples
 from lora_trainer.errors import BaseModelUnknownError, DatasetInvalidError
 
@@ -38,7 +39,7 @@ def preview(dataset: Path, tokenizer: PreTrainedTokenizerBase, chosen: Hyperpara
         DatasetInvalidError: the file can't be read at all.
         BaseModelUnknownError: answers can't be rendered for training.
     """
-    chat, tally, counts = Chat(tokenizer), LengthTally(chosen.max_length), TruncationCounts()
+    chat, tally, counts = Chat(tokenizer), LengthTally(chosen.max_length), (TruncationCounts(), FitCounts())
     rendered: list[Rendered] = []
     samples = _samples(dataset, chat, chosen)
     for number, sample in enumerate(islice(samples, MOST_EXAMPLES)):
@@ -51,8 +52,8 @@ def preview(dataset: Path, tokenizer: PreTrainedTokenizerBase, chosen: Hyperpara
     return tally.result(
         "tokenizer",
         rendered,
-        shortened=counts.shortened,
-        left_out=counts.too_long,
+        shortened=sum(count.shortened for count in counts),
+        left_out=sum(count.too_long for count in counts),
         is_complete=next(samples, None) is None,
     )
 
@@ -97,15 +98,23 @@ def _of_example(chat: Chat, example: Example) -> Iterator[_Sequence]:
 
 
 def _count_cuts(
-    chat: Chat, sample: Sample, sequences: list[list[int]], max_length: int, counts: TruncationCounts
+    chat: Chat,
+    sample: Sample,
+    sequences: list[list[int]],
+    max_length: int,
+    counts: tuple[TruncationCounts, FitCounts],
 ) -> None:
+    """Fit a sample that is too long as its method does, which counts what that costs."""
     if max(map(len, sequences), default=0) <= max_length:
         return
+    rows, answers = counts
     if isinstance(sample, Example):
-        for _ in fit_examples(chat, [sample], max_length, counts):
+        for _ in fit_examples(chat, [sample], max_length, rows):
             pass
+    elif isinstance(sample, Preference):
+        fit_answers(chat, sample.prompt, (sample.chosen, sample.rejected), sample.tools, max_length, answers)
     else:
-        counts.shortened += 1
+        fit_answers(chat, sample.messages[:-1], (sample.messages[-1:],), sample.tools, max_length, answers)
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, line: int, title: str, sequence: _Sequence) -> Rendered:

@@ -62,6 +62,14 @@ def test_what_does_not_fit_is_counted_as_the_training_counts_it(tmp_path: Path) 
     assert found.longest > 64
 
 
+def test_pair_that_does_not_fit_is_counted_as_its_method_counts_it(tmp_path: Path) -> None:
+    pair = {"prompt": "Hello", "chosen": "word " * 200, "rejected": "What?"}
+    history = [{"role": "user", "content": "word " * 60}, {"role": "assistant", "content": "Yes."}]
+    long_prompt = {"prompt": [*history, {"role": "user", "content": "Why?"}], "chosen": "Because.", "rejected": "No."}
+    found = previewed(tmp_path, "chatml", pair, long_prompt, method="dpo", max_length=64)
+    assert (found.sequences, found.longer, found.shortened, found.left_out) == (4, 3, 1, 1)
+
+
 def test_only_the_first_examples_of_a_long_file_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_EXAMPLES", 4)
     assert not previewed(tmp_path, "chatml", *[{"messages": TALK}] * 5).is_complete

@@ -237,9 +237,17 @@ def test_quality_of_a_preference_run_is_its_share_of_right_ratings(
     assert perplexity_of("dpo", metrics) is None
 
 
-def test_accuracy_of_a_preference_run_is_the_curves_where_none_is_final() -> None:
-    points = [Point(step=step, epoch=1, training_loss=0.5, reward_accuracy=step / 20) for step in range(1, 21)]
-    assert rate_run("kto", points, FinalMetrics()).convergence_quality == "excellent"
+def test_rewards_of_a_preference_run_are_means_of_its_last_steps() -> None:
+    """A step rates as few answers as its batch has: the last one may be right by chance."""
+    rewards = [(0.1, 0.5)] * 18 + [(1.0, 0.5), (2.0, 1.0)]
+    points = [
+        Point(step=step, epoch=1, training_loss=0.5, reward_margin=margin, reward_accuracy=accuracy)
+        for step, (margin, accuracy) in enumerate(rewards, 1)
+    ]
+    rated = rate_run("kto", points, FinalMetrics(final_reward_margin=2.0, final_reward_accuracy=1.0))
+    assert rated.rewards == {"reward_margin": 1.5, "reward_accuracy": 0.75}
+    assert rated.convergence_quality == "fair"
+    assert rate_run("sft", points, FinalMetrics()).rewards == {}
 
 
 @pytest.mark.parametrize("count", [0, -1, 10**9, "2", 1.5, None])

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from lora_contract.protocol import MANIFEST_NAME, FinalMetrics, Manifest, Point, Summary
+from lora_contract.protocol import MANIFEST_NAME, Manifest, Point, Summary
 from lora_contract.words import shorten
 from lora_worker.database.job_keys import unread_keys
 from lora_worker.database.rows import Assignment, Dataset, Job
@@ -58,7 +58,7 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             "final_validation_loss": metrics.final_validation_loss,
             "perplexity": perplexity_of(summary.method, metrics),
             "loss_reduction_percent": quality.loss_reduction_percent,
-            **_rewards(metrics),
+            **quality.rewards,
         },
         "training_summary": {
             "epochs_completed": summary.epochs_completed or job.total_epochs,
@@ -85,12 +85,6 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             MANIFEST_NAME: paths.final(MANIFEST_NAME),
         },
     }
-
-
-def _rewards(metrics: FinalMetrics) -> dict[str, float]:
-    """The rewards of a preference method; nothing for other methods, whose pages know no such keys."""
-    rewards = {"reward_margin": metrics.final_reward_margin, "reward_accuracy": metrics.final_reward_accuracy}
-    return {key: value for key, value in rewards.items() if value is not None}
 
 
 def notes_for_user(summary: Summary, job: Job, launched_with: Mapping[str, Any] | None = None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lora_contract.protocol import FinalMetrics, Point
 
@@ -20,6 +20,8 @@ class QualityReport:
     overall_score: int
     convergence_quality: str
     loss_reduction_percent: float | None
+    rewards: dict[str, float] = field(default_factory=dict)
+    """`recent_rewards` of a preference method; empty for others, whose pages know no such keys."""
 
 
 def perplexity_of(method: str | None, metrics: FinalMetrics) -> float | None:
@@ -37,6 +39,20 @@ def rate_run(method: str | None, points: list[Point], metrics: FinalMetrics) -> 
     return rate_training(points, final_validation_loss=metrics.final_validation_loss)
 
 
+def recent_rewards(points: list[Point], metrics: FinalMetrics) -> dict[str, float]:
+    """Return `reward_margin` and `reward_accuracy` at the end of a training, as far as they are known.
+
+    They are means over the last tenth of the points: a single step rates few answers, so that its share says little.
+    """
+    found = {}
+    for name in ("reward_margin", "reward_accuracy"):
+        values = [value for point in points if (value := getattr(point, name)) is not None]
+        final = _mean(values[-_window(values) :]) if values else getattr(metrics, f"final_{name}")
+        if final is not None:
+            found[name] = round(final, 4)
+    return found
+
+
 def rate_preferences(points: list[Point], metrics: FinalMetrics) -> QualityReport:
     """Score 1 to 5 and a word for a preference method, from the share of answers that it rates rightly.
 
@@ -45,17 +61,15 @@ def rate_preferences(points: list[Point], metrics: FinalMetrics) -> QualityRepor
     """
     losses = [point.training_loss for point in points if point.training_loss is not None]
     reduction = _reduction(losses) if losses else None
-    accuracy = metrics.final_reward_accuracy
+    rewards = recent_rewards(points, metrics)
+    accuracy = rewards.get("reward_accuracy")
     if accuracy is None:
-        rated = [point.reward_accuracy for point in points if point.reward_accuracy is not None]
-        if not rated:
-            return QualityReport(3, "unknown", reduction)
-        accuracy = _mean(rated[-_window(rated) :])
+        return QualityReport(3, "unknown", reduction, rewards)
     word, score = _first_above(accuracy, ((0.9, "excellent", 5), (0.8, "good", 4), (0.7, "fair", 3), (0.6, "poor", 2)))
     final, best = metrics.final_validation_loss, metrics.best_validation_loss
     if final is not None and best is not None and final - best > _RISEN_LOSS:
         word, score = "overfit", max(2, score - 1)
-    return QualityReport(score, word, reduction)
+    return QualityReport(score, word, reduction, rewards)
 
 
 def rate_training(points: list[Point], *, final_validation_loss: float | None) -> QualityReport:
