@@ -48,6 +48,8 @@ _STALE_SECONDS = 900
 """A copy that nobody has written to for so long was left by a process that was killed."""
 _ROOM_BYTES = 256 << 20
 """While a copy is written, the free disk is looked at each time that so much more was written."""
+_MOST_STOP_SECONDS = 10
+"""A training that ends waits so long for the thread that writes; what that leaves is removed by a later one."""
 
 Facts = dict[str, Any]
 """What a copy was made from, as JSON values."""
@@ -124,12 +126,12 @@ class QuantisedCache:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self.wait()
+        self.wait(_MOST_STOP_SECONDS)
 
-    def wait(self) -> None:
-        """Wait until the copy that is being written is whole."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the copy that is being written is whole, or for so many seconds."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
 
     def find(self, facts: Facts) -> Copy | None:
         """The copy that was made from `facts`; None if there is none, or none that can be trusted, which is removed."""
@@ -221,6 +223,8 @@ class QuantisedCache:
                         return 0
                     if unchecked >= _ROOM_BYTES:
                         unchecked = 0
+                        # Gigabytes that wait to be written would hold up checkpoints, and the end of the process.
+                        os.fdatasync(file.fileno())
                         self._check_room_left()
             os.fsync(file.fileno())
             size = file.tell()

@@ -23,7 +23,7 @@ from transformers.core_model_loading import dot_natural_key
 
 from lora_trainer.models.weight_files import PIECE_BYTES, Span, pieces_of, view_bytes
 
-_THREADS = 8
+_MOST_THREADS = 8
 _MOST_BYTES = 1 << 30
 """How much is held that was read, but not asked for yet."""
 _EXPERT = re.compile(r"\.experts\.(\d+)\.(.+)$")
@@ -57,7 +57,7 @@ class ReadAhead:
         pinned: bool,
         checksums: Mapping[str, Sequence[int]] | None = None,
         most_bytes: int = _MOST_BYTES,
-        threads: int = _THREADS,
+        threads: int | None = None,
     ) -> None:
         self.spans = spans
         self._weights = {name: _Weight(span) for name, span in spans.items()}
@@ -73,7 +73,7 @@ class ReadAhead:
         self._files: dict[Path, int] = {}
         self._threads = [
             threading.Thread(target=self._read_pieces, name=f"read-ahead-{number}", daemon=True)
-            for number in range(threads)
+            for number in range(threads or _choose_threads())
         ]
 
     def __enter__(self) -> Self:
@@ -94,6 +94,8 @@ class ReadAhead:
             thread.join()
         self._opened.close()
         self._weights.clear()
+        if self._pinned:
+            _free_pinned_memory()
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor in main memory, waited for if necessary.
@@ -177,6 +179,17 @@ class ReadAhead:
             weight.error = weight.error or error
             weight.pieces_left -= 1
             self._change.notify_all()
+
+
+def _choose_threads() -> int:
+    """A network volume is faster with many; but all of them copy, for which more than there are cores only compete."""
+    return max(2, min(_MOST_THREADS, len(os.sched_getaffinity(0))))
+
+
+def _free_pinned_memory() -> None:
+    """Give pinned memory back to the machine, which torch would keep for as long as the training lasts."""
+    if hasattr(torch.accelerator, "empty_host_cache"):  # since torch 2.12
+        torch.accelerator.empty_host_cache()
 
 
 def _read_fully(descriptor: int, buffer: memoryview, offset: int) -> None:
