@@ -45,7 +45,7 @@ ADDITIONS = ("input", "context")
 ANSWERS = ("answer", "response", "completion", "output")
 SIDES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 """Keys of the better and the worse answer of a pair."""
-_SHAREGPT, _GEMINI = Spelling("from", "value"), Spelling("role", "parts")
+_SHAREGPT, GEMINI = Spelling("from", "value"), Spelling("role", "parts")
 
 _MAX_ID_CHARACTERS = 200
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
@@ -141,7 +141,7 @@ def read_bare_turns(items: list[Any]) -> Draft:
 
 
 def _read_gemini(value: Value) -> Draft:
-    turns = read_turns(value["contents"], "contents", _GEMINI)
+    turns = read_turns(value["contents"], "contents", GEMINI)
     draft = _conversation(value, turns, identity_of(value.get("conversation_id")))
     for key in ("systemInstruction", "system_instruction"):
         instruction = value.get(key)

@@ -48,13 +48,8 @@ CONTEXT_LISTS: dict[Format, tuple[str, ...]] = {
     "preference": ("messages", "conversations", "turns", "prompt", "input"),
 }
 """Keys of a row with turns of which none is learned."""
-_ANY_TURN = frozenset({"role", "content", *FLAGS})
-TURN_KEYS: dict[Format, frozenset[str]] = {
-    "brightrun": _ANY_TURN | {"turn", "emotional_state"},
-    "sharegpt": _ANY_TURN | {"from", "value"},
-    "preference": _ANY_TURN | {"from", "value"},
-    "gemini": _ANY_TURN - {"content"} | {"parts"},
-}
+TURN_KEYS: dict[Format, frozenset[str]] = {"brightrun": frozenset({"turn", "emotional_state"})}
+"""Keys that the turns of a format may have beside role, content and flags."""
 ROLE_KEYS: dict[str, frozenset[str]] = {
     ASSISTANT: frozenset({*CALL_LISTS, *REASONING}),
     TOOL: frozenset({"name", *CALL_IDS}),
@@ -85,8 +80,3 @@ VERDICT_KEYS: dict[Method, frozenset[str]] = {
     "kto": frozenset({*THUMBS, *ORIGINALS}),
 }
 """Keys of thumbs and edits, of a row or an answer, that a method uses."""
-
-
-def turn_keys(form: Format) -> frozenset[str]:
-    """Return the keys that the turns of a format may have, whatever their role."""
-    return TURN_KEYS.get(form, _ANY_TURN)

@@ -96,7 +96,7 @@ class Learner:
         return [_preference(better.messages, end, other.messages[end], draft, line)]
 
     def _from_conversation(self, draft: Draft, row: Value, line: int, weight: float) -> list[Sample]:
-        last = next((turn for turn in reversed(draft.turns) if turn.role == ASSISTANT and turn.learned), None)
+        last = next((turn for turn in reversed(draft.turns) if turn.role == ASSISTANT), None)
         marked = {turn.key: (turn.marks, turn.key) for turn in draft.turns if turn.marks and turn.learned}
         verdicts = _Verdicts(marked, row, last)
         if self.method == "kto" or (self.method is None and verdicts.clear_thumb()):

@@ -82,6 +82,8 @@ def read_preference(value: Value) -> Draft:
 def _read_prompt(value: Value, key: str) -> list[Turn]:
     raw = value[key]
     if key == "input" and isinstance(raw, dict):
+        if "messages" not in raw:
+            raise BadValueError("input.messages", "is missing", "Write the turns before both answers there.")
         return read_turns(raw["messages"], "input.messages", spelling_of(raw["messages"]), learn=False)
     if isinstance(raw, list) and raw and isinstance(raw[0], dict) and raw[0].keys() & {"role", "from"}:
         return read_turns(raw, key, spelling_of(raw), learn=False)

@@ -132,7 +132,7 @@ def result_text(value: Any, key: str) -> str:
 def part_keys(part: dict[str, Any]) -> dict[str, frozenset[str]]:
     """Return the keys of a part that are used: of the part itself (under “”), and of an object in it, by its name."""
     form = part.get("type", "text")
-    if part.get("thought") is True:
+    if part.get("thought") is True and isinstance(part.get("text"), str):
         return {"": frozenset({"type", "text", "thought"})}
     if form in _THOUGHT_PARTS:
         return {"": block_keys(part)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_contract.words import counted
 from lora_conversations.examples import ASSISTANT, ROLES, SYSTEM
-from lora_conversations.formats import ADDITIONS, SIDES, Format, is_turn, speakable
+from lora_conversations.formats import ADDITIONS, GEMINI, SIDES, Format, is_turn, speakable, spelling_of
 from lora_conversations.json_text import parse
 from lora_conversations.keys import (
     CONTENTS,
@@ -16,16 +16,16 @@ from lora_conversations.keys import (
     LEARNED_LISTS,
     ROLE_KEYS,
     ROW_KEYS,
+    TURN_KEYS,
     V3_PAIR_KEYS,
     V3_PAIR_PREFIX,
     VERDICT_KEYS,
-    turn_keys,
 )
 from lora_conversations.pairs import CONVERSATIONS, prompt_keys
 from lora_conversations.parts import part_keys
 from lora_conversations.thoughts import REASONING, block_keys
 from lora_conversations.tools import CALL_LISTS, DECLARATIONS, TOOL_LISTS, as_object, call_keys, is_unset
-from lora_conversations.turns import CALL_ROLES, FLAGS, Value, weight_of
+from lora_conversations.turns import CALL_ROLES, FLAGS, Spelling, Value, weight_of
 from lora_conversations.verdicts import THUMBS
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class UnusedKeys:
         self._method: Method = "sft"
 
     def look(self, form: Format, value: Value, line: int, method: Method) -> None:
-        """Count the unused keys of a row of the format `form`, and of all in it, when `method` learns from it."""
+        """Count the unused keys of a row of the format `form`, and of all in it; `method` learns from the row."""
         self._method = method
         is_pair = form == "preference"
         known = _preference_keys(value) if is_pair else ROW_KEYS[form]
@@ -76,15 +76,8 @@ class UnusedKeys:
         learned, context = LEARNED_LISTS.get(form, ()), CONTEXT_LISTS.get(form, ())
         items = value if isinstance(value, list) else [value]
         if (name in learned or name in context) and items and is_turn(items[0]):
-            self.look_at_turns(
-                items,
-                name,
-                line,
-                self._method,
-                turn_keys(form),
-                is_learned=name in learned,
-                has_verdicts=form != "preference",
-            )
+            path = f"{name}[]" if isinstance(value, list) else name
+            self.look_at_turns(items, path, line, self._method, form, is_learned=name in learned)
         elif isinstance(value, list) and (name in CONTENTS or name in learned):
             self._look_at_parts(items, name, line)
 
@@ -112,41 +105,47 @@ class UnusedKeys:
         for name in TOOL_LISTS:
             self._look_at_tools(inner.get(name), f"input.{name}", line)
         if isinstance(inner.get("messages"), list):
-            known = turn_keys("preference")
-            self.look_at_turns(inner["messages"], "input.messages", line, self._method, known, is_learned=False)
+            self.look_at_turns(
+                inner["messages"], "input.messages[]", line, self._method, "preference", is_learned=False
+            )
 
     def look_at_turns(
         self,
         items: list[Any],
-        name: str,
+        path: str,
         line: int,
         method: Method,
-        known: frozenset[str] | None = None,
+        form: Format = "sharegpt",
         *,
         is_learned: bool = True,
-        has_verdicts: bool = True,
     ) -> None:
         """Count the unused keys of a list of turns, and of everything in them.
 
-        `is_learned`: its answers may be learned. `has_verdicts`: their thumbs and edits count.
+        `path` is that of one turn. `is_learned`: answers among them may be learned.
         """
         self._method = method
-        known = turn_keys("sharegpt") if known is None else known
+        spelling = _spelling_of(form, items)
+        known = frozenset({*spelling, *FLAGS}) | TURN_KEYS.get(form, frozenset())
+        has_verdicts = is_learned and form != "preference"
         for index, item in enumerate(items):
-            if len(item) == 2 and not [value for value in item.values() if type(value) is not str]:
+            name = item.get(spelling.role)
+            content = item.get(spelling.content)
+            if len(item) == 2 and type(content) is str and name not in CALL_ROLES:
                 continue  # Nearly all turns have a role and a text, and there may be millions of them.
-            for key in ("content", "value", "parts"):
-                if isinstance(parts := item.get(key), list):
-                    self._look_at_parts(parts, f"{name}[].{key}", line)
-            role = _role_of(item)
+            role = ASSISTANT if name in CALL_ROLES else ROLES.get(name, "")
+            if name in CALL_ROLES:
+                self._look_at_calls(content, f"{path}.{spelling.content}", line)
+            elif isinstance(content, list):
+                self._look_at_parts(content, f"{path}.{spelling.content}", line)
             if not item.keys() <= known:
-                own = ROLE_KEYS.get(role, frozenset()) if role != SYSTEM or index == 0 else frozenset()
-                if role == ASSISTANT and has_verdicts and is_learned and weight_of(item):
+                lists_tools = index == 0 and path.removesuffix("[]") in CONVERSATIONS
+                own = ROLE_KEYS.get(role, frozenset()) if role != SYSTEM or lists_tools else frozenset()
+                if role == ASSISTANT and has_verdicts and weight_of(item):
                     own |= VERDICT_KEYS[method]
-                self.count(item, known | own, line, f"{name}[].")
-                self._look_into_turn(item, role, f"{name}[].", line)
+                self.count(item, known | own, line, f"{path}.")
+                self._look_into_turn(item, role, f"{path}.", line)
             if role != ASSISTANT or not is_learned:
-                self._add(_flags_without_effect(item, name), line)
+                self._add(_flags_without_effect(item, path), line)
 
     def _look_into_turn(self, item: Value, role: str, prefix: str, line: int) -> None:
         """Look at the values of a turn that have keys of their own."""
@@ -158,12 +157,14 @@ class UnusedKeys:
 
     def _look_at_answer(self, item: Value, prefix: str, line: int) -> None:
         for name in CALL_LISTS:
-            for call in _elements(item.get(name)):
-                for inner, known in call_keys(call).items():
-                    holder = call if inner == "" else as_object(call.get(inner))
-                    path = f"{prefix}{name}{_brackets(item[name])}.{inner}{'.' * bool(inner)}"
-                    self.count(holder, known, line, path)
+            self._look_at_calls(item.get(name), f"{prefix}{name}", line)
         self._look_beside(item, prefix, line)
+
+    def _look_at_calls(self, calls: Any, name: str, line: int) -> None:
+        for call in _elements(calls):
+            for inner, known in call_keys(call).items():
+                holder = call if inner == "" else as_object(call.get(inner))
+                self.count(holder, known, line, f"{name}{_brackets(calls)}.{inner}{'.' * bool(inner)}")
 
     def _look_beside(self, value: Value, prefix: str, line: int) -> None:
         """Look at weights, thoughts and thumbs of a row or of an answer."""
@@ -187,6 +188,8 @@ class UnusedKeys:
             for inner, known in part_keys(as_object(part)).items():
                 holder = as_object(part) if inner == "" else as_object(as_object(part).get(inner))
                 self.count(holder, known, line, f"{name}[].{inner}{'.' * bool(inner)}")
+            if isinstance(inner_parts := as_object(part).get("content"), list):
+                self._look_at_parts(inner_parts, f"{name}[].content", line)
 
     def count(self, value: Value, known: frozenset[str], line: int, prefix: str = "") -> None:
         """Count the keys of an object that are not in `known`; `prefix` is the path of the object."""
@@ -225,18 +228,18 @@ def _brackets(value: Any) -> str:
     return "" if isinstance(value, dict) or (isinstance(value, str) and value[:1] == "{") else "[]"
 
 
-def _role_of(item: Value) -> str:
-    name = item.get("role", item.get("from"))
-    if not isinstance(name, str):
-        return ""
-    return ASSISTANT if name in CALL_ROLES else ROLES.get(name, "")
+def _spelling_of(form: Format, items: list[Any]) -> Spelling:
+    """Return the names of the keys for role and content that the reader of a format used for these turns."""
+    if form == "gemini":
+        return GEMINI
+    return spelling_of(items) if form in ("sharegpt", "preference") else Spelling()
 
 
-def _flags_without_effect(item: Value, name: str) -> Iterator[str]:
+def _flags_without_effect(item: Value, path: str) -> Iterator[str]:
     """Yield flags that ask for anything else than that a turn is not learned, which it is not. They are ignored."""
     for flag in FLAGS:
         if item.get(flag) not in _NOT_LEARNED:
-            yield f"{name}[].{flag} of a turn that is no answer"
+            yield f"{path}.{flag} of a turn that is no answer"
 
 
 def unused_keys_note(keys: tuple[UnusedKey, ...]) -> str:

@@ -87,7 +87,7 @@ class ValueReader:
     def _open(self, value: object, line: int, key: str) -> list[Sample | LineError]:
         if isinstance(value, list) and value and is_turn(value[0]):
             samples = self._finish("turns", read_bare_turns(value), {}, line)
-            self.unused.look_at_turns(value, "", line, self._method_for(samples))
+            self.unused.look_at_turns(value, "[]", line, self._method_for(samples))
             return samples
         if not isinstance(value, dict):
             raise BadValueError(None, f"is {kind(value)}, not an object", KNOWN_SHAPES if key == "" else _NESTED)

@@ -285,11 +285,34 @@ ACCEPTED = [
 
 ACCEPTED += [
     learns(
+        "keys in a function call of ShareGPT, and in parts of a result",
+        [
+            sharegpt(("human", "x"), ("function_call", {"name": "get", "index": 1}), ("tool", "1"), ("gpt", "y")),
+            used(
+                calling(call()),
+                turn(
+                    "user",
+                    [
+                        {
+                            "type": "tool_result",
+                            "tool_use_id": "c1",
+                            "content": [{"type": "text", "text": "1", "cached": True}],
+                        }
+                    ],
+                ),
+                DONE,
+            ),
+        ],
+        "user: x | *answer:  → get{} | tool get: 1 | *answer: y",
+        WHOLE,
+        notes=(NO_TOOLS, unused("conversations[].value.index", "messages[].content[].content[].cached")),
+    ),
+    learns(
         "a call of the old kind with a key that nothing reads",
         used({"role": "assistant", "content": None, "function_call": {"name": "get", "arguments": {}, "index": 1}}),
         LISTED + "user: x | *answer:  → get{}",
         notes=(unused("messages[].function_call.index"),),
-    )
+    ),
 ]
 MARKED = '<tool_call>\n{"name": "get", "arguments": {"a": "b"}}\n</tool_call>'
 ACCEPTED += [

@@ -33,6 +33,23 @@ def edited(**more: Any) -> dict[str, Any]:
 
 WEIGHTS = [
     learns(
+        "both spellings of a turn",
+        {
+            "conversations": [
+                {"from": "human", "value": "x", "content": "w"},
+                {"from": "gpt", "value": "y", "role": "user"},
+            ]
+        },
+        GOOD,
+        notes=(unused("conversations[].content", "conversations[].role"),),
+    ),
+    learns(
+        "tools in the system message of a prompt",
+        {"prompt": [{**turn("system", "s"), "tools": [TOOL]}, ASK], "completion": [YES]},
+        "system: s | user: x | *answer: y",
+        notes=(unused("prompt[].tools"),),
+    ),
+    learns(
         "weights between 0 and 1",
         {"messages": [ASK, {**YES, "weight": 0.5}, ASK, {**NO, "weight": "0.25"}, ASK, YES]},
         "user: x | *0.5 answer: y | user: x | *0.25 answer: z | user: x | *answer: y",
