@@ -59,10 +59,14 @@ SPEED: dict[str, SpeedPart] = {
     "llama-nf4-dropout": _llama(parameters={"dropout": 0.05}, micro_batch=1),
     "llama-nf4-8bit": _llama(optimizer="8bit"),
     "llama-nf4-before": _llama(**_BEFORE),
+    "llama-nf4-compiled": SpeedPart(_llama(compiled=True, seconds=200).measurement, 300),
     "llama-bf16": _llama(quantize=False),
     "llama-trl": _llama(trainer="trl", micro_batch=1, recompute=True, attention=SDPA, fused=False),
     "mistral-nf4": SpeedPart(Measurement(MISTRAL, micro_batch=2, recompute=False)),
     "qwen3-30b-nf4": SpeedPart(Measurement(QWEN_30B, micro_batch=4, rows_per_step=4, profile=True)),
+    "qwen3-30b-bf16": SpeedPart(
+        Measurement(QWEN_30B, quantize=False, micro_batch=None, recompute=None, rows_per_step=4), 180
+    ),
     "qwen3-next-nf4": SpeedPart(Measurement(QWEN_NEXT, micro_batch=4, rows_per_step=4, packed=False), 180),
 }
 CORRECTNESS = "correctness"

@@ -62,6 +62,7 @@ class Measurement:
     """None: what the trainer chooses."""
     recompute: bool | None = True
     lean: bool = False
+    compiled: bool = False
     fused: bool = True
     optimizer: str | None = None
     """`8bit`; None: what the trainer chooses."""
@@ -76,6 +77,7 @@ def measure(asked: Measurement) -> dict[str, Any]:
     from benchmarks.gpu.weights import active_weights, load_random, real_config
     from lora_contract.hyperparameters import Hyperparameters
     from lora_trainer.models.attention import choose_attention, switch_off_cudnn
+    from lora_trainer.models.compiling import compile_layers
     from lora_trainer.models.fused import fuse
     from lora_trainer.models.hardware import detect_hardware
     from lora_trainer.models.loading import attach_lora, tensor_bytes
@@ -101,6 +103,8 @@ def measure(asked: Measurement) -> dict[str, Any]:
     }
     lora = attach_lora(model, parameters)
     found["fused_layers"] = fuse(lora.model, lean=asked.lean) if asked.fused else 0
+    if asked.compiled:
+        compile_layers(lora.model)
     found["trainable"] = lora.trainable
     found |= {"plan": plan, "micro_batch": asked.micro_batch, "recompute": asked.recompute, "lean": asked.lean}
     clock = _clock(asked)
