@@ -40,8 +40,11 @@ from lora_worker.deployment.resources import (
 from lora_worker.errors import CreationInDoubtError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.runpod_answers import Answer as HttpAnswer
 from lora_worker.launchers.runpod_answers import read_answer, retry_after_seconds
+from lora_worker.observability.calls import called
 
 SERVICE = "RunPod's REST API"
+_MEASURED_AS = "account"
+"""The service's name in metrics: the jobs' API is `launcher` there."""
 
 _MAX_ATTEMPTS = 5
 _FIRST_WAIT_SECONDS = 0.5
@@ -168,7 +171,9 @@ class RunPodApi:
         url = f"{self._url}/serverless/{endpoint_id}/workers/{worker_id}/logs"
         headers = {**self._headers(), "Accept": "text/event-stream"}
         try:
-            async with self.http.stream("GET", url, params=query, headers=headers, timeout=timeout) as response:
+            async with self.http.stream(
+                "GET", url, params=query, headers=headers, timeout=timeout, extensions=called(_MEASURED_AS, "logs")
+            ) as response:
                 if response.status_code != 200:
                     raise await self._refusal(await read_answer(response), doing)
                 try:
@@ -264,7 +269,13 @@ class RunPodApi:
         creates = method == "POST"
         try:
             async with self.http.stream(
-                method, f"{self._url}{path}", params=query, headers=headers, content=content
+                method,
+                f"{self._url}{path}",
+                params=query,
+                headers=headers,
+                content=content,
+                # The first part of a path is a name of our own code; ids come after it.
+                extensions=called(_MEASURED_AS, path.split("/")[1]),
             ) as response:
                 answer = await read_answer(response)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:

@@ -6,9 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 
 from lora_worker.deployment.resources import EndpointChange, NewVolume, VolumeChange
+from lora_worker.deployment.rest import RunPodApi
 from lora_worker.errors import CreationInDoubtError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.observability.calls import MeasuredClient
 from tests.unit.worker.deployment.fake_api import KEY, Script, Waits, client
 
 VOLUME = {"id": "vol1", "name": "models", "size": 50, "dataCenter": "EU-RO-1", "type": "STANDARD"}
@@ -74,6 +77,19 @@ async def test_a_change_and_a_deletion_are_repeated(fault: Any) -> None:
         await api.update_volume("vol1", VolumeChange(size=60))
         await api.delete_volume("vol1")
     assert script.calls == ["PATCH /v2/network-volumes/vol1"] * 2 + ["DELETE /v2/network-volumes/vol1"] * 2
+
+
+async def test_calls_are_measured_by_what_they_ask_for() -> None:
+    labels = {"service": "account", "operation": "network-volumes"}
+
+    def measured() -> float:
+        return REGISTRY.get_sample_value("lora_worker_api_call_seconds_count", labels) or 0.0
+
+    before = measured()
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=VOLUME))
+    async with MeasuredClient(transport=transport) as http:
+        await RunPodApi("https://x/v2", "key", http=http).update_volume("vol1", VolumeChange(size=60))
+    assert measured() == before + 1
 
 
 async def test_deleting_what_is_gone_already_is_no_error() -> None:
