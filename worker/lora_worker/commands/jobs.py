@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lora_worker.commands.terminal import EXIT_FAILED, AsJson, command_group, print_lines, show, with_services
+from lora_worker.database.job_states import JobStatus
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -22,20 +22,9 @@ _LOG_LINES = 15
 JobArgument = Annotated[str, typer.Argument(help="A job's id, or a beginning of it that no other has.")]
 
 
-class Status(StrEnum):
-    """How a job may stand, as `jobs --status` knows it."""
-
-    QUEUED = "queued"
-    INITIALIZING = "initializing"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
 @commands.command()
 def jobs(
-    status: Annotated[list[Status] | None, typer.Option(help="Only jobs that stand so; may be repeated.")] = None,
+    status: Annotated[list[JobStatus] | None, typer.Option(help="Only jobs that stand so; may be repeated.")] = None,
     user: Annotated[str, typer.Option(help="Only jobs of the user with this id or mail address.")] = "",
     model: Annotated[str, typer.Option(help="Only jobs on this base model.")] = "",
     error: Annotated[str, typer.Option(help="Only jobs whose latest run ended with this error code.")] = "",

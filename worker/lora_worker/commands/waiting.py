@@ -10,10 +10,8 @@ from uuid import UUID
 
 from lora_worker.commands.terminal import EXIT_JOB_FAILED
 from lora_worker.database.job_reports import JobDetails
+from lora_worker.database.job_states import ENDED, JobStatus
 from lora_worker.errors import ArgumentError, ServiceUnavailableError
-
-ENDED = frozenset({"completed", "failed", "cancelled"})
-"""The states of a job that it leaves only by being started again."""
 
 POLL_SECONDS = 2.0
 _PATIENCE_SECONDS = 300.0
@@ -65,4 +63,4 @@ async def wait_until_ended(
 
 def exit_code(details: JobDetails) -> int:
     """Return the exit code of a command that has waited for this job: 0 only if it has completed."""
-    return 0 if details["job"]["status"] == "completed" else EXIT_JOB_FAILED
+    return 0 if details["job"]["status"] == JobStatus.COMPLETED else EXIT_JOB_FAILED

@@ -17,10 +17,6 @@ from lora_worker.storage.run_logs import RunLogs
 _SELDOM_SECONDS = 15.0
 """For what changes seldom: sums over many rows, kept logs."""
 
-LIVE = ["initializing", "running"]
-ENDED = ["completed", "failed", "cancelled"]
-STATUSES = ["queued", *LIVE, *ENDED]
-
 
 class Board:
     """What all pages read, through one `SharedReads`."""

@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lora_worker.dashboard.actions import DONE
-from lora_worker.dashboard.board import ENDED, LIVE, STATUSES
 from lora_worker.dashboard.charts import loss_curve, spend_bars, timeline
 from lora_worker.dashboard.reads import Reading
 from lora_worker.dashboard.rendering import desk_of, render
 from lora_worker.database.job_reports import JobFilter, JobPage, RunReport
+from lora_worker.database.job_states import ENDED, LIVE, JobStatus
 from lora_worker.database.queue_health import QueueHealth
 
 SPANS = (1, 7, 30, 90)
@@ -39,9 +39,9 @@ async def overview(request: Request) -> Response:
     board = desk_of(request).board
     health, live, queued, ended = await asyncio.gather(
         board.health(),
-        board.jobs(_LISTED, {"statuses": LIVE}),
+        board.jobs(_LISTED, {"statuses": list(LIVE)}),
         board.jobs(_LISTED, {"statuses": ["queued"]}),
-        board.jobs(_RECENT, {"statuses": ENDED}),
+        board.jobs(_RECENT, {"statuses": list(ENDED)}),
     )
     return render(
         request, "overview.html", readings=(health, live, queued, ended), done=_done(request),
@@ -64,7 +64,7 @@ async def jobs(request: Request) -> Response:
         name: request.query_params.get(name, "").strip()
         for name in ("status", "user_id", "base_model", "error_code", "cursor")
     }
-    if any(len(value) > _MAX_FILTER for value in asked.values()) or asked["status"] not in {"", *STATUSES}:
+    if any(len(value) > _MAX_FILTER for value in asked.values()) or asked["status"] not in {"", *JobStatus}:
         raise HTTPException(400, "this filter is none of the list's")
     if asked["user_id"] and not _is_uuid(asked["user_id"]):
         raise HTTPException(400, "a user is named by an id, such as 8c5f0f5e-53a4-4ad0-8f5e-0d6fd6f3a1c2")
@@ -76,7 +76,7 @@ async def jobs(request: Request) -> Response:
         "cursor": asked["cursor"] or None,
     }
     found = await desk_of(request).board.jobs(_LISTED, wanted)
-    return render(request, "jobs.html", readings=[found], found=found.value, asked=asked, statuses=STATUSES)
+    return render(request, "jobs.html", readings=[found], found=found.value, asked=asked, statuses=list(JobStatus))
 
 
 def _is_uuid(text: str) -> bool:
