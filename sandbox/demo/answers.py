@@ -39,7 +39,7 @@ class Comparison:
 
 
 def held_out_questions(dataset: Path, split: dict[str, Any], most: int) -> list[Conversation]:
-    """The first answers of at most `most` conversations that the training held out, each with what is before it.
+    """At most `most` different questions that the training held out: each with its answer, and with what is before.
 
     `split` is the content of the artifact's split.json. Where nothing was held out, it is the first of the dataset.
     Conversations that are too long for a CPU are passed over.
@@ -50,11 +50,8 @@ def held_out_questions(dataset: Path, split: dict[str, Any], most: int) -> list[
         except DatasetUnusableError:
             return []
     names, held_out = conversation_names(examples), set(split["validation"])
-    found = {
-        key: _first_answer(example)
-        for example in reversed(examples)
-        if names[key := conversation_key(example)] in held_out or not held_out
-    }
+    chosen = [example for example in examples if names[conversation_key(example)] in held_out] or examples[:1]
+    found = {talk[-2]["content"]: talk for talk in map(_first_answer, reversed(chosen))}
     short = [
         talk for talk in reversed(found.values()) if sum(len(turn["content"]) for turn in talk) <= _MOST_CHARACTERS
     ]

@@ -47,6 +47,8 @@ class DemoBase:
     """Hyperparameters for the demo's own dataset."""
     user_settings: Mapping[str, Any]
     """Hyperparameters for a user's file, whose answers may be long."""
+    questions: int
+    """How many held-out questions of a dataset without a goal are asked."""
     goal: Goal | None = None
     """None: the demo's own dataset has no manner that could be counted."""
 
@@ -56,7 +58,7 @@ TINY = DemoBase(
     making=("-c", _MAKE_TINY),
     first_time="base model",
     write_sample=write_sample_dataset,
-    # Half a minute on one core, and the adapter then answers in whole sentences.
+    # Half a minute on one core; the adapter then answers in the dataset's words, if not in its sentences.
     sample_settings={
         "epochs": 20,
         "rank": 16,
@@ -73,6 +75,7 @@ TINY = DemoBase(
         "max_steps": 60,
         "max_length": 2048,
     },
+    questions=1,
 )
 SMOLLM2 = DemoBase(
     name=smollm2.MODEL_NAME,
@@ -81,15 +84,16 @@ SMOLLM2 = DemoBase(
     write_sample=captain_text.write_captain_dataset,
     # 22 steps of about 330 tokens: some two minutes on one core.
     sample_settings={"epochs": 2, "rank": 8, "learning_rate": 2e-3, "batch_size": 4, "max_length": 512},
-    # At most 40 steps of one answer each: a long one takes ten seconds.
+    # At most 24 steps of one answer each: one of 1,024 tokens takes ten seconds.
     user_settings={
         "epochs": 2,
         "rank": 8,
         "learning_rate": 1e-3,
         "batch_size": 1,
-        "max_steps": 40,
+        "max_steps": 24,
         "max_length": 1024,
     },
+    questions=4,
     goal=Goal(
         has_manner=captain_text.in_manner,
         manner="like a captain, from “Ahoy” to “fair winds”",

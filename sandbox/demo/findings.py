@@ -18,7 +18,7 @@ from sandbox.errors import DemoError
 
 RECORD = Path(__file__).with_name("smollm2_answers.json")
 """The real model's answers, recorded by `make demo MODEL=smollm2 ARGS=--record`."""
-_SHOWN, _SHOWN_CHARACTERS = 3, 180
+_SHOWN, _SHOWN_CHARACTERS = 4, 180
 
 
 @dataclass(frozen=True)

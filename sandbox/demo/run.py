@@ -39,8 +39,6 @@ SANDBOX = ROOT / ".sandbox"
 TRAINER_PACE = {"LORA_TRAINER_PROGRESS_SECONDS": "0.5", "LORA_TRAINER_GRANT_POLL_SECONDS": "0.5"}
 """Shorter waits of the trainer: its defaults suit a training of hours, and the demo's takes a minute."""
 
-_QUESTIONS_OF_A_FILE = 3
-"""How many held-out questions of a dataset without a goal are asked."""
 _ENDED = {"completed", "failed", "cancelled"}
 _POLL_SECONDS = 0.3
 _STALLED_SECONDS = 300
@@ -91,7 +89,7 @@ def run(base: DemoBase, dataset: Path | None, console: Console, *, record: bool 
         files = fetch_artifact(project, job["artifact_id"], adapter)
         report = read_report(project, job_id, files)
         goal = None if dataset else base.goal
-        findings = judge(_compare(machine, adapter, _questions(goal, file, adapter), console), goal)
+        findings = judge(_compare(machine, adapter, _questions(base, goal, file, adapter), console), goal)
         Path("demo-report.json").write_text(json.dumps(report.as_json() | findings.as_json(), indent=2) + "\n")
         shutil.copy(adapter / "loss.png", "demo-loss.png")
         show(report, console)
@@ -209,12 +207,12 @@ def _stop_daemon(daemon: Child) -> None:
         raise ChildFailedError(f"the worker did not end well after SIGTERM:\n{daemon.last_words()}")
 
 
-def _questions(goal: Goal | None, dataset: Path, adapter: Path) -> list[Conversation]:
+def _questions(base: DemoBase, goal: Goal | None, dataset: Path, adapter: Path) -> list[Conversation]:
     """What base and adapter are asked: the goal's questions, or conversations that the training held out."""
     if goal is not None:
         return [row["messages"] for row in goal.held_out]
     split = json.loads((adapter / "split.json").read_text())
-    return held_out_questions(dataset, split, _QUESTIONS_OF_A_FILE)
+    return held_out_questions(dataset, split, base.questions)
 
 
 def _compare(machine: Machine, adapter: Path, questions: list[Conversation], console: Console) -> Comparison:
