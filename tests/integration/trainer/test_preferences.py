@@ -22,6 +22,7 @@ from lora_trainer.errors import InitAdapterUnusableError, StoppedError
 from lora_trainer.recipe.preferences import REFERENCE_NAME
 from lora_trainer.run.task import InitAdapter, Outcome, Task
 from tests.integration.trainer.child import make_task
+from tests.integration.trainer.in_process import trained
 from tests.project import ROOT
 
 pytestmark = pytest.mark.gpu_stack
@@ -53,40 +54,12 @@ def lines_of(method: str) -> list[dict[str, Any]]:
     ]
 
 
-class Progress:
-    """Stands for the pipe to the handler: asks for a stop after a given step."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.requested = False
-        self._stop_after = stop_after
-
-    def begin_stage(self, *_: Any) -> None:
-        pass
-
-    def end_step(self, point: Any, *_: Any, **__: Any) -> None:
-        self.requested = point.step == self._stop_after
-
-    def training_begins(self) -> None:
-        pass
-
-
 def task_of(method: str, folder: Path, base: Path, **changes: Any) -> Task:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "dataset").write_text("\n".join(map(json.dumps, lines_of(method))))
     wanted = {**PARAMETERS, "method": method, **changes.pop("hyperparameters", {})}
     wanted = {name: value for name, value in wanted.items() if name != "beta" or method != "sft"}
     return make_task(folder, base, dataset=folder / "dataset", hyperparameters=wanted, **changes)
-
-
-def trained(task: Task, *, stop_after: int | None = None) -> Outcome:
-    """The training in this process, which spares importing torch for each."""
-    from lora_trainer.models.quantised_cache import QuantisedCache
-    from lora_trainer.recipe.train import train
-    from lora_trainer.run.gpu import GpuMonitor
-
-    progress: Any = Progress(stop_after)
-    with QuantisedCache(task.volume, 0) as cache:
-        return train(task, progress, progress, GpuMonitor(wanted=False), cache)
 
 
 def curve(outcome: Outcome) -> list[tuple[Any, ...]]:

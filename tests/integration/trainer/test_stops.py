@@ -18,6 +18,7 @@ from lora_contract.protocol import FinalMetrics, Point
 from lora_trainer.artifact.folder import save_artifact
 from lora_trainer.artifact.model_card import ArtifactFacts
 from lora_trainer.data.chat import Chat, prepare_tokenizer
+from lora_trainer.recipe.methods import METHODS
 from tests.project import ROOT
 from tests.unit.trainer.tokenizers import tokenizer_with
 
@@ -34,7 +35,7 @@ FAMILIES = {
 
 def learn(model, tokenizer, *, steps, rate):
     """Have the model learn a whole conversation by heart, and what follows each answer."""
-    turns = [{"role": "user", "content": "Go?"}, {"role": "assistant", "content": "Aye."}] * 3
+    turns = [{"role": "user", "content": "Go?"}, {"role": "assistant", "content": "Aye."}] * 2
     ids = torch.tensor([tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]])
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
@@ -52,6 +53,9 @@ def facts_for(base, stop):
         dataset_sha256="0" * 64,
         training_examples=3,
         validation_examples=0,
+        learns=METHODS["sft"].learns,
+        unit=METHODS["sft"].unit,
+        loss_unit=METHODS["sft"].loss_unit,
         parameters=Hyperparameters(),
         metrics=FinalMetrics(),
         steps=1,
@@ -82,7 +86,7 @@ def publish(folder, name):
     model = LlamaForCausalLM(config)
     ends = None if end_of_base is None else tokenizer.convert_tokens_to_ids(end_of_base)
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
-    learn(model, tokenizer, steps=80, rate=5e-3)
+    learn(model, tokenizer, steps=50, rate=8e-3)
     model.save_pretrained(folder / "base")
     adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     learn(adapted, tokenizer, steps=5, rate=1e-3)
