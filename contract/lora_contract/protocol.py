@@ -280,7 +280,8 @@ class FinalMetrics(_Message):
     final_validation_loss: FiniteFloat = None
     best_validation_loss: FiniteFloat = None
     final_reward_margin: FiniteFloat = None
-    """Of preference methods: how much higher the model rates preferred answers than others, in nats times beta."""
+    """Of preference methods: how much higher the adapter rates preferred answers than others, in nats times beta; of
+    what is held out, or of the last step where nothing is."""
     final_reward_accuracy: FiniteFloat = None
     """Of preference methods: the share of examples, 0 to 1, whose preferred answer is rated higher."""
     tokens_per_second: FiniteFloat = None

@@ -86,8 +86,11 @@ def test_preferred_answers_gain_on_the_others(whole, method):
     print(f"{method}: margins {margins[0]:.3f} … {margins[-1]:.3f}, accuracy {outcome.points[-1].reward_accuracy}")
     assert abs(margins[0]) < 1e-3, "before the first update the model is the reference"
     assert margins[-1] > 0.5
-    assert outcome.metrics.final_reward_margin == margins[-1]
-    assert outcome.metrics.final_reward_accuracy > 0.7
+    held_out = outcome.metrics.final_reward_margin, outcome.metrics.final_reward_accuracy
+    print(f"held out: margin {held_out[0]:.3f}, accuracy {held_out[1]}")
+    assert held_out[0] > 0.5
+    assert held_out[0] != margins[-1], "the answers that were not learned count"
+    assert held_out[1] > 0.6
     assert outcome.metrics.best_validation_loss < {"dpo": math.log(2), "kto": 0.6}[method]
     assert outcome.summary.method == method
 
@@ -104,6 +107,9 @@ def test_stopped_training_resumes_exactly_and_in_halves_alike(whole, tmp_path, t
     resumed = trained(task_of(method, tmp_path / "same", tiny_model, micro_batch=4))
     assert resumed.summary.resumed_from_step in {2, 3}
     assert curve(resumed) == curve(whole[method][1]), "as if it had not stopped"
+    assert resumed.metrics.model_copy(update={"tokens_per_second": None}) == whole[method][1].metrics.model_copy(
+        update={"tokens_per_second": None}
+    )
     # As after memory ran out: recomputed, with half the rows in a pass.
     halved = trained(task_of(method, tmp_path / "halved", tiny_model, micro_batch=2, recompute=True))
     for found, wanted in zip(curve(halved), curve(whole[method][1]), strict=True):
@@ -178,7 +184,7 @@ def test_model_card_says_how_it_was_trained(whole):
     assert "tags: [lora, qlora, dpo]" in card
     for row in (
         "| pairs trained on | 12 |",
-        "| reward margin, last step |",
+        "| reward margin, held out |",
         "| unit of the losses | nats per pair |",
         "| beta | `0.2` |",
     ):

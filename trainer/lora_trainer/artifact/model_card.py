@@ -125,14 +125,15 @@ def _table(rows: dict[str, Any]) -> str:
 
 def _results(facts: ArtifactFacts) -> dict[str, Any]:
     metrics = facts.metrics
+    rewarded = "held out" if facts.validation_examples else "last step"
     rows = {
         "validation loss before training": facts.loss_before,
         "training loss, first step (before its update)": metrics.first_training_loss,
         "training loss, last step": metrics.final_training_loss,
         "validation loss, last": metrics.final_validation_loss,
         "validation loss, best": metrics.best_validation_loss,
-        "reward margin, last step": metrics.final_reward_margin,
-        "reward accuracy, last step": metrics.final_reward_accuracy,
+        f"reward margin, {rewarded}": metrics.final_reward_margin,
+        f"reward accuracy, {rewarded}": metrics.final_reward_accuracy,
     }
     shown: dict[str, Any] = {name: f"{value:.4f}" for name, value in rows.items() if value is not None}
     return {

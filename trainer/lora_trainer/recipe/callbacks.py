@@ -33,6 +33,7 @@ from lora_trainer.run.progress_pipe import ProgressWriter
 from lora_trainer.run.task import Task
 from lora_trainer.run.volume import JobFolder, naming_full_disks
 
+_REWARDS = ("reward_margin", "reward_accuracy")
 _EXPLODED_STEPS = 5
 """How many steps in a row must have a loss that is far too high."""
 _EXPLODED_FACTOR = 3.0
@@ -66,6 +67,8 @@ class BestAdapter:
     """The trained weights by parameter name, in main memory."""
     evaluations_without_gain: int = 0
     """How many evaluations since then found no lower loss."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """Of preference methods: `reward_margin` and `reward_accuracy` of what is held out."""
 
 
 class FollowedTrainer(Protocol):
@@ -163,7 +166,9 @@ class RunCallback(TrainerCallback):
         self._validation_due = state.validation_due
         if state.best_step is not None and state.best_loss is not None:
             weights = load_file(folder / BEST_ADAPTER_NAME)
-            self.best = BestAdapter(state.best_step, state.best_loss, weights, state.evaluations_without_gain)
+            self.best = BestAdapter(
+                state.best_step, state.best_loss, weights, state.evaluations_without_gain, state.best_rewards
+            )
 
     @override
     def on_train_begin(
@@ -226,7 +231,7 @@ class RunCallback(TrainerCallback):
             self.loss_before = logs["eval_loss"]
             return
         if "eval_loss" in logs:
-            self._note_validation(step, logs["eval_loss"], kwargs["model"])
+            self._note_validation(step, logs, kwargs["model"])
             if self._patience_is_exhausted():
                 self.stopped_early_at = step
                 control.should_training_stop = True
@@ -270,6 +275,7 @@ class RunCallback(TrainerCallback):
                     points=self.points,
                     best_step=self.best.step,
                     best_loss=self.best.loss if self.best.step is not None else None,
+                    best_rewards=self.best.rewards,
                     evaluations_without_gain=self.best.evaluations_without_gain,
                     train_seconds=self.train_seconds,
                     loss_before=self.loss_before,
@@ -302,8 +308,7 @@ class RunCallback(TrainerCallback):
             throughput=round(new_tokens / seconds, 2) if seconds > 0 else None,
             gpu_utilization=sample.utilization,
             gpu_memory_bytes=sample.memory_bytes,
-            reward_margin=logs.get("reward_margin"),
-            reward_accuracy=logs.get("reward_accuracy"),
+            **{name: logs.get(name) for name in _REWARDS},
             timestamp=round(time.time(), 3),
         )
         self._curve.note(point)
@@ -322,14 +327,16 @@ class RunCallback(TrainerCallback):
             "Try a learning rate a third as high, a longer warm-up (warmup_steps) or a larger batch.",
         )
 
-    def _note_validation(self, step: int, loss: float, model: torch.nn.Module) -> None:
+    def _note_validation(self, step: int, logs: dict[str, Any], model: torch.nn.Module) -> None:
+        loss = logs["eval_loss"]
         point = self._curve.get(step) or Point(step=step, epoch=0)
         self._curve.note(point.model_copy(update={"validation_loss": loss}))
         self._step_ended_at = self._clock()  # the evaluation's time is not part of the next step
         if not loss < self.best.loss:
             self.best.evaluations_without_gain += 1
             return
-        self.best = BestAdapter(step, loss, trainable_weights(model))
+        rewards = {name: logs[f"eval_{name}"] for name in _REWARDS if f"eval_{name}" in logs}
+        self.best = BestAdapter(step, loss, trainable_weights(model), rewards=rewards)
 
     def _patience_is_exhausted(self) -> bool:
         patience = self._task.hyperparameters.early_stopping_patience

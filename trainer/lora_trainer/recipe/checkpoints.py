@@ -32,6 +32,7 @@ class CheckpointState(BaseModel):
     points: list[Point] = Field(default_factory=list)
     best_step: int | None = None
     best_loss: float | None = None
+    best_rewards: dict[str, float] = Field(default_factory=dict)
     evaluations_without_gain: int = 0
     train_seconds: float = 0
     """Seconds trained up to this checkpoint, in all executions."""

@@ -133,7 +133,7 @@ def _training_notes(callback: RunCallback, setup: TrainingSetup, task: Task) -> 
 
 
 def final_metrics(callback: RunCallback) -> FinalMetrics:
-    """The first, last and best losses of the curve, its last rewards, and its mean throughput in tokens per second."""
+    """The first, last and best losses of the curve, the rewards, and its mean throughput in tokens per second."""
 
     def values(name: str) -> list[float]:
         return [value for point in callback.points if (value := getattr(point, name)) is not None]
@@ -145,7 +145,7 @@ def final_metrics(callback: RunCallback) -> FinalMetrics:
         final_training_loss=losses[-1] if losses else None,
         final_validation_loss=validation[-1] if validation else None,
         best_validation_loss=min(validation, default=None),
-        final_reward_margin=margins[-1] if margins else None,
-        final_reward_accuracy=accuracies[-1] if accuracies else None,
+        final_reward_margin=callback.best.rewards.get("reward_margin", margins[-1] if margins else None),
+        final_reward_accuracy=callback.best.rewards.get("reward_accuracy", accuracies[-1] if accuracies else None),
         tokens_per_second=round(sum(speeds) / len(speeds), 1) if speeds else None,
     )
