@@ -79,6 +79,7 @@ class Hyperparameters(BaseModel):
     neftune_noise_alpha: float | None = Field(default=None, gt=0, le=50)
     loraplus_lr_ratio: float | None = Field(default=None, ge=1, le=64)
     target_experts: bool = False
+    """Whether experts carry LoRA, too: every routed one of Qwen3-MoE, the shared one of Qwen3-Next."""
     quantization: Literal["auto", "nf4", "bf16"] = "auto"
     """How the base model is held while training: in 4 bits (`nf4`), or not quantised (`bf16`).
 

@@ -224,7 +224,7 @@ class QuantisedCache:
                     if unchecked >= _ROOM_BYTES:
                         unchecked = 0
                         # Gigabytes that wait to be written would hold up checkpoints, and the end of the process.
-                        os.fdatasync(file.fileno())
+                        os.fsync(file.fileno())
                         self._check_room_left()
             os.fsync(file.fileno())
             size = file.tell()

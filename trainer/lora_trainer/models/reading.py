@@ -183,12 +183,12 @@ class ReadAhead:
 
 def _choose_threads() -> int:
     """A network volume is faster with many; but all of them copy, for which more than there are cores only compete."""
-    return max(2, min(_MOST_THREADS, len(os.sched_getaffinity(0))))
+    return max(2, min(_MOST_THREADS, os.cpu_count() or _MOST_THREADS))
 
 
 def _free_pinned_memory() -> None:
     """Give pinned memory back to the machine, which torch would keep for as long as the training lasts."""
-    if hasattr(torch.accelerator, "empty_host_cache"):  # since torch 2.12
+    if hasattr(torch.accelerator, "empty_host_cache"):  # older releases of torch have none
         torch.accelerator.empty_host_cache()
 
 
