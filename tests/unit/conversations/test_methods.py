@@ -211,7 +211,7 @@ def rated_talk(number: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
-def test_pairs_and_thumbs_of_a_conversation_stay_on_one_side_of_the_hold_out(method: Method) -> None:
+def test_pairs_and_thumbs_of_a_conversation_stay_on_one_side(method: Method) -> None:
     if method == "kto":
         talks = [[{**row, "original_response": None} for row in rated_talk(number)] for number in range(10)]
     else:
