@@ -80,3 +80,5 @@ VERDICT_KEYS: dict[Method, frozenset[str]] = {
     "kto": frozenset({*THUMBS, *ORIGINALS}),
 }
 """Keys of thumbs and edits, of a row or an answer, that a method uses."""
+AROUND_PAIRS = OUTER_KEYS | {"training_pairs", "conversation_id", "id", *FLAGS}
+"""Keys of an object that holds the pairs of one conversation. Its system prompt would stand in each pair."""

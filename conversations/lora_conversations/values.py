@@ -20,7 +20,7 @@ from lora_conversations.formats import (
     unknown_format,
 )
 from lora_conversations.identity import continues, opening_of
-from lora_conversations.keys import ANY_ROW, OUTER_KEYS
+from lora_conversations.keys import AROUND_PAIRS, OUTER_KEYS
 from lora_conversations.learning import Learner
 from lora_conversations.pairs import CONVERSATIONS, read_preference
 from lora_conversations.preferences import Preference, Rating, Sample
@@ -125,7 +125,7 @@ class ValueReader:
         if "synthesized_output" in first or "user_input" in first:
             return self._read("brightrun_v3", value, line)
         _check_outside(value, TOOL_LISTS)
-        self.unused.count(value, OUTER_KEYS | ANY_ROW | {"training_pairs"}, line)
+        self.unused.count(value, AROUND_PAIRS, line)
         samples: list[Sample | LineError] = []
         enclosing = _Enclosing(conversation_identity(value))
         for index, pair in enumerate(pairs):

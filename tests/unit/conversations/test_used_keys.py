@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lora_conversations.errors import DatasetUnusableError, LineError
 from lora_conversations.keys import BRIGHTRUN, OUTER_KEYS
@@ -97,8 +99,8 @@ def outcome(rows: list[Any], method: Method | None) -> object:
 
 
 def says_what_happens(path: Path, value: Any) -> bool:
-    """Whether a key only says what happens anyway, or is the useless id of a pair inside its conversation."""
-    return (path[-1] in FLAGS and not value) or (path[-1] == "conversation_id" and "training_pairs" in path)
+    """Whether a key only says what happens anyway, or is an id beside a better one."""
+    return (path[-1] in FLAGS and not value) or path[-1] == "conversation_id"
 
 
 def notes(rows: list[Any], method: Method | None) -> tuple[set[str], bool]:
@@ -117,7 +119,39 @@ def is_named(path: Path, names: set[str], has_remark: bool) -> bool:
         return True
     if has_remark and any(part[-1] in REMARKED for part in around):
         return True
-    return any(spelt(part) in names for part in around) or any("…" in name for name in names)
+    # The pairs of a conversation are rows of their own, and noted so.
+    paths = {re.sub(r"^(conversations\[\]\.)?training_pairs\[\]\.", "", spelt(part)) for part in around}
+    return not names.isdisjoint(paths | set(map(spelt, around))) or any("…" in name for name in names)
+
+
+SINGLE = [(row, reading.method) for reading in READINGS if reading.learned and len(reading.content) < 5000
+          for row in map(json.loads, reading.content.splitlines())]  # fmt: skip
+
+
+def at(value: Any, path: Path) -> Any:
+    for part in path:
+        value = value[part]
+    return value
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(st.data())
+def test_key_of_another_row_put_anywhere_is_used_or_named(data: st.DataObject) -> None:
+    row, method = data.draw(st.sampled_from(SINGLE))
+    other, _ = data.draw(st.sampled_from(SINGLE))
+    holders = [(), *(path for path in paths(row) if isinstance(at(row, path), dict))]
+    source = data.draw(st.sampled_from(list(paths(other))))
+    path = (*data.draw(st.sampled_from(holders)), source[-1])
+    value = copy.deepcopy(at(other, source))
+    if is_unset(value):
+        return
+    rows = [changed(row, path, value)]
+    before = outcome(rows, method)
+    if not isinstance(before, list) or not before or any(isinstance(item, str) for item in before):
+        return  # refused, or left out
+    if says_what_happens(path, value) or is_named(path, *notes(rows, method)):
+        return
+    assert any(outcome(changed(rows, (0, *path), mutant), method) != before for mutant in OTHERS if mutant != value)
 
 
 @pytest.mark.parametrize(("name", "lines", "method"), ROWS, ids=[name.replace(" ", "-") for name, _, _ in ROWS])
