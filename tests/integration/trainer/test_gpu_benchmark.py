@@ -27,6 +27,17 @@ def test_benchmark_parts_can_run_separately_into_one_report(tmp_path):
     assert table.count("\n| ") == 3
 
 
+def test_all_levers_together_train_as_the_trainer_without_them(tmp_path):
+    """Fused layers, several rows a pass and kept activations, in one training of the CPU, against none of them."""
+    report = tmp_path / "gpu-report.json"
+    assert main(["--tiny", "--steps", "2", "--report", str(report), "llama-nf4", "llama-nf4-before"]) == 0
+    levers, before = json.loads(report.read_text())["parts"].values()
+    assert levers["fused_layers"] > before["fused_layers"] == 0
+    assert (levers["micro_batch"], before["micro_batch"]) == (2, 1)
+    assert (levers["recompute"], before["recompute"]) == (False, True)
+    assert levers["losses"] == pytest.approx(before["losses"], abs=1e-3)
+
+
 def test_loading_part_measures_the_base_and_then_its_copy(tmp_path):
     asked = loading.LoadMeasurement(LLAMA, tiny=True, row_tokens=256, example_tokens=64)
     loading.make(asked, tmp_path)
