@@ -119,13 +119,14 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         trackers=trackers,
         notes=[
             *filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None, passes.note]),
-            *_settings_of_other_methods(method, parameters),
+            *settings_of_other_methods(method, parameters),
             *tracker_notes,
         ],
     )
 
 
-def _settings_of_other_methods(method: Method, parameters: Hyperparameters) -> list[str]:
+def settings_of_other_methods(method: Method, parameters: Hyperparameters) -> list[str]:
+    """A sentence for the user where a chosen hyperparameter belongs to other methods only."""
     others = frozenset[str]().union(*(known.settings for known in METHODS.values())) - method.settings
     chosen = sorted(name for name in others if getattr(parameters, name) is not None)
     return [f"Without effect: method {parameters.method} has no {' and no '.join(chosen)}."] if chosen else []
