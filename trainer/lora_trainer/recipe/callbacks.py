@@ -27,6 +27,7 @@ from lora_trainer.recipe.checkpoints import (
     remove_checkpoints_of_others,
     write_state,
 )
+from lora_trainer.recipe.random_states import RandomStates
 from lora_trainer.recipe.stopping import StopSwitch
 from lora_trainer.run.gpu import GpuMonitor
 from lora_trainer.run.progress_pipe import ProgressWriter
@@ -126,6 +127,8 @@ class RunCallback(TrainerCallback):
         self.evaluate: Callable[[], object] | None = None
         """The trainer's `evaluate`, for evaluations that transformers' loop does not start. `follow` sets it."""
         self._save_beside: Callable[[Path], object] = lambda _: None
+        self.last_states: RandomStates | None = None
+        """The random states after the last whole step of this process; None before its first."""
         self.best = BestAdapter()
         self.loss_before: float | None = None
         """The validation loss of the base model, measured before the first step."""
@@ -186,6 +189,7 @@ class RunCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide what follows this step: a checkpoint, an evaluation, or the end of the training."""
         crash_point("trainer.train.step")
+        self.last_states = RandomStates.now()
         if self._stop.requested:
             self.stopped = state.global_step < state.max_steps
             control.should_training_stop = True

@@ -32,7 +32,6 @@ from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.loading import Lora
 from lora_trainer.models.optimizer import PLAIN, Optimizer
 from lora_trainer.recipe.callbacks import EvaluationInterruptedError, RunCallback
-from lora_trainer.recipe.random_states import RandomStates
 from lora_trainer.recipe.schedule import rate_share, warm_up_steps
 from lora_trainer.recipe.stopping import StepInterruptedError
 
@@ -106,8 +105,6 @@ class StepTrainer(SFTTrainer, ABC):
 
     model: PeftModel
     """Declared as optional by transformers; the constructor requires it."""
-    last_states: RandomStates | None = None
-    """The random states after the last whole step of this process; None before its first."""
     continues = False
     """Whether the training began with an earlier adapter."""
 
@@ -226,7 +223,6 @@ class StepTrainer(SFTTrainer, ABC):
         for batch in passes:
             self.end_if_asked()
             loss = loss + train_on(model, batch, num_items_in_batch)
-        self.last_states = RandomStates.now()
         return loss
 
     def end_if_asked(self) -> None:
@@ -402,9 +398,9 @@ def save_last_step(trainer: StepTrainer, callback: RunCallback) -> None:
     saved: the checkpoint from which it resumed stands.
     """
     step = trainer.state.global_step
-    if trainer.last_states is None or callback.saved_step == step:
+    if callback.last_states is None or callback.saved_step == step:
         return
-    trainer.last_states.restore()
+    callback.last_states.restore()
     trainer.model.zero_grad(set_to_none=True)
     # Outside of its loop, transformers has no public method for it.
     save: Callable[..., None] = trainer._save_checkpoint  # noqa: SLF001
