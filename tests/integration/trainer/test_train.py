@@ -45,6 +45,14 @@ def test_curve_has_every_step_once_in_order(trained):
     assert all(point.training_loss is not None and point.throughput > 0 for point in outcome.points)
 
 
+def test_pace_is_that_of_all_steps_and_within_the_training(trained):
+    _, outcome, _ = trained
+    pace = outcome.summary.pace
+    assert pace.steps == outcome.summary.total_steps
+    assert pace.tokens > pace.steps
+    assert 0 < pace.seconds <= outcome.summary.train_seconds
+
+
 @pytest.mark.fault(23)
 def test_progress_passes_every_stage_and_counts_real_steps(trained):
     _, outcome, child = trained

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from lora_contract.error_codes import ErrorCode, Fault
-from lora_contract.protocol import Manifest, Point, Progress, Result, Stage, Summary, TrainerError
+from lora_contract.protocol import Manifest, Pace, Point, Progress, Result, Stage, Summary, TrainerError
 from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.launchers.base import LaunchState, Observation
 from lora_worker.runs.outcomes.failures import Failure
@@ -87,6 +87,14 @@ def test_containers_seconds_only_fill_a_gap_in_the_measurements(services: Servic
     assert end(holding, Summary(execution_seconds=10_000_000))["gpu_seconds"] == 100 + services.settings.lost_seconds
     holding.news = holding.news.model_copy(update={"posted_seconds_ago": 120.0})
     assert end(holding, Summary(execution_seconds=10_000_000))["gpu_seconds"] == 120
+
+
+def test_only_a_success_brings_the_pace_from_which_estimates_learn(services: Services) -> None:
+    pace = {"tokens": 9_000_000, "seconds": 1000.0, "steps": 300}
+    summary = Summary(pace=Pace(**pace))
+    assert succeeded(held(services, None), summary)["pace"] == pace
+    assert succeeded(held(services, None), Summary())["pace"] is None, "an earlier trainer sends none"
+    assert "pace" not in failed(held(services, None), summary)
 
 
 def test_displayed_cost_stays_within_the_cap(services: Services) -> None:
