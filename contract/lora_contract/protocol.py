@@ -8,6 +8,7 @@ run in 256 MB of memory.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -298,6 +299,11 @@ class Pace(_Message):
     steps: Count = None
 
 
+def _pace_or_none(value: Any) -> Any:
+    """What can't be a pace is none: it only informs estimates, and must not make a whole manifest unreadable."""
+    return value if isinstance(value, Mapping | Pace) else None
+
+
 class Summary(_Message):
     """What the trainer did, for the artifact's row in the database and for the bill."""
 
@@ -323,7 +329,7 @@ class Summary(_Message):
     quantization: Label | None = None
     """How the base model was held while training: `nf4`, in 4 bits, or `bf16`, not quantised."""
     resumed_from_step: Count = None
-    pace: Pace | None = None
+    pace: Annotated[Pace | None, BeforeValidator(_pace_or_none)] = None
     """Missing from earlier trainers, and where the method's tokens say nothing about the time of others."""
     notes: Notes = Field(default_factory=list)
     """Sentences for the user about what was reduced, skipped or truncated."""

@@ -15,6 +15,7 @@ from lora_contract.protocol import (
     MAX_POINTS,
     FinalMetrics,
     Manifest,
+    Pace,
     Point,
     Progress,
     Result,
@@ -44,10 +45,13 @@ def manifest(**parts: Any) -> Any:
 @pytest.mark.parametrize("value", ENDLESS, ids=lambda value: repr(value)[:20])
 def test_summary_numbers_out_of_bounds_become_unknown(value: Any) -> None:
     numbers = [name for name, field in Summary.model_fields.items() if "str" not in str(field.annotation)]
+    numbers.remove("pace")
     assert len(numbers) == 10
-    summary = Manifest.model_validate(manifest(summary=dict.fromkeys(numbers, value))).summary
-    for name in numbers:
-        found = getattr(summary, name)
+    said = {**dict.fromkeys(numbers, value), "pace": dict.fromkeys(Pace.model_fields, value)}
+    summary = Manifest.model_validate(manifest(summary=said)).summary
+    assert Manifest.model_validate(manifest(summary={"pace": value})).summary.pace in (None, Pace())
+    assert summary.pace is not None
+    for name, found in [*((name, getattr(summary, name)) for name in numbers), *summary.pace]:
         assert found is None or 0 <= found <= 2**53, name
 
 
