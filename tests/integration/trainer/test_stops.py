@@ -69,6 +69,7 @@ def facts_for(base, stop):
         packed=False,
         attention="sdpa",
         quantization="nf4",
+        compiled=False,
         warm_up_steps=0,
     )
 
