@@ -19,7 +19,7 @@ from lora_worker.database.submission_rows import FoundAdapter
 from lora_worker.errors import ArtifactError, ObjectMissingError, PreflightError
 from lora_worker.services import Services
 from lora_worker.storage.artifact_paths import ArtifactPaths
-from lora_worker.storage.publication import parse_manifest
+from lora_worker.storage.manifests import parse_manifest
 
 _CODE = ErrorCode.INIT_ADAPTER_UNUSABLE
 _MAX_SHOWN_CHARACTERS = 100

@@ -15,19 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from pydantic import ValidationError
-
 from lora_contract.crash_points import crash_point
-from lora_contract.protocol import CONTAINER_LOG_NAME, MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactFile, Manifest
+from lora_contract.protocol import MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactFile, Manifest
 from lora_worker.errors import ArtifactError, ObjectMissingError, ServiceRefusedError
 from lora_worker.storage.artifact_paths import ArtifactPaths
+from lora_worker.storage.manifests import parse_manifest
 from lora_worker.storage.objects import Storage
-
-RESERVED_NAMES = frozenset({MANIFEST_NAME, CONTAINER_LOG_NAME})
-"""What the worker itself writes into a run's folder: no file of an artifact may replace it, or be replaced by it."""
-
-_MAX_BYTES = 32 * 1024**3
-"""The most bytes of all files of an artifact. Reading them back occupies one of a few slots for a long time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +96,6 @@ async def _read_manifest(store: ArtifactStore, path: str) -> bytes | None:
         if error.status != 413:
             raise
         raise ArtifactError(f"The artifact's manifest is larger than {MAX_MANIFEST_BYTES} bytes.") from None
-
-
-def parse_manifest(content: bytes, run_id: UUID) -> Manifest:
-    """Check and parse the manifest of a run.
-
-    Raises:
-        ArtifactError: it is damaged, another run's, empty, too large, or lists a file twice.
-    """
-    try:
-        manifest = Manifest.model_validate_json(content)
-    except ValidationError:
-        raise ArtifactError("The artifact's manifest is damaged.") from None
-    paths = [file.path for file in manifest.files]
-    if manifest.run_id != str(run_id) or not paths:
-        raise ArtifactError("The artifact's manifest belongs to another run or lists no file.")
-    if sum(file.bytes for file in manifest.files) > _MAX_BYTES:
-        raise ArtifactError("The artifact's manifest lists more bytes than an adapter has.")
-    if len(set(paths)) < len(paths) or not RESERVED_NAMES.isdisjoint(paths):
-        raise ArtifactError("The artifact's manifest lists a file twice, or under a name that is the worker's own.")
-    return manifest
 
 
 async def _keep(store: ArtifactStore, file: ArtifactFile) -> None:

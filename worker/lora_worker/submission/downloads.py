@@ -22,7 +22,7 @@ from lora_worker.database.submission_rows import PublishedRun
 from lora_worker.errors import ArgumentError, ArtifactError, ServiceRefusedError
 from lora_worker.services import Services
 from lora_worker.storage.artifact_paths import ArtifactPaths
-from lora_worker.storage.publication import parse_manifest
+from lora_worker.storage.manifests import parse_manifest
 
 _CHUNK_BYTES = 1 << 20
 

@@ -26,8 +26,9 @@ from lora_contract.object_names import storable
 from lora_contract.protocol import ArtifactFile, FinalMetrics, Manifest, Summary
 from lora_worker.errors import ArtifactError, ServiceRefusedError
 from lora_worker.runs.outcomes.results import LegacyResult
+from lora_worker.storage.manifests import RESERVED_NAMES
 from lora_worker.storage.public_web import ForbiddenAddressError, fetch, public_client
-from lora_worker.storage.publication import RESERVED_NAMES, ArtifactStore, keep_manifest
+from lora_worker.storage.publication import ArtifactStore, keep_manifest
 
 _COPY_ATTEMPTS = 3
 _MAX_FILES = 50
