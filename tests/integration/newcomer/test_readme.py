@@ -1,4 +1,4 @@
-"""The README's five lines for real: one command sets everything up, the next ones train."""
+"""The README's lines for real: one command sets everything up, the next ones train."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gpu_stack
 def test_a_newcomer_gets_from_nothing_to_the_first_adapters(
     arrival: Callable[[list[str]], Newcomer], runpod: LocalRunPod, known: dict[str, str]
 ) -> None:
-    install, setup, smoke, run, enqueue = README.commands("For real")
+    install, setup, smoke, run, check, enqueue = README.commands("For real")
     assert install == "pip install ."
     newcomer = arrival([])
     answers = {needed.names[0]: known[needed.names[0]] for needed in NEEDED}
@@ -35,6 +35,9 @@ def test_a_newcomer_gets_from_nothing_to_the_first_adapters(
 
     newcomer.type(run)
     write_sample_dataset(newcomer.folder / "my.jsonl", conversations=4)
+    checked = newcomer.type(check)
+    assert "what is learned is in ⟦⟧" in checked
+    assert "A training: " in checked
     assert "completed" in newcomer.type(enqueue)
     assert newcomer.stop_worker() == 0
     holding = [path.name for path in newcomer.folder.rglob("*") if path.is_file() and holds_secret(path, known)]
