@@ -139,13 +139,15 @@ def final_metrics(callback: RunCallback) -> FinalMetrics:
         return [value for point in callback.points if (value := getattr(point, name)) is not None]
 
     losses, validation, speeds = values("training_loss"), values("validation_loss"), values("throughput")
-    margins, accuracies = values("reward_margin"), values("reward_accuracy")
+    # What is held out may be of one kind of thumb only, and then has no margin: that of the training is none of it.
+    last = {name: curve[-1] for name in ("reward_margin", "reward_accuracy") if (curve := values(name))}
+    rewards = last if callback.best.step is None else callback.best.rewards
     return FinalMetrics(
         first_training_loss=losses[0] if losses else None,
         final_training_loss=losses[-1] if losses else None,
         final_validation_loss=validation[-1] if validation else None,
         best_validation_loss=min(validation, default=None),
-        final_reward_margin=callback.best.rewards.get("reward_margin", margins[-1] if margins else None),
-        final_reward_accuracy=callback.best.rewards.get("reward_accuracy", accuracies[-1] if accuracies else None),
+        final_reward_margin=rewards.get("reward_margin"),
+        final_reward_accuracy=rewards.get("reward_accuracy"),
         tokens_per_second=round(sum(speeds) / len(speeds), 1) if speeds else None,
     )
