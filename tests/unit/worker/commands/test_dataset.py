@@ -101,6 +101,14 @@ def test_lengths_are_the_tokenizers_where_the_trainer_is_installed(
         assert told in done.stdout, told
 
 
+def test_named_gpu_counts_also_where_the_endpoint_has_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORA_WORKER_ENDPOINT_GPU_TYPE", "L4")
+    file = write(tmp_path / "a.jsonl", {"messages": TALK})
+    assert "on 1 × L4." in run_command("dataset", "check", file).stdout
+    assert "on 1 × H100." in run_command("dataset", "check", file, "--gpu", "H100").stdout
+    assert run_command("dataset", "check", file, "--gpu", "abacus").exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
