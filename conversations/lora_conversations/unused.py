@@ -143,15 +143,15 @@ class UnusedKeys:
                 if role == ASSISTANT and has_verdicts and weight_of(item):
                     own |= VERDICT_KEYS[method]
                 self.count(item, known | own, line, f"{path}.")
-                self._look_into_turn(item, role, f"{path}.", line)
+                self._look_into_turn(item, role, f"{path}.", line, lists_tools=lists_tools)
             if role != ASSISTANT or not is_learned:
                 self._add(_flags_without_effect(item, path), line)
 
-    def _look_into_turn(self, item: Value, role: str, prefix: str, line: int) -> None:
+    def _look_into_turn(self, item: Value, role: str, prefix: str, line: int, *, lists_tools: bool) -> None:
         """Look at the values of a turn that have keys of their own."""
         if role == ASSISTANT:
             self._look_at_answer(item, prefix, line)
-        elif role == SYSTEM:
+        elif role == SYSTEM and lists_tools:
             for key in TOOL_LISTS:
                 self._look_at_tools(item.get(key), f"{prefix}{key}", line)
 

@@ -64,6 +64,12 @@ TOOLS_ACCEPTED: list[Reading] = [
         WHOLE,
     ),
     learns(
+        "a broken list in a system message after the first",
+        {"messages": [turn("system", "s"), {**turn("system", "s"), "tools": "[see docs"}, turn("user", "x"), DONE]},
+        "system: s | user: x | *answer: y",
+        notes=(unused("messages[].tools"),),
+    ),
+    learns(
         "tools in the system message",
         {
             "messages": [
