@@ -19,7 +19,7 @@ from lora_conversations.survey import Surveyor
 from lora_trainer.data.chat import IGNORED, Chat
 from lora_trainer.data.preferences import FitCounts, fit_answers
 from lora_trainer.data.rows import TruncationCounts, fit_examples
-from lora_trainer.errors import BaseModelUnknownError, DatasetInvalidError
+from lora_trainer.errors import DatasetInvalidError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,23 +78,12 @@ def _sequences(chat: Chat, sample: Sample) -> Iterator[tuple[str, _Sequence]]:
         title = "thumb up" if sample.good else "thumb down"
         yield title, _joined(*chat.continuation(sample.messages[:-1], sample.messages[-1:], tools=sample.tools))
     else:
-        yield from (("", sequence) for sequence in _of_example(chat, sample))
+        for row in chat.rows(sample.messages, sample.trained, tools=sample.tools, weights=sample.weights):
+            yield "", (row.input_ids, [label != IGNORED for label in row.labels])
 
 
 def _joined(prompt: list[int], answer: list[int]) -> _Sequence:
     return prompt + answer, [False] * len(prompt) + [True] * len(answer)
-
-
-def _of_example(chat: Chat, example: Example) -> Iterator[_Sequence]:
-    """The row of an example; where the template can't show all answers in one rendering, one row for each of them."""
-    row = chat.row(example.messages, example.trained, tools=example.tools, weights=example.weights)
-    rows = [row] if row is not None else [
-        chat.row(example.messages[: index + 1], [index], tools=example.tools) for index in example.trained
-    ]  # fmt: skip
-    for found in rows:
-        if found is None:
-            raise BaseModelUnknownError("The base model's chat template can't render an answer alone.")
-        yield found.input_ids, [label != IGNORED for label in found.labels]
 
 
 def _count_cuts(
