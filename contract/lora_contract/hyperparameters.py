@@ -17,7 +17,7 @@ _SHAPES = ConfigDict(extra="ignore", populate_by_name=True, protected_namespaces
 Method = Literal["sft", "dpo", "kto"]
 METHODS: tuple[Method, ...] = get_args(Method)
 DEFAULT_BETA = 0.1
-_PREFERENCE_METHODS = ("dpo", "kto")
+PREFERENCE_METHODS: tuple[Method, ...] = ("dpo", "kto")
 _PREFERENCE_LEARNING_RATE = 1e-5
 
 
@@ -90,7 +90,7 @@ class Hyperparameters(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _choose_learning_rate(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("method") in _PREFERENCE_METHODS and "learning_rate" not in data:
+        if isinstance(data, dict) and data.get("method") in PREFERENCE_METHODS and "learning_rate" not in data:
             return {**data, "learning_rate": _PREFERENCE_LEARNING_RATE}
         return data
 

@@ -8,7 +8,7 @@ from tests.corpus.builders import chat, conversation, pair, turn
 from tests.corpus.reading import Reading, learns, refuses, unused
 from tests.corpus.tools import GET, LISTED, TOOL, call, calling
 
-PAIR = "user: x | answer: y".replace(" | answer: y", "") + " + answer: y - answer: z"
+PAIR = "user: x + answer: y - answer: z"
 GOOD = "user: x | *answer: y"
 HOLDS_PAIR = "Holds 1 pair of a better and a worse answer: method dpo learns from both."
 BETTER_ONLY = "Pairs of which only the better answer is learned: method dpo learns from both (1 ×)."

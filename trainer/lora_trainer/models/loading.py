@@ -123,7 +123,13 @@ def load_model(
 
 def _load_through(cache: QuantisedCache, base: Base, options: dict[str, Any], hardware: Hardware) -> PreTrainedModel:
     """The quantised model from its copy, or from the base's files, of which a copy is written then."""
-    facts = copy_facts(base, options["config"], hardware)
+    try:
+        facts = copy_facts(base, options["config"], hardware)
+    except OSError as error:
+        log.warning(
+            "no copy of the quantised model is used, since a file of the base can't be read: %s", describe(error)
+        )
+        facts = None
     if facts is None:
         return _load_files(base, options, hardware)
     model = _load_copy(base, facts, cache, options, hardware)

@@ -249,7 +249,7 @@ def format_plan(plan: MemoryPlan, *, gpu_name: str | None = None, gpu_bytes: int
         _row("total while training", plan.total),
         _row("peak while loading", plan.loading_peak),
         "",
-        _row(f"adapter ({plan.trainable:,} weights)", plan.adapter_bytes),
+        _row(f"adapter ({plan.published:,} weights)", plan.adapter_bytes),
         _row("base model on the disk", plan.checkpoint_bytes),
     ]
     if gpu_bytes is not None:

@@ -208,6 +208,7 @@ class Execution:
         )
 
     async def _work(self, channel: ChannelClient) -> Result:
+        _check_init_adapter(self._request)
         self._report(Stage.SETUP)
         with naming_full_disks(self._volume):
             async with self._folder_lock:
@@ -219,7 +220,6 @@ class Execution:
         dataset = self._folder.own / "dataset"
         dataset_sha256 = await download_dataset(self._request.dataset, dataset)
         fingerprint = fingerprint_of(self._request, dataset_sha256)
-        _check_init_adapter(self._request)
         finished = self._folder.finished_artifact(fingerprint)
         if finished is None:
             task = self._task(self._folder, dataset_sha256, fingerprint)

@@ -40,7 +40,3 @@ class Tally:
     def result(self) -> list[LeftOut]:
         """Return the reasons, the most frequent first."""
         return sorted(self._found.values(), key=lambda left: (-left.count, left.first))
-
-    def total(self) -> int:
-        """Return how much was left out for all reasons together."""
-        return sum(left.count for left in self._found.values())

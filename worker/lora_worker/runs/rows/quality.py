@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from lora_contract.hyperparameters import PREFERENCE_METHODS
 from lora_contract.protocol import FinalMetrics, Point
 
-_PREFERENCE_METHODS = frozenset({"dpo", "kto"})
 _RISEN_LOSS = 0.1
 """A validation loss of a preference method that ends so far above its best has begun to overfit: at its start it is
 0.69 (dpo, ln 2) or 0.5 (kto), so this is a seventh to a fifth of all that it can lose."""
@@ -27,14 +27,14 @@ class QualityReport:
 def perplexity_of(method: str | None, metrics: FinalMetrics) -> float | None:
     """The perplexity of the held-out answers; None where it is unknown, or the loss is no mean over tokens."""
     loss = metrics.final_validation_loss
-    if method in _PREFERENCE_METHODS or loss is None or loss >= 50:
+    if method in PREFERENCE_METHODS or loss is None or loss >= 50:
         return None
     return math.exp(loss)
 
 
 def rate_run(method: str | None, points: list[Point], metrics: FinalMetrics) -> QualityReport:
     """Score a training by what its method promises: a lower loss, or that better answers are preferred."""
-    if method in _PREFERENCE_METHODS:
+    if method in PREFERENCE_METHODS:
         return rate_preferences(points, metrics)
     return rate_training(points, final_validation_loss=metrics.final_validation_loss)
 
