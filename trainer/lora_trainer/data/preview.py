@@ -12,21 +12,18 @@ from typing import TYPE_CHECKING
 
 from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.lengths import RENDERED_EXAMPLES, Lengths, LengthTally, Rendered, cut_parts
-from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.examples import Example
 from lora_conversations.preferences import Preference, Rating, Sample
 from lora_conversations.survey import Surveyor
 from lora_trainer.data.chat import IGNORED, Chat
 from lora_trainer.data.preferences import FitCounts, fit_answers
-from lora_trainer.data.rows import TruncationCounts, fit_examples
-from lora_trainer.errors import DatasetInvalidError
+from lora_trainer.data.rows import TruncationCounts, fit_examples, read_samples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST_EXAMPLES = 20_000
 """Of a longer file only so many examples are counted: a minute of tokenising."""
-_CHUNK_BYTES = 1 << 20
 
 _Sequence = tuple[list[int], list[bool]]
 """Token ids, and which of them are learned."""
@@ -41,7 +38,7 @@ def preview(dataset: Path, tokenizer: PreTrainedTokenizerBase, chosen: Hyperpara
     """
     chat, tally, counts = Chat(tokenizer), LengthTally(chosen.max_length), (TruncationCounts(), FitCounts())
     rendered: list[Rendered] = []
-    samples = _samples(dataset, chat, chosen)
+    samples = read_samples(dataset, Surveyor(chat.refuse, chosen.method))
     for number, sample in enumerate(islice(samples, MOST_EXAMPLES)):
         sequences = list(_sequences(chat, sample))
         for _, (ids, _) in sequences:
@@ -56,17 +53,6 @@ def preview(dataset: Path, tokenizer: PreTrainedTokenizerBase, chosen: Hyperpara
         left_out=sum(count.too_long for count in counts),
         is_complete=next(samples, None) is None,
     )
-
-
-def _samples(dataset: Path, chat: Chat, chosen: Hyperparameters) -> Iterator[Sample]:
-    surveyor = Surveyor(chat.refuse, chosen.method)
-    try:
-        with dataset.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                yield from surveyor.feed(chunk)
-        yield from surveyor.close()
-    except DatasetUnusableError as error:
-        raise DatasetInvalidError(error.message, error.hint) from None
 
 
 def _sequences(chat: Chat, sample: Sample) -> Iterator[tuple[str, _Sequence]]:

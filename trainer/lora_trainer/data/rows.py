@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -169,17 +170,32 @@ def load_samples(
         DatasetInvalidError: the file can't be read, or more lines are bad than `max_bad_line_share` allows.
     """
     surveyor = Surveyor(refuse, method)
-    samples: list[Sample] = []
-    try:
+    samples = list(read_samples(dataset, surveyor))
+    survey = surveyor.result()
+    with _naming_unusable_files():
+        survey.check(max_bad_line_share)
+    return samples, survey
+
+
+def read_samples(dataset: Path, surveyor: Surveyor) -> Iterator[Sample]:
+    """What `surveyor` finds in a file, of which one chunk is in memory at a time.
+
+    Raises:
+        DatasetInvalidError: the file can't be read.
+    """
+    with _naming_unusable_files():
         with dataset.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
-                samples += surveyor.feed(chunk)
-        samples += surveyor.close()
-        survey = surveyor.result()
-        survey.check(max_bad_line_share)
+                yield from surveyor.feed(chunk)
+        yield from surveyor.close()
+
+
+@contextmanager
+def _naming_unusable_files() -> Iterator[None]:
+    try:
+        yield
     except DatasetUnusableError as error:
         raise DatasetInvalidError(error.message, error.hint) from None
-    return samples, survey
 
 
 def _token_notes(chat: Chat, examples: Sequence[Sample]) -> list[str]:
