@@ -145,7 +145,9 @@ def _base_folder(folder: Path) -> Path:
 
 
 def _copy_bytes(folder: Path) -> int:
-    return _bytes_of(folder / "quantised-models")
+    from lora_trainer.models.copies_on_volume import FOLDER
+
+    return _bytes_of(folder / FOLDER)
 
 
 def _bytes_of(folder: Path) -> int:

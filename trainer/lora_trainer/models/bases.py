@@ -35,7 +35,7 @@ from lora_trainer.errors import (
     BaseModelUnreachableError,
     DiskFullError,
 )
-from lora_trainer.models.quantised_cache import free_disk
+from lora_trainer.models.copies_on_volume import free_disk
 from lora_trainer.run.volume import MOUNTS, naming_full_disks
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

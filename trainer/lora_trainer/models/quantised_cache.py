@@ -20,15 +20,24 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ValidationError
 
+from lora_trainer.models.copies_on_volume import (
+    FOLDER,
+    MANIFEST_NAME,
+    WRITING,
+    choose_evictions,
+    entries_in,
+    evict,
+    remove,
+    remove_leftovers,
+)
 from lora_trainer.models.weight_files import PIECE_BYTES, Span, read_spans, write_header, write_tensor
 from lora_trainer.run.logs import describe
 
@@ -38,14 +47,8 @@ FORMAT = 1
 """Of these files. A change of what they hold or mean needs another number."""
 SPARE_BYTES = 10 * 10**9
 """So much must stay free on the volume, for downloads, checkpoints and adapters."""
-_FOLDER = "quantised-models"
-_WEIGHTS, _MANIFEST = "model.safetensors", "manifest.json"
-_WRITING, _REMOVED = ".writing", ".removed"
+_WEIGHTS = "model.safetensors"
 _MOST_MANIFEST_BYTES = 64 << 20
-_IN_USE_SECONDS = 3600
-"""A copy that a job began to read so recently is not removed to make room."""
-_STALE_SECONDS = 900
-"""A copy that nobody has written to for so long was left by a process that was killed."""
 _ROOM_BYTES = 256 << 20
 """While a copy is written, the free disk is looked at each time that so much more was written."""
 _MOST_STOP_SECONDS = 10
@@ -69,37 +72,8 @@ class Copy(NamedTuple):
     checksums: dict[str, list[int]]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What counts of a copy when room is made."""
-
-    folder: Path
-    size: int
-    used: float
-    """When a job last began to read it, in seconds since 1970."""
-
-
 class NoRoomError(Exception):
     """A copy is not written, because the volume has too little room, or the setting allows less."""
-
-
-def choose_evictions(
-    entries: Sequence[Entry], needed: int, *, most_bytes: int, free_bytes: int, now: float
-) -> list[Entry] | None:
-    """The copies to remove so that `needed` more bytes fit, those used longest ago first; None if they can't fit.
-
-    All copies together may take `most_bytes`; `free_bytes` are free on the volume beyond what must stay free.
-    """
-    kept = sum(entry.size for entry in entries)
-    chosen: list[Entry] = []
-    removable = sorted((e for e in entries if e.used < now - _IN_USE_SECONDS), key=lambda entry: entry.used)
-    while kept + needed > most_bytes or needed > free_bytes:
-        if not removable:
-            return None
-        chosen.append(removable.pop(0))
-        kept -= chosen[-1].size
-        free_bytes += chosen[-1].size
-    return chosen
 
 
 def key_of(facts: Facts) -> str:
@@ -116,7 +90,7 @@ class QuantisedCache:
 
     def __init__(self, volume: Path, most_bytes: int) -> None:
         self.is_on = most_bytes > 0
-        self._folder = volume / _FOLDER
+        self._folder = volume / FOLDER
         self._most_bytes = most_bytes
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -140,7 +114,7 @@ class QuantisedCache:
             return None
         try:
             copy = _open_copy(folder, facts)
-            os.utime(folder / _MANIFEST)  # the time of its last use
+            os.utime(folder / MANIFEST_NAME)  # the time of its last use
         except OSError as error:
             log.warning("the quantised copy of %s can't be read: %s", facts["base"], describe(error))
             return None
@@ -152,7 +126,7 @@ class QuantisedCache:
 
     def discard(self, facts: Facts) -> None:
         """Remove the copy that was made from `facts`."""
-        _remove(self._folder / key_of(facts))
+        remove(self._folder / key_of(facts))
 
     def begin_writing(self, facts: Facts, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write a copy in a thread of its own. Until then `tensors` must not change."""
@@ -185,9 +159,9 @@ class QuantisedCache:
             OSError: the disk failed.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
+        remove_leftovers(self._folder)
         final = self._folder / key_of(facts)
-        claim = final.with_name(final.name + _WRITING)
+        claim = final.with_name(final.name + WRITING)
         # Of two executions one makes this folder. What it writes goes into one of its own inside: should it be so slow
         # that another clears its claim and makes a new one, the files of both must not mix.
         own = claim / uuid.uuid4().hex
@@ -229,7 +203,7 @@ class QuantisedCache:
             os.fsync(file.fileno())
             size = file.tell()
         manifest = _Manifest(facts=facts, size=size, checksums=checksums)
-        with (folder / _MANIFEST).open("w", encoding="utf-8") as file:
+        with (folder / MANIFEST_NAME).open("w", encoding="utf-8") as file:
             file.write(manifest.model_dump_json())
             file.flush()
             os.fsync(file.fileno())
@@ -241,7 +215,7 @@ class QuantisedCache:
 
     def _make_room(self, needed: int) -> None:
         chosen = choose_evictions(
-            _entries(self._folder),
+            entries_in(self._folder),
             needed,
             most_bytes=self._most_bytes,
             free_bytes=shutil.disk_usage(self._folder).free - SPARE_BYTES,
@@ -251,30 +225,11 @@ class QuantisedCache:
             raise NoRoomError(
                 f"it takes {needed / 1e9:.1f} GB, and the volume has too little room, or the setting allows too little"
             )
-        _evict(chosen)
-
-    def _remove_leftovers(self) -> None:
-        """Remove what killed processes were writing or removing."""
-        for path in (*self._folder.glob(f"*{_WRITING}"), *self._folder.glob(f"*{_REMOVED}")):
-            with suppress(OSError):  # another execution may remove it at the same time
-                newest = max(file.stat().st_mtime for file in (path, *path.rglob("*")))
-                if newest < time.time() - _STALE_SECONDS:
-                    _remove(path)
-
-
-def free_disk(volume: Path, needed: int, *, spare_bytes: int) -> None:
-    """Remove copies so that `needed` bytes fit on the volume and `spare_bytes` stay free; none where that can't be."""
-    folder = volume / _FOLDER
-    if not folder.is_dir():
-        return
-    entries = _entries(folder)
-    free_bytes = shutil.disk_usage(folder).free - spare_bytes
-    most_bytes = sum(entry.size for entry in entries) + needed
-    _evict(choose_evictions(entries, needed, most_bytes=most_bytes, free_bytes=free_bytes, now=time.time()) or [])
+        evict(chosen)
 
 
 def _open_copy(folder: Path, facts: Facts) -> Copy:
-    manifest_path = folder / _MANIFEST
+    manifest_path = folder / MANIFEST_NAME
     if manifest_path.stat().st_size > _MOST_MANIFEST_BYTES:
         raise ValueError("its manifest is too large")
     try:
@@ -291,27 +246,3 @@ def _open_copy(folder: Path, facts: Facts) -> Copy:
     if pieces != {name: len(sums) for name, sums in manifest.checksums.items()}:
         raise ValueError("its checksums are not those of its weights")
     return Copy(spans, manifest.checksums)
-
-
-def _entries(folder: Path) -> list[Entry]:
-    found = []
-    for path in folder.iterdir():
-        with suppress(OSError):  # another execution may remove it at the same time
-            if path.suffix not in {_WRITING, _REMOVED}:
-                size = sum(file.stat().st_size for file in path.iterdir())
-                found.append(Entry(path, size, (path / _MANIFEST).stat().st_mtime))
-    return found
-
-
-def _evict(entries: Sequence[Entry]) -> None:
-    for entry in entries:
-        log.info("removing a quantised copy of %.1f GB to make room; it was not used for longest", entry.size / 1e9)
-        _remove(entry.folder)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder so that at no time a part of it stands under its name."""
-    aside = folder.with_name(f"{folder.name.split('.')[0]}.{uuid.uuid4().hex}{_REMOVED}")
-    with suppress(OSError):  # another execution may have removed it
-        folder.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)

@@ -3,6 +3,8 @@
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,9 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lora_trainer.models import quantised_cache
+from lora_trainer.models import copies_on_volume, quantised_cache
 from lora_trainer.models.bases import BaseModels
-from lora_trainer.models.quantised_cache import Entry, NoRoomError, QuantisedCache, choose_evictions, free_disk, key_of
+from lora_trainer.models.copies_on_volume import Entry, choose_evictions, free_disk
+from lora_trainer.models.quantised_cache import NoRoomError, QuantisedCache, key_of
 
 pytestmark = pytest.mark.gpu_stack
 
@@ -215,9 +218,28 @@ def test_download_that_lacks_room_gets_it_from_the_copies(tmp_path, free_disk_by
     free_disk_bytes.free = 2 << 30
     removed = []
     monkeypatch.setattr(
-        quantised_cache,
-        "_remove",
+        copies_on_volume,
+        "remove",
         lambda path: removed.append(path) or setattr(free_disk_bytes, "free", free_disk_bytes.free + 1500),
     )
     BaseModels(tmp_path).check_room("org/model", 1000)
     assert removed == [folder]
+
+
+def test_download_that_lacks_room_gets_that_of_killed_writers(tmp_path, free_disk_bytes):
+    left = tmp_path / "quantised-models" / "abc.writing" / "own"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(bytes(100))
+    for path in (left / "model.safetensors", left, left.parent):
+        os.utime(path, (1, 1))
+    free_disk(tmp_path, 100, spare_bytes=0)
+    assert left.exists(), "there is room enough"
+    free_disk_bytes.free = 50
+    free_disk(tmp_path, 100, spare_bytes=0)
+    assert names(tmp_path) == []
+
+
+def test_preparing_a_download_loads_no_torch():
+    """It costs seconds, and a machine whose torch is broken could not even say so."""
+    code = "import sys, lora_trainer.models.bases; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
