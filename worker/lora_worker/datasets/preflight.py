@@ -272,6 +272,11 @@ def make_policy(
     return Policy(execution, execution + queue_allowance_seconds)
 
 
+def surveyor_for(chosen: Hyperparameters) -> Surveyor:
+    """Return the surveyor that counts what the job's method and base model can learn from."""
+    return Surveyor(refusal_of(RENDERINGS.get(chosen.base_model or "")), chosen.method)
+
+
 async def survey_dataset(dataset: Dataset, storage: Storage, chosen: Hyperparameters) -> Survey:
     """Read the dataset once, with constant memory, and count what the job's method and base model can learn from.
 
@@ -279,7 +284,7 @@ async def survey_dataset(dataset: Dataset, storage: Storage, chosen: Hyperparame
         PreflightError: the file is missing, can't be read, or has too few usable examples.
         ServiceError: the storage did not answer.
     """
-    surveyor = Surveyor(refusal_of(RENDERINGS.get(chosen.base_model or "")), chosen.method)
+    surveyor = surveyor_for(chosen)
     try:
         async with storage.stream(dataset.bucket, dataset.storage_path) as chunks:
             async for chunk in chunks:

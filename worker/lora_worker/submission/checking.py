@@ -8,21 +8,18 @@ from typing import Any
 
 from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.lengths import Lengths
-from lora_contract.renderings import RENDERINGS
 from lora_conversations.errors import DatasetUnusableError
-from lora_conversations.limits import refusal_of
-from lora_conversations.survey import Survey, Surveyor
+from lora_conversations.survey import Survey
 from lora_worker.configuration.settings import Settings
-from lora_worker.datasets.preflight import expect_work
+from lora_worker.datasets.preflight import expect_work, surveyor_for
 from lora_worker.errors import ArgumentError
 from lora_worker.money.estimate import Estimate, Work, estimate
 from lora_worker.money.guide import check_model
 from lora_worker.money.pricing import load_prices
 from lora_worker.money.terms import make_terms
+from lora_worker.submission.files import read_samples
 from lora_worker.submission.lengths import LengthEstimator
 from lora_worker.submission.tokenizing import TokenizerMissingError, count_lengths
-
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +73,12 @@ def _work(chosen: Hyperparameters, survey: Survey, lengths: Lengths, gpu: str) -
 
 
 def _survey(path: Path, chosen: Hyperparameters) -> tuple[Survey, str | None, LengthEstimator]:
-    surveyor, counter = (
-        Surveyor(refusal_of(RENDERINGS.get(chosen.base_model or "")), chosen.method),
-        LengthEstimator(chosen.max_length),
-    )
+    surveyor, counter = surveyor_for(chosen), LengthEstimator(chosen.max_length)
     refusal = None
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                for sample in surveyor.feed(chunk):
-                    counter.add(sample)
-        for sample in surveyor.close():
+        for sample in read_samples(path, surveyor):
             counter.add(sample)
-        survey = surveyor.result()
-        survey.check(chosen.max_bad_line_share)
-    except OSError as error:
-        raise ArgumentError(f"FILE: {path} can't be read ({error.strerror or type(error).__name__})") from None
+        surveyor.result().check(chosen.max_bad_line_share)
     except DatasetUnusableError as error:
         refusal = error.sentence()
     return surveyor.result(), refusal, counter

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_contract.hyperparameters import Hyperparameters
-from lora_contract.renderings import RENDERINGS
 from lora_conversations.errors import DatasetUnusableError
-from lora_conversations.limits import refusal_of
+from lora_conversations.preferences import Sample
 from lora_conversations.survey import Survey, Surveyor
+from lora_worker.datasets.preflight import surveyor_for
 from lora_worker.errors import ArgumentError
 
 _CHUNK_BYTES = 1 << 20
@@ -37,19 +37,31 @@ def read_dataset(path: Path, chosen: Hyperparameters) -> LocalDataset:
     Raises:
         ArgumentError: the file can't be read, or can't be trained on; the text says which line and what to do.
     """
-    surveyor = Surveyor(refusal_of(RENDERINGS.get(chosen.base_model or "")), chosen.method)
+    surveyor = surveyor_for(chosen)
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                surveyor.feed(chunk)
-        surveyor.close()
+        for _ in read_samples(path, surveyor):
+            pass
         survey = surveyor.result()
         survey.check(chosen.max_bad_line_share)
-    except OSError as error:
-        raise ArgumentError(f"FILE: {path} can't be read ({error.strerror or type(error).__name__})") from None
     except DatasetUnusableError as error:
         raise ArgumentError(f"{path.name} can't be trained on, nothing is stored: {error.sentence()}") from None
     return LocalDataset(path, survey)
+
+
+def read_samples(path: Path, surveyor: Surveyor) -> Iterator[Sample]:
+    """Yield what the surveyor finds in a file, of which one chunk is in memory at a time.
+
+    Raises:
+        ArgumentError: the file can't be read.
+        DatasetUnusableError: it is no dataset.
+    """
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield from surveyor.feed(chunk)
+    except OSError as error:
+        raise ArgumentError(f"FILE: {path} can't be read ({error.strerror or type(error).__name__})") from None
+    yield from surveyor.close()
 
 
 async def upload_chunks(dataset: LocalDataset) -> AsyncIterator[bytes]:
