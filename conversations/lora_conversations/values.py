@@ -51,6 +51,7 @@ class ValueReader:
         """Rows by format."""
         self.skipped = 0
         """Pairs without an answer (`target_response` null)."""
+        self.first_skipped_line = 0
         self.unwanted = 0
         """Examples that the file marks as not to be learned (`weight` 0, `train` or `loss` false)."""
         self.first_unwanted_line = 0
@@ -148,8 +149,9 @@ class ValueReader:
         draft = read_preference(value) if form == "preference" else READERS[form](value)
         if draft is None:
             self.skipped += 1
+            self.first_skipped_line = self.first_skipped_line or line
             return []
-        if form not in _OF_ANSWER or isinstance(value.get("completion"), list):
+        if form not in _OF_ANSWER or (form == "prompt_completion" and isinstance(value.get("completion"), list)):
             _check_outside(value)
         samples = self._finish(form, draft, value, line, weight, enclosing)
         self.unused.look(form, value, line, self._method_for(samples))

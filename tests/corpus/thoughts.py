@@ -92,6 +92,11 @@ ACCEPTED = [
         LEARNED,
     ),
     learns("a thought of a question's answer", {"question": "x", "answer": "y", "reasoning": "t"}, LEARNED),
+    learns(
+        "a thought of a question's answer in parts",
+        {"question": "x", "completion": [{"type": "text", "text": "y"}], "reasoning": "t"},
+        LEARNED,
+    ),
     learns("a thought of an instruction's output", {"instruction": "x", "output": "<think>t</think>y"}, LEARNED),
     learns("a thought of a completion", {"prompt": "x", "completion": "y", "thinking": "t"}, LEARNED),
     learns(

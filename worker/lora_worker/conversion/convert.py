@@ -134,7 +134,7 @@ def _count_silent(reader: ValueReader, tally: Tally) -> None:
             "marked as not to be learned (weight 0, train or loss false)", reader.first_unwanted_line, reader.unwanted
         )
     if reader.skipped:
-        tally.add("a pair without an answer (target_response is null)", 1, reader.skipped)
+        tally.add("a pair without an answer (target_response is null)", reader.first_skipped_line, reader.skipped)
 
 
 def _notes(reader: ValueReader) -> list[str]:

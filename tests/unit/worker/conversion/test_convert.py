@@ -226,3 +226,11 @@ def test_target_in_a_missing_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "old.jsonl").write_text(json.dumps({"messages": TALK}))
     with pytest.raises(ArgumentError, match="can't be written"):
         convert(tmp_path / "old.jsonl", tmp_path / "missing" / "new.jsonl")
+
+
+def test_first_pair_without_an_answer_is_named_by_its_line(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    rows = ({"current_user_input": "x", "target_response": answer} for answer in ("y", None))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (left,) = convert(source, tmp_path / "b.jsonl").left_out
+    assert (left.count, left.first, "target_response is null" in left.reason) == (1, 2, True)
