@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _NAMES_KEPT = 200
 _NAMES_SPOKEN = 10
+_TEXTS_KEPT = 4
+"""Each may take a few megabytes when it is parsed."""
 _INSPECTED = frozenset({"metadata", "weight", "feedback", *TOOL_LISTS, *REASONING})
 """Keys of a row whose values have keys of their own, or are not used by every method."""
 _NOT_LEARNED = (None, 0, "0", "0.0", "false", "False")
@@ -54,6 +56,7 @@ class UnusedKeys:
     def __init__(self) -> None:
         self._found: dict[str, list[int]] = {}
         self._method: Method = "sft"
+        self._tool_texts: dict[str, list[Value]] = {}
 
     def look(self, form: Format, value: Value, line: int, method: Method) -> None:
         """Count the unused keys of a row of the format `form`, and of all in it; `method` learns from the row."""
@@ -177,11 +180,21 @@ class UnusedKeys:
             self.count(value["feedback"], frozenset(THUMBS), line, f"{prefix}feedback.")
 
     def _look_at_tools(self, tools: Any, name: str, line: int) -> None:
-        for tool in _elements(tools):
+        for tool in self._tools_in(tools):
             if isinstance(tool.get("function"), dict):
                 self.count(tool, frozenset({"type", "function"}), line, f"{name}[].")
             elif found := [key for key in DECLARATIONS if isinstance(tool.get(key), list)]:
                 self.count(tool, frozenset({found[0]}), line, f"{name}[].")
+
+    def _tools_in(self, tools: Any) -> list[Value]:
+        """The objects of a list of tools. Many rows have the same list as a text, which is parsed once for them."""
+        if not isinstance(tools, str):
+            return list(_elements(tools))
+        if tools not in self._tool_texts:
+            if len(self._tool_texts) >= _TEXTS_KEPT:
+                self._tool_texts.clear()
+            self._tool_texts[tools] = list(_elements(tools))
+        return self._tool_texts[tools]
 
     def _look_at_parts(self, parts: list[Any], name: str, line: int) -> None:
         for part in parts:
