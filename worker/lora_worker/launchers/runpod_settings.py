@@ -70,6 +70,12 @@ class RunPodSettings(RunPodAccount, Settings):
         description="Addresses of former endpoints at another API than GPU_CLUSTER_API_URL's, comma-separated, "
         "while launches made there live: the key is sent to them, too",
     )
+    runpod_inference_endpoint_id: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9_-]{0,100}$",
+        description="The id of the endpoint that answers with finished adapters, which `deploy inference apply` makes; "
+        "unset: there is none",
+    )
 
     @field_validator("gpu_cluster_api_url")
     @classmethod
