@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 MOST_STEPS = 2_000_000_000
 """A limit for steps and counts that fits into the database's 32-bit integer columns."""
@@ -106,6 +106,17 @@ def first(most: int) -> Callable[[Any], Any]:
 
 Notes = Annotated[list[Annotated[str, text(1000)]], BeforeValidator(first(_MOST_NOTES))]
 Metrics = Annotated[dict[Annotated[str, text(100)], FiniteFloat], BeforeValidator(first(_MOST_METRICS))]
+
+
+def _none_if_invalid(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:
+        return None
+
+
+NoneIfInvalid = WrapValidator(_none_if_invalid)
+"""For an optional part of a message: where it can't be read it is None, and the rest of the message is still used."""
 
 
 def spread(items: list[Item], most: int) -> list[Item]:

@@ -7,7 +7,10 @@ refuses only the upload itself.
 from __future__ import annotations
 
 import re
+from typing import Annotated
 from urllib.parse import quote
+
+from pydantic import AfterValidator, Field
 
 # Characters that Storage accepts in a name and that must not be percent-encoded in a URL. Storage signs the path as it
 # was sent, but compares it with the decoded path when the URL is used. So a signed URL with one of these characters
@@ -21,6 +24,19 @@ def is_storable(path: str) -> bool:
     """Tell whether an object can be stored under this name and be downloaded by a signed URL."""
     # Storage also stores names with `?`, but then refuses the signed URL of the object.
     return _STORABLE.fullmatch(path) is not None
+
+
+def _check_path(path: str) -> str:
+    parts = path.split("/")
+    if path.startswith("/") or "\\" in path or any(part in {"", ".", ".."} for part in parts):
+        raise ValueError(f"{path!r} is not a plain relative path")
+    if not is_storable(path):
+        raise ValueError(f"{path!r} is a name that the storage refuses")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_check_path), Field(max_length=400)]
+"""A plain relative path that can be an object's name."""
 
 
 def storable(path: str) -> str:

@@ -8,13 +8,11 @@ run in 256 MB of memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -24,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from lora_contract.application import Application
 from lora_contract.bounds import (
     Count,
     EpochReached,
@@ -34,6 +33,7 @@ from lora_contract.bounds import (
     Label,
     Metrics,
     Name,
+    NoneIfInvalid,
     Notes,
     PointEpoch,
     PointStep,
@@ -46,7 +46,7 @@ from lora_contract.bounds import (
 from lora_contract.error_codes import ErrorCode
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.log_lines import LogLines
-from lora_contract.object_names import is_storable
+from lora_contract.object_names import RelativePath
 from lora_contract.tracing import Traceparent
 from lora_contract.words import joined
 
@@ -102,18 +102,6 @@ STAGE_PROGRESS: dict[Stage, float] = {
     Stage.COMPLETED: 100,
 }
 """The percentage at which each stage begins. Training takes the range from 25 to 95."""
-
-
-def _check_path(path: str) -> str:
-    parts = path.split("/")
-    if path.startswith("/") or "\\" in path or any(part in {"", ".", ".."} for part in parts):
-        raise ValueError(f"{path!r} is not a plain relative path")
-    if not is_storable(path):
-        raise ValueError(f"{path!r} is a name that the storage refuses")
-    return path
-
-
-RelativePath = Annotated[str, AfterValidator(_check_path), Field(max_length=400)]
 
 
 class _Message(BaseModel):
@@ -299,11 +287,6 @@ class Pace(_Message):
     steps: Count = None
 
 
-def _pace_or_none(value: Any) -> Any:
-    """What can't be a pace is none: it only informs estimates, and must not make a whole manifest unreadable."""
-    return value if isinstance(value, Mapping | Pace) else None
-
-
 class Summary(_Message):
     """What the trainer did, for the artifact's row in the database and for the bill."""
 
@@ -329,7 +312,7 @@ class Summary(_Message):
     quantization: Label | None = None
     """How the base model was held while training: `nf4`, in 4 bits, or `bf16`, not quantised."""
     resumed_from_step: Count = None
-    pace: Annotated[Pace | None, BeforeValidator(_pace_or_none)] = None
+    pace: Annotated[Pace | None, NoneIfInvalid] = None
     """Missing from earlier trainers, and where the method's tokens say nothing about the time of others."""
     notes: Notes = Field(default_factory=list)
     """Sentences for the user about what was reduced, skipped or truncated."""
@@ -345,6 +328,8 @@ class Manifest(_Message):
     metrics: FinalMetrics = Field(default_factory=FinalMetrics)
     summary: Summary = Field(default_factory=Summary)
     points: Points = Field(default_factory=list)
+    application: Annotated[Application | None, NoneIfInvalid] = None
+    """The proof that the adapter is applied; None from trainers of before this key, whose artifacts are refused."""
 
 
 class TrainerError(_Message):
@@ -377,6 +362,7 @@ class Result(_Message):
     metrics: FinalMetrics = Field(default_factory=FinalMetrics)
     summary: Summary = Field(default_factory=Summary)
     points: Points = Field(default_factory=list)
+    application: Annotated[Application | None, NoneIfInvalid] = None
     log: LogLines = Field(default_factory=list)
     """The last lines that handler and training process have logged, for the operator; earlier trainers send none."""
 

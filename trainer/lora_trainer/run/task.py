@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lora_contract.application import Application
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.protocol import FinalMetrics, Point, Summary, TrainerError
 
@@ -98,6 +99,8 @@ class Outcome(BaseModel):
     metrics: FinalMetrics = Field(default_factory=FinalMetrics)
     summary: Summary = Field(default_factory=Summary)
     points: list[Point] = Field(default_factory=list)
+    application: Application | None = None
+    """What the proof found; None until it was made."""
     retry: Retry | None = None
     """Set if the training failed for want of memory or a compiler, and another try can do with less or without."""
 
