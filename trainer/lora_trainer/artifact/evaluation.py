@@ -1,0 +1,78 @@
+"""The artifact's `evaluation.json`, and the pages about it in the model card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from lora_contract.evaluation import EVALUATION_NAME, MAX_SAMPLES, Evaluation, EvaluationFile, Sample
+from lora_trainer.run.task import write_atomically
+
+CARD_NAME = "README.md"
+_ANSWERS = "## Answers side by side"
+_MOST_SHOWN = 1_500
+"""The model card shows so many characters of a message or an answer; `evaluation.json` has more."""
+
+
+def write_evaluation(artifact: Path, evaluation: Evaluation) -> None:
+    """Write `evaluation.json` with the figures; the samples are added by `complete_evaluation`."""
+    write_atomically(artifact / EVALUATION_NAME, EvaluationFile(evaluation=evaluation).model_dump_json(indent=2))
+
+
+def read_evaluation(artifact: Path) -> EvaluationFile | None:
+    """The content of `evaluation.json`; None where there is none, or none that can be read."""
+    try:
+        return EvaluationFile.model_validate_json((artifact / EVALUATION_NAME).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def complete_evaluation(artifact: Path, *, samples: Sequence[Sample], application: BaseModel | None = None) -> None:
+    """Put the answers of base and tuned model into `evaluation.json` and at the end of the model card.
+
+    `application` is what the process found that tried the published files; it goes into `evaluation.json`.
+
+    What an earlier call has put there is replaced. An artifact of a trainer that measured nothing gets the samples
+    alone. Both files are replaced atomically.
+    """
+    found = read_evaluation(artifact) or EvaluationFile()
+    found_applied = application.model_dump(mode="json") if application is not None else None
+    kept = list(samples[:MAX_SAMPLES])
+    complete = found.model_copy(update={"samples": kept, "application": found_applied})
+    write_atomically(artifact / EVALUATION_NAME, complete.model_dump_json(indent=2))
+    card = artifact / CARD_NAME
+    before = card.read_text(encoding="utf-8").partition(f"\n{_ANSWERS}\n")[0].rstrip("\n")
+    write_atomically(card, f"{before}\n\n{answers_page(kept)}" if kept else f"{before}\n")
+
+
+def answers_page(samples: Sequence[Sample]) -> str:
+    """The answers as a section of the model card, in Markdown."""
+    pages = [_sample_page(number, sample) for number, sample in enumerate(samples, start=1)]
+    introduction = (
+        "The most probable answers (greedy, cut where they are long) of the base and of the base with this adapter.\n"
+    )
+    return "\n".join([_ANSWERS, "", introduction, *pages])
+
+
+def _sample_page(number: int, sample: Sample) -> str:
+    origin = "held out of the dataset" if sample.held_out else "of the general set"
+    asked = "\n\n".join(f"{message.role}: {message.content}" for message in sample.prompt)
+    parts = {"Prompt": asked, "Base": sample.base, "With the adapter": sample.tuned}
+    if sample.reference is not None:
+        parts["The dataset's answer"] = sample.reference
+    shown = [f"{name}:\n\n{_fenced(_shortened(content))}\n" for name, content in parts.items()]
+    return "\n".join([f"### {number}, {origin}\n", *shown])
+
+
+def _shortened(content: str) -> str:
+    return content if len(content) <= _MOST_SHOWN else f"{content[:_MOST_SHOWN]} …"
+
+
+def _fenced(content: str) -> str:
+    """The text as a block of code, which no text in it can end: its fence is longer than any in the text."""
+    longest = max((len(run) for run in re.findall(r"`+", content)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{content}\n{fence}"
