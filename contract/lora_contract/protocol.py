@@ -44,6 +44,7 @@ from lora_contract.bounds import (
     spread,
 )  # fmt: skip
 from lora_contract.error_codes import ErrorCode
+from lora_contract.evaluation import Evaluation
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.log_lines import LogLines
 from lora_contract.object_names import RelativePath
@@ -328,6 +329,8 @@ class Manifest(_Message):
     metrics: FinalMetrics = Field(default_factory=FinalMetrics)
     summary: Summary = Field(default_factory=Summary)
     points: Points = Field(default_factory=list)
+    evaluation: Annotated[Evaluation | None, NoneIfInvalid] = None
+    """What base and adapter found of unseen text; None from trainers of before this key."""
     application: Annotated[Application | None, NoneIfInvalid] = None
     """The proof that the adapter is applied; None from trainers of before this key, whose artifacts are refused."""
 
@@ -362,6 +365,7 @@ class Result(_Message):
     metrics: FinalMetrics = Field(default_factory=FinalMetrics)
     summary: Summary = Field(default_factory=Summary)
     points: Points = Field(default_factory=list)
+    evaluation: Annotated[Evaluation | None, NoneIfInvalid] = None
     application: Annotated[Application | None, NoneIfInvalid] = None
     log: LogLines = Field(default_factory=list)
     """The last lines that handler and training process have logged, for the operator; earlier trainers send none."""

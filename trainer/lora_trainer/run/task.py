@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from lora_contract.application import Application
+from lora_contract.evaluation import Evaluation
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.protocol import FinalMetrics, Point, Summary, TrainerError
 
@@ -99,6 +100,8 @@ class Outcome(BaseModel):
     metrics: FinalMetrics = Field(default_factory=FinalMetrics)
     summary: Summary = Field(default_factory=Summary)
     points: list[Point] = Field(default_factory=list)
+    evaluation: Evaluation | None = None
+    """What base and adapter found of unseen text; None of a training that did not measure it."""
     application: Application | None = None
     """What the proof found; None until it was made."""
     retry: Retry | None = None
