@@ -48,6 +48,7 @@ from lora_contract.evaluation import Evaluation
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.log_lines import LogLines
 from lora_contract.object_names import RelativePath
+from lora_contract.serving import ServedName, Serving
 from lora_contract.tracing import Traceparent
 from lora_contract.words import joined
 
@@ -156,6 +157,9 @@ class OutputRef(_Message):
     prefix: str = Field(pattern=r"/$")
     archive_name: RelativePath | None = None
     """If set, a `.tar.gz` of the artifact with one leading folder is published as well, under this name."""
+    serving_name: ServedName | None = None
+    """If set, and a network volume is mounted, the adapter is put into its folder of served adapters under this name,
+    or under the longer one of the job where another job's adapter has it (`lora_contract.serving`)."""
 
 
 class Limits(_Message):
@@ -333,6 +337,8 @@ class Manifest(_Message):
     """What base and adapter found of unseen text; None from trainers of before this key."""
     application: Annotated[Application | None, NoneIfInvalid] = None
     """The proof that the adapter is applied; None from trainers of before this key, whose artifacts are refused."""
+    serving: Annotated[Serving | None, NoneIfInvalid] = None
+    """Under which name vLLM serves the adapter from the volume; None where it was not put there."""
 
 
 class TrainerError(_Message):

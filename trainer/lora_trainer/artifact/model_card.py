@@ -8,8 +8,8 @@ from typing import Any
 
 from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.protocol import FinalMetrics
+from lora_contract.serving_rules import DORA_NOTE, vllm_rank
 from lora_trainer.models.quantization import NF4, Quantization
-from lora_trainer.models.targets import DORA_NOTE, vllm_rank
 
 
 @dataclass

@@ -1,10 +1,10 @@
-"""Which modules of each architecture carry LoRA, which of them are not quantised, and what serving needs.
+"""Which modules of each architecture carry LoRA, and which of them are not quantised.
 
 There is a table of architectures because PEFT's defaults are wrong for models with fused experts. PEFT takes the
 names `gate_proj`, `up_proj` and `down_proj` for LoRA on every expert (3.4 billion trained weights on a model of 80
 billion). If the experts are quantised, it attaches nothing and gives no warning. So the table names no modules of
 routed experts, and only on request those of a shared expert. After LoRA was attached, the modules that carry it are
-counted.
+counted. What serving makes of them stands in the contract's `serving_rules.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _DENSE = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
 _LINEAR_ATTENTION = ("in_proj_qkvz", "in_proj_ba", "out_proj")
 _SHARED_EXPERT = ("shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert.down_proj")
-_SERVES = "vLLM loads it as it is."
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,6 @@ class Architecture:
 
     targets: tuple[str, ...]
     """The modules that carry LoRA, by the last parts of their names."""
-    serving: str = _SERVES
-    """A sentence for the user on how vLLM serves adapters of this architecture."""
     shared_expert: tuple[str, ...] = ()
     """Modules that carry LoRA as well when `target_experts` is set."""
     routed_experts: bool = False
@@ -59,11 +56,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_moe": Architecture(_ATTENTION, routed_experts=True),
     "qwen3_next": Architecture(
         (*_ATTENTION, *_LINEAR_ATTENTION),
-        serving=(
-            "vLLM loads it where its Qwen3-Next maps in_proj_qkvz and in_proj_ba (2026 releases do). "
-            "Check that the adapter's answers differ from the base's: older ones drop unknown modules "
-            "with no more than a warning."
-        ),
         shared_expert=_SHARED_EXPERT,
         # shared_expert_gate has one output, and the 4-bit kernels need a multiple of 32.
         high_precision=("lm_head", "shared_expert_gate"),
@@ -100,26 +92,6 @@ def high_precision_modules(model_type: str) -> list[str]:
     """The modules that are not quantised, by parts of their names."""
     known = ARCHITECTURES.get(model_type)
     return list(known.high_precision if known else ("lm_head", "router", "shared_expert_gate"))
-
-
-_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM's `--max-lora-rank` takes."""
-DORA_NOTE = (
-    "vLLM refuses adapters with DoRA: merge it into the base before serving, and merge in bf16 (load the base with "
-    "dtype=torch.bfloat16 and without quantisation, then merge_and_unload). Merged into 4 bits the adapter is "
-    "practically gone, without an error."
-)
-
-
-def vllm_rank(rank: int) -> int:
-    """The smallest `--max-lora-rank` of vLLM that has room for `rank`."""
-    return next(known for known in _VLLM_RANKS if known >= rank)
-
-
-def serving_note(model_type: str) -> str:
-    """A sentence for the user on how vLLM serves an adapter of this architecture."""
-    known = ARCHITECTURES.get(model_type)
-    return known.serving if known else "Whether vLLM serves this architecture with LoRA is not known."
 
 
 def targets_of(model: PreTrainedModel, parameters: Hyperparameters) -> Targets:

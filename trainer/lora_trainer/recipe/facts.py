@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from lora_contract.protocol import FinalMetrics, Pace, Summary
+from lora_contract.serving_rules import serving_note
 from lora_contract.words import counted
 from lora_trainer.artifact.generation import runs_on_note
 from lora_trainer.artifact.model_card import ArtifactFacts
 from lora_trainer.models.bases import licence_of
 from lora_trainer.models.experts import experts_kernel
 from lora_trainer.models.loading import Lora
-from lora_trainer.models.targets import serving_note
 from lora_trainer.recipe.callbacks import RunCallback
 from lora_trainer.recipe.setup import TrainingSetup
 from lora_trainer.recipe.steps import planned_warm_up
@@ -43,7 +43,7 @@ def collect_facts(
         steps=callback.points[-1].step,
         trainable=lora.trainable,
         target_modules=lora.targets.named,
-        serving=serving_note(setup.config.model_type),
+        serving=serving_note(setup.config.model_type, lora.targets.named),
         split={"seed": task.hyperparameters.seed, "training": data.training_ids, "validation": data.validation_ids},
         own_template=setup.own_template,
         stop=setup.rendering.stop,

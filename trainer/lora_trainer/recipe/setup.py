@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from lora_contract.batches import BatchShape, shape_batches
 from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.renderings import Rendering
+from lora_contract.serving_rules import DORA_NOTE
 from lora_trainer.data.chat import Chat, prepare_tokenizer
 from lora_trainer.data.rows import TrainingData
 from lora_trainer.models.attention import choose_attention, needs_mask
@@ -20,7 +21,7 @@ from lora_trainer.models.hardware import Hardware, free_gpu_bytes
 from lora_trainer.models.loading import load_config, load_tokenizer
 from lora_trainer.models.plan import check_plan, format_plan, planners
 from lora_trainer.models.quantization import Quantization, begun_anew_note, choose_quantization
-from lora_trainer.models.targets import DORA_NOTE, packing_decision
+from lora_trainer.models.targets import packing_decision
 from lora_trainer.recipe.checkpoints import newest_checkpoint
 from lora_trainer.recipe.methods import METHODS
 from lora_trainer.recipe.methods.method import Method

@@ -6,7 +6,7 @@ import torch
 from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.errors import BaseModelUnknownError, HyperparametersInvalidError
 from lora_trainer.models.loading import attach_lora
-from lora_trainer.models.targets import Targets, check_coverage, choose_targets, packing_decision, vllm_rank
+from lora_trainer.models.targets import Targets, check_coverage, choose_targets, packing_decision
 from sandbox.tiny_architectures import ARCHITECTURES, tiny_config
 
 pytestmark = pytest.mark.gpu_stack
@@ -96,8 +96,3 @@ def test_kernel_that_fails_to_import_does_not_enable_packing(monkeypatch, tmp_pa
     on, note = packing_decision("qwen3_next", None)
     assert on is False
     assert "causal_conv1d" in note
-
-
-@pytest.mark.parametrize(("rank", "served"), [(1, 1), (4, 8), (16, 16), (24, 32), (96, 128), (257, 320), (400, 512)])
-def test_served_rank_is_one_that_vllm_supports(rank, served):
-    assert vllm_rank(rank) == served
