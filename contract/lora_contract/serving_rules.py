@@ -8,11 +8,12 @@ Read in the source of vLLM 0.33.0, in these places:
   that the model wraps. One that is not among them refuses the whole adapter. One that is, but whose module in full
   is not there or not wrapped, is loaded and never used; `model_manager.py` logs that at the level of debugging.
 - `lora/utils.py` (`process_packed_modules_mapping`), `lora/model_manager.py` (`_validate_moe_lora_format`): of the
-  mixtures of experts below, LoRA on routed experts is taken under each expert's own name, and refused where it is fused.
+  mixtures of experts below, LoRA on routed experts is taken under each expert's own name, and refused where it is
+  fused.
 - `models/qwen3_next.py`, `layers/mamba/gdn/qwen_gdn_linear_attn.py` (`create_qkvz_proj`, `create_ba_proj`):
-  `in_proj_qkvz` and `in_proj_ba` of Qwen3-Next are merged layers with a single output, in which heads of q, k, v and z alternate.
-  `lora/layers/column_parallel_linear.py` (`slice_lora_b`) cuts such a layer as if it had two halves. One GPU gets both
-  halves, which is right; two or more get rows of other heads, without an error.
+  `in_proj_qkvz` and `in_proj_ba` of Qwen3-Next are merged layers with a single output, in which heads of q, k, v and z
+  alternate. `lora/layers/column_parallel_linear.py` (`slice_lora_b`) cuts such a layer as if it had two halves. One
+  GPU gets both halves, which is right; two or more get rows of other heads, without an error.
 """
 
 from __future__ import annotations
