@@ -186,6 +186,12 @@ class Worker(Answer):
     started_at: Readable[Name] = None
 
 
+class Releases(Answer):
+    """The releases of an endpoint, of which the newest's number is read. Workers of an older one are replaced."""
+
+    endpoint_version: Readable[_Count] = None
+
+
 class LogLine(Answer):
     """A line of a worker's log. `source` is container or system; `ts` is a time as RunPod writes it."""
 

@@ -33,6 +33,7 @@ from lora_worker.deployment.resources import (
     NewEndpoint,
     NewVolume,
     Registry,
+    Releases,
     Request,
     VolumeChange,
     Worker,
@@ -117,6 +118,12 @@ class RunPodApi:
     async def read_endpoint(self, endpoint_id: str) -> Endpoint | None:
         """Return an endpoint; None where RunPod knows no such one."""
         return await self._found(f"/serverless/{endpoint_id}", Endpoint, "read the endpoint")
+
+    async def read_release(self, endpoint_id: str) -> int | None:
+        """Return the number of an endpoint's release, which grows by one with each; None where RunPod tells none."""
+        doing = "read the endpoint's releases"
+        answer = await self._repeated("GET", f"/serverless/{endpoint_id}/releases", doing)
+        return self._read(Releases, await self._body(answer, doing), doing).endpoint_version
 
     async def create_endpoint(self, wanted: NewEndpoint) -> Endpoint:
         """Make an endpoint. The answer has an id."""

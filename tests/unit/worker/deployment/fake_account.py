@@ -47,6 +47,8 @@ class Account:
     items: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     requests: list[tuple[str, str]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    releases: dict[str, int] = field(default_factory=dict)
+    """The number of each endpoint's release, as far as it was changed."""
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     def fail(self, call: str, status: int, *, carried_out: bool = False, times: int = 1, then: str = "") -> None:
@@ -71,6 +73,13 @@ class Account:
         self.items[kind][key] = {"id": key, **fields}
         return key
 
+    def change(self, kind: str, key: str, **fields: Any) -> None:
+        """Change a resource, as anybody may; each that differs makes a release of an endpoint."""
+        before = dict(self.items[kind][key])
+        self.items[kind][key].update(fields)
+        if self.items[kind][key] != before:
+            self.releases[key] = self.releases.get(key, 1) + 1
+
     def __call__(self, request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content) if request.content else None
         assert faults_of_request(request.method, str(request.url), body) == []
@@ -92,6 +101,8 @@ class Account:
             return httpx.Response(200, json={"gpus": CATALOG, "dataCenters": CENTERS})
         if rest[1:] == ["workers"]:
             return httpx.Response(200, json={"workers": [{"id": "w1", "status": "RUNNING", "isStale": False}]})
+        if rest[1:] == ["releases"]:
+            return httpx.Response(200, json={"endpointVersion": self.releases.get(rest[0], 1), "releases": []})
         body = json.loads(request.content) if request.content else {}
         if request.method == "POST":
             key = self.add(kind, **body)
@@ -104,7 +115,7 @@ class Account:
         if request.method == "DELETE":
             del self.items[kind][rest[0]]
             return httpx.Response(204)
-        self.items[kind][rest[0]].update(body)
+        self.change(kind, rest[0], **body)
         return httpx.Response(200, json=self.items[kind][rest[0]])
 
     @staticmethod
