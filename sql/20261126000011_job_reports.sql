@@ -345,8 +345,8 @@ begin
 end
 $$;
 
--- Returns everything about a job of either queue for operators: {job, runs, points, artifact, costs}; null if there is
--- no such job. Of its runs and costs the latest hundred.
+-- Returns everything about a job of either queue for operators: {job, runs, points, artifact, measured, costs}; null if
+-- there is no such job. Of its runs and costs the latest hundred; `measured` as in 20261126000080_measured_runs.sql.
 create or replace function public.training_job_details(job_id uuid) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -403,6 +403,10 @@ begin
                                  then a.training_summary end,
         'artifacts', case when public.training_json_fault(a.artifacts, 131072) is null then a.artifacts end)
       from public.model_artifacts a where a.job_id = training_job_details.job_id),
+    'measured', (
+      select r.measured from public.training_runs r
+      where r.job_id = training_job_details.job_id and r.status = 'succeeded' and r.settled_as = 'completed'
+      order by r.attempt desc limit 1),
     'costs', coalesce((
       select jsonb_agg(jsonb_build_object(
         'run_id', left(c.details->>'run_id', 36), 'cost_type', left(c.cost_type, 50), 'amount', nullif(c.amount, 'NaN'),

@@ -59,17 +59,30 @@ language sql set search_path = '' as $$
   on conflict (run_id) do nothing
 $$;
 
--- As settle_run, and notes the speed of a run that has completed: outcome has the key `pace`, null where it is not known.
+-- As settle_run, and notes of a run that has completed how fast it trained and what it has brought. outcome has three more
+-- keys: `pace`, null where it is not known; `measured` and `figures` (20261126000080_measured_runs.sql).
 create or replace function public.settle_run_2(run_id uuid, lease_token uuid, outcome jsonb) returns text
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
+  run public.training_runs;
+  status_before text;
   verdict text;
 begin
   outcome := public.training_decoded(settle_run_2.outcome);
+  -- The locks of settle_run, in its order. Without the lease there is no run, and so nothing is noted.
+  select * into run from public.training_held_run(settle_run_2.run_id, settle_run_2.lease_token);
+  if found then
+    status_before := public.training_job_row(run.queue, run.job_id, locked => true)->>'status';
+  end if;
   verdict := public.settle_run(settle_run_2.run_id, settle_run_2.lease_token, settle_run_2.outcome);
   if verdict = 'completed' then
     perform public.training_note_speed(settle_run_2.run_id, settle_run_2.outcome->'pace');
+    -- A job that another process has completed has that one's result.
+    if status_before <> 'completed' then
+      perform public.training_note_measured(settle_run_2.run_id, settle_run_2.outcome->'measured',
+                                            settle_run_2.outcome->'figures');
+    end if;
   end if;
   return verdict;
 end

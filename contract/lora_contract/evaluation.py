@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lora_contract.bounds import text
 
@@ -25,6 +25,8 @@ _MOST_TOKENS = 2**53
 _HIGHEST_LOSS = 1e6
 """In nats per token. A vocabulary of 2⁶⁴ tokens has 44 where all are alike; a broken model may find more."""
 _HIGHEST_PERCENT = 1e9
+_ROUNDING = 1e-3
+"""In nats per token: figures that differ by less agree."""
 
 
 class _Figures(BaseModel):
@@ -65,6 +67,22 @@ class Comparison(_Figures):
     gain_low: Difference | None = None
     """Lower end of the gain's 95 % confidence interval; None for fewer than two conversations."""
     gain_high: Difference | None = None
+
+    @model_validator(mode="after")
+    def _check_agreement(self) -> Comparison:
+        """Refuse figures that can't all be true: nobody's container should get a score for them."""
+        low, high = self.gain_low, self.gain_high
+        if (low is None) != (high is None):
+            raise ValueError("an interval has two ends")
+        if low is not None and high is not None and not low - _ROUNDING <= self.gain <= high + _ROUNDING:
+            raise ValueError("the gain is not within its interval")
+        if self.base.tokens != self.tuned.tokens or self.conversations > self.base.tokens:
+            raise ValueError("both models are measured over the same tokens, and each conversation has one")
+        # A conversation has at least one of the tokens, so its loss weighs so much in the loss over all tokens.
+        most = self.base.tokens / self.conversations
+        if not -most * self.tuned.loss - _ROUNDING <= self.gain <= most * self.base.loss + _ROUNDING:
+            raise ValueError("no conversations with these losses have such a gain")
+        return self
 
 
 class Evaluation(_Figures):

@@ -179,6 +179,8 @@ class JobDetails(TypedDict):
     points: list[CurvePoint]
     """A thousand at the most, by step."""
     artifact: Artifact | None
+    measured: NotRequired[dict[str, Any] | None]
+    """What the training has brought, as `read_measured` reads it; null before it is complete."""
     costs: list[CostRecord]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from structlog.testing import capture_logs
 
 from lora_contract.error_codes import ErrorCode, Fault
 from lora_contract.protocol import Manifest, Pace, Point, Progress, Result, Stage, Summary, TrainerError
+from lora_worker.database.measured import Measured
 from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.launchers.base import LaunchState, Observation
 from lora_worker.runs.outcomes.failures import Failure
@@ -16,9 +18,10 @@ from lora_worker.runs.outcomes.results import parse_result
 from lora_worker.runs.outcomes.verdicts import _failure_of
 from lora_worker.runs.state.events import Ending
 from lora_worker.runs.state.held_run import HeldRun
-from lora_worker.runs.steps.settling import _failure, _success
+from lora_worker.runs.steps.settling import _failure, _success, _without_words
 from lora_worker.services import Services
 from tests.scripted import assignment
+from tests.unit.worker.runs.comparisons import APPLICATION, compared, evaluated
 
 A40 = Summary(gpu_type="NVIDIA A40", gpu_count=2, execution_seconds=3600)
 
@@ -40,14 +43,17 @@ def failed(holding: HeldRun, summary: Summary) -> dict[str, Any]:
     return _failure(holding, Ending(None, result=result), Failure("out_of_memory", Fault.PERMANENT, "It broke."))
 
 
-def succeeded(holding: HeldRun, summary: Summary) -> dict[str, Any]:
-    run, job = holding.assignment.run, holding.assignment.job
-    assert job is not None
+def manifest_of(holding: HeldRun, summary: Summary, **parts: Any) -> Manifest:
+    run = holding.assignment.run
     file = {"name": "a", "path": "a", "bytes": 1, "sha256": "0" * 64}
-    manifest = Manifest.model_validate(
-        {"job_id": str(job.id), "run_id": str(run.id), "files": [file], "summary": summary.model_dump()}
-    )
-    return _success(holding, manifest, job)
+    ids = {"job_id": str(run.job_id), "run_id": str(run.id)}
+    return Manifest.model_validate({**ids, "files": [file], "summary": summary.model_dump(), **parts})
+
+
+def succeeded(holding: HeldRun, summary: Summary, **parts: Any) -> dict[str, Any]:
+    job = holding.assignment.job
+    assert job is not None
+    return _success(holding, manifest_of(holding, summary, **parts), job)
 
 
 GPU_OF_THE_CONTAINER = {"gpu_type": "NVIDIA A40", "gpu_count": 2}
@@ -95,6 +101,32 @@ def test_only_a_success_brings_the_pace_from_which_estimates_learn(services: Ser
     assert succeeded(held(services, None), summary)["pace"] == pace
     assert succeeded(held(services, None), Summary())["pace"] is None, "an earlier trainer sends none"
     assert "pace" not in failed(held(services, None), summary)
+
+
+def test_success_brings_what_was_compared_into_row_figures_and_message(services: Services) -> None:
+    told = {"evaluation": evaluated(compared()).model_dump(), "application": APPLICATION}
+    outcome = succeeded(held(services, None), Summary(), **told)
+    assert outcome["measured"] == {**Measured.model_validate(told).model_dump(mode="json")}
+    assert outcome["artifact"]["quality_metrics"]["overall_score"] == 5
+    figures = {figure["id"]: figure["value"] for figure in outcome["figures"]}
+    assert figures.items() <= outcome["artifact"]["quality_metrics"].items()
+    assert figures["held_out_gain"] == 0.69
+    (message,) = [notice["message"] for notice in outcome["notices"] if notice["type"] == "job_completed"]
+    assert "the loss fell from 2.31 to 1.62" in message
+    json.dumps(outcome, allow_nan=False, default=str)
+
+
+def test_success_of_an_earlier_trainer_is_rated_and_told_as_before(services: Services) -> None:
+    outcome = succeeded(held(services, None), Summary())
+    assert outcome["figures"] == []
+    assert outcome["measured"] == {"evaluation": None, "application": None, "serving_name": None}
+    assert outcome["artifact"]["quality_metrics"].keys() == {
+        "overall_score", "convergence_quality", "final_training_loss", "final_validation_loss", "perplexity",
+        "loss_reduction_percent",
+    }  # fmt: skip
+    # What is written where a container's words can't be stored.
+    bare = _without_words(manifest_of(held(services, None), Summary(), evaluation=evaluated(compared()).model_dump()))
+    assert bare.evaluation is None
 
 
 def test_displayed_cost_stays_within_the_cap(services: Services) -> None:

@@ -11,7 +11,9 @@ from uuid import UUID
 from lora_contract.protocol import MANIFEST_NAME, Manifest, Point, Summary
 from lora_contract.words import shorten
 from lora_worker.database.job_keys import unread_keys
+from lora_worker.database.measured import Measured
 from lora_worker.database.rows import Assignment, Dataset, Job
+from lora_worker.runs.rows.figures import quality_keys
 from lora_worker.runs.rows.quality import QualityReport, perplexity_of
 from lora_worker.storage.artifact_paths import ArtifactPaths
 
@@ -30,6 +32,8 @@ class Description:
     quality: QualityReport
     gpu_seconds: float
     now: datetime
+    serving_name: str | None = None
+    """The name by which an endpoint serves the adapter."""
 
 
 def artifact_name(dataset: Dataset | None, now: datetime, job_id: UUID) -> str:
@@ -58,6 +62,7 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             "final_validation_loss": metrics.final_validation_loss,
             "perplexity": perplexity_of(summary.method, metrics),
             "loss_reduction_percent": quality.loss_reduction_percent,
+            **quality_keys(manifest.evaluation),
             **quality.rewards,
         },
         "training_summary": {
@@ -73,6 +78,7 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             "training_examples": summary.training_examples,
             "trainable_parameters": summary.trainable_parameters,
             "quantization": summary.quantization,
+            "serving_name": description.serving_name,
             "notes": notes_for_user(summary, job, assignment.run.launched_with),
         },
         "configuration": {
@@ -85,6 +91,11 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             MANIFEST_NAME: paths.final(MANIFEST_NAME),
         },
     }
+
+
+def brought_by(manifest: Manifest) -> Measured:
+    """Return what the training has brought, as it is kept with the run."""
+    return Measured(evaluation=manifest.evaluation, application=manifest.application)
 
 
 def notes_for_user(summary: Summary, job: Job, launched_with: Mapping[str, Any] | None = None) -> list[str]:

@@ -9,6 +9,8 @@ from uuid import UUID
 from lora_contract.words import counted, shorten
 
 _MAX_MESSAGE_CHARACTERS = 600
+_MAX_COMPLETED_CHARACTERS = 1000
+"""Of the message that says what a training has brought, before what was left out or changed."""
 
 
 def _notice(kind: str, title: str, message: str, priority: str, url: str, **metadata: Any) -> dict[str, Any]:
@@ -47,10 +49,20 @@ def job_started(job_id: UUID, dataset: str, gpu_type: str, gpu_count: int) -> di
     return _notice("job_started", "Training Started", text, "medium", _job_url(job_id), job_id=str(job_id))
 
 
-def job_completed(job_id: UUID, dataset: str, cost: float, notes: Sequence[str] = ()) -> dict[str, Any]:
-    """The training is complete; `cost` in USD, `notes` are sentences on what was left out or changed."""
+def job_completed(
+    job_id: UUID, dataset: str, cost: float, brought: Sequence[str] = (), notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The training is complete.
+
+    Args:
+        job_id: the job.
+        dataset: the name of its dataset.
+        cost: in USD.
+        brought: sentences on what got better (`runs.rows.improvement`).
+        notes: sentences on what was left out or changed, which come last.
+    """
     text = f"Training on “{dataset}” is complete. It cost ${cost:.2f}."
-    text = shorten(" ".join([text, *notes]), _MAX_MESSAGE_CHARACTERS)
+    text = shorten(" ".join([text, *brought, *notes]), _MAX_COMPLETED_CHARACTERS)
     return _notice(
         "job_completed", "Training Complete", text, "high", _job_url(job_id), job_id=str(job_id), final_cost=cost
     )

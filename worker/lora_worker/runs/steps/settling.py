@@ -28,7 +28,9 @@ from lora_worker.runs.outcomes.failures import (
 from lora_worker.runs.outcomes.results import LegacyResult
 from lora_worker.runs.outcomes.retries import exhausted, retry_after
 from lora_worker.runs.rows import notices
-from lora_worker.runs.rows.artifacts import Description, curve_of, describe_artifact, notes_for_user
+from lora_worker.runs.rows.artifacts import Description, brought_by, curve_of, describe_artifact, notes_for_user
+from lora_worker.runs.rows.figures import figures_of
+from lora_worker.runs.rows.improvement import brought_sentences
 from lora_worker.runs.rows.progress_entries import started_notice
 from lora_worker.runs.rows.quality import rate_run
 from lora_worker.runs.rows.report_rows import final_columns, partial_columns, point_rows
@@ -174,7 +176,8 @@ def _outcome(held: HeldRun, ending: Ending, manifest: Manifest | None) -> Outcom
 
 
 def _without_words(manifest: Manifest) -> Manifest:
-    return manifest.model_copy(update={"metrics": FinalMetrics(), "summary": Summary(), "points": []})
+    nothing = {"metrics": FinalMetrics(), "summary": Summary(), "points": [], "evaluation": None}
+    return manifest.model_copy(update=nothing)
 
 
 async def _keep_log(held: HeldRun, points: list[Point]) -> None:
@@ -217,13 +220,15 @@ def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
     summary = manifest.summary
     gpu_seconds = billed_seconds(held, summary)
     points = curve_of(manifest, held.progress.points if held.progress else [])
+    brought = brought_by(manifest)
     artifact = describe_artifact(
         held.assignment,
         manifest,
         Description(
-            rate_run(summary.method, points, manifest.metrics),
+            rate_run(summary.method, points, manifest.metrics, brought.evaluation),
             gpu_seconds=gpu_seconds,
             now=services.now(),
+            serving_name=brought.serving_name,
         ),
     )
     fee = services.settings.storage_fee
@@ -237,6 +242,8 @@ def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
         "job_status": "completed",
         "storage_fee": fee,
         "pace": summary.pace and summary.pace.model_dump(),
+        "measured": brought.model_dump(mode="json"),
+        "figures": figures_of(brought.evaluation),
         "job": final_columns(manifest.metrics, summary, points),
         "artifact": {**artifact, "archive": archive and f"{services.settings.artifacts_bucket}/{archive}"},
         "notices": [
@@ -245,6 +252,7 @@ def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
                 job.id,
                 name,
                 held.cost(gpu_seconds, fee=fee),
+                brought_sentences(brought),
                 notes_for_user(summary, job, run.launched_with),
             ),
             notices.artifact_ready(job.id, run.id, artifact["name"]),

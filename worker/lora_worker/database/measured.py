@@ -1,0 +1,32 @@
+"""What a training has brought, as the database keeps it with the run: figures, the proof, the name to call."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lora_contract.application import Application
+from lora_contract.bounds import NoneIfInvalid
+from lora_contract.evaluation import OptionalEvaluation
+
+_MAX_NAME_CHARACTERS = 200
+
+
+class Measured(BaseModel):
+    """The column `measured` of a run. A part that can't be read is None, and the others still count."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    evaluation: OptionalEvaluation = None
+    application: Annotated[Application | None, NoneIfInvalid] = None
+    serving_name: Annotated[str | None, Field(max_length=_MAX_NAME_CHARACTERS), NoneIfInvalid] = None
+    """By which name an endpoint serves the adapter; None where none does."""
+
+
+def read_measured(value: Any) -> Measured:
+    """Read what a job's details say under `measured`; whatever can't be read is not known."""
+    try:
+        return Measured.model_validate(value)
+    except ValidationError:
+        return Measured()
