@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from lora_contract.error_codes import ErrorCode, Fault
 from lora_contract.protocol import Manifest, Pace, Point, Progress, Result, Stage, Summary, TrainerError
+from lora_contract.serving import serving_name
 from lora_worker.database.measured import Measured
 from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.launchers.base import LaunchState, Observation
@@ -104,9 +105,12 @@ def test_only_a_success_brings_the_pace_from_which_estimates_learn(services: Ser
 
 
 def test_success_brings_what_was_compared_into_row_figures_and_message(services: Services) -> None:
+    holding = held(services, None)
+    name = serving_name(holding.assignment.run.job_id)
     told = {"evaluation": evaluated(compared()).model_dump(), "application": APPLICATION}
-    outcome = succeeded(held(services, None), Summary(), **told)
-    assert outcome["measured"] == {**Measured.model_validate(told).model_dump(mode="json")}
+    outcome = succeeded(holding, Summary(), **told, serving={"name": name, "folder": "/runpod-volume"})
+    assert outcome["measured"] == Measured.model_validate({**told, "serving_name": name}).model_dump(mode="json")
+    assert outcome["artifact"]["training_summary"]["serving_name"] == name
     assert outcome["artifact"]["quality_metrics"]["overall_score"] == 5
     figures = {figure["id"]: figure["value"] for figure in outcome["figures"]}
     assert figures.items() <= outcome["artifact"]["quality_metrics"].items()
@@ -114,6 +118,12 @@ def test_success_brings_what_was_compared_into_row_figures_and_message(services:
     (message,) = [notice["message"] for notice in outcome["notices"] if notice["type"] == "job_completed"]
     assert "the loss fell from 2.31 to 1.62" in message
     json.dumps(outcome, allow_nan=False, default=str)
+
+
+@pytest.mark.parametrize("name", ["adapter-ffffffff", "adapter-" + "x" * 5_000, "../lora", 7])
+def test_name_that_is_not_its_own_jobs_is_left_out(services: Services, name: object) -> None:
+    outcome = succeeded(held(services, None), Summary(), serving={"name": name, "folder": "/"})
+    assert outcome["measured"]["serving_name"] is outcome["artifact"]["training_summary"]["serving_name"] is None
 
 
 def test_success_of_an_earlier_trainer_is_rated_and_told_as_before(services: Services) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from lora_contract.protocol import MANIFEST_NAME, Manifest, Point, Summary
+from lora_contract.serving import is_name_of
 from lora_contract.words import shorten
 from lora_worker.database.job_keys import unread_keys
 from lora_worker.database.measured import Measured
@@ -93,9 +94,16 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
     }
 
 
-def brought_by(manifest: Manifest) -> Measured:
-    """Return what the training has brought, as it is kept with the run."""
-    return Measured(evaluation=manifest.evaluation, application=manifest.application)
+def brought_by(manifest: Manifest, job_id: UUID) -> Measured:
+    """Return what the training has brought, as it is kept with the run.
+
+    A container may claim any name for its adapter: one that is not its own job's is left out.
+    """
+    name = manifest.serving.name if manifest.serving is not None else None
+    is_own = name is not None and is_name_of(name, job_id)
+    return Measured(
+        evaluation=manifest.evaluation, application=manifest.application, serving_name=name if is_own else None
+    )
 
 
 def notes_for_user(summary: Summary, job: Job, launched_with: Mapping[str, Any] | None = None) -> list[str]:

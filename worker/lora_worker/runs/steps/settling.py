@@ -176,7 +176,7 @@ def _outcome(held: HeldRun, ending: Ending, manifest: Manifest | None) -> Outcom
 
 
 def _without_words(manifest: Manifest) -> Manifest:
-    nothing = {"metrics": FinalMetrics(), "summary": Summary(), "points": [], "evaluation": None}
+    nothing = {"metrics": FinalMetrics(), "summary": Summary(), "points": [], "evaluation": None, "serving": None}
     return manifest.model_copy(update=nothing)
 
 
@@ -220,7 +220,7 @@ def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
     summary = manifest.summary
     gpu_seconds = billed_seconds(held, summary)
     points = curve_of(manifest, held.progress.points if held.progress else [])
-    brought = brought_by(manifest)
+    brought = brought_by(manifest, job.id)
     artifact = describe_artifact(
         held.assignment,
         manifest,
