@@ -2,7 +2,7 @@
 
     <volume>/lora-adapters/<name>/adapter_config.json, adapter_model.safetensors    what vLLM loads
     <volume>/lora-adapters/<name>/lora-worker.json                                  `Marker`: whose it is
-    <volume>/lora-adapters/.<anything>                                              being written, or being removed
+    <volume>/lora-adapters/.<anything>                                              being written, or replaced
 
 vLLM's filesystem resolver takes the model's name of a request for a folder's name below
 `VLLM_LORA_RESOLVER_CACHE_DIR`, and serves it where `base_model_name_or_path` of its configuration equals the name by
@@ -19,7 +19,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from lora_contract.bounds import Label, Name
+from lora_contract.bounds import Instant, Label, Name
 
 SERVING_FOLDER = "lora-adapters"
 """The folder on the network volume; vLLM's `VLLM_LORA_RESOLVER_CACHE_DIR` names it."""
@@ -96,3 +96,5 @@ class Marker(_Model):
     """That of `adapter_model.safetensors`."""
     alias_of: ServedName | None = None
     """Of an alias' folder: the adapter of which it holds a copy. The ids are that adapter's."""
+    removed_at: Instant = None
+    """Since when the adapter is removed, and weights that change nothing lie in its place."""

@@ -29,6 +29,7 @@ TrainingError                    code, message, hint; travels to the worker as `
 ├── StoppedError                 the machine is taken away; the next attempt resumes from a checkpoint
 ├── ChildCrashedError            the training process ended without an outcome
 ├── UnfitError                   a check of the machine failed
+├── NotServedError               the adapter can't be put where vLLM serves it from; it is published all the same
 └── PublishingError              the adapter is complete, but not published
     ├── GrantMissingError        the worker granted no upload in time
     ├── StorageRefusedError      the bucket takes no such file; the project's operator must change that
@@ -221,6 +222,10 @@ class UnfitError(TrainingError):
     """A check of the machine failed: no training should begin on it."""
 
     code = ErrorCode.UNFIT
+
+
+class NotServedError(TrainingError):
+    """The adapter can't be put into the folder that vLLM serves from, or removed from it. No training fails for it."""
 
 
 class PublishingError(TrainingError):

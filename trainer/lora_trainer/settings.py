@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     """The module that the child process runs; it does the training."""
     volume: Path | None = None
     """Folder of job folders and models. None: the first that exists of `/runpod-volume`, `/workspace` and the home."""
+    serving_folder: Path | None = None
+    """Folder from which vLLM serves adapters by name. None: `lora-adapters` on the network volume, if one is
+    mounted."""
     heartbeat_seconds: float = Field(default=15, gt=0)
     """Time between two check-ins with the database."""
     progress_seconds: float = Field(default=2, ge=0)

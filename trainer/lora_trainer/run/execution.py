@@ -24,6 +24,7 @@ from lora_contract.log_lines import run_begins
 from lora_contract.protocol import STAGE_PROGRESS, Point, Progress, Request, Result, Stage, Summary
 from lora_contract.tracing import Traces
 from lora_trainer.errors import (
+    CancelledByUserError,
     ChannelUnreachableError,
     FenceLostError,
     GrantMissingError,
@@ -40,6 +41,7 @@ from lora_trainer.run.download import download_adapter, download_dataset
 from lora_trainer.run.logs import LogTail, describe, secrets_of
 from lora_trainer.run.publishing import publish
 from lora_trainer.run.runpod_progress import ProgressPoster, Send
+from lora_trainer.run.serving import serve, withdraw
 from lora_trainer.run.sizes import fit_heartbeat, fit_message
 from lora_trainer.run.stage_spans import StageSpans
 from lora_trainer.run.task import InitAdapter, Outcome, Task
@@ -122,6 +124,8 @@ class Execution:
         except PublishingError as error:
             return self._result("unpublished", error)
         except TrainingError as error:
+            if isinstance(error, CancelledByUserError) and self._outcome is not None:
+                await withdraw(self._request.run_id, self._settings)
             return self._result("failed", error)
         except Exception as error:
             # The exception's text may contain text of the dataset or a signed URL.
@@ -236,6 +240,7 @@ class Execution:
         outcome.summary.execution_seconds = self._seconds()
         crash_point("trainer.save.after")
         self._report(Stage.UPLOADING)
+        await serve(artifact, outcome, self._request, self._settings, is_current=self._folder.is_owned)
         manifest = await publish(
             artifact, outcome, self._request, channel, grant_poll_seconds=self._settings.grant_poll_seconds
         )

@@ -97,6 +97,7 @@ async def publish(
             metrics=outcome.metrics,
             summary=outcome.summary,
             points=points,
+            serving=outcome.serving,
         )
     )
     async with httpx.AsyncClient(timeout=httpx.Timeout(300, connect=15), transport=transport) as http:

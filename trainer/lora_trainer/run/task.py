@@ -18,6 +18,7 @@ from lora_contract.application import Application
 from lora_contract.evaluation import Evaluation
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.protocol import FinalMetrics, Point, Summary, TrainerError
+from lora_contract.serving import Serving
 
 OUTCOME_NAME = "outcome.json"
 
@@ -104,6 +105,8 @@ class Outcome(BaseModel):
     """What base and adapter found of unseen text; None of a training that did not measure it."""
     application: Application | None = None
     """What the proof found; None until it was made."""
+    serving: Serving | None = None
+    """Where vLLM finds the adapter; None where it was not put there."""
     retry: Retry | None = None
     """Set if the training failed for want of memory or a compiler, and another try can do with less or without."""
 
