@@ -1,26 +1,32 @@
-"""Requests to the endpoint that are no training: filling the volume with base models, and checking the machine.
+"""Requests to the endpoint that are no training: base models for the volume, served adapters, and the machine's check.
 
 They travel as the `input` of RunPod's `/run`, as a training does; their key `kind` tells them apart, which a training's
 request does not have. They belong to no run: no row of the database knows them, and nothing is uploaded.
 
     {"protocol": 1, "kind": "prefetch", "models": ["org/model", "org/other@revision"]}
+    {"protocol": 1, "kind": "serving", "remove": ["<run id>"], "aliases": {"bot:live": "adapter-0a1b2c3d"}}
     {"protocol": 1, "kind": "fitness"}
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
-from lora_contract.bounds import Label, Seconds, Sentence, first, text, whole
+from lora_contract.bounds import Label, Name, Seconds, Sentence, first, text, whole
 from lora_contract.protocol import PROTOCOL_VERSION
+from lora_contract.serving import Alias, ServedName
 from lora_contract.words import joined
 
 MAX_MODELS = 10
 """The most base models of one prefetch. Each is tens of gigabytes, and a job of RunPod has a time limit."""
 MAX_MODEL_CHARACTERS = 200
+MAX_REMOVALS = 200
+"""The most runs whose served adapters one errand removes."""
+MAX_ALIASES = 50
+"""The most aliases that one errand sets. Each is a copy of an adapter, tens or hundreds of megabytes."""
 MAX_CHECKS = 30
 """The most checks that are read from a fitness result."""
 
@@ -67,9 +73,25 @@ class FitnessRequest(_Message):
     kind: Literal["fitness"] = "fitness"
 
 
-ErrandRequest = Annotated[PrefetchRequest | FitnessRequest, Field(discriminator="kind")]
-ERRAND_REQUESTS: TypeAdapter[PrefetchRequest | FitnessRequest] = TypeAdapter(ErrandRequest)
-"""Reads an `input` whose `kind` is one of the two."""
+class ServingRequest(_Message):
+    """Change the folder of served adapters (`lora_contract.serving`) on the network volume.
+
+    What is removed comes first: an alias may be set in the same errand that removes what it held before.
+    """
+
+    protocol: Literal[1] = PROTOCOL_VERSION
+    kind: Literal["serving"] = "serving"
+    remove: list[Name] = Field(default_factory=list, max_length=MAX_REMOVALS)
+    """Ids of runs: each folder whose marker names one of them is removed, those of aliases included."""
+    aliases: dict[Alias, ServedName | None] = Field(default_factory=dict, max_length=MAX_ALIASES)
+    """The adapter that each alias holds from now on, as a copy; None: the alias is removed."""
+
+
+ErrandAsked = PrefetchRequest | ServingRequest | FitnessRequest
+ErrandKind = Literal["prefetch", "serving", "fitness"]
+ERRAND_KINDS: tuple[ErrandKind, ...] = get_args(ErrandKind)
+ERRAND_REQUESTS: TypeAdapter[ErrandAsked] = TypeAdapter(Annotated[ErrandAsked, Field(discriminator="kind")])
+"""Reads an `input` whose `kind` is one of `ERRAND_KINDS`."""
 
 _Bytes = Annotated[int, BeforeValidator(whole(0, 2**53, 0))]
 
@@ -120,11 +142,22 @@ class ErrandError(_Message):
 
 
 class ErrandResult(_Message):
-    """What the handler returns. After a failed prefetch, `models` holds those that were finished before."""
+    """What the handler returns. After a failed prefetch, `models` holds those that were finished before.
 
-    kind: Literal["prefetch", "fitness"]
+    Of `serving`, what could be done is told even where something else of the same errand could not.
+    """
+
+    kind: ErrandKind
     models: Annotated[list[PrefetchedModel], BeforeValidator(first(MAX_MODELS))] = Field(default_factory=list)
     checks: Annotated[list[FitnessCheck], BeforeValidator(first(MAX_CHECKS))] = Field(default_factory=list)
+    removed: Annotated[list[Label], BeforeValidator(first(MAX_REMOVALS))] = Field(default_factory=list)
+    """The runs of which nothing is served any more, whether something had to be removed or not."""
+    aliases: Annotated[list[Label], BeforeValidator(first(MAX_ALIASES))] = Field(default_factory=list)
+    """The aliases that are now as they were asked for."""
+    problems: Annotated[list[Sentence], BeforeValidator(first(MAX_REMOVALS + MAX_ALIASES))] = Field(
+        default_factory=list
+    )
+    """What could not be removed or set, a sentence each. Asking again is right for all of it."""
     error: ErrandError | None = None
 
     @model_validator(mode="before")

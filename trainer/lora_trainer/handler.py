@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lora_contract.errands import ERRAND_REQUESTS, ErrandResult, FitnessRequest, PrefetchRequest
+from lora_contract.errands import ERRAND_KINDS, ERRAND_REQUESTS, ErrandAsked, ErrandResult
 from lora_contract.protocol import PROTOCOL_VERSION, Request, Result
 from lora_contract.tracing import Traces, open_traces
 from lora_trainer.errands.errand import carry_out
@@ -78,9 +78,8 @@ async def _run_errand(job: dict[str, Any]) -> ErrandResult:
                 return await carry_out(request, load_settings(), send, stop)
     except TrainingError as error:
         log.error("%s", error)
-        return ErrandResult(
-            kind="fitness" if job["input"]["kind"] == "fitness" else "prefetch", error=error.as_errand_error()
-        )
+        kind = next((known for known in ERRAND_KINDS if known == job["input"]["kind"]), "prefetch")
+        return ErrandResult(kind=kind, error=error.as_errand_error())
 
 
 def parse_request(given: Any) -> Request:
@@ -95,7 +94,7 @@ def parse_request(given: Any) -> Request:
         return Request.model_validate(given)
 
 
-def parse_errand(given: dict[str, Any]) -> PrefetchRequest | FitnessRequest:
+def parse_errand(given: dict[str, Any]) -> ErrandAsked:
     """The job's input as an errand's request.
 
     Raises:
@@ -119,7 +118,7 @@ def _naming_the_key(given: dict[str, Any]) -> Iterator[None]:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if problem["type"] == "union_tag_invalid":
             # Its message holds the value.
-            raise RequestInvalidError("The request's kind is neither prefetch nor fitness.") from None
+            raise RequestInvalidError(f"The request's kind is none of {', '.join(ERRAND_KINDS)}.") from None
         # pydantic puts the kind of an errand before its key.
         place = ".".join(str(part) for part in problem["loc"] if part != given.get("kind")) or "input"
         raise RequestInvalidError(f"The request's {place} is wrong: {problem['msg']}.") from None

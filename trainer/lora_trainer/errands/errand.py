@@ -1,4 +1,4 @@
-"""The handler's side of an errand: the work is done by a child process, and its progress is sent to RunPod.
+"""The handler's side of an errand: a child process does what is heavy, and its progress is sent to RunPod.
 
 Nothing here imports torch, and nothing that the child does can end the handler.
 """
@@ -9,13 +9,15 @@ import asyncio
 import logging
 from contextlib import suppress
 
-from lora_contract.errands import ErrandResult, FitnessRequest, PrefetchProgress, PrefetchRequest
+from lora_contract.errands import ErrandAsked, ErrandResult, PrefetchProgress, PrefetchRequest, ServingRequest
 from lora_trainer.errands.examination import as_unfit, examine
 from lora_trainer.errands.lines import Line
+from lora_trainer.errands.serving import change_served_adapters
 from lora_trainer.errors import ChildCrashedError, StoppedError, TrainingError
 from lora_trainer.run.child import ChildProcess, ending_of, finish
 from lora_trainer.run.logs import describe, print_line, secrets_of_environment
 from lora_trainer.run.runpod_progress import Send
+from lora_trainer.run.serving import find_served_adapters
 from lora_trainer.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -28,15 +30,12 @@ _STOP_SECONDS = 5
 """How long a download may take to end after SIGTERM; then it is killed, which leaves the finished files as they are."""
 
 
-async def carry_out(
-    request: PrefetchRequest | FitnessRequest, settings: Settings, send: Send, stop: asyncio.Event
-) -> ErrandResult:
+async def carry_out(request: ErrandAsked, settings: Settings, send: Send, stop: asyncio.Event) -> ErrandResult:
     """Carry out an errand. Raises nothing but `CancelledError`: the result says what went wrong.
 
     Whoever notices that the machine is taken away sets `stop`.
     """
-    doing = _prefetch(request, settings, send) if isinstance(request, PrefetchRequest) else _check(settings)
-    work, stopped = asyncio.create_task(doing), asyncio.create_task(stop.wait())
+    work, stopped = asyncio.create_task(_do(request, settings, send)), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
@@ -56,6 +55,14 @@ async def carry_out(
         work.cancel()
         with suppress(Exception):  # it was told above
             await finish(work)
+
+
+async def _do(request: ErrandAsked, settings: Settings, send: Send) -> ErrandResult:
+    if isinstance(request, PrefetchRequest):
+        return await _prefetch(request, settings, send)
+    if isinstance(request, ServingRequest):
+        return await asyncio.to_thread(change_served_adapters, request, find_served_adapters(settings))
+    return await _check(settings)
 
 
 async def _check(settings: Settings) -> ErrandResult:
