@@ -144,8 +144,8 @@ begin
     select r.job_id from public.training_runs r where r.user_id = erase_training_user.user_id);
   -- In this order, because of the references between them.
   foreach wanted in array array[
-    'notifications', 'cost_records', 'model_artifacts', 'training_jobs', 'pipeline_training_jobs', 'datasets',
-    'training_runs', 'training_budgets', 'training_operator_holds', 'training_waiting_users']
+    'training_aliases', 'notifications', 'cost_records', 'model_artifacts', 'training_jobs', 'pipeline_training_jobs',
+    'datasets', 'training_runs', 'training_budgets', 'training_operator_holds', 'training_waiting_users']
   loop
     continue when to_regclass('public.' || wanted) is null;
     execute format('delete from public.%I where ', wanted)

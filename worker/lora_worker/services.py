@@ -18,6 +18,7 @@ from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.tokens import RunTokens
 from lora_worker.database.calls import DatabaseCalls
+from lora_worker.deployment.answering import Answering, open_answering
 from lora_worker.deployment.worker_logs import open_container_logs
 from lora_worker.launchers.base import ContainerLogs, Launcher
 from lora_worker.launchers.registry import LAUNCHERS
@@ -95,6 +96,8 @@ class Services:
     log_slots: HeavySlots = field(default_factory=lambda: HeavySlots(_LOG_SLOTS))
     container_logs: ContainerLogs | None = None
     """Where the launcher's own logs are read; None where that is not possible."""
+    answering: Answering | None = None
+    """The endpoint that answers with finished adapters; None where the settings name none."""
     clock: Callable[[], float] = lease_clock
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
@@ -152,6 +155,7 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
             "storage": Storage(settings.supabase_url, key, http=http),
             "launcher": kind.open(settings, http),
             "container_logs": open_container_logs(settings, http),
+            "answering": open_answering(settings, http),
             "http": http,
             "prices": load_prices(settings.price_table),
             "retry_limits": RetryLimits(

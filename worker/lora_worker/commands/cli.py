@@ -22,6 +22,7 @@ from lora_worker.commands import (
     run,
     setup,
     submission,
+    versions,
 )
 
 app = typer.Typer(
@@ -50,7 +51,7 @@ def options(
     """Claims LoRA training jobs from Supabase, trains them on a GPU cloud, writes the results back."""
 
 
-for group in (run, queue, jobs, logs, submission, dataset, dashboard, money, guided, deploy, setup, erasing):
+for group in (run, queue, jobs, logs, submission, versions, dataset, dashboard, money, guided, deploy, setup, erasing):
     app.add_typer(group.commands)
 
 

@@ -21,6 +21,7 @@ from lora_worker.database.project_report import ProjectReport
 from lora_worker.database.rest import MEND, SERVICE
 from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News, parse_assignment, parse_news, places_of
 from lora_worker.database.submission_calls import SubmissionCalls
+from lora_worker.database.version_calls import VersionCalls
 from lora_worker.errors import SchemaMismatchError, ServiceUnavailableError
 from lora_worker.observability.actions import Action
 
@@ -58,7 +59,7 @@ def _readable(parse: Callable[[dict[str, Any]], _Parsed], rows: Iterable[dict[st
     return parsed
 
 
-class DatabaseCalls(OperatorCalls, SubmissionCalls, MoneyCalls, ErasureCalls):
+class DatabaseCalls(OperatorCalls, SubmissionCalls, MoneyCalls, ErasureCalls, VersionCalls):
     """The calls of one worker to the database. The methods raise only `ServiceError`s.
 
     Idempotent calls are retried a few times. A claim or an adoption is not: if its answer was lost after the database

@@ -37,6 +37,7 @@ from lora_worker.database.submission_rows import (
     Submitted,
     TrialRemoval,
 )
+from lora_worker.database.version_rows import AliasMove, AliasMoved, AliasRow, VersionRow
 from lora_worker.money.speeds import RunSpeed
 
 SCHEMA_VERSION = 3
@@ -152,6 +153,16 @@ HOLD_TRAINING = _function("hold_training", TypeAdapter(bool), {"user_id": _NOBOD
 RELEASE_TRAINING = _function("release_training", TypeAdapter(bool), {"user_id": _NOBODY})
 DRAIN_TRAINING_WORKERS = _function(
     "drain_training_workers", TypeAdapter(list[DrainedWorker]), {"name": "none of this name"}
+)
+TRAINING_VERSIONS = _function("training_versions", TypeAdapter(list[VersionRow]), {"filter": '{"limit": 1}'})
+LIST_TRAINING_ALIASES = _function(
+    "list_training_aliases", TypeAdapter(list[AliasRow]), {"name": "none-of-this-name", "user_id": _NOBODY}
+)
+TRAINING_ALIAS_HISTORY = _function(
+    "training_alias_history", TypeAdapter(list[AliasMove]), {"name": "none-of-this-name"}
+)
+MOVE_TRAINING_ALIAS = _function(
+    "move_training_alias", TypeAdapter(AliasMoved), {"change": '{"name": "none-of-this-name"}'}
 )
 
 TRAINER_FUNCTIONS = (

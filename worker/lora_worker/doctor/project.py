@@ -34,7 +34,8 @@ GUARDED_TABLES = (
     *("training_workers", "training_waiting_users", "training_progress"),
     *("training_endpoints", "training_breakers", "training_holds", "training_operator_holds", "training_drains"),
     *("training_retries", "training_stages", "training_budgets", "training_reservations", "training_erased_costs"),
-    *("training_operator_notices", "training_speeds", "pipeline_training_jobs"),
+    *("training_operator_notices", "training_speeds", "training_aliases", "training_alias_moves"),
+    "pipeline_training_jobs",
 )
 """The tables that nobody may read without signing in."""
 

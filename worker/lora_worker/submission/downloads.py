@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
-from lora_contract.protocol import MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactFile, Manifest
+from lora_contract.protocol import ArtifactFile
 from lora_worker.database.submission_rows import PublishedRun
 from lora_worker.errors import ArgumentError, ArtifactError, ServiceRefusedError
 from lora_worker.services import Services
 from lora_worker.storage.artifact_paths import ArtifactPaths
-from lora_worker.storage.manifests import parse_manifest
+from lora_worker.storage.published import read_manifest
 
 _CHUNK_BYTES = 1 << 20
 
@@ -62,7 +62,7 @@ async def download(
     run_id, paths = run["run_id"], _paths_of(run)
     if run_id is None or paths is None:
         raise ArgumentError(f"JOB: {_no_artifact(run)}")
-    manifest = await _read_manifest(services, paths, run_id)
+    manifest = await read_manifest(services.storage, services.settings.artifacts_bucket, paths, run_id)
     wanted = [(file, place_in(folder, file.path)) for file in manifest.files]
     _make_room(folder, wanted)
     fetched = []
@@ -90,14 +90,6 @@ def _paths_of(run: PublishedRun) -> ArtifactPaths | None:
     if run["run_id"] is None or run["user_id"] is None:
         return None
     return ArtifactPaths.of_run(queue=run["queue"], job_id=run["job_id"], user_id=run["user_id"], run_id=run["run_id"])
-
-
-async def _read_manifest(services: Services, paths: ArtifactPaths, run_id: UUID) -> Manifest:
-    bucket = services.settings.artifacts_bucket
-    content = await services.storage.read(bucket, paths.final(MANIFEST_NAME), max_bytes=MAX_MANIFEST_BYTES)
-    if content is None:
-        raise ArtifactError("The manifest of the adapter is not in the storage any more: its files were removed.")
-    return parse_manifest(content, run_id)
 
 
 def place_in(folder: Path, path: str) -> Path:

@@ -96,6 +96,11 @@ def populated(db: Database) -> Iterator[World]:
     db.rows("insert into training_operator_holds (user_id, reason) values (%s, 'r')", db.user())
     db.rows("insert into training_drains (worker) values ('w')")
     db.rows("insert into training_retries (job_id, after_attempt) values (%s, 1)", job)
+    db.rows("insert into training_aliases (name, user_id, move_number) values ('zebras', %s, 1)", owner)
+    db.rows(
+        "insert into training_alias_moves (alias, number, moved_by, run_id, adapter)"
+        " select 'zebras', 1, 'somebody', id, 'adapter-0123abcd' from training_runs limit 1"
+    )
     # The run's check-in has made a row of training_stages.
     db.rows("insert into training_operator_notices (key) values ('jobs_held')")
     yield World(db, owner, db.user(), job)

@@ -245,6 +245,12 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "set_training_budget": lambda q: q.set_training_budget(ID, 1),
     "remove_training_budget": lambda q: q.remove_training_budget(ID),
     "training_project_report": lambda q: q.project_report(),
+    "training_versions": lambda q: q.training_versions({}),
+    "list_training_aliases": lambda q: q.list_training_aliases(),
+    "training_alias_history": lambda q: q.training_alias_history("zebras"),
+    "move_training_alias": lambda q: q.move_training_alias(
+        {"name": "z", "run_id": str(ID), "adapter": "adapter-1", "moved_by": "me", "number": 0, "restores": None}
+    ),
     "list_training_jobs": lambda q: q.list_training_jobs({}),
     "training_job_details": lambda q: q.training_job_details(ID),
     "cancel_training_job": lambda q: q.cancel_training_job(ID),
