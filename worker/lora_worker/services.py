@@ -29,6 +29,7 @@ from lora_worker.observability.outbox import Outbox
 from lora_worker.observability.repeats import Repeats
 from lora_worker.observability.telemetry import secrets_of
 from lora_worker.storage.buckets import ArtifactsBucket
+from lora_worker.storage.evaluations import Evaluations
 from lora_worker.storage.objects import Storage
 from lora_worker.storage.run_logs import RunLogs
 
@@ -125,6 +126,11 @@ class Services:
     def logs(self) -> RunLogs:
         """The kept logs of runs."""
         return RunLogs(self.storage, self.settings.artifacts_bucket, tuple(secrets_of(self.settings)))
+
+    @cached_property
+    def evaluations(self) -> Evaluations:
+        """The answers side by side of finished runs."""
+        return Evaluations(self.storage, self.settings.artifacts_bucket)
 
     @cached_property
     def artifacts_bucket(self) -> ArtifactsBucket:

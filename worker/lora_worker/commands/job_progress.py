@@ -8,6 +8,8 @@ from typing_extensions import TypedDict
 
 from lora_worker.commands.terminal import printable
 from lora_worker.database.job_reports import JobDetails, JobEntry
+from lora_worker.database.measured import read_measured
+from lora_worker.runs.rows.improvement import improvement_sentence
 from lora_worker.words import measured, money, number_of, percent, plain, short_id
 
 
@@ -33,11 +35,16 @@ class Change(TypedDict):
     attempt: int | None
     error_code: str | None
     error_message: str | None
+    improvement: str | None
+    """What got better on held-out conversations, as a sentence; null until the job has completed."""
+    serving_name: str | None
+    """By which name an endpoint serves the adapter; null where none does."""
 
 
 def change_of(details: JobDetails) -> Change:
     """Return how a job stands. Numbers of the trainer come from the newest report, else from the curve."""
     job, points = details["job"], details["points"]
+    brought = read_measured(details.get("measured"))
     reported: dict[str, Any] = job["current_metrics"] if isinstance(job["current_metrics"], dict) else {}
 
     def newest(metric: str, column: str) -> float | None:
@@ -64,6 +71,8 @@ def change_of(details: JobDetails) -> Change:
         "attempt": job["attempt"],
         "error_code": job["error_code"],
         "error_message": job["error_message"],
+        "improvement": improvement_sentence(brought.evaluation),
+        "serving_name": brought.serving_name,
     }
 
 
@@ -89,4 +98,8 @@ def change_words(change: Change) -> str:
         words.append(f"waits for {change['waits_for']}")
     if change["error_message"]:
         words.append(": ".join(text for text in (change["error_code"], change["error_message"]) if text))
+    if change["improvement"]:
+        words.append(change["improvement"])
+    if change["serving_name"]:
+        words.append(f"call it {change['serving_name']}")
     return printable("  ".join(words).replace("  ", " · "))

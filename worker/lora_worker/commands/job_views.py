@@ -11,7 +11,9 @@ from rich.text import Text
 from lora_worker.commands.curves import finite, sparkline
 from lora_worker.commands.job_progress import cost_of
 from lora_worker.commands.terminal import printable
-from lora_worker.database.job_reports import JobDetails, JobEntry, JobPage, RunReport
+from lora_worker.database.job_reports import Artifact, JobDetails, JobEntry, JobPage, RunReport
+from lora_worker.database.measured import read_measured
+from lora_worker.runs.rows.improvement import result_facts
 from lora_worker.words import duration, measured, moment, money, number_of, percent, plain, short_id
 
 if TYPE_CHECKING:
@@ -118,7 +120,15 @@ def _facts(details: JobDetails) -> Iterator[tuple[str, str]]:
         yield "why", reason
     artifact = details["artifact"]
     if artifact is not None:
-        yield "adapter", f"{printable(artifact['name'])}, version {printable(artifact['version'])}"
+        yield "adapter", f"{printable(artifact['name'])}, version {printable(artifact['version'])}{_score(artifact)}"
+    for name, value in result_facts(read_measured(details.get("measured"))):
+        yield name, printable(value)
+
+
+def _score(artifact: Artifact) -> str:
+    quality = artifact["quality_metrics"]
+    score = number_of(quality.get("overall_score")) if isinstance(quality, dict) else None
+    return "" if score is None else f", score {score:g} of 5"
 
 
 def _cost(details: JobDetails) -> str:

@@ -12,6 +12,9 @@ from lora_worker.database.job_states import JobStatus
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from rich.console import Console
+
+    from lora_contract.evaluation import Sample
     from lora_worker.database.job_reports import JobDetails, JobFilter, JobPage, RetryAnswer
     from lora_worker.services import Services
 
@@ -58,12 +61,57 @@ def jobs(
 
 
 @commands.command(name="show")
-def show_job(job: JobArgument, as_json: AsJson = False) -> None:
-    """Show everything about a job: its runs by stages, its curve, what it cost, its errors, the end of its log."""
+def show_job(
+    job: JobArgument,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Also what base and adapter answered to the same prompts.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show everything about a job: its runs, its curve, its cost, what got better, its errors, the end of its log."""
     from lora_worker.commands.job_views import print_job
+    from lora_worker.commands.sample_views import print_samples
+    from lora_worker.database.measured import read_measured
 
-    details, log = with_services(lambda services: _details_and_log(services, job))
-    show({**details, "log": log}, as_json=as_json, text=lambda console: print_job(details, console, log))
+    async def work(services: Services) -> tuple[JobDetails, list[str], list[Sample] | None]:
+        details, log = await _details_and_log(services, job)
+        return details, log, await _samples(services, details) if samples else None
+
+    details, log, found = with_services(work)
+
+    def print_all(console: Console) -> None:
+        print_job(details, console, log)
+        print_samples(found or [], console)
+
+    value = {
+        **details,
+        "measured": read_measured(details.get("measured")).model_dump(mode="json"),
+        "log": log,
+        "samples": None if found is None else [sample.model_dump(mode="json") for sample in found],
+    }
+    show(value, as_json=as_json, text=print_all)
+
+
+async def _samples(services: Services, details: JobDetails) -> list[Sample]:
+    """The answers side by side of the job's finished run.
+
+    Raises:
+        ArgumentError: there are none.
+        ArtifactError: they can't be read.
+        ServiceError: the storage did not answer.
+    """
+    from uuid import UUID
+
+    from lora_worker.database.job_reports import finished_run
+    from lora_worker.errors import ArgumentError
+
+    run, user_id = finished_run(details), details["job"]["user_id"]
+    if run is None or user_id is None:
+        raise ArgumentError(f"job {details['job']['job_id']} has not completed, so it has no samples")
+    found = await services.evaluations.samples(UUID(user_id), UUID(run["run_id"]))
+    if not found:
+        raise ArgumentError(f"the adapter of job {details['job']['job_id']} has no samples: its trainer compared none")
+    return found
 
 
 async def _details_and_log(services: Services, job: str) -> tuple[JobDetails, list[str]]:

@@ -36,6 +36,10 @@ def draw_job(details: JobDetails, *, now: datetime, width: int) -> RenderableTyp
     reason = job_reason(details["job"])
     if reason:
         parts.append(Text(reason, style="red" if change["status"] == "failed" else "yellow"))
+    if change["improvement"]:
+        parts.append(Text(printable(change["improvement"]), style="green"))
+    if change["serving_name"]:
+        parts.append(Text.assemble(("call it ", "dim"), (printable(change["serving_name"]), "bold")))
     status = printable(change["status"])
     style = STYLES.get(status, "")
     title = Text.assemble((short_id(change["job_id"]), "bold"), " ", printable(details["job"]["name"])[:40])

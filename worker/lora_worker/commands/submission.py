@@ -56,6 +56,7 @@ def enqueue(
     )
 
     async def work(services: Services) -> tuple[dict[str, Any], int]:
+        from lora_worker.commands.job_progress import change_of
         from lora_worker.commands.waiting import exit_code, wait_until_ended
         from lora_worker.commands.watching import watch_job
 
@@ -69,7 +70,12 @@ def enqueue(
         if not as_json:
             return answer, await watch_job(services, str(queued.job_id), as_json=False)
         details = await wait_until_ended(services.queue, queued.job_id)
-        ended = {key: details["job"][key] for key in ("status", "error_message", "final_cost")}
+        change = change_of(details)
+        ended = {
+            **{key: details["job"][key] for key in ("status", "error_message", "final_cost")},
+            "improvement": change["improvement"],
+            "serving_name": change["serving_name"],
+        }
         return {**answer, **ended}, exit_code(details)
 
     answer, code = with_services(work)

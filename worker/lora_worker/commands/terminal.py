@@ -142,6 +142,13 @@ def printable(text: str | None) -> str:
     return words if words.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in words)
 
 
+def printable_text(text: str, characters: int) -> str:
+    """Return text of several lines as it may be printed, cut after so many characters; as `printable` for each line."""
+    kept = text[:characters].expandtabs(4).splitlines()
+    lines = ["".join(c if c.isprintable() else "\ufffd" for c in line.rstrip()) for line in kept]
+    return "\n".join(lines).strip("\n") + (" …" if len(text) > characters else "")
+
+
 def print_lines(console: Console, lines: Iterable[str]) -> None:
     """Print each text on a line of its own, however long, and whatever users wrote in it."""
     for line in lines:

@@ -184,6 +184,11 @@ class JobDetails(TypedDict):
     costs: list[CostRecord]
 
 
+def finished_run(details: JobDetails) -> RunReport | None:
+    """Return the run whose adapter the job has; None where it has none."""
+    return next((run for run in reversed(details["runs"]) if run["status"] == "succeeded"), None)
+
+
 class RetryAnswer(TypedDict):
     """Answer of `retry_training_job`."""
 

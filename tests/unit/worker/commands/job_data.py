@@ -11,6 +11,7 @@ from lora_worker.database.job_reports import DrainedWorker, JobDetails, JobEntry
 from lora_worker.database.queue_health import QueueHealth
 from lora_worker.database.submission_rows import FoundUser
 from lora_worker.errors import ServiceUnavailableError
+from tests.unit.worker.runs.comparisons import APPLICATION, compared, evaluated
 
 JOB, OTHER = UUID("0f5f8e0a-1111-4222-8333-444455556666"), UUID("0f5f0000-1111-4222-8333-444455556666")
 USER = UUID("aaaaaaaa-1111-4222-8333-444455556666")
@@ -71,8 +72,24 @@ def details(job_id: UUID = JOB, *, steps: int = 40, **columns: Any) -> JobDetail
     cost = {"run_id": str(RUN), "cost_type": "training_compute", "amount": 0.31, "recorded_at": began,
             "gpu_seconds": 410.0, "outcome": "succeeded"}  # fmt: skip
     return TypeAdapter(JobDetails).validate_python(
-        {"job": job, "runs": [run], "points": points, "artifact": artifact, "costs": [cost]}
+        {"job": job, "runs": [run], "points": points, "artifact": artifact, "measured": None, "costs": [cost]}
     )
+
+
+MEASURED: dict[str, Any] = {
+    "evaluation": evaluated(compared(), 1.25).model_dump(), "application": APPLICATION,
+    "serving_name": "adapter-0f5f8e0a",
+}  # fmt: skip
+
+
+def completed_details() -> JobDetails:
+    """A job that has completed, with what it has brought."""
+    told = details(status="completed", final_cost=0.31)
+    told["runs"][0] |= {"status": "succeeded"}  # type: ignore[typeddict-item]
+    told["measured"] = MEASURED
+    assert told["artifact"] is not None
+    told["artifact"]["quality_metrics"] = {"overall_score": 5}
+    return told
 
 
 def queue_health(**columns: Any) -> QueueHealth:

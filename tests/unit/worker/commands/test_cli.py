@@ -59,8 +59,8 @@ def test_every_command_takes_json_and_a_test_keeps_its_keys() -> None:
     assert sorted(name for name, takes_json in commands.items() if not takes_json) == ["run", "setup"]
     wanted = {name.replace(" ", "_") for name, takes_json in commands.items() if takes_json}
     assert wanted - commands_with_keys() == set(), "call check_keys in a test of the command"
-    # `watch` of a whole queue and a waiting `enqueue` answer in another way than without.
-    assert commands_with_keys() - wanted == {"watch_queue", "enqueue_wait"}
+    # `watch` of a whole queue, a waiting `enqueue` and `show` of a completed job have keys of their own.
+    assert commands_with_keys() - wanted == {"watch_queue", "enqueue_wait", "show_samples"}
 
 
 def test_version_is_the_installed_one() -> None:

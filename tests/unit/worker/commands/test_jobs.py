@@ -11,8 +11,10 @@ from uuid import UUID
 import pytest
 from rich.console import Console
 
+from lora_contract.evaluation import EvaluationFile
 from lora_worker.commands.job_views import print_job, print_jobs
-from lora_worker.errors import ServiceUnavailableError
+from lora_worker.commands.sample_views import print_samples
+from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError
 from tests.commands import check_keys, give_services, run_command
 from tests.scripted import make_services
 from tests.unit.artifact_stores import MemoryBucket
@@ -21,9 +23,11 @@ from tests.unit.worker.commands.job_data import (
     JOB,
     MAIL,
     OTHER,
+    RUN,
     SHOWN,
     USER,
     OperatorQueue,
+    completed_details,
     details,
     job_entry,
 )
@@ -164,6 +168,108 @@ def test_log_that_cannot_be_read_hides_nothing_else(queue: OperatorQueue, monkey
     done = run_command("show", str(JOB))
     assert done.exit_code == 0
     assert "it can't be read: Storage is not available" in done.stdout
+
+
+def test_show_tells_what_got_better_and_the_name_to_call(queue: OperatorQueue) -> None:
+    queue.states = [completed_details()]
+    text = " ".join(run_command("show", str(JOB)).stdout.split())
+    for part in ("version 1.0.0, score 5 of 5", "held-out loss 2.31 → 1.62 on 34 conversations",
+                 "gain 0.69 nats per token (95 %: 0.55 to 0.83)", "right tokens 48 % → 61 %",
+                 "general text +1.2 % loss, within what is allowed",
+                 "proof 84 modules took 168 tensors (bf16); 9 of 10 answers differ from the base's",
+                 "as served loss 1.64 (bf16), +1.2 % against training", "call it adapter-0f5f8e0a"):  # fmt: skip
+        assert part in text, part
+
+
+WRONG_PARTS = {"evaluation": {"held_out": "x"}, "application": {"modules": -1}, "serving_name": "x" * 10_000}
+
+
+@pytest.mark.parametrize("measured", [None, 7, [1], WRONG_PARTS], ids=["none", "number", "list", "wrong parts"])
+def test_row_that_can_not_be_read_hides_nothing_else(queue: OperatorQueue, measured: Any) -> None:
+    queue.states = [{**completed_details(), "measured": measured}]
+    done = run_command("show", str(JOB))
+    assert done.exit_code == 0
+    assert "held-out" not in done.stdout
+    check_keys("show", json.loads(run_command("show", str(JOB), "--json").stdout))
+
+
+def stored_samples(monkeypatch: pytest.MonkeyPatch, queue: OperatorQueue, content: bytes | None) -> MemoryBucket:
+    queue.states = [completed_details()]
+    bucket = MemoryBucket()
+    if content is not None:
+        bucket.objects[f"{USER}/{RUN}/evaluation.json"] = content
+    give_services(monkeypatch, make_services(queue=queue, storage=bucket))
+    return bucket
+
+
+def samples_file() -> bytes:
+    """Two prompts, the first of them with escape sequences wherever a user's text may stand."""
+    hostile = {
+        "prompt": [{"role": "system", "content": "Be calm."}, {"role": HOSTILE, "content": f"{HOSTILE}\nWhy?"}],
+        "reference": None, "base": f"first\n\n    indented {HOSTILE}", "tuned": "word " * 2_000, "held_out": True,
+    }  # fmt: skip
+    plain = {"prompt": [], "reference": "So.", "base": "", "tuned": "Thus.", "held_out": False}
+    return json.dumps({"version": 1, "samples": [hostile, plain]}).encode()
+
+
+def test_samples_stand_side_by_side_without_terminal_codes(
+    queue: OperatorQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored_samples(monkeypatch, queue, samples_file())
+    done = run_command("show", str(JOB), "--samples")
+    assert done.exit_code == 0
+    assert is_harmless(done.stdout)
+    for part in ("held-out prompt 1 of 2", f"{SHOWN} (after 1 message): {SHOWN}", "Why?", "general prompt 2 of 2",
+                 "(no prompt)", "(nothing)", "Thus.", "So.", "word word", " …"):  # fmt: skip
+        assert part in done.stdout, part
+    assert done.stdout.count("word") < 400
+    answer = json.loads(run_command("show", str(JOB), "--samples", "--json").stdout)
+    check_keys("show samples", answer)
+    assert [sample["held_out"] for sample in answer["samples"]] == [True, False]
+
+
+@pytest.mark.parametrize("width", [60, 100, 200])
+def test_samples_fit_any_terminal(width: int) -> None:
+    samples = EvaluationFile.model_validate_json(samples_file()).samples
+    assert max(map(len, drawn(lambda console: print_samples(samples, console), width).splitlines())) <= width
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "has no samples: its trainer compared none"),
+        (b'{"version": 1}', "has no samples: its trainer compared none"),
+        (b"zebra {", "evaluation.json of run bbbbbbbb-1111-4222-8333-444455556666 can't be read"),
+        (json.dumps({"samples": [{"prompt": [], "base": "zebra", "tuned": 7, "held_out": True}]}).encode(), "be read"),
+        (json.dumps({"samples": [{"prompt": [], "base": "", "tuned": "", "held_out": True}] * 11}).encode(), "be read"),
+    ],
+)
+def test_samples_that_can_not_be_read_are_one_sentence(
+    queue: OperatorQueue, monkeypatch: pytest.MonkeyPatch, content: bytes | None, words: str
+) -> None:
+    stored_samples(monkeypatch, queue, content)
+    done = run_command("show", str(JOB), "--samples")
+    assert done.exit_code in {1, 2}
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert "zebra" not in done.stderr
+
+
+def test_only_a_bounded_part_of_the_storage_is_read(queue: OperatorQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless:
+        async def read(self, bucket: str, path: str, *, max_bytes: int) -> bytes:
+            raise ServiceRefusedError("Storage", f"{path} is larger than {max_bytes} bytes", status=413)
+
+    give_services(monkeypatch, make_services(queue=queue, storage=Endless()))
+    queue.states = [completed_details()]
+    done = run_command("show", str(JOB), "--samples")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "is larger than 10,000,000 bytes" in done.stderr
+
+
+def test_job_that_has_not_completed_has_no_samples(queue: OperatorQueue) -> None:
+    done = run_command("show", str(JOB), "--samples")
+    assert (done.exit_code, "has not completed, so it has no samples" in done.stderr) == (2, True)
 
 
 def test_show_as_json_has_stable_keys(queue: OperatorQueue) -> None:

@@ -15,7 +15,7 @@ from lora_worker.commands.live_views import draw_job
 from lora_worker.database.job_reports import JobDetails
 from tests.commands import check_keys, give_services, run_command
 from tests.scripted import make_services
-from tests.unit.worker.commands.job_data import HOSTILE, JOB, SHOWN, OperatorQueue, details
+from tests.unit.worker.commands.job_data import HOSTILE, JOB, SHOWN, OperatorQueue, completed_details, details
 
 pytestmark = pytest.mark.usefixtures("environment")
 
@@ -54,6 +54,22 @@ def test_watch_in_a_pipe_tells_each_change_on_a_line(watched: Callable[[list[Job
     assert waits == "0f5f8e0a · queued · loss 0.575 · $0.31 · waits for a free worker slot"
     assert trains == "0f5f8e0a · running · training · 30 % · step 40/80 · loss 0.575 · $0.31"
     assert ends == "0f5f8e0a · completed · loss 0.575 · $0.44"
+
+
+def test_watch_ends_with_what_got_better_and_the_name_to_call(
+    watched: Callable[[list[JobDetails]], OperatorQueue],
+) -> None:
+    watched([*course()[:-1], completed_details()])
+    end = run_command("watch", str(JOB)).stdout.splitlines()[-1]
+    assert "On 34 held-out conversations the loss fell from 2.31 to 1.62 (95 % interval" in end
+    assert end.endswith(" · call it adapter-0f5f8e0a")
+    watched([completed_details()])
+    (change,) = map(json.loads, run_command("watch", str(JOB), "--json").stdout.splitlines())
+    assert change["improvement"].startswith("On 34 held-out conversations")
+    assert change["serving_name"] == "adapter-0f5f8e0a"
+    file = io.StringIO()
+    Console(file=file, width=80).print(draw_job(completed_details(), now=NOW, width=80))
+    assert "call it adapter-0f5f8e0a" in file.getvalue()
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled"])

@@ -64,6 +64,50 @@ def name_sentence(serving_name: str | None) -> str | None:
     return f"It is called by the name {serving_name}." if serving_name else None
 
 
+def result_facts(measured: Measured) -> list[tuple[str, str]]:
+    """Return what is known of a result as pairs of name and value, for a page or a terminal; empty where nothing is."""
+    evaluation, application = measured.evaluation, measured.application
+    facts = _held_out_facts(evaluation.held_out) if evaluation is not None and evaluation.held_out is not None else []
+    if evaluation is not None and evaluation.general_change_percent is not None:
+        verdict = {True: ", within what is allowed", False: ", more than is allowed", None: ""}
+        change = f"{evaluation.general_change_percent:+.1f} % loss{verdict[evaluation.guard_passed]}"
+        facts.append(("general text", change))
+    if application is not None:
+        facts += _application_facts(application)
+    if measured.serving_name:
+        facts.append(("call it", measured.serving_name))
+    return facts
+
+
+def _held_out_facts(compared: Comparison) -> list[tuple[str, str]]:
+    base, tuned = compared.base, compared.tuned
+    over = f"on {counted(compared.conversations, 'conversation')}"
+    gain = f"{written(compared.gain, 3)} nats per token, without an interval"
+    if compared.gain_low is not None and compared.gain_high is not None:
+        proven = "" if has_proven_gain(compared) else "; it may be chance"
+        gain = (
+            f"{written(compared.gain, 3)} nats per token (95 %: {written(compared.gain_low, 3)} to "
+            f"{written(compared.gain_high, 3)}){proven}"
+        )
+    return [
+        ("held-out loss", f"{written(base.loss, 3)} → {written(tuned.loss, 3)} {over}"),
+        ("gain", gain),
+        ("right tokens", f"{100 * base.token_accuracy:.0f} % → {100 * tuned.token_accuracy:.0f} %"),
+    ]
+
+
+def _application_facts(application: Application) -> list[tuple[str, str]]:
+    answers = f"{application.differing} of {counted(application.prompts, 'answer')} differ from the base's"
+    unchanged = "" if application.base_unchanged else "; the base alone did not answer as before"
+    taken = f"{counted(application.modules, 'module')} took {counted(application.tensors, 'tensor')}"
+    facts = [("proof", f"{taken} ({application.precision}); {answers}{unchanged}")]
+    gap = application.gap_percent()
+    if gap is not None and application.served_loss is not None:
+        how = f" ({application.served_precision})" if application.served_precision else ""
+        facts.append(("as served", f"loss {written(application.served_loss, 3)}{how}, {gap:+.1f} % against training"))
+    return facts
+
+
 def _losses(compared: Comparison) -> str:
     base, tuned = compared.base.loss, compared.tuned.loss
     verb = "fell" if tuned < base else "rose" if tuned > base else "stayed"
