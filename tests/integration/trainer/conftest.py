@@ -1,4 +1,6 @@
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,3 +12,16 @@ from tests.project import ROOT
 def tiny_model() -> Path:
     """The tiny model, built once and kept in a folder that git ignores."""
     return build_tiny_model(ROOT / ".sandbox" / "models")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_general_texts() -> Iterator[None]:
+    """Trainings in this process measure four general texts instead of forty, which would take a second of each."""
+    with pytest.MonkeyPatch.context() as patch:
+        from lora_trainer.data import general
+
+        def few(*arguments: Any) -> Any:
+            return general.general_rows(*arguments)[::10]
+
+        patch.setattr("lora_trainer.recipe.evaluation.general_rows", few)
+        yield

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from lora_contract.evaluation import EVALUATION_NAME, MAX_SAMPLES, Evaluation, EvaluationFile, Sample
+from lora_contract.evaluation import EVALUATION_NAME, MAX_SAMPLES, Comparison, Evaluation, EvaluationFile, Sample
 from lora_trainer.run.task import write_atomically
 
 CARD_NAME = "README.md"
@@ -46,6 +46,57 @@ def complete_evaluation(artifact: Path, *, samples: Sequence[Sample], applicatio
     card = artifact / CARD_NAME
     before = card.read_text(encoding="utf-8").partition(f"\n{_ANSWERS}\n")[0].rstrip("\n")
     write_atomically(card, f"{before}\n\n{answers_page(kept)}" if kept else f"{before}\n")
+
+
+def evaluation_page(evaluation: Evaluation | None, *, total: int) -> str:
+    """The figures as the text of a section of the model card. `total` is how many conversations are held out."""
+    if evaluation is None:
+        return "The adapter was not compared with its base; the notes say why.\n"
+    held_out = evaluation.held_out
+    parts = [
+        "Base and tuned model have read the same text, which the training has not seen: the base with the adapter off, "
+        "before the first step; the tuned model with the adapter as it is published.\n",
+        _comparison_table(evaluation),
+        _held_out_words(held_out, total) if held_out else "Nothing was held out of the dataset.\n",
+    ]
+    if evaluation.guard_passed is not None:
+        parts.append(_guard_words(evaluation))
+    return "\n".join(parts)
+
+
+def _comparison_table(evaluation: Evaluation) -> str:
+    sets = {"held-out conversations": evaluation.held_out, "general text and chat": evaluation.general}
+    lines = ["| | base | tuned |", "|---|---|---|"]
+    for name, found in sets.items():
+        if found is not None:
+            base, tuned = found.base, found.tuned
+            lines += [
+                f"| {name}: loss, nats per token | {base.loss:.4f} | {tuned.loss:.4f} |",
+                f"| {name}: tokens predicted right | {base.token_accuracy:.1%} | {tuned.token_accuracy:.1%} |",
+            ]
+    return "\n".join([*lines, ""])
+
+
+def _held_out_words(found: Comparison, total: int) -> str:
+    measured = f"{found.conversations} of {total}" if found.conversations < total else f"{found.conversations}"
+    over = f"the gain is {found.gain:.4f} nats per token (mean over {measured} held-out conversations)"
+    if found.gain_low is None or found.gain_high is None:
+        return f"Held out: {over}. One conversation is too few for an interval.\n"
+    interval = f"95 % interval {found.gain_low:.4f} to {found.gain_high:.4f}, by Student's t"
+    if found.gain_low > 0:
+        verdict = "The interval is above 0: the adapter predicts such answers better than its base."
+    elif found.gain_high < 0:
+        verdict = "The interval is below 0: the adapter predicts such answers worse than its base."
+    else:
+        verdict = "The interval holds 0: these conversations show no sure difference."
+    return f"Held out: {over}; {interval}. {verdict}\n"
+
+
+def _guard_words(evaluation: Evaluation) -> str:
+    change = evaluation.general_change_percent or 0
+    moved = f"{'rose' if change > 0 else 'fell'} by {abs(change):.1f} %"
+    verdict = "within what is usual" if evaluation.guard_passed else "more than is usual: see the notes"
+    return f"General text and chat, which have nothing to do with the dataset: the loss {moved}, {verdict}.\n"
 
 
 def answers_page(samples: Sequence[Sample]) -> str:

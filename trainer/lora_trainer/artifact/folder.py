@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from lora_contract.curve import format_log
 from lora_contract.protocol import LOG_NAME, Point
 from lora_trainer.artifact.archive import write_archive
+from lora_trainer.artifact.evaluation import write_evaluation
 from lora_trainer.artifact.generation import save_generation_config
 from lora_trainer.artifact.model_card import ArtifactFacts, model_card
 from lora_trainer.errors import NothingLearnedError
@@ -62,6 +63,8 @@ def save_artifact(
         base = cast("PreTrainedModel", model.get_base_model())
         save_generation_config(folder, base, tokenizer, facts.stop)
         _write(folder / "README.md", model_card(facts))
+        if facts.evaluation is not None:
+            write_evaluation(folder, facts.evaluation)
         _write(folder / LOG_NAME, format_log(points))
         _write(folder / "split.json", json.dumps(facts.split, indent=2))
         _write(folder / "environment.json", json.dumps(environment(facts), indent=2))

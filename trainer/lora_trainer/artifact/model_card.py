@@ -6,9 +6,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_contract.evaluation import Evaluation
 from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.protocol import FinalMetrics
 from lora_contract.serving_rules import DORA_NOTE, vllm_rank
+from lora_trainer.artifact.evaluation import evaluation_page
 from lora_trainer.models.quantization import NF4, Quantization
 
 
@@ -62,6 +64,8 @@ class ArtifactFacts:
     """Validation loss of the base model, measured before the first step."""
     gpu_type: str | None = None
     driver: str | None = None
+    evaluation: Evaluation | None = None
+    """Base against tuned model; None where they could not be compared."""
     notes: list[str] = field(default_factory=list)
     """Sentences for the user."""
 
@@ -75,6 +79,7 @@ def model_card(facts: ArtifactFacts) -> str:
         f"A LoRA adapter for `{facts.base_name}`{revision}, trained {_manner(facts)} {facts.learns}."
         f"{_lineage(facts)}\n",
         "## Results\n\n" + _table(_results(facts)),
+        "## Better than its base?\n\n" + evaluation_page(facts.evaluation, total=len(facts.split["validation"])),
         "## Data\n\n"
         + _table(
             {

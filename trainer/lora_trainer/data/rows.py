@@ -44,6 +44,10 @@ class TrainingData:
     """How many examples of the dataset can't be used."""
     notes: list[str] = field(default_factory=list)
     """Sentences for the user about what was changed or left out."""
+    validation_talks: list[int] = field(default_factory=list)
+    """Of each item in `validation`: the number of its conversation, from 0."""
+    held_out: list[Sample] = field(default_factory=list)
+    """What `validation` was made of."""
 
     @property
     def answers(self) -> int:
@@ -119,13 +123,16 @@ def split(
     answers = {key: sum(item.answers for item in items) for key, items in fitted.items()}
     held_out = hold_out(answers, parameters.validation_share, parameters.seed)
     names = conversation_names(samples)
+    talks = [key for key in fitted if key in held_out.keys]
     return TrainingData(
         train=[item for key, items in fitted.items() if key not in held_out.keys for item in items],
-        validation=[item for key, items in fitted.items() if key in held_out.keys for item in items],
+        validation=[item for key in talks for item in fitted[key]],
         training_ids=sorted(names[key] for key in fitted if key not in held_out.keys),
         validation_ids=sorted(names[key] for key in held_out.keys),
         skipped_lines=skipped_lines,
         notes=[*notes, held_out.note] if held_out.note else list(notes),
+        validation_talks=[number for number, key in enumerate(talks) for _ in fitted[key]],
+        held_out=[sample for sample in samples if conversation_key(sample) in held_out.keys],
     )
 
 

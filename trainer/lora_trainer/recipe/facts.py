@@ -13,6 +13,7 @@ from lora_trainer.models.bases import licence_of
 from lora_trainer.models.experts import experts_kernel
 from lora_trainer.models.loading import Lora
 from lora_trainer.recipe.callbacks import RunCallback
+from lora_trainer.recipe.evaluation import Evaluator
 from lora_trainer.recipe.setup import TrainingSetup
 from lora_trainer.recipe.steps import planned_warm_up
 from lora_trainer.run.gpu import GpuMonitor
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def collect_facts(
-    task: Task, setup: TrainingSetup, lora: Lora, callback: RunCallback, gpu: GpuMonitor
+    task: Task, setup: TrainingSetup, lora: Lora, callback: RunCallback, evaluator: Evaluator, gpu: GpuMonitor
 ) -> ArtifactFacts:
     """What the artifact's texts and the summary say about a training that has ended."""
     data = setup.data
@@ -46,7 +47,7 @@ def collect_facts(
         serving=serving_note(setup.config.model_type, lora.targets.named),
         split={"seed": task.hyperparameters.seed, "training": data.training_ids, "validation": data.validation_ids},
         own_template=setup.own_template,
-        stop=setup.rendering.stop,
+        stop=setup.chat.rendering.stop,
         dtype=str(setup.hardware.dtype).removeprefix("torch."),
         packed=setup.shape.packed,
         attention=setup.attention,
@@ -62,7 +63,9 @@ def collect_facts(
             *filter(None, [lora.targets.note, _ending_note(setup, lora)]),
             *setup.notes,
             *_training_notes(callback, setup, task),
+            *evaluator.notes,
         ],
+        evaluation=evaluator.evaluation,
     )
 
 
@@ -102,7 +105,7 @@ def summarise(
 def _ending_note(setup: TrainingSetup, lora: Lora) -> str | None:
     # PEFT promises a torch module only; it wraps the transformers model that was loaded.
     base = cast("PreTrainedModel", lora.model.get_base_model())
-    return runs_on_note(base, setup.tokenizer, setup.rendering.stop)
+    return runs_on_note(base, setup.tokenizer, setup.chat.rendering.stop)
 
 
 def _training_notes(callback: RunCallback, setup: TrainingSetup, task: Task) -> list[str]:

@@ -8,8 +8,8 @@ on with the same numbers. So there is never a second model in memory.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -90,27 +90,6 @@ class PreferenceTrainer(StepTrainer):
                 batch = self._prepare_inputs(self.lay_out([rows[index] for index in chosen]))
                 found[chosen] = self.row_log_probs(self.model, batch).cpu()
         return found
-
-    @contextmanager
-    def judging(self) -> Iterator[None]:
-        """Forward passes without gradients, dropout or recomputing; training goes on as before afterwards."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
-                yield
-        finally:
-            self.model.train(was_training)
-
-    def row_log_probs(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
-        """The log-probability of the learned tokens of each row together, in nats; shape (rows)."""
-        tokens = self.log_probs(model, batch).float()
-        if not self.is_packed:
-            return tokens.sum(dim=1)
-        # One long row: `cu_seq_lens_q` has the places at which the rows in it begin, and its end. A row's first token
-        # has no log-probability; that of the very first is put back, so that the lengths fit.
-        lengths = batch["cu_seq_lens_q"].diff()
-        return torch.segment_reduce(torch.nn.functional.pad(tokens[0], (1, 0)), "sum", lengths=lengths)
 
     def note(self, *outcomes: torch.Tensor) -> None:
         """Keep what a forward pass found for the figures of the step."""

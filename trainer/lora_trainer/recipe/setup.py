@@ -9,7 +9,6 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lora_contract.batches import BatchShape, shape_batches
 from lora_contract.hyperparameters import Hyperparameters
-from lora_contract.renderings import Rendering
 from lora_contract.serving_rules import DORA_NOTE
 from lora_trainer.data.chat import Chat, prepare_tokenizer
 from lora_trainer.data.rows import TrainingData
@@ -41,7 +40,7 @@ class TrainingSetup:
     tokenizer: PreTrainedTokenizerBase
     own_template: bool
     """Whether the base model had no chat template, so that the trainer's was put in."""
-    rendering: Rendering
+    chat: Chat
     hardware: Hardware
     attention: str
     """The implementation of attention, as transformers calls it."""
@@ -106,7 +105,7 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         config=config,
         tokenizer=tokenizer,
         own_template=own_template,
-        rendering=chat.rendering,
+        chat=chat,
         hardware=hardware,
         attention=attention,
         data=data,

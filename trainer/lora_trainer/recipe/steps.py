@@ -16,12 +16,11 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase, SchedulerType
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 from typing_extensions import override
 
 from lora_contract.batches import BatchShape, forward_passes
@@ -32,9 +31,9 @@ from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.loading import Lora
 from lora_trainer.models.optimizer import PLAIN, Optimizer
 from lora_trainer.recipe.callbacks import EvaluationInterruptedError, RunCallback
+from lora_trainer.recipe.passes import PassTrainer
 from lora_trainer.recipe.samplers import PassSampler, StepSampler
 from lora_trainer.recipe.schedule import rate_share, warm_up_steps
-from lora_trainer.recipe.stopping import StepInterruptedError
 
 _MAX_GRADIENT_NORM = 1.0
 
@@ -50,7 +49,7 @@ class TrainingBatches:
     """Most rows of a forward pass, as the shape counts them: a row is an item, or several that are packed."""
 
 
-class StepTrainer(SFTTrainer, ABC):
+class StepTrainer(PassTrainer, ABC):
     """TRL's trainer, for which one batch of the data loader is a whole optimizer step.
 
     A step is a list of forward passes. Their number may differ from step to step; it changes how much memory the
@@ -61,8 +60,6 @@ class StepTrainer(SFTTrainer, ABC):
     would go on with other numbers: each evaluation draws a seed from the generator that dropout uses.
     """
 
-    model: PeftModel
-    """Declared as optional by transformers; the constructor requires it."""
     continues = False
     """Whether the training began with an earlier adapter."""
 
@@ -73,14 +70,11 @@ class StepTrainer(SFTTrainer, ABC):
         first = as_dataset(self.rows_of(self.items[0]))
         super().__init__(train_dataset=first, eval_dataset=first if batches.validation else None, **options)
         self.parameters = parameters
-        self.stop_requested: Callable[[], bool] = lambda: False
-        """Whether the training shall stop. Asked before each forward pass of a step: a whole step may take minutes."""
-        self._shape = batches.shape
-        self._micro_batch = batches.micro_batch
+        self.shape, self.micro_batch = batches.shape, batches.micro_batch
         self._lengths = [self.tokens_of(item, packed=batches.shape.packed) for item in self.items]
         trained = len(batches.train)
         answers = [item.answers for item in batches.train]
-        steps = self._shape.steps_per_epoch
+        steps = self.shape.steps_per_epoch
         self._train_sampler = StepSampler(answers, self._lengths[:trained], steps, self.args.seed)
         self._eval_sampler = PassSampler(self.passes_over(range(trained, len(self.items))))
         self._eval_losses: list[tuple[float, float]] = []
@@ -96,6 +90,11 @@ class StepTrainer(SFTTrainer, ABC):
         """How many tokens an item takes in a forward pass."""
         return pass_tokens(cls.rows_of(item), packed=packed)
 
+    @classmethod
+    def measured_rows(cls, item: Any) -> tuple[Row, ...]:
+        """The rows of an item whose answers are good: those on which base and tuned model are compared."""
+        return cls.rows_of(item)
+
     @staticmethod
     @abstractmethod
     def amount(batch: dict[str, Any]) -> torch.Tensor:
@@ -104,28 +103,6 @@ class StepTrainer(SFTTrainer, ABC):
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         """One forward pass over the items with these indices, in TRL's form: `input_ids`, `labels` and positions."""
         return self.lay_out([row for index in indices for row in self.rows_of(self.items[index])])
-
-    def lay_out(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Rows as one forward pass: packed one after the other, or padded to the length of the longest."""
-        return self.data_collator([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether a forward pass is one long row, in which the rows follow each other."""
-        return self._shape.packed
-
-    def log_probs(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """The log-probability of each learned token but a row's first, 0 for all other tokens; (rows, tokens - 1).
-
-        The logits are computed by tiles, so they never take memory as a whole. `inputs` has nothing but what the model
-        takes. The tokens of a training step are counted for the throughput.
-        """
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        if self.model.training:
-            present = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
-            self._total_train_tokens += int(present)
-            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        return torch.as_tensor(outputs.log_probs)
 
     def begin(self, checkpoint: Path | None) -> None:
         """Prepare what must be known before the first step; `checkpoint` is the folder of the one to resume from."""
@@ -136,7 +113,7 @@ class StepTrainer(SFTTrainer, ABC):
     def passes_over(self, indices: Sequence[int]) -> list[list[int]]:
         """The items with these indices, shared out among forward passes."""
         lengths = [self._lengths[index] for index in indices]
-        passes = forward_passes(range(len(indices)), lengths, self._shape, self._micro_batch)
+        passes = forward_passes(range(len(indices)), lengths, self.shape, self.micro_batch)
         return [[indices[position] for position in chosen] for chosen in passes]
 
     @override
@@ -182,15 +159,6 @@ class StepTrainer(SFTTrainer, ABC):
             self.end_if_asked()
             loss = loss + train_on(model, batch, num_items_in_batch)
         return loss
-
-    def end_if_asked(self) -> None:
-        """End a step in the middle if a stop was requested.
-
-        Raises:
-            StepInterruptedError: it was.
-        """
-        if self.stop_requested():
-            raise StepInterruptedError
 
     @override
     def floating_point_ops(self, inputs: Any) -> int:

@@ -27,7 +27,7 @@ import torch
 import transformers
 
 from lora_contract.protocol import Stage
-from lora_trainer.artifact.folder import save_artifact
+from lora_trainer.artifact.folder import round_adapter, save_artifact
 from lora_trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, TrainingError
 from lora_trainer.models.adapters import load_earlier_adapter
 from lora_trainer.models.attention import switch_off_cudnn
@@ -42,6 +42,7 @@ from lora_trainer.models.quantised_cache import QuantisedCache
 from lora_trainer.models.quantization import NF4
 from lora_trainer.recipe.callbacks import RunCallback, load_trainable_weights
 from lora_trainer.recipe.checkpoints import newest_checkpoint
+from lora_trainer.recipe.evaluation import Evaluator, measured_sentence
 from lora_trainer.recipe.facts import collect_facts, summarise
 from lora_trainer.recipe.next_try import Ending, failed_outcome, failure_of, out_of_memory, quantised_try
 from lora_trainer.recipe.setup import TrainingSetup, prepare
@@ -117,7 +118,8 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
         shutil.rmtree(task.checkpoints, ignore_errors=True)
 
     progress.begin_stage(Stage.TRAINING, lora.sentence())
-    ending = run_training(trainer, callback, stop, resumed.folder if resumed else None)
+    evaluator = Evaluator(task, setup, trainer)
+    ending = run_training(trainer, callback, evaluator, stop, resumed.folder if resumed else None)
     if ending is not Ending.DONE:
         return failed_outcome(ending, task, setup)
     if callback.stopped:
@@ -126,13 +128,16 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
             "The next attempt goes on from there.",
         )
 
-    progress.begin_stage(Stage.SAVING)
+    progress.begin_stage(Stage.SAVING, measured_sentence(evaluator))
     if callback.best.step is not None:
         load_trainable_weights(trainer.model, callback.best.weights)
-    facts = collect_facts(task, setup, lora, callback, gpu)
+    round_adapter(trainer.model)
+    evaluator.measure_tuned()
+    facts = collect_facts(task, setup, lora, callback, evaluator, gpu)
     save_artifact(
         task.artifact, lora.model, setup.tokenizer, facts, points=callback.points, archive_name=task.archive_name
     )
+    evaluator.hand_on(task.folder)
     return Outcome(
         status="trained",
         fingerprint=task.fingerprint,
@@ -171,8 +176,10 @@ def configure_trainer(task: Task, setup: TrainingSetup, lora: Lora) -> StepTrain
     return trainer
 
 
-def run_training(trainer: StepTrainer, callback: RunCallback, stop: StopSwitch, checkpoint: Path | None) -> Ending:
-    """Train until the end or until a stop is requested.
+def run_training(
+    trainer: StepTrainer, callback: RunCallback, evaluator: Evaluator, stop: StopSwitch, checkpoint: Path | None
+) -> Ending:
+    """Measure the base, then train until the end or until a stop is requested.
 
     Whatever ends it in the middle of a step leaves a checkpoint of the last whole step, from which the next process
     resumes. If the GPU failed in such a way that its memory can't be read any more, nothing is saved, and the next
@@ -181,6 +188,7 @@ def run_training(trainer: StepTrainer, callback: RunCallback, stop: StopSwitch, 
     trainer.stop_requested = lambda: stop.requested
     try:
         trainer.begin(checkpoint)
+        evaluator.measure_base()
         stop.training_begins()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except StepInterruptedError:

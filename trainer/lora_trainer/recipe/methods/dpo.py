@@ -31,6 +31,12 @@ class PairTrainer(PreferenceTrainer):
 
     compared_rows = rows_of
 
+    @classmethod
+    @override
+    def measured_rows(cls, item: Pair) -> tuple[Row, ...]:
+        """The better answer."""
+        return (item.chosen,)
+
     @override
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

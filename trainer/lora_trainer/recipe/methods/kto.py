@@ -50,6 +50,12 @@ class RatingTrainer(PreferenceTrainer):
 
     @classmethod
     @override
+    def measured_rows(cls, item: RatedAnswer) -> tuple[Row, ...]:
+        """The answer, if it is good."""
+        return (item.row,) if item.good else ()
+
+    @classmethod
+    @override
     def tokens_of(cls, item: RatedAnswer, *, packed: bool) -> int:
         """Those of the longer of its two rows, which go through the model one after the other."""
         return max(pass_tokens([row], packed=packed) for row in cls.compared_rows(item))
