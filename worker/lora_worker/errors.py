@@ -11,8 +11,10 @@ WorkerError
 │   │   └── CreationInDoubtError  no answer to the creation of a resource: it may exist, and has to be looked for
 │   ├── ServiceRefusedError       a retry will fail, too: other 4xx; the key, the request or the object is wrong
 │   │   ├── ObjectMissingError    the object is not in the bucket
+│   │   ├── ModelUnknownError     nobody at the inference endpoint has this name
 │   │   ├── ValueRefusedError     a column of the database can't hold a value
 │   │   └── LaunchRefusedError    the launcher takes no such request as this run's
+│   ├── AnswerBrokenError         a model's answer broke off half-way
 │   ├── LaunchInDoubtError        the launcher may or may not have accepted a launch
 │   └── SchemaMismatchError       the worker's SQL functions have a version that this worker does not know
 │       └── SchemaMissingError    the functions are missing in the database
@@ -83,12 +85,27 @@ class ObjectMissingError(ServiceRefusedError):
     """The object is not in the bucket."""
 
 
+class ModelUnknownError(ServiceRefusedError):
+    """Nobody at the inference endpoint has this name."""
+
+    def __init__(self, model: str, endpoint: str) -> None:
+        text = (
+            f"The endpoint {endpoint} has no model {model}: no adapter there has this name, or it was deleted, or "
+            "trained on another base model than the endpoint's."
+        )
+        super().__init__("inference endpoint", text, status=404)
+
+
 class ValueRefusedError(ServiceRefusedError):
     """A column of the database can't hold a value of the call. The same call with another value may succeed."""
 
 
 class LaunchRefusedError(ServiceRefusedError):
     """The launcher takes no such request as this run's. Key and endpoint are right: no change of settings helps."""
+
+
+class AnswerBrokenError(ServiceError):
+    """A model's answer broke off half-way."""
 
 
 class LaunchInDoubtError(ServiceError):

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from lora_worker.commands import (
+    ask,
     dashboard,
     dataset,
     deploy,
@@ -51,7 +52,10 @@ def options(
     """Claims LoRA training jobs from Supabase, trains them on a GPU cloud, writes the results back."""
 
 
-for group in (run, queue, jobs, logs, submission, versions, dataset, dashboard, money, guided, deploy, setup, erasing):
+GROUPS = (
+    run, queue, jobs, logs, submission, versions, ask, dataset, dashboard, money, guided, deploy, setup, erasing,
+)  # fmt: skip
+for group in GROUPS:
     app.add_typer(group.commands)
 
 

@@ -1,4 +1,4 @@
-"""Reads the event stream (SSE) of a worker's log. Its lines come from a container: size and number are bounded."""
+"""Reads an event stream (SSE), such as that of a worker's log. It comes from a container: its size is bounded."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def _log_line(data: str) -> LogLine | None:
         return None
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[str]:
-    """Yield the data of each event, which RunPod writes on one line. httpx's own lines have no bound."""
+async def read_lines(response: httpx.Response) -> AsyncIterator[str]:
+    """Yield each whole line of a stream. httpx's own lines have no bound; these are cut, and the stream has an end."""
     pending, read = "", 0
     async for text in response.aiter_text():
         read += len(text)
@@ -47,5 +47,12 @@ async def _events(response: httpx.Response) -> AsyncIterator[str]:
         *whole, pending = (pending + text).split("\n")
         # The rest of a line that is too long is no JSON any more, and so is left out.
         pending = pending[:_MAX_EVENT_CHARACTERS]
-        for line in [line for line in whole if line.startswith("data:")]:
+        for line in whole:
+            yield line
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[str]:
+    """Yield the data of each event, which RunPod writes on one line."""
+    async for line in read_lines(response):
+        if line.startswith("data:"):
             yield line.removeprefix("data:").strip()

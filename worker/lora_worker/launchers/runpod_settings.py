@@ -77,6 +77,13 @@ class RunPodSettings(RunPodAccount, Settings):
         "unset: there is none",
     )
 
+    @property
+    def inference_address(self) -> str | None:
+        """The address of the endpoint that answers with adapters, beside the trainer's; None: there is none."""
+        if not self.runpod_inference_endpoint_id:
+            return None
+        return f"{self.gpu_cluster_api_url.rpartition('/')[0]}/{self.runpod_inference_endpoint_id}"
+
     @field_validator("gpu_cluster_api_url")
     @classmethod
     def _check_endpoint(cls, url: str) -> str:

@@ -117,10 +117,11 @@ def test_only_the_launchers_know_runpod() -> None:
         for path in package.rglob("*.py")
         if re.search(r"runpod|gpu_cluster", path.read_text(), re.IGNORECASE)
     }
-    # `deploy` makes endpoints at RunPod and nowhere else, and the doctor looks at them there.
+    # `deploy` makes endpoints at RunPod and nowhere else, the doctor looks at them there, and `ask` calls one.
     rooms = (
         "launchers/",
         "deployment/",
+        "inference/",
         "commands/deploy",
         "commands/cli.py",
         "commands/guided.py",

@@ -1,0 +1,156 @@
+"""`ask`: what MODEL means, the answer as text and as JSON, and a sentence for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from lora_worker.commands.ask import safe_text
+from lora_worker.launchers.base import EndpointHealth
+from lora_worker.services import Services
+from tests.commands import check_keys, give_services, run_command
+from tests.scripted import FakeLauncher, FakeQueue, make_services
+
+JOB = uuid4()
+MODELS = {"data": [{"id": "example/base", "parent": None}, {"id": "adapter-1", "parent": "example/base"}]}
+
+
+class Endpoint:
+    """Answers with the name that it was called by, and keeps the requests."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.finish_reason = "stop"
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        assert request.headers["authorization"] == "Bearer rpa_abcdef"
+        assert request.url.host == "api.runpod.ai"
+        if request.method == "GET":
+            return httpx.Response(200, json=MODELS)
+        body = json.loads(request.content)
+        self.asked.append(body)
+        if body["model"] not in {"example/base", "adapter-1", "bot:live"}:
+            return httpx.Response(200, json={"error": {"message": "The model `x` does not exist.", "code": 404}})
+        words = [f"I am \x1b[2J{body['model']}", ".\n"]
+        choices = [{"delta": {"content": word}, "finish_reason": None} for word in words]
+        choices.append({"delta": {}, "finish_reason": self.finish_reason})
+        usage = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 6}}
+        events = [*({"choices": [choice]} for choice in choices), usage]
+        text = "".join(f"data: {json.dumps(one)}\n\n" for one in events) + "data: [DONE]\n\n"
+        return httpx.Response(200, headers={"content-type": "text/event-stream"}, text=text)
+
+
+@pytest.fixture
+def endpoint(environment: pytest.MonkeyPatch) -> Endpoint:
+    environment.setenv("LORA_WORKER_RUNPOD_INFERENCE_ENDPOINT_ID", "chat")
+    made = Endpoint()
+    give_services(environment, with_http(made))
+    return made
+
+
+def with_http(handler: Callable[[httpx.Request], httpx.Response], **more: Any) -> Services:
+    http = httpx.AsyncClient(transport=httpx.MockTransport(handler))
+    return dataclasses.replace(make_services(launcher=AwakeLauncher(), **more), http=http)
+
+
+class AwakeLauncher(FakeLauncher):
+    """Its endpoint has a machine that waits for questions."""
+
+    async def health(self, endpoint: str | None = None) -> EndpointHealth:
+        assert endpoint == "https://api.runpod.ai/v2/chat"
+        return EndpointHealth(True, 1, 0, ready=1)
+
+
+def test_an_answer_is_printed_without_what_acts_on_a_terminal(endpoint: Endpoint) -> None:
+    done = run_command("ask", "adapter-1", "Who are you?", "--system", "Be brief.", "--max-tokens", "9")
+    assert (done.exit_code, done.stdout) == (0, "I am \ufffd[2Jadapter-1.\n\n")
+    (asked,) = endpoint.asked
+    assert asked["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who are you?"},
+    ]
+    assert asked["max_tokens"] == 9
+
+
+def test_compare_asks_the_base_first_and_then_the_adapter(endpoint: Endpoint) -> None:
+    done = run_command("ask", "adapter-1", "Who?", "--compare")
+    assert [asked["model"] for asked in endpoint.asked] == ["example/base", "adapter-1"]
+    assert done.stdout.index("── example/base") < done.stdout.index("── adapter-1")
+
+
+def test_json_has_stable_keys_with_and_without_the_base(endpoint: Endpoint) -> None:
+    alone = json.loads(run_command("ask", "bot:live", "Who?", "--json").stdout)
+    assert (alone["model"], alone["base"]) == ("bot:live", None)
+    both = json.loads(run_command("ask", "adapter-1", "Who?", "--compare", "--json").stdout)
+    assert both["answer"] == "I am \x1b[2Jadapter-1.\n"
+    assert both["base"]["model"] == "example/base"
+    check_keys("ask", both)
+
+
+@pytest.mark.parametrize("argument", [(), ("-",)])
+def test_the_question_may_come_from_a_pipe(endpoint: Endpoint, argument: tuple[str, ...]) -> None:
+    assert run_command("ask", "adapter-1", *argument, stdin="Who\nare you?").exit_code == 0
+    assert endpoint.asked[0]["messages"][-1]["content"] == "Who\nare you?"
+
+
+@pytest.mark.parametrize("question", ["", " \n", "x" * 1_000_001], ids=["empty", "blank", "long"])
+def test_no_question_or_one_without_an_end_is_refused(endpoint: Endpoint, question: str) -> None:
+    done = run_command("ask", "adapter-1", stdin=question)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("lora-worker: QUESTION: ")
+    assert endpoint.asked == []
+
+
+def test_an_answer_that_is_cut_off_is_said(endpoint: Endpoint) -> None:
+    endpoint.finish_reason = "length"
+    done = run_command("ask", "adapter-1", "Who?", "--max-tokens", "3")
+    assert (done.exit_code, done.stderr) == (0, "cut off after 3 tokens (--max-tokens)\n")
+
+
+def test_without_an_endpoint_the_command_says_how_to_get_one(environment: pytest.MonkeyPatch) -> None:
+    done = run_command("ask", "adapter-1", "Who?")
+    assert done.exit_code == 2
+    assert "`lora-worker deploy inference apply`" in done.stderr
+    assert "LORA_WORKER_RUNPOD_INFERENCE_ENDPOINT_ID" in done.stderr
+
+
+def test_an_unknown_name_is_one_sentence(endpoint: Endpoint) -> None:
+    done = run_command("ask", "adapter-2", "Who?")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("lora-worker: The endpoint chat has no model adapter-2: ")
+
+
+@pytest.mark.parametrize("name", ["", "../secrets", "a b", "x" * 201, "a\x1b[2J", "a/../../b"])
+def test_a_name_that_leads_elsewhere_is_never_sent(endpoint: Endpoint, name: str) -> None:
+    done = run_command("ask", name, "Who?")
+    assert done.exit_code == 2
+    assert endpoint.asked == []
+
+
+def test_a_job_without_an_adapter_is_one_sentence(environment: pytest.MonkeyPatch) -> None:
+    class Queue(FakeQueue):
+        async def training_published_run(self, job_id: UUID) -> Any:
+            return None
+
+    environment.setenv("LORA_WORKER_RUNPOD_INFERENCE_ENDPOINT_ID", "chat")
+    give_services(environment, with_http(Endpoint(), queue=Queue()))
+    done = run_command("ask", str(JOB), "Who?")
+    assert (done.exit_code, done.stderr) == (2, f"lora-worker: MODEL: no job or artifact {JOB} has an adapter\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Line\nnext\r\nlast\ttab", "Line\nnext\nlast tab"),
+        ("\x1b]0;title\x07 \x9b31m \r \u202etxt", "\ufffd]0;title\ufffd \ufffd31m \ufffd \ufffdtxt"),
+        ("👩\u200d🚀 ok", "👩\u200d🚀 ok"),
+    ],
+)
+def test_only_lines_and_letters_reach_the_terminal(text: str, shown: str) -> None:
+    assert safe_text(text) == shown

@@ -1,0 +1,59 @@
+"""What the argument MODEL means: the id of a job or of an artifact, or a name that the endpoint knows itself."""
+
+from __future__ import annotations
+
+import re
+from uuid import UUID
+
+from lora_contract.protocol import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from lora_worker.errors import ArgumentError
+from lora_worker.services import Services
+from lora_worker.storage.artifact_paths import ArtifactPaths
+from lora_worker.storage.manifests import parse_manifest
+
+_MOST_CHARACTERS = 200
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
+
+
+def check_name(text: str) -> str:
+    """Return a name that may be sent to the endpoint.
+
+    Raises:
+        ArgumentError: no model is called so.
+    """
+    name = text.strip()
+    # vLLM looks for a folder of this name: it must not lead out of the folder of adapters.
+    if len(name) > _MOST_CHARACTERS or not _NAME.fullmatch(name) or ".." in name:
+        raise ArgumentError("MODEL: give a job's id, an artifact's id, or the name of a model at the endpoint")
+    return name
+
+
+def id_of(text: str) -> UUID | None:
+    """The id that the argument is; None where it is a name."""
+    try:
+        return UUID(text.strip())
+    except ValueError:
+        return None
+
+
+async def served_name(services: Services, job_id: UUID) -> str:
+    """Return the name by which the adapter of a job is called.
+
+    Raises:
+        ArgumentError: there is no such job, or its adapter lies nowhere where an endpoint looks.
+        ArtifactError: its manifest is gone.
+        ServiceError: Supabase did not answer.
+    """
+    run = await services.queue.training_published_run(job_id)
+    if run is None or run["run_id"] is None or run["user_id"] is None:
+        raise ArgumentError(f"MODEL: no job or artifact {job_id} has an adapter")
+    paths = ArtifactPaths.of_run(queue=run["queue"], job_id=run["job_id"], user_id=run["user_id"], run_id=run["run_id"])
+    bucket = services.settings.artifacts_bucket
+    content = await services.storage.read(bucket, paths.final(MANIFEST_NAME), max_bytes=MAX_MANIFEST_BYTES)
+    manifest = None if content is None else parse_manifest(content, run["run_id"])
+    if manifest is None or manifest.serving is None:
+        raise ArgumentError(
+            f"MODEL: the adapter of job {run['job_id']} was not put where an endpoint finds it: its trainer had no "
+            "network volume, or could not write there; docs/serving.md says what else can be done"
+        )
+    return manifest.serving.name
