@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from uuid import UUID
 
-from lora_contract.protocol import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from lora_worker.errors import ArgumentError
 from lora_worker.services import Services
 from lora_worker.storage.artifact_paths import ArtifactPaths
-from lora_worker.storage.manifests import parse_manifest
+from lora_worker.storage.published import read_manifest
 
 _MOST_CHARACTERS = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
@@ -36,24 +35,26 @@ def id_of(text: str) -> UUID | None:
         return None
 
 
-async def served_name(services: Services, job_id: UUID) -> str:
-    """Return the name by which the adapter of a job is called.
+async def served_name(services: Services, named: UUID) -> str:
+    """Return the name by which the adapter of a job, or of an artifact, is called.
 
     Raises:
-        ArgumentError: there is no such job, or its adapter lies nowhere where an endpoint looks.
+        ArgumentError: there is no such adapter, or it lies nowhere where an endpoint looks.
         ArtifactError: its manifest is gone.
         ServiceError: Supabase did not answer.
     """
-    run = await services.queue.training_published_run(job_id)
-    if run is None or run["run_id"] is None or run["user_id"] is None:
-        raise ArgumentError(f"MODEL: no job or artifact {job_id} has an adapter")
-    paths = ArtifactPaths.of_run(queue=run["queue"], job_id=run["job_id"], user_id=run["user_id"], run_id=run["run_id"])
-    bucket = services.settings.artifacts_bucket
-    content = await services.storage.read(bucket, paths.final(MANIFEST_NAME), max_bytes=MAX_MANIFEST_BYTES)
-    manifest = None if content is None else parse_manifest(content, run["run_id"])
-    if manifest is None or manifest.serving is None:
+    versions = await services.queue.training_versions({"of": str(named)})
+    found = next((one for one in versions if named in {one["id"], one["job_id"]}), None)
+    if found is None or found["run_id"] is None:
+        raise ArgumentError(f"MODEL: no job or artifact {named} has an adapter")
+    if found["deleted"]:
+        raise ArgumentError(f"MODEL: the adapter of job {found['job_id']} was deleted")
+    run_id, bucket = found["run_id"], services.settings.artifacts_bucket
+    paths = ArtifactPaths.of_run(queue=found["queue"], job_id=found["job_id"], user_id=found["user_id"], run_id=run_id)
+    manifest = await read_manifest(services.storage, bucket, paths, run_id)
+    if manifest.serving is None:
         raise ArgumentError(
-            f"MODEL: the adapter of job {run['job_id']} was not put where an endpoint finds it: its trainer had no "
+            f"MODEL: the adapter of job {found['job_id']} was not put where an endpoint finds it: its trainer had no "
             "network volume, or could not write there; docs/serving.md says what else can be done"
         )
     return manifest.serving.name

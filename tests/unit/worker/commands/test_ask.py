@@ -6,18 +6,22 @@ import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import httpx
 import pytest
+from click.testing import Result
 
 from lora_worker.commands.ask import safe_text
+from lora_worker.database.version_rows import VersionRow
 from lora_worker.launchers.base import EndpointHealth
 from lora_worker.services import Services
 from tests.commands import check_keys, give_services, run_command
-from tests.scripted import FakeLauncher, FakeQueue, make_services
+from tests.scripted import FakeLauncher, make_services
+from tests.unit.worker.versions import made
+from tests.unit.worker.versions.made import USER, VersionsQueue
 
-JOB = uuid4()
+ROW = made.row()
 MODELS = {"data": [{"id": "example/base", "parent": None}, {"id": "adapter-1", "parent": "example/base"}]}
 
 
@@ -49,9 +53,9 @@ class Endpoint:
 @pytest.fixture
 def endpoint(environment: pytest.MonkeyPatch) -> Endpoint:
     environment.setenv("LORA_WORKER_RUNPOD_INFERENCE_ENDPOINT_ID", "chat")
-    made = Endpoint()
-    give_services(environment, with_http(made))
-    return made
+    answering = Endpoint()
+    give_services(environment, with_http(answering))
+    return answering
 
 
 def with_http(handler: Callable[[httpx.Request], httpx.Response], **more: Any) -> Services:
@@ -133,15 +137,46 @@ def test_a_name_that_leads_elsewhere_is_never_sent(endpoint: Endpoint, name: str
     assert endpoint.asked == []
 
 
-def test_a_job_without_an_adapter_is_one_sentence(environment: pytest.MonkeyPatch) -> None:
-    class Queue(FakeQueue):
-        async def training_published_run(self, job_id: UUID) -> Any:
-            return None
+class Bucket:
+    """Holds the manifest of one run."""
 
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    async def read(self, bucket: str, path: str, *, max_bytes: int) -> bytes:
+        assert path == f"{USER}/{ROW['id']}/manifest.json"
+        return self.content
+
+
+def ask_by_id(environment: pytest.MonkeyPatch, named: UUID, *rows: VersionRow, **manifest: Any) -> Result:
     environment.setenv("LORA_WORKER_RUNPOD_INFERENCE_ENDPOINT_ID", "chat")
-    give_services(environment, with_http(Endpoint(), queue=Queue()))
-    done = run_command("ask", str(JOB), "Who?")
-    assert (done.exit_code, done.stderr) == (2, f"lora-worker: MODEL: no job or artifact {JOB} has an adapter\n")
+    bucket = Bucket(made.manifest(ROW, **manifest))
+    give_services(environment, with_http(Endpoint(), queue=VersionsQueue(list(rows)), storage=bucket))
+    return run_command("ask", str(named), "Who?")
+
+
+@pytest.mark.parametrize("named", [ROW["job_id"], ROW["id"]], ids=["job", "artifact"])
+def test_an_id_means_the_name_in_the_manifest(environment: pytest.MonkeyPatch, named: UUID) -> None:
+    serving = {"name": "adapter-1", "folder": "/runpod-volume/lora-adapters/adapter-1"}
+    done = ask_by_id(environment, named, made.row(), ROW, serving=serving)
+    assert done.stdout == "I am \ufffd[2Jadapter-1.\n\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([], "MODEL: no job or artifact {job} has an adapter\n"),
+        ([{**ROW, "run_id": None}], "MODEL: no job or artifact {job} has an adapter\n"),
+        ([{**ROW, "deleted": True}], "MODEL: the adapter of job {job} was deleted\n"),
+        ([ROW], "MODEL: the adapter of job {job} was not put where an endpoint finds it: "),
+    ],
+)
+def test_an_adapter_that_cant_be_called_is_a_sentence(
+    environment: pytest.MonkeyPatch, rows: list[VersionRow], sentence: str
+) -> None:
+    done = ask_by_id(environment, ROW["job_id"], *rows, serving=None)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"lora-worker: {sentence.format(job=ROW['job_id'])}")
 
 
 @pytest.mark.parametrize(
