@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.integration.dashboard.conftest import ServedApp, served
-from tests.unit.worker.dashboard.scripted import TOKEN, ScriptedDatabase, job, make_page
+from tests.unit.worker.dashboard.scripted import TOKEN, ScriptedDatabase, completed, job, make_page, sample
 from tests.unit.worker.dashboard.test_pages import spoil
 
 LONG = "a_name_without_any_blank_at_which_a_line_could_be_broken_" * 3
@@ -75,7 +75,10 @@ def test_every_page_is_readable_in_light_and_dark_and_fits_a_phone(
     job_id = spoil(database)
     (run_id,) = database.logs
     database.logs[run_id].append(LONG * 5)
-    log = f"/jobs/{database.rows[-1]['job_id']}/runs/{run_id}/log"
+    log = f"/jobs/{database.rows[-2]['job_id']}/runs/{run_id}/log"
+    finished = completed()
+    result = f"/jobs/{database.add(job('completed'), **finished)}"
+    database.answers[finished["runs"][0]["run_id"]] = [sample(LONG, messages=4)]
     database.jobs[job_id]["job"]["name"] = LONG
     database.add(job(name=LONG, base_model=LONG, stage=LONG))
     page = opened(page_of, site, color_scheme=scheme, viewport={"width": 360, "height": 740})
@@ -90,11 +93,16 @@ def test_every_page_is_readable_in_light_and_dark_and_fits_a_phone(
         "/workers",
         "/no",
         log,
+        result,
+        f"{result}/samples",
     ):
         page.goto(site.url + path)
         assert page.evaluate(WIDER) == 0, path
         assert page.evaluate(CONTRASTS) == [], path
         backgrounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    page.goto(site.url + result)
+    page.get_by_role("link", name="Answers of both, side by side").click()
+    expect(page.locator(".sides h3")).to_have_text(["Base", "Adapter", "Dataset"])
     (background,) = backgrounds
     brightness = sum(int(part) for part in background.removeprefix("rgb(").removesuffix(")").split(","))
     assert (brightness < 150) is (scheme == "dark")

@@ -57,9 +57,8 @@ def dashboard(
     async def work(services: Services) -> None:
         secret = services.settings.dashboard_token
         token = secret.get_secret_value() if secret else None
-        await serve(
-            Board(services.queue, services.logs), host=host, port=port, token=token, names=allow_name or (), ready=ready
-        )
+        board = Board(services.queue, services.logs, services.evaluations)
+        await serve(board, host=host, port=port, token=token, names=allow_name or (), ready=ready)
 
     with_services(work)
 

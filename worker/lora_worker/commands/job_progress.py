@@ -71,7 +71,7 @@ def change_of(details: JobDetails) -> Change:
         "attempt": job["attempt"],
         "error_code": job["error_code"],
         "error_message": job["error_message"],
-        "improvement": improvement_sentence(brought.evaluation),
+        "improvement": improvement_sentence(brought),
         "serving_name": brought.serving_name,
     }
 

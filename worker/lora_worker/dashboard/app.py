@@ -26,6 +26,7 @@ ROUTES = (
     Route("/jobs", pages.jobs),
     Route("/jobs/{job_id:uuid}", pages.job),
     Route("/jobs/{job_id:uuid}/runs/{run_id:uuid}/log", pages.run_log),
+    Route("/jobs/{job_id:uuid}/samples", pages.samples),
     Route("/jobs/{job_id:uuid}/{action}", actions.of_job, methods=["GET", "POST"]),
     Route("/queue/{action}", actions.of_queue, methods=["GET", "POST"]),
     Route("/spend", pages.spend),

@@ -8,14 +8,19 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from lora_worker.dashboard.reads import Reading, SharedReads
+from lora_worker.dashboard.results import Answers, side_by_side
 from lora_worker.database.calls import DatabaseCalls
 from lora_worker.database.job_reports import JobDetails, JobFilter, JobPage
 from lora_worker.database.money_rows import BudgetState, CostKey, Costs, Failures
 from lora_worker.database.queue_health import QueueHealth
+from lora_worker.errors import ArtifactError
+from lora_worker.storage.evaluations import Evaluations
 from lora_worker.storage.run_logs import RunLogs
 
 _SELDOM_SECONDS = 15.0
 """For what changes seldom: sums over many rows, kept logs."""
+_FIXED_SECONDS = 300.0
+"""For what never changes, and may be deleted."""
 
 
 class Board:
@@ -25,10 +30,11 @@ class Board:
         self,
         queue: DatabaseCalls,
         logs: RunLogs,
+        evaluations: Evaluations,
         reads: SharedReads | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self.queue, self._logs = queue, logs
+        self.queue, self._logs, self._evaluations = queue, logs, evaluations
         self.now = now
         self.reads = reads or SharedReads(now=now)
 
@@ -49,6 +55,18 @@ class Board:
     async def log(self, user_id: UUID, run_id: UUID) -> Reading[list[str] | None]:
         """Read the kept log of a run that has ended; the value is None without a problem if none was kept."""
         return await self.reads.ask(("log", run_id), lambda: self._logs.read(user_id, run_id), _SELDOM_SECONDS)
+
+    async def answers(self, user_id: UUID, run_id: UUID) -> Reading[Answers]:
+        """Read what base and adapter have answered. It never changes, and a file is much larger than what is shown."""
+
+        async def read() -> Answers:
+            try:
+                found = await self._evaluations.samples(user_id, run_id)
+            except ArtifactError as error:
+                return Answers(None, str(error))
+            return Answers(side_by_side(found) if found else None)
+
+        return await self.reads.ask(("answers", run_id), read, _FIXED_SECONDS)
 
     async def budgets(self) -> Reading[BudgetState]:
         """Read the budgets of today, and what is used of them."""

@@ -201,6 +201,22 @@ class Bar:
     height: float
 
 
+@dataclass(frozen=True)
+class LossBar:
+    """A loss as a bar: whose, its value in words, and its length in percent of the longer one."""
+
+    name: str
+    loss: str
+    length: float
+
+
+def loss_bars(base: float, adapter: float) -> tuple[LossBar, ...]:
+    """Make the bars of two losses, which are at least 0."""
+    longest = max(base, adapter) or 1.0
+    pairs = (("base", base), ("adapter", adapter))
+    return tuple(LossBar(name, measured(loss, 3), round(100 * loss / longest, 2)) for name, loss in pairs)
+
+
 def spend_bars(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Bar], Axis] | None:
     """Make bars of costs `{key, usd, …}`, oldest day first; None if there are none."""
     amounts = [(str(row.get("key")), number_of(row.get("usd")) or 0) for row in rows]

@@ -16,7 +16,8 @@ from lora_worker.dashboard.actions import DONE
 from lora_worker.dashboard.charts import loss_curve, spend_bars, timeline
 from lora_worker.dashboard.reads import Reading
 from lora_worker.dashboard.rendering import desk_of, render
-from lora_worker.database.job_reports import JobFilter, JobPage, RunReport
+from lora_worker.dashboard.results import read_result
+from lora_worker.database.job_reports import JobFilter, JobPage, RunReport, finished_run
 from lora_worker.database.job_states import ENDED, LIVE, JobStatus
 from lora_worker.database.queue_health import QueueHealth
 
@@ -102,6 +103,26 @@ async def job(request: Request) -> Response:
         job=details["job"], runs=[_run(run, board.now()) for run in reversed(details["runs"])], latest=latest,
         curve=loss_curve(details["points"], latest and latest["total_steps"]),
         points=_thinned(details["points"], _TABLE_POINTS), artifact=details["artifact"], costs=details["costs"],
+        result=read_result(details.get("measured")),
+    )  # fmt: skip
+
+
+async def samples(request: Request) -> Response:
+    """Show what base and adapter answered to the same prompts."""
+    board = desk_of(request).board
+    found = await board.job(request.path_params["job_id"])
+    details = found.value
+    if details is None:
+        if found.problem is None:
+            raise HTTPException(404, "there is no job of this id")
+        return render(request, "unread.html", readings=[found], here="jobs")
+    run, user_id = finished_run(details), details["job"]["user_id"]
+    readings: list[Reading[Any]] = [found]
+    if run is not None and user_id is not None:
+        readings.append(await board.answers(UUID(user_id), UUID(run["run_id"])))
+    return render(
+        request, "samples.html", readings=readings, here="jobs", job=details["job"], is_finished=run is not None,
+        answers=readings[-1].value if len(readings) > 1 else None,
     )  # fmt: skip
 
 

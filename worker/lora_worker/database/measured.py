@@ -10,7 +10,7 @@ from lora_contract.application import Application
 from lora_contract.bounds import NoneIfInvalid
 from lora_contract.evaluation import OptionalEvaluation
 
-_MAX_NAME_CHARACTERS = 200
+_MAX_NAME_CHARACTERS, _MAX_METHOD_CHARACTERS = 200, 50
 
 
 class Measured(BaseModel):
@@ -22,6 +22,10 @@ class Measured(BaseModel):
     application: Annotated[Application | None, NoneIfInvalid] = None
     serving_name: Annotated[str | None, Field(max_length=_MAX_NAME_CHARACTERS), NoneIfInvalid] = None
     """By which name an endpoint serves the adapter; None where none does."""
+    method: Annotated[str | None, Field(max_length=_MAX_METHOD_CHARACTERS), NoneIfInvalid] = None
+    """How it was trained; None where its trainer did not say."""
+    reward_accuracy: Annotated[float | None, Field(ge=0, le=1), NoneIfInvalid] = None
+    """Of preference methods: the share of the answers that the adapter rates rightly."""
 
 
 def read_measured(value: Any) -> Measured:

@@ -72,7 +72,7 @@ async def test_url_holds_only_a_new_token(token: str | None) -> None:
         # What Ctrl-C does, before the first request.
         os.kill(os.getpid(), signal.SIGINT)
 
-    await server.serve(Board(None, None), host="127.0.0.1", port=0, token=token, names=(), ready=ready)  # type: ignore[arg-type]
+    await server.serve(Board(None, None, None), host="127.0.0.1", port=0, token=token, names=(), ready=ready)  # type: ignore[arg-type]
     (url,) = urls
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/" + ("" if token else r"\?token=[\w-]{43}"), url)
 

@@ -173,8 +173,8 @@ def test_log_that_cannot_be_read_hides_nothing_else(queue: OperatorQueue, monkey
 def test_show_tells_what_got_better_and_the_name_to_call(queue: OperatorQueue) -> None:
     queue.states = [completed_details()]
     text = " ".join(run_command("show", str(JOB)).stdout.split())
-    for part in ("version 1.0.0, score 5 of 5", "held-out loss 2.31 → 1.62 on 34 conversations",
-                 "gain 0.69 nats per token (95 %: 0.55 to 0.83)", "right tokens 48 % → 61 %",
+    for part in ("version 1.0.0, score 5 of 5", "held-out loss from 2.31 to 1.62 on 34 conversations",
+                 "gain 0.69 nats per token (95 %: 0.55 to 0.83)", "right tokens from 48 % to 61 %",
                  "general text +1.2 % loss, within what is allowed",
                  "proof 84 modules took 168 tensors (bf16); 9 of 10 answers differ from the base's",
                  "as served loss 1.64 (bf16), +1.2 % against training", "call it adapter-0f5f8e0a"):  # fmt: skip

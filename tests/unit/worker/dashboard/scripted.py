@@ -9,11 +9,13 @@ from uuid import UUID, uuid4
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from lora_contract.evaluation import Sample
 from lora_worker.dashboard.access import Access
 from lora_worker.dashboard.app import make_app
 from lora_worker.dashboard.board import Board
 from lora_worker.dashboard.reads import SharedReads
-from lora_worker.errors import ServiceUnavailableError
+from lora_worker.errors import ArtifactError, ServiceUnavailableError
+from tests.unit.worker.runs.comparisons import APPLICATION, compared, evaluated
 
 Row = dict[str, Any]
 
@@ -71,7 +73,28 @@ def details(row: Row, **parts: Any) -> Row:
     """An answer of `training_job_details`."""
     more = {"dataset_id": None, "hyperparameters": {"epochs": 3}, "gpu_config": None, "current_metrics": None,
             "estimate": None, "retried_at": None}  # fmt: skip
-    return {"job": {**more, **row}, "runs": [run()], "points": points(), "artifact": None, "costs": [], **parts}
+    return {
+        "job": {**more, **row},
+        "runs": [run()],
+        "points": points(),
+        "artifact": None,
+        "measured": None,
+        "costs": [],
+        **parts,
+    }
+
+
+def completed(**parts: Any) -> Row:
+    """Parts of `training_job_details` of a job that has completed, with what it has brought."""
+    measured = {"evaluation": evaluated(compared(), 1.25).model_dump(), "application": APPLICATION,
+                "serving_name": "adapter-0f5f8e0a"}  # fmt: skip
+    return {"runs": [run(status="succeeded", ended_at=ago(minutes=1))], "measured": measured, **parts}
+
+
+def sample(text: str, messages: int = 1) -> Sample:
+    """A prompt with its answers, the same text in each part."""
+    prompt = [{"role": text, "content": f"{text} {number}"} for number in range(messages)]
+    return Sample.model_validate({"prompt": prompt, "reference": text, "base": text, "tuned": text, "held_out": True})
 
 
 def health(**columns: Any) -> Row:
@@ -104,6 +127,7 @@ class ScriptedDatabase:
         self.failures: list[Row] = []
         self.budgets: Row = {"day": {"usd_per_day": None, "spent": 0, "live": 0}, "each_user": None, "budgets": []}
         self.logs: dict[str, list[str]] = {}
+        self.answers: dict[str, list[Sample] | str] = {}
         self.refusal: str | None = None
 
     def add(self, row: Row, **parts: Any) -> str:
@@ -166,6 +190,14 @@ class ScriptedDatabase:
         self._note("read", str(user_id), str(run_id))
         return self.logs.get(str(run_id))
 
+    async def samples(self, user_id: UUID, run_id: UUID) -> list[Sample] | None:
+        """Read the answers of base and adapter, as the storage does."""
+        self._note("samples", str(user_id), str(run_id))
+        found = self.answers.get(str(run_id))
+        if isinstance(found, str):
+            raise ArtifactError(found)
+        return found
+
     async def training_failures(self, since: datetime) -> list[Row]:
         self._note("training_failures", since)
         return self.failures
@@ -181,7 +213,7 @@ class Clock:
 
 def make_page(database: ScriptedDatabase, clock: Clock, *names: str) -> Starlette:
     reads = SharedReads(clock=clock, now=lambda: NOW)
-    return make_app(Board(database, database, reads, now=lambda: NOW), Access(TOKEN, 8642), names)
+    return make_app(Board(database, database, database, reads, now=lambda: NOW), Access(TOKEN, 8642), names)
 
 
 def stranger(app: Starlette, url: str = URL) -> TestClient:

@@ -19,12 +19,15 @@ from tests.unit.worker.dashboard.scripted import (
     Row,
     ScriptedDatabase,
     ago,
+    completed,
     health,
     job,
     make_page,
     run,
+    sample,
     worker,
 )
+from tests.unit.worker.runs.comparisons import compared, evaluated
 
 PATHS = ("/", "/jobs", "/spend", "/workers")
 
@@ -73,6 +76,9 @@ def spoil(database: ScriptedDatabase) -> str:
     runs = [{**spoiled(run()), "stages": stages}]
     database.add(spoiled(job("failed")), runs=runs, artifact=artifact, costs=[bill])
     database.jobs[ids[1]]["job"]["hyperparameters"] = {SCRIPT: SCRIPT}
+    ended = completed(measured={"evaluation": SCRIPT, "application": None, "serving_name": SCRIPT})
+    database.add(spoiled(job("completed")), **ended)
+    database.answers[ended["runs"][0]["run_id"]] = [sample(SCRIPT, messages=5)]
     database.state = health(
         queued=1, no_worker=SCRIPT, workers=[worker(name=SCRIPT, version=SCRIPT, problem=SCRIPT)],
         endpoints=[{"launcher": SCRIPT, "endpoint": SCRIPT, "launches": 1}],
@@ -94,8 +100,15 @@ def spoil(database: ScriptedDatabase) -> str:
 def test_scripts_in_any_row_are_shown_as_text(browser: TestClient, database: ScriptedDatabase) -> None:
     spoil(database)
     (run_id,) = database.logs
-    log = f"/jobs/{database.rows[-1]['job_id']}/runs/{run_id}/log"
-    for path in (*PATHS, *(f"/jobs/{row['job_id']}" for row in database.rows), log, f"/queue/resume?name={SCRIPT}"):
+    log = f"/jobs/{database.rows[-2]['job_id']}/runs/{run_id}/log"
+    samples = f"/jobs/{database.rows[-1]['job_id']}/samples"
+    for path in (
+        *PATHS,
+        *(f"/jobs/{row['job_id']}" for row in database.rows),
+        log,
+        samples,
+        f"/queue/resume?name={SCRIPT}",
+    ):
         page = shown(browser, path)
         assert [script.get("src") for script in page.all("script")] == ["/static/live.js"]
         assert SCRIPT in page.text
@@ -177,6 +190,53 @@ def test_the_curve_has_words_and_a_table_beside_it(browser: TestClient, database
     )
     assert [line["class"] for line in page.all("polyline")] == ["line training", "line validation"]
     assert "24 1.125 1.425 0.0001" in page.text
+
+
+def test_finished_job_shows_what_got_better_and_the_name_to_call(
+    browser: TestClient, database: ScriptedDatabase
+) -> None:
+    page = shown(browser, f"/jobs/{database.add(job('completed'), **completed())}")
+    for part in (
+        "On 34 held-out conversations the loss fell from 2.31 to 1.62 (95 % interval of the gain: 0.55 to 0.83)",
+        "General text +1.2 % loss, within what is allowed", "base 2.31 adapter 1.62",
+        "Proof 84 modules took 168 tensors (bf16); 9 of 10 answers differ", "Call it adapter-0f5f8e0a",
+    ):  # fmt: skip
+        assert part in page.text, part
+    lengths = [bar["width"] for bar in page.all("rect") if (bar.get("class") or "").startswith("loss ")]
+    assert lengths == ["100.0", "70.13"]
+    worse = {"evaluation": evaluated(compared(), 40.0, passed=False).model_dump()}
+    page = shown(browser, f"/jobs/{database.add(job('completed'), **completed(measured=worse))}")
+    assert "On general text the loss rose by 40.0 %, which is more than is allowed." in page.text
+    assert "Nothing was compared." in shown(browser, f"/jobs/{database.add(job('completed'))}").text
+
+
+def test_answers_stand_side_by_side_as_far_as_a_page_shows_them(
+    browser: TestClient, database: ScriptedDatabase
+) -> None:
+    ended = completed()
+    (run_id,) = [one["run_id"] for one in ended["runs"]]
+    job_id = database.add(job("completed", user_id=str(uuid4())), **ended)
+    database.answers[run_id] = [sample("long " * 5_000, messages=9), sample("Zebra")]
+    page = shown(browser, f"/jobs/{job_id}/samples")
+    assert "Held-out prompt 1 of 2 6 earlier messages not shown" in page.text
+    assert "BaseZebra AdapterZebra DatasetZebra" in page.text
+    assert page.text.count("long") < 4_200
+    shown(browser, f"/jobs/{job_id}/samples")
+    assert [call[0] for call in database.calls].count("samples") == 1
+
+
+def test_answers_that_are_not_there_or_broken_are_said_in_words(
+    browser: TestClient, database: ScriptedDatabase
+) -> None:
+    broken = completed()
+    database.answers[broken["runs"][0]["run_id"]] = "evaluation.json of run r can't be read"
+    for status, parts, words in (
+        ("running", {}, "Base and adapter answer when the training is complete."),
+        ("completed", completed(), "No answers are kept with this adapter."),
+        ("completed", broken, "evaluation.json of run r can't be read."),
+    ):
+        assert words in shown(browser, f"/jobs/{database.add(job(status), **parts)}/samples").text
+    assert browser.get(f"/jobs/{uuid4()}/samples").status_code == 404
 
 
 def test_kept_log_of_a_run_is_shown_and_only_of_the_jobs_own(browser: TestClient, database: ScriptedDatabase) -> None:

@@ -13,7 +13,7 @@ from lora_contract.protocol import FinalMetrics, Summary
 from lora_worker.database.measured import Measured
 from lora_worker.database.rows import Dataset, Job, Run
 from lora_worker.runs.rows.artifacts import artifact_name, notes_for_user
-from lora_worker.runs.rows.improvement import brought_sentences
+from lora_worker.runs.rows.improvement import brought_sentences, improvement_sentence
 from lora_worker.runs.rows.notices import job_completed
 from lora_worker.runs.rows.report_rows import final_columns
 from lora_worker.storage.artifact_paths import ArtifactPaths
@@ -95,8 +95,8 @@ def brought(evaluation: Evaluation | None, application: Application | None = Non
 def test_message_of_a_complete_training_says_what_got_better() -> None:
     assert brought(evaluated(compared()), Application.model_validate(APPLICATION), "adapter-0123abcd") == (
         " On 34 held-out conversations the loss fell from 2.31 to 1.62 (95 % interval of the gain: 0.55 to 0.83), and"
-        " 61 % of the tokens are predicted, before 48 %. A fresh base model took the published adapter in 84 modules,"
-        " and 9 of 10 answers differ from the base's. It is called by the name adapter-0123abcd."
+        " the adapter predicts 61 % of their tokens right, the base 48 %. A fresh base model took the published adapter"
+        " in 84 modules, and 9 of 10 answers differ from the base's. It is called by the name adapter-0123abcd."
     )
 
 
@@ -119,6 +119,23 @@ def test_message_of_a_complete_training_says_what_got_better() -> None:
 )  # fmt: skip
 def test_message_says_where_nothing_got_better_or_nobody_knows(held_out: Comparison | None, words: str) -> None:
     assert brought(evaluated(held_out)) == f" {words}"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "held_out", "words"),
+    [
+        (0.93, compared(2.0, 2.25, (-0.4, -0.1)),
+         "It rates 93 % of the answers rightly (50 % by chance). On 34 held-out conversations the loss of good answers"
+         " rose from 2 to 2.25."),
+        (0.93, None, "It rates 93 % of the answers rightly (50 % by chance)."),
+        (None, None, None),
+    ],
+)  # fmt: skip
+def test_preference_method_is_judged_by_what_it_rates_rightly(
+    accuracy: float | None, held_out: Comparison | None, words: str | None
+) -> None:
+    told = Measured(evaluation=evaluated(held_out), method="dpo", reward_accuracy=accuracy)
+    assert improvement_sentence(told) == words
 
 
 def test_trainer_that_compares_nothing_leaves_the_message_as_it_was() -> None:

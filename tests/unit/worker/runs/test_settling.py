@@ -108,8 +108,10 @@ def test_success_brings_what_was_compared_into_row_figures_and_message(services:
     holding = held(services, None)
     name = serving_name(holding.assignment.run.job_id)
     told = {"evaluation": evaluated(compared()).model_dump(), "application": APPLICATION}
-    outcome = succeeded(holding, Summary(), **told, serving={"name": name, "folder": "/runpod-volume"})
-    assert outcome["measured"] == Measured.model_validate({**told, "serving_name": name}).model_dump(mode="json")
+    outcome = succeeded(holding, Summary(method="sft"), **told, serving={"name": name, "folder": "/runpod-volume"})
+    assert outcome["measured"] == Measured.model_validate({**told, "serving_name": name, "method": "sft"}).model_dump(
+        mode="json"
+    )
     assert outcome["artifact"]["training_summary"]["serving_name"] == name
     assert outcome["artifact"]["quality_metrics"]["overall_score"] == 5
     figures = {figure["id"]: figure["value"] for figure in outcome["figures"]}
@@ -129,7 +131,7 @@ def test_name_that_is_not_its_own_jobs_is_left_out(services: Services, name: obj
 def test_success_of_an_earlier_trainer_is_rated_and_told_as_before(services: Services) -> None:
     outcome = succeeded(held(services, None), Summary())
     assert outcome["figures"] == []
-    assert outcome["measured"] == {"evaluation": None, "application": None, "serving_name": None}
+    assert outcome["measured"] == Measured().model_dump()
     assert outcome["artifact"]["quality_metrics"].keys() == {
         "overall_score", "convergence_quality", "final_training_loss", "final_validation_loss", "perplexity",
         "loss_reduction_percent",

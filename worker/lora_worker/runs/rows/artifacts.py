@@ -94,7 +94,7 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
     }
 
 
-def brought_by(manifest: Manifest, job_id: UUID) -> Measured:
+def brought_by(manifest: Manifest, job_id: UUID, quality: QualityReport) -> Measured:
     """Return what the training has brought, as it is kept with the run.
 
     A container may claim any name for its adapter: one that is not its own job's is left out.
@@ -102,7 +102,11 @@ def brought_by(manifest: Manifest, job_id: UUID) -> Measured:
     name = manifest.serving.name if manifest.serving is not None else None
     is_own = name is not None and is_name_of(name, job_id)
     return Measured(
-        evaluation=manifest.evaluation, application=manifest.application, serving_name=name if is_own else None
+        evaluation=manifest.evaluation,
+        application=manifest.application,
+        serving_name=name if is_own else None,
+        method=manifest.summary.method,
+        reward_accuracy=quality.rewards.get("reward_accuracy"),
     )
 
 

@@ -220,12 +220,13 @@ def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
     summary = manifest.summary
     gpu_seconds = billed_seconds(held, summary)
     points = curve_of(manifest, held.progress.points if held.progress else [])
-    brought = brought_by(manifest, job.id)
+    quality = rate_run(summary.method, points, manifest.metrics, manifest.evaluation)
+    brought = brought_by(manifest, job.id, quality)
     artifact = describe_artifact(
         held.assignment,
         manifest,
         Description(
-            rate_run(summary.method, points, manifest.metrics, brought.evaluation),
+            quality,
             gpu_seconds=gpu_seconds,
             now=services.now(),
             serving_name=brought.serving_name,
