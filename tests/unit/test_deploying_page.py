@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from lora_worker.deployment.specification import Gpu, Specification, Volume, Workers
+from lora_worker.deployment.specification import Specification
+from lora_worker.deployment.tables import Gpu, Volume, Workers
 from tests.documented import table_under
 from tests.project import ROOT
 

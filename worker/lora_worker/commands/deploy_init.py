@@ -144,7 +144,8 @@ def _number(asked: _Asking, question: str, default: int) -> int:
 
 
 def _default(key: str, table: str | None = None) -> Any:
-    from lora_worker.deployment.specification import Gpu, Specification, Workers
+    from lora_worker.deployment.specification import Specification
+    from lora_worker.deployment.tables import Gpu, Workers
 
     fields = {None: Specification.model_fields, "gpu": Gpu.model_fields, "workers": Workers.model_fields}[table]
     return fields[key].default

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 from lora_worker.deployment.endpoint_settings import endpoint_change, new_endpoint
 from lora_worker.deployment.planning import ENDPOINT, VOLUME, Action, ActionKind, plan_deployment
+from lora_worker.deployment.releasing import read_or_refuse
 from lora_worker.deployment.resources import Endpoint, NetworkVolume, NewVolume, VolumeChange
 from lora_worker.deployment.rest import RunPodApi
-from lora_worker.deployment.specification import Specification
 from lora_worker.deployment.survey import Resource, Survey, look_at_resources
+from lora_worker.deployment.tables import EndpointTable
 from lora_worker.errors import CreationInDoubtError, DeploymentError, ServiceRefusedError
 
 _MAX_CREATIONS = 3
@@ -26,7 +27,7 @@ class Applier:
     """Carries out the actions of a plan. `say` is told of each that is done, in one line."""
 
     api: RunPodApi
-    specification: Specification
+    specification: EndpointTable
     say: Callable[[str], None] = lambda _: None
 
     async def apply(self, actions: tuple[Action, ...], survey: Survey) -> Endpoint:
@@ -71,15 +72,23 @@ class Applier:
         if action.kind is ActionKind.UPDATE:
             assert action.id is not None
             keys = [change.key for change in action.changes]
-            change = endpoint_change(self.specification, keys, registry_id=registry_id, volume_ids=volume_ids)
+            # Variables are replaced as a whole, so those that a command has set since the plan must not get lost.
+            variables = (await read_or_refuse(self.api, action.id)).env if "env" in keys else None
+            change = endpoint_change(
+                self.specification, keys, registry_id=registry_id, volume_ids=volume_ids, found_variables=variables
+            )
             await self.api.update_endpoint(action.id, change)
             self.say(f"changed the endpoint {action.name}: {', '.join(keys)}")
             return
+        variables = None
         if action.kind is ActionKind.REPLACE:
             assert action.id is not None
+            variables = (await read_or_refuse(self.api, action.id)).env
             await self.api.delete_endpoint(action.id)
             self.say(f"deleted the endpoint {action.name} ({action.id})")
-        request = new_endpoint(self.specification, registry_id=registry_id, volume_ids=volume_ids)
+        request = new_endpoint(
+            self.specification, registry_id=registry_id, volume_ids=volume_ids, found_variables=variables
+        )
 
         async def look() -> Endpoint | None:
             return Survey(endpoints=tuple(await self.api.list_endpoints())).endpoint(action.name)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from lora_contract.names import nearest
 from lora_worker.deployment.resources import GpuType
-from lora_worker.deployment.specification import Specification
 from lora_worker.deployment.survey import Survey
+from lora_worker.deployment.tables import EndpointTable
 from lora_worker.errors import DeploymentError
 
 _STOCK = ("NONE", "LOW", "MEDIUM", "HIGH")
@@ -31,7 +31,7 @@ def types_of(gpu_types: Iterable[GpuType], pools: Collection[str], excluded: Col
     return [gpu for gpu in gpu_types if gpu.pool in pools and gpu.id not in excluded]
 
 
-def offers(specification: Specification, survey: Survey) -> tuple[PoolOffer, ...]:
+def offers(specification: EndpointTable, survey: Survey) -> tuple[PoolOffer, ...]:
     """Return what is offered for each pool of a specification.
 
     Raises:

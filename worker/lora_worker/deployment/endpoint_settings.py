@@ -17,7 +17,7 @@ from lora_worker.deployment.resources import (
     ScalingRequest,
     WorkersRequest,
 )
-from lora_worker.deployment.specification import Specification
+from lora_worker.deployment.tables import EndpointTable
 
 FIELDS = {
     "image": "image",
@@ -38,26 +38,37 @@ FIELDS = {
     "data_centers": "data_center_ids",
     "volumes": "network_volumes",
 }
-"""The field of a request by the key of `deploy.toml`. Two keys are not in the file: workers are never kept without a
-job, since each is billed by the second, and the driver is bounded from below, not by a list of versions."""
+"""The field of a request by the key of `deploy.toml`. The list of CUDA versions is not in the file, since the driver is
+bounded from below, and `workers.min` only for an endpoint that answers."""
 
 Values = Mapping[str, Any]
 
 
-def wanted_settings(specification: Specification, registry_id: str | None) -> Values:
-    """Return the settings of a specification by the keys of `FIELDS`. Volumes are their names."""
+def wanted_variables(specification: EndpointTable, found: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the variables that an endpoint shall have: the file's, and those that commands set at the endpoint."""
+    kept = {name: value for name, value in (found or {}).items() if name in specification.kept_variables}
+    return {**specification.env, **kept}
+
+
+def wanted_settings(
+    specification: EndpointTable, registry_id: str | None, found_variables: Mapping[str, str] | None = None
+) -> Values:
+    """Return the settings of a specification by the keys of `FIELDS`. Volumes are their names.
+
+    `found_variables` are those of the endpoint, if it is there.
+    """
     gpu, workers = specification.gpu, specification.workers
     return {
         "image": specification.image,
         "registry": registry_id,
         "disk_gb": specification.disk_gb,
-        "env": dict(specification.env),
+        "env": wanted_variables(specification, found_variables),
         "gpu.pools": frozenset(gpu.pools),
         "gpu.excluded_types": frozenset(gpu.excluded_types),
         "gpu.count": gpu.count,
         "gpu.min_cuda": gpu.min_cuda,
         "allowed CUDA versions": frozenset(),
-        "workers.min": 0,
+        "workers.min": workers.always_on,
         "workers.max": workers.max,
         "workers.idle_seconds": workers.idle_seconds,
         "workers.queue_delay_seconds": round(workers.queue_delay_seconds, 3),
@@ -108,10 +119,17 @@ def _queue_delay(endpoint: Endpoint) -> float | None:
 
 
 def new_endpoint(
-    specification: Specification, *, registry_id: str | None, volume_ids: Mapping[str, str]
+    specification: EndpointTable,
+    *,
+    registry_id: str | None,
+    volume_ids: Mapping[str, str],
+    found_variables: Mapping[str, str] | None = None,
 ) -> NewEndpoint:
-    """Return the request that makes the endpoint. `volume_ids` are those of all volumes of the file, by name."""
-    fields = _request_fields(specification, registry_id=registry_id, volume_ids=volume_ids)
+    """Return the request that makes the endpoint.
+
+    `volume_ids` are those of all volumes of the file, by name; `found_variables` those of a replaced endpoint.
+    """
+    fields = _request_fields(specification, registry_id, volume_ids, found_variables)
     gpu: GpuRequest = fields["gpu"]
     # A new endpoint has nothing to clear, and RunPod refuses an empty version there.
     if not gpu.min_cuda_version:
@@ -122,23 +140,31 @@ def new_endpoint(
 
 
 def endpoint_change(
-    specification: Specification, keys: list[str], *, registry_id: str | None, volume_ids: Mapping[str, str]
+    specification: EndpointTable,
+    keys: list[str],
+    *,
+    registry_id: str | None,
+    volume_ids: Mapping[str, str],
+    found_variables: Mapping[str, str] | None = None,
 ) -> EndpointChange:
     """Return the request that brings these keys of an endpoint to what the specification wants; the rest stays."""
-    fields = _request_fields(specification, registry_id=registry_id, volume_ids=volume_ids)
+    fields = _request_fields(specification, registry_id, volume_ids, found_variables)
     touched = {FIELDS[key] for key in keys}
     return EndpointChange(**{field: value for field, value in fields.items() if field in touched})
 
 
 def _request_fields(
-    specification: Specification, *, registry_id: str | None, volume_ids: Mapping[str, str]
+    specification: EndpointTable,
+    registry_id: str | None,
+    volume_ids: Mapping[str, str],
+    found_variables: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     gpu, workers = specification.gpu, specification.workers
     return {
         "image": specification.image,
         "registry": registry_id,
         "disk": specification.disk_gb,
-        "env": dict(specification.env),
+        "env": wanted_variables(specification, found_variables),
         "gpu": GpuRequest(
             pools=list(gpu.pools),
             excluded_types=list(gpu.excluded_types),
@@ -146,7 +172,7 @@ def _request_fields(
             allowed_cuda_versions=[],
             min_cuda_version=gpu.min_cuda or "",
         ),
-        "workers": WorkersRequest(min=0, max=workers.max, idle_timeout=workers.idle_seconds),
+        "workers": WorkersRequest(min=workers.always_on, max=workers.max, idle_timeout=workers.idle_seconds),
         "scaling": ScalingRequest(type="QUEUE_DELAY", queue_delay=workers.queue_delay_seconds),
         "data_center_ids": list(specification.placement),
         "network_volumes": [volume_ids[volume.name] for volume in specification.volumes],

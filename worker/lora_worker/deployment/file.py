@@ -17,6 +17,7 @@ from lora_worker.errors import DeploymentFileError
 _MAX_BYTES = 200_000
 _MAX_SENTENCES = 5
 _HEADER = re.compile(r"\s*\[{1,2}\s*([^\[\]#]+?)\s*\]{1,2}\s*(?:#.*)?")
+_KEY = re.compile(r"\s*([\w-]+(?:\s*\.\s*[\w-]+)*)\s*=")
 
 
 def read_specification(path: Path) -> Specification:
@@ -117,24 +118,24 @@ def line_of(text: str, loc: Sequence[int | str]) -> int | None:
     A key in quotes is not found; then it is the line of its table. None: neither is found.
     """
     names = [part for part in loc if isinstance(part, str)]
-    if not names:
-        return None
-    table, key = names[0], names[1] if len(names) > 1 else None
     wanted = loc[1] if len(loc) > 1 and isinstance(loc[1], int) else 0
-    found: int | None = None
-    at_top, inside, seen = True, False, 0
+    table: list[str] | None = []
+    seen, depth, found = 0, 0, None
     for number, line in enumerate(text.splitlines(), start=1):
         header = _HEADER.fullmatch(line)
         if header:
-            at_top, inside = False, header[1] == table and seen == wanted
-            seen += header[1] == table
-            found = number if inside else found
-        elif inside and key and _sets(line, key):
-            return number
-        elif at_top and _sets(line, table):
-            found = number
+            table = _parts(header[1])
+            if table == names[:1]:
+                # Of an array's tables only the one is looked into that the place names.
+                table, seen = (table if seen == wanted else None), seen + 1
+            path = table
+        else:
+            key = _KEY.match(line)
+            path = [*table, *_parts(key[1])] if key and table is not None else None
+        if path and len(path) > depth and path == names[: len(path)]:
+            depth, found = len(path), number
     return found
 
 
-def _sets(line: str, key: str) -> bool:
-    return re.match(rf"\s*{re.escape(key)}\s*[.=]", line) is not None
+def _parts(name: str) -> list[str]:
+    return [part.strip() for part in name.split(".")]

@@ -11,8 +11,8 @@ from lora_contract.names import nearest
 from lora_worker.deployment.catalog import PoolOffer, offers
 from lora_worker.deployment.endpoint_settings import found_settings, wanted_settings
 from lora_worker.deployment.resources import Endpoint, NetworkVolume, has_fixed_tag
-from lora_worker.deployment.specification import Specification, Volume
 from lora_worker.deployment.survey import Survey
+from lora_worker.deployment.tables import EndpointTable, Volume
 from lora_worker.errors import DeploymentError
 
 ENDPOINT, VOLUME = "endpoint", "network volume"
@@ -61,6 +61,8 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
     most_usd_per_hour: float | None = None
     """What all workers together cost in an hour at the most; None where the catalog tells no price."""
+    always_usd_per_hour: float | None = None
+    """What those cost that are always on; None where the catalog tells no price."""
 
     @property
     def needed(self) -> tuple[Action, ...]:
@@ -68,7 +70,7 @@ class Plan:
         return tuple(action for action in self.actions if action.kind is not ActionKind.KEEP)
 
 
-def plan_deployment(specification: Specification, survey: Survey) -> Plan:
+def plan_deployment(specification: EndpointTable, survey: Survey) -> Plan:
     """Return what brings RunPod to what the specification wants.
 
     Raises:
@@ -84,6 +86,7 @@ def plan_deployment(specification: Specification, survey: Survey) -> Plan:
         actions=(*volumes, endpoint),
         offers=offered,
         most_usd_per_hour=round(max(prices) * specification.workers.max, 2) if prices else None,
+        always_usd_per_hour=round(max(prices) * specification.workers.always_on, 2) if prices else None,
         notes=(
             *_detached(specification, found, survey),
             *_place_notes(specification, survey),
@@ -131,7 +134,7 @@ def _volume_fault(wanted: Volume, found: NetworkVolume) -> str | None:
 
 
 def _plan_endpoint(
-    specification: Specification, found: Endpoint | None, survey: Survey, registry_id: str | None
+    specification: EndpointTable, found: Endpoint | None, survey: Survey, registry_id: str | None
 ) -> Action:
     name = specification.name
     if found is None:
@@ -140,7 +143,7 @@ def _plan_endpoint(
     if reason:
         return Action(ActionKind.REPLACE, ENDPOINT, name, found.id, note=f"{reason}; its jobs end, and its id changes")
     names = {volume.id: volume.name or volume.id for volume in survey.volumes if volume.id}
-    changes = differences(wanted_settings(specification, registry_id), found_settings(found, names))
+    changes = differences(wanted_settings(specification, registry_id, found.env), found_settings(found, names))
     kind = ActionKind.UPDATE if changes else ActionKind.KEEP
     return Action(kind, ENDPOINT, name, found.id, changes, note=_gone_note(changes))
 
@@ -184,7 +187,7 @@ def _shown(value: Any) -> str:
     return str(value)[:300]
 
 
-def _detached(specification: Specification, found: Endpoint | None, survey: Survey) -> list[str]:
+def _detached(specification: EndpointTable, found: Endpoint | None, survey: Survey) -> list[str]:
     """Tell of volumes that the endpoint has and the file does not name: they stay, and cost money."""
     wanted = {volume.name for volume in specification.volumes}
     ids = set((found.network_volumes if found else None) or ())
@@ -196,7 +199,7 @@ def _detached(specification: Specification, found: Endpoint | None, survey: Surv
     ]
 
 
-def _place_notes(specification: Specification, survey: Survey) -> list[str]:
+def _place_notes(specification: EndpointTable, survey: Survey) -> list[str]:
     known = {place.id: place for place in survey.data_centers if place.id}
     notes = []
     for name in specification.placement:
@@ -211,7 +214,7 @@ def _place_notes(specification: Specification, survey: Survey) -> list[str]:
     return notes
 
 
-def _image_notes(specification: Specification) -> list[str]:
+def _image_notes(specification: EndpointTable) -> list[str]:
     if has_fixed_tag(specification.image):
         return []
     name = specification.image.rpartition("/")[2].partition(":")[0]

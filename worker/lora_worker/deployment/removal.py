@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from lora_worker.deployment.planning import ENDPOINT, VOLUME, Action, ActionKind, Plan
 from lora_worker.deployment.resources import Worker
-from lora_worker.deployment.specification import Specification
 from lora_worker.deployment.survey import Survey
+from lora_worker.deployment.tables import EndpointTable
 
 
-def plan_removal(specification: Specification, survey: Survey, *, with_volumes: bool) -> Plan:
+def plan_removal(specification: EndpointTable, survey: Survey, *, with_volumes: bool) -> Plan:
     """Return what has to be deleted. Volumes stay, with what they hold, unless `with_volumes`.
 
     Raises:

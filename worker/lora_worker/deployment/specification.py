@@ -1,195 +1,65 @@
-"""The file `deploy.toml`: what shall exist at RunPod. Every key is checked, and none of them may hold a secret."""
+"""The file `deploy.toml`: what shall exist at RunPod."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from lora_contract.errands import MAX_MODELS, ModelName
-from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS
 from lora_worker.configuration.settings import DEFAULT_BASE_MODEL
-from lora_worker.deployment.resources import MAX_IDLE_SECONDS, MAX_VOLUME_GB, MIN_VOLUME_GB, VolumeType
-from lora_worker.deployment.secrets import secret_fault
-from lora_worker.launchers.runpod_settings import MAX_POLICY_SECONDS
-
-MAX_VARIABLES = 50
-"""RunPod takes no more environment variables for a worker."""
+from lora_worker.deployment.inference import Inference, InferenceEndpoint, volume_fault
+from lora_worker.deployment.tables import EndpointTable, Image, Once
 
 
-def _check(pattern: str, explanation: str) -> AfterValidator:
-    """Return a check that a whole text matches; the message does not repeat the text."""
-    compiled = re.compile(pattern, re.ASCII)
+class Specification(EndpointTable):
+    """What `lora-worker deploy` makes and keeps as it is written: an endpoint that trains, and the volumes it uses.
 
-    def check(text: str) -> str:
-        if not compiled.fullmatch(text):
-            raise ValueError(explanation)
-        return text
+    With the table `inference`, `lora-worker deploy inference` makes an endpoint that answers beside it.
+    """
 
-    return AfterValidator(check)
-
-
-_NAME = _check(
-    r"[A-Za-z0-9](?:[A-Za-z0-9 ._-]{0,118}[A-Za-z0-9._-])?",
-    "write letters, digits, blanks and any of . _ -, 120 at most, beginning with a letter or digit",
-)
-Name = Annotated[str, _NAME]
-_PoolName = Annotated[str, _check(r"[A-Z0-9_]{1,40}", "write a pool's name, such as AMPERE_80")]
-_CudaVersion = Annotated[str, _check(r"[0-9]{1,3}\.[0-9]{1,3}", "write major.minor, such as 12.6")]
-_DataCenter = Annotated[str, _check(r"[A-Z0-9-]{2,40}", "write a data centre's id, such as EU-RO-1")]
-_GpuType = Annotated[str, Field(min_length=1, max_length=100)]
-
-
-def _no_repeats(items: tuple[str, ...]) -> tuple[str, ...]:
-    repeated = [item for item, count in Counter(items).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{repeated[0]} is named twice")
-    return items
-
-
-_Once = AfterValidator(_no_repeats)
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _make_tuples(cls, value: Any) -> Any:
-        # Strict checking takes no list for a tuple, and TOML has nothing but lists.
-        return tuple(value) if isinstance(value, list) else value
-
-
-class Gpu(_Table):
-    """On which GPUs the workers run."""
-
-    pools: Annotated[tuple[_PoolName, ...], Field(min_length=1, max_length=20), _Once] = Field(
-        default=("AMPERE_80", "ADA_80_PRO"),
-        description="Pools of GPUs; a worker is placed where one is free. Name several, so that jobs seldom wait",
-    )
-    excluded_types: Annotated[tuple[_GpuType, ...], Field(max_length=50), _Once] = Field(
-        default=(), description="GPU types of these pools on which no worker may run, by the catalog's ids"
-    )
-    count: int = Field(default=1, ge=1, le=8, description="GPUs of one worker; a training uses one")
-    min_cuda: _CudaVersion | None = Field(
-        default="12.6",
-        description="Least CUDA version of a machine's driver: that of the image, or its container does not start",
-    )
-
-
-class Workers(_Table):
-    """How many workers there are, and how long they live."""
-
-    max: int = Field(default=3, ge=1, le=1000, description="Most workers, and so most trainings at the same time")
-    idle_seconds: int = Field(
-        default=30,
-        ge=1,
-        le=MAX_IDLE_SECONDS,
-        description="How long a worker without a job is kept, and billed: the next job of that time starts at once",
-    )
-    queue_delay_seconds: float = Field(
-        default=4, ge=0.5, le=3600, description="After how long a job's wait another worker is started"
-    )
-    execution_seconds: int = Field(
-        default=43_200,
-        ge=int(LEAST_USEFUL_SECONDS),
-        le=MAX_POLICY_SECONDS,
-        description="Longest time of a job; at least LORA_WORKER_MAX_RUN_SECONDS",
-    )
-    flashboot: bool = Field(
-        default=False, description="RunPod's FlashBoot; saves seconds of a start and gains nothing for trainings"
-    )
-
-
-class Volume(_Table):
-    """A network volume: base models and checkpoints are kept there."""
-
-    name: Name = Field(description="The volume's name at RunPod")
-    size_gb: int = Field(
-        ge=MIN_VOLUME_GB,
-        le=MAX_VOLUME_GB,
-        description="Size in GB; it can be enlarged later, and never reduced",
-    )
-    data_center: _DataCenter = Field(description="Where it is, for good; the workers run there, too")
-    type: VolumeType | None = Field(
-        default=None, description="STANDARD or HIGH_PERFORMANCE; unset: the usual one there"
-    )
-
-
-class Specification(_Table):
-    """What `lora-worker deploy` makes and keeps as it is written: one endpoint, and the volumes that it uses."""
-
-    name: Name = Field(description="The endpoint's name at RunPod, by which it is found again")
-    image: Annotated[
-        str, _check(r"[a-z0-9][\w./:@-]{0,499}", "write an image's reference, such as ghcr.io/you/lora-trainer:0.2.0")
-    ] = Field(description="The trainer's image, with a tag that never moves: machines keep a copy, also of `latest`")
-    registry: Name | None = Field(
-        default=None, description="Name of the registry credentials at RunPod, for a private image"
+    image: Image = Field(
+        description="The trainer's image, with a tag that never moves: machines keep a copy, also of `latest`"
     )
     disk_gb: int = Field(
         default=50, ge=5, le=4000, description="A worker's own disk in GB, empty at each start: dataset and adapter"
     )
-    base_models: Annotated[tuple[ModelName, ...], Field(max_length=MAX_MODELS), _Once] = Field(
+    base_models: Annotated[tuple[ModelName, ...], Field(max_length=MAX_MODELS), Once] = Field(
         default=(DEFAULT_BASE_MODEL,),
         description="Base models that `lora-worker deploy prefetch` puts onto the volumes",
     )
-    data_centers: Annotated[tuple[_DataCenter, ...], Field(max_length=50), _Once] = Field(
-        default=(), description="Where workers may run; with volumes, it follows from them. Empty: anywhere"
+    inference: Inference | None = Field(
+        default=None,
+        description="An endpoint that answers with the base model and with finished adapters by their names",
     )
-    env: dict[str, str] = Field(
-        default_factory=dict,
-        description='Variables of the container. No secret: write "{{ RUNPOD_SECRET_name }}" for a secret at RunPod',
-    )
-    gpu: Gpu = Field(default=Gpu(), description="On which GPUs the workers run")
-    workers: Workers = Field(default=Workers(), description="How many workers there are, and how long they live")
-    volumes: Annotated[tuple[Volume, ...], Field(max_length=20)] = Field(
-        default=(), description="Network volumes, one in each data centre at most"
-    )
-
-    @field_validator("env")
-    @classmethod
-    def _check_env(cls, env: dict[str, str]) -> dict[str, str]:
-        if len(env) > MAX_VARIABLES:
-            raise ValueError(f"RunPod takes {MAX_VARIABLES} variables at most")
-        for name, value in env.items():
-            fault = _name_fault(name) or secret_fault(name, value)
-            if fault:
-                raise ValueError(f"{name[:60]!r} {fault}")
-        return env
 
     @model_validator(mode="after")
-    def _check_volumes(self) -> Specification:
-        # With a message of their own for each, since these faults concern two places of the file.
-        for fault in (_repeated(self.volumes, lambda volume: volume.name, "name"),
-                      _repeated(self.volumes, lambda volume: volume.data_center, "data centre")):  # fmt: skip
-            if fault:
-                raise ValueError(fault)
-        places = {volume.data_center for volume in self.volumes}
-        elsewhere = sorted(set(self.data_centers) - places) if places else []
-        if elsewhere:
-            raise ValueError(
-                f"data_centers names {elsewhere[0]}, where none of the volumes is: workers run where a volume is; "
-                "add one there, or take data_centers out"
-            )
+    def _check_inference(self) -> Specification:
+        fault = self.inference and volume_fault(self.inference, self.volumes)
+        if fault:
+            raise ValueError(fault)
+        if self.inference and self.inference_name == self.name:
+            raise ValueError(f"inference.name is {self.name}, as the trainer's endpoint: give it another one")
         return self
 
     @property
-    def placement(self) -> tuple[str, ...]:
-        """Where workers may run: the data centres that the file names, or those of the volumes; empty: anywhere."""
-        return self.data_centers or tuple(volume.data_center for volume in self.volumes)
+    def inference_name(self) -> str:
+        """The name of the endpoint that answers."""
+        return (self.inference and self.inference.name) or f"{self.name[:100]}-inference"
 
+    @property
+    def inference_endpoint(self) -> InferenceEndpoint:
+        """The endpoint that answers, without the variables that follow from the adapters there are.
 
-def _name_fault(name: str) -> str | None:
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", name, re.ASCII):
-        return None
-    return "is no name of a variable: write letters, digits and _"
+        Raises:
+            ValueError: the file has no table `inference`.
+        """
+        if self.inference is None:
+            raise ValueError("there is no table inference")
+        return self.inference.endpoint(self.inference_name, self.volumes)
 
-
-def _repeated(volumes: Iterable[Volume], of: Callable[[Volume], str], what: str) -> str | None:
-    repeated = [value for value, count in Counter(map(of, volumes)).items() if count > 1]
-    if not repeated:
-        return None
-    return f"two volumes have the {what} {repeated[0]}: an endpoint takes one volume in each data centre, by its name"
+    @property
+    def inference_base(self) -> str:
+        """The base model that answers, as `organisation/model[@revision]`."""
+        named = self.inference and self.inference.base_model
+        return named or (self.base_models[0] if self.base_models else DEFAULT_BASE_MODEL)

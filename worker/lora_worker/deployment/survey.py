@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from lora_worker.deployment.resources import DataCenter, Endpoint, GpuType, NetworkVolume, Registry
 from lora_worker.deployment.rest import RunPodApi
-from lora_worker.deployment.specification import Specification
+from lora_worker.deployment.tables import EndpointTable
 from lora_worker.errors import DeploymentError
 
 
@@ -64,7 +64,7 @@ class Survey:
             )
         return found.id
 
-    def volume_ids(self, specification: Specification) -> dict[str, str]:
+    def volume_ids(self, specification: EndpointTable) -> dict[str, str]:
         """Return the ids of the specification's volumes that exist, by name."""
         found = {volume.name: self.volume(volume.name) for volume in specification.volumes}
         return {name: volume.id for name, volume in found.items() if volume and volume.id}
@@ -93,7 +93,7 @@ def only_one(resources: Iterable[Resource], name: str, kinds: str) -> Resource |
     return found[0] if found else None
 
 
-async def take_survey(api: RunPodApi, specification: Specification) -> Survey:
+async def take_survey(api: RunPodApi, specification: EndpointTable) -> Survey:
     """Look at all that a plan for this specification is made from. Nothing is changed.
 
     Raises:

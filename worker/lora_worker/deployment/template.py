@@ -13,7 +13,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from lora_worker.deployment.file import parse_specification
-from lora_worker.deployment.specification import Gpu, Specification, Volume, Workers
+from lora_worker.deployment.specification import Specification
+from lora_worker.deployment.tables import Gpu, Volume, Workers
 
 _COLUMNS = 100
 _HEAD = """\

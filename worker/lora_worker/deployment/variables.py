@@ -15,8 +15,8 @@ from lora_worker.configuration.addresses import url_fault
 from lora_worker.configuration.environment import ENV_FILE, read_env_text
 from lora_worker.deployment.catalog import types_of
 from lora_worker.deployment.resources import Endpoint
-from lora_worker.deployment.specification import Specification
 from lora_worker.deployment.survey import Survey
+from lora_worker.deployment.tables import EndpointTable
 from lora_worker.errors import DeploymentError, SettingsError
 from lora_worker.launchers.runpod_settings import API_URL
 from lora_worker.money.pricing import GpuPrice, find_gpu
@@ -41,7 +41,7 @@ def job_url(endpoint: Endpoint) -> str:
 
 
 def worker_variables(
-    specification: Specification, endpoint: Endpoint, survey: Survey, prices: tuple[GpuPrice, ...]
+    specification: EndpointTable, endpoint: Endpoint, survey: Survey, prices: tuple[GpuPrice, ...]
 ) -> dict[str, str]:
     """Return the variables by which the worker sends its jobs to an endpoint and bills them. None is a secret.
 
