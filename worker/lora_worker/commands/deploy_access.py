@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
 
 from lora_worker.commands.terminal import EXIT_USAGE, make_console, refuse, run_or_exit
 
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
     from lora_worker.launchers.runpod_settings import RunPodAccount
 
 T = TypeVar("T")
+
+File = Annotated[Path, typer.Option("--file", "-f", help="The deployment's file.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")]
+
+DEFAULT_FILE = Path("deploy.toml")
 
 
 def account_or_exit() -> RunPodAccount:

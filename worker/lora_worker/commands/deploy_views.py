@@ -42,6 +42,7 @@ def plan_value(plan: Plan) -> dict[str, Any]:
         ],
         "pools": [asdict(offer) for offer in plan.offers],
         "most_usd_per_hour": plan.most_usd_per_hour,
+        "always_usd_per_hour": plan.always_usd_per_hour,
         "notes": list(plan.notes),
     }
 
@@ -74,7 +75,11 @@ def _print_offers(plan: Plan, console: Console) -> None:
     console.print()
     console.print(offers_table(plan.offers))
     if plan.most_usd_per_hour is not None:
-        console.print(f"at most ${plan.most_usd_per_hour:.2f} an hour with all workers at work; nothing without a job")
+        always = plan.always_usd_per_hour
+        without = f"${always:.2f}, day and night," if always else "nothing"
+        console.print(
+            f"at most ${plan.most_usd_per_hour:.2f} an hour with all workers at work; {without} without a job"
+        )
 
 
 def offers_table(offers: Iterable[PoolOffer]) -> Table:

@@ -38,6 +38,7 @@ from lora_worker.database.submission_rows import (
     TrialRemoval,
 )
 from lora_worker.database.version_rows import AliasMove, AliasMoved, AliasRow, VersionRow
+from lora_worker.deployment.fleet import FinishedAdapters
 from lora_worker.money.speeds import RunSpeed
 
 SCHEMA_VERSION = 3
@@ -145,6 +146,7 @@ TRAINING_FAILURES = _function("training_failures", TypeAdapter(list[Failures]), 
 TRAINING_BUDGET_STATE = _function("training_budget_state", TypeAdapter(BudgetState))
 SET_TRAINING_BUDGET = _function("set_training_budget", TypeAdapter(bool), {"user_id": _NOBODY, "usd_per_day": "-1"})
 REMOVE_TRAINING_BUDGET = _function("remove_training_budget", TypeAdapter(bool), {"user_id": _NOBODY})
+TRAINING_FINISHED_ADAPTERS = _function("training_finished_adapters", TypeAdapter(list[FinishedAdapters]))
 LIST_TRAINING_JOBS = _function("list_training_jobs", TypeAdapter(JobPage), {"filter": '{"limit": 1}'})
 TRAINING_JOB_DETAILS = _function("training_job_details", TypeAdapter(JobDetails | None), {"job_id": _NOBODY})
 CANCEL_TRAINING_JOB = _function("cancel_training_job", TypeAdapter(bool), {"job_id": _NOBODY})

@@ -10,6 +10,7 @@ from lora_worker.database.answers import ResumedHold
 from lora_worker.database.caller import Caller
 from lora_worker.database.job_reports import DrainedWorker, JobDetails, JobFilter, JobPage, RetryAnswer
 from lora_worker.database.queue_health import QueueHealth
+from lora_worker.deployment.fleet import FinishedAdapters
 
 
 class OperatorCalls(Caller):
@@ -34,6 +35,10 @@ class OperatorCalls(Caller):
     async def training_job_details(self, job_id: UUID) -> JobDetails | None:
         """Return everything about a job of either queue; None if there is no such job."""
         return await self._call(functions.TRAINING_JOB_DETAILS, job_id=job_id)
+
+    async def finished_adapters(self) -> list[FinishedAdapters]:
+        """Return how many adapters can still be called, by base model and rank: the 100 most frequent kinds."""
+        return await self._call(functions.TRAINING_FINISHED_ADAPTERS)
 
     async def cancel_training_job(self, job_id: UUID) -> bool:
         """Cancel a job; False if it had ended or does not exist. A worker stops its GPU in its next cycle."""

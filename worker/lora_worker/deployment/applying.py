@@ -172,8 +172,8 @@ async def _delete_volume(api: RunPodApi, volume_id: str) -> None:
             return
 
 
-async def look_for_endpoint(api: RunPodApi, name: str) -> Endpoint:
-    """Return the endpoint of a name.
+async def look_for_endpoint(api: RunPodApi, name: str, *, made_by: str = "deploy apply") -> Endpoint:
+    """Return the endpoint of a name; `made_by` is the command that makes it.
 
     Raises:
         DeploymentError: there is none, or there are two.
@@ -181,5 +181,5 @@ async def look_for_endpoint(api: RunPodApi, name: str) -> Endpoint:
     """
     found = Survey(endpoints=tuple(await api.list_endpoints())).endpoint(name)
     if found is None:
-        raise DeploymentError(f"RunPod holds no endpoint named {name}: `lora-worker deploy apply` makes it")
+        raise DeploymentError(f"RunPod holds no endpoint named {name}: `lora-worker {made_by}` makes it")
     return found

@@ -41,7 +41,7 @@ def render_specification(values: Mapping[str, Any], path: Path) -> str:
 
 def _lines(values: Mapping[str, Any]) -> Iterator[str]:
     yield from _comment(_HEAD)
-    tables = {"env", "volumes", *(name for name, _ in _TABLES)}
+    tables = {"env", "volumes", "inference", *(name for name, _ in _TABLES)}
     for name, field in Specification.model_fields.items():
         if name not in tables:
             yield from _key(name, field, values)
@@ -52,6 +52,11 @@ def _lines(values: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", *_comment(_described(Specification.model_fields["env"])), "[env]")
     yield from (f"{name} = {_toml(value)}" for name, value in values.get("env", {}).items())
     yield from _volumes(values.get("volumes", ()))
+    about = _described(Specification.model_fields["inference"])
+    yield from (
+        "",
+        *_comment(f"{about} The table alone is enough; docs/deploying.md lists its keys.\n[inference]"),
+    )
 
 
 def _volumes(volumes: Any) -> Iterator[str]:

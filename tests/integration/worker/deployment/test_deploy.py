@@ -3,95 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from click.testing import Result
 
-from lora_worker.deployment.rest import RunPodApi
 from sandbox.runpod import LocalRunPod, Rights
-from tests.commands import check_keys, run_command
+from tests.commands import check_keys
 from tests.integration.trainer.hub import hub_environment, serve_hub
+from tests.integration.worker.deployment.console import call, deploy, endpoints, listed, volumes, writes, written
+
+pytestmark = pytest.mark.usefixtures("account")
 
 WRITES = ("createNetworkVolume", "createEndpoint", "updateNetworkVolume", "updateEndpoint", "deleteEndpoint",
           "deleteNetworkVolume")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def runpod() -> Iterator[LocalRunPod]:
-    with LocalRunPod.start(workers_max=0, rest_calls_per_minute=100_000) as runpod:
-        yield runpod
-
-
-async def _no_wait(_: float) -> None:
-    return
-
-
-@pytest.fixture(autouse=True)
-def account(runpod: LocalRunPod, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """An empty account and folder, RunPod's key in the environment, and retries that follow at once."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("GPU_CLUSTER_API_KEY", "GPU_CLUSTER_API_URL", "RUNPOD_ENDPOINT_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RUNPOD_API_KEY", runpod.api_key)
-    monkeypatch.setenv("LORA_WORKER_RUNPOD_API_URL", runpod.rest_url)
-    monkeypatch.setitem(RunPodApi.__init__.__kwdefaults__, "sleep", _no_wait)
-    yield
-    runpod.faults.clear()
-    for endpoint in endpoints(runpod):
-        call(runpod, "DELETE", f"serverless/{endpoint['id']}")
-    for volume in volumes(runpod):
-        call(runpod, "DELETE", f"network-volumes/{volume['id']}")
-
-
-def call(runpod: LocalRunPod, method: str, path: str, body: Any = None) -> Any:
-    """Do something in the account, as somebody does in RunPod's console."""
-    answer = httpx.request(
-        method,
-        f"{runpod.rest_url}/{path}",
-        headers={"Authorization": f"Bearer {runpod.api_key}"},
-        json=body,
-        trust_env=False,
-    )
-    answer.raise_for_status()
-    return answer.json() if answer.content else None
-
-
-def listed(runpod: LocalRunPod, path: str, key: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = call(runpod, "GET", path)[key]
-    return found
-
-
-def endpoints(runpod: LocalRunPod) -> list[dict[str, Any]]:
-    """All but the one that is there from the start, as somebody else's."""
-    return [one for one in listed(runpod, "serverless", "endpoints") if one["name"] != "local"]
-
-
-def volumes(runpod: LocalRunPod) -> list[dict[str, Any]]:
-    return listed(runpod, "network-volumes", "networkVolumes")
-
-
-def writes(runpod: LocalRunPod, since: int = 0) -> list[str]:
-    return [write.operation for write in runpod.ledger.writes[since:]]
-
-
-def deploy(*arguments: str) -> Result:
-    return run_command("deploy", *arguments)
-
-
-def written(**changes: str) -> None:
-    """Write the file by `init`, and replace what a test has different."""
-    done = deploy("init", "--image", "ghcr.io/me/trainer:1", "--data-center", "EU-RO-1", "--volume-gb", "50", "--force")
-    assert done.exit_code == 0, done.output
-    path = Path("deploy.toml")
-    text = path.read_text()
-    for old, new in changes.items():
-        assert old in text
-        text = text.replace(old, new)
-    path.write_text(text)
 
 
 def is_whole(runpod: LocalRunPod) -> bool:

@@ -253,6 +253,7 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     ),
     "list_training_jobs": lambda q: q.list_training_jobs({}),
     "training_job_details": lambda q: q.training_job_details(ID),
+    "training_finished_adapters": lambda q: q.finished_adapters(),
     "cancel_training_job": lambda q: q.cancel_training_job(ID),
     "retry_training_job": lambda q: q.retry_training_job(ID),
     "hold_training": lambda q: q.hold_training(None, "why"),

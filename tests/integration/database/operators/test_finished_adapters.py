@@ -1,0 +1,34 @@
+"""What an endpoint has to have room for is counted of finished jobs, and of nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.database.rows import Database
+
+
+def finished_run(db: Database, base_model: str, **hyperparameters: Any) -> dict[str, Any]:
+    run, _, _ = db.running_run()
+    db.rows(
+        "update training_runs set base_model = %s, launched_with = launched_with || %s::jsonb where id = %s",
+        base_model, json.dumps({"hyperparameters": hyperparameters}), run["id"],
+    )  # fmt: skip
+    db.settle(run)
+    return db.run(run["id"])
+
+
+def test_finished_adapters_are_counted_by_base_rank_and_dora(db: Database) -> None:
+    assert db.call("training_finished_adapters") == []
+    finished_run(db, "org/a", rank=16)
+    finished_run(db, "org/a", lora_rank=16, rank="many")
+    finished_run(db, "org/a", rank=64, use_dora=True)
+    finished_run(db, "org/b")
+    db.running_run()
+    deleted = finished_run(db, "org/b")
+    db.rows("update model_artifacts set deleted_at = now() where job_id = %s", deleted["job_id"])
+    assert db.call("training_finished_adapters") == [
+        {"base_model": "org/a", "rank": 16, "use_dora": False, "adapters": 2},
+        {"base_model": "org/a", "rank": 64, "use_dora": True, "adapters": 1},
+        {"base_model": "org/b", "rank": 16, "use_dora": False, "adapters": 1},
+    ]
