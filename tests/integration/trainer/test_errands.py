@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from lora_contract.errands import ErrandResult
+from lora_contract.serving import SERVING_FOLDER
 from lora_trainer import handler as handler_module
 from lora_trainer.errands import examination
 from lora_trainer.handler import handler
@@ -56,6 +57,7 @@ async def test_prefetch_fills_the_volume_and_then_finds_the_model_there(hub, tmp
     ]
     assert first.models[0].bytes == WANTED_BYTES
     assert weights(tmp_path / "volume").read_bytes() == FILES["model.safetensors"]
+    assert (tmp_path / "volume" / SERVING_FOLDER).is_dir(), "vLLM does not start without it"
     Hub.served.clear()
     second = await ask({**PREFETCH, "models": [f"org/model@{COMMIT}", f"org/model@{COMMIT}"]})
     assert [model.status for model in second.models] == ["present"], "a model that is named twice is brought once"

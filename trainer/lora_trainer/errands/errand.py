@@ -58,6 +58,10 @@ async def carry_out(request: ErrandAsked, settings: Settings, send: Send, stop: 
 
 
 async def _do(request: ErrandAsked, settings: Settings, send: Send) -> ErrandResult:
+    # A prefetch comes before the first training, and the endpoint that answers does not start without this folder.
+    if served := find_served_adapters(settings):
+        with suppress(OSError):  # of no matter to the errand itself
+            await asyncio.to_thread(served.prepare)
     if isinstance(request, PrefetchRequest):
         return await _prefetch(request, settings, send)
     if isinstance(request, ServingRequest):

@@ -40,6 +40,16 @@ class ServedAdapters:
     folder: Path
     least_free_bytes: int = 0
 
+    def prepare(self) -> None:
+        """Make the folder, if it is not there. A server of vLLM does not start without it.
+
+        Raises:
+            OSError: it can't be made.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with suppress(PermissionError):  # it may be another's
+            self.folder.chmod(0o755)
+
     def place(
         self, adapter: Path, names: Sequence[str], *, job_id: str, run_id: str, is_current: Callable[[], bool]
     ) -> str:
@@ -117,9 +127,7 @@ class ServedAdapters:
     @contextmanager
     def _written(self, adapter: Path) -> Iterator[tuple[Path, str]]:
         """A copy of the adapter in a folder of its own, and its weights' sha256; what is left of it goes at the end."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with suppress(PermissionError):  # it may be another's
-            self.folder.chmod(0o755)
+        self.prepare()
         self._sweep()
         needed = sum((adapter / name).stat().st_size for name in ADAPTER_FILES)
         if shutil.disk_usage(self.folder).free < needed + self.least_free_bytes:

@@ -148,14 +148,17 @@ def _look(file: Path) -> Look:
         from dataclasses import replace
 
         from lora_worker.deployment.planning import plan_deployment
-        from lora_worker.deployment.serving_plan import answering_endpoint, plan_adapters
+        from lora_worker.deployment.serving_plan import FOLDER_NOTE, answering_endpoint, plan_adapters
         from lora_worker.deployment.survey import take_survey
 
         survey = await take_survey(api, specification.inference_endpoint)
         adapters = plan_adapters(specification, await _fleet(specification), survey)
         endpoint = answering_endpoint(specification, adapters)
         plan = plan_deployment(endpoint, survey)
-        plan = replace(plan, notes=(*plan.notes, *(adapters.notes if adapters else ())))
+        notes = list(adapters.notes) if adapters else []
+        if adapters and endpoint.volumes and survey.endpoint(endpoint.name) is None:
+            notes.append(FOLDER_NOTE)
+        plan = replace(plan, notes=(*plan.notes, *notes))
         return Planned(
             endpoint, survey, plan, {"adapters": _value(adapters)}, lambda console: _print_adapters(adapters, console)
         )

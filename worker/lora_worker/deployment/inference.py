@@ -159,10 +159,10 @@ class Inference(Table):
     def _check_own(cls, env: dict[str, str]) -> dict[str, str]:
         for name in env:
             if name in OWN_VARIABLES:
-                raise ValueError(f"{name} follows from {OWN_VARIABLES[name]}: take it out")
+                raise ValueError(f"{name!r} follows from {OWN_VARIABLES[name]}: take it out")
             if name in _OFFLINE:
                 raise ValueError(
-                    f"{name} makes vLLM serve the base under its path, so that no adapter fits its name: take it out"
+                    f"{name!r} makes vLLM serve the base under its path, so that no adapter fits its name: take it out"
                 )
         return env
 

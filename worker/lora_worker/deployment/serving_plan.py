@@ -95,6 +95,13 @@ def plan_adapters(specification: Specification, fleet: Fleet | None, survey: Sur
     return Adapters(base, finished, rank, slots, in_machine, room, notes)
 
 
+FOLDER_NOTE = (
+    f"vLLM starts once the volume has the folder {SERVING_FOLDER}, which the first job of a trainer of this release "
+    "makes: run `lora-worker deploy prefetch` before, which brings the base model, too"
+)
+"""For an endpoint that is made new. The resolver raises where its folder is missing, and the server ends with it."""
+
+
 def answering_endpoint(specification: Specification, adapters: Adapters | None) -> InferenceEndpoint:
     """Return the endpoint with all its variables; `adapters` is None where it answers with a merged export."""
     table, endpoint = specification.inference, specification.inference_endpoint

@@ -143,7 +143,9 @@ def test_each_command_answers_as_json(account: Account) -> None:
     assert begun == {"file": "deploy.toml"}
     check_keys("deploy init", begun)
     planned = answer_of(deploy("plan", "--json"))
-    assert set(planned) == {"changes_needed", "actions", "pools", "most_usd_per_hour", "notes"}
+    assert set(planned) == {
+        "changes_needed", "actions", "pools", "most_usd_per_hour", "always_usd_per_hour", "notes",
+    }  # fmt: skip
     assert planned["changes_needed"] == 2
     assert set(planned["actions"][0]) == {"action", "resource", "name", "id", "changes", "note"}
     assert set(planned["pools"][0]) == {"pool", "gpus", "memory_gb", "usd_per_hour", "stock"}
