@@ -3,8 +3,8 @@
     caller ── /v2/<id>/openai/v1/… ──▶ runpod_address.py ── a job ──▶ worker_vllm.py ──▶ vllm.py
     caller ── /vllm/v1/… (vLLM's own port, which RunPod shows to nobody) ──────────────▶ vllm.py
 
-`vllm.py` asks `served.py` (and that `resolver.py`) which adapter a name means, and `language_model.py` for the answer.
-`scaling.py` starts the worker at a request and ends it when it is idle.
+`vllm.py` asks `served.py` which adapter a name means, and `language_model.py` for the answer; `resolver.py` finds an
+adapter, and `loading.py` says what is refused. `scaling.py` starts the worker at a request and ends it when it is idle.
 
 Statuses, bodies and the way in which adapters are found and kept are those of vLLM 0.33.0 and of worker-vllm as of
 2026-08-20, read in their source; `tests/unit/sandbox/inference/` names the place of each. What answers is real: a base

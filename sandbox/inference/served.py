@@ -1,7 +1,7 @@
 """Which names a vLLM server answers to, and which adapters are in its memory.
 
 Two parts of vLLM 0.33.0 come together here. Names are found once and then known until the server ends, whatever becomes
-of their folders (`OpenAIServingModels`, entrypoints/openai/models/serving.py; here `resolver.py`). Weights are held as
+of their folders (`OpenAIServingModels`, entrypoints/openai/models/serving.py). Weights are held as
 far as they fit, those of the latest used adapters (`LRUCacheWorkerLoRAManager`, lora/worker_manager.py). One that was
 pushed out is read from its folder again, in the middle of the engine's work, and the engine ends where it is gone.
 """
@@ -17,14 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from sandbox.inference.answers import EngineDiedError, Json, RefusedError, model_card
-from sandbox.inference.resolver import (
-    AdapterResolver,
-    LoadedAdapter,
-    NoSuchModelError,
-    NotLoadableError,
-    ResolverError,
-    check_loadable,
-)
+from sandbox.inference.loading import check_loadable
+from sandbox.inference.resolver import find_adapter
 
 
 @dataclass(frozen=True)
@@ -103,10 +97,6 @@ class ServedModels:
         self._settings = settings
         self._memory = AdapterMemory(model, settings)
         self._max_model_len = max_model_len
-        folder = settings.resolver_folder
-        self._resolver = None if folder is None else AdapterResolver(
-            folder, settings.model, (settings.base,), max_rank=settings.max_lora_rank
-        )  # fmt: skip
         self._known: dict[str, Adapter] = {}
         self._numbers = itertools.count(1)
         self.is_dead = False
@@ -134,36 +124,26 @@ class ServedModels:
         return self._known[name]
 
     def _look_for(self, name: str) -> Adapter:
+        folder = self._settings.resolver_folder
         try:
-            found = self._resolve(name)
-            adapter = Adapter(name, next(self._numbers), found.folder)
-            self._load(adapter)
-        except NoSuchModelError:
+            found = None if folder is None else find_adapter(folder, self._settings.model, name)
+        except (ValueError, KeyError) as error:
+            text = f"{type(error).__name__} in the adapter's configuration"
+            raise RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, text, kind="InternalServerError") from None
+        if found is None:
             raise RefusedError(
                 HTTPStatus.NOT_FOUND,
                 f"The model `{name}` does not exist. Valid aliases: {self._settings.base}.",
                 kind="NotFoundError",
                 param="model",
-            ) from None
-        except ResolverError as error:
-            raise RefusedError(HTTPStatus(error.status), str(error), kind=error.kind) from None
-        return adapter
-
-    def _resolve(self, name: str) -> LoadedAdapter:
-        found = None if self._resolver is None else self._resolver.resolve(name)
-        if found is None:
-            raise NoSuchModelError(name)
-        return found
-
-    def _load(self, adapter: Adapter) -> None:
+            )
+        adapter = Adapter(name, next(self._numbers), found)
         try:
             self._memory.add(adapter)
-        except Exception as error:
-            assert self._resolver is not None
-            del self._resolver.loaded[adapter.name]
-            raise NotLoadableError(
-                f"LoRA adapter '{adapter.name}' was found but could not be loaded.", str(error)
-            ) from None
+        except Exception:
+            text = f"LoRA adapter '{name}' was found but could not be loaded."
+            raise RefusedError(HTTPStatus.BAD_REQUEST, text) from None
+        return adapter
 
     def hold(self, adapter: Adapter | None) -> None:
         """Make sure that a known adapter is in memory, as the engine does before each step.
