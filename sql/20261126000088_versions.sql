@@ -2,17 +2,22 @@
 -- answers serves the target of an alias under <name>:live.
 
 -- One stable name of a user's adapters. Each has one target; moves are numbered, and only whoever names the number of
--- the move that he saw may make the next one. What the volume of the endpoint holds follows later: `placed_number` is
--- the move whose adapter lies there (0: none), `served_number` the one that no machine of the endpoint contradicts.
+-- the move that he saw may make the next one. What the endpoint has of it follows later (20261126000089).
 create table if not exists public.training_aliases (
   name text primary key check (name ~ '^[a-z0-9][a-z0-9._-]{0,62}$'),
   user_id uuid not null,
   move_number int not null,
+  -- The move whose adapter lies under the alias on the endpoint's volume (0: none), and since when.
   placed_number int not null default 0,
-  served_number int not null default 0,
+  placed_at timestamptz,
+  -- Whether a machine of the endpoint may have an adapter in memory that lay there before.
+  is_stale boolean not null default false,
+  -- How often the volume could not be changed since the last move, and when it is tried again.
+  attempts int not null default 0,
+  next_at timestamptz not null default now(),
   -- Why the last move is not served yet, for the operator.
   problem text check (length(problem) <= 500),
-  check (placed_number <= move_number and served_number <= placed_number)
+  check (placed_number <= move_number)
 );
 
 -- The moves of an alias, the newest 200 of each: who, when, from what, to what. `run_id` is the run that made the
@@ -248,7 +253,7 @@ language sql stable set search_path = '' as $$
     'name', l.name, 'user_id', l.user_id, 'number', l.move_number, 'run_id', c.run_id, 'job_id', r.job_id,
     'adapter', c.adapter, 'base_model', r.base_model, 'moved_at', c.moved_at, 'moved_by', c.moved_by,
     'deleted', not public.training_has_adapter(c.run_id), 'placed', l.placed_number = l.move_number,
-    'served', l.served_number = l.move_number, 'problem', l.problem,
+    'served', l.placed_number = l.move_number and not l.is_stale, 'problem', l.problem,
     'rollback', (
       select jsonb_build_object('number', b.number, 'run_id', b.run_id, 'job_id', o.job_id, 'adapter', b.adapter)
       from back b join public.training_runs o on o.id = b.run_id
@@ -334,7 +339,7 @@ begin
     return jsonb_build_object('moved', false, 'reason', reason, 'alias', public.training_alias_entry(wanted));
   end if;
   insert into public.training_aliases as l (name, user_id, move_number) values (wanted, run.user_id, 1)
-  on conflict (name) do update set move_number = l.move_number + 1, problem = null
+  on conflict (name) do update set move_number = l.move_number + 1, problem = null, attempts = 0, next_at = now()
   returning l.* into held;
   insert into public.training_alias_moves (alias, number, moved_by, run_id, adapter, from_run_id, restores, follows)
   values (wanted, held.move_number, left(asked->>'moved_by', 200), run.id, asked->>'adapter', current_move.run_id,

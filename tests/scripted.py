@@ -15,6 +15,7 @@ from lora_worker.database.answers import BreakersAnswer, Stray, WorkerOrders
 from lora_worker.database.functions import SCHEMA_VERSION
 from lora_worker.database.queue_health import QueueHealth
 from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News
+from lora_worker.database.version_rows import AliasRow, EndpointRelease, ReleaseNote
 from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation
 from lora_worker.money.pricing import load_prices
 from lora_worker.money.speeds import RunSpeed
@@ -95,6 +96,15 @@ class FakeQueue:
         return {run: run not in self.lost for run in runs}
 
     async def stray_launches(self, max_launches: int) -> list[Stray]:
+        return []
+
+    async def claim_endpoint_release(self, lease_seconds: int, again_seconds: int) -> EndpointRelease | None:
+        return None
+
+    async def note_endpoint_release(self, note: ReleaseNote) -> bool:
+        return True
+
+    async def list_training_aliases(self, name: str | None = None, user_id: UUID | None = None) -> list[AliasRow]:
         return []
 
     async def abandoned_uploads(self, bucket: str, max_objects: int) -> list[str]:

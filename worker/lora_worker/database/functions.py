@@ -37,7 +37,7 @@ from lora_worker.database.submission_rows import (
     Submitted,
     TrialRemoval,
 )
-from lora_worker.database.version_rows import AliasMove, AliasMoved, AliasRow, VersionRow
+from lora_worker.database.version_rows import AliasMove, AliasMoved, AliasRow, EndpointRelease, VersionRow
 from lora_worker.deployment.fleet import FinishedAdapters
 from lora_worker.money.speeds import RunSpeed
 
@@ -166,6 +166,12 @@ TRAINING_ALIAS_HISTORY = _function(
 MOVE_TRAINING_ALIAS = _function(
     "move_training_alias", TypeAdapter(AliasMoved), {"change": '{"name": "none-of-this-name"}'}
 )
+CLAIM_ENDPOINT_RELEASE = _function(
+    "claim_endpoint_release",
+    TypeAdapter(EndpointRelease | None),
+    {"worker": "doctor", "lease_seconds": "0", "again_seconds": "0"},
+)
+NOTE_ENDPOINT_RELEASE = _function("note_endpoint_release", TypeAdapter(bool), {"worker": "", "note": "{}"})
 
 TRAINER_FUNCTIONS = (
     Function("check_in_run", TypeAdapter(Row), {"token": "", "external_job_id": "doctor", "execution_id": _NOBODY}),

@@ -6,7 +6,16 @@ from uuid import UUID
 
 from lora_worker.database import functions
 from lora_worker.database.caller import Caller
-from lora_worker.database.version_rows import AliasChange, AliasMove, AliasMoved, AliasRow, VersionFilter, VersionRow
+from lora_worker.database.version_rows import (
+    AliasChange,
+    AliasMove,
+    AliasMoved,
+    AliasRow,
+    EndpointRelease,
+    ReleaseNote,
+    VersionFilter,
+    VersionRow,
+)
 
 
 class VersionCalls(Caller):
@@ -28,3 +37,16 @@ class VersionCalls(Caller):
         """Move an alias, or make it; nothing happens where somebody else has moved it since the caller looked."""
         # Not retried: after a lost answer the same call would be told that the alias leads there already.
         return await self._call(functions.MOVE_TRAINING_ALIAS, attempts=1, change=change)
+
+    async def claim_endpoint_release(self, lease_seconds: int, again_seconds: int) -> EndpointRelease | None:
+        """Claim the replacement of the machines that answer; None if none is due, or another worker does it."""
+        return await self._call(
+            functions.CLAIM_ENDPOINT_RELEASE,
+            worker=self.worker,
+            lease_seconds=lease_seconds,
+            again_seconds=again_seconds,
+        )
+
+    async def note_endpoint_release(self, note: ReleaseNote) -> bool:
+        """Write down how far that replacement is; False if the claim has run out."""
+        return await self._call(functions.NOTE_ENDPOINT_RELEASE, worker=self.worker, note=note)

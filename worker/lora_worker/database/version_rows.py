@@ -103,6 +103,27 @@ class AliasMove(TypedDict):
     """Of a rollback: the earlier move to which it went back."""
 
 
+class EndpointRelease(TypedDict):
+    """Answer of `claim_endpoint_release`."""
+
+    release: bool
+    """Whether the endpoint's machines are to be replaced now; else only to be looked at."""
+    old_workers: list[str]
+    """The machines that were there at the last replacement; it is over when none of them is left."""
+
+
+class ReleaseNote(TypedDict, total=False):
+    """Argument of `note_endpoint_release`."""
+
+    released: bool
+    """Whether the replacement was asked for, after the claim."""
+    old_workers: list[str]
+    done: bool
+    """Whether none of the old machines is left."""
+    problem: str | None
+    """Why it is not done yet, as a clause for the operator."""
+
+
 class AliasChange(TypedDict):
     """Argument of `move_training_alias`."""
 

@@ -40,6 +40,14 @@ class Answering:
             )
         return base
 
+    async def workers(self) -> set[str]:
+        """Return the ids of the workers that it has now, whatever they do.
+
+        Raises:
+            ServiceError: RunPod refused the call or failed.
+        """
+        return {worker.id for worker in await self._api.list_workers(self._endpoint_id) if worker.id}
+
     async def replace_workers(self, at: datetime) -> None:
         """Have its workers replaced one by one, so that none goes on with an adapter that it loaded before.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from lora_worker.doctor.account import check_account
+from lora_worker.doctor.aliases import check_aliases
 from lora_worker.doctor.check import Check
 from lora_worker.doctor.database import check_database
 from lora_worker.doctor.endpoint import check_endpoint, check_launches
@@ -46,11 +47,13 @@ def _checks_affected_by(subject: str, error: Exception) -> frozenset[str]:
     if isinstance(error, ServiceRefusedError):
         # Storage is called with the same key.
         return (
-            frozenset({"project", "storage", "launches"}) if error.status == 401 else frozenset({"project", "launches"})
+            frozenset({"project", "storage", "launches", "aliases"})
+            if error.status == 401
+            else frozenset({"project", "launches", "aliases"})
         )
     if isinstance(error, SchemaMismatchError) and not isinstance(error, SchemaMissingError):
-        return frozenset({"project", "launches"})
-    return frozenset({"project", "rights", "storage", "launches"})
+        return frozenset({"project", "launches", "aliases"})
+    return frozenset({"project", "rights", "storage", "launches", "aliases"})
 
 
 def _remedy_of(subject: str, error: Exception, services: Services) -> str:
@@ -69,6 +72,7 @@ _REMEDIES = {
     "storage": "check that Storage is on in the project and that the key may use it",
     "account": "check that this machine reaches the API of its console",
     "telemetry": "check LORA_WORKER_NOTIFY_URLS and the variables OTEL_…",
+    "aliases": "see what the database answers to list_training_aliases",
     "launches": "see what the database and the endpoint answer",
 }
 
@@ -80,6 +84,7 @@ _CHECKS: tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...] = 
     ("storage", check_storage),
     ("endpoint", check_endpoint),
     ("launches", check_launches),
+    ("aliases", check_aliases),
     ("telemetry", check_telemetry),
     ("account", check_account),
 )

@@ -35,6 +35,7 @@ GUARDED_TABLES = (
     *("training_endpoints", "training_breakers", "training_holds", "training_operator_holds", "training_drains"),
     *("training_retries", "training_stages", "training_budgets", "training_reservations", "training_erased_costs"),
     *("training_operator_notices", "training_speeds", "training_aliases", "training_alias_moves"),
+    *("training_removed_aliases", "training_endpoint_releases"),
     "pipeline_training_jobs",
 )
 """The tables that nobody may read without signing in."""

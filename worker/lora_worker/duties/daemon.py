@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from lora_contract.crash_points import crash_point
+from lora_worker.duties.alias_releases import RELEASE_CALLS, AliasReleases
 from lora_worker.duties.duty import Duty, RoundResult
 from lora_worker.duties.endpoints import EndpointWatch
 from lora_worker.duties.faults import Faults, Meaning, meaning_of
@@ -39,6 +40,7 @@ _WATCH_SECONDS = 60.0
 _REPORT_SECONDS = 30.0
 """The database takes a worker for ended that it has not heard of for two minutes."""
 _SWEEP_SECONDS = 900.0
+_RELEASE_ALIASES_SECONDS = 15.0
 _NOTIFY_SECONDS = 60.0
 _NOTIFY_CALLS = 4
 _STUCK_SECONDS = 300.0
@@ -74,6 +76,7 @@ class Daemon:
         )
         self._reconciler = Reconciler(services, self._stop, beat=partial(alive.beat, "strays"))
         self._sweeper = Sweeper(services)
+        self._alias_releases = AliasReleases(services)
         self._operators = OperatorWatch(services, self._readiness)
 
     @property
@@ -117,6 +120,13 @@ class Daemon:
             poll,
             Duty("strays", poll_seconds, self._reconciler.run_once, limit(calls=STRAY_CALLS)),
             Duty("sweep", _SWEEP_SECONDS, self._sweeper.run_once, limit(calls=2), ends_pass=False),
+            Duty(
+                "aliases",
+                _RELEASE_ALIASES_SECONDS,
+                self._alias_releases.run_once,
+                limit(calls=RELEASE_CALLS),
+                ends_pass=False,
+            ),
             # Last, since it tells what the others have found out.
             *(
                 [Duty("notify", _NOTIFY_SECONDS, self._operators.run_once, limit(calls=_NOTIFY_CALLS), ends_pass=False)]

@@ -79,6 +79,10 @@ class Action(StrEnum):
     STRAY_ERROR = "stray.error"
 
     ENDPOINT_PROBLEM = "endpoint.problem"
+    ENDPOINT_RELEASED = "endpoint.released"
+
+    ALIASES_SERVED = "aliases.served"
+    ALIAS_NOT_SERVED = "alias.not_served"
 
     DASHBOARD_ACTED = "dashboard.acted"
     DASHBOARD_PAGE_FAILED = "dashboard.page_failed"

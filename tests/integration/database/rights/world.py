@@ -101,6 +101,8 @@ def populated(db: Database) -> Iterator[World]:
         "insert into training_alias_moves (alias, number, moved_by, run_id, adapter)"
         " select 'zebras', 1, 'somebody', id, 'adapter-0123abcd' from training_runs limit 1"
     )
+    db.rows("insert into training_removed_aliases (name) values ('lions')")
+    db.rows("insert into training_endpoint_releases (wanted_at) values (now())")
     # The run's check-in has made a row of training_stages.
     db.rows("insert into training_operator_notices (key) values ('jobs_held')")
     yield World(db, owner, db.user(), job)
@@ -121,6 +123,7 @@ OTHER_VALUES = {
     "timestamp with time zone": "timestamptz '2001-01-01'",
     "uuid[]": "array[gen_random_uuid()]",
     "integer[]": "array[1]",
+    "text[]": "array['other']",
 }
 
 UNKNOWN_JOB = UUID(int=1)

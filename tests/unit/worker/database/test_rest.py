@@ -251,6 +251,8 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "move_training_alias": lambda q: q.move_training_alias(
         {"name": "z", "run_id": str(ID), "adapter": "adapter-1", "moved_by": "me", "number": 0, "restores": None}
     ),
+    "claim_endpoint_release": lambda q: q.claim_endpoint_release(60, 1800),
+    "note_endpoint_release": lambda q: q.note_endpoint_release({"done": True}),
     "list_training_jobs": lambda q: q.list_training_jobs({}),
     "training_job_details": lambda q: q.training_job_details(ID),
     "training_finished_adapters": lambda q: q.finished_adapters(),

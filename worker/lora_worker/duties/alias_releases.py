@@ -1,0 +1,84 @@
+"""Replaces the machines that answer, after an alias was moved: a machine goes on with what it has loaded under a name.
+
+The row in the database says that it is to be done and how far it is, so whichever worker comes next goes on with it. A
+replacement that was asked for twice does no harm.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from lora_contract.words import counted
+from lora_worker.database.version_rows import ReleaseNote
+from lora_worker.deployment.answering import Answering
+from lora_worker.duties.duty import RoundResult
+from lora_worker.errors import DeploymentError, ServiceError
+from lora_worker.observability.actions import Action
+from lora_worker.services import Services
+
+log = structlog.get_logger(__name__)
+
+RELEASE_CALLS = 7
+"""The most calls that one round makes: to the database two, to the endpoint's account five."""
+_LEASE_SECONDS = 300
+"""How long another worker leaves it to this one. A round takes seconds, and minutes where the account is slow."""
+_AGAIN_SECONDS = 1800
+"""When old machines are still there after so long, they are replaced once more."""
+_MOST_WORKERS = 200
+_NO_ENDPOINT = (
+    "the settings of the worker name no endpoint that answers with adapters, so its workers can't be replaced: "
+    "`lora-worker deploy inference apply --write-env` writes its id"
+)
+
+
+class AliasReleases:
+    """Replaces the machines that answer, and sees when the old ones are gone."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def run_once(self) -> RoundResult:
+        """Do the next step of a replacement that is due, if there is one.
+
+        An account that does not answer is told with the alias; no other work waits for this.
+        """
+        queue, endpoint = self._services.queue, self._services.answering
+        due = await queue.claim_endpoint_release(_LEASE_SECONDS, _AGAIN_SECONDS)
+        if due is None:
+            return RoundResult()
+        try:
+            if endpoint is None:
+                note: ReleaseNote = {"problem": _NO_ENDPOINT}
+            elif due["release"]:
+                note = await self._replace(endpoint, set(due["old_workers"]))
+            else:
+                note = {"done": not set(due["old_workers"]) & await endpoint.workers()}
+        except (DeploymentError, ServiceError) as error:
+            note = {"problem": str(error)}
+        await queue.note_endpoint_release(note)
+        self._tell(note)
+        problem = note.get("problem")
+        return RoundResult(1, put_off=(problem,) if problem else ())
+
+    async def _replace(self, endpoint: Answering, not_replaced: set[str]) -> ReleaseNote:
+        before = await endpoint.workers()
+        await endpoint.replace_workers(self._services.now())
+        # One that has started in between may be of the old release, too.
+        old = before | await endpoint.workers()
+        note: ReleaseNote = {"released": True, "old_workers": sorted(old)[:_MOST_WORKERS], "done": not old}
+        if old & not_replaced:
+            note["problem"] = (
+                f"{counted(len(old & not_replaced), 'worker')} of the endpoint were not replaced in half an hour and "
+                "may still answer with the adapter before: look at the endpoint's workers, and end these"
+            )
+        return note
+
+    def _tell(self, note: ReleaseNote) -> None:
+        problem = note.get("problem")
+        if note.get("released"):
+            log.info("the workers that answer are replaced", action=Action.ENDPOINT_RELEASED)
+        if problem and self._services.repeats.is_due("alias releases", problem):
+            log.warning("an alias is not served yet", action=Action.ALIAS_NOT_SERVED, problem=problem)
+        elif note.get("done"):
+            self._services.repeats.clear("alias releases")
+            log.info("the moved aliases are served", action=Action.ALIASES_SERVED)
