@@ -57,9 +57,10 @@ def parse_specification(text: str, path: Path) -> Specification:
         return Specification.model_validate(values)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        sentences = [_explain(problem["loc"], problem["type"], problem["msg"], text, path) for problem in problems]
-        more = len(sentences) - _MAX_SENTENCES
-        shown = [*sentences[:_MAX_SENTENCES], *([f"And {more} more."] if more > 0 else [])]
+        told = problems[:_MAX_SENTENCES]
+        sentences = [_explain(problem["loc"], problem["type"], problem["msg"], text, path) for problem in told]
+        more = len(problems) - len(told)
+        shown = [*sentences, *([f"And {more} more."] if more > 0 else [])]
         raise DeploymentFileError(" ".join(shown)) from None
 
 

@@ -51,7 +51,8 @@ OWN_VARIABLES = {
 }
 """Variables that follow from keys of the table, and from which."""
 
-_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""With these vLLM replaces the base's name by its path (0.33.0, `engine/arg_utils.py`), and no adapter fits that."""
 
 
 class InferenceGpu(Gpu):
@@ -160,7 +161,7 @@ class Inference(Table):
         for name in env:
             if name in OWN_VARIABLES:
                 raise ValueError(f"{name!r} follows from {OWN_VARIABLES[name]}: take it out")
-            if name in _OFFLINE:
+            if name in OFFLINE_VARIABLES:
                 raise ValueError(
                     f"{name!r} makes vLLM serve the base under its path, so that no adapter fits its name: take it out"
                 )

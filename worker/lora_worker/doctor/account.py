@@ -121,14 +121,21 @@ def examine_endpoint(endpoint: Endpoint, settings: RunPodSettings) -> list[Check
     if endpoint.flashboot not in {None, "OFF"}:
         text = "FlashBoot is on: it may start a worker with the state of an earlier job, and saves a training nothing"
         faults.append((text, f"switch it off: {_CHANGE}"))
+    faults += container_faults(endpoint, _CHANGE)
+    return [Check("account", False, finding, remedy) for finding, remedy in faults]
+
+
+def container_faults(endpoint: Endpoint, change: str) -> list[tuple[str, str]]:
+    """Return what is wrong with an endpoint's image and variables, each with its remedy: `change` is how to do it."""
+    faults = []
     if endpoint.image and not has_fixed_tag(endpoint.image):
         text = f"its image {endpoint.image} has no fixed tag: hosts keep an older one of that name"
-        faults.append((text, f"name a version: {_CHANGE}"))
+        faults.append((text, f"name a version: {change}"))
     secret = sorted(name for name, value in (endpoint.env or {}).items() if secret_fault(name, value))
     if secret:
         text = f"its environment holds {', '.join(secret)}, which everybody with access to the account can read"
         faults.append((text, "use a secret of RunPod, {{ RUNPOD_SECRET_… }}, or remove it"))
-    return [Check("account", False, finding, remedy) for finding, remedy in faults]
+    return faults
 
 
 def examine_volumes(endpoint: Endpoint, volumes: Iterable[NetworkVolume]) -> list[Check]:
