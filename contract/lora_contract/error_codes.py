@@ -46,6 +46,7 @@ class ErrorCode(StrEnum):
     CHILD_CRASHED = "child_crashed"
     VOLUME_MISSING = "volume_missing"
     UNFIT = "unfit"
+    EXPORT_REFUSED = "export_refused"
     INTERNAL = "internal"
 
 
@@ -84,5 +85,6 @@ FAULTS: dict[ErrorCode, Fault] = {
     # Of errands only, which belong to no run.
     ErrorCode.VOLUME_MISSING: Fault.INFRASTRUCTURE,
     ErrorCode.UNFIT: Fault.INFRASTRUCTURE,
+    ErrorCode.EXPORT_REFUSED: Fault.PERMANENT,
     ErrorCode.INTERNAL: Fault.TRANSIENT,
 }

@@ -6,7 +6,8 @@ Each command imports what it needs in its function, so that --help does not wait
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,13 +18,20 @@ if TYPE_CHECKING:
     from lora_trainer.models.bases import BaseModels
 
 app = typer.Typer(
-    help="Looks at base models before they are trained: memory, files, chat templates.",
+    help="Looks at base models before they are trained, and exports finished adapters.",
     no_args_is_help=True,
     add_completion=False,
     # Importing rich would double the time that --help takes.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+class Form(StrEnum):
+    """What an export makes of an adapter: the values of `lora_contract.exports.ExportForm`."""
+
+    merged = "merged"
+    gguf = "gguf"
 
 
 class Held(StrEnum):
@@ -138,6 +146,56 @@ def examples(
     _for_each([base], volume, count)
 
 
+@app.command()
+def export(
+    adapter: Annotated[Path, typer.Argument(help="The folder of a finished adapter.")],
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="Where the result goes; made if it is missing.")],
+    form: Annotated[
+        Form, typer.Option("--as", help="merged: a whole model in bf16; gguf: the adapter for llama.cpp and Ollama.")
+    ] = Form.merged,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Default: the base and revision that the adapter names.")
+    ] = None,
+    volume: Volume = None,
+) -> None:
+    """Write an adapter as files for other programs. Goes on where it was killed.
+
+    Merging takes one file of the base after the other, within bounded memory; for gguf no weights of it are read.
+    Prints the record of the export as JSON, and each step on standard error. `lora-worker export` calls this.
+    """
+    from lora_trainer.export.adapter import read_adapter
+    from lora_trainer.export.gguf_adapter import export_gguf
+    from lora_trainer.export.merged import export_merged
+
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    def write(bases: BaseModels, name: str, revision: str | None) -> str:
+        found = bases.find(name, revision)
+        if form is Form.gguf:
+            return export_gguf(adapter, found, target, say).model_dump_json()
+        return export_merged(adapter, bases.complete(found), target, say).model_dump_json()
+
+    named = base
+    if named is None:
+        with _saying_errors():
+            read = read_adapter(adapter)
+            named = f"{read.base_name}@{read.base_revision}" if read.base_revision else read.base_name
+    _for_each([named], volume, write)
+
+
+@contextmanager
+def _saying_errors() -> Iterator[None]:
+    """While this context is open, end with 1 and a sentence on an error of the trainer."""
+    from lora_trainer.errors import TrainingError
+
+    try:
+        yield
+    except TrainingError as error:
+        typer.echo(error.as_protocol().sentence(), err=True)
+        raise typer.Exit(1) from None
+
+
 def _for_each(models: Iterable[str], volume: Path | None, work: Callable[[BaseModels, str, str | None], str]) -> None:
     """Call `work` with each model's name and revision, and print its answer. Exit with 1 when one of them failed."""
     from lora_trainer.errors import TrainingError
@@ -145,11 +203,8 @@ def _for_each(models: Iterable[str], volume: Path | None, work: Callable[[BaseMo
     from lora_trainer.run.volume import find_volume
     from lora_trainer.settings import load_settings
 
-    try:
+    with _saying_errors():
         bases, failed = BaseModels(find_volume(volume or load_settings().volume)), False
-    except TrainingError as error:
-        typer.echo(error.as_protocol().sentence(), err=True)
-        raise typer.Exit(1) from None
     for wanted in models:
         name, _, revision = wanted.partition("@")
         try:

@@ -30,6 +30,7 @@ TrainingError                    code, message, hint; travels to the worker as `
 ├── ChildCrashedError            the training process ended without an outcome
 ├── UnfitError                   a check of the machine failed
 ├── NotServedError               the adapter can't be put where vLLM serves it from; it is published all the same
+├── ExportRefusedError           an adapter can't be exported in this form, or not into this folder
 └── PublishingError              the adapter is complete, but not published
     ├── GrantMissingError        the worker granted no upload in time
     ├── StorageRefusedError      the bucket takes no such file; the project's operator must change that
@@ -226,6 +227,12 @@ class UnfitError(TrainingError):
 
 class NotServedError(TrainingError):
     """The adapter can't be put into the folder that vLLM serves from, or removed from it. No training fails for it."""
+
+
+class ExportRefusedError(TrainingError):
+    """The adapter can't be exported in this form, onto this base or into this folder."""
+
+    code = ErrorCode.EXPORT_REFUSED
 
 
 class PublishingError(TrainingError):

@@ -3,11 +3,15 @@ import re
 import signal
 
 import pytest
+import torch
+from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_contract.error_codes import ErrorCode
 from lora_contract.protocol import Stage
+from lora_trainer.export.merged import export_merged
+from lora_trainer.models.bases import Base
 from tests.integration.trainer.child import make_task, start, train
 
 pytestmark = pytest.mark.gpu_stack
@@ -119,6 +123,21 @@ def test_example_code_of_the_model_card_works(trained, tiny_model, capsys):
     code = code.replace(repr(outcome.summary.base_model), repr(str(tiny_model)))
     exec(code.replace("max_new_tokens=512", "max_new_tokens=24, do_sample=False"), {})  # the card's own words
     assert capsys.readouterr().out.strip()
+
+
+def test_merged_export_answers_exactly_as_base_and_adapter(trained, tiny_model, tmp_path):
+    task, _, _ = trained
+    base = Base("tiny", None, tiny_model)
+    export_merged(task.artifact, base, tmp_path / "merged", lambda _: None)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    questions = [json.loads(line) for line in task.dataset.read_text().splitlines()[1:9]]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), task.artifact)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    for question in questions:
+        chat = [{"role": "user", "content": question["current_user_input"]}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        answers = [each.generate(ids, max_new_tokens=24, do_sample=False).tolist() for each in (model, merged)]
+        assert answers[0] == answers[1]
 
 
 def test_artifact_names_the_token_that_ends_an_answer(trained):

@@ -44,7 +44,7 @@ _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*
 _ALL_FILES = [*_SMALL_FILES, "*.safetensors"]
 _LEFT_OUT = ["consolidated*", "original/*"]
 """Files not to download: a second copy of the weights, for the code of the model's authors."""
-_INDEX_NAME = "model.safetensors.index.json"
+INDEX_NAME = "model.safetensors.index.json"
 _SPARE_BYTES = 2 << 30
 """A download must leave so much room on the volume, for checkpoints and the adapter."""
 
@@ -238,7 +238,7 @@ def has_weights(folder: Path) -> bool:
 
 def weight_files(folder: Path) -> list[Path]:
     """The weight files that a model's folder must have."""
-    index = folder / _INDEX_NAME
+    index = folder / INDEX_NAME
     if not index.is_file():
         return [folder / "model.safetensors"]
     return sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})

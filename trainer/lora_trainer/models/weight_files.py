@@ -79,9 +79,29 @@ def _span(path: Path, begin: int, entry: Mapping[str, object]) -> Span:
     return Span(path, begin + first, last - first, dtype, shape)
 
 
-def pieces_of(size: int) -> Iterator[tuple[int, int]]:
+def pieces_of(size: int, piece: int = PIECE_BYTES) -> Iterator[tuple[int, int]]:
     """Where the pieces of `size` bytes begin and end."""
-    return ((begin, min(begin + PIECE_BYTES, size)) for begin in range(0, size, PIECE_BYTES))
+    return ((begin, min(begin + piece, size)) for begin in range(0, size, piece))
+
+
+def read_bytes(file: IO[bytes], span: Span, begin: int, end: int) -> torch.Tensor:
+    """Some bytes of a tensor in an open file, from `begin` to before `end`.
+
+    Unlike those of a memory map, the pages that were read do not count as this process's memory.
+
+    Raises:
+        ValueError: the file ends before.
+        OSError: it can't be read.
+    """
+    buffer = torch.empty(end - begin, dtype=torch.uint8)
+    view = view_bytes(buffer)
+    file.seek(span.offset + begin)
+    while view:
+        count = file.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise ValueError(f"{span.file.name} ends too early")
+        view = view[count:]
+    return buffer
 
 
 def view_bytes(tensor: torch.Tensor) -> memoryview:
@@ -92,18 +112,20 @@ def view_bytes(tensor: torch.Tensor) -> memoryview:
 
 def write_header(file: IO[bytes], tensors: Mapping[str, torch.Tensor]) -> None:
     """Write the header of a file in which these tensors follow, in this order."""
-    header, at = {}, 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [at, at + size],
-        }
+    file.write(header_of({name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}))
+
+
+def header_of(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
+    """The header of a file in which tensors of these types and shapes follow, in this order."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, (dtype, shape) in tensors.items():
+        size = math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
+    return len(text).to_bytes(8, "little") + text
 
 
 def write_tensor(file: IO[bytes], tensor: torch.Tensor) -> Iterator[int]:
