@@ -16,8 +16,8 @@ from lora_trainer.export.adapter import LoraModule
 from lora_trainer.export.places import Part, rows_of
 from lora_trainer.models.weight_files import PIECE_BYTES, Span, pieces_of, read_bytes
 
-_BLOCK_VALUES = 8 << 20
-"""How many values are added at a time: 32 MiB in float32."""
+_BLOCK_VALUES = 2 << 20
+"""How many values are added at a time: 8 MiB in float32."""
 
 
 def tensor_pieces(file: IO[bytes], span: Span, parts: Sequence[Part], dtype: torch.dtype) -> Iterator[torch.Tensor]:
