@@ -155,7 +155,7 @@ async def test_a_release_makes_a_deleted_adapter_unknown(tmp_path: Path) -> None
     assert "does not exist" in (await caller.chat("first")).text
 
 
-async def test_a_worker_whose_engine_ended_answers_nobody_until_it_is_replaced(tmp_path: Path) -> None:
+async def test_a_worker_whose_engine_ended_answers_nobody(tmp_path: Path) -> None:
     # worker-vllm's src/handler.py, _is_vllm_alive
     place, caller = put_adapter(tmp_path, "first"), Caller(tmp_path)
     put_adapter(tmp_path, "second")

@@ -146,7 +146,7 @@ async def test_an_error_in_a_stream_ends_it_with_its_sentence() -> None:
             await Asker(in_order(stream(line, DONE))).ask()
 
 
-async def test_a_sleeping_endpoint_is_said_and_waited_for_without_an_answer_of_a_model() -> None:
+async def test_a_sleeping_endpoint_is_woken_by_asking_for_its_models() -> None:
     seen: list[str] = []
     answers = in_order(httpx.Response(524), httpx.ReadTimeout("slow"), httpx.Response(200, json=MODELS))
 
