@@ -11,7 +11,8 @@ end
 $migration$;
 
 -- Notes what a run has brought. The caller has locked it and has just settled its job as completed.
--- measured: {evaluation, application, serving_name, method, reward_accuracy}, each null where it is not known.
+-- measured: {evaluation, application, serving_name, method, dataset_sha256, reward_accuracy},
+-- each null where it is not known.
 -- figures: [{id, name, value, unit, raw}]. The older queue has them in its model's quality_metrics. The newer one gets a
 -- row of each, which its metrics page reads: of the whole training, so without a step. They replace those of the same
 -- method only; the curve's rows (`training_log`) and the application's own evaluations stay, and no writing of a curve

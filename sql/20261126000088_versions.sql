@@ -120,8 +120,8 @@ end
 $$;
 
 -- Returns a version as operators see it: {id, queue, job_id, run_id, user_id, name, version, dataset_id, dataset_name,
--- parent_id, made_at, deleted, base_model, method, dataset_sha256, figures, aliases: [name]}. run_id is null for a
--- model that another program has stored. Whatever a user can make long is cut.
+-- parent_id, made_at, deleted, base_model, method, measured, figures, aliases: [name]}. run_id is null for a model that
+-- another program has stored. Whatever a user can make long is cut.
 create or replace function public.training_version_entry(
   id uuid, queue text, job_id uuid, owner_id uuid, dataset text, parent_id uuid, made_at timestamptz, is_deleted boolean
 ) returns jsonb
@@ -156,7 +156,7 @@ begin
     'deleted', training_version_entry.is_deleted,
     'base_model', left(coalesce(run.base_model, summary->>'base_model'), 300),
     'method', left(coalesce(summary->>'method', run.launched_with->'hyperparameters'->>'method', 'sft'), 50),
-    'dataset_sha256', left(summary->>'dataset_sha256', 64),
+    'measured', case when public.training_json_fault(run.measured, 16384) is null then run.measured end,
     'figures', public.training_version_figures(training_version_entry.queue, training_version_entry.job_id, quality),
     'aliases', coalesce((
       select jsonb_agg(l.name order by l.name)

@@ -37,14 +37,14 @@ def values_of(families: Sequence[Family], aliases: Sequence[AliasRow]) -> dict[s
 
 
 def _value_of(version: Version, family: Family) -> dict[str, Any]:
-    row, proofs = version.row, version.proofs
+    row = version.row
     return {
         "id": row["id"], "job_id": row["job_id"], "queue": row["queue"], "user_id": row["user_id"],
         "name": row["name"], "version": row["version"], "dataset_id": row["dataset_id"],
         "dataset_name": row["dataset_name"], "dataset_sha256": version.dataset_sha256, "parent_id": row["parent_id"],
-        "made_at": row["made_at"], "deleted": row["deleted"], "base_model": version.base_model,
+        "made_at": row["made_at"], "deleted": row["deleted"], "base_model": row["base_model"],
         "method": row["method"], **asdict(version.figures), "guard_passed": version.guard_passed,
-        "applied": proofs.applied if proofs else None, "serving_name": proofs.serving_name if proofs else None,
+        "applied": version.is_applied, "serving_name": version.serving_name,
         "aliases": [name + LIVE for name in row["aliases"]], "is_best": version is family.verdict.best,
     }  # fmt: skip
 
@@ -67,8 +67,8 @@ def print_models(families: Sequence[Family], aliases: Sequence[AliasRow], consol
 
 
 def _cells(version: Version, *, is_best: bool) -> list[str]:
-    row, figures, proofs = version.row, version.figures, version.proofs
-    called = [*(name + LIVE for name in row["aliases"]), proofs.serving_name if proofs else None]
+    row, figures = version.row, version.figures
+    called = [*(name + LIVE for name in row["aliases"]), version.serving_name]
     return [
         "★" if is_best else "",
         short_id(row["job_id"]),
@@ -79,7 +79,7 @@ def _cells(version: Version, *, is_best: bool) -> list[str]:
         NOTHING if figures.score is None else str(figures.score),
         _general(version),
         printable(row["method"]) or NOTHING,
-        printable(version.base_model) or NOTHING,
+        printable(row["base_model"]) or NOTHING,
         "deleted" if row["deleted"] else ", ".join(printable(name) for name in called if name) or NOTHING,
     ]
 

@@ -42,7 +42,7 @@ def models(
             "user_id": str(user_id) if user_id else None,
             "limit": limit,
         }
-        versions = await list_versions(services, wanted)
+        versions = await list_versions(services.queue, wanted)
         aliases = await services.queue.list_training_aliases(None, user_id)
         named = {name for version in versions for name in version.row["aliases"]}
         return families_of(versions), [alias for alias in aliases if alias["name"] in named or not of]

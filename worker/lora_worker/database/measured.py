@@ -24,6 +24,8 @@ class Measured(BaseModel):
     """By which name an endpoint serves the adapter; None where none does."""
     method: Annotated[str | None, Field(max_length=_MAX_METHOD_CHARACTERS), NoneIfInvalid] = None
     """How it was trained; None where its trainer did not say."""
+    dataset_sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$"), NoneIfInvalid] = None
+    """Of the file that it was trained on, by which versions on the same content are known."""
     reward_accuracy: Annotated[float | None, Field(ge=0, le=1), NoneIfInvalid] = None
     """Of preference methods: the share of the answers that the adapter rates rightly."""
 

@@ -5,7 +5,7 @@ A newer schema may add keys. Times are ISO 8601 texts.
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired
+from typing import Any, Literal, NotRequired
 from uuid import UUID
 
 from pydantic import ConfigDict, with_config
@@ -45,7 +45,8 @@ class VersionRow(TypedDict):
     deleted: bool
     base_model: str | None
     method: str | None
-    dataset_sha256: str | None
+    measured: dict[str, Any] | None
+    """What the training has brought, as `read_measured` reads it; None for one of a trainer of before."""
     figures: dict[str, float]
     """By the names of `quality_metrics`; a figure that was not measured is missing."""
     aliases: list[str]

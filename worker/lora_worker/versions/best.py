@@ -57,10 +57,10 @@ def _share_left(version: Version) -> float:
 
 def _objection(version: Version) -> str | None:
     """Why a version can't be the best, as a clause; None if it can."""
-    figures, proofs = version.figures, version.proofs
+    figures = version.figures
     if figures.relative_gain is None or figures.tuned_loss is None:
         return "it was not compared with its base on held-out conversations"
-    if proofs is not None and not proofs.applied:
+    if not version.is_applied:
         return "no proof says that its adapter is applied"
     if version.guard_passed is False:
         return "it made the model worse on general text"
@@ -79,7 +79,7 @@ def _why_none(live: Sequence[Version]) -> str:
 
 
 def _are_comparable(versions: Sequence[Version]) -> bool:
-    found = {(version.dataset_sha256, version.base_model) for version in versions}
+    found = {(version.dataset_sha256, version.row["base_model"]) for version in versions}
     return len(versions) == 1 or (len(found) == 1 and None not in next(iter(found)))
 
 

@@ -1,22 +1,22 @@
-"""Reads versions with their manifests, and puts those together that belong together."""
+"""Lists versions, and puts those together that belong together."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 from uuid import UUID
 
 from lora_worker.database.version_rows import VersionFilter, VersionRow
-from lora_worker.errors import ArtifactError, ServiceError
-from lora_worker.services import Services
-from lora_worker.storage.artifact_paths import ArtifactPaths
-from lora_worker.storage.published import read_manifest
 from lora_worker.versions.best import Verdict, choose_best
-from lora_worker.versions.version import Proofs, Version, figures_of, proofs_of
+from lora_worker.versions.version import Version, version_of
 
-_AT_ONCE = 4
-"""How many manifests are read side by side: each may be megabytes, and the worker has 256."""
+
+class ListsVersions(Protocol):
+    """What listing versions needs of `DatabaseCalls`."""
+
+    def training_versions(self, wanted: VersionFilter) -> Awaitable[list[VersionRow]]:
+        """List versions of models, newest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,32 +33,13 @@ class Family:
         return newest["dataset_name"] or newest["name"] or "a model without a name"
 
 
-async def list_versions(services: Services, wanted: VersionFilter) -> list[Version]:
-    """Return versions, newest first. Where a manifest can't be read, its version has no proofs.
+async def list_versions(queue: ListsVersions, wanted: VersionFilter) -> list[Version]:
+    """Return versions, newest first.
 
     Raises:
         ServiceError: the database did not answer.
     """
-    rows = await services.queue.training_versions(wanted)
-    slots = asyncio.Semaphore(_AT_ONCE)
-
-    async def version(row: VersionRow) -> Version:
-        async with slots:
-            return Version(row, figures_of(row), await _proofs(services, row))
-
-    return list(await asyncio.gather(*map(version, rows)))
-
-
-async def _proofs(services: Services, row: VersionRow) -> Proofs | None:
-    if row["run_id"] is None or row["deleted"]:
-        return None
-    paths = ArtifactPaths.of_run(queue=row["queue"], job_id=row["job_id"], user_id=row["user_id"], run_id=row["run_id"])
-    try:
-        return proofs_of(
-            await read_manifest(services.storage, services.settings.artifacts_bucket, paths, row["run_id"])
-        )
-    except (ArtifactError, ServiceError):
-        return None
+    return [version_of(row) for row in await queue.training_versions(wanted)]
 
 
 def families_of(versions: Sequence[Version]) -> list[Family]:

@@ -41,24 +41,21 @@ def objection(version: Version, *, served_base: str, anyway: bool = False) -> st
 
     `anyway` lifts only what is a matter of judgement: a model that became worse on general text.
     """
-    proofs = version.proofs
     if version.row["deleted"]:
         return f"the adapter of {version.label} was deleted"
     if version.row["run_id"] is None:
         return f"{version.label} was stored by another program than this worker, and nothing of it was verified"
-    if proofs is None:
-        return f"the manifest of {version.label} can't be read, so nothing proves what it is: try again later"
-    if not proofs.applied:
+    if not version.is_applied:
         return (
             f"nothing proves that the adapter of {version.label} changes the model's answers: its trainer was of a "
             "release before that proof; train it again"
         )
-    if version.base_model != served_base:
-        return f"{version.label} was trained on {version.base_model}, and the endpoint serves {served_base}"
-    if proofs.serving_name is None:
+    if version.row["base_model"] != served_base:
+        return f"{version.label} was trained on {version.row['base_model']}, and the endpoint serves {served_base}"
+    if version.serving_name is None:
         return (
-            f"the adapter of {version.label} is not on the endpoint's volume: its trainer had no volume to put it on; "
-            "give both endpoints the same one (docs/serving.md), and train it again"
+            f"the adapter of {version.label} is not on the endpoint's volume: its trainer had no volume to put it on, "
+            "or it was removed there; give both endpoints the same volume (docs/serving.md), and train it again"
         )
     if version.guard_passed is False and not anyway:
         return f"{version.label} made the model worse on general text: --anyway promotes it all the same"
@@ -105,7 +102,7 @@ async def promote(services: Services, job_id: UUID, *, name: str | None, anyway:
         ArgumentError: there is no such version, or it must not be served; the text says why.
         DeploymentError, ServiceError: database, storage or the account at the GPU cloud did not answer.
     """
-    family = await list_versions(services, {"of": str(job_id), "limit": _FAMILY})
+    family = await list_versions(services.queue, {"of": str(job_id), "limit": _FAMILY})
     version = version_of_job(family, job_id)
     if version is None:
         raise ArgumentError(f"job {job_id} has no adapter that could be promoted")
@@ -125,7 +122,7 @@ async def roll_back(services: Services, name: str, *, by: str) -> Promoted:
     if back is None:
         raise ArgumentError(f"{alias['name']}{LIVE} has no earlier target whose adapter is still there")
     version = version_of_job(
-        await list_versions(services, {"of": str(back["job_id"]), "limit": _FAMILY}), back["job_id"]
+        await list_versions(services.queue, {"of": str(back["job_id"]), "limit": _FAMILY}), back["job_id"]
     )
     if version is None:
         raise ArgumentError(f"the adapter of job {back['job_id']}, the target before, is not there any more")
@@ -168,13 +165,12 @@ async def _move(
     problem = objection(version, served_base=await endpoint.served_base(), anyway=anyway)
     if problem is not None:
         raise ArgumentError(problem)
-    assert version.proofs is not None
-    assert version.proofs.serving_name is not None
+    assert version.serving_name is not None
     answer = await services.queue.move_training_alias(
         {
             "name": name,
             "run_id": str(version.id),
-            "adapter": version.proofs.serving_name,
+            "adapter": version.serving_name,
             "moved_by": by,
             "number": seen["number"] if seen else 0,
             "restores": restores,

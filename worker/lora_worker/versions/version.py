@@ -1,11 +1,11 @@
-"""A version of a model with what is known of it: figures from its row, proofs from the manifest of its files."""
+"""A version of a model with what is known of it: figures, the proof that it is applied, the name to call it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from uuid import UUID
 
-from lora_contract.protocol import Manifest
+from lora_worker.database.measured import Measured, read_measured
 from lora_worker.database.version_rows import VersionRow
 
 
@@ -36,27 +36,12 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Proofs:
-    """What only the manifest tells."""
-
-    applied: bool
-    """Whether a fresh process proved that the published adapter is applied."""
-    guard_passed: bool | None
-    """Whether the loss on general text is within what is allowed; None where it was not measured."""
-    serving_name: str | None
-    """The name under which the adapter lies on the endpoint's volume; None where it was not put there."""
-    base_model: str | None
-    dataset_sha256: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Version:
-    """A version of a model."""
+    """A version of a model. `measured` is what its trainer's manifest told when its files were verified."""
 
     row: VersionRow
     figures: Figures
-    proofs: Proofs | None
-    """None where its manifest could not be read."""
+    measured: Measured
 
     @property
     def id(self) -> UUID:
@@ -64,19 +49,24 @@ class Version:
         return self.row["id"]
 
     @property
-    def base_model(self) -> str | None:
-        """The base that the adapter fits."""
-        return (self.proofs.base_model if self.proofs else None) or self.row["base_model"]
-
-    @property
     def dataset_sha256(self) -> str | None:
         """The content that it was trained on, whatever its dataset is called."""
-        return self.row["dataset_sha256"] or (self.proofs.dataset_sha256 if self.proofs else None)
+        return self.measured.dataset_sha256
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether a fresh process proved that the published adapter is applied."""
+        return self.measured.application is not None
 
     @property
     def guard_passed(self) -> bool | None:
         """Whether the loss on general text is within what is allowed; None where that is not known."""
-        return self.proofs.guard_passed if self.proofs else None
+        return self.measured.evaluation.guard_passed if self.measured.evaluation else None
+
+    @property
+    def serving_name(self) -> str | None:
+        """The name under which it lies on the endpoint's volume; None where it was not put there, or was removed."""
+        return self.measured.serving_name
 
     @property
     def label(self) -> str:
@@ -85,8 +75,12 @@ class Version:
         return f"{self.row['version']} ({job})" if self.row["version"] else job
 
 
-def figures_of(row: VersionRow) -> Figures:
-    """Read the figures of a version's row."""
+def version_of(row: VersionRow) -> Version:
+    """Read a version's row."""
+    return Version(row, _figures_of(row), read_measured(row["measured"]))
+
+
+def _figures_of(row: VersionRow) -> Figures:
     found = row["figures"]
     score = found.get("overall_score")
     return Figures(
@@ -99,16 +93,4 @@ def figures_of(row: VersionRow) -> Figures:
         base_token_accuracy=found.get("base_token_accuracy"),
         tuned_token_accuracy=found.get("tuned_token_accuracy"),
         general_change_percent=found.get("general_loss_change_percent"),
-    )
-
-
-def proofs_of(manifest: Manifest) -> Proofs:
-    """Read what a manifest proves."""
-    evaluation, serving = manifest.evaluation, manifest.serving
-    return Proofs(
-        applied=manifest.application is not None,
-        guard_passed=evaluation.guard_passed if evaluation else None,
-        serving_name=serving.name if serving else None,
-        base_model=manifest.summary.base_model,
-        dataset_sha256=manifest.summary.dataset_sha256,
     )

@@ -23,7 +23,7 @@ def trained(db: Database, count: int = 1, user: UUID | None = None, **quality: A
         assert db.settle(run) == "completed"
     db.rows(
         "update model_artifacts set quality_metrics = %s, training_summary = %s where id = any(%s)",
-        json.dumps({**FIGURES, **quality}), json.dumps({"dataset_sha256": "a" * 64, "method": "dpo"}),
+        json.dumps({**FIGURES, **quality}), json.dumps({"method": "dpo"}),
         [run["id"] for run in runs],
     )  # fmt: skip
     return runs
@@ -59,7 +59,9 @@ def test_versions_of_a_dataset_are_found_by_any_of_their_ids(db: Database) -> No
     newest = listed(db, of=first["id"])[0]
     assert (newest["version"], newest["method"], newest["dataset_name"]) == ("1.1.0", "dpo", "Zebras")
     assert newest["figures"] == FIGURES
-    assert newest["dataset_sha256"] == "a" * 64
+    assert newest["measured"] is None
+    db.rows('update training_runs set measured = \'{"serving_name": "adapter-1"}\'')
+    assert listed(db, of=first["id"])[0]["measured"] == {"serving_name": "adapter-1"}
 
 
 def test_versions_on_other_data_are_found_by_their_parent(db: Database) -> None:
@@ -116,9 +118,10 @@ def test_rows_that_anybody_wrote_are_cut_and_their_texts_are_no_figures(db: Data
     for _ in range(20):
         deep = {"a": deep}
     db.rows("update model_artifacts set version = repeat('x', 50), training_summary = %s", json.dumps(deep))
+    db.rows("update training_runs set measured = %s", json.dumps(deep))
     (version,) = listed(db, of=run["id"])
     assert version["figures"] == {"base_validation_loss": 2.5}
-    assert version["dataset_sha256"] is None
+    assert version["measured"] is None
 
 
 def test_model_of_another_program_has_no_run(db: Database) -> None:

@@ -12,12 +12,10 @@ from pydantic import TypeAdapter
 from lora_worker.commands.alias_waiting import wait_until_served
 from lora_worker.database.version_rows import AliasMove, AliasRow
 from lora_worker.errors import ArgumentError, ServiceUnavailableError
-from lora_worker.storage.artifact_paths import ArtifactPaths
 from tests.commands import check_keys, give_services, run_command
 from tests.scripted import make_services
-from tests.unit.artifact_stores import MemoryBucket
 from tests.unit.worker.commands.job_data import HOSTILE, SHOWN
-from tests.unit.worker.versions.made import AT, DATASET, FakeAnswering, VersionsQueue, alias, figures, manifest, row
+from tests.unit.worker.versions.made import AT, DATASET, FakeAnswering, VersionsQueue, alias, figures, row
 
 pytestmark = pytest.mark.usefixtures("environment")
 
@@ -28,13 +26,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> VersionsQueue:
                                general_loss_change_percent=0.4), dataset_name=HOSTILE, aliases=["zebras"],
                version="1.1.0")  # fmt: skip
     made = VersionsQueue([best, row(figures=figures(2.0, 1.6))], [alias(best)])
-    files = {}
-    for found in made.rows:
-        paths = ArtifactPaths.of_run(
-            queue=found["queue"], job_id=found["job_id"], user_id=found["user_id"], run_id=found["id"]
-        )
-        files[paths.final("manifest.json")] = manifest(found)
-    give_services(monkeypatch, make_services(queue=made, storage=MemoryBucket(**files), answering=FakeAnswering()))
+    give_services(monkeypatch, make_services(queue=made, answering=FakeAnswering()))
     return made
 
 

@@ -7,9 +7,8 @@ from uuid import UUID, uuid4
 
 from pydantic import TypeAdapter
 
-from lora_contract.protocol import Manifest
 from lora_worker.database.version_rows import AliasChange, AliasMove, AliasMoved, AliasRow, VersionFilter, VersionRow
-from lora_worker.versions.version import Proofs, Version, figures_of
+from lora_worker.versions.version import Version, version_of
 
 USER = UUID("aaaaaaaa-1111-4222-8333-444455556666")
 DATASET = "dddddddd-1111-4222-8333-444455556666"
@@ -22,8 +21,8 @@ def row(**columns: Any) -> VersionRow:
     made = {
         "id": run_id, "queue": "training_jobs", "job_id": uuid4(), "run_id": run_id, "user_id": USER,
         "name": "Zebras", "version": "1.0.0", "dataset_id": DATASET, "dataset_name": "Zebras", "parent_id": None,
-        "made_at": AT, "deleted": False, "base_model": BASE, "method": "sft", "dataset_sha256": "a" * 64,
-        "figures": {}, "aliases": [],
+        "made_at": AT, "deleted": False, "base_model": BASE, "method": "sft",
+        "measured": measured(f"adapter-{str(run_id)[:8]}"), "figures": {}, "aliases": [],
     }  # fmt: skip
     return TypeAdapter(VersionRow).validate_python({**made, **columns})
 
@@ -32,37 +31,20 @@ def figures(base: float, tuned: float, **more: float) -> dict[str, float]:
     return {"base_validation_loss": base, "tuned_validation_loss": tuned, "held_out_gain": base - tuned, **more}
 
 
+def measured(name: str | None = None, *, guard_passed: bool | None = True, **more: Any) -> dict[str, Any]:
+    """What a run has brought that is proven and lies on the endpoint's volume."""
+    proof = {"adapter_sha256": "b" * 64, "modules": 2, "tensors": 4, "prompts": 1, "differing": 1, "precision": "bf16",
+             "base_unchanged": True}  # fmt: skip
+    return {"evaluation": {"guard_passed": guard_passed}, "application": proof, "serving_name": name, "method": "sft",
+            "dataset_sha256": "a" * 64, **more}  # fmt: skip
+
+
 def version(
-    base: float | None = 2.0, tuned: float = 1.5, proofs: dict[str, Any] | None = None, **columns: Any
+    base: float | None = 2.0, tuned: float = 1.5, told: dict[str, Any] | None = None, **columns: Any
 ) -> Version:
-    """A proven version; `base=None` is one that was not compared with its base."""
-    measured = {} if base is None else figures(base, tuned)
-    made = row(**{"figures": measured, **columns})
-    found = {"applied": True, "guard_passed": True, "serving_name": "adapter-0123abcd", "base_model": None,
-             "dataset_sha256": None, **(proofs or {})}  # fmt: skip
-    return Version(made, figures_of(made), Proofs(**found))
-
-
-def manifest(of: VersionRow, **more: Any) -> bytes:
-    """The manifest of a version that is proven, passed the guard, and lies on the endpoint's volume."""
-    digest = "b" * 64
-    comparison = {
-        "base": {"loss": 2.0, "token_accuracy": 0.5, "tokens": 9},
-        "tuned": {"loss": 1.5, "token_accuracy": 0.6, "tokens": 9},
-        "conversations": 3, "gain": 0.5, "gain_low": 0.4, "gain_high": 0.6,
-    }  # fmt: skip
-    content = {
-        "job_id": str(of["job_id"]), "run_id": str(of["run_id"]),
-        "files": [{"name": "adapter_model.safetensors", "path": "adapter_model.safetensors", "bytes": 1,
-                   "sha256": digest}],
-        "summary": {"base_model": BASE, "dataset_sha256": "a" * 64},
-        "application": {"adapter_sha256": digest, "modules": 2, "tensors": 4, "prompts": 1, "differing": 1,
-                        "precision": "bf16", "base_unchanged": True},
-        "evaluation": {"held_out": comparison, "guard_passed": True},
-        "serving": {"name": f"adapter-{str(of['job_id'])[:8]}", "folder": "/runpod-volume/lora-adapters"},
-        **more,
-    }  # fmt: skip
-    return Manifest.model_validate(content).model_dump_json().encode()
+    """A proven version; `base=None` is one that was not compared with its base. `told` changes what is measured."""
+    found = {} if base is None else figures(base, tuned)
+    return version_of(row(**{"figures": found, "measured": measured("adapter-0123abcd", **(told or {})), **columns}))
 
 
 def alias(of: VersionRow | None = None, **columns: Any) -> AliasRow:

@@ -13,7 +13,7 @@ from tests.unit.worker.versions.made import figures, version
 
 
 def other_data(base: float, tuned: float, **columns: Any) -> Version:
-    return version(base, tuned, dataset_sha256="b" * 64, **columns)
+    return version(base, tuned, told={"dataset_sha256": "b" * 64}, **columns)
 
 
 def test_lowest_loss_wins_on_the_same_data_and_base() -> None:
@@ -36,7 +36,7 @@ def test_lower_loss_on_other_data_does_not_win_by_itself() -> None:
     assert "differ in data or base" in verdict.sentence
 
 
-@pytest.mark.parametrize("changed", [{"base_model": "other/base"}, {"dataset_sha256": None}])
+@pytest.mark.parametrize("changed", [{"base_model": "other/base"}, {"told": {"dataset_sha256": None}}])
 def test_losses_of_other_or_unknown_bases_and_data_are_not_compared(changed: dict[str, Any]) -> None:
     low, gained = version(1.1, 1.0), version(3.0, 1.5, **changed)
     assert choose_best([low, gained]).best is gained
@@ -61,8 +61,8 @@ def test_newest_of_equal_versions_wins() -> None:
     ("unfit", "why"),
     [
         (version(None), "it was not compared with its base on held-out conversations"),
-        (version(2.0, 0.1, proofs={"applied": False}), "no proof says that its adapter is applied"),
-        (version(2.0, 0.1, proofs={"guard_passed": False}), "it made the model worse on general text"),
+        (version(2.0, 0.1, told={"application": None}), "no proof says that its adapter is applied"),
+        (version(2.0, 0.1, told={"guard_passed": False}), "it made the model worse on general text"),
         (version(2.0, 2.1), "it is not better than its base"),
         (version(2.0, 2.0), "it is not better than its base"),
         (version(0.0, 0.0), "it was not compared with its base on held-out conversations"),
@@ -91,12 +91,6 @@ def test_deleted_versions_count_for_nothing() -> None:
     verdict = choose_best([version(2.0, 0.1, deleted=True), kept])
     assert verdict.best is kept
     assert verdict.sentence.endswith("lowers the held-out loss from 2 to 1.9.")
-
-
-def test_version_whose_manifest_can_not_be_read_may_be_the_best() -> None:
-    read = version(2.0, 1.5)
-    unread = Version(read.row, read.figures, None)
-    assert choose_best([unread]).best is unread
 
 
 def test_gain_that_may_be_chance_is_said() -> None:

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 from uuid import uuid4
 
 import pytest
 
 from lora_worker.errors import ArgumentError
 from lora_worker.services import Services
-from lora_worker.storage.artifact_paths import ArtifactPaths
 from lora_worker.versions.listing import families_of, list_versions
 from lora_worker.versions.promotion import checked_name, name_for, objection, promote, roll_back, standing
 from lora_worker.versions.version import Version
-from tests.unit.artifact_stores import MemoryBucket
-from tests.unit.worker.versions.made import BASE, FakeAnswering, VersionsQueue, alias, manifest, row, version
+from tests.unit.worker.versions.made import BASE, FakeAnswering, VersionsQueue, alias, row, version
 
 
-def services_of(queue: VersionsQueue, *, answering: FakeAnswering | None = None, **manifests: bytes) -> Services:
-    """Services whose bucket has a good manifest of each version, or the given bytes under the version's id."""
-    objects = {}
-    for found in queue.rows:
-        paths = ArtifactPaths.of_run(
-            queue=found["queue"], job_id=found["job_id"], user_id=found["user_id"], run_id=found["id"]
-        )
-        objects[paths.final("manifest.json")] = manifests.get(str(found["id"]), manifest(found))
-    made = SimpleNamespace(
-        queue=queue,
-        storage=MemoryBucket(**objects),
-        settings=SimpleNamespace(artifacts_bucket="lora-models"),
-        answering=answering or FakeAnswering(),
-    )
-    return cast(Services, made)
+def services_of(queue: VersionsQueue, answering: FakeAnswering | None = None) -> Services:
+    return cast(Services, SimpleNamespace(queue=queue, answering=answering or FakeAnswering()))
 
 
 @pytest.mark.parametrize(
@@ -40,10 +25,11 @@ def services_of(queue: VersionsQueue, *, answering: FakeAnswering | None = None,
     [
         (version(deleted=True), "was deleted"),
         (version(run_id=None), "stored by another program"),
-        (version(proofs={"applied": False}), "nothing proves that the adapter"),
+        (version(told={"application": None}), "nothing proves that the adapter"),
         (version(base_model="other/base"), "was trained on other/base, and the endpoint serves some/base"),
-        (version(proofs={"base_model": "other/base"}), "was trained on other/base"),
-        (version(proofs={"serving_name": None}), "is not on the endpoint's volume"),
+        (version(measured=None), "nothing proves that the adapter"),
+        (version(measured={"application": "yes", "serving_name": 7}), "nothing proves that the adapter"),
+        (version(told={"serving_name": None}), "is not on the endpoint's volume"),
     ],
 )
 @pytest.mark.parametrize("anyway", [False, True])
@@ -52,15 +38,10 @@ def test_what_must_not_be_served_is_refused_whatever_is_said(refused: Version, w
 
 
 def test_failed_guard_is_a_matter_of_judgement() -> None:
-    failed = version(proofs={"guard_passed": False})
+    failed = version(told={"guard_passed": False})
     assert "--anyway promotes it all the same" in str(objection(failed, served_base=BASE))
     assert objection(failed, served_base=BASE, anyway=True) is None
-    assert objection(version(proofs={"guard_passed": None}), served_base=BASE) is None
-
-
-def test_version_without_a_manifest_is_refused() -> None:
-    unread = version()
-    assert "can't be read" in str(objection(Version(unread.row, unread.figures, None), served_base=BASE))
+    assert objection(version(told={"guard_passed": None}), served_base=BASE) is None
 
 
 @pytest.mark.parametrize("name", ["zebras", "zebras:live", "z", "9.a-b_c", "x" * 63])
@@ -93,7 +74,7 @@ async def test_promotion_names_the_move_that_it_saw() -> None:
     done = await promote(services_of(queue), target["job_id"], name="zebras:live", anyway=False, by="ann")
     assert queue.changes == [
         {
-            "name": "zebras", "run_id": str(target["id"]), "adapter": f"adapter-{str(target['job_id'])[:8]}",
+            "name": "zebras", "run_id": str(target["id"]), "adapter": f"adapter-{str(target['id'])[:8]}",
             "moved_by": "ann", "number": 7, "restores": None,
         }
     ]  # fmt: skip
@@ -108,19 +89,16 @@ async def test_loser_of_two_promotions_gets_the_sentence() -> None:
 
 
 async def test_refused_promotions_write_nothing() -> None:
-    queue = VersionsQueue([row()])
-    target = queue.rows[0]
-    job = target["job_id"]
-    for services, why in (
-        (services_of(queue, answering=FakeAnswering("other/base")), "the endpoint serves other/base"),
-        (services_of(queue, **{str(target["id"]): b"{"}), "can't be read"),
-        (services_of(queue, **{str(target["id"]): manifest(target, application=None)}), "nothing proves"),
-        (cast(Services, SimpleNamespace(**{**vars(services_of(queue)), "answering": None})), "no endpoint is set"),
+    queue = VersionsQueue([row(), row(measured=None)])
+    good, unproven = (found["job_id"] for found in queue.rows)
+    for services, job, why in (
+        (services_of(queue, FakeAnswering("other/base")), good, "the endpoint serves other/base"),
+        (services_of(queue), unproven, "nothing proves"),
+        (cast(Services, SimpleNamespace(queue=queue, answering=None)), good, "no endpoint is set"),
+        (services_of(queue), uuid4(), "has no adapter"),
     ):
         with pytest.raises(ArgumentError, match=why):
             await promote(services, job, name=None, anyway=False, by="ann")
-    with pytest.raises(ArgumentError, match="has no adapter"):
-        await promote(services_of(queue), uuid4(), name=None, anyway=False, by="ann")
     assert queue.changes == []
 
 
@@ -142,17 +120,11 @@ async def test_rollback_to_nowhere_is_a_sentence() -> None:
         await roll_back(services_of(queue), "other", by="ann")
 
 
-async def test_figures_come_from_rows_and_proofs_from_manifests() -> None:
-    good, lost = row(figures={"held_out_gain": 0.5, "overall_score": 4.0}, dataset_sha256=None), row(deleted=True)
-    foreign = row(run_id=None)
-    queue = VersionsQueue([good, lost, foreign])
-    services = services_of(queue)
-    read, deleted, other = await list_versions(services, {"limit": 3})
-    assert (read.figures.gain, read.figures.score, read.dataset_sha256) == (0.5, 4, "a" * 64)
-    assert read.proofs is not None
-    assert (read.proofs.applied, read.guard_passed) == (True, True)
-    assert deleted.proofs is other.proofs is None
-    assert len(cast(Any, services.storage).calls) == 1
+async def test_version_is_read_from_its_row() -> None:
+    found = row(figures={"held_out_gain": 0.5, "overall_score": 4.0, "base_validation_loss": 2.0})
+    (read,) = await list_versions(VersionsQueue([found]), {"limit": 1})
+    assert (read.figures.gain, read.figures.score, read.figures.relative_gain) == (0.5, 4, 0.25)
+    assert (read.dataset_sha256, read.is_applied, read.guard_passed) == ("a" * 64, True, True)
 
 
 def test_families_join_by_dataset_and_by_parent() -> None:

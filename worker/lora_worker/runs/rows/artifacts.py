@@ -106,6 +106,7 @@ def brought_by(manifest: Manifest, job_id: UUID, quality: QualityReport) -> Meas
         application=manifest.application,
         serving_name=name if is_own else None,
         method=manifest.summary.method,
+        dataset_sha256=manifest.summary.dataset_sha256,
         reward_accuracy=quality.rewards.get("reward_accuracy"),
     )
 
