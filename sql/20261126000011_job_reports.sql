@@ -499,11 +499,15 @@ begin
       'endpoints', coalesce((select jsonb_agg(e) from (
         select l.launcher, l.endpoint, count(*) as launches,
           count(*) filter (where r.status not in ('claimed', 'launched', 'running')) as without_run
-        from (select o.* from public.training_launches o where o.ended_at is null and o.external_job_id is not null
+        from (select o.run_id, o.launcher, o.endpoint from public.training_launches o
+              where o.ended_at is null and o.external_job_id is not null
               union all
-              select o.* from live join public.training_launches o on o.run_id = live.id
-              where o.ended_at is null and o.external_job_id is null) l
-        join public.training_runs r on r.id = l.run_id
+              select o.run_id, o.launcher, o.endpoint from live join public.training_launches o on o.run_id = live.id
+              where o.ended_at is null and o.external_job_id is null
+              union all
+              -- An errand belongs to no run.
+              select null, a.launcher, a.endpoint from public.training_serving_errands a where a.ended_at is null) l
+        left join public.training_runs r on r.id = l.run_id
         group by l.launcher, l.endpoint order by count(*) desc limit 20) e), '[]'),
       'held', public.training_held(),
       'waiting', coalesce((select jsonb_agg(w) from (

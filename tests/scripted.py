@@ -11,7 +11,7 @@ import pytest
 
 from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.configuration.settings import Settings
-from lora_worker.database.answers import BreakersAnswer, Stray, WorkerOrders
+from lora_worker.database.answers import BreakersAnswer, ServingErrand, Stray, WorkerOrders
 from lora_worker.database.functions import SCHEMA_VERSION
 from lora_worker.database.queue_health import QueueHealth
 from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News
@@ -109,6 +109,9 @@ class FakeQueue:
 
     async def abandoned_uploads(self, bucket: str, max_objects: int) -> list[str]:
         return []
+
+    async def claim_serving_errand(self, *, launcher: str, endpoint: str) -> ServingErrand | None:
+        return None
 
     async def health(self) -> QueueHealth:
         return {

@@ -139,9 +139,7 @@ class Settings(BaseSettings):
         default=600, description="How long a cancel may go unconfirmed before the operator is warned"
     )
     queue_allowance_seconds: Seconds = Field(
-        default=86400,
-        le=518400,
-        description="How long a launch may wait for a GPU; with the next at most 604800",
+        default=86400, le=518400, description="How long a launch may wait for a GPU; with the next at most 604800"
     )
     max_start_seconds: Seconds = Field(
         default=3600,
@@ -183,9 +181,11 @@ class Settings(BaseSettings):
         default=1800, description="How long a trainer waits for upload URLs before it leaves the adapter"
     )
     artifacts_bucket: str = Field(default="lora-models", description="Bucket of the adapters")
+    serve_adapters: bool = Field(
+        default=True, description="Put finished adapters where vLLM serves them from, on the trainer's network volume"
+    )
     earlier_trainer: bool = Field(
-        default=False,
-        description="Fetch the files of an earlier trainer's results, by https from public hosts",
+        default=False, description="Fetch the files of an earlier trainer's results, by https from public hosts"
     )
     earlier_trainer_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

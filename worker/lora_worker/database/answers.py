@@ -74,3 +74,17 @@ class WorkerOrders(TypedDict):
 
     drain: bool
     """Whether it is to take nothing new, and to end when its runs have ended."""
+
+
+class ServingErrand(TypedDict):
+    """Answer of `claim_serving_errand`: an errand for the folder of served adapters."""
+
+    id: UUID
+    lease_token: UUID
+    endpoint: str | None
+    """Where it was sent, or is to be sent."""
+    external_job_id: str | None
+    """None: it was not sent, or nobody knows."""
+    age_seconds: float
+    request: dict[str, Any]
+    """`remove` and `aliases` of `lora_contract.errands.ServingRequest`."""

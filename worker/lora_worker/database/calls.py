@@ -20,6 +20,7 @@ from lora_worker.database.operator_calls import OperatorCalls
 from lora_worker.database.project_report import ProjectReport
 from lora_worker.database.rest import MEND, SERVICE
 from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News, parse_assignment, parse_news, places_of
+from lora_worker.database.serving_calls import ServingCalls
 from lora_worker.database.submission_calls import SubmissionCalls
 from lora_worker.database.version_calls import VersionCalls
 from lora_worker.errors import SchemaMismatchError, ServiceUnavailableError
@@ -59,7 +60,7 @@ def _readable(parse: Callable[[dict[str, Any]], _Parsed], rows: Iterable[dict[st
     return parsed
 
 
-class DatabaseCalls(OperatorCalls, SubmissionCalls, MoneyCalls, ErasureCalls, VersionCalls):
+class DatabaseCalls(OperatorCalls, SubmissionCalls, MoneyCalls, ErasureCalls, VersionCalls, ServingCalls):
     """The calls of one worker to the database. The methods raise only `ServiceError`s.
 
     Idempotent calls are retried a few times. A claim or an adoption is not: if its answer was lost after the database

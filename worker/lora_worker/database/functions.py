@@ -20,6 +20,7 @@ from lora_worker.database.answers import (
     MayLaunch,
     ReportAnswer,
     ResumedHold,
+    ServingErrand,
     Stray,
     WorkerOrders,
 )
@@ -115,6 +116,19 @@ STRAY_LAUNCHES = _function("stray_launches", TypeAdapter(list[Stray]), {"max_lau
 CLOSE_LAUNCHES = _function("close_launches", TypeAdapter(int), {"reports": "[]"})
 ABANDONED_UPLOADS = _function("abandoned_uploads", TypeAdapter(list[str]), {"bucket": "", "max_objects": "0"})
 REPORT_WORKER = _function("report_worker_2", TypeAdapter(WorkerOrders), {"worker": "doctor", "report": "{}"})
+CLAIM_SERVING_ERRAND = _function(
+    "claim_serving_errand",
+    TypeAdapter(ServingErrand | None),
+    {"worker": "doctor", "launcher": "doctor", "endpoint": "", "lease_seconds": "0", "max_runs": "0"},
+)
+RECORD_SERVING_ERRAND = _function(
+    "record_serving_errand",
+    TypeAdapter(bool),
+    {"errand_id": _NOBODY, "lease_token": _NOBODY, "endpoint": "", "external_job_id": "doctor"},
+)
+END_SERVING_ERRAND = _function(
+    "end_serving_errand", TypeAdapter(int | None), {"errand_id": _NOBODY, "lease_token": _NOBODY, "outcome": "{}"}
+)
 CLAIM_OPERATOR_NOTICE = _function("claim_operator_notice", TypeAdapter(bool), {"notice_key": "", "again_seconds": "0"})
 
 # What operators ask for.

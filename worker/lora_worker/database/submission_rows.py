@@ -7,6 +7,9 @@ from uuid import UUID
 
 from typing_extensions import TypedDict
 
+TRIAL_NAME = "lora-worker smoke"
+"""The name of a trial's dataset (`deploy smoke`), by which the database knows what may be removed."""
+
 
 class FoundUser(TypedDict):
     """Answer of `find_training_user`."""

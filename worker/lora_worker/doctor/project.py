@@ -34,6 +34,7 @@ GUARDED_TABLES = (
     *("training_workers", "training_waiting_users", "training_progress"),
     *("training_endpoints", "training_breakers", "training_holds", "training_operator_holds", "training_drains"),
     *("training_retries", "training_stages", "training_budgets", "training_reservations", "training_erased_costs"),
+    *("training_served_removals", "training_serving_errands"),
     *("training_operator_notices", "training_speeds", "training_aliases", "training_alias_moves"),
     *("training_removed_aliases", "training_endpoint_releases"),
     "pipeline_training_jobs",

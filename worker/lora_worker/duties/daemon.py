@@ -25,6 +25,7 @@ from lora_worker.duties.limits import reading_limit, silence_limit
 from lora_worker.duties.operator_watch import OperatorWatch
 from lora_worker.duties.presence import Presence
 from lora_worker.duties.rounds import Rounds
+from lora_worker.duties.served_adapters import SERVING_CALLS, ServedAdapters
 from lora_worker.duties.strays import STRAY_CALLS, Reconciler
 from lora_worker.duties.sweeping import Sweeper
 from lora_worker.duties.validation import Validator
@@ -41,6 +42,7 @@ _REPORT_SECONDS = 30.0
 """The database takes a worker for ended that it has not heard of for two minutes."""
 _SWEEP_SECONDS = 900.0
 _RELEASE_ALIASES_SECONDS = 15.0
+_SERVED_SECONDS = 60.0
 _NOTIFY_SECONDS = 60.0
 _NOTIFY_CALLS = 4
 _STUCK_SECONDS = 300.0
@@ -77,6 +79,7 @@ class Daemon:
         self._reconciler = Reconciler(services, self._stop, beat=partial(alive.beat, "strays"))
         self._sweeper = Sweeper(services)
         self._alias_releases = AliasReleases(services)
+        self._served = ServedAdapters(services)
         self._operators = OperatorWatch(services, self._readiness)
 
     @property
@@ -119,6 +122,7 @@ class Daemon:
             renew,
             poll,
             Duty("strays", poll_seconds, self._reconciler.run_once, limit(calls=STRAY_CALLS)),
+            Duty("served", _SERVED_SECONDS, self._served.run_once, limit(calls=SERVING_CALLS), ends_pass=False),
             Duty("sweep", _SWEEP_SECONDS, self._sweeper.run_once, limit(calls=2), ends_pass=False),
             Duty(
                 "aliases",

@@ -59,6 +59,10 @@ class Action(StrEnum):
     UPLOAD_PUT_OFF = "upload.put_off"
     UPLOAD_REQUEST_CHANGED = "upload.request_changed"
     UPLOAD_REQUEST_UNREADABLE = "upload.request_unreadable"
+    SERVED_CHANGED = "served.changed"
+    SERVED_NOT_CHANGED = "served.not_changed"
+    SERVED_ASKED = "served.asked"
+
     UPLOADS_SWEPT = "uploads.swept"
     UPLOADS_NOT_SWEPT = "uploads.not_swept"
 

@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from lora_worker.database.submission_rows import TRIAL_NAME
 from lora_worker.errors import ArgumentError, ServiceError
 from lora_worker.money.guide import needed_memory_gb
 from lora_worker.services import Services
 from lora_worker.submission.orders import Order
-
-TRIAL_NAME = "lora-worker smoke"
-"""The name of a trial's dataset, by which the database knows what may be removed."""
 
 _FILES_AT_ONCE = 100
 

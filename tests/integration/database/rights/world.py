@@ -105,6 +105,11 @@ def populated(db: Database) -> Iterator[World]:
     db.rows("insert into training_endpoint_releases (wanted_at) values (now())")
     # The run's check-in has made a row of training_stages.
     db.rows("insert into training_operator_notices (key) values ('jobs_held')")
+    db.rows("insert into training_served_removals (run_id) select id from training_runs limit 1")
+    db.rows(
+        "insert into training_serving_errands (launcher, request, worker, lease_expires_at)"
+        " values ('runpod', '{}', 'w', now())"
+    )
     yield World(db, owner, db.user(), job)
     db.close()
 

@@ -226,6 +226,11 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "close_launches": lambda q: q.close_launches([]),
     "abandoned_uploads": lambda q: q.abandoned_uploads("b", 1),
     "report_worker_2": lambda q: q.report_worker({}),
+    "claim_serving_errand": lambda q: q.claim_serving_errand(launcher="r", endpoint="e"),
+    "record_serving_errand": lambda q: q.record_serving_errand(ID, ID, endpoint="e", external_job_id="x"),
+    "end_serving_errand": lambda q: q.end_serving_errand(
+        ID, ID, removed=[], aliases=[], problem=None, gpu_seconds=None, replace_workers=False
+    ),
     "claim_operator_notice": lambda q: q.claim_operator_notice("k", 60),
     "queue_health": lambda q: q.health(),
     "find_training_user": lambda q: q.find_training_user("a@example.com"),

@@ -12,11 +12,13 @@ import structlog
 from lora_contract.crash_points import crash_point
 from lora_contract.error_codes import ErrorCode, Fault
 from lora_contract.protocol import Channel, DatasetRef, Limits, OutputRef, Request
+from lora_contract.serving import serving_name
 from lora_contract.tracing import context_of
 from lora_worker.configuration.keys import public_fault, read_key
 from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.tokens import token_sha256
 from lora_worker.database.job_keys import unread_keys
+from lora_worker.database.submission_rows import TRIAL_NAME
 from lora_worker.datasets import preflight
 from lora_worker.datasets.init_adapters import sign_files
 from lora_worker.errors import (
@@ -134,7 +136,13 @@ async def _make_request(held: HeldRun, plan: preflight.Plan) -> Request:
             key=settings.supabase_publishable_key.get_secret_value(),
             token=token,
         ),
-        output=OutputRef(bucket=settings.artifacts_bucket, prefix=paths.prefix, archive_name=paths.archive_name),
+        output=OutputRef(
+            bucket=settings.artifacts_bucket,
+            prefix=paths.prefix,
+            archive_name=paths.archive_name,
+            # A trial's adapter is removed again at once, and an errand for that would cost more than the trial.
+            serving_name=serving_name(job.id) if settings.serve_adapters and dataset.name != TRIAL_NAME else None,
+        ),
         limits=Limits(
             max_seconds=max(plan.policy.execution_seconds - _STOP_MARGIN_SECONDS, 60.0),
             grant_wait_seconds=settings.grant_wait_seconds,
@@ -160,6 +168,8 @@ async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) ->
         "dataset_id": job.dataset_id and str(job.dataset_id),
         **plan.rate.model_dump(),
         **({"init_adapter": {"id": str(plan.init_adapter.id)}} if plan.init_adapter else {}),
+        # By this key the database knows that the volume may hold the adapter, and has it removed one day.
+        **({"serving_name": request.output.serving_name} if request.output.serving_name else {}),
     }
     answer = await services.queue.begin_launch(
         run.id,
