@@ -41,6 +41,9 @@ def init(
     execution_seconds: Annotated[int | None, typer.Option(help="Longest time of a job.")] = None,
     registry: Annotated[str | None, typer.Option(help="Name of registry credentials at RunPod.")] = None,
     flashboot: Annotated[bool | None, typer.Option(help="RunPod's FlashBoot.")] = None,
+    inference: Annotated[
+        bool, typer.Option("--inference", help="Also an endpoint that answers with finished adapters.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file, if it is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -79,6 +82,7 @@ def init(
         "gpu": _given(gpu),
         "workers": _given(workers),
         "volumes": _volumes(top["name"], data_center, volume_gb, asked),
+        **({"inference": {}} if inference else {}),
     }
     try:
         text = render_specification(values, file)

@@ -44,7 +44,7 @@ def prefetch(
     Checks the free space first; what is there is not downloaded again. Ctrl-C ends the job: the same command goes on.
     """
     specification = specification_or_exit(file)
-    wanted = _checked(models or list(specification.base_models))
+    wanted = _checked(models or list(specification.wanted_models))
     if not specification.volumes:
         raise refuse(
             f"{file} names no volume, so that what is downloaded would be gone with the worker: add [[volumes]] and "

@@ -96,8 +96,8 @@ def plan_adapters(specification: Specification, fleet: Fleet | None, survey: Sur
 
 
 FOLDER_NOTE = (
-    f"vLLM starts once the volume has the folder {SERVING_FOLDER}, which the first job of a trainer of this release "
-    "makes: run `lora-worker deploy prefetch` before, which brings the base model, too"
+    f"vLLM starts once the volume has the folder {SERVING_FOLDER}, which a trainer of this release makes: run "
+    "`lora-worker deploy prefetch` before, which brings the base model, too"
 )
 """For an endpoint that is made new. The resolver raises where its folder is missing, and the server ends with it."""
 

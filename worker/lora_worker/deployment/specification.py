@@ -59,6 +59,12 @@ class Specification(EndpointTable):
         return self.inference.endpoint(self.inference_name, self.volumes)
 
     @property
+    def wanted_models(self) -> tuple[str, ...]:
+        """The base models that the volumes shall hold: those of trainings, and the one that answers."""
+        answering = self.inference is not None and self.inference.merged_model is None
+        return tuple(dict.fromkeys([*self.base_models, *([self.inference_base] if answering else [])]))
+
+    @property
     def inference_base(self) -> str:
         """The base model that answers, as `organisation/model[@revision]`."""
         named = self.inference and self.inference.base_model

@@ -52,11 +52,8 @@ def _lines(values: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", *_comment(_described(Specification.model_fields["env"])), "[env]")
     yield from (f"{name} = {_toml(value)}" for name, value in values.get("env", {}).items())
     yield from _volumes(values.get("volumes", ()))
-    about = _described(Specification.model_fields["inference"])
-    yield from (
-        "",
-        *_comment(f"{about} The table alone is enough; docs/deploying.md lists its keys.\n[inference]"),
-    )
+    about = f"{_described(Specification.model_fields['inference'])} docs/deploying.md lists its keys."
+    yield from ("", *_comment(about), "[inference]" if "inference" in values else "# [inference]")
 
 
 def _volumes(volumes: Any) -> Iterator[str]:

@@ -12,6 +12,8 @@ import respx
 from typer.testing import CliRunner, Result
 
 from lora_worker.commands.cli import app
+from lora_worker.deployment.file import read_specification
+from lora_worker.deployment.inference import Inference
 from tests.commands import check_keys
 from tests.unit.worker.deployment.fake_account import Account
 from tests.unit.worker.variables import OTHER_NAMES, SETTINGS
@@ -65,6 +67,10 @@ def test_init_with_options_asks_nothing_and_overwrites_nothing(folder: Path) -> 
     assert "--force overwrites it" in again.stderr
     assert deploy(*INIT, "--name", "other", "--force", "--json").exit_code == 0
     assert 'name = "other"' in (folder / "deploy.toml").read_text()
+    path = folder / "answers.toml"
+    assert deploy(*INIT, "--inference", "--file", str(path)).exit_code == 0
+    assert path.read_text() == written.replace("# [inference]", "[inference]")
+    assert read_specification(path).inference == Inference()
 
 
 @pytest.mark.usefixtures("terminal")

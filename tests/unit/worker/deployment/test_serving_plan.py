@@ -106,6 +106,12 @@ def test_a_merged_export_is_served_over_several_gpus_without_adapters() -> None:
     }  # fmt: skip
 
 
+def test_a_prefetch_brings_the_base_that_answers_too() -> None:
+    assert file(LLAMA).wanted_models == (LLAMA,)
+    assert file(LLAMA, f'base_model = "{MIXTURE}"').wanted_models == (LLAMA, MIXTURE)
+    assert file(LLAMA, f'base_model = "{MIXTURE}"\nmerged_model = "org/bot"').wanted_models == (LLAMA,)
+
+
 def test_always_on_workers_are_priced() -> None:
     endpoint = answering_endpoint(text := file(volumes=VOLUME + "\n[inference.workers]\nmin = 2"), planned(text))
     plan = plan_deployment(endpoint, SURVEY)
