@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lora_contract.bounds import MOST_STEPS, FiniteFloat
 
@@ -44,6 +44,13 @@ class Application(BaseModel):
     """The held-out loss of the adapter on the base as most servers load it; None where it was not measured."""
     served_precision: Precision | None = None
     """How the base was held for `served_loss`."""
+
+    @model_validator(mode="after")
+    def _check_agreement(self) -> Application:
+        """Refuse a proof that can't be true: no more answers differ than were given."""
+        if self.differing > self.prompts:
+            raise ValueError("more answers differ than were given")
+        return self
 
     def gap_percent(self) -> float | None:
         """By how many percent the loss as served is above that as trained; None where one of them is not known."""

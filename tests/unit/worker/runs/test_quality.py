@@ -12,7 +12,7 @@ from lora_contract.evaluation import Comparison, Evaluation
 from lora_contract.protocol import FinalMetrics, Manifest, Point
 from lora_worker.runs.rows.figures import figures_of, quality_keys
 from lora_worker.runs.rows.quality import has_proven_gain, rate_run
-from tests.unit.worker.runs.comparisons import compared, evaluated
+from tests.unit.worker.runs.comparisons import APPLICATION, compared, evaluated
 
 FALLING = [Point(step=step, epoch=1, training_loss=loss) for step, loss in enumerate((4.0, 0.5), 1)]
 FLAT = [Point(step=step, epoch=1, training_loss=4.0) for step in (1, 2)]
@@ -98,6 +98,13 @@ def test_figures_are_numbers_with_their_counts_and_interval() -> None:
     assert by_id["general_loss_change_percent"]["raw"]["guard_passed"] is True
     assert {"held_out_gain_low", "held_out_gain_high"}.isdisjoint(quality_keys(evaluated(compared(interval=None))))
     assert quality_keys(None) == quality_keys(Evaluation()) == {}
+
+
+def test_proof_that_can_not_be_true_is_none() -> None:
+    told = {"job_id": "j", "run_id": "r", "files": []}
+    for lie in ({"differing": 11}, {"modules": -1}, {"precision": "x" * 9_000}, {"adapter_sha256": "zebra"}):
+        assert Manifest.model_validate({**told, "application": {**APPLICATION, **lie}}).application is None
+    assert Manifest.model_validate({**told, "application": APPLICATION}).application is not None
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,9 @@ def test_name_that_is_not_its_own_jobs_is_left_out(services: Services, name: obj
 
 def test_success_of_an_earlier_trainer_is_rated_and_told_as_before(services: Services) -> None:
     outcome = succeeded(held(services, None), Summary())
-    assert outcome["figures"] == []
+    # No points: the application's rule knows no better.
+    (score,) = outcome["figures"]
+    assert (score["id"], score["value"], score["raw"]) == ("overall_score", 3, {"convergence_quality": "unknown"})
     assert outcome["measured"] == Measured().model_dump()
     assert outcome["artifact"]["quality_metrics"].keys() == {
         "overall_score", "convergence_quality", "final_training_loss", "final_validation_loss", "perplexity",

@@ -8,6 +8,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from lora_contract.evaluation import Comparison, Evaluation, Measure
+from lora_worker.runs.rows.quality import QualityReport
 
 _PLACES = 6
 _CONFIDENCE = 0.95
@@ -36,6 +37,12 @@ def figures_of(evaluation: Evaluation | None) -> list[Figure]:
             raw |= {**_over(general, general.tuned), "base_loss": general.base.loss, "tuned_loss": general.tuned.loss}
         figures.append(_figure("general_loss_change_percent", "Change of the loss on general text", change, "%", raw))
     return figures
+
+
+def score_figure(quality: QualityReport) -> Figure:
+    """Return the score as a figure: the newer queue has no model's row that could hold it."""
+    raw = {"convergence_quality": quality.convergence_quality}
+    return _figure("overall_score", "Score of the training, 1 to 5", quality.overall_score, None, raw)
 
 
 def quality_keys(evaluation: Evaluation | None) -> dict[str, float]:

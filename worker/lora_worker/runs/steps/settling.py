@@ -29,7 +29,7 @@ from lora_worker.runs.outcomes.results import LegacyResult
 from lora_worker.runs.outcomes.retries import exhausted, retry_after
 from lora_worker.runs.rows import notices
 from lora_worker.runs.rows.artifacts import Description, brought_by, curve_of, describe_artifact, notes_for_user
-from lora_worker.runs.rows.figures import figures_of
+from lora_worker.runs.rows.figures import figures_of, score_figure
 from lora_worker.runs.rows.improvement import brought_sentences
 from lora_worker.runs.rows.progress_entries import started_notice
 from lora_worker.runs.rows.quality import rate_run
@@ -244,7 +244,7 @@ def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
         "storage_fee": fee,
         "pace": summary.pace and summary.pace.model_dump(),
         "measured": brought.model_dump(mode="json"),
-        "figures": figures_of(brought.evaluation),
+        "figures": [score_figure(quality), *figures_of(brought.evaluation)],
         "job": final_columns(manifest.metrics, summary, points),
         "artifact": {**artifact, "archive": archive and f"{services.settings.artifacts_bucket}/{archive}"},
         "notices": [
