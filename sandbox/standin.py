@@ -1,10 +1,11 @@
 """A training process without a model, for tests of everything around the training.
 
 With the environment of `standin_env`, the trainer's own handler starts this module instead of
-`lora_trainer.recipe.train`. So check-in, progress, cancelling, checkpoints and publishing are the real ones. A training
-has `max_steps` steps, or ten per epoch. Tests can make it fail: with a `Mishap` as the job's seed in the middle of the
-training, or with words in the dataset in any stage, such as “fail in saving”, “linger in preparing” (it stays there
-until it is stopped) or “linger in half” (after half of its steps).
+`lora_trainer.recipe.train`, and `sandbox.standin_proof` where it would have the adapter tried. So check-in, progress,
+cancelling, checkpoints and publishing are the real ones. A training has `max_steps` steps, or ten per epoch. Tests can
+make it fail: with a `Mishap` as the job's seed in the middle of the training, or with words in the dataset in any
+stage, such as “fail in saving”, “linger in preparing” (it stays there until it is stopped) or “linger in half” (after
+half of its steps).
 
 It writes the messages of the protocol as plain JSON; the handler checks them with the real models. Importing these
 models here would take ten times as long as such a training, and the chaos suite trains thousands of jobs.
@@ -66,6 +67,7 @@ def standin_env(folder: Path, *, step_seconds: float = 0.01) -> dict[str, str]:
     """
     return {
         "LORA_TRAINER_CHILD": "sandbox.standin",
+        "LORA_TRAINER_PROOF": "sandbox.standin_proof",
         "LORA_TRAINER_VOLUME": str(folder),
         "LORA_TRAINER_HEARTBEAT_SECONDS": "0.5",
         "LORA_TRAINER_PROGRESS_SECONDS": "0.2",
@@ -163,10 +165,6 @@ class Training:
         artifact.mkdir(parents=True, exist_ok=True)
         (artifact / "adapter_model.safetensors").write_bytes(self._task["fingerprint"].encode() * 16)
         (artifact / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-        if self._task["archive_name"] is not None:
-            from lora_trainer.artifact.archive import write_archive
-
-            write_archive(artifact, artifact / self._task["archive_name"])
 
     def _read_init_adapter(self) -> None:
         """Read the earlier adapter with which the job asks to begin, as the training would."""
@@ -230,7 +228,7 @@ class Training:
         folder = self._folder / "checkpoints" / f"checkpoint-{step}"
         folder.mkdir(parents=True, exist_ok=True)
         mark = {"fingerprint": self._task["fingerprint"], "step": step, "points": self._points}
-        _write_atomically(folder / "lora-trainer.json", mark)
+        write_json_atomically(folder / "lora-trainer.json", mark)
 
     def _end_before_training(self) -> NoReturn:
         self._write_outcome("stopped", error={"code": "interrupted", "message": "It was stopped before training."})
@@ -255,10 +253,11 @@ class Training:
                     "resumed_from_step": self._resumed_from,
                 },
             }
-        _write_atomically(self._folder / "outcome.json", outcome)
+        write_json_atomically(self._folder / "outcome.json", outcome)
 
 
-def _write_atomically(path: Path, content: dict[str, Any]) -> None:
+def write_json_atomically(path: Path, content: dict[str, Any]) -> None:
+    """Write a small file of JSON so that a reader finds either the old content or the new."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(json.dumps(content))
     temporary.replace(path)

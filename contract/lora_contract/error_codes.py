@@ -34,6 +34,8 @@ class ErrorCode(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     LOSS_NOT_FINITE = "loss_not_finite"
     NOTHING_LEARNED = "nothing_learned"
+    NOT_APPLIED = "not_applied"
+    PROOF_MISSING = "proof_missing"
     TIME_LIMIT = "time_limit"
     CHANNEL_UNREACHABLE = "channel_unreachable"
     UPLOAD_FAILED = "upload_failed"
@@ -68,6 +70,10 @@ FAULTS: dict[ErrorCode, Fault] = {
     ErrorCode.OUT_OF_MEMORY: Fault.PERMANENT,
     ErrorCode.LOSS_NOT_FINITE: Fault.PERMANENT,
     ErrorCode.NOTHING_LEARNED: Fault.PERMANENT,
+    # A retry would try the same files.
+    ErrorCode.NOT_APPLIED: Fault.PERMANENT,
+    # The adapter waits on the volume; the next attempt only tries and publishes it.
+    ErrorCode.PROOF_MISSING: Fault.TRANSIENT,
     ErrorCode.TIME_LIMIT: Fault.PERMANENT,
     ErrorCode.CHANNEL_UNREACHABLE: Fault.TRANSIENT,
     ErrorCode.UPLOAD_FAILED: Fault.TRANSIENT,

@@ -255,6 +255,9 @@ class Progress(_Message):
     message: Sentence | None = None
     gpu_type: Label | None = None
     gpu_count: GpuCount = None
+    proves: bool = False
+    """Whether this trainer tries a finished adapter on its base; False from trainers of before this key. So a worker
+    stops one that can't prove anything at its first word, and not after the training is paid for."""
 
 
 class ArtifactFile(_Message):

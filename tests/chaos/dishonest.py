@@ -17,6 +17,7 @@ import httpx
 import lora_trainer.handler
 import tests.chaos.handler  # noqa: F401 (spares the SDK what takes long at its import)
 from lora_contract.grants import open_urls
+from sandbox.standin_proof import applied
 
 _honest = lora_trainer.handler.handler
 
@@ -42,6 +43,10 @@ class Lie(IntEnum):
     """Checks in under invented ids, and sends arguments of megabytes."""
     HUGE_MANIFEST = 9106
     """Publishes a manifest larger than the worker reads."""
+    NO_PROOF = 9107
+    """Publishes an adapter that nobody has tried on its base."""
+    PROOF_OF_ANOTHER = 9108
+    """Publishes an adapter with the proof of another one."""
 
 
 class Container:
@@ -92,6 +97,7 @@ class Container:
             "job_id": self.job["input"]["job_id"],
             "run_id": self.run_id,
             "files": [file],
+            "application": applied(file["sha256"]),
             **manifest,
         }
         await self._put(urls["adapter_model.safetensors"], _FILE, "application/octet-stream")
@@ -147,9 +153,8 @@ async def _report_impossible_progress(container: Container) -> dict[str, Any]:
         {"metrics": {"training_loss": "NaN"}, "points": [_point(step=_MOST_STEPS)] * 1000},
         {"message": _MUCH_TEXT},
     ):
-        await container.show(
-            {"run_id": container.run_id, "stage": "training", "progress": 50, "total_steps": 10, **progress}
-        )
+        common = {"run_id": container.run_id, "proves": True, "stage": "training", "progress": 50, "total_steps": 10}
+        await container.show({**common, **progress})
         await asyncio.sleep(1)
     return {"run_id": container.run_id, "status": "failed", "error": {"code": "internal", "message": "y" * 3000}}
 
@@ -179,6 +184,18 @@ async def _publish_a_huge_manifest(container: Container) -> dict[str, Any]:
     return {"run_id": container.run_id, "status": "completed"}
 
 
+async def _publish_without_proof(container: Container) -> dict[str, Any]:
+    await container.check_in()
+    await container.publish({"application": None})
+    return {"run_id": container.run_id, "status": "completed"}
+
+
+async def _publish_another_proof(container: Container) -> dict[str, Any]:
+    await container.check_in()
+    await container.publish({"application": applied(hashlib.sha256(b"another adapter").hexdigest())})
+    return {"run_id": container.run_id, "status": "completed"}
+
+
 _CONTAINERS: dict[int, Callable[[Container], Awaitable[dict[str, Any]]]] = {
     Lie.LONG_BILL: _claim_a_long_bill,
     Lie.IMPOSSIBLE_NUMBERS: _publish_impossible_numbers,
@@ -186,6 +203,8 @@ _CONTAINERS: dict[int, Callable[[Container], Awaitable[dict[str, Any]]]] = {
     Lie.FOREIGN_FILES: _name_foreign_files,
     Lie.INVENTED_IDS: _invent_ids,
     Lie.HUGE_MANIFEST: _publish_a_huge_manifest,
+    Lie.NO_PROOF: _publish_without_proof,
+    Lie.PROOF_OF_ANOTHER: _publish_another_proof,
 }
 
 

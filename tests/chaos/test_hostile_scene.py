@@ -249,6 +249,9 @@ def _assert_each_ended_with_its_sentence(world: World, liars: dict[Lie, str], po
             assert sentence.endswith("."), what
             assert len(sentence) < 1000, what
             assert "Traceback" not in sentence, what
+    for lie, code in ((Lie.NO_PROOF, "not_proven"), (Lie.PROOF_OF_ANOTHER, "proof_refused")):
+        codes = world.query("select error_code from training_runs where job_id = %s", liars[lie])
+        assert {run["error_code"] for run in codes} == {code}, lie.name
     failed = world.count(
         "select count(*) from training_jobs where id = any(%s::uuid[]) and status = 'failed'", poisoned
     )

@@ -14,9 +14,11 @@ from typing import Any
 
 import httpx
 
+from lora_contract.application import Application
 from lora_contract.grants import open_urls
 from lora_contract.protocol import ArtifactFile, FinalMetrics, Manifest, Result, Summary
 from sandbox.runpod import Faults
+from sandbox.standin_proof import applied
 from tests.processes.serving import serving
 from tests.processes.waiting import awaited
 
@@ -99,6 +101,7 @@ class Crowd:
                 job_id=given["job_id"],
                 run_id=given["run_id"],
                 files=[file],
+                application=Application.model_validate(applied(file.sha256)),
                 metrics=FinalMetrics(final_training_loss=1.5),
                 summary=Summary(total_steps=_POINTS, gpu_type="NVIDIA A100 80GB PCIe", gpu_count=1),
             )
@@ -144,6 +147,7 @@ def _progress(run_id: str, look: int) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "run_id": run_id,
+        "proves": True,
         "stage": "training",
         "progress": 50,
         "current_step": steps[-1],

@@ -25,13 +25,16 @@ TrainingError                    code, message, hint; travels to the worker as `
 │   └── VolumeMissingError       there is no network volume to fill
 ├── LossNotFiniteError           the loss is NaN or infinite, or has exploded
 ├── NothingLearnedError          the adapter would change nothing, or break the base
+├── NotAppliedError              the base does not take the published files as they were trained
 ├── TimeLimitError               the run has used all the seconds that it may use
 ├── StoppedError                 the machine is taken away; the next attempt resumes from a checkpoint
 ├── ChildCrashedError            the training process ended without an outcome
+├── ReportedError                what the process that tries the published files has found
 ├── UnfitError                   a check of the machine failed
 ├── NotServedError               the adapter can't be put where vLLM serves it from; it is published all the same
 ├── ExportRefusedError           an adapter can't be exported in this form, or not into this folder
 └── PublishingError              the adapter is complete, but not published
+    ├── ProofMissingError        its published files could not be tried on the base
     ├── GrantMissingError        the worker granted no upload in time
     ├── StorageRefusedError      the bucket takes no such file; the project's operator must change that
     ├── ArtifactTooLargeError    it has more files, or a larger manifest, than the worker takes
@@ -196,9 +199,15 @@ class LossNotFiniteError(TrainingError):
 
 
 class NothingLearnedError(TrainingError):
-    """The saved adapter consists of zeros, or contains values that are not finite."""
+    """The saved adapter consists of zeros, changes no answer, or contains values that are not finite."""
 
     code = ErrorCode.NOTHING_LEARNED
+
+
+class NotAppliedError(TrainingError):
+    """The base's modules don't take the adapter's published files, or not as they were trained."""
+
+    code = ErrorCode.NOT_APPLIED
 
 
 class TimeLimitError(TrainingError):
@@ -219,6 +228,18 @@ class ChildCrashedError(TrainingError):
     code = ErrorCode.CHILD_CRASHED
 
 
+class ReportedError(TrainingError):
+    """What the process that tries the published files has found wrong, under its own code."""
+
+    def __init__(self, reported: TrainerError) -> None:
+        super().__init__(reported.message, reported.hint)
+        self._reported = reported
+
+    def as_protocol(self) -> TrainerError:
+        """The error as that process has written it."""
+        return self._reported
+
+
 class UnfitError(TrainingError):
     """A check of the machine failed: no training should begin on it."""
 
@@ -237,6 +258,12 @@ class ExportRefusedError(TrainingError):
 
 class PublishingError(TrainingError):
     """The adapter is complete on the volume, but not in the bucket. The next attempt publishes it."""
+
+
+class ProofMissingError(PublishingError):
+    """The process that tries the published files on the base could not do so; the next attempt does."""
+
+    code = ErrorCode.PROOF_MISSING
 
 
 class GrantMissingError(PublishingError):

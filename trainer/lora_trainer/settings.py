@@ -25,6 +25,8 @@ class Settings(BaseSettings):
 
     child: str = "lora_trainer.recipe.train"
     """The module that the child process runs; it does the training."""
+    proof: str = "lora_trainer.proof.process"
+    """The module that the second child process runs; it tries the published files on the base, as a server would."""
     volume: Path | None = None
     """Folder of job folders and models. None: the first that exists of `/runpod-volume`, `/workspace` and the home."""
     serving_folder: Path | None = None

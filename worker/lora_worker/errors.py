@@ -22,6 +22,8 @@ WorkerError
 ├── PreflightError        the job can't be trained as it is; permanent; the text is for the user
 │   └── DatasetPendingError       the job's dataset is still being uploaded or validated; the job waits
 ├── ArtifactError         the uploaded files are not those that the manifest lists
+│   ├── ProofMissingError         their manifest does not say that the adapter was tried on its base
+│   └── ProofRefusedError         what it says of that is of another adapter, or shows that nothing is applied
 ├── PassIncompleteError   a single pass (`run --once`) could not do all of its work (exit 1)
 └── LeaseLostError        another worker has taken over the run; this worker must write nothing more for it
 """
@@ -142,6 +144,14 @@ class DatasetPendingError(PreflightError):
 
 class ArtifactError(WorkerError):
     """The files in the bucket are not those that the manifest lists. The text is for the user."""
+
+
+class ProofMissingError(ArtifactError):
+    """The manifest has no proof that the adapter is applied: its trainer is older than this worker."""
+
+
+class ProofRefusedError(ArtifactError):
+    """The manifest's proof is of other weights, or shows that the adapter changes nothing."""
 
 
 class PassIncompleteError(WorkerError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lora_trainer.run.proof_task import Proof, ProofTask
 from lora_trainer.run.task import Outcome, Task
 
 
@@ -22,6 +23,22 @@ class Progress:
 
     def training_begins(self) -> None:
         pass
+
+
+def proven(task: Task, **changes: Any) -> Proof:
+    """What trying the files finds that a training of the task has left."""
+    from lora_trainer.proof.process import attempt
+
+    return attempt(
+        ProofTask(
+            execution_id=task.execution_id,
+            job_folder=task.job_folder,
+            folder=task.folder,
+            volume=task.volume,
+            hyperparameters=task.hyperparameters,
+            **{"archive_name": task.archive_name, **changes},
+        )
+    )
 
 
 def trained(task: Task, *, stop_after: int | None = None) -> Outcome:

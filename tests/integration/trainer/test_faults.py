@@ -11,6 +11,7 @@ import pytest
 from lora_contract.error_codes import ErrorCode
 from lora_trainer.run.task import Retry
 from tests.integration.trainer.child import make_task, train
+from tests.integration.trainer.in_process import proven
 
 pytestmark = pytest.mark.gpu_stack
 
@@ -93,6 +94,8 @@ def test_early_stopping_keeps_the_best_adapter_with_all_options(tmp_path, tiny_m
     assert any("vLLM refuses" in note and "merge in bf16" in note for note in outcome.summary.notes)
     assert "| validation loss before training | 6.0000 |" in (task.artifact / "README.md").read_text()
     assert "max-lora-rank" not in (task.artifact / "README.md").read_text()
+    found = proven(task)
+    assert (found.error, found.application.modules) == (None, 28)
     _check_archive(task, tiny_model, tmp_path / "deployed")
 
 

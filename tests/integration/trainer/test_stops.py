@@ -94,7 +94,7 @@ def publish(folder, name):
     stop = Chat(tokenizer).rendering.stop
     point = Point(step=1, epoch=1.0, training_loss=1.0)
     facts = facts_for(folder / "base", stop)
-    save_artifact(folder / "adapter", adapted, tokenizer, facts, points=[point], archive_name=None)
+    save_artifact(folder / "adapter", adapted, tokenizer, facts, points=[point])
     return folder / "adapter"
 
 

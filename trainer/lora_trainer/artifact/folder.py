@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from lora_contract.curve import format_log
 from lora_contract.protocol import LOG_NAME, Point
-from lora_trainer.artifact.archive import write_archive
 from lora_trainer.artifact.evaluation import write_evaluation
 from lora_trainer.artifact.generation import save_generation_config
 from lora_trainer.artifact.model_card import ArtifactFacts, model_card
@@ -36,11 +35,10 @@ def save_artifact(
     facts: ArtifactFacts,
     *,
     points: list[Point],
-    archive_name: str | None,
 ) -> None:
-    """Write every file of the artifact into `folder`. Rounds the model's trained weights to bf16.
+    """Write every file of the artifact into `folder`, but for what `lora_trainer.proof` adds: answers and the archive.
 
-    `archive_name` is the path of the archive relative to `folder`; without one no archive is written.
+    Rounds the model's trained weights to bf16.
 
     Raises:
         DiskFullError: there is no room for the files.
@@ -69,8 +67,6 @@ def save_artifact(
         _write(folder / "split.json", json.dumps(facts.split, indent=2))
         _write(folder / "environment.json", json.dumps(environment(facts), indent=2))
         draw_loss(points, folder / "loss.png", unit=facts.loss_unit)
-        if archive_name is not None:
-            write_archive(folder, folder / archive_name)
 
 
 def round_adapter(model: torch.nn.Module) -> None:

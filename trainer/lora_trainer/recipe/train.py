@@ -134,9 +134,7 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
     round_adapter(trainer.model)
     evaluator.measure_tuned()
     facts = collect_facts(task, setup, lora, callback, evaluator, gpu)
-    save_artifact(
-        task.artifact, lora.model, setup.tokenizer, facts, points=callback.points, archive_name=task.archive_name
-    )
+    save_artifact(task.artifact, lora.model, setup.tokenizer, facts, points=callback.points)
     evaluator.hand_on(task.folder)
     return Outcome(
         status="trained",

@@ -39,6 +39,7 @@ from lora_trainer.run.channel import ChannelClient
 from lora_trainer.run.child import TrainingChild, finish
 from lora_trainer.run.download import download_adapter, download_dataset
 from lora_trainer.run.logs import LogTail, describe, secrets_of
+from lora_trainer.run.proving import Prover, proof_task
 from lora_trainer.run.publishing import publish
 from lora_trainer.run.runpod_progress import ProgressPoster, Send
 from lora_trainer.run.serving import serve, withdraw
@@ -98,6 +99,7 @@ class Execution:
             on_line=self._log.add,
             secrets=secrets,
         )
+        self._prover = Prover(settings, on_line=self._log.add, secrets=secrets)
 
     async def run(self) -> Result:
         """Train and publish. Raises nothing but `CancelledError`: the result says what went wrong.
@@ -179,7 +181,7 @@ class Execution:
             return reason
         return GrantMissingError(
             f"{reason.message} The adapter is trained, but not published.",
-            "It is kept on the volume; the next attempt publishes it without training again.",
+            "It is kept on the volume; the next attempt tries and publishes it without training again.",
         )
 
     async def _keep_fence(self, channel: ChannelClient) -> None:
@@ -237,8 +239,10 @@ class Execution:
             artifact, outcome = finished
             outcome.summary.notes.append("An earlier attempt had trained this adapter; it was published as it was.")
         self._outcome = outcome
-        outcome.summary.execution_seconds = self._seconds()
         crash_point("trainer.save.after")
+        self._report(Stage.SAVING)
+        await self._prover.prove(proof_task(self._request, self._folder, artifact, outcome, self._settings), outcome)
+        outcome.summary.execution_seconds = self._seconds()
         self._report(Stage.UPLOADING)
         await serve(artifact, outcome, self._request, self._settings, is_current=self._folder.is_owned)
         manifest = await publish(
@@ -295,7 +299,7 @@ class Execution:
         self._spans.enter(progress.stage)
         if self._poster.latest is None or self._poster.latest.stage != progress.stage:
             self._stage_begins.set()
-        self._poster.update(progress)
+        self._poster.update(progress.model_copy(update={"proves": True}))
 
     def _report(self, stage: Stage) -> None:
         self._take_progress(
@@ -338,6 +342,7 @@ class Execution:
         if outcome is not None:
             result.error, result.metrics = outcome.error, outcome.metrics
             result.summary, result.points = outcome.summary, self._thin(outcome.points, outcome.summary)
+            result.evaluation, result.application = outcome.evaluation, outcome.application
         if latest is not None and not result.points:
             # The outcome of a child that failed or died has no curve; take what it reported before.
             result.summary.total_steps = result.summary.total_steps or latest.total_steps

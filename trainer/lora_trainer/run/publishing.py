@@ -98,6 +98,8 @@ async def publish(
             summary=outcome.summary,
             points=points,
             serving=outcome.serving,
+            evaluation=outcome.evaluation,
+            application=outcome.application,
         )
     )
     async with httpx.AsyncClient(timeout=httpx.Timeout(300, connect=15), transport=transport) as http:

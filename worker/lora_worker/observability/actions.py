@@ -39,6 +39,7 @@ class Action(StrEnum):
     RUN_MISSING = "run.missing"
     RUN_SILENT = "run.silent"
     RUN_NEVER_READY = "run.never_ready"
+    TRAINER_OUTDATED = "trainer.outdated"
     RUN_STOPPING = "run.stopping"
     RUN_NOT_STOPPING = "run.not_stopping"
     RUN_PROGRESS_REFUSED = "run.progress_refused"

@@ -17,7 +17,14 @@ from lora_worker.errors import LeaseLostError
 from lora_worker.launchers.base import LaunchState, Observation
 from lora_worker.observability.actions import Action
 from lora_worker.runs.applying import apply
-from lora_worker.runs.outcomes.failures import ARTIFACT_MISSING, NEVER_READY, WORKER_FAULT, WORKER_KILLED
+from lora_worker.runs.outcomes.failures import (
+    ARTIFACT_MISSING,
+    NEVER_READY,
+    TRAINER_OUTDATED,
+    UPDATE_IMAGE,
+    WORKER_FAULT,
+    WORKER_KILLED,
+)
 from lora_worker.runs.outcomes.results import parse_result
 from lora_worker.runs.outcomes.verdicts import AwaitManifest, Finish, Stop, Verdict, judge
 from lora_worker.runs.rows.progress_entries import make_report, progress_report
@@ -184,6 +191,8 @@ async def _look(held: HeldRun, external_job_id: str) -> None:
         apply(held, StopDecided(exceeded))
     if exceeded is NEVER_READY:
         log.error("the endpoint's workers never get ready", action=Action.RUN_NEVER_READY)
+    if exceeded is TRAINER_OUTDATED:
+        log.error("the endpoint's image is too old", action=Action.TRAINER_OUTDATED, remedy=UPDATE_IMAGE)
     apply(held, Reported(progress_report(held)))
 
 

@@ -19,7 +19,7 @@ from lora_contract.crash_points import crash_point
 from lora_contract.protocol import MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactFile, Manifest
 from lora_worker.errors import ArtifactError, ObjectMissingError, ServiceRefusedError
 from lora_worker.storage.artifact_paths import ArtifactPaths
-from lora_worker.storage.manifests import parse_manifest
+from lora_worker.storage.manifests import check_proof, parse_manifest
 from lora_worker.storage.objects import Storage
 
 
@@ -48,10 +48,15 @@ async def has_manifest(storage: Storage, bucket: str, paths: ArtifactPaths) -> b
     return False
 
 
-async def collect(store: ArtifactStore, *, run_id: UUID) -> Manifest | None:
+async def collect(store: ArtifactStore, *, run_id: UUID, needs_proof: bool) -> Manifest | None:
     """Move a run's artifact to its final place and verify it; returns its manifest, or None if nothing was published.
 
+    `needs_proof`: whether the trainer must have tried the adapter on its base. An artifact that is in its final place
+    already was judged by the worker that put it there.
+
     Raises:
+        ProofMissingError: the manifest has no such proof.
+        ProofRefusedError: its proof is of another adapter, or shows that nothing is applied.
         ArtifactError: the files are not those that the manifest lists.
         ServiceError: the storage did not answer; the next call continues where this one stopped.
         LeaseLostError: another worker may have taken over the run.
@@ -66,6 +71,8 @@ async def collect(store: ArtifactStore, *, run_id: UUID) -> Manifest | None:
     if staged is None:
         return None
     manifest = parse_manifest(staged, run_id)
+    if needs_proof or manifest.application is not None:
+        check_proof(manifest)
     for file in manifest.files:
         await _keep(store, file)
     await keep_manifest(store, manifest, staged)

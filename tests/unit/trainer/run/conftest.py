@@ -19,6 +19,7 @@ def settings(tmp_path, monkeypatch):
     monkeypatch.setenv("RUNPOD_AI_API_KEY", "secret-of-runpod")
     return Settings(
         child="tests.unit.trainer.fake_child",
+        proof="sandbox.standin_proof",
         volume=tmp_path / "volume",
         heartbeat_seconds=0.05,
         progress_seconds=0.01,

@@ -61,7 +61,7 @@ async def test_progress_is_posted_in_order_and_stages_only_move_forward(project,
     run = Run(settings)
     await run.result()
     stages = [post["stage"] for post in run.posts]
-    order = ["setup", "downloading", "preparing", "training", "uploading"]
+    order = ["setup", "downloading", "preparing", "training", "saving", "uploading"]
     assert stages == sorted(stages, key=order.index)
     assert [post["progress"] for post in run.posts] == sorted(post["progress"] for post in run.posts)
     assert run.posts[-1]["points"]

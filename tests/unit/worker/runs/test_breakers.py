@@ -7,7 +7,7 @@ import pytest
 from lora_contract.error_codes import FAULTS, ErrorCode, Fault
 from lora_contract.protocol import Stage
 from lora_worker.launchers.base import EndCause, LaunchState, Observation
-from lora_worker.runs.outcomes.failures import NEVER_READY, Failure
+from lora_worker.runs.outcomes.failures import NEVER_READY, NOT_PROVEN, TRAINER_OUTDATED, Failure
 from lora_worker.runs.steps.breakers import blame
 
 _BASE = (ErrorCode.BASE_MODEL_UNKNOWN, ErrorCode.BASE_MODEL_UNREACHABLE, ErrorCode.BASE_MODEL_MISMATCH)
@@ -68,3 +68,8 @@ def test_image_is_blamed_if_it_ends_without_a_report(
 
 def test_image_is_blamed_if_workers_never_get_ready() -> None:
     assert blame(NEVER_READY, failed(state=LaunchState.QUEUED), checked_in=False, stage=None) == "image"
+
+
+@pytest.mark.parametrize("failure", [TRAINER_OUTDATED, NOT_PROVEN])
+def test_image_is_blamed_where_its_trainer_proves_nothing(failure: Failure) -> None:
+    assert blame(failure, failed(state=LaunchState.RUNNING), checked_in=True, stage=Stage.SETUP) == "image"

@@ -52,6 +52,20 @@ EARLIER_TRAINER = Failure(
     "The training ended, but was done by an earlier program, whose files this service does not fetch. "
     "Please report it to support.",
 )
+TRAINER_OUTDATED = Failure(
+    "trainer_outdated",
+    Fault.INFRASTRUCTURE,
+    "The GPU machines run a training program that is too old for this service: it does not try a finished adapter. "
+    "The job is tried again once they have the new one.",
+)
+NOT_PROVEN = Failure(
+    "not_proven",
+    Fault.PERMANENT,
+    "The training ended, but the GPU machine's training program did not try the adapter on its base, as this service "
+    "asks for. Its operator has to update that program; then start the job again.",
+)
+UPDATE_IMAGE = "set this release's image of the trainer in deploy.toml, `lora-worker deploy apply`, then `resume`"
+"""What an operator does about an outdated trainer."""
 STORAGE_REFUSED = Failure(
     ErrorCode.STORAGE_REFUSED,
     FAULTS[ErrorCode.STORAGE_REFUSED],
@@ -75,12 +89,12 @@ _KNOWN_CODES = frozenset(
     {
         *ErrorCode,
         *(failure.code for failure in (
-            ARTIFACT_MISSING, CANCELLED_ELSEWHERE, WORKER_KILLED, EARLIER_TRAINER, WORKER_FAULT, SILENT, LOST,
-            NEVER_STARTED, NEVER_READY, NO_RESULT, CRASHED,
+            ARTIFACT_MISSING, CANCELLED_ELSEWHERE, WORKER_KILLED, EARLIER_TRAINER, NOT_PROVEN, TRAINER_OUTDATED,
+            WORKER_FAULT, SILENT, LOST, NEVER_STARTED, NEVER_READY, NO_RESULT, CRASHED,
         )),
         # Of the preflight, and of what a run asked for or ended with.
         "budget_exhausted", "dataset_deleted", "dataset_foreign", "dataset_missing", "dataset_not_ready",
-        "gpu_config_invalid", "job_missing", "job_unreadable", "result_refused", "training_failed",
+        "gpu_config_invalid", "job_missing", "job_unreadable", "proof_refused", "result_refused", "training_failed",
         "upload_request_invalid", "waiting_for_dataset",
     }
 )  # fmt: skip

@@ -152,6 +152,11 @@ class HeldRun:
         return self.services.clock() - self.launched_at
 
     @property
+    def needs_proof(self) -> bool:
+        """Whether the trainer must try the finished adapter on its base: launches of an earlier worker did not say."""
+        return bool((self.assignment.run.launched_with or {}).get("needs_proof"))
+
+    @property
     def rate(self) -> Rate:
         """What the run is billed at: the rate of its launch, or the rate that a launch would have now."""
         launched_with, settings, job = self.assignment.run.launched_with, self.services.settings, self.assignment.job

@@ -17,7 +17,7 @@ from lora_worker.database.rows import parse_hyperparameters
 from lora_worker.errors import LeaseLostError, PreflightError
 from lora_worker.launchers.base import EndCause, LaunchState, Observation
 from lora_worker.observability.actions import Action
-from lora_worker.runs.outcomes.failures import NEVER_READY, Failure
+from lora_worker.runs.outcomes.failures import NEVER_READY, NOT_PROVEN, TRAINER_OUTDATED, Failure
 from lora_worker.runs.state.events import Settled
 from lora_worker.runs.state.held_run import HeldRun
 
@@ -33,6 +33,7 @@ _OF_THE_BASE = frozenset(
     {ErrorCode.BASE_MODEL_UNKNOWN, ErrorCode.BASE_MODEL_UNREACHABLE, ErrorCode.BASE_MODEL_MISMATCH}
 )
 _WHILE_IT_LOADS = frozenset({ErrorCode.OUT_OF_MEMORY, ErrorCode.DISK_FULL, ErrorCode.CHILD_CRASHED, ErrorCode.INTERNAL})
+_OF_THE_IMAGE = frozenset({NEVER_READY.code, TRAINER_OUTDATED.code, NOT_PROVEN.code})
 _OF_ITS_JOB = frozenset({EndCause.RAISED, EndCause.OUT_OF_MEMORY})
 
 
@@ -42,7 +43,7 @@ def blame(failure: Failure, observation: Observation | None, *, checked_in: bool
     `stage` is the furthest stage that the trainer is known to have reached. What broke while data was read or trained
     may be due to this user's data, so no other job is held for it.
     """
-    if failure.code == NEVER_READY.code:
+    if failure.code in _OF_THE_IMAGE:
         return "image"
     if failure.code in _OF_THE_BASE:
         return "base_model"

@@ -167,6 +167,7 @@ async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) ->
     launched_with: dict[str, Any] = {
         "dataset_id": job.dataset_id and str(job.dataset_id),
         **plan.rate.model_dump(),
+        "needs_proof": True,
         **({"init_adapter": {"id": str(plan.init_adapter.id)}} if plan.init_adapter else {}),
         # By this key the database knows that the volume may hold the adapter, and has it removed one day.
         **({"serving_name": request.output.serving_name} if request.output.serving_name else {}),

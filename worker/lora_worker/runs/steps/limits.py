@@ -1,9 +1,9 @@
-"""The limits of a run's time, money and wait for a GPU, as the worker watches them."""
+"""The limits of a run's time, money and wait for a GPU, as the worker watches them, and of its trainer's age."""
 
 from __future__ import annotations
 
 from lora_worker.launchers.base import Observation
-from lora_worker.runs.outcomes.failures import NEVER_READY, OVER_BUDGET, OVER_TIME, Failure
+from lora_worker.runs.outcomes.failures import NEVER_READY, OVER_BUDGET, OVER_TIME, TRAINER_OUTDATED, Failure
 from lora_worker.runs.state.held_run import HeldRun
 
 _MARGIN_SECONDS = 180.0
@@ -18,6 +18,9 @@ def longest_seconds(held: HeldRun) -> float:
 def exceeded_limit(held: HeldRun, observation: Observation) -> Failure | None:
     """Why the run must be stopped for a limit; None while it keeps within all of them."""
     settings = held.services.settings
+    if held.needs_proof and held.progress is not None and not held.progress.proves:
+        # Whatever it trained would be refused at its end: stopped now, it costs no more than its start.
+        return TRAINER_OUTDATED
     if not held.has_checked_in and held.endpoint.keeps_waiting(
         observation.state, launch_age_seconds=held.launch_age_seconds, limit_seconds=settings.max_start_seconds
     ):

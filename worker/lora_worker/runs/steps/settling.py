@@ -17,12 +17,21 @@ from lora_contract.error_codes import ErrorCode, Fault
 from lora_contract.protocol import LOG_NAME, FinalMetrics, Manifest, Point, Summary
 from lora_worker.database.rows import Job
 from lora_worker.datasets.preflight import WAITING_FOR_DATASET
-from lora_worker.errors import ArtifactError, ServiceError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.errors import (
+    ArtifactError,
+    ProofMissingError,
+    ProofRefusedError,
+    ServiceError,
+    ServiceRefusedError,
+    ServiceUnavailableError,
+)
 from lora_worker.observability.actions import Action
 from lora_worker.runs.outcomes.failures import (
     ARTIFACT_MISSING,
     EARLIER_TRAINER,
+    NOT_PROVEN,
     STORAGE_REFUSED,
+    UPDATE_IMAGE,
     Failure,
 )
 from lora_worker.runs.outcomes.results import LegacyResult
@@ -50,6 +59,10 @@ _FETCH_TRIES = 5
 """How often gigabytes are fetched while the storage does not take them."""
 _MAX_LOG_BYTES = 64 * 1024**2
 _EARLIER_REMEDY = "give the endpoint this trainer's image, or set LORA_WORKER_EARLIER_TRAINER=true"
+_NOT_TRIED = (
+    "An earlier training program made this adapter, which does not try it on its base: ask it something, and compare "
+    "the answer with the base's."
+)
 _DATASET_SECONDS = 60.0
 _MAX_DATASET_SECONDS = 1800.0
 """A job that was claimed before its dataset was ready waits this long, doubled with each attempt up to the maximum."""
@@ -84,7 +97,7 @@ async def collect_artifact(held: HeldRun, ending: Ending) -> Collected | Foreign
         ServiceError: the storage did not answer.
     """
     services = held.services
-    found = await _judge(ending, collect(_store(held), run_id=held.assignment.run.id))
+    found = await _judge(ending, collect(_store(held), run_id=held.assignment.run.id, needs_proof=held.needs_proof))
     if found.manifest is not None or found.ending is not ending or ending.legacy is None:
         return found
     if not services.settings.earlier_trainer:
@@ -106,15 +119,27 @@ async def fetch_artifact(held: HeldRun, ending: Ending, legacy: LegacyResult) ->
 async def _judge(ending: Ending, work: Awaitable[Manifest | None]) -> Collected:
     """The manifest that the work brings; or, where its artifact can't be kept, what the run ended with instead."""
     try:
-        return Collected(await work, ending)
+        return Collected(_with_note(await work), ending)
+    except ProofMissingError as error:
+        log.error("artifact refused", action=Action.TRAINER_OUTDATED, problem=str(error), remedy=UPDATE_IMAGE)
+        return Collected(None, Ending(NOT_PROVEN, result=ending.result))
     except ArtifactError as error:
         log.warning("artifact refused", action=Action.ARTIFACT_REFUSED, problem=str(error))
-        failure = Failure(ARTIFACT_MISSING.code, Fault.TRANSIENT, str(error))
+        code = "proof_refused" if isinstance(error, ProofRefusedError) else ARTIFACT_MISSING.code
+        failure = Failure(code, Fault.TRANSIENT, str(error))
         return Collected(None, Ending(failure, result=ending.result))
     except ServiceRefusedError as error:
         if error.status not in {404, 413, 415}:
             raise
         return Collected(None, Ending(STORAGE_REFUSED, result=ending.result))
+
+
+def _with_note(manifest: Manifest | None) -> Manifest | None:
+    """The manifest, with a sentence for the user where nobody has tried the adapter: its trainer is an earlier one."""
+    if manifest is None or manifest.application is not None:
+        return manifest
+    summary = manifest.summary.model_copy(update={"notes": [*manifest.summary.notes, _NOT_TRIED]})
+    return manifest.model_copy(update={"summary": summary})
 
 
 def _store(held: HeldRun) -> ArtifactStore:
