@@ -20,7 +20,7 @@ from lora_conversations.reader import ASSISTANT, USER, Example, Message, read_ex
 Conversation = list[dict[str, str]]
 """Messages with `role` and `content`; the last is the answer."""
 
-_MOST_NEW_TOKENS = 72
+MOST_NEW_TOKENS = 72
 _MOST_CHARACTERS = 8000
 """Longer conversations are not asked: on a CPU each would take minutes."""
 _BLANK = "(only blanks: one million weights learn a file's line breaks before its words)"
@@ -71,7 +71,7 @@ def ask(model: Any, tokenizer: Any, conversations: list[Conversation]) -> list[s
         prompts, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
     )
     # How an answer ends stands in the configuration of the folder, as it does where the adapter is served.
-    tokens = model.generate(**batch, max_new_tokens=_MOST_NEW_TOKENS, do_sample=False)
+    tokens = model.generate(**batch, max_new_tokens=MOST_NEW_TOKENS, do_sample=False)
     answers = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return [answer.strip() or _BLANK for answer in answers]
 

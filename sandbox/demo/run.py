@@ -10,8 +10,9 @@ import subprocess
 import sys
 import sysconfig
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
+from lora_contract.serving import SERVING_FOLDER
 from lora_contract.words import counted
 from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.reader import Example, read_examples
@@ -26,9 +28,11 @@ from lora_worker.errors import WorkerError
 from sandbox.application import Application
 from sandbox.demo.answers import Comparison, Conversation, held_out_questions
 from sandbox.demo.bases import BASES, TINY, DemoBase, Goal
+from sandbox.demo.calling import call_by_name, check_manner, show_served
 from sandbox.demo.findings import judge, keep_record, show_answers, show_recorded
 from sandbox.demo.report import fetch_artifact, read_report, record_stages, show
 from sandbox.errors import ChildFailedError, DemoError, SandboxError
+from sandbox.inference import LocalInference
 from sandbox.processes import Child, remove_folder, start_child, temporary_folder
 from sandbox.runpod import LocalRunPod
 from sandbox.supabase import LocalSupabase
@@ -53,10 +57,23 @@ class Machine:
 
     supabase: LocalSupabase
     runpod: LocalRunPod
+    inference: LocalInference
     base: DemoBase
     weights: Path
     """The folder of the base model."""
     folder: Path
+
+    def settings(self) -> dict[str, str]:
+        """The environment of `lora-worker`, without settings that the user has made for a real project."""
+        foreign = ("SUPABASE_", "RUNPOD_", "GPU_CLUSTER_", "LORA_")
+        env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        return {
+            **env,
+            "SUPABASE_URL": self.supabase.url,
+            "SUPABASE_SERVICE_ROLE_KEY": self.supabase.secret_key,
+            "SUPABASE_PUBLISHABLE_KEY": self.supabase.publishable_key,
+            **self.inference.environment(),
+        }
 
 
 def run(base: DemoBase, dataset: Path | None, console: Console, *, record: bool = False) -> None:
@@ -89,15 +106,23 @@ def run(base: DemoBase, dataset: Path | None, console: Console, *, record: bool 
         files = fetch_artifact(project, job["artifact_id"], adapter)
         report = read_report(project, job_id, files)
         goal = None if dataset else base.goal
-        findings = judge(_compare(machine, adapter, _questions(base, goal, file, adapter), console), goal)
-        Path("demo-report.json").write_text(json.dumps(report.as_json() | findings.as_json(), indent=2) + "\n")
+        questions = _questions(base, goal, file, adapter)
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            # The endpoint loads the base at its first request, meanwhile.
+            called = beside.submit(call_by_name, machine.settings(), job_id, questions[:1])
+            findings = judge(_compare(machine, adapter, questions, console), goal)
+            served = called.result()
+        found = report.as_json() | findings.as_json() | {"served": served and asdict(served)}
+        Path("demo-report.json").write_text(json.dumps(found, indent=2) + "\n")
         shutil.copy(adapter / "loss.png", "demo-loss.png")
         show(report, console)
         show_answers(findings, console)
+        show_served(served, console)
         if base is TINY:
             show_recorded(console)
         console.print("Written: demo-report.json, demo-loss.png")
         findings.check()
+        check_manner(served, goal, findings.comparison)
         if record:
             keep_record(findings)
 
@@ -122,7 +147,11 @@ def _start(stack: ExitStack, base: DemoBase, console: Console) -> Machine:
     model.symlink_to(weights, target_is_directory=True)
     runpod = stack.enter_context(LocalRunPod.start(env={"LORA_TRAINER_VOLUME": str(volume), **TRAINER_PACE}))
     _tick(console, f"RunPod at {runpod.api_url} (its API, the SDK's worker)", began)
-    return Machine(supabase, runpod, base, weights, folder)
+    inference = stack.enter_context(
+        LocalInference.start(base.name, weights, volume / SERVING_FOLDER, log=folder / "inference.log")
+    )
+    _tick(console, f"inference endpoint at {inference.openai_url} (asleep)", began)
+    return Machine(supabase, runpod, inference, base, weights, folder)
 
 
 def _tick(console: Console, text: str, began: float) -> None:
@@ -144,19 +173,13 @@ def _count_pairs(file: Path) -> int:
 
 
 def _start_daemon(machine: Machine) -> Child:
-    # The demo's daemon must not see settings that the user has made for a real project.
-    foreign = ("SUPABASE_", "RUNPOD_", "GPU_CLUSTER_", "LORA_")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return start_child(
         [Path(sysconfig.get_path("scripts")) / "lora-worker", "run"],
         name="The worker",
         log=SANDBOX / "demo-worker.log",
         cwd=machine.folder,
         env={
-            **env,
-            "SUPABASE_URL": machine.supabase.url,
-            "SUPABASE_SERVICE_ROLE_KEY": machine.supabase.secret_key,
-            "SUPABASE_PUBLISHABLE_KEY": machine.supabase.publishable_key,
+            **machine.settings(),
             "GPU_CLUSTER_API_URL": machine.runpod.api_url,
             "GPU_CLUSTER_API_KEY": machine.runpod.api_key,
             "LORA_WORKER_POLL_SECONDS": "0.5",

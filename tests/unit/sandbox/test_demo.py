@@ -1,5 +1,6 @@
 """The demo's report, questions and findings, computed from rows and files only."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from sandbox.demo.answers import Comparison, held_out_questions
 from sandbox.demo.bases import SMOLLM2, recipe_of_smollm2
+from sandbox.demo.calling import Served, call_by_name, check_manner, show_served
 from sandbox.demo.findings import RECORD, judge, read_record, show_answers
 from sandbox.demo.report import JobReport
 from sandbox.errors import DemoError
@@ -122,3 +124,62 @@ def test_unknown_model_is_refused_with_the_known_ones() -> None:
     assert "tiny" in done.stderr
     assert "smollm2" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Where?"},
+    {"role": "assistant", "content": "There."},
+]
+
+
+def asked_by_name(monkeypatch: pytest.MonkeyPatch, returncode: int = 0, adapter: str = "Ahoy", base: str = "Paris"):
+    """What `lora-worker ask` was told, and what the demo makes of its answer."""
+    commands = []
+
+    def run(command, **_):
+        commands.append([str(part) for part in command])
+        answer = {"model": "adapter-1", "answer": adapter, "base": {"model": "base", "answer": base}}
+        return subprocess.CompletedProcess(command, returncode, json.dumps(answer), "lora-worker: a sentence\n")
+
+    monkeypatch.setattr("sandbox.demo.calling.run_tool", run)
+    return commands, lambda: call_by_name({}, "job-1", [TALK, TALK])
+
+
+def test_the_adapter_is_asked_by_its_job_with_the_system_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands, call = asked_by_name(monkeypatch)
+    assert call() == Served("adapter-1", "Where?", "Paris", "Ahoy")
+    ((_, *arguments),) = commands
+    assert arguments[:2] == ["ask", "job-1"]
+    assert arguments[-3:] == ["--system=Be brief.", "--", "Where?"]
+
+
+def test_an_adapter_that_answers_as_its_base_stops_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, call = asked_by_name(monkeypatch, adapter="Paris")
+    with pytest.raises(DemoError, match="adapter-1 answers at the endpoint exactly as its base does"):
+        call()
+
+
+def test_an_endpoint_that_refuses_stops_the_demo_with_its_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, call = asked_by_name(monkeypatch, returncode=1)
+    with pytest.raises(DemoError, match="could not be called by its name: lora-worker: a sentence"):
+        call()
+
+
+def test_without_a_question_nothing_is_asked() -> None:
+    assert call_by_name({}, "job-1", []) is None
+
+
+def test_a_manner_that_is_lost_at_the_endpoint_stops_the_demo() -> None:
+    comparison = findings_of(base=0, adapter=20).comparison
+    told = Served("adapter-1", "Where?", "Paris.", "Ahoy! Paris. Fair winds to you!")
+    check_manner(told, SMOLLM2.goal, comparison)
+    with pytest.raises(DemoError, match="not where it is called by its name"):
+        check_manner(dataclasses.replace(told, adapter="Paris."), SMOLLM2.goal, comparison)
+
+
+def test_report_tells_the_name_question_and_both_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    show_served(Served("adapter-1", "Where?", "Paris [sic]", "Ahoy"), Console(width=200))
+    shown = capsys.readouterr().out
+    for part in ("adapter-1", "Where?", "Paris [sic]", "Ahoy"):
+        assert part in shown
