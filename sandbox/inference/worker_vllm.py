@@ -7,11 +7,45 @@ yields is the answer. A refusal of vLLM loses its status there: it becomes text 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from sandbox.inference.answers import Json
+from sandbox.inference.served import ServeSettings
 from sandbox.inference.vllm import VllmServer
+
+_RESOLVER = "lora_filesystem_resolver"
+_MOUNT = "/runpod-volume"
+
+
+def serve_settings(variables: Mapping[str, str], volume: Path) -> ServeSettings:
+    """What worker-vllm and vLLM make of a container's variables (src/args_builder.py; vLLM's envs.py).
+
+    `volume` is the folder that the container sees as /runpod-volume.
+
+    Raises:
+        ValueError: vLLM would not start.
+    """
+    if not variables.get("MODEL_NAME"):
+        raise ValueError("vllm serve gets no --model")
+    takes_adapters = variables.get("ENABLE_LORA", "").strip().lower() in {"true", "1", "yes", "on"}
+    may_change = variables.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0").strip().lower() in {"1", "true"}
+    plugins, folder = variables.get("VLLM_PLUGINS"), variables.get("VLLM_LORA_RESOLVER_CACHE_DIR")
+    # Without a list of plugins vLLM loads all of them.
+    place = None
+    if folder and (plugins is None or _RESOLVER in plugins.split(",")):
+        place = volume / Path(folder).relative_to(_MOUNT)
+        if not place.is_dir():
+            raise ValueError("VLLM_LORA_RESOLVER_CACHE_DIR must be set to a valid directory")
+    return ServeSettings(
+        variables["MODEL_NAME"],
+        served_model_name=variables.get("OPENAI_SERVED_MODEL_NAME_OVERRIDE"),
+        max_loras=int(variables.get("MAX_LORAS", "1")),
+        max_cpu_loras=int(variables["MAX_CPU_LORAS"]) if "MAX_CPU_LORAS" in variables else None,
+        max_lora_rank=int(variables.get("MAX_LORA_RANK", "16")),
+        resolver_folder=place if takes_adapters and may_change else None,
+    )
 
 
 def job_input(route: str, body: Any) -> Json:

@@ -23,9 +23,10 @@ from lora_worker.deployment.survey import Survey
 from lora_worker.errors import DeploymentError
 
 MOUNT = "/runpod-volume"
+PLUGINS = "VLLM_PLUGINS"
 RESOLVER_VARIABLES = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true",
-    "VLLM_PLUGINS": "lora_filesystem_resolver",
+    PLUGINS: "lora_filesystem_resolver",
     "VLLM_LORA_RESOLVER_CACHE_DIR": f"{MOUNT}/{SERVING_FOLDER}",
 }
 """By these vLLM finds an adapter in the volume's folder at the first request for its name (0.33.0, `envs.py`)."""

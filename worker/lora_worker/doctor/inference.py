@@ -14,7 +14,7 @@ from lora_worker.deployment.account import open_api
 from lora_worker.deployment.fleet import FinishedAdapters
 from lora_worker.deployment.inference import OFFLINE_VARIABLES
 from lora_worker.deployment.resources import Endpoint
-from lora_worker.deployment.serving_plan import RESOLVER_VARIABLES
+from lora_worker.deployment.serving_plan import PLUGINS, RESOLVER_VARIABLES
 from lora_worker.doctor.account import container_faults
 from lora_worker.doctor.check import Check
 from lora_worker.errors import ServiceError, ServiceRefusedError
@@ -119,7 +119,9 @@ def _examine_finding(found: Answering) -> Iterator[Check]:
             "its network volume is none of the trainer's endpoint: finished adapters are not there",
             f"name the volume of both in deploy.toml, and {_APPLY}",
         )
-    wrong = sorted(name for name, value in RESOLVER_VARIABLES.items() if not _means(variables.get(name), value))
+    # Without a list of plugins vLLM loads all of them.
+    listed = {PLUGINS: RESOLVER_VARIABLES[PLUGINS], **variables}
+    wrong = sorted(name for name, value in RESOLVER_VARIABLES.items() if not _means(listed.get(name), value))
     if wrong:
         yield _fault(f"vLLM finds no adapter by its name: {', '.join(wrong)} are not as they have to be")
 

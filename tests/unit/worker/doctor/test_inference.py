@@ -41,6 +41,7 @@ def test_an_endpoint_that_fits_passes() -> None:
     assert examined(**with_variables(VLLM_PLUGINS="other, lora_filesystem_resolver",
                                      VLLM_LORA_RESOLVER_CACHE_DIR="/runpod-volume/lora-adapters/",
                                      VLLM_ALLOW_RUNTIME_LORA_UPDATING="1")) == passes  # fmt: skip
+    assert examined(**with_variables(VLLM_PLUGINS=None)) == passes
     merged = with_variables(MODEL_NAME="/runpod-volume/exports/bot", ENABLE_LORA=None)
     assert examined(**merged)[0].finding == "answers with /runpod-volume/exports/bot, without adapters"
 
