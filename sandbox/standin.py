@@ -5,7 +5,7 @@ With the environment of `standin_env`, the trainer's own handler starts this mod
 cancelling, checkpoints and publishing are the real ones. A training has `max_steps` steps, or ten per epoch. Tests can
 make it fail: with a `Mishap` as the job's seed in the middle of the training, or with words in the dataset in any
 stage, such as “fail in saving”, “linger in preparing” (it stays there until it is stopped) or “linger in half” (after
-half of its steps).
+half of its steps). A dataset with the words “answers side by side” gets an `evaluation.json`.
 
 It writes the messages of the protocol as plain JSON; the handler checks them with the real models. Importing these
 models here would take ten times as long as such a training, and the chaos suite trains thousands of jobs.
@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 from lora_contract.crash_points import crash_point
 from lora_trainer.recipe.stopping import StopSwitch
 from lora_trainer.run.orphans import end_with_the_handler
+from sandbox.standin_evaluation import ASKED_FOR, FIGURES, evaluation_file
 
 _STEPS_PER_EPOCH = 10
 _CHECKPOINT_STEPS = 5
@@ -120,6 +121,7 @@ class Training:
         self._resumed_from: int | None = None
         self._reported_at = 0.0
         dataset = Path(task["dataset"]).read_bytes()
+        self._leaves_samples = ASKED_FOR in dataset
         self._mishaps = {(what.decode(), stage.decode()) for what, stage in _STAGE_MISHAP.findall(dataset)}
         self._stop = StopSwitch(self._end_before_training)
 
@@ -165,6 +167,8 @@ class Training:
         artifact.mkdir(parents=True, exist_ok=True)
         (artifact / "adapter_model.safetensors").write_bytes(self._task["fingerprint"].encode() * 16)
         (artifact / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+        if self._leaves_samples:
+            write_json_atomically(artifact / "evaluation.json", evaluation_file())
 
     def _read_init_adapter(self) -> None:
         """Read the earlier adapter with which the job asks to begin, as the training would."""
@@ -239,6 +243,7 @@ class Training:
         if status == "trained":
             outcome |= {
                 "points": self._points,
+                "evaluation": FIGURES,
                 "metrics": {
                     "final_training_loss": self._points[-1]["training_loss"],
                     **{f"final_{key}": value for key, value in self._rewards(self._total_steps).items()},

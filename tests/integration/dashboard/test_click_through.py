@@ -11,10 +11,13 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from sandbox.standin import Mishap
-from tests.application.user import BASE_MODEL
+from sandbox.standin_evaluation import ASKED_FOR
+from tests.application.user import BASE_MODEL, DATASET_WORD, LINE, PAIRS
 from tests.processes.stage import Stage
 
 NAME = "<script>document.title = 'taken over'</script> & <b>Zebras</b>"
+
+RUN_NOT = "<script>document.title = 'taken over'</script>"
 
 SEVERAL_POINTS = re.compile(r"\S \S")
 
@@ -77,6 +80,19 @@ def test_a_job_moves_without_reload_and_is_cancelled_and_retried(
     assert is_marked(page)
     assert [run["status"] for run in stage.runs(job_id)] == ["cancelled", "running"]
     assert page.title().startswith(NAME)
+
+    # Of a job that completes, base and adapter stand side by side; their texts are a user's.
+    words = LINE.replace(DATASET_WORD.encode(), ASKED_FOR)
+    finished = stage.user.queue(stage.user.upload(b"\n".join([words] * PAIRS), name="Okapis"), max_steps=5)
+    page.goto(f"{page.url.partition('/jobs/')[0]}/jobs/{finished}")
+    expect(page.locator("#state")).to_contain_text("completed")
+    expect(page.locator("#result")).to_contain_text("On 34 held-out conversations the loss fell from 2.31 to 1.62")
+    expect(page.locator("#result")).to_contain_text("28 modules took 56 tensors")
+    page.get_by_role("link", name="Answers of both, side by side").click()
+    expect(page.locator(".sides pre")).to_have_text(
+        [f"A kind of tyre. {RUN_NOT}", f"A horse with stripes. {RUN_NOT}", "A horse with stripes."]
+    )
+    assert page.title().startswith("Answers side by side")
 
     page.get_by_role("link", name="Spend").click()
     expect(page.locator("#model").get_by_role("row", name=BASE_MODEL)).to_be_visible()

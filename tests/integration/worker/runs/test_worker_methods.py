@@ -15,6 +15,7 @@ import pytest
 
 from sandbox.demo.run import TRAINER_PACE
 from sandbox.runpod import LocalRunPod
+from sandbox.standin_evaluation import FIGURES
 from sandbox.supabase.project import Project
 from sandbox.tiny_model import build_tiny_model
 from tests.application.pipeline import Pipeline
@@ -90,7 +91,13 @@ def test_each_method_ends_in_rows_and_notices_of_its_kind(both_queues: Stage, pi
         has_rewards = method != "sft"
         assert ({"reward_margin", "reward_accuracy"} <= job["current_metrics"].keys()) == has_rewards
         assert ({"reward_margin", "reward_accuracy"} <= model["quality_metrics"].keys()) == has_rewards
+        assert model["quality_metrics"]["held_out_gain"] == FIGURES["held_out"]["gain"]
     assert stage.user.job(dpo)["hyperparameters"]["beta"] == 0.2
+    assert model_of(stage, sft)["quality_metrics"]["overall_score"] == 5
+    (message,) = stage.database.rows(
+        "select message from notifications where type = 'job_completed' and metadata->>'job_id' = %s", sft
+    )
+    assert "On 34 held-out conversations the loss fell from 2.31 to 1.62" in message["message"]
     # The accuracy of the stand-in ends at 1.
     assert model_of(stage, dpo)["quality_metrics"]["convergence_quality"] == "excellent"
 
@@ -105,7 +112,7 @@ def test_each_method_ends_in_rows_and_notices_of_its_kind(both_queues: Stage, pi
         assert (job["status"], job["error_message"]) == ("completed", None)
         metrics = stage.database.rows("select metric_id from pipeline_training_metrics where job_id = %s", job_id)
         names = {row["metric_id"] for row in metrics}
-        assert "training_loss" in names
+        assert {"training_loss", "held_out_gain", "tuned_validation_loss", "overall_score"} <= names
         assert ({"reward_margin", "reward_accuracy"} <= names) == (method != "sft")
 
 
