@@ -6,6 +6,8 @@ WorkerError
 │   └── DeploymentFileError       the file of a deployment is wrong; names its line and key
 ├── DeploymentError       what exists at the GPU cloud is not what a deployment can be made of (exit 1)
 ├── PortTakenError        the port of the health endpoints or of the dashboard can't be opened (exit 1)
+├── GpuServerError        the GPU server can't be started here (exit 1)
+├── ServerBusyError       the GPU server takes no more jobs now
 ├── ServiceError          a call to another service failed
 │   ├── ServiceUnavailableError   a retry may succeed: time-out, refused connection, status 5xx or 429
 │   │   └── CreationInDoubtError  no answer to the creation of a resource: it may exist, and has to be looked for
@@ -53,6 +55,14 @@ class DeploymentError(WorkerError):
 
 class PortTakenError(WorkerError):
     """The port of the health endpoints or of the dashboard can't be opened."""
+
+
+class GpuServerError(WorkerError):
+    """The GPU server can't be started here: its folder, its file or its trainer can't be used."""
+
+
+class ServerBusyError(WorkerError):
+    """The GPU server takes no more jobs now."""
 
 
 class ServiceError(WorkerError):

@@ -39,8 +39,8 @@ from lora_worker.deployment.resources import (
     Worker,
 )
 from lora_worker.errors import CreationInDoubtError, ServiceRefusedError, ServiceUnavailableError
-from lora_worker.launchers.runpod_answers import Answer as HttpAnswer
-from lora_worker.launchers.runpod_answers import read_answer, retry_after_seconds
+from lora_worker.launchers.answers import Answer as HttpAnswer
+from lora_worker.launchers.answers import read_answer, retry_after_seconds
 from lora_worker.observability.calls import called
 
 SERVICE = "RunPod's REST API"

@@ -19,8 +19,11 @@ from lora_worker.configuration.settings import (
     variables_of,
 )
 from lora_worker.errors import SettingsError
+from lora_worker.launchers import gpu_server, runpod
 from lora_worker.launchers.base import Launcher
-from lora_worker.launchers.runpod import RunPodLauncher, most_connections
+from lora_worker.launchers.gpu_server import GpuServerLauncher
+from lora_worker.launchers.gpu_server_settings import GpuServerSettings
+from lora_worker.launchers.runpod import RunPodLauncher
 from lora_worker.launchers.runpod_settings import RunPodAccount, RunPodSettings
 
 
@@ -34,7 +37,8 @@ class LauncherKind(Generic[AnySettings]):
 
 
 LAUNCHERS: Mapping[str, LauncherKind[Any]] = {
-    RunPodLauncher.name: LauncherKind(RunPodSettings, RunPodLauncher.open, most_connections),
+    RunPodLauncher.name: LauncherKind(RunPodSettings, RunPodLauncher.open, runpod.most_connections),
+    GpuServerLauncher.name: LauncherKind(GpuServerSettings, GpuServerLauncher.open, gpu_server.most_connections),
 }
 """By the name that `LORA_WORKER_LAUNCHER` chooses, which is stored with each launch."""
 

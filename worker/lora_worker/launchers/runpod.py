@@ -9,22 +9,20 @@ limit is FAILED with "executionTimeout exceeded"; bodies end at 10 MB; `{"input"
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable
 from typing import Any
 
 import httpx
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from lora_contract.connections import why_unreachable
-from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError
 from lora_worker.launchers.addresses import Addresses
 from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation, Policy
-from lora_worker.launchers.limits import CallLimit, PausedError
-from lora_worker.launchers.runpod_answers import Answer, count_of, read_answer, read_observation, retry_after_seconds
+from lora_worker.launchers.http_calls import HttpCalls
+from lora_worker.launchers.limits import CallLimit
+from lora_worker.launchers.runpod_answers import count_of, read_observation
 from lora_worker.launchers.runpod_settings import MAX_POLICY_SECONDS, RunPodSettings
-from lora_worker.observability.calls import called
 
 _GUIDE = Guide(
     title="RunPod",
@@ -47,9 +45,6 @@ _ELSEWHERE = (
     "it is at another API than GPU_CLUSTER_API_URL, and the key is not sent there: "
     "name it in LORA_WORKER_FORMER_ENDPOINTS while launches of its time live"
 )
-
-
-_REQUEST_REFUSED = frozenset({400, 413, 422})
 
 
 def _explain_refusal(status: int) -> str:
@@ -88,8 +83,6 @@ class RunPodLauncher:
     ) -> None:
         self._addresses = Addresses(url, former_endpoints)
         self.endpoint = self._addresses.present
-        self._headers = {"Authorization": f"Bearer {key}"}
-        self._http = http
         # RunPod's own, side by side and in ten seconds. Each kind has its bound: cancels never wait for looks.
         self._limits = {
             "run": CallLimit(most=min(concurrency, 200), calls=1000),
@@ -98,6 +91,7 @@ class RunPodLauncher:
             # Not in its list; less than what it allows for anything else that is only read.
             "health": CallLimit(most=_MOST_HEALTH_LOOKS, calls=200),
         }
+        self._calls = HttpCalls(http, key, service=_SERVICE, limits=self._limits)
 
     @classmethod
     def open(cls, settings: RunPodSettings, http: httpx.AsyncClient) -> RunPodLauncher:
@@ -109,29 +103,6 @@ class RunPodLauncher:
             concurrency=settings.launcher_concurrency,
             former_endpoints=settings.former_endpoints,
         )
-
-    async def _send(
-        self, operation: str, base: str, external_job_id: str | None = None, *, content: bytes | None = None
-    ) -> Answer:
-        headers = self._headers if content is None else {**self._headers, "Content-Type": "application/json"}
-        method = "POST" if operation in {"run", "cancel"} else "GET"
-        url = f"{base}/{operation}" + (f"/{external_job_id}" if external_job_id else "")
-        limit = self._limits[operation]
-        try:
-            async with limit.place() as began_at:
-                names = called("launcher", operation)
-                async with self._http.stream(
-                    method, url, headers=headers, content=content, extensions=names
-                ) as response:
-                    answer = await read_answer(response)
-                if answer.status_code == 429:
-                    limit.refused(began_at, pause_seconds=retry_after_seconds(answer.headers))
-                else:
-                    limit.taken()
-                return answer
-        except PausedError as pause:
-            # As RunPod would answer.
-            return Answer(429, {"retry-after": str(math.ceil(pause.seconds))}, b"")
 
     async def launch(self, payload: dict[str, Any], policy: Policy) -> str:
         """POST `/run`. See `Launcher.launch`.
@@ -148,26 +119,7 @@ class RunPodLauncher:
         content = json.dumps(body, allow_nan=False).encode()
         if len(content) > _MAX_BODY_BYTES:
             raise LaunchRefusedError(_SERVICE, "the job's request is larger than RunPod's 10 MB", status=413)
-        try:
-            answer = await self._send("run", self.endpoint, content=content)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise ServiceUnavailableError(_SERVICE, f"RunPod is not reachable: {why_unreachable(error)}") from None
-        except httpx.HTTPError as error:
-            raise LaunchInDoubtError(_SERVICE, f"RunPod did not answer the launch: {why_unreachable(error)}") from None
-        return await self._read_launch(answer)
-
-    @staticmethod
-    async def _read_launch(answer: Answer) -> str:
-        if answer.status_code == 429:
-            raise ServiceUnavailableError(
-                _SERVICE, "RunPod takes no more requests now (429)",
-                retry_after_seconds=retry_after_seconds(answer.headers),
-            )  # fmt: skip
-        if answer.status_code >= 500:
-            raise LaunchInDoubtError(_SERVICE, f"RunPod failed while it took the launch ({answer.status_code})")
-        if answer.status_code >= 400:
-            refused = LaunchRefusedError if answer.status_code in _REQUEST_REFUSED else ServiceRefusedError
-            raise refused(_SERVICE, _explain_refusal(answer.status_code), status=answer.status_code)
+        answer = await self._calls.post_launch("run", f"{self.endpoint}/run", content, explain=_explain_refusal)
         try:
             external_job_id = (await answer.json())["id"]
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -183,20 +135,13 @@ class RunPodLauncher:
         base = self._addresses.of(launch.endpoint)
         if base is None:
             return Observation(LaunchState.UNKNOWN, reason=_ELSEWHERE)
-        try:
-            answer = await self._send("status", base, launch.external_job_id)
-        except httpx.HTTPError as error:
-            return Observation(LaunchState.UNKNOWN, reason=why_unreachable(error))
-        if answer.status_code == 404:
-            # An unknown endpoint answers 404 too, and then every run would look lost.
-            health = await self.health(base)
-            state = LaunchState.MISSING if health.reachable else LaunchState.UNKNOWN
-            return Observation(state, reason=(None if health.reachable else health.problem) or "404")
-        if answer.status_code in {401, 403}:
-            return Observation(LaunchState.UNKNOWN, reason=_explain_refusal(answer.status_code))
-        if answer.status_code != 200:
-            return Observation(LaunchState.UNKNOWN, reason=f"HTTP {answer.status_code}")
-        return await read_observation(answer)
+        return await self._calls.look(
+            "status",
+            f"{base}/status/{launch.external_job_id}",
+            explain=_explain_refusal,
+            read=read_observation,
+            health=lambda: self.health(base),
+        )
 
     async def cancel(self, launch: LaunchRef) -> bool:
         """POST `/cancel/{id}`, a few times. See `Launcher.cancel`."""
@@ -205,25 +150,7 @@ class RunPodLauncher:
         base = self._addresses.of(launch.endpoint)
         if base is None:
             return False
-
-        async def post() -> Answer:
-            answer = await self._send("cancel", base, launch.external_job_id)
-            if answer.status_code == 429 or answer.status_code >= 500:
-                raise httpx.RemoteProtocolError(f"HTTP {answer.status_code}")
-            return answer
-
-        try:
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception(lambda error: isinstance(error, httpx.HTTPError)),
-                stop=stop_after_attempt(3),
-                wait=wait_random_exponential(multiplier=0.3, max=2),
-                reraise=True,
-            ):
-                with attempt:
-                    answer = await post()
-        except httpx.HTTPError:
-            return False
-        return answer.status_code == 404 or answer.is_success
+        return await self._calls.post_cancel("cancel", f"{base}/cancel/{launch.external_job_id}")
 
     async def health(self, endpoint: str | None = None) -> EndpointHealth:
         """GET `/health`. See `Launcher.health`."""
@@ -231,7 +158,7 @@ class RunPodLauncher:
         if base is None:
             return EndpointHealth(False, 0, 0, _ELSEWHERE)
         try:
-            answer = await self._send("health", base)
+            answer = await self._calls.send("health", "GET", f"{base}/health")
         except httpx.HTTPError as error:
             return EndpointHealth(False, 0, 0, f"RunPod is not reachable: {why_unreachable(error)}")
         if answer.status_code != 200:
