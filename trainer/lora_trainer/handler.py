@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import cache
 from typing import Any
 
@@ -38,10 +38,15 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
 
     An errand's job (`lora_contract.errands`) returns an `ErrandResult` instead.
     """
+    return await carry_out_job(job, _sending_progress(job))
+
+
+async def carry_out_job(job: dict[str, Any], sending: AbstractAsyncContextManager[Send]) -> dict[str, Any]:
+    """Carry out a training or an errand, whoever brought it. `sending` opens the way that its progress goes."""
     given = job.get("input")
     if isinstance(given, dict) and given.get("kind") is not None:
-        return (await _run_errand(job)).as_output()
-    return (await _run_training(job)).as_output()
+        return (await _run_errand(job, sending)).as_output()
+    return (await _run_training(job, sending)).as_output()
 
 
 @cache
@@ -53,10 +58,10 @@ def _traces() -> Traces:
     return traces
 
 
-async def _run_training(job: dict[str, Any]) -> Result:
+async def _run_training(job: dict[str, Any], sending: AbstractAsyncContextManager[Send]) -> Result:
     try:
         request = parse_request(job.get("input"))
-        async with _sending_progress(job) as send:
+        async with sending as send:
             execution = Execution(request, job["id"], load_settings(), send, traces=_traces())
             with _on_sigterm(execution.stop.set):
                 result = await execution.run()
@@ -69,10 +74,10 @@ async def _run_training(job: dict[str, Any]) -> Result:
         return Result(run_id=str(run_id), status="failed", error=error.as_protocol())
 
 
-async def _run_errand(job: dict[str, Any]) -> ErrandResult:
+async def _run_errand(job: dict[str, Any], sending: AbstractAsyncContextManager[Send]) -> ErrandResult:
     try:
         request = parse_errand(job["input"])
-        async with _sending_progress(job) as send:
+        async with sending as send:
             stop = asyncio.Event()
             with _on_sigterm(stop.set):
                 return await carry_out(request, load_settings(), send, stop)

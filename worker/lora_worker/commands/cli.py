@@ -15,6 +15,7 @@ from lora_worker.commands import (
     dataset,
     deploy,
     erasing,
+    gpu_server,
     guided,
     jobs,
     logs,
@@ -53,7 +54,7 @@ def options(
 
 
 GROUPS = (
-    run, queue, jobs, logs, submission, versions, ask, dataset, dashboard, money, guided, deploy, setup, erasing,
+    run, queue, jobs, logs, submission, versions, ask, dataset, dashboard, money, guided, deploy, setup, erasing, gpu_server,
 )  # fmt: skip
 for group in GROUPS:
     app.add_typer(group.commands)

@@ -1,1 +1,1 @@
-"""`lora-worker gpu-server`: the trainer on a GPU machine of one's own, behind the contract of launchers/gpu_server.py."""
+"""`lora-worker gpu-server`: the trainer on a GPU machine of one's own, for workers elsewhere."""

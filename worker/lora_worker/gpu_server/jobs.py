@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lora_worker.errors import GpuServerError, ServerBusyError
 
 State = Literal["queued", "running", "completed", "failed", "cancelled", "timed_out"]
 Ending = Literal["completed", "failed", "cancelled", "timed_out"]
-ENDINGS: tuple[Ending, ...] = get_args(Ending)
 
 MAX_QUEUED = 1000
 """The most jobs that wait; further ones are refused until one has begun."""
@@ -113,9 +112,7 @@ class Jobs:
         """Close the file."""
         self._file.close()
 
-    def submit(
-        self, run_id: str, request: dict[str, Any], *, execution_seconds: float, ttl_seconds: float
-    ) -> str:
+    def submit(self, run_id: str, request: dict[str, Any], *, execution_seconds: float, ttl_seconds: float) -> str:
         """Store a job and return its id; that of the job which this run has here already, if one is live.
 
         Raises:
@@ -185,6 +182,14 @@ class Jobs:
         """Queue a running job whose process was lost; after `MAX_STARTS` it fails with `error`."""
         with self._writing():
             self._requeue(job_id, error)
+
+    def give_back(self, job_id: str) -> None:
+        """Queue a running job that this server stops in order, to end itself: such a start does not count."""
+        with self._writing():
+            self._file.execute(
+                "update jobs set starts = starts - 1 where id = ? and state = 'running' and starts > 0", (job_id,)
+            )
+            self._requeue(job_id, "")
 
     def _take_up(self) -> None:
         for row in self._file.execute("select id from jobs where state = 'running'").fetchall():

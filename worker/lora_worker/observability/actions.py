@@ -89,6 +89,9 @@ class Action(StrEnum):
     ALIASES_SERVED = "aliases.served"
     ALIAS_NOT_SERVED = "alias.not_served"
 
+    GPU_JOB_STARTED = "gpu_job.started"
+    GPU_JOB_ENDED = "gpu_job.ended"
+
     DASHBOARD_ACTED = "dashboard.acted"
     DASHBOARD_PAGE_FAILED = "dashboard.page_failed"
     DASHBOARD_UNREAD = "dashboard.unread"

@@ -1,0 +1,91 @@
+"""The launchers, each with its other side, and how jobs of one meaning are asked for there."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+from uuid import uuid4
+
+import httpx
+
+from lora_worker.launchers.base import Launcher
+from lora_worker.launchers.gpu_server import GpuServerLauncher
+from lora_worker.launchers.runpod import RunPodLauncher
+from sandbox.runpod import LocalRunPod
+from tests.processes.gpu_server import KEY, GpuServer
+
+WRONG_KEY = "wrong-key-of-the-tests-0123456789abcdef"
+
+
+class Scene(ABC):
+    """A launcher's other side."""
+
+    acts: ClassVar[dict[str, dict[str, Any]]]
+    """The input of a job that does this."""
+
+    @abstractmethod
+    def launcher(self, http: httpx.AsyncClient, *, key: str | None = None, url: str | None = None) -> Launcher:
+        """The launcher of this side, with its key and address or with others."""
+
+    @abstractmethod
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        """Nobody answers at the address."""
+
+    def payload(self, act: str) -> dict[str, Any]:
+        """The request of a new run that does this."""
+        return {"run_id": uuid4().hex, **self.acts[act]}
+
+
+class RunPodScene(Scene):
+    """RunPod's job API and its SDK's worker."""
+
+    acts: ClassVar = {
+        "complete": {"do": "answer", "with": {"status": "completed"}},
+        "raise": {"do": "raise"},
+        "linger": {"do": "report_and_wait"},
+        "die": {"do": "die"},
+    }
+
+    def __init__(self, runpod: LocalRunPod) -> None:
+        self.runpod = runpod
+
+    def launcher(self, http: httpx.AsyncClient, *, key: str | None = None, url: str | None = None) -> Launcher:
+        return RunPodLauncher(url or self.runpod.api_url, key or self.runpod.api_key, http=http)
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        with self.runpod.outage():
+            yield
+
+
+class GpuServerScene(Scene):
+    """A GPU server with a scripted trainer."""
+
+    acts: ClassVar = {
+        "complete": {"play": ["complete"]},
+        "raise": {"play": ["fail"]},
+        "linger": {"play": ["linger"]},
+        "die": {"play": ["die"]},
+    }
+
+    def __init__(self, server: GpuServer, folder: Path) -> None:
+        self.server, self._folder = server, folder
+
+    def payload(self, act: str) -> dict[str, Any]:
+        made = super().payload(act)
+        return {**made, "starts": str(self._folder / f"{made['run_id']}.starts")}
+
+    def launcher(self, http: httpx.AsyncClient, *, key: str | None = None, url: str | None = None) -> Launcher:
+        return GpuServerLauncher(url or self.server.url, key or KEY, http=http)
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        self.server.stop()
+        try:
+            yield
+        finally:
+            self.server.start()

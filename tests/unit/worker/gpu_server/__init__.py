@@ -1,0 +1,1 @@
+"""The GPU server: its stored jobs, its processes, its API."""
