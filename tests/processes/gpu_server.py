@@ -30,7 +30,7 @@ class GpuServer:
         code = "from lora_worker.commands import cli, gpu_server; "
         code += f"gpu_server.MODULE = {self._module!r}; cli.main()" if self._module else "cli.main()"
         command = [sys.executable, "-c", code, "gpu-server", "--port", str(self.port), "--data", self.folder / "data",
-                   "--grace-seconds", "5"]  # fmt: skip
+                   "--grace-seconds", "5", "--json"]  # fmt: skip
         self._child = start_child(
             command, name="the GPU server", log=self.folder / "gpu-server.log", cwd=ROOT, env=self._env
         )

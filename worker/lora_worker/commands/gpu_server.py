@@ -49,17 +49,24 @@ def gpu_server(
         text = f"the GPU server needs packages that are not installed ({', '.join(missing)}): "
         raise refuse(text + "run `pip install '.[gpu-server]'` in the project's folder", EXIT_USAGE)
 
+    from lora_worker.commands.setup import DATABASE_VARIABLES
     from lora_worker.gpu_server.gpus import find_gpus
     from lora_worker.gpu_server.runner import Machine
     from lora_worker.gpu_server.serve import serve_gpus
-    from lora_worker.launchers.registry import load_unconnected_settings
+    from lora_worker.launchers.registry import known_variables, load_unconnected_settings
     from lora_worker.observability.telemetry import configure_logging
 
     key = _key_or_exit()
     configure_logging(load_unconnected_settings())
     _require_trainer(python)
     chosen = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()] or find_gpus()
-    machine = Machine([str(python), "-u", "-m", MODULE], chosen or [None], data.resolve(), grace_seconds)
+    machine = Machine(
+        [str(python), "-u", "-m", MODULE],
+        chosen or [None],
+        data.resolve(),
+        grace_seconds,
+        hidden={*known_variables(), *DATABASE_VARIABLES},
+    )
 
     def ready(url: str) -> None:
         if as_json:

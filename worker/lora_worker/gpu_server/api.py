@@ -41,7 +41,7 @@ class _Submission(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     input: dict[str, Any]
-    """The request, as RunPod would give it to the trainer's handler."""
+    """The request, as the trainer's handler takes it."""
     policy: _Policy = _Policy()
 
 

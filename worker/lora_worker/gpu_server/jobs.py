@@ -25,7 +25,7 @@ Ending = Literal["completed", "failed", "cancelled", "timed_out"]
 MAX_QUEUED = 1000
 """The most jobs that wait; further ones are refused until one has begun."""
 MAX_STARTS = 3
-"""How often a job is started whose process, or server, is lost each time: RunPod starts it as often."""
+"""How often a job is started whose process, or server, is lost each time."""
 KEPT_SECONDS = 7 * 86_400
 """How long the answer of a job that has ended is kept."""
 _FORMAT = 1

@@ -14,7 +14,7 @@ import json
 import os
 import signal
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,13 @@ from typing import Any
 from lora_worker.launchers.base import EndCause
 
 MAX_MESSAGE_BYTES = 10_000_000
-"""The largest message that is read of a trainer: RunPod takes no larger result either."""
+"""The largest message that is read of a trainer: the worker reads no larger answer."""
 MAX_LOG_BYTES = 2_000_000
 """Of what a trainer prints the newest bytes are kept, between half of these and all of them."""
 _CHUNK_BYTES = 1 << 16
 _KILL_SECONDS = 10.0
 _OUTPUT_SECONDS = 5.0
 _IMPORT_ERRORS = (b"ModuleNotFoundError:", b"ImportError:")
-_OWN_VARIABLES = ("LORA_WORKER_", "SUPABASE_", "GPU_CLUSTER_", "RUNPOD_API_KEY")
-"""Settings of the daemon, which may run on the same machine: no trainer gets its keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +51,10 @@ class ProcessEnding:
         return f"signal {-self.status}"
 
 
-def trainer_environment(own: Mapping[str, str], gpu: str | None, more: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a trainer on this GPU; None: on a machine without one."""
-    kept = {name: value for name, value in own.items() if not name.startswith(_OWN_VARIABLES)}
-    return {**kept, **more, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})}
+def trainer_environment(own: Mapping[str, str], gpu: str | None, *, hidden: Collection[str]) -> dict[str, str]:
+    """The environment of a trainer on this GPU (None: on a machine without one), less the `hidden` variables."""
+    kept = {name: value for name, value in own.items() if name not in hidden}
+    return kept if gpu is None else {**kept, "CUDA_VISIBLE_DEVICES": gpu}
 
 
 class TrainerProcess:

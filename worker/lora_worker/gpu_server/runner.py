@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class Machine:
     gpus: Sequence[str | None]
     folder: Path
     grace_seconds: float
-    env: Mapping[str, str] = field(default_factory=dict)
+    hidden: Collection[str] = ()
+    """Variables that no trainer gets: settings of a worker, which may run on the same machine with all its keys."""
 
     def log_of(self, job_id: str) -> Path:
         """The file with what a job's trainer has printed."""
@@ -145,7 +146,7 @@ class Runner:
 
         process = TrainerProcess(
             machine.command,
-            env=trainer_environment(os.environ, gpu, machine.env),
+            env=trainer_environment(os.environ, gpu, hidden=machine.hidden),
             log=machine.log_of(job.id),
             grace_seconds=machine.grace_seconds,
             on_progress=take,
@@ -168,7 +169,7 @@ class Runner:
         if ending.result is not None:
             self.problem = None
             error = ending.result.get("error")
-            # The trainer says the reason in words under this key, as to RunPod.
+            # The trainer says the reason in words under this key.
             self._jobs.end(
                 job.id,
                 "failed" if error else "completed",

@@ -51,7 +51,8 @@ class _Choice(BaseSettings):
     launcher: str = DEFAULT_LAUNCHER
 
 
-def _known_variables() -> set[str]:
+def known_variables() -> set[str]:
+    """The variables of all settings, whichever launcher is chosen."""
     # Another launcher's settings are known here, too: they stay where they are while somebody tries out this one.
     return set().union(*(variables_of(kind.settings) for kind in LAUNCHERS.values()))
 
@@ -59,7 +60,7 @@ def _known_variables() -> set[str]:
 def _checked_names() -> set[str]:
     """The variables that are set; a misspelt one is refused."""
     names = variable_names()
-    refuse_misspelt(names, _known_variables())
+    refuse_misspelt(names, known_variables())
     return names
 
 

@@ -1,0 +1,62 @@
+"""`lora-worker gpu-server` starts, or says in one sentence why not."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lora_worker.commands.cli import app
+from tests.commands import check_keys
+from tests.processes.gpu_server import KEY, GpuServer
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORA_WORKER_GPU_SERVER_KEY", KEY)
+    return monkeypatch
+
+
+def refused(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["gpu-server", *arguments])
+    return done.exit_code, done.output
+
+
+def test_address_is_printed_and_a_second_server_is_refused(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = GpuServer(tmp_path, dict(os.environ), trainer="tests.handlers.scripted_trainer")
+    server.start()
+    try:
+        told = json.loads(server.log().splitlines()[0])
+        assert told["url"] == server.url
+        check_keys("gpu-server", told)
+        code, said = refused("--data", str(tmp_path / "data"), "--port", "0")
+        assert (code, "another gpu-server uses it" in said) == (1, True)
+        code, said = refused("--data", str(tmp_path / "other"), "--port", str(server.port))
+        assert (code, "can't be opened" in said) == (1, True)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(("key", "said"), [("", "is missing"), ("short", "is shorter than 32 characters")])
+def test_key_that_is_none_is_refused(environment: pytest.MonkeyPatch, key: str, said: str) -> None:
+    environment.setenv("LORA_WORKER_GPU_SERVER_KEY", key)
+    code, text = refused()
+    assert (code, f"LORA_WORKER_GPU_SERVER_KEY {said}" in text) == (2, True)
+
+
+def test_python_without_the_trainer_is_refused(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\nexit 1\n")
+    bare.chmod(0o755)
+    assert refused("--python", str(bare))[0] == 2
+    assert "can't be run" in refused("--python", str(tmp_path / "nothing"))[1]
+
+
+def test_folder_that_can_not_be_made_is_named(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, said = refused("--data", str(tmp_path / "file" / "data"), "--port", "0")
+    assert (code, "choose another with --data" in said) == (1, True)
