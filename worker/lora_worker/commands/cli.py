@@ -54,7 +54,8 @@ def options(
 
 
 GROUPS = (
-    run, queue, jobs, logs, submission, versions, ask, dataset, dashboard, money, guided, deploy, setup, erasing, gpu_server,
+    run, queue, jobs, logs, submission, versions, ask, dataset, dashboard, money, guided, deploy, setup, erasing,
+    gpu_server,
 )  # fmt: skip
 for group in GROUPS:
     app.add_typer(group.commands)
