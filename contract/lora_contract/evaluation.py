@@ -7,13 +7,12 @@ dataset and stay among the user's own files. This module imports nothing heavier
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lora_contract.bounds import text
+from lora_contract.application import Application
+from lora_contract.bounds import NoneIfInvalid, text
 
 EVALUATION_NAME = "evaluation.json"
 MAX_SAMPLES = 10
@@ -125,20 +124,6 @@ class EvaluationFile(_Figures):
 
     version: Literal[1] = 1
     evaluation: Evaluation = Field(default_factory=Evaluation)
-    application: dict[str, Any] | None = None
+    application: Annotated[Application | None, NoneIfInvalid] = None
     """How a fresh process found the published files applied: the manifest's `application`."""
     samples: list[Sample] = Field(default_factory=list, max_length=MAX_SAMPLES)
-
-
-def evaluation_or_none(value: Any) -> Evaluation | None:
-    """What can't be an evaluation is none: it must not make a whole manifest unreadable."""
-    if isinstance(value, Evaluation):
-        return value
-    if isinstance(value, Mapping):
-        with suppress(ValidationError):
-            return Evaluation.model_validate(value)
-    return None
-
-
-OptionalEvaluation = Annotated[Evaluation | None, BeforeValidator(evaluation_or_none)]
-"""The type of a message's field for it."""

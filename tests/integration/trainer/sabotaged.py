@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer
 from trl import SFTTrainer
 
+from lora_trainer.recipe.passes import PassTrainer
 from lora_trainer.recipe.steps import StepTrainer
 from lora_trainer.recipe.train import main
 
@@ -91,8 +92,30 @@ def step(number: str) -> None:
     Trainer.training_step = signalled
 
 
+def measuring(number: str) -> None:
+    """The process gets SIGTERM in its measurement of this number (1: the base), after the first forward pass."""
+    measure, figures_of = PassTrainer.measure, PassTrainer._figures_of
+    measurements = passes = 0
+
+    def counted(self, rows):
+        nonlocal measurements
+        measurements += 1
+        return measure(self, rows)
+
+    def signalled(self, rows):
+        nonlocal passes
+        figures = figures_of(self, rows)
+        passes += measurements == int(number)
+        if passes == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert passes < 2, "a pass was computed after the stop"
+        return figures
+
+    PassTrainer.measure, PassTrainer._figures_of = counted, signalled
+
+
 BREAK = {"out_of_memory": out_of_memory, "no_number": no_number, "full_disk": full_disk, "validation": validation}
-BREAK |= {"evaluation": evaluation, "step": step}
+BREAK |= {"evaluation": evaluation, "step": step, "measuring": measuring}
 BREAK[VERB](ARGUMENT)
 
 if __name__ == "__main__":

@@ -107,6 +107,7 @@ def test_stopped_training_resumes_exactly_and_in_halves_alike(whole, tmp_path, t
     resumed = trained(task_of(method, tmp_path / "same", tiny_model, micro_batch=4))
     assert resumed.summary.resumed_from_step in {2, 3}
     assert curve(resumed) == curve(whole[method][1]), "as if it had not stopped"
+    assert resumed.evaluation == whole[method][1].evaluation
     assert resumed.metrics.model_copy(update={"tokens_per_second": None}) == whole[method][1].metrics.model_copy(
         update={"tokens_per_second": None}
     )

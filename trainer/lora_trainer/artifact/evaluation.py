@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel
-
+from lora_contract.application import Application
 from lora_contract.evaluation import EVALUATION_NAME, MAX_SAMPLES, Comparison, Evaluation, EvaluationFile, Sample
 from lora_trainer.run.task import write_atomically
 
@@ -30,7 +29,7 @@ def read_evaluation(artifact: Path) -> EvaluationFile | None:
         return None
 
 
-def complete_evaluation(artifact: Path, *, samples: Sequence[Sample], application: BaseModel | None = None) -> None:
+def complete_evaluation(artifact: Path, *, samples: Sequence[Sample], application: Application | None = None) -> None:
     """Put the answers of base and tuned model into `evaluation.json` and at the end of the model card.
 
     `application` is what the process found that tried the published files; it goes into `evaluation.json`.
@@ -39,9 +38,8 @@ def complete_evaluation(artifact: Path, *, samples: Sequence[Sample], applicatio
     alone. Both files are replaced atomically.
     """
     found = read_evaluation(artifact) or EvaluationFile()
-    found_applied = application.model_dump(mode="json") if application is not None else None
     kept = list(samples[:MAX_SAMPLES])
-    complete = found.model_copy(update={"samples": kept, "application": found_applied})
+    complete = found.model_copy(update={"samples": kept, "application": application})
     write_atomically(artifact / EVALUATION_NAME, complete.model_dump_json(indent=2))
     card = artifact / CARD_NAME
     before = card.read_text(encoding="utf-8").partition(f"\n{_ANSWERS}\n")[0].rstrip("\n")

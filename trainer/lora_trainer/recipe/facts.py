@@ -63,6 +63,7 @@ def collect_facts(
             *filter(None, [lora.targets.note, _ending_note(setup, lora)]),
             *setup.notes,
             *_training_notes(callback, setup, task),
+            *_never_better(callback, task, evaluator),
             *evaluator.notes,
         ],
         evaluation=evaluator.evaluation,
@@ -123,9 +124,6 @@ def _training_notes(callback: RunCallback, setup: TrainingSetup, task: Task) -> 
         notes.append(f"Stopped early at step {callback.stopped_early_at}: the validation loss fell no more.")
     if callback.best.step is not None and callback.best.step != callback.points[-1].step:
         notes.append(f"The adapter is that of step {callback.best.step}, with the lowest validation loss.")
-    lowest = final_metrics(callback).best_validation_loss
-    if lowest is not None and callback.loss_before is not None and lowest >= callback.loss_before:
-        notes.append(f"The validation loss never fell below that of the base ({callback.loss_before:.4f}).")
     if planned_warm_up(task.hyperparameters, setup.shape) >= (steps := callback.points[-1].step) > 1:
         notes.append(
             f"The warm-up was as long as the training ({steps} steps): the full learning rate was not reached."
@@ -133,6 +131,17 @@ def _training_notes(callback: RunCallback, setup: TrainingSetup, task: Task) -> 
     if task.gpu_config.count > 1:
         notes.append(f"One of the {task.gpu_config.count} GPUs asked for was used; a single one is enough.")
     return notes
+
+
+def _never_better(callback: RunCallback, task: Task, evaluator: Evaluator) -> list[str]:
+    """A note where no evaluation was below that of the base; for sft, the comparison says the same with an interval."""
+    compared = evaluator.evaluation is not None and evaluator.evaluation.held_out is not None
+    lowest = final_metrics(callback).best_validation_loss
+    if compared and task.hyperparameters.method == "sft":
+        return []
+    if lowest is None or callback.loss_before is None or lowest < callback.loss_before:
+        return []
+    return [f"The validation loss never fell below that of the base ({callback.loss_before:.4f})."]
 
 
 def final_metrics(callback: RunCallback) -> FinalMetrics:

@@ -140,6 +140,7 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
         status="trained",
         fingerprint=task.fingerprint,
         metrics=facts.metrics,
+        evaluation=evaluator.evaluation,
         points=callback.points,
         summary=summarise(
             facts,

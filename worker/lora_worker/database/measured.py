@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_contract.application import Application
 from lora_contract.bounds import NoneIfInvalid
-from lora_contract.evaluation import OptionalEvaluation
+from lora_contract.evaluation import Evaluation
 
 _MAX_NAME_CHARACTERS, _MAX_METHOD_CHARACTERS = 200, 50
 
@@ -18,7 +18,7 @@ class Measured(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    evaluation: OptionalEvaluation = None
+    evaluation: Annotated[Evaluation | None, NoneIfInvalid] = None
     application: Annotated[Application | None, NoneIfInvalid] = None
     serving_name: Annotated[str | None, Field(max_length=_MAX_NAME_CHARACTERS), NoneIfInvalid] = None
     """By which name an endpoint serves the adapter; None where none does."""
