@@ -85,7 +85,7 @@ def test_plan_apply_apply_destroy_leave_trainer_and_volume(runpod: LocalRunPod) 
     assert writes(runpod, began) == ["createEndpoint", "updateEndpoint", "updateEndpoint", "deleteEndpoint"]
 
 
-@pytest.mark.parametrize("action", ["respond", "respond_after", "disconnect", "drop_answer"])
+@pytest.mark.parametrize("action", ["respond_after", "disconnect"])
 def test_a_fault_at_each_write_makes_no_second_endpoint(runpod: LocalRunPod, action: Any) -> None:
     for operation in ("createNetworkVolume", "createEndpoint", "updateEndpoint", "deleteEndpoint"):
         runpod.faults.add(operation, action, status=500)
@@ -117,19 +117,9 @@ def test_adapters_without_a_volume_are_variables_that_apply_keeps(runpod: LocalR
     assert answering(runpod) == {**before, "env": {**before["env"], "MAX_NUM_SEQS": "32"}}
 
 
-@pytest.mark.parametrize(
-    ("table", "sentence"),
-    [
-        (TABLE.replace(LLAMA, "Qwen/Qwen3-Next-80B-A3B-Instruct") + "[inference.gpu]\ncount = 2\n",
-         "inference.gpu.count is 2: vLLM cuts the LoRA weights of in_proj_qkvz and in_proj_ba wrongly"),
-        (TABLE.replace(LLAMA, "Qwen/Qwen3-Next-80B-A3B-Instruct"), "159 GB of weights, and the smallest GPU 80 GB"),
-        (TABLE + "max_loras = 256\nmax_lora_rank = 320\n", "inference.max_loras is 256, and "),
-        (TABLE.replace(LLAMA, "Qwen/Qwen2.5-7B-Instruct") + "[inference.gpu]\ncount = 8\n", "28 attention heads"),
-    ],
-)  # fmt: skip
-def test_what_would_answer_wrongly_is_refused_in_one_sentence(runpod: LocalRunPod, table: str, sentence: str) -> None:
-    described(table)
+def test_what_would_answer_wrongly_makes_nothing(runpod: LocalRunPod) -> None:
+    described(TABLE.replace(LLAMA, "Qwen/Qwen3-Next-80B-A3B-Instruct") + "[inference.gpu]\ncount = 2\n")
     refused = deploy("inference", "apply", "--yes")
     assert refused.exit_code == 1
-    assert sentence in refused.stderr.splitlines()[-1]
-    assert endpoints(runpod) == []
+    assert "vLLM cuts the LoRA weights of in_proj_qkvz and in_proj_ba wrongly" in refused.stderr.splitlines()[-1]
+    assert endpoints(runpod) == volumes(runpod) == []
