@@ -42,7 +42,8 @@ _REPORT_SECONDS = 30.0
 """The database takes a worker for ended that it has not heard of for two minutes."""
 _SWEEP_SECONDS = 900.0
 _RELEASE_ALIASES_SECONDS = 15.0
-_SERVED_SECONDS = 60.0
+_SERVED_SECONDS = 20.0
+"""Somebody may be waiting for an alias to be served. Without something to do it is one question to the database."""
 _NOTIFY_SECONDS = 60.0
 _NOTIFY_CALLS = 4
 _STUCK_SECONDS = 300.0
