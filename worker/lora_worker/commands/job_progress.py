@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from lora_worker.commands.terminal import printable
 from lora_worker.database.job_reports import JobDetails, JobEntry
-from lora_worker.database.measured import read_measured
+from lora_worker.database.measured import measured_of
 from lora_worker.runs.rows.improvement import improvement_sentence
 from lora_worker.words import measured, money, number_of, percent, plain, short_id
 
@@ -44,7 +44,7 @@ class Change(TypedDict):
 def change_of(details: JobDetails) -> Change:
     """Return how a job stands. Numbers of the trainer come from the newest report, else from the curve."""
     job, points = details["job"], details["points"]
-    brought = read_measured(details.get("measured"))
+    brought = measured_of(details)
     reported: dict[str, Any] = job["current_metrics"] if isinstance(job["current_metrics"], dict) else {}
 
     def newest(metric: str, column: str) -> float | None:

@@ -12,7 +12,7 @@ from lora_worker.commands.curves import finite, sparkline
 from lora_worker.commands.job_progress import cost_of
 from lora_worker.commands.terminal import printable
 from lora_worker.database.job_reports import Artifact, JobDetails, JobEntry, JobPage, RunReport
-from lora_worker.database.measured import read_measured
+from lora_worker.database.measured import measured_of
 from lora_worker.runs.rows.improvement import result_facts
 from lora_worker.words import duration, measured, moment, money, number_of, percent, plain, short_id
 
@@ -121,7 +121,7 @@ def _facts(details: JobDetails) -> Iterator[tuple[str, str]]:
     artifact = details["artifact"]
     if artifact is not None:
         yield "adapter", f"{printable(artifact['name'])}, version {printable(artifact['version'])}{_score(artifact)}"
-    for name, value in result_facts(read_measured(details.get("measured"))):
+    for name, value in result_facts(measured_of(details)):
         yield name, printable(value)
 
 

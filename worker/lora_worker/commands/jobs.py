@@ -71,7 +71,7 @@ def show_job(
     """Show everything about a job: its runs, its curve, its cost, what got better, its errors, the end of its log."""
     from lora_worker.commands.job_views import print_job
     from lora_worker.commands.sample_views import print_samples
-    from lora_worker.database.measured import read_measured
+    from lora_worker.database.measured import measured_of
 
     async def work(services: Services) -> tuple[JobDetails, list[str], list[Sample] | None]:
         details, log = await _details_and_log(services, job)
@@ -85,7 +85,7 @@ def show_job(
 
     value = {
         **details,
-        "measured": read_measured(details.get("measured")).model_dump(mode="json"),
+        "measured": measured_of(details).model_dump(mode="json"),
         "log": log,
         "samples": None if found is None else [sample.model_dump(mode="json") for sample in found],
     }

@@ -103,7 +103,7 @@ async def job(request: Request) -> Response:
         job=details["job"], runs=[_run(run, board.now()) for run in reversed(details["runs"])], latest=latest,
         curve=loss_curve(details["points"], latest and latest["total_steps"]),
         points=_thinned(details["points"], _TABLE_POINTS), artifact=details["artifact"], costs=details["costs"],
-        result=read_result(details.get("measured")),
+        result=read_result(details),
     )  # fmt: skip
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lora_contract.evaluation import Sample
 from lora_contract.words import counted
 from lora_worker.dashboard.charts import LossBar, loss_bars
-from lora_worker.database.measured import read_measured
+from lora_worker.database.job_reports import JobDetails
+from lora_worker.database.measured import measured_of
 from lora_worker.runs.rows.improvement import guard_sentence, improvement_sentence, result_facts
 
 _SHOWN_MESSAGES = 3
@@ -27,9 +27,9 @@ class Result:
     bars: tuple[LossBar, ...]
 
 
-def read_result(value: Any) -> Result | None:
-    """Make it of what a job's details say under `measured`; None where that says nothing."""
-    measured = read_measured(value)
+def read_result(details: JobDetails) -> Result | None:
+    """Make it of a job's details; None where they say nothing of a result."""
+    measured = measured_of(details)
     facts = result_facts(measured)
     if not facts:
         return None

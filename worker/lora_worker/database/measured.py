@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lora_contract.application import Application
 from lora_contract.bounds import NoneIfInvalid
 from lora_contract.evaluation import Evaluation
+from lora_worker.database.job_reports import JobDetails
 
 _MAX_NAME_CHARACTERS, _MAX_METHOD_CHARACTERS = 200, 50
 
@@ -28,6 +29,14 @@ class Measured(BaseModel):
     """Of the file that it was trained on, by which versions on the same content are known."""
     reward_accuracy: Annotated[float | None, Field(ge=0, le=1), NoneIfInvalid] = None
     """Of preference methods: the share of the answers that the adapter rates rightly."""
+
+
+def measured_of(details: JobDetails) -> Measured:
+    """Read what the training of a job has brought. A model that was deleted answers by no name any more."""
+    measured, artifact = read_measured(details.get("measured")), details["artifact"]
+    if artifact is not None and artifact["deleted_at"] is not None:
+        return measured.model_copy(update={"serving_name": None})
+    return measured
 
 
 def read_measured(value: Any) -> Measured:

@@ -181,6 +181,16 @@ def test_show_tells_what_got_better_and_the_name_to_call(queue: OperatorQueue) -
         assert part in text, part
 
 
+def test_deleted_model_has_no_name_to_call(queue: OperatorQueue) -> None:
+    told = completed_details()
+    assert told["artifact"] is not None
+    told["artifact"]["deleted_at"] = "2026-11-27T12:00:00+00:00"
+    queue.states = [told]
+    text = run_command("show", str(JOB)).stdout
+    assert "held-out loss" in text
+    assert "call it" not in text
+
+
 WRONG_PARTS = {"evaluation": {"held_out": "x"}, "application": {"modules": -1}, "serving_name": "x" * 10_000}
 
 
