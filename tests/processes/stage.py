@@ -50,6 +50,9 @@ class Stage:
         for execution in self.runpod.orphans():
             self.runpod.forget(execution.job_id)
         self.database.rows("delete from training_runs where user_id = %s", self.user.user_id)
+        # Else the next test's worker would send an errand for what this test's runs have left on the volume.
+        self.database.rows("delete from training_served_removals")
+        self.database.rows("delete from training_serving_errands")
         self.database.close()
         self.user.close()
 

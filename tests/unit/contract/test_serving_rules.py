@@ -64,7 +64,7 @@ def test_unknown_architecture_has_a_note_and_no_faults_of_modules():
     assert "not known" in serving_note("new", ["anything"])
 
 
-def test_served_name_is_the_applications_and_the_longer_one_is_the_jobs_too():
+def test_served_name_is_the_applications_or_holds_the_whole_id():
     assert serving_name(JOB) == "adapter-0a1b2c3d"
     assert whole_serving_name(JOB) == f"adapter-{JOB}"
     assert is_name_of("adapter-0a1b2c3d", JOB)

@@ -102,7 +102,7 @@ def test_what_was_not_confirmed_is_asked_for_again_later_and_later(db: Database)
     assert claim(db)["request"]["remove"] == [str(run["id"])]
 
 
-def test_one_worker_has_the_errand_and_another_takes_it_over_after_its_lease(db: Database, database: str) -> None:
+def test_errand_has_one_worker_and_is_taken_over_after_its_lease(db: Database, database: str) -> None:
     delete(db, served_run(db))
     workers = [Database(database) for _ in range(4)]
     try:

@@ -53,7 +53,7 @@ def test_adapter_is_found_by_name_and_readable_by_everybody(served, tmp_path):
     assert {file.stat().st_mode & 0o777 for file in (served.folder / NAME).iterdir()} == {0o644}
 
 
-def test_newer_attempt_replaces_its_jobs_adapter_and_leaves_the_old_one_to_readers(served, tmp_path):
+def test_newer_attempt_replaces_its_adapter_and_keeps_the_old_for_readers(served, tmp_path):
     place(served, tmp_path, 1.0)
     assert place(served, tmp_path, 2.0, run="run-2") == NAME
     assert served_value(served.folder, NAME) == 2.0
@@ -147,7 +147,7 @@ def test_server_that_reads_meanwhile_finds_one_adapter_or_the_other(tmp_path):
     assert found <= {float(number) for number in range(1, 30)}
 
 
-def test_removed_adapter_is_unknown_to_new_servers_and_zero_for_those_that_called_it(served, tmp_path):
+def test_removed_adapter_is_unknown_to_new_servers_and_zero_for_old_ones(served, tmp_path):
     place(served, tmp_path, 1.0)
     assert served.remove({"run-1", "never served"}) == {}
     assert served_value(served.folder, NAME) is None
@@ -159,7 +159,7 @@ def test_removed_adapter_is_unknown_to_new_servers_and_zero_for_those_that_calle
     assert served.remove({"run-1"}) == {}
 
 
-def test_place_of_a_removed_adapter_is_its_jobs_and_is_cleared_after_a_week(served, tmp_path):
+def test_place_of_a_removed_adapter_is_cleared_after_a_week(served, tmp_path):
     place(served, tmp_path, 1.0)
     served.remove({"run-1"})
     assert place(served, tmp_path, 2.0, job=TWIN) == whole_serving_name(TWIN)

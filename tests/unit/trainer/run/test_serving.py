@@ -29,7 +29,7 @@ def yes():
     return True
 
 
-async def test_adapter_is_served_under_the_asked_name_and_the_manifest_says_so(project, settings, monkeypatch):
+async def test_adapter_is_served_by_the_asked_name_and_the_manifest_says_so(project, settings, monkeypatch):
     monkeypatch.setenv("FAKE_CHILD", "succeed")
     result = await Run(settings, **asked()).result()
     folder = settings.volume / SERVING_FOLDER / NAME
