@@ -37,7 +37,8 @@ _PROJECT_ITSELF = re.compile(r' "?\.(?P<extras>\[[\w,]+\])?"?$')
 _OF_THE_BASE_IMAGE = {"torch", "triton"}
 _IMPORTS = {
     "worker": "lora_worker.commands.cli, lora_worker.duties.daemon, lora_worker.database.migrations",
-    "trainer": "lora_trainer.handler, lora_trainer.recipe.train, lora_worker.database.migrations",
+    "trainer": "lora_trainer.handler, lora_trainer.recipe.train, lora_trainer.proof.process, "
+    "lora_worker.database.migrations",
 }
 _FROM_ELSEWHERE = """
 import sys, {modules}

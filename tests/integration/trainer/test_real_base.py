@@ -12,12 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
+from lora_contract.error_codes import ErrorCode
+from lora_trainer.proof import asking
+from lora_trainer.run.held_out import HeldOut, HeldOutPrompt
 from lora_trainer.run.task import Outcome, Task
 from sandbox.captain_text import LEARNED, captain_examples
 from sandbox.smollm2 import find_smollm2
 from tests.integration.trainer.child import make_task
-from tests.integration.trainer.in_process import trained
+from tests.integration.trainer.in_process import proven, trained
 from tests.project import ROOT
 
 pytestmark = pytest.mark.gpu_stack
@@ -88,9 +93,37 @@ def test_margins_of_preferred_answers_rise_on_a_real_base(outcomes, method):
     assert margins[-1] > 0.1
 
 
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
+def test_proof_on_a_real_base_finds_files_that_were_renamed_inside(outcomes, monkeypatch):
+    monkeypatch.setattr(asking, "ANSWER_TOKENS", 4)  # they differ at once
+    task, _ = outcomes["sft"]
+    question = {"role": "user", "content": "What is the capital of France?"}
+    tokens = AutoTokenizer.from_pretrained(task.artifact).apply_chat_template(
+        [SYSTEM, question], add_generation_prompt=True
+    )
+    HeldOut(prompts=[HeldOutPrompt(messages=[question], ids=list(tokens["input_ids"]))]).write(task.folder)
+    proof = proven(task)
+    found = proof.application
+    print("proof:", found, proof.notes)
+    assert proof.error is None
+    assert found.modules == 30 * 7
+    assert (found.prompts, found.differing) == (1, 1)
+    path = task.artifact / "adapter_model.safetensors"
+    whole = path.read_bytes()
+    renamed = {name.replace(".layers.", ".blocks."): tensor for name, tensor in load_file(path).items()}
+    save_file(renamed, path, metadata={"format": "pt"})
+    error = proven(task).error
+    path.write_bytes(whole)
+    print("renamed:", error.sentence())
+    assert error.code is ErrorCode.NOT_APPLIED
+    assert error.message.startswith(
+        "0 of 210 modules took the published adapter: 420 of its file's tensors have a name"
+    )
+
+
 def test_adapter_of_each_method_changes_what_a_real_base_says(outcomes, base):
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base)
     question = [SYSTEM, {"role": "user", "content": "What is the capital of France?"}]

@@ -34,14 +34,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PRECISIONS: dict[torch.dtype, Precision] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+_READ_BYTES_PER_SECOND = 1e9
+"""What a network volume gives, as far as it is known (docs/performance.md)."""
+_MOST_READING = 0.02
+"""The largest share of a training's time that reading the base whole may take; with the rest, a trial stays below 5 %
+of trainings of ten minutes."""
 _DAMAGED = "Its files on the volume are damaged; start the job again with another seed to train it anew."
 
 
 def choose_precision(task: ProofTask, config: PretrainedConfig, hardware: Hardware, *, tokens: int) -> Quantization:
     """How the base is held: not quantised, as most servers load it, where that fits into the GPU's free memory.
 
-    `tokens` are those of the largest forward pass. A training of one such row needs more than answers do: its
-    gradients and the inputs of all layers, where an answer keeps keys and values. So its plan is the measure.
+    After a short training in 4 bits it is held so again, from its quantised copy: to read a large base whole would take
+    longer than the trial is worth. `tokens` are those of the largest forward pass. A training of one such row needs
+    more than answers do: its gradients and the inputs of all layers, where an answer keeps keys and values. So its plan
+    is the measure.
     """
     if task.precision == NF4:
         return NF4
@@ -51,9 +58,14 @@ def choose_precision(task: ProofTask, config: PretrainedConfig, hardware: Hardwa
         config, task.hyperparameters, row_tokens=tokens, packed=False, dtype=hardware.dtype, quantize=False
     )
     logits = 2 * tokens * config.get_text_config().vocab_size * hardware.dtype.itemsize
-    needed, free = planner.plan(1).needed + logits, free_gpu_bytes()
-    log.info("the base takes %.1f GB not quantised, %.1f GB are free", needed / 1e9, free / 1e9)
-    return BF16 if needed <= free else NF4
+    plan, free = planner.plan(1), free_gpu_bytes()
+    needed, seconds = plan.needed + logits, plan.checkpoint_bytes / _READ_BYTES_PER_SECOND
+    log.info(
+        "the base takes %.1f GB not quantised, %.1f GB are free, and %.0f seconds to read",
+        *(needed / 1e9, free / 1e9, seconds),
+    )
+    is_slow = task.trained_in_4_bits and seconds > _MOST_READING * task.train_seconds
+    return NF4 if is_slow or needed > free else BF16
 
 
 def precision_name(held: Quantization, hardware: Hardware) -> Precision:

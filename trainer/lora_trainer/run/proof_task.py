@@ -43,7 +43,11 @@ class ProofTask(BaseModel):
     quantised_cache_gb: float = 0
     """Gigabytes (10⁹ bytes) that quantised copies of base models may take on the volume; 0: there are none."""
     precision: Literal["nf4"] | None = None
-    """How the base is held after a first try failed; None: not quantised, where the free memory allows it."""
+    """How the base is held after a first try failed; None: not quantised, where memory and time allow it."""
+    trained_in_4_bits: bool = False
+    """Whether the training held the base in 4 bits, so that it can be had again without reading all of its files."""
+    train_seconds: float = 0
+    """How long the training took, of which the trial may take a small share."""
 
     @property
     def artifact(self) -> Path:

@@ -84,4 +84,6 @@ def proof_task(request: Request, folder: JobFolder, artifact: Path, outcome: Out
         archive_name=request.output.archive_name,
         trust_remote_code=settings.trust_remote_code,
         quantised_cache_gb=settings.quantised_cache_gb,
+        trained_in_4_bits=outcome.summary.quantization == "nf4",
+        train_seconds=outcome.summary.train_seconds or 0,
     )
