@@ -1,10 +1,11 @@
-"""Requests to the endpoint that are no training: base models for the volume, served adapters, and the machine's check.
+"""Requests to the endpoint that are no training: base models for the volume, served adapters, exports, its check.
 
 They travel as the `input` of RunPod's `/run`, as a training does; their key `kind` tells them apart, which a training's
 request does not have. They belong to no run: no row of the database knows them, and nothing is uploaded.
 
     {"protocol": 1, "kind": "prefetch", "models": ["org/model", "org/other@revision"]}
     {"protocol": 1, "kind": "serving", "remove": ["<run id>"], "aliases": {"bot:live": "adapter-0a1b2c3d"}}
+    {"protocol": 1, "kind": "export", "job_id": "<job id>", "files": [{"name": …, "url": …, "sha256": …, "bytes": …}]}
     {"protocol": 1, "kind": "fitness"}
 """
 
@@ -16,7 +17,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from lora_contract.bounds import Label, Name, Seconds, Sentence, first, text, whole
-from lora_contract.protocol import PROTOCOL_VERSION
+from lora_contract.exports import ExportRecord, is_export_source
+from lora_contract.protocol import PROTOCOL_VERSION, AdapterFile
 from lora_contract.serving import Alias, ServedName
 from lora_contract.words import joined
 
@@ -27,6 +29,8 @@ MAX_REMOVALS = 200
 """The most runs whose served adapters one errand removes."""
 MAX_ALIASES = 50
 """The most aliases that one errand sets. Each is a copy of an adapter, tens or hundreds of megabytes."""
+MAX_EXPORT_SOURCES = 30
+"""The most files of which an export is made: the adapter's two, its tokenizer and generation settings."""
 MAX_CHECKS = 30
 """The most checks that are read from a fitness result."""
 
@@ -87,8 +91,28 @@ class ServingRequest(_Message):
     """The adapter that each alias holds from now on, as a copy; None: the alias is removed."""
 
 
-ErrandAsked = PrefetchRequest | ServingRequest | FitnessRequest
-ErrandKind = Literal["prefetch", "serving", "fitness"]
+def _check_sources(files: list[AdapterFile]) -> list[AdapterFile]:
+    if wrong := [file.name for file in files if not is_export_source(file.name)]:
+        raise ValueError(f"{wrong[0]!r:.100} is no file of which an export is made")
+    return files
+
+
+class ExportRequest(_Message):
+    """Merge an adapter into its base, and leave the model on the network volume (`lora_contract.exports`)."""
+
+    protocol: Literal[1] = PROTOCOL_VERSION
+    kind: Literal["export"] = "export"
+    job_id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")
+    base: ModelName | None = None
+    """None: the base and revision that the adapter names."""
+    files: Annotated[list[AdapterFile], AfterValidator(_check_sources)] = Field(
+        min_length=1, max_length=MAX_EXPORT_SOURCES
+    )
+    """Those for which `is_export_source` holds. Their URLs are signed: never log them."""
+
+
+ErrandAsked = PrefetchRequest | ServingRequest | ExportRequest | FitnessRequest
+ErrandKind = Literal["prefetch", "serving", "export", "fitness"]
 ERRAND_KINDS: tuple[ErrandKind, ...] = get_args(ErrandKind)
 ERRAND_REQUESTS: TypeAdapter[ErrandAsked] = TypeAdapter(Annotated[ErrandAsked, Field(discriminator="kind")])
 """Reads an `input` whose `kind` is one of `ERRAND_KINDS`."""
@@ -129,6 +153,16 @@ class FitnessCheck(_Message):
     finding: Sentence
 
 
+class ExportPlace(_Message):
+    """Where an export lies: its folder on the network volume, and the volume, where RunPod tells the container."""
+
+    folder: Label
+    """Relative to the volume."""
+    volume_id: Label | None = None
+    data_center: Label | None = None
+    record: ExportRecord
+
+
 class ErrandError(_Message):
     """Why an errand failed: what is wrong, and what to do about it. `code` is an `ErrorCode` of this release."""
 
@@ -158,6 +192,7 @@ class ErrandResult(_Message):
         default_factory=list
     )
     """What could not be removed or set, a sentence each. Asking again is right for all of it."""
+    export: ExportPlace | None = None
     error: ErrandError | None = None
 
     @model_validator(mode="before")

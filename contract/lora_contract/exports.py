@@ -7,6 +7,7 @@ is its journal: what is listed is finished, and an export that was killed goes o
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -18,7 +19,21 @@ MAX_EXPORTED_FILES = 2000
 """The most files of an export: the largest published models have a few hundred."""
 MAX_EXPORT_RECORD_BYTES = 1_000_000
 
+EXPORTS_FOLDER = "lora-exports"
+"""The folder of the endpoint's volume into which the endpoint exports: `lora-exports/<job id>/`."""
+
+_SOURCE = re.compile(
+    r"adapter_config\.json|adapter_model\.safetensors|generation_config\.json|tokenizer\.(json|model)"
+    r"|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
+    r"|chat_template\.(jinja|json)|[\w.-]{1,100}\.tiktoken|spiece\.model"
+)
+
 ExportForm = Literal["merged", "gguf"]
+
+
+def is_export_source(name: str) -> bool:
+    """Tell whether a merged export is made of this file of an artifact: adapter, tokenizer, generation settings."""
+    return _SOURCE.fullmatch(name) is not None
 
 
 class _Message(BaseModel):

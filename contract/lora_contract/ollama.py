@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 MODELFILE_NAME = "Modelfile"
+ENVIRONMENT_NAME = "environment.json"
+"""The file of an artifact that says with what it was trained."""
 SAFETENSORS_FAMILIES = frozenset({"llama", "mistral", "mixtral"})
 """Architectures, as transformers calls them, whose adapters Ollama imports as safetensors: those of Ollama's list
 (Llama, Mistral, Gemma) that a trainer's table has."""
@@ -45,6 +47,12 @@ def modelfile(
         lines.append(f'TEMPLATE """{template}"""')
     lines += [f'PARAMETER stop "{stop}"' for stop in stops if stop.isprintable() and '"' not in stop]
     return "\n".join([*lines, ""])
+
+
+def architecture_of(folder: Path) -> str | None:
+    """The architecture of an adapter's base, as transformers calls it; None where its folder does not tell."""
+    found = _read_object(folder / ENVIRONMENT_NAME).get("base_architecture")
+    return found if isinstance(found, str) else None
 
 
 def stop_texts(folder: Path) -> list[str]:

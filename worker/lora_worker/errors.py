@@ -26,6 +26,7 @@ WorkerError
 ├── ArtifactError         the uploaded files are not those that the manifest lists
 │   ├── ProofMissingError         their manifest does not say that the adapter was tried on its base
 │   └── ProofRefusedError         what it says of that is of another adapter, or shows that nothing is applied
+├── ExportError           the trainer could not export an adapter; the text is its sentence (exit 1)
 ├── PassIncompleteError   a single pass (`run --once`) could not do all of its work (exit 1)
 └── LeaseLostError        another worker has taken over the run; this worker must write nothing more for it
 """
@@ -162,6 +163,10 @@ class ProofMissingError(ArtifactError):
 
 class ProofRefusedError(ArtifactError):
     """The manifest's proof is of other weights, or shows that the adapter changes nothing."""
+
+
+class ExportError(WorkerError):
+    """The trainer refused to export an adapter, or failed to. The text is what it said."""
 
 
 class PassIncompleteError(WorkerError):

@@ -95,7 +95,7 @@ async def test_machine_that_is_taken_away_ends_a_prefetch_with_a_sentence(hub):
     finally:
         signal.signal(signal.SIGTERM, previous)
     assert result.error.code == "interrupted"
-    assert "files that were downloaded are kept" in result.error.remedy
+    assert "files that are finished are kept" in result.error.remedy
 
 
 async def test_volume_that_is_too_small_is_known_before_the_first_byte(hub, monkeypatch):

@@ -65,7 +65,7 @@ def save_artifact(
             write_evaluation(folder, facts.evaluation)
         _write(folder / LOG_NAME, format_log(points))
         _write(folder / "split.json", json.dumps(facts.split, indent=2))
-        _write(folder / "environment.json", json.dumps(environment(facts), indent=2))
+        _write(folder / "environment.json", json.dumps(environment(facts, base.config.model_type), indent=2))
         draw_loss(points, folder / "loss.png", unit=facts.loss_unit)
 
 
@@ -108,8 +108,11 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def environment(facts: ArtifactFacts) -> dict[str, Any]:
-    """What is needed to reproduce the training: package versions, GPU, driver, seed, base model, dataset."""
+def environment(facts: ArtifactFacts, architecture: str) -> dict[str, Any]:
+    """What is needed to reproduce the training: package versions, GPU, driver, seed, base model, dataset.
+
+    `architecture` is the base's, as transformers calls it. An export reads it here, where the base itself is not.
+    """
     return {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in _PACKAGES},
@@ -118,6 +121,7 @@ def environment(facts: ArtifactFacts) -> dict[str, Any]:
         "driver": facts.driver,
         "seed": facts.parameters.seed,
         "base_model": facts.base_name,
+        "base_architecture": architecture,
         "base_revision": facts.base_revision,
         "dataset_sha256": facts.dataset_sha256,
         "init_adapter": facts.init_adapter,

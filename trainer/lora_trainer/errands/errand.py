@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from contextlib import suppress
 
-from lora_contract.errands import ErrandAsked, ErrandResult, PrefetchProgress, PrefetchRequest, ServingRequest
+from lora_contract.errands import (
+    ErrandAsked,
+    ErrandResult,
+    ExportRequest,
+    PrefetchProgress,
+    PrefetchRequest,
+    ServingRequest,
+)
 from lora_trainer.errands.examination import as_unfit, examine
 from lora_trainer.errands.lines import Line
 from lora_trainer.errands.serving import change_served_adapters
@@ -24,6 +32,8 @@ log = logging.getLogger(__name__)
 
 PREFETCH_CHILD = "lora_trainer.errands.prefetch"
 """The module that downloads."""
+EXPORT_CHILD = "lora_trainer.errands.exporting"
+"""The module that merges."""
 
 _SEND_TIMEOUT_SECONDS = 30
 _STOP_SECONDS = 5
@@ -40,7 +50,7 @@ async def carry_out(request: ErrandAsked, settings: Settings, send: Send, stop: 
         await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             stopping = StoppedError(
-                "The machine was taken away.", "Ask for the same again: files that were downloaded are kept."
+                "The machine was taken away.", "Ask for the same again: files that are finished are kept."
             )
             return ErrandResult(kind=request.kind, error=stopping.as_errand_error())
         return work.result()
@@ -63,7 +73,9 @@ async def _do(request: ErrandAsked, settings: Settings, send: Send) -> ErrandRes
         with suppress(OSError):  # of no matter to the errand itself
             await asyncio.to_thread(served.prepare)
     if isinstance(request, PrefetchRequest):
-        return await _prefetch(request, settings, send)
+        return await _in_child(PREFETCH_CHILD, request, settings, send)
+    if isinstance(request, ExportRequest):
+        return _with_volume(await _in_child(EXPORT_CHILD, request, settings, send))
     if isinstance(request, ServingRequest):
         return await asyncio.to_thread(change_served_adapters, request, find_served_adapters(settings))
     return await _check(settings)
@@ -75,7 +87,9 @@ async def _check(settings: Settings) -> ErrandResult:
     return ErrandResult(kind="fitness", checks=checks, error=unfit.as_errand_error() if unfit else None)
 
 
-async def _prefetch(request: PrefetchRequest, settings: Settings, send: Send) -> ErrandResult:
+async def _in_child(
+    module: str, request: PrefetchRequest | ExportRequest, settings: Settings, send: Send
+) -> ErrandResult:
     sender, results = _Sender(send), []
 
     def take(text: bytes) -> None:
@@ -86,11 +100,11 @@ async def _prefetch(request: PrefetchRequest, settings: Settings, send: Send) ->
             results.append(line.result)
 
     child = ChildProcess(
-        PREFETCH_CHILD,
+        module,
         grace_seconds=_STOP_SECONDS,
         on_message=take,
         on_line=print_line,
-        secrets=secrets_of_environment(),
+        secrets=(*secrets_of_environment(), *_urls_of(request)),
     )
     try:
         status = await child.run(request.model_dump_json())
@@ -101,10 +115,22 @@ async def _prefetch(request: PrefetchRequest, settings: Settings, send: Send) ->
         await asyncio.sleep(settings.settle_seconds)
     if not results:
         raise ChildCrashedError(
-            f"The download's process ended with {ending_of(status)} without saying why.",
-            "Ask for the same models again: finished files are kept. The container's log has the details.",
+            f"The errand's process ended with {ending_of(status)} without saying why.",
+            "Ask for the same again: finished files are kept. The container's log has the details.",
         )
     return results[-1]
+
+
+def _with_volume(result: ErrandResult) -> ErrandResult:
+    """Add which volume it is, as RunPod tells each container (docs.runpod.io, environment variables); not the child."""
+    if result.export is not None:
+        result.export.volume_id = os.environ.get("RUNPOD_VOLUME_ID")
+        result.export.data_center = os.environ.get("RUNPOD_DC_ID")
+    return result
+
+
+def _urls_of(request: PrefetchRequest | ExportRequest) -> list[str]:
+    return [file.url for file in request.files] if isinstance(request, ExportRequest) else []
 
 
 class _Sender:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_contract.exports import ExportRecord
+from lora_contract.exports import ExportRecord, is_export_source
 from lora_contract.ollama import MODELFILE_NAME
+from lora_contract.protocol import ADAPTER_FILES
 from lora_trainer.export.adapter import Adapter, read_adapter
 from lora_trainer.export.card import merged_card, merged_modelfile
 from lora_trainer.export.folder import ExportFolder, open_folder
@@ -27,12 +28,9 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Counts changes of what an export writes for the same inputs: then a begun one does not go on."""
-_TOKENIZER = re.compile(
-    r"tokenizer\.(json|model)|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)"
-    r"|merges\.txt|chat_template\.(jinja|json)|[\w.-]+\.tiktoken|spiece\.model"
-)
-_GENERATION_NAME = "generation_config.json"
-_MOST_SMALL_BYTES = 200_000_000
+_NOT_TOKENIZER = frozenset({*ADAPTER_FILES, "generation_config.json"})
+_LICENCES = re.compile(r"LICENSE[\w.-]*|NOTICE[\w.-]*")
+_MOST_BYTES = 200_000_000
 """The largest tokenizer that is copied; published ones have up to some 40 MB."""
 
 Say = Callable[[str], None]
@@ -96,20 +94,21 @@ def _index(shards: list[Shard]) -> bytes:
 
 def _small_files(adapter: Adapter, base: Base, config: dict[str, Any]) -> dict[str, bytes]:
     """All files but the weights: tokenizer and generation settings of the adapter, the base's config and licence."""
-    found = _read_matching(base.folder, re.compile(r"LICENSE[\w.-]*|NOTICE[\w.-]*|generation_config\.json"))
-    tokenizer = _read_matching(adapter.folder, _TOKENIZER)
+    ours, theirs = (_read_matching(folder, is_export_source) for folder in (adapter.folder, base.folder))
+    found = _read_matching(base.folder, lambda name: _LICENCES.fullmatch(name) is not None)
     # Not a mixture of both: an older file of the base might be read instead of the adapter's.
-    found |= tokenizer or _read_matching(base.folder, _TOKENIZER)
-    found |= _read_matching(adapter.folder, re.compile(re.escape(_GENERATION_NAME)))
+    tokenizers = ({name: each[name] for name in each if name not in _NOT_TOKENIZER} for each in (ours, theirs))
+    found |= next(filter(None, tokenizers), {})
+    found |= {name: each[name] for each in (theirs, ours) for name in each if name == "generation_config.json"}
     found["config.json"] = json.dumps(_in_bf16(config), indent=2).encode()
     found[MODELFILE_NAME] = merged_modelfile(adapter).encode()
     found["README.md"] = merged_card(adapter, base, licence_of(base)).encode()
     return found
 
 
-def _read_matching(folder: Path, pattern: re.Pattern[str]) -> dict[str, bytes]:
-    files = sorted(file for file in folder.iterdir() if pattern.fullmatch(file.name) and file.is_file())
-    return {file.name: file.read_bytes() for file in files if file.stat().st_size <= _MOST_SMALL_BYTES}
+def _read_matching(folder: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    files = sorted(file for file in folder.iterdir() if wanted(file.name) and file.suffix != ".safetensors")
+    return {file.name: file.read_bytes() for file in files if file.is_file() and file.stat().st_size <= _MOST_BYTES}
 
 
 def _in_bf16(config: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from lora_contract.connections import why_unreachable
-from lora_contract.protocol import ADAPTER_FILES, AdapterRef, DatasetRef
+from lora_contract.protocol import ADAPTER_FILES, AdapterFile, AdapterRef, DatasetRef
 from lora_contract.storage_answers import Refusal, read_streamed_answer
 from lora_trainer.errors import (
     DatasetChangedError,
@@ -45,6 +46,7 @@ class _Wanted:
 
 
 _DATASET = _Wanted("The dataset", DatasetUnreachableError, DatasetChangedError)
+_FINISHED = _Wanted("The adapter", InitAdapterUnreachableError, InitAdapterUnreachableError)
 _ADAPTER = _Wanted("The earlier adapter", InitAdapterUnreachableError, InitAdapterUnreachableError)
 
 
@@ -85,6 +87,19 @@ async def download_adapter(
     folder.mkdir(exist_ok=True)  # noqa: ASYNC240 one call on a local folder
     for file in adapter.files:
         await _download(_ADAPTER, file.url, folder / file.name, file.bytes, file.sha256, transport)
+
+
+async def download_files(
+    files: Sequence[AdapterFile], folder: Path, *, transport: httpx.AsyncBaseTransport | None = None
+) -> None:
+    """Download files of a finished adapter into `folder`, whose names have no folders.
+
+    Raises:
+        InitAdapterUnreachableError: one can't be downloaded, or is not what the request says.
+        DiskFullError: there is no room for them.
+    """
+    for file in files:
+        await _download(_FINISHED, file.url, folder / file.name, file.bytes, file.sha256, transport)
 
 
 async def _download(

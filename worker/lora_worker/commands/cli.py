@@ -15,6 +15,7 @@ from lora_worker.commands import (
     dataset,
     deploy,
     erasing,
+    exporting,
     gpu_server,
     guided,
     jobs,
@@ -54,8 +55,8 @@ def options(
 
 
 GROUPS = (
-    run, queue, jobs, logs, submission, versions, ask, dataset, dashboard, money, guided, deploy, setup, erasing,
-    gpu_server,
+    run, queue, jobs, logs, submission, exporting, versions, ask, dataset, dashboard, money, guided, deploy, setup,
+    erasing, gpu_server,
 )  # fmt: skip
 for group in GROUPS:
     app.add_typer(group.commands)

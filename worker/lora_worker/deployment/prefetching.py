@@ -1,4 +1,4 @@
-"""Fills the volumes of an endpoint with base models, by a job on the endpoint itself."""
+"""Has the endpoint carry out an errand that somebody waits for: filling its volume with base models, or an export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lora_contract.errands import ErrandResult, PrefetchProgress, PrefetchRequest
+from lora_contract.errands import ErrandKind, ErrandResult, ExportRequest, PrefetchProgress, PrefetchRequest
 from lora_worker.errors import DeploymentError, LaunchInDoubtError
 from lora_worker.launchers.base import Launcher, LaunchRef, LaunchState, Observation, Policy
 
@@ -19,13 +19,13 @@ _HEALTH_SECONDS = 30.0
 """How often to ask why a job still waits."""
 _PATIENCE_SECONDS = 300.0
 """How long the job's status may be unreadable before the waiting ends."""
-_QUEUE_SECONDS = 3600.0
-"""How long a prefetch may wait for a GPU: somebody sits before it."""
+QUEUE_SECONDS = 3600.0
+"""How long an errand may wait for a GPU: somebody sits before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """One look at a prefetch: how long it has taken, how far it is, and what keeps it waiting, if RunPod says so."""
+    """One look at an errand: how long it has taken, how far it is, and what keeps it waiting, if RunPod says so."""
 
     state: LaunchState
     seconds: float
@@ -44,9 +44,6 @@ async def prefetch(
 ) -> ErrandResult:
     """Have the endpoint download base models to its volume, and return what became of each.
 
-    Where the waiting is broken off (Ctrl-C), the job is cancelled, so that nothing is billed unseen. Files that were
-    finished stay on the volume: the same call again goes on with the rest.
-
     Args:
         endpoint: where the job runs.
         models: names on the hub, as `organisation/model` or `organisation/model@revision`.
@@ -55,21 +52,39 @@ async def prefetch(
         clock: returns seconds.
         sleep: waits for some seconds.
 
+    Raises: as `run_errand`.
+    """
+    request = PrefetchRequest(models=list(models))
+    return await run_errand(endpoint, request, execution_seconds=execution_seconds, seen=seen, clock=clock, sleep=sleep)
+
+
+async def run_errand(
+    endpoint: Launcher,
+    request: PrefetchRequest | ExportRequest,
+    *,
+    execution_seconds: float,
+    seen: Callable[[Sight], None] = lambda _: None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
+) -> ErrandResult:
+    """Have the endpoint carry out a request, and return what came of it; arguments as of `prefetch`.
+
+    Where the waiting is broken off (Ctrl-C), the job is cancelled, so that nothing is billed unseen. Files that were
+    finished stay on the volume: the same call again goes on with the rest.
+
     Raises:
         DeploymentError: the job was lost, or ended without an answer that can be read.
         ServiceError: the endpoint did not take the job.
     """
-    request = PrefetchRequest(models=list(models)).model_dump(mode="json")
-    policy = Policy(execution_seconds, _QUEUE_SECONDS + execution_seconds)
+    policy = Policy(execution_seconds, QUEUE_SECONDS + execution_seconds)
     try:
-        job = LaunchRef(endpoint.endpoint, await endpoint.launch(request, policy))
+        job = LaunchRef(endpoint.endpoint, await endpoint.launch(request.model_dump(mode="json"), policy))
     except LaunchInDoubtError as error:
         raise DeploymentError(
-            f"{error}: it may run all the same. The same command again does no harm: what is there is not downloaded "
-            "twice"
+            f"{error}: it may run all the same. The same command again does no harm: what is there is not made twice"
         ) from None
     try:
-        return await _Watch(endpoint, job, seen, clock, sleep).until_ended()
+        return await _Watch(endpoint, job, request.kind, seen, clock, sleep).until_ended()
     except (asyncio.CancelledError, KeyboardInterrupt):
         await endpoint.cancel(job)
         raise
@@ -79,6 +94,7 @@ async def prefetch(
 class _Watch:
     endpoint: Launcher
     job: LaunchRef
+    kind: ErrandKind
     seen: Callable[[Sight], None]
     clock: Callable[[], float]
     sleep: Callable[[float], Awaitable[Any]]
@@ -90,12 +106,12 @@ class _Watch:
             observation = await self.endpoint.observe(self.job)
             now = self.clock()
             if observation.ended:
-                return _result_of(observation)
+                return _result_of(observation, self.kind)
             if observation.state in {LaunchState.QUEUED, LaunchState.RUNNING}:
                 answered = now
             elif observation.state is LaunchState.MISSING or now - answered > _PATIENCE_SECONDS:
                 raise DeploymentError(
-                    f"RunPod tells no more of the prefetch ({observation.reason or observation.state}): the same "
+                    f"RunPod tells no more of the {self.kind} ({observation.reason or observation.state}): the same "
                     "command again goes on with what is missing"
                 )
             if observation.state is LaunchState.QUEUED and now >= health_at:
@@ -119,25 +135,25 @@ def _progress_of(output: Any) -> PrefetchProgress | None:
         return None
 
 
-def _result_of(observation: Observation) -> ErrandResult:
-    """Read how a prefetch ended. A handler that knows no prefetch answers something else.
+def _result_of(observation: Observation, kind: ErrandKind) -> ErrandResult:
+    """Read how an errand ended. A handler that knows none of this kind answers something else.
 
     Raises:
         DeploymentError: there is no answer that can be read.
     """
     try:
         result = ErrandResult.model_validate(observation.output)
-        if result.kind == "prefetch" and (result.models or result.error):
+        if result.kind == kind and (result.models or result.export or result.error):
             return result
     except ValidationError:
         pass
     if observation.state is LaunchState.CANCELLED:
-        raise DeploymentError("the prefetch was cancelled; the same command again goes on with what is missing")
+        raise DeploymentError(f"the {kind} was cancelled; the same command again goes on with what is missing")
     if observation.state is LaunchState.COMPLETED:
         raise DeploymentError(
-            "the endpoint's answer is none to a prefetch: does its image hold this release of the trainer?"
+            f"the endpoint's answer is none to this errand ({kind}): does its image hold this release of the trainer?"
         )
     raise DeploymentError(
-        f"the prefetch ended without an answer ({observation.cause}): the container's log in RunPod's console says "
-        "why; an earlier release of the trainer knows no prefetch"
+        f"the {kind} ended without an answer ({observation.cause}): the container's log in RunPod's console says "
+        "why; an earlier release of the trainer knows no such errand"
     )

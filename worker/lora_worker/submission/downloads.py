@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
-from lora_contract.protocol import ArtifactFile
+from lora_contract.protocol import ArtifactFile, Manifest
 from lora_worker.database.submission_rows import PublishedRun
 from lora_worker.errors import ArgumentError, ArtifactError, ServiceRefusedError
 from lora_worker.services import Services
@@ -58,11 +58,8 @@ async def download(
         ArtifactError: a stored file is not the one that was verified.
         ServiceError: Supabase did not answer; the next call goes on with what is there.
     """
-    run = await _find_run(services, job_id)
-    run_id, paths = run["run_id"], _paths_of(run)
-    if run_id is None or paths is None:
-        raise ArgumentError(f"JOB: {_no_artifact(run)}")
-    manifest = await read_manifest(services.storage, services.settings.artifacts_bucket, paths, run_id)
+    found = await find_published(services, job_id)
+    run_id, paths, manifest = found.run_id, found.paths, found.manifest
     wanted = [(file, place_in(folder, file.path)) for file in manifest.files]
     _make_room(folder, wanted)
     fetched = []
@@ -71,6 +68,28 @@ async def download(
         say(f"{file.path}: {file.bytes:,} bytes, {'complete' if status == 'downloaded' else 'there already'}")
         fetched.append(Fetched(file.path, file.bytes, file.sha256, status))
     return Download(job_id, run_id, folder, tuple(fetched))
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A job's verified files in the bucket: where they are, and the manifest that lists them."""
+
+    run_id: UUID
+    paths: ArtifactPaths
+    manifest: Manifest
+
+
+async def find_published(services: Services, job_id: UUID) -> Published:
+    """Find the files of a completed job.
+
+    Raises: as `download`.
+    """
+    run = await _find_run(services, job_id)
+    run_id, paths = run["run_id"], _paths_of(run)
+    if run_id is None or paths is None:
+        raise ArgumentError(f"JOB: {_no_artifact(run)}")
+    manifest = await read_manifest(services.storage, services.settings.artifacts_bucket, paths, run_id)
+    return Published(run_id, paths, manifest)
 
 
 async def _find_run(services: Services, job_id: UUID) -> PublishedRun:
