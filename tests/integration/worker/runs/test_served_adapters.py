@@ -1,7 +1,7 @@
 """From the end of a training to an answer: adapters are called by name at an endpoint that is never restarted for them.
 
 Trainer, worker and storage are the real ones, and tiny models are trained. The endpoint is the sandbox's, called with
-the official OpenAI client.
+the official OpenAI client. A training on pairs begins with one of the adapters meanwhile.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ pytestmark = pytest.mark.gpu_stack
 
 BASE = "sandbox/tiny-llama"
 QUESTION = "Good evening, how may I help?"
+PAIRS = b"\n".join(
+    json.dumps({"prompt": f"{QUESTION} {n}", "chosen": "With tea, please.", "rejected": "No."}).encode()
+    for n in range(4)
+)
 
 
 @pytest.fixture
@@ -67,6 +71,10 @@ def test_finished_adapters_answer_by_name_until_they_are_deleted(
         ended = [stage.ended(job) for job in jobs]
         assert [(job["status"], job["error_message"]) for job in ended] == [("completed", None)] * 2
         names = [serving_name(job) for job in jobs]
+        # It trains while the others are asked.
+        on_top = stage.user.queue(
+            stage.user.upload(PAIRS), method="dpo", init_adapter=str(ended[0]["artifact_id"]), **chosen
+        )
         answers = [said(client, name) for name in names]
         assert len({base, *answers}) == 3
 
@@ -79,6 +87,7 @@ def test_finished_adapters_answer_by_name_until_they_are_deleted(
         assert (told["model"], told["answer"]) == (names[0], answers[0])
         assert endpoint.api_key not in asked.stdout + asked.stderr
 
+        check_pairs_on_top(stage, on_top, parent=str(ended[0]["artifact_id"]))
         stage.database.rows("update model_artifacts set deleted_at = now() where job_id = %s", jobs[0])
         until(lambda: not is_served(volume, names[0]), "the deleted adapter is removed", state=stage.log)
         endpoint.release()
@@ -86,6 +95,18 @@ def test_finished_adapters_answer_by_name_until_they_are_deleted(
         assert said(client, names[1]) == answers[1]
     for secret in (QUESTION, answers[0]):
         assert secret not in stage.log()
+
+
+def check_pairs_on_top(stage: Stage, job_id: str, *, parent: str) -> None:
+    """Wait for the training on pairs that began with an adapter, and look at its rows."""
+    job = stage.ended(job_id)
+    assert (job["status"], job["error_message"]) == ("completed", None)
+    model = stage.database.row("select * from model_artifacts where job_id = %s", job_id)
+    assert 0 <= model["quality_metrics"]["reward_accuracy"] <= 1
+    assert model["quality_metrics"]["perplexity"] is None
+    assert str(model["parent_model_id"]) == model["training_summary"]["init_adapter"] == parent
+    # Three pairs are learned in one step, twice; the fourth is held out.
+    assert [point["step"] for point in stage.user.chart(job_id)] == [1, 2]
 
 
 def lesson(word: str) -> bytes:

@@ -1,26 +1,22 @@
 """A job of each method, and one that begins with an earlier adapter, from both queues to rows and notices.
 
-In the first tests the training is a stand-in, which reads the earlier adapter's files as the training would; in the
-last a tiny model is trained.
+The training is a stand-in, which reads the earlier adapter's files as the training would. `test_served_adapters.py` has
+such jobs with real trainings.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from sandbox.demo.run import TRAINER_PACE
-from sandbox.runpod import LocalRunPod
 from sandbox.standin_evaluation import FIGURES
 from sandbox.supabase.project import Project
-from sandbox.tiny_model import build_tiny_model
 from tests.application.pipeline import Pipeline
 from tests.application.user import BASE_MODEL, DATASET_WORD, ENDED, User
-from tests.conftest import SANDBOX
 from tests.database.rows import Database, Row
 from tests.processes.stage import Stage
 from tests.processes.waiting import awaited
@@ -150,33 +146,3 @@ def test_training_begins_with_an_adapter_of_its_own_user_only(both_queues: Stage
     assert manifest["summary"]["base_model"] == BASE_MODEL
     # Nothing that a worker wrote shows an address or a token.
     assert "token=" not in stage.log()
-
-
-@pytest.fixture
-def real_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRunPod]:
-    """An endpoint that trains; it outlives the stage that a test makes with it."""
-    volume = str(tmp_path_factory.mktemp("volume"))
-    environment = {"LORA_TRAINER_VOLUME": volume, "LORA_TRAINER_HEARTBEAT_SECONDS": "0.5", **TRAINER_PACE}
-    with LocalRunPod.start(workers_max=1, env=environment) as runpod:
-        yield runpod
-
-
-@pytest.mark.gpu_stack
-def test_tiny_model_learns_answers_then_pairs_on_top_of_them(
-    real_gpus: LocalRunPod, stage_with: Callable[..., Stage]
-) -> None:
-    stage, base = stage_with(real_gpus), str(build_tiny_model(SANDBOX / "cache"))
-    chosen = {"base_model": base, "max_steps": 2, "validation_share": 0.25}
-    first = stage.user.queue(**chosen)
-    # A container that imports torch on a busy machine is silent for longer than the stand-in ever is.
-    patience = {"LORA_WORKER_LOST_SECONDS": "120", "LORA_WORKER_LEASE_SECONDS": "30"}
-    stage.worker(LORA_WORKER_BASE_MODELS=base, LORA_WORKER_DEFAULT_BASE_MODEL=base, **patience)
-    parent = str(stage.ended(first)["artifact_id"])
-    dpo = stage.user.queue(stage.user.upload(PAIRS), method="dpo", init_adapter=parent, **chosen)
-    job = stage.ended(dpo)
-    assert (job["status"], job["error_message"]) == ("completed", None)
-    model = model_of(stage, dpo)
-    assert 0 <= model["quality_metrics"]["reward_accuracy"] <= 1
-    assert model["quality_metrics"]["perplexity"] is None
-    assert str(model["parent_model_id"]) == model["training_summary"]["init_adapter"] == parent
-    assert [point["step"] for point in stage.user.chart(dpo)] == [1, 2]
