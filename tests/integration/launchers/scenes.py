@@ -14,8 +14,8 @@ import httpx
 from lora_worker.launchers.base import Launcher
 from lora_worker.launchers.gpu_server import GpuServerLauncher
 from lora_worker.launchers.runpod import RunPodLauncher
+from sandbox.gpu_server import LocalGpuServer
 from sandbox.runpod import LocalRunPod
-from tests.processes.gpu_server import KEY, GpuServer
 
 WRONG_KEY = "wrong-key-of-the-tests-0123456789abcdef"
 
@@ -72,7 +72,7 @@ class GpuServerScene(Scene):
         "die": {"play": ["die"]},
     }
 
-    def __init__(self, server: GpuServer, folder: Path) -> None:
+    def __init__(self, server: LocalGpuServer, folder: Path) -> None:
         self.server, self._folder = server, folder
 
     def payload(self, act: str) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class GpuServerScene(Scene):
         return {**made, "starts": str(self._folder / f"{made['run_id']}.starts")}
 
     def launcher(self, http: httpx.AsyncClient, *, key: str | None = None, url: str | None = None) -> Launcher:
-        return GpuServerLauncher(url or self.server.url, key or KEY, http=http)
+        return GpuServerLauncher(url or self.server.url, key or self.server.key, http=http)
 
     @contextmanager
     def outage(self) -> Iterator[None]:

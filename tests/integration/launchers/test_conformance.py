@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -12,9 +11,9 @@ import pytest
 
 from lora_worker.errors import LaunchRefusedError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.base import EndCause, Launcher, LaunchRef, LaunchState, Observation, Policy
+from sandbox.gpu_server import LocalGpuServer
 from sandbox.runpod import LocalRunPod
 from tests.integration.launchers.scenes import WRONG_KEY, GpuServerScene, RunPodScene, Scene
-from tests.processes.gpu_server import GpuServer
 
 POLICY = Policy(execution_seconds=600, ttl_seconds=6000)
 
@@ -28,10 +27,8 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             yield RunPodScene(runpod)
         return
     folder: Path = tmp_path_factory.mktemp("gpu-server")
-    server = GpuServer(folder, dict(os.environ), trainer="tests.handlers.scripted_trainer")
-    server.start()
-    yield GpuServerScene(server, folder)
-    server.stop()
+    with LocalGpuServer(folder, {}, trainer="tests.handlers.scripted_trainer") as server:
+        yield GpuServerScene(server, folder)
 
 
 @pytest.fixture

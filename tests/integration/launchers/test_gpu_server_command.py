@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from lora_worker.commands.cli import app
+from sandbox.gpu_server import LocalGpuServer
 from tests.commands import check_keys
-from tests.processes.gpu_server import KEY, GpuServer
 
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LORA_WORKER_GPU_SERVER_KEY", KEY)
+    monkeypatch.setenv("LORA_WORKER_GPU_SERVER_KEY", "k" * 32)
     return monkeypatch
 
 
@@ -27,9 +26,7 @@ def refused(*arguments: str) -> tuple[int, str]:
 
 
 def test_address_is_printed_and_a_second_server_is_refused(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    server = GpuServer(tmp_path, dict(os.environ), trainer="tests.handlers.scripted_trainer")
-    server.start()
-    try:
+    with LocalGpuServer(tmp_path, {}, trainer="tests.handlers.scripted_trainer") as server:
         told = json.loads(server.log().splitlines()[0])
         assert told["url"] == server.url
         check_keys("gpu-server", told)
@@ -37,8 +34,6 @@ def test_address_is_printed_and_a_second_server_is_refused(environment: pytest.M
         assert (code, "another gpu-server uses it" in said) == (1, True)
         code, said = refused("--data", str(tmp_path / "other"), "--port", str(server.port))
         assert (code, "can't be opened" in said) == (1, True)
-    finally:
-        server.stop()
 
 
 @pytest.mark.parametrize(("key", "said"), [("", "is missing"), ("short", "is shorter than 32 characters")])

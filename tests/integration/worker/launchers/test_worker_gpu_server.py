@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from sandbox.gpu_server import LocalGpuServer
 from sandbox.runpod import LocalRunPod
 from sandbox.standin import Mishap, standin_env
-from tests.processes.gpu_server import KEY, GpuServer
 from tests.processes.stage import Stage
 from tests.processes.waiting import until
 
@@ -23,14 +22,9 @@ def volume(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(tmp_path: Path, volume: Path) -> Iterator[GpuServer]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LORA_", "SUPABASE_"))}
-    folder = tmp_path / "gpu-server"
-    folder.mkdir()
-    made = GpuServer(folder, {**kept, **standin_env(volume, step_seconds=0.05)})
-    made.start()
-    yield made
-    made.stop()
+def server(tmp_path: Path, volume: Path) -> Iterator[LocalGpuServer]:
+    with LocalGpuServer(tmp_path / "gpu-server", standin_env(volume, step_seconds=0.05)) as made:
+        yield made
 
 
 @pytest.fixture
@@ -39,17 +33,9 @@ def own_stage(stage_with: Callable[..., Stage], gpus: LocalRunPod, volume: Path)
     return stage_with(gpus, volume)
 
 
-def settings(server: GpuServer) -> dict[str, str]:
-    return {
-        "LORA_WORKER_LAUNCHER": "gpu-server",
-        "LORA_WORKER_GPU_SERVER_URL": server.url,
-        "LORA_WORKER_GPU_SERVER_KEY": KEY,
-    }
-
-
-def test_job_is_trained_billed_and_published_by_a_gpu_server(own_stage: Stage, server: GpuServer) -> None:
+def test_job_is_trained_billed_and_published_by_a_gpu_server(own_stage: Stage, server: LocalGpuServer) -> None:
     before = _calls_of_workers(own_stage)
-    own_stage.worker(**settings(server))
+    own_stage.worker(**server.environment())
     job_id = own_stage.user.queue(max_steps=20)
     job = own_stage.ended(job_id)
     assert (job["status"], job["error_message"]) == ("completed", None)
@@ -60,8 +46,8 @@ def test_job_is_trained_billed_and_published_by_a_gpu_server(own_stage: Stage, s
     assert _calls_of_workers(own_stage) == before
 
 
-def test_server_killed_half_way_goes_on_from_the_checkpoint(own_stage: Stage, server: GpuServer) -> None:
-    own_stage.worker(**settings(server))
+def test_server_killed_half_way_goes_on_from_the_checkpoint(own_stage: Stage, server: LocalGpuServer) -> None:
+    own_stage.worker(**server.environment())
     job_id = own_stage.user.queue(max_steps=100)
     own_stage.training(job_id, step=20)
     server.kill()
@@ -77,8 +63,8 @@ def test_server_killed_half_way_goes_on_from_the_checkpoint(own_stage: Stage, se
     assert resumed_at > 5
 
 
-def test_cancelled_job_frees_the_gpu_of_the_server(own_stage: Stage, server: GpuServer) -> None:
-    own_stage.worker(**settings(server))
+def test_cancelled_job_frees_the_gpu_of_the_server(own_stage: Stage, server: LocalGpuServer) -> None:
+    own_stage.worker(**server.environment())
     job_id = own_stage.user.queue(max_steps=100, seed=int(Mishap.ENDLESS))
     own_stage.training(job_id)
     own_stage.user.cancel_by_update(job_id)
