@@ -85,8 +85,8 @@ def run(
 ) -> None:
     """Run the whole demo, with the user's `dataset` or with our own.
 
-    `launcher` is what trains, `runpod` or `gpu-server`. `record` keeps the answers in the repository, for the demo of the
-    tiny model to show them.
+    `launcher` is what trains, `runpod` or `gpu-server`. `record` keeps the answers in the repository, for the demo of
+    the tiny model to show them.
 
     Raises:
         SandboxError: a part of the demo failed, or its goal was missed; the text says which and why.
