@@ -55,12 +55,17 @@ end
 $migration$;
 
 -- Whether a run that has ended may have put its adapter where it is served. One that was settled says so. Of others,
--- only those that were saving an adapter can have; their trainer may have ended before it told more.
+-- only those can have that were uploading: the adapter is put there at that stage's beginning, of which a trainer tells
+-- at once. One that was lost may have gone on unheard.
 create or replace function public.training_may_be_served(run public.training_runs) returns boolean
-language sql immutable set search_path = '' as $$
+language sql stable set search_path = '' as $$
   select (run).launched_with ? 'serving_name' and case
     when (run).status = 'succeeded' then (run).measured->>'serving_name' is not null
-    else (run).status in ('failed', 'cancelled', 'lost') and (run).stage in ('saving', 'uploading', 'completed') end
+    when (run).status in ('failed', 'cancelled', 'lost') then (run).stage in ('uploading', 'completed')
+      or ((run).status = 'lost' and (run).stage = 'saving')
+      or exists (select from public.training_stages s
+                 where s.run_id = (run).id and s.stage in ('uploading', 'completed'))
+    else false end
 $$;
 
 -- Returns the runs of which nothing must be served any more: their model is deleted, or the job has ended without it.
@@ -191,10 +196,10 @@ end
 $$;
 
 -- Ends an errand: runs that it has confirmed are forgotten, the others are due again later, after a minute at first,
--- then twice as long each time, up to a day. outcome: {removed: [run id], aliases: [alias], problem, gpu_seconds}. Only
--- runs and aliases of the errand's own request count. replace_workers: there is an endpoint that answers, whose machines
--- go on with an adapter that they have loaded: they are replaced (20261126000089) once a model's is removed. Returns how many runs were confirmed; null if the lease is not
--- held.
+-- then twice as long each time, up to a day. outcome: {removed: [run id], aliases: [alias], problem, gpu_seconds,
+-- replace_workers}. Only runs and aliases of the errand's own request count. replace_workers: there is an endpoint that
+-- answers. Its machines go on with what they have loaded, so they are replaced (20261126000089) once a model's adapter
+-- was removed. Returns how many runs were confirmed; null if the lease is not held.
 create or replace function public.end_serving_errand(errand_id uuid, lease_token uuid, outcome jsonb) returns int
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column

@@ -1,35 +1,22 @@
 """The rules by which vLLM finds an adapter: the sandbox keeps them, and so does vLLM's own file where it is at hand.
 
-That file is looked for in an installed vLLM, and in the wheel that the variable VLLM_WHEEL names. Around it stand small
-stand-ins of what it imports: its environment variables, its request, and the class that it extends.
+Around that file stand small stand-ins of what it imports: environment variables, the request, the class that it extends.
 """
 
 import asyncio
-import importlib.util
 import json
-import os
 import sys
 import types
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from sandbox.inference.resolver import find_adapter
+from tests.vllm_source import vllm_source
 
 BASE = "org/base"
 SOURCE = "vllm/plugins/lora_resolvers/filesystem_resolver.py"
-
-
-def vllm_source() -> str | None:
-    if (wheel := os.environ.get("VLLM_WHEEL")) and Path(wheel).is_file():
-        with zipfile.ZipFile(wheel) as files:
-            return files.read(SOURCE).decode()
-    found = importlib.util.find_spec("vllm")
-    if found is None or found.origin is None:
-        return None
-    return (Path(found.origin).parents[1] / SOURCE).read_text()
 
 
 @dataclass
@@ -40,8 +27,7 @@ class LoRARequest:
 
 
 def vllm_finds(folder: Path, base_model: str, name: str) -> Path | None:
-    source = vllm_source()
-    assert source is not None
+    source = vllm_source(SOURCE)
     modules = {
         name: types.ModuleType(name)
         for name in ("vllm", "vllm.envs", "vllm.lora", "vllm.lora.request", "vllm.lora.resolver")
@@ -63,8 +49,7 @@ def vllm_finds(folder: Path, base_model: str, name: str) -> Path | None:
 def find(request):
     if request.param == "ours":
         return find_adapter
-    if vllm_source() is None:
-        pytest.skip("no vLLM here: install it, or name its wheel in VLLM_WHEEL")
+    vllm_source(SOURCE)
     return vllm_finds
 
 

@@ -125,19 +125,29 @@ def test_errand_has_one_worker_and_is_taken_over_after_its_lease(db: Database, d
     ("stage", "job_status", "expected"),
     [
         ("uploading", "failed", True),
-        ("saving", "cancelled", True),
+        ("uploading", "cancelled", True),
+        ("saving", "cancelled", False),
         ("training", "failed", False),
         (None, "cancelled", False),
         ("uploading", "queued", False),
     ],
 )
-def test_run_that_ended_without_its_model_is_removed_if_it_was_saving(
+def test_run_that_ended_without_its_model_is_removed_if_it_was_uploading(
     db: Database, stage: str | None, job_status: str, expected: bool
 ) -> None:
     run, _, _ = db.running_run()
     asked(db, run, stage)
     db.settle(run, job_status)
     assert (claim(db) is not None) == expected
+
+
+def test_heartbeat_tells_of_uploading_before_the_worker_does(db: Database) -> None:
+    run, token, execution = db.running_run()
+    asked(db, run, "training")
+    progress = {"run_id": str(run["id"]), "stage": "uploading", "progress": 97}
+    db.call("heartbeat_run", token, run["external_job_id"], execution, progress)
+    db.settle(run, "cancelled")
+    assert claim(db)["request"]["remove"] == [str(run["id"])]
 
 
 def test_run_that_asked_for_no_name_or_got_none_is_never_removed(db: Database) -> None:
