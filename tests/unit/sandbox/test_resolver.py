@@ -1,6 +1,6 @@
 """The rules by which vLLM finds an adapter: the sandbox keeps them, and so does vLLM's own file where it is at hand.
 
-Around that file stand small stand-ins of what it imports: environment variables, the request, the class that it extends.
+Around that file stand small stand-ins of what it imports: environment variables, the request, the class it extends.
 """
 
 import asyncio
