@@ -27,6 +27,7 @@ WorkerError
 │   ├── ProofMissingError         their manifest does not say that the adapter was tried on its base
 │   └── ProofRefusedError         what it says of that is of another adapter, or shows that nothing is applied
 ├── ExportError           the trainer could not export an adapter; the text is its sentence (exit 1)
+├── PromotionRefusedError an alias can't lead to this version, or somebody else has moved it (exit 1)
 ├── PassIncompleteError   a single pass (`run --once`) could not do all of its work (exit 1)
 └── LeaseLostError        another worker has taken over the run; this worker must write nothing more for it
 """
@@ -167,6 +168,10 @@ class ProofRefusedError(ArtifactError):
 
 class ExportError(WorkerError):
     """The trainer refused to export an adapter, or failed to. The text is what it said."""
+
+
+class PromotionRefusedError(WorkerError):
+    """An alias can't lead to this version, or somebody else has moved it. The text says why, and what to do."""
 
 
 class PassIncompleteError(WorkerError):

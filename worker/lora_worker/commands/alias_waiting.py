@@ -9,7 +9,7 @@ from typing import Protocol
 from uuid import UUID
 
 from lora_worker.database.version_rows import AliasRow
-from lora_worker.errors import ArgumentError, ServiceUnavailableError
+from lora_worker.errors import PromotionRefusedError, ServiceUnavailableError
 from lora_worker.versions.promotion import LIVE, standing
 
 _POLL_SECONDS = 2.0
@@ -42,7 +42,7 @@ async def wait_until_served(
         clock: returns seconds.
 
     Raises:
-        ArgumentError: somebody has moved the alias meanwhile, or it is gone.
+        PromotionRefusedError: somebody has moved the alias meanwhile, or it is gone.
         ServiceError: the database refused the call.
     """
     ends_at, told, now = clock() + seconds, "", alias
@@ -60,5 +60,5 @@ async def wait_until_served(
             continue
         if not found or found[0]["number"] != alias["number"]:
             by = f" by {found[0]['moved_by']}" if found else ""
-            raise ArgumentError(f"{alias['name']}{LIVE} was {'moved' if found else 'removed'}{by} meanwhile")
+            raise PromotionRefusedError(f"{alias['name']}{LIVE} was {'moved' if found else 'removed'}{by} meanwhile")
         now = found[0]

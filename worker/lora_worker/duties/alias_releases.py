@@ -6,6 +6,8 @@ replacement that was asked for twice does no harm.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import structlog
 
 from lora_contract.words import counted
@@ -25,6 +27,9 @@ _LEASE_SECONDS = 300
 _AGAIN_SECONDS = 1800
 """When old machines are still there after so long, they are replaced once more."""
 _MOST_WORKERS = 200
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 30.0, 900.0
+"""After a fault it is tried again so much later, and twice as much after each further one: a change whose answer was
+lost may have replaced the machines, and new ones need time to get ready."""
 _NO_ENDPOINT = (
     "the settings of the worker name no endpoint that answers with adapters, so its workers can't be replaced: "
     "`lora-worker deploy inference apply --write-env` writes its id"
@@ -36,6 +41,8 @@ class AliasReleases:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._faults = 0
+        self._next_at = 0.0
 
     async def run_once(self) -> RoundResult:
         """Do the next step of a replacement that is due, if there is one.
@@ -43,6 +50,8 @@ class AliasReleases:
         An account that does not answer is told with the alias; no other work waits for this.
         """
         queue, endpoint = self._services.queue, self._services.answering
+        if self._faults and self._services.clock() < self._next_at:
+            return RoundResult()
         due = await queue.claim_endpoint_release(_LEASE_SECONDS, _AGAIN_SECONDS)
         if due is None:
             return RoundResult()
@@ -53,8 +62,11 @@ class AliasReleases:
                 note = await self._replace(endpoint, set(due["old_workers"]))
             else:
                 note = {"done": not set(due["old_workers"]) & await endpoint.workers()}
+            self._faults = 0
         except (DeploymentError, ServiceError) as error:
             note = {"problem": str(error)}
+            pause = min(_LONGEST_PAUSE_SECONDS, _PAUSE_SECONDS * 2 ** min(self._faults, 10))
+            self._faults, self._next_at = self._faults + 1, self._services.clock() + pause
         await queue.note_endpoint_release(note)
         self._tell(note)
         problem = note.get("problem")
@@ -64,7 +76,9 @@ class AliasReleases:
         before = await endpoint.workers()
         await endpoint.replace_workers(self._services.now())
         # One that has started in between may be of the old release, too.
-        old = before | await endpoint.workers()
+        old = set(before)
+        with suppress(ServiceError):
+            old |= await endpoint.workers()
         note: ReleaseNote = {"released": True, "old_workers": sorted(old)[:_MOST_WORKERS], "done": not old}
         if old & not_replaced:
             note["problem"] = (

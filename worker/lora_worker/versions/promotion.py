@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from lora_worker.database.version_rows import AliasMoved, AliasRow
-from lora_worker.errors import ArgumentError
+from lora_worker.errors import ArgumentError, PromotionRefusedError
 from lora_worker.services import Services
 from lora_worker.versions.listing import list_versions, version_of_job
 from lora_worker.versions.version import Version
@@ -99,7 +99,8 @@ async def promote(services: Services, job_id: UUID, *, name: str | None, anyway:
     """Have an alias lead to the version of a job. Without a name, it is the one that its family has already.
 
     Raises:
-        ArgumentError: there is no such version, or it must not be served; the text says why.
+        ArgumentError: there is no such version, or the name is none.
+        PromotionRefusedError: it must not be served, or somebody else has moved the alias; the text says why.
         DeploymentError, ServiceError: database, storage or the account at the GPU cloud did not answer.
     """
     family = await list_versions(services.queue, {"of": str(job_id), "limit": _FAMILY})
@@ -114,18 +115,19 @@ async def roll_back(services: Services, name: str, *, by: str) -> Promoted:
     """Have an alias lead to its target before the present one, and at the next time to the one before that.
 
     Raises:
-        ArgumentError: there is no such alias or no earlier target, or that one must not be served.
+        ArgumentError: there is no such alias.
+        PromotionRefusedError: no earlier target may be served, or somebody else has moved the alias.
         DeploymentError, ServiceError: as `promote`.
     """
     alias = await find_alias(services, name)
     back = alias["rollback"]
     if back is None:
-        raise ArgumentError(f"{alias['name']}{LIVE} has no earlier target whose adapter is still there")
+        raise PromotionRefusedError(f"{alias['name']}{LIVE} has no earlier target whose adapter is still there")
     version = version_of_job(
         await list_versions(services.queue, {"of": str(back["job_id"]), "limit": _FAMILY}), back["job_id"]
     )
     if version is None:
-        raise ArgumentError(f"the adapter of job {back['job_id']}, the target before, is not there any more")
+        raise PromotionRefusedError(f"the adapter of job {back['job_id']}, the target before, is not there any more")
     # It was served before: whoever promoted it has judged the guard's finding.
     return await _move(services, version, alias["name"], anyway=True, by=by, restores=back["number"], seen=alias)
 
@@ -156,7 +158,7 @@ async def _move(
 ) -> Promoted:
     endpoint = services.answering
     if endpoint is None:
-        raise ArgumentError(
+        raise PromotionRefusedError(
             "no endpoint is set that answers with adapters: `lora-worker deploy inference apply --write-env` makes one "
             "and writes its id into the settings"
         )
@@ -164,7 +166,7 @@ async def _move(
         seen = next(iter(await services.queue.list_training_aliases(name)), None)
     problem = objection(version, served_base=await endpoint.served_base(), anyway=anyway)
     if problem is not None:
-        raise ArgumentError(problem)
+        raise PromotionRefusedError(problem)
     assert version.serving_name is not None
     answer = await services.queue.move_training_alias(
         {
@@ -181,7 +183,7 @@ async def _move(
 
 def _moved(answer: AliasMoved) -> AliasRow:
     if not answer["moved"] or answer["alias"] is None:
-        raise ArgumentError(answer["reason"] or "the database does not say why the alias was not moved")
+        raise PromotionRefusedError(answer["reason"] or "the database does not say why the alias was not moved")
     return answer["alias"]
 
 

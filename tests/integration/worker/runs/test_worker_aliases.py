@@ -15,7 +15,7 @@ from lora_contract.serving import MARKER_NAME, SERVING_FOLDER
 from lora_worker.deployment.releasing import ALIASES_AT
 from lora_worker.duties.alias_releases import AliasReleases
 from lora_worker.duties.served_adapters import ServedAdapters
-from lora_worker.errors import ArgumentError
+from lora_worker.errors import PromotionRefusedError
 from lora_worker.launchers.runpod_settings import RunPodSettings
 from lora_worker.services import Services, open_services
 from lora_worker.versions.promotion import find_alias, promote, roll_back
@@ -82,7 +82,7 @@ async def test_alias_follows_promotions_and_rollbacks(stage: Stage, gpu_volume: 
         await carried_out(services)
         assert now()[0] == first
         assert now()[1] != released_at
-        with pytest.raises(ArgumentError, match="has no earlier target"):
+        with pytest.raises(PromotionRefusedError, match="has no earlier target"):
             await roll_back(services, NAME, by="bob")
         history = await services.queue.training_alias_history(NAME)
     assert [move["moved_by"] for move in history] == ["bob", "ann", "ann"]

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from lora_worker.commands.alias_waiting import wait_until_served
 from lora_worker.database.version_rows import AliasMove, AliasRow
-from lora_worker.errors import ArgumentError, ServiceUnavailableError
+from lora_worker.errors import PromotionRefusedError, ServiceUnavailableError
 from tests.commands import check_keys, give_services, run_command
 from tests.scripted import make_services
 from tests.unit.worker.commands.job_data import HOSTILE, SHOWN
@@ -72,7 +72,7 @@ def test_promotion_and_rollback_have_stable_keys(queue: VersionsQueue) -> None:
 def test_refusal_is_one_sentence_and_no_traceback(queue: VersionsQueue) -> None:
     queue.refusal = "zebras was moved by bob, after you looked"
     done = run_command("promote", str(queue.rows[1]["job_id"]))
-    assert (done.exit_code, done.stderr) == (2, "lora-worker: zebras was moved by bob, after you looked\n")
+    assert (done.exit_code, done.stderr) == (1, "lora-worker: zebras was moved by bob, after you looked\n")
     assert run_command("promote", str(uuid4()), "--as", "../x").exit_code == 2
 
 
@@ -132,9 +132,9 @@ async def test_waiting_tells_each_step_once_and_outlasts_the_database() -> None:
 async def test_waiting_ends_with_its_time_or_another_move() -> None:
     now, _ = await wait(alias(), seconds=5)
     assert not now["served"]
-    with pytest.raises(ArgumentError, match="was moved by bob meanwhile"):
+    with pytest.raises(PromotionRefusedError, match="was moved by bob meanwhile"):
         await wait(alias(number=2, moved_by="bob"))
-    with pytest.raises(ArgumentError, match="was removed meanwhile"):
+    with pytest.raises(PromotionRefusedError, match="was removed meanwhile"):
         await wait(None)
     gone, _ = await wait(alias(deleted=True))
     assert gone["deleted"]

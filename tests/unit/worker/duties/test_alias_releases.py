@@ -87,6 +87,33 @@ async def test_fault_of_the_account_is_told_and_tried_again(fault: Exception) ->
     assert put_off == (str(fault),)
 
 
+async def test_second_look_that_fails_does_not_replace_the_machines_again() -> None:
+    class Away(Endpoint):
+        async def workers(self) -> set[str]:
+            if self.replaced:
+                raise ServiceUnavailableError("r", "away")
+            return await super().workers()
+
+    notes, _ = await round_of({"release": True, "old_workers": []}, Away({"a"}))
+    assert notes == [{"released": True, "old_workers": ["a"], "done": False}]
+
+
+async def test_lasting_fault_is_tried_again_at_longer_intervals() -> None:
+    """A change whose answer was lost has replaced the machines: once more each round, none would ever get ready."""
+    now = 0.0
+    queue = Queue({"release": True, "old_workers": []})
+    endpoint = Endpoint(*({"a"} for _ in range(1000)), fault=DeploymentError("lost"))
+    duty = AliasReleases(make_services(queue=queue, answering=endpoint, clock=lambda: now))
+    tried_at = []
+    while now < 3600:
+        before = len(queue.notes)
+        await duty.run_once()
+        if len(queue.notes) > before:
+            tried_at.append(now)
+        now += 15
+    assert tried_at == [0, 30, 90, 210, 450, 930, 1830, 2730]
+
+
 async def test_worker_without_the_endpoints_id_says_so() -> None:
     notes, _ = await round_of({"release": True, "old_workers": []}, None)
     assert "name no endpoint that answers" in str(notes[0]["problem"])

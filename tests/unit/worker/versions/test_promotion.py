@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from lora_worker.errors import ArgumentError
+from lora_worker.errors import ArgumentError, PromotionRefusedError, WorkerError
 from lora_worker.services import Services
 from lora_worker.versions.listing import families_of, list_versions
 from lora_worker.versions.promotion import checked_name, name_for, objection, promote, roll_back, standing
@@ -84,7 +84,7 @@ async def test_promotion_names_the_move_that_it_saw() -> None:
 async def test_loser_of_two_promotions_gets_the_sentence() -> None:
     queue = VersionsQueue([row()])
     queue.refusal = "zebras was moved by bob at 12:00 UTC, after you looked"
-    with pytest.raises(ArgumentError, match="was moved by bob"):
+    with pytest.raises(PromotionRefusedError, match="was moved by bob"):
         await promote(services_of(queue), queue.rows[0]["job_id"], name=None, anyway=False, by="ann")
 
 
@@ -97,7 +97,7 @@ async def test_refused_promotions_write_nothing() -> None:
         (cast(Services, SimpleNamespace(queue=queue, answering=None)), good, "no endpoint is set"),
         (services_of(queue), uuid4(), "has no adapter"),
     ):
-        with pytest.raises(ArgumentError, match=why):
+        with pytest.raises(WorkerError, match=why):
             await promote(services, job, name=None, anyway=False, by="ann")
     assert queue.changes == []
 
@@ -114,7 +114,7 @@ async def test_rollback_restores_the_move_that_the_alias_tells() -> None:
 
 async def test_rollback_to_nowhere_is_a_sentence() -> None:
     queue = VersionsQueue([row()], [alias()])
-    with pytest.raises(ArgumentError, match="has no earlier target"):
+    with pytest.raises(PromotionRefusedError, match="has no earlier target"):
         await roll_back(services_of(queue), "zebras", by="ann")
     with pytest.raises(ArgumentError, match="there is no alias other:live"):
         await roll_back(services_of(queue), "other", by="ann")
