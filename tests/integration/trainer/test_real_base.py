@@ -95,19 +95,13 @@ def test_margins_of_preferred_answers_rise_on_a_real_base(outcomes, method):
 
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
 def test_proof_on_a_real_base_finds_files_that_were_renamed_inside(outcomes, monkeypatch):
-    monkeypatch.setattr(asking, "ANSWER_TOKENS", 4)  # they differ at once
+    monkeypatch.setattr(asking, "ANSWER_TOKENS", 4)  # what the base answers does not matter here
     task, _ = outcomes["sft"]
     question = {"role": "user", "content": "What is the capital of France?"}
     tokens = AutoTokenizer.from_pretrained(task.artifact).apply_chat_template(
         [SYSTEM, question], add_generation_prompt=True
     )
     HeldOut(prompts=[HeldOutPrompt(messages=[question], ids=list(tokens["input_ids"]))]).write(task.folder)
-    proof = proven(task)
-    found = proof.application
-    print("proof:", found, proof.notes)
-    assert proof.error is None
-    assert found.modules == 30 * 7
-    assert (found.prompts, found.differing) == (1, 1)
     path = task.artifact / "adapter_model.safetensors"
     whole = path.read_bytes()
     renamed = {name.replace(".layers.", ".blocks."): tensor for name, tensor in load_file(path).items()}
