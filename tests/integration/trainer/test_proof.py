@@ -76,7 +76,7 @@ def test_published_adapter_is_applied_and_the_artifact_is_completed(task):
     assert found.trained_loss != found.served_loss
     assert (found.precision, found.base_unchanged) == ("fp32", True)
     written = EvaluationFile.model_validate_json((task.artifact / "evaluation.json").read_bytes())
-    assert written.application == found.model_dump(mode="json")
+    assert written.application == found
     assert any(sample.base != sample.tuned for sample in written.samples)
     assert "## Answers side by side" in (task.artifact / "README.md").read_text()
     with tarfile.open(task.artifact / "adapter.tar.gz") as archive:
