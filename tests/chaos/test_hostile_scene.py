@@ -252,6 +252,9 @@ def _assert_each_ended_with_its_sentence(world: World, liars: dict[Lie, str], po
     for lie, code in ((Lie.NO_PROOF, "not_proven"), (Lie.PROOF_OF_ANOTHER, "proof_refused")):
         codes = world.query("select error_code from training_runs where job_id = %s", liars[lie])
         assert {run["error_code"] for run in codes} == {code}, lie.name
+    told = world.query("select measured from training_runs where job_id = %s", liars[Lie.IMPOSSIBLE_NUMBERS])
+    for measured in (run["measured"] for run in told if run["measured"] is not None):
+        assert (measured["evaluation"], measured["serving_name"]) == (None, None)
     failed = world.count(
         "select count(*) from training_jobs where id = any(%s::uuid[]) and status = 'failed'", poisoned
     )

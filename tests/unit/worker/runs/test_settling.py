@@ -128,6 +128,20 @@ def test_name_that_is_not_its_own_jobs_is_left_out(services: Services, name: obj
     assert outcome["measured"]["serving_name"] is outcome["artifact"]["training_summary"]["serving_name"] is None
 
 
+def test_numbers_that_no_json_has_leave_the_rest_of_a_manifest(services: Services) -> None:
+    holding = held(services, None)
+    told = manifest_of(holding, Summary()).model_dump(mode="json") | {
+        "evaluation": {"held_out": None, "general_change_percent": float("-inf")}, "application": APPLICATION,
+        "serving": {"name": "../" + "x" * 100_000, "folder": "/"},
+    }  # fmt: skip
+    job = holding.assignment.job
+    assert job is not None
+    outcome = _success(holding, Manifest.model_validate_json(json.dumps(told)), job)
+    measured = outcome["measured"]
+    assert (measured["evaluation"], measured["serving_name"], measured["application"]["modules"]) == (None, None, 84)
+    json.dumps(outcome, allow_nan=False, default=str)
+
+
 def test_success_of_an_earlier_trainer_is_rated_and_told_as_before(services: Services) -> None:
     outcome = succeeded(held(services, None), Summary())
     # No points: the application's rule knows no better.
