@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,11 @@ class PeftModels:
         torch.set_num_threads(1)  # two threads on a busy machine are many times slower than one
         self._tokenizer = AutoTokenizer.from_pretrained(weights)
         self._model: Any = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32).eval()
+        self._wrapped = {
+            name.rpartition(".")[2]
+            for name, module in self._model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
         self._defaults = self._model.generation_config
         self.max_model_len = int(self._model.config.max_position_embeddings)
         ends = self._defaults.eos_token_id
@@ -88,23 +94,26 @@ class PeftModels:
         return list(self._tokenizer(text)["input_ids"])
 
     def add_adapter(self, number: int, folder: Path) -> None:
-        """See `LanguageModel`. A tensor that no module takes is a fault, as in vLLM's `from_local_checkpoint`."""
+        """See `LanguageModel`. As in vLLM, a tensor of a kind of module that carries no LoRA is a fault, and one of a
+        module that is not there is passed over without a word: an adapter whose tensors were renamed changes nothing.
+        """
         from peft import PeftModel
         from safetensors import safe_open
 
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            held = len(list(file.keys()))
+            held = set(file.keys())
+        if strange := sorted(name for name in held if _kind_of(name) not in self._wrapped):
+            raise ValueError(f"{strange[0]:.200} is of a module that carries no LoRA")
         name = _name(number)
-        if not isinstance(self._model, PeftModel):
-            self._model = PeftModel.from_pretrained(self._model, folder, adapter_name=name)
-        else:
-            self._model.load_adapter(folder, adapter_name=name)
-        taken = sum(
-            f".{name}." in parameter or parameter.endswith(f".{name}") for parameter in self._model.state_dict()
-        )
-        if taken != held:
-            self.remove_adapter(number)
-            raise ValueError(f"the file holds {held} tensors, and the model has places for {taken}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tensors that are missing or find no place
+            if isinstance(self._model, PeftModel):
+                self._model.load_adapter(folder, adapter_name=name)
+            else:
+                self._model = PeftModel.from_pretrained(self._model, folder, adapter_name=name)
+        for place, parameter in self._model.named_parameters():
+            if f".{name}." in place and place.replace(f".{name}.", ".") not in held:
+                parameter.data.zero_()
 
     def remove_adapter(self, number: int) -> None:
         """See `LanguageModel`."""
@@ -157,6 +166,11 @@ class PeftModels:
         top_p = _first(sampling.top_p, self._defaults.top_p, 1.0)
         kept = sorted_shares * (sorted_shares.cumsum(0) - sorted_shares < top_p)
         return int(order[torch.multinomial(kept, 1, generator=generator)])
+
+
+def _kind_of(tensor: str) -> str:
+    """The last part of the name of a tensor's module, such as `q_proj`."""
+    return tensor.partition(".lora_")[0].rpartition(".")[2]
 
 
 def _name(number: int) -> str:
