@@ -71,21 +71,30 @@ class ServedAdapters:
                     break
             else:
                 raise NotServedError(f"Others have the names {' and '.join(names)} in the folder of served adapters.")
-        for folder, marker in self._adapters():
-            if marker.job_id == job_id and marker.alias_of is None and folder.name != name:
-                self._take_away(folder, {marker.run_id})
+        for other in (self.folder / each for each in names if each != name):
+            marker = self._marker_of(other)
+            if marker is not None and marker.job_id == job_id:
+                self._take_away(other, {marker.run_id})
         return name
 
     def remove(self, run_ids: set[str]) -> dict[str, str]:
-        """Remove what these runs have put here, aliases included; what could not be removed, as {run id: why}."""
+        """Remove what these runs have put here, aliases included; what could not be removed, as {run id: why}.
+
+        What lies in the place of adapters that were removed long ago goes, too.
+        """
         wrong: dict[str, str] = {}
-        for folder, marker in self._adapters(hidden=True):
-            if marker.run_id not in run_ids:
+        self._sweep()
+        for folder in self._folders():
+            marker = self._marker_of(folder)
+            if marker is None:
                 continue
-            try:
-                self._take_away(folder, run_ids)
-            except OSError as error:
-                wrong[marker.run_id] = f"{folder.name} can't be removed ({type(error).__name__})"
+            if marker.removed_at is not None and marker.removed_at < time.time() - _REMOVED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+            elif marker.run_id in run_ids:
+                try:
+                    self._take_away(folder, run_ids)
+                except OSError as error:
+                    wrong[marker.run_id] = f"{folder.name} can't be removed ({type(error).__name__})"
         return wrong
 
     def set_alias(self, alias: str, name: str) -> None:
@@ -217,18 +226,12 @@ class ServedAdapters:
             shutil.rmtree(old)
 
     def _sweep(self) -> None:
-        """Remove what is left of containers that ended while they wrote, and of adapters removed long ago."""
-        now = time.time()
+        """Remove what is left of containers that ended while they wrote, and what was replaced a while ago."""
+        oldest = time.time() - _STALE_SECONDS
         for folder in self._folders():
             # Another container may be removing the same folder.
             with suppress(FileNotFoundError):
-                if folder.name.startswith("."):
-                    is_over = folder.stat().st_mtime < now - _STALE_SECONDS
-                else:
-                    marker = self._marker_of(folder)
-                    since = marker.removed_at if marker else None
-                    is_over = since is not None and since < now - _REMOVED_SECONDS
-                if is_over:
+                if folder.name.startswith(".") and folder.stat().st_mtime < oldest:
                     shutil.rmtree(folder, ignore_errors=True)
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────────
@@ -244,13 +247,6 @@ class ServedAdapters:
                 if entry.is_dir(follow_symlinks=False) and len(folders) < _MAX_FOLDERS:
                     folders.append(Path(entry.path))
         return folders
-
-    def _adapters(self, *, hidden: bool = False) -> Iterator[tuple[Path, Marker]]:
-        """The folders that have a marker; `hidden`: those that begin with a dot, too."""
-        for folder in self._folders():
-            marker = self._marker_of(folder)
-            if marker is not None and (hidden or not folder.name.startswith(".")):
-                yield folder, marker
 
     def _marker_of(self, folder: Path) -> Marker | None:
         """The folder's marker; None where it is nobody's, is a link, or has one that can't be read."""

@@ -169,6 +169,8 @@ def test_place_of_a_removed_adapter_is_cleared_after_a_week(served, tmp_path):
     marker = Marker.model_validate_json((served.folder / NAME / MARKER_NAME).read_bytes())
     past = marker.model_copy(update={"removed_at": time.time() - 8 * 86_400})
     (served.folder / NAME / MARKER_NAME).write_text(past.model_dump_json())
+    served.remove(set())
+    assert not (served.folder / NAME).exists()
     assert place(served, tmp_path, 4.0, job=TWIN, run="run-4") == NAME
     assert served_value(served.folder, NAME) == 4.0
     assert served_value(served.folder, whole_serving_name(TWIN)) is None, "no adapter is served under two names"
