@@ -11,6 +11,8 @@ from playwright.sync_api import Page, expect
 from tests.integration.dashboard.conftest import ServedApp, served
 from tests.unit.worker.dashboard.scripted import TOKEN, ScriptedDatabase, completed, job, make_page, sample
 from tests.unit.worker.dashboard.test_pages import spoil
+from tests.unit.worker.versions.made import alias
+from tests.unit.worker.versions.made import row as version_row
 
 LONG = "a_name_without_any_blank_at_which_a_line_could_be_broken_" * 3
 
@@ -81,6 +83,12 @@ def test_every_page_is_readable_in_light_and_dark_and_fits_a_phone(
     database.answers[finished["runs"][0]["run_id"]] = [sample(LONG, messages=4)]
     database.jobs[job_id]["job"]["name"] = LONG
     database.add(job(name=LONG, base_model=LONG, stage=LONG))
+    database.versions = [
+        version_row(
+            dataset_name=LONG, version=LONG[:50], base_model=LONG, measured={"serving_name": LONG}, aliases=["z"]
+        )
+    ]
+    database.aliases = [alias(database.versions[0], adapter=LONG, problem=LONG)]
     page = opened(page_of, site, color_scheme=scheme, viewport={"width": 360, "height": 740})
     backgrounds = set()
     for path in (
@@ -89,6 +97,7 @@ def test_every_page_is_readable_in_light_and_dark_and_fits_a_phone(
         f"/jobs/{job_id}",
         f"/jobs/{job_id}/cancel",
         "/queue/hold",
+        "/models",
         "/spend",
         "/workers",
         "/no",

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from lora_worker.dashboard import actions, pages
+from lora_worker.dashboard import actions, models, pages
 from lora_worker.dashboard.access import HEADERS, Access, Guard
 from lora_worker.dashboard.board import Board
 from lora_worker.dashboard.rendering import STATIC_FOLDER, make_desk, render
@@ -29,6 +29,7 @@ ROUTES = (
     Route("/jobs/{job_id:uuid}/samples", pages.samples),
     Route("/jobs/{job_id:uuid}/{action}", actions.of_job, methods=["GET", "POST"]),
     Route("/queue/{action}", actions.of_queue, methods=["GET", "POST"]),
+    Route("/models", models.models),
     Route("/spend", pages.spend),
     Route("/workers", pages.workers),
     Mount("/static", StaticFiles(directory=STATIC_FOLDER)),

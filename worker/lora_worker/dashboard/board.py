@@ -13,9 +13,11 @@ from lora_worker.database.calls import DatabaseCalls
 from lora_worker.database.job_reports import JobDetails, JobFilter, JobPage
 from lora_worker.database.money_rows import BudgetState, CostKey, Costs, Failures
 from lora_worker.database.queue_health import QueueHealth
+from lora_worker.database.version_rows import AliasRow
 from lora_worker.errors import ArtifactError
 from lora_worker.storage.evaluations import Evaluations
 from lora_worker.storage.run_logs import RunLogs
+from lora_worker.versions.listing import Family, families_of, list_versions
 
 _SELDOM_SECONDS = 15.0
 """For what changes seldom: sums over many rows, kept logs."""
@@ -67,6 +69,18 @@ class Board:
             return Answers(side_by_side(found) if found else None)
 
         return await self.reads.ask(("answers", run_id), read, _FIXED_SECONDS)
+
+    async def models(self, limit: int) -> Reading[list[Family]]:
+        """Read the newest versions of models, at most so many, by model."""
+
+        async def read() -> list[Family]:
+            return families_of(await list_versions(self.queue, {"limit": limit}))
+
+        return await self.reads.ask(("models", limit), read, _SELDOM_SECONDS)
+
+    async def aliases(self) -> Reading[list[AliasRow]]:
+        """Read where the aliases lead and stand."""
+        return await self.reads.ask("aliases", self.queue.list_training_aliases)
 
     async def budgets(self) -> Reading[BudgetState]:
         """Read the budgets of today, and what is used of them."""

@@ -19,8 +19,8 @@ from lora_worker.dashboard.reads import Reading
 
 STATIC_FOLDER = Path(__file__).with_name("static")
 
-PAGES = (("overview", "/", "Overview"), ("jobs", "/jobs", "Jobs"), ("spend", "/spend", "Spend"),
-         ("workers", "/workers", "Workers"))  # fmt: skip
+PAGES = (("overview", "/", "Overview"), ("jobs", "/jobs", "Jobs"), ("models", "/models", "Models"),
+         ("spend", "/spend", "Spend"), ("workers", "/workers", "Workers"))  # fmt: skip
 """The navigation: name, path and title."""
 
 

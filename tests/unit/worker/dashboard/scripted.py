@@ -14,6 +14,7 @@ from lora_worker.dashboard.access import Access
 from lora_worker.dashboard.app import make_app
 from lora_worker.dashboard.board import Board
 from lora_worker.dashboard.reads import SharedReads
+from lora_worker.database.version_rows import AliasRow, VersionFilter, VersionRow
 from lora_worker.errors import ArtifactError, ServiceUnavailableError
 from tests.unit.worker.runs.comparisons import APPLICATION, compared, evaluated
 
@@ -129,6 +130,16 @@ class ScriptedDatabase:
         self.logs: dict[str, list[str]] = {}
         self.answers: dict[str, list[Sample] | str] = {}
         self.refusal: str | None = None
+        self.versions: list[VersionRow] = []
+        self.aliases: list[AliasRow] = []
+
+    async def training_versions(self, wanted: VersionFilter) -> list[VersionRow]:
+        self._note("training_versions", wanted)
+        return self.versions
+
+    async def list_training_aliases(self) -> list[AliasRow]:
+        self._note("list_training_aliases")
+        return self.aliases
 
     def add(self, row: Row, **parts: Any) -> str:
         """Add a job; returns its id."""

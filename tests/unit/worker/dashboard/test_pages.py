@@ -28,8 +28,10 @@ from tests.unit.worker.dashboard.scripted import (
     worker,
 )
 from tests.unit.worker.runs.comparisons import compared, evaluated
+from tests.unit.worker.versions.made import alias, figures
+from tests.unit.worker.versions.made import row as version_row
 
-PATHS = ("/", "/jobs", "/spend", "/workers")
+PATHS = ("/", "/jobs", "/models", "/spend", "/workers")
 
 
 class Page(HTMLParser):
@@ -78,6 +80,9 @@ def spoil(database: ScriptedDatabase) -> str:
     database.jobs[ids[1]]["job"]["hyperparameters"] = {SCRIPT: SCRIPT}
     ended = completed(measured={"evaluation": SCRIPT, "application": None, "serving_name": SCRIPT})
     database.add(spoiled(job("completed")), **ended)
+    texts = {"name": SCRIPT, "version": SCRIPT, "base_model": SCRIPT, "method": SCRIPT, "aliases": [SCRIPT]}
+    database.versions = [version_row(dataset_name=SCRIPT, measured={"serving_name": SCRIPT}, **texts)]
+    database.aliases = [alias(name=SCRIPT, adapter=SCRIPT, problem=SCRIPT), alias(deleted=True, job_id=None)]
     database.answers[ended["runs"][0]["run_id"]] = [sample(SCRIPT, messages=5)]
     database.state = health(
         queued=1, no_worker=SCRIPT, workers=[worker(name=SCRIPT, version=SCRIPT, problem=SCRIPT)],
@@ -336,3 +341,19 @@ def test_pages_are_accessible_by_their_structure(browser: TestClient, database: 
         # Only what seldom changes is read aloud.
         aloud = {attributes["id"] for _, attributes in page.elements if attributes.get("role") == "status"}
         assert aloud <= {"connection", "database", "state"}
+
+
+def test_models_show_their_versions_the_best_and_the_aliases(
+    database: ScriptedDatabase, browser: TestClient, clock: Clock
+) -> None:
+    assert "No model has been trained yet" in shown(browser, "/models").text
+    best = version_row(figures=figures(2.0, 1.25, held_out_gain_low=0.7, held_out_gain_high=0.8), aliases=["bot"])
+    database.versions = [best, version_row(measured={"evaluation": {"guard_passed": False}})]
+    database.aliases = [alias(best, name="bot", placed=True, served=True)]
+    clock.seconds = 20
+    page = shown(browser, "/models")
+    for part in ("2 → 1.25", "0.75 0.7 to 0.8", "lowers the held-out loss from 2 to 1.25", "worse on general text",
+                 "bot:live", "it is live"):  # fmt: skip
+        assert part in page.text
+    assert page.text.count(" best ") == 1
+    assert {"href": f"/jobs/{best['job_id']}"} in page.all("a")
