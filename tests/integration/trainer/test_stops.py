@@ -62,7 +62,7 @@ def facts_for(base, stop):
         trainable=1,
         target_modules=("q_proj",),
         serving="",
-        split={},
+        split={"training": [], "validation": []},
         own_template=False,
         stop=stop,
         dtype="float32",

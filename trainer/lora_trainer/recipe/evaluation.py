@@ -112,10 +112,17 @@ class Evaluator:
     def hand_on(self, folder: Path) -> None:
         """Leave in `folder` what the process needs that tries the published files; nothing where nothing is held out.
 
-        It is text of the dataset, so `folder` must be the execution's, not the artifact.
+        It is text of the dataset, so `folder` must be the execution's, not the artifact. Raises nothing: without it,
+        that process asks the questions of the general set.
         """
         if not self.conversations:
             return
+        try:
+            self._held_out().write(folder)
+        except Exception as error:
+            log.error("no held-out prompts are handed on: %s", describe(error))
+
+    def _held_out(self) -> HeldOut:
         rows = [row for talk in self.conversations for row in talk]
         taken, total = 0, 0
         for row in rows:
@@ -125,12 +132,11 @@ class Evaluator:
             taken += 1
         found = self._tuned_rows[:taken]
         compared = compare(PairedFigures([joined(found)], [joined(found)])) if found else None
-        held_out = HeldOut(
+        return HeldOut(
             prompts=sample_prompts(self._setup.chat, self._setup.tokenizer, self._setup.data.held_out),
             rows=[HeldOutRow(ids=row.input_ids, labels=row.labels) for row in rows[:taken]],
             trained=compared.tuned if compared else None,
         )
-        held_out.write(folder)
 
     def _compare(self) -> None:
         assert self._base is not None, "the base is measured before the first step"
@@ -196,4 +202,6 @@ def training_tokens(task: Task, setup: TrainingSetup) -> int:
 
 def measured_sentence(evaluator: Evaluator) -> str:
     """What is being measured, for the log and the user."""
-    return f"Comparing the adapter with its base, on {counted(len(evaluator.conversations), 'held-out conversation')}."
+    count = len(evaluator.conversations)
+    texts = counted(count, "held-out conversation") if count else "general text"
+    return f"Comparing the adapter with its base, on {texts}."

@@ -169,3 +169,12 @@ def test_rows_and_prompts_are_handed_on_with_what_was_measured_of_them(tmp_path)
     assert prompt.reference == "It is noon."
     assert prompt.ids == row.input_ids[: len(prompt.ids)]
     assert "It is noon" not in repr(handed), "text of the dataset must not get into a log"
+
+
+def test_prompts_that_cannot_be_made_do_not_cost_the_adapter(tmp_path, monkeypatch):
+    def refused(*_):
+        raise ValueError("the template refuses this conversation")
+
+    monkeypatch.setattr("lora_trainer.recipe.evaluation.sample_prompts", refused)
+    ended(evaluator(tmp_path)).hand_on(tmp_path)
+    assert HeldOut.read(tmp_path) is None
