@@ -54,6 +54,14 @@ def test_gain_that_may_be_chance_is_never_above_two(
     assert not has_proven_gain(held_out)
 
 
+def test_two_trainings_of_a_real_base_get_five_and_one() -> None:
+    """The figures of docs/training.md: a captain's manner was learned; random words were learned by heart."""
+    captain = compared(4.402, 2.815, (1.474, 1.705), accuracy=(0.165, 0.388), conversations=4, gain=1.589)
+    assert rated(captain, change=-2.0) == (5, "excellent")
+    noise = compared(10.88, 11.84, (-3.56, 1.64), accuracy=(0.0, 0.0), conversations=2)
+    assert rated(noise, change=55.0, passed=False) == (1, "overfit")
+
+
 def test_of_two_means_that_disagree_the_smaller_counts() -> None:
     """Many short conversations may be better while the long ones, with most of the tokens, are worse."""
     assert rated(compared(2.0, 2.1, (0.4, 0.6), gain=0.5)) == (1, "overfit")
