@@ -25,9 +25,9 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's `--max-lora-rank` takes."""
 
 DORA_NOTE = (
-    "vLLM refuses adapters with DoRA: merge it into the base before serving, and merge in bf16 (load the base with "
-    "dtype=torch.bfloat16 and without quantisation, then merge_and_unload). Merged into 4 bits the adapter is "
-    "practically gone, without an error."
+    "vLLM refuses adapters with DoRA: merge it into the base before serving, and merge in bf16 (`lora-worker export "
+    "JOB --as merged`; or load the base with dtype=torch.bfloat16 and without quantisation, then merge_and_unload). "
+    "Merged into 4 bits the adapter is practically gone, without an error."
 )
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

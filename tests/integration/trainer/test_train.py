@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_contract.error_codes import ErrorCode
+from lora_contract.ollama import architecture_of
 from lora_contract.protocol import Stage
 from lora_trainer.export.merged import export_merged
 from lora_trainer.models.bases import Base
@@ -92,6 +93,7 @@ def test_artifact_is_complete_and_contains_no_local_path(trained):
     assert [line["step"] for line in log] == [point.step for point in outcome.points]
     config = json.loads((task.artifact / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == outcome.summary.base_model
+    assert architecture_of(task.artifact) == "llama"
     split = json.loads((task.artifact / "split.json").read_text())
     assert not set(split["training"]) & set(split["validation"])
     assert split["validation"]
