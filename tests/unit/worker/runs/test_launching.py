@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from uuid import UUID
 
 import pytest
 from pydantic import SecretStr
 
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.protocol import Channel, DatasetRef, Limits, OutputRef, Request
+from lora_worker.database.submission_rows import TRIAL_NAME
 from lora_worker.datasets.preflight import make_policy
 from lora_worker.errors import PreflightError, ServiceUnavailableError
 from lora_worker.money.billing import Rate
@@ -95,6 +97,12 @@ async def test_a_request_with_a_secret_key_is_never_sent(monkeypatch: pytest.Mon
     services.settings.supabase_publishable_key = SecretStr("sb_publishable_x")
     await advance.launch(holding)
     assert len(posted) == 1
+
+
+def test_adapter_is_asked_to_be_served_by_its_jobs_name_but_a_trials_is_not() -> None:
+    job = UUID("0a1b2c3d-0000-4000-8000-000000000001")
+    assert launching.asked_name(job, "Zebras") == "adapter-0a1b2c3d"
+    assert launching.asked_name(job, TRIAL_NAME) is None
 
 
 async def test_run_given_up_is_not_begun_again_by_the_same_worker(monkeypatch: pytest.MonkeyPatch) -> None:

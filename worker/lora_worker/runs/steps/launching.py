@@ -6,6 +6,7 @@ Each step returns what happened; `advance.launch` takes them one after another.
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 import structlog
 
@@ -140,8 +141,7 @@ async def _make_request(held: HeldRun, plan: preflight.Plan) -> Request:
             bucket=settings.artifacts_bucket,
             prefix=paths.prefix,
             archive_name=paths.archive_name,
-            # A trial's adapter is removed again at once, and an errand for that would cost more than the trial.
-            serving_name=serving_name(job.id) if settings.serve_adapters and dataset.name != TRIAL_NAME else None,
+            serving_name=asked_name(job.id, dataset.name) if settings.serve_adapters else None,
         ),
         limits=Limits(
             max_seconds=max(plan.policy.execution_seconds - _STOP_MARGIN_SECONDS, 60.0),
@@ -150,6 +150,14 @@ async def _make_request(held: HeldRun, plan: preflight.Plan) -> Request:
         ),
         traceparent=context_of(held.run_id).traceparent if services.traces.is_on else None,
     )
+
+
+def asked_name(job_id: UUID, dataset_name: str) -> str | None:
+    """The name by which the job's adapter shall be served; None for a trial.
+
+    A trial's adapter is removed again at once, and an errand for that would cost more than the trial.
+    """
+    return None if dataset_name == TRIAL_NAME else serving_name(job_id)
 
 
 async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) -> LaunchBegun | None:
