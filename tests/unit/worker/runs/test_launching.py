@@ -99,7 +99,7 @@ async def test_a_request_with_a_secret_key_is_never_sent(monkeypatch: pytest.Mon
     assert len(posted) == 1
 
 
-def test_adapter_is_asked_to_be_served_by_its_jobs_name_but_a_trials_is_not() -> None:
+def test_adapter_is_asked_to_be_served_by_its_jobs_name_a_trials_is_not() -> None:
     job = UUID("0a1b2c3d-0000-4000-8000-000000000001")
     assert launching.asked_name(job, "Zebras") == "adapter-0a1b2c3d"
     assert launching.asked_name(job, TRIAL_NAME) is None
