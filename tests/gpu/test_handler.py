@@ -36,3 +36,8 @@ async def test_a_request_becomes_a_published_adapter_with_its_manifest(tmp_path,
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {file.path.split("/")[-1] for file in manifest.files}
     assert manifest.summary.gpu_type
     assert manifest.metrics.final_training_loss is not None
+    proof = manifest.application
+    assert proof is not None
+    assert (proof.modules, proof.precision) == (28, "bf16"), "a tiny base fits not quantised"
+    assert proof.differing > 0
+    assert proof.served_loss == pytest.approx(proof.trained_loss, rel=0.05)

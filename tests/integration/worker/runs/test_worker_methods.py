@@ -141,7 +141,10 @@ def test_training_begins_with_an_adapter_of_its_own_user_only(both_queues: Stage
     assert (ended["status"], ended["error_message"]) == ("completed", None)
     (run,) = stage.database.rows("select * from training_runs where job_id = %s", UUID(str(newer)))
     assert run["launched_with"]["init_adapter"] == {"id": parent}
+    assert run["launched_with"]["needs_proof"] is True
     manifest = json.loads(stage.user.stored(f"{stage.user.user_id}/{run['id']}/manifest.json") or b"{}")
+    listed = {file["path"]: file["sha256"] for file in manifest["files"]}
+    assert manifest["application"]["adapter_sha256"] == listed["adapter_model.safetensors"]
     assert manifest["summary"]["init_adapter"] == parent
     assert manifest["summary"]["base_model"] == BASE_MODEL
     # Nothing that a worker wrote shows an address or a token.
