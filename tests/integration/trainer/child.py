@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import uuid
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lora_contract.protocol import Progress
 from lora_trainer.run.task import Outcome, Task
 from sandbox.sample_text import write_sample_dataset
+from tests.processes.warm_python import WarmProcess, WarmPython
 
 FAST = {"learning_rate": 5e-3, "batch_size": 8, "epochs": 2, "max_length": 256, "rank": 8}
 
@@ -54,7 +55,7 @@ class Child:
     """A running training process."""
 
     task: Task
-    process: subprocess.Popen[bytes]
+    process: WarmProcess
     events: Any
     seen: list[Progress] = field(default_factory=list)
 
@@ -75,16 +76,17 @@ class Child:
         return Outcome.read(self.task.folder)
 
 
+@cache
+def _warm_python() -> WarmPython:
+    made = WarmPython()
+    atexit.register(made.close)
+    return made
+
+
 def start(task: Task, module: str = "lora_trainer.recipe.train", **environment: str) -> Child:
-    """Start the training process as the handler does."""
+    """Start the training process as the handler does, but with its libraries loaded."""
     read_end, write_end = os.pipe()
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", module, str(write_end)],
-        stdin=subprocess.PIPE,
-        pass_fds=(write_end,),
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
-    )
+    process = _warm_python().start(module, write_end, environment)
     os.close(write_end)
     process.stdin.write(task.model_dump_json().encode() + b"\n")
     process.stdin.flush()
