@@ -49,18 +49,18 @@ begin
     create index training_served_removals_due on public.training_served_removals (next_at);
   end if;
   if to_regclass('public.training_runs_asked_name') is null then
-    create index training_runs_asked_name on public.training_runs (id) where launched_with ? 'serving_name';
+    create index training_runs_asked_name on public.training_runs (status, queue) where launched_with ? 'serving_name';
   end if;
 end
 $migration$;
 
--- Whether a run that has ended may have put its adapter where it is served. One that was settled says so. Of others,
--- only those can have that were uploading: the adapter is put there at that stage's beginning, of which a trainer tells
--- at once. One that was lost may have gone on unheard.
+-- Whether a run that has ended may have put its adapter where it is served. One that was settled says so, unless another
+-- process had ended its job: then nothing was noted. Of others, only those can have that were uploading: the adapter is
+-- put there at that stage's beginning, of which a trainer tells at once. One that was lost may have gone on unheard.
 create or replace function public.training_may_be_served(run public.training_runs) returns boolean
 language sql stable set search_path = '' as $$
   select (run).launched_with ? 'serving_name' and case
-    when (run).status = 'succeeded' then (run).measured->>'serving_name' is not null
+    when (run).status = 'succeeded' then (run).measured is null or (run).measured->>'serving_name' is not null
     when (run).status in ('failed', 'cancelled', 'lost') then (run).stage in ('uploading', 'completed')
       or ((run).status = 'lost' and (run).stage = 'saving')
       or exists (select from public.training_stages s

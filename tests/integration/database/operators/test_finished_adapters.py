@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.database.rows import Database
+from tests.application.pipeline import Pipeline
+from tests.database.rows import Database, outcome
 
 
 def finished_run(db: Database, base_model: str, **hyperparameters: Any) -> dict[str, Any]:
@@ -32,3 +33,25 @@ def test_finished_adapters_are_counted_by_base_rank_and_dora(db: Database) -> No
         {"base_model": "org/a", "rank": 64, "use_dora": True, "adapters": 1},
         {"base_model": "org/b", "rank": 16, "use_dora": False, "adapters": 1},
     ]
+
+
+def test_model_whose_row_is_gone_counts_no_more(db: Database) -> None:
+    removed = finished_run(db, "org/a")
+    db.rows("update training_jobs set artifact_id = null")
+    db.rows("delete from model_artifacts where id = %s", removed["id"])
+    assert db.call("training_finished_adapters") == []
+
+
+def test_newer_queues_deleted_adapter_counts_no_more(db: Database, pipeline: Pipeline) -> None:
+    user = db.user()
+    pipeline.queue(user_id=user, dataset_id=db.dataset(user))
+    run = db.claim()[0]["run"]
+    db.begin(run, "t" * 64)
+    db.rows("update training_runs set base_model = 'org/a'")
+    made = outcome("completed")
+    made["artifact"]["archive"] = "lora-models/adapters/x.tar.gz"
+    assert db.call("settle_run", run["id"], run["lease_token"], made) == "completed"
+    assert [found["adapters"] for found in db.call("training_finished_adapters")] == [1]
+    db.rows("alter table pipeline_training_jobs add column if not exists adapter_status text default 'active'")
+    db.rows("update pipeline_training_jobs set adapter_status = 'deleted'")
+    assert db.call("training_finished_adapters") == []

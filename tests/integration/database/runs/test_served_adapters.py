@@ -156,9 +156,19 @@ def test_run_that_asked_for_no_name_or_got_none_is_never_removed(db: Database) -
     db.settle(run, "failed")
     other, _, _ = db.running_run()
     asked(db, other)
-    db.settle(other)
+    db.settle(other, measured={"serving_name": None})
     delete(db, other)
     assert claim(db) is None
+
+
+def test_run_whose_job_another_process_has_completed_may_be_served(db: Database) -> None:
+    run, _, _ = db.running_run()
+    asked(db, run)
+    db.rows("update training_jobs set status = 'completed' where id = %s", run["job_id"])
+    assert db.settle(run, measured={"serving_name": NAME}) == "completed"
+    after = db.run(run["id"])
+    assert (after["status"], after["measured"]) == ("succeeded", None)
+    assert claim(db)["request"]["remove"] == [str(run["id"])]
 
 
 def test_failed_attempt_that_a_later_one_replaced_costs_no_errand(db: Database) -> None:

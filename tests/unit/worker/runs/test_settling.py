@@ -157,6 +157,15 @@ def test_success_of_an_earlier_trainer_is_rated_and_told_as_before(services: Ser
     assert bare.evaluation is None
 
 
+def test_name_of_a_served_adapter_stays_where_words_are_refused(services: Services) -> None:
+    holding = held(services, None)
+    job = holding.assignment.job
+    assert job is not None
+    serving = {"name": serving_name(job.id), "folder": "lora-adapters"}
+    outcome = _success(holding, _without_words(manifest_of(holding, Summary(), serving=serving)), job)
+    assert outcome["measured"]["serving_name"] == serving["name"]
+
+
 def test_displayed_cost_stays_within_the_cap(services: Services) -> None:
     holding = held(services, None)
     holding.measured_seconds = 10_000_000.0

@@ -201,7 +201,8 @@ def _outcome(held: HeldRun, ending: Ending, manifest: Manifest | None) -> Outcom
 
 
 def _without_words(manifest: Manifest) -> Manifest:
-    nothing = {"metrics": FinalMetrics(), "summary": Summary(), "points": [], "evaluation": None, "serving": None}
+    # The name under which it is served stays: without it nobody would remove a deleted adapter. `brought_by` checks it.
+    nothing = {"metrics": FinalMetrics(), "summary": Summary(), "points": [], "evaluation": None}
     return manifest.model_copy(update=nothing)
 
 
