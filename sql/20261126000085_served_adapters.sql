@@ -7,6 +7,8 @@
 create table if not exists public.training_served_removals (
   run_id uuid primary key,
   noted_at timestamptz not null default now(),
+  -- Whether its trainer told that it is served. Of a run that failed or was lost while it uploaded nobody knows that.
+  is_told boolean not null default true,
   attempts int not null default 0,
   next_at timestamptz not null default now(),
   -- Why the last errand did not remove it, for the operator.
@@ -105,8 +107,8 @@ $$;
 create or replace function public.training_keep_served() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
-  insert into public.training_served_removals (run_id)
-  select g.id from gone g where public.training_may_be_served(row(g.*)::public.training_runs)
+  insert into public.training_served_removals (run_id, is_told)
+  select g.id, g.status = 'succeeded' from gone g where public.training_may_be_served(row(g.*)::public.training_runs)
   on conflict do nothing;
   return null;
 end
@@ -148,7 +150,9 @@ begin
   end if;
   if errand.id is null then
     unwanted := array(select u from public.training_unwanted_adapters() u limit 10000);
-    insert into public.training_served_removals (run_id) select unnest(unwanted) on conflict do nothing;
+    insert into public.training_served_removals (run_id, is_told)
+    select r.id, r.status = 'succeeded' from public.training_runs r where r.id = any (unwanted)
+    on conflict do nothing;
     -- A model that was restored, or a job that was started again.
     delete from public.training_served_removals p
     using public.training_runs r
@@ -197,9 +201,11 @@ $$;
 
 -- Ends an errand: runs that it has confirmed are forgotten, the others are due again later, after a minute at first,
 -- then twice as long each time, up to a day. outcome: {removed: [run id], aliases: [alias], problem, gpu_seconds,
--- replace_workers}. Only runs and aliases of the errand's own request count. replace_workers: there is an endpoint that
+-- replace_workers, no_volume}. Only runs and aliases of the errand's own request count. replace_workers: there is an endpoint that
 -- answers. Its machines go on with what they have loaded, so they are replaced (20261126000089) once a model's adapter
--- was removed. Returns how many runs were confirmed; null if the lease is not held.
+-- was removed. no_volume: the endpoint has none. Then a run of which no trainer told that it is served is forgotten, too:
+-- else each run that failed while it uploaded would cost an errand for ever. Returns how many runs were forgotten; null
+-- if the lease is not held.
 create or replace function public.end_serving_errand(errand_id uuid, lease_token uuid, outcome jsonb) returns int
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
@@ -224,6 +230,12 @@ begin
   found_models := exists (
     select from unnest(confirmed) c left join public.training_runs r on r.id = c
     where coalesce(r.status, 'succeeded') = 'succeeded');
+  if (outcome->>'no_volume')::boolean then
+    confirmed := confirmed || array(
+      select p.run_id from public.training_served_removals p
+      where not p.is_told and p.run_id <> all (confirmed)
+        and p.run_id in (select x.value::uuid from jsonb_array_elements_text(errand.request->'remove') x));
+  end if;
   update public.training_runs r
   set launched_with = r.launched_with - 'serving_name',
       measured = case when jsonb_typeof(r.measured) = 'object' then r.measured - 'serving_name' else r.measured end

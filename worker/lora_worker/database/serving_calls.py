@@ -45,16 +45,18 @@ class ServingCalls(Caller):
         problem: str | None,
         gpu_seconds: float | None,
         replace_workers: bool,
+        no_volume: bool,
     ) -> int | None:
         """End an errand: what it has confirmed is forgotten, the rest is due again later.
 
         `replace_workers`: there are machines that answer, which go on with what they have loaded until replaced.
+        `no_volume`: the endpoint has none, so runs that were never heard to be served are given up.
 
         Returns of how many runs nothing is served any more; None if another worker has the errand.
         """
         outcome = {
             "removed": removed, "aliases": aliases, "problem": problem, "gpu_seconds": gpu_seconds,
-            "replace_workers": replace_workers,
+            "replace_workers": replace_workers, "no_volume": no_volume,
         }  # fmt: skip
         return await self._call(
             functions.END_SERVING_ERRAND, errand_id=errand_id, lease_token=lease_token, outcome=outcome

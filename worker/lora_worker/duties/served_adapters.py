@@ -11,9 +11,10 @@ import structlog
 from pydantic import ValidationError
 
 from lora_contract.errands import ErrandResult, ServingRequest
+from lora_contract.error_codes import ErrorCode
 from lora_worker.database.answers import ServingErrand
 from lora_worker.duties.duty import RoundResult
-from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceRefusedError
+from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceError, ServiceRefusedError
 from lora_worker.launchers.base import LaunchRef, LaunchState, Observation, Policy
 from lora_worker.observability.actions import Action
 from lora_worker.services import Services
@@ -21,12 +22,13 @@ from lora_worker.services import Services
 log = structlog.get_logger(__name__)
 
 SERVING_CALLS = 4
-"""Calls of one round, one after another: a claim, a look or a launch, a cancel, a record."""
+"""Calls of one round, one after another: a claim, a look and a cancel or a launch and its record, the end."""
 
 _EXECUTION_SECONDS = 900.0
 """The longest time of an errand. It removes folders, and copies fifty adapters at the most."""
 _QUEUE_SECONDS = 3600.0
 """How long it may wait for a GPU."""
+_NO_VOLUME = ErrorCode.VOLUME_MISSING.value
 _NO_ANSWER = "the endpoint's answer is none to this errand: does its image hold this release of the trainer?"
 
 
@@ -59,14 +61,16 @@ class ServedAdapters:
             )
         except ValidationError:
             return await self._end(errand, problem="the rows hold a name that no errand takes")
-        except (LaunchRefusedError, ServiceRefusedError) as error:
+        except (LaunchRefusedError, ServiceRefusedError, LaunchInDoubtError) as error:
+            # One in doubt may run, and a later one asks for the same again: an errand that runs twice does no harm.
             return await self._end(errand, problem=str(error))
-        except LaunchInDoubtError as error:
-            # The next round sends it again: an errand that runs twice does the same.
-            return RoundResult(put_off=(str(error),))
-        await self._services.queue.record_serving_errand(
-            errand["id"], errand["lease_token"], endpoint=launcher.endpoint, external_job_id=job
-        )
+        try:
+            await self._services.queue.record_serving_errand(
+                errand["id"], errand["lease_token"], endpoint=launcher.endpoint, external_job_id=job
+            )
+        except ServiceError as error:
+            # Without its id the next round would launch it again, and so would each after that.
+            return await self._end(errand, problem=str(error))
         log.info(
             "an errand for served adapters is launched", action=Action.SERVED_ASKED, external_job_id=job,
             removals=len(request.remove), aliases=len(request.aliases),
@@ -101,9 +105,10 @@ class ServedAdapters:
     ) -> RoundResult:
         removed, aliases = (result.removed, result.aliases) if result else ([], [])
         gpu_seconds = seen.execution_seconds if seen else None
+        has_no_volume = result is not None and result.error is not None and result.error.code == _NO_VOLUME
         confirmed = await self._services.queue.end_serving_errand(
             errand["id"], errand["lease_token"], removed=removed, aliases=aliases, problem=problem,
-            gpu_seconds=gpu_seconds, replace_workers=self._services.answering is not None,
+            gpu_seconds=gpu_seconds, replace_workers=self._services.answering is not None, no_volume=has_no_volume,
         )  # fmt: skip
         if confirmed is None:
             return RoundResult()

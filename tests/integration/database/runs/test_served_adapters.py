@@ -141,6 +141,21 @@ def test_run_that_ended_without_its_model_is_removed_if_it_was_uploading(
     assert (claim(db) is not None) == expected
 
 
+@pytest.mark.parametrize("is_erased", [False, True])
+def test_run_that_may_be_served_is_given_up_where_there_is_no_volume(db: Database, is_erased: bool) -> None:
+    """A trainer without a volume puts nothing anywhere, and an errand for each failed run would never end."""
+    known, (failed, _, _) = served_run(db), db.running_run()
+    asked(db, failed)
+    db.settle(failed, "failed")
+    delete(db, known)
+    if is_erased:
+        db.call("erase_training_user", failed["user_id"])
+    end(db, claim(db), [], problem="No volume is mounted.", replace_workers=True, no_volume=True)
+    due_now(db)
+    assert claim(db)["request"]["remove"] == [str(known["id"])]
+    assert db.rows("select from training_endpoint_releases") == []
+
+
 def test_heartbeat_tells_of_uploading_before_the_worker_does(db: Database) -> None:
     run, token, execution = db.running_run()
     asked(db, run, "training")

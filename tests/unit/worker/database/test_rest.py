@@ -229,7 +229,7 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "claim_serving_errand": lambda q: q.claim_serving_errand(launcher="r", endpoint="e"),
     "record_serving_errand": lambda q: q.record_serving_errand(ID, ID, endpoint="e", external_job_id="x"),
     "end_serving_errand": lambda q: q.end_serving_errand(
-        ID, ID, removed=[], aliases=[], problem=None, gpu_seconds=None, replace_workers=False
+        ID, ID, removed=[], aliases=[], problem=None, gpu_seconds=None, replace_workers=False, no_volume=False
     ),
     "claim_operator_notice": lambda q: q.claim_operator_notice("k", 60),
     "queue_health": lambda q: q.health(),

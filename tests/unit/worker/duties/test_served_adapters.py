@@ -111,6 +111,7 @@ async def test_errand_is_launched_once_watched_and_confirmed() -> None:
     assert queue.ended == [
         {
             "removed": [RUN], "aliases": ["bot:live"], "problem": None, "gpu_seconds": 3.5, "replace_workers": False,
+            "no_volume": False,
         }
     ]  # fmt: skip
 
@@ -149,6 +150,14 @@ async def test_errand_without_an_answer_confirms_nothing(seen: Observation, prob
     assert problem in queue.ended[0]["problem"]
 
 
+@pytest.mark.parametrize(("code", "no_volume"), [("volume_missing", True), ("internal", False)])
+async def test_missing_volume_is_told_to_the_database(code: str, no_volume: bool) -> None:
+    queue, error = ServingQueue(external_job_id="errand-1"), ERROR.model_copy(update={"code": code})
+    answer = ErrandResult(kind="serving", error=error).as_output()
+    await duty(queue, Endpoint(ended(answer, LaunchState.FAILED))).run_once()
+    assert queue.ended[0]["no_volume"] is no_volume
+
+
 async def test_status_that_can_not_be_read_ends_nothing_until_it_is_overdue() -> None:
     queue, launcher = ServingQueue(external_job_id="errand-1"), Endpoint(Observation(LaunchState.UNKNOWN))
     worker = duty(queue, launcher)
@@ -174,14 +183,24 @@ async def test_refused_errand_is_asked_for_again_later(refusal: Exception) -> No
     assert queue.ended[0]["removed"] == []
 
 
-async def test_launch_of_unknown_outcome_is_sent_again() -> None:
+async def test_launch_of_unknown_outcome_is_asked_for_again_later() -> None:
+    """Sent again each round, it would start a machine every twenty seconds."""
     queue, launcher = ServingQueue(), Endpoint(refusal=LaunchInDoubtError("the cloud", "no answer"))
+    assert "no answer" in (await duty(queue, launcher).run_once()).put_off[0]
+    assert queue.ended[0]["removed"] == []
+    assert "no answer" in queue.ended[0]["problem"]
+
+
+async def test_launch_that_can_not_be_written_down_is_not_sent_each_round() -> None:
+    class Forgetful(ServingQueue):
+        async def record_serving_errand(self, *_: Any, **__: Any) -> bool:
+            raise ServiceUnavailableError("the database", "away")
+
+    queue, launcher = Forgetful(), Endpoint()
     worker = duty(queue, launcher)
-    assert (await worker.run_once()).put_off
-    assert queue.ended == []
-    launcher.refusal = None
+    assert "away" in (await worker.run_once()).put_off[0]
     await worker.run_once()
-    assert len(launcher.launched) == 1
+    assert len(launcher.launched) == len(queue.ended) == 1
 
 
 async def test_unavailable_launcher_fails_the_round_and_keeps_the_errand() -> None:
