@@ -6,12 +6,10 @@ replacement that was asked for twice does no harm.
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import structlog
 
 from lora_contract.words import counted
-from lora_worker.database.version_rows import ReleaseNote
+from lora_worker.database.version_rows import EndpointRelease, ReleaseNote
 from lora_worker.deployment.answering import Answering
 from lora_worker.duties.duty import RoundResult
 from lora_worker.errors import DeploymentError, ServiceError
@@ -20,8 +18,8 @@ from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)
 
-RELEASE_CALLS = 7
-"""The most calls that one round makes: to the database two, to the endpoint's account five."""
+RELEASE_CALLS = 8
+"""The most calls that one round makes: to the database two, to the endpoint's account six."""
 _LEASE_SECONDS = 300
 """How long another worker leaves it to this one. A round takes seconds, and minutes where the account is slow."""
 _AGAIN_SECONDS = 1800
@@ -49,19 +47,14 @@ class AliasReleases:
 
         An account that does not answer is told with the alias; no other work waits for this.
         """
-        queue, endpoint = self._services.queue, self._services.answering
+        queue = self._services.queue
         if self._faults and self._services.clock() < self._next_at:
             return RoundResult()
         due = await queue.claim_endpoint_release(_LEASE_SECONDS, _AGAIN_SECONDS)
         if due is None:
             return RoundResult()
         try:
-            if endpoint is None:
-                note: ReleaseNote = {"problem": _NO_ENDPOINT}
-            elif due["release"]:
-                note = await self._replace(endpoint, set(due["old_workers"]))
-            else:
-                note = {"done": not set(due["old_workers"]) & await endpoint.workers()}
+            note = await self._step(due)
             self._faults = 0
         except (DeploymentError, ServiceError) as error:
             note = {"problem": str(error)}
@@ -72,13 +65,19 @@ class AliasReleases:
         problem = note.get("problem")
         return RoundResult(1, put_off=(problem,) if problem else ())
 
+    async def _step(self, due: EndpointRelease) -> ReleaseNote:
+        endpoint, old = self._services.answering, set(due["old_workers"])
+        if endpoint is None:
+            raise DeploymentError(_NO_ENDPOINT)
+        if due["release"]:
+            return await self._replace(endpoint, old)
+        return {"done": not old & await endpoint.workers()}
+
     async def _replace(self, endpoint: Answering, not_replaced: set[str]) -> ReleaseNote:
-        before = await endpoint.workers()
+        # What starts after this look reads the volume as it is now. Looked at after the change, the list would hold new
+        # workers, and those do not leave while they have work.
+        old = await endpoint.workers()
         await endpoint.replace_workers(self._services.now())
-        # One that has started in between may be of the old release, too.
-        old = set(before)
-        with suppress(ServiceError):
-            old |= await endpoint.workers()
         note: ReleaseNote = {"released": True, "old_workers": sorted(old)[:_MOST_WORKERS], "done": not old}
         if old & not_replaced:
             note["problem"] = (
