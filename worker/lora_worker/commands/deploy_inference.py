@@ -148,16 +148,19 @@ def _look(file: Path) -> Look:
         from dataclasses import replace
 
         from lora_worker.deployment.planning import plan_deployment
-        from lora_worker.deployment.serving_plan import FOLDER_NOTE, answering_endpoint, plan_adapters
+        from lora_worker.deployment.serving_plan import FOLDER_NOTE, answering_endpoint, dropped_note, plan_adapters
         from lora_worker.deployment.survey import take_survey
 
         survey = await take_survey(api, specification.inference_endpoint)
-        adapters = plan_adapters(specification, await _fleet(specification), survey)
+        found = survey.endpoint(specification.inference_name)
+        adapters = plan_adapters(specification, await _fleet(specification, is_new=found is None), survey)
         endpoint = answering_endpoint(specification, adapters)
         plan = plan_deployment(endpoint, survey)
         notes = list(adapters.notes) if adapters else []
-        if adapters and endpoint.volumes and survey.endpoint(endpoint.name) is None:
+        if adapters and endpoint.volumes and found is None:
             notes.append(FOLDER_NOTE)
+        if found and (dropped := dropped_note(endpoint, found.env or {})):
+            notes.append(dropped)
         plan = replace(plan, notes=(*plan.notes, *notes))
         return Planned(
             endpoint, survey, plan, {"adapters": _value(adapters)}, lambda console: _print_adapters(adapters, console)
@@ -170,30 +173,36 @@ def _variables(_: Planned, endpoint: Endpoint) -> dict[str, str]:
     return {ENDPOINT_ID: str(endpoint.id)}
 
 
-async def _fleet(specification: Specification) -> Fleet | None:
-    """Return the finished adapters; None where the worker's settings name no database.
+async def _fleet(specification: Specification, *, is_new: bool) -> Fleet | None:
+    """Return the finished adapters; None where they are not asked for, or no database tells them.
+
+    A new endpoint is made without a database, too: there are no ranks yet that could be lowered.
 
     Raises:
-        DeploymentError: the database does not answer, and the file does not say what it would tell.
+        DeploymentError: no database tells them, and the file does not say what it would tell.
     """
     from lora_worker.errors import DeploymentError, ServiceError, SettingsError
     from lora_worker.launchers.registry import load_settings
     from lora_worker.services import open_services
 
     table = specification.inference
+    assert table is not None
+    if table.merged_model is not None:
+        return None
     try:
         async with open_services(load_settings()) as services:
             return await services.queue.finished_adapters()
-    except SettingsError:
-        return None
-    except ServiceError as error:
-        if table and table.max_lora_rank and table.max_loras:
+    except (ServiceError, SettingsError) as error:
+        told = table.max_lora_rank is not None and table.max_loras is not None
+        if isinstance(error, SettingsError) and (told or is_new):
+            return None
+        if told:
             say(f"{error}; the file's figures count")
             return None
         # Without them the endpoint would be set to lower ranks than there are, and answers would fail.
         raise DeploymentError(
-            f"{error}: which adapters there are is not known. Write max_lora_rank and max_loras into the table "
-            "inference to do without"
+            f"{str(error).rstrip('.')}: which adapters there are is not known. Write max_lora_rank and max_loras into "
+            "the table inference to do without"
         ) from None
 
 

@@ -46,8 +46,7 @@ Values = Mapping[str, Any]
 
 def wanted_variables(specification: EndpointTable, found: Mapping[str, str] | None) -> dict[str, str]:
     """Return the variables that an endpoint shall have: the file's, and those that commands set at the endpoint."""
-    kept = {name: value for name, value in (found or {}).items() if name in specification.kept_variables}
-    return {**specification.env, **kept}
+    return {**specification.env, **specification.kept_variables(found or {})}
 
 
 def wanted_settings(

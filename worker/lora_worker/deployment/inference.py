@@ -7,12 +7,13 @@ that begin with `VLLM_` by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
 from lora_contract.errands import ModelName
+from lora_worker.deployment.modules import EXTRA_ARGUMENTS, LORA_MODULES, with_modules
 from lora_worker.deployment.releasing import ALIASES_AT
 from lora_worker.deployment.tables import (
     CudaVersion,
@@ -31,8 +32,6 @@ from lora_worker.launchers.runpod_settings import MAX_POLICY_SECONDS
 
 IMAGE = "runpod/worker-v1-vllm:v2.25.2"
 """worker-vllm's published image, in the release whose source was read. Others may know other variables."""
-
-LORA_MODULES, EXTRA_ARGUMENTS = "LORA_MODULES", "VLLM_EXTRA_ARGS"
 
 OWN_VARIABLES = {
     "MODEL_NAME": "base_model or merged_model",
@@ -97,10 +96,23 @@ class InferenceEndpoint(EndpointTable):
 
     workers: InferenceWorkers = InferenceWorkers()
 
-    @property
-    def kept_variables(self) -> frozenset[str]:
-        """Without a volume, `deploy inference modules` writes adapters into variables of the endpoint, too."""
-        return frozenset({ALIASES_AT} if self.volumes else {ALIASES_AT, LORA_MODULES, EXTRA_ARGUMENTS})
+    def kept_variables(self, found: Mapping[str, str]) -> dict[str, str]:
+        """Without a volume, `deploy inference modules` writes adapters into variables of the endpoint, too.
+
+        They go where a merged export or another base is to answer: vLLM would not start with them. Other arguments of
+        vLLM that are written beside them stay.
+
+        Raises:
+            DeploymentError: adapters have to go, and the variables are written in a way that is not read here.
+        """
+        if self.volumes:
+            return {name: value for name, value in found.items() if name == ALIASES_AT}
+        left = found if self.takes_adapters_of(found) else with_modules(found, {})
+        return {name: value for name, value in left.items() if name in {ALIASES_AT, LORA_MODULES, EXTRA_ARGUMENTS}}
+
+    def takes_adapters_of(self, found: Mapping[str, str]) -> bool:
+        """Whether adapters that these variables name fit what the endpoint shall answer with: LoRA on the same base."""
+        return "ENABLE_LORA" in self.env and found.get("MODEL_NAME") == self.env["MODEL_NAME"]
 
 
 class Inference(Table):

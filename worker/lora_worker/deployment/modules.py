@@ -19,8 +19,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from lora_worker.deployment.inference import EXTRA_ARGUMENTS, LORA_MODULES
 from lora_worker.errors import ArgumentError, DeploymentError
+
+LORA_MODULES, EXTRA_ARGUMENTS = "LORA_MODULES", "VLLM_EXTRA_ARGS"
 
 MAX_MODULES = 64
 """Every worker loads all of them before its first answer, and one that fails to load ends its start."""

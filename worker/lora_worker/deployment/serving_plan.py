@@ -5,7 +5,7 @@ Pure: what there is comes from the database and RunPod's catalog, and what is wa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from lora_contract.base_shapes import SHAPES
@@ -18,6 +18,7 @@ from lora_worker.deployment.adapter_memory import FULL_REQUESTS, UTILIZATION, Ro
 from lora_worker.deployment.catalog import types_of
 from lora_worker.deployment.fleet import FinishedAdapters, Fleet
 from lora_worker.deployment.inference import Inference, InferenceEndpoint
+from lora_worker.deployment.modules import read_modules
 from lora_worker.deployment.specification import Specification
 from lora_worker.deployment.survey import Survey
 from lora_worker.errors import DeploymentError
@@ -127,6 +128,22 @@ def answering_endpoint(specification: Specification, adapters: Adapters | None) 
             **(RESOLVER_VARIABLES if endpoint.volumes else {}),
         }
     return endpoint.model_copy(update={"env": {**table.env, **variables}})
+
+
+def dropped_note(endpoint: InferenceEndpoint, found: Mapping[str, str]) -> str | None:
+    """Name the adapters in an endpoint's variables that go with a merged export or another base; None if none go.
+
+    Raises:
+        DeploymentError: adapters have to go, and the variables are written in a way that is not read here.
+    """
+    if endpoint.volumes or endpoint.takes_adapters_of(found):
+        return None
+    dropped = list(read_modules(found))
+    if not dropped:
+        return None
+    names = ", ".join(name[:150] for name in dropped[:10]) + (", …" if len(dropped) > 10 else "")
+    why = "they are not of the base model" if "ENABLE_LORA" in endpoint.env else "a merged export takes none"
+    return f"{counted(len(dropped), 'adapter')} in the endpoint's variables will be taken out, since {why}: {names}"
 
 
 def _faults_in_parallel(base: str, gpus: int) -> list[str]:

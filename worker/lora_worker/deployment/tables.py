@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -166,10 +166,9 @@ class EndpointTable(Table):
         default=(), description="Network volumes, one in each data centre at most"
     )
 
-    @property
-    def kept_variables(self) -> frozenset[str]:
-        """Variables that commands set at the endpoint itself. What they hold there is no difference to the file."""
-        return frozenset()
+    def kept_variables(self, found: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002 - a subclass reads it
+        """Return those of the endpoint's variables that commands set there, and that are no difference to the file."""
+        return {}
 
     @property
     def placement(self) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 TABLE = f"""
 [inference]
 base_model = "{LLAMA}"
+max_lora_rank = 16
+max_loras = 4
 env = {{ MAX_NUM_SEQS = "64" }}
 """
 NO_VOLUME = '[[volumes]]\nname = "lora-trainer-models"\n'
@@ -115,6 +117,18 @@ def test_adapters_without_a_volume_are_variables_that_apply_keeps(runpod: LocalR
     }
     inference("modules", "--remove", "bot", "--remove", "cat", "--yes")
     assert answering(runpod) == {**before, "env": {**before["env"], "MAX_NUM_SEQS": "32"}}
+
+
+def test_adapters_in_variables_go_with_a_merged_export(runpod: LocalRunPod) -> None:
+    described(with_volume=False)
+    inference("apply", "--yes")
+    inference("modules", "--add", "cat=/models/cat", "--yes")
+    described(TABLE.replace(f'base_model = "{LLAMA}"', 'merged_model = "org/merged"'), with_volume=False)
+    assert "will be taken out, since a merged export takes none: cat" in inference("plan")["notes"][-1]
+    inference("apply", "--yes")
+    left = answering(runpod)["env"]
+    assert left["MODEL_NAME"] == "org/merged"
+    assert not {"ENABLE_LORA", "LORA_MODULES", "VLLM_EXTRA_ARGS"} & set(left)
 
 
 def test_what_would_answer_wrongly_makes_nothing(runpod: LocalRunPod) -> None:

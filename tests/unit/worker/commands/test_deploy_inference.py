@@ -108,7 +108,24 @@ def test_a_database_that_does_not_answer_lowers_no_rank(account: Account, monkey
     assert variables(account)["MAX_LORA_RANK"] == "32"
 
 
+def test_a_missing_setting_lowers_no_rank(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_database(monkeypatch, _Queue(FinishedAdapters(base_model=LLAMA, rank=64, adapters=6)))
+    assert inference("apply", "--yes").exit_code == 0
+    began = len(account.writes)
+    monkeypatch.delenv("SUPABASE_SERVICE_ROLE_KEY")
+    refused = inference("apply", "--yes")
+    assert (refused.exit_code, len(account.writes)) == (1, began)
+    assert "SUPABASE_SERVICE_ROLE_KEY" in refused.stderr
+    assert "which adapters there are is not known. Write max_lora_rank" in refused.stderr
+    assert variables(account)["MAX_LORA_RANK"] == "64"
+    path = Path("deploy.toml")
+    path.write_text(path.read_text().replace("[inference]\n", '[inference]\nmerged_model = "org/bot"\n'))
+    assert inference("apply", "--yes").exit_code == 0
+    assert variables(account)["MODEL_NAME"] == "org/bot"
+
+
 def test_an_alias_that_moves_during_an_apply_is_kept(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_database(monkeypatch, _Queue())
     assert inference("apply", "--yes").exit_code == 0
     path = Path("deploy.toml")
     path.write_text(path.read_text().replace("[inference]\n", "[inference]\nmax_model_len = 4096\n"))

@@ -13,13 +13,18 @@ from lora_worker.deployment.fleet import FinishedAdapters
 from lora_worker.deployment.planning import plan_deployment
 from lora_worker.deployment.releasing import ALIASES_AT
 from lora_worker.deployment.resources import GpuType
-from lora_worker.deployment.serving_plan import Adapters, answering_endpoint, plan_adapters
+from lora_worker.deployment.serving_plan import Adapters, answering_endpoint, dropped_note, plan_adapters
 from lora_worker.deployment.specification import Specification
 from lora_worker.deployment.survey import Survey
 from lora_worker.errors import DeploymentError, DeploymentFileError
 from tests.unit.worker.deployment.fake_account import CATALOG
 
 LLAMA, MIXTURE = "meta-llama/Meta-Llama-3-8B-Instruct", "Qwen/Qwen3-30B-A3B-Instruct-2507"
+SET = {
+    ALIASES_AT: "noon",
+    "VLLM_EXTRA_ARGS": """--seed 3 --lora-modules '{"name":"bot","path":"org/bot"}' '{"name":"cat","path":"/cat"}'""",
+}
+"""Variables that commands and RunPod's console have set."""
 SURVEY = Survey(gpu_types=tuple(GpuType.model_validate(gpu) for gpu in CATALOG))
 TEXT = """name = "trainer"
 image = "ghcr.io/me/trainer:1"
@@ -90,11 +95,29 @@ def test_the_variables_are_those_of_worker_vllm_and_of_the_file() -> None:
         "VLLM_LORA_RESOLVER_CACHE_DIR": "/runpod-volume/lora-adapters", "MAX_NUM_SEQS": "8",
     }  # fmt: skip
     assert endpoint.name == "trainer-inference"
-    assert endpoint.kept_variables == {ALIASES_AT}
+    assert endpoint.kept_variables({**endpoint.env, **SET}) == {ALIASES_AT: "noon"}
     alone = file(volumes="")
     endpoint = answering_endpoint(alone, planned(alone))
     assert not any(name.startswith("VLLM_") for name in endpoint.env)
-    assert endpoint.kept_variables == {ALIASES_AT, "LORA_MODULES", "VLLM_EXTRA_ARGS"}
+    assert endpoint.kept_variables({**endpoint.env, **SET}) == SET
+    assert dropped_note(endpoint, {**endpoint.env, **SET}) is None
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [('merged_model = "org/bot"', "a merged export takes none"), (f'base_model = "{MIXTURE}"', "they are not of the")],
+)
+def test_adapters_go_with_another_base_or_a_merged_export(table: str, why: str) -> None:
+    before = file(volumes="")
+    found = {**answering_endpoint(before, planned(before)).env, **SET}
+    after = file(table=table, volumes="")
+    endpoint = answering_endpoint(after, plan_adapters(after, [], SURVEY))
+    assert endpoint.kept_variables(found) == {ALIASES_AT: "noon", "VLLM_EXTRA_ARGS": "--seed 3"}
+    note = dropped_note(endpoint, found)
+    assert note is not None
+    assert note.startswith(f"2 adapters in the endpoint's variables will be taken out, since {why}")
+    assert note.endswith(": bot, cat")
+    assert dropped_note(endpoint, {**endpoint.env, **endpoint.kept_variables(found)}) is None
 
 
 def test_a_merged_export_is_served_over_several_gpus_without_adapters() -> None:
