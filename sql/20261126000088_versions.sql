@@ -167,6 +167,7 @@ $$;
 
 -- Lists versions, newest first: {of, user_id, limit}, each of which may be missing; 50 are listed, 200 at most. `of` is
 -- the id of a dataset, a model or a job: listed are the versions of that dataset, and those that began with one another.
+-- The version that is named itself is among them, however many are newer.
 -- Deleted ones are listed as long as an alias leads to them.
 create or replace function public.training_versions(filter jsonb) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
@@ -218,7 +219,7 @@ begin
           select from public.training_alias_moves m
           join public.training_aliases l on l.name = m.alias and l.move_number = m.number
           where m.run_id = k.id))
-      order by k.made_at desc, k.id limit most) v);
+      order by (named in (k.id, k.job_id)) is true desc, k.made_at desc, k.id limit most) v);
 end
 $$;
 

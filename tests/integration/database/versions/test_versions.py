@@ -56,6 +56,11 @@ def test_versions_of_a_dataset_are_found_by_any_of_their_ids(db: Database) -> No
     assert ids(listed(db, user_id=str(other["user_id"]))) == {other["id"]}
     assert len(listed(db, limit=1)) == 1
     assert listed(db, of=str(uuid4())) == []
+    newest_first = listed(db, of=str(dataset))
+    for one in newest_first:
+        assert [row["id"] for row in listed(db, of=str(one["job_id"]), limit=1)] == [one["id"]]
+        assert [row["id"] for row in listed(db, of=str(one["id"]), limit=1)] == [one["id"]]
+        assert listed(db, of=str(one["id"])) == newest_first
     newest = listed(db, of=first["id"])[0]
     assert (newest["version"], newest["method"], newest["dataset_name"]) == ("1.1.0", "dpo", "Zebras")
     assert newest["figures"] == FIGURES
