@@ -56,7 +56,7 @@ def commands_with_keys() -> set[str]:
     return {file.stem for file in _FOLDER.glob("*.json")}
 
 
-def run_command(*arguments: str, stdin: str | None = None) -> Result:
+def run_command(*arguments: str, stdin: str | bytes | None = None) -> Result:
     """Run `lora-worker` with these arguments. Its output is that of a pipe; exceptions that it does not handle fail."""
     return CliRunner().invoke(app, arguments, input=stdin, catch_exceptions=False)
 

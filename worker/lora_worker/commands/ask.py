@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 commands = command_group()
 
 _MOST_CHARACTERS = 1_000_000
+_NOT_UTF8 = "{}: it is not written in UTF-8; convert it, for instance with iconv"
 _JOINERS = "\u200c\u200d"
 """They join letters and emoji, and move nothing."""
 
@@ -52,7 +53,7 @@ def ask(
     from lora_worker.inference.endpoint import InferenceEndpoint, Question, Waiting
     from lora_worker.inference.names import check_name, id_of, served_name
 
-    messages = [{"role": "system", "content": system}] if system else []
+    messages = [{"role": "system", "content": _in_utf8(system, "--system")}] if system else []
     messages.append({"role": "user", "content": _question(question)})
 
     settings = settings_or_exit()
@@ -86,11 +87,22 @@ def _question(text: str) -> str:
     if text in {"", "-"}:
         if may_ask():
             raise refuse("QUESTION: write it behind MODEL, or pipe it in", EXIT_USAGE)
-        text = sys.stdin.read(_MOST_CHARACTERS + 1)
+        try:
+            text = sys.stdin.read(_MOST_CHARACTERS + 1)
+        except UnicodeDecodeError:
+            raise refuse(_NOT_UTF8.format("QUESTION"), EXIT_USAGE) from None
     if not text.strip():
         raise refuse("QUESTION: there is none", EXIT_USAGE)
     if len(text) > _MOST_CHARACTERS:
         raise refuse(f"QUESTION: it has more than {_MOST_CHARACTERS:,} characters", EXIT_USAGE)
+    return _in_utf8(text, "QUESTION")
+
+
+def _in_utf8(text: str, argument: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Python reads each byte that is no UTF-8 in an argument as half of a character.
+        raise refuse(_NOT_UTF8.format(argument), EXIT_USAGE) from None
     return text
 
 

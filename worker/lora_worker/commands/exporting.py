@@ -51,6 +51,8 @@ def export(
         )
     if base and form is Form.adapter:
         raise refuse("--base: an adapter is exported as it is; only merged and gguf are made with a base", EXIT_USAGE)
+    if base and on_endpoint:
+        _check_hub_name(base)
 
     async def work(services: Services) -> dict[str, Any]:
         from lora_worker.commands.references import find_job
@@ -65,6 +67,15 @@ def export(
 
     answer = with_services(work)
     show(answer, as_json=as_json, text=lambda console: print_lines(console, _lines(answer)))
+
+
+def _check_hub_name(base: str) -> None:
+    from lora_contract.errands import split_model
+
+    try:
+        split_model(base)
+    except ValueError as error:
+        raise refuse(f"--base: {error}; the endpoint does not see this machine's folders", EXIT_USAGE) from None
 
 
 async def _adapter(services: Services, job_id: Any, folder: Path) -> dict[str, Any]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from uuid import UUID
 
+from lora_worker.database.measured import read_measured
 from lora_worker.errors import ArgumentError
 from lora_worker.services import Services
-from lora_worker.storage.artifact_paths import ArtifactPaths
-from lora_worker.storage.published import read_manifest
 
 _MOST_CHARACTERS = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
@@ -40,7 +39,6 @@ async def served_name(services: Services, named: UUID) -> str:
 
     Raises:
         ArgumentError: there is no such adapter, or it lies nowhere where an endpoint looks.
-        ArtifactError: its manifest is gone.
         ServiceError: Supabase did not answer.
     """
     versions = await services.queue.training_versions({"of": str(named)})
@@ -49,12 +47,11 @@ async def served_name(services: Services, named: UUID) -> str:
         raise ArgumentError(f"MODEL: no job or artifact {named} has an adapter")
     if found["deleted"]:
         raise ArgumentError(f"MODEL: the adapter of job {found['job_id']} was deleted")
-    run_id, bucket = found["run_id"], services.settings.artifacts_bucket
-    paths = ArtifactPaths.of_run(queue=found["queue"], job_id=found["job_id"], user_id=found["user_id"], run_id=run_id)
-    manifest = await read_manifest(services.storage, bucket, paths, run_id)
-    if manifest.serving is None:
+    # The manifest says what the container claimed. The run holds it only where it is a name that the worker asked for.
+    name = read_measured(found["measured"]).serving_name
+    if name is None:
         raise ArgumentError(
             f"MODEL: the adapter of job {found['job_id']} was not put where an endpoint finds it: its trainer had no "
-            "network volume, or could not write there; docs/serving.md says what else can be done"
+            "network volume, or could not write there, or it was removed; docs/serving.md says what else can be done"
         )
-    return manifest.serving.name
+    return name

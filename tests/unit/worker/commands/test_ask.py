@@ -19,7 +19,7 @@ from lora_worker.services import Services
 from tests.commands import check_keys, give_services, run_command
 from tests.scripted import FakeLauncher, make_services
 from tests.unit.worker.versions import made
-from tests.unit.worker.versions.made import USER, VersionsQueue
+from tests.unit.worker.versions.made import VersionsQueue
 
 ROW = made.row()
 MODELS = {"data": [{"id": "example/base", "parent": None}, {"id": "adapter-1", "parent": "example/base"}]}
@@ -111,6 +111,24 @@ def test_no_question_or_one_without_an_end_is_refused(endpoint: Endpoint, questi
     assert endpoint.asked == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "at_fault"),
+    [
+        ((), b"Gr\xfc\xdfe?", "QUESTION"),
+        (("Gr\udcfc\udcdfe?",), None, "QUESTION"),
+        (("Who?", "--system", "Gr\udcfc\udcdfe"), None, "--system"),
+    ],
+    ids=["pipe", "argument", "system"],
+)
+def test_text_that_is_not_utf8_is_one_sentence(
+    endpoint: Endpoint, arguments: tuple[str, ...], stdin: bytes | None, at_fault: str
+) -> None:
+    done = run_command("ask", "adapter-1", *arguments, stdin=stdin)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"lora-worker: {at_fault}: it is not written in UTF-8")
+    assert endpoint.asked == []
+
+
 def test_an_answer_that_is_cut_off_is_said(endpoint: Endpoint) -> None:
     endpoint.finish_reason = "length"
     done = run_command("ask", "adapter-1", "Who?", "--max-tokens", "3")
@@ -137,28 +155,16 @@ def test_a_name_that_leads_elsewhere_is_never_sent(endpoint: Endpoint, name: str
     assert endpoint.asked == []
 
 
-class Bucket:
-    """Holds the manifest of one run."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-
-    async def read(self, bucket: str, path: str, *, max_bytes: int) -> bytes:
-        assert path == f"{USER}/{ROW['id']}/manifest.json"
-        return self.content
-
-
-def ask_by_id(environment: pytest.MonkeyPatch, named: UUID, *rows: VersionRow, **manifest: Any) -> Result:
+def ask_by_id(environment: pytest.MonkeyPatch, named: UUID, *rows: VersionRow) -> Result:
     environment.setenv("LORA_WORKER_RUNPOD_INFERENCE_ENDPOINT_ID", "chat")
-    bucket = Bucket(made.manifest(ROW, **manifest))
-    give_services(environment, with_http(Endpoint(), queue=VersionsQueue(list(rows)), storage=bucket))
+    give_services(environment, with_http(Endpoint(), queue=VersionsQueue(list(rows))))
     return run_command("ask", str(named), "Who?")
 
 
 @pytest.mark.parametrize("named", [ROW["job_id"], ROW["id"]], ids=["job", "artifact"])
-def test_an_id_means_the_name_in_the_manifest(environment: pytest.MonkeyPatch, named: UUID) -> None:
-    serving = {"name": "adapter-1", "folder": "/runpod-volume/lora-adapters/adapter-1"}
-    done = ask_by_id(environment, named, made.row(), ROW, serving=serving)
+def test_an_id_means_the_name_that_the_worker_has_checked(environment: pytest.MonkeyPatch, named: UUID) -> None:
+    """Not the manifest's in the storage, which a container wrote: no storage is there to be read."""
+    done = ask_by_id(environment, named, made.row(), {**ROW, "measured": made.measured("adapter-1")})
     assert done.stdout == "I am \ufffd[2Jadapter-1.\n\n"
 
 
@@ -168,13 +174,16 @@ def test_an_id_means_the_name_in_the_manifest(environment: pytest.MonkeyPatch, n
         ([], "MODEL: no job or artifact {job} has an adapter\n"),
         ([{**ROW, "run_id": None}], "MODEL: no job or artifact {job} has an adapter\n"),
         ([{**ROW, "deleted": True}], "MODEL: the adapter of job {job} was deleted\n"),
-        ([ROW], "MODEL: the adapter of job {job} was not put where an endpoint finds it: "),
+        (
+            [{**ROW, "measured": made.measured()}],
+            "MODEL: the adapter of job {job} was not put where",
+        ),
     ],
 )
 def test_an_adapter_that_cant_be_called_is_a_sentence(
     environment: pytest.MonkeyPatch, rows: list[VersionRow], sentence: str
 ) -> None:
-    done = ask_by_id(environment, ROW["job_id"], *rows, serving=None)
+    done = ask_by_id(environment, ROW["job_id"], *rows)
     assert done.exit_code == 2
     assert done.stderr.startswith(f"lora-worker: {sentence.format(job=ROW['job_id'])}")
 

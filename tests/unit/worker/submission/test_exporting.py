@@ -188,6 +188,13 @@ def test_options_that_contradict_each_other_are_refused(arguments: tuple[str, ..
     assert done.exit_code == 2
 
 
+@pytest.mark.parametrize("base", ["./folder", "a/../b"])
+def test_base_that_the_endpoint_can_not_have_is_one_sentence(base: str) -> None:
+    done = run_command("export", str(JOB), "--as", "merged", "--on-endpoint", "--base", base)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"lora-worker: --base: {base!r} is no base model: write organisation/model")
+
+
 @pytest.mark.usefixtures("environment")
 def test_command_tells_files_and_place_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer_that(monkeypatch, f"print({RECORD.model_dump_json()!r})")

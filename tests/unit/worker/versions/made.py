@@ -1,4 +1,4 @@
-"""Versions as tests need them: their rows, their manifests, and a queue that has them."""
+"""Versions as tests need them: their rows, what was measured of them, and a queue that has them."""
 
 from __future__ import annotations
 
