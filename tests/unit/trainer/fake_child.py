@@ -59,8 +59,13 @@ def fail(task: Task, points: list[Point]) -> None:
     raise SystemExit(1)
 
 
-def wait_for_sigterm(task: Task) -> None:
+def wait_for_sigterm(task: Task, *, measures: bool) -> None:
+    """Train for ever; or, with all steps done, measure for ever, of which a stop leaves a finished adapter."""
+
     def save(number, frame):
+        if measures:
+            succeed(task, [Point(step=1, epoch=1, training_loss=4)])
+            raise SystemExit(0)
         (task.folder / "saved").write_text("checkpoint")
         Outcome(
             status="stopped",
@@ -108,8 +113,8 @@ def main() -> None:
         os.kill(os.getpid(), int(argument))
     elif verb == "exit":
         os._exit(int(argument))
-    elif verb == "wait":
-        wait_for_sigterm(task)
+    elif verb in {"wait", "measure"}:
+        wait_for_sigterm(task, measures=verb == "measure")
     elif verb == "ignore_sigterm":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         (task.folder / "ready").touch()

@@ -171,14 +171,17 @@ class Execution:
             )
             # An execution that lost the fence saves nothing: another owns the folder, or nobody wants the adapter.
             self._child.save_on_stop = not isinstance(reason, FenceLostError)
+            await finish(_end([work]))
             raise self._as_unpublished(reason)
         finally:
             await finish(_end([work, *guards]))
 
     def _as_unpublished(self, reason: BaseException) -> BaseException:
-        """The reason to stop, or a `GrantMissingError` if only the upload of a trained adapter is missing."""
-        if self._outcome is None or not isinstance(reason, TimeLimitError | StoppedError):
+        """The reason to stop, or a `GrantMissingError` if only proof and upload of a trained adapter are missing."""
+        left = self._outcome or Outcome.read(self._folder.own)  # the child may have saved it after it was stopped
+        if left is None or left.status != "trained" or not isinstance(reason, TimeLimitError | StoppedError):
             return reason
+        self._outcome = left
         return GrantMissingError(
             f"{reason.message} The adapter is trained, but not published.",
             "It is kept on the volume; the next attempt tries and publishes it without training again.",
@@ -302,13 +305,9 @@ class Execution:
         self._poster.update(progress.model_copy(update={"proves": True}))
 
     def _report(self, stage: Stage) -> None:
+        run_id, execution_id = self._request.run_id, self._execution_id
         self._take_progress(
-            Progress(
-                run_id=self._request.run_id,
-                execution_id=self._execution_id,
-                stage=stage,
-                progress=STAGE_PROGRESS[stage],
-            )
+            Progress(run_id=run_id, execution_id=execution_id, stage=stage, progress=STAGE_PROGRESS[stage])
         )
 
     def _seconds(self) -> float:

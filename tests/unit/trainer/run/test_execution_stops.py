@@ -101,3 +101,19 @@ async def test_run_stopped_while_waiting_for_a_grant_is_unpublished(project, set
         await asyncio.sleep(0.02)
     run.execution.stop.set()
     assert (await task).status == "unpublished"
+
+
+@pytest.mark.parametrize("ends", ["time_limit", "sigterm"])
+async def test_adapter_saved_by_a_stopped_child_is_unpublished_not_lost(project, settings, monkeypatch, ends):
+    monkeypatch.setenv("FAKE_CHILD", "measure")
+    run = Run(settings, limits={"max_seconds": 3 if ends == "time_limit" else 600})
+    task = run.start()
+    await run.until_file("ready")
+    if ends == "sigterm":
+        run.execution.stop.set()
+    result = await task
+    assert (result.status, result.error.code) == ("unpublished", ErrorCode.GRANT_MISSING)
+    assert result.summary.total_steps == 1, "what was trained is told"
+
+    monkeypatch.setenv("FAKE_CHILD", "exit:9")
+    assert (await Run(settings).result()).status == "completed"
