@@ -110,13 +110,15 @@ def test_each_model_reads_each_text_once(jobs, tiny_model):
     assert sorted(counted) == sorted(2 * [*general, *held_out])
 
 
-def test_adapter_is_saved_where_memory_runs_out_after_the_last_step(tmp_path, tiny_model, monkeypatch):
+def test_adapter_is_saved_where_the_gpu_fails_after_the_last_step(tmp_path, tiny_model, monkeypatch):
     measure, calls = PassTrainer.measure, []
 
     def failing(self: Any, rows: Any) -> Any:
         calls.append(len(rows))
         if len(calls) == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+            for parameter in self.model.parameters():
+                parameter.data = parameter.data.to("meta")  # like a GPU's memory that can't be read any more
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered (simulated)")
         return measure(self, rows)
 
     monkeypatch.setattr(PassTrainer, "measure", failing)

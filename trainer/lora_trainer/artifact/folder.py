@@ -60,13 +60,23 @@ def save_artifact(
         # PEFT promises a torch module only; it wraps the transformers model that was loaded.
         base = cast("PreTrainedModel", model.get_base_model())
         save_generation_config(folder, base, tokenizer, facts.stop)
-        _write(folder / "README.md", model_card(facts))
-        if facts.evaluation is not None:
-            write_evaluation(folder, facts.evaluation)
+        describe_artifact(folder, facts)
         _write(folder / LOG_NAME, format_log(points))
         _write(folder / "split.json", json.dumps(facts.split, indent=2))
         _write(folder / "environment.json", json.dumps(environment(facts, base.config.model_type), indent=2))
         draw_loss(points, folder / "loss.png", unit=facts.loss_unit)
+
+
+def describe_artifact(folder: Path, facts: ArtifactFacts) -> None:
+    """Write the model card and the figures, in place of those that a save before the measurement has left.
+
+    Raises:
+        DiskFullError: there is no room for the files.
+    """
+    with naming_full_disks(folder):
+        _write(folder / "README.md", model_card(facts))
+        if facts.evaluation is not None:
+            write_evaluation(folder, facts.evaluation)
 
 
 def round_adapter(model: torch.nn.Module) -> None:

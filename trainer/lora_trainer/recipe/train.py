@@ -27,7 +27,8 @@ import torch
 import transformers
 
 from lora_contract.protocol import Stage
-from lora_trainer.artifact.folder import round_adapter, save_artifact
+from lora_trainer.artifact.folder import describe_artifact, round_adapter, save_artifact
+from lora_trainer.artifact.model_card import ArtifactFacts
 from lora_trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, TrainingError
 from lora_trainer.models.adapters import load_earlier_adapter
 from lora_trainer.models.attention import switch_off_cudnn
@@ -132,9 +133,7 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
     if callback.best.step is not None:
         load_trainable_weights(trainer.model, callback.best.weights)
     round_adapter(trainer.model)
-    evaluator.measure_tuned()
-    facts = collect_facts(task, setup, lora, callback, evaluator, gpu)
-    save_artifact(task.artifact, lora.model, setup.tokenizer, facts, points=callback.points)
+    facts = save_and_measure(task, setup, lora, callback, evaluator, gpu)
     evaluator.hand_on(task.folder)
     return Outcome(
         status="trained",
@@ -153,6 +152,22 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
             pace=callback.pace if task.hyperparameters.method == "sft" else None,
         ),
     )
+
+
+def save_and_measure(
+    task: Task, setup: TrainingSetup, lora: Lora, callback: RunCallback, evaluator: Evaluator, gpu: GpuMonitor
+) -> ArtifactFacts:
+    """Write the artifact, then measure its adapter and add the figures. Returns what the artifact's texts say.
+
+    In this order, because a fault of the GPU while it measures may leave memory that can't be read any more: the next
+    process would resume at the last step, measure again, and meet the same fault.
+    """
+    facts = collect_facts(task, setup, lora, callback, evaluator, gpu)
+    save_artifact(task.artifact, lora.model, setup.tokenizer, facts, points=callback.points)
+    evaluator.measure_tuned()
+    facts = collect_facts(task, setup, lora, callback, evaluator, gpu)
+    describe_artifact(task.artifact, facts)
+    return facts
 
 
 def configure_trainer(task: Task, setup: TrainingSetup, lora: Lora) -> StepTrainer:

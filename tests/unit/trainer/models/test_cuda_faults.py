@@ -113,8 +113,8 @@ class Trainer:
 def test_broken_gpu_context_saves_nothing_and_resumes_from_before(monkeypatch, error, saves):
     trainer, saved = Trainer(error), []
     monkeypatch.setattr("lora_trainer.recipe.train.save_last_step", lambda *_: saved.append(True))
-    stop = SimpleNamespace(training_begins=lambda: None)
-    assert run_training(trainer, SimpleNamespace(stopped=False), stop, None) is Ending.OUT_OF_MEMORY
+    stop, evaluator = SimpleNamespace(training_begins=lambda: None), SimpleNamespace(measure_base=lambda: None)
+    assert run_training(trainer, SimpleNamespace(stopped=False), evaluator, stop, None) is Ending.OUT_OF_MEMORY
     assert bool(saved) is saves
 
 
