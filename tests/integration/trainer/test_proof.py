@@ -120,7 +120,6 @@ def test_files_changed_inside_fail_with_the_count_and_first_module(task, change,
     assert proof.error.code is ErrorCode.NOT_APPLIED
     assert proof.error.message.startswith(sentence)
     assert "(first model.l" in proof.error.message
-    assert not proof.needs_less, "another try would fail, too"
 
 
 def silence(tensors):
@@ -205,20 +204,20 @@ def test_second_try_holds_the_base_in_4_bits_and_measures_no_gap(task):
 
 
 @pytest.mark.parametrize(
-    ("fault", "needs_less"),
+    ("fault", "code"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (RuntimeError("CUDA error: an illegal memory access"), True),
-        (ValueError("a library's own words: Ahoy"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), ErrorCode.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: an illegal memory access"), ErrorCode.INTERNAL),
+        (ValueError("a library's own words: Ahoy"), ErrorCode.INTERNAL),
     ],
 )
-def test_fault_that_less_memory_may_mend_asks_for_a_second_try(task, monkeypatch, fault, needs_less):
+def test_fault_of_the_machine_is_no_finding_about_the_files(task, monkeypatch, fault, code):
     def fail(*_, **__):
         raise fault
 
     monkeypatch.setattr(trial, "load_model", fail)
     proof = attempt(task)
-    assert (proof.application, proof.needs_less) == (None, needs_less)
+    assert (proof.application, proof.error.code) == (None, code)
     assert "Ahoy" not in proof.model_dump_json()
 
 

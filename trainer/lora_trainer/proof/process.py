@@ -26,7 +26,7 @@ from lora_trainer.artifact.archive import write_archive
 from lora_trainer.artifact.evaluation import complete_evaluation
 from lora_trainer.errors import DiskFullError, OutOfMemoryError, SupersededError, TrainingError
 from lora_trainer.models.attention import switch_off_cudnn
-from lora_trainer.models.cuda_faults import context_is_broken, is_out_of_memory
+from lora_trainer.models.cuda_faults import is_out_of_memory
 from lora_trainer.models.hardware import detect_hardware
 from lora_trainer.models.quantised_cache import QuantisedCache
 from lora_trainer.proof.trial import Tried, try_files
@@ -86,8 +86,7 @@ def attempt(task: ProofTask) -> Proof:
     except Exception as error:
         # The exception's text may contain text of the dataset.
         log.error("%s", describe(error))
-        needs_less = is_out_of_memory(error) or context_is_broken(error)
-        return Proof(error=explain(error).as_protocol(), needs_less=needs_less)
+        return Proof(error=explain(error).as_protocol())
 
 
 def explain(error: Exception) -> TrainingError:

@@ -63,8 +63,6 @@ class Proof(BaseModel):
     """Sentences for the user about what the trial found."""
     error: TrainerError | None = None
     """Why there is no proof."""
-    needs_less: bool = False
-    """Whether memory ran out or the GPU failed, so that another try with less may succeed."""
 
     def write(self, folder: Path) -> None:
         """Write it into `folder`, atomically."""

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_contract.crash_points import crash_point
-from lora_contract.protocol import Request
-from lora_trainer.errors import ProofMissingError, ReportedError
+from lora_contract.error_codes import ErrorCode
+from lora_contract.protocol import Request, TrainerError
+from lora_trainer.errors import ProofMissingError, ReportedError, SupersededError
 from lora_trainer.run.child import ChildProcess, ending_of
 from lora_trainer.run.proof_task import PROOF_NAME, Proof, ProofTask, kept_proof
 from lora_trainer.run.task import Outcome
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _KEPT = "It is kept on the volume; the next attempt only tries and publishes it, without training again."
+_FINDINGS = frozenset({ErrorCode.NOT_APPLIED, ErrorCode.NOTHING_LEARNED, ErrorCode.DISK_FULL})
+"""What the process says of the adapter or the volume. Any other error is of its own try, and another may go well."""
 
 
 class Prover:
@@ -44,11 +47,13 @@ class Prover:
     async def prove(self, task: ProofTask, outcome: Outcome) -> None:
         """Put the proof's figures and notes into `outcome`.
 
-        A try that runs out of memory, or crashes, is repeated once with the base in 4 bits.
+        A try that found out nothing, because memory ran out, it crashed or the base could not be loaded, is repeated
+        once with the base in 4 bits.
 
         Raises:
-            ProofMissingError: both tries failed; the next attempt begins with a third.
-            TrainingError: the files are not to be published, or something else is wrong, which it names.
+            ProofMissingError: both tries found out nothing; the next attempt begins with a third.
+            ReportedError: the files are not to be published, or the volume is full.
+            SupersededError: another execution has taken the job's folder.
         """
         proof = await asyncio.to_thread(kept_proof, task.folder)
         if proof is None:
@@ -65,11 +70,18 @@ class Prover:
             proof = await asyncio.to_thread(Proof.read, task.folder)
             if proof is not None and proof.application is not None:
                 return proof
-            if proof is not None and proof.error is not None and not proof.needs_less:
-                raise ReportedError(proof.error)
+            if proof is not None and proof.error is not None:
+                _raise_finding(proof.error)
             reason = proof.error.message if proof and proof.error else f"Its process ended with {ending_of(status)}."
             log.warning("the published adapter could not be tried: %s", reason)
         raise ProofMissingError(f"The adapter is trained, but could not be tried on its base. {reason}", _KEPT)
+
+
+def _raise_finding(error: TrainerError) -> None:
+    if error.code is ErrorCode.SUPERSEDED:
+        raise SupersededError(error.message, error.hint)
+    if error.code in _FINDINGS:
+        raise ReportedError(error)
 
 
 def proof_task(request: Request, folder: JobFolder, artifact: Path, outcome: Outcome, settings: Settings) -> ProofTask:

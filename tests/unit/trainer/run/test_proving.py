@@ -32,14 +32,14 @@ async def test_proof_is_in_the_manifest_and_of_the_file_that_it_lists(project, s
     assert "token" not in json.dumps(task), "the process may run code of the model"
 
 
-@pytest.mark.parametrize("first", ["crash", "out_of_memory!"])
+@pytest.mark.parametrize("first", ["crash", "out_of_memory"])
 async def test_try_that_crashed_is_repeated_once_with_less(project, settings, monkeypatch, tmp_path, first):
     monkeypatch.setenv("FAKE_PROOF", f"{first} succeed")
     assert (await Run(settings).result()).status == "completed"
     assert [task["precision"] for task in tries(tmp_path)] == [None, "nf4"]
 
 
-@pytest.mark.parametrize("ends", ["crash", "out_of_memory!"])
+@pytest.mark.parametrize("ends", ["crash", "out_of_memory", "base_model_mismatch", "base_model_unknown", "internal"])
 async def test_adapter_that_could_not_be_tried_waits_and_is_not_trained_again(
     project, settings, monkeypatch, tmp_path, ends
 ):
@@ -65,6 +65,19 @@ async def test_refused_files_fail_the_job_with_the_sentence(project, settings, m
     assert result.summary.total_steps == 3, "what was trained is still told"
     assert project.uploads == {}
     assert len(tries(tmp_path)) == 1
+
+
+async def test_full_volume_is_told_and_not_tried_again(project, settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("FAKE_PROOF", "disk_full")
+    result = await Run(settings).result()
+    assert (result.status, result.error.code, len(tries(tmp_path))) == ("failed", ErrorCode.DISK_FULL, 1)
+
+
+async def test_proof_that_lost_the_folder_ends_as_superseded(project, settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("FAKE_PROOF", "superseded")
+    result = await Run(settings).result()
+    assert (result.status, len(tries(tmp_path))) == ("superseded", 1)
+    assert project.uploads == {}
 
 
 async def test_proof_is_kept_where_only_the_upload_failed(project, settings, monkeypatch, tmp_path):
