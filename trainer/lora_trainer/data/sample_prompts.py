@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from lora_contract.bounds import spread
@@ -19,17 +20,21 @@ if TYPE_CHECKING:
 
 _MOST_TOKENS = 2048
 """A longer prompt is left out: to answer it takes longer, and nobody reads it in a model card."""
+_MOST_MORE = 50
+"""So many more are rendered, at most, where fewer than ten were short enough."""
 
 
 def sample_prompts(chat: Chat, tokenizer: PreTrainedTokenizerBase, samples: Iterable[Sample]) -> list[HeldOutPrompt]:
     """Up to ten prompts with the dataset's answers, one of a conversation, from all over the held-out samples.
 
-    Fewer where prompts are long: one that has more than 2,048 tokens or 100 messages is left out.
+    Those that have more than 2,048 tokens or 100 messages are left out; up to 50 others are tried in their place.
     """
     first = {conversation_key(sample): sample for sample in reversed(list(samples))}
     candidates = [sample for sample in reversed(first.values()) if _is_short(sample)]
-    found = [prompt for sample in spread(candidates, MAX_SAMPLES) for prompt in _prompt(chat, tokenizer, sample)]
-    return found[:MAX_SAMPLES]
+    numbers = list(range(len(candidates)))
+    order = dict.fromkeys([*spread(numbers, MAX_SAMPLES), *spread(numbers, _MOST_MORE)])
+    prompts = (prompt for number in order for prompt in _prompt(chat, tokenizer, candidates[number]))
+    return list(islice(prompts, MAX_SAMPLES))
 
 
 def _is_short(sample: Sample) -> bool:

@@ -25,7 +25,7 @@ def change_served_adapters(request: ServingRequest, served: ServedAdapters | Non
         )
     wrong = served.remove(set(request.remove))
     result = ErrandResult(kind="serving", removed=[run for run in request.remove if run not in wrong])
-    result.problems = list(wrong.values())
+    result.problems = list(dict.fromkeys(wrong.values()))
     for alias, name in request.aliases.items():
         problem = (
             _problem_of(served.remove_alias, alias) if name is None else _problem_of(served.set_alias, alias, name)

@@ -37,8 +37,8 @@ _PRECISIONS: dict[torch.dtype, Precision] = {torch.bfloat16: "bf16", torch.float
 _READ_BYTES_PER_SECOND = 1e9
 """What a network volume gives, as far as it is known (docs/performance.md)."""
 _MOST_READING = 0.02
-"""The largest share of a training's time that reading the base whole may take; with the rest, a trial stays below 5 %
-of trainings of ten minutes."""
+"""The largest share of a training's time that reading the base whole may take, after a training in 4 bits; with the
+rest, a trial on a base of 8B stays below 5 % of ten minutes."""
 _DAMAGED = "Its files on the volume are damaged; start the job again with another seed to train it anew."
 
 
@@ -46,7 +46,8 @@ def choose_precision(task: ProofTask, config: PretrainedConfig, hardware: Hardwa
     """How the base is held: not quantised, as most servers load it, where that fits into the GPU's free memory.
 
     After a short training in 4 bits it is held so again, from its quantised copy: to read a large base whole would take
-    longer than the trial is worth. `tokens` are those of the largest forward pass. A training of one such row needs
+    longer than the trial is worth. After a training in bf16 there need be no such copy, and 4 bits would be made of the
+    whole base, too. `tokens` are those of the largest forward pass. A training of one such row needs
     more than answers do: its gradients and the inputs of all layers, where an answer keeps keys and values. So its plan
     is the measure.
     """

@@ -21,7 +21,7 @@ from lora_trainer.data.templates import prepare_tokenizer
 from lora_trainer.errors import NotAppliedError, NothingLearnedError
 from lora_trainer.models.attention import SDPA
 from lora_trainer.models.bases import BaseModels
-from lora_trainer.models.cuda_faults import context_is_broken, is_out_of_memory
+from lora_trainer.models.cuda_faults import context_is_broken
 from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.loading import load_config, load_model, load_tokenizer
 from lora_trainer.models.quantised_cache import QuantisedCache
@@ -30,6 +30,7 @@ from lora_trainer.proof.asking import BATCH_TOKENS, Fingerprint, fingerprint, gr
 from lora_trainer.proof.coverage import check_coverage
 from lora_trainer.proof.loading import choose_precision, load_adapter, precision_name, read_published
 from lora_trainer.run.held_out import HeldOut, HeldOutPrompt
+from lora_trainer.run.logs import describe
 from lora_trainer.run.proof_task import WEIGHTS_NAME, ProofTask, sha256_of
 
 if TYPE_CHECKING:
@@ -194,13 +195,17 @@ def _ends(artifact: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int]
 
 
 def _served_loss(adapted: PeftModel, held_out: HeldOut) -> float | None:
-    """The held-out loss as most servers would have it; None where nothing is held out, or memory is too small."""
+    """The held-out loss as most servers would have it; None where nothing is held out, or it can't be measured.
+
+    No adapter is given up for this figure: memory may be too small, and a base of its own code may not know
+    `logits_to_keep`.
+    """
     try:
         return mean_loss(adapted, held_out.rows)
-    except RuntimeError as error:
-        if not is_out_of_memory(error) or context_is_broken(error):
+    except Exception as error:
+        if context_is_broken(error):
             raise
-        log.warning("the loss as served was not measured: memory ran out")
+        log.warning("the loss as served was not measured: %s", describe(error))
         return None
 
 
@@ -221,8 +226,11 @@ def _check_base(
     if after == before:
         return []
     changed = sum(one != other for one, other in zip(before, after, strict=True))
-    # Some kernels add in another order each time. Without the adapter's modules the base is the one from before.
-    if questions.ask(adapted.unload()) == before:
+    # Some kernels add in another order now and then. An adapter that leaks changes the answers each time it is off, and
+    # none once its modules are gone.
+    with adapted.disable_adapter():
+        again = questions.ask(adapted)
+    if again != before and questions.ask(adapted.unload()) == before:
         raise NotAppliedError(
             f"With the adapter switched off the base answers {changed} of {counted(len(before), 'prompt')} otherwise "
             "than before it was loaded.",

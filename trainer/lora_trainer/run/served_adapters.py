@@ -80,21 +80,30 @@ class ServedAdapters:
     def remove(self, run_ids: set[str]) -> dict[str, str]:
         """Remove what these runs have put here, aliases included; what could not be removed, as {run id: why}.
 
-        What lies in the place of adapters that were removed long ago goes, too.
+        Where there are more folders than it looks at, that includes each run of which it found nothing. What lies in
+        the place of adapters that were removed long ago goes, too.
         """
         wrong: dict[str, str] = {}
+        found: set[str] = set()
         self._sweep()
-        for folder in self._folders():
+        folders = self._folders()
+        for folder in folders:
             marker = self._marker_of(folder)
             if marker is None:
                 continue
             if marker.removed_at is not None and marker.removed_at < time.time() - _REMOVED_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
             elif marker.run_id in run_ids:
+                found.add(marker.run_id)
                 try:
                     self._take_away(folder, run_ids)
                 except OSError as error:
                     wrong[marker.run_id] = f"{folder.name} can't be removed ({type(error).__name__})"
+        if len(folders) == _MAX_FOLDERS:
+            not_found = (
+                f"An adapter to remove is not in the {_MAX_FOLDERS:,} folders that were looked at; there may be more."
+            )
+            wrong |= dict.fromkeys(run_ids - found, not_found)
         return wrong
 
     def set_alias(self, alias: str, name: str) -> None:

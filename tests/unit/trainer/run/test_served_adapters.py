@@ -159,6 +159,16 @@ def test_removed_adapter_is_unknown_to_new_servers_and_zero_for_old_ones(served,
     assert served.remove({"run-1"}) == {}
 
 
+def test_removal_says_what_it_did_not_find_where_it_did_not_look_everywhere(served, tmp_path, monkeypatch):
+    place(served, tmp_path, 1.0)
+    assert served.remove({"never served"}) == {}
+    monkeypatch.setattr(served_adapters, "_MAX_FOLDERS", 1)
+    wrong = served.remove({"run-1", "never served"})
+    assert list(wrong) == ["never served"]
+    assert "is not in the 1 folders that were looked at" in wrong["never served"]
+    assert served_value(served.folder, NAME) is None
+
+
 def test_place_of_a_removed_adapter_is_cleared_after_a_week(served, tmp_path):
     place(served, tmp_path, 1.0)
     served.remove({"run-1"})
