@@ -7,7 +7,8 @@
 create table if not exists public.training_served_removals (
   run_id uuid primary key,
   noted_at timestamptz not null default now(),
-  -- Whether its trainer told that it is served. Of a run that failed or was lost while it uploaded nobody knows that.
+  -- Whether its trainer told that it is served. Of a run that failed or was lost while it uploaded, or
+  -- whose job another process had ended, nobody knows that.
   is_told boolean not null default true,
   attempts int not null default 0,
   next_at timestamptz not null default now(),
@@ -103,12 +104,42 @@ begin
 end
 $$;
 
+-- Forgets what name was asked for, once it is known that nothing is served by it. So the runs that keep a name, which
+-- every look for unwanted adapters reads, are those that are live or served, and not all that ever were.
+create or replace function public.training_forget_unserved() returns void
+language sql volatile set search_path = '' as $$
+  update public.training_runs r set launched_with = r.launched_with - 'serving_name'
+  where r.id in (
+    select n.id from public.training_runs n
+    where n.launched_with ? 'serving_name' and n.status in ('succeeded', 'failed', 'cancelled', 'lost')
+      and not public.training_may_be_served(n)
+    limit 1000 for update skip locked)
+$$;
+
+-- Brings the list of removals to what is unwanted now: with what is new, and without what is wanted again, since a model
+-- was restored or a job was started again. What stays keeps the time at which it is due.
+create or replace function public.training_list_removals() returns void
+language sql volatile set search_path = '' as $$
+  with unwanted as materialized (
+    select u.id from public.training_unwanted_adapters() u (id)
+  ), added as (
+    insert into public.training_served_removals (run_id, is_told)
+    select u.id, r.measured->>'serving_name' is not null
+    from unwanted u join public.training_runs r on r.id = u.id
+    on conflict do nothing
+  )
+  delete from public.training_served_removals p
+  using public.training_runs r
+  where r.id = p.run_id and not exists (select from unwanted u where u.id = p.run_id)
+$$;
+
 -- Notes what was served of runs that are deleted: with a user, or by somebody else.
 create or replace function public.training_keep_served() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
   insert into public.training_served_removals (run_id, is_told)
-  select g.id, g.status = 'succeeded' from gone g where public.training_may_be_served(row(g.*)::public.training_runs)
+  select g.id, g.measured->>'serving_name' is not null
+  from gone g where public.training_may_be_served(row(g.*)::public.training_runs)
   on conflict do nothing;
   return null;
 end
@@ -135,7 +166,6 @@ language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
   errand public.training_serving_errands;
-  unwanted uuid[];
   runs jsonb;
   aliases jsonb;
 begin
@@ -149,14 +179,8 @@ begin
     return null;
   end if;
   if errand.id is null then
-    unwanted := array(select u from public.training_unwanted_adapters() u limit 10000);
-    insert into public.training_served_removals (run_id, is_told)
-    select r.id, r.status = 'succeeded' from public.training_runs r where r.id = any (unwanted)
-    on conflict do nothing;
-    -- A model that was restored, or a job that was started again.
-    delete from public.training_served_removals p
-    using public.training_runs r
-    where r.id = p.run_id and p.run_id <> all (unwanted);
+    perform public.training_forget_unserved();
+    perform public.training_list_removals();
     select jsonb_agg(d.run_id) into runs from (
       select p.run_id from public.training_served_removals p where p.next_at <= now()
       order by p.noted_at, p.run_id limit least(claim_serving_errand.max_runs, 200)) d;
@@ -215,6 +239,8 @@ declare
   found_models boolean;
 begin
   outcome := public.training_decoded(outcome);
+  -- Before any alias is locked, as note_endpoint_release does: in the other order the two wait for each other.
+  perform from public.training_endpoint_releases e for update;
   update public.training_serving_errands e
   set ended_at = now(), problem = left(outcome->>'problem', 500),
       gpu_seconds = public.training_number(outcome->'gpu_seconds', 0, 1e8)
@@ -256,7 +282,7 @@ end
 $$;
 
 revoke all on function public.training_may_be_served(public.training_runs), public.training_unwanted_adapters(),
-  public.training_keep_served(),
+  public.training_forget_unserved(), public.training_list_removals(), public.training_keep_served(),
   public.claim_serving_errand(text, text, text, int, int), public.record_serving_errand(uuid, uuid, text, text),
   public.end_serving_errand(uuid, uuid, jsonb)
   from public, anon, authenticated, service_role;

@@ -5,6 +5,8 @@ drop function if exists public.training_keep_served();
 drop function if exists public.end_serving_errand(uuid, uuid, jsonb);
 drop function if exists public.record_serving_errand(uuid, uuid, text, text);
 drop function if exists public.claim_serving_errand(text, text, text, int, int);
+drop function if exists public.training_list_removals();
+drop function if exists public.training_forget_unserved();
 drop function if exists public.training_unwanted_adapters();
 drop function if exists public.training_may_be_served(public.training_runs);
 drop index if exists public.training_runs_asked_name;

@@ -6,10 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from tests.application.pipeline import Pipeline
 from tests.database.rows import Database, Row, outcome
+from tests.processes.waiting import until
 
 NAME = "adapter-0a1b2c3d"
 
@@ -183,7 +185,11 @@ def test_run_whose_job_another_process_has_completed_may_be_served(db: Database)
     assert db.settle(run, measured={"serving_name": NAME}) == "completed"
     after = db.run(run["id"])
     assert (after["status"], after["measured"]) == ("succeeded", None)
-    assert claim(db)["request"]["remove"] == [str(run["id"])]
+    errand = claim(db)
+    assert errand["request"]["remove"] == [str(run["id"])]
+    # Nobody told that it is served: without a volume it costs no second errand.
+    end(db, errand, [], problem="no volume", no_volume=True)
+    assert db.rows("select from training_served_removals") == []
 
 
 def test_failed_attempt_that_a_later_one_replaced_costs_no_errand(db: Database) -> None:
@@ -267,3 +273,65 @@ def test_ids_and_numbers_of_a_container_are_bounded(db: Database) -> None:
     for odd in ({"removed": "all"}, {"removed": [1, None, {}]}, {}):
         db.rows("update training_serving_errands set ended_at = null")
         assert end(db, errand, **{"removed": [], **odd}, gpu_seconds="many") == 0
+
+
+def copies(db: Database, run: Row, count: int) -> None:
+    """Insert so many runs like this one, of other jobs."""
+    db.rows(
+        "insert into training_runs (job_id, user_id, attempt, status, stage, lease_expires_at, launched_with)"
+        " select gen_random_uuid(), user_id, 1, status, stage, now(), launched_with"
+        " from training_runs, generate_series(1, %s) where id = %s", count, run["id"],
+    )  # fmt: skip
+
+
+def pages_of_a_claim(db: Database) -> int:
+    db.rows("vacuum analyze training_runs")
+    return db.pages("claim_serving_errand('w1', 'runpod', 'https://here', 60)")
+
+
+def test_runs_of_which_nothing_is_served_are_looked_at_once(db: Database) -> None:
+    served = served_run(db)
+    failed, _, _ = db.running_run()
+    asked(db, failed, "training")
+    db.settle(failed, "failed")
+    live, _, _ = db.running_run()
+    asked(db, live)
+    # The first call reads the catalogue, too.
+    _, few = pages_of_a_claim(db), pages_of_a_claim(db)
+    asked(db, failed, "training")
+    copies(db, failed, 900)
+    assert claim(db) is None
+    named = db.rows("select id from training_runs where launched_with ? 'serving_name'")
+    assert {row["id"] for row in named} == {served["id"], live["id"]}
+    assert pages_of_a_claim(db) < few + 450
+
+
+def test_removals_beyond_ten_thousand_keep_their_waiting_time(db: Database) -> None:
+    run = served_run(db)
+    delete(db, run)
+    copies(db, run, 10_200)
+    errand = claim(db)
+    end(db, errand, [], problem="no")
+    db.rows("update training_served_removals set attempts = 7")
+    claim(db)
+    assert db.row("select count(*), min(attempts) from training_served_removals") == {"count": 10_201, "min": 7}
+
+
+def test_errand_and_release_that_end_at_once_do_not_deadlock(db: Database, database: str) -> None:
+    run = served_run(db)
+    move = {"name": "bot", "number": 0, "run_id": str(run["id"]), "adapter": NAME, "moved_by": "me"}
+    assert db.call("move_training_alias", move)["moved"]
+    errand = claim(db)
+    db.rows("update training_aliases set is_stale = true")
+    db.rows("insert into training_endpoint_releases (wanted_at) values (now())")
+    with psycopg.connect(database) as noting, ThreadPoolExecutor(1) as pool:
+        noting.execute("select from training_endpoint_releases for update")
+        ending = pool.submit(end, db, errand, [], aliases=["bot:live"])
+        waits = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        with psycopg.connect(database, autocommit=True) as looking:
+            until(lambda: looking.execute(waits).fetchone(), "the errand waits for the release")
+        # What note_endpoint_release does next. Either of the two fails if the errand holds the alias.
+        noting.execute("update training_aliases set is_stale = false")
+        noting.commit()
+        assert ending.result() == 0
+    assert db.row("select placed_number from training_aliases")["placed_number"] == 1
