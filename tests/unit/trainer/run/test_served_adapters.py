@@ -159,7 +159,7 @@ def test_removed_adapter_is_unknown_to_new_servers_and_zero_for_old_ones(served,
     assert served.remove({"run-1"}) == {}
 
 
-def test_removal_says_what_it_did_not_find_where_it_did_not_look_everywhere(served, tmp_path, monkeypatch):
+def test_removal_that_can_not_look_everywhere_says_what_it_did_not_find(served, tmp_path, monkeypatch):
     place(served, tmp_path, 1.0)
     assert served.remove({"never served"}) == {}
     monkeypatch.setattr(served_adapters, "_MAX_FOLDERS", 1)
