@@ -102,7 +102,7 @@ class GpuServerApi:
         """Tell of a job: its state, what its trainer said last, and after its end the result."""
         job = self._job_of(request)
         live = self.runner.live.get(job.id)
-        output = live.progress if live else job.output
+        output = live.said if live else job.output
         said = output if isinstance(output, dict) else {}
         return JSONResponse(
             {

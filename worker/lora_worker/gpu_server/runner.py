@@ -44,11 +44,11 @@ class Machine:
 
 @dataclass(slots=True)
 class Live:
-    """A job that runs now. `progress` is what its trainer said last."""
+    """A job that runs now. `said` is the last message of its trainer."""
 
     job: Job
     began_at: float
-    progress: Any = None
+    said: Any = None
     work: asyncio.Task[ProcessEnding] | None = None
 
 
@@ -142,7 +142,7 @@ class Runner:
         machine, job = self._machine, live.job
 
         def take(progress: Any) -> None:
-            live.progress = progress
+            live.said = progress
 
         process = TrainerProcess(
             machine.command,
