@@ -17,6 +17,8 @@ from tests.commands import check_keys
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LORA_WORKER_GPU_SERVER_KEY", "k" * 32)
+    # A logger that is kept would write into this test's stream for the rest of the session.
+    monkeypatch.setattr("lora_worker.observability.telemetry.configure_logging", lambda _: None)
     return monkeypatch
 
 
@@ -41,6 +43,22 @@ def test_key_that_is_none_is_refused(environment: pytest.MonkeyPatch, key: str, 
     environment.setenv("LORA_WORKER_GPU_SERVER_KEY", key)
     code, text = refused()
     assert (code, f"LORA_WORKER_GPU_SERVER_KEY {said}" in text) == (2, True)
+
+
+def test_misspelt_setting_is_one_sentence(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("LORA_WORKER_SLOTZ", "3")
+    code, text = refused()
+    assert (code, "LORA_WORKER_SLOTZ" in text) == (2, True)
+
+
+def test_disk_that_fills_up_is_one_sentence(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "logs").write_text("a file where the folder of the logs belongs")
+    code, text = refused("--data", str(data), "--port", "0")
+    assert code == 1
+    assert "can't be written" in text
+    assert "Traceback" not in text
 
 
 def test_python_without_the_trainer_is_refused(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from typing import Annotated
 
 import typer
 
-from lora_worker.commands.terminal import EXIT_USAGE, AsJson, command_group, refuse, run_or_exit
+from lora_worker.commands.terminal import (
+    EXIT_USAGE,
+    AsJson,
+    command_group,
+    refuse,
+    run_or_exit,
+    unconnected_settings_or_exit,
+)
 
 commands = command_group()
 
@@ -53,11 +60,11 @@ def gpu_server(
     from lora_worker.gpu_server.gpus import find_gpus
     from lora_worker.gpu_server.runner import Machine
     from lora_worker.gpu_server.serve import serve_gpus
-    from lora_worker.launchers.registry import known_variables, load_unconnected_settings
+    from lora_worker.launchers.registry import known_variables
     from lora_worker.observability.telemetry import configure_logging
 
     key = _key_or_exit()
-    configure_logging(load_unconnected_settings())
+    configure_logging(unconnected_settings_or_exit())
     _require_trainer(python)
     chosen = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()] or find_gpus()
     machine = Machine(

@@ -12,12 +12,12 @@ from lora_worker.commands.terminal import (
     command_group,
     refuse,
     show,
+    unconnected_settings_or_exit,
     with_services,
 )
 
 if TYPE_CHECKING:
     from lora_contract.hyperparameters import Method
-    from lora_worker.configuration.settings import Settings
 
 commands = command_group()
 budget = typer.Typer(
@@ -65,7 +65,7 @@ def estimate(
             method=_method(method),
         )
         try:
-            found = estimate_work(_unconnected(), work, gpu_count=gpus)
+            found = estimate_work(unconnected_settings_or_exit(), work, gpu_count=gpus)
         except (ArgumentError, SettingsError) as error:
             raise refuse(str(error), EXIT_USAGE) from None
     show(found, as_json=as_json, text=lambda console: console.print(format_estimate(found)))
@@ -95,7 +95,7 @@ def plan(
     from lora_worker.money.speeds import load_throughput
     from lora_worker.money.terms import make_terms
 
-    settings = _unconnected()
+    settings = unconnected_settings_or_exit()
     try:
         prices = load_prices(settings.price_table)
         # Of every card, whatever the endpoint has.
@@ -106,16 +106,6 @@ def plan(
     except (ArgumentError, SettingsError) as error:
         raise refuse(str(error), EXIT_USAGE) from None
     show([asdict(needs) for needs in found], as_json=as_json, text=lambda console: print_guide(found, console))
-
-
-def _unconnected() -> Settings:
-    from lora_worker.errors import SettingsError
-    from lora_worker.launchers.registry import load_unconnected_settings
-
-    try:
-        return load_unconnected_settings()
-    except SettingsError as error:
-        raise refuse(str(error), EXIT_USAGE) from None
 
 
 @commands.command()

@@ -72,6 +72,17 @@ def settings_or_exit() -> Settings:
         raise refuse(str(error), EXIT_USAGE) from None
 
 
+def unconnected_settings_or_exit() -> Settings:
+    """Return the settings of a command that calls no service. Exits with 2 and a sentence where one is wrong."""
+    from lora_worker.errors import SettingsError
+    from lora_worker.launchers.registry import load_unconnected_settings
+
+    try:
+        return load_unconnected_settings()
+    except SettingsError as error:
+        raise refuse(str(error), EXIT_USAGE) from None
+
+
 def run_or_exit(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end. Exits with a sentence on a `WorkerError`, with 130 on Ctrl-C."""
     import asyncio

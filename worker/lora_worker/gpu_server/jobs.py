@@ -92,6 +92,9 @@ class Jobs:
             # One server only: two would start the same jobs. The lock is held until the process ends, however it does.
             self._file.execute("pragma locking_mode = exclusive")
             self._file.execute("pragma synchronous = full")
+            # Of what is erased nothing stays, neither in free pages nor in the journal: requests hold tokens.
+            self._file.execute("pragma secure_delete = on")
+            self._file.execute("pragma journal_mode = truncate")
             version = self._file.execute("pragma user_version").fetchone()[0]
             if version not in {0, _FORMAT}:
                 raise GpuServerError(f"{path} was written by another release of lora-worker: choose another --data")
@@ -145,7 +148,7 @@ class Jobs:
         return int(self._file.execute("select count(*) from jobs where state = ?", (state,)).fetchone()[0])
 
     def take(self, gpu: str) -> Job | None:
-        """Begin the job that has waited longest, on this GPU; None if none waits. What waited too long ends."""
+        """Begin the job that has waited longest, on this GPU; None if none waits."""
         with self._writing():
             self._expire()
             row = self._file.execute(
@@ -159,6 +162,11 @@ class Jobs:
                 (gpu, self._now(), row["id"]),
             )
         return self.find(row["id"])
+
+    def expire(self) -> None:
+        """End the jobs that have waited too long for their first start."""
+        with self._writing():
+            self._expire()
 
     def note_seconds(self, job_id: str, seconds: float) -> None:
         """Note how long a job has run, all its starts together, so that a kill of this server loses little of it."""
@@ -211,7 +219,7 @@ class Jobs:
 
     def _expire(self) -> None:
         for row in self._file.execute(
-            "select id from jobs where state = 'queued' and expires_at <= ?", (self._now(),)
+            "select id from jobs where state = 'queued' and started_at is null and expires_at <= ?", (self._now(),)
         ).fetchall():
             self._end(row["id"], "timed_out", was="queued", error="No GPU was free in time.")
 

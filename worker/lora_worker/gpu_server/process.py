@@ -83,7 +83,12 @@ class TrainerProcess:
             OSError: it can't be started.
         """
         messages, output = os.pipe(), os.pipe()
-        process = await self._spawn(messages[1], output[1])
+        try:
+            process = await self._spawn(messages[1], output[1])
+        except BaseException:
+            os.close(messages[0])
+            os.close(output[0])
+            raise
         following = asyncio.create_task(self._follow_messages(messages[0]))
         keeping = asyncio.create_task(self._keep_output(output[0]))
         try:
@@ -136,14 +141,18 @@ class TrainerProcess:
 
     async def _keep_output(self, read_end: int) -> None:
         async with _reading(read_end, _CHUNK_BYTES) as reader:
-            with self._log.open("ab") as file:
-                while chunk := await reader.read(_CHUNK_BYTES):
-                    if file.tell() + len(chunk) > MAX_LOG_BYTES:
-                        kept = self._log.read_bytes()[-MAX_LOG_BYTES // 2 :]
-                        file.truncate(0)
-                        file.write(kept)
-                    file.write(chunk)
-                    file.flush()
+            while chunk := await reader.read(_CHUNK_BYTES):
+                # On a full disk the log is cut, and the pipe is read on: a trainer that prints into a closed one dies.
+                with suppress(OSError):
+                    self._append(chunk)
+
+    def _append(self, chunk: bytes) -> None:
+        with self._log.open("ab") as file:
+            if file.tell() + len(chunk) > MAX_LOG_BYTES:
+                kept = self._log.read_bytes()[-MAX_LOG_BYTES // 2 :]
+                file.truncate(0)
+                file.write(kept)
+            file.write(chunk)
 
     def _could_not_import(self) -> bool:
         """Whether the last thing that it printed is Python's word for a module that is not there."""

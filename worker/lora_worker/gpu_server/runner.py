@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,8 @@ log = structlog.get_logger(__name__)
 
 _NOTE_SECONDS = 5.0
 """How often the seconds of a running job are noted: so much of its time a kill of this server may lose."""
-_LOOK_SECONDS = 30.0
-"""How often the queue is looked at without a reason, for jobs that have waited too long."""
+_LOOK_SECONDS = 15.0
+"""How often jobs are looked for that have waited too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,16 @@ class Live:
 class Runner:
     """Starts and ends the jobs. `clock` counts seconds; `run` goes on until it is cancelled."""
 
-    def __init__(self, jobs: Jobs, machine: Machine, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        machine: Machine,
+        *,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._jobs = jobs
+        self._sleep = sleep
         self._machine = machine
         self._clock = clock
         self._news = asyncio.Event()
@@ -68,8 +76,14 @@ class Runner:
         """Serve every GPU. When cancelled, each running job is stopped with a checkpoint, and queued again."""
         (self._machine.folder / "logs").mkdir(exist_ok=True)
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._expire())
             for gpu in self._machine.gpus:
                 group.create_task(self._serve(gpu))
+
+    async def _expire(self) -> None:
+        while True:
+            self._jobs.expire()
+            await self._sleep(_LOOK_SECONDS)
 
     def look(self) -> None:
         """Something was submitted or cancelled: look now."""
@@ -93,15 +107,12 @@ class Runner:
             self._news.clear()
             job = self._jobs.take("cpu" if gpu is None else gpu)
             if job is None:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_SECONDS):
-                        await self._news.wait()
+                await self._news.wait()
                 continue
             live = self.live[job.id] = Live(job, self._clock())
             try:
                 await self._carry_out(live, gpu)
             finally:
-                self._jobs.note_seconds(job.id, self.seconds_of(job))
                 del self.live[job.id]
                 self._remove_old_logs()
 
@@ -117,16 +128,20 @@ class Runner:
         log.info("a job begins", action=Action.GPU_JOB_STARTED, job=job.id, run=job.run_id, gpu=gpu, start=job.starts)
         noting = asyncio.create_task(self._note_seconds(job))
         try:
-            async with asyncio.timeout(max(job.execution_limit - job.seconds, 0)):
-                ending = await self._run_process(live, gpu)
+            try:
+                async with asyncio.timeout(max(job.execution_limit - job.seconds, 0)):
+                    ending = await self._run_process(live, gpu)
+            finally:
+                # Before it ends: afterwards nothing is written to a job any more.
+                self._jobs.note_seconds(job.id, self.seconds_of(job))
         except TimeoutError:
-            self._jobs.end(job.id, "timed_out", cause=EndCause.OVER_TIME, error=_over_time(job))
+            # Not `timed_out`, which is a job that never began: that one may be tried again.
+            self._jobs.end(job.id, "failed", cause=EndCause.OVER_TIME, error=_over_time(job))
         except OSError as error:
             self.problem = f"the trainer can't be started ({error.strerror or type(error).__name__})"
             self._jobs.end(job.id, "failed", cause=EndCause.IMPORT_FAILED, error=_sentence(self.problem))
         except asyncio.CancelledError:
             # This server ends: its trainer has saved a checkpoint, from which the next start goes on.
-            self._jobs.note_seconds(job.id, self.seconds_of(job))
             self._jobs.give_back(job.id)
             raise
         else:

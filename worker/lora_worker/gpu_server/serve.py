@@ -6,7 +6,6 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from lora_worker.errors import GpuServerError
@@ -29,30 +28,27 @@ async def serve_gpus(machine: Machine, *, key: str, host: str, port: int, ready:
     """
     jobs = open_jobs(machine.folder)
     try:
-        listening = listen(host, port)
-        runner = Runner(jobs, machine, clock=time.monotonic)
-        api = GpuServerApi(jobs, runner, key, len(machine.gpus), time.time)
-        running = asyncio.create_task(runner.run())
-        serving = asyncio.create_task(
-            serve_until_stopped(
-                api.app(),
-                listening,
-                most_connections=_MAX_CONNECTIONS,
-                ready=lambda: ready(url_of(listening, host)),
+        with listen(host, port) as listening:
+            runner = Runner(jobs, machine, clock=time.monotonic)
+            app = GpuServerApi(jobs, runner, key, len(machine.gpus), time.time).app()
+            serving = serve_until_stopped(
+                app, listening, most_connections=_MAX_CONNECTIONS, ready=lambda: ready(url_of(listening, host))
             )
-        )
-        try:
-            await asyncio.wait({running, serving}, return_when=asyncio.FIRST_COMPLETED)
-            _raise_fault(running)
-        finally:
-            for task in (running, serving):
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+            await _until_one_ends(asyncio.create_task(runner.run()), asyncio.create_task(serving))
     except sqlite3.Error as error:
-        raise GpuServerError(f"the file of the jobs can't be written ({type(error).__name__}: {error})") from None
+        raise GpuServerError(f"the file of the jobs can't be written ({error})") from None
     finally:
         jobs.close()
+
+
+async def _until_one_ends(running: asyncio.Task[None], serving: asyncio.Task[None]) -> None:
+    await asyncio.wait({running, serving}, return_when=asyncio.FIRST_COMPLETED)
+    fault = _fault_of(running)
+    for task in (running, serving):
+        task.cancel()
+    await asyncio.gather(running, serving, return_exceptions=True)
+    if fault is not None:
+        raise fault
 
 
 def open_jobs(folder: Path) -> Jobs:
@@ -68,11 +64,13 @@ def open_jobs(folder: Path) -> Jobs:
     return Jobs(folder / "jobs.sqlite", now=time.time)
 
 
-def _raise_fault(running: asyncio.Task[None]) -> None:
-    if not running.done():
-        return
+def _fault_of(running: asyncio.Task[None]) -> BaseException | None:
+    """What ended the runner, which goes on for ever otherwise; None while it runs."""
+    if not running.done() or running.cancelled():
+        return None
     error = running.exception()
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    if error is not None:
-        raise error
+    if isinstance(error, OSError):
+        return GpuServerError(f"{error.filename or 'a file'} can't be written ({error.strerror})")
+    return error

@@ -67,11 +67,11 @@ def serving(tmp_path: Path) -> Serving:
 
     @asynccontextmanager
     async def opened(
-        *, gpus: tuple[str | None, ...] = ("0",), command: list[str] | None = None
+        *, gpus: tuple[str | None, ...] = ("0",), command: list[str] | None = None, **how: Any
     ) -> AsyncIterator[Server]:
         jobs = Jobs(tmp_path / "jobs.sqlite", now=time.time)
         machine = Machine(command or [sys.executable, "-S", str(SCRIPTED)], gpus, tmp_path, grace_seconds=5)
-        runner = Runner(jobs, machine, clock=time.monotonic)
+        runner = Runner(jobs, machine, clock=time.monotonic, **how)
         api = GpuServerApi(jobs, runner, KEY, len(gpus), time.time)
         running = asyncio.create_task(runner.run())
         transport = httpx.ASGITransport(app=api.app())

@@ -141,11 +141,32 @@ def test_request_is_erased_with_the_end_and_private_before(jobs: Jobs, path: Pat
     assert found(jobs, job_id).request is None
 
 
+def test_nothing_of_an_erased_request_stays_on_the_disk(jobs: Jobs, path: Path) -> None:
+    secret = "token-of-a-run-" * 3000
+    job_id = jobs.submit("run", {"run_id": "run", "token": secret}, execution_seconds=60, ttl_seconds=600)
+    assert b"token-of-a-run" in path.read_bytes()
+    jobs.take("0")
+    jobs.end(job_id, "completed")
+    assert [file.name for file in path.parent.iterdir() if b"token-of-a-run" in file.read_bytes()] == []
+
+
+def test_job_that_has_begun_is_not_ended_by_its_queue_limit(jobs: Jobs, path: Path, clock: Clock) -> None:
+    job_id = submit(jobs, ttl_seconds=10)
+    jobs.take("0")
+    clock.at += 11
+    after = restarted(jobs, path, clock)
+    after.expire()
+    assert found(after, job_id).state == "queued"
+    assert after.take("0") is not None
+    after.close()
+
+
 def test_job_that_found_no_gpu_in_time_ends(jobs: Jobs, clock: Clock) -> None:
     job_id = submit(jobs, ttl_seconds=10)
     clock.at += 11
-    assert jobs.take("0") is None
+    jobs.expire()
     assert found(jobs, job_id).state == "timed_out"
+    assert jobs.take("0") is None
 
 
 def test_too_many_waiting_jobs_are_refused(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:

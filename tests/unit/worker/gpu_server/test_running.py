@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
+
+import pytest
 
 from lora_worker.gpu_server.gpus import read_gpus
 from lora_worker.gpu_server.jobs import MAX_STARTS
@@ -19,6 +22,10 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_result_is_the_output_of_a_completed_job(serving: Serving) -> None:
@@ -85,7 +92,8 @@ async def test_cancelled_job_ends_with_its_process(serving: Serving) -> None:
 async def test_job_over_its_time_is_ended(serving: Serving) -> None:
     async with serving() as server:
         seen = await server.ended(await server.submit("linger", execution_seconds=0.5))
-        assert (seen["status"], seen["cause"]) == ("timed_out", "over_time")
+        assert (seen["status"], seen["cause"]) == ("failed", "over_time")
+        assert seen["execution_seconds"] >= 0.5
         assert not is_alive(int(server.starts()[0].split()[0]))
 
 
@@ -97,6 +105,41 @@ async def test_server_that_ends_leaves_no_process_and_goes_on_later(serving: Ser
     assert not is_alive(pid)
     async with serving() as server:
         assert (await server.ended(job_id))["status"] == "completed"
+
+
+async def test_job_that_waits_too_long_ends_while_every_gpu_works(serving: Serving) -> None:
+    woken = asyncio.Event()
+
+    async def sleep(_: float) -> None:
+        await woken.wait()
+        woken.clear()
+
+    async with serving(sleep=sleep) as server:
+        first = await server.submit("linger", run_id="a")
+        await server.trains(first)
+        second = await server.submit("complete", run_id="b", ttl_seconds=0.001)
+        woken.set()
+        assert (await server.ended(second))["status"] == "timed_out"
+        assert (await server.status(first))["status"] == "running"
+
+
+async def test_trainer_goes_on_where_its_log_can_not_be_written(tmp_path: Path) -> None:
+    code = "import sys; sys.stdin.readline(); [print('x' * 99, flush=True) for _ in range(5000)]"
+    process = TrainerProcess(
+        [sys.executable, "-S", "-c", code], env={}, log=tmp_path / "no" / "log", grace_seconds=1,
+        on_progress=lambda _: None,
+    )  # fmt: skip
+    assert (await process.run({"id": "job", "input": {}})).status == 0
+
+
+async def test_trainer_that_can_not_be_started_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    process = TrainerProcess(
+        [str(tmp_path / "nothing")], env={}, log=tmp_path / "log", grace_seconds=1, on_progress=lambda _: None
+    )
+    before = open_descriptors()
+    with pytest.raises(OSError, match="nothing"):
+        await process.run({})
+    assert open_descriptors() <= before
 
 
 def test_trainer_sees_no_key_of_a_worker_beside_it() -> None:
