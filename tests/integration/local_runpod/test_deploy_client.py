@@ -85,6 +85,7 @@ async def test_every_call_of_the_client_is_as_described(
     change |= {"image": "errands:2", "gpu": {**GPU, "minCudaVersion": ""}}
     await call(api.update_endpoint, endpoint.id, EndpointChange.model_validate(change))
     read = await call(api.read_endpoint, endpoint.id)
+    assert (await call(api.read_release, endpoint.id)) is not None
     assert (read.image, read.gpu.min_cuda_version, read.timeout) == ("errands:2", None, 600_000)
     for lists in (api.list_endpoints, api.list_volumes, api.list_registries, api.list_gpu_types, api.list_data_centers):
         await call(lists)
