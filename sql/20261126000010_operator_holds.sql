@@ -314,7 +314,8 @@ begin
 end
 $$;
 
--- As before; of the earlier runs' failures only those since the job was last started again count.
+-- As before; of the earlier runs' failures only those since the job was last started again count. It says, too, whether
+-- one of them left a trained adapter on the volume that was not published.
 create or replace function public.training_assignment(run_id uuid) returns jsonb
 language plpgsql stable set search_path = '' as $$
 #variable_conflict use_column
@@ -356,6 +357,10 @@ begin
       'spent_cost', public.training_spent_cost(run),
       'spent_seconds', (select coalesce(sum(e.gpu_seconds), 0) from public.training_runs e
                         where e.job_id = run.job_id and e.id <> run.id),
+      'awaits_upload', exists (
+        select from public.training_runs e
+        where e.job_id = run.job_id and e.attempt between counted_from + 1 and run.attempt - 1
+          and e.error_code in ('proof_missing', 'grant_missing', 'upload_failed', 'storage_refused')),
       'used_seconds', extract(epoch from run.last_seen_at - run.checked_in_at),
       'dataset_patience_seconds', public.training_job_patience(run.queue, run.job_id, (dataset->>'id')::uuid),
       'age_seconds', extract(epoch from now() - run.created_at)),

@@ -8,6 +8,10 @@ from typing import Any
 LEAST_USEFUL_SECONDS = 300.0
 """The shortest GPU time for which a run is launched. Loading a model alone takes minutes."""
 
+PUBLISHING_SECONDS = 900.0
+"""How long a run may take, whatever the job's limits have left, where an earlier one has trained the adapter: it loads
+the base, tries the adapter and uploads it. All runs of a job together exceed its limits by no more than this."""
+
 
 def contradictions(settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence, without its full stop, for each contradiction; it names the environment variables.

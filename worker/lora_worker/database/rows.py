@@ -130,6 +130,8 @@ class Run(BaseModel):
     """The cost of the job's earlier runs in USD."""
     spent_seconds: float = 0
     """The GPU seconds of the job's earlier runs."""
+    awaits_upload: bool = False
+    """Whether an earlier run has trained the adapter, and only its proof or upload is missing."""
     dataset_patience_seconds: float | None = None
     """How much longer the job may wait for the validation of its dataset; None if it need not wait."""
     stage: str | None = None

@@ -14,7 +14,7 @@ from lora_contract.renderings import REFUSALS, RENDERINGS
 from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.limits import refusal_of
 from lora_conversations.survey import Survey, Surveyor
-from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS
+from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS, PUBLISHING_SECONDS
 from lora_worker.database.rows import Assignment, Dataset, Job, parse_gpu_config, parse_hyperparameters
 from lora_worker.datasets.init_adapters import InitAdapter, find_init_adapter
 from lora_worker.errors import DatasetPendingError, ObjectMissingError, PreflightError
@@ -70,6 +70,7 @@ async def check(assignment: Assignment, services: Services) -> Plan:
         spent_seconds=assignment.run.spent_seconds,
         max_run_seconds=settings.max_run_seconds,
         queue_allowance_seconds=settings.queue_allowance_seconds,
+        awaits_upload=assignment.run.awaits_upload,
     )
     dataset = check_dataset_row(job, assignment.dataset, patience_seconds=assignment.run.dataset_patience_seconds)
     adapter = await _init_adapter(hyperparameters, assignment.run.user_id, services)
@@ -242,7 +243,13 @@ def check_estimate(chosen: Hyperparameters, survey: Survey, gpu_type: str, terms
 
 
 def make_policy(
-    rate: Rate, *, spent_cost: float, spent_seconds: float, max_run_seconds: float, queue_allowance_seconds: float
+    rate: Rate,
+    *,
+    spent_cost: float,
+    spent_seconds: float,
+    max_run_seconds: float,
+    queue_allowance_seconds: float,
+    awaits_upload: bool = False,
 ) -> Policy:
     """Compute how long a launch may execute and exist, from the money and time that the job's earlier runs left.
 
@@ -250,26 +257,34 @@ def make_policy(
     So the ttl must cover the longest wait in the queue plus the longest execution. The launcher's settings keep this
     sum within what it allows.
 
+    `awaits_upload`: an earlier run has trained the adapter. Then it gets `PUBLISHING_SECONDS` beyond the limits:
+    a training that ended just before them would be lost otherwise.
+
     Raises:
         PreflightError: the remaining money or time is too little for a useful run.
     """
     budget = rate.max_cost - spent_cost
     affordable = affordable_seconds(budget, price_per_hour=rate.price_per_hour, gpu_count=rate.gpu_count)
+    time_left = max_run_seconds - spent_seconds
+    execution = min(affordable, time_left)
+    if awaits_upload:
+        # Counted in seconds: bills end at the job's cap, so they don't tell how far earlier runs went beyond it.
+        paid = affordable_seconds(rate.max_cost, price_per_hour=rate.price_per_hour, gpu_count=rate.gpu_count)
+        overdrawn = max(spent_seconds - min(max_run_seconds, paid), 0)
+        execution = max(execution, PUBLISHING_SECONDS - overdrawn)
+    if execution >= LEAST_USEFUL_SECONDS:
+        return Policy(execution, execution + queue_allowance_seconds)
     if affordable < LEAST_USEFUL_SECONDS:
         raise PreflightError(
             "budget_exhausted",
             f"The job's budget has ${max(budget, 0):.2f} left, less than five minutes of a {rate.gpu_type} "
             f"(${rate.price_per_hour:.2f} an hour); choose a cheaper GPU or ask for a higher limit.",
         )
-    time_left = max_run_seconds - spent_seconds
-    if time_left < LEAST_USEFUL_SECONDS:
-        raise PreflightError(
-            "time_limit",
-            f"The job's attempts have used {spent_seconds / 3600:.1f} of the {max_run_seconds / 3600:.1f} GPU hours "
-            "that it may take; choose fewer epochs or a smaller dataset, or ask for a higher limit.",
-        )
-    execution = min(affordable, time_left)
-    return Policy(execution, execution + queue_allowance_seconds)
+    raise PreflightError(
+        "time_limit",
+        f"The job's attempts have used {spent_seconds / 3600:.1f} of the {max_run_seconds / 3600:.1f} GPU hours "
+        "that it may take; choose fewer epochs or a smaller dataset, or ask for a higher limit.",
+    )
 
 
 def surveyor_for(chosen: Hyperparameters) -> Surveyor:

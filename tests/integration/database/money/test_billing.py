@@ -171,6 +171,17 @@ def test_gpu_seconds_add_up_over_all_attempts(db: Database) -> None:
     assert adopted["run"]["spent_seconds"] == 1800
 
 
+@pytest.mark.parametrize(("code", "awaits"), [("grant_missing", True), ("proof_missing", True), ("internal", False)])
+def test_assignment_says_whether_an_earlier_run_has_trained(db: Database, code: str, awaits: bool) -> None:
+    run = db.claimed_run()
+    assert run["awaits_upload"] is False
+    for ends in (code, "lost"):
+        db.settle(run, "queued", error_code=ends, retry_after_seconds=0)
+        (given,) = db.claim()
+        run = given["run"]
+        assert run["awaits_upload"] is awaits
+
+
 def test_lease_renewal_returns_the_age_of_the_launch(db: Database) -> None:
     run, _, _ = db.running_run()
     (news,) = db.call("renew_training_runs", [{"run_id": str(run["id"]), "lease_token": str(run["lease_token"])}], 60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -11,18 +12,21 @@ from pydantic import SecretStr
 
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.protocol import Channel, DatasetRef, Limits, OutputRef, Request
+from lora_worker.configuration.contradictions import PUBLISHING_SECONDS
 from lora_worker.database.submission_rows import TRIAL_NAME
 from lora_worker.datasets.preflight import make_policy
 from lora_worker.errors import PreflightError, ServiceUnavailableError
+from lora_worker.launchers.base import LaunchState, Observation
 from lora_worker.money.billing import Rate
 from lora_worker.money.pricing import load_prices
 from lora_worker.runs import advance
 from lora_worker.runs.applying import apply
-from lora_worker.runs.outcomes.failures import WORKER_KILLED
+from lora_worker.runs.outcomes.failures import OVER_BUDGET, OVER_TIME, WORKER_KILLED, Failure
 from lora_worker.runs.outcomes.retries import patience_seconds
 from lora_worker.runs.state.events import Ending, PutOff, Settled
 from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.runs.steps import launching
+from lora_worker.runs.steps.limits import exceeded_limit
 from tests.scripted import assignment, make_services
 
 
@@ -144,3 +148,45 @@ def test_job_without_time_left_is_refused_with_both_figures() -> None:
     with pytest.raises(PreflightError, match=r"used 11\.9 of the 12\.0 GPU hours") as refused:
         make_policy(rate, spent_cost=47, spent_seconds=43_000, max_run_seconds=43_200, queue_allowance_seconds=86_400)
     assert refused.value.code == "time_limit"
+
+
+@pytest.mark.parametrize("price", [1.0, 8.0], ids=["time ends first", "money ends first"])
+def test_trained_adapter_is_published_within_one_named_allowance(price: float) -> None:
+    """What earlier runs took beyond the limits is part of it, though no bill shows it."""
+    rate = Rate(gpu_type="H100", gpu_count=1, price_per_hour=price, max_cost=80)
+    longest = min(43_200, 80 / price * 3600)
+
+    def left(spent_seconds: float, *, awaits_upload: bool = True) -> float:
+        return make_policy(
+            rate,
+            spent_cost=rate.cost(spent_seconds),
+            spent_seconds=spent_seconds,
+            max_run_seconds=43_200,
+            queue_allowance_seconds=86_400,
+            awaits_upload=awaits_upload,
+        ).execution_seconds
+
+    assert left(longest - 210) == PUBLISHING_SECONDS
+    assert left(longest + 400) == PUBLISHING_SECONDS - 400
+    assert left(longest - 7_200) == left(longest - 7_200, awaits_upload=False) == pytest.approx(7_200, abs=10)
+    for spent_seconds, awaits_upload in [(longest - 210, False), (longest + PUBLISHING_SECONDS - 210, True)]:
+        with pytest.raises(PreflightError):
+            left(spent_seconds, awaits_upload=awaits_upload)
+
+
+@pytest.mark.parametrize(("max_cost", "failure"), [(1_000.0, OVER_TIME), (20.0, OVER_BUDGET)])
+@pytest.mark.parametrize("awaits_upload", [False, True])
+def test_worker_lets_a_publishing_run_use_its_allowance(max_cost: float, failure: Failure, awaits_upload: bool) -> None:
+    services = make_services()
+    longest = min(services.settings.max_run_seconds, max_cost / 2 * 3600)
+    launched = {"gpu_type": "H100", "gpu_count": 1, "price_per_hour": 2.0, "max_cost": max_cost}
+    spent = {"spent_seconds": longest, "spent_cost": longest * 2 / 3600, "awaits_upload": awaits_upload}
+    now = datetime.now(UTC)
+    holding = HeldRun.take(
+        services, assignment(launched_with=launched, checked_in_at=now, **spent), asked_at=services.clock()
+    )
+    running = Observation(LaunchState.RUNNING)
+    holding.measured_seconds = PUBLISHING_SECONDS
+    assert exceeded_limit(holding, running) == (None if awaits_upload else failure)
+    holding.measured_seconds = PUBLISHING_SECONDS + 200
+    assert exceeded_limit(holding, running) == failure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lora_worker.configuration.contradictions import PUBLISHING_SECONDS
 from lora_worker.launchers.base import Observation
 from lora_worker.runs.outcomes.failures import NEVER_READY, OVER_BUDGET, OVER_TIME, TRAINER_OUTDATED, Failure
 from lora_worker.runs.state.held_run import HeldRun
@@ -12,7 +13,12 @@ _MARGIN_SECONDS = 180.0
 
 def longest_seconds(held: HeldRun) -> float:
     """How long the run may take at most before the worker stops it."""
-    return held.services.settings.max_run_seconds - held.assignment.run.spent_seconds + _MARGIN_SECONDS
+    return held.services.settings.max_run_seconds - held.assignment.run.spent_seconds + _margin_seconds(held)
+
+
+def _margin_seconds(held: HeldRun) -> float:
+    """How far beyond the job's limits the worker lets a run go; the preflight gives the second part to its launch."""
+    return _MARGIN_SECONDS + (PUBLISHING_SECONDS if held.assignment.run.awaits_upload else 0)
 
 
 def exceeded_limit(held: HeldRun, observation: Observation) -> Failure | None:
@@ -28,6 +34,6 @@ def exceeded_limit(held: HeldRun, observation: Observation) -> Failure | None:
     run, seconds, rate = held.assignment.run, held.gpu_seconds(), held.rate
     if seconds > longest_seconds(held):
         return OVER_TIME
-    if run.spent_cost + rate.hourly * (seconds - _MARGIN_SECONDS) / 3600 > rate.max_cost:
+    if run.spent_cost + rate.hourly * (seconds - _margin_seconds(held)) / 3600 > rate.max_cost:
         return OVER_BUDGET
     return None
