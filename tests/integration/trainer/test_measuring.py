@@ -113,12 +113,15 @@ def test_each_model_reads_each_text_once(jobs, tiny_model):
 def test_adapter_is_saved_where_the_gpu_fails_after_the_last_step(tmp_path, tiny_model, monkeypatch):
     measure, calls = PassTrainer.measure, []
 
+    def broken(*_: Any, **__: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered (simulated)")
+
     def failing(self: Any, rows: Any) -> Any:
         calls.append(len(rows))
         if len(calls) == 2:
-            for parameter in self.model.parameters():
-                parameter.data = parameter.data.to("meta")  # like a GPU's memory that can't be read any more
-            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered (simulated)")
+            # From here on the GPU's memory can't be read, so nothing more can be saved.
+            monkeypatch.setattr("lora_trainer.recipe.train.save_artifact", broken)
+            broken()
         return measure(self, rows)
 
     monkeypatch.setattr(PassTrainer, "measure", failing)
