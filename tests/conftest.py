@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+import structlog
 
 from sandbox.supabase import LocalSupabase
 from sandbox.supabase.postgres import Postgres
@@ -19,6 +20,15 @@ _LEFT_TO_DO = (
     "training_removed_aliases", "training_endpoint_releases", "training_served_removals", "training_serving_errands",
 )  # fmt: skip
 """What the removal of those rows leaves for a worker to do: the next test's would launch an errand for it."""
+
+
+@pytest.fixture(autouse=True)
+def _no_logger_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command that a test calls in this process configures the log for it, with a stream that ends with the test."""
+    configure = structlog.configure
+    monkeypatch.setattr(structlog, "configure", lambda **how: configure(**{**how, "cache_logger_on_first_use": False}))
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,6 @@ from tests.commands import check_keys
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LORA_WORKER_GPU_SERVER_KEY", "k" * 32)
-    # A logger that is kept would write into this test's stream for the rest of the session.
-    monkeypatch.setattr("lora_worker.observability.telemetry.configure_logging", lambda _: None)
     return monkeypatch
 
 

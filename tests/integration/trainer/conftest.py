@@ -14,9 +14,9 @@ def tiny_model() -> Path:
     return build_tiny_model(ROOT / ".sandbox" / "models")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _few_general_texts() -> Iterator[None]:
-    """Trainings in this process measure four general texts instead of forty, which would take a second of each."""
+    """Trainings of these tests in this process measure four general texts instead of forty, which take a second."""
     with pytest.MonkeyPatch.context() as patch:
         from lora_trainer.data import general
 

@@ -107,7 +107,9 @@ async def test_relaunched_run_is_granted_with_the_token_it_was_sent(
     services = make_services(queue=queue, launcher=launcher)
     holding = HeldRun.take(services, assignment(None, status="claimed", token_sha256="0" * 64), asked_at=START)
     assert holding.token is None
-    sent: Any = SimpleNamespace(channel=SimpleNamespace(token="sent"), model_dump=lambda **_: {})
+    sent: Any = SimpleNamespace(
+        channel=SimpleNamespace(token="sent"), output=SimpleNamespace(serving_name=None), model_dump=lambda **_: {}
+    )
     plan: Any = MagicMock()
     begun = await launching.begin_launch(holding, sent, plan)
     assert begun is not None
