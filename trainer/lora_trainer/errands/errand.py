@@ -10,6 +10,7 @@ import logging
 import os
 from contextlib import suppress
 
+from lora_contract.child_processes import ending_of, finish
 from lora_contract.errands import (
     ErrandAsked,
     ErrandResult,
@@ -22,7 +23,7 @@ from lora_trainer.errands.examination import as_unfit, examine
 from lora_trainer.errands.lines import Line
 from lora_trainer.errands.serving import change_served_adapters
 from lora_trainer.errors import ChildCrashedError, StoppedError, TrainingError
-from lora_trainer.run.child import ChildProcess, ending_of, finish
+from lora_trainer.run.child import ChildProcess
 from lora_trainer.run.logs import describe, print_line, secrets_of_environment
 from lora_trainer.run.runpod_progress import Send
 from lora_trainer.run.serving import find_served_adapters

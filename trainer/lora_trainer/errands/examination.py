@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from lora_contract.child_processes import ending_of
 from lora_contract.errands import MAX_CHECKS, FitnessCheck
 from lora_trainer.errands.lines import Line
 from lora_trainer.errors import UnfitError
-from lora_trainer.run.child import ChildProcess, ending_of
+from lora_trainer.run.child import ChildProcess
 from lora_trainer.run.logs import print_line, secrets_of_environment
 from lora_trainer.settings import Settings
 

@@ -17,15 +17,15 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from lora_contract.errands import ErrandResult, ExportPlace, ExportRequest, split_model
 from lora_contract.exports import EXPORTS_FOLDER
-from lora_trainer.errands.lines import Line, writer
-from lora_trainer.errors import DiskFullError, TrainingError, VolumeMissingError
+from lora_trainer.errands.lines import Line, explain, writer
+from lora_trainer.errors import VolumeMissingError
 from lora_trainer.export.adapter import read_adapter
 from lora_trainer.export.merged import export_merged
 from lora_trainer.models.bases import Base, BaseModels
 from lora_trainer.run.download import download_files
-from lora_trainer.run.logs import configure_logging, describe
+from lora_trainer.run.logs import configure_logging
 from lora_trainer.run.orphans import end_with_the_handler
-from lora_trainer.run.volume import FULL_DISK_HINT, is_full_disk, mounted_volume, naming_full_disks
+from lora_trainer.run.volume import mounted_volume, naming_full_disks
 from lora_trainer.settings import Settings, load_settings
 
 log = logging.getLogger("lora_trainer.errands.exporting")
@@ -66,19 +66,6 @@ def _base(request: ExportRequest, sources: Path, volume: Path, settings: Setting
     return bases.complete(bases.find(name, revision))
 
 
-def explain(error: Exception) -> TrainingError:
-    """The error that says what a library's exception means."""
-    if isinstance(error, TrainingError):
-        return error
-    log.error("%s", describe(error))
-    if is_full_disk(error):
-        return DiskFullError("The network volume is full.", FULL_DISK_HINT)
-    return TrainingError(
-        f"The export failed unexpectedly ({type(error).__name__}).",
-        "Ask for the same again: finished files are kept. The container's log says where it failed.",
-    )
-
-
 def main(arguments: list[str]) -> int:
     """Read the request from standard input, merge, and write the result to the given file descriptor."""
     configure_logging()
@@ -89,7 +76,7 @@ def main(arguments: list[str]) -> int:
     try:
         result.export = export(request, load_settings())
     except Exception as error:
-        result.error = explain(error).as_errand_error()
+        result.error = explain(error, work="export", again="").as_errand_error()
     with os.fdopen(int(arguments[0]), "w", encoding="utf-8") as pipe:
         writer(pipe)(Line(result=result))
     return 0 if result.error is None else 1

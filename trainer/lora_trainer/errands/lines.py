@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TextIO
 
 from pydantic import BaseModel
 
 from lora_contract.errands import ErrandResult, FitnessCheck, PrefetchProgress
+from lora_trainer.errors import DiskFullError, TrainingError
+from lora_trainer.run.logs import describe
+from lora_trainer.run.volume import FULL_DISK_HINT, is_full_disk
+
+log = logging.getLogger("lora_trainer.errands")
 
 Write = Callable[["Line"], None]
 """Writes a line to the handler."""
@@ -31,3 +37,16 @@ def writer(pipe: TextIO) -> Write:
         pipe.flush()
 
     return write
+
+
+def explain(error: Exception, *, work: str, again: str) -> TrainingError:
+    """The error that says what a library's exception means. `work` failed; `again` is what to ask for once more."""
+    if isinstance(error, TrainingError):
+        return error
+    log.error("%s", describe(error))
+    if is_full_disk(error):
+        return DiskFullError("The network volume is full.", FULL_DISK_HINT)
+    return TrainingError(
+        f"The {work} failed unexpectedly ({type(error).__name__}).",
+        f"Ask for the same{again} again: finished files are kept. The container's log says where it failed.",
+    )

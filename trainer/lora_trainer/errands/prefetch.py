@@ -20,12 +20,12 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from lora_contract.errands import ErrandResult, PrefetchedModel, PrefetchProgress, PrefetchRequest, split_model
 from lora_contract.words import counted
-from lora_trainer.errands.lines import Line, writer
-from lora_trainer.errors import DiskFullError, TrainingError, VolumeMissingError
+from lora_trainer.errands.lines import Line, explain, writer
+from lora_trainer.errors import VolumeMissingError
 from lora_trainer.models.bases import Base, BaseModels, Download, has_weights
-from lora_trainer.run.logs import configure_logging, describe
+from lora_trainer.run.logs import configure_logging
 from lora_trainer.run.orphans import end_with_the_handler
-from lora_trainer.run.volume import FULL_DISK_HINT, find_volume, is_full_disk, mounted_volume
+from lora_trainer.run.volume import find_volume, mounted_volume
 from lora_trainer.settings import load_settings
 
 log = logging.getLogger("lora_trainer.errands.prefetch")
@@ -135,19 +135,6 @@ def _folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def explain(error: Exception) -> TrainingError:
-    """The error that says what a library's exception means."""
-    if isinstance(error, TrainingError):
-        return error
-    log.error("%s", describe(error))
-    if is_full_disk(error):
-        return DiskFullError("The network volume is full.", FULL_DISK_HINT)
-    return TrainingError(
-        f"The download failed unexpectedly ({type(error).__name__}).",
-        "Ask for the same models again: finished files are kept. The container's log says where it failed.",
-    )
-
-
 def main(arguments: list[str]) -> int:
     """Read the request from standard input, download, and write the result to the given file descriptor."""
     configure_logging()
@@ -168,7 +155,7 @@ def main(arguments: list[str]) -> int:
         try:
             prefetch.run(request.models)
         except Exception as error:
-            result.error = explain(error).as_errand_error()
+            result.error = explain(error, work="download", again=" models").as_errand_error()
         result.models = prefetch.done
         write(Line(result=result))
     return 0 if result.error is None else 1

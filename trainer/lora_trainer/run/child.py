@@ -13,12 +13,13 @@ import os
 import signal
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
 
 from pydantic import ValidationError
 
+from lora_contract.child_processes import ending_of, finish, kill_group, reading, send_line, stop
 from lora_contract.log_lines import LineFilter
 from lora_contract.protocol import Progress
 from lora_trainer.errors import ChildCrashedError
@@ -72,13 +73,13 @@ class ChildProcess:
         following = asyncio.create_task(self._follow_messages(messages[0]))
         listening = asyncio.create_task(self._follow_output(output[0]))
         try:
-            await _send_task(process, task)
+            await send_line(process, task)
             status = await process.wait()
         except asyncio.CancelledError:
             await finish(self._stop(process))
             raise
         finally:
-            _kill_group(process.pid)  # also ends data loaders that outlived the child
+            kill_group(process.pid)  # also ends data loaders that outlived the child
             await finish(following)
             await finish(_await_end(listening))
         return status
@@ -104,7 +105,7 @@ class ChildProcess:
             os.close(output)
 
     async def _follow_messages(self, read_end: int) -> None:
-        async with _reading(read_end) as reader:
+        async with reading(read_end, most_bytes=_MAX_LINE_BYTES) as reader:
             while line := await reader.readline():
                 with suppress(ValidationError):  # the last line may be cut off when the child dies
                     self._on_message(line)
@@ -112,7 +113,7 @@ class ChildProcess:
     async def _follow_output(self, read_end: int) -> None:
         """Pass on what the child prints, line by line; a carriage return, as progress bars print, ends a line, too."""
         lines, rest = LineFilter(self._secrets), b""
-        async with _reading(read_end) as reader:
+        async with reading(read_end, most_bytes=_MAX_LINE_BYTES) as reader:
             while chunk := await reader.read(_CHUNK_BYTES):
                 *whole, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
                 # A longer line is cut: its beginning is shown, whatever follows.
@@ -126,18 +127,8 @@ class ChildProcess:
             self._on_line(line)
 
     async def _stop(self, process: Process) -> None:
-        if self.save_on_stop and process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._grace_seconds):
-                    await process.wait()
-        _kill_group(process.pid)
-        try:
-            async with asyncio.timeout(_KILL_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            # It hangs in a driver, where no signal reaches it.
+        grace_seconds = self._grace_seconds if self.save_on_stop else 0
+        if not await stop(process, grace_seconds=grace_seconds, kill_seconds=_KILL_SECONDS):
             log.error("the process %d does not end after SIGKILL", process.pid)
 
 
@@ -172,51 +163,10 @@ class TrainingChild(ChildProcess):
         return _check_exit(status, Outcome.read(task.folder))
 
 
-@asynccontextmanager
-async def _reading(read_end: int) -> AsyncIterator[asyncio.StreamReader]:
-    reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
-    )
-    try:
-        yield reader
-    finally:
-        transport.close()
-
-
-async def finish(work: asyncio.Task[T] | Coroutine[Any, Any, T]) -> T | None:
-    """Wait until `work` has ended, even if the waiting task is cancelled. None if `work` itself was cancelled.
-
-    RunPod may repeat its stop signal. Without this, a second one would interrupt the wait and leave a child behind.
-    """
-    task = work if isinstance(work, asyncio.Task) else asyncio.create_task(work)
-    while not task.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.shield(task)
-    return None if task.cancelled() else task.result()
-
-
 async def _await_end(listening: asyncio.Task[None]) -> None:
     await asyncio.wait([listening], timeout=_OUTPUT_SECONDS)
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
-
-
-async def _send_task(process: Process, task: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(task.encode() + b"\n")
-    with suppress(ConnectionError):  # the child has died already; its exit status says how
-        await process.stdin.drain()
-
-
-def _kill_group(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def ending_of(status: int) -> str:
-    """How a process ended, in words: its exit code, or the signal that ended it."""
-    return f"exit code {status}" if status >= 0 else signal.Signals(-status).name
 
 
 def _check_exit(status: int, outcome: Outcome | None) -> Outcome:

@@ -18,6 +18,7 @@ import uuid
 from contextlib import suppress
 from typing import Any
 
+from lora_contract.child_processes import finish
 from lora_contract.crash_points import crash_point
 from lora_contract.curve import thin_points
 from lora_contract.log_lines import run_begins
@@ -36,7 +37,7 @@ from lora_trainer.errors import (
     TrainingError,
 )
 from lora_trainer.run.channel import ChannelClient
-from lora_trainer.run.child import TrainingChild, finish
+from lora_trainer.run.child import TrainingChild
 from lora_trainer.run.download import download_adapter, download_dataset
 from lora_trainer.run.logs import LogTail, describe, secrets_of
 from lora_trainer.run.proving import Prover, proof_task

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_contract.child_processes import ending_of
 from lora_contract.crash_points import crash_point
 from lora_contract.error_codes import ErrorCode
 from lora_contract.protocol import Request, TrainerError
 from lora_trainer.errors import ProofMissingError, ReportedError, SupersededError
-from lora_trainer.run.child import ChildProcess, ending_of
+from lora_trainer.run.child import ChildProcess
 from lora_trainer.run.proof_task import PROOF_NAME, Proof, ProofTask, kept_proof
 from lora_trainer.run.task import Outcome
 from lora_trainer.settings import Settings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lora_worker.commands import deploy_inference, deploy_init, deploy_prefetch, deploy_smoke
-from lora_worker.commands.deploy_access import DEFAULT_FILE, File, Yes, say, specification_or_exit
+from lora_worker.commands.deploy_access import DEFAULT_FILE, FailOnChanges, File, Yes, say, specification_or_exit
 from lora_worker.commands.deploy_steps import Planned, apply_endpoint, destroy_endpoint, plan_endpoint
 from lora_worker.commands.terminal import AsJson, command_group
 
@@ -44,9 +44,7 @@ def _look(file: Path) -> Look:
 @deploy.command()
 def plan(
     file: File = DEFAULT_FILE,
-    fail_on_changes: Annotated[
-        bool, typer.Option("--fail-on-changes", help="Exit with 4 where something would change.")
-    ] = False,
+    fail_on_changes: FailOnChanges = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what `apply` would change, and what the GPUs cost. Nothing is changed."""

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 File = Annotated[Path, typer.Option("--file", "-f", help="The deployment's file.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")]
+FailOnChanges = Annotated[bool, typer.Option("--fail-on-changes", help="Exit with 4 where something would change.")]
 
 DEFAULT_FILE = Path("deploy.toml")
 

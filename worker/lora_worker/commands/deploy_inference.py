@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_worker.commands.deploy_access import DEFAULT_FILE, File, Yes, say, specification_or_exit, with_api
+from lora_worker.commands.deploy_access import (
+    DEFAULT_FILE,
+    FailOnChanges,
+    File,
+    Yes,
+    say,
+    specification_or_exit,
+    with_api,
+)
 from lora_worker.commands.deploy_steps import Planned, apply_endpoint, confirm, destroy_endpoint, plan_endpoint
 from lora_worker.commands.terminal import EXIT_USAGE, AsJson, printable, refuse, show
 
@@ -34,9 +42,7 @@ inference = typer.Typer(
 @inference.command()
 def plan(
     file: File = DEFAULT_FILE,
-    fail_on_changes: Annotated[
-        bool, typer.Option("--fail-on-changes", help="Exit with 4 where something would change.")
-    ] = False,
+    fail_on_changes: FailOnChanges = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what `apply` would change, what it costs, and how many adapters fit into the GPU's memory."""

@@ -20,7 +20,8 @@ from starlette.routing import Route
 from lora_worker.errors import ServerBusyError
 from lora_worker.gpu_server.jobs import Job, Jobs
 from lora_worker.gpu_server.runner import Runner
-from lora_worker.launchers.gpu_server import MAX_LAUNCH_SECONDS, MAX_REQUEST_BYTES
+from lora_worker.launchers.gpu_server import MAX_LAUNCH_SECONDS
+from lora_worker.launchers.http_launcher import MAX_REQUEST_BYTES
 
 _BUSY_SECONDS = 60
 _MAX_LOG_LINES = 2000

@@ -9,17 +9,16 @@ GPU works for a job that nobody watches. What it prints goes into a file, of whi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import signal
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_contract.child_processes import finish, kill_group, reading, send_line, stop
 from lora_worker.launchers.base import EndCause
 
 MAX_MESSAGE_BYTES = 10_000_000
@@ -40,15 +39,6 @@ class ProcessEnding:
     result: dict[str, Any] | None
     is_broken: bool = False
     """Whether it could not even be imported."""
-
-    @property
-    def words(self) -> str:
-        """How it ended, in words."""
-        if self.status >= 0:
-            return f"exit code {self.status}"
-        with contextlib.suppress(ValueError):
-            return signal.Signals(-self.status).name
-        return f"signal {-self.status}"
 
 
 def trainer_environment(own: Mapping[str, str], gpu: str | None, *, hidden: Collection[str]) -> dict[str, str]:
@@ -92,13 +82,13 @@ class TrainerProcess:
         following = asyncio.create_task(self._follow_messages(messages[0]))
         keeping = asyncio.create_task(self._keep_output(output[0]))
         try:
-            await _send(process, job)
+            await send_line(process, json.dumps(job))
             await process.wait()
         except asyncio.CancelledError:
-            await _finish(asyncio.create_task(self._stop(process)))
+            await finish(stop(process, grace_seconds=self._grace_seconds, kill_seconds=_KILL_SECONDS))
             raise
         finally:
-            _kill_group(process.pid)
+            kill_group(process.pid)
             # A process that it has left behind outside its group would hold the pipes open for ever.
             _, left = await asyncio.wait({following, keeping}, timeout=_OUTPUT_SECONDS)
             for task in left:
@@ -124,7 +114,7 @@ class TrainerProcess:
             os.close(output)
 
     async def _follow_messages(self, read_end: int) -> None:
-        async with _reading(read_end, MAX_MESSAGE_BYTES) as reader:
+        async with reading(read_end, most_bytes=MAX_MESSAGE_BYTES) as reader:
             with suppress(ValueError):  # a line without an end: nothing after it is read
                 while line := await reader.readline():
                     self._take(line)
@@ -140,7 +130,7 @@ class TrainerProcess:
             self._on_progress(message["progress"])
 
     async def _keep_output(self, read_end: int) -> None:
-        async with _reading(read_end, _CHUNK_BYTES) as reader:
+        async with reading(read_end, most_bytes=_CHUNK_BYTES) as reader:
             while chunk := await reader.read(_CHUNK_BYTES):
                 # On a full disk the log is cut, and the pipe is read on: a trainer that prints into a closed one dies.
                 with suppress(OSError):
@@ -162,49 +152,7 @@ class TrainerProcess:
             return False
         return self._result is None and bool(lines) and lines[-1].startswith(_IMPORT_ERRORS)
 
-    async def _stop(self, process: Process) -> None:
-        with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._grace_seconds):
-                await process.wait()
-        _kill_group(process.pid)
-        with suppress(TimeoutError):  # it hangs in a driver, where no signal reaches it
-            async with asyncio.timeout(_KILL_SECONDS):
-                await process.wait()
-
 
 def cause_of(ending: ProcessEnding) -> EndCause:
     """What a process that left no result died of."""
     return EndCause.IMPORT_FAILED if ending.is_broken else EndCause.RAISED
-
-
-@asynccontextmanager
-async def _reading(read_end: int, limit: int) -> AsyncIterator[asyncio.StreamReader]:
-    reader = asyncio.StreamReader(limit=limit)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
-    )
-    try:
-        yield reader
-    finally:
-        transport.close()
-
-
-async def _finish(task: asyncio.Task[None]) -> None:
-    """Wait until the task has ended, even if the waiting one is cancelled once more."""
-    while not task.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.shield(task)
-
-
-async def _send(process: Process, job: Mapping[str, Any]) -> None:
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(job).encode() + b"\n")
-    with suppress(ConnectionError):  # it has died already; its exit status says how
-        await process.stdin.drain()
-
-
-def _kill_group(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)

@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from lora_contract.child_processes import ending_of
 from lora_worker.gpu_server.jobs import KEPT_SECONDS, Job, Jobs
 from lora_worker.gpu_server.process import ProcessEnding, TrainerProcess, cause_of, trainer_environment
 from lora_worker.launchers.base import EndCause
@@ -193,9 +194,11 @@ class Runner:
                 output=ending.result,
             )
         elif ending.status < 0:
-            self._jobs.queue_again(job.id, f"The trainer's process was ended by {ending.words} each time.")
+            self._jobs.queue_again(job.id, f"The trainer's process was ended by {ending_of(ending.status)} each time.")
         else:
-            self.problem = f"the trainer ended with {ending.words} and no result: its log is in the folder logs"
+            self.problem = (
+                f"the trainer ended with {ending_of(ending.status)} and no result: its log is in the folder logs"
+            )
             self._jobs.end(job.id, "failed", cause=cause_of(ending), error=_sentence(self.problem))
 
     async def _note_seconds(self, job: Job) -> None:

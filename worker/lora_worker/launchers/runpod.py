@@ -8,18 +8,15 @@ limit is FAILED with "executionTimeout exceeded"; bodies end at 10 MB; `{"input"
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import httpx
 
-from lora_contract.connections import why_unreachable
-from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError
 from lora_worker.launchers.addresses import Addresses
-from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation, Policy
-from lora_worker.launchers.http_calls import HttpCalls
+from lora_worker.launchers.answers import Answer
+from lora_worker.launchers.base import EndpointHealth, Guide, Observation, Policy
+from lora_worker.launchers.http_launcher import HttpLauncher
 from lora_worker.launchers.limits import CallLimit
 from lora_worker.launchers.runpod_answers import count_of, read_observation
 from lora_worker.launchers.runpod_settings import MAX_POLICY_SECONDS, RunPodSettings
@@ -31,15 +28,10 @@ _GUIDE = Guide(
     former_endpoint="give GPU_CLUSTER_API_KEY access to it, or name it in LORA_WORKER_FORMER_ENDPOINTS; its runs are "
     "neither ended nor billed before",
 )
-_SERVICE = _GUIDE.title
-_MAX_BODY_BYTES = 10_000_000
 _CLOCK_DOUBT_SECONDS = 86400.0
 
 _MOST_CANCELS = 20
 _MOST_HEALTH_LOOKS = 20
-
-_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
-"""Containers name their own: one with a slash or dots would lead to another route, with the key."""
 
 _ELSEWHERE = (
     "it is at another API than GPU_CLUSTER_API_URL, and the key is not sent there: "
@@ -47,22 +39,12 @@ _ELSEWHERE = (
 )
 
 
-def _explain_refusal(status: int) -> str:
-    return {
-        400: "RunPod refused the request (400): the payload or its policy is not valid",
-        401: "RunPod refused the API key (401): check GPU_CLUSTER_API_KEY",
-        403: "RunPod refused the API key (403): it may not use this endpoint",
-        404: "RunPod knows no such endpoint (404): check GPU_CLUSTER_API_URL, and that the key belongs to it",
-        413: "RunPod refused the request (413): it is larger than 10 MB",
-    }.get(status, f"RunPod refused the request ({status})")
-
-
 def most_connections(settings: RunPodSettings) -> int:
     """How many calls may be under way at the same time: looks and launches may fill their bounds together."""
     return 2 * settings.launcher_concurrency + _MOST_CANCELS
 
 
-class RunPodLauncher:
+class RunPodLauncher(HttpLauncher):
     """The serverless endpoint where launches go, and those of former launches at the same API.
 
     `former_endpoints` are addresses elsewhere at which launches may still live; the key is sent nowhere else.
@@ -70,6 +52,8 @@ class RunPodLauncher:
 
     name = "runpod"
     guide = _GUIDE
+    launch_route, status_route, cancel_route, id_key = "run", "status", "cancel", "id"
+    elsewhere = _ELSEWHERE
     longest_launch_seconds = MAX_POLICY_SECONDS + _CLOCK_DOUBT_SECONDS
 
     def __init__(
@@ -81,17 +65,15 @@ class RunPodLauncher:
         concurrency: int = 200,
         former_endpoints: Iterable[str] = (),
     ) -> None:
-        self._addresses = Addresses(url, former_endpoints)
-        self.endpoint = self._addresses.present
         # RunPod's own, side by side and in ten seconds. Each kind has its bound: cancels never wait for looks.
-        self._limits = {
+        limits = {
             "run": CallLimit(most=min(concurrency, 200), calls=1000),
             "status": CallLimit(most=min(concurrency, 400), calls=2000),
             "cancel": CallLimit(most=_MOST_CANCELS, calls=100),
             # Not in its list; less than what it allows for anything else that is only read.
             "health": CallLimit(most=_MOST_HEALTH_LOOKS, calls=200),
         }
-        self._calls = HttpCalls(http, key, service=_SERVICE, limits=self._limits)
+        super().__init__(Addresses(url, former_endpoints), key, http=http, limits=limits)
 
     @classmethod
     def open(cls, settings: RunPodSettings, http: httpx.AsyncClient) -> RunPodLauncher:
@@ -104,70 +86,38 @@ class RunPodLauncher:
             former_endpoints=settings.former_endpoints,
         )
 
-    async def launch(self, payload: dict[str, Any], policy: Policy) -> str:
-        """POST `/run`. See `Launcher.launch`.
-
-        Only what certainly was not accepted is sent again here: refused connections and 429.
-        """
-        body = {
+    @staticmethod
+    def launch_body(payload: dict[str, Any], policy: Policy) -> dict[str, Any]:
+        """The request of `/run`. See `HttpLauncher.launch_body`."""
+        return {
             "input": payload,
             "policy": {
                 "executionTimeout": int(min(policy.execution_seconds, MAX_POLICY_SECONDS) * 1000),
                 "ttl": int(min(policy.ttl_seconds, MAX_POLICY_SECONDS) * 1000),
             },
         }
-        content = json.dumps(body, allow_nan=False).encode()
-        if len(content) > _MAX_BODY_BYTES:
-            raise LaunchRefusedError(_SERVICE, "the job's request is larger than RunPod's 10 MB", status=413)
-        answer = await self._calls.post_launch("run", f"{self.endpoint}/run", content, explain=_explain_refusal)
-        try:
-            external_job_id = (await answer.json())["id"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise LaunchInDoubtError(_SERVICE, "RunPod's answer to the launch holds no id") from None
-        if not isinstance(external_job_id, str) or not _JOB_ID.fullmatch(external_job_id):
-            raise LaunchInDoubtError(_SERVICE, "RunPod's answer to the launch holds no usable id")
-        return external_job_id
 
-    async def observe(self, launch: LaunchRef) -> Observation:
-        """GET `/status/{id}`. See `Launcher.observe`."""
-        if not _JOB_ID.fullmatch(launch.external_job_id):
-            return Observation(LaunchState.MISSING, reason="no id that RunPod gives")
-        base = self._addresses.of(launch.endpoint)
-        if base is None:
-            return Observation(LaunchState.UNKNOWN, reason=_ELSEWHERE)
-        return await self._calls.look(
-            "status",
-            f"{base}/status/{launch.external_job_id}",
-            explain=_explain_refusal,
-            read=read_observation,
-            health=lambda: self.health(base),
-        )
+    @staticmethod
+    def explain_refusal(status: int) -> str:
+        """See `HttpLauncher.explain_refusal`."""
+        return {
+            400: "RunPod refused the request (400): the payload or its policy is not valid",
+            401: "RunPod refused the API key (401): check GPU_CLUSTER_API_KEY",
+            403: "RunPod refused the API key (403): it may not use this endpoint",
+            404: "RunPod knows no such endpoint (404): check GPU_CLUSTER_API_URL, and that the key belongs to it",
+            413: "RunPod refused the request (413): it is larger than 10 MB",
+        }.get(status, f"RunPod refused the request ({status})")
 
-    async def cancel(self, launch: LaunchRef) -> bool:
-        """POST `/cancel/{id}`, a few times. See `Launcher.cancel`."""
-        if not _JOB_ID.fullmatch(launch.external_job_id):
-            return True
-        base = self._addresses.of(launch.endpoint)
-        if base is None:
-            return False
-        return await self._calls.post_cancel("cancel", f"{base}/cancel/{launch.external_job_id}")
+    @staticmethod
+    async def read_observation(answer: Answer) -> Observation:
+        """See `HttpLauncher.read_observation`."""
+        return await read_observation(answer)
 
-    async def health(self, endpoint: str | None = None) -> EndpointHealth:
-        """GET `/health`. See `Launcher.health`."""
-        base = self._addresses.of(endpoint)
-        if base is None:
-            return EndpointHealth(False, 0, 0, _ELSEWHERE)
-        try:
-            answer = await self._calls.send("health", "GET", f"{base}/health")
-        except httpx.HTTPError as error:
-            return EndpointHealth(False, 0, 0, f"RunPod is not reachable: {why_unreachable(error)}")
-        if answer.status_code != 200:
-            return EndpointHealth(False, 0, 0, _explain_refusal(answer.status_code))
-        try:
-            body = await answer.json()
-            return _read_health(body["workers"], body["jobs"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return EndpointHealth(False, 0, 0, "RunPod's answer to /health is not readable")
+    @staticmethod
+    async def read_health(answer: Answer) -> EndpointHealth:
+        """See `HttpLauncher.read_health`."""
+        body = await answer.json()
+        return _read_health(body["workers"], body["jobs"])
 
 
 def _read_health(workers: Any, jobs: Any) -> EndpointHealth:

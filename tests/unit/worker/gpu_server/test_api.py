@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lora_worker.gpu_server import jobs as jobs_module
-from lora_worker.launchers.gpu_server import MAX_REQUEST_BYTES
+from lora_worker.launchers.http_launcher import MAX_REQUEST_BYTES
 from tests.unit.worker.gpu_server.conftest import Serving, dumped
 
 GUARDED = [
