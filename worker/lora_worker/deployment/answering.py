@@ -63,3 +63,21 @@ def open_answering(settings: Settings, http: httpx.AsyncClient) -> Answering | N
     if api is None or not isinstance(settings, RunPodSettings) or not settings.runpod_inference_endpoint_id:
         return None
     return Answering(api, settings.runpod_inference_endpoint_id)
+
+
+def why_none(settings: Settings) -> str:
+    """Say why `open_answering` finds no endpoint by these settings, and behind a colon what to do, without an end."""
+    if not isinstance(settings, RunPodSettings):
+        return (
+            "only RunPod has an endpoint that answers with adapters, and LORA_WORKER_LAUNCHER names another launcher: "
+            "`lora-worker export` fetches the adapter for a server of your own"
+        )
+    if not settings.runpod_inference_endpoint_id:
+        return (
+            "no endpoint is set that answers with adapters: `lora-worker deploy inference apply` makes one, and with "
+            "--write-env writes its id into the settings"
+        )
+    return (
+        f"the account of the endpoint {settings.runpod_inference_endpoint_id} can't be asked, as GPU_CLUSTER_API_URL "
+        "is not RunPod's own and RunPod does not get its key: set LORA_WORKER_RUNPOD_API_URL to that account's REST API"
+    )

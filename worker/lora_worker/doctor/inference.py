@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lora_contract.words import counted
 from lora_worker.deployment.account import open_api
+from lora_worker.deployment.answering import why_none
 from lora_worker.deployment.fleet import FinishedAdapters
 from lora_worker.deployment.inference import OFFLINE_VARIABLES
 from lora_worker.deployment.resources import Endpoint
@@ -45,9 +46,12 @@ async def check_inference(services: Services) -> list[Check]:
         ServiceError: RunPod does not answer.
     """
     settings = services.settings
+    if not isinstance(settings, RunPodSettings) or not settings.runpod_inference_endpoint_id:
+        return []  # None is wanted.
     api = open_api(settings, services.http)
-    if api is None or not isinstance(settings, RunPodSettings) or not settings.runpod_inference_endpoint_id:
-        return []
+    if api is None:
+        finding, _, remedy = why_none(settings).partition(": ")
+        return [Check(_SUBJECT, None, finding, remedy)]
     try:
         endpoint = await api.read_endpoint(settings.runpod_inference_endpoint_id)
         trainer_id = endpoint_id_of(settings.gpu_cluster_api_url)

@@ -10,7 +10,7 @@ import structlog
 
 from lora_contract.words import counted
 from lora_worker.database.version_rows import EndpointRelease, ReleaseNote
-from lora_worker.deployment.answering import Answering
+from lora_worker.deployment.answering import Answering, why_none
 from lora_worker.duties.duty import RoundResult
 from lora_worker.errors import DeploymentError, ServiceError
 from lora_worker.observability.actions import Action
@@ -28,10 +28,6 @@ _MOST_WORKERS = 200
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 30.0, 900.0
 """After a fault it is tried again so much later, and twice as much after each further one: a change whose answer was
 lost may have replaced the machines, and new ones need time to get ready."""
-_NO_ENDPOINT = (
-    "the settings of the worker name no endpoint that answers with adapters, so its workers can't be replaced: "
-    "`lora-worker deploy inference apply --write-env` writes its id"
-)
 
 
 class AliasReleases:
@@ -68,7 +64,9 @@ class AliasReleases:
     async def _step(self, due: EndpointRelease) -> ReleaseNote:
         endpoint, old = self._services.answering, set(due["old_workers"])
         if endpoint is None:
-            raise DeploymentError(_NO_ENDPOINT)
+            raise DeploymentError(
+                f"the machines that answer can't be replaced by this worker: {why_none(self._services.settings)}"
+            )
         if due["release"]:
             return await self._replace(endpoint, old)
         return {"done": not old & await endpoint.workers()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lora_worker.configuration.settings import Settings
+from lora_worker.deployment.answering import why_none
 from lora_worker.errors import SettingsError
 from lora_worker.launchers.runpod_settings import RunPodSettings
 
@@ -11,11 +12,8 @@ def inference_access(settings: Settings) -> tuple[str, str]:
     """Return the endpoint's address, without `/openai/v1`, and the key with which it is called.
 
     Raises:
-        SettingsError: none is set.
+        SettingsError: there is none; the text says why.
     """
     if not isinstance(settings, RunPodSettings) or (address := settings.inference_address) is None:
-        raise SettingsError(
-            "No endpoint answers with adapters: make one with `lora-worker deploy inference apply`, and set "
-            "LORA_WORKER_RUNPOD_INFERENCE_ENDPOINT_ID to its id."
-        )
+        raise SettingsError(why_none(settings))
     return address, settings.gpu_cluster_api_key.get_secret_value()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from lora_worker.database.version_rows import AliasMoved, AliasRow
+from lora_worker.deployment.answering import why_none
 from lora_worker.errors import ArgumentError, PromotionRefusedError
 from lora_worker.services import Services
 from lora_worker.versions.listing import list_versions, version_of_job
@@ -158,10 +159,7 @@ async def _move(
 ) -> Promoted:
     endpoint = services.answering
     if endpoint is None:
-        raise PromotionRefusedError(
-            "no endpoint is set that answers with adapters: `lora-worker deploy inference apply --write-env` makes one "
-            "and writes its id into the settings"
-        )
+        raise PromotionRefusedError(why_none(services.settings))
     if seen is None:
         seen = next(iter(await services.queue.list_training_aliases(name)), None)
     problem = objection(version, served_base=await endpoint.served_base(), anyway=anyway)

@@ -13,6 +13,7 @@ from lora_worker.deployment.resources import Endpoint
 from lora_worker.deployment.serving_plan import RESOLVER_VARIABLES
 from lora_worker.doctor.check import Check
 from lora_worker.doctor.inference import Answering, check_inference, examine_answering
+from lora_worker.launchers.runpod_settings import REST_URL
 from tests.scripted import FakeQueue, make_services
 from tests.unit.worker.doctor.test_account import API, ENDPOINT, settings
 
@@ -98,5 +99,9 @@ async def test_it_is_looked_at_only_where_the_settings_name_it() -> None:
     assert await asked(good) == []
     assert [check.ok for check in await asked(good, runpod_inference_endpoint_id="inf1")] == [True]
     assert await asked(httpx.Response(403, json={}), runpod_inference_endpoint_id="inf1") == []
+    elsewhere = {"gpu_cluster_api_url": "https://proxy.example/v2/ep1", "runpod_api_url": REST_URL}
+    (unasked,) = await asked(good, runpod_inference_endpoint_id="inf1", **elsewhere)
+    assert (unasked.ok, "inf1 can't be asked" in unasked.finding) == (None, True)
+    assert "LORA_WORKER_RUNPOD_API_URL" in unasked.remedy
     (gone,) = await asked(httpx.Response(404, json={}), runpod_inference_endpoint_id="inf1")
     assert (gone.ok, "has no endpoint inf1" in gone.finding) == (False, True)

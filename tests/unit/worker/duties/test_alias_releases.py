@@ -107,4 +107,4 @@ async def test_lasting_fault_is_tried_again_at_longer_intervals(has_endpoint: bo
 
 async def test_worker_without_the_endpoints_id_says_so() -> None:
     notes, _ = await round_of({"release": True, "old_workers": []}, None)
-    assert "name no endpoint that answers" in str(notes[0]["problem"])
+    assert "can't be replaced by this worker: only RunPod has an endpoint that answers" in str(notes[0]["problem"])

@@ -13,6 +13,7 @@ from lora_worker.services import Services
 from lora_worker.versions.listing import families_of, list_versions
 from lora_worker.versions.promotion import checked_name, name_for, objection, promote, roll_back, standing
 from lora_worker.versions.version import Version
+from tests.unit.worker.doctor.test_account import settings
 from tests.unit.worker.versions.made import BASE, FakeAnswering, VersionsQueue, alias, row, version
 
 
@@ -94,7 +95,7 @@ async def test_refused_promotions_write_nothing() -> None:
     for services, job, why in (
         (services_of(queue, FakeAnswering("other/base")), good, "the endpoint serves other/base"),
         (services_of(queue), unproven, "nothing proves"),
-        (cast(Services, SimpleNamespace(queue=queue, answering=None)), good, "no endpoint is set"),
+        (cast(Services, SimpleNamespace(queue=queue, answering=None, settings=settings())), good, "no endpoint is set"),
         (services_of(queue), uuid4(), "has no adapter"),
     ):
         with pytest.raises(WorkerError, match=why):
