@@ -143,7 +143,9 @@ class FakeQueue:
         return len(released)
 
 
-GUIDE = Guide("The cloud", "the cloud's console", "check CLOUD_KEY", "give CLOUD_KEY access to it")
+GUIDE = Guide(
+    "The cloud", "the cloud's console", "check CLOUD_KEY", "give CLOUD_KEY access to it", "The cloud shows its volume."
+)
 
 
 class FakeLauncher:

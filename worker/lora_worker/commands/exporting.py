@@ -102,7 +102,12 @@ async def _on_endpoint(services: Services, job_id: Any, base: str | None) -> dic
 
     place = await export_on_endpoint(services, job_id, base=base, seen=Teller().tell)
     answer = _answer(job_id, "merged", None) | _record(place.record)
-    return {**answer, "volume": place.volume_id, "volume_folder": place.folder, "note": fetching(place)}
+    return {
+        **answer,
+        "volume": place.volume_id,
+        "volume_folder": place.folder,
+        "note": fetching(place, services.launcher.guide),
+    }
 
 
 def _answer(job_id: Any, form: str, directory: str | None) -> dict[str, Any]:

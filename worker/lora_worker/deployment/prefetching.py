@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from lora_contract.errands import ErrandKind, ErrandResult, ExportRequest, PrefetchProgress, PrefetchRequest
 from lora_worker.errors import DeploymentError, LaunchInDoubtError
-from lora_worker.launchers.base import Launcher, LaunchRef, LaunchState, Observation, Policy
+from lora_worker.launchers.base import Guide, Launcher, LaunchRef, LaunchState, Observation, Policy
 
 POLL_SECONDS = 2.0
 _HEALTH_SECONDS = 30.0
@@ -25,7 +25,7 @@ QUEUE_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """One look at an errand: how long it has taken, how far it is, and what keeps it waiting, if RunPod says so."""
+    """One look at an errand: how long it has taken, how far it is, and what keeps it waiting, if that is known."""
 
     state: LaunchState
     seconds: float
@@ -106,13 +106,13 @@ class _Watch:
             observation = await self.endpoint.observe(self.job)
             now = self.clock()
             if observation.ended:
-                return _result_of(observation, self.kind)
+                return _result_of(observation, self.kind, self.endpoint.guide)
             if observation.state in {LaunchState.QUEUED, LaunchState.RUNNING}:
                 answered = now
             elif observation.state is LaunchState.MISSING or now - answered > _PATIENCE_SECONDS:
                 raise DeploymentError(
-                    f"RunPod tells no more of the {self.kind} ({observation.reason or observation.state}): the same "
-                    "command again goes on with what is missing"
+                    f"{self.endpoint.guide.title} tells no more of the {self.kind} "
+                    f"({observation.reason or observation.state}): the same command again goes on with what is missing"
                 )
             if observation.state is LaunchState.QUEUED and now >= health_at:
                 problem, health_at = (await self.endpoint.health()).problem, now + _HEALTH_SECONDS
@@ -135,7 +135,7 @@ def _progress_of(output: Any) -> PrefetchProgress | None:
         return None
 
 
-def _result_of(observation: Observation, kind: ErrandKind) -> ErrandResult:
+def _result_of(observation: Observation, kind: ErrandKind, guide: Guide) -> ErrandResult:
     """Read how an errand ended. A handler that knows none of this kind answers something else.
 
     Raises:
@@ -154,6 +154,6 @@ def _result_of(observation: Observation, kind: ErrandKind) -> ErrandResult:
             f"the endpoint's answer is none to this errand ({kind}): does its image hold this release of the trainer?"
         )
     raise DeploymentError(
-        f"the {kind} ended without an answer ({observation.cause}): the container's log in RunPod's console says "
-        "why; an earlier release of the trainer knows no such errand"
+        f"the {kind} ended without an answer ({observation.cause}): the container's log says why (see "
+        f"{guide.console}); an earlier release of the trainer knows no such errand"
     )

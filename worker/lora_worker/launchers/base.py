@@ -129,6 +129,8 @@ class Guide:
     """What to do when its endpoint does not answer as it should."""
     former_endpoint: str
     """What to do when an endpoint of former settings can't be reached."""
+    volume: str
+    """Where an operator finds what a trainer has left on the endpoint's volume, as a sentence."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ _GUIDE = Guide(
     check="check LORA_WORKER_GPU_SERVER_URL and LORA_WORKER_GPU_SERVER_KEY, and that the server runs",
     former_endpoint="start it again, or name it in LORA_WORKER_FORMER_GPU_SERVERS; its runs are neither ended nor "
     "billed before",
+    volume="That is the folder that LORA_TRAINER_VOLUME names for the server, or what is mounted at /runpod-volume or "
+    "/workspace there.",
 )
 _CLOCK_DOUBT_SECONDS = 86_400.0
 _ELSEWHERE = (

@@ -27,6 +27,7 @@ _GUIDE = Guide(
     check="check GPU_CLUSTER_API_URL and GPU_CLUSTER_API_KEY",
     former_endpoint="give GPU_CLUSTER_API_KEY access to it, or name it in LORA_WORKER_FORMER_ENDPOINTS; its runs are "
     "neither ended nor billed before",
+    volume="A Pod with that volume shows it below /workspace.",
 )
 _CLOCK_DOUBT_SECONDS = 86400.0
 

@@ -10,6 +10,7 @@ from lora_contract.exports import is_export_source
 from lora_contract.protocol import AdapterFile
 from lora_worker.deployment.prefetching import QUEUE_SECONDS, Sight, run_errand
 from lora_worker.errors import ArtifactError, DeploymentError, ExportError, ObjectMissingError
+from lora_worker.launchers.base import Guide
 from lora_worker.services import Services
 from lora_worker.submission.downloads import Published, find_published
 
@@ -62,14 +63,14 @@ def _place_of(result: ErrandResult) -> ExportPlace:
     return result.export
 
 
-def fetching(place: ExportPlace) -> str:
-    """Say where the export is, and how it is fetched, as two sentences.
+def fetching(place: ExportPlace, guide: Guide) -> str:
+    """Say where the export is, and how it is fetched, as two sentences. `guide` is that of the endpoint's launcher.
 
     RunPod opens volumes of some data centres by the protocol of S3 (docs.runpod.io/storage/s3-api).
     """
     where = f"The export is on the endpoint's volume, in {place.folder}/."
     if not place.volume_id or not place.data_center:
-        return f"{where} A Pod with that volume shows it below /workspace."
+        return f"{where} {guide.volume}"
     region = place.data_center.lower()
     return (
         f"{where} Where RunPod opens {place.data_center} by S3, this fetches it: aws s3 cp --recursive "

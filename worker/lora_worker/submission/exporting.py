@@ -95,9 +95,9 @@ async def export_form(
         ArtifactError, ServiceError: as `download`.
     """
     if not is_trainer_installed():
+        merging = "; `--on-endpoint` has the GPU endpoint merge" if form == "merged" else ""
         raise ArgumentError(
-            f"--as {form}: the trainer is not installed here (pip install '.[trainer,gguf]' in the clone); "
-            "`--on-endpoint` has the GPU endpoint merge"
+            f"--as {form}: the trainer is not installed here (pip install '.[trainer,gguf]' in the clone){merging}"
         )
     fetched = await download(services, job_id, folder / ADAPTER_FOLDER, say)
     target = folder / form

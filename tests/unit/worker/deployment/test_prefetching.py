@@ -98,11 +98,14 @@ async def test_a_failure_says_what_was_finished_before() -> None:
         (ended({"status": "something"}), "does its image hold this release of the trainer"),
         (ended(None), "does its image hold this release of the trainer"),
         (ended({"kind": "fitness", "checks": []}), "does its image hold this release"),
-        (ended(None, LaunchState.FAILED), "ended without an answer (raised): the container's log"),
+        (
+            ended(None, LaunchState.FAILED),
+            "ended without an answer (raised): the container's log says why (see the cloud's console)",
+        ),
         (ended(None, LaunchState.TIMED_OUT), "ended without an answer"),
         (ended(None, LaunchState.CANCELLED), "was cancelled; the same command again goes on"),
-        (Observation(LaunchState.MISSING), "RunPod tells no more of the prefetch (missing)"),
-        (Observation(LaunchState.UNKNOWN, reason="HTTP 502"), "RunPod tells no more of the prefetch (HTTP 502)"),
+        (Observation(LaunchState.MISSING), "The cloud tells no more of the prefetch (missing)"),
+        (Observation(LaunchState.UNKNOWN, reason="HTTP 502"), "The cloud tells no more of the prefetch (HTTP 502)"),
     ],
 )
 async def test_an_end_without_an_answer_is_one_sentence(observation: Observation, sentence: str) -> None:

@@ -14,11 +14,13 @@ import pytest
 
 from lora_contract.exports import ExportRecord
 from lora_worker.errors import ArgumentError, ExportError
+from lora_worker.launchers.gpu_server import GpuServerLauncher
 from lora_worker.services import Services
 from lora_worker.submission import exporting
 from lora_worker.submission.endpoint_export import export_on_endpoint, fetching
 from lora_worker.submission.exporting import export_adapter, export_form
 from tests.commands import check_keys, give_services, run_command
+from tests.scripted import GUIDE
 from tests.unit.worker.deployment.test_prefetching import Scripted, ended
 from tests.unit.worker.submission.test_downloads import FILES, JOB, RUN, Bucket, services
 
@@ -133,6 +135,9 @@ async def test_missing_trainer_is_said_before_anything_is_fetched(
     bucket = adapter_of("llama")
     with pytest.raises(ArgumentError, match=r"pip install.*--on-endpoint"):
         await export_form(services(bucket), JOB, tmp_path, "merged", silent, base=None)
+    with pytest.raises(ArgumentError, match="pip install") as refused:
+        await export_form(services(bucket), JOB, tmp_path, "gguf", silent, base=None)
+    assert "--on-endpoint" not in str(refused.value)  # It is refused for gguf.
     assert bucket.asked == []
 
 
@@ -163,8 +168,12 @@ async def test_endpoint_gets_the_files_of_an_export_and_no_others() -> None:
     assert f"/{RUN}/" in request["files"][0]["url"]
     assert policy.execution_seconds == 3600
     assert place.record == RECORD
-    assert "s3://vol1/lora-exports/" in fetching(place)
-    assert "--endpoint-url https://s3api-eu-ro-1.runpod.io" in fetching(place)
+    assert "s3://vol1/lora-exports/" in fetching(place, GUIDE)
+    assert "--endpoint-url https://s3api-eu-ro-1.runpod.io" in fetching(place, GUIDE)
+    unnamed = place.model_copy(update={"volume_id": None, "data_center": None})
+    where = f"The export is on the endpoint's volume, in lora-exports/{JOB}/."
+    assert fetching(unnamed, GUIDE) == f"{where} The cloud shows its volume."
+    assert "LORA_TRAINER_VOLUME" in fetching(unnamed, GpuServerLauncher.guide)
 
 
 async def test_refusal_of_the_endpoint_is_its_sentence() -> None:
