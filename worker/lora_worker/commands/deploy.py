@@ -88,7 +88,8 @@ def destroy(
 ) -> None:
     """Delete the endpoint, and with --with-volumes its volumes. Asks before, for each volume by itself."""
     specification = specification_or_exit(file)
-    destroy_endpoint(specification, command="destroy", yes=yes, with_volumes=with_volumes, as_json=as_json)
+    gone = "nothing of the deployment is left at RunPod"
+    destroy_endpoint(specification, command="destroy", gone=gone, yes=yes, with_volumes=with_volumes, as_json=as_json)
 
 
 deploy.command()(deploy_prefetch.prefetch)

@@ -73,7 +73,14 @@ def destroy(
 ) -> None:
     """Delete the endpoint that answers. The trainer's endpoint and the volume stay."""
     endpoint = _specification(file).inference_endpoint
-    destroy_endpoint(endpoint, command="inference destroy", yes=yes, with_volumes=with_volumes, as_json=as_json)
+    destroy_endpoint(
+        endpoint,
+        command="inference destroy",
+        gone="nothing of the endpoint that answers is left at RunPod; the trainer's endpoint was not touched",
+        yes=yes,
+        with_volumes=with_volumes,
+        as_json=as_json,
+    )
 
 
 @inference.command()

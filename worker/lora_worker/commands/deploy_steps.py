@@ -86,8 +86,13 @@ def apply_endpoint(
     show(value, as_json=as_json, text=lambda console: print_applied(value, console))
 
 
-def destroy_endpoint(endpoint: EndpointTable, *, command: str, yes: bool, with_volumes: bool, as_json: bool) -> None:
-    """Delete an endpoint, and its volumes where that is asked for. Asks before each."""
+def destroy_endpoint(
+    endpoint: EndpointTable, *, command: str, gone: str, yes: bool, with_volumes: bool, as_json: bool
+) -> None:
+    """Delete an endpoint, and its volumes where that is asked for. Asks before each.
+
+    `gone` is what is told where nothing of it is kept.
+    """
     from lora_worker.commands.deploy_views import plan_value, print_plan
     from lora_worker.deployment.applying import delete
     from lora_worker.deployment.planning import ENDPOINT, VOLUME, ActionKind
@@ -114,7 +119,7 @@ def destroy_endpoint(endpoint: EndpointTable, *, command: str, yes: bool, with_v
     made = with_api(take_away)
     kept = [action for action in made.actions if action.kind is ActionKind.KEEP]
     value = {**plan_value(made), "deleted": len(made.needed)}
-    show(value, as_json=as_json, text=lambda console: _print_destroyed(len(made.needed), len(kept), console))
+    show(value, as_json=as_json, text=lambda console: _print_destroyed(len(made.needed), len(kept), gone, console))
 
 
 def confirm(yes: bool, question: str, command: str) -> None:
@@ -168,10 +173,10 @@ async def _busy(api: RunPodApi, endpoint_id: str) -> str:
         return ""
 
 
-def _print_destroyed(deleted: int, kept: int, console: Console) -> None:
+def _print_destroyed(deleted: int, kept: int, gone: str, console: Console) -> None:
     if not deleted:
         console.print("nothing to delete")
     elif kept:
         console.print("done; what is kept is billed on")
     else:
-        console.print("done: nothing of the deployment is left at RunPod")
+        console.print(f"done: {gone}")

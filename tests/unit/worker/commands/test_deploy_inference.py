@@ -153,6 +153,15 @@ def test_destroy_needs_neither_database_nor_catalog(account: Account, folder: Pa
     assert [one["name"] for one in account.endpoints.values()] == ["trainer"]
 
 
+def test_destroy_does_not_claim_that_the_trainers_endpoint_is_gone(account: Account, folder: Path) -> None:
+    (folder / "deploy.toml").write_text(FILE)
+    account.add("serverless", name="trainer-inference")
+    account.add("serverless", name="trainer")
+    told = inference("destroy", "--yes").stdout
+    assert "the trainer's endpoint was not touched" in told
+    assert "of the deployment" not in told
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "sentence"),
     [
