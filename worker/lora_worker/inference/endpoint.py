@@ -27,6 +27,10 @@ from lora_worker.observability.calls import called
 _TIMEOUT = httpx.Timeout(30, read=180)
 """RunPod's edge answers after about 100 s in any case, and between two tokens no model takes longer than these."""
 _PAUSE_SECONDS = 3.0
+_TELL_SECONDS = 30.0
+"""How often it is told that a call still waits for the same reason."""
+_SEE_WORKERS = "see its workers in RunPod's console"
+_CHECK_NETWORK = "check the network and GPU_CLUSTER_API_URL"
 _MOST_CHARACTERS = 1_000_000
 
 Message = Mapping[str, str]
@@ -93,6 +97,8 @@ class InferenceEndpoint:
         self._http = http
         self._waiting = waiting
         self._began_at = waiting.clock()
+        self._told: tuple[str, float] | None = None
+        """The reason for waiting that was told last, and when."""
 
     async def wake(self, health: EndpointHealth) -> None:
         """Where no machine is up, have one started and wait for it. A list of models costs no answer of a model."""
@@ -186,17 +192,25 @@ class InferenceEndpoint:
             try:
                 return await call()
             except _NotReadyError:
-                waited, why = waiting.clock() - self._began_at, "no machine is ready"
+                why, remedy = "no machine is ready", _SEE_WORKERS
             except httpx.HTTPError as error:
-                waited, why = waiting.clock() - self._began_at, why_unreachable(error)
+                # A machine that is too slow was reached.
+                remedy = _SEE_WORKERS if isinstance(error, httpx.ReadTimeout) else _CHECK_NETWORK
+                why = why_unreachable(error)
+            waited = waiting.clock() - self._began_at
             if waited + _PAUSE_SECONDS >= waiting.seconds:
                 raise ServiceUnavailableError(
                     SERVICE,
-                    f"The endpoint {self._id} has not answered for {waited:.0f} s ({why}): see its workers in RunPod's "
-                    "console, or allow more time with --wait.",
+                    f"The endpoint {self._id} has not answered for {waited:.0f} s ({why}): {remedy}, or allow more "
+                    "time with --wait.",
                 )
-            waiting.say(f"Still waiting after {waited:.0f} s: {why}.")
+            self._tell(why, waited)
             await waiting.sleep(_PAUSE_SECONDS)
+
+    def _tell(self, why: str, waited: float) -> None:
+        if self._told is None or why != self._told[0] or waited - self._told[1] >= _TELL_SECONDS:
+            self._waiting.say(f"Still waiting after {waited:.0f} s: {why}.")
+            self._told = (why, waited)
 
 
 class _NotReadyError(ServiceError):

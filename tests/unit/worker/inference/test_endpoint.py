@@ -175,14 +175,28 @@ async def test_a_machine_that_is_up_but_still_loads_is_waited_for() -> None:
         in_order(httpx.Response(524), httpx.Response(200, json={"status": "IN_QUEUE"}), stream(*ANSWER, DONE))
     )
     assert (await asker.ask()).text == "Ahoy!"
-    assert len(asker.told) == 2
+    assert (asker.told, asker.now) == (["Still waiting after 0 s: no machine is ready."], 6)
 
 
 async def test_waiting_ends_with_a_sentence_that_names_the_flag() -> None:
     asker = Asker(lambda _: httpx.Response(524), wait_seconds=60)
-    with pytest.raises(ServiceUnavailableError, match=r"endpoint chat has not answered for \d+ s.*--wait"):
+    with pytest.raises(ServiceUnavailableError, match=r"endpoint chat has not answered for \d+ s.*--wait") as ended:
         await asker.ask()
     assert asker.now <= 60
+    assert "see its workers in RunPod's console" in str(ended.value)
+
+
+async def test_without_a_network_the_network_is_named_and_told_rarely() -> None:
+    def unreachable(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("no route", request=request)
+
+    asker = Asker(unreachable, wait_seconds=100)
+    with pytest.raises(ServiceUnavailableError, match="check the network and GPU_CLUSTER_API_URL") as ended:
+        await asker.ask()
+    assert "console" not in str(ended.value)
+    assert [text.partition(":")[0] for text in asker.told] == [
+        f"Still waiting after {seconds} s" for seconds in (0, 30, 60, 90)
+    ]
 
 
 async def test_a_machine_that_goes_away_half_way_is_not_asked_again() -> None:
