@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -34,6 +36,16 @@ def test_address_is_printed_and_a_second_server_is_refused(environment: pytest.M
         assert (code, "another gpu-server uses it" in said) == (1, True)
         code, said = refused("--data", str(tmp_path / "other"), "--port", str(server.port))
         assert (code, "can't be opened" in said) == (1, True)
+
+
+@pytest.mark.parametrize(("gpus", "said"), [("0", "Serving 1 GPU at http"), ("0,1", "Serving 2 GPUs at http")])
+def test_gpus_are_counted_in_words(environment: pytest.MonkeyPatch, gpus: str, said: str) -> None:
+    async def serve(*_: Any, ready: Callable[[str], None], **__: Any) -> None:
+        ready("http://127.0.0.1:1")
+
+    environment.setattr("lora_worker.gpu_server.serve.serve_gpus", serve)
+    code, text = refused("--gpus", gpus)
+    assert (code, said in text) == (0, True)
 
 
 @pytest.mark.parametrize(("key", "said"), [("", "is missing"), ("short", "is shorter than 32 characters")])

@@ -56,6 +56,7 @@ def gpu_server(
         text = f"the GPU server needs packages that are not installed ({', '.join(missing)}): "
         raise refuse(text + "run `pip install '.[gpu-server]'` in the project's folder", EXIT_USAGE)
 
+    from lora_contract.words import counted
     from lora_worker.commands.setup import DATABASE_VARIABLES
     from lora_worker.gpu_server.gpus import find_gpus
     from lora_worker.gpu_server.runner import Machine
@@ -79,7 +80,9 @@ def gpu_server(
         if as_json:
             typer.echo(json.dumps({"url": url, "gpus": chosen}))
             return
-        typer.echo(f"Serving {len(chosen)} GPUs at {url}" if chosen else f"No GPU found: serving the CPU at {url}")
+        typer.echo(
+            f"Serving {counted(len(chosen), 'GPU')} at {url}" if chosen else f"No GPU found: serving the CPU at {url}"
+        )
 
     run_or_exit(serve_gpus(machine, key=key, host=host, port=port, ready=ready))
 
