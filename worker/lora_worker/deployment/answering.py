@@ -74,8 +74,8 @@ def why_none(settings: Settings) -> str:
         )
     if not settings.runpod_inference_endpoint_id:
         return (
-            "no endpoint is set that answers with adapters: `lora-worker deploy inference apply` makes one, and with "
-            "--write-env writes its id into the settings"
+            "no endpoint is set that answers with adapters: `lora-worker deploy inference apply` makes one; set "
+            "LORA_WORKER_RUNPOD_INFERENCE_ENDPOINT_ID to its id (--write-env does)"
         )
     return (
         f"the account of the endpoint {settings.runpod_inference_endpoint_id} can't be asked, as GPU_CLUSTER_API_URL "
