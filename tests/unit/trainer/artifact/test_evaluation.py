@@ -12,14 +12,13 @@ from lora_trainer.artifact.evaluation import (
     read_evaluation,
     write_evaluation,
 )
+from sandbox.standin_proof import applied
 
 BASE = Measure(loss=2.5, token_accuracy=0.4, tokens=100)
 TUNED = Measure(loss=2.0, token_accuracy=0.5, tokens=100)
 GAIN = Comparison(base=BASE, tuned=TUNED, conversations=4, gain=0.5, gain_low=0.2, gain_high=0.8)
 EVALUATION = Evaluation(held_out=GAIN, general=GAIN, general_change_percent=-20, guard_passed=True)
-APPLICATION = Application(
-    adapter_sha256="0" * 64, modules=4, tensors=8, prompts=1, differing=1, precision="bf16", base_unchanged=True
-)
+APPLICATION = Application.model_validate(applied("0" * 64))
 
 
 def sample(**changes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lora_contract.evaluation import Comparison, Evaluation, Measure
+from sandbox.standin_proof import applied
 
 
 def compared(
@@ -35,7 +36,6 @@ def evaluated(held_out: Comparison | None = None, change: float = 0.8, *, passed
 
 
 APPLICATION: dict[str, Any] = {
-    "adapter_sha256": "a" * 64, "modules": 84, "tensors": 168, "prompts": 10, "differing": 9, "precision": "bf16",
-    "base_unchanged": True, "trained_loss": 1.62, "served_loss": 1.64, "served_precision": "bf16",
+    **applied("a" * 64), "modules": 84, "tensors": 168, "differing": 9, "trained_loss": 1.62, "served_loss": 1.64,
 }  # fmt: skip
 """A proof as a manifest has it."""

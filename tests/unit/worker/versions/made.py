@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from lora_worker.database.version_rows import AliasChange, AliasMove, AliasMoved, AliasRow, VersionFilter, VersionRow
 from lora_worker.versions.version import Version, version_of
+from sandbox.standin_proof import applied
 
 USER = UUID("aaaaaaaa-1111-4222-8333-444455556666")
 DATASET = "dddddddd-1111-4222-8333-444455556666"
@@ -33,10 +34,8 @@ def figures(base: float, tuned: float, **more: float) -> dict[str, float]:
 
 def measured(name: str | None = None, *, guard_passed: bool | None = True, **more: Any) -> dict[str, Any]:
     """What a run has brought that is proven and lies on the endpoint's volume."""
-    proof = {"adapter_sha256": "b" * 64, "modules": 2, "tensors": 4, "prompts": 1, "differing": 1, "precision": "bf16",
-             "base_unchanged": True}  # fmt: skip
-    return {"evaluation": {"guard_passed": guard_passed}, "application": proof, "serving_name": name, "method": "sft",
-            "dataset_sha256": "a" * 64, **more}  # fmt: skip
+    return {"evaluation": {"guard_passed": guard_passed}, "application": applied("b" * 64), "serving_name": name,
+            "method": "sft", "dataset_sha256": "a" * 64, **more}  # fmt: skip
 
 
 def version(
