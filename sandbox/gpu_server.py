@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 from collections.abc import Mapping
@@ -12,10 +11,8 @@ from typing import Self
 
 import httpx
 
-from sandbox.processes import Child, free_ports, start_child, wait_until
+from sandbox.processes import Child, free_ports, own_environment, start_child, wait_until
 
-_FOREIGN = ("SUPABASE_", "RUNPOD_", "GPU_CLUSTER_", "LORA_")
-"""Settings that a developer has made for a real project."""
 _STOP_SECONDS = 30
 
 
@@ -31,8 +28,7 @@ class LocalGpuServer:
         self.key = secrets.token_urlsafe(32)
         self.port = free_ports(1)[0]
         self.url = f"http://127.0.0.1:{self.port}"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
-        self._env = {**kept, **env, "LORA_WORKER_GPU_SERVER_KEY": self.key}
+        self._env = {**own_environment(), **env, "LORA_WORKER_GPU_SERVER_KEY": self.key}
         self._module = trainer
         self._child: Child | None = None
 

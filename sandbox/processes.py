@@ -27,6 +27,7 @@ from pathlib import Path
 
 from sandbox.errors import ChildFailedError
 
+_FOREIGN = ("SUPABASE_", "RUNPOD_", "GPU_CLUSTER_", "LORA_")
 _WARDEN = """
 import os, shutil, signal, sys, time
 groups, folders = set(), set()
@@ -207,6 +208,11 @@ def run_tool(
         check=False,
         timeout=timeout_seconds,
     )
+
+
+def own_environment() -> dict[str, str]:
+    """Return this process's environment without the settings that a developer has made for a real project."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
 
 
 def temporary_folder(parent: Path | None = None) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from sandbox.demo.report import fetch_artifact, read_report, record_stages, show
 from sandbox.errors import ChildFailedError, DemoError, SandboxError
 from sandbox.gpu_server import LocalGpuServer
 from sandbox.inference import LocalInference
-from sandbox.processes import Child, remove_folder, start_child, temporary_folder
+from sandbox.processes import Child, own_environment, remove_folder, start_child, temporary_folder
 from sandbox.runpod import LocalRunPod
 from sandbox.supabase import LocalSupabase
 
@@ -69,10 +68,8 @@ class Machine:
 
     def settings(self) -> dict[str, str]:
         """The environment of `lora-worker`, without settings that the user has made for a real project."""
-        foreign = ("SUPABASE_", "RUNPOD_", "GPU_CLUSTER_", "LORA_")
-        env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return {
-            **env,
+            **own_environment(),
             "SUPABASE_URL": self.supabase.url,
             "SUPABASE_SERVICE_ROLE_KEY": self.supabase.secret_key,
             "SUPABASE_PUBLISHABLE_KEY": self.supabase.publishable_key,

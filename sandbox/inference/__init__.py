@@ -1,7 +1,6 @@
 """An inference endpoint on this machine: RunPod's OpenAI address, worker-vllm behind it, and vLLM behind that.
 
     caller ── /v2/<id>/openai/v1/… ──▶ runpod_address.py ── a job ──▶ worker_vllm.py ──▶ vllm.py
-    caller ── /vllm/v1/… (vLLM's own port, which RunPod shows to nobody) ──────────────▶ vllm.py
 
 `vllm.py` asks `served.py` which adapter a name means, and `language_model.py` for the answer; `resolver.py` finds an
 adapter, and `loading.py` says what is refused. `scaling.py` starts the worker at a request and ends it when it is idle.

@@ -29,8 +29,6 @@ class LocalInference:
         self.api_url = f"http://127.0.0.1:{port}/v2/{endpoint}"
         self.openai_url = f"{self.api_url}/openai/v1"
         """The `base_url` for an OpenAI client, as callers of RunPod have it."""
-        self.vllm_url = f"http://127.0.0.1:{port}/vllm/v1"
-        """The same at vLLM's own port, which only its worker sees at RunPod."""
         self._port = port
         self._child = child
 
@@ -102,10 +100,6 @@ class LocalInference:
         headers = {"Authorization": f"Bearer {self.api_key}"}
         url = f"http://127.0.0.1:{self._port}/sandbox/release"
         httpx.post(url, headers=headers, timeout=_CALL_SECONDS).raise_for_status()
-
-    def log(self) -> str:
-        """The last lines that the process printed."""
-        return self._child.last_words(40)
 
     def stop(self) -> None:
         """End the process."""

@@ -27,7 +27,7 @@ _EDGE_TIMEOUT = 524
 
 
 class InferenceApi:
-    """The routes of one endpoint, and those of the vLLM server inside its worker."""
+    """The routes of one endpoint, and one for tests, which replaces its worker."""
 
     def __init__(self, endpoint: str, worker: ScaledWorker, keys: Keys) -> None:
         self._endpoint = endpoint
@@ -40,7 +40,6 @@ class InferenceApi:
             routes=[
                 Route("/v2/{endpoint}/openai/{route:path}", self._openai, methods=["GET", "POST"]),
                 Route("/v2/{endpoint}/health", self._health, methods=["GET"]),
-                Route("/vllm/{route:path}", self._vllm, methods=["GET", "POST"]),
                 Route("/sandbox/release", self._release, methods=["POST"]),
             ]
         )
@@ -72,15 +71,6 @@ class InferenceApi:
             return JSONResponse({"error": "unauthorized"}, 401)
         self._worker.release()
         return JSONResponse({})
-
-    async def _vllm(self, request: Request) -> Response:
-        """The port that vLLM has inside the worker, for what is to be known of vLLM alone."""
-        async with self._worker.job() as server:
-            reply = await server.call(request.method, "/" + request.path_params["route"], await _json_of(request))
-            if reply.events is not None:
-                events = [event async for event in reply.events]
-                return Response("".join(events), media_type="text/event-stream")
-            return JSONResponse(reply.body, reply.status)
 
     def _refusal(self, request: Request) -> Response | None:
         if self._keys.rights_of(request.headers.get("authorization")) is None:
