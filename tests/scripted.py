@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -67,7 +67,7 @@ class FakeQueue:
         self.reports.append(dict(report))
         return {"drain": self.drain}
 
-    async def adopt(self, max_runs: int, launcher: str) -> list[Assignment]:
+    async def adopt(self, max_runs: int, launchers: Sequence[str]) -> list[Assignment]:
         self.calls.append("adopt")
         return self._hand_out(self.to_adopt, max_runs)
 
@@ -157,6 +157,9 @@ class FakeLauncher:
     def __init__(self) -> None:
         self.looked: list[str] = []
         self.broken: set[str] = set()
+
+    def reaches(self, endpoint: str) -> bool:
+        return True
 
     async def observe(self, launch: LaunchRef) -> Observation:
         self.looked.append(launch.external_job_id)

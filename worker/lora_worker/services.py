@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from lora_worker.database.calls import DatabaseCalls
 from lora_worker.deployment.answering import Answering, open_answering
 from lora_worker.deployment.worker_logs import open_container_logs
 from lora_worker.launchers.base import ContainerLogs, Launcher
+from lora_worker.launchers.places import DEFAULT_PLACE, Place, Places
 from lora_worker.launchers.registry import LAUNCHERS
 from lora_worker.money.pricing import GpuPrice, load_prices
 from lora_worker.money.terms import Terms, make_terms
@@ -87,6 +88,7 @@ class Services:
     queue: DatabaseCalls
     storage: Storage
     launcher: Launcher
+    """The default place's: errands, the doctor and what has no run of its own go there."""
     http: httpx.AsyncClient
     prices: tuple[GpuPrice, ...]
     retry_limits: RetryLimits
@@ -95,12 +97,28 @@ class Services:
     outbox: Outbox = field(default_factory=Outbox)
     foreign_slots: HeavySlots = field(default_factory=lambda: HeavySlots(_FOREIGN_SLOTS))
     log_slots: HeavySlots = field(default_factory=lambda: HeavySlots(_LOG_SLOTS))
-    container_logs: ContainerLogs | None = None
-    """Where the launcher's own logs are read; None where that is not possible."""
+    container_logs: Mapping[str, ContainerLogs] = field(default_factory=dict)
+    """Where the logs of containers are read, by the launcher's name; a launcher may also read its own."""
+    further_places: tuple[Place, ...] = ()
+    """Where launches may go besides the default place."""
     answering: Answering | None = None
     """The endpoint that answers with finished adapters; None where the settings name none."""
     clock: Callable[[], float] = lease_clock
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where runs are launched, looked at and cancelled."""
+        settings = self.settings
+        default = Place(DEFAULT_PLACE, self.launcher, settings.endpoint_gpu_type, settings.endpoint_gpu_count)
+        return Places(default, *self.further_places)
+
+    def container_logs_at(self, endpoint: str | None) -> ContainerLogs | None:
+        """What reads the logs of an endpoint's containers; None where that is not possible."""
+        launcher = self.places.launcher_at(endpoint)
+        if launcher is None or isinstance(launcher, ContainerLogs):
+            return launcher
+        return self.container_logs.get(launcher.name)
 
     @cached_property
     def repeats(self) -> Repeats:

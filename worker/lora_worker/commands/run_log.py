@@ -18,7 +18,6 @@ from lora_worker.commands.terminal import printable
 from lora_worker.database.job_reports import JobDetails, RunReport
 from lora_worker.errors import ArgumentError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.base import ContainerLine, LaunchRef
-from lora_worker.runs.state.whereabouts import left_alone
 from lora_worker.runs.steps.container_log import container_lines
 from lora_worker.services import Services
 
@@ -72,7 +71,7 @@ async def read_log(services: Services, details: JobDetails, run: RunReport) -> R
     lines = container_lines(await _read_live(services, run, container), run["run_id"])
     if lines:
         return RunLog("live", lines)
-    title = services.launcher.guide.title
+    title = services.places.guide_of(run["endpoint"]).title
     if run["ended_at"] is not None:
         return RunLog("none", [], f"{title} has no lines of this run any more, and none were kept. {_end_of(run)}")
     if container is None:
@@ -92,11 +91,11 @@ def why_not_live(services: Services, run: RunReport) -> str | None:
     if run["external_job_id"] is None:
         yet = " yet" if run["ended_at"] is None else ""
         return f"the run was not launched{yet}, so it has no log. {_end_of(run)}".strip()
-    elsewhere = left_alone(run["launcher"], services.launcher)
+    elsewhere = services.places.left_alone(run["launcher"])
     if elsewhere is not None:
         return f"its log can't be read: {elsewhere}"
-    if services.container_logs is None:
-        title = services.launcher.guide.title
+    if services.container_logs_at(run["endpoint"]) is None:
+        title = services.places.guide_of(run["endpoint"]).title
         when = "it is kept when the run ends" if run["ended_at"] is None else f"none was kept. {_end_of(run)}"
         return f"the log of a container can't be read from {title} with these settings; {when}"
     return None
@@ -162,7 +161,7 @@ class _Follower:
             return
 
     async def _stream(self, run: RunReport, container: str) -> None:
-        reader, line_filter = self._services.container_logs, LineFilter()
+        reader, line_filter = self._services.container_logs_at(run["endpoint"]), LineFilter()
         assert reader is not None
         async for line in reader.follow(_launch_of(run), container, since=self._newest):
             self._newest = line.at or self._newest
@@ -195,11 +194,11 @@ async def _read_kept(services: Services, details: JobDetails, run: RunReport) ->
 
 async def _container_of(services: Services, run: RunReport) -> str | None:
     """The container that has the launch; None before one has taken it."""
-    return (await services.launcher.observe(_launch_of(run))).container
+    return (await services.places.observe(_launch_of(run))).container
 
 
 async def _read_live(services: Services, run: RunReport, container: str | None) -> list[ContainerLine]:
-    reader = services.container_logs
+    reader = services.container_logs_at(run["endpoint"])
     assert reader is not None
     try:
         return await reader.read(_launch_of(run), container, most_lines=MAX_LOG_LINES)

@@ -5,7 +5,7 @@ The worker reads and writes tables only through these functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -111,7 +111,7 @@ class DatabaseCalls(OperatorCalls, SubmissionCalls, MoneyCalls, ErasureCalls, Ve
         )
         return _readable(parse_assignment, rows)
 
-    async def adopt(self, max_runs: int, launcher: str) -> list[Assignment]:
+    async def adopt(self, max_runs: int, launchers: Sequence[str]) -> list[Assignment]:
         """Take over at most `max_runs` live runs whose lease has expired, and that no other launcher has started."""
         rows = await self._call(
             functions.ADOPT_TRAINING_RUNS,
@@ -119,7 +119,7 @@ class DatabaseCalls(OperatorCalls, SubmissionCalls, MoneyCalls, ErasureCalls, Ve
             worker=self.worker,
             max_runs=max_runs,
             lease_seconds=self.lease_seconds,
-            launcher=launcher,
+            launchers=list(launchers),
         )
         return _readable(parse_assignment, rows)
 

@@ -73,9 +73,9 @@ CLAIM_TRAINING_JOBS = _function(
     {"worker": "doctor", "max_jobs": "0", "lease_seconds": "60", "max_per_user": "0"},
 )
 ADOPT_TRAINING_RUNS = _function(
-    "adopt_training_runs_2",
+    "adopt_training_runs_3",
     TypeAdapter(list[Row]),
-    {"worker": "doctor", "max_runs": "0", "lease_seconds": "60", "launcher": "doctor"},
+    {"worker": "doctor", "max_runs": "0", "lease_seconds": "60", "launchers": "{doctor}"},
 )
 RENEW_TRAINING_RUNS = _function(
     "renew_training_runs_2", TypeAdapter(list[Row]), {"leases": "[]", "lease_seconds": "60"}

@@ -19,6 +19,7 @@ from lora_worker.database.rows import Assignment, Dataset, Job, parse_gpu_config
 from lora_worker.datasets.init_adapters import InitAdapter, find_init_adapter
 from lora_worker.errors import DatasetPendingError, ObjectMissingError, PreflightError
 from lora_worker.launchers.base import Policy
+from lora_worker.launchers.places import Place
 from lora_worker.money.billing import Rate, gpu_of
 from lora_worker.money.estimate import Work, estimate
 from lora_worker.money.guide import why_not_bf16
@@ -43,12 +44,14 @@ class Plan:
     rate: Rate
     policy: Policy
     survey: Survey
+    place: Place
+    """Where it is launched."""
     init_adapter: InitAdapter | None = None
     """The adapter with which the training begins; None: with a new one."""
 
 
-async def check(assignment: Assignment, services: Services) -> Plan:
-    """Check the job, its dataset and its budget.
+async def check(assignment: Assignment, services: Services, place: Place) -> Plan:
+    """Check the job, its dataset and its budget, for a launch at this place.
 
     Raises:
         PreflightError: the job can't be trained as it is.
@@ -61,9 +64,9 @@ async def check(assignment: Assignment, services: Services) -> Plan:
     hyperparameters = parse_hyperparameters(job, default_base_model=settings.default_base_model)
     gpu_config = parse_gpu_config(job)
     check_base_model(hyperparameters, settings.base_models)
-    price = check_gpu(gpu_config, services.prices, endpoint_gpu_type=settings.endpoint_gpu_type)
+    price = check_gpu(gpu_config, services.prices, endpoint_gpu_type=place.gpu_type)
     check_quantization(hyperparameters, price)
-    rate = Rate.at(price, gpu_count=settings.endpoint_gpu_count, max_cost=settings.max_cost_per_job)
+    rate = Rate.at(price, gpu_count=place.gpu_count, max_cost=settings.max_cost_per_job)
     policy = make_policy(
         rate,
         spent_cost=assignment.run.spent_cost,
@@ -81,7 +84,7 @@ async def check(assignment: Assignment, services: Services) -> Plan:
     )
     terms = await current_terms(services, hyperparameters.base_model, price)
     check_estimate(hyperparameters, survey, gpu_config.type, terms)
-    return Plan(hyperparameters, gpu_config, price, rate, policy, survey, adapter)
+    return Plan(hyperparameters, gpu_config, price, rate, policy, survey, place, adapter)
 
 
 async def _init_adapter(chosen: Hyperparameters, user_id: UUID, services: Services) -> InitAdapter | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 
@@ -16,6 +16,7 @@ from lora_worker.deployment.rest import RunPodApi
 from lora_worker.errors import ServiceRefusedError
 from lora_worker.launchers.addresses import endpoint_id_of
 from lora_worker.launchers.base import ContainerLine, ContainerLogs, LaunchRef
+from lora_worker.launchers.runpod import RunPodLauncher
 from lora_worker.launchers.runpod_settings import RunPodSettings
 
 _MOST_WORKERS = 8
@@ -27,13 +28,13 @@ _TAIL_SECONDS = 12.0
 _FOLLOW_SECONDS = 10.0
 
 
-def open_container_logs(settings: Settings, http: httpx.AsyncClient) -> ContainerLogs | None:
-    """The reader of these settings' logs; None where the launcher is another, or its account can't be asked."""
+def open_container_logs(settings: Settings, http: httpx.AsyncClient) -> Mapping[str, ContainerLogs]:
+    """The reader of RunPod's logs, by its launcher's name; empty where its account can't be asked."""
     api = open_api(settings, http)
     if api is None:
-        return None
+        return {}
     assert isinstance(settings, RunPodSettings)
-    return WorkerLogs(api, settings.gpu_cluster_api_url)
+    return {RunPodLauncher.name: WorkerLogs(api, settings.gpu_cluster_api_url)}
 
 
 class WorkerLogs:

@@ -8,39 +8,44 @@ from typing import Any
 from lora_contract.words import counted
 from lora_worker.doctor.check import Check
 from lora_worker.launchers.endpoints import launches_at, unowned_work
+from lora_worker.launchers.places import Place, Places
 from lora_worker.services import Services
 
 
 async def check_endpoint(services: Services) -> list[Check]:
-    """Check that the endpoint answers and has workers for what waits there."""
-    launcher = services.launcher
-    seen = await launcher.health()
+    """Check that the endpoint of each place answers and has workers for what waits there."""
+    return [await _look(place, among=services.places) for place in services.places.all]
+
+
+async def _look(place: Place, *, among: Places) -> Check:
+    seen = await place.launcher.health()
+    named = f"{place.name}: " if len(among.all) > 1 else ""
     if not seen.reachable or seen.problem:
-        return [Check("endpoint", False, seen.problem or "not reachable", launcher.guide.check)]
-    return [
-        Check("endpoint", True, f"{counted(seen.workers, 'worker')}, {counted(seen.jobs_queued, 'job')} in its queue")
-    ]
+        return Check("endpoint", False, f"{named}{seen.problem or 'not reachable'}", place.launcher.guide.check)
+    text = f"{counted(seen.workers, 'worker')}, {counted(seen.jobs_queued, 'job')} in its queue"
+    return Check("endpoint", True, named + text)
 
 
 async def check_launches(services: Services) -> list[Check]:
     """Check that every live launch can be reached at its endpoint, and that no job there belongs to no run."""
-    health, launcher = await services.queue.health(), services.launcher
+    health, places = await services.queue.health(), services.places
     checks = [Check("runs", False, f"the run {run['run_id']} can't go on: {run['problem']}", "see docs/reliability.md")
               for run in health["runs"] if run["problem"]]  # fmt: skip
     for row in health["endpoints"]:
-        if row["launcher"] != launcher.name:
+        if row["launcher"] not in places.launchers:
             text = f"{counted(row['launches'], 'launch', 'launches')} by {row['launcher']}, which this worker is not"
             checks.append(Check("launches", False, text, "start a worker that knows it"))
-        elif row["endpoint"] not in {None, launcher.endpoint}:
-            former = await launcher.health(row["endpoint"])
+        elif places.at(row["endpoint"]) is None:
+            former = await places.health(row["endpoint"])
             text = f"{counted(row['launches'], 'launch', 'launches')} at {row['endpoint']}, a former endpoint"
-            remedy = "" if former.reachable else launcher.guide.former_endpoint
+            remedy = "" if former.reachable else places.guide_of(row["endpoint"]).former_endpoint
             checks.append(Check("launches", former.reachable, text + _told(former.problem), remedy))
-    seen = await launcher.health()
-    launches = launches_at(launcher.endpoint, health)
-    unowned = unowned_work(seen, launches, launcher.guide) if seen.reachable else None
-    if unowned:
-        checks.append(Check("launches", False, unowned, "ask again in a minute, then cancel them there"))
+    for place in places.all:
+        seen = await place.launcher.health()
+        launches = launches_at(place.endpoint, health)
+        unowned = unowned_work(seen, launches, place.launcher.guide) if seen.reachable else None
+        if unowned:
+            checks.append(Check("launches", False, unowned, "ask again in a minute, then cancel them there"))
     return checks + [_held(breaker) for breaker in health["held"]["breakers"]]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -22,22 +22,23 @@ from lora_worker.services import Services
 log = structlog.get_logger(__name__)
 
 
-def _show(seen: EndpointHealth) -> None:
-    """Set the gauges of today's endpoint."""
-    ENDPOINT_REACHABLE.set(seen.reachable)
-    ENDPOINT_QUEUE.set(seen.jobs_queued)
+def _show(places: Iterable[EndpointHealth]) -> None:
+    """Set the gauges, which are of all places together."""
+    seen = list(places)
+    ENDPOINT_REACHABLE.set(all(each.reachable for each in seen))
+    ENDPOINT_QUEUE.set(sum(each.jobs_queued for each in seen))
     for state in ENDPOINT_STATES:
-        ENDPOINT_WORKERS.labels(state).set(getattr(seen, state))
+        ENDPOINT_WORKERS.labels(state).set(sum(getattr(each, state) for each in seen))
 
 
 class EndpointWatch:
-    """Looks at the endpoint of the settings, and at those where held runs wait for their GPU."""
+    """Looks at the endpoints of all places, and at those where held runs wait for their GPU."""
 
     def __init__(self, services: Services, runs: Mapping[UUID, HeldRun], *, beat: Callable[[], None] = no_sign) -> None:
         self._services = services
         self._beat = beat
         self._runs = runs
-        self._unowned: str | None = None
+        self._unowned: dict[str, str | None] = {}
 
     @property
     def interval_seconds(self) -> float:
@@ -49,41 +50,45 @@ class EndpointWatch:
         """Look at each endpoint once, and tell the runs, the database and the log what is wrong.
 
         Raises:
-            ServiceError: the database did not answer; or the endpoint's workers never get ready, for /readyz.
+            ServiceError: the database did not answer; or at no place do workers get ready, for /readyz.
         """
-        launcher = self._services.launcher
-        waiting = [held for held in self._runs.values() if not held.has_checked_in]
+        places = self._services.places
         known = await self._services.queue.health()
-        never_ready = unreachable = None
-        endpoints = {launcher.endpoint, *(held.launch_ref.endpoint or launcher.endpoint for held in waiting)}
-        for endpoint in endpoints:
+        waiting: dict[str, list[HeldRun]] = {place.endpoint: [] for place in places.all}
+        for held in self._runs.values():
+            if not held.has_checked_in:
+                waiting.setdefault(held.launch_ref.endpoint or places.default.endpoint, []).append(held)
+        seen: dict[str, EndpointHealth] = {}
+        views: dict[str, EndpointView] = {}
+        for endpoint, runs in waiting.items():
             self._beat()
-            seen = await launcher.health(endpoint)
-            if endpoint == launcher.endpoint:
-                _show(seen)
-                unreachable = None if seen.reachable else seen.problem
-            view = await self._note(endpoint, seen, known)
-            for held in waiting:
-                if (held.launch_ref.endpoint or launcher.endpoint) == endpoint:
-                    apply(held, EndpointSeen(view))
-            if endpoint == launcher.endpoint and seen.state is EndpointState.STARTING:
-                never_ready = view.problem
-        if never_ready:
-            raise ServiceUnavailableError(launcher.guide.title, never_ready)
-        return RoundResult(len(endpoints), put_off=(unreachable,) if unreachable else ())
+            seen[endpoint] = await places.health(endpoint)
+            views[endpoint] = await self._note(endpoint, seen[endpoint], known)
+            for held in runs:
+                apply(held, EndpointSeen(views[endpoint]))
+        ours = [seen[place.endpoint] for place in places.all]
+        _show(ours)
+        late = [views[each.endpoint].problem for each in places.all]
+        if all(late) and all(each.state is EndpointState.STARTING for each in ours):
+            raise ServiceUnavailableError(places.default.launcher.guide.title, "; ".join(filter(None, late)))
+        unreachable = (each.problem for each in ours if not each.reachable)
+        return RoundResult(len(waiting), put_off=tuple(filter(None, unreachable)))
 
     async def _note(self, endpoint: str, seen: EndpointHealth, known: Mapping[str, Any]) -> EndpointView:
-        launcher, settings = self._services.launcher, self._services.settings
-        problem = seen.problem
-        unowned = None
-        if endpoint == launcher.endpoint:
-            unowned = unowned_work(seen, launches_at(endpoint, known), launcher.guide)
+        places, settings = self._services.places, self._services.settings
+        place, launcher = places.at(endpoint), places.launcher_at(endpoint)
+        guide, problem, unowned = places.guide_of(endpoint), seen.problem, None
+        if place is not None:
+            found = unowned_work(seen, launches_at(endpoint, known), guide)
             # For a moment a launch that has just ended is a GPU without a run: so only what is seen twice is told.
-            unowned, self._unowned = (unowned if self._unowned else None), unowned
+            unowned, self._unowned[endpoint] = (found if self._unowned.get(endpoint) else None), found
         seconds = await self._services.queue.note_endpoint(
-            launcher=launcher.name, endpoint=endpoint, state=str(seen.state), problem=problem or unowned
+            launcher=(launcher or places.default.launcher).name,
+            endpoint=endpoint,
+            state=str(seen.state),
+            problem=problem or unowned,
         )
-        late = starting_too_long(seconds, settings.max_start_seconds, launcher.guide)
+        late = starting_too_long(seconds, settings.max_start_seconds, guide)
         problems = "; ".join(filter(None, (problem, late, unowned)))
         if not problems:
             self._services.repeats.clear(("endpoint", endpoint))

@@ -83,7 +83,7 @@ class HeldRuns:
             ServiceError: the database did not answer.
         """
         asked_at = self._services.clock()
-        adopted = await self._services.queue.adopt(_MAX_ADOPTED, self._services.launcher.name)
+        adopted = await self._services.queue.adopt(_MAX_ADOPTED, self._services.places.launchers)
         if adopted:
             crash_point("worker.adopt.after")
         ADOPTED.inc(len(adopted))

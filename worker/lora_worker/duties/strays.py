@@ -14,7 +14,7 @@ from lora_worker.duties.duty import RoundResult, no_sign
 from lora_worker.duties.faults import Faults, stray_work
 from lora_worker.launchers.base import LaunchState
 from lora_worker.observability.actions import Action
-from lora_worker.runs.state.whereabouts import Whereabouts, left_alone
+from lora_worker.runs.state.whereabouts import Whereabouts
 from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)
@@ -50,8 +50,8 @@ class Reconciler:
         return RoundResult(len(closed))
 
     def _is_ours(self, stray: Stray) -> bool:
-        """Whether this worker's launcher made it: another launcher's launches are left alone."""
-        problem = left_alone(stray["launcher"], self._services.launcher)
+        """Whether one of this worker's launchers made it: another launcher's launches are left alone."""
+        problem = self._services.places.left_alone(stray["launcher"])
         if problem:
             self._say(stray, problem)
         return problem is None
@@ -81,7 +81,7 @@ class Reconciler:
 
     async def _end(self, stray: Stray) -> dict[str, Any] | None:
         external_job_id, noted = stray["external_job_id"], stray["endpoint"]
-        whereabouts = Whereabouts.of(self._services.launcher, stray["endpoints"])
+        whereabouts = Whereabouts.of(self._services.places, stray["endpoints"])
         crash_point("worker.stray.before")
         observation, whereabouts = await whereabouts.observe(external_job_id, noted, age_seconds=stray["age_seconds"])
         ended = observation.ended or observation.state is LaunchState.MISSING

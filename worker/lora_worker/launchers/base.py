@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class LaunchState(StrEnum):
@@ -144,9 +144,10 @@ class ContainerLine:
     at: datetime | None = None
 
 
+@runtime_checkable
 class ContainerLogs(Protocol):
-    """Reads what containers have printed. A launcher may come without it; then a log is kept only of a run whose
-    trainer sent it with the result."""
+    """Reads what containers have printed. A launcher may have these methods itself, or a reader beside it
+    (`Services.container_logs`). Without one, a log is kept only of a run whose trainer sent it with the result."""
 
     async def read(self, launch: LaunchRef, container: str | None, *, most_lines: int) -> list[ContainerLine]:
         """The last lines of a launch's container, oldest first. `None`: it waits for one, and the lines are those of
@@ -179,6 +180,9 @@ class Launcher(Protocol):
     longest_launch_seconds: float
     """No launch lives longer, from its submission on, whatever becomes of it."""
 
+    def reaches(self, endpoint: str) -> bool:
+        """Whether a launch that a row notes at this endpoint may be looked at there, with this launcher's key."""
+
     async def launch(self, payload: dict[str, Any], policy: Policy) -> str:
         """Start a run; the launcher's id of it.
 
@@ -190,7 +194,10 @@ class Launcher(Protocol):
         """
 
     async def observe(self, launch: LaunchRef) -> Observation:
-        """Look at a launch where it was made. Never raises for what the launcher answers: UNKNOWN says why."""
+        """Look at a launch where it was made. Never raises for what the launcher answers: UNKNOWN says why.
+
+        A launch at an endpoint that it does not reach is UNKNOWN, never MISSING: its run would be started again.
+        """
 
     async def cancel(self, launch: LaunchRef) -> bool:
         """Ask for the end of a launch; True when the launcher took the request or knows no such launch."""

@@ -79,6 +79,10 @@ class HttpLauncher(ABC):
             ValueError: it can't be read; KeyError, TypeError and RecursionError mean the same.
         """
 
+    def reaches(self, endpoint: str) -> bool:
+        """Whether the key may go to an endpoint. See `Launcher.reaches`."""
+        return self._addresses.of(endpoint) is not None
+
     async def launch(self, payload: dict[str, Any], policy: Policy) -> str:
         """Send a launch. See `Launcher.launch`.
 

@@ -87,15 +87,16 @@ async def launch(held: HeldRun) -> None:
         LeaseLostError: the run is another worker's.
         ServiceError: the database or the storage did not answer.
     """
-    obstacle = await launching.find_obstacle(held)
+    place = launching.choose_place(held)
+    obstacle = await launching.find_obstacle(held, place)
     if obstacle is not None:
         apply(held, obstacle)
         return
-    async with AsyncExitStack() as place:
-        await place.enter_async_context(held.services.heavy_slots.take(alone=held.is_suspect))
+    async with AsyncExitStack() as slot:
+        await slot.enter_async_context(held.services.heavy_slots.take(alone=held.is_suspect))
         if await _begin_handling(held, "preflight"):
             with spanning(held, "preflight"):
-                plan = await launching.check_job(held)
+                plan = await launching.check_job(held, place)
         else:
             plan = Ending(WORKER_KILLED)
         if isinstance(plan, Ending):
@@ -103,7 +104,7 @@ async def launch(held: HeldRun) -> None:
             return
         if not held.is_suspect:
             # A suspect stays alone until it is launched: if it ends this worker, too, it must be clear which run did.
-            await place.aclose()
+            await slot.aclose()
         request = await launching.prepare_request(held, plan)
         if isinstance(request, PutOff):
             apply(held, request)
@@ -261,7 +262,7 @@ async def _stop(held: HeldRun) -> None:
     asked_at = held.stop_asked_at or 0.0
     overdue = held.services.clock() - asked_at > held.services.settings.cancel_seconds
     if overdue and observation.state is not LaunchState.UNKNOWN:
-        console = held.services.launcher.guide.console
+        console = held.services.places.guide_of(held.launch_ref.endpoint).console
         _note_problem(
             held,
             f"{external_job_id} goes on; see {console}",

@@ -241,7 +241,7 @@ async def test_two_workers_claim_good_and_unreadable_rows_through_rest(empty_sup
         assert all(each.held for each in news)
         await first.release()
         # Live runs that other tests left in this project are adopted, too.
-        adopted = {each.run.job_id for each in await second.adopt(99, "runpod")}
+        adopted = {each.run.job_id for each in await second.adopt(99, ["runpod"])}
         assert adopted & set(jobs) == set(jobs[:5])
 
 

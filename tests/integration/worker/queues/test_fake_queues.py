@@ -100,7 +100,7 @@ async def test_schema_version_is_known_to_this_worker(scene: Scene) -> None:
 async def test_empty_queue_returns_no_job(scene: Scene) -> None:
     queue = scene.queue
     assert await queue.claim(5, None) == []
-    assert await queue.adopt(5, "runpod") == []
+    assert await queue.adopt(5, ["runpod"]) == []
     assert await queue.renew([]) == []
     assert await queue.record_progress([]) == {}
     assert await queue.claim_dataset() is None
@@ -119,9 +119,9 @@ async def test_claim_returns_at_most_the_requested_jobs_each_once(scene: Scene) 
 
 async def test_adoption_returns_at_most_the_requested_runs_each_once(scene: Scene) -> None:
     scene.leave_runs(3)
-    first, second = await scene.queue.adopt(2, "runpod"), await scene.queue.adopt(2, "runpod")
+    first, second = await scene.queue.adopt(2, ["runpod"]), await scene.queue.adopt(2, ["runpod"])
     assert (len(first), len(second)) == (2, 1)
-    assert await scene.queue.adopt(2, "runpod") == []
+    assert await scene.queue.adopt(2, ["runpod"]) == []
 
 
 async def test_renewal_reports_for_each_lease_whether_it_is_held(scene: Scene) -> None:

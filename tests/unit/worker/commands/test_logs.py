@@ -76,7 +76,7 @@ class Lines:
 def services(logs: Any = None, *, container: str | None = "w1") -> Services:
     launcher = Cloud()
     launcher.container = container
-    return make_services(storage=MemoryBucket(), launcher=launcher, container_logs=logs)
+    return make_services(storage=MemoryBucket(), launcher=launcher, container_logs={"runpod": logs} if logs else {})
 
 
 async def keep(services: Services, of: dict[str, Any], *lines: str) -> None:
@@ -186,7 +186,9 @@ class Queue:
 
 
 def given(monkeypatch: pytest.MonkeyPatch, *runs: dict[str, Any], logs: Any = None) -> Services:
-    made = make_services(storage=MemoryBucket(), launcher=Cloud(), container_logs=logs or Lines([]), queue=Queue(*runs))
+    made = make_services(
+        storage=MemoryBucket(), launcher=Cloud(), container_logs={"runpod": logs or Lines([])}, queue=Queue(*runs)
+    )
     give_services(monkeypatch, made)
     return made
 

@@ -48,7 +48,7 @@ def queue_answering(rows: list[Row]) -> DatabaseCalls:
     return DatabaseCalls("http://database", "sb_secret_x", worker="w", lease_seconds=60, http=client)
 
 
-@pytest.mark.parametrize("take", [lambda queue: queue.claim(9, None), lambda queue: queue.adopt(9, "runpod")])
+@pytest.mark.parametrize("take", [lambda queue: queue.claim(9, None), lambda queue: queue.adopt(9, ["runpod"])])
 @pytest.mark.parametrize(
     "broken",
     [

@@ -206,7 +206,7 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "estimate_training_job": lambda q: q.estimate_job(ID),
     "training_run_speed": lambda q: q.training_run_speed("b", "g"),
     "claim_training_jobs_2": lambda q: q.claim(1, None),
-    "adopt_training_runs_2": lambda q: q.adopt(1, "runpod"),
+    "adopt_training_runs_3": lambda q: q.adopt(1, ["runpod"]),
     "renew_training_runs_2": lambda q: q.renew([Lease(ID, ID)]),
     "release_training_runs": lambda q: q.release(),
     "begin_handling": lambda q: q.begin_handling(ID, ID),

@@ -94,5 +94,5 @@ async def test_key_of_another_job_api_is_not_sent_to_runpod(url: str, api: dict[
         **api,
     )
     async with httpx.AsyncClient() as http:
-        assert (open_container_logs(settings, http) is not None) == opened
-        assert open_container_logs(make_services().settings, http) is None
+        assert bool(open_container_logs(settings, http)) == opened
+        assert not open_container_logs(make_services().settings, http)

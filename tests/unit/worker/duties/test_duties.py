@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ async def test_claim_waits_while_adoption_fails(services: Services, monkeypatch:
     tries: list[int] = []
     daemon = Daemon(services)
 
-    async def adopt(max_runs: int, launcher: str) -> list[Any]:
+    async def adopt(max_runs: int, launchers: Sequence[str]) -> list[Any]:
         tries.append(max_runs)
         if len(tries) == 3:
             daemon.stop()

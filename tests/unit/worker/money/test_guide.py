@@ -76,12 +76,12 @@ def test_unquantised_base_is_refused_where_it_cannot_fit(base: str, gpu: str, re
 async def test_unquantised_base_that_cannot_fit_is_refused_before_a_launch() -> None:
     chosen = {"base_model": "meta-llama/Meta-Llama-3-8B-Instruct", "quantization": "bf16"}
     job = Job(id=uuid4(), user_id=uuid4(), hyperparameters=chosen, gpu_config={"type": "RTX-A4000"})
-    settings = SimpleNamespace(
-        default_base_model=chosen["base_model"], base_models=(chosen["base_model"],), endpoint_gpu_type=None
-    )
+    settings = SimpleNamespace(default_base_model=chosen["base_model"], base_models=(chosen["base_model"],))
     with pytest.raises(PreflightError, match="RTX-A4000 has 16; set it to auto or nf4"):
         await check(
-            cast(Any, SimpleNamespace(job=job)), cast(Any, SimpleNamespace(settings=settings, prices=load_prices()))
+            cast(Any, SimpleNamespace(job=job)),
+            cast(Any, SimpleNamespace(settings=settings, prices=load_prices())),
+            cast(Any, SimpleNamespace(gpu_type=None)),
         )
 
 

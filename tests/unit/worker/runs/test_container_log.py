@@ -64,7 +64,10 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def holding(bucket: MemoryBucket | None = None, logs: Any = None, **run: Any) -> HeldRun:
     services = make_services(
-        storage=bucket or MemoryBucket(), container_logs=logs, now=lambda: NOW, queue=Jobs({"job": {}})
+        storage=bucket or MemoryBucket(),
+        container_logs={"runpod": logs} if logs else {},
+        now=lambda: NOW,
+        queue=Jobs({"job": {}}),
     )
     held = HeldRun.take(services, assignment(**run), asked_at=services.clock())
     held.observation = Observation(LaunchState.FAILED, cause=EndCause.LOST, execution_seconds=61.2)
@@ -177,7 +180,7 @@ async def test_killed_containers_log_is_read_from_the_launcher(monkeypatch: pyte
             *of_launcher(begins, OWN + "step 5 of 60", f"a print of {ROW}"),
         ]
     )
-    object.__setattr__(held.services, "container_logs", logs)
+    object.__setattr__(held.services, "container_logs", {"runpod": logs})
     await end(held, Ending(CRASHED), monkeypatch, "queued")
     log = stored(held) or ""
     assert [look[1] for look in logs.looks] == ["worker1"]

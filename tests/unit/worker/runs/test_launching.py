@@ -81,7 +81,7 @@ async def test_a_request_with_a_secret_key_is_never_sent(monkeypatch: pytest.Mon
     holding = HeldRun.take(services, assignment(None, status="claimed"), asked_at=services.clock())
     monkeypatch.setattr(services.artifacts_bucket, "require", lambda _: asyncio.sleep(0))
     monkeypatch.setattr(services.queue, "begin_handling", lambda *_: asyncio.sleep(0, 1), raising=False)
-    monkeypatch.setattr(launching, "check_job", lambda _: asyncio.sleep(0, "a plan"))
+    monkeypatch.setattr(launching, "check_job", lambda *_: asyncio.sleep(0, "a plan"))
     monkeypatch.setattr(launching, "begin_launch", lambda *request: asyncio.sleep(0, posted.append(request)))
 
     async def make_request(holding: HeldRun, _: Any) -> Request:

@@ -10,8 +10,9 @@ import respx
 
 from lora_worker.launchers.addresses import Addresses
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
+from lora_worker.launchers.places import Place, Places
 from lora_worker.launchers.runpod import RunPodLauncher
-from lora_worker.runs.state.whereabouts import Whereabouts, left_alone
+from lora_worker.runs.state.whereabouts import Whereabouts
 from tests.scripted import GUIDE
 
 OWN = "https://api.runpod.ai/v2/own"
@@ -31,6 +32,9 @@ class Endpoints:
         self.looked: list[str | None] = []
         self.cancelled: list[str | None] = []
 
+    def reaches(self, endpoint: str) -> bool:
+        return endpoint.startswith("https://api.runpod.ai/v2/")
+
     async def launch(self, payload: object, policy: object) -> str:
         raise NotImplementedError
 
@@ -44,6 +48,10 @@ class Endpoints:
 
     async def health(self, endpoint: str | None = None) -> EndpointHealth:
         return EndpointHealth(True, 1, 0)
+
+
+def only(launcher: Endpoints) -> Places:
+    return Places(Place("default", launcher))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +100,7 @@ async def test_launch_at_a_foreign_address_is_unknown_and_gets_no_key() -> None:
 
 async def test_launch_is_polled_and_cancelled_at_its_own_endpoint() -> None:
     launcher = Endpoints({FORMER: LaunchState.RUNNING})
-    places = Whereabouts.of(launcher, [FORMER])
+    places = Whereabouts.of(only(launcher), [FORMER])
     assert (await places.observe("job", FORMER))[0].state is LaunchState.RUNNING
     assert await places.cancel("job", FORMER)
     assert (launcher.looked, launcher.cancelled) == ([FORMER], [FORMER])
@@ -100,7 +108,7 @@ async def test_launch_is_polled_and_cancelled_at_its_own_endpoint() -> None:
 
 async def test_launch_with_an_assumed_endpoint_is_found_at_the_other() -> None:
     launcher = Endpoints({OWN: LaunchState.MISSING, FORMER: LaunchState.RUNNING})
-    places = Whereabouts.of(launcher, [OWN, FORMER])
+    places = Whereabouts.of(only(launcher), [OWN, FORMER])
     seen, places = await places.observe("job", OWN)
     assert seen.state is LaunchState.RUNNING
     await places.cancel("job", OWN)
@@ -114,20 +122,14 @@ async def test_launch_with_an_assumed_endpoint_is_found_at_the_other() -> None:
     ("former", "state"), [(LaunchState.UNKNOWN, LaunchState.UNKNOWN), (LaunchState.MISSING, LaunchState.MISSING)]
 )
 async def test_launch_is_missing_only_if_every_endpoint_says_so(former: LaunchState, state: LaunchState) -> None:
-    places = Whereabouts.of(Endpoints({OWN: LaunchState.MISSING, FORMER: former}), [OWN, FORMER])
+    places = Whereabouts.of(only(Endpoints({OWN: LaunchState.MISSING, FORMER: former})), [OWN, FORMER])
     assert (await places.observe("job", OWN))[0].state is state
 
 
 async def test_launch_past_its_lifetime_is_gone_without_an_answer() -> None:
-    places = Whereabouts.of(Endpoints({FORMER: LaunchState.UNKNOWN}), [FORMER])
+    places = Whereabouts.of(only(Endpoints({FORMER: LaunchState.UNKNOWN})), [FORMER])
     young, _ = await places.observe("job", FORMER, age_seconds=599)
     old, _ = await places.observe("job", FORMER, age_seconds=601)
     assert (young.state, old.state) == (LaunchState.UNKNOWN, LaunchState.MISSING)
     assert FORMER in (places.unseen("job", FORMER, young) or "")
     assert places.unseen("job", FORMER, old) is None
-
-
-def test_launch_of_another_launcher_is_left_alone() -> None:
-    launcher = Endpoints({})
-    assert left_alone(None, launcher) is left_alone("runpod", launcher) is None
-    assert "modal" in (left_alone("modal", launcher) or "")

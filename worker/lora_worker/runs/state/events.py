@@ -146,6 +146,7 @@ class Launched:
 
     external_job_id: str
     endpoint: str
+    launcher: str
 
 
 # ── granting ────────────────────────────────────────────────────────────────────────────────────────

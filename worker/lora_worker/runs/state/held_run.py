@@ -104,7 +104,7 @@ class HeldRun:
             launched_at=asked_at - posted_seconds_ago,
             trusted_until=asked_at + services.settings.lease_seconds,
             silence=Silence(asked_at),
-            whereabouts=Whereabouts.of(services.launcher, run.endpoints),
+            whereabouts=Whereabouts.of(services.places, run.endpoints),
             news=_first_news(assignment),
             stopping=unreadable(assignment.unreadable) if assignment.unreadable else None,
             token=token,

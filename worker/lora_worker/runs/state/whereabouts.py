@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from lora_worker.launchers.base import Launcher, LaunchRef, LaunchState, Observation
+from lora_worker.launchers.base import LaunchRef, LaunchState, Observation
+from lora_worker.launchers.places import Places
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,15 +17,15 @@ class Whereabouts:
     where it is expected is looked for at the run's other endpoints.
     """
 
-    launcher: Launcher
+    places: Places
     endpoints: tuple[str | None, ...] = ()
     found: Mapping[str, str | None] = field(default_factory=dict)
     """The endpoint at which a launch was found, by the launcher's id of the launch."""
 
     @classmethod
-    def of(cls, launcher: Launcher, endpoints: Iterable[str | None]) -> Whereabouts:
+    def of(cls, places: Places, endpoints: Iterable[str | None]) -> Whereabouts:
         """The whereabouts of a run that was launched at these endpoints."""
-        return cls(launcher, tuple(dict.fromkeys(endpoints)))
+        return cls(places, tuple(dict.fromkeys(endpoints)))
 
     def adding(self, endpoint: str | None) -> Whereabouts:
         """The whereabouts with one more endpoint, at which the run was launched last."""
@@ -43,17 +44,17 @@ class Whereabouts:
         A launch that is older than any can get counts as missing where it can't be looked at.
         """
         first = self.ref(external_job_id, noted)
-        observation, found = await self.launcher.observe(first), self
+        observation, found = await self.places.observe(first), self
         others = [endpoint for endpoint in self.endpoints if endpoint != first.endpoint]
         for endpoint in others if observation.state is LaunchState.MISSING else ():
-            seen = await self.launcher.observe(LaunchRef(endpoint, external_job_id))
+            seen = await self.places.observe(LaunchRef(endpoint, external_job_id))
             if seen.state is LaunchState.UNKNOWN:
                 observation = seen
             elif seen.state is not LaunchState.MISSING:
                 found = replace(self, found={**self.found, external_job_id: endpoint})
                 observation = seen
                 break
-        longest_seconds = self.launcher.longest_launch_seconds
+        longest_seconds = max(map(self.places.longest_launch_seconds, {first.endpoint, *others}))
         if observation.state is LaunchState.UNKNOWN and age_seconds and age_seconds > longest_seconds:
             observation = replace(observation, state=LaunchState.MISSING)
         return observation, found
@@ -63,20 +64,13 @@ class Whereabouts:
         if observation.state is not LaunchState.UNKNOWN:
             return None
         endpoint = self.ref(external_job_id, noted).endpoint
-        if endpoint in {None, self.launcher.endpoint}:
+        if self.places.at(endpoint) is not None:
             return f"its launch can't be looked at: {observation.reason}"
         return (
-            f"its launch was made at {endpoint}, not at the endpoint of today's settings, and can't be looked at "
+            f"its launch was made at {endpoint}, not at an endpoint of today's settings, and can't be looked at "
             f"there: {observation.reason}"
         )
 
     async def cancel(self, external_job_id: str, noted: str | None = None) -> bool:
         """Ask the launcher to end a launch, at the endpoint where it is."""
-        return await self.launcher.cancel(self.ref(external_job_id, noted))
-
-
-def left_alone(made_by: str | None, launcher: Launcher) -> str | None:
-    """Why this worker does not touch a launch, for the operator: another launcher made it. None where it may."""
-    if made_by in {None, launcher.name}:
-        return None
-    return f"it was launched by {made_by}, and this worker launches by {launcher.name}: start a worker that knows it"
+        return await self.places.cancel(self.ref(external_job_id, noted))

@@ -84,8 +84,8 @@ def blame_of(held: HeldRun, failure: Failure, stage: Stage | None) -> dict[str, 
     return {"kind": kind, "at_once": failure.code == NEVER_READY.code, "hold_seconds": hold_seconds}
 
 
-async def hold_back(held: HeldRun) -> Settled | None:
-    """Ask whether the job may be launched now: None where it may, else the database has put it into the queue again.
+async def hold_back(held: HeldRun, endpoint: str) -> Settled | None:
+    """Ask whether the job may be launched at this endpoint now: None where it may, else it is in the queue again.
 
     Raises:
         LeaseLostError: the run is another worker's.
@@ -103,7 +103,7 @@ async def hold_back(held: HeldRun) -> Settled | None:
         run.id,
         run.lease_token,
         base_model=chosen.base_model or "",
-        endpoint=services.launcher.endpoint,
+        endpoint=endpoint,
         look_again_seconds=math.ceil(min(_LOOK_AGAIN_SECONDS, services.settings.hold_seconds)),
     )
     if answer["go"]:

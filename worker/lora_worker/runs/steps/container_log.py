@@ -73,7 +73,7 @@ async def keep_late(held: HeldRun) -> bool:
         if may_change:
             async with held.services.log_slots.take():
                 lines, problem, may_change = await _read(held)
-            source = f"read from {held.services.launcher.guide.title}"
+            source = f"read from {held.services.places.guide_of(held.launch_ref.endpoint).title}"
         if not may_change and await _store(held, lines, source=problem or source):
             break
     else:
@@ -97,7 +97,8 @@ async def _remove_if_erased(held: HeldRun) -> None:
 
 async def _read(held: HeldRun) -> tuple[list[str], str | None, bool]:
     """The lines that the launcher has; why there are none; and whether a later look may bring some."""
-    reader, title = held.services.container_logs, held.services.launcher.guide.title
+    services, endpoint = held.services, held.launch_ref.endpoint
+    reader, title = services.container_logs_at(endpoint), services.places.guide_of(endpoint).title
     if reader is None:
         return [], f"no lines: the log can't be read from {title} with these settings", False
     try:
@@ -163,7 +164,7 @@ async def _store(held: HeldRun, lines: list[str], *, source: str) -> bool:
 
 
 def _notes(held: HeldRun, source: str) -> list[str]:
-    run, title = held.assignment.run, held.services.launcher.guide.title
+    run, title = held.assignment.run, held.services.places.guide_of(held.launch_ref.endpoint).title
     notes = [
         f"run {run.id} of job {run.job_id}, attempt {run.attempt}, launch {held.news.external_job_id}",
         f"ended {held.services.now():%Y-%m-%d %H:%M:%S} UTC {held.end_summary}",

@@ -31,6 +31,7 @@ from lora_worker.errors import (
     ServiceRefusedError,
     ServiceUnavailableError,
 )
+from lora_worker.launchers.places import Place
 from lora_worker.observability.actions import Action
 from lora_worker.observability.metrics import LAUNCHED
 from lora_worker.runs.outcomes.failures import Failure
@@ -53,8 +54,13 @@ def channel_fault(channel: Channel, settings: Settings, *, now: float) -> str | 
     return f"SUPABASE_PUBLISHABLE_KEY {fault}" if fault else None
 
 
-async def find_obstacle(held: HeldRun) -> PutOff | Settled | None:
-    """Whether anything outside the job keeps it from its launch: its bucket, or an open breaker. None: nothing does.
+def choose_place(held: HeldRun) -> Place:
+    """Where the run is launched."""
+    return held.services.places.default
+
+
+async def find_obstacle(held: HeldRun, place: Place) -> PutOff | Settled | None:
+    """Whether anything outside the job keeps it from its launch there: its bucket, or an open breaker. None: nothing.
 
     Raises:
         LeaseLostError: the run is another worker's.
@@ -69,17 +75,17 @@ async def find_obstacle(held: HeldRun) -> PutOff | Settled | None:
         if services.repeats.is_due("artifacts bucket", str(error)):
             log.error("the storage can't take an adapter", action=Action.STORAGE_REFUSED, problem=str(error))
         return PutOff(str(error), services.settings.retry_base_seconds, stage="waiting_for_storage")
-    return await hold_back(held)
+    return await hold_back(held, place.endpoint)
 
 
-async def check_job(held: HeldRun) -> preflight.Plan | Ending:
-    """Check the job and its dataset: the plan of its launch, or why the job ends before a GPU is paid for.
+async def check_job(held: HeldRun, place: Place) -> preflight.Plan | Ending:
+    """Check the job and its dataset: the plan of its launch there, or why the job ends before a GPU is paid for.
 
     Raises:
         ServiceError: the database or the storage did not answer.
     """
     try:
-        plan = await preflight.check(held.assignment, held.services)
+        plan = await preflight.check(held.assignment, held.services, place)
     except DatasetPendingError as error:
         # A claim leaves such jobs in the queue. Here the dataset is validated anew since, or the job names a file.
         return Ending(Failure(error.code, Fault.INFRASTRUCTURE, str(error)))
@@ -169,7 +175,6 @@ async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) ->
     """
     services, run, job = held.services, held.assignment.run, held.assignment.job
     assert job is not None
-    launcher = services.launcher
     crash_point("worker.launch.before_intent")
     held.require_lease()
     launched_with: dict[str, Any] = {
@@ -183,8 +188,8 @@ async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) ->
     answer = await services.queue.begin_launch(
         run.id,
         run.lease_token,
-        launcher=launcher.name,
-        endpoint=launcher.endpoint,
+        launcher=plan.place.launcher.name,
+        endpoint=plan.place.endpoint,
         token_sha256=token_sha256(request.channel.token),
         launched_with=launched_with,
     )
@@ -200,7 +205,7 @@ async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) ->
         "job": job.model_copy(update=columns),
         "run": run.model_copy(update={"launched_with": launched_with}),
     }
-    return LaunchBegun(launcher.endpoint, request.channel.token, held.assignment.model_copy(update=rows))
+    return LaunchBegun(plan.place.endpoint, request.channel.token, held.assignment.model_copy(update=rows))
 
 
 async def send(held: HeldRun, request: Request, plan: preflight.Plan) -> Launched | PutOff | Ending:
@@ -209,7 +214,7 @@ async def send(held: HeldRun, request: Request, plan: preflight.Plan) -> Launche
     Raises:
         LeaseLostError: the lease ran out before.
     """
-    services, launcher = held.services, held.services.launcher
+    services, launcher = held.services, plan.place.launcher
     crash_point("worker.launch.before_post")
     held.require_lease()
     try:
@@ -221,7 +226,7 @@ async def send(held: HeldRun, request: Request, plan: preflight.Plan) -> Launche
     except ServiceRefusedError as error:
         LAUNCHED.labels("refused").inc()
         # The key or the endpoint is wrong, which only the operator can mend: no job fails for it.
-        if services.repeats.is_due("launcher", str(error)):
+        if services.repeats.is_due(("launcher", launcher.endpoint), str(error)):
             log.error("the launcher refuses this worker", action=Action.LAUNCH_REFUSED, problem=str(error))
         return PutOff(str(error), services.settings.retry_base_seconds)
     except ServiceUnavailableError as error:
@@ -237,7 +242,7 @@ async def send(held: HeldRun, request: Request, plan: preflight.Plan) -> Launche
     crash_point("worker.launch.after_post")
     attempt = held.assignment.run.attempt
     log.info("launched", action=Action.LAUNCH_ACCEPTED, attempt=attempt, external_job_id=external_job_id)
-    return Launched(external_job_id, launcher.endpoint)
+    return Launched(external_job_id, launcher.endpoint, launcher.name)
 
 
 async def record_launch(held: HeldRun, launched: Launched) -> None:
@@ -250,7 +255,7 @@ async def record_launch(held: HeldRun, launched: Launched) -> None:
     await services.queue.record_launch(
         run.id,
         run.lease_token,
-        launcher=services.launcher.name,
+        launcher=launched.launcher,
         endpoint=launched.endpoint,
         external_job_id=launched.external_job_id,
     )
