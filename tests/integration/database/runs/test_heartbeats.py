@@ -132,12 +132,12 @@ def test_progress_goes_with_the_end_of_its_run(db: Database) -> None:
 def test_run_of_another_launcher_is_left_to_its_own_worker(db: Database) -> None:
     run, _ = db.launched_run()
     db.expire(run["id"])
-    assert db.call("adopt_training_runs_3", "w2", 10, 60, ["neighbour"]) == []
-    (adopted,) = db.call("adopt_training_runs_3", "w2", 10, 60, ["modal", "runpod"])
+    assert db.call("adopt_training_runs_3", "w2", 10, 60, "{neighbour}") == []
+    (adopted,) = db.call("adopt_training_runs_3", "w2", 10, 60, "{modal,runpod}")
     assert adopted["run"]["id"] == str(run["id"])
 
 
 def test_unlaunched_run_is_adopted_by_a_worker_of_any_launcher(db: Database) -> None:
     run = db.claimed_run()
     db.expire(run["id"])
-    assert len(db.call("adopt_training_runs_2", "w2", 10, 60, "neighbour")) == 1
+    assert len(db.call("adopt_training_runs_3", "w2", 10, 60, "{neighbour}")) == 1
