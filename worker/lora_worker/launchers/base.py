@@ -204,3 +204,30 @@ class Launcher(Protocol):
 
     async def health(self, endpoint: str | None = None) -> EndpointHealth:
         """Whether an endpoint can take runs; by default the one where launches go now."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedLaunch:
+    """A launch that lives in the launcher's account and bears this project's mark."""
+
+    external_job_id: str
+    run_id: str
+    """The run that it was started for, as its name or label says."""
+    age_seconds: float | None
+    """Since it was accepted; None where the launcher does not say."""
+
+
+@runtime_checkable
+class OwnerOfLaunches(Protocol):
+    """A launcher that can say what it has running, so that a launch whose id was never recorded is found and ended.
+
+    A cloud whose launches cost until they are stopped must have it: a worker that dies after the submission, before the
+    id is recorded, leaves a machine that nobody knows. A queue that drops its jobs by itself does without.
+    """
+
+    async def owned(self) -> list[OwnedLaunch]:
+        """All launches that live there and bear this project's mark (`launchers.marks`): at most 1000, oldest first.
+
+        Raises:
+            ServiceError: they can't be listed; the text says why.
+        """

@@ -1,0 +1,26 @@
+"""The names that launches bear in a cloud's account: by them this project's are told from all else that runs there."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from uuid import UUID
+
+_MARK_CHARACTERS = 10
+_NAME = re.compile(r"lora-([0-9a-f]{32})(?![0-9a-f])")
+
+
+def project_mark(supabase_url: str) -> str:
+    """The mark of a project's launches: 10 hexadecimal digits. Several projects may share one account of a cloud."""
+    return hashlib.sha256(supabase_url.rstrip("/").lower().encode()).hexdigest()[:_MARK_CHARACTERS]
+
+
+def launch_name(run_id: str) -> str:
+    """The name of a run's launch, `lora-` and the run's id without hyphens: the same for each try of its submission."""
+    return f"lora-{UUID(run_id).hex}"
+
+
+def run_of_name(name: str) -> str | None:
+    """The id of the run whose launch bears this name, also with more after it; None if it is no such name."""
+    found = _NAME.match(name)
+    return str(UUID(found[1])) if found else None
