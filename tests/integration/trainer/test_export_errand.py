@@ -4,13 +4,16 @@ import functools
 import hashlib
 import http.server
 import json
+import os
 import threading
+import time
 
 import pytest
 
-from lora_contract.errands import ErrandResult
+from lora_contract.errands import ErrandResult, ExportRequest
 from lora_contract.exports import is_export_source
 from lora_trainer.handler import handler
+from lora_trainer.settings import load_settings
 from tests.unit.trainer.export.making import make_adapter, make_base
 
 pytestmark = pytest.mark.gpu_stack
@@ -70,7 +73,39 @@ async def test_merged_model_stays_on_the_volume_and_its_place_is_told(files, vol
     found = {path.name for path in (volume / place.folder).iterdir()}
     assert found == {file.name for file in place.record.files} | {"export.json", ".export.lock"}
     assert "model.safetensors.index.json" in found
-    assert not (volume / "lora-exports/.sources/job-1").exists(), "the adapter's copy is no longer needed"
+    assert not list((volume / "lora-exports/.sources").iterdir()), "the adapter's copy is no longer needed"
+
+
+def test_second_errand_of_a_job_leaves_the_first_ones_adapter(files, volume, monkeypatch):
+    from lora_trainer.errands.exporting import export
+    from lora_trainer.errors import ExportRefusedError
+    from lora_trainer.export.layout import Shard
+
+    request, settings, write, refused = ExportRequest(job_id="job-1", files=files), load_settings(), Shard.write, []
+
+    def write_after_another_errand(shard, target):
+        if not refused:
+            with pytest.raises(ExportRefusedError, match="Another export") as error:
+                export(request, settings)
+            refused.append(error)
+        write(shard, target)
+
+    monkeypatch.setattr(Shard, "write", write_after_another_errand)
+    assert export(request, settings).record.complete
+    assert refused
+
+
+def test_adapters_of_killed_errands_go_after_days(files, volume):
+    from lora_trainer.errands.exporting import export
+
+    old, running = volume / "lora-exports/.sources/job-1.old", volume / "lora-exports/.sources/job-1.running"
+    for folder in (old, running):
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").touch()
+    nine_days_ago = time.time() - 9 * 86_400
+    os.utime(old, (nine_days_ago, nine_days_ago))
+    assert export(ExportRequest(job_id="job-1", files=files), load_settings()).record.complete
+    assert list(running.parent.iterdir()) == [running]
 
 
 async def test_file_that_was_replaced_meanwhile_ends_in_a_sentence(files, volume):

@@ -11,6 +11,11 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -31,7 +36,11 @@ from lora_trainer.settings import Settings, load_settings
 log = logging.getLogger("lora_trainer.errands.exporting")
 
 _SOURCES = ".sources"
-"""The folder beside the exports into which the adapters are downloaded."""
+"""The folder beside the exports into which the adapters are downloaded, for each errand into a folder of its own."""
+_STALE_SECONDS = 8 * 86_400.0
+"""How long a downloaded adapter stays after its errand was killed: RunPod lets no job run for more than 7 days."""
+_MOST_SWEPT = 1000
+"""At how many of those folders an errand looks."""
 
 
 def export(request: ExportRequest, settings: Settings) -> ExportPlace:
@@ -48,15 +57,36 @@ def export(request: ExportRequest, settings: Settings) -> ExportPlace:
             "Attach a network volume to the endpoint, or merge where the trainer is installed.",
         )
     target = volume / EXPORTS_FOLDER / request.job_id
-    sources = volume / EXPORTS_FOLDER / _SOURCES / request.job_id
-    try:
-        with naming_full_disks(sources):
-            sources.mkdir(parents=True, exist_ok=True)
+    with _own_folder(volume / EXPORTS_FOLDER / _SOURCES, request.job_id) as sources:
         asyncio.run(download_files(request.files, sources))
         record = export_merged(sources, _base(request, sources, volume, settings), target, log.info)
-    finally:
-        shutil.rmtree(sources, ignore_errors=True)
     return ExportPlace(folder=str(target.relative_to(volume)), record=record)
+
+
+@contextmanager
+def _own_folder(parent: Path, job_id: str) -> Iterator[Path]:
+    """A new folder in `parent`, which is removed at the end; so are those that killed errands have left long ago.
+
+    Two errands of one job may run at the same time. In one folder, the second to begin would overwrite the weights that
+    the first is reading, and remove them when it is refused.
+    """
+    with naming_full_disks(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(parent)
+        folder = Path(tempfile.mkdtemp(prefix=f"{job_id}.", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    oldest = time.time() - _STALE_SECONDS
+    for folder in islice(parent.iterdir(), _MOST_SWEPT):
+        # Another container may be removing the same folder.
+        with suppress(FileNotFoundError):
+            if folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _base(request: ExportRequest, sources: Path, volume: Path, settings: Settings) -> Base:

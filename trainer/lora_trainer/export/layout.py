@@ -64,7 +64,7 @@ class Shard:
         """Write the file: the base's tensors with what the adapter adds to them.
 
         Raises:
-            ExportRefusedError: the adapter holds values that are no finite numbers.
+            ExportRefusedError: the adapter holds values that are no finite numbers, or its file ends too early.
             BaseModelMismatchError: the base's file is shorter than it was.
         """
         target.write(self.header)

@@ -24,8 +24,8 @@ def tensor_pieces(file: IO[bytes], span: Span, parts: Sequence[Part], dtype: tor
     """The tensor at `span` of the open `file` as it is written, one piece after the other, in `dtype`.
 
     Raises:
-        ExportRefusedError: the adapter holds values that are no finite numbers.
-        ValueError: the file ends too early.
+        ExportRefusedError: the adapter holds values that are no finite numbers, or its file ends too early.
+        ValueError: the base's file ends too early.
         OSError: a file can't be read.
     """
     rows, columns = rows_of(span.shape)
@@ -65,11 +65,17 @@ def read_matrices(module: LoraModule) -> tuple[torch.Tensor, torch.Tensor, torch
     """A, B and magnitudes of a module, in float32.
 
     Raises:
-        ExportRefusedError: they hold values that are no finite numbers.
+        ExportRefusedError: they hold values that are no finite numbers, or the adapter's file ends too early.
     """
-    with module.a.file.open("rb") as file:
-        a, b = _whole(file, module.a), _whole(file, module.b)
-        magnitude = None if module.magnitude is None else _whole(file, module.magnitude).reshape(-1)
+    try:
+        with module.a.file.open("rb") as file:
+            a, b = _whole(file, module.a), _whole(file, module.b)
+            magnitude = None if module.magnitude is None else _whole(file, module.magnitude).reshape(-1)
+    except ValueError:
+        # Not left to the caller, who would take it for the base's file.
+        raise ExportRefusedError(
+            f"The adapter's file {module.a.file.name} is shorter than it was.", "Fetch the adapter once more."
+        ) from None
     if not all(bool(each.isfinite().all()) for each in (a, b, magnitude) if each is not None):
         raise ExportRefusedError(
             f"The adapter's matrices of {module.name} hold values that are no finite numbers.", "Train it again."

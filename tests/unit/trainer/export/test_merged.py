@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from lora_contract.error_codes import FAULTS, Fault
 from lora_trainer.errors import BaseModelMismatchError, DiskFullError, ExportRefusedError
+from lora_trainer.export.adapter import read_adapter
 from lora_trainer.export.merged import export_merged
+from lora_trainer.export.merging import read_matrices
 from lora_trainer.models.bases import Base
 from tests.project import ROOT
 from tests.unit.trainer.export.making import change_config, make_adapter, make_base
@@ -195,6 +197,13 @@ def test_adapter_with_nan_leaves_no_loadable_model(adapter, base, tmp_path):
     with pytest.raises(ExportRefusedError, match="no finite numbers"):
         export_merged(adapter, base, tmp_path / "out", silent)
     assert not (tmp_path / "out/model.safetensors.index.json").exists()
+
+
+def test_adapter_that_is_cut_while_it_is_read_is_not_called_a_damaged_base(adapter):
+    modules = read_adapter(adapter).modules
+    os.truncate(adapter / "adapter_model.safetensors", 8)
+    with pytest.raises(ExportRefusedError, match=r"The adapter's file adapter_model\.safetensors is shorter"):
+        read_matrices(modules[0])
 
 
 def test_head_that_shares_the_embedding_is_not_merged(adapter, base, tmp_path):
