@@ -94,8 +94,8 @@ def read_adapter(folder: Path) -> Adapter:
     try:
         spans = read_spans(weights)
         digest = sha256_of(weights)
-    except FileNotFoundError:
-        raise ExportRefusedError(f"{folder} holds no {_WEIGHTS_NAME}.", "Name the folder of an adapter.") from None
+    except OSError as error:
+        raise _unreadable(weights, error) from None
     except ValueError:
         raise ExportRefusedError(f"{_WEIGHTS_NAME} is damaged.", "Fetch the adapter once more.") from None
     revision = config.get("revision")
@@ -122,11 +122,18 @@ def _read_config(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_CONFIG_BYTES + 1)
-    except FileNotFoundError:
-        raise ExportRefusedError(f"{path.parent} holds no {path.name}.", "Name the folder of an adapter.") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     if len(content) > _MAX_CONFIG_BYTES:
         raise ExportRefusedError(f"{path.name} has more than {_MAX_CONFIG_BYTES:,} bytes.")
     return content
+
+
+def _unreadable(path: Path, error: OSError) -> ExportRefusedError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return ExportRefusedError(f"{path.parent} holds no {path.name}.", "Name the folder of an adapter.")
+    reason = error.strerror or type(error).__name__
+    return ExportRefusedError(f"{path} can't be read ({reason}).", "Name the folder of an adapter that you may read.")
 
 
 def _parse_config(content: bytes) -> dict[str, Any]:

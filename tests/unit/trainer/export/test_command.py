@@ -1,5 +1,7 @@
 """`lora-trainer export` prints a record that the worker reads, its steps beside it, and no traceback."""
 
+import shutil
+
 import pytest
 from typer.testing import CliRunner
 
@@ -37,6 +39,24 @@ def test_another_base_may_be_named_by_its_folder(folder):
     change_config(folder / "adapter", base_model_name_or_path="org/gone")
     done = export(folder, "--base", str(folder / "models/org/base"))
     assert ExportRecord.model_validate_json(done.stdout).base_model == "base"
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda path: path.unlink(), "holds no {name}"),
+        (lambda path: (path.unlink(), path.mkdir()), "{name} can't be read (Is a directory)"),
+        (lambda path: (shutil.rmtree(path.parent), path.parent.touch()), "holds no adapter_config.json"),
+    ],
+    ids=["missing", "a folder", "below a file"],
+)
+def test_path_that_is_no_adapter_ends_in_a_sentence(folder, name, spoil, words):
+    spoil(folder / "adapter" / name)
+    done = export(folder)
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert words.format(name=name) in done.stderr
 
 
 @pytest.mark.parametrize(
