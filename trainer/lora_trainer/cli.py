@@ -170,18 +170,18 @@ def export(
     def say(text: str) -> None:
         typer.echo(text, err=True)
 
+    # Before the base is downloaded, for which an adapter that can't be exported has no use.
+    with _saying_errors():
+        read = read_adapter(adapter)
+
     def write(bases: BaseModels, name: str, revision: str | None) -> str:
         found = bases.find(name, revision)
         if form is Form.gguf:
-            return export_gguf(adapter, found, target, say).model_dump_json()
-        return export_merged(adapter, bases.complete(found), target, say).model_dump_json()
+            return export_gguf(read, found, target, say).model_dump_json()
+        return export_merged(read, bases.complete(found), target, say).model_dump_json()
 
-    named = base
-    if named is None:
-        with _saying_errors():
-            read = read_adapter(adapter)
-            named = f"{read.base_name}@{read.base_revision}" if read.base_revision else read.base_name
-    _for_each([named], volume, write)
+    of_adapter = f"{read.base_name}@{read.base_revision}" if read.base_revision else read.base_name
+    _for_each([of_adapter if base is None else base], volume, write)
 
 
 @contextmanager

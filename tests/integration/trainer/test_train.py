@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lora_contract.error_codes import ErrorCode
 from lora_contract.ollama import architecture_of
 from lora_contract.protocol import Stage
+from lora_trainer.export.adapter import read_adapter
 from lora_trainer.export.merged import export_merged
 from lora_trainer.models.bases import Base
 from tests.integration.trainer.child import make_task, start, train
@@ -130,7 +131,7 @@ def test_example_code_of_the_model_card_works(trained, tiny_model, capsys):
 def test_merged_export_answers_exactly_as_base_and_adapter(trained, tiny_model, tmp_path):
     task, _, _ = trained
     base = Base("tiny", None, tiny_model)
-    export_merged(task.artifact, base, tmp_path / "merged", lambda _: None)
+    export_merged(read_adapter(task.artifact), base, tmp_path / "merged", lambda _: None)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     questions = [json.loads(line) for line in task.dataset.read_text().splitlines()[1:4]]
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), task.artifact)

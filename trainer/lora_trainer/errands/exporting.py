@@ -24,7 +24,7 @@ from lora_contract.errands import ErrandResult, ExportPlace, ExportRequest, spli
 from lora_contract.exports import EXPORTS_FOLDER
 from lora_trainer.errands.lines import Line, explain, writer
 from lora_trainer.errors import VolumeMissingError
-from lora_trainer.export.adapter import read_adapter
+from lora_trainer.export.adapter import Adapter, read_adapter
 from lora_trainer.export.merged import export_merged
 from lora_trainer.models.bases import Base, BaseModels
 from lora_trainer.run.download import download_files
@@ -59,7 +59,8 @@ def export(request: ExportRequest, settings: Settings) -> ExportPlace:
     target = volume / EXPORTS_FOLDER / request.job_id
     with _own_folder(volume / EXPORTS_FOLDER / _SOURCES, request.job_id) as sources:
         asyncio.run(download_files(request.files, sources))
-        record = export_merged(sources, _base(request, sources, volume, settings), target, log.info)
+        adapter = read_adapter(sources)
+        record = export_merged(adapter, _base(request, adapter, volume, settings), target, log.info)
     return ExportPlace(folder=str(target.relative_to(volume)), record=record)
 
 
@@ -89,8 +90,7 @@ def _sweep(parent: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _base(request: ExportRequest, sources: Path, volume: Path, settings: Settings) -> Base:
-    adapter = read_adapter(sources)
+def _base(request: ExportRequest, adapter: Adapter, volume: Path, settings: Settings) -> Base:
     name, revision = split_model(request.base) if request.base else (adapter.base_name, adapter.base_revision)
     bases = BaseModels(volume, trusted=settings.trust_remote_code)
     return bases.complete(bases.find(name, revision))

@@ -27,7 +27,7 @@ import torch
 from lora_contract.exports import ExportRecord
 from lora_contract.ollama import MODELFILE_NAME
 from lora_trainer.errors import ExportRefusedError
-from lora_trainer.export.adapter import Adapter, LoraModule, read_adapter
+from lora_trainer.export.adapter import Adapter, LoraModule
 from lora_trainer.export.card import gguf_modelfile
 from lora_trainer.export.folder import open_folder
 from lora_trainer.export.layout import read_config
@@ -55,15 +55,15 @@ _MOST_LAYERS = 10_000
 Say = Callable[[str], None]
 
 
-def export_gguf(adapter_folder: Path, base: Base, target: Path, say: Say = log.info) -> ExportRecord:
-    """Write the adapter in `adapter_folder` as GGUF, in float32, into `target`. No weights of `base` are read.
+def export_gguf(adapter: Adapter, base: Base, target: Path, say: Say = log.info) -> ExportRecord:
+    """Write `adapter` as GGUF, in float32, into `target`. No weights of `base` are read.
 
     Raises:
         ExportRefusedError: it can't be written for this architecture, or is no plain LoRA; `gguf` is not installed; or
             `target` is in use.
         DiskFullError: there is no room for the result.
     """
-    adapter, config = read_adapter(adapter_folder), read_config(base)
+    config = read_config(base)
     tensors = _tensors(adapter, config)
     wanted = ExportRecord(
         form="gguf",

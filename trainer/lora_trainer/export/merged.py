@@ -17,7 +17,7 @@ from typing import Any
 from lora_contract.exports import ExportRecord, is_export_source
 from lora_contract.ollama import MODELFILE_NAME
 from lora_contract.protocol import ADAPTER_FILES
-from lora_trainer.export.adapter import Adapter, read_adapter
+from lora_trainer.export.adapter import Adapter
 from lora_trainer.export.card import merged_card, merged_modelfile
 from lora_trainer.export.folder import ExportFolder, open_folder
 from lora_trainer.export.layout import Shard, plan_shards, read_base, read_config
@@ -36,8 +36,8 @@ _MOST_BYTES = 200_000_000
 Say = Callable[[str], None]
 
 
-def export_merged(adapter_folder: Path, base: Base, target: Path, say: Say = log.info) -> ExportRecord:
-    """Write `base` with the adapter in `adapter_folder` merged into it to the folder `target`; `say` is told each step.
+def export_merged(adapter: Adapter, base: Base, target: Path, say: Say = log.info) -> ExportRecord:
+    """Write `base` with `adapter` merged into it to the folder `target`; `say` is told each step.
 
     An export of the same inputs that was killed goes on with the first file that is missing.
 
@@ -46,7 +46,6 @@ def export_merged(adapter_folder: Path, base: Base, target: Path, say: Say = log
         BaseModelMismatchError: the base's files are damaged.
         DiskFullError: there is no room for the result.
     """
-    adapter = read_adapter(adapter_folder)
     config = read_config(base)
     files = read_base(base)
     spans = {name: span for each in files.values() for name, span in each.items()}

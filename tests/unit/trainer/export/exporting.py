@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from lora_trainer.export.adapter import read_adapter
 from lora_trainer.export.layout import Shard
 from lora_trainer.export.merged import export_merged
 from lora_trainer.models.bases import Base
@@ -42,5 +43,6 @@ if __name__ == "__main__":
         )
     torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # what the first product loads
     before = memory("VmRSS")
-    export_merged(Path(adapter), Base("org/base", None, Path(base)), Path(target), lambda text: print(text, flush=True))
+    read = read_adapter(Path(adapter))
+    export_merged(read, Base("org/base", None, Path(base)), Path(target), lambda text: print(text, flush=True))
     print("grew", memory("VmHWM") - before)

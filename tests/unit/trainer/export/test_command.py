@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from lora_contract.exports import ExportRecord
 from lora_trainer.cli import app
+from lora_trainer.export import adapter
 from tests.unit.trainer.export.making import change_config, make_adapter, make_base
 
 pytestmark = pytest.mark.gpu_stack
@@ -39,6 +40,15 @@ def test_another_base_may_be_named_by_its_folder(folder):
     change_config(folder / "adapter", base_model_name_or_path="org/gone")
     done = export(folder, "--base", str(folder / "models/org/base"))
     assert ExportRecord.model_validate_json(done.stdout).base_model == "base"
+
+
+def test_adapter_is_read_once_and_before_its_base(folder, monkeypatch):
+    sums = []
+    monkeypatch.setattr(adapter, "sha256_of", lambda path: sums.append(path) or "0" * 64)
+    assert export(folder).exit_code == 0
+    assert sums == [folder / "adapter/adapter_model.safetensors"]
+    change_config(folder / "adapter", bias="all")
+    assert "bias" in export(folder, "--base", "org/never-looked-for").stderr
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])

@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from lora_trainer.export.adapter import read_adapter
 from lora_trainer.export.merged import export_merged
 from lora_trainer.models.targets import Targets, without_peft_conversion
 from tests.project import ROOT
@@ -51,7 +52,7 @@ def prepare(folder, case, chosen):
         change_config(folder / "adapter", alpha_pattern={r"layers\.\d+\.self_attn\.q_proj": 64})
     if case.endswith("packed"):
         pack_experts(base)
-    export_merged(folder / "adapter", base, folder / "out", lambda _: None)
+    export_merged(read_adapter(folder / "adapter"), base, folder / "out", lambda _: None)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from gguf import GGUFReader
 from safetensors.torch import load_file
 
 from lora_trainer.errors import ExportRefusedError
+from lora_trainer.export.adapter import read_adapter
 from lora_trainer.export.gguf_adapter import export_gguf
 from tests.unit.trainer.export.making import RANK, change_config, make_adapter, make_base
 
@@ -68,7 +69,7 @@ def in_pairs(rows, heads):
 
 def test_llamas_rows_are_in_the_order_of_llama_cpp(llama):
     folder, base = llama
-    record = export_gguf(folder / "adapter", base, folder / "out", silent)
+    record = export_gguf(read_adapter(folder / "adapter"), base, folder / "out", silent)
     assert record.complete
     fields, tensors = read(folder / "out")
     alpha = fields["adapter.lora.alpha"]
@@ -86,7 +87,7 @@ def test_llamas_rows_are_in_the_order_of_llama_cpp(llama):
 def test_factors_that_llama_cpp_does_not_know_go_into_b(llama):
     folder, base = llama
     change_config(folder / "adapter", use_rslora=True, lora_alpha=16, alpha_pattern={"up_proj": 64})
-    export_gguf(folder / "adapter", base, folder / "out", silent)
+    export_gguf(read_adapter(folder / "adapter"), base, folder / "out", silent)
     fields, tensors = read(folder / "out")
     for name, place, alpha in (("mlp.up_proj", "ffn_up", 64), ("mlp.gate_proj", "ffn_gate", 16)):
         found = added(tensors, f"blk.0.{place}.weight", fields["adapter.lora.alpha"])
@@ -97,7 +98,7 @@ def test_experts_lie_in_one_matrix_and_qwens_rows_keep_their_order(made):
     from lora_trainer.models.bases import Base
 
     folder = made["qwen3_moe"]
-    export_gguf(folder / "adapter", Base("org/base", None, folder / "base"), folder / "out", silent)
+    export_gguf(read_adapter(folder / "adapter"), Base("org/base", None, folder / "base"), folder / "out", silent)
     fields, tensors = read(folder / "out")
     alpha = fields["adapter.lora.alpha"]
     assert fields["general.architecture"] == "qwen3moe"
@@ -112,7 +113,7 @@ def test_experts_lie_in_one_matrix_and_qwens_rows_keep_their_order(made):
 
 def test_modelfile_stands_beside_it(llama):
     folder, base = llama
-    export_gguf(folder / "adapter", base, folder / "out", silent)
+    export_gguf(read_adapter(folder / "adapter"), base, folder / "out", silent)
     assert "FROM ./base.gguf\nADAPTER ./adapter.gguf\n" in (folder / "out/Modelfile").read_text()
 
 
@@ -131,7 +132,7 @@ def test_what_would_come_out_wrong_is_refused_with_the_way_round(llama, config, 
     path = base.folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
     with pytest.raises(ExportRefusedError, match=words) as refused:
-        export_gguf(folder / "adapter", base, folder / "out", silent)
+        export_gguf(read_adapter(folder / "adapter"), base, folder / "out", silent)
     assert "convert_hf_to_gguf.py" in refused.value.hint
     assert not (folder / "out").exists()
 
@@ -141,5 +142,5 @@ def test_missing_package_is_named(llama, monkeypatch):
     monkeypatch.delitem(sys.modules, "gguf", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ExportRefusedError, match="gguf is not installed") as refused:
-        export_gguf(folder / "adapter", base, folder / "out", silent)
+        export_gguf(read_adapter(folder / "adapter"), base, folder / "out", silent)
     assert "pip install gguf" in refused.value.hint

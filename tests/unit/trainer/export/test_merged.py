@@ -104,23 +104,23 @@ def test_killed_export_goes_on_and_memory_is_bounded(tmp_path):
 
 
 def test_changed_adapter_begins_anew_and_the_same_is_left_alone(adapter, base, tmp_path):
-    export_merged(adapter, base, tmp_path / "out", silent)
+    export_merged(read_adapter(adapter), base, tmp_path / "out", silent)
     said = []
-    export_merged(adapter, base, tmp_path / "out", said.append)
+    export_merged(read_adapter(adapter), base, tmp_path / "out", said.append)
     assert said == [f"{tmp_path / 'out'} holds this export already"]
     before = load_file(tmp_path / "out/model-00001-of-00002.safetensors")
     change_config(adapter, lora_alpha=64)
-    export_merged(adapter, base, tmp_path / "out", silent)
+    export_merged(read_adapter(adapter), base, tmp_path / "out", silent)
     after = load_file(tmp_path / "out/model-00001-of-00002.safetensors")
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_damaged_file_of_a_begun_export_is_written_again(adapter, base, tmp_path):
-    export_merged(adapter, base, tmp_path / "out", silent)
+    export_merged(read_adapter(adapter), base, tmp_path / "out", silent)
     file = tmp_path / "out/model-00001-of-00002.safetensors"
     right = file.read_bytes()
     file.write_bytes(right[:-1] + b"x")
-    export_merged(adapter, base, tmp_path / "out", silent)
+    export_merged(read_adapter(adapter), base, tmp_path / "out", silent)
     assert file.read_bytes() == right
 
 
@@ -128,14 +128,14 @@ def test_folder_with_files_of_others_is_refused(adapter, base, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").touch()
     with pytest.raises(ExportRefusedError, match=r"thesis\.txt.*no export"):
-        export_merged(adapter, base, tmp_path / "out", silent)
+        export_merged(read_adapter(adapter), base, tmp_path / "out", silent)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
 def test_two_exports_never_write_into_one_folder(adapter, base, tmp_path):
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out/.export.lock"), pytest.raises(ExportRefusedError, match="Another export"):
-        export_merged(adapter, base, tmp_path / "out", silent)
+        export_merged(read_adapter(adapter), base, tmp_path / "out", silent)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_quantised_base_is_refused_before_anything_is_written(adapter, base, tmp
     config = base.folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | changes))
     with pytest.raises(ExportRefusedError, match=words) as refused:
-        export_merged(adapter, base, tmp_path / "out", silent)
+        export_merged(read_adapter(adapter), base, tmp_path / "out", silent)
     assert "not quantised" in refused.value.hint
     assert FAULTS[refused.value.code] is Fault.PERMANENT
     assert not (tmp_path / "out").exists()
@@ -159,7 +159,7 @@ def test_weights_in_few_bits_are_refused_whatever_the_config_says(adapter, base,
     for file in base.folder.glob("*.safetensors"):
         save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(file).items()}, file)
     with pytest.raises(ExportRefusedError, match="is quantised"):
-        export_merged(adapter, base, tmp_path / "out", silent)
+        export_merged(read_adapter(adapter), base, tmp_path / "out", silent)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_weights_in_few_bits_are_refused_whatever_the_config_says(adapter, base,
 def test_adapter_that_is_more_than_lora_is_refused(adapter, base, tmp_path, changes, words):
     change_config(adapter, **changes)
     with pytest.raises(ExportRefusedError, match=words):
-        export_merged(adapter, base, tmp_path / "out", silent)
+        export_merged(read_adapter(adapter), base, tmp_path / "out", silent)
 
 
 def rewrite(adapter, change):
@@ -188,14 +188,14 @@ def rewrite(adapter, change):
 def test_renamed_matrices_are_refused_and_not_left_out(adapter, base, tmp_path):
     rewrite(adapter, lambda found: {name.replace("q_proj", "query"): tensor for name, tensor in found.items()})
     with pytest.raises(ExportRefusedError, match=r"1 of the adapter's 7 modules are not in the base.*query"):
-        export_merged(adapter, base, tmp_path / "out", silent)
+        export_merged(read_adapter(adapter), base, tmp_path / "out", silent)
     assert not (tmp_path / "out").exists()
 
 
 def test_adapter_with_nan_leaves_no_loadable_model(adapter, base, tmp_path):
     rewrite(adapter, lambda found: {name: torch.full_like(tensor, float("nan")) for name, tensor in found.items()})
     with pytest.raises(ExportRefusedError, match="no finite numbers"):
-        export_merged(adapter, base, tmp_path / "out", silent)
+        export_merged(read_adapter(adapter), base, tmp_path / "out", silent)
     assert not (tmp_path / "out/model.safetensors.index.json").exists()
 
 
@@ -218,15 +218,15 @@ def test_head_that_shares_the_embedding_is_not_merged(adapter, base, tmp_path):
         ),
     )
     with pytest.raises(ExportRefusedError, match="shares between its first and its last layer"):
-        export_merged(adapter, base, tmp_path / "out", silent)
+        export_merged(read_adapter(adapter), base, tmp_path / "out", silent)
 
 
 def test_full_disk_is_known_before_the_first_byte(adapter, base, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=600_000_000))
-    export_merged(adapter, base, tmp_path / "fits", silent)
+    export_merged(read_adapter(adapter), base, tmp_path / "fits", silent)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=500_000_000))
     with pytest.raises(DiskFullError, match=r"needs 0\.0 GB more.*0\.5 GB are free"):
-        export_merged(adapter, base, tmp_path / "out", silent)
+        export_merged(read_adapter(adapter), base, tmp_path / "out", silent)
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
@@ -234,4 +234,4 @@ def test_full_disk_is_known_before_the_first_byte(adapter, base, tmp_path, monke
 def test_damaged_index_of_a_base_is_a_sentence(adapter, base, tmp_path, content):
     (base.folder / "model.safetensors.index.json").write_bytes(content)
     with pytest.raises(BaseModelMismatchError):
-        export_merged(adapter, base, tmp_path / "out", silent)
+        export_merged(read_adapter(adapter), base, tmp_path / "out", silent)
