@@ -78,32 +78,22 @@ def serving_faults(
     model_type: str,
     targets: Sequence[str],
     *,
-    use_dora: bool = False,
-    rank: int = 1,
     tensor_parallel: int = 1,
-    max_rank: int | None = None,
 ) -> list[str]:
-    """Why an adapter would not be served, or not as it was trained: a sentence each; empty where nothing is known.
+    """What vLLM refuses or gets wrong of an adapter's modules: a sentence each; empty where nothing is known.
 
-    Of an architecture that is not in `SERVING_RULES` nothing is known of its modules.
+    Of an architecture that is not in `SERVING_RULES` nothing is known. Refusals for DoRA or for a rank are said where
+    they are known: in the model card (`DORA_NOTE`), and by the plan of an endpoint that answers.
 
     Args:
         model_type: the base model's architecture, as transformers names it.
         targets: the modules that carry LoRA, by the last parts of their names.
-        use_dora: whether the adapter is trained with DoRA.
-        rank: the adapter's rank.
         tensor_parallel: how many GPUs share the model.
-        max_rank: the server's `--max-lora-rank`; None where it is not known.
     """
-    faults = [DORA_NOTE] if use_dora else []
-    if max_rank is not None and rank > max_rank:
-        faults.append(
-            f"vLLM refuses the adapter: its rank is {rank}, and the server's --max-lora-rank is {max_rank}. "
-            "Raise it on the server."
-        )
     rule = SERVING_RULES.get(model_type)
     if rule is None:
-        return faults
+        return []
+    faults = []
     if refused := [target for target in targets if not _is_taken(target, rule)]:
         faults.append(
             f"vLLM refuses the adapter: it wraps no {' and no '.join(refused)} of {model_type}. "

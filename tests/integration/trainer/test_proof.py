@@ -14,8 +14,9 @@ from lora_contract.error_codes import ErrorCode
 from lora_contract.evaluation import EvaluationFile, Measure
 from lora_trainer.proof import trial
 from lora_trainer.proof.process import attempt
+from lora_trainer.run.files import sha256_of
 from lora_trainer.run.held_out import HeldOut, HeldOutPrompt, HeldOutRow
-from lora_trainer.run.proof_task import Proof, ProofTask, kept_proof, sha256_of
+from lora_trainer.run.proof_task import Proof, ProofTask, kept_proof
 from lora_trainer.run.task import Task
 from sandbox.standin_proof import try_nothing
 from tests.integration.trainer.child import make_task

@@ -40,14 +40,6 @@ def test_linear_attention_of_qwen3_next_is_served_on_one_gpu_only():
     assert serving_faults("qwen3_next", ["q_proj", "out_proj"], tensor_parallel=2) == []
 
 
-def test_dora_and_a_rank_above_the_servers_are_refused():
-    dora, rank = serving_faults("llama", ["q_proj"], use_dora=True, rank=64, max_rank=16)
-    assert "DoRA" in dora
-    assert "rank is 64" in rank
-    assert "16" in rank
-    assert serving_faults("llama", ["q_proj"], rank=16, max_rank=16) == []
-
-
 @pytest.mark.parametrize(
     ("model_type", "target"),
     [("mixtral", "gate_proj"), ("mixtral", "experts.down_proj"), ("qwen3_next", "experts.down_proj"), ("llama", "fc1")],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_contract.application import Application
 from lora_contract.evaluation import EVALUATION_NAME, MAX_SAMPLES, Comparison, Evaluation, EvaluationFile, Sample
-from lora_trainer.run.task import write_atomically
+from lora_trainer.run.files import write_atomically
 
 CARD_NAME = "README.md"
 _ANSWERS = "## Answers side by side"

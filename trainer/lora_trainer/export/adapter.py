@@ -17,6 +17,7 @@ from typing import Any
 from lora_contract.protocol import ADAPTER_FILES
 from lora_trainer.errors import ExportRefusedError
 from lora_trainer.models.weight_files import Span, read_spans
+from lora_trainer.run.files import sha256_of
 
 _CONFIG_NAME, _WEIGHTS_NAME = ADAPTER_FILES
 _MAX_CONFIG_BYTES = 1_000_000
@@ -24,7 +25,6 @@ _MOST_PATTERNS = 1000
 _MOST_PATTERN_CHARACTERS = 300
 _PREFIX = "base_model.model."
 _MATRIX = re.compile(r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
-_PIECE_BYTES = 1 << 20
 
 _UNCHANGED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -107,15 +107,6 @@ def read_adapter(folder: Path) -> Adapter:
         hashlib.sha256(content).hexdigest(),
         _modules(spans, config),
     )
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _read_config(path: Path) -> bytes:

@@ -20,8 +20,7 @@ from pydantic import ValidationError
 
 from lora_contract.exports import EXPORT_RECORD_NAME, MAX_EXPORT_RECORD_BYTES, ExportedFile, ExportRecord
 from lora_trainer.errors import DiskFullError, ExportRefusedError
-from lora_trainer.export.adapter import sha256_of
-from lora_trainer.run.task import write_atomically
+from lora_trainer.run.files import sha256_of, write_atomically
 from lora_trainer.run.volume import naming_full_disks
 
 _LOCK_NAME = ".export.lock"

@@ -33,8 +33,8 @@ def ollama_template(folder: Path) -> str | None:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (ValueError, OSError, KeyError, AttributeError, TypeError):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception:  # tokenizers raises no narrower type for files that it can't read
         return None
     return as_go(tokenizer)
 

@@ -29,9 +29,10 @@ from lora_trainer.models.quantization import NF4
 from lora_trainer.proof.asking import BATCH_TOKENS, Fingerprint, fingerprint, greedy_answers, mean_loss
 from lora_trainer.proof.coverage import check_coverage
 from lora_trainer.proof.loading import choose_precision, load_adapter, precision_name, read_published
+from lora_trainer.run.files import sha256_of
 from lora_trainer.run.held_out import HeldOut, HeldOutPrompt
 from lora_trainer.run.logs import describe
-from lora_trainer.run.proof_task import WEIGHTS_NAME, ProofTask, sha256_of
+from lora_trainer.run.proof_task import WEIGHTS_NAME, ProofTask
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from lora_contract.protocol import Point
 from lora_trainer.models.quantization import NF4, Quantization
-from lora_trainer.run.task import write_atomically
+from lora_trainer.run.files import write_atomically
 
 _STATE_NAME = "lora-trainer.json"
 BEST_ADAPTER_NAME = "best_adapter.safetensors"

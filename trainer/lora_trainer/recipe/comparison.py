@@ -88,8 +88,8 @@ def compare(pair: PairedFigures) -> Comparison | None:
     ]
     low, high = mean_interval(differences) or (None, None)
     return Comparison(
-        base=_measure(pair.base),
-        tuned=_measure(pair.tuned),
+        base=measure_of(pair.base),
+        tuned=measure_of(pair.tuned),
         conversations=len(differences),
         gain=fmean(differences),
         gain_low=low,
@@ -111,7 +111,8 @@ def evaluation_of(held_out: PairedFigures, general: PairedFigures) -> Evaluation
     )
 
 
-def _measure(figures: Sequence[RowFigures]) -> Measure:
+def measure_of(figures: Sequence[RowFigures]) -> Measure:
+    """One model's means over all tokens of these figures, which are of one token at least."""
     tokens = sum(entry.tokens for entry in figures)
     return Measure(
         loss=sum(entry.loss for entry in figures) / tokens,

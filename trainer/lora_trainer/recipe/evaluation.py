@@ -23,18 +23,19 @@ from lora_trainer.recipe.comparison import (
     PairedFigures,
     RowFigures,
     choose_conversations,
-    compare,
     evaluation_notes,
     evaluation_of,
     joined,
+    measure_of,
     tokens_to_measure,
 )
 from lora_trainer.recipe.setup import TrainingSetup
 from lora_trainer.recipe.steps import StepTrainer
 from lora_trainer.recipe.stopping import StepInterruptedError
+from lora_trainer.run.files import write_atomically
 from lora_trainer.run.held_out import HeldOut, HeldOutRow
 from lora_trainer.run.logs import describe
-from lora_trainer.run.task import Task, write_atomically
+from lora_trainer.run.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -131,11 +132,10 @@ class Evaluator:
                 break
             taken += 1
         found = self._tuned_rows[:taken]
-        compared = compare(PairedFigures([joined(found)], [joined(found)])) if found else None
         return HeldOut(
             prompts=sample_prompts(self._setup.chat, self._setup.tokenizer, self._setup.data.held_out),
             rows=[HeldOutRow(ids=row.input_ids, labels=row.labels) for row in rows[:taken]],
-            trained=compared.tuned if compared else None,
+            trained=measure_of(found) if found else None,
         )
 
     def _compare(self) -> None:

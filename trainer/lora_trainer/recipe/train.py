@@ -27,7 +27,7 @@ import torch
 import transformers
 
 from lora_contract.protocol import Stage
-from lora_trainer.artifact.folder import describe_artifact, round_adapter, save_artifact
+from lora_trainer.artifact.folder import describe_artifact, save_artifact
 from lora_trainer.artifact.model_card import ArtifactFacts
 from lora_trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, TrainingError
 from lora_trainer.models.adapters import load_earlier_adapter
@@ -132,7 +132,6 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
     progress.begin_stage(Stage.SAVING, measured_sentence(evaluator))
     if callback.best.step is not None:
         load_trainable_weights(trainer.model, callback.best.weights)
-    round_adapter(trainer.model)
     facts = save_and_measure(task, setup, lora, callback, evaluator, gpu)
     evaluator.hand_on(task.folder)
     return Outcome(

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from lora_contract.evaluation import Measure, SampleMessage
-from lora_trainer.run.task import write_atomically
+from lora_trainer.run.files import write_atomically
 
 HELD_OUT_NAME = "held_out.json"
 

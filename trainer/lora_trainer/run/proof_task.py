@@ -6,7 +6,6 @@ has only to upload the files finds it, and does not try them again.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lora_contract.application import Application
 from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.protocol import ADAPTER_FILES, TrainerError
-from lora_trainer.run.task import write_atomically
+from lora_trainer.run.files import sha256_of, write_atomically
 
 PROOF_NAME = "proof.json"
 CONFIG_NAME, WEIGHTS_NAME = ADAPTER_FILES
@@ -87,9 +86,3 @@ def kept_proof(folder: Path) -> Proof | None:
     except OSError:
         return None
     return proof if same else None
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,6 @@ The trainer has no key of the storage. The worker signs one upload URL for each 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from lora_contract.protocol import MANIFEST_NAME, ArtifactFile, Manifest, Reques
 from lora_contract.storage_answers import Answer, Refusal, read_answer
 from lora_trainer.errors import ChannelUnreachableError, GrantMissingError, StorageRefusedError, UploadFailedError
 from lora_trainer.run.channel import ChannelClient
+from lora_trainer.run.files import sha256_of
 from lora_trainer.run.sizes import check_files, encode_manifest
 from lora_trainer.run.task import Outcome
 
@@ -52,13 +52,8 @@ def _describe(path: Path, artifact: Path) -> ArtifactFile:
         name=path.name,
         path=storable(path.relative_to(artifact).as_posix()),
         bytes=path.stat().st_size,
-        sha256=_sha256(path),
+        sha256=sha256_of(path),
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 async def publish(

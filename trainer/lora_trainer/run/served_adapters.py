@@ -7,7 +7,6 @@ with it. Where the file system can't exchange two folders, the name is missing b
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -21,6 +20,7 @@ from lora_contract.protocol import ADAPTER_FILES
 from lora_contract.serving import MARKER_NAME, MAX_MARKER_BYTES, Marker
 from lora_trainer.errors import NotServedError
 from lora_trainer.run.exchange import exchange
+from lora_trainer.run.files import sha256_of
 from lora_trainer.run.removed_adapter import write_zeros
 
 _MAX_FOLDERS = 20_000
@@ -159,9 +159,7 @@ class ServedAdapters:
             for name in ADAPTER_FILES:
                 shutil.copyfile(adapter / name, new / name)
                 _finish(new / name)
-            with (new / ADAPTER_FILES[1]).open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            yield new, sha256
+            yield new, sha256_of(new / ADAPTER_FILES[1])
         finally:
             shutil.rmtree(new, ignore_errors=True)
 

@@ -7,8 +7,6 @@ it has published the adapter, a later execution learns from that file that the a
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +17,7 @@ from lora_contract.evaluation import Evaluation
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.protocol import FinalMetrics, Point, Summary, TrainerError
 from lora_contract.serving import Serving
+from lora_trainer.run.files import write_atomically
 
 OUTCOME_NAME = "outcome.json"
 
@@ -122,20 +121,3 @@ class Outcome(BaseModel):
             return cls.model_validate_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a crash leaves either the old content or the new, never a part of it.
-
-    Two executions of the same job may write it at the same moment, because RunPod may deliver a job twice. The content
-    of the one that finishes last remains.
-    """
-    # Each writer has a temporary file of its own. If they shared one, the first to finish would rename it while the
-    # other still writes.
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f"{path.name}.", suffix=".part", delete=False
-    ) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_trainer.errors import DiskFullError, RequestInvalidError
-from lora_trainer.run.task import Outcome, write_atomically
+from lora_trainer.run.files import write_atomically
+from lora_trainer.run.task import Outcome
 
 MOUNTS = (Path("/runpod-volume"), Path("/workspace"))
 FULL_DISK_HINT = "Make the network volume larger, or remove old models from it."
