@@ -17,8 +17,6 @@ from lora_worker.errors import PortTakenError
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-PACKAGES = ("starlette", "uvicorn")
-"""What serving needs, and the plain install has not."""
 _STOP_SECONDS = 3
 
 

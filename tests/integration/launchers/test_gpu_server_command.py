@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ def test_gpus_are_counted_in_words(environment: pytest.MonkeyPatch, gpus: str, s
     environment.setattr("lora_worker.gpu_server.serve.serve_gpus", serve)
     code, text = refused("--gpus", gpus)
     assert (code, said in text) == (0, True)
+
+
+def test_missing_packages_are_one_sentence(environment: pytest.MonkeyPatch) -> None:
+    """As in the plain install, where importing one of them fails."""
+    environment.setitem(sys.modules, "uvicorn", None)
+    environment.delitem(sys.modules, "lora_worker.listening", raising=False)
+    assert refused() == (
+        2,
+        "lora-worker: the GPU server needs packages that are not installed (uvicorn): "
+        "run `pip install '.[gpu-server]'` in the project's folder\n",
+    )
 
 
 @pytest.mark.parametrize(("key", "said"), [("", "is missing"), ("short", "is shorter than 32 characters")])

@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_worker.commands.terminal import (
-    EXIT_USAGE,
-    AsJson,
-    command_group,
-    refuse,
-    with_services,
-)
+from lora_worker.commands.terminal import AsJson, command_group, require_packages, with_services
 
 if TYPE_CHECKING:
     from lora_worker.services import Services
@@ -34,12 +28,7 @@ def dashboard(
     as_json: AsJson = False,
 ) -> None:
     """Serve a page that shows queue, runs, spend and workers, until Ctrl-C; prints the URL that opens it."""
-    from importlib.util import find_spec
-
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        text = f"the dashboard needs packages that are not installed ({', '.join(missing)}): "
-        raise refuse(text + "run `pip install '.[dashboard]'` in the project's folder", EXIT_USAGE)
+    require_packages("the dashboard", _PACKAGES, "dashboard")
 
     from lora_worker.dashboard.board import Board
     from lora_worker.dashboard.server import serve

@@ -15,6 +15,7 @@ from lora_worker.commands.terminal import (
     AsJson,
     command_group,
     refuse,
+    require_packages,
     run_or_exit,
     unconnected_settings_or_exit,
 )
@@ -23,6 +24,7 @@ commands = command_group()
 
 KEY_VARIABLE = "LORA_WORKER_GPU_SERVER_KEY"
 MODULE = "lora_trainer.served"
+_PACKAGES = ("starlette", "uvicorn")
 
 
 @commands.command()
@@ -47,14 +49,7 @@ def gpu_server(
 
     The key is the variable LORA_WORKER_GPU_SERVER_KEY, in the environment or in .env.
     """
-    from importlib.util import find_spec
-
-    from lora_worker.listening import PACKAGES
-
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        text = f"the GPU server needs packages that are not installed ({', '.join(missing)}): "
-        raise refuse(text + "run `pip install '.[gpu-server]'` in the project's folder", EXIT_USAGE)
+    require_packages("the GPU server", _PACKAGES, "gpu-server")
 
     from lora_contract.words import counted
     from lora_worker.commands.setup import DATABASE_VARIABLES

@@ -83,6 +83,19 @@ def unconnected_settings_or_exit() -> Settings:
         raise refuse(str(error), EXIT_USAGE) from None
 
 
+def require_packages(whose: str, packages: Iterable[str], extra: str) -> None:
+    """Exit with 2 and a sentence where a package is missing that the plain install has not.
+
+    Called before anything is imported that needs one of them.
+    """
+    from importlib.util import find_spec
+
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        text = f"{whose} needs packages that are not installed ({', '.join(missing)}): "
+        raise refuse(text + f"run `pip install '.[{extra}]'` in the project's folder", EXIT_USAGE)
+
+
 def run_or_exit(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end. Exits with a sentence on a `WorkerError`, with 130 on Ctrl-C."""
     import asyncio
