@@ -52,11 +52,10 @@ def gpu_server(
     require_packages("the GPU server", _PACKAGES, "gpu-server")
 
     from lora_contract.words import counted
-    from lora_worker.commands.setup import DATABASE_VARIABLES
     from lora_worker.gpu_server.gpus import find_gpus
     from lora_worker.gpu_server.runner import Machine
     from lora_worker.gpu_server.serve import serve_gpus
-    from lora_worker.launchers.registry import known_variables
+    from lora_worker.launchers.registry import hidden_from_trainers
     from lora_worker.observability.telemetry import configure_logging
 
     key = _key_or_exit()
@@ -68,7 +67,7 @@ def gpu_server(
         chosen or [None],
         data.resolve(),
         grace_seconds,
-        hidden={*known_variables(), *DATABASE_VARIABLES},
+        hidden=hidden_from_trainers(os.environ),
     )
 
     def ready(url: str) -> None:

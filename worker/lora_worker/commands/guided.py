@@ -16,6 +16,7 @@ import typer
 from lora_worker.commands import deploy, deploy_init, deploy_prefetch, setup
 from lora_worker.commands.deploy_access import say, specification_or_exit
 from lora_worker.commands.terminal import EXIT_USAGE, command_group, may_ask, refuse
+from lora_worker.configuration.environment import DATABASE_VARIABLES
 
 commands = command_group()
 
@@ -33,7 +34,7 @@ NEEDED = (
     Needed(("SUPABASE_URL",), "the project's URL, https://….supabase.co", is_secret=False),
     Needed(("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SECRET_KEY"), "sb_secret_…, from the project's API keys"),
     Needed(("SUPABASE_PUBLISHABLE_KEY", "SUPABASE_ANON_KEY"), "sb_publishable_…, from the project's API keys"),
-    Needed(setup.DATABASE_VARIABLES, "postgresql://…, the session pooler of the project's page “Connect”"),
+    Needed(DATABASE_VARIABLES, "postgresql://…, the session pooler of the project's page “Connect”"),
     Needed(("GPU_CLUSTER_API_KEY", "RUNPOD_API_KEY"), "rpa_…, from RunPod's settings, with all rights"),
 )
 

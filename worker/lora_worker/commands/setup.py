@@ -18,6 +18,7 @@ from lora_worker.commands.terminal import (
     show,
     with_services,
 )
+from lora_worker.configuration.environment import DATABASE_VARIABLES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,10 +47,6 @@ def doctor(as_json: AsJson = False) -> None:
     show([asdict(check) for check in checks], as_json=as_json, text=lambda console: print_checks(checks, console))
     if any(check.ok is False for check in checks):
         raise typer.Exit(EXIT_FAILED)
-
-
-DATABASE_VARIABLES = ("LORA_WORKER_DATABASE_URL", "SUPABASE_DB_URL", "DATABASE_URL")
-"""The variables that may hold the database's URL, in the environment or in `.env`."""
 
 
 @commands.command()

@@ -29,6 +29,8 @@ _OWN = re.compile(r"LORA[_-]?WORK", re.IGNORECASE)
 _OF_A_PAGE = re.compile(r"^(NEXT_PUBLIC_|VITE_|NUXT_PUBLIC_|REACT_APP_)")
 _BESIDE_SETTINGS = frozenset({"LORA_WORKER_DATABASE_URL"})
 """Variables that are no settings of the daemon: only `lora-worker migrate` reads them."""
+DATABASE_VARIABLES = ("LORA_WORKER_DATABASE_URL", "SUPABASE_DB_URL", "DATABASE_URL")
+"""The variables that may hold the database's URL, in the environment or in `.env`."""
 
 
 def variable_names() -> set[str]:

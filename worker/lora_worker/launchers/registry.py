@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic
 
 import httpx
 from pydantic_settings import BaseSettings
 
-from lora_worker.configuration.environment import refuse_misspelt, variable_names
+from lora_worker.configuration.environment import DATABASE_VARIABLES, refuse_misspelt, variable_names
 from lora_worker.configuration.settings import (
     DEFAULT_LAUNCHER,
     AnySettings,
@@ -43,6 +43,10 @@ LAUNCHERS: Mapping[str, LauncherKind[Any]] = {
 """By the name that `LORA_WORKER_LAUNCHER` chooses, which is stored with each launch."""
 
 
+_WORKER_PREFIXES = ("LORA_WORKER_", "SUPABASE_", "NEXT_PUBLIC_SUPABASE_", "GPU_CLUSTER_")
+"""No trainer reads a variable whose name begins so; keys that are no setting may, such as a database's password."""
+
+
 class _Choice(BaseSettings):
     """Which launcher is set, before its settings are read."""
 
@@ -55,6 +59,15 @@ def known_variables() -> set[str]:
     """The variables of all settings, whichever launcher is chosen."""
     # Another launcher's settings are known here, too: they stay where they are while somebody tries out this one.
     return set().union(*(variables_of(kind.settings) for kind in LAUNCHERS.values()))
+
+
+def hidden_from_trainers(names: Iterable[str]) -> set[str]:
+    """Of these variables, those that no trainer's process on the worker's machine may see: the worker's, and its keys.
+
+    A trainer loads files of a base model that others wrote. What it reads itself stays: `HF_TOKEN`, `RUNPOD_POD_ID`.
+    """
+    hidden = {*known_variables(), *DATABASE_VARIABLES}
+    return {name for name in names if name in hidden or name.startswith(_WORKER_PREFIXES)}
 
 
 def _checked_names() -> set[str]:

@@ -21,6 +21,7 @@ from lora_contract.exports import MAX_EXPORT_RECORD_BYTES, ExportForm, ExportRec
 from lora_contract.ollama import MODELFILE_NAME, SAFETENSORS_FAMILIES, architecture_of, modelfile, stop_texts
 from lora_contract.words import shorten
 from lora_worker.errors import ArgumentError, ExportError
+from lora_worker.launchers.registry import hidden_from_trainers
 from lora_worker.services import Services
 from lora_worker.submission.downloads import Download, download
 from lora_worker.submission.tokenizing import is_trainer_installed
@@ -32,8 +33,8 @@ _COMMAND = ("-m", "lora_trainer.cli", "export")
 _MOST_LINE_CHARACTERS = 500
 _CHUNK_BYTES = 1 << 16
 _STOP_SECONDS = 10.0
-_OWN_VARIABLES = ("LORA_WORKER_", "SUPABASE_", "NEXT_PUBLIC_SUPABASE_", "GPU_CLUSTER_", "RUNPOD_", "OTEL_")
-"""Beginnings of the names of variables with the worker's keys, which a base model's files need not see."""
+_UNUSED_PREFIXES = ("RUNPOD_", "OTEL_")
+"""An export, other than a training, asks nothing of RunPod and sends no traces; these variables may hold keys, too."""
 
 Say = Callable[[str], None]
 
@@ -108,6 +109,7 @@ async def export_form(
 
 
 async def _run_trainer(arguments: list[str], say: Say) -> ExportRecord:
+    hidden = hidden_from_trainers(os.environ)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *_COMMAND,
@@ -115,7 +117,11 @@ async def _run_trainer(arguments: list[str], say: Say) -> ExportRecord:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={name: value for name, value in os.environ.items() if not name.startswith(_OWN_VARIABLES)},
+        env={
+            name: value
+            for name, value in os.environ.items()
+            if name not in hidden and not name.startswith(_UNUSED_PREFIXES)
+        },
     )
     assert process.stdout is not None
     assert process.stderr is not None

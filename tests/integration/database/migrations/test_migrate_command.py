@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from lora_worker.commands.cli import app
-from lora_worker.commands.setup import DATABASE_VARIABLES
+from lora_worker.configuration.environment import DATABASE_VARIABLES
 from lora_worker.database.migrations import describe_database
 from sandbox.supabase.postgres import Postgres
 from tests.commands import check_keys

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from lora_worker.commands.setup import DATABASE_VARIABLES, setting_rows
+from lora_worker.commands.setup import setting_rows
+from lora_worker.configuration.environment import DATABASE_VARIABLES
 from lora_worker.configuration.settings import DEFAULT_LAUNCHER, variables_of
 from lora_worker.launchers.registry import LAUNCHERS
 from tests.commands import check_keys, run_command

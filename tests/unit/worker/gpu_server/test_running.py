@@ -12,7 +12,7 @@ import pytest
 from lora_worker.gpu_server.gpus import read_gpus
 from lora_worker.gpu_server.jobs import MAX_STARTS
 from lora_worker.gpu_server.process import MAX_LOG_BYTES, TrainerProcess, trainer_environment
-from lora_worker.launchers.registry import known_variables
+from lora_worker.launchers.registry import hidden_from_trainers
 from tests.unit.worker.gpu_server.conftest import Serving
 
 
@@ -143,10 +143,14 @@ async def test_trainer_that_can_not_be_started_leaves_no_descriptor_open(tmp_pat
 
 
 def test_trainer_sees_no_key_of_a_worker_beside_it() -> None:
-    secret = ("LORA_WORKER_GPU_SERVER_KEY", "SUPABASE_SERVICE_ROLE_KEY", "GPU_CLUSTER_API_KEY", "RUNPOD_API_KEY")
-    own = dict.fromkeys(secret, "secret") | {"PATH": "/bin", "HF_TOKEN": "hf"}
-    seen = trainer_environment(own, "1", hidden=known_variables())
-    assert seen == {"PATH": "/bin", "HF_TOKEN": "hf", "CUDA_VISIBLE_DEVICES": "1"}
+    secret = (
+        "LORA_WORKER_GPU_SERVER_KEY", "SUPABASE_SERVICE_ROLE_KEY", "GPU_CLUSTER_API_KEY", "RUNPOD_API_KEY",
+        "DATABASE_URL", "SUPABASE_DB_PASSWORD",
+    )  # fmt: skip
+    read = {"PATH": "/bin", "HF_TOKEN": "hf", "RUNPOD_POD_ID": "pod", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector"}
+    own = dict.fromkeys(secret, "secret") | read
+    seen = trainer_environment(own, "1", hidden=hidden_from_trainers(own))
+    assert seen == {**read, "CUDA_VISIBLE_DEVICES": "1"}
 
 
 def test_machine_without_a_gpu_hides_none_from_the_trainer() -> None:

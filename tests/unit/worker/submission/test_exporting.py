@@ -76,11 +76,13 @@ async def test_other_adapters_get_a_sentence_instead(tmp_path: Path, architectur
 async def test_trainer_gets_the_verified_files_and_none_of_the_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", "secret-of-the-worker")
+    secret = ("SUPABASE_SERVICE_ROLE_KEY", "DATABASE_URL", "RUNPOD_API_KEY", "OTEL_EXPORTER_OTLP_HEADERS")
+    for name in secret:
+        monkeypatch.setenv(name, "secret-of-the-worker")
     trainer_that(
         monkeypatch,
         "import os, sys; print('begins', file=sys.stderr); "
-        "assert 'SUPABASE_SERVICE_ROLE_KEY' not in os.environ; "
+        f"assert not [name for name in {secret!r} if name in os.environ]; "
         "assert os.path.isfile(sys.argv[1] + '/adapter_config.json'); "
         f"assert sys.argv[3:] == ['--as', 'merged', '--base', 'org/b'], sys.argv; print({RECORD.model_dump_json()!r})",
     )
