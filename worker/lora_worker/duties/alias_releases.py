@@ -22,6 +22,8 @@ RELEASE_CALLS = 8
 """The most calls that one round makes: to the database two, to the endpoint's account six."""
 _LEASE_SECONDS = 300
 """How long another worker leaves it to this one. A round takes seconds, and minutes where the account is slow."""
+_UNABLE_LEASE_SECONDS = 10
+"""The same of a worker that has no endpoint: it only writes down why, and one that has it shall be let in."""
 _AGAIN_SECONDS = 1800
 """When old machines are still there after so long, they are replaced once more."""
 _MOST_WORKERS = 200
@@ -46,7 +48,8 @@ class AliasReleases:
         queue = self._services.queue
         if self._faults and self._services.clock() < self._next_at:
             return RoundResult()
-        due = await queue.claim_endpoint_release(_LEASE_SECONDS, _AGAIN_SECONDS)
+        lease_seconds = _UNABLE_LEASE_SECONDS if self._services.answering is None else _LEASE_SECONDS
+        due = await queue.claim_endpoint_release(lease_seconds, _AGAIN_SECONDS)
         if due is None:
             return RoundResult()
         try:

@@ -17,8 +17,10 @@ class Queue(FakeQueue):
         super().__init__()
         self.due = due
         self.notes: list[ReleaseNote] = []
+        self.leases: list[int] = []
 
     async def claim_endpoint_release(self, lease_seconds: int, again_seconds: int) -> EndpointRelease | None:
+        self.leases.append(lease_seconds)
         return self.due
 
     async def note_endpoint_release(self, note: ReleaseNote) -> bool:
@@ -103,6 +105,13 @@ async def test_lasting_fault_is_tried_again_at_longer_intervals(has_endpoint: bo
             tried_at.append(now)
         now += 15
     assert tried_at == [0, 30, 90, 210, 450, 930, 1830, 2730]
+
+
+@pytest.mark.parametrize(("endpoint", "seconds"), [(None, 10), (Endpoint(set()), 300)])
+async def test_worker_without_the_endpoint_holds_up_no_other(endpoint: Endpoint | None, seconds: int) -> None:
+    queue = Queue({"release": True, "old_workers": []})
+    await AliasReleases(make_services(queue=queue, answering=endpoint)).run_once()
+    assert queue.leases == [seconds]
 
 
 async def test_worker_without_the_endpoints_id_says_so() -> None:
