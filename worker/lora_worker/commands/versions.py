@@ -33,12 +33,13 @@ def models(
     from lora_worker.commands.version_views import print_models, values_of
 
     async def work(services: Services) -> tuple[list[Family], list[AliasRow]]:
-        from lora_worker.commands.references import find_user
+        from lora_worker.commands.references import find_job, find_user
         from lora_worker.versions.listing import families_of, list_versions
 
         user_id = await find_user(services.queue, user) if user else None
         wanted: VersionFilter = {
-            "of": await _id_of(services, of) if of else None,
+            # A whole id may be a dataset's or a model's: `find_job` returns it as it is.
+            "of": str(await find_job(services.queue, of)) if of else None,
             "user_id": str(user_id) if user_id else None,
             "limit": limit,
         }
@@ -50,17 +51,6 @@ def models(
     families, aliases = with_services(work)
     value = values_of(families, aliases)
     show(value, as_json=as_json, text=lambda console: print_models(families, aliases, console))
-
-
-async def _id_of(services: Services, text: str) -> str:
-    from uuid import UUID
-
-    from lora_worker.commands.references import find_job
-
-    try:
-        return str(UUID(text))
-    except ValueError:
-        return str(await find_job(services.queue, text))
 
 
 @commands.command()
