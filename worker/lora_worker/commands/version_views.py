@@ -12,7 +12,7 @@ from lora_worker.commands.job_views import borderless
 from lora_worker.commands.terminal import print_lines, printable
 from lora_worker.database.version_rows import AliasMove, AliasRow
 from lora_worker.versions.listing import Family
-from lora_worker.versions.promotion import LIVE, standing
+from lora_worker.versions.promotion import LIVE, alias_value, names_of, standing
 from lora_worker.versions.version import Figures, Version
 from lora_worker.words import NOTHING, measured, moment, short_id
 
@@ -32,7 +32,7 @@ def values_of(families: Sequence[Family], aliases: Sequence[AliasRow]) -> dict[s
             }
             for family in families
         ],
-        "aliases": [{**alias, "called": alias["name"] + LIVE, "standing": standing(alias)} for alias in aliases],
+        "aliases": [alias_value(alias) for alias in aliases],
     }
 
 
@@ -68,7 +68,6 @@ def print_models(families: Sequence[Family], aliases: Sequence[AliasRow], consol
 
 def _cells(version: Version, *, is_best: bool) -> list[str]:
     row, figures = version.row, version.figures
-    called = [*(name + LIVE for name in row["aliases"]), version.serving_name]
     return [
         "★" if is_best else "",
         short_id(row["job_id"]),
@@ -80,7 +79,7 @@ def _cells(version: Version, *, is_best: bool) -> list[str]:
         _general(version),
         printable(row["method"]) or NOTHING,
         printable(row["base_model"]) or NOTHING,
-        "deleted" if row["deleted"] else ", ".join(printable(name) for name in called if name) or NOTHING,
+        "deleted" if row["deleted"] else ", ".join(map(printable, names_of(version))) or NOTHING,
     ]
 
 

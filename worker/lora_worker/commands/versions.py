@@ -128,13 +128,12 @@ async def _waited(services: Services, promoted: Promoted, wait: bool, wait_secon
 
 def _tell(done: tuple[Promoted, AliasRow], *, waited: bool, as_json: bool) -> None:
     """Print where an alias leads and stands; exits with 1 where it was waited for and is not live."""
-    from lora_worker.versions.promotion import LIVE, standing
+    from lora_worker.versions.promotion import alias_value
 
     promoted, alias = done
-    value: dict[str, Any] = {**alias, "called": alias["name"] + LIVE, "before_job_id": promoted.before,
-                             "standing": standing(alias)}  # fmt: skip
+    value: dict[str, Any] = {**alias_value(alias), "before_job_id": promoted.before}
     led = f", and led to job {promoted.before} before" if promoted.before else ""
-    lines = [f"{alias['name']}{LIVE} leads to {promoted.label}{led}", f"it {standing(alias)}"]
+    lines = [f"{value['called']} leads to {promoted.label}{led}", f"it {value['standing']}"]
     show(value, as_json=as_json, text=lambda console: print_lines(console, lines))
     if waited and not alias["served"]:
         raise typer.Exit(EXIT_FAILED)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from lora_worker.dashboard.rendering import desk_of, render
 from lora_worker.versions.listing import Family
-from lora_worker.versions.promotion import LIVE, standing
+from lora_worker.versions.promotion import alias_value, names_of
 from lora_worker.versions.version import Version
 
 _LISTED = 100
@@ -24,9 +24,7 @@ async def models(request: Request) -> Response:
     return render(
         request, "models.html", readings=(found, aliases),
         models=None if found.value is None else [_model(family) for family in found.value],
-        aliases=None if aliases.value is None else [
-            {**alias, "called": alias["name"] + LIVE, "standing": standing(alias)} for alias in aliases.value
-        ],
+        aliases=None if aliases.value is None else [alias_value(alias) for alias in aliases.value],
     )  # fmt: skip
 
 
@@ -44,6 +42,6 @@ def _version(version: Version, *, is_best: bool) -> dict[str, Any]:
         **version.row,
         "figures": version.figures,
         "guard_failed": version.guard_passed is False,
-        "called": [*(name + LIVE for name in version.row["aliases"]), *filter(None, [version.serving_name])],
+        "called": names_of(version),
         "is_best": is_best,
     }

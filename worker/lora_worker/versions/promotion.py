@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from lora_worker.database.version_rows import AliasMoved, AliasRow
@@ -183,6 +184,16 @@ def _moved(answer: AliasMoved) -> AliasRow:
     if not answer["moved"] or answer["alias"] is None:
         raise PromotionRefusedError(answer["reason"] or "the database does not say why the alias was not moved")
     return answer["alias"]
+
+
+def alias_value(alias: AliasRow) -> dict[str, Any]:
+    """Return an alias as it is shown: its row, what it is called at the endpoint, and where it stands."""
+    return {**alias, "called": alias["name"] + LIVE, "standing": standing(alias)}
+
+
+def names_of(version: Version) -> list[str]:
+    """Return the names by which the endpoint answers with a version: its aliases, then its adapter's own."""
+    return [*(name + LIVE for name in version.row["aliases"]), *filter(None, [version.serving_name])]
 
 
 def standing(alias: AliasRow) -> str:
