@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from lora_contract.crash_points import crash_point
-from lora_contract.protocol import MANIFEST_NAME, MAX_MANIFEST_BYTES, ArtifactFile, Manifest
-from lora_worker.errors import ArtifactError, ObjectMissingError, ServiceRefusedError
+from lora_contract.protocol import MANIFEST_NAME, ArtifactFile, Manifest
+from lora_worker.errors import ArtifactError, ObjectMissingError
 from lora_worker.storage.artifact_paths import ArtifactPaths
 from lora_worker.storage.manifests import check_proof, parse_manifest
 from lora_worker.storage.objects import Storage
+from lora_worker.storage.published import read_manifest_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,13 @@ async def collect(store: ArtifactStore, *, run_id: UUID, needs_proof: bool) -> M
         ServiceError: the storage did not answer; the next call continues where this one stopped.
         LeaseLostError: another worker may have taken over the run.
     """
-    kept = await _read_manifest(store, store.paths.final(MANIFEST_NAME))
+    kept = await read_manifest_file(store.storage, store.bucket, store.paths.final(MANIFEST_NAME))
     if kept is not None:
         manifest = parse_manifest(kept, run_id)
         for file in manifest.files:
             await _verify(store, file)
         return manifest
-    staged = await _read_manifest(store, store.paths.staged(MANIFEST_NAME))
+    staged = await read_manifest_file(store.storage, store.bucket, store.paths.staged(MANIFEST_NAME))
     if staged is None:
         return None
     manifest = parse_manifest(staged, run_id)
@@ -94,15 +95,6 @@ async def keep_manifest(store: ArtifactStore, manifest: Manifest, content: bytes
     path = store.paths.final(MANIFEST_NAME)
     await store.storage.write(store.bucket, path, content, content_type="application/json")
     crash_point("worker.keep.after_manifest")
-
-
-async def _read_manifest(store: ArtifactStore, path: str) -> bytes | None:
-    try:
-        return await store.storage.read(store.bucket, path, max_bytes=MAX_MANIFEST_BYTES)
-    except ServiceRefusedError as error:
-        if error.status != 413:
-            raise
-        raise ArtifactError(f"The artifact's manifest is larger than {MAX_MANIFEST_BYTES} bytes.") from None
 
 
 async def _keep(store: ArtifactStore, file: ArtifactFile) -> None:

@@ -88,6 +88,15 @@ async def test_all_files_of_the_manifest_are_fetched(tmp_path: Path) -> None:
     assert {file.status for file in done.files} == {"downloaded"}
 
 
+async def test_a_manifest_that_is_too_large_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: Any, **__: Any) -> bytes:
+        raise ServiceRefusedError("Supabase Storage", "is larger", status=413)
+
+    monkeypatch.setattr(Bucket, "read", refuse)
+    with pytest.raises(ArtifactError, match="manifest is larger than"):
+        await fetch(Bucket(FILES), tmp_path)
+
+
 async def test_a_broken_download_leaves_no_file_and_goes_on_later(tmp_path: Path) -> None:
     bucket = Bucket(FILES)
     bucket.breaks_after = 3000
