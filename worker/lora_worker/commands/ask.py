@@ -11,6 +11,7 @@ from lora_worker.commands.terminal import (
     EXIT_USAGE,
     AsJson,
     command_group,
+    harmless,
     may_ask,
     refuse,
     settings_or_exit,
@@ -26,8 +27,6 @@ commands = command_group()
 
 _MOST_CHARACTERS = 1_000_000
 _NOT_UTF8 = "{}: it is not written in UTF-8; convert it, for instance with iconv"
-_JOINERS = "\u200c\u200d"
-"""They join letters and emoji, and move nothing."""
 
 
 @commands.command()
@@ -107,16 +106,9 @@ def _in_utf8(text: str, argument: str) -> str:
 
 
 def safe_text(text: str) -> str:
-    """Text of a model as it may be printed: its lines, and no character that would act on the terminal.
-
-    An escape sequence in an answer would be carried out, and a character that reverses the direction of writing would
-    disguise what follows. Each such character becomes a replacement character.
-    """
-    return "".join(
-        character if character.isprintable() or character == "\n" or character in _JOINERS
-        else " " if character == "\t" else "\ufffd"
-        for character in text.replace("\r\n", "\n")
-    )  # fmt: skip
+    """A piece of a model's text as it may be printed: its lines, and no character that would act on the terminal."""
+    # A line break of two characters may be cut between two pieces: its second half is enough.
+    return harmless(text.replace("\r\n", "\n").removesuffix("\r"))
 
 
 def _print_piece(text: str) -> None:

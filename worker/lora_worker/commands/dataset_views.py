@@ -12,7 +12,7 @@ from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.lengths import Lengths, Rendered
 from lora_contract.words import counted
 from lora_worker.commands.estimate import format_duration
-from lora_worker.commands.terminal import print_lines
+from lora_worker.commands.terminal import harmless, print_lines
 from lora_worker.conversion.convert import Conversion
 from lora_worker.submission.checking import Checked
 
@@ -78,16 +78,11 @@ def print_rendered(rendered: Iterable[Rendered], console: Console) -> None:
         print_lines(console, ["", f"Line {example.line:,}{title}, {legend}:"])
         text = Text()
         for part in example.parts:
-            shown = _visible(part.text)
+            shown = harmless(part.text.replace("\t", "    "))
             if part.learned and not console.is_terminal:
                 shown = f"{_MARKS[0]}{shown}{_MARKS[1]}"
             text.append(shown, style=_LEARNED if part.learned else None)
         console.print(text, soft_wrap=True)
-
-
-def _visible(text: str) -> str:
-    """Return a text with its line breaks, in which no other character acts on the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text.replace("\t", "    "))
 
 
 def print_conversion(done: Conversion, target: Path, console: Console) -> None:

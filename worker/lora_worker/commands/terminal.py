@@ -32,6 +32,9 @@ EXIT_CODES = {
 PIPE_COLUMNS = 160
 """Width of text in a pipe, which has no width of its own: rich's default of 80 would cut names and ids."""
 
+_JOINERS = "\u200c\u200d"
+"""They join letters and emoji, and move nothing."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
@@ -166,11 +169,18 @@ def printable(text: str | None) -> str:
     return words if words.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in words)
 
 
+def harmless(text: str) -> str:
+    """Return text with its line breaks, in which no other character acts on the terminal; as `printable` else.
+
+    A tab becomes a space.
+    """
+    return "".join(c if c.isprintable() or c == "\n" or c in _JOINERS else " " if c == "\t" else "\ufffd" for c in text)
+
+
 def printable_text(text: str, characters: int) -> str:
     """Return text of several lines as it may be printed, cut after so many characters; as `printable` for each line."""
-    kept = text[:characters].expandtabs(4).splitlines()
-    lines = ["".join(c if c.isprintable() else "\ufffd" for c in line.rstrip()) for line in kept]
-    return "\n".join(lines).strip("\n") + (" …" if len(text) > characters else "")
+    lines = [line.rstrip() for line in text[:characters].expandtabs(4).splitlines()]
+    return harmless("\n".join(lines)).strip("\n") + (" …" if len(text) > characters else "")
 
 
 def print_lines(console: Console, lines: Iterable[str]) -> None:

@@ -198,3 +198,7 @@ def test_an_adapter_that_cant_be_called_is_a_sentence(
 )
 def test_only_lines_and_letters_reach_the_terminal(text: str, shown: str) -> None:
     assert safe_text(text) == shown
+
+
+def test_line_break_that_is_cut_between_two_pieces_is_one() -> None:
+    assert [safe_text(piece) for piece in ("Line\r", "\nnext")] == ["Line", "\nnext"]
