@@ -77,8 +77,7 @@ def rate_comparison(compared: Comparison, points: list[Point]) -> QualityReport:
     Of the two means of the gain, over conversations and over tokens, the smaller one counts. More than 2 needs a proven
     gain, and a falling share of right tokens costs one point. Without any gain the score is 1.
     """
-    losses = [point.training_loss for point in points if point.training_loss is not None]
-    reduction = _reduction(losses) if losses else None
+    reduction = _reduction_of(points)
     gain = min(compared.gain, compared.base.loss - compared.tuned.loss)
     if gain <= 0 or not has_proven_gain(compared):
         score = 1 if gain <= 0 else _UNPROVEN_SCORE
@@ -122,8 +121,7 @@ def rate_preferences(points: list[Point], metrics: FinalMetrics) -> QualityRepor
     The application's rule is for losses of tokens: the loss of a preference method falls by more than half also where
     answers are merely told apart more strongly. By chance half of the answers are rated rightly.
     """
-    losses = [point.training_loss for point in points if point.training_loss is not None]
-    reduction = _reduction(losses) if losses else None
+    reduction = _reduction_of(points)
     rewards = recent_rewards(points, metrics)
     accuracy = rewards.get("reward_accuracy")
     if accuracy is None:
@@ -141,7 +139,7 @@ def rate_training(points: list[Point], *, final_validation_loss: float | None) -
     The reduction is measured between the means of the first and the last tenth of the points, since
     a single step's loss is mostly noise.
     """
-    losses = [point.training_loss for point in points if point.training_loss is not None]
+    losses = _losses_of(points)
     if not losses:
         return QualityReport(3, "unknown", None)
     reduction, last = _reduction(losses), _mean(losses[-_window(losses) :])
@@ -157,6 +155,16 @@ def _window(values: list[float]) -> int:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
+
+
+def _losses_of(points: list[Point]) -> list[float]:
+    return [point.training_loss for point in points if point.training_loss is not None]
+
+
+def _reduction_of(points: list[Point]) -> float | None:
+    """By how many percent the training's own loss fell; None where it is unknown."""
+    losses = _losses_of(points)
+    return _reduction(losses) if losses else None
 
 
 def _reduction(losses: list[float]) -> float:
