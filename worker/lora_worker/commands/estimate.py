@@ -50,7 +50,7 @@ def estimate_work(settings: Settings, work: Work, *, gpu_count: int) -> Found:
     if gpu_count:
         terms = terms.model_copy(update={"endpoint_gpu_count": gpu_count})
     if work.gpu_type:
-        terms = terms.model_copy(update={"endpoint_gpu_type": None})
+        terms = terms.of_any_gpu()
     else:
         work = replace(work, gpu_type=terms.default_gpu_type)
     base_model = work.base_model or terms.default_base_model

@@ -98,8 +98,7 @@ def plan(
     settings = unconnected_settings_or_exit()
     try:
         prices = load_prices(settings.price_table)
-        # Of every card, whatever the endpoint has.
-        terms = make_terms(settings, prices).model_copy(update={"endpoint_gpu_type": None})
+        terms = make_terms(settings, prices).of_any_gpu()
         found = [
             needs_of(name, terms, prices) for name in ([base_model] if base_model else load_throughput()["memory_gb"])
         ]

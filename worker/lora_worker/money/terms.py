@@ -133,6 +133,10 @@ class Terms(BaseModel):
         low = gpu.slow * self.reference.high / size.high
         return Speed(low, gpu.fast * self.reference.low / size.low, source)
 
+    def of_any_gpu(self) -> Terms:
+        """Return these terms for jobs that get the GPU that they ask for, whatever the endpoint has."""
+        return self.model_copy(update={"endpoint_gpu_type": None})
+
     def with_measured(self, base_model: str, gpu_type: str, speed: RunSpeed | None) -> Terms:
         """Return these terms with the speed of finished runs of a base on a GPU; unchanged if that is None."""
         return self if speed is None else self.model_copy(update={"measured": {base_model: {gpu_type: speed}}})

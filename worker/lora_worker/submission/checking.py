@@ -44,7 +44,7 @@ def check_file(path: Path, chosen: Hyperparameters, gpu: str | None, settings: S
     prices = load_prices(settings.price_table)
     terms = make_terms(settings, prices)
     if gpu:  # what is asked for, also where the worker's own endpoint has another
-        terms = terms.model_copy(update={"endpoint_gpu_type": None})
+        terms = terms.of_any_gpu()
     if chosen.base_model:
         check_model(chosen.base_model, terms, settings.base_models)
     survey, refusal, counter = _survey(path, chosen)
