@@ -92,11 +92,9 @@ async def job(request: Request) -> Response:
     """Show a job: its state, its curve, and every run with its stages."""
     board = desk_of(request).board
     found = await board.job(request.path_params["job_id"])
-    if found.value is None:
-        if found.problem is None:
-            raise HTTPException(404, "there is no job of this id")
-        return render(request, "unread.html", readings=[found], here="jobs")
     details = found.value
+    if details is None:
+        return _unread(request, found, "there is no job of this id")
     latest = details["runs"][-1] if details["runs"] else None
     return render(
         request, "job.html", readings=[found], done=_done(request), here="jobs",
@@ -107,15 +105,24 @@ async def job(request: Request) -> Response:
     )  # fmt: skip
 
 
+def _unread(request: Request, found: Reading[Any], missing: str) -> Response:
+    """Show why a job can't be read.
+
+    Raises:
+        HTTPException: it was read, and what is shown of it is not there.
+    """
+    if found.problem is None:
+        raise HTTPException(404, missing)
+    return render(request, "unread.html", readings=[found], here="jobs")
+
+
 async def samples(request: Request) -> Response:
     """Show what base and adapter answered to the same prompts."""
     board = desk_of(request).board
     found = await board.job(request.path_params["job_id"])
     details = found.value
     if details is None:
-        if found.problem is None:
-            raise HTTPException(404, "there is no job of this id")
-        return render(request, "unread.html", readings=[found], here="jobs")
+        return _unread(request, found, "there is no job of this id")
     run, user_id = finished_run(details), details["job"]["user_id"]
     readings: list[Reading[Any]] = [found]
     if run is not None and user_id is not None:
@@ -134,9 +141,7 @@ async def run_log(request: Request) -> Response:
     details = found.value
     run = next((run for run in details["runs"] if run["run_id"] == run_id), None) if details else None
     if details is None or run is None:
-        if found.problem is None:
-            raise HTTPException(404, "there is no run of this id")
-        return render(request, "unread.html", readings=[found], here="jobs")
+        return _unread(request, found, "there is no run of this id")
     user_id = details["job"]["user_id"]
     if run["ended_at"] is None or user_id is None:
         log: Reading[list[str] | None] = Reading(None, board.now())
