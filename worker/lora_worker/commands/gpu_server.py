@@ -104,9 +104,7 @@ def _require_trainer(python: Path) -> None:
 
     look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({MODULE!r}) is None)"
     try:
-        found = subprocess.run(  # noqa: S603
-            [str(python), "-c", look], env=dict(os.environ), capture_output=True, timeout=60, check=False
-        )
+        found = subprocess.run([str(python), "-c", look], capture_output=True, timeout=60, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired) as error:
         raise refuse(
             f"{python} can't be run ({type(error).__name__}): name another with --python", EXIT_USAGE
