@@ -34,8 +34,12 @@ def examine_aliases(aliases: Sequence[AliasRow]) -> list[Check]:
         remedy = "`lora-worker rollback NAME`, or `lora-worker promote` another version"
         checks.append(Check("aliases", False, finding, remedy))
     checks += [
-        Check("aliases", False, f"{_names([alias])} is not served yet: {alias['problem']}") for alias in stuck[:5]
+        Check("aliases", False, f"{_names([alias])} is not served yet: {alias['problem']}")
+        for alias in stuck[:_MOST_NAMED]
     ]
+    if len(stuck) > _MOST_NAMED:
+        finding = f"{counted(len(stuck) - _MOST_NAMED, 'more alias is', 'more aliases are')} not served yet"
+        checks.append(Check("aliases", False, finding, "`lora-worker aliases` lists them and says why"))
     return checks or [
         Check("aliases", True, f"{counted(len(aliases), 'alias', 'aliases')}, with no deleted adapter behind")
     ]

@@ -24,3 +24,12 @@ def test_alias_of_a_deleted_adapter_is_named_with_what_to_do() -> None:
 def test_alias_that_can_not_be_served_says_why() -> None:
     (check,) = examine_aliases([alias(problem="the volume is full")])
     assert (check.ok, check.finding) == (False, "zebras:live is not served yet: the volume is full")
+
+
+def test_of_many_that_can_not_be_served_none_is_left_out_silently() -> None:
+    checks = examine_aliases([alias(name=f"z{number}", problem="the volume is full") for number in range(7)])
+    assert [check.ok for check in checks] == [False] * 6
+    assert checks[4].finding.startswith("z4:live is not served yet")
+    assert (checks[5].finding, checks[5].remedy) == (
+        "2 more aliases are not served yet", "`lora-worker aliases` lists them and says why"
+    )  # fmt: skip
