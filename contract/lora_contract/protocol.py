@@ -69,6 +69,9 @@ MAX_MESSAGE_BYTES = 1_000_000
 MAX_HEARTBEAT_PROGRESS_BYTES = 40_000
 """The largest progress that is stored with a heartbeat, as the database writes JSON. The SQL function `heartbeat_run`
 stores none above it. The chart of a run has 100 points by default, which take about 25,000 bytes."""
+MAX_REPORTED_RESULT_BYTES = 200_000
+"""The largest result that is stored where no launcher carries it, as the database writes JSON. The SQL function
+`finish_run` stores none above it."""
 MAX_FILES = 200
 MAX_UPLOAD_REQUEST_BYTES = 100_000
 """The most bytes that the list of an artifact's files may have. The SQL function `request_upload` checks it, too."""

@@ -41,12 +41,17 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     return await carry_out_job(job, _sending_progress(job))
 
 
-async def carry_out_job(job: dict[str, Any], sending: AbstractAsyncContextManager[Send]) -> dict[str, Any]:
-    """Carry out a training or an errand, whoever brought it. `sending` opens the way that its progress goes."""
+async def carry_out_job(
+    job: dict[str, Any], sending: AbstractAsyncContextManager[Send], *, execution_id: str | None = None
+) -> dict[str, Any]:
+    """Carry out a training or an errand, whoever brought it. `sending` opens the way that its progress goes.
+
+    A training is the execution of this id; of a new one where the caller has no use for it.
+    """
     given = job.get("input")
     if isinstance(given, dict) and given.get("kind") is not None:
         return (await _run_errand(job, sending)).as_output()
-    return (await _run_training(job, sending)).as_output()
+    return (await _run_training(job, sending, execution_id)).as_output()
 
 
 @cache
@@ -58,11 +63,15 @@ def _traces() -> Traces:
     return traces
 
 
-async def _run_training(job: dict[str, Any], sending: AbstractAsyncContextManager[Send]) -> Result:
+async def _run_training(
+    job: dict[str, Any], sending: AbstractAsyncContextManager[Send], execution_id: str | None
+) -> Result:
     try:
         request = parse_request(job.get("input"))
         async with sending as send:
-            execution = Execution(request, job["id"], load_settings(), send, traces=_traces())
+            execution = Execution(
+                request, job["id"], load_settings(), send, execution_id=execution_id, traces=_traces()
+            )
             with _on_sigterm(execution.stop.set):
                 result = await execution.run()
             await asyncio.to_thread(_traces().flush, seconds=FLUSH_SECONDS)

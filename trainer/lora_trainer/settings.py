@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     """The module that the second child process runs; it tries the published files on the base, as a server would."""
     volume: Path | None = None
     """Folder of job folders and models. None: the first that exists of `/runpod-volume`, `/workspace` and the home."""
+    models_volume: Path | None = None
+    """Folder of base models and their quantised copies. None: the volume. Where the cloud copies all files of the
+    volume elsewhere, as SageMaker does with checkpoints, models belong on another disk."""
     serving_folder: Path | None = None
     """Folder from which vLLM serves adapters by name. None: `lora-adapters` on the network volume, if one is
     mounted."""

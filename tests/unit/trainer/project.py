@@ -28,6 +28,10 @@ class FakeProject:
         """The progress that was stored with each heartbeat."""
         self.heartbeat_fault: httpx.Response | None = None
         """What `heartbeat_run` answers instead, as a database of an earlier release does."""
+        self.results: list[dict[str, Any]] = []
+        """The calls of `finish_run`."""
+        self.finish_fault: httpx.Response | None = None
+        """What `finish_run` answers instead."""
         self.check_in_answers: list[httpx.Response] = []
         """Answers to the next check-ins, before `refusal` applies."""
         self.grants_after = 0
@@ -43,6 +47,7 @@ class FakeProject:
         rpc = f"{URL}/rest/v1/rpc"
         router.post(f"{rpc}/check_in_run").mock(side_effect=self._check_in)
         router.post(f"{rpc}/heartbeat_run").mock(side_effect=self._heartbeat)
+        router.post(f"{rpc}/finish_run").mock(side_effect=self._finish)
         router.post(f"{rpc}/request_upload").mock(side_effect=self._request_upload)
         router.post(f"{rpc}/upload_grant").mock(side_effect=self._grant)
         router.get(f"{URL}/dataset").mock(side_effect=lambda request: httpx.Response(200, content=self.dataset))
@@ -64,6 +69,12 @@ class FakeProject:
         if answer["may_train"]:
             self.heartbeats.append(json.loads(request.content)["progress"])
         return httpx.Response(200, json={**answer, "progress_stored": answer["may_train"]})
+
+    def _finish(self, request: httpx.Request) -> httpx.Response:
+        if self.finish_fault is not None:
+            return self.finish_fault
+        self.results.append(json.loads(request.content))
+        return httpx.Response(200, json={"may_train": True, "reason": "ok", "result_stored": True})
 
     def _request_upload(self, request: httpx.Request) -> httpx.Response:
         asked = json.loads(request.content)

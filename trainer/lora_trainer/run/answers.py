@@ -23,6 +23,13 @@ class CheckIn(_Answer):
     """Whether the progress of a heartbeat was stored (`heartbeat_run`)."""
 
 
+class Finished(CheckIn):
+    """Answer of `finish_run`."""
+
+    result_stored: bool = False
+    """Whether the database has this execution's result now, and gives it to the worker."""
+
+
 class UploadRequested(_Answer):
     """Answer of `request_upload`."""
 

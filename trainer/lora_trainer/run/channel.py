@@ -1,4 +1,4 @@
-"""The trainer's client for the database: four functions, which anyone with the run's token may call."""
+"""The trainer's client for the database: five functions, which anyone with the run's token may call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lora_contract.connections import why_unreachable
 from lora_contract.protocol import ArtifactFile, Channel
 from lora_contract.rest_errors import RestError, read_error
 from lora_trainer.errors import CancelledByUserError, ChannelUnreachableError, SupersededError
-from lora_trainer.run.answers import CheckIn, UploadGrant, UploadRequested
+from lora_trainer.run.answers import CheckIn, Finished, UploadGrant, UploadRequested
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class _TransientError(ChannelUnreachableError):
 
 
 class ChannelClient:
-    """Calls `check_in_run`, `heartbeat_run`, `request_upload` and `upload_grant` as one execution of one run.
+    """Calls the functions `check_in_run`, `heartbeat_run`, `request_upload`, `upload_grant` and `finish_run` as one
+    execution of one run.
 
     A context manager. Transient errors are retried for `patience_seconds`; then, or when the database refuses a
     call, `ChannelUnreachableError` is raised.
@@ -106,6 +107,18 @@ class ChannelClient:
             return False
         self._require_permission(answer)
         return answer.progress_stored
+
+    async def finish(self, result: dict[str, Any]) -> bool:
+        """Report the run's result, where no launcher carries it to the worker. Returns whether it was stored: not if
+        another execution owns the run, or it has ended.
+
+        Idempotent: of several results of one execution the first is kept.
+
+        Raises:
+            ChannelUnreachableError: the database does not answer, refuses the call, or is of an earlier release.
+        """
+        answer = await self._call("finish_run", Finished, external_job_id=self._external_job_id, result=result)
+        return answer.result_stored
 
     @staticmethod
     def _require_permission(answer: CheckIn) -> None:

@@ -72,12 +72,13 @@ class Execution:
         settings: Settings,
         send: Send,
         *,
+        execution_id: str | None = None,
         traces: Traces | None = None,
     ) -> None:
         self.stop = asyncio.Event()
         self._request = request
         self._settings = settings
-        self._execution_id = str(uuid.uuid4())
+        self._execution_id = execution_id or str(uuid.uuid4())
         self._external_job_id = external_job_id
         self._started = time.monotonic()
         self._outcome: Outcome | None = None
@@ -290,7 +291,7 @@ class Execution:
             init_adapter=InitAdapter.model_validate(adapter.model_dump()) if adapter else None,
             job_folder=folder.path,
             folder=folder.own,
-            volume=self._volume,
+            volume=self._settings.models_volume or self._volume,
             archive_name=request.output.archive_name,
             chart_points=request.limits.chart_points,
             checkpoint_minutes=settings.checkpoint_minutes,

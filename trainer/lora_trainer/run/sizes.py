@@ -11,6 +11,7 @@ from lora_contract.protocol import (
     MAX_HEARTBEAT_PROGRESS_BYTES,
     MAX_MANIFEST_BYTES,
     MAX_MESSAGE_BYTES,
+    MAX_REPORTED_RESULT_BYTES,
     MAX_UPLOAD_REQUEST_BYTES,
     ArtifactFile,
     Manifest,
@@ -27,6 +28,8 @@ _HEARTBEAT_BYTES = MAX_HEARTBEAT_PROGRESS_BYTES * 3 // 4
 
     That makes a point a fifth larger at most.
     """
+
+_REPORT_BYTES = MAX_REPORTED_RESULT_BYTES * 3 // 4
 
 _LARGEST_NUMBER = 1e15
 _DECIMALS = 12
@@ -60,12 +63,39 @@ def fit_heartbeat(progress: Progress) -> dict[str, Any]:
     return {**message, "points": points[::-1]}
 
 
+def fit_report(result: Result) -> dict[str, Any]:
+    """The result as JSON values as `finish_run` stores it: without its manifest, which the worker reads from Storage,
+    and with as much of its log and curve as the database takes.
+    """
+    result = result.model_copy(update={"manifest": None})
+    while _stored_size(body := _storable(result)) > _REPORT_BYTES:
+        if result.log:
+            result = result.model_copy(update={"log": result.log[len(result.log) // 2 + 1 :]})
+        elif result.points:
+            result = result.model_copy(update={"points": _half(result.points)})
+        elif result.summary.notes:
+            result = result.model_copy(update={"summary": result.summary.model_copy(update={"notes": []})})
+        else:  # what matters is how the run has ended
+            return _storable(Result(run_id=result.run_id, status=result.status, error=result.error, stage=result.stage))
+    return body
+
+
+def _storable(result: Result) -> dict[str, Any]:
+    body: dict[str, Any] = _shorten_numbers(result.model_dump(mode="json", exclude_none=True))
+    return body
+
+
 def _shorten_numbers(value: Any) -> Any:
-    """The same JSON value, with its numbers cut to the digits that the database stores."""
+    """The same JSON value, with its numbers cut to the digits that the database stores, and texts that it takes."""
     if isinstance(value, dict):
         return {key: _shorten_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shorten_numbers(item) for item in value]
     if isinstance(value, float):
         return round(max(-_LARGEST_NUMBER, min(value, _LARGEST_NUMBER)), _DECIMALS)
+    if isinstance(value, str):
+        # Postgres has no character 0, and JSON's lone surrogates are no characters.
+        return value.replace("\0", "").encode(errors="replace").decode()
     return value
 
 

@@ -26,6 +26,7 @@ async def fault(function: str, response: httpx.Response) -> ChannelUnreachableEr
             "check_in": channel.check_in,
             "request_upload": lambda: channel.request_upload([]),
             "upload_grant": channel.upload_grant,
+            "finish": lambda: channel.finish({}),
         }
         with pytest.raises(ChannelUnreachableError) as caught:
             await calls[function]()
@@ -33,7 +34,7 @@ async def fault(function: str, response: httpx.Response) -> ChannelUnreachableEr
     return caught.value
 
 
-@pytest.mark.parametrize("function", ["check_in", "request_upload", "upload_grant"])
+@pytest.mark.parametrize("function", ["check_in", "request_upload", "upload_grant", "finish"])
 @pytest.mark.parametrize(
     "response",
     [

@@ -14,6 +14,7 @@ from lora_contract.protocol import (
     MAX_HEARTBEAT_PROGRESS_BYTES,
     MAX_MANIFEST_BYTES,
     MAX_MESSAGE_BYTES,
+    MAX_REPORTED_RESULT_BYTES,
     MAX_UPLOAD_REQUEST_BYTES,
     ArtifactFile,
     Manifest,
@@ -24,7 +25,7 @@ from lora_contract.protocol import (
     Summary,
 )
 from lora_trainer.errors import ArtifactTooLargeError
-from lora_trainer.run.sizes import check_files, encode_manifest, fit_heartbeat, fit_message
+from lora_trainer.run.sizes import check_files, encode_manifest, fit_heartbeat, fit_message, fit_report
 
 
 def long_point(step, validation=None):
@@ -186,3 +187,23 @@ def test_heartbeat_of_the_longest_run_fits_and_keeps_its_newest_points(tiny):
     assert all(
         abs(value) < 1e20 and Decimal(repr(value)).as_tuple().exponent >= -60 for value in sent["metrics"].values()
     )
+
+
+def test_reported_result_keeps_its_end_within_the_databases_limit():
+    longest = Result(
+        run_id="r", status="failed", error={"code": "internal", "message": "€" * 2000, "hint": "\0\ud800h"},
+        summary=LONGEST, points=[long_point(step) for step in range(5000)], log=["€" * 900] * 200,
+        manifest=manifest([]), metrics={"final_training_loss": 1e300},
+    )  # fmt: skip
+    report = fit_report(longest)
+    assert len(json.dumps(report, ensure_ascii=False).encode()) <= MAX_REPORTED_RESULT_BYTES
+    assert "manifest" not in report
+    assert (report["error"]["hint"], report["metrics"]["final_training_loss"]) == ("?h", 1e15)
+    read = Result.model_validate(report)
+    assert (read.error.code, read.summary.total_steps) == ("internal", 10**9)
+
+
+def test_reported_result_of_normal_size_is_whole():
+    result = Result(run_id="r", status="completed", points=[long_point(step) for step in range(250)], log=["a"] * 200)
+    read = Result.model_validate(fit_report(result))
+    assert (len(read.points), len(read.log)) == (250, 200)

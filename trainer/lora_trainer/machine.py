@@ -1,0 +1,122 @@
+"""The main process of a machine that was started for one run: `python -u -m lora_trainer.machine`.
+
+Pods, training jobs and tasks of a cloud bring no request and carry no result. The request and the launch's id come in
+environment variables (`lora_contract.machine_request`), progress goes to the database with the heartbeat, and so does
+the result (`finish_run`). The exit status is 0 for a run that is complete or another execution's, and 1 for one that
+failed. On SIGTERM, with which a cloud takes its machine back, the training saves a checkpoint. Its volume is the folder
+that outlives the machine, if the cloud has one: the launcher names it in `LORA_TRAINER_VOLUME`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lora_contract.machine_request import find_launch_id, forget_request, unpack_request
+from lora_contract.protocol import Channel, Result
+from lora_trainer.errors import TrainingError
+from lora_trainer.handler import carry_out_job
+from lora_trainer.run.channel import ChannelClient
+from lora_trainer.run.logs import configure_logging
+from lora_trainer.run.runpod_progress import Send
+from lora_trainer.run.sizes import fit_report
+from lora_trainer.settings import Settings, load_settings, unread_settings
+
+log = logging.getLogger(__name__)
+
+FAILURE_FILE = Path("/opt/ml/output/failure")
+"""SageMaker shows the beginning of this file as the reason of a failed training job."""
+_FAILURE_CHARACTERS = 1000
+
+
+def main() -> int:
+    """Carry out the request of the environment; returns the exit status."""
+    configure_logging()
+    try:
+        request, launch_id = unpack_request(os.environ), find_launch_id(os.environ)
+    except ValueError as error:
+        return _end(str(error))
+    finally:
+        # Before any process is started: each would inherit the run's token.
+        forget_request(os.environ)
+    for sentence in unread_settings():
+        log.warning("%s", sentence)
+    # Each training answers SIGTERM itself while it runs. Before and after it the signal must not end this process,
+    # which has a result to report; the cloud kills it soon enough.
+    signal.signal(signal.SIGTERM, _note_signal)
+    return asyncio.run(_carry_out(request, launch_id))
+
+
+def _note_signal(_number: int, _frame: object) -> None:
+    log.info("the machine is taken away")
+
+
+async def _carry_out(request: dict[str, Any], launch_id: str) -> int:
+    execution_id = str(uuid.uuid4())
+    output = await carry_out_job({"id": launch_id, "input": request}, _sending_nothing(), execution_id=execution_id)
+    await _report(output, request, launch_id, execution_id)
+    return _end(output["error"]) if "error" in output else 0
+
+
+async def _report(output: dict[str, Any], request: dict[str, Any], launch_id: str, execution_id: str) -> None:
+    """Tell the database how the run has ended. Raises nothing: a worker also finds a published adapter without this."""
+    try:
+        channel, result = Channel.model_validate(request.get("channel")), Result.model_validate(output)
+    except ValidationError:
+        log.warning("no run to report to: the result stays here")
+        return
+    if result.status == "superseded":
+        return
+    try:
+        async with ChannelClient(
+            channel,
+            external_job_id=launch_id,
+            execution_id=execution_id,
+            patience_seconds=_settings().channel_patience_seconds,
+        ) as client:
+            stored = await client.finish(fit_report(result))
+    except TrainingError as error:
+        log.warning("the result could not be reported: %s", error)
+    else:
+        log.info("the result is reported" if stored else "nobody waits for the result any more")
+
+
+def _settings() -> Settings:
+    try:
+        return load_settings()
+    except TrainingError:
+        # It is what the result says: the training ended with the same sentence.
+        return Settings.model_construct()
+
+
+@asynccontextmanager
+async def _sending_nothing() -> AsyncIterator[Send]:
+    async def send(payload: dict[str, Any]) -> None:
+        """Progress goes with the heartbeat alone."""
+
+    yield send
+
+
+def _end(sentence: str) -> int:
+    """Say why this machine failed, to whoever reads its log or asks its cloud; returns the exit status."""
+    log.error("%s", sentence)
+    if FAILURE_FILE.parent.is_dir():
+        try:
+            FAILURE_FILE.write_text(sentence[:_FAILURE_CHARACTERS], encoding="utf-8")
+        except OSError as error:
+            log.warning("the cloud could not be told why (%s)", type(error).__name__)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
