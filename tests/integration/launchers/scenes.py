@@ -25,6 +25,8 @@ class Scene(ABC):
 
     acts: ClassVar[dict[str, dict[str, Any]]]
     """The input of a job that does this."""
+    without_output: ClassVar[str | None] = None
+    """Why its launches show no output, where they don't; what a trainer says comes by the run's own channel then."""
 
     @abstractmethod
     def launcher(self, http: httpx.AsyncClient, *, key: str | None = None, url: str | None = None) -> Launcher:

@@ -1,0 +1,92 @@
+"""Access tokens of Google Cloud, by Google's own chain of credentials (Application Default Credentials).
+
+The chain: the file that GOOGLE_APPLICATION_CREDENTIALS names (a service account's key, or workload identity
+federation), what `gcloud auth application-default login` has left, or the service account of the machine itself.
+google-auth is imported when a token is needed first: it is an extra.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import Any
+
+from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError, SettingsError
+
+SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+_SERVICE = "Google Cloud"
+_REQUEST_SECONDS = 20
+_REMEDY = (
+    "set GOOGLE_APPLICATION_CREDENTIALS to a service account's key file, run `gcloud auth application-default login`, "
+    "or run the worker on a machine of Google Cloud that has a service account"
+)
+
+
+def require_google_auth() -> None:
+    """Check that google-auth is installed.
+
+    Raises:
+        SettingsError: it is not; the text says how it is installed.
+    """
+    try:
+        import google.auth.transport.requests  # noqa: F401
+    except ImportError:
+        raise SettingsError(
+            "LORA_WORKER_LAUNCHER=vertex needs google-auth, which is not installed: "
+            "pip install 'lora-worker[vertex]', or '.[vertex]' in the clone"
+        ) from None
+
+
+class GoogleTokens:
+    """The access token of the worker's identity, which is fetched again before it runs out. Safe side by side."""
+
+    def __init__(self) -> None:
+        self._credentials: Any = None
+        self._lock = asyncio.Lock()
+
+    async def token(self) -> str:
+        """A token that is valid for some minutes.
+
+        Raises:
+            ServiceRefusedError: there are no credentials, or Google refuses them.
+            ServiceUnavailableError: Google's token service did not answer.
+        """
+        async with self._lock:
+            if self._credentials is None or not self._credentials.valid:
+                await asyncio.to_thread(self._refresh)
+            return str(self._credentials.token)
+
+    def forget(self) -> None:
+        """Have the next token fetched anew, from credentials that are read again: this one was refused."""
+        self._credentials = None
+
+    def _load(self, request: Any) -> Any:
+        """The credentials, read by Google's own rules."""
+        import google.auth
+
+        return google.auth.default(scopes=list(SCOPES), request=request)[0]
+
+    def _refresh(self) -> None:
+        from google.auth import exceptions
+        from google.auth.transport.requests import Request
+
+        # Google's default is two minutes a try, in which no run of this worker would be looked at.
+        request = functools.partial(Request(), timeout=_REQUEST_SECONDS)
+        try:
+            if self._credentials is None:
+                self._credentials = self._load(request)
+            self._credentials.refresh(request)
+        except exceptions.DefaultCredentialsError:
+            raise _refused("there are no credentials of Google Cloud") from None
+        except exceptions.GoogleAuthError as error:
+            if isinstance(error, exceptions.TransportError) or error.retryable:
+                text = f"Google's token service did not answer ({type(error).__name__})"
+                raise ServiceUnavailableError(_SERVICE, text) from None
+            # The error's own text may repeat parts of the key's file.
+            raise _refused(f"Google refuses the worker's credentials ({type(error).__name__})") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise _refused(f"the credentials of Google Cloud can't be read ({type(error).__name__})") from None
+
+
+def _refused(problem: str) -> ServiceRefusedError:
+    return ServiceRefusedError(_SERVICE, f"{problem}: {_REMEDY}", status=401)

@@ -1,0 +1,277 @@
+"""Custom jobs of Google's Vertex AI, through its documented REST API (docs/vertex.md).
+
+Google's own client for it would add 87 MB to a daemon of 55, and reads answers of any size; its messages are what the
+tests hold this module's requests and answers against.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+
+from lora_worker.errors import (
+    CreationInDoubtError,
+    LaunchInDoubtError,
+    LaunchRefusedError,
+    ServiceError,
+    SettingsError,
+)
+from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation, OwnedLaunch, Policy
+from lora_worker.launchers.google_tokens import GoogleTokens, require_google_auth
+from lora_worker.launchers.marks import project_mark, run_of_name
+from lora_worker.launchers.vertex_addresses import Locations, split_endpoint
+from lora_worker.launchers.vertex_answers import Job, read_health, read_observation
+from lora_worker.launchers.vertex_api import SERVICE, VertexApi
+from lora_worker.launchers.vertex_api import most_connections as connections
+from lora_worker.launchers.vertex_jobs import (
+    JobShape,
+    custom_job,
+    is_launch_id,
+    new_launch_id,
+    of_failed,
+    of_launch,
+    of_live,
+    of_run,
+)
+from lora_worker.launchers.vertex_machines import Machine, MachineUnknownError, machine_for, machine_named
+from lora_worker.launchers.vertex_settings import MAX_JOB_SECONDS, VertexSettings
+
+_GUIDE = Guide(
+    title=SERVICE,
+    console="Google Cloud's console (Vertex AI, Training, Custom jobs)",
+    check="check LORA_WORKER_VERTEX_PROJECT, LORA_WORKER_VERTEX_REGION and the worker's credentials of Google Cloud",
+    former_endpoint="name it in LORA_WORKER_VERTEX_FORMER_ENDPOINTS and give the worker's identity access to it; its "
+    "runs are neither ended nor billed before",
+    volume="It is the folder lora-trainer of the bucket that LORA_WORKER_VERTEX_BUCKET names.",
+)
+_ELSEWHERE = (
+    "it is of another project than LORA_WORKER_VERTEX_PROJECT, and the access token is not sent there: name it in "
+    "LORA_WORKER_VERTEX_FORMER_ENDPOINTS while launches of its time live"
+)
+_MOST_QUEUE_SECONDS = 7 * 86_400.0
+_CLOCK_DOUBT_SECONDS = 86_400.0
+_MOST_KNOWN = 2000
+_MOST_OWNED = 1000
+_MOST_FAILED = 100
+_RECENT = timedelta(days=1)
+
+
+def most_connections(settings: VertexSettings) -> int:
+    """How many calls may be under way at the same time."""
+    return connections(settings.launcher_concurrency)
+
+
+class VertexLauncher:
+    """A project's region at Vertex AI. `endpoint` is its address, with the machine type of its jobs behind a `#`
+    where that is not chosen by the GPU of the settings or of the job."""
+
+    name = "vertex"
+    guide = _GUIDE
+    longest_launch_seconds = MAX_JOB_SECONDS + _MOST_QUEUE_SECONDS + _CLOCK_DOUBT_SECONDS
+
+    def __init__(
+        self,
+        endpoint: str,
+        api: VertexApi,
+        shape: JobShape,
+        *,
+        gpu_type: str | None = None,
+        gpu_count: int = 1,
+        former: Iterable[str] = (),
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.endpoint = endpoint
+        self._base, machine_type = split_endpoint(endpoint)
+        self._machine = machine_named(machine_type) if machine_type else None
+        self._gpu_type, self._gpu_count = gpu_type, gpu_count
+        self._locations = Locations(self._base, former)
+        self._api, self._shape, self._now = api, shape, now
+        self._urls: OrderedDict[str, str] = OrderedDict()
+        """Where launches are looked at. Without it they are looked for, and a list may lack what is seconds old."""
+
+    @classmethod
+    def open(cls, settings: VertexSettings, http: httpx.AsyncClient, endpoint: str | None = None) -> VertexLauncher:
+        """The launcher of these settings, or of another endpoint with them.
+
+        Raises:
+            SettingsError: google-auth is not installed, or the endpoint is none of the settings' project.
+        """
+        require_google_auth()
+        own = settings.vertex_endpoint
+        machine_type = f"#{settings.vertex_machine_type}" if settings.vertex_machine_type else ""
+        address, named = split_endpoint(endpoint or own + machine_type)
+        if Locations(own, settings.vertex_former_endpoints).of(address) is None:
+            raise SettingsError(f"the endpoint {address} is none of {settings.vertex_project}'s at {SERVICE}.")
+        try:
+            return cls(
+                endpoint or own + machine_type,
+                VertexApi(http, GoogleTokens(), concurrency=settings.launcher_concurrency),
+                JobShape.of(settings, project_mark(settings.supabase_url)),
+                gpu_type=settings.endpoint_gpu_type,
+                gpu_count=settings.endpoint_gpu_count,
+                former=(own, *settings.vertex_former_endpoints),
+            )
+        except MachineUnknownError as error:
+            raise SettingsError(f"the endpoint {address}#{named:.60}: {error}.") from None
+
+    def reaches(self, endpoint: str) -> bool:
+        """Whether the access token may go to an endpoint. See `Launcher.reaches`."""
+        return self._locations.of(endpoint) is not None
+
+    async def launch(self, payload: dict[str, Any], policy: Policy) -> str:
+        """Start a run as a custom job. See `Launcher.launch`.
+
+        A run that is live there is not started twice: its launch is looked for first, and again where the answer to
+        a job's creation was lost.
+        """
+        run_id = str(payload.get("run_id", ""))
+        try:
+            launch_id = new_launch_id(run_id)
+            job = custom_job(self._shape, self._machine_of(payload), launch_id, payload, policy)
+        except ValueError as error:
+            raise LaunchRefusedError(SERVICE, str(error), status=400) from None
+        if (live := await self._live_launch(run_id)) is not None:
+            return live
+        try:
+            made = await self._api.create(self._base, job)
+        except CreationInDoubtError as error:
+            return await self._found_again(launch_id, error)
+        if not made.bears(self._shape.mark, launch_id) or made.number is None:
+            raise LaunchInDoubtError(SERVICE, f"{SERVICE}'s answer is of another job than was asked for")
+        self._remember(launch_id, made)
+        return launch_id
+
+    async def observe(self, launch: LaunchRef) -> Observation:
+        """Look at a launch. See `Launcher.observe`."""
+        base = self._locations.of(launch.endpoint)
+        if base is None:
+            return Observation(LaunchState.UNKNOWN, reason=_ELSEWHERE)
+        if not is_launch_id(launch.external_job_id):
+            return Observation(LaunchState.MISSING, reason="no launch has such an id")
+        try:
+            job = await self._find(base, launch.external_job_id)
+        except ServiceError as error:
+            return Observation(LaunchState.UNKNOWN, reason=str(error))
+        if job is None:
+            return Observation(LaunchState.MISSING, reason=f"{SERVICE} has no job of this launch")
+        now = self._now()
+        if job.is_overdue(now) and job.number is not None:
+            # Without quota a job waits for ever there; the next look sees it cancelled, as one that never started.
+            with suppress(ServiceError):
+                await self._api.cancel(_url(base, job.number))
+        return read_observation(job, now)
+
+    async def cancel(self, launch: LaunchRef) -> bool:
+        """Ask for the end of a launch. See `Launcher.cancel`."""
+        base = self._locations.of(launch.endpoint)
+        if base is None:
+            return False
+        if not is_launch_id(launch.external_job_id):
+            return True
+        try:
+            job = await self._find(base, launch.external_job_id)
+            if job is None or job.is_ended:
+                return True
+            if job.number is None:
+                return False
+            await self._api.cancel(_url(base, job.number))
+        except ServiceError:
+            return await self._has_ended(base, launch.external_job_id)
+        return True
+
+    async def health(self, endpoint: str | None = None) -> EndpointHealth:
+        """Look at a region, and at what its latest jobs say of it. See `Launcher.health`."""
+        base = self._locations.of(endpoint)
+        if base is None:
+            return EndpointHealth(False, 0, 0, _ELSEWHERE)
+        mark, now = self._shape.mark, self._now()
+        try:
+            live = await self._api.list(base, of_live(mark))
+            failed = await self._api.list(base, of_failed(mark, now - _RECENT), most=_MOST_FAILED)
+        except ServiceError as error:
+            return EndpointHealth(False, 0, 0, str(error))
+        return read_health(live, failed, now)
+
+    async def owned(self) -> list[OwnedLaunch]:
+        """What lives in the region with this project's mark. See `OwnerOfLaunches.owned`."""
+        now = self._now()
+        jobs = await self._api.list(self._base, of_live(self._shape.mark), most=_MOST_OWNED)
+        found = []
+        for job in sorted(jobs, key=lambda job: job.create_time or now):
+            run_id = run_of_name(job.launch_id or "")
+            if job.launch_id is not None and run_id is not None and job.bears(self._shape.mark, job.launch_id):
+                age = (now - job.create_time).total_seconds() if job.create_time else None
+                found.append(OwnedLaunch(job.launch_id, run_id, age))
+        return found
+
+    def _machine_of(self, payload: dict[str, Any]) -> Machine:
+        """The machine of a run: the endpoint's, else the one with the endpoint's number of the GPU that was asked for.
+
+        Raises:
+            MachineUnknownError: there is none; the text is a sentence.
+        """
+        if self._machine is not None:
+            return self._machine
+        asked = payload.get("gpu_config")
+        gpu_type = self._gpu_type or (asked.get("type") if isinstance(asked, dict) else None)
+        return machine_for(str(gpu_type), self._gpu_count)
+
+    async def _live_launch(self, run_id: str) -> str | None:
+        """The launch of a run that waits or works there, from a creation whose answer nobody read; None without one.
+
+        Raises:
+            ServiceError: that can't be known now, and nothing was made.
+        """
+        for job in await self._api.list(self._base, of_run(self._shape.mark, run_id)):
+            if job.is_live and job.launch_id is not None and job.bears(self._shape.mark, job.launch_id):
+                self._remember(job.launch_id, job)
+                return job.launch_id
+        return None
+
+    async def _found_again(self, launch_id: str, doubt: CreationInDoubtError) -> str:
+        """The launch, if the region has it in spite of the lost answer. Raises: LaunchInDoubtError: it is not seen."""
+        with suppress(ServiceError):
+            if await self._find(self._base, launch_id) is not None:
+                return launch_id
+        raise LaunchInDoubtError(SERVICE, str(doubt)) from None
+
+    async def _find(self, base: str, launch_id: str) -> Job | None:
+        """The job of a launch, which bears this project's mark; None where there is none.
+
+        Raises:
+            ServiceError: it could not be looked at; the text says why.
+        """
+        known = self._urls.get(launch_id)
+        if known is not None and known.startswith(f"{base}/"):
+            job = await self._api.get(known)
+            if job is not None and job.bears(self._shape.mark, launch_id):
+                return job
+        for job in await self._api.list(base, of_launch(self._shape.mark, launch_id), most=1):
+            if job.bears(self._shape.mark, launch_id):
+                self._remember(launch_id, job, base)
+                return job
+        return None
+
+    async def _has_ended(self, base: str, launch_id: str) -> bool:
+        """Whether a launch is over, after its cancel was refused: one that has ended meanwhile is."""
+        try:
+            job = await self._find(base, launch_id)
+        except ServiceError:
+            return False
+        return job is None or job.is_ended
+
+    def _remember(self, launch_id: str, job: Job, base: str | None = None) -> None:
+        if job.number is None:
+            return
+        self._urls[launch_id] = _url(base or self._base, job.number)
+        if len(self._urls) > _MOST_KNOWN:
+            self._urls.popitem(last=False)
+
+
+def _url(base: str, number: str) -> str:
+    return f"{base}/customJobs/{number}"
