@@ -69,6 +69,15 @@ class Stray(TypedDict):
     age_seconds: float | None
 
 
+class OwnedFound(TypedDict):
+    """A launch in a launcher's account that was not recorded as it is (`note_owned_launches`)."""
+
+    external_job_id: str
+    run_id: str
+    """The run that it was started for, as its name there says."""
+    found: Literal["noted", "reopened", "another_runs", "no_run"]
+
+
 class WorkerOrders(TypedDict):
     """Answer of `report_worker_2`: what an operator wants of the worker."""
 

@@ -13,7 +13,7 @@ import structlog
 from pydantic import ValidationError
 
 from lora_worker.database import functions
-from lora_worker.database.answers import BreakersAnswer, MayLaunch, Stray, WorkerOrders
+from lora_worker.database.answers import BreakersAnswer, MayLaunch, OwnedFound, Stray, WorkerOrders
 from lora_worker.database.erasure_calls import ErasureCalls
 from lora_worker.database.money_calls import MoneyCalls
 from lora_worker.database.operator_calls import OperatorCalls
@@ -133,7 +133,12 @@ class DatabaseCalls(OperatorCalls, SubmissionCalls, MoneyCalls, ErasureCalls, Ve
         rows = await self._call(
             functions.RENEW_TRAINING_RUNS,
             leases=[
-                {"run_id": run, "lease_token": lease.token, "progress_number": lease.progress_number}
+                {
+                    "run_id": run,
+                    "lease_token": lease.token,
+                    "progress_number": lease.progress_number,
+                    "has_result": lease.has_result,
+                }
                 for run, lease in asked.items()
             ],
             lease_seconds=self.lease_seconds,
@@ -289,6 +294,15 @@ class DatabaseCalls(OperatorCalls, SubmissionCalls, MoneyCalls, ErasureCalls, Ve
     async def stray_launches(self, max_launches: int) -> list[Stray]:
         """Return launches that belong to no live run and of which no worker has seen the end."""
         return await self._call(functions.STRAY_LAUNCHES, max_launches=max_launches)
+
+    async def note_owned_launches(
+        self, launches: list[dict[str, str]], *, launcher: str, endpoint: str
+    ) -> list[OwnedFound]:
+        """Compare what lives in a launcher's account, `[{external_job_id, run_id}]`, with what was recorded.
+
+        Returns those that were not recorded as they are. Such a launch of a known run is that run's from now on.
+        """
+        return await self._call(functions.NOTE_OWNED_LAUNCHES, launcher=launcher, endpoint=endpoint, launches=launches)
 
     async def close_launches(self, reports: list[dict[str, Any]]) -> int:
         """Record that launches have ended: `[{external_job_id, gpu_seconds}]`. Returns how many were recorded."""

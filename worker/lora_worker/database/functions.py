@@ -18,6 +18,7 @@ from lora_worker.database.answers import (
     BreakersAnswer,
     EndpointAnswer,
     MayLaunch,
+    OwnedFound,
     ReportAnswer,
     ResumedHold,
     ServingErrand,
@@ -113,6 +114,9 @@ RENEW_DATASET_CLAIM = _function("renew_dataset_claim", TypeAdapter(bool), {**_CL
 PUT_OFF_DATASET = _function("put_off_dataset", TypeAdapter(bool), {**_CLAIM, "seconds": "0"})
 SETTLE_DATASET = _function("settle_dataset", TypeAdapter(bool), {**_CLAIM, "outcome": "{}"})
 STRAY_LAUNCHES = _function("stray_launches", TypeAdapter(list[Stray]), {"max_launches": "0"})
+NOTE_OWNED_LAUNCHES = _function(
+    "note_owned_launches", TypeAdapter(list[OwnedFound]), {"launcher": "doctor", "endpoint": "", "launches": "[]"}
+)
 CLOSE_LAUNCHES = _function("close_launches", TypeAdapter(int), {"reports": "[]"})
 ABANDONED_UPLOADS = _function("abandoned_uploads", TypeAdapter(list[str]), {"bucket": "", "max_objects": "0"})
 REPORT_WORKER = _function("report_worker_2", TypeAdapter(WorkerOrders), {"worker": "doctor", "report": "{}"})
@@ -193,6 +197,11 @@ TRAINER_FUNCTIONS = (
         "heartbeat_run",
         TypeAdapter(Row),
         {"token": "", "external_job_id": "doctor", "execution_id": _NOBODY, "progress": "{}"},
+    ),
+    Function(
+        "finish_run",
+        TypeAdapter(Row),
+        {"token": "", "external_job_id": "doctor", "execution_id": _NOBODY, "result": "{}"},
     ),
     Function(
         "request_upload", TypeAdapter(Row), {"token": "", "execution_id": _NOBODY, "files": "[]", "renew": "false"}

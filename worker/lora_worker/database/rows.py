@@ -158,6 +158,8 @@ class Lease:
     token: UUID
     progress_number: int = 0
     """The number of the trainer's report that was read last; 0 before the first."""
+    has_result: bool = False
+    """Whether the result that the trainer has reported was read."""
 
 
 class News(BaseModel):
@@ -185,6 +187,8 @@ class News(BaseModel):
     """The progress that came with the trainer's heartbeat, as the container sent it, where it is new to the worker."""
     progress_number: int | None = None
     """Counts the trainer's reports of progress; None where none is new."""
+    result: Any = None
+    """The result that the trainer has reported by the run's own channel, as the container sent it; sent once."""
 
 
 def parse_assignment(row: dict[str, Any]) -> Assignment:

@@ -31,7 +31,7 @@ _OWN_PREFIX = "training_"
 GUARDED_TABLES = (
     *("datasets", "training_jobs", "metrics_points", "model_artifacts", "cost_records", "notifications"),
     *("training_runs", "training_launches", "dataset_validations", "training_terms"),
-    *("training_workers", "training_waiting_users", "training_progress"),
+    *("training_workers", "training_waiting_users", "training_progress", "training_results"),
     *("training_endpoints", "training_breakers", "training_holds", "training_operator_holds", "training_drains"),
     *("training_retries", "training_stages", "training_budgets", "training_reservations", "training_erased_costs"),
     *("training_served_removals", "training_serving_errands"),

@@ -23,6 +23,7 @@ from lora_worker.duties.faults import Faults, Meaning, meaning_of
 from lora_worker.duties.held_runs import HeldRuns
 from lora_worker.duties.limits import reading_limit, silence_limit
 from lora_worker.duties.operator_watch import OperatorWatch
+from lora_worker.duties.owned_launches import OWNED_CALLS, OwnedLaunches
 from lora_worker.duties.presence import Presence
 from lora_worker.duties.rounds import Rounds
 from lora_worker.duties.served_adapters import SERVING_CALLS, ServedAdapters
@@ -41,6 +42,7 @@ _WATCH_SECONDS = 60.0
 _REPORT_SECONDS = 30.0
 """The database takes a worker for ended that it has not heard of for two minutes."""
 _SWEEP_SECONDS = 900.0
+_OWNED_SECONDS = 60.0
 _RELEASE_ALIASES_SECONDS = 15.0
 _SERVED_SECONDS = 20.0
 """Somebody may be waiting for an alias to be served. Without something to do it is one question to the database."""
@@ -78,6 +80,7 @@ class Daemon:
             services, self._stop, beat=partial(alive.beat, "validate"), rest=partial(alive.rest, "validate")
         )
         self._reconciler = Reconciler(services, self._stop, beat=partial(alive.beat, "strays"))
+        self._owned = OwnedLaunches(services, beat=partial(alive.beat, "owned"))
         self._sweeper = Sweeper(services)
         self._alias_releases = AliasReleases(services)
         self._served = ServedAdapters(services)
@@ -109,11 +112,14 @@ class Daemon:
             "poll", poll_seconds, partial(runs.poll, until_settled=is_single_pass),
             limit_seconds=limit(calls=1, more_seconds=poll_seconds),
         )  # fmt: skip
+        # Before a run is looked at: one whose launch was never recorded has its id then, and is not launched again.
+        owned = Duty("owned", _OWNED_SECONDS, self._owned.run_once, limit(calls=OWNED_CALLS), ends_pass=False)
         return [
             # First, while no lease runs; and a dataset that becomes ready may be trained on in the same pass.
             *([validate] if settings.validate_datasets else []),
             # What other workers left comes before what is queued, since it takes the same slots.
             Duty("adopt", poll_seconds, self._unless_drained(runs.adopt), limit(calls=1), loop="claim"),
+            *([owned] if self._owned.places else []),
             # Runs that are under way need this pass more than a look at the endpoint does.
             Duty("endpoint", self.endpoints.interval_seconds, self.endpoints.run_once, limit(calls=2), ends_pass=False),
             renew,

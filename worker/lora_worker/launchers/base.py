@@ -57,6 +57,9 @@ class Observation:
     """Why the state is UNKNOWN or MISSING, for the log."""
     container: str | None = None
     """The launcher's id of the container that works on the launch, or did so last."""
+    is_reported: bool = False
+    """Whether `output` is the result that the trainer has reported by its run's own channel, so that the launch is over
+    for its run, whatever its state. No launcher sets this."""
 
     @property
     def ended(self) -> bool:

@@ -42,6 +42,7 @@ class Action(StrEnum):
     TRAINER_OUTDATED = "trainer.outdated"
     RUN_STOPPING = "run.stopping"
     RUN_NOT_STOPPING = "run.not_stopping"
+    MACHINE_STOPPED = "machine.stopped"
     RUN_PROGRESS_REFUSED = "run.progress_refused"
     RUN_GIVEN_UP = "run.given_up"
     RUN_SETTLED = "run.settled"
@@ -77,6 +78,10 @@ class Action(StrEnum):
     OUTCOME_ERROR = "outcome.error"
     BILL_GPU_CONTRADICTED = "bill.gpu_contradicted"
     BILL_SECONDS_CONTRADICTED = "bill.seconds_contradicted"
+
+    OWNED_FOUND = "owned.found"
+    OWNED_UNKNOWN = "owned.unknown"
+    OWNED_ENDED = "owned.ended"
 
     STRAY_LEFT = "stray.left"
     STRAY_CANCELLED = "stray.cancelled"

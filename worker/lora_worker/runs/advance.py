@@ -49,7 +49,7 @@ from lora_worker.runs.steps import container_log, launching, settling
 from lora_worker.runs.steps.claims import warn_of_contradiction
 from lora_worker.runs.steps.granting import answer
 from lora_worker.runs.steps.limits import exceeded_limit, longest_seconds
-from lora_worker.runs.steps.observing import observe
+from lora_worker.runs.steps.observing import observe, with_report
 from lora_worker.runs.steps.settling import Collected, ForeignFiles
 from lora_worker.storage.artifact_paths import ArtifactPaths
 from lora_worker.storage.publication import has_manifest
@@ -176,8 +176,12 @@ async def _look(held: HeldRun, external_job_id: str) -> None:
     observation = await _observe(held, external_job_id)
     verdict = _judge(held, external_job_id, observation)
     if isinstance(verdict, Finish):
-        if await _is_owner(held, external_job_id):
+        had_result = held.news.result is not None
+        # A trainer reports its result just before its machine ends: where the renewal brings it only now, the next
+        # cycle judges by it.
+        if await _is_owner(held, external_job_id) and had_result is (held.news.result is not None):
             await finish(held, Ending(verdict.failure, result=verdict.result, legacy=verdict.legacy, look=True))
+            await _end_machine(held, external_job_id, observation)
         return
     if observation.state is LaunchState.MISSING and held.services.repeats.is_due((held.run_id, "missing"), "missing"):
         log.warning("the launcher has forgotten the launch", action=Action.RUN_MISSING, reason=observation.reason)
@@ -237,6 +241,17 @@ async def _has_manifest(held: HeldRun) -> bool:
     )
 
 
+async def _end_machine(held: HeldRun, external_job_id: str, observation: Observation) -> None:
+    """Stop the machine of a run that was settled by what its trainer has reported; else it is stopped as a stray.
+
+    Only once the run is settled: a worker that dies before that would leave a run that somebody seems to have stopped.
+    """
+    if held.settled_as is None or not observation.is_reported or observation.ended:
+        return
+    asked = await held.whereabouts.cancel(external_job_id, held.news.endpoint)
+    log.info("the machine is stopped", action=Action.MACHINE_STOPPED, external_job_id=external_job_id, asked=asked)
+
+
 # ── stopping ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -253,7 +268,8 @@ async def _stop(held: HeldRun) -> None:
         # brings the last heartbeat, up to which the run is billed.
         if await _is_owner(held, external_job_id):
             # A trainer that heard of the stop first has ended by itself, and its result tells how far it came.
-            found = parse_result(observation.output, run_id=held.run_id)
+            output = with_report(held, external_job_id, observation).output
+            found = parse_result(output, run_id=held.run_id)
             result = found if isinstance(found, Result) else None
             # A run whose handling fails in this worker gets no further handling.
             look = held.stopping not in {None, WORKER_FAULT}

@@ -79,6 +79,7 @@ def _(event: Renewed, held: HeldRun) -> None:
     known = {
         "external_job_id": event.news.external_job_id or held.news.external_job_id,
         "progress_number": event.news.progress_number or held.news.progress_number,
+        "result": held.news.result if event.news.result is None else event.news.result,
         # It is read, and may be large.
         "progress": None,
     }

@@ -26,7 +26,7 @@ TABLES = ("datasets", "training_jobs", "metrics_points", "model_artifacts", "cos
 OWN_TABLES = (
     *("training_runs", "training_launches", "dataset_validations", "training_terms"),
     *("training_workers", "training_waiting_users"),
-    *("training_endpoints", "training_breakers", "training_holds", "training_progress"),
+    *("training_endpoints", "training_breakers", "training_holds", "training_progress", "training_results"),
     *("training_budgets", "training_reservations", "training_erased_costs"),
     *("training_operator_holds", "training_drains", "training_retries", "training_stages"),
 )

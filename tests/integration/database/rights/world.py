@@ -85,6 +85,10 @@ def populated(db: Database) -> Iterator[World]:
         " values (%s, 'image', '', 'here', 'r', now())",
         job,
     )
+    db.rows(
+        "insert into training_results (run_id, execution_id, result, bytes)"
+        " select id, gen_random_uuid(), '{}', 2 from training_runs limit 1"
+    )
     db.rows("insert into training_progress (run_id, progress, bytes) select id, '{}', 2 from training_runs limit 1")
     db.rows(
         "insert into training_speeds (run_id, user_id, base_model, gpu_type, tokens_per_second)"

@@ -223,6 +223,7 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "put_off_dataset": lambda q: q.put_off_dataset(ID, ID, seconds=1),
     "settle_dataset": lambda q: q.settle_dataset(ID, ID, {}),
     "stray_launches": lambda q: q.stray_launches(1),
+    "note_owned_launches": lambda q: q.note_owned_launches([], launcher="r", endpoint="e"),
     "close_launches": lambda q: q.close_launches([]),
     "abandoned_uploads": lambda q: q.abandoned_uploads("b", 1),
     "report_worker_2": lambda q: q.report_worker({}),

@@ -26,6 +26,9 @@ Every answer of the launcher ends in one row of this table (`judge`):
     TIMED_OUT                –                       retry, as the GPU cloud's fault
     MISSING                  heartbeat is fresh      await the manifest
     MISSING                  silent too long         retry, as the GPU cloud's fault
+    QUEUED, RUNNING,         has reported its        as COMPLETED with that result: its launcher carries none, and
+    COMPLETED, FAILED,       result by the run's     its machine may go on until it is stopped
+    MISSING                  own channel
 
 Before a run ends by any of these rows, its manifest is looked for: where there is one, the run has succeeded.
 """
@@ -141,7 +144,7 @@ def judge(
     launcher or by the trainer's heartbeat. `longest_seconds`: more than a run may take.
     """
     match observation.state:
-        case LaunchState.COMPLETED:
+        case state if state is LaunchState.COMPLETED or observation.is_reported:
             alive = silent_seconds < lost_seconds
             return _judge_result(observation, run_id, owned_elsewhere=owned_elsewhere, alive=alive)
         case LaunchState.FAILED:

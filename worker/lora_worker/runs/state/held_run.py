@@ -182,7 +182,8 @@ class HeldRun:
     def lease(self) -> Lease:
         """What is sent to renew this run's lease."""
         run = self.assignment.run
-        return Lease(run.id, run.lease_token, self.news.progress_number or 0)
+        has_result = self.news.result is not None
+        return Lease(run.id, run.lease_token, self.news.progress_number or 0, has_result=has_result)
 
     def cost(self, seconds: float, *, fee: float = 0.0) -> float:
         """What the job has cost in USD, with so many GPU seconds of this run and a fee in USD."""
