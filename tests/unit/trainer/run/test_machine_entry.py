@@ -88,7 +88,7 @@ def test_request_that_cannot_be_read_is_one_sentence(start, project, caplog, fai
     assert "Traceback" not in caplog.text
 
 
-def test_request_of_another_protocol_is_reported_where_its_channel_is_known(start, project, failure_file):
+def test_request_of_another_protocol_is_reported(start, project, failure_file):
     assert start(protocol=2) == 1
     (call,) = project.results
     assert call["result"]["error"]["code"] == "request_invalid"
