@@ -23,7 +23,8 @@ def finish(db: Database, run: Row, token: str, execution: str, result: Any = RES
 def news_of(db: Database, *runs: Row, **more: Any) -> list[Any]:
     """The results in the news of these runs."""
     leases = [{"run_id": str(run["id"]), "lease_token": str(run["lease_token"]), **more} for run in runs]
-    return [news["result"] for news in db.call("renew_training_runs_2", leases, 60)]
+    results = {news["run_id"]: news["result"] for news in db.call("renew_training_runs_2", leases, 60)}
+    return [results[str(run["id"])] for run in runs]
 
 
 def test_result_goes_to_the_worker_until_it_has_it(db: Database) -> None:
