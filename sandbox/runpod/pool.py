@@ -15,7 +15,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from sandbox.processes import Child, start_child
-from sandbox.runpod import container
+from sandbox.runpod import container, program
 from sandbox.runpod.worker_logs import WorkerLogs
 
 log = logging.getLogger(__name__)
@@ -339,4 +339,4 @@ class Pool:
 
 def _program(image: Image) -> list[str]:
     # A worker whose image can't be pulled stays as it is until it is removed.
-    return ["-c", _HOPELESS] if image.handler_module is None else ["-m", image.handler_module]
+    return ["-c", _HOPELESS] if image.handler_module is None else ["-m", program.__name__, image.handler_module]

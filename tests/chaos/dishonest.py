@@ -15,7 +15,6 @@ from uuid import uuid4
 import httpx
 
 import lora_trainer.handler
-import tests.chaos.handler  # noqa: F401 (spares the SDK what takes long at its import)
 from lora_contract.grants import open_urls
 from sandbox.standin_proof import applied
 

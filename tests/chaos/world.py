@@ -126,7 +126,7 @@ class World:
         runpod_workers: int,
         workers: int = 2,
         env: Mapping[str, str] | None = None,
-        handler_module: str = "tests.chaos.handler",
+        handler_module: str = "lora_trainer.handler",
     ) -> Self:
         """Start everything and wait until it is warm; `env` is set in all processes under test."""
         with ExitStack() as stack:

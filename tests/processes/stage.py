@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
@@ -20,6 +21,7 @@ from tests.application.user import BASE_MODEL, ENDED, User
 from tests.database.rows import Database, Row
 from tests.processes.confinement import Confinement
 from tests.processes.waiting import awaited, until
+from tests.processes.warm_python import WarmProcess, WarmPython
 
 _PACE = {
     "LORA_WORKER_POLL_SECONDS": "0.4",
@@ -38,7 +40,7 @@ class Stage:
         self.user = User(project, folder)
         self.database = Database(project.database_url)
         self._volume = volume
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[subprocess.Popen[bytes] | WarmProcess] = []
 
     def close(self) -> None:
         """End the workers and all GPU work, so that no run is left for the next test's workers."""
@@ -81,21 +83,29 @@ class Stage:
         module: str = "lora_worker.commands.cli",
         confinement: Confinement | None = None,
         **more: str,
-    ) -> subprocess.Popen[bytes]:
+    ) -> subprocess.Popen[bytes] | WarmProcess:
         """Start `lora-worker run`; it runs until it is stopped or the test ends."""
-        command = [sys.executable, "-m", module, "run", *arguments]
-        if confinement is not None:
-            command, more = confinement.command(*command), {**confinement.environment(), **more}
+        process: subprocess.Popen[bytes] | WarmProcess
         with (self.folder / "worker.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                env=self.environment(**more),
-                # Not the project's folder, which may hold a developer's .env.
-                cwd=self.folder if confinement is None else confinement.folder,
-                stdout=log,
-                stderr=log,
-            )
+            if confinement is None:
+                process = self._start(module, "run", *arguments, output=(log.fileno(), log.fileno()), **more)
+            else:
+                process = subprocess.Popen(
+                    confinement.command(sys.executable, "-m", module, "run", *arguments),
+                    env=self.environment(**{**confinement.environment(), **more}),
+                    cwd=confinement.folder,
+                    stdout=log,
+                    stderr=log,
+                )
         self._processes.append(process)
+        return process
+
+    def _start(self, module: str, *arguments: str, output: tuple[int, int], **more: str) -> WarmProcess:
+        # Not in the project's folder, which may hold a developer's .env.
+        process = WarmPython.of("worker").start(
+            module, *arguments, environment=self.environment(**more), cwd=self.folder, output=output
+        )
+        process.stdin.close()
         return process
 
     def one_pass(self, **more: str) -> None:
@@ -104,17 +114,19 @@ class Stage:
 
     def command(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run `lora-worker` with these arguments to its end, as an operator does in a pipe."""
-        return subprocess.run(
-            [sys.executable, "-m", "lora_worker.commands.cli", *arguments],
-            env=self.environment(**more), cwd=self.folder, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            ends = (output.fileno(), errors.fileno())
+            process = self._start("lora_worker.commands.cli", *arguments, output=ends, **more)
+            code = process.wait()
+            written = [_text_of(file) for file in (output, errors)]
+        return subprocess.CompletedProcess(list(arguments), code, *written)
 
-    def stop(self, process: subprocess.Popen[bytes]) -> int:
+    def stop(self, process: subprocess.Popen[bytes] | WarmProcess) -> int:
         """SIGTERM, and the exit code."""
         process.send_signal(signal.SIGTERM)
         return self.dies(process)
 
-    def kill(self, process: subprocess.Popen[bytes]) -> None:
+    def kill(self, process: subprocess.Popen[bytes] | WarmProcess) -> None:
         """SIGKILL the workers, and expire their leases at once."""
         process.kill()
         process.wait()
@@ -159,7 +171,7 @@ class Stage:
             "no GPU works for the job", state=self.log,
         )  # fmt: skip
 
-    def dies(self, process: subprocess.Popen[bytes]) -> int:
+    def dies(self, process: subprocess.Popen[bytes] | WarmProcess) -> int:
         """Wait until the worker ends by itself; returns its exit code."""
         return awaited(process.poll, "the worker ends", state=self.log)
 
@@ -195,3 +207,8 @@ class Stage:
 
     def _busy_runs(self) -> set[str]:
         return {execution.run_id or "" for execution in self.runpod.orphans()}
+
+
+def _text_of(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()

@@ -1,14 +1,15 @@
-"""Python processes that have torch and its company loaded: forked from one that waits, in a tenth of a second.
+"""Python processes that have their libraries loaded: forked from one that waits, in a tenth of a second.
 
-Each training process of the tests would load them for seven seconds of a core, and the tests start some fifty. What
-forks has loaded libraries only: the project's own modules, which read the environment, are imported after the fork, as
-in a new process.
+Each training process of the tests would load torch and its company for seven seconds of a core, and the tests start
+some fifty; each of some three hundred `lora-worker` would load its own for most of a second. What forks has loaded
+nothing that reads the variables of a process: such modules are imported after the fork, as in a new process.
 
-Run as `python -m tests.processes.warm_python SOCKET`: one order a message, with the file descriptors of the process.
+Run as `python -m tests.processes.warm_python KIND SOCKET`. A message is an order, with the process's file descriptors.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import json
 import os
@@ -17,23 +18,50 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import IO, Any
 
 from tests.project import ROOT
 
-_LIBRARIES = (
-    "torch",
-    "transformers",
-    "peft",
-    "trl",
-    "datasets",
-    "bitsandbytes",
-    "accelerate",
-    "trl.trainer.sft_trainer",
-)
-_FIXED = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""What the libraries read when they are loaded; a process that wants it otherwise has to be a new one."""
+
+@dataclass(frozen=True)
+class Kind:
+    """What such a process has loaded, and what the libraries read of its variables when they are loaded."""
+
+    libraries: tuple[str, ...]
+    fixed: Mapping[str, str]
+    """A process that wants one of these otherwise has to be a new one."""
+
+
+KINDS = {
+    "trainer": Kind(
+        (
+            "torch",
+            "transformers",
+            "peft",
+            "trl",
+            "datasets",
+            "bitsandbytes",
+            "accelerate",
+            "trl.trainer.sft_trainer",
+        ),
+        {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+    ),
+    "worker": Kind(
+        (
+            "typer",
+            "lora_worker.services",
+            "lora_worker.observability.telemetry",
+            "lora_worker.runs.rows.artifacts",
+            "lora_worker.runs.rows.report_rows",
+            "lora_worker.datasets.preflight",
+        ),
+        {},
+    ),
+}
 _PR_SET_CHILD_SUBREAPER = 36
 _MAX_ORDER_BYTES = 1 << 20
 
@@ -73,30 +101,53 @@ class WarmProcess:
 
 
 class WarmPython:
-    """The process that forks the others; it ends with this one."""
+    """The process that forks the others of its kind; it ends with this one."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
+        self._fixed = KINDS[kind].fixed
         self._own, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with others:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.processes.warm_python", str(others.fileno())],
+                [sys.executable, "-m", "tests.processes.warm_python", kind, str(others.fileno())],
                 pass_fds=(others.fileno(),),
                 stdin=subprocess.DEVNULL,
                 cwd=ROOT,
-                env={**os.environ, **_FIXED},
+                env={**os.environ, **self._fixed},
             )
 
-    def start(self, module: str, message_pipe: int, environment: Mapping[str, str]) -> WarmProcess:
-        """Run a module as `python -m` would, with the number of its copy of `message_pipe` as its only argument.
+    @classmethod
+    @cache
+    def of(cls, kind: str) -> WarmPython:
+        """The one of this kind, which is started at the first call."""
+        made = cls(kind)
+        atexit.register(made.close)
+        return made
 
-        Its environment is this process's with the given variables; its output is this process's.
+    def start(
+        self,
+        module: str,
+        *arguments: str,
+        environment: Mapping[str, str],
+        cwd: Path | None = None,
+        output: Sequence[int] = (1, 2),
+        message_pipe: int | None = None,
+    ) -> WarmProcess:
+        """Run a module as `python -m` would, with these arguments and exactly this environment.
+
+        `output` are its standard output and error, by default this process's. The number of its copy of `message_pipe`
+        becomes its last argument.
         """
         stdin_read, stdin_write = os.pipe()
-        env = {**os.environ, **_FIXED, **environment}
-        order = json.dumps({"module": module, "env": env, "cwd": os.getcwd()}).encode()  # noqa: PTH109
+        order = {
+            "module": module,
+            "arguments": arguments,
+            "env": {**environment, **self._fixed},
+            "cwd": str(cwd or Path.cwd()),
+        }
+        pipes = [] if message_pipe is None else [message_pipe]
         _adopt_orphans(wanted=True)
         try:
-            socket.send_fds(self._own, [order], [stdin_read, 1, 2, message_pipe])
+            socket.send_fds(self._own, [json.dumps(order).encode()], [stdin_read, *output, *pipes])
             pid = int(self._own.recv(100))
         finally:
             _adopt_orphans(wanted=False)
@@ -139,22 +190,22 @@ def _serve(orders: socket.socket) -> Any:
 
 def _begin(order: dict[str, Any], fds: list[int]) -> str:
     os.setsid()
-    *standard, pipe = fds
-    for number, fd in enumerate(standard):
+    for number, fd in enumerate(fds[:3]):
         os.dup2(fd, number)
         os.close(fd)
     os.environ.clear()
     os.environ.update(order["env"])
     os.chdir(order["cwd"])
-    sys.argv = [order["module"], str(pipe)]
+    sys.argv = [order["module"], *order["arguments"], *map(str, fds[3:])]
     return str(order["module"])
 
 
 def main() -> None:
     """Load the libraries, and fork until whoever started this has gone."""
-    for library in _LIBRARIES:
+    for library in KINDS[sys.argv[1]].libraries:
         __import__(library)
-    with socket.socket(fileno=int(sys.argv[1])) as orders:
+    assert "lora_contract.crash_points" not in sys.modules, "a crash point would never be armed"
+    with socket.socket(fileno=int(sys.argv[2])) as orders:
         module = _serve(orders)
     if module is not None:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import os
 import uuid
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +74,10 @@ class Child:
         return Outcome.read(self.task.folder)
 
 
-@cache
-def _warm_python() -> WarmPython:
-    made = WarmPython()
-    atexit.register(made.close)
-    return made
-
-
 def start(task: Task, module: str = "lora_trainer.recipe.train", **environment: str) -> Child:
     """Start the training process as the handler does, but with its libraries loaded."""
     read_end, write_end = os.pipe()
-    process = _warm_python().start(module, write_end, environment)
+    process = WarmPython.of("trainer").start(module, environment={**os.environ, **environment}, message_pipe=write_end)
     os.close(write_end)
     process.stdin.write(task.model_dump_json().encode() + b"\n")
     process.stdin.flush()
