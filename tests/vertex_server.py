@@ -211,6 +211,37 @@ class VertexServer:
             job.is_cancelled.set()
         return "{}"
 
+    def entries(self, body: bytes) -> str:
+        """The log entries of a job: its containers' lines, and one of the service at each of its starts."""
+        asked = json.loads(body)
+        _demand(set(asked) <= {"resourceNames", "filter", "orderBy", "pageSize", "pageToken"}, "unknown field")
+        _demand(asked["resourceNames"] == [f"projects/{PROJECT}"], "resourceNames")
+        _demand(0 < asked["pageSize"] <= 1000, "pageSize")
+        found = re.fullmatch(
+            r'resource\.type="ml_job" AND resource\.labels\.job_id="([0-9]+)"( AND timestamp>"(.+)")?', asked["filter"]
+        )
+        if found is None:
+            raise Refused(400, "INVALID_ARGUMENT", "Unparseable filter")
+        job = self._job(found[1])
+        lines = [("service", f"Start {number}.") for number in range(1, job.starts + 1)]
+        path = self.folder / f"{found[1]}.log"
+        lines += [("workerpool0-0", line) for line in path.read_text().splitlines()] if path.exists() else []
+        created = job.proto.create_time.ToDatetime(UTC)
+        entries = [
+            {
+                "timestamp": (created + timedelta(seconds=second)).isoformat().replace("+00:00", "Z"),
+                "resource": {"type": "ml_job", "labels": {"job_id": found[1], "task_name": task}},
+                **({"textPayload": text} if task == "service" else {"jsonPayload": {"message": f"{text}\n"}}),
+            }
+            for second, (task, text) in enumerate(lines)
+        ]
+        if found[3]:
+            since = datetime.fromisoformat(found[3])
+            entries = [entry for entry in entries if datetime.fromisoformat(str(entry["timestamp"])) > since]
+        if asked["orderBy"] == "timestamp desc":
+            entries.reverse()
+        return json.dumps({"entries": entries[: asked["pageSize"]]} if entries else {})
+
     def _job(self, number: str) -> _Job:
         if number not in self.jobs:
             raise Refused(404, "NOT_FOUND", f"The CustomJob {number} does not exist.")
@@ -264,7 +295,7 @@ class VertexServer:
         own = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         given = {"CLOUD_ML_JOB_ID": job.proto.name.rpartition("/")[2], "CLOUD_ML_PROJECT_ID": PROJECT}
         job.starts += 1
-        with (self.folder / "containers.log").open("ab") as log:
+        with (self.folder / f"{given['CLOUD_ML_JOB_ID']}.log").open("ab") as log:
             job.process = subprocess.Popen(
                 [sys.executable, "-u", "-m", self._module],
                 env={**own, **given, **job.environment},
@@ -370,6 +401,8 @@ class _Handler(BaseHTTPRequestHandler):
             return json.dumps(self.vertex.token(parse_qs(body.decode())))
         if self.headers.get("Authorization", "").removeprefix("Bearer ") not in self.vertex.tokens:
             raise Refused(401, "UNAUTHENTICATED", "Request had invalid authentication credentials.")
+        if (method, parts.path) == ("POST", "/v2/entries:list"):
+            return self.vertex.entries(body)
         route = parts.path.removeprefix(f"{_LOCATION}/")
         if route == "customJobs":
             return self.vertex.create(body) if method == "POST" else self.vertex.list(parse_qs(parts.query))

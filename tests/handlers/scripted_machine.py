@@ -20,6 +20,7 @@ def main() -> int:
         file.write(f"{os.getpid()} {find_launch_id(os.environ)} {os.environ.get('LORA_TRAINER_VOLUME', '-')}\n")
     start = len(path.read_text().splitlines())
     act = given["play"][min(start, len(given["play"])) - 1]
+    print("the machine plays", act, flush=True)
     if act == "fail":
         return 1
     if act == "die":

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from lora_worker.errors import LaunchInDoubtError, ServiceRefusedError, ServiceUnavailableError
-from lora_worker.launchers.base import Launcher, LaunchRef, LaunchState, Policy
+from lora_worker.launchers.base import ContainerLogs, Launcher, LaunchRef, LaunchState, Policy
 from lora_worker.launchers.vertex import VertexLauncher
 from tests.integration.launchers.vertex_scene import VertexScene
 
@@ -112,6 +112,22 @@ async def test_machine_that_is_taken_away_starts_the_same_launch_again(
     first, second = (line.split() for line in starts.read_text().splitlines())
     assert first[0] != second[0], "another execution"
     assert first[1:] == second[1:] == [launch_id, "/gcs/checkpoints/lora-trainer"]
+
+
+async def test_log_of_a_container_is_read_from_cloud_logging(scene: VertexScene, http: httpx.AsyncClient) -> None:
+    launcher, payload = scene.launcher(http), scene.payload("raise")
+    launch_id = await launcher.launch(payload, POLICY)
+    ref = LaunchRef(launcher.endpoint, launch_id)
+    await until(launcher, launch_id, LaunchState.FAILED)
+    assert isinstance(launcher, ContainerLogs)
+    service, container = await launcher.read(ref, None, most_lines=10)
+    assert (service.is_launchers, service.text, container.text) == (True, "Start 1.", "the machine plays fail")
+    assert [line.text for line in await launcher.read(ref, None, most_lines=1)] == [container.text]
+    followed = [line.text async for line in launcher.follow(ref, container.container, since=service.at)]
+    assert followed == [container.text], "it ends when nothing more comes"
+    stranger = scene.launcher(http, mark="another000")
+    assert isinstance(stranger, ContainerLogs)
+    assert await stranger.read(ref, container.container, most_lines=10) == []
 
 
 async def test_worker_that_starts_anew_finds_its_launches(scene: VertexScene, http: httpx.AsyncClient) -> None:

@@ -11,6 +11,7 @@ import httpx
 from google.oauth2.service_account import Credentials
 
 from lora_worker.launchers.base import Launcher
+from lora_worker.launchers.google_logs import JobLogs
 from lora_worker.launchers.google_tokens import SCOPES, GoogleTokens
 from lora_worker.launchers.vertex import VertexLauncher
 from lora_worker.launchers.vertex_api import VertexApi
@@ -21,6 +22,10 @@ from tests.vertex_server import VertexServer
 MARK = "0123456789"
 _SPEED = 5.0
 """What is over its time after five seconds there is so after one here."""
+
+
+async def _no_pause(seconds: float) -> None:
+    pass
 
 
 class FileTokens(GoogleTokens):
@@ -73,7 +78,11 @@ class VertexScene(Scene):
         given = {"mark": MARK, "image": "us-docker.pkg.dev/p/r/trainer:1", "strategy": "SPOT", "bucket": "checkpoints",
                  "boot_disk_gb": 200, "service_account": "", "network": ""} | shape  # fmt: skip
         return VertexLauncher(
-            url or self.server.endpoint, VertexApi(http, tokens, concurrency=20), JobShape(**given), now=self.server.now
+            url or self.server.endpoint,
+            VertexApi(http, tokens, concurrency=20),
+            JobShape(**given),
+            JobLogs(http, tokens, url=self.server.url, pause=_no_pause),
+            now=self.server.now,
         )
 
     @contextmanager

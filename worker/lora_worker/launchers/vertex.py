@@ -7,7 +7,7 @@ tests hold this module's requests and answers against.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,10 +21,20 @@ from lora_worker.errors import (
     ServiceError,
     SettingsError,
 )
-from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation, OwnedLaunch, Policy
+from lora_worker.launchers.base import (
+    ContainerLine,
+    EndpointHealth,
+    Guide,
+    LaunchRef,
+    LaunchState,
+    Observation,
+    OwnedLaunch,
+    Policy,
+)
+from lora_worker.launchers.google_logs import JobLogs
 from lora_worker.launchers.google_tokens import GoogleTokens, require_google_auth
 from lora_worker.launchers.marks import project_mark, run_of_name
-from lora_worker.launchers.vertex_addresses import Locations, split_endpoint
+from lora_worker.launchers.vertex_addresses import Locations, project_of, split_endpoint
 from lora_worker.launchers.vertex_answers import Job, read_health, read_observation
 from lora_worker.launchers.vertex_api import SERVICE, VertexApi
 from lora_worker.launchers.vertex_api import most_connections as connections
@@ -39,7 +49,7 @@ from lora_worker.launchers.vertex_jobs import (
     of_run,
 )
 from lora_worker.launchers.vertex_machines import Machine, MachineUnknownError, machine_for, machine_named
-from lora_worker.launchers.vertex_settings import MAX_JOB_SECONDS, VertexSettings
+from lora_worker.launchers.vertex_settings import LAUNCHER, MAX_JOB_SECONDS, VertexSettings
 
 _GUIDE = Guide(
     title=SERVICE,
@@ -70,7 +80,7 @@ class VertexLauncher:
     """A project's region at Vertex AI. `endpoint` is its address, with the machine type of its jobs behind a `#`
     where that is not chosen by the GPU of the settings or of the job."""
 
-    name = "vertex"
+    name = LAUNCHER
     guide = _GUIDE
     longest_launch_seconds = MAX_JOB_SECONDS + _MOST_QUEUE_SECONDS + _CLOCK_DOUBT_SECONDS
 
@@ -79,6 +89,7 @@ class VertexLauncher:
         endpoint: str,
         api: VertexApi,
         shape: JobShape,
+        logs: JobLogs,
         *,
         gpu_type: str | None = None,
         gpu_count: int = 1,
@@ -90,7 +101,7 @@ class VertexLauncher:
         self._machine = machine_named(machine_type) if machine_type else None
         self._gpu_type, self._gpu_count = gpu_type, gpu_count
         self._locations = Locations(self._base, former)
-        self._api, self._shape, self._now = api, shape, now
+        self._api, self._shape, self._logs, self._now = api, shape, logs, now
         self._urls: OrderedDict[str, str] = OrderedDict()
         """Where launches are looked at. Without it they are looked for, and a list may lack what is seconds old."""
 
@@ -107,11 +118,13 @@ class VertexLauncher:
         address, named = split_endpoint(endpoint or own + machine_type)
         if Locations(own, settings.vertex_former_endpoints).of(address) is None:
             raise SettingsError(f"the endpoint {address} is none of {settings.vertex_project}'s at {SERVICE}.")
+        tokens = GoogleTokens()
         try:
             return cls(
                 endpoint or own + machine_type,
-                VertexApi(http, GoogleTokens(), concurrency=settings.launcher_concurrency),
+                VertexApi(http, tokens, concurrency=settings.launcher_concurrency),
                 JobShape.of(settings, project_mark(settings.supabase_url)),
+                JobLogs(http, tokens),
                 gpu_type=settings.endpoint_gpu_type,
                 gpu_count=settings.endpoint_gpu_count,
                 former=(own, *settings.vertex_former_endpoints),
@@ -208,6 +221,34 @@ class VertexLauncher:
                 age = (now - job.create_time).total_seconds() if job.create_time else None
                 found.append(OwnedLaunch(job.launch_id, run_id, age))
         return found
+
+    async def read(self, launch: LaunchRef, container: str | None, *, most_lines: int) -> list[ContainerLine]:
+        """The last lines of a launch's job, also of one that waits. See `ContainerLogs.read`."""
+        found = await self._place_of(launch, container)
+        return await self._logs.read(*found, most_lines=most_lines) if found else []
+
+    async def follow(
+        self, launch: LaunchRef, container: str, *, since: datetime | None
+    ) -> AsyncIterator[ContainerLine]:
+        """The lines of a launch's job as they come. See `ContainerLogs.follow`."""
+        found = await self._place_of(launch, container)
+        if found is not None:
+            async for line in self._logs.follow(*found, since=since):
+                yield line
+
+    async def _place_of(self, launch: LaunchRef, container: str | None) -> tuple[str, str] | None:
+        """Project and number of a launch's job, for its log; None where this project has no such job.
+
+        Raises:
+            ServiceError: that can't be known now.
+        """
+        base = self._locations.of(launch.endpoint)
+        if base is None or not is_launch_id(launch.external_job_id):
+            return None
+        job = await self._find(base, launch.external_job_id)
+        if job is None or job.number is None or container not in {None, job.number}:
+            return None
+        return project_of(base), job.number
 
     def _machine_of(self, payload: dict[str, Any]) -> Machine:
         """The machine of a run: the endpoint's, else the one with the endpoint's number of the GPU that was asked for.

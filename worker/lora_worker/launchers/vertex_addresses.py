@@ -11,7 +11,7 @@ _GOOGLE = re.compile(
     r"https://(?P<region>[a-z]{2,20}-[a-z]{2,20}[0-9]{1,2})-aiplatform\.googleapis\.com"
     r"/v1/projects/(?P<project>[a-z0-9][a-z0-9.:-]{1,62})/locations/(?P=region)"
 )
-_LOCATION = re.compile(r".+/v1/projects/[a-z0-9][a-z0-9.:-]{1,62}/locations/[a-z0-9-]{1,63}")
+_LOCATION = re.compile(r".+/v1/projects/(?P<project>[a-z0-9][a-z0-9.:-]{1,62})/locations/[a-z0-9-]{1,63}")
 
 
 def split_endpoint(endpoint: str) -> tuple[str, str]:
@@ -30,6 +30,13 @@ def location_fault(url: str) -> str | None:
     if not _LOCATION.fullmatch(url.rstrip("/")):
         return "must end with /v1/projects/PROJECT/locations/REGION"
     return None
+
+
+def project_of(address: str) -> str:
+    """The project in the address of a project's region."""
+    found = _LOCATION.fullmatch(address)
+    assert found is not None
+    return found["project"]
 
 
 class Locations:

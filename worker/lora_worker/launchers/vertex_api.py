@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 
-from lora_contract.connections import why_unreachable
 from lora_worker.errors import CreationInDoubtError, ServiceError, ServiceRefusedError, ServiceUnavailableError
-from lora_worker.launchers.answers import Answer, read_answer, retry_after_seconds
-from lora_worker.launchers.limits import CallLimit, PausedError
+from lora_worker.launchers.answers import Answer, retry_after_seconds
+from lora_worker.launchers.google_calls import AccessTokens, GoogleCalls, status_of
+from lora_worker.launchers.limits import CallLimit
 from lora_worker.launchers.vertex_answers import Job, read_job
-from lora_worker.observability.calls import called
 
 SERVICE = "Vertex AI"
-MOST_REQUEST_BYTES = 1_000_000
 _PAGE = 100
 _MOST_PAGES = 20
 _OPERATIONS = ("create", "get", "list", "cancel")
 _MOST_SIDE_BY_SIDE = 16
 _CALLS_IN_TEN_SECONDS = {"create": 20, "get": 50, "list": 15, "cancel": 15}
 """Together 100: Google allows 600 calls a minute and region that read or change resources, of all callers together."""
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _QUOTA = re.compile(r"aiplatform\.googleapis\.com/[a-z0-9_]{1,100}")
 _LEAST_SECRET = 20
 
@@ -35,24 +31,13 @@ def most_connections(concurrency: int) -> int:
     return len(_OPERATIONS) * min(concurrency, _MOST_SIDE_BY_SIDE)
 
 
-class AccessTokens(Protocol):
-    """Where the access token of each call comes from."""
-
-    async def token(self) -> str:
-        """A valid token. Raises: ServiceRefusedError, ServiceUnavailableError: there is none."""
-
-    def forget(self) -> None:
-        """Note that the last one was refused."""
-
-
 class VertexApi:
     """Custom jobs of Vertex AI. `base` is always the address of a project's region, `url` that of a job."""
 
     def __init__(self, http: httpx.AsyncClient, tokens: AccessTokens, *, concurrency: int) -> None:
-        self._http = http
-        self._tokens = tokens
         most = min(concurrency, _MOST_SIDE_BY_SIDE)
-        self._limits = {name: CallLimit(most=most, calls=_CALLS_IN_TEN_SECONDS[name]) for name in _OPERATIONS}
+        limits = {name: CallLimit(most=most, calls=_CALLS_IN_TEN_SECONDS[name]) for name in _OPERATIONS}
+        self._calls = GoogleCalls(SERVICE, http, tokens, limits)
 
     async def create(self, base: str, job: dict[str, Any]) -> Job:
         """Make a job.
@@ -63,7 +48,7 @@ class VertexApi:
             ServiceRefusedError: it was not, since credentials, address or settings are wrong.
         """
         content = json.dumps(job, allow_nan=False).encode()
-        answer = await self._send("create", "POST", f"{base}/customJobs", content=content)
+        answer = await self._calls.send("create", "POST", f"{base}/customJobs", content=content, creates=True)
         if answer.status_code >= 500:
             raise CreationInDoubtError(SERVICE, f"{SERVICE} failed while it took the job ({answer.status_code})")
         try:
@@ -78,7 +63,7 @@ class VertexApi:
         Raises:
             ServiceError: it could not be looked at; the text says why.
         """
-        answer = await self._send("get", "GET", url)
+        answer = await self._calls.send("get", "GET", url)
         if answer.status_code == 404:
             return None
         await _check(answer)
@@ -94,7 +79,7 @@ class VertexApi:
         token = ""
         while len(jobs) < most:
             parameters = {"filter": which, "pageSize": str(min(most, _PAGE)), **({"pageToken": token} if token else {})}
-            answer = await self._send("list", "GET", f"{base}/customJobs", parameters=parameters)
+            answer = await self._calls.send("list", "GET", f"{base}/customJobs", parameters=parameters)
             await _check(answer)
             page, token = await _page_of(answer)
             jobs += page
@@ -108,50 +93,9 @@ class VertexApi:
         Raises:
             ServiceError: the request was not taken; the text says why.
         """
-        answer = await self._send("cancel", "POST", f"{url}:cancel", content=b"{}")
+        answer = await self._calls.send("cancel", "POST", f"{url}:cancel", content=b"{}")
         if answer.status_code != 404:
             await _check(answer)
-
-    async def _send(
-        self,
-        operation: str,
-        method: str,
-        url: str,
-        *,
-        parameters: dict[str, str] | None = None,
-        content: bytes | None = None,
-    ) -> Answer:
-        """Send one call and read its answer, whatever its status.
-
-        Raises:
-            CreationInDoubtError: a job's creation has no answer.
-            ServiceUnavailableError: there is no answer; ServiceRefusedError: there is no token.
-        """
-        headers = {"Authorization": f"Bearer {await self._tokens.token()}"}
-        if content is not None:
-            headers["Content-Type"] = "application/json"
-        limit = self._limits[operation]
-        try:
-            async with limit.place() as began_at:
-                names = called("launcher", operation)
-                async with self._http.stream(
-                    method, url, headers=headers, params=parameters, content=content, extensions=names
-                ) as response:
-                    answer = await read_answer(response)
-                if answer.status_code == 429:
-                    limit.refused(began_at, pause_seconds=retry_after_seconds(answer.headers))
-                else:
-                    limit.taken()
-        except PausedError as pause:
-            # As Google would answer.
-            return Answer(429, {"retry-after": str(math.ceil(pause.seconds))}, b"")
-        except httpx.HTTPError as error:
-            is_in_doubt = operation == "create" and not isinstance(error, _NOT_SENT)
-            unavailable = CreationInDoubtError if is_in_doubt else ServiceUnavailableError
-            raise unavailable(SERVICE, f"{SERVICE} did not answer: {why_unreachable(error)}") from None
-        if answer.status_code == 401:
-            self._tokens.forget()
-        return answer
 
 
 async def _job_of(answer: Answer) -> Job:
@@ -175,16 +119,7 @@ async def _page_of(answer: Answer) -> tuple[list[Job], str]:
 async def _check(answer: Answer, sent: Sequence[str] = ()) -> None:
     """Raise what the status of an answer means, if that is no success. `sent` are values that no text may repeat."""
     if not answer.is_success:
-        raise refusal(answer, await _status_of(answer), sent)
-
-
-async def _status_of(answer: Answer) -> dict[str, Any]:
-    """The `google.rpc.Status` of an answer's error, which may lack everything."""
-    try:
-        error = (await answer.json())["error"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return {}
-    return error if isinstance(error, dict) else {}
+        raise refusal(answer, await status_of(answer), sent)
 
 
 def refusal(answer: Answer, status: dict[str, Any], sent: Sequence[str] = ()) -> ServiceError:

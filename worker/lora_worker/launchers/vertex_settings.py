@@ -13,6 +13,7 @@ from lora_worker.configuration.settings import Settings, split_list
 from lora_worker.launchers.vertex_addresses import location_fault
 from lora_worker.launchers.vertex_machines import MachineUnknownError, machine_for, machine_named
 
+LAUNCHER = "vertex"
 MAX_JOB_SECONDS = 7 * 86_400
 """Vertex AI ends a custom job after this much work unless its `timeout` says otherwise; FLEX_START allows no more."""
 
@@ -83,7 +84,7 @@ class VertexSettings(Settings):
 
     @field_validator("vertex_api_url")
     @classmethod
-    def _check_api(cls, url: str) -> str:
+    def _check_vertex_api(cls, url: str) -> str:
         fault = url_fault(url) if url else None
         if fault is None and urlsplit(url).path.strip("/"):
             fault = "must end with the host or its port: the version and the project are added to it"
@@ -93,12 +94,12 @@ class VertexSettings(Settings):
 
     @field_validator("vertex_former_endpoints", mode="before")
     @classmethod
-    def _split_former(cls, value: Any) -> Any:
+    def _split_vertex_former(cls, value: Any) -> Any:
         return split_list(value)
 
     @field_validator("vertex_former_endpoints")
     @classmethod
-    def _check_former(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_vertex_former(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         for url in urls:
             if fault := location_fault(url):
                 raise ValueError(fault)
@@ -109,7 +110,8 @@ class VertexSettings(Settings):
         try:
             if self.vertex_machine_type:
                 machine_named(self.vertex_machine_type)
-            elif self.endpoint_gpu_type:
+            elif self.endpoint_gpu_type and self.launcher == LAUNCHER:
+                # With another launcher it is that one's GPU, and an endpoint here names its machine type.
                 machine_for(self.endpoint_gpu_type, self.endpoint_gpu_count)
         except MachineUnknownError as error:
             raise ValueError(str(error)) from None

@@ -24,6 +24,7 @@ from lora_worker.errors import (
     SettingsError,
 )
 from lora_worker.launchers.base import EndCause, EndpointState, LaunchRef, LaunchState, OwnerOfLaunches, Policy
+from lora_worker.launchers.google_logs import LOGGING_URL, JobLogs
 from lora_worker.launchers.google_tokens import GoogleTokens
 from lora_worker.launchers.registry import load_settings
 from lora_worker.launchers.vertex import VertexLauncher
@@ -72,7 +73,9 @@ class Tokens:
 @pytest.fixture
 async def launcher() -> AsyncIterator[VertexLauncher]:
     async with httpx.AsyncClient() as http:
-        yield VertexLauncher(URL, VertexApi(http, Tokens(), concurrency=20), SHAPE, now=lambda: NOW)
+        tokens = Tokens()
+        api = VertexApi(http, tokens, concurrency=20)
+        yield VertexLauncher(URL, api, SHAPE, JobLogs(http, tokens), now=lambda: NOW)
 
 
 @pytest.fixture
@@ -376,6 +379,27 @@ async def test_region_without_machines_says_so(launcher: VertexLauncher, api: An
     seen = await launcher.health()
     assert (seen.reachable, seen.jobs_queued, seen.state) == (True, 1, EndpointState.UNKNOWN)
     assert "no free machine" in (seen.problem or "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "said"),
+    [
+        (httpx.Response(403), ServiceRefusedError, "roles/logging.viewer"),
+        (httpx.Response(404), ServiceRefusedError, "(404)"),
+        (httpx.Response(429), ServiceUnavailableError, "(429)"),
+        (httpx.Response(200, content=b"["), ServiceUnavailableError, "can't be read"),
+        (httpx.Response(200, json=[]), ServiceUnavailableError, "can't be read"),
+        (httpx.Response(200, json={"entries": [7]}), ServiceUnavailableError, "an entry that can't be read"),
+    ],
+)
+async def test_log_that_can_not_be_read_says_why(
+    launcher: VertexLauncher, api: Any, answer: httpx.Response, kind: type[ServiceError], said: str
+) -> None:
+    api.get("/customJobs").respond(json={"customJobs": [job("RUNNING", ran=5)]})
+    api.post(f"{LOGGING_URL}/v2/entries:list").mock(return_value=answer)
+    with pytest.raises(kind) as caught:
+        await launcher.read(REF, "42", most_lines=5)
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(
