@@ -6,10 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import httpx
 
@@ -21,7 +20,7 @@ from tests.application.user import BASE_MODEL, ENDED, User
 from tests.database.rows import Database, Row
 from tests.processes.confinement import Confinement
 from tests.processes.waiting import awaited, until
-from tests.processes.warm_python import WarmProcess, WarmPython
+from tests.processes.warm_python import WarmProcess, WarmPython, run_command
 
 _PACE = {
     "LORA_WORKER_POLL_SECONDS": "0.4",
@@ -114,12 +113,7 @@ class Stage:
 
     def command(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run `lora-worker` with these arguments to its end, as an operator does in a pipe."""
-        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-            ends = (output.fileno(), errors.fileno())
-            process = self._start("lora_worker.commands.cli", *arguments, output=ends, **more)
-            code = process.wait()
-            written = [_text_of(file) for file in (output, errors)]
-        return subprocess.CompletedProcess(list(arguments), code, *written)
+        return run_command(*arguments, environment=self.environment(**more), cwd=self.folder)
 
     def stop(self, process: subprocess.Popen[bytes] | WarmProcess) -> int:
         """SIGTERM, and the exit code."""
@@ -207,8 +201,3 @@ class Stage:
 
     def _busy_runs(self) -> set[str]:
         return {execution.run_id or "" for execution in self.runpod.orphans()}
-
-
-def _text_of(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode()

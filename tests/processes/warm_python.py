@@ -10,6 +10,7 @@ Run as `python -m tests.processes.warm_python KIND SOCKET`. A message is an orde
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import json
 import os
@@ -18,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -158,6 +160,29 @@ class WarmPython:
         """End the process that forks."""
         self._own.close()
         self._process.wait()
+
+
+def run_command(
+    *arguments: str, environment: Mapping[str, str], cwd: Path, answer: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run `lora-worker` with these arguments to its end, as an operator does in a pipe; `answer` is its input."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = WarmPython.of("worker").start(
+            "lora_worker.commands.cli",
+            *arguments,
+            environment=environment,
+            cwd=cwd,
+            output=(output.fileno(), errors.fileno()),
+        )
+        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+            stdin.write(answer.encode())
+        code = process.wait()
+        return subprocess.CompletedProcess(list(arguments), code, _text_of(output), _text_of(errors))
+
+
+def _text_of(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
 
 
 def _adopt_orphans(*, wanted: bool) -> None:

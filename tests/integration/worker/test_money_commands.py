@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +17,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def run(stage: Stage, tmp_path: Path) -> Run:
+def run(stage: Stage) -> Run:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "lora_worker.commands.cli", *arguments]
-        return subprocess.run(command, env=stage.environment(), cwd=tmp_path, capture_output=True, text=True)
+        return stage.command(*arguments)
 
     return call
 

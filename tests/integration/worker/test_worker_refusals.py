@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from tests.application.user import BASE_MODEL, DATASET_WORD, LINE
 from tests.processes.serving import serving
 from tests.processes.stage import Stage
 from tests.processes.waiting import PATIENCE_SECONDS, until
+from tests.processes.warm_python import run_command
 
 _ONLY_ASKED = b'{"messages": [{"role": "user", "content": "only asked"}]}\n'
 _LINE_17_BROKEN = b"\n".join([*[LINE] * 16, b'{"messages": [', LINE])
@@ -99,13 +99,8 @@ def test_bad_input_fails_with_one_sentence_and_without_a_gpu(refused: tuple[Stag
 def run_worker(stage: Stage, *arguments: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
     """Run `lora-worker run` to its end; a variable that is None is unset."""
     chosen = {**stage.environment(), **environment}
-    return subprocess.run(
-        [sys.executable, "-m", "lora_worker.commands.cli", "run", *arguments],
-        env={name: value for name, value in chosen.items() if value is not None},
-        cwd=stage.folder,
-        capture_output=True,
-        text=True,
-    )
+    kept = {name: value for name, value in chosen.items() if value is not None}
+    return run_command("run", *arguments, environment=kept, cwd=stage.folder)
 
 
 def test_bad_settings_are_named_and_exit_with_2(stage: Stage) -> None:

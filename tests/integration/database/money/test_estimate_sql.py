@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -327,7 +326,4 @@ def test_estimate_command_prints_the_databases_estimate(stage: Stage) -> None:
 
 
 def run_cli(stage: Stage, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lora_worker.commands.cli", "estimate", *arguments],
-        env=stage.environment(), cwd=stage.folder, capture_output=True, text=True,
-    )  # fmt: skip
+    return stage.command("estimate", *arguments)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,10 +32,8 @@ def mended(broken: LocalRunPod, gpu_volume: Path) -> Iterator[LocalRunPod]:
 
 def command(stage: Stage, name: str) -> str:
     """The output of `lora-worker <name>`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lora_worker.commands.cli", name],
-        env=stage.environment(), cwd=stage.folder, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = stage.command(name)
+    done.check_returncode()
     return done.stdout
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,6 +14,7 @@ from tests.application.user import BASE_MODEL, DATASET_WORD, LINE
 from tests.commands import check_keys
 from tests.database.rows import Row
 from tests.processes.stage import Stage
+from tests.processes.warm_python import run_command
 
 
 class Shell:
@@ -24,13 +24,7 @@ class Shell:
         self.stage, self.folder = stage, folder
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "lora_worker.commands.cli", *arguments],
-            env=self.stage.environment(**environment),
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-        )
+        return run_command(*arguments, environment=self.stage.environment(**environment), cwd=self.folder)
 
     def json(self, *arguments: str) -> Any:
         done = self(*arguments, "--json")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,6 +12,7 @@ import pytest
 from tests.application.user import User
 from tests.commands import check_keys
 from tests.processes.stage import Stage
+from tests.processes.warm_python import run_command
 
 
 @pytest.fixture
@@ -23,10 +23,8 @@ def other(stage: Stage, tmp_path: Path) -> User:
 
 
 def run(stage: Stage, *arguments: str, answer: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lora_worker.commands.cli", "erase-user", *arguments]
-    return subprocess.run(
-        command, env=stage.environment(), cwd=stage.folder, capture_output=True, text=True, input=answer
-    )
+    environment = stage.environment()
+    return run_command("erase-user", *arguments, environment=environment, cwd=stage.folder, answer=answer or "")
 
 
 def objects_of(stage: Stage, *parts: str) -> list[str]:
