@@ -1,47 +1,23 @@
 """RunPod's resources as its REST API v2 answers them, and the requests that make and change them.
 
-Requests are strict: a field that the API does not know is refused here, before it is sent. Answers are lenient: the
-account may hold endpoints of others, and a field that can't be read is None instead of the end of a command. Only what
-a decision rests on is read; texts, lists and numbers are bounded.
+How they are read and written stands in `launchers/runpod_resources.py`.
 
 Source: RunPod's OpenAPI description of the REST API v2, August 2026.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AliasGenerator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
-from pydantic.alias_generators import to_camel
+from pydantic import Field
+
+from lora_worker.launchers.runpod_resources import Answer, Name, Readable, Request, ResourceId
 
 _MAX_ITEMS = 10_000
 
 MIN_VOLUME_GB, MAX_VOLUME_GB = 10, 4096
 MAX_IDLE_SECONDS = 3600
 
-
-def _none_if_unreadable(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
-    try:
-        return read(value)
-    except ValidationError:
-        return None
-
-
-T = TypeVar("T")
-Readable = Annotated[T | None, WrapValidator(_none_if_unreadable)]
-"""A field of an answer; None where it is missing or not what it should be."""
-
-Name = Annotated[str, Field(max_length=1000)]
-ResourceId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
-"""An id goes into paths of requests: one with a slash or dots would lead elsewhere."""
 _Names = Annotated[list[Name], Field(max_length=_MAX_ITEMS)]
 _Count = Annotated[int, Field(ge=0, le=10_000_000)]
 _Price = Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]
@@ -49,24 +25,6 @@ _Environment = Annotated[dict[Name, str], Field(max_length=_MAX_ITEMS)]
 
 FlashBoot = Literal["OFF", "FLASHBOOT", "PRIORITY_FLASHBOOT"]
 VolumeType = Literal["STANDARD", "HIGH_PERFORMANCE"]
-
-_CAMEL = AliasGenerator(validation_alias=to_camel, serialization_alias=to_camel)
-
-
-class Answer(BaseModel):
-    """What RunPod answers. Unknown fields are ignored."""
-
-    model_config = ConfigDict(alias_generator=_CAMEL, populate_by_name=True, extra="ignore", frozen=True)
-
-
-class Request(BaseModel):
-    """What is sent to RunPod. Unknown fields are refused; a field that is not set is not sent."""
-
-    model_config = ConfigDict(alias_generator=_CAMEL, populate_by_name=True, extra="forbid", strict=True)
-
-    def body(self) -> dict[str, Any]:
-        """Return the JSON object to send."""
-        return self.model_dump(by_alias=True, exclude_unset=True)
 
 
 class EndpointGpu(Answer):
@@ -190,14 +148,6 @@ class Releases(Answer):
     """The releases of an endpoint, of which the newest's number is read. Workers of an older one are replaced."""
 
     endpoint_version: Readable[_Count] = None
-
-
-class LogLine(Answer):
-    """A line of a worker's log. `source` is container or system; `ts` is a time as RunPod writes it."""
-
-    line: Annotated[str, Field(max_length=100_000)]
-    source: Readable[Name] = None
-    ts: Readable[Name] = None
 
 
 class GpuRequest(Request):

@@ -12,7 +12,7 @@ _MAX_FIELDS = 3
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
-def explain_refusal(status: int, doing: str, problem: Any, *, key: str) -> str:
+def explain_refusal(status: int, doing: str, problem: Any, *, key: str, rights: str) -> str:
     """Explain a refusal (4xx) in one sentence.
 
     Args:
@@ -20,12 +20,13 @@ def explain_refusal(status: int, doing: str, problem: Any, *, key: str) -> str:
         doing: what was refused, such as “make the endpoint”.
         problem: the answer's parsed body, whatever it is.
         key: RunPod's key, which is taken out of the text if RunPod repeats it.
+        rights: what the key needs access to, as RunPod's console calls it.
     """
     if status == 401:
         return f"RunPod refused the API key (401) when it should {doing}: check GPU_CLUSTER_API_KEY, or make a new key"
     if status == 403:
         return (
-            f"RunPod's API key has no right to {doing} (403): give it read and write access to Serverless and Storage "
+            f"RunPod's API key has no right to {doing} (403): give it read and write access to {rights} "
             "in RunPod's console under Settings, API Keys, or set another key in GPU_CLUSTER_API_KEY"
         )
     said = "; ".join(filter(None, [_text(problem, "detail") or _text(problem, "title"), *_fields(problem)]))
