@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -88,13 +88,25 @@ class _Job:
 class VertexServer:
     """One region with `gpus` machines. Its clock is `speed` times as fast as ours.
 
+    `module` runs in each container in place of the trainer's, and `image_environment` is what the image sets. The
+    buckets that are mounted at /gcs are folders in `gcs` below `folder`.
+
     `faults` are used up in their order by the creations that come: "lose_answer" (the job is made, the connection
     breaks), "unavailable" (503, no job), "quota" and "too_many" (429), "forbidden", "disabled" (403), "echo" (400 that
     repeats the container's variables), "stockout" (the job finds no machine).
     """
 
-    def __init__(self, folder: Path, *, module: str, gpus: int = 1, speed: float = 1.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        module: str,
+        gpus: int = 1,
+        speed: float = 1.0,
+        image_environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
+        self._image_environment = image_environment or {}
         self.faults: list[str] = []
         self.hidden_from_lists = 0
         """So many lists to come do not show the latest job yet."""
@@ -298,11 +310,15 @@ class VertexServer:
         with (self.folder / f"{given['CLOUD_ML_JOB_ID']}.log").open("ab") as log:
             job.process = subprocess.Popen(
                 [sys.executable, "-u", "-m", self._module],
-                env={**own, **given, **job.environment},
+                env={**own, **self._image_environment, **given, **self._mounted(job.environment)},
                 cwd=ROOT,
                 stdout=log,
                 stderr=log,
             )
+
+    def _mounted(self, environment: dict[str, str]) -> dict[str, str]:
+        buckets = f"{self.folder}/gcs/"
+        return {name: re.sub("^/gcs/", buckets, value) for name, value in environment.items()}
 
     def _set(self, job: _Job, state: JobState) -> None:
         with self._lock:

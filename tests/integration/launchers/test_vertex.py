@@ -111,7 +111,8 @@ async def test_machine_that_is_taken_away_starts_the_same_launch_again(
     await until(launcher, launch_id, LaunchState.COMPLETED)
     first, second = (line.split() for line in starts.read_text().splitlines())
     assert first[0] != second[0], "another execution"
-    assert first[1:] == second[1:] == [launch_id, "/gcs/checkpoints/lora-trainer"]
+    volume = f"{scene.server.folder}/gcs/checkpoints/lora-trainer"
+    assert first[1:] == second[1:] == [launch_id, volume]
 
 
 async def test_log_of_a_container_is_read_from_cloud_logging(scene: VertexScene, http: httpx.AsyncClient) -> None:
