@@ -48,8 +48,8 @@ from lora_worker.launchers.vertex_jobs import (
     of_live,
     of_run,
 )
-from lora_worker.launchers.vertex_machines import Machine, MachineUnknownError, machine_for, machine_named
-from lora_worker.launchers.vertex_settings import LAUNCHER, MAX_JOB_SECONDS, VertexSettings
+from lora_worker.launchers.vertex_machines import Machine, MachineUnknownError, machine_for, machine_of_endpoint
+from lora_worker.launchers.vertex_settings import MAX_JOB_SECONDS, VertexSettings
 
 _GUIDE = Guide(
     title=SERVICE,
@@ -80,7 +80,7 @@ class VertexLauncher:
     """A project's region at Vertex AI. `endpoint` is its address, with the machine type of its jobs behind a `#`
     where that is not chosen by the GPU of the settings or of the job."""
 
-    name = LAUNCHER
+    name = "vertex"
     guide = _GUIDE
     longest_launch_seconds = MAX_JOB_SECONDS + _MOST_QUEUE_SECONDS + _CLOCK_DOUBT_SECONDS
 
@@ -91,15 +91,14 @@ class VertexLauncher:
         shape: JobShape,
         logs: JobLogs,
         *,
-        gpu_type: str | None = None,
+        machine: Machine | None = None,
         gpu_count: int = 1,
         former: Iterable[str] = (),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.endpoint = endpoint
-        self._base, machine_type = split_endpoint(endpoint)
-        self._machine = machine_named(machine_type) if machine_type else None
-        self._gpu_type, self._gpu_count = gpu_type, gpu_count
+        self._base, _ = split_endpoint(endpoint)
+        self._machine, self._gpu_count = machine, gpu_count
         self._locations = Locations(self._base, former)
         self._api, self._shape, self._logs, self._now = api, shape, logs, now
         self._urls: OrderedDict[str, str] = OrderedDict()
@@ -110,27 +109,30 @@ class VertexLauncher:
         """The launcher of these settings, or of another endpoint with them.
 
         Raises:
-            SettingsError: google-auth is not installed, or the endpoint is none of the settings' project.
+            SettingsError: google-auth is not installed, the endpoint is none of the settings' project, or there is no
+                machine with its GPUs.
         """
         require_google_auth()
         own = settings.vertex_endpoint
         machine_type = f"#{settings.vertex_machine_type}" if settings.vertex_machine_type else ""
-        address, named = split_endpoint(endpoint or own + machine_type)
+        endpoint = endpoint or own + machine_type
+        address, named = split_endpoint(endpoint)
         if Locations(own, settings.vertex_former_endpoints).of(address) is None:
             raise SettingsError(f"the endpoint {address} is none of {settings.vertex_project}'s at {SERVICE}.")
-        tokens = GoogleTokens()
         try:
-            return cls(
-                endpoint or own + machine_type,
-                VertexApi(http, tokens, concurrency=settings.launcher_concurrency),
-                JobShape.of(settings, project_mark(settings.supabase_url)),
-                JobLogs(http, tokens),
-                gpu_type=settings.endpoint_gpu_type,
-                gpu_count=settings.endpoint_gpu_count,
-                former=(own, *settings.vertex_former_endpoints),
-            )
+            machine = machine_of_endpoint(named, settings.endpoint_gpu_type, settings.endpoint_gpu_count)
         except MachineUnknownError as error:
-            raise SettingsError(f"the endpoint {address}#{named:.60}: {error}.") from None
+            raise SettingsError(f"{error}.") from None
+        tokens = GoogleTokens()
+        return cls(
+            endpoint,
+            VertexApi(http, tokens, concurrency=settings.launcher_concurrency),
+            JobShape.of(settings, project_mark(settings.supabase_url)),
+            JobLogs(http, tokens),
+            machine=machine,
+            gpu_count=settings.endpoint_gpu_count,
+            former=(own, *settings.vertex_former_endpoints),
+        )
 
     def reaches(self, endpoint: str) -> bool:
         """Whether the access token may go to an endpoint. See `Launcher.reaches`."""
@@ -251,7 +253,7 @@ class VertexLauncher:
         return project_of(base), job.number
 
     def _machine_of(self, payload: dict[str, Any]) -> Machine:
-        """The machine of a run: the endpoint's, else the one with the endpoint's number of the GPU that was asked for.
+        """The machine of a run: the endpoint's, else one with the GPU that was asked for, in the endpoint's number.
 
         Raises:
             MachineUnknownError: there is none; the text is a sentence.
@@ -259,8 +261,7 @@ class VertexLauncher:
         if self._machine is not None:
             return self._machine
         asked = payload.get("gpu_config")
-        gpu_type = self._gpu_type or (asked.get("type") if isinstance(asked, dict) else None)
-        return machine_for(str(gpu_type), self._gpu_count)
+        return machine_for(str(asked.get("type") if isinstance(asked, dict) else None), self._gpu_count)
 
     async def _live_launch(self, run_id: str) -> str | None:
         """The launch of a run that waits or works there, from a creation whose answer nobody read; None without one.

@@ -23,6 +23,8 @@ class Machine:
     machine_type: str
     accelerator_type: str
     gpu_count: int
+    gpu: str
+    """The GPU's name, as in the price table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,13 @@ _GPUS = {
 _OTHER_GPUS = ("l40", "gb200")
 """Their names hold that of a GPU above, and they are none of it."""
 _FURTHER = (
-    Machine("a3-megagpu-8g", "NVIDIA_H100_MEGA_80GB", 8),
-    *(Machine(f"g2-standard-{cpus}", "NVIDIA_L4", 1) for cpus in (8, 12, 32)),
+    Machine("a3-megagpu-8g", "NVIDIA_H100_MEGA_80GB", 8, "H100"),
+    *(Machine(f"g2-standard-{cpus}", "NVIDIA_L4", 1, "L4") for cpus in (8, 12, 32)),
 )
 """Those that are had by their own name only."""
 _ALL = {machine.machine_type: machine for machine in _FURTHER} | {
-    machine_type: Machine(machine_type, gpu.accelerator_type, count)
-    for gpu in _GPUS.values()
+    machine_type: Machine(machine_type, gpu.accelerator_type, count, name)
+    for name, gpu in _GPUS.items()
     for count, machine_type in gpu.machine_types.items()
 }
 MACHINES = tuple(_ALL.values())
@@ -86,15 +88,11 @@ def machine_for(gpu_type: str, gpu_count: int) -> Machine:
     Raises:
         MachineUnknownError: Vertex AI has no such GPU, or none with so many of them.
     """
-    plain = re.sub(r"[^a-z0-9]", "", gpu_type.lower())
-    names = {name: gpu for gpu in _GPUS.values() for name in gpu.names if name in plain}
-    if not names or any(other in plain for other in _OTHER_GPUS):
-        raise MachineUnknownError(f"Vertex AI has no {gpu_type:.50} for this worker; choose one of {', '.join(_GPUS)}")
-    gpu = names[max(names, key=len)]
-    if gpu_count not in gpu.machine_types:
-        counts = ", ".join(map(str, gpu.machine_types))
+    machine_types = _GPUS[_gpu_named(gpu_type)].machine_types
+    if gpu_count not in machine_types:
+        counts = ", ".join(map(str, machine_types))
         raise MachineUnknownError(f"Vertex AI has no machine with {gpu_count} × {gpu_type:.50}; there may be {counts}")
-    return _ALL[gpu.machine_types[gpu_count]]
+    return _ALL[machine_types[gpu_count]]
 
 
 def machine_named(machine_type: str) -> Machine:
@@ -106,3 +104,29 @@ def machine_named(machine_type: str) -> Machine:
     if machine_type not in _ALL:
         raise MachineUnknownError(f"{machine_type!r:.60} is no machine type with GPUs; choose one of {', '.join(_ALL)}")
     return _ALL[machine_type]
+
+
+def machine_of_endpoint(machine_type: str, gpu_type: str | None, gpu_count: int) -> Machine | None:
+    """The machine of an endpoint that names its type or its GPU; None where it has what each job asks for.
+
+    Raises:
+        MachineUnknownError: there is none, or the type has other GPUs than the endpoint's, by which runs are billed.
+    """
+    if not machine_type:
+        return machine_for(gpu_type, gpu_count) if gpu_type else None
+    machine = machine_named(machine_type)
+    if gpu_type is None or _gpu_named(gpu_type) != machine.gpu or gpu_count != machine.gpu_count:
+        raise MachineUnknownError(
+            f"{machine_type} has {machine.gpu_count} × {machine.gpu}, and bills go by the endpoint's GPU: set "
+            "LORA_WORKER_ENDPOINT_GPU_TYPE and LORA_WORKER_ENDPOINT_GPU_COUNT (gpu_type and gpu_count in a routing "
+            "table) to that"
+        )
+    return machine
+
+
+def _gpu_named(gpu_type: str) -> str:
+    plain = re.sub(r"[^a-z0-9]", "", gpu_type.lower())
+    names = {part: name for name, gpu in _GPUS.items() for part in gpu.names if part in plain}
+    if not names or any(other in plain for other in _OTHER_GPUS):
+        raise MachineUnknownError(f"Vertex AI has no {gpu_type:.50} for this worker; choose one of {', '.join(_GPUS)}")
+    return names[max(names, key=len)]

@@ -11,9 +11,7 @@ from pydantic_settings import NoDecode
 from lora_worker.configuration.addresses import url_fault
 from lora_worker.configuration.settings import Settings, split_list
 from lora_worker.launchers.vertex_addresses import location_fault
-from lora_worker.launchers.vertex_machines import MachineUnknownError, machine_for, machine_named
 
-LAUNCHER = "vertex"
 MAX_JOB_SECONDS = 7 * 86_400
 """Vertex AI ends a custom job after this much work unless its `timeout` says otherwise; FLEX_START allows no more."""
 
@@ -107,14 +105,6 @@ class VertexSettings(Settings):
 
     @model_validator(mode="after")
     def _check_with_vertex(self) -> VertexSettings:
-        try:
-            if self.vertex_machine_type:
-                machine_named(self.vertex_machine_type)
-            elif self.endpoint_gpu_type and self.launcher == LAUNCHER:
-                # With another launcher it is that one's GPU, and an endpoint here names its machine type.
-                machine_for(self.endpoint_gpu_type, self.endpoint_gpu_count)
-        except MachineUnknownError as error:
-            raise ValueError(str(error)) from None
         if self.max_run_seconds > MAX_JOB_SECONDS:
             raise ValueError(
                 f"LORA_WORKER_MAX_RUN_SECONDS is more than {MAX_JOB_SECONDS}, the seven days that a job may run"

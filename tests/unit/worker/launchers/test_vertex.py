@@ -437,15 +437,37 @@ def choose_vertex(environment: pytest.MonkeyPatch, **more: str) -> None:
 
 async def test_settings_make_the_launcher_of_their_region(environment: pytest.MonkeyPatch) -> None:
     choose_vertex(environment, MACHINE_TYPE="g2-standard-8")
+    environment.setenv("LORA_WORKER_ENDPOINT_GPU_TYPE", "L4")
     settings = load_settings()
     assert isinstance(settings, VertexSettings)
     async with httpx.AsyncClient() as http:
         assert VertexLauncher.open(settings, http).endpoint == f"{URL}#g2-standard-8"
-        other = VertexLauncher.open(settings, http, f"{URL}#a3-highgpu-8g")
-        assert other.endpoint == f"{URL}#a3-highgpu-8g"
-        for wrong in ("https://example.com/v1/projects/my-project/locations/us-central1", f"{URL}#n1-standard-4"):
-            with pytest.raises(SettingsError):
-                VertexLauncher.open(settings, http, wrong)
+        several = settings.model_copy(update={"endpoint_gpu_type": "H100", "endpoint_gpu_count": 8})
+        assert VertexLauncher.open(several, http, f"{URL}#a3-megagpu-8g").endpoint == f"{URL}#a3-megagpu-8g"
+        with pytest.raises(SettingsError, match="is none of my-project's at Vertex AI"):
+            VertexLauncher.open(settings, http, URL.replace("my-project", "another"))
+
+
+@pytest.mark.parametrize(
+    ("machine_type", "gpu_type", "gpu_count", "said"),
+    [
+        ("", "RTX-4090", 1, "Vertex AI has no RTX-4090"),
+        ("", "L4", 3, "no machine with 3 × L4"),
+        ("#n1-standard-4", "L4", 1, "'n1-standard-4' is no machine type with GPUs"),
+        ("#a3-highgpu-8g", "H100", 1, "a3-highgpu-8g has 8 × H100, and bills go by"),
+        ("#a3-highgpu-8g", "A100-80GB", 8, "a3-highgpu-8g has 8 × H100, and bills go by"),
+        ("#a3-highgpu-8g", None, 8, "a3-highgpu-8g has 8 × H100, and bills go by"),
+    ],
+)
+async def test_endpoint_whose_gpu_is_not_billed_is_refused(
+    environment: pytest.MonkeyPatch, machine_type: str, gpu_type: str | None, gpu_count: int, said: str
+) -> None:
+    choose_vertex(environment)
+    settings = load_settings().model_copy(update={"endpoint_gpu_type": gpu_type, "endpoint_gpu_count": gpu_count})
+    assert isinstance(settings, VertexSettings)
+    async with httpx.AsyncClient() as http:
+        with pytest.raises(SettingsError, match=said):
+            VertexLauncher.open(settings, http, URL + machine_type)
 
 
 @pytest.mark.parametrize(
@@ -454,16 +476,14 @@ async def test_settings_make_the_launcher_of_their_region(environment: pytest.Mo
         ("VERTEX_PROJECT", "My Project", "VERTEX_PROJECT"),
         ("VERTEX_REGION", "us-central1/../x", "VERTEX_REGION"),
         ("VERTEX_STRATEGY", "CHEAP", "VERTEX_STRATEGY"),
-        ("VERTEX_MACHINE_TYPE", "n1-standard-4", "no machine type with GPUs"),
+        ("VERTEX_MACHINE_TYPE", "a3/../x", "VERTEX_MACHINE_TYPE"),
         ("VERTEX_API_URL", "https://example.com/v1", "must end with the host"),
         ("VERTEX_FORMER_ENDPOINTS", "https://example.com", "must end with /v1/projects"),
-        ("ENDPOINT_GPU_TYPE", "RTX-4090", "Vertex AI has no RTX-4090"),
-        ("ENDPOINT_GPU_COUNT", "3", "no machine with 3 × L4"),
+        ("MAX_RUN_SECONDS", "604801", "more than 604800, the seven days"),
     ],
 )
 def test_wrong_setting_is_named(environment: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
     choose_vertex(environment)
-    environment.setenv("LORA_WORKER_ENDPOINT_GPU_TYPE", "L4")
     environment.setenv(f"LORA_WORKER_{name}", value)
     with pytest.raises(SettingsError, match=said):
         load_settings()
