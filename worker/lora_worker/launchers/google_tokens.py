@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
+from collections.abc import Callable
 from typing import Any
 
-from lora_worker.errors import ServiceRefusedError, ServiceUnavailableError, SettingsError
+from lora_worker.errors import ServiceError, ServiceRefusedError, ServiceUnavailableError, SettingsError
 
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 _SERVICE = "Google Cloud"
 _REQUEST_SECONDS = 20
+_PAUSE_SECONDS = 15.0
+"""After a failure Google is asked for a token again only then."""
 _REMEDY = (
     "set GOOGLE_APPLICATION_CREDENTIALS to a service account's key file, run `gcloud auth application-default login`, "
     "or run the worker on a machine of Google Cloud that has a service account"
@@ -40,9 +44,12 @@ def require_google_auth() -> None:
 class GoogleTokens:
     """The access token of the worker's identity, which is fetched again before it runs out. Safe side by side."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._credentials: Any = None
         self._lock = asyncio.Lock()
+        self._clock = clock
+        self._problem: ServiceError | None = None
+        self._silent_until = 0.0
 
     async def token(self) -> str:
         """A token that is valid for some minutes.
@@ -52,8 +59,16 @@ class GoogleTokens:
             ServiceUnavailableError: Google's token service did not answer.
         """
         async with self._lock:
+            if self._problem is not None and self._clock() < self._silent_until:
+                # A try takes up to a minute, and every look at a run waits for it.
+                raise self._problem.with_traceback(None)
             if self._credentials is None or not self._credentials.valid:
-                await asyncio.to_thread(self._refresh)
+                try:
+                    await asyncio.to_thread(self._refresh)
+                except ServiceError as error:
+                    self._problem, self._silent_until = error, self._clock() + _PAUSE_SECONDS
+                    raise
+            self._problem = None
             return str(self._credentials.token)
 
     def forget(self) -> None:

@@ -24,6 +24,8 @@ _CLOCK_SLACK_SECONDS = 1.0
 _STOCKOUT_SECONDS = 900.0
 """For so long after a job found no machine its region counts as without one."""
 
+_LONG_WAIT_SECONDS = 300.0
+
 WAITING = frozenset({"JOB_STATE_QUEUED", "JOB_STATE_PENDING", "JOB_STATE_PAUSED"})
 AT_WORK = frozenset({"JOB_STATE_RUNNING", "JOB_STATE_UPDATING", "JOB_STATE_CANCELLING"})
 _COMPLETED = frozenset({"JOB_STATE_SUCCEEDED", "JOB_STATE_PARTIALLY_SUCCEEDED"})
@@ -129,6 +131,11 @@ class Job(_Shape):
             return waited is not None and self._ttl_seconds is not None and waited > self._ttl_seconds
         return self.state == "JOB_STATE_FAILED" and self._found_no_machine
 
+    def waits_long(self, now: datetime) -> bool:
+        """Whether it waits for more than a machine's start: Google keeps it so while the project lacks the quota."""
+        waited = _between(self.create_time, now)
+        return self.state == "JOB_STATE_QUEUED" and waited is not None and waited > _LONG_WAIT_SECONDS
+
     def is_recent_stockout(self, now: datetime) -> bool:
         """Whether it has just ended because the region had no machine for it."""
         ago = _between(self.end_time, now)
@@ -207,6 +214,9 @@ def _meaning(job: Job) -> tuple[LaunchState, EndCause, str | None]:
         return LaunchState.CANCELLED, EndCause.UNKNOWN, None
     if job.state == "JOB_STATE_EXPIRED":
         return LaunchState.FAILED, EndCause.OVER_TIME, None
+    if job.state == "JOB_STATE_CANCELLING" and job.start_time is None:
+        # It waited when somebody asked for its end: nothing has begun.
+        return LaunchState.QUEUED, EndCause.UNKNOWN, None
     if job.state in AT_WORK:
         return LaunchState.RUNNING, EndCause.UNKNOWN, None
     if job.state in WAITING:
@@ -223,7 +233,7 @@ def read_health(live: Sequence[Job], failed: Sequence[Job], now: datetime) -> En
     problem = None
     if not running and any(job.is_recent_stockout(now) for job in failed):
         problem = "it had no free machine of this kind, or no quota for one, within the last quarter of an hour"
-    elif not running and queued > starting:
+    elif not running and any(job.waits_long(now) for job in live):
         problem = (
             "jobs wait there for quota of custom training: raise it in Google Cloud's console (IAM & Admin, Quotas)"
         )

@@ -17,7 +17,7 @@ from lora_worker.launchers.vertex_answers import Job, read_job
 
 SERVICE = "Vertex AI"
 _PAGE = 100
-_MOST_PAGES = 20
+_MOST_PAGES = 10
 _OPERATIONS = ("create", "get", "list", "cancel")
 _MOST_SIDE_BY_SIDE = 16
 _CALLS_IN_TEN_SECONDS = {"create": 20, "get": 50, "list": 15, "cancel": 15}
@@ -77,13 +77,14 @@ class VertexApi:
         """
         jobs: list[Job] = []
         token = ""
-        while len(jobs) < most:
+        for _ in range(_MOST_PAGES):
             parameters = {"filter": which, "pageSize": str(min(most, _PAGE)), **({"pageToken": token} if token else {})}
             answer = await self._calls.send("list", "GET", f"{base}/customJobs", parameters=parameters)
             await _check(answer)
             page, token = await _page_of(answer)
             jobs += page
-            if not token:
+            # A page may be empty and still not the last one.
+            if not token or len(jobs) >= most:
                 break
         return jobs
 

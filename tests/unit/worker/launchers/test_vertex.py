@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -197,6 +198,7 @@ def test_calls_have_the_routes_of_googles_client() -> None:
         (job("RUNNING", ran=5), LaunchState.RUNNING),
         (job("UPDATING", ran=5), LaunchState.RUNNING),
         (job("CANCELLING", ran=5), LaunchState.RUNNING),
+        (job("CANCELLING"), LaunchState.QUEUED),
         (job("SUCCEEDED", ran=5), LaunchState.COMPLETED),
         (job("PARTIALLY_SUCCEEDED", ran=5), LaunchState.COMPLETED),
         (job("CANCELLED", ran=5), LaunchState.CANCELLED),
@@ -317,6 +319,11 @@ async def test_request_that_vertex_can_not_take_is_not_sent(
     with pytest.raises(LaunchRefusedError):
         await launcher.launch(payload, POLICY)
     assert not api.calls
+
+
+async def test_errand_is_refused_in_a_sentence(launcher: VertexLauncher) -> None:
+    with pytest.raises(LaunchRefusedError, match="is asked for runs only: an errand answers by its output"):
+        await launcher.launch({"errand": "prefetch"}, POLICY)
 
 
 async def test_answer_of_another_job_leaves_the_launch_in_doubt(launcher: VertexLauncher, api: Any) -> None:
@@ -489,7 +496,40 @@ def test_wrong_setting_is_named(environment: pytest.MonkeyPatch, name: str, valu
         load_settings()
 
 
-async def test_missing_credentials_are_one_sentence(environment: pytest.MonkeyPatch) -> None:
+async def test_missing_credentials_are_one_sentence(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
     environment.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
+    tokens = GoogleTokens()
     with pytest.raises(ServiceRefusedError, match="there are no credentials of Google Cloud: set GOOGLE_APPLICATION"):
+        await tokens.token()
+    (tmp_path / "key.json").write_text("{}")
+    environment.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    with pytest.raises(ServiceRefusedError, match="there are no credentials"):
         await GoogleTokens().token()
+
+
+async def test_failed_token_is_not_fetched_by_every_call(environment: pytest.MonkeyPatch) -> None:
+    now, tried = [0.0], []
+
+    class Failing(GoogleTokens):
+        def _load(self, request: Any) -> Any:
+            tried.append(now[0])
+            raise OSError("no")
+
+    tokens = Failing(clock=lambda: now[0])
+    for now[0] in (0.0, 5.0, 14.9, 15.1):
+        with pytest.raises(ServiceRefusedError, match="can't be read"):
+            await tokens.token()
+    assert tried == [0.0, 15.1]
+
+
+async def test_job_that_waits_for_quota_is_told_after_minutes(launcher: VertexLauncher, api: Any) -> None:
+    for waited, is_told in ((299, False), (301, True)):
+        live = {"customJobs": [job("QUEUED", waited=waited)]}
+        api.get("/customJobs").mock(side_effect=[httpx.Response(200, json=live), httpx.Response(200, json={})])
+        assert ("quota" in str((await launcher.health()).problem)) is is_told
+
+
+async def test_list_without_an_end_is_left(launcher: VertexLauncher, api: Any) -> None:
+    route = api.get("/customJobs").respond(json={"nextPageToken": "again"})
+    assert await launcher.owned() == []
+    assert route.call_count == 10
