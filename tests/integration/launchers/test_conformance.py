@@ -13,13 +13,16 @@ from lora_worker.errors import LaunchRefusedError, ServiceRefusedError, ServiceU
 from lora_worker.launchers.base import EndCause, Launcher, LaunchRef, LaunchState, Observation, Policy
 from sandbox.gpu_server import LocalGpuServer
 from sandbox.runpod import LocalRunPod
+from tests.integration.launchers.sagemaker_scene import SageMakerScene
 from tests.integration.launchers.scenes import WRONG_KEY, GpuServerScene, RunPodScene, Scene
 from tests.integration.launchers.vertex_scene import VertexScene
 
 POLICY = Policy(execution_seconds=600, ttl_seconds=6000)
+CLOUDS = {"vertex": VertexScene, "sagemaker": SageMakerScene}
+"""Those whose other side is started in the same way."""
 
 
-@pytest.fixture(scope="module", params=["runpod", "gpu-server", "vertex"])
+@pytest.fixture(scope="module", params=["runpod", "gpu-server", *CLOUDS])
 def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     if request.param == "runpod":
         with LocalRunPod.start(
@@ -28,9 +31,9 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             yield RunPodScene(runpod)
         return
     folder: Path = tmp_path_factory.mktemp(request.param)
-    if request.param == "vertex":
-        with VertexScene.start(folder) as vertex:
-            yield vertex
+    if request.param in CLOUDS:
+        with CLOUDS[request.param].start(folder) as cloud:
+            yield cloud
         return
     with LocalGpuServer(folder, {}, trainer="tests.handlers.scripted_trainer") as server:
         yield GpuServerScene(server, folder)

@@ -100,4 +100,5 @@ class Reconciler:
         crash_point("worker.stray.after")
         if not ended:
             return None
-        return {"external_job_id": external_job_id, "gpu_seconds": observation.execution_seconds or 0.0}
+        seconds = observation.execution_seconds if observation.billed_seconds is None else observation.billed_seconds
+        return {"external_job_id": external_job_id, "gpu_seconds": seconds or 0.0}

@@ -52,6 +52,9 @@ class Observation:
     output: Any = None
     cause: EndCause = EndCause.UNKNOWN
     execution_seconds: float | None = None
+    billed_seconds: float | None = None
+    """What the launcher itself bills of a launch that has ended, where it says so: less than it worked, for a spot
+    instance. It counts instead of every other clock."""
     queue_seconds: float | None = None
     reason: str | None = None
     """Why the state is UNKNOWN or MISSING, for the log."""

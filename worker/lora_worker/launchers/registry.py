@@ -19,12 +19,14 @@ from lora_worker.configuration.settings import (
     variables_of,
 )
 from lora_worker.errors import SettingsError
-from lora_worker.launchers import gpu_server, runpod, vertex
+from lora_worker.launchers import gpu_server, runpod, sagemaker, vertex
 from lora_worker.launchers.base import Launcher
 from lora_worker.launchers.gpu_server import GpuServerLauncher
 from lora_worker.launchers.gpu_server_settings import GpuServerSettings
 from lora_worker.launchers.runpod import RunPodLauncher
 from lora_worker.launchers.runpod_settings import RunPodAccount, RunPodSettings
+from lora_worker.launchers.sagemaker import SageMakerLauncher
+from lora_worker.launchers.sagemaker_settings import SageMakerSettings
 from lora_worker.launchers.vertex import VertexLauncher
 from lora_worker.launchers.vertex_settings import VertexSettings
 
@@ -42,13 +44,16 @@ LAUNCHERS: Mapping[str, LauncherKind[Any]] = {
     RunPodLauncher.name: LauncherKind(RunPodSettings, RunPodLauncher.open, runpod.most_connections),
     GpuServerLauncher.name: LauncherKind(GpuServerSettings, GpuServerLauncher.open, gpu_server.most_connections),
     VertexLauncher.name: LauncherKind(VertexSettings, VertexLauncher.open, vertex.most_connections),
+    SageMakerLauncher.name: LauncherKind(SageMakerSettings, SageMakerLauncher.open, sagemaker.most_connections),
 }
 """By the name that `LORA_WORKER_LAUNCHER` chooses, which is stored with each launch."""
 
 
 _WORKER_PREFIXES = ("LORA_WORKER_", "SUPABASE_", "NEXT_PUBLIC_SUPABASE_", "GPU_CLUSTER_")
 """No trainer reads a variable whose name begins so; keys that are no setting may, such as a database's password."""
-_CLOUD_KEYS = frozenset({"GOOGLE_APPLICATION_CREDENTIALS"})
+_CLOUD_KEYS = frozenset(
+    {"GOOGLE_APPLICATION_CREDENTIALS", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+)
 """What the clouds' own libraries read, with which the worker launches."""
 
 

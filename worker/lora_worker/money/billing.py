@@ -68,15 +68,19 @@ class Measured:
     """The time since the launch was sent, by the database's clock; None if that is not known."""
     is_final: bool = False
     """Whether `launcher` is the launcher's measure of a launch that has ended."""
+    billed: float | None = None
+    """What the launcher itself bills of a launch that has ended; None if it does not say."""
 
     def seconds(self, claimed: float | None = None, *, patience: float = 0.0) -> float:
         """Return the seconds to bill: the longest measure, but never more than the time since the launch.
 
+        Where the launcher says what it bills itself, that counts: a spot instance costs less than its time.
+
         `claimed` is what the container reports. It counts only if the launcher has no final measure, and only up to
         `patience` seconds beyond the last heartbeat: a run that is silent for longer counts as lost.
         """
-        known = max(self.launcher, self.heartbeats)
-        if claimed is not None and not self.is_final:
+        known = max(self.launcher, self.heartbeats) if self.billed is None else self.billed
+        if claimed is not None and not self.is_final and self.billed is None:
             known = max(known, min(claimed, known + patience))
         return known if self.wall is None else min(known, self.wall)
 

@@ -175,6 +175,7 @@ class HeldRun:
             heartbeats=self.news.used_seconds or 0.0,
             wall=self.news.posted_seconds_ago,
             is_final=look is not None and look.ended and look.execution_seconds is not None,
+            billed=look.billed_seconds if look is not None and look.ended else None,
         )
         return measured.seconds(claimed, patience=self.services.settings.lost_seconds)
 

@@ -1,0 +1,89 @@
+"""SageMaker's stand-in with a scripted machine, and the launcher with boto3's own clients for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+from uuid import uuid4
+
+import httpx
+
+from lora_worker.launchers.sagemaker import SageMakerLauncher
+from lora_worker.launchers.sagemaker_addresses import Address
+from lora_worker.launchers.sagemaker_api import AwsApi
+from lora_worker.launchers.sagemaker_jobs import JobShape
+from tests.integration.launchers.scenes import Scene
+from tests.sagemaker_server import ACCOUNT, KEY, REGION, SageMakerServer
+
+MARK = "0123456789"
+_SPEED = 5.0
+"""What is over its time after five seconds there is so after one here."""
+SHAPE = JobShape(
+    mark=MARK,
+    role=f"arn:aws:iam::{ACCOUNT}:role/lora-trainer",
+    image=f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/lora-trainer:1",
+    s3_path="s3://lora-tests/trainer",
+    is_spot=True,
+)
+
+
+class SageMakerScene(Scene):
+    """A region of SageMaker with one instance."""
+
+    acts: ClassVar = {
+        "complete": {"play": ["complete"]},
+        "raise": {"play": ["fail"]},
+        "linger": {"play": ["linger"]},
+        "die": {"play": ["die"]},
+    }
+    without_output = "a training job has no output: its trainer reports by the run's own channel"
+
+    def __init__(self, server: SageMakerServer, folder: Path) -> None:
+        self.server, self._folder = server, folder
+        self._clients: dict[tuple[str, str], Any] = {}
+
+    @classmethod
+    @contextmanager
+    def start(cls, folder: Path) -> Iterator[SageMakerScene]:
+        """The scene, until the context ends."""
+        server = SageMakerServer(folder, module="tests.handlers.scripted_machine", speed=_SPEED)
+        try:
+            yield cls(server, folder)
+        finally:
+            server.close()
+
+    def payload(self, act: str) -> dict[str, Any]:
+        made = super().payload(act)
+        starts = str(self._folder / f"{made['run_id']}.starts")
+        return {**made, "job_id": str(uuid4()), "gpu_config": {"type": "L4", "count": 1}, "starts": starts}
+
+    @staticmethod
+    def starts_of(payload: dict[str, Any]) -> list[list[str]]:
+        """The words of each start of the run's container: its process, the launch's id and the volume."""
+        path = Path(payload["starts"])
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+    def launcher(
+        self,
+        http: httpx.AsyncClient,
+        *,
+        key: str | None = None,
+        url: str | None = None,
+        shape: JobShape = SHAPE,
+    ) -> SageMakerLauncher:
+        make = partial(self._client, "AKIASTRANGER" if key else KEY)
+        return SageMakerLauncher(Address(REGION, ACCOUNT), AwsApi(attempts=1, make=make), shape)
+
+    def _client(self, key: str, service: str, **how: Any) -> Any:
+        # boto3 takes a third of a second for each, which all launchers of a test may share.
+        if (key, service) not in self._clients:
+            self._clients[key, service] = self.server.client(service, key=key, **how)
+        return self._clients[key, service]
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        with self.server.outage():
+            yield

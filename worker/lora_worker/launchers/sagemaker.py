@@ -1,0 +1,295 @@
+"""Training jobs of AWS SageMaker, through boto3 (docs/sagemaker.md).
+
+    CreateTrainingJob     the request in the container's environment; the name is ours, and is the launch's id
+    DescribeTrainingJob   status, reason of a failure, billed seconds
+    StopTrainingJob       SIGTERM, and two minutes later SIGKILL
+    ListTrainingJobs      by the project's mark, which each name holds
+
+A spot instance that is taken away is replaced by SageMaker, which starts the container again under the same name: to
+the database that is a new execution of the same launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+
+from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceError, SettingsError
+from lora_worker.launchers.base import (
+    ContainerLine,
+    EndpointHealth,
+    Guide,
+    LaunchRef,
+    LaunchState,
+    Observation,
+    OwnedLaunch,
+    Policy,
+)
+from lora_worker.launchers.marks import project_mark, run_of_name
+from lora_worker.launchers.sagemaker_addresses import Address, read_endpoint
+from lora_worker.launchers.sagemaker_answers import Job, read_health, read_observation, read_time
+from lora_worker.launchers.sagemaker_api import SERVICE, AwsApi, require_boto3
+from lora_worker.launchers.sagemaker_instances import Instance, InstanceUnknownError, instance_for, instance_of_endpoint
+from lora_worker.launchers.sagemaker_jobs import JobShape, job_name, mark_of, training_job
+from lora_worker.launchers.sagemaker_logs import follow_log, read_log
+from lora_worker.launchers.sagemaker_settings import SageMakerSettings
+
+_GUIDE = Guide(
+    title=SERVICE,
+    console="the console of AWS (SageMaker, Training jobs)",
+    check="check LORA_WORKER_SAGEMAKER_REGION, LORA_WORKER_SAGEMAKER_ROLE and the worker's credentials of AWS",
+    former_endpoint="start a worker with LORA_WORKER_SAGEMAKER_ROLE of that account and credentials for it; its runs "
+    "are neither ended nor billed before",
+    volume="It is below checkpoints/ in LORA_WORKER_SAGEMAKER_S3_PATH, one folder a job.",
+)
+_ELSEWHERE = "it is of another account than LORA_WORKER_SAGEMAKER_ROLE, whose jobs these credentials don't see"
+_NO_ERRANDS = f"{SERVICE} is asked for runs only: an errand answers by its output, and a training job has none"
+_MOST_DAYS = 30
+"""No job lives longer (SageMaker's API reference, StoppingCondition)."""
+_PAGE = 100
+_MOST_OWNED = 1000
+
+
+def most_connections(_settings: SageMakerSettings) -> int:
+    """How many of the worker's HTTP connections it may use: none, since boto3 has its own."""
+    return 0
+
+
+class SageMakerLauncher:
+    """A region of an account."""
+
+    name = "sagemaker"
+    guide = _GUIDE
+    longest_launch_seconds = (_MOST_DAYS + 1) * 86_400.0
+
+    def __init__(
+        self,
+        address: Address,
+        api: AwsApi,
+        shape: JobShape,
+        *,
+        instance: Instance | None = None,
+        gpu_count: int = 1,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`instance` is what every job gets; None: the GPU that it asks for, `gpu_count` of them."""
+        self.endpoint = str(address)
+        self._address, self._api, self._shape, self._now = address, api, shape, now
+        self._instance, self._gpu_count = instance, gpu_count
+        self._accounts: dict[str, str] = {}
+
+    @classmethod
+    def open(
+        cls, settings: SageMakerSettings, _http: httpx.AsyncClient, endpoint: str | None = None
+    ) -> SageMakerLauncher:
+        """The launcher of these settings, or of another endpoint with them: `sagemaker:<region>#<instance type>`.
+
+        Raises:
+            SettingsError: boto3 is not installed, the endpoint is none of the settings' account, or there is no
+                instance with its GPUs.
+        """
+        require_boto3()
+        own = settings.sagemaker_address
+        address = own if endpoint is None else read_endpoint(endpoint, own.account)
+        if address is None or address.account != own.account:
+            raise SettingsError(
+                f"the endpoint {endpoint!s:.100} is none of account {own.account} at {SERVICE}: "
+                "write sagemaker:REGION or sagemaker:REGION#INSTANCE-TYPE."
+            )
+        gpu_count = settings.endpoint_gpu_count
+        try:
+            instance = instance_of_endpoint(address.instance_type, settings.endpoint_gpu_type, gpu_count)
+        except InstanceUnknownError as error:
+            raise SettingsError(f"{error}.") from None
+        api = AwsApi(concurrency=settings.launcher_concurrency, timeout_seconds=settings.request_timeout_seconds)
+        shape = JobShape.of(settings, project_mark(settings.supabase_url))
+        return cls(address, api, shape, instance=instance, gpu_count=gpu_count)
+
+    def reaches(self, endpoint: str) -> bool:
+        """Whether these credentials see the jobs of an endpoint. See `Launcher.reaches`."""
+        return self._address_of(endpoint) is not None
+
+    async def launch(self, payload: dict[str, Any], policy: Policy) -> str:
+        """Start a run as a training job. See `Launcher.launch`. For a run that has one, that one is taken."""
+        if not payload.get("run_id"):
+            raise LaunchRefusedError(SERVICE, _NO_ERRANDS, status=400)
+        try:
+            name = job_name(str(payload["run_id"]), self._shape.mark)
+            request = training_job(self._shape, self._instance_for(payload).instance_type, name, payload, policy)
+        except ValueError as error:
+            raise LaunchRefusedError(SERVICE, str(error), status=400) from None
+        region = self._address.region
+        try:
+            await self._api.call(
+                region, "sagemaker", "create_training_job", request, creates=True, expected=_says_that_it_exists
+            )
+        except LaunchInDoubtError as doubt:
+            await self._require(region, name, doubt)
+        return name
+
+    async def observe(self, launch: LaunchRef) -> Observation:
+        """Look at a launch. See `Launcher.observe`."""
+        address, name = self._address_of(launch.endpoint), launch.external_job_id
+        if address is None:
+            return Observation(LaunchState.UNKNOWN, reason=_ELSEWHERE)
+        if (mark := mark_of(name)) is None:
+            return Observation(LaunchState.MISSING, reason="no launch has such an id")
+        if mark != self._shape.mark:
+            return Observation(LaunchState.UNKNOWN, reason="its name bears the mark of another project's address")
+        try:
+            answer = await self._describe(address.region, name)
+            if answer is not None:
+                return read_observation(answer)
+            account = await self._account(address.region)
+        except ServiceError as error:
+            return Observation(LaunchState.UNKNOWN, reason=str(error))
+        if account != address.account:
+            return Observation(LaunchState.UNKNOWN, reason=f"the credentials are of account {account:.20}")
+        return Observation(LaunchState.MISSING, reason=f"{SERVICE} has no job of this name")
+
+    async def cancel(self, launch: LaunchRef) -> bool:
+        """Ask for the end of a launch. See `Launcher.cancel`."""
+        address, name = self._address_of(launch.endpoint), launch.external_job_id
+        if address is None:
+            return False
+        if (mark := mark_of(name)) != self._shape.mark:
+            return mark is None
+        request = {"TrainingJobName": name}
+        try:
+            await self._api.call(address.region, "sagemaker", "stop_training_job", request, expected=_is_over)
+        except ServiceError:
+            return False
+        return True
+
+    async def health(self, endpoint: str | None = None) -> EndpointHealth:
+        """Look at what the project's jobs in a region say of it. See `Launcher.health`."""
+        address = self._address_of(endpoint)
+        if address is None:
+            return EndpointHealth(False, 0, 0, _ELSEWHERE)
+        try:
+            live = await self._list(address.region, StatusEquals="InProgress", most=_PAGE)
+            failed = await self._list(
+                address.region, StatusEquals="Failed", SortBy="CreationTime", SortOrder="Descending", most=1
+            )
+            last = await self._describe(address.region, str(failed[0].get("TrainingJobName"))) if failed else None
+            return read_health(live, Job.model_validate(last) if last else None, self._now())
+        except ServiceError as error:
+            return EndpointHealth(False, 0, 0, str(error))
+        except ValueError:
+            return EndpointHealth(False, 0, 0, f"{SERVICE}'s answer can't be read")
+
+    async def owned(self) -> list[OwnedLaunch]:
+        """The project's jobs that wait or work. See `OwnerOfLaunches.owned`."""
+        found = await self._list(
+            self._address.region,
+            StatusEquals="InProgress",
+            SortBy="CreationTime",
+            SortOrder="Ascending",
+            most=_MOST_OWNED,
+        )
+        return [owned for job in found if (owned := self._owned_by(job)) is not None]
+
+    async def read(
+        self,
+        launch: LaunchRef,
+        container: str | None,  # noqa: ARG002 - a job's containers are found by its name
+        *,
+        most_lines: int,
+    ) -> list[ContainerLine]:
+        """The last lines of a launch's last container, from CloudWatch Logs. See `ContainerLogs.read`."""
+        region = self._region_of_log(launch)
+        if region is None:
+            return []
+        return await read_log(self._api, region, launch.external_job_id, most_lines=most_lines)
+
+    async def follow(
+        self,
+        launch: LaunchRef,
+        container: str,  # noqa: ARG002
+        *,
+        since: datetime | None,
+    ) -> AsyncIterator[ContainerLine]:
+        """The lines of a launch's container as they come. See `ContainerLogs.follow`."""
+        region = self._region_of_log(launch)
+        if region is None:
+            return
+        async for line in follow_log(self._api, region, launch.external_job_id, since=since):
+            yield line
+
+    def _region_of_log(self, launch: LaunchRef) -> str | None:
+        address = self._address_of(launch.endpoint)
+        is_ours = address is not None and mark_of(launch.external_job_id) == self._shape.mark
+        return address.region if address is not None and is_ours else None
+
+    def _address_of(self, endpoint: str | None) -> Address | None:
+        if endpoint is None:
+            return self._address
+        address = read_endpoint(endpoint, self._address.account)
+        return address if address is not None and address.account == self._address.account else None
+
+    def _instance_for(self, payload: dict[str, Any]) -> Instance:
+        """The instance of a request's job. Raises: InstanceUnknownError: there is none for it."""
+        if self._instance is not None:
+            return self._instance
+        wanted = payload.get("gpu_config")
+        return instance_for(str(wanted.get("type") if isinstance(wanted, dict) else None), self._gpu_count)
+
+    def _owned_by(self, job: dict[str, Any]) -> OwnedLaunch | None:
+        name = str(job.get("TrainingJobName"))
+        run_id = run_of_name(name) if mark_of(name) == self._shape.mark else None
+        if run_id is None:
+            return None
+        created = read_time(job.get("CreationTime"))
+        age = max((self._now() - created).total_seconds(), 0.0) if created else None
+        return OwnedLaunch(name, run_id, age)
+
+    async def _require(self, region: str, name: str, doubt: LaunchInDoubtError) -> None:
+        """Look whether a job is there whose creation was not confirmed. Raises: LaunchInDoubtError: it is not seen."""
+        try:
+            found = await self._describe(region, name)
+        except ServiceError:
+            raise doubt from None
+        if found is None:
+            raise doubt
+
+    async def _describe(self, region: str, name: str) -> dict[str, Any] | None:
+        request = {"TrainingJobName": name}
+        return await self._api.call(
+            region, "sagemaker", "describe_training_job", request, expected=_says_that_it_is_missing
+        )
+
+    async def _account(self, region: str) -> str:
+        """The account of the worker's credentials."""
+        if region not in self._accounts:
+            answer = await self._api.call(region, "sts", "get_caller_identity", {})
+            self._accounts[region] = str((answer or {}).get("Account"))
+        return self._accounts[region]
+
+    async def _list(self, region: str, *, most: int, **how: str) -> list[dict[str, Any]]:
+        """Summaries of the project's jobs, `most` at most."""
+        request: dict[str, Any] = {"NameContains": self._shape.mark, "MaxResults": min(most, _PAGE), **how}
+        found: list[dict[str, Any]] = []
+        # A token that comes again and again must not keep this here for ever.
+        for _ in range(-(-most // _PAGE)):
+            answer = await self._api.call(region, "sagemaker", "list_training_jobs", request) or {}
+            found += answer.get("TrainingJobSummaries") or []
+            if not (token := answer.get("NextToken")) or len(found) >= most:
+                break
+            request["NextToken"] = token
+        return found[:most]
+
+
+def _says_that_it_exists(code: str, text: str) -> bool:
+    return code == "ResourceInUse" or (code == "ValidationException" and "already exists" in text)
+
+
+def _says_that_it_is_missing(code: str, text: str) -> bool:
+    # The documented code is the first, and what AWS answers the second (aws/aws-sdk issue 165).
+    return code == "ResourceNotFound" or (code == "ValidationException" and "resource not found" in text)
+
+
+def _is_over(code: str, text: str) -> bool:
+    return _says_that_it_is_missing(code, text) or (code == "ValidationException" and "is in status" in text)
