@@ -11,7 +11,7 @@ import pytest
 
 from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.configuration.settings import Settings
-from lora_worker.database.answers import BreakersAnswer, ServingErrand, Stray, WorkerOrders
+from lora_worker.database.answers import BreakersAnswer, EndpointAnswer, ServingErrand, Stray, WorkerOrders
 from lora_worker.database.functions import SCHEMA_VERSION
 from lora_worker.database.queue_health import QueueHealth
 from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News
@@ -126,9 +126,11 @@ class FakeQueue:
     ) -> BreakersAnswer:
         return {"go": True}
 
-    async def note_endpoint(self, *, launcher: str, endpoint: str, state: str, problem: str | None) -> float:
+    async def note_endpoint(
+        self, *, launcher: str, endpoint: str, state: str, problem: str | None, without_gpu: bool
+    ) -> EndpointAnswer:
         self.calls.append(f"note_endpoint {state}")
-        return 0.0
+        return {"starting_seconds": 0.0, "without_gpu_seconds": 0.0}
 
     async def claim_operator_notice(self, key: str, again_seconds: int) -> bool:
         self.calls.append(f"claim_operator_notice {key}")

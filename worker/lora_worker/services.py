@@ -22,7 +22,9 @@ from lora_worker.deployment.answering import Answering, open_answering
 from lora_worker.deployment.worker_logs import open_container_logs
 from lora_worker.launchers.base import ContainerLogs, Launcher
 from lora_worker.launchers.places import DEFAULT_PLACE, Place, Places
-from lora_worker.launchers.registry import LAUNCHERS
+from lora_worker.launchers.registry import most_connections, open_places, read_routes
+from lora_worker.launchers.routing_table import RoutingTable
+from lora_worker.money.places import terms_of_places
 from lora_worker.money.pricing import GpuPrice, load_prices
 from lora_worker.money.terms import Terms, make_terms
 from lora_worker.observability.calls import MeasuredClient
@@ -99,8 +101,10 @@ class Services:
     log_slots: HeavySlots = field(default_factory=lambda: HeavySlots(_LOG_SLOTS))
     container_logs: Mapping[str, ContainerLogs] = field(default_factory=dict)
     """Where the logs of containers are read, by the launcher's name; a launcher may also read its own."""
-    further_places: tuple[Place, ...] = ()
-    """Where launches may go besides the default place."""
+    routed_places: tuple[Place, ...] = ()
+    """Where launches go, the default place first; empty: there is one place, the launcher's."""
+    routes: RoutingTable | None = None
+    """Which job goes where; None where there is one place."""
     answering: Answering | None = None
     """The endpoint that answers with finished adapters; None where the settings name none."""
     clock: Callable[[], float] = lease_clock
@@ -109,9 +113,11 @@ class Services:
     @cached_property
     def places(self) -> Places:
         """Where runs are launched, looked at and cancelled."""
+        if self.routed_places:
+            return Places(*self.routed_places)
         settings = self.settings
         default = Place(DEFAULT_PLACE, self.launcher, settings.endpoint_gpu_type, settings.endpoint_gpu_count)
-        return Places(default, *self.further_places)
+        return Places(default)
 
     def container_logs_at(self, endpoint: str | None) -> ContainerLogs | None:
         """What reads the logs of an endpoint's containers; None where that is not possible."""
@@ -128,7 +134,8 @@ class Services:
     @cached_property
     def terms(self) -> Terms:
         """The prices, speeds and limits with which costs are estimated."""
-        return make_terms(self.settings, self.prices)
+        terms = make_terms(self.settings, self.prices)
+        return terms_of_places(terms, self.places, self.prices) if self.routed_places else terms
 
     @cached_property
     def tokens(self) -> RunTokens:
@@ -163,21 +170,23 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
     `settings` are of the launcher's own class, as `load_settings` makes them.
 
     Raises:
-        SettingsError: the price table can't be read.
+        SettingsError: the price table or the routing table can't be read, or an endpoint can't be used.
     """
     timeout = httpx.Timeout(settings.request_timeout_seconds, connect=10)
-    kind = LAUNCHERS[settings.launcher]
-    # The launcher gets as many connections as it may use at once. The others are for calls to Supabase.
-    limits = httpx.Limits(max_connections=kind.most_connections(settings) + _HEAVY_SLOTS * 2 + 40)
+    # Each launcher gets as many connections as it may use at once. The others are for calls to Supabase.
+    limits = httpx.Limits(max_connections=most_connections(settings) + _HEAVY_SLOTS * 2 + 40)
     key = settings.supabase_service_role_key.get_secret_value()
     async with MeasuredClient(timeout=timeout, limits=limits) as http:
+        places, routes = open_places(settings, http), read_routes(settings)
         made: dict[str, Any] = {
             "settings": settings,
             "queue": DatabaseCalls(
                 settings.supabase_url, key, worker=settings.name, lease_seconds=settings.lease_seconds, http=http
             ),
             "storage": Storage(settings.supabase_url, key, http=http),
-            "launcher": kind.open(settings, http),
+            "launcher": places[0].launcher,
+            "routed_places": places if routes else (),
+            "routes": routes,
             "container_logs": open_container_logs(settings, http),
             "answering": open_answering(settings, http),
             "http": http,

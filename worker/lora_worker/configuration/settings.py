@@ -27,6 +27,7 @@ from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS, contr
 from lora_worker.configuration.environment import ENV_FILE, ENV_FILE_ENCODING, meant_for
 from lora_worker.configuration.keys import Role, public_fault, read_key, secret_fault, text_fault
 from lora_worker.configuration.receivers import receivers_fault, split_urls
+from lora_worker.configuration.routing_settings import RoutingSettings
 from lora_worker.errors import SettingsError
 
 DEFAULT_BASE_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
@@ -63,7 +64,7 @@ def split_list(value: Any) -> Any:
     return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
-class Settings(BaseSettings):
+class Settings(RoutingSettings):
     """The daemon's settings. Each is set by `LORA_WORKER_<NAME>`, except those with a usual name of Supabase.
 
     A launcher's own settings are in a subclass of this, in the launchers' folder.
@@ -171,10 +172,6 @@ class Settings(BaseSettings):
     base_models: Annotated[tuple[str, ...], NoDecode] = Field(
         default=_KNOWN_BASE_MODELS, description="Base models that jobs may name, comma-separated"
     )
-    endpoint_gpu_type: str | None = Field(
-        default=None, description="GPU of the endpoint, for limits and bills; empty: the one that the job asks for"
-    )
-    endpoint_gpu_count: int = Field(default=1, ge=1, le=8, description="GPUs of one worker of the endpoint")
     price_table: Path | None = Field(default=None, description="A price file of your own, shaped as money/prices.toml")
     chart_points: int = Field(default=CHART_POINTS, ge=10, le=1000, description="Metric points kept for a job")
     grant_wait_seconds: Seconds = Field(
@@ -297,7 +294,7 @@ class Settings(BaseSettings):
         return split_list(value)
 
     @field_validator(
-        "max_per_user", "max_cost_per_day", "max_cost_per_user_per_day", "endpoint_gpu_type", "price_table",
+        "max_per_user", "max_cost_per_day", "max_cost_per_user_per_day", "price_table",
         "token_secret", "dashboard_token", mode="before",
     )  # fmt: skip
     @classmethod

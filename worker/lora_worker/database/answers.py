@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 
 class MayLaunch(TypedDict):
-    """Answer of `begin_launch`: whether the run may be launched, and if not, why.
+    """Answer of `begin_launch_2`: whether the run may be launched, and if not, why.
 
     If it may, the answer has the job's two columns as they are now, with the keys of both of the application's shapes;
     neither where the columns can't be read.
@@ -32,10 +32,26 @@ class BreakersAnswer(TypedDict):
 
 
 class EndpointAnswer(TypedDict):
-    """Answer of `note_endpoint`."""
+    """Answer of `note_endpoint_2`."""
 
     starting_seconds: float
     """For how long the endpoint's workers have been starting without one of them getting ready."""
+    without_gpu_seconds: float
+    """For how long jobs have waited there without a GPU, or without an answer of the endpoint."""
+
+
+class PlaceRow(TypedDict):
+    """What is known of an endpoint where a run may be launched; an element of `training_places`."""
+
+    endpoint: str
+    launches: int
+    """How many other runs may have a launch there that has not ended."""
+    without_gpu_seconds: float
+    passed_over_seconds: float
+    """How much longer the endpoint is left out, since a run has waited there in vain."""
+    held_seconds: float
+    """How much longer jobs are held there for its image or the base model."""
+    problem: str | None
 
 
 class ResumedHold(TypedDict):

@@ -13,10 +13,11 @@ import structlog
 from pydantic import ValidationError
 
 from lora_worker.database import functions
-from lora_worker.database.answers import BreakersAnswer, MayLaunch, OwnedFound, Stray, WorkerOrders
+from lora_worker.database.answers import BreakersAnswer, OwnedFound, Stray, WorkerOrders
 from lora_worker.database.erasure_calls import ErasureCalls
 from lora_worker.database.money_calls import MoneyCalls
 from lora_worker.database.operator_calls import OperatorCalls
+from lora_worker.database.place_calls import PlaceCalls
 from lora_worker.database.project_report import ProjectReport
 from lora_worker.database.rest import MEND, SERVICE
 from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News, parse_assignment, parse_news, places_of
@@ -60,7 +61,7 @@ def _readable(parse: Callable[[dict[str, Any]], _Parsed], rows: Iterable[dict[st
     return parsed
 
 
-class DatabaseCalls(OperatorCalls, SubmissionCalls, MoneyCalls, ErasureCalls, VersionCalls, ServingCalls):
+class DatabaseCalls(OperatorCalls, SubmissionCalls, MoneyCalls, ErasureCalls, VersionCalls, ServingCalls, PlaceCalls):
     """The calls of one worker to the database. The methods raise only `ServiceError`s.
 
     Idempotent calls are retried a few times. A claim or an adoption is not: if its answer was lost after the database
@@ -175,40 +176,6 @@ class DatabaseCalls(OperatorCalls, SubmissionCalls, MoneyCalls, ErasureCalls, Ve
             base_model=base_model,
             endpoint=endpoint,
             look_again_seconds=look_again_seconds,
-        )
-
-    async def note_endpoint(self, *, launcher: str, endpoint: str, state: str, problem: str | None) -> float:
-        """Store the state of an endpoint; returns for how many seconds its workers have been starting in vain."""
-        answer = await self._call(
-            functions.NOTE_ENDPOINT, launcher=launcher, endpoint=endpoint, state=state, problem=problem
-        )
-        return answer["starting_seconds"]
-
-    async def begin_launch(
-        self,
-        run_id: UUID,
-        lease_token: UUID,
-        *,
-        launcher: str,
-        endpoint: str,
-        token_sha256: str,
-        launched_with: dict[str, Any],
-    ) -> MayLaunch:
-        """Record the intent to launch a run at an endpoint; returns whether it may be launched.
-
-        The parameters are stored in the run's row: the sha256 of its token, and what it is launched with. The database
-        adds the keys that the job's columns lack.
-        """
-        # Not retried: the database counts every call that it carries out as a launch.
-        return await self._call(
-            functions.BEGIN_LAUNCH,
-            attempts=1,
-            run_id=run_id,
-            lease_token=lease_token,
-            launcher=launcher,
-            token_sha256=token_sha256,
-            endpoint=endpoint,
-            launched_with=launched_with,
         )
 
     async def record_launch(

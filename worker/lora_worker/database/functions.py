@@ -19,6 +19,7 @@ from lora_worker.database.answers import (
     EndpointAnswer,
     MayLaunch,
     OwnedFound,
+    PlaceRow,
     ReportAnswer,
     ResumedHold,
     ServingErrand,
@@ -84,9 +85,9 @@ RENEW_TRAINING_RUNS = _function(
 RELEASE_TRAINING_RUNS = _function("release_training_runs", TypeAdapter(int), {"worker": ""})
 BEGIN_HANDLING = _function("begin_handling", TypeAdapter(int | None), _LEASE)
 BEGIN_LAUNCH = _function(
-    "begin_launch",
+    "begin_launch_2",
     TypeAdapter(MayLaunch),
-    {**_LEASE, "launcher": "", "token_sha256": "", "endpoint": "", "launched_with": "{}"},
+    {**_LEASE, "launcher": "", "token_sha256": "", "endpoint": "", "launched_with": "{}", "slots": "1"},
 )
 PASS_BREAKERS = _function(
     "pass_breakers",
@@ -94,10 +95,19 @@ PASS_BREAKERS = _function(
     {**_LEASE, "base_model": "", "endpoint": "", "look_again_seconds": "300"},
 )
 NOTE_ENDPOINT = _function(
-    "note_endpoint",
+    "note_endpoint_2",
     TypeAdapter(EndpointAnswer),
-    {"launcher": "doctor", "endpoint": "", "state": "unknown", "problem": ""},
+    {"launcher": "doctor", "endpoint": "", "state": "unknown", "problem": "", "without_gpu": "false"},
 )
+TRAINING_PLACES = _function(
+    "training_places", TypeAdapter(list[PlaceRow]), {"endpoints": "{}", "base_model": "", "run_id": _NOBODY}
+)
+PUT_BACK_RUN = _function(
+    "put_back_run",
+    TypeAdapter(Literal["put_back", "launched", "lease_lost"]),
+    {**_LEASE, "reason": "", "seconds": "60"},
+)
+WITHDRAW_LAUNCH = _function("withdraw_launch", TypeAdapter(bool), {**_LEASE, "pass_over_seconds": "60"})
 RESUME_TRAINING = _function("resume_training", TypeAdapter(list[ResumedHold]), {"named": "none of this name"})
 RECORD_LAUNCH = _function(
     "record_launch", TypeAdapter(bool), {**_LEASE, "launcher": "", "external_job_id": "doctor", "endpoint": ""}

@@ -23,9 +23,10 @@ _HYPERPARAMETERS = "hyperparameters"
 _GPU_CONFIG = "gpu_config"
 _BESIDE = {
     _HYPERPARAMETERS: frozenset({"name", "icon", "description", "details", "preset_id"}),
-    _GPU_CONFIG: frozenset({"gpu_memory_gb", "cost_per_gpu_hour"}),
+    _GPU_CONFIG: frozenset({"gpu_memory_gb", "cost_per_gpu_hour", "priority"}),
 }
-"""Keys that the application writes for its own display. They do not change the training."""
+"""Keys that the application writes for its own display, and the one that only a routing table reads. They do not change
+the training."""
 
 # Names that other libraries and services use for our keys, without underscores and in small letters.
 _OTHER_NAMES = {

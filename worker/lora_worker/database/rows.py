@@ -115,6 +115,8 @@ class Run(BaseModel):
     external_job_id: str | None = None
     checked_in_at: datetime | None = None
     last_seen_at: datetime | None = None
+    withdrawn_at: datetime | None = None
+    """When it was taken from an endpoint without a GPU; its trainers are refused since, and its launch is stopped."""
     used_seconds: float | None = None
     """From the trainer's check-in to its last heartbeat."""
     created_at: datetime | None = None

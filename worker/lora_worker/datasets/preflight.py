@@ -20,10 +20,11 @@ from lora_worker.datasets.init_adapters import InitAdapter, find_init_adapter
 from lora_worker.errors import DatasetPendingError, ObjectMissingError, PreflightError
 from lora_worker.launchers.base import Policy
 from lora_worker.launchers.places import Place
-from lora_worker.money.billing import Rate, gpu_of
+from lora_worker.money.billing import Rate
 from lora_worker.money.estimate import Work, estimate
 from lora_worker.money.guide import why_not_bf16
-from lora_worker.money.pricing import GpuPrice, affordable_seconds
+from lora_worker.money.places import price_at, terms_at
+from lora_worker.money.pricing import GpuPrice, affordable_seconds, find_gpu
 from lora_worker.money.terms import Terms
 from lora_worker.services import Services
 from lora_worker.storage.objects import Storage
@@ -64,7 +65,7 @@ async def check(assignment: Assignment, services: Services, place: Place) -> Pla
     hyperparameters = parse_hyperparameters(job, default_base_model=settings.default_base_model)
     gpu_config = parse_gpu_config(job)
     check_base_model(hyperparameters, settings.base_models)
-    price = check_gpu(gpu_config, services.prices, endpoint_gpu_type=place.gpu_type)
+    price = check_gpu(gpu_config, services.prices, place)
     check_quantization(hyperparameters, price)
     rate = Rate.at(price, gpu_count=place.gpu_count, max_cost=settings.max_cost_per_job)
     policy = make_policy(
@@ -82,7 +83,7 @@ async def check(assignment: Assignment, services: Services, place: Place) -> Pla
         services.storage,
         hyperparameters,
     )
-    terms = await current_terms(services, hyperparameters.base_model, price)
+    terms = await current_terms(services, hyperparameters.base_model, price, place)
     check_estimate(hyperparameters, survey, gpu_config.type, terms)
     return Plan(hyperparameters, gpu_config, price, rate, policy, survey, place, adapter)
 
@@ -93,13 +94,13 @@ async def _init_adapter(chosen: Hyperparameters, user_id: UUID, services: Servic
     return await find_init_adapter(chosen.init_adapter, user_id, chosen.base_model, services)
 
 
-def check_gpu(gpu_config: GpuConfig, prices: tuple[GpuPrice, ...], *, endpoint_gpu_type: str | None) -> GpuPrice:
-    """Return the price of the GPU that a job gets: the endpoint's if that is set, else the one that it asks for.
+def check_gpu(gpu_config: GpuConfig, prices: tuple[GpuPrice, ...], place: Place | None = None) -> GpuPrice:
+    """Return the price of the GPU that a job gets: the place's if it has one, else the one that it asks for.
 
     Raises:
         PreflightError: the GPU is not in the price table; the text names those that are.
     """
-    price = gpu_of({"type": gpu_config.type}, prices, endpoint_gpu_type=endpoint_gpu_type)
+    price = price_at(place, prices, gpu_config.type) if place else find_gpu(prices, gpu_config.type)
     if price is None:
         known = ", ".join(price.type for price in prices)
         raise PreflightError(
@@ -188,15 +189,15 @@ def _not_ready(dataset: Dataset) -> str:
     return f"The dataset “{dataset.name}” is not ready (its status is {dataset.status!r}); choose another."
 
 
-async def current_terms(services: Services, base_model: str | None, price: GpuPrice) -> Terms:
-    """Return the worker's terms with the speed of finished runs of this base on this GPU, as the database has it.
+async def current_terms(services: Services, base_model: str | None, price: GpuPrice, place: Place) -> Terms:
+    """Return the terms of a place with this GPU, with the speed of finished runs of this base on it.
 
     Raises:
         ServiceError: the database did not answer.
     """
     base_model = base_model or services.terms.default_base_model
     speed = await services.queue.training_run_speed(base_model, price.type)
-    return services.terms.with_measured(base_model, price.type, speed)
+    return terms_at(services.terms, price, place.gpu_count).with_measured(base_model, price.type, speed)
 
 
 def expect_work(chosen: Hyperparameters, survey: Survey, gpu_type: str, *, lowest: bool = False) -> Work:

@@ -82,16 +82,18 @@ class EndpointWatch:
             found = unowned_work(seen, launches_at(endpoint, known), guide)
             # For a moment a launch that has just ended is a GPU without a run: so only what is seen twice is told.
             unowned, self._unowned[endpoint] = (found if self._unowned.get(endpoint) else None), found
-        seconds = await self._services.queue.note_endpoint(
+        noted = await self._services.queue.note_endpoint(
             launcher=(launcher or places.default.launcher).name,
             endpoint=endpoint,
             state=str(seen.state),
             problem=problem or unowned,
+            without_gpu=seen.lacks_gpu,
         )
+        seconds = noted["starting_seconds"]
         late = starting_too_long(seconds, settings.max_start_seconds, guide)
         problems = "; ".join(filter(None, (problem, late, unowned)))
         if not problems:
             self._services.repeats.clear(("endpoint", endpoint))
         elif self._services.repeats.is_due(("endpoint", endpoint), f"{problem} {late is not None} {unowned}"):
             log.warning("endpoint", action=Action.ENDPOINT_PROBLEM, endpoint=endpoint, problem=problems)
-        return EndpointView(problem or late, seconds)
+        return EndpointView(problem or late, seconds, noted["without_gpu_seconds"])

@@ -122,6 +122,11 @@ class EndpointHealth:
             return EndpointState.WELL
         return EndpointState.STARTING if self.starting or self.unhealthy else EndpointState.UNKNOWN
 
+    @property
+    def lacks_gpu(self) -> bool:
+        """Whether what waits there gets no GPU now: no worker is there, all end at once, or nobody answers."""
+        return self.state is EndpointState.UNKNOWN or (self.state is EndpointState.STARTING and not self.starting)
+
 
 @dataclass(frozen=True, slots=True)
 class Guide:

@@ -21,6 +21,8 @@ class EndpointView:
     """A sentence for the operator."""
     starting_seconds: float = 0.0
     """For how long its workers have been starting without one of them getting ready."""
+    without_gpu_seconds: float = 0.0
+    """For how long jobs have waited there without a GPU, or without an answer of the endpoint."""
 
     def keeps_waiting(self, state: LaunchState, *, launch_age_seconds: float, limit_seconds: float) -> bool:
         """Whether a launch has waited its limit for workers that never get ready."""

@@ -95,14 +95,20 @@ class GpuServerLauncher(HttpLauncher):
         super().__init__(Addresses(url, former), key, http=http, limits=limits)
 
     @classmethod
-    def open(cls, settings: GpuServerSettings, http: httpx.AsyncClient) -> GpuServerLauncher:
-        """The launcher of these settings."""
+    def open(
+        cls, settings: GpuServerSettings, http: httpx.AsyncClient, endpoint: str | None = None
+    ) -> GpuServerLauncher:
+        """The launcher of these settings, or of another server with the same key.
+
+        Raises:
+            ValueError: that can't be a server's address; the text says why.
+        """
         return cls(
-            settings.gpu_server_url,
+            settings.server_address(endpoint) if endpoint else settings.gpu_server_url,
             settings.gpu_server_key.get_secret_value(),
             http=http,
             concurrency=settings.launcher_concurrency,
-            former=settings.former_gpu_servers,
+            former=(settings.gpu_server_url, *settings.former_gpu_servers),
         )
 
     @staticmethod

@@ -39,6 +39,17 @@ class GpuServerSettings(Settings):
         "sent to them, too",
     )
 
+    def server_address(self, url: str) -> str:
+        """The address of another server, as the key may be sent to it.
+
+        Raises:
+            ValueError: it can't be one; the text says why.
+        """
+        try:
+            return self._check_url(url)
+        except ValueError as error:
+            raise ValueError(f"endpoint: {error}") from None
+
     @field_validator("gpu_server_url")
     @classmethod
     def _check_url(cls, url: str) -> str:

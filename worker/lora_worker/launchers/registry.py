@@ -1,15 +1,16 @@
-"""The launchers by name, and the worker's settings with those of the launcher that they choose."""
+"""The launchers by name, the worker's settings with those of the launchers that they choose, and the places."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic
 
 import httpx
-from pydantic_settings import BaseSettings
 
 from lora_worker.configuration.environment import DATABASE_VARIABLES, refuse_misspelt, variable_names
+from lora_worker.configuration.routing_settings import RoutingSettings
 from lora_worker.configuration.settings import (
     DEFAULT_LAUNCHER,
     AnySettings,
@@ -23,6 +24,8 @@ from lora_worker.launchers import gpu_server, runpod, sagemaker, vertex
 from lora_worker.launchers.base import Launcher
 from lora_worker.launchers.gpu_server import GpuServerLauncher
 from lora_worker.launchers.gpu_server_settings import GpuServerSettings
+from lora_worker.launchers.places import DEFAULT_PLACE, Place
+from lora_worker.launchers.routing_table import VARIABLE, EndpointEntry, RoutingTable, read_table
 from lora_worker.launchers.runpod import RunPodLauncher
 from lora_worker.launchers.runpod_settings import RunPodAccount, RunPodSettings
 from lora_worker.launchers.sagemaker import SageMakerLauncher
@@ -36,7 +39,8 @@ class LauncherKind(Generic[AnySettings]):
     """How a launcher of one kind is made: from which settings, and with how many connections at the same time."""
 
     settings: type[AnySettings]
-    open: Callable[[AnySettings, httpx.AsyncClient], Launcher]
+    open: Callable[..., Launcher]
+    """Takes these settings, the HTTP client and the address of an endpoint; without it, the settings' own endpoint."""
     most_connections: Callable[[AnySettings], int]
 
 
@@ -57,8 +61,8 @@ _CLOUD_KEYS = frozenset(
 """What the clouds' own libraries read, with which the worker launches."""
 
 
-class _Choice(BaseSettings):
-    """Which launcher is set, before its settings are read."""
+class _Choice(RoutingSettings):
+    """Which launchers are set, before their settings are read."""
 
     model_config = Settings.model_config
 
@@ -98,17 +102,101 @@ def load_runpod_account() -> RunPodAccount:
 
 
 def load_settings() -> Settings:
-    """Load the settings from the environment and `.env`, with those of the launcher that they name.
+    """Load the settings from the environment and `.env`, with those of all launchers that they name.
 
     Raises:
-        SettingsError: the text names each variable that is missing, wrong or misspelt, but never its value.
+        SettingsError: the text names each variable that is missing, wrong or misspelt, but never its value; or what is
+            wrong in the routing table.
     """
     names = _checked_names()
-    kind = LAUNCHERS.get(_Choice().launcher)
-    if kind is None:
+    choice = _Choice()
+    if choice.launcher not in LAUNCHERS:
         raise SettingsError(f"LORA_WORKER_LAUNCHER: is no launcher; choose one of {', '.join(LAUNCHERS)}.")
-    loaded: Settings = read_settings(kind.settings, names)
+    table = read_table(choice.routes) if choice.routes else None
+    chosen = [choice.launcher] if table is None else [_launcher_of(table, name, choice) for name in table.endpoints]
+    loaded: Settings = read_settings(settings_class(chosen), names)
     return loaded
+
+
+def _launcher_of(table: RoutingTable, name: str, choice: _Choice | Settings) -> str:
+    """The launcher of an endpoint of the routing table.
+
+    Raises:
+        SettingsError: there is no such launcher.
+    """
+    launcher = table.endpoints[name].launcher or choice.launcher
+    if launcher not in LAUNCHERS:
+        raise _wrong(choice.routes, name, f"launcher: {launcher[:50]!r} is none; choose one of {', '.join(LAUNCHERS)}")
+    return launcher
+
+
+def _wrong(routes: Path | None, name: str, text: str) -> SettingsError:
+    return SettingsError(f"{VARIABLE}: {routes}, [endpoints.{name}]: {text}.")
+
+
+def settings_class(launchers: Iterable[str]) -> type[Settings]:
+    """The class of settings with those of each of these launchers.
+
+    Raises:
+        TypeError: two classes have a validator or a field of one name, of which only one would count.
+    """
+    classes: list[type[Settings]] = list(dict.fromkeys(LAUNCHERS[name].settings for name in launchers))
+    if len(classes) == 1:
+        return classes[0]
+    shared = set(dir(Settings))
+    for place, one in enumerate(classes):
+        for other in classes[place + 1 :]:
+            twice = {name for name in set(dir(one)) & set(dir(other)) - shared if not name.startswith("__")}
+            if twice:
+                raise TypeError(f"{one.__name__} and {other.__name__} both define {', '.join(sorted(twice))}")
+    return type(
+        "RoutedSettings", tuple(classes), {"__doc__": "The settings of several launchers.", "__module__": __name__}
+    )
+
+
+def most_connections(settings: Settings) -> int:
+    """How many calls to launchers may be under way at the same time."""
+    return sum(LAUNCHERS[launcher].most_connections(settings) for launcher, _, _ in _entries(settings))
+
+
+def read_routes(settings: Settings) -> RoutingTable | None:
+    """The routing table of the settings; None where they name none.
+
+    Raises:
+        SettingsError: it can't be read, or something in it is wrong.
+    """
+    return read_table(settings.routes) if settings.routes else None
+
+
+def _entries(settings: Settings) -> list[tuple[str, str, EndpointEntry]]:
+    """Launcher, name and entry of each endpoint; without a table that of the settings."""
+    table = read_routes(settings)
+    if table is None:
+        return [(settings.launcher, DEFAULT_PLACE, EndpointEntry())]
+    return [(_launcher_of(table, name, settings), name, entry) for name, entry in table.endpoints.items()]
+
+
+def open_places(settings: Settings, http: httpx.AsyncClient) -> tuple[Place, ...]:
+    """The places where runs are launched, the default one first, each with a launcher of its own.
+
+    Raises:
+        SettingsError: an endpoint can't be used so, or two are the same one.
+    """
+    places: list[Place] = []
+    for launcher, name, entry in _entries(settings):
+        gpu_type = entry.gpu_type or settings.endpoint_gpu_type
+        gpu_count = entry.gpu_count or settings.endpoint_gpu_count
+        # What a launcher needs to know of its GPUs it reads from the settings.
+        own = settings.model_copy(update={"endpoint_gpu_type": gpu_type, "endpoint_gpu_count": gpu_count})
+        try:
+            opened = LAUNCHERS[launcher].open(own, http, *([entry.endpoint] if entry.endpoint else []))
+        except (SettingsError, ValueError) as error:
+            raise error if settings.routes is None else _wrong(settings.routes, name, str(error).rstrip(".")) from None
+        same = next((place.name for place in places if place.endpoint == opened.endpoint), None)
+        if same is not None:
+            raise _wrong(settings.routes, name, f"its endpoint is that of [endpoints.{same}], too; give each its own")
+        places.append(Place(name, opened, gpu_type, gpu_count, entry.price_per_hour, entry.slots))
+    return tuple(places)
 
 
 def load_unconnected_settings() -> Settings:

@@ -77,14 +77,20 @@ class RunPodLauncher(HttpLauncher):
         super().__init__(Addresses(url, former_endpoints), key, http=http, limits=limits)
 
     @classmethod
-    def open(cls, settings: RunPodSettings, http: httpx.AsyncClient) -> RunPodLauncher:
-        """The launcher of these settings."""
+    def open(cls, settings: RunPodSettings, http: httpx.AsyncClient, endpoint: str | None = None) -> RunPodLauncher:
+        """The launcher of these settings, or of another endpoint with them: its address, or its id alone.
+
+        Raises:
+            ValueError: that can't be an endpoint; the text says why.
+        """
+        own = settings.gpu_cluster_api_url
+        address = settings.endpoint_address(endpoint) if endpoint else own
         return cls(
-            settings.gpu_cluster_api_url,
+            address,
             settings.gpu_cluster_api_key.get_secret_value(),
             http=http,
             concurrency=settings.launcher_concurrency,
-            former_endpoints=settings.former_endpoints,
+            former_endpoints=(own, *settings.former_endpoints),
         )
 
     @staticmethod

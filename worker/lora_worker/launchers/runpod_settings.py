@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode
 from lora_worker.configuration.addresses import is_under, url_fault
 from lora_worker.configuration.keys import SUPABASE_ROLES, Role, read_key, text_fault
 from lora_worker.configuration.settings import ONE_IS_MISSING, Settings, split_list
+from lora_worker.launchers.addresses import endpoint_id_of
 
 API_URL = "https://api.runpod.ai/v2"
 """Jobs of an endpoint are sent there, with the endpoint's id behind it."""
@@ -83,6 +84,21 @@ class RunPodSettings(RunPodAccount, Settings):
         if not self.runpod_inference_endpoint_id:
             return None
         return f"{self.gpu_cluster_api_url.rpartition('/')[0]}/{self.runpod_inference_endpoint_id}"
+
+    def endpoint_address(self, endpoint: str) -> str:
+        """The address of an endpoint that is named by it, or by its id beside the settings' own endpoint.
+
+        Raises:
+            ValueError: it can't be one; the text says why.
+        """
+        if "/" not in endpoint:
+            endpoint = f"{self.gpu_cluster_api_url.rpartition('/')[0]}/{endpoint}"
+        if endpoint_id_of(endpoint.rstrip("/")) is None:
+            raise ValueError(f"endpoint: is no endpoint of RunPod; write its id, or {API_URL}/<id>")
+        try:
+            return self._check_endpoint(endpoint)
+        except ValueError as error:
+            raise ValueError(f"endpoint: {error}") from None
 
     @field_validator("gpu_cluster_api_url")
     @classmethod

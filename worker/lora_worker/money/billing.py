@@ -47,13 +47,10 @@ class Rate(BaseModel):
         return round(max(min(spent + fee + accrued, self.max_cost), spent), 2)
 
 
-def gpu_of(gpu_config: Any, prices: tuple[GpuPrice, ...], *, endpoint_gpu_type: str | None) -> GpuPrice | None:
-    """Return the GPU that a job gets: the endpoint's if that is set, else the one it asks for; None if it is unknown.
-
-    `gpu_config` is the unchecked value of the job's column.
-    """
+def asked_gpu(gpu_config: Any) -> str | None:
+    """Return the GPU that a job asks for; None if it names none. `gpu_config` is the unchecked value of its column."""
     wanted = (gpu_config.get("type") or gpu_config.get("gpu_type")) if isinstance(gpu_config, dict) else None
-    return find_gpu(prices, endpoint_gpu_type or (wanted if isinstance(wanted, str) else None))
+    return wanted if isinstance(wanted, str) else None
 
 
 @dataclass(frozen=True, slots=True)

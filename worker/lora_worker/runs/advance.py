@@ -13,13 +13,16 @@ import structlog
 
 from lora_contract.crash_points import crash_point
 from lora_contract.protocol import Result
+from lora_worker.datasets.preflight import Plan
 from lora_worker.errors import LeaseLostError
 from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.launchers.places import Place
 from lora_worker.observability.actions import Action
 from lora_worker.runs.applying import apply
 from lora_worker.runs.outcomes.failures import (
     ARTIFACT_MISSING,
     NEVER_READY,
+    NO_GPU_THERE,
     TRAINER_OUTDATED,
     UPDATE_IMAGE,
     WORKER_FAULT,
@@ -32,6 +35,7 @@ from lora_worker.runs.state.events import (
     Ending,
     FetchBegun,
     HandlingBegun,
+    LaunchBegun,
     Launched,
     Listened,
     LogKept,
@@ -45,7 +49,7 @@ from lora_worker.runs.state.events import (
 )
 from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.runs.state.journey import spanning
-from lora_worker.runs.steps import container_log, launching, settling
+from lora_worker.runs.steps import container_log, launching, placing, settling
 from lora_worker.runs.steps.claims import warn_of_contradiction
 from lora_worker.runs.steps.granting import answer
 from lora_worker.runs.steps.limits import exceeded_limit, longest_seconds
@@ -87,10 +91,8 @@ async def launch(held: HeldRun) -> None:
         LeaseLostError: the run is another worker's.
         ServiceError: the database or the storage did not answer.
     """
-    place = launching.choose_place(held)
-    obstacle = await launching.find_obstacle(held, place)
-    if obstacle is not None:
-        apply(held, obstacle)
+    place = await _find_place(held)
+    if place is None:
         return
     async with AsyncExitStack() as slot:
         await slot.enter_async_context(held.services.heavy_slots.take(alone=held.is_suspect))
@@ -105,26 +107,42 @@ async def launch(held: HeldRun) -> None:
         if not held.is_suspect:
             # A suspect stays alone until it is launched: if it ends this worker, too, it must be clear which run did.
             await slot.aclose()
-        request = await launching.prepare_request(held, plan)
-        if isinstance(request, PutOff):
-            apply(held, request)
-            return
-        if isinstance(request, Ending):
-            await finish(held, request)
-            return
-        begun = await launching.begin_launch(held, request, plan)
-        if begun is None:
-            return
+        await _send(held, plan)
+
+
+async def _find_place(held: HeldRun) -> Place | None:
+    """Where the run is launched now; None where it can't be now, which is applied here."""
+    place = await placing.choose_place(held)
+    if not isinstance(place, Place):
+        apply(held, place)
+        return None
+    obstacle = await launching.find_obstacle(held, place)
+    if obstacle is not None:
+        apply(held, obstacle)
+        return None
+    return place
+
+
+async def _send(held: HeldRun, plan: Plan) -> None:
+    """Write down the intent of the launch, send it, and write down its id."""
+    request = await launching.prepare_request(held, plan)
+    if isinstance(request, Ending):
+        await finish(held, request)
+        return
+    begun = request if isinstance(request, PutOff) else await launching.begin_launch(held, request, plan)
+    if begun is not None:
         apply(held, begun)
-        with spanning(held, "launch"):
-            sent = await launching.send(held, request, plan)
-        if isinstance(sent, Ending):
-            await finish(held, sent)
-            return
-        # Before the database is told, which may fail: this worker polls the launch from the next cycle on.
-        apply(held, sent)
-        if isinstance(sent, Launched):
-            await launching.record_launch(held, sent)
+    if isinstance(request, PutOff) or not isinstance(begun, LaunchBegun):
+        return
+    with spanning(held, "launch"):
+        sent = await launching.send(held, request, plan)
+    if isinstance(sent, Ending):
+        await finish(held, sent)
+        return
+    # Before the database is told, which may fail: this worker polls the launch from the next cycle on.
+    apply(held, sent)
+    if isinstance(sent, Launched):
+        await launching.record_launch(held, sent)
 
 
 async def _begin_handling(held: HeldRun, phase: str) -> bool:
@@ -191,8 +209,11 @@ async def _look(held: HeldRun, external_job_id: str) -> None:
     if isinstance(verdict, Stop):
         log.warning("the GPU is silent", action=Action.RUN_SILENT, external_job_id=external_job_id)
         apply(held, StopDecided(verdict.failure))
+    left = await placing.fall_back(held, observation)
+    if left is not None:
+        apply(held, left)
     exceeded = exceeded_limit(held, observation)
-    if exceeded is not None:
+    if exceeded is not None and left is None:
         apply(held, StopDecided(exceeded))
     if exceeded is NEVER_READY:
         log.error("the endpoint's workers never get ready", action=Action.RUN_NEVER_READY)
@@ -272,7 +293,7 @@ async def _stop(held: HeldRun) -> None:
             found = parse_result(output, run_id=held.run_id)
             result = found if isinstance(found, Result) else None
             # A run whose handling fails in this worker gets no further handling.
-            look = held.stopping not in {None, WORKER_FAULT}
+            look = held.stopping not in {None, WORKER_FAULT, NO_GPU_THERE}
             await finish(held, Ending(held.stopping, result=result, look=look))
         return
     asked_at = held.stop_asked_at or 0.0

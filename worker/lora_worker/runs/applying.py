@@ -136,6 +136,9 @@ def _(event: HandlingBegun, held: HeldRun) -> None:
 def _(event: PutOff, held: HeldRun) -> None:
     held.put_off = event.problem
     held.report = make_report(held, {"current_stage": event.stage})
+    held.doubtful_endpoint = event.doubtful_endpoint or held.doubtful_endpoint
+    if event.refused_by is not None:
+        held.refused_at = {**held.refused_at, event.refused_by: held.services.clock()}
     if event.exact_seconds is None:
         held.launch_tries += 1
         wait_seconds = patience_seconds(event.base_seconds, held.launch_tries)

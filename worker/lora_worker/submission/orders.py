@@ -20,6 +20,7 @@ from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.object_names import storable
 from lora_worker.database.rows import Job, parse_gpu_config, parse_hyperparameters
 from lora_worker.datasets.columns import MAX_INT, counted_columns
+from lora_worker.datasets.placing import preferred_place
 from lora_worker.datasets.preflight import (
     check_base_model,
     check_estimate,
@@ -102,12 +103,12 @@ def _check_settings(order: Order, services: Services) -> tuple[Hyperparameters, 
         chosen = parse_hyperparameters(job, default_base_model=settings.default_base_model)
         gpu_config = parse_gpu_config(job)
         check_base_model(chosen, settings.base_models)
-        asked = check_gpu(gpu_config, services.prices, endpoint_gpu_type=None)
-        given = check_gpu(gpu_config, services.prices, endpoint_gpu_type=settings.endpoint_gpu_type)
+        asked = check_gpu(gpu_config, services.prices)
+        given = check_gpu(gpu_config, services.prices, preferred_place(chosen, gpu_config, services))
         check_quantization(chosen, given)
     except PreflightError as error:
         raise ArgumentError(str(error)) from None
-    if asked.type != given.type:
+    if asked.type != given.type and not services.routes:
         raise ArgumentError(
             f"--gpu: this worker's endpoint has {given.type} (LORA_WORKER_ENDPOINT_GPU_TYPE), not {asked.type}: leave "
             "--gpu out"
@@ -118,15 +119,16 @@ def _check_settings(order: Order, services: Services) -> tuple[Hyperparameters, 
 async def _check_cost(chosen: Hyperparameters, gpu: GpuConfig, dataset: LocalDataset, services: Services) -> None:
     settings = services.settings
     try:
-        price = check_gpu(gpu, services.prices, endpoint_gpu_type=settings.endpoint_gpu_type)
+        place = preferred_place(chosen, gpu, services)
+        price = check_gpu(gpu, services.prices, place)
         make_policy(
-            Rate.at(price, gpu_count=settings.endpoint_gpu_count, max_cost=settings.max_cost_per_job),
+            Rate.at(price, gpu_count=place.gpu_count, max_cost=settings.max_cost_per_job),
             spent_cost=0,
             spent_seconds=0,
             max_run_seconds=settings.max_run_seconds,
             queue_allowance_seconds=settings.queue_allowance_seconds,
         )
-        terms = await current_terms(services, chosen.base_model, price)
+        terms = await current_terms(services, chosen.base_model, price, place)
         check_estimate(chosen, dataset.survey, gpu.type, terms)
     except PreflightError as error:
         raise ArgumentError(str(error)) from None

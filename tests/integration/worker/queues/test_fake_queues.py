@@ -165,10 +165,14 @@ async def test_run_on_a_base_without_a_breaker_may_launch(scene: Scene) -> None:
 
 
 async def test_healthy_endpoint_has_no_failing_start(scene: Scene) -> None:
-    seconds = await scene.queue.note_endpoint(
-        launcher="runpod", endpoint=f"https://e.invalid/v2/{uuid4().hex}", state="well", problem=None
+    noted = await scene.queue.note_endpoint(
+        launcher="runpod",
+        endpoint=f"https://e.invalid/v2/{uuid4().hex}",
+        state="well",
+        problem=None,
+        without_gpu=False,
     )
-    assert seconds == 0
+    assert noted == {"starting_seconds": 0, "without_gpu_seconds": 0}
 
 
 async def test_worker_heartbeat_is_accepted(scene: Scene) -> None:

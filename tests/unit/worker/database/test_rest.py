@@ -211,9 +211,16 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "release_training_runs": lambda q: q.release(),
     "begin_handling": lambda q: q.begin_handling(ID, ID),
     "pass_breakers": lambda q: q.pass_breakers(ID, ID, base_model="b", endpoint="e", look_again_seconds=1),
-    "note_endpoint": lambda q: q.note_endpoint(launcher="r", endpoint="e", state="well", problem=None),
+    "note_endpoint_2": lambda q: q.note_endpoint(
+        launcher="r", endpoint="e", state="well", problem=None, without_gpu=False
+    ),
+    "training_places": lambda q: q.training_places(["e"], base_model="b"),
+    "put_back_run": lambda q: q.put_back_run(ID, ID, reason="full", seconds=1),
+    "withdraw_launch": lambda q: q.withdraw_launch(ID, ID, pass_over_seconds=1),
     "resume_training": lambda q: q.resume_training(None),
-    "begin_launch": lambda q: q.begin_launch(ID, ID, launcher="r", endpoint="e", token_sha256="x", launched_with={}),
+    "begin_launch_2": lambda q: q.begin_launch(
+        ID, ID, launcher="r", endpoint="e", slots=1, token_sha256="x", launched_with={}
+    ),
     "record_launch": lambda q: q.record_launch(ID, ID, launcher="r", endpoint="e", external_job_id="x"),
     "grant_upload": lambda q: q.grant_upload(ID, ID, request=[], sealed_urls=""),
     "record_progress": lambda q: q.record_progress([]),
@@ -297,7 +304,7 @@ async def test_answer_that_is_not_the_functions_counts_as_an_outage(function: st
         ("publish_training_terms", 1),
         ("publish_training_terms", "true"),
         ("settle_run_2", "paused"),
-        ("begin_launch", {"may_launch": "yes", "reason": None}),
+        ("begin_launch_2", {"may_launch": "yes", "reason": None}),
         ("record_progress", [{"run_id": str(ID), "applied": 1}]),
         ("renew_training_runs_2", []),
         ("renew_training_runs_2", [{"run_id": str(OTHER_ID), "held": True}]),

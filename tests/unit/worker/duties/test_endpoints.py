@@ -96,8 +96,8 @@ def daemon_at(launcher: Endpoint, monkeypatch: pytest.MonkeyPatch, *, starting_s
     services = make_services(launcher=cast(Any, launcher))
     queue: Any = services.queue
 
-    async def note_endpoint(**_: Any) -> float:
-        return starting_seconds
+    async def note_endpoint(**_: Any) -> dict[str, float]:
+        return {"starting_seconds": starting_seconds, "without_gpu_seconds": 0.0}
 
     monkeypatch.setattr(queue, "note_endpoint", note_endpoint)
     queue.to_adopt = [assignment(status="launched", posted_seconds_ago=7000)]

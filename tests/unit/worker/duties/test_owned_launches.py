@@ -126,7 +126,11 @@ async def test_place_that_is_away_keeps_no_other_from_being_compared() -> None:
     away.away = ServiceUnavailableError("Pods", "away")
     queue = Records(new="noted")
     duty = OwnedLaunches(
-        services(away, queue=queue, further_places=(Place("eu", well), Place("runpod", FakeLauncher())))
+        services(
+            away,
+            queue=queue,
+            routed_places=(Place("us", away), Place("eu", well), Place("runpod", FakeLauncher())),
+        )
     )
     with pytest.raises(ServiceUnavailableError):
         await duty.run_once()

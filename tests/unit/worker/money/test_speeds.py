@@ -99,14 +99,15 @@ class Learned(FakeQueue):
 async def test_the_workers_own_checks_ask_for_the_speed_of_finished_runs() -> None:
     services = make_services(queue=Learned())
     price = {price.type: price for price in load_prices()}
-    learned = await current_terms(services, None, price["H100"])
+    learned = await current_terms(services, None, price["H100"], services.places.default)
     assert learned.speed(None, price_gpu := TERMS.gpus[2]).source == "runs"
     assert price_gpu.type == "H100"
     chosen = Hyperparameters(max_length=131072)
     check_estimate(chosen, survey(1_000_000), "H100", services.terms)
     with pytest.raises(PreflightError, match="would cost at least"):
         check_estimate(chosen, survey(1_000_000), "H100", learned)
-    assert await current_terms(services, None, price["L4"]) == services.terms
+    other = await current_terms(services, None, price["L4"], services.places.default)
+    assert other == services.terms.model_copy(update={"endpoint_gpu_type": "L4"})
 
 
 def test_the_guide_says_which_prices_rest_on_a_measurement() -> None:

@@ -82,6 +82,12 @@ NEVER_READY = Failure(
     Fault.INFRASTRUCTURE,
     "The GPU provider's machines did not get ready for the training in time.",
 )
+NO_GPU_THERE = Failure(
+    "no_gpu_there",
+    Fault.INFRASTRUCTURE,
+    "The GPU provider had no machine for the training; it is tried at another one. This counts as no attempt.",
+)
+"""Of a run that waited at one endpoint in vain, and whose job goes to another."""
 NO_RESULT = Failure("result_unreadable", Fault.TRANSIENT, "The training ended without a readable result.")
 CRASHED = Failure("trainer_crashed", Fault.TRANSIENT, "The training program ended unexpectedly.")
 
@@ -90,7 +96,8 @@ _KNOWN_CODES = frozenset(
         *ErrorCode,
         *(failure.code for failure in (
             ARTIFACT_MISSING, CANCELLED_ELSEWHERE, WORKER_KILLED, EARLIER_TRAINER, NOT_PROVEN, TRAINER_OUTDATED,
-            WORKER_FAULT, SILENT, LOST, NEVER_STARTED, NEVER_READY, NO_RESULT, CRASHED,
+            WORKER_FAULT, SILENT, LOST, NEVER_STARTED, NEVER_READY,
+            NO_GPU_THERE, NO_RESULT, CRASHED,
         )),
         # Of the preflight, and of what a run asked for or ended with.
         "budget_exhausted", "dataset_deleted", "dataset_foreign", "dataset_missing", "dataset_not_ready",

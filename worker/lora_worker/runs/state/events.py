@@ -128,6 +128,10 @@ class PutOff:
     """How long the launcher asked to be left alone: then it waits so long, and this counts as no try."""
     stage: str = "waiting_for_gpu_provider"
     """What the job's page says meanwhile."""
+    refused_by: str | None = None
+    """The place whose launcher did not accept it, for certain."""
+    doubtful_endpoint: str | None = None
+    """Where it may have been accepted nevertheless."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from lora_worker.database.rows import Assignment, Lease, News
 from lora_worker.errors import LeaseLostError
 from lora_worker.launchers.base import LaunchRef, Observation
 from lora_worker.launchers.endpoints import EndpointView
-from lora_worker.money.billing import Measured, Rate, gpu_of
+from lora_worker.money.billing import Measured, Rate, asked_gpu
+from lora_worker.money.places import price_at
 from lora_worker.observability.actions import Action
-from lora_worker.runs.outcomes.failures import Failure, unreadable
+from lora_worker.runs.outcomes.failures import NO_GPU_THERE, Failure, unreadable
 from lora_worker.runs.state.silence import Silence
 from lora_worker.runs.state.whereabouts import Whereabouts
 from lora_worker.services import Services
@@ -66,6 +67,10 @@ class HeldRun:
     """Why this cycle's launch, upload grant or other work was left for the next cycle."""
     problem: str | None = None
     """Why the run can't go on, for the operator."""
+    doubtful_endpoint: str | None = None
+    """Where a launch of the run may live whose id is not known."""
+    refused_at: Mapping[str, float] = field(default_factory=dict)
+    """When the launcher of a place did not accept the run, by the place's name."""
     launch_not_before: float = 0.0
     launch_tries: int = 0
     is_settling: bool = False
@@ -106,7 +111,8 @@ class HeldRun:
             silence=Silence(asked_at),
             whereabouts=Whereabouts.of(services.places, run.endpoints),
             news=_first_news(assignment),
-            stopping=unreadable(assignment.unreadable) if assignment.unreadable else None,
+            stopping=unreadable(assignment.unreadable) if assignment.unreadable else _left(assignment),
+            doubtful_endpoint=run.endpoint if in_doubt else None,
             token=token,
             launch_not_before=asked_at + services.settings.doubt_seconds - posted_seconds_ago if in_doubt else 0.0,
             launch_tries=run.launches if in_doubt else 0,
@@ -162,10 +168,10 @@ class HeldRun:
         launched_with, settings, job = self.assignment.run.launched_with, self.services.settings, self.assignment.job
         if launched_with is not None:
             return Rate.model_validate(launched_with)
-        prices = self.services.prices
-        price = gpu_of(job and job.gpu_config, prices, endpoint_gpu_type=settings.endpoint_gpu_type)
+        prices, place = self.services.prices, self.services.places.default
+        price = price_at(place, prices, asked_gpu(job and job.gpu_config))
         price = price or max(prices, key=lambda known: known.price_per_hour)
-        return Rate.at(price, gpu_count=settings.endpoint_gpu_count, max_cost=settings.max_cost_per_job)
+        return Rate.at(price, gpu_count=place.gpu_count, max_cost=settings.max_cost_per_job)
 
     def gpu_seconds(self, claimed: float | None = None) -> float:
         """GPU seconds of this run so far; `claimed` is what its result says (`Measured.seconds`)."""
@@ -189,6 +195,11 @@ class HeldRun:
     def cost(self, seconds: float, *, fee: float = 0.0) -> float:
         """What the job has cost in USD, with so many GPU seconds of this run and a fee in USD."""
         return self.rate.cost(seconds, spent=self.assignment.run.spent_cost, fee=fee)
+
+
+def _left(assignment: Assignment) -> Failure | None:
+    """That the run was taken from its place by a worker that ended before it was stopped there."""
+    return NO_GPU_THERE if assignment.run.withdrawn_at is not None else None
 
 
 def _first_news(assignment: Assignment) -> News:

@@ -54,11 +54,6 @@ def channel_fault(channel: Channel, settings: Settings, *, now: float) -> str | 
     return f"SUPABASE_PUBLISHABLE_KEY {fault}" if fault else None
 
 
-def choose_place(held: HeldRun) -> Place:
-    """Where the run is launched."""
-    return held.services.places.default
-
-
 async def find_obstacle(held: HeldRun, place: Place) -> PutOff | Settled | None:
     """Whether anything outside the job keeps it from its launch there: its bucket, or an open breaker. None: nothing.
 
@@ -166,8 +161,10 @@ def asked_name(job_id: UUID, dataset_name: str) -> str | None:
     return None if dataset_name == TRIAL_NAME else serving_name(job_id)
 
 
-async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) -> LaunchBegun | None:
+async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) -> LaunchBegun | PutOff | None:
     """Write down that the run is about to be sent; None when it need not be sent any more.
+
+    It is put off where others have taken the place's last slot meanwhile: the next cycle chooses anew.
 
     Raises:
         LeaseLostError: the run is another worker's.
@@ -190,11 +187,14 @@ async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) ->
         run.lease_token,
         launcher=plan.place.launcher.name,
         endpoint=plan.place.endpoint,
+        slots=plan.place.slots,
         token_sha256=token_sha256(request.channel.token),
         launched_with=launched_with,
     )
     if answer["reason"] == "lease_lost":
         raise LeaseLostError("the lease was lost before the launch")
+    if answer["reason"] == "full":
+        return PutOff(f"all slots of {plan.place.name} are taken", 0.0, exact_seconds=0.0, stage="waiting_for_gpu")
     if not answer["may_launch"]:
         # Cancelled or checked in meanwhile: the next renewal says so, and the next cycle acts on it.
         log.info("launch not needed", action=Action.LAUNCH_NOT_NEEDED, reason=answer["reason"])
@@ -219,8 +219,11 @@ async def send(held: HeldRun, request: Request, plan: preflight.Plan) -> Launche
     held.require_lease()
     try:
         external_job_id = await launcher.launch(request.model_dump(mode="json"), plan.policy)
-    except LaunchRefusedError:
+    except LaunchRefusedError as error:
         LAUNCHED.labels("refused").inc()
+        if services.routes is not None and plan.place.name not in held.refused_at:
+            # Another place may take it; where none does, this one is asked again.
+            return PutOff(str(error), 0.0, exact_seconds=0.0, refused_by=plan.place.name)
         text = "The GPU provider refused the job's request. Please report it to support."
         return Ending(Failure(ErrorCode.REQUEST_INVALID, Fault.PERMANENT, text))
     except ServiceRefusedError as error:
@@ -228,16 +231,18 @@ async def send(held: HeldRun, request: Request, plan: preflight.Plan) -> Launche
         # The key or the endpoint is wrong, which only the operator can mend: no job fails for it.
         if services.repeats.is_due(("launcher", launcher.endpoint), str(error)):
             log.error("the launcher refuses this worker", action=Action.LAUNCH_REFUSED, problem=str(error))
-        return PutOff(str(error), services.settings.retry_base_seconds)
+        return PutOff(str(error), services.settings.retry_base_seconds, refused_by=plan.place.name)
     except ServiceUnavailableError as error:
         LAUNCHED.labels("unavailable").inc()
         log.warning("launch put off", action=Action.LAUNCH_PUT_OFF, problem=str(error))
         base_seconds = services.settings.retry_base_seconds
-        return PutOff(str(error), base_seconds, exact_seconds=error.retry_after_seconds)
+        # One that asks for a pause takes it after that.
+        refused_by = plan.place.name if error.retry_after_seconds is None else None
+        return PutOff(str(error), base_seconds, exact_seconds=error.retry_after_seconds, refused_by=refused_by)
     except LaunchInDoubtError as error:
         LAUNCHED.labels("in_doubt").inc()
         log.warning("launch in doubt", action=Action.LAUNCH_IN_DOUBT, problem=str(error))
-        return PutOff(str(error), services.settings.doubt_seconds)
+        return PutOff(str(error), services.settings.doubt_seconds, doubtful_endpoint=launcher.endpoint)
     LAUNCHED.labels("accepted").inc()
     crash_point("worker.launch.after_post")
     attempt = held.assignment.run.attempt

@@ -29,6 +29,7 @@ from lora_worker.observability.actions import Action
 from lora_worker.runs.outcomes.failures import (
     ARTIFACT_MISSING,
     EARLIER_TRAINER,
+    NO_GPU_THERE,
     NOT_PROVEN,
     STORAGE_REFUSED,
     UPDATE_IMAGE,
@@ -316,8 +317,10 @@ def _cancelled(held: HeldRun, ending: Ending) -> dict[str, Any]:
 
 
 def _given_back(held: HeldRun, ending: Ending, failure: Failure) -> dict[str, Any]:
-    """The outcome of a run that was claimed before its dataset was ready: no failure counts, and no notice is sent."""
+    """The outcome of a run that never began, for its dataset or for want of a GPU where it was: no failure counts, and
+    no notice is sent."""
     attempt = held.assignment.run.attempt
+    seconds = min(_DATASET_SECONDS * 2.0 ** min(attempt - 1, 16), _MAX_DATASET_SECONDS)
     return {
         **_partial(held, ending),
         "run_status": "failed",
@@ -325,14 +328,14 @@ def _given_back(held: HeldRun, ending: Ending, failure: Failure) -> dict[str, An
         "fault": None,
         "error_code": failure.code,
         "error_message": failure.message,
-        "retry_after_seconds": min(_DATASET_SECONDS * 2.0 ** min(attempt - 1, 16), _MAX_DATASET_SECONDS),
-        "waiting_stage": failure.code,
+        "retry_after_seconds": seconds if failure.code == WAITING_FOR_DATASET else 0.0,
+        "waiting_stage": failure.code if failure.code == WAITING_FOR_DATASET else "waiting_for_gpu",
         "notices": [],
     }
 
 
 def _failure(held: HeldRun, ending: Ending, failure: Failure) -> dict[str, Any]:
-    if failure.code == WAITING_FOR_DATASET:
+    if failure.code in {WAITING_FOR_DATASET, NO_GPU_THERE.code}:
         return _given_back(held, ending, failure)
     run = held.assignment.run
     seconds = retry_after(

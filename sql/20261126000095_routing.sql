@@ -1,0 +1,250 @@
+-- Several endpoints: what a worker knows of each before it chooses one, the slots of an endpoint over all workers, and runs
+-- that leave an endpoint without a GPU.
+
+do $migration$
+begin
+  if not exists (select from pg_attribute
+                 where attrelid = 'public.training_runs'::regclass and attname = 'withdrawn_at') then
+    -- All of the lock at once: one that is raised in the middle of a migration deadlocks with a live worker's renewals.
+    lock table public.training_runs in access exclusive mode;
+    -- When a run was taken from an endpoint where it waited for a GPU: none of its trainers may begin any more.
+    alter table public.training_runs add column withdrawn_at timestamptz;
+  end if;
+  if not exists (select from pg_attribute
+                 where attrelid = 'public.training_endpoints'::regclass and attname = 'without_gpu_since') then
+    -- Since when jobs wait there without a GPU, and until when it is left out where another endpoint can be had.
+    alter table public.training_endpoints add column without_gpu_since timestamptz, add column passed_over_until timestamptz;
+  end if;
+end
+$migration$;
+
+-- As note_endpoint, and also records whether jobs wait there without any GPU, or nobody answers. Returns
+-- {starting_seconds, without_gpu_seconds}: for how long it has been so. If two calls are more than 15 minutes apart, the
+-- time starts again.
+create or replace function public.note_endpoint_2(
+  launcher text, endpoint text, state text, problem text, without_gpu boolean
+) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  looked timestamptz := (select e.looked_at from public.training_endpoints e
+                         where (e.launcher, e.endpoint) = (note_endpoint_2.launcher, note_endpoint_2.endpoint));
+  answer jsonb := public.note_endpoint(note_endpoint_2.launcher, note_endpoint_2.endpoint, note_endpoint_2.state,
+                                       note_endpoint_2.problem);
+  since timestamptz;
+begin
+  update public.training_endpoints e
+  set without_gpu_since = case
+    when note_endpoint_2.without_gpu is not true then null
+    when looked < now() - interval '15 minutes' then now()
+    else coalesce(e.without_gpu_since, now()) end
+  where (e.launcher, e.endpoint) = (note_endpoint_2.launcher, note_endpoint_2.endpoint)
+  returning e.without_gpu_since into since;
+  return answer || jsonb_build_object('without_gpu_seconds', coalesce(extract(epoch from now() - since), 0));
+end
+$$;
+
+-- How many runs other than this one may have a launch at an endpoint that has not ended. A launch without an answer from
+-- the launcher counts while its run is live.
+create or replace function public.training_launches_at(endpoint text, but_run_id uuid) returns int
+language sql stable set search_path = '' as $$
+  select count(*)::int from (
+    select o.run_id from public.training_launches o
+    where o.endpoint = training_launches_at.endpoint and o.ended_at is null and o.external_job_id is not null
+    union
+    select o.run_id from public.training_runs r join public.training_launches o on o.run_id = r.id
+    where r.status in ('claimed', 'launched', 'running') and o.endpoint = training_launches_at.endpoint
+      and o.ended_at is null and o.external_job_id is null) l
+  where l.run_id is distinct from training_launches_at.but_run_id
+$$;
+
+-- What is known of each of these endpoints, for the choice of a run's place: [{endpoint, launches, without_gpu_seconds,
+-- passed_over_seconds, held_seconds, problem}]. held_seconds is how much longer jobs on this base model are held there by
+-- a breaker. What was not looked at for 15 minutes is not known.
+create or replace function public.training_places(endpoints text[], base_model text, run_id uuid) returns jsonb
+language sql stable security definer set search_path = '' as $$
+  select coalesce(jsonb_agg(jsonb_build_object(
+    'endpoint', n.endpoint,
+    'launches', public.training_launches_at(n.endpoint, training_places.run_id),
+    'without_gpu_seconds', coalesce(case when e.looked_at > now() - interval '15 minutes'
+                                         then extract(epoch from now() - e.without_gpu_since) end, 0),
+    'passed_over_seconds', greatest(extract(epoch from e.passed_over_until - now()), 0),
+    'held_seconds', coalesce((
+      select max(extract(epoch from b.probe_at - now())) from public.training_breakers b
+      where b.endpoint = n.endpoint and b.opened_at is not null and b.probe_at > now()
+        and b.name in ('', training_places.base_model)), 0),
+    'problem', case when e.looked_at > now() - interval '15 minutes' then e.problem end) order by n.number), '[]')
+  from unnest(training_places.endpoints[1:100]) with ordinality n (endpoint, number)
+  left join lateral (
+    select p.* from public.training_endpoints p where p.endpoint = n.endpoint order by p.looked_at desc limit 1) e on true
+$$;
+
+-- As begin_launch, at an endpoint of so many slots (null: of any number): may_launch is false with the reason 'full' while
+-- so many other runs have launches there. Workers that ask at the same time take turns, so that none gets a slot twice.
+create or replace function public.begin_launch_2(
+  run_id uuid, lease_token uuid, launcher text, token_sha256 text, launched_with jsonb, endpoint text, slots int
+) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+begin
+  if begin_launch_2.slots is not null then
+    -- Before any row is locked, in every transaction that takes this lock: so it is in no deadlock.
+    perform pg_advisory_xact_lock(hashtextextended('training slots ' || begin_launch_2.endpoint, 0));
+    if public.training_launches_at(begin_launch_2.endpoint, begin_launch_2.run_id) >= begin_launch_2.slots then
+      return jsonb_build_object('may_launch', false, 'reason', 'full');
+    end if;
+  end if;
+  return public.begin_launch(begin_launch_2.run_id, begin_launch_2.lease_token, begin_launch_2.launcher,
+                             begin_launch_2.token_sha256, begin_launch_2.launched_with, begin_launch_2.endpoint);
+end
+$$;
+
+-- Puts a job whose run was never sent to a launcher back into the queue as before its claim: the run is deleted, and no
+-- attempt is counted. It may be claimed again after `seconds`; until then `reason` tells why it waits. Returns 'put_back';
+-- 'launched' where the run was sent before, or its job is no longer waiting for it, and then nothing changes; or
+-- 'lease_lost'.
+create or replace function public.put_back_run(run_id uuid, lease_token uuid, reason text, seconds int) returns text
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+  job jsonb;
+begin
+  select * into run from public.training_held_run(put_back_run.run_id, put_back_run.lease_token);
+  if not found then
+    return 'lease_lost';
+  end if;
+  job := public.training_job_row(run.queue, run.job_id, locked => true);
+  if job->>'status' is distinct from 'initializing'
+     or exists (select from public.training_launches l where l.run_id = run.id) then
+    return 'launched';
+  end if;
+  insert into public.training_holds (job_id, kind, name, endpoint, reason, held_until)
+  values (run.job_id, 'places', '', '', left(put_back_run.reason, 500),
+          now() + make_interval(secs => least(greatest(put_back_run.seconds, 1), 3600)))
+  on conflict (job_id) do update
+  set kind = excluded.kind, name = excluded.name, endpoint = excluded.endpoint, reason = excluded.reason,
+      held_until = excluded.held_until;
+  delete from public.training_runs r where r.id = run.id;
+  perform public.training_write_job(run.queue, run.job_id, jsonb_build_object(
+    'status', 'queued', 'retry_count', run.attempt - 1, 'error_message', left(put_back_run.reason, 500),
+    'current_stage', 'waiting_for_gpu'));
+  return 'put_back';
+end
+$$;
+
+-- Takes a run from an endpoint where it waits for a GPU, so that its job can go to another one: from then on check_in_run
+-- refuses its trainers. Returns whether that is so; false where a trainer was faster, or the lease is lost, and then
+-- nothing changes. The endpoint is left out for pass_over_seconds.
+create or replace function public.withdraw_launch(run_id uuid, lease_token uuid, pass_over_seconds int) returns boolean
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+begin
+  -- Under the lock that check_in_run takes, too: one of the two comes first.
+  select * into run from public.training_held_run(withdraw_launch.run_id, withdraw_launch.lease_token);
+  if not found or run.checked_in_at is not null then
+    return false;
+  end if;
+  update public.training_runs r set withdrawn_at = coalesce(r.withdrawn_at, clock_timestamp()) where r.id = run.id;
+  if run.launcher is not null and run.endpoint is not null then
+    insert into public.training_endpoints as e (launcher, endpoint, passed_over_until)
+    values (run.launcher, run.endpoint,
+            now() + make_interval(secs => least(greatest(withdraw_launch.pass_over_seconds, 1), 604800)))
+    on conflict (launcher, endpoint) do update set passed_over_until = excluded.passed_over_until;
+  end if;
+  return true;
+end
+$$;
+
+-- As before, and it refuses the trainers of a run that was taken from its endpoint before any of them came.
+-- The fence, and later the trainer's heartbeat. The first launcher id that checks in owns the run. If the same id
+-- comes with a new execution, the launcher has restarted a crashed job: the new execution takes over, and the earlier
+-- one is refused. It is refused itself if the run is already published, since then only the result was lost. anon may
+-- call this function: the token is the key.
+create or replace function public.check_in_run(token text, external_job_id text, execution_id uuid)
+returns jsonb
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+  launch public.training_launches;
+  job jsonb;
+  job_status text;
+  refusal text;
+  moment timestamptz;
+begin
+  perform public.training_check_external_job_id(external_job_id);
+  select * into run from public.training_run_of_token(check_in_run.token);
+  if not found then
+    return jsonb_build_object('may_train', false, 'reason', 'unknown_token');
+  end if;
+  -- The time under the run's lock, not that of the call, which may have waited until its launch was recorded.
+  moment := clock_timestamp();
+  if public.training_is_crowded(run, check_in_run.external_job_id, check_in_run.execution_id)
+     -- With such an id the worker would poll and cancel another run's launch.
+     or exists (select from public.training_launches l
+                where l.external_job_id = check_in_run.external_job_id and l.run_id <> run.id) then
+    return jsonb_build_object('may_train', false, 'reason', 'superseded', 'cancel_requested', false,
+                              'attempt', run.attempt);
+  end if;
+  select * into launch from public.training_note_launch(
+    run.id, run.launcher, check_in_run.external_job_id, run.endpoint, guessed => true);
+  job_status := coalesce(public.training_job_status(run.queue, run.job_id), 'cancelled');
+  refusal := case
+    when run.status = 'cancelled' or job_status = 'cancelled' then 'cancelled'
+    when run.status not in ('claimed', 'launched', 'running') or run.withdrawn_at is not null then 'ended'
+    when run.checked_in_at is not null and run.external_job_id <> check_in_run.external_job_id
+      then 'superseded'
+    when check_in_run.execution_id = any (run.former_execution_ids) then 'superseded'
+    when run.execution_id <> check_in_run.execution_id and public.training_is_published(run) then 'ended'
+  end;
+  if refusal is not null then
+    -- The owner of a cancelled run is still recorded, since its seconds are billed until it ends.
+    update public.training_runs r set last_seen_at = moment
+    where r.id = run.id and r.execution_id = check_in_run.execution_id and r.ended_at is null;
+    -- The run was given up, but its launch did get a GPU: it is billed when the launch is closed.
+    update public.training_runs r set checked_in_at = moment
+    where r.id = run.id and r.ended_at is not null and r.checked_in_at is null;
+    return jsonb_build_object('may_train', false, 'reason', refusal,
+                              'cancel_requested', refusal = 'cancelled', 'attempt', run.attempt);
+  end if;
+  update public.training_runs r
+  set status = 'running',
+      external_job_id = check_in_run.external_job_id,
+      endpoint = launch.endpoint,
+      execution_id = check_in_run.execution_id,
+      former_execution_ids = case
+        when r.execution_id is distinct from check_in_run.execution_id and r.execution_id is not null
+        then r.former_execution_ids || r.execution_id else r.former_execution_ids end,
+      -- A grant for an earlier execution will have expired before this one publishes.
+      upload_request = case when r.execution_id = check_in_run.execution_id then r.upload_request end,
+      upload_grant = case when r.execution_id = check_in_run.execution_id then r.upload_grant end,
+      checked_in_at = coalesce(r.checked_in_at, moment),
+      -- If the trainer was faster than the launcher's answer, its check-in shows that it was launched.
+      launched_at = least(coalesce(r.launched_at, moment), moment),
+      last_seen_at = moment,
+      handlings = case when r.checked_in_at is null then 0 else r.handlings end
+  where r.id = run.id;
+  if run.checked_in_at is null then
+    job := public.training_job_row(run.queue, run.job_id, locked => true);
+    if job->>'status' in ('queued', 'initializing', 'running') then
+      perform public.training_write_job(run.queue, run.job_id, jsonb_build_object(
+        'status', 'running', 'current_stage', 'setup', 'external_job_id', check_in_run.external_job_id,
+        'started_at', coalesce((job->>'started_at')::timestamptz, moment)));
+    end if;
+  end if;
+  return jsonb_build_object('may_train', true, 'reason', 'ok', 'cancel_requested', false,
+                            'attempt', run.attempt);
+end
+$$;
+
+revoke all on function public.note_endpoint_2(text, text, text, text, boolean),
+  public.training_launches_at(text, uuid), public.training_places(text[], text, uuid),
+  public.begin_launch_2(uuid, uuid, text, text, jsonb, text, int), public.put_back_run(uuid, uuid, text, int),
+  public.withdraw_launch(uuid, uuid, int)
+  from public, anon, authenticated, service_role;
+grant execute on function public.note_endpoint_2(text, text, text, text, boolean),
+  public.training_places(text[], text, uuid),
+  public.begin_launch_2(uuid, uuid, text, text, jsonb, text, int), public.put_back_run(uuid, uuid, text, int),
+  public.withdraw_launch(uuid, uuid, int) to service_role;

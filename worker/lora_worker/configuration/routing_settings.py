@@ -1,0 +1,28 @@
+"""The settings of where runs are launched: the GPUs of the one endpoint, or a table of several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings
+
+
+class RoutingSettings(BaseSettings):
+    """The GPUs of the endpoint, and the file that names several endpoints."""
+
+    routes: Path | None = Field(
+        default=None,
+        description="The routing table, a TOML file of endpoints and rules (docs/routing.md); empty: all runs go to "
+        "the one endpoint of LORA_WORKER_LAUNCHER",
+    )
+    endpoint_gpu_type: str | None = Field(
+        default=None, description="GPU of the endpoint, for limits and bills; empty: the one that the job asks for"
+    )
+    endpoint_gpu_count: int = Field(default=1, ge=1, le=8, description="GPUs of one worker of the endpoint")
+
+    @field_validator("routes", "endpoint_gpu_type", mode="before")
+    @classmethod
+    def _none_where_empty(cls, value: Any) -> Any:
+        return None if value == "" else value

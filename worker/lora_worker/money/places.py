@@ -1,0 +1,96 @@
+"""What a place costs, and whether its GPUs can hold a job: the price table against the routing table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lora_contract.hyperparameters import GpuConfig, Hyperparameters
+from lora_contract.words import counted
+from lora_worker.launchers.places import Place, Places
+from lora_worker.launchers.routing import Wanted
+from lora_worker.money.guide import holds, needed_memory_gb, why_not_bf16
+from lora_worker.money.pricing import GpuPrice, find_gpu, plain_name
+from lora_worker.money.speeds import load_throughput
+from lora_worker.money.terms import Terms
+
+_MOST_PRIORITY_CHARACTERS = 50
+
+
+def price_at(place: Place, prices: tuple[GpuPrice, ...], asked: str | None) -> GpuPrice | None:
+    """Return the GPU that a job gets at a place, at the place's price: its own, or the one that the job asks for.
+
+    None if that GPU is not in the price table.
+    """
+    price = find_gpu(prices, place.gpu_type or asked)
+    return price and replace(price, price_per_hour=place.price_per_hour or price.price_per_hour)
+
+
+def parameters_of(base_model: str) -> float | None:
+    """Return how many parameters a base model has, in billions; None where nothing is known of it."""
+    known: Mapping[str, Any] = load_throughput()["models"]
+    return float(known[base_model]["total"]) if base_model in known else None
+
+
+def wanted_of(
+    chosen: Hyperparameters, gpu: GpuConfig, *, user: object, gpu_config: object, prices: tuple[GpuPrice, ...]
+) -> Wanted:
+    """Return what the rules of the routing table may ask of a job; `gpu_config` is its column, unchecked."""
+    asked = find_gpu(prices, gpu.type)
+    priority = gpu_config.get("priority") if isinstance(gpu_config, dict) else None
+    base_model = chosen.base_model or ""
+    return Wanted(
+        base_model=base_model,
+        parameters=parameters_of(base_model),
+        method=chosen.method,
+        gpu_names=frozenset({plain_name(gpu.type), *((plain_name(asked.type), *asked.names) if asked else ())}),
+        gpu_count=gpu.count,
+        user=str(user),
+        priority=priority[:_MOST_PRIORITY_CHARACTERS] if isinstance(priority, str) else None,
+    )
+
+
+def unfit_places(
+    places: Places, chosen: Hyperparameters, gpu: GpuConfig, prices: tuple[GpuPrice, ...]
+) -> dict[str, str]:
+    """Return the places that can't hold a job, by name, each with the reason."""
+    reasons = {place.name: _why_unfit(place, chosen, gpu, prices) for place in places.all}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _why_unfit(place: Place, chosen: Hyperparameters, gpu: GpuConfig, prices: tuple[GpuPrice, ...]) -> str | None:
+    if gpu.count > place.gpu_count:
+        return f"it has {counted(place.gpu_count, 'GPU')}, and the job asks for {gpu.count}"
+    price = price_at(place, prices, gpu.type)
+    if price is None:
+        return None  # the preflight says so
+    needed = needed_memory_gb(chosen.base_model or "")
+    if needed is not None and price.offered and not holds(price.memory_gb * gpu.count, needed):
+        return (
+            f"the training takes about {needed:g} GB, and {gpu.count} × {price.type} has {price.memory_gb * gpu.count}"
+        )
+    return why_not_bf16(chosen.base_model, price) if chosen.quantization == "bf16" else None
+
+
+def terms_at(terms: Terms, price: GpuPrice, gpu_count: int) -> Terms:
+    """Return the terms of a place with so many of this GPU, at this price."""
+    gpus = tuple(
+        gpu.model_copy(update={"price_per_hour": price.price_per_hour}) if gpu.type == price.type else gpu
+        for gpu in terms.gpus
+    )
+    return terms.model_copy(update={"gpus": gpus, "endpoint_gpu_type": price.type, "endpoint_gpu_count": gpu_count})
+
+
+def terms_of_places(terms: Terms, places: Places, prices: tuple[GpuPrice, ...]) -> Terms:
+    """Return the terms with which the application estimates, where there are several places.
+
+    Where all have the same GPUs at one price, that is what every job gets. Else each job is estimated by the GPU that
+    it asks for, since only its launch decides where it goes, and by the GPU count of the default place.
+    """
+    first = places.default
+    same = {(place.gpu_type, place.gpu_count, place.price_per_hour) for place in places.all}
+    price = price_at(first, prices, None)
+    if len(same) == 1 and price is not None:
+        return terms_at(terms, price, first.gpu_count)
+    return terms.model_copy(update={"endpoint_gpu_type": None, "endpoint_gpu_count": first.gpu_count})

@@ -1,0 +1,133 @@
+"""Where a run is launched, and when it leaves a place without a GPU for another one.
+
+A run leaves its place only before any of its trainers has checked in. The database decides that under the lock that the
+check-in takes (`withdraw_launch`), so a trainer that comes at the same moment either begins, and the run stays, or is
+refused. Then its launch is stopped, its end is waited for, and its job goes back into the queue, where the next claim
+chooses anew. That counts as no failure.
+"""
+
+from __future__ import annotations
+
+import math
+
+import structlog
+
+from lora_worker.database.rows import parse_gpu_config, parse_hyperparameters
+from lora_worker.datasets.placing import Candidates, look_at_places
+from lora_worker.errors import LeaseLostError, PreflightError
+from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.launchers.places import Place
+from lora_worker.launchers.routing import Choice, Hurdle
+from lora_worker.launchers.routing_table import RoutingTable
+from lora_worker.observability.actions import Action
+from lora_worker.runs.outcomes.failures import NO_GPU_THERE
+from lora_worker.runs.state.events import PutOff, Settled, StopDecided
+from lora_worker.runs.state.held_run import HeldRun
+
+log = structlog.get_logger(__name__)
+
+_LOOK_AGAIN_SECONDS = 60
+_SENTENCE = (
+    "All GPU machines for this job are taken at the moment. The job waits without counting an attempt, and is tried "
+    "again by itself."
+)
+
+
+async def choose_place(held: HeldRun) -> Place | PutOff | Settled | StopDecided:
+    """Where the run is launched now; or that it waits, or leaves the place where a launch of it is in doubt.
+
+    Raises:
+        LeaseLostError: the run is another worker's.
+        ServiceError: the database did not answer.
+    """
+    places, table = held.services.places, held.services.routes
+    candidates = await _candidates(held) if table is not None else None
+    if table is None or candidates is None:
+        return places.default
+    choice = candidates.choose(_refused(held, table))
+    bound = places.at(held.doubtful_endpoint) if held.doubtful_endpoint else None
+    if bound is not None:
+        # Its launch may live there: only there it is found again, where the launcher knows it by its name.
+        leaves = _has_waited_in_vain(held, choice, bound, table) and await _withdraw(held, table, bound, choice)
+        return StopDecided(NO_GPU_THERE) if leaves else bound
+    if choice.place is None:
+        return await _wait(held, choice)
+    log.info("place chosen", action=Action.PLACE_CHOSEN, place=choice.place, rule=choice.rule)
+    return places.named(choice.place)
+
+
+async def fall_back(held: HeldRun, observation: Observation) -> StopDecided | None:
+    """Whether the run leaves its place, since it waits there for a GPU in vain and another place is free.
+
+    Raises:
+        ServiceError: the database did not answer.
+    """
+    table = held.services.routes
+    if table is None or held.has_checked_in or held.is_to_stop or observation.state is not LaunchState.QUEUED:
+        return None
+    if min(held.endpoint.without_gpu_seconds, held.launch_age_seconds) < table.fall_back_minutes * 60:
+        return None
+    candidates, here = await _candidates(held), held.services.places.at(held.launch_ref.endpoint)
+    if candidates is None:
+        return None
+    choice = candidates.choose(_refused(held, table))
+    if not choice.is_free or (here is not None and choice.place == here.name):
+        return None
+    return StopDecided(NO_GPU_THERE) if await _withdraw(held, table, here, choice) else None
+
+
+async def _candidates(held: HeldRun) -> Candidates | None:
+    """The run's job and all places; None where the job can't be read, which the preflight tells its user."""
+    services, job, table = held.services, held.assignment.job, held.services.routes
+    if job is None or table is None:
+        return None
+    try:
+        chosen = parse_hyperparameters(job, default_base_model=services.settings.default_base_model)
+        gpu = parse_gpu_config(job)
+    except PreflightError:
+        return None
+    run = held.assignment.run
+    return await look_at_places(
+        chosen, gpu, services, table, user=run.user_id, gpu_config=job.gpu_config, run_id=run.id
+    )
+
+
+def _refused(held: HeldRun, table: RoutingTable) -> dict[str, float]:
+    """The places whose launcher refused the run not long ago."""
+    since = held.services.clock() - table.pass_over_minutes * 60
+    return {name: at for name, at in held.refused_at.items() if at > since}
+
+
+def _has_waited_in_vain(held: HeldRun, choice: Choice, bound: Place, table: RoutingTable) -> bool:
+    there = next((option.hurdle for option in choice.options if option.place == bound.name), None)
+    waited = held.launch_age_seconds >= table.fall_back_minutes * 60
+    return waited and choice.is_free and there in {Hurdle.NO_GPU, Hurdle.REFUSED}
+
+
+async def _withdraw(held: HeldRun, table: RoutingTable, here: Place | None, choice: Choice) -> bool:
+    run = held.assignment.run
+    held.require_lease()
+    withdrawn = await held.services.queue.withdraw_launch(
+        run.id, run.lease_token, pass_over_seconds=math.ceil(table.pass_over_minutes * 60)
+    )
+    if withdrawn:
+        log.warning(
+            "the run leaves a place without a GPU",
+            action=Action.PLACE_LEFT,
+            place=here and here.name,
+            next_place=choice.place,
+        )
+    return withdrawn
+
+
+async def _wait(held: HeldRun, choice: Choice) -> PutOff | Settled:
+    """Put the job back into the queue, where it takes no slot of this worker; a run that was sent before waits here."""
+    run, services = held.assignment.run, held.services
+    if services.repeats.is_due(("places", choice.rule), choice.why_waiting):
+        log.info("jobs wait for a place", action=Action.PLACES_TAKEN, rule=choice.rule, reason=choice.why_waiting)
+    answer = await services.queue.put_back_run(run.id, run.lease_token, reason=_SENTENCE, seconds=_LOOK_AGAIN_SECONDS)
+    if answer == "lease_lost":
+        raise LeaseLostError("the lease was lost before the launch")
+    if answer == "put_back":
+        return Settled("queued")
+    return PutOff(choice.why_waiting, _LOOK_AGAIN_SECONDS, exact_seconds=_LOOK_AGAIN_SECONDS, stage="waiting_for_gpu")
