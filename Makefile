@@ -60,8 +60,8 @@ screenshots: $(INSTALLED) ## docs/images, of a sandbox in which jobs train
 chaos: $(INSTALLED) ## every fault on 50 jobs, and some kills at each crash point; writes chaos-report.json
 	@$(BIN)/python -m tests.chaos --seeds 4 $(ARGS)
 
-crashes: $(INSTALLED) ## SIGKILL twenty times at each crash point; writes crash-report.json
-	@$(BIN)/python -m tests.chaos --faults '' --report crash-report.json $(ARGS)
+crashes: $(INSTALLED) ## SIGKILL twenty times at each crash point; writes crash-report.json (LAUNCHER=machines: at the worker's)
+	@$(if $(filter machines,$(LAUNCHER)),$(BIN)/pytest tests/integration/worker/runs/machine_crashes.py,$(BIN)/python -m tests.chaos --faults '' --report crash-report.json) $(ARGS)
 
 models: $(INSTALLED) ## train, save and reload every architecture, scaled down
 	@$(BIN)/python -m benchmarks.models $(ARGS)
