@@ -15,10 +15,11 @@ from sandbox.gpu_server import LocalGpuServer
 from sandbox.runpod import LocalRunPod
 from tests.integration.launchers.sagemaker_scene import SageMakerScene
 from tests.integration.launchers.scenes import WRONG_KEY, GpuServerScene, RunPodScene, Scene
+from tests.integration.launchers.skypilot_scene import SkyPilotScene
 from tests.integration.launchers.vertex_scene import VertexScene
 
 POLICY = Policy(execution_seconds=600, ttl_seconds=6000)
-CLOUDS = {"vertex": VertexScene, "sagemaker": SageMakerScene}
+CLOUDS = {"vertex": VertexScene, "sagemaker": SageMakerScene, "skypilot": SkyPilotScene}
 """Those whose other side is started in the same way."""
 
 

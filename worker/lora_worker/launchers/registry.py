@@ -20,7 +20,7 @@ from lora_worker.configuration.settings import (
     variables_of,
 )
 from lora_worker.errors import SettingsError
-from lora_worker.launchers import gpu_server, runpod, sagemaker, vertex
+from lora_worker.launchers import gpu_server, runpod, sagemaker, skypilot, vertex
 from lora_worker.launchers.base import Launcher
 from lora_worker.launchers.gpu_server import GpuServerLauncher
 from lora_worker.launchers.gpu_server_settings import GpuServerSettings
@@ -30,6 +30,8 @@ from lora_worker.launchers.runpod import RunPodLauncher
 from lora_worker.launchers.runpod_settings import RunPodAccount, RunPodSettings
 from lora_worker.launchers.sagemaker import SageMakerLauncher
 from lora_worker.launchers.sagemaker_settings import SageMakerSettings
+from lora_worker.launchers.skypilot import SkyPilotLauncher
+from lora_worker.launchers.skypilot_settings import SkyPilotSettings
 from lora_worker.launchers.vertex import VertexLauncher
 from lora_worker.launchers.vertex_settings import VertexSettings
 
@@ -47,6 +49,7 @@ class LauncherKind(Generic[AnySettings]):
 LAUNCHERS: Mapping[str, LauncherKind[Any]] = {
     RunPodLauncher.name: LauncherKind(RunPodSettings, RunPodLauncher.open, runpod.most_connections),
     GpuServerLauncher.name: LauncherKind(GpuServerSettings, GpuServerLauncher.open, gpu_server.most_connections),
+    SkyPilotLauncher.name: LauncherKind(SkyPilotSettings, SkyPilotLauncher.open, skypilot.most_connections),
     VertexLauncher.name: LauncherKind(VertexSettings, VertexLauncher.open, vertex.most_connections),
     SageMakerLauncher.name: LauncherKind(SageMakerSettings, SageMakerLauncher.open, sagemaker.most_connections),
 }

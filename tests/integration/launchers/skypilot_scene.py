@@ -1,0 +1,87 @@
+"""SkyPilot's stand-in with a scripted machine, and the launcher with an SDK for it.
+
+The SDK is the suite's own, since the real one is 98 packages. `LORA_TEST_SKYPILOT_PYTHON` names a Python that has the
+real one: then the same tests run with that.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx
+
+from lora_worker.launchers.skypilot import SkyPilotLauncher
+from lora_worker.launchers.skypilot_jobs import TaskShape, now_seconds
+from tests.integration.launchers.scenes import Scene
+from tests.project import ROOT
+from tests.skypilot_server import TOKEN, SkyPilotServer
+
+MARK = "0123456789"
+_SPEED = 5.0
+"""What is over its time after five seconds there is so after one here."""
+
+
+class SkyPilotScene(Scene):
+    """An API server with one machine."""
+
+    acts: ClassVar = {
+        "complete": {"play": ["complete"]},
+        "raise": {"play": ["fail"]},
+        "linger": {"play": ["linger"]},
+        "die": {"play": ["die"]},
+    }
+    without_output = "a managed job has no output: its trainer reports by the run's own channel"
+
+    def __init__(self, server: SkyPilotServer, folder: Path) -> None:
+        self.server, self._folder = server, folder
+        self.python = os.environ.get("LORA_TEST_SKYPILOT_PYTHON") or _python_with_own_sdk(folder)
+
+    @classmethod
+    @contextmanager
+    def start(cls, folder: Path) -> Iterator[SkyPilotScene]:
+        """The scene, until the context ends."""
+        server = SkyPilotServer(folder, module="tests.handlers.scripted_machine", speed=_SPEED)
+        try:
+            yield cls(server, folder)
+        finally:
+            server.close()
+
+    def payload(self, act: str) -> dict[str, Any]:
+        made = super().payload(act)
+        return {**made, "gpu_config": {"type": "L4", "count": 1}, "starts": str(self.starts_of(made))}
+
+    def starts_of(self, payload: dict[str, Any]) -> Path:
+        """The file that has a line for each start of the run's container."""
+        return self._folder / f"{payload['run_id']}.starts"
+
+    def launcher(
+        self,
+        http: httpx.AsyncClient | None = None,
+        *,
+        key: str | None = None,
+        url: str | None = None,
+        now: Callable[[], float] = now_seconds,
+        **shape: Any,
+    ) -> SkyPilotLauncher:
+        given = TaskShape(**{"mark": MARK, "image": "ghcr.io/example/lora-trainer:1", **shape})
+        token = f"sky_{key}" if key else TOKEN
+        return SkyPilotLauncher(url or self.server.url, given, python=self.python, token=token, now=now)
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        with self.server.outage():
+            yield
+
+
+def _python_with_own_sdk(folder: Path) -> str:
+    path = folder / "python-with-sky"
+    sdk = shlex.quote(str(ROOT / "tests" / "skypilot_sdk"))
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={sdk} exec {shlex.quote(sys.executable)} "$@"\n')
+    path.chmod(0o755)
+    return str(path)

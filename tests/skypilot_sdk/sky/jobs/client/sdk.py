@@ -1,0 +1,25 @@
+"""`sky.jobs.client.sdk`: managed jobs."""
+
+import yaml
+
+from sky.client.sdk import send
+
+
+def launch(task, name, job_group):
+    """Submit a job; the request's id."""
+    assert job_group is None
+    dag = "---\n".join([yaml.safe_dump({"name": name}), yaml.safe_dump(task.config)])
+    status, value, _ = send("POST", "/validate", {"dag": dag, "request_options": None})
+    if status == 400:
+        raise ValueError(value["detail"]["message"])
+    return send("POST", "/jobs/launch", {"task": dag, "name": name})[2]
+
+
+def queue_v2(**body):
+    """The queue; the request's id."""
+    return send("POST", "/jobs/queue/v2", body)[2]
+
+
+def cancel(job_ids):
+    """Cancel jobs; the request's id."""
+    return send("POST", "/jobs/cancel", {"job_ids": job_ids})[2]
