@@ -22,6 +22,10 @@ LAUNCH_ID_VARIABLE = "LORA_TRAINER_LAUNCH_ID"
 LAUNCH_ID_FROM_VARIABLE = "LORA_TRAINER_LAUNCH_ID_FROM"
 """Names the variable in which the cloud tells the machine its id, which is the launch's: `RUNPOD_POD_ID`."""
 
+END_VARIABLE = "LORA_MACHINE_END_URL"
+"""Where a machine may ask for its own end, by a DELETE of its cloud's id of it; set where its cloud starts a container
+that has ended again."""
+
 MOST_REQUEST_BYTES = 1_000_000
 """The largest request that is packed or unpacked, as JSON."""
 _MOST_PARTS = 200

@@ -44,6 +44,12 @@ RestOperation = Literal[
     "listGpuTypes",
     "getGpuType",
     "listDataCenters",
+    "listPods",
+    "createPod",
+    "getPod",
+    "deletePod",
+    "podAction",
+    "getPodLogs",
 ]
 Operation = Literal[PublicOperation, WorkerOperation, RestOperation, "dispatch"]
 """The name of a call, or `dispatch`: the moment when a job is given to a worker. `job-done` is a result and `progress`

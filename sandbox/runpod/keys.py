@@ -7,13 +7,15 @@ from enum import StrEnum
 
 
 class Rights(StrEnum):
-    """What a key may do. RunPod's console offers the same three kinds."""
+    """What a key may do. RunPod's console offers the first three kinds."""
 
     ALL = "all"
     READ = "read"
     """Reads everything, writes nothing, and submits no job."""
     JOBS = "jobs"
     """Calls the endpoints' job API only; the REST API refuses it."""
+    POD = "pod"
+    """A container's own: it looks at and ends its pod, and nothing else."""
 
 
 class Keys:
@@ -22,12 +24,23 @@ class Keys:
     def __init__(self, first: str | None = None) -> None:
         self.first = first or _new_key()
         self._rights = {self.first: Rights.ALL}
+        self._pods: dict[str, str] = {}
 
     def add(self, rights: Rights = Rights.ALL) -> str:
         """Create a key and return it."""
         key = _new_key()
         self._rights[key] = rights
         return key
+
+    def add_for_pod(self, pod_id: str) -> str:
+        """Create the key that a pod's container gets, and return it."""
+        key = self.add(Rights.POD)
+        self._pods[key] = pod_id
+        return key
+
+    def pod_of(self, authorization: str | None) -> str | None:
+        """Return the pod whose own key is in an `Authorization` header; None for any other key."""
+        return self._pods.get((authorization or "").partition(" ")[2].strip())
 
     def revoke(self, key: str) -> None:
         """Make a key invalid. Does nothing if it already is."""

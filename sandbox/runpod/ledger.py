@@ -66,6 +66,18 @@ class Execution:
             self.outcome, self.ended_at = outcome, at
 
 
+@dataclass
+class PodLife:
+    """A pod from its creation to its termination, for which it is billed; `ended_at` is None while it lives."""
+
+    pod_id: str
+    name: str
+    created_at: float
+    ended_at: float | None = None
+    starts: int = 0
+    """How often its container was started."""
+
+
 @dataclass(frozen=True)
 class Write:
     """A call of the REST API that creates, changes or deletes, with the status of its answer, and its body if valid.
@@ -87,6 +99,7 @@ class Ledger:
     launches: list[Launch] = field(default_factory=list)
     executions: list[Execution] = field(default_factory=list)
     writes: list[Write] = field(default_factory=list)
+    pods: list[PodLife] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     """How often each operation was called, including refused calls."""
 
@@ -99,6 +112,7 @@ class Ledger:
         return {
             "launches": [asdict(launch) for launch in tuple(self.launches)],
             "executions": [asdict(execution) for execution in tuple(self.executions)],
+            "pods": [asdict(pod) for pod in tuple(self.pods)],
             "writes": [asdict(write) for write in tuple(self.writes)],
             "calls": dict(self.calls),
         }

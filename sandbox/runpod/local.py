@@ -28,6 +28,7 @@ from sandbox.runpod.public_api import PublicApi
 from sandbox.runpod.rest.account import Account
 from sandbox.runpod.rest.api import RestApi, account_operations
 from sandbox.runpod.rest.catalog import Catalog
+from sandbox.runpod.rest.pods import PodHost, Pods
 from sandbox.runpod.rest.quota import Quota
 from sandbox.runpod.rest.requests import Stock
 from sandbox.runpod.rest.workers import worker_operations
@@ -123,6 +124,8 @@ class LocalRunPod:
         rest_calls_per_minute: int = 600,
         images: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.time,
+        pod_module: str | None = None,
+        pod_slots: int | None = None,
         **settings: Any,
     ) -> Self:
         """Serve a new endpoint until `stop`.
@@ -136,6 +139,8 @@ class LocalRunPod:
             images: the handler module of each image that can be pulled, for endpoints that are created through the
                 REST API; None: every image can, and is `handler_module`.
             clock: returns seconds, for time-outs, ttl and retention; `advance` moves it forward.
+            pod_module: what the containers of pods run; None: the module that a pod's `args` name.
+            pod_slots: how many pods get a machine at the same time, the others waiting; None: all.
             **settings: the fields of `EndpointSettings`, for the endpoint that exists from the start. The others
                 have the same, as far as their configuration does not say otherwise; `env` is what their images bring.
                 Handler modules must be importable with the working directory and environment of this process.
@@ -158,7 +163,19 @@ class LocalRunPod:
         apps["internal"].router.routes.extend([*WorkerApi(platform).routes(), *AdminApi(platform).routes()])
         quota = Quota(time_of_jobs, {"minute": rest_calls_per_minute, "hour": 60 * rest_calls_per_minute})
         api = RestApi(keys, quota, platform.faults, platform.ledger, time_of_jobs)
-        api.serve(apps["rest"], [*account_operations(account), *worker_operations(platform)])
+        host = PodHost(
+            folder=folder,
+            env=platform.first.settings.env,
+            module=pod_module,
+            slots=pod_slots,
+            volume_folder=platform.volume_folder,
+            volume_variable=machine.volume_variable,
+        )
+        platform.pods = Pods(account, host, keys, platform.ledger, time_of_jobs)
+        api.serve(
+            apps["rest"],
+            [*account_operations(account), *worker_operations(platform), *platform.pods.operations()],
+        )
         pod = cls(platform, keys, folder, public=public, internal=internal, rest=rest)
         pod._thread.start()
         pod._started.result()
@@ -190,6 +207,30 @@ class LocalRunPod:
     def workers(self) -> dict[str, str]:
         """Return the state of each worker process, by its id."""
         return self._on_loop(self._platform.states)
+
+    def pods(self) -> list[dict[str, Any]]:
+        """Return the pods that live, as the REST API shows them."""
+        return self._on_loop(self._pods().all)
+
+    def time(self) -> float:
+        """Return the seconds of the clock that `advance` moves."""
+        return self._platform.clock()
+
+    def key_of_pod(self, pod_id: str) -> str:
+        """Return the key that a pod's container has."""
+        return self._on_loop(lambda: self._pods().key_of(pod_id))
+
+    def stop_pod(self, pod_id: str) -> None:
+        """Stop a pod, as somebody may in the console, or as RunPod does for want of balance."""
+        self._on_loop(lambda: self._pods().act(pod_id, "stop"))
+
+    def kill_container(self, pod_id: str) -> None:
+        """Send SIGKILL to all processes of a pod's container; RunPod starts it again."""
+        self._on_loop(lambda: self._pods().kill_container(pod_id))
+
+    def _pods(self) -> Pods:
+        assert self._platform.pods is not None
+        return self._platform.pods
 
     def volume_folder(self, volume_id: str) -> Path:
         """Return the folder with the content of a network volume."""
@@ -243,17 +284,28 @@ class LocalRunPod:
 
     def logs(self) -> str:
         """Return the output of all workers, including those that have ended."""
-        logs = sorted(self._folder.glob("*/worker.log"))
+        logs = sorted([*self._folder.glob("*/worker.log"), *self._folder.glob("*/pod.log")])
         return "\n".join(path.read_text(errors="replace") for path in logs)
 
     @contextmanager
     def outage(self) -> Iterator[None]:
         """Refuse all connections of callers until the context ends. The workers continue."""
-        self._await(self._public.close())
+        with self._closed(self._public):
+            yield
+
+    @contextmanager
+    def rest_outage(self) -> Iterator[None]:
+        """Refuse all connections to the REST API until the context ends. The pods continue."""
+        with self._closed(self._rest):
+            yield
+
+    @contextmanager
+    def _closed(self, listener: _Listener) -> Iterator[None]:
+        self._await(listener.close())
         try:
             yield
         finally:
-            self._await(self._public.open())
+            self._await(listener.open())
 
     def __enter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sandbox.runpod.endpoint import Clock, Endpoint, EndpointSettings
 from sandbox.runpod.faults import Faults
@@ -21,6 +22,9 @@ from sandbox.runpod.rest.account import Account, as_time
 from sandbox.runpod.rest.endpoints import Configuration
 from sandbox.runpod.rest.problems import ProblemError
 from sandbox.runpod.rest.requests import CreateEndpoint
+
+if TYPE_CHECKING:
+    from sandbox.runpod.rest.pods import Pods
 
 _TICK_SECONDS = 0.05
 _CONSOLE_IMAGE = "local"
@@ -53,6 +57,8 @@ class Platform:
         self._worker_key = secrets.token_hex(20)
         self._endpoints: dict[str, Endpoint] = {}
         self._removed: list[Endpoint] = []
+        self.pods: Pods | None = None
+        """The account's pods, once there may be some."""
         account.endpoints.changed = self._follow
         account.volume_deleted = lambda volume_id: shutil.rmtree(self.volume_folder(volume_id), ignore_errors=True)
         account.endpoints.create(settings.endpoint, _from_console(settings), None, as_time(clock()))
@@ -119,11 +125,15 @@ class Platform:
             while True:
                 for endpoint in [*self.all(), *self._removed]:
                     endpoint.keep()
+                if self.pods is not None:
+                    self.pods.keep()
                 self._removed = [endpoint for endpoint in self._removed if not self._is_gone(endpoint)]
                 await asyncio.sleep(_TICK_SECONDS)
         finally:
             for endpoint in [*self.all(), *self._removed]:
                 endpoint.close()
+            if self.pods is not None:
+                self.pods.close()
 
     def _is_gone(self, endpoint: Endpoint) -> bool:
         if endpoint.pool.all():

@@ -21,8 +21,8 @@ from sandbox.runpod.worker_logs import WorkerLogs
 log = logging.getLogger(__name__)
 
 # A container does not inherit the machine's environment; above all it must not see keys that are set there.
-_PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
-_FIRST_PROCESS = (sys.executable, "-S", "-E", container.__file__)
+PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
+FIRST_PROCESS = (sys.executable, "-S", "-E", container.__file__)
 _START_BACKOFF_SECONDS = 2.0
 _LONGEST_BACKOFF_SECONDS = 30.0
 
@@ -298,11 +298,11 @@ class Pool:
         else:
             log.say(f"The container of {image.name} starts.")
         child = start_child(
-            [*_FIRST_PROCESS, sys.executable, "-u", *_program(image)],
+            [*FIRST_PROCESS, sys.executable, "-u", *_program(image)],
             name=f"The RunPod worker {worker_id}",
             log=home / "worker.log",
             env={
-                **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+                **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
                 # A home of its own, because the SDK would prefer a key of ~/.runpod/config.toml to its environment.
                 "HOME": str(home),
                 "TMPDIR": str(home),

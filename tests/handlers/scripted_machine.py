@@ -25,6 +25,10 @@ def main() -> int:
         return 1
     if act == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if act == "end":
+        from lora_trainer.run.machine_end import await_end
+
+        await_end(os.environ)
     if act == "linger":
         threading.Event().wait()
     return 0

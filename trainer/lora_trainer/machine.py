@@ -4,7 +4,8 @@ Pods, training jobs and tasks of a cloud bring no request and carry no result. T
 environment variables (`lora_contract.machine_request`), progress goes to the database with the heartbeat, and so does
 the result (`finish_run`). The exit status is 0 for a run that is complete or another execution's, and 1 for one that
 failed. On SIGTERM, with which a cloud takes its machine back, the training saves a checkpoint. Its volume is the folder
-that outlives the machine, if the cloud has one: the launcher names it in `LORA_TRAINER_VOLUME`.
+that outlives the machine, if the cloud has one: the launcher names it in `LORA_TRAINER_VOLUME`. Where an ended
+container is started again, the process asks for its machine's end and waits for it (`run/machine_end.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from lora_trainer.errors import TrainingError
 from lora_trainer.handler import carry_out_job
 from lora_trainer.run.channel import ChannelClient
 from lora_trainer.run.logs import configure_logging
+from lora_trainer.run.machine_end import await_end
 from lora_trainer.run.runpod_progress import Send
 from lora_trainer.run.sizes import fit_report
 from lora_trainer.settings import Settings, load_settings, unread_settings
@@ -54,7 +56,9 @@ def main() -> int:
     # Each training answers SIGTERM itself while it runs. Before and after it the signal must not end this process,
     # which has a result to report; the cloud kills it soon enough.
     signal.signal(signal.SIGTERM, _note_signal)
-    return asyncio.run(_carry_out(request, launch_id))
+    status = asyncio.run(_carry_out(request, launch_id))
+    await_end(os.environ)
+    return status
 
 
 def _note_signal(_number: int, _frame: object) -> None:

@@ -40,6 +40,8 @@ from sandbox.runpod.wire import answer_with
 _BODY_LIMIT_BYTES = 1024 * 1024
 _SECRET_FIELDS = frozenset({"username", "password"})
 _WRITES = frozenset({"POST", "PATCH", "DELETE"})
+_OF_ITS_POD = frozenset({"getPod", "deletePod", "podAction"})
+"""What a pod's own key may do, with its pod. RunPod documents its purpose, not its rights."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Operation:
     """Returns the answer: JSON, None for an answer without body, or a whole response."""
     body: type[Body] | None = None
     query: type[BaseModel] = Query
+
+    @property
+    def creates(self) -> bool:
+        """Whether its answer is 201."""
+        return self.method == "POST" and self.name != "podAction"
 
 
 def account_operations(account: Account) -> list[Operation]:
@@ -174,7 +181,13 @@ class RestApi:
             headers, exceeded = self._quota.take(request.headers["authorization"])
             if exceeded is not None:
                 return problem_answer(429, f"The limit of the {exceeded} is exceeded.", headers)
-            if rights is Rights.JOBS or (rights is Rights.READ and operation.method in _WRITES):
+            if rights is Rights.POD:
+                may = operation.name in _OF_ITS_POD and request.path_params.get("id") == self._keys.pod_of(
+                    request.headers["authorization"]
+                )
+            else:
+                may = rights is Rights.ALL or (rights is Rights.READ and operation.method not in _WRITES)
+            if not may:
                 response = problem_answer(403, "The key has no right to do this.")
             else:
                 fault = self._faults.draw(operation.name)
@@ -203,7 +216,7 @@ class RestApi:
             return answer
         if answer is None:
             return Response(status_code=204)
-        return JSONResponse(answer, 201 if operation.method == "POST" else 200)
+        return JSONResponse(answer, 201 if operation.creates else 200)
 
     async def _refuse_route(self, request: Request, error: Exception) -> Response:
         if self._keys.rights_of(request.headers.get("authorization")) is None:

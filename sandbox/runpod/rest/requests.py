@@ -225,6 +225,55 @@ class UpdateEndpoint(_EndpointFields):
     template_id: str | None = None
 
 
+class PodGpu(Body):
+    """The GPUs of a pod: one type, by its id."""
+
+    id: str
+    count: int = Field(default=1, ge=1)
+    allowed_cuda_versions: list[CudaVersion] | None = None
+    min_cuda_version: CudaVersion | None = None
+
+
+class NetworkMount(Body):
+    """A network volume in a pod."""
+
+    volume_id: str
+    path: str
+
+
+class PodMounts(Mounts):
+    """The mounts of a pod: a disk of its host or a network volume."""
+
+    network: list[NetworkMount] | None = Field(default=None, max_length=1)
+
+
+class CreatePod(Container):
+    """The body of `POST /v2/pods`."""
+
+    name: Text
+    cloud: Literal["SECURE", "COMMUNITY"] | None = None
+    gpu: PodGpu | None = None
+    cpu: Cpu | None = None
+    data_center_ids: list[str] | None = None
+    global_networking: bool | None = None
+    mounts: PodMounts | None = None
+    start_jupyter: bool | None = None
+    start_ssh: bool | None = None
+    template_id: Text | None = None
+
+    @model_validator(mode="after")
+    def _has_an_image(self) -> Self:
+        if self.template_id is None and self.image is None:
+            raise ValueError("image is required without templateId")
+        return self
+
+
+class PodAction(Body):
+    """The body of `POST /v2/pods/{id}/action`."""
+
+    action: Literal["start", "stop", "restart", "terminate"]
+
+
 class Query(BaseModel):
     """The query parameters of a call. A list is separated by commas."""
 
@@ -270,6 +319,12 @@ class DataCenterQuery(Query):
     network_volume_types: list[VolumeType] | None = None
     compliance: list[str] | None = None
     global_network: bool | None = None
+
+
+class PodListQuery(Query):
+    """Whether the pods of clusters are listed, too: there are none here."""
+
+    include_cluster_pods: bool = False
 
 
 class LogQuery(Query):

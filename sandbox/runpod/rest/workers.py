@@ -120,6 +120,11 @@ def _stream_log(platform: Platform, call: Call) -> StreamingResponse:
     log = None if endpoint is None else endpoint.pool.logs.get(call.ids["worker_id"])
     if endpoint is None or log is None:
         raise ProblemError(404, "There is no such worker, or its log is no longer kept.")
+    return stream_log(log, call, lambda: not endpoint.is_closing)
+
+
+def stream_log(log: WorkerLog, call: Call, goes_on: Callable[[], bool]) -> StreamingResponse:
+    """Answer a call for a log with its lines as events, until it is dropped or `goes_on` says no."""
     source = call.query.source
 
     def wanted(line: Line) -> bool:
@@ -127,7 +132,7 @@ def _stream_log(platform: Platform, call: Call) -> StreamingResponse:
 
     first = _first_number(log, call, wanted)
     return StreamingResponse(
-        _events(log, first, wanted, lambda: not endpoint.is_closing),
+        _events(log, first, wanted, goes_on),
         headers={"Cache-Control": "no-cache", "Connection": "keep-alive", "X-Accel-Buffering": "no"},
         media_type="text/event-stream",
     )

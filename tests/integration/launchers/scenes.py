@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import httpx
 
-from lora_worker.launchers.base import Launcher
+from lora_worker.launchers.base import EndCause, Launcher, LaunchState, Observation
 from lora_worker.launchers.gpu_server import GpuServerLauncher
 from lora_worker.launchers.runpod import RunPodLauncher
 from sandbox.gpu_server import LocalGpuServer
@@ -27,6 +27,11 @@ class Scene(ABC):
     """The input of a job that does this."""
     without_output: ClassVar[str | None] = None
     """Why its launches show no output, where they don't; what a trainer says comes by the run's own channel then."""
+    ends: ClassVar[Mapping[str, tuple[LaunchState, EndCause]]] = {
+        "complete": (LaunchState.COMPLETED, EndCause.UNKNOWN),
+        "raise": (LaunchState.FAILED, EndCause.RAISED),
+    }
+    """How the launch of such a job ends. A cloud that knows no such ends says by a comment what it has instead."""
 
     @abstractmethod
     def launcher(self, http: httpx.AsyncClient, *, key: str | None = None, url: str | None = None) -> Launcher:
@@ -36,6 +41,10 @@ class Scene(ABC):
     @contextmanager
     def outage(self) -> Iterator[None]:
         """Nobody answers at the address."""
+
+    def has_ended(self, act: str, seen: Observation) -> bool:
+        """Whether the launch of such a job is over."""
+        return seen.state is self.ends[act][0]
 
     def payload(self, act: str) -> dict[str, Any]:
         """The request of a new run that does this."""

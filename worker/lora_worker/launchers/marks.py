@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 from uuid import UUID
 
 _MARK_CHARACTERS = 10
+_LAUNCH_ID = re.compile(r"(lora-[0-9a-f]{32})-[0-9a-f]{8}")
 _NAME = re.compile(r"lora-([0-9a-f]{32})(?![0-9a-f])")
 
 
@@ -24,3 +26,17 @@ def run_of_name(name: str) -> str | None:
     """The id of the run whose launch bears this name, also with more after it; None if it is no such name."""
     found = _NAME.match(name)
     return str(UUID(found[1])) if found else None
+
+
+def new_launch_id(run_id: str) -> str:
+    """An id for one more launch of a run, whose last part nobody can guess: no container of another run can name it.
+
+    Raises:
+        ValueError: the run's id is no UUID.
+    """
+    return f"{launch_name(run_id)}-{secrets.token_hex(4)}"
+
+
+def is_launch_id(text: str) -> bool:
+    """Whether a text can be such an id: containers name their own, and what they name goes into searches."""
+    return _LAUNCH_ID.fullmatch(text) is not None

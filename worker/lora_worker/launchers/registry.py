@@ -20,13 +20,15 @@ from lora_worker.configuration.settings import (
     variables_of,
 )
 from lora_worker.errors import SettingsError
-from lora_worker.launchers import gpu_server, runpod, sagemaker, skypilot, vertex
+from lora_worker.launchers import gpu_server, runpod, runpod_pods, sagemaker, skypilot, vertex
 from lora_worker.launchers.base import Launcher
 from lora_worker.launchers.gpu_server import GpuServerLauncher
 from lora_worker.launchers.gpu_server_settings import GpuServerSettings
 from lora_worker.launchers.places import DEFAULT_PLACE, Place
 from lora_worker.launchers.routing_table import VARIABLE, EndpointEntry, RoutingTable, read_table
 from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.launchers.runpod_pods import RunPodPodsLauncher
+from lora_worker.launchers.runpod_pods_settings import RunPodPodsSettings
 from lora_worker.launchers.runpod_settings import RunPodAccount, RunPodSettings
 from lora_worker.launchers.sagemaker import SageMakerLauncher
 from lora_worker.launchers.sagemaker_settings import SageMakerSettings
@@ -50,6 +52,7 @@ LAUNCHERS: Mapping[str, LauncherKind[Any]] = {
     RunPodLauncher.name: LauncherKind(RunPodSettings, RunPodLauncher.open, runpod.most_connections),
     GpuServerLauncher.name: LauncherKind(GpuServerSettings, GpuServerLauncher.open, gpu_server.most_connections),
     SkyPilotLauncher.name: LauncherKind(SkyPilotSettings, SkyPilotLauncher.open, skypilot.most_connections),
+    RunPodPodsLauncher.name: LauncherKind(RunPodPodsSettings, RunPodPodsLauncher.open, runpod_pods.most_connections),
     VertexLauncher.name: LauncherKind(VertexSettings, VertexLauncher.open, vertex.most_connections),
     SageMakerLauncher.name: LauncherKind(SageMakerSettings, SageMakerLauncher.open, sagemaker.most_connections),
 }

@@ -126,9 +126,11 @@ class RestClient:
             raise ServiceUnavailableError(SERVICE, f"RunPod's answer is not readable: could not {doing}")
         return [kind.model_validate(item) for item in items if isinstance(item, dict)]
 
-    async def _found(self, path: str, kind: type[AnyAnswer], doing: str) -> AnyAnswer | None:
+    async def _found(
+        self, path: str, kind: type[AnyAnswer], doing: str, *, query: Mapping[str, str] | None = None
+    ) -> AnyAnswer | None:
         try:
-            answer = await self._repeated("GET", path, doing)
+            answer = await self._repeated("GET", path, doing, query=query)
         except ServiceRefusedError as error:
             if error.status == 404:
                 return None

@@ -33,7 +33,7 @@ from lora_worker.launchers.base import (
 )
 from lora_worker.launchers.google_logs import JobLogs
 from lora_worker.launchers.google_tokens import GoogleTokens, require_google_auth
-from lora_worker.launchers.marks import project_mark, run_of_name
+from lora_worker.launchers.marks import is_launch_id, new_launch_id, project_mark, run_of_name
 from lora_worker.launchers.vertex_addresses import Locations, project_of, split_endpoint
 from lora_worker.launchers.vertex_answers import Job, read_health, read_observation
 from lora_worker.launchers.vertex_api import SERVICE, VertexApi
@@ -41,8 +41,6 @@ from lora_worker.launchers.vertex_api import most_connections as connections
 from lora_worker.launchers.vertex_jobs import (
     JobShape,
     custom_job,
-    is_launch_id,
-    new_launch_id,
     of_failed,
     of_launch,
     of_live,

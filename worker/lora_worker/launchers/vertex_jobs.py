@@ -12,8 +12,6 @@ its number is not documented (`CLOUD_ML_JOB_ID` holds "the name given to the tra
 
 from __future__ import annotations
 
-import re
-import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -30,7 +28,6 @@ PROJECT_LABEL, RUN_LABEL, LAUNCH_LABEL, TTL_LABEL = "lora_project", "lora_run", 
 LIVE_STATES = ("JOB_STATE_QUEUED", "JOB_STATE_PENDING", "JOB_STATE_RUNNING", "JOB_STATE_UPDATING", "JOB_STATE_PAUSED")
 """Of a job that waits or works, and whose end nobody has asked for."""
 COMMAND = ("python", "-u", "-m", "lora_trainer.machine")
-_LAUNCH_ID = re.compile(r"(lora-[0-9a-f]{32})-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +55,6 @@ class JobShape:
             service_account=settings.vertex_service_account,
             network=settings.vertex_network,
         )
-
-
-def new_launch_id(run_id: str) -> str:
-    """An id for one more launch of a run. Raises: ValueError: the run's id is no UUID."""
-    return f"{launch_name(run_id)}-{secrets.token_hex(4)}"
-
-
-def is_launch_id(text: str) -> bool:
-    """Whether a text can be the id of a launch: containers name their own, and what they name goes into a filter."""
-    return _LAUNCH_ID.fullmatch(text) is not None
 
 
 def custom_job(

@@ -1,0 +1,214 @@
+"""What a pod is to the worker: by its name whose it is, by its status what it does, and when it must end."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from lora_contract.machine_request import unpack_request
+from lora_worker.errors import LaunchInDoubtError, ServiceRefusedError, SettingsError
+from lora_worker.launchers.base import EndCause, LaunchRef, LaunchState, Policy
+from lora_worker.launchers.registry import load_settings
+from lora_worker.launchers.runpod_pods import RunPodPodsLauncher
+from lora_worker.launchers.runpod_pods_answers import judge_end, limits_of, own_pod, read_observation
+from lora_worker.launchers.runpod_pods_api import Pod
+from lora_worker.launchers.runpod_pods_gpus import PodShape, gpu_ids, shape_fault
+from lora_worker.launchers.runpod_pods_plan import PodPlan
+from lora_worker.money.pricing import load_prices
+from tests.runpod_rest import faults_of_request
+
+MARK, LAUNCH = "0123456789", f"lora-{'a' * 32}-01234567"
+NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
+URL = "https://api.runpod.io/v2/pods"
+POLICY = Policy(execution_seconds=600, ttl_seconds=6000)
+
+
+def ago(seconds: float) -> str:
+    return (NOW - timedelta(seconds=seconds)).isoformat()
+
+
+def shown(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "7h9k2m4n6p", "name": f"{LAUNCH}-{MARK}", "status": "RUNNING", "env": limits_of(POLICY),
+        "dataCenterId": "EU-RO-1", "createdAt": ago(300), "startedAt": ago(200), "runtime": {"uptime": 200},
+        "cost": 1.64, **changes,
+    }  # fmt: skip
+
+
+def read(**changes: Any) -> Any:
+    own = own_pod(Pod.model_validate(shown(**changes)), MARK)
+    assert own is not None
+    return own
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "trainer"},
+        {"name": LAUNCH},
+        {"name": f"{LAUNCH}-9876543210"},
+        {"name": f"lora-{'a' * 32}-{MARK}"},
+        {"name": f"x{LAUNCH}-{MARK}"},
+        {"name": None},
+        {"id": "../../serverless/x"},
+        {"status": "TERMINATED"},
+    ],
+)
+def test_pod_without_run_launch_and_mark_is_nobodys(changes: dict[str, Any]) -> None:
+    assert own_pod(Pod.model_validate(shown(**changes)), MARK) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "seconds"),
+    [
+        ({"status": "PROVISIONING", "dataCenterId": None}, LaunchState.QUEUED, None),
+        ({"status": "STARTING", "startedAt": None}, LaunchState.QUEUED, 300),
+        ({}, LaunchState.RUNNING, 300),
+        ({"createdAt": None}, LaunchState.RUNNING, None),
+        ({"status": "MIGRATING"}, LaunchState.UNKNOWN, None),
+    ],
+)
+def test_status_of_a_pod_that_may_go_on(changes: dict[str, Any], state: LaunchState, seconds: float | None) -> None:
+    own = read(**changes)
+    seen = read_observation(own, NOW)
+    assert judge_end(own, NOW, restarts=2) is None
+    assert (seen.state, seen.execution_seconds) == (state, seconds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "restarts", "state", "cause"),
+    [
+        ({"status": "EXITED"}, 0, LaunchState.FAILED, EndCause.LOST),
+        ({"status": "ERROR"}, 0, LaunchState.FAILED, EndCause.LOST),
+        ({}, 3, LaunchState.FAILED, EndCause.LOST),
+        ({"startedAt": ago(601), "createdAt": ago(700)}, 0, LaunchState.FAILED, EndCause.OVER_TIME),
+        ({"startedAt": None, "createdAt": ago(601)}, 0, LaunchState.FAILED, EndCause.OVER_TIME),
+        ({"createdAt": ago(6001)}, 0, LaunchState.FAILED, EndCause.OVER_TIME),
+        ({"status": "STARTING", "createdAt": ago(6001)}, 0, LaunchState.TIMED_OUT, EndCause.OVER_TIME),
+        ({"env": {}, "createdAt": ago(31 * 86_400)}, 0, LaunchState.FAILED, EndCause.OVER_TIME),
+        ({"env": {"LORA_LAUNCH_TTL_SECONDS": "9" * 40}, "createdAt": ago(31 * 86_400)}, 0, LaunchState.FAILED,
+         EndCause.OVER_TIME),
+    ],
+)  # fmt: skip
+def test_pod_that_must_end(changes: dict[str, Any], restarts: int, state: LaunchState, cause: EndCause) -> None:
+    end = judge_end(read(**changes), NOW, restarts=restarts)
+    assert end is not None
+    assert (end.state, end.cause) == (state, cause)
+
+
+def test_every_gpu_that_is_offered_has_pods() -> None:
+    assert [price.type for price in load_prices() if not gpu_ids(price.type)] == []
+    names = [name for price in load_prices() if price.offered for name in (price.type, *price.names)]
+    assert [name for name in names if not gpu_ids(name)] == []
+    assert gpu_ids("H200")[0] == "NVIDIA H200"
+    assert gpu_ids("NVIDIA L40S")[0] == "NVIDIA L40S"
+    assert gpu_ids(None) == gpu_ids("TPU") == ()
+
+
+@pytest.mark.parametrize(
+    ("named", "billed", "fault"),
+    [
+        ("", PodShape(None, 1), None),
+        ("H100x2", PodShape("H100", 2), None),
+        ("A100-80GB", PodShape("A100-80GB", 1), None),
+        ("H100x2", PodShape("H100", 1), "names other GPUs than are billed there, 1 × H100"),
+        ("H100", PodShape(None, 1), "names other GPUs than are billed there, 1 × what a job asks for"),
+        ("TPUx2", PodShape("H100", 2), "names no GPU that pods have, such as H100x2 behind its #"),
+        ("", PodShape("TPU", 1), "is to have the GPU TPU, which RunPod has no pods with"),
+    ],
+)
+def test_endpoint_names_the_gpus_that_are_billed(named: str, billed: PodShape, fault: str | None) -> None:
+    assert shape_fault(named, billed) == fault
+
+
+def launcher_of(answer: Any, **plan: Any) -> tuple[RunPodPodsLauncher, list[httpx.Request]]:
+    requests: list[httpx.Request] = []
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return answer(request)
+
+    http = httpx.AsyncClient(transport=httpx.MockTransport(serve))
+    given = PodPlan(**{"mark": MARK, "image": "trainer:1", **plan})
+    return RunPodPodsLauncher(URL, "rpa_key", given, shape=PodShape(None, 2), http=http, now=lambda: NOW), requests
+
+
+async def test_request_for_a_pod_is_as_runpod_describes_it() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"pods": []})
+        return httpx.Response(201, json={**shown(), "name": httpx_json(request)["name"]})
+
+    launcher, requests = launcher_of(
+        answer, volume_id="vol1", data_centers=("EU-RO-1",), min_cuda="12.6", registry_id="reg1", hf_secret="hf"
+    )
+    payload = {"run_id": "a" * 32, "gpu_config": {"type": "H100"}}
+    launch_id = await launcher.launch(payload, POLICY)
+    body = httpx_json(requests[-1])
+    assert faults_of_request("POST", URL, body) == []
+    assert body["name"] == f"{launch_id}-{MARK}"
+    assert unpack_request(body["env"]) == payload
+    assert body["gpu"] == {"id": "NVIDIA H100 80GB HBM3", "count": 2, "minCudaVersion": "12.6"}
+    assert body["mounts"] == {"network": [{"volumeId": "vol1", "path": "/runpod-volume"}]}
+    assert body["env"]["HF_TOKEN"] == "{{ RUNPOD_SECRET_hf }}"
+    assert body["args"] == "python -u -m lora_trainer.machine"
+
+
+def httpx_json(request: httpx.Request) -> Any:
+    return httpx.Response(200, content=request.content).json()
+
+
+async def test_without_balance_no_other_gpu_is_tried() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"pods": []})
+        return httpx.Response(402, json={"title": "Payment Required", "status": 402, "detail": "Insufficient balance."})
+
+    launcher, requests = launcher_of(answer)
+    with pytest.raises(ServiceRefusedError, match="Insufficient balance"):
+        await launcher.launch({"run_id": "a" * 32, "gpu_config": {"type": "H100"}}, POLICY)
+    assert [request.method for request in requests] == ["GET", "POST"]
+
+
+async def test_answer_of_another_pod_is_in_doubt() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(*((200,) if request.method == "GET" else (201,)), json={"pods": [], **shown()})
+
+    launcher, _ = launcher_of(answer)
+    with pytest.raises(LaunchInDoubtError, match="another pod"):
+        await launcher.launch({"run_id": "b" * 32, "gpu_config": {"type": "H100"}}, POLICY)
+
+
+@pytest.mark.parametrize("answer", [{}, {"pods": {}}, {"pods": "x"}, []])
+async def test_list_that_cannot_be_read_ends_nothing(answer: Any) -> None:
+    launcher, requests = launcher_of(lambda _: httpx.Response(200, json=answer))
+    seen = await launcher.observe(LaunchRef(URL, LAUNCH))
+    assert seen.state is LaunchState.UNKNOWN
+    assert not await launcher.cancel(LaunchRef(URL, LAUNCH))
+    assert {request.method for request in requests} == {"GET"}
+
+
+async def test_looks_of_the_same_seconds_share_one_list() -> None:
+    launcher, requests = launcher_of(lambda _: httpx.Response(200, json={"pods": [shown()]}))
+    for _ in range(5):
+        assert (await launcher.observe(LaunchRef(URL, LAUNCH))).state is LaunchState.RUNNING
+    assert len(requests) == 1
+
+
+def test_settings_of_pods_are_checked(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("LORA_WORKER_LAUNCHER", "runpod-pods")
+    environment.setenv("LORA_WORKER_RUNPOD_PODS_IMAGE", "docker.io/me/lora-trainer:1")
+    settings = load_settings()
+    opened = RunPodPodsLauncher.open(settings, httpx.AsyncClient())  # type: ignore[arg-type]
+    assert opened.endpoint == URL
+    with pytest.raises(SettingsError, match="another API"):
+        RunPodPodsLauncher.open(settings, httpx.AsyncClient(), "https://elsewhere.example/v2/pods")  # type: ignore[arg-type]
+    environment.setenv("LORA_WORKER_RUNPOD_PODS_VOLUME_ID", "vol1")
+    with pytest.raises(SettingsError, match="one data centre where the volume is"):
+        load_settings()
+    environment.setenv("LORA_WORKER_RUNPOD_PODS_DATA_CENTERS", "EU-RO-1,eu")
+    with pytest.raises(SettingsError, match="ids of data centres"):
+        load_settings()
