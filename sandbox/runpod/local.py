@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -13,16 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import uvicorn
 from starlette.applications import Starlette
 
-from sandbox.errors import SandboxError
 from sandbox.processes import remove_folder, temporary_folder
 from sandbox.runpod.admin_api import AdminApi
 from sandbox.runpod.endpoint import Clock, EndpointSettings
 from sandbox.runpod.faults import Faults
 from sandbox.runpod.keys import Keys, Rights
 from sandbox.runpod.ledger import Execution, Ledger
+from sandbox.runpod.listener import Listener
 from sandbox.runpod.platform import Machine, Platform
 from sandbox.runpod.public_api import PublicApi
 from sandbox.runpod.rest.account import Account
@@ -32,52 +30,9 @@ from sandbox.runpod.rest.pods import PodHost, Pods
 from sandbox.runpod.rest.quota import Quota
 from sandbox.runpod.rest.requests import Stock
 from sandbox.runpod.rest.workers import worker_operations
-from sandbox.runpod.wire import BreakableProtocol
 from sandbox.runpod.worker_api import WorkerApi
 
 T = TypeVar("T")
-
-_HOST = "127.0.0.1"
-
-
-class _Listener:
-    """A server at one address, which can be closed and opened again at the same port."""
-
-    def __init__(self, app: Starlette, port: int = 0) -> None:
-        self._app = app
-        self._socket: socket.socket | None = _listen(port)
-        self.port: int = self._socket.getsockname()[1]
-        self.url = f"http://{_HOST}:{self.port}"
-
-    async def open(self) -> None:
-        """Accept connections from now on."""
-        listening, self._socket = self._socket or _listen(self.port), None
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                self._app,
-                http=BreakableProtocol,
-                lifespan="off",
-                log_level="critical",
-                access_log=False,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=2,
-            )
-        )
-        self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
-        while not self._server.started:  # noqa: ASYNC110 - uvicorn has a flag, not an event
-            await asyncio.sleep(0.01)
-
-    async def close(self) -> None:
-        """Finish the calls that have begun, and refuse connections from then on."""
-        self._server.should_exit = True
-        await self._serving
-
-
-def _listen(port: int) -> socket.socket:
-    try:
-        return socket.create_server((_HOST, port))
-    except OSError as error:
-        raise SandboxError(f"port {port} of {_HOST} can't be used ({error.strerror}); choose another") from None
 
 
 class LocalRunPod:
@@ -92,9 +47,9 @@ class LocalRunPod:
         keys: Keys,
         folder: Path,
         *,
-        public: _Listener,
-        internal: _Listener,
-        rest: _Listener,
+        public: Listener,
+        internal: Listener,
+        rest: Listener,
     ) -> None:
         self.api_key = keys.first
         self.api_url = f"{public.url}/v2/{platform.first.settings.endpoint}"
@@ -152,8 +107,8 @@ class LocalRunPod:
         """
         keys, time_of_jobs, folder = Keys(api_key), Clock(clock), temporary_folder()
         apps = {name: Starlette() for name in ("public", "internal", "rest")}
-        public, rest = _Listener(apps["public"], port), _Listener(apps["rest"], rest_port)
-        internal = _Listener(apps["internal"])
+        public, rest = Listener(apps["public"], port), Listener(apps["rest"], rest_port)
+        internal = Listener(apps["internal"])
         machine = Machine(
             folder=folder, worker_url=f"{internal.url}/worker", images=images, volume_variable="LORA_TRAINER_VOLUME"
         )

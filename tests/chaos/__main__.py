@@ -14,15 +14,17 @@ from rich.console import Console
 
 from lora_contract.crash_points import CRASH_POINTS
 from tests.chaos import crashes
+from tests.chaos.clouds import GpuServerCloud, RunPodCloud
 from tests.chaos.crew import ROOT
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import faults_of
 from tests.chaos.report import PointCount, Report, show, show_row
 from tests.chaos.scene import Scene, play
 from tests.chaos.verdict import Row
 from tests.chaos.world import World
 
-_RUNPOD_WORKERS = 10
-_CRASH_RUNPOD_WORKERS = 4
+_GPUS = 10
+_CRASH_GPUS = 4
+_LAUNCHERS = (RunPodCloud.name, GpuServerCloud.name)
 _LOGS = ROOT / ".sandbox" / "chaos-logs"
 """The folder to which the logs of a broken promise are copied."""
 
@@ -30,6 +32,7 @@ _LOGS = ROOT / ".sandbox" / "chaos-logs"
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the arguments. Exits with 2 if a pattern matches nothing: a run without a fault would prove nothing."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Faults and crashes, real processes")
+    parser.add_argument("--launcher", default=_LAUNCHERS[0], choices=_LAUNCHERS, help="where the jobs train")
     parser.add_argument("--faults", default="*", metavar="PATTERN", help="only faults with such a name; '' for none")
     parser.add_argument("--jobs", type=int, default=50, help="jobs of each fault")
     parser.add_argument("--points", default="*", metavar="PATTERN", help="only crash points with such a name")
@@ -37,7 +40,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=Path, default=Path("chaos-report.json"))
     found = parser.parse_args(arguments)
-    for option, names in (("faults", FAULTS), ("points", CRASH_POINTS)):
+    if found.launcher != RunPodCloud.name:
+        # The kills at crash points follow a trainer into RunPod's containers.
+        found.points = ""
+    for option, names in (("faults", faults_of(found.launcher)), ("points", CRASH_POINTS)):
         pattern = getattr(found, option)
         if pattern and not fnmatch.filter(names, pattern):
             parser.error(f"--{option}: {pattern!r} names none; the pattern is a shell's, such as '*429*'")
@@ -46,14 +52,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return found
 
 
-def play_faults(console: Console, pattern: str, *, jobs: int, seed: int) -> list[Row]:
+def play_faults(console: Console, pattern: str, *, launcher: str, jobs: int, seed: int) -> list[Row]:
     """Play every fault whose name matches, in one world, or in a new one after a broken promise."""
-    chosen = {name: act for name, act in FAULTS.items() if fnmatch.fnmatch(name, pattern)}
+    chosen = {name: act for name, act in faults_of(launcher).items() if fnmatch.fnmatch(name, pattern)}
     rows: list[Row] = []
     world: World | None = None
     try:
         for name, act in chosen.items():
-            world = world or World.start(runpod_workers=_RUNPOD_WORKERS)
+            world = world or World.start(gpus=_GPUS, launcher=launcher)
             row = play(world, name, act, jobs=jobs, seed=seed)
             rows.append(row)
             show_row(console, row)
@@ -77,7 +83,7 @@ def play_crashes(console: Console, pattern: str, *, seeds: int, seed: int) -> tu
     def act(scene: Scene) -> None:
         points.extend(crashes.kill_everywhere(scene, seeds=seeds, only=chosen))
 
-    with World.start(runpod_workers=_CRASH_RUNPOD_WORKERS, workers=1, env=crashes.ENV) as world:
+    with World.start(gpus=_CRASH_GPUS, workers=1, env=crashes.ENV) as world:
         row = play(world, f"SIGKILL at each crash point, {seeds} seeds", act, jobs=0, seed=seed)
         show_row(console, row)
         if not row.is_clean:
@@ -91,7 +97,8 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 240)
     began = time.monotonic()
     # Sequentially: on two cores, both at once take three times as long each, and leases expire.
-    rows = play_faults(console, arguments.faults, jobs=arguments.jobs, seed=arguments.seed)
+    chosen = arguments.launcher
+    rows = play_faults(console, arguments.faults, launcher=chosen, jobs=arguments.jobs, seed=arguments.seed)
     crash_rows, points = play_crashes(console, arguments.points, seeds=arguments.seeds, seed=arguments.seed)
     report = Report(arguments.seed, round(time.monotonic() - began), [*rows, *crash_rows], points)
     report.write(arguments.report)

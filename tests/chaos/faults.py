@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from contextlib import ExitStack, suppress
 from datetime import datetime
@@ -9,6 +11,7 @@ from datetime import datetime
 import psycopg
 
 from sandbox.standin import Mishap
+from tests.chaos.clouds import GpuServerCloud, RunPodCloud
 from tests.chaos.crew import Worker
 from tests.chaos.poisoned import POISON
 from tests.chaos.scene import CANCELLED, COMPLETED, FAILED, Act, Scene
@@ -17,6 +20,8 @@ from tests.processes.waiting import until
 
 FAULTS: dict[str, Act] = {}
 """The faults by their names in the report, in its order."""
+_ONLY: dict[str, str] = {}
+"""The launcher to which a fault can happen alone."""
 
 _OUTAGE_SECONDS = 4
 _RETENTION_SECONDS = 1801
@@ -25,12 +30,19 @@ _WRITTEN_AT = {"launched": "launched_at", "upload granted": "upload_granted_at",
 _WRITES = frozenset({"launched", "upload granted", "settled", "stopping the GPU", "stray launch cancelled"})
 
 
-def _fault(name: str) -> object:
+def _fault(name: str, *, only: str | None = None) -> object:
     def register(act: Act) -> Act:
         FAULTS[name] = act
+        if only is not None:
+            _ONLY[name] = only
         return act
 
     return register
+
+
+def faults_of(launcher: str) -> dict[str, Act]:
+    """The faults that can happen where a launcher's jobs train."""
+    return {name: act for name, act in FAULTS.items() if _ONLY.get(name, launcher) == launcher}
 
 
 @_fault("none (reference)")
@@ -167,7 +179,7 @@ def worker_poisoned(scene: Scene) -> None:
     until(restart_the_dead, "the poisonous job is given up")
 
 
-@_fault("no worker while runs end and RunPod forgets them")
+@_fault("no worker while runs end and RunPod forgets them", only="runpod")
 def daemon_down(scene: Scene) -> None:
     runpod, crew = scene.world.runpod, scene.world.crew
     # Trainers that finish meanwhile get no grant; keep their wait short.
@@ -250,14 +262,15 @@ def launch_unreadable(scene: Scene) -> None:
             scene.until_struck(count, 6)
 
 
-@_fault("the endpoint has no workers for a while (max 0)")
+@_fault("the endpoint has no workers for a while (max 0)", only="runpod")
 def no_gpu_workers(scene: Scene) -> None:
     scene.queue()
     scene.until_training(5)
-    at_most = scene.world.runpod_workers
-    scene.world.runpod.set_workers(max_workers=0)
+    cloud = scene.world.cloud
+    assert isinstance(cloud, RunPodCloud)
+    cloud.runpod.set_workers(max_workers=0)
     time.sleep(_OUTAGE_SECONDS + DOUBT_SECONDS)
-    scene.world.runpod.set_workers(max_workers=at_most)
+    cloud.runpod.set_workers(max_workers=cloud.workers)
 
 
 # ── RunPod: watching ────────────────────────────────────────────────────────────────────────────────
@@ -284,15 +297,15 @@ def status_missing(scene: Scene) -> None:
         time.sleep(_OUTAGE_SECONDS)
 
 
-@_fault("RunPod refuses all connections for a while")
-def runpod_away(scene: Scene) -> None:
+@_fault("the launcher refuses all connections for a while")
+def launcher_away(scene: Scene) -> None:
     scene.queue()
     scene.until_training(5)
-    with scene.world.runpod.outage():
+    with scene.world.cloud.outage():
         time.sleep(_OUTAGE_SECONDS)
 
 
-@_fault("jobs forgotten (404), before and after they published")
+@_fault("jobs forgotten (404), before and after they published", only="runpod")
 def jobs_forgotten(scene: Scene) -> None:
     runpod = scene.world.runpod
     forgotten: set[str] = set()
@@ -319,7 +332,7 @@ def jobs_forgotten(scene: Scene) -> None:
 # ── RunPod: working ─────────────────────────────────────────────────────────────────────────────────
 
 
-@_fault("results refused: job stuck, run again, or ended without output")
+@_fault("results refused: job stuck, run again, or ended without output", only="runpod")
 def results_lost(scene: Scene) -> None:
     with ExitStack() as stack:
         hits = [
@@ -332,14 +345,14 @@ def results_lost(scene: Scene) -> None:
             scene.until_struck(count, 9)
 
 
-@_fault("a late progress overwrites the result")
+@_fault("a late progress overwrites the result", only="runpod")
 def late_progress(scene: Scene) -> None:
     with scene.armed("job-done", "late_progress", times=8) as hits:
         scene.queue()
         scene.until_struck(hits, 8)
 
 
-@_fault("GPU workers killed in the middle of jobs")
+@_fault("GPU workers killed in the middle of jobs", only="runpod")
 def gpu_workers_killed(scene: Scene) -> None:
     with scene.armed("dispatch", "kill_worker", seconds=0.8, times=6, skip=4) as hits:
         scene.queue()
@@ -347,7 +360,7 @@ def gpu_workers_killed(scene: Scene) -> None:
         time.sleep(0.8)
 
 
-@_fault("jobs that kill their GPU worker or crash, at every attempt")
+@_fault("jobs that kill their GPU worker or crash, at every attempt", only="runpod")
 def gpu_poison(scene: Scene) -> None:
     scene.queue(
         Plan(8, Mishap.KILL_WORKER, FAILED),
@@ -357,7 +370,7 @@ def gpu_poison(scene: Scene) -> None:
     )
 
 
-@_fault("jobs handed to two GPU workers at once")
+@_fault("jobs handed to two GPU workers at once", only="runpod")
 def delivered_twice(scene: Scene) -> None:
     with scene.armed("dispatch", "deliver_twice", times=8, skip=2) as hits:
         # Longer than the heartbeat interval, within which the superseded execution learns of its lost fence.
@@ -365,11 +378,64 @@ def delivered_twice(scene: Scene) -> None:
         scene.until_struck(hits, 8)
 
 
-@_fault("RunPod reports jobs as timed out instead of starting them")
+@_fault("RunPod reports jobs as timed out instead of starting them", only="runpod")
 def timed_out(scene: Scene) -> None:
     with scene.armed("dispatch", "time_out", times=8) as hits:
         scene.queue()
         scene.until_struck(hits, 8)
+
+
+# ── a GPU server: working ───────────────────────────────────────────────────────────────────────────
+
+
+@_fault("SIGKILL of the GPU server, which starts again, three times", only="gpu-server")
+def gpu_server_killed(scene: Scene) -> None:
+    server = _cloud(scene).server
+    scene.queue()
+    for _ in range(3):
+        scene.until_training(5)
+        time.sleep(scene.rng.uniform(0.5, 2))
+        server.kill()
+        server.start()
+
+
+@_fault("trainers of the GPU server killed in the middle of jobs", only="gpu-server")
+def trainers_killed(scene: Scene) -> None:
+    scene.queue()
+    scene.until_training(5)
+    for _ in range(6):
+        time.sleep(0.7)
+        pids = _cloud(scene).server.trainers()
+        if pids:
+            with suppress(ProcessLookupError):
+                os.kill(scene.rng.choice(pids), signal.SIGKILL)
+
+
+@_fault("no worker while the GPU server ends its jobs", only="gpu-server")
+def workers_away(scene: Scene) -> None:
+    crew = scene.world.crew
+    # Trainers that finish meanwhile get no grant; keep their wait short.
+    crew.replace({"LORA_WORKER_GRANT_WAIT_SECONDS": "5"})
+    scene.queue()
+    scene.until_training(5)
+    crew.stop()
+    until(lambda: not _cloud(scene).orphans(), "the GPU server has nothing more to do")
+    crew.replace({})
+
+
+@_fault("jobs of the GPU server that crash, at every attempt or once", only="gpu-server")
+def trainings_crash(scene: Scene) -> None:
+    scene.queue(
+        *[Plan(8, Mishap.CRASH, FAILED)] * 2,
+        *[Plan(8, Mishap.LOSS_NOT_FINITE, FAILED)] * 2,
+        *[Plan(12, Mishap.CRASH_ONCE, COMPLETED)] * 3,
+    )
+
+
+def _cloud(scene: Scene) -> GpuServerCloud:
+    cloud = scene.world.cloud
+    assert isinstance(cloud, GpuServerCloud)
+    return cloud
 
 
 def _busiest(scene: Scene) -> Worker:

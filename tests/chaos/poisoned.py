@@ -7,6 +7,7 @@ from lora_worker.commands.cli import main
 from lora_worker.database.rows import Assignment
 from lora_worker.datasets import preflight
 from lora_worker.datasets.preflight import Plan
+from lora_worker.launchers.places import Place
 from lora_worker.services import Services
 
 POISON = "poison"
@@ -14,10 +15,10 @@ POISON = "poison"
 _check = preflight.check
 
 
-async def check(assignment: Assignment, services: Services) -> Plan:
+async def check(assignment: Assignment, services: Services, place: Place) -> Plan:
     if assignment.dataset is not None and assignment.dataset.name == POISON:
         os.kill(os.getpid(), signal.SIGKILL)
-    return await _check(assignment, services)
+    return await _check(assignment, services, place)
 
 
 if __name__ == "__main__":

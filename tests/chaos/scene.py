@@ -53,8 +53,8 @@ class Scene:
 
     @contextmanager
     def armed(self, operation: Any, action: Any, **details: Any) -> Iterator[Callable[[], int]]:
-        """Arm a fault of the local RunPod while the context is open; yields a function that counts its strikes."""
-        faults = self.world.runpod.faults
+        """Arm a fault of the cloud's calls while the context is open; yields a function that counts its strikes."""
+        faults = self.world.cloud.faults
         number = faults.add(operation, action, **details)
         try:
             yield lambda: faults.hits(number)
@@ -89,7 +89,7 @@ def play(world: World, name: str, act: Act, *, jobs: int, seed: int) -> Row:
     recovery_seconds = _recover(scene)
     with _complaining(scene):
         until(lambda: not world.unfinished(scene.job_ids), "every job ends", state=lambda: world.unended(scene.job_ids))
-    world.runpod.faults.clear()
+    world.cloud.faults.clear()
     with _complaining(scene):
         until(lambda: not _open_launches(scene), "every launch is closed")
     row = judge(name, world.dump(scene.job_ids), scene.ends)
@@ -143,13 +143,13 @@ def _recover(scene: Scene) -> float | None:
 
 
 def _open_launches(scene: Scene) -> int:
-    """Launches that cost money now or later: at RunPod, or not closed in the database yet."""
+    """Launches that cost money now or later: at the cloud, or not closed in the database yet."""
     runs = {row["id"] for row in scene.world.query(
         "select id::text from training_runs where job_id = any(%s::uuid[])", scene.job_ids)}  # fmt: skip
-    at_runpod = sum(1 for execution in scene.world.runpod.orphans() if execution.run_id in runs)
+    at_work = sum(1 for execution in scene.world.cloud.orphans() if execution.run_id in runs)
     to_close = scene.world.count(
         "select count(*) from training_launches where run_id = any(%s::uuid[])"
         " and external_job_id is not null and ended_at is null",
         list(runs),
     )
-    return at_runpod + to_close
+    return at_work + to_close

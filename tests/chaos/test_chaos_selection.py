@@ -30,7 +30,7 @@ _POINTS = ("worker.launch.after_post", "worker.settle.before", "worker.settle.af
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with World.start(runpod_workers=5) as started:
+    with World.start(gpus=5) as started:
         yield started
 
 
@@ -48,7 +48,7 @@ def test_crash_at_a_commit_point_loses_and_doubles_nothing() -> None:
     def act(scene: Scene) -> None:
         counts.extend(crashes.kill_everywhere(scene, seeds=1, only=_POINTS))
 
-    with World.start(runpod_workers=2, workers=1, env=crashes.ENV) as world:
+    with World.start(gpus=2, workers=1, env=crashes.ENV) as world:
         row = play(world, "SIGKILL at some crash points", act, jobs=0, seed=_SEED)
     assert row.is_clean, row.complaints
     assert [count.killed for count in counts] == [1] * len(_POINTS)

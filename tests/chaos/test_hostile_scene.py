@@ -52,7 +52,7 @@ class Outcome:
 @pytest.fixture
 def world() -> Iterator[World]:
     with World.start(
-        runpod_workers=_HONEST_JOBS + len(Lie),
+        gpus=_HONEST_JOBS + len(Lie),
         env=_ENV,
         handler_module="tests.chaos.dishonest",
     ) as started:

@@ -21,9 +21,9 @@ from sandbox.processes import remove_folder, temporary_folder
 from sandbox.runpod import LocalRunPod
 from sandbox.standin import read_steps, standin_env
 from sandbox.supabase import LocalSupabase
+from tests.chaos.clouds import Cloud, GpuServerCloud, RunPodCloud
 from tests.chaos.crew import ROOT, Crew
 from tests.chaos.verdict import Evidence
-from tests.processes.warm import await_idle
 
 BASE_MODEL = "standin"
 LEASE_SECONDS = 5
@@ -110,11 +110,9 @@ class World:
     """All servers of a run; `jobs` and `dump` return the records."""
 
     supabase: LocalSupabase
-    runpod: LocalRunPod
+    cloud: Cloud
     crew: Crew
     folder: Path
-    runpod_workers: int
-    """How many workers the endpoint may have."""
     _users: list[str]
     _datasets: dict[str, str] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
@@ -123,7 +121,8 @@ class World:
     def start(
         cls,
         *,
-        runpod_workers: int,
+        gpus: int,
+        launcher: str = RunPodCloud.name,
         workers: int = 2,
         env: Mapping[str, str] | None = None,
         handler_module: str = "lora_trainer.handler",
@@ -141,15 +140,12 @@ class World:
             platform.start()
             stack.callback(platform.close)
             (folder / "volume").mkdir()
-            runpod = stack.enter_context(
-                LocalRunPod.start(
-                    handler_module=handler_module,
-                    workers_max=runpod_workers,
-                    rate_limits={},
-                    idle_timeout_seconds=3600,
-                    env={**standin_env(folder / "volume", step_seconds=STEP_SECONDS), **_TRAINER, **shared},
-                )
-            )
+            trainer = {**standin_env(folder / "volume", step_seconds=STEP_SECONDS), **_TRAINER, **shared}
+            cloud: Cloud
+            if launcher == RunPodCloud.name:
+                cloud = RunPodCloud(stack, workers=gpus, env=trainer, handler_module=handler_module)
+            else:
+                cloud = GpuServerCloud(stack, folder, gpus=gpus, env=trainer)
             crew = Crew(
                 folder,
                 {
@@ -158,35 +154,35 @@ class World:
                     "SUPABASE_URL": supabase.url,
                     "SUPABASE_SERVICE_ROLE_KEY": supabase.secret_key,
                     "SUPABASE_PUBLISHABLE_KEY": supabase.publishable_key,
-                    "GPU_CLUSTER_API_URL": runpod.api_url,
-                    "GPU_CLUSTER_API_KEY": runpod.api_key,
+                    **cloud.environment,
                 },
             )
             stack.callback(crew.close)
-            world = cls(supabase, runpod, crew, folder, runpod_workers, [])
+            world = cls(supabase, cloud, crew, folder, [])
             world._users += [world.new_user() for _ in range(3)]
-            world.warm_up()
+            cloud.warm_up()
             world.restore(workers)
             world._stack = stack.pop_all()
             return world
 
-    def warm_up(self) -> None:
-        """Start every GPU worker, since ten cold starts during a test would disturb it."""
-        await_idle(self.runpod, self.runpod_workers)
+    @property
+    def runpod(self) -> LocalRunPod:
+        """The RunPod of a world that launches there."""
+        assert isinstance(self.cloud, RunPodCloud)
+        return self.cloud.runpod
 
     def restore(self, workers: int) -> None:
         """Have so many healthy workers and no armed fault."""
-        self.runpod.faults.clear()
+        self.cloud.faults.clear()
         self.crew.keep(workers)
         self.crew.await_start()
 
     def keep_logs(self, folder: Path) -> None:
-        """Copy the logs of workers and trainers, and RunPod's ledger, to where `close` does not delete them."""
+        """Copy the logs of workers and trainers, and the cloud's ledger, to where `close` does not delete them."""
         folder.mkdir(parents=True, exist_ok=True)
         for log in self.folder.glob("*.log"):
             shutil.copy(log, folder)
-        (folder / "trainers.log").write_text(self.runpod.logs())
-        (folder / "ledger.json").write_text(json.dumps(self.runpod.ledger.as_json(), indent=1))
+        self.cloud.keep_logs(folder)
         for table in ("training_jobs", "training_runs", "training_launches"):
             rows = self.query(f"select * from {table}")
             (folder / f"{table}.json").write_text(json.dumps(rows, indent=1, default=str))
@@ -333,9 +329,9 @@ class World:
                 " from notifications where metadata->>'job_id' = any(%s)",
                 ids,
             ),
-            launches=[launch for launch in tuple(self.runpod.ledger.launches) if launch.run_id in own],
+            launches=[launch for launch in self.cloud.launches() if launch.run_id in own],
             steps=[step for step in read_steps(self.folder / "volume" / "steps.jsonl") if step.run_id in own],
-            orphans=[orphan for orphan in self.runpod.orphans() if orphan.run_id in own],
+            orphans=[orphan for orphan in self.cloud.orphans() if orphan.run_id in own],
         )
 
 
