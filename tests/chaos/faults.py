@@ -232,9 +232,11 @@ def launch_fails(scene: Scene) -> None:
 
 @_fault("/run: accepted, and the answer lost")
 def launch_answer_lost(scene: Scene) -> None:
-    with scene.armed("run", "drop_answer", times=20) as hits:
+    # A trainer that checks in by itself spares its run a second launch.
+    lost = min(20, scene.jobs)
+    with scene.armed("run", "drop_answer", times=lost) as hits:
         scene.queue()
-        scene.until_struck(hits, 20)
+        scene.until_struck(hits, lost)
 
 
 @_fault("/run: slower than the caller waits, accepted or not")
