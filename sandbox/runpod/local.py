@@ -255,7 +255,7 @@ class LocalRunPod:
             yield
 
     @contextmanager
-    def _closed(self, listener: _Listener) -> Iterator[None]:
+    def _closed(self, listener: Listener) -> Iterator[None]:
         self._await(listener.close())
         try:
             yield
