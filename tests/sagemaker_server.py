@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -143,10 +143,22 @@ class SageMakerServer:
     `faults` are used up in their order by the calls that come: "lose_answer" (carried out, and the connection breaks),
     "drop" (not carried out, and the connection breaks), "throttle", "internal", "quota", "no_quota", "forbidden",
     "no_capacity" (the job finds no instance).
+
+    `module` runs in each container in place of the trainer's, and `image_environment` is what the image sets. The
+    folders of checkpoints in S3 are in `s3` below `folder`, each job's own disk in `disks`.
     """
 
-    def __init__(self, folder: Path, *, module: str, instances: int = 1, speed: float = 1.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        module: str,
+        instances: int = 1,
+        speed: float = 1.0,
+        image_environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
+        self._image_environment = image_environment or {}
         self.faults: list[str] = []
         self.jobs: dict[str, Job] = {}
         self.account = ACCOUNT
@@ -322,7 +334,7 @@ class SageMakerServer:
         job.starts += 1
         log = self.folder / name / f"algo-1-{job.starts}.log"
         log.parent.mkdir(exist_ok=True)
-        environment = {**own_environment(), **job.request["Environment"], "TRAINING_JOB_NAME": name}
+        environment = {**own_environment(), **self._image_environment, **self._mounted(job), "TRAINING_JOB_NAME": name}
         with log.open("wb") as output:
             job.process = subprocess.Popen(
                 [sys.executable, "-u", "-m", self._module],
@@ -335,6 +347,21 @@ class SageMakerServer:
         job.streams.append(log)
         job.secondary, job.running_since, job.ends_as, job.kill_at = "Training", self.now(), None, None
         job.started_at = job.started_at or job.running_since
+
+    def checkpoints_of(self, name: str) -> Path:
+        """The folder in S3 to which a job's checkpoints are copied."""
+        return self.folder / "s3" / self.jobs[name].request["CheckpointConfig"]["S3Uri"].removeprefix("s3://")
+
+    def _mounted(self, job: Job) -> dict[str, str]:
+        """The container's environment, with folders of this machine for SageMaker's own."""
+        name = job.request["TrainingJobName"]
+        folders = {
+            job.request["CheckpointConfig"]["LocalPath"]: self.checkpoints_of(name),
+            "/tmp/lora-models": self.folder / "disks" / f"{name}-{job.starts}",
+        }
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        return {key: str(folders.get(value, value)) for key, value in job.request["Environment"].items()}
 
     def _look(self, job: Job) -> None:
         if job.process is None:

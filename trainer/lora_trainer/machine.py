@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lora_contract.error_codes import ErrorCode
 from lora_contract.machine_request import find_launch_id, forget_request, unpack_request
 from lora_contract.protocol import Channel, Result
 from lora_trainer.errors import TrainingError
@@ -79,14 +80,17 @@ async def _report(output: dict[str, Any], request: dict[str, Any], launch_id: st
     except ValidationError:
         log.warning("no run to report to: the result stays here")
         return
-    if result.status == "superseded":
+    settings = _settings()
+    is_interruption = result.error is not None and result.error.code is ErrorCode.INTERRUPTED
+    if result.status == "superseded" or (is_interruption and settings.cloud_restarts):
+        # Reported, it would end the run, and the worker would launch it again beside the cloud's own restart.
         return
     try:
         async with ChannelClient(
             channel,
             external_job_id=launch_id,
             execution_id=execution_id,
-            patience_seconds=_settings().channel_patience_seconds,
+            patience_seconds=settings.channel_patience_seconds,
         ) as client:
             stored = await client.finish(fit_report(result))
     except TrainingError as error:

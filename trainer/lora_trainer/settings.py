@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     models_volume: Path | None = None
     """Folder of base models and their quantised copies. None: the volume. Where the cloud copies all files of the
     volume elsewhere, as SageMaker does with checkpoints, models belong on another disk."""
+    cloud_restarts: bool = False
+    """Whether the cloud starts this container again after it has taken its machine away, as SageMaker does with spot
+    instances. An interruption is then not reported: the run goes on when the container is back."""
     serving_folder: Path | None = None
     """Folder from which vLLM serves adapters by name. None: `lora-adapters` on the network volume, if one is
     mounted."""

@@ -21,8 +21,8 @@ CHECKPOINTS = "/opt/ml/checkpoints"
 """SageMaker copies this folder to S3 while the container works, and back before it starts a container again."""
 MODELS = "/tmp/lora-models"  # noqa: S108
 """Base models must not be copied to S3 with the checkpoints. `/tmp` is on the instance's own disk, too."""
-MOST_CHARACTERS, MOST_VARIABLES = 512, 97
-"""An environment has 100 entries of at most 512 characters (`TrainingEnvironmentMap`); three are not the request's."""
+MOST_CHARACTERS, MOST_VARIABLES = 512, 96
+"""An environment has 100 entries of at most 512 characters (`TrainingEnvironmentMap`); four are not the request's."""
 _LEAST_PENDING_SECONDS, _MOST_PENDING_SECONDS = 1800, 2_419_200
 """Bounds of `MaxPendingTimeInSeconds`."""
 _VOLUME_GB = 100
@@ -88,6 +88,8 @@ def training_job(
         "LORA_TRAINER_VOLUME": CHECKPOINTS,
         "LORA_TRAINER_MODELS_VOLUME": MODELS,
     }
+    if shape.is_spot:
+        environment["LORA_TRAINER_CLOUD_RESTARTS"] = "true"
     output = {"S3OutputPath": f"{shape.s3_path}/output"}
     if shape.kms_key:
         output["KmsKeyId"] = shape.kms_key

@@ -86,6 +86,18 @@ async def test_stray_is_cancelled_until_its_launcher_reports_its_end() -> None:
     ]
 
 
+async def test_stray_is_billed_as_its_launcher_bills_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, launcher = StrayQueue("spot"), StrayLauncher()
+    seen = Observation(LaunchState.CANCELLED, execution_seconds=7.0, billed_seconds=2.0)
+
+    async def observe(launch: LaunchRef) -> Observation:
+        return seen
+
+    monkeypatch.setattr(launcher, "observe", observe)
+    await reconciler(queue, launcher).run_once()
+    assert queue.closed == [{"external_job_id": "spot", "gpu_seconds": 2.0}]
+
+
 async def test_stray_with_unknown_status_is_left_for_the_next_round() -> None:
     queue, launcher = StrayQueue("unknown"), StrayLauncher(unknown=LaunchState.UNKNOWN)
     await reconciler(queue, launcher).run_once()

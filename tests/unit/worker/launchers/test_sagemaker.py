@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import sys
 import threading
@@ -188,6 +189,7 @@ def test_request_is_what_the_service_model_takes(is_spot: bool) -> None:
     environment = request["Environment"]
     assert unpack_request(environment) == given
     assert find_launch_id(environment) == request["TrainingJobName"]
+    assert ("LORA_TRAINER_CLOUD_RESTARTS" in environment) == is_spot
     assert environment["LORA_TRAINER_VOLUME"] == request["CheckpointConfig"]["LocalPath"]
     assert request["CheckpointConfig"]["S3Uri"] == f"s3://bucket/checkpoints/{given['job_id']}"
     told = {tag["Key"]: tag["Value"] for tag in request["Tags"]}
@@ -196,10 +198,11 @@ def test_request_is_what_the_service_model_takes(is_spot: bool) -> None:
 
 def test_environment_holds_what_sagemaker_takes_and_no_more() -> None:
     noise = random.Random(3).randbytes(40_000).hex()
-    environment = request_of(payload(text=noise[:63_000]))["Environment"]
+    shape = dataclasses.replace(SHAPE, is_spot=True)
+    environment = request_of(payload(text=noise[:62_000]), shape)["Environment"]
     assert 95 <= len(environment) <= 100
     assert max(map(len, environment.values())) == 512
-    with pytest.raises(ValueError, match="the cloud takes 96 of them"):
+    with pytest.raises(ValueError, match="the cloud takes 95 of them"):
         request_of(payload(text=noise[:66_000]))
 
 

@@ -96,6 +96,15 @@ def test_containers_seconds_only_fill_a_gap_in_the_measurements(services: Servic
     assert end(holding, Summary(execution_seconds=10_000_000))["gpu_seconds"] == 120
 
 
+@pytest.mark.parametrize("end", [failed, succeeded])
+def test_what_the_launcher_bills_counts_before_every_clock(services: Services, end: Any) -> None:
+    holding = held(services, None)
+    holding.measured_seconds = 90.0
+    holding.news = holding.news.model_copy(update={"used_seconds": 100.0, "posted_seconds_ago": 120.0})
+    holding.observation = Observation(LaunchState.COMPLETED, execution_seconds=90.0, billed_seconds=27.0)
+    assert end(holding, Summary(execution_seconds=10_000_000))["gpu_seconds"] == 27
+
+
 def test_only_a_success_brings_the_pace_from_which_estimates_learn(services: Services) -> None:
     pace = {"tokens": 9_000_000, "seconds": 1000.0, "steps": 300}
     summary = Summary(pace=Pace(**pace))
