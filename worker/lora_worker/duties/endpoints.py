@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from uuid import UUID
@@ -42,9 +43,10 @@ class EndpointWatch:
 
     @property
     def interval_seconds(self) -> float:
-        """Seconds between two looks: short enough for the limit of how long workers may start."""
-        longest: float = self._services.settings.max_start_seconds / 4
-        return min(60.0, longest)
+        """Seconds between two looks: short enough for the limits of how long workers may start or lack a GPU."""
+        services = self._services
+        fall_back_seconds = services.routes.fall_back_minutes * 60 if services.routes else math.inf
+        return min(60.0, services.settings.max_start_seconds / 4, fall_back_seconds / 4)
 
     async def run_once(self) -> RoundResult:
         """Look at each endpoint once, and tell the runs, the database and the log what is wrong.
