@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import pytest
 
 from lora_worker.configuration.retry_limits import RetryLimits
 from lora_worker.configuration.settings import Settings
-from lora_worker.database.answers import BreakersAnswer, EndpointAnswer, ServingErrand, Stray, WorkerOrders
+from lora_worker.database.answers import BreakersAnswer, EndpointAnswer, PlaceRow, ServingErrand, Stray, WorkerOrders
 from lora_worker.database.functions import SCHEMA_VERSION
 from lora_worker.database.queue_health import QueueHealth
 from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News
@@ -49,6 +49,8 @@ class FakeQueue:
         self.lost: set[UUID] = set()
         self.failing: Exception | None = None
         self.drain = False
+        self.places: dict[str, dict[str, Any]] = {}
+        self.checked_in: set[UUID] = set()
         self._held: set[UUID] = set()
 
     async def check_schema(self) -> int:
@@ -131,6 +133,26 @@ class FakeQueue:
     ) -> EndpointAnswer:
         self.calls.append(f"note_endpoint {state}")
         return {"starting_seconds": 0.0, "without_gpu_seconds": 0.0}
+
+    async def training_places(
+        self, endpoints: Sequence[str], *, base_model: str, run_id: UUID | None = None
+    ) -> list[PlaceRow]:
+        """What a test has set of an endpoint in `places`, and nothing against the others."""
+        nothing: PlaceRow = {
+            "endpoint": "", "launches": 0, "without_gpu_seconds": 0.0, "passed_over_seconds": 0.0, "held_seconds": 0.0,
+            "problem": None,
+        }  # fmt: skip
+        return [{**nothing, **self.places.get(endpoint, {}), "endpoint": endpoint} for endpoint in endpoints]  # type: ignore[typeddict-item]
+
+    async def put_back_run(
+        self, run_id: UUID, lease_token: UUID, *, reason: str, seconds: int
+    ) -> Literal["put_back", "launched", "lease_lost"]:
+        self.calls.append("put_back_run")
+        return "lease_lost" if run_id in self.lost else "put_back"
+
+    async def withdraw_launch(self, run_id: UUID, lease_token: UUID, *, pass_over_seconds: int) -> bool:
+        self.calls.append(f"withdraw_launch {pass_over_seconds}")
+        return run_id not in self.checked_in
 
     async def claim_operator_notice(self, key: str, again_seconds: int) -> bool:
         self.calls.append(f"claim_operator_notice {key}")

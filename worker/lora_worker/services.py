@@ -24,7 +24,7 @@ from lora_worker.launchers.base import ContainerLogs, Launcher
 from lora_worker.launchers.places import DEFAULT_PLACE, Place, Places
 from lora_worker.launchers.registry import most_connections, open_places, read_routes
 from lora_worker.launchers.routing_table import RoutingTable
-from lora_worker.money.places import terms_of_places
+from lora_worker.money.places import check_places, terms_of_places
 from lora_worker.money.pricing import GpuPrice, load_prices
 from lora_worker.money.terms import Terms, make_terms
 from lora_worker.observability.calls import MeasuredClient
@@ -177,7 +177,9 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
     limits = httpx.Limits(max_connections=most_connections(settings) + _HEAVY_SLOTS * 2 + 40)
     key = settings.supabase_service_role_key.get_secret_value()
     async with MeasuredClient(timeout=timeout, limits=limits) as http:
-        places, routes = open_places(settings, http), read_routes(settings)
+        places, routes, prices = open_places(settings, http), read_routes(settings), load_prices(settings.price_table)
+        if routes:
+            check_places(settings, Places(*places), prices)
         made: dict[str, Any] = {
             "settings": settings,
             "queue": DatabaseCalls(
@@ -190,7 +192,7 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
             "container_logs": open_container_logs(settings, http),
             "answering": open_answering(settings, http),
             "http": http,
-            "prices": load_prices(settings.price_table),
+            "prices": prices,
             "retry_limits": RetryLimits(
                 max_attempts=settings.max_attempts,
                 max_infrastructure_failures=settings.max_infrastructure_failures,

@@ -22,6 +22,7 @@ from lora_worker.commands import (
     logs,
     money,
     queue,
+    route,
     run,
     setup,
     submission,
@@ -55,8 +56,8 @@ def options(
 
 
 GROUPS = (
-    run, queue, jobs, logs, submission, exporting, versions, ask, dataset, dashboard, money, guided, deploy, setup,
-    erasing, gpu_server,
+    run, queue, jobs, route, logs, submission, exporting, versions, ask, dataset, dashboard, money, guided, deploy,
+    setup, erasing, gpu_server,
 )  # fmt: skip
 for group in GROUPS:
     app.add_typer(group.commands)

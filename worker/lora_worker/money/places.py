@@ -8,10 +8,14 @@ from typing import Any
 
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.words import counted
+from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS
+from lora_worker.configuration.settings import Settings
+from lora_worker.errors import SettingsError
 from lora_worker.launchers.places import Place, Places
 from lora_worker.launchers.routing import Wanted
+from lora_worker.launchers.routing_table import VARIABLE
 from lora_worker.money.guide import holds, needed_memory_gb, why_not_bf16
-from lora_worker.money.pricing import GpuPrice, find_gpu, plain_name
+from lora_worker.money.pricing import GpuPrice, affordable_seconds, find_gpu, plain_name
 from lora_worker.money.speeds import load_throughput
 from lora_worker.money.terms import Terms
 
@@ -25,6 +29,27 @@ def price_at(place: Place, prices: tuple[GpuPrice, ...], asked: str | None) -> G
     """
     price = find_gpu(prices, place.gpu_type or asked)
     return price and replace(price, price_per_hour=place.price_per_hour or price.price_per_hour)
+
+
+def check_places(settings: Settings, places: Places, prices: tuple[GpuPrice, ...]) -> None:
+    """Refuse places of a routing table at which no job could be launched.
+
+    Raises:
+        SettingsError: a place's GPU is not in the price table, or the most that a job may cost buys too little there.
+    """
+    for place in places.all:
+        where = f"{VARIABLE}: {settings.routes}, [endpoints.{place.name}]"
+        price = price_at(place, prices, None)
+        if price is None and place.gpu_type:
+            known = ", ".join(each.type for each in prices)
+            raise SettingsError(f"{where}: gpu_type is not in the price table; choose one of {known}.")
+        hourly = price.price_per_hour if price else min(each.price_per_hour for each in prices)
+        seconds = affordable_seconds(settings.max_cost_per_job, price_per_hour=hourly, gpu_count=place.gpu_count)
+        if seconds < LEAST_USEFUL_SECONDS:
+            raise SettingsError(
+                f"{where}: LORA_WORKER_MAX_COST_PER_JOB buys {seconds:.0f} seconds there, and no job is launched for "
+                f"less than {LEAST_USEFUL_SECONDS:.0f}: raise it, or take the endpoint away."
+            )
 
 
 def parameters_of(base_model: str) -> float | None:

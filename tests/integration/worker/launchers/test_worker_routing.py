@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ def routed(cloud: LocalRunPod, volume: Path, stage_with: Callable[..., Stage]) -
     return stage_with(cloud, volume)
 
 
-def table(folder: Path, server: LocalGpuServer, *, cloud: str, own: str) -> dict[str, str]:
+def table(folder: Path, server: LocalGpuServer, *, cloud: str, own: str) -> dict[str, Any]:
     """The settings of a worker with this routing table."""
     path = folder / f"routes-{len(list(folder.glob('routes-*')))}.toml"
     path.write_text(TABLE.format(cloud=cloud, own=own))

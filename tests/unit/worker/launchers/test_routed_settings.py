@@ -1,0 +1,133 @@
+"""The settings and places of a worker with a routing table, and what is refused in them at its start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lora_worker.errors import SettingsError
+from lora_worker.launchers.gpu_server_settings import GpuServerSettings
+from lora_worker.launchers.registry import LAUNCHERS, load_settings, open_places, settings_class
+from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.money.places import price_at
+from lora_worker.money.pricing import load_prices
+from lora_worker.services import open_services
+
+TWO = """
+[endpoints.first]
+endpoint = "second-ep"
+gpu_type = "H100"
+[endpoints.own]
+launcher = "gpu-server"
+endpoint = "https://gpu.example.com/"
+gpu_type = "RTX-4090"
+gpu_count = 2
+price_per_hour = 0.25
+slots = 3
+"""
+
+
+def routes(environment: pytest.MonkeyPatch, text: str) -> None:
+    Path("routes.toml").write_text(text)
+    environment.setenv("LORA_WORKER_ROUTES", "routes.toml")
+
+
+@pytest.fixture
+def server(environment: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The five variables, and those of a GPU server."""
+    environment.setenv("LORA_WORKER_GPU_SERVER_URL", "https://former.example.com")
+    environment.setenv("LORA_WORKER_GPU_SERVER_KEY", "k" * 32)
+    return environment
+
+
+async def test_places_are_those_of_the_table_in_its_order(server: pytest.MonkeyPatch) -> None:
+    routes(server, TWO)
+    settings = load_settings()
+    assert isinstance(settings, RunPodSettings)
+    assert isinstance(settings, GpuServerSettings)
+    async with open_services(settings) as services:
+        first, own = services.places.all
+        assert (first.name, first.endpoint) == ("first", "https://api.runpod.ai/v2/second-ep")
+        assert (own.launcher.name, own.endpoint, own.gpu_count, own.slots) == (
+            "gpu-server", "https://gpu.example.com", 2, 3
+        )  # fmt: skip
+        assert services.launcher is first.launcher
+        assert services.places.launchers == ("runpod", "gpu-server")
+        price = price_at(own, services.prices, "H100")
+        assert price is not None
+        assert (price.type, price.price_per_hour) == ("RTX-4090", 0.25)
+        for former in ("https://api.runpod.ai/v2/ep", "https://former.example.com"):
+            assert services.places.launcher_at(former) is not None, "launches of the settings' own endpoint live on"
+        assert services.places.launcher_at("https://elsewhere.example.com") is None
+
+
+async def test_estimates_follow_the_job_where_places_have_different_gpus(server: pytest.MonkeyPatch) -> None:
+    routes(server, TWO)
+    async with open_services(load_settings()) as services:
+        assert services.terms.endpoint_gpu_type is None
+    routes(server, "[endpoints.a]\ngpu_type = 'H100'\nprice_per_hour = 1.5")
+    async with open_services(load_settings()) as services:
+        gpu = services.terms.gpu("L4")
+        assert gpu is not None
+        assert (gpu.type, gpu.price_per_hour) == ("H100", 1.5)
+
+
+def test_settings_of_all_named_launchers_are_required(environment: pytest.MonkeyPatch) -> None:
+    routes(environment, TWO)
+    with pytest.raises(SettingsError, match="LORA_WORKER_GPU_SERVER_URL is missing"):
+        load_settings()
+
+
+def test_unnamed_launcher_needs_no_settings(server: pytest.MonkeyPatch) -> None:
+    for name in ("GPU_CLUSTER_API_URL", "GPU_CLUSTER_API_KEY"):
+        server.delenv(name)
+    routes(server, "[endpoints.own]\nlauncher = 'gpu-server'")
+    assert not isinstance(load_settings(), RunPodSettings)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[endpoints.a]\nlauncher = 'modal'", r"\[endpoints.a\]: launcher: 'modal' is none; choose one of runpod, "),
+        ("[endpoints.a]\n[endpoints.b]\nendpoint = 'ep'", r"\[endpoints.b\]: its endpoint is that of \[endpoints.a\]"),
+        (
+            "[endpoints.a]\nendpoint = 'https://www.runpod.ai/x'",
+            r"\[endpoints.a\]: endpoint: is the console",
+        ),
+        ("[endpoints.a]\nendpoint = 'a b'", r"\[endpoints.a\]: endpoint: is no endpoint of RunPod; write its id"),
+        ("[endpoints.a]\ngpu_type = 'GTX-1080'", r"\[endpoints.a\]: gpu_type is not in the price table; choose one of"),
+        (
+            "[endpoints.a]\nprice_per_hour = 900\ngpu_count = 8\ngpu_type = 'H100'",
+            r"\[endpoints.a\]: LORA_WORKER_MAX_COST_PER_JOB buys 50 seconds there",
+        ),
+        (
+            "[endpoints.a]\nlauncher = 'gpu-server'\nendpoint = 'https://x.runpod.ai/v2'",
+            r"\[endpoints.a\]: endpoint: is an address of Supabase or RunPod",
+        ),
+    ],
+)
+async def test_wrong_endpoint_is_refused_at_the_start(server: pytest.MonkeyPatch, text: str, sentence: str) -> None:
+    routes(server, text)
+    with pytest.raises(SettingsError, match=sentence) as refused:
+        async with open_services(load_settings()):
+            pass
+    assert str(refused.value).startswith("LORA_WORKER_ROUTES: routes.toml, ")
+
+
+def test_settings_of_all_launchers_can_be_read_together() -> None:
+    """A validator of one name in two classes would be called for one of them alone."""
+    together = settings_class(LAUNCHERS)
+    for kind in LAUNCHERS.values():
+        assert issubclass(together, kind.settings)
+        assert set(kind.settings.model_fields) <= set(together.model_fields)
+
+
+async def test_each_place_has_a_launcher_of_its_own(environment: pytest.MonkeyPatch) -> None:
+    routes(environment, "[endpoints.eu]\nendpoint = 'eu'\n[endpoints.us]\nendpoint = 'us'")
+    async with httpx.AsyncClient() as http:
+        eu, us = open_places(load_settings(), http)
+    assert eu.launcher is not us.launcher
+    assert [place.endpoint.rpartition("/")[2] for place in (eu, us)] == ["eu", "us"]
+    assert load_prices()

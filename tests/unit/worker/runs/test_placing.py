@@ -1,0 +1,197 @@
+"""Where a run is launched, and when it leaves a place for another: never once its trainer may have begun."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from lora_worker.database.rows import Assignment
+from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.launchers.endpoints import EndpointView
+from lora_worker.launchers.places import Place
+from lora_worker.launchers.routing_table import RoutingTable
+from lora_worker.runs import advance
+from lora_worker.runs.applying import apply
+from lora_worker.runs.outcomes.failures import NO_GPU_THERE
+from lora_worker.runs.state.events import Ending, EndpointSeen, PutOff, Settled, StopDecided
+from lora_worker.runs.state.held_run import HeldRun
+from lora_worker.runs.steps import settling
+from lora_worker.runs.steps.placing import choose_place, fall_back
+from lora_worker.services import Services
+from tests.scripted import Clock, FakeLauncher, FakeQueue, ForgetfulLauncher, assignment, make_services, note_settlings
+
+TABLE = RoutingTable.model_validate(
+    {
+        "endpoints": {"a": {"slots": 1}, "b": {"launcher": "gpu-server", "endpoint": "https://b.example"}},
+        "rules": [{"endpoints": ["a", "b"]}],
+    }
+)
+A, B = FakeLauncher.endpoint, "https://b.example"
+LONG = 16 * 60.0
+
+
+class Other(FakeLauncher):
+    name, endpoint = "gpu-server", B
+
+
+def routed(launcher: Any = None) -> tuple[Services, FakeQueue]:
+    queue = FakeQueue()
+    first: Any = launcher or FakeLauncher()
+    places = (Place("a", first, slots=1), Place("b", cast(Any, Other())))
+    return make_services(queue=queue, launcher=first, routed_places=places, routes=TABLE), queue
+
+
+def order(external_job_id: str | None, **run: Any) -> Assignment:
+    made = assignment(external_job_id, **run)
+    assert made.job is not None
+    return made.model_copy(update={"job": made.job.model_copy(update={"hyperparameters": {}})})
+
+
+def claimed(services: Services, **run: Any) -> HeldRun:
+    return HeldRun.take(services, order(None, **{"status": "claimed", **run}), asked_at=services.clock())
+
+
+async def name_of(held: HeldRun) -> str:
+    chosen = await choose_place(held)
+    assert isinstance(chosen, Place), chosen
+    return chosen.name
+
+
+async def test_run_goes_to_the_first_free_place() -> None:
+    services, queue = routed()
+    assert await name_of(claimed(services)) == "a"
+    queue.places[A] = {"launches": 1}
+    assert await name_of(claimed(services)) == "b"
+
+
+async def test_without_a_table_nobody_is_asked() -> None:
+    services = make_services(queue=None)
+    assert await choose_place(claimed(services)) is services.places.default
+
+
+async def test_job_waits_in_the_queue_while_all_places_are_taken() -> None:
+    services, queue = routed()
+    queue.places |= {A: {"launches": 1}, B: {"held_seconds": 60.0}}
+    assert await choose_place(claimed(services)) == Settled("queued")
+    assert queue.calls == ["put_back_run"]
+
+
+async def test_place_that_refused_the_run_is_passed_over_for_a_while() -> None:
+    services, _ = routed()
+    held = claimed(services)
+    apply(held, PutOff("no machine is free", 30, refused_by="a"))
+    assert await name_of(held) == "b"
+    apply(held, PutOff("no machine is free", 30, refused_by="b"))
+    assert await name_of(held) == "a", "that was the longer ago"
+    cast(Clock, services.clock).now += 1
+    apply(held, PutOff("no machine is free", 30, refused_by="a"))
+    assert await name_of(held) == "b"
+
+
+async def test_launch_in_doubt_is_sent_again_to_the_same_place() -> None:
+    services, queue = routed()
+    held = claimed(services)
+    apply(held, PutOff("no answer", 30, doubtful_endpoint=B))
+    assert await name_of(held) == "b", "only there it is found again"
+    adopted = claimed(services, endpoint=B, posted_seconds_ago=5.0)
+    assert await name_of(adopted) == "b"
+    queue.places[B] = {"passed_over_seconds": 60.0}
+    assert await name_of(adopted) == "b"
+    assert queue.calls == []
+
+
+async def test_launch_long_in_doubt_leaves_a_place_without_a_gpu() -> None:
+    services, queue = routed()
+    held = claimed(services, endpoint=B, posted_seconds_ago=LONG)
+    queue.places[B] = {"without_gpu_seconds": LONG}
+    assert await choose_place(held) == StopDecided(NO_GPU_THERE)
+    assert queue.calls == ["withdraw_launch 1800"]
+
+
+def waiting(services: Services, *, without_gpu: float = LONG, age: float = LONG, **run: Any) -> HeldRun:
+    """A run that waits for a GPU at A."""
+    launched = order("ext", **{"status": "launched", "endpoint": A, "posted_seconds_ago": age, **run})
+    held = HeldRun.take(services, launched, asked_at=services.clock())
+    apply(held, EndpointSeen(EndpointView(None, 0.0, without_gpu)))
+    return held
+
+
+QUEUED = Observation(LaunchState.QUEUED)
+
+
+async def test_run_leaves_a_place_where_it_waits_in_vain() -> None:
+    services, queue = routed()
+    queue.places[A] = {"without_gpu_seconds": LONG}
+    assert await fall_back(waiting(services), QUEUED) == StopDecided(NO_GPU_THERE)
+    assert queue.calls == ["withdraw_launch 1800"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "state"),
+    [
+        ({"without_gpu": 60.0}, LaunchState.QUEUED),
+        ({"age": 60.0}, LaunchState.QUEUED),
+        ({"checked_in_at": "2026-11-27T00:00:00Z"}, LaunchState.QUEUED),
+        ({}, LaunchState.RUNNING),
+        ({}, LaunchState.UNKNOWN),
+        ({}, LaunchState.MISSING),
+    ],
+)
+async def test_run_that_may_have_started_or_waits_shortly_stays(changed: dict[str, Any], state: LaunchState) -> None:
+    services, queue = routed()
+    queue.places[A] = {"without_gpu_seconds": LONG}
+    assert await fall_back(waiting(services, **changed), Observation(state)) is None
+    assert queue.calls == []
+
+
+@pytest.mark.parametrize("there", [{"without_gpu_seconds": LONG}, {"held_seconds": 9.0}, {"passed_over_seconds": 9.0}])
+async def test_run_stays_where_no_other_place_is_free(there: dict[str, Any]) -> None:
+    services, queue = routed()
+    queue.places |= {A: {"without_gpu_seconds": LONG}, B: there}
+    assert await fall_back(waiting(services), QUEUED) is None
+    assert queue.calls == []
+
+
+async def test_trainer_that_checked_in_at_the_same_moment_keeps_its_run() -> None:
+    services, queue = routed()
+    queue.places[A] = {"without_gpu_seconds": LONG}
+    held = waiting(services)
+    queue.checked_in.add(held.assignment.run.id)
+    assert await fall_back(held, QUEUED) is None
+    assert held.stopping is None
+
+
+async def test_job_is_queued_again_only_after_its_launch_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    endings = note_settlings(monkeypatch)
+    cloud = ForgetfulLauncher(LaunchState.QUEUED)
+    services, queue = routed(cloud)
+    queue.places[A] = {"without_gpu_seconds": LONG}
+    held = waiting(services)
+    await advance.advance(held)
+    assert (held.stopping, cloud.cancelled, endings) == (NO_GPU_THERE, [], [])
+
+    async def refuse(_: Any) -> bool:
+        return False
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cloud, "cancel", refuse)
+        await advance.advance(held)
+        assert endings == [], "its end is not confirmed"
+    await advance.advance(held)
+    assert cloud.cancelled == ["ext"]
+    (ending,) = endings
+    assert (ending.failure, ending.look) == (NO_GPU_THERE, False)
+
+
+def test_withdrawn_run_is_stopped_by_whoever_adopts_it() -> None:
+    services, _ = routed()
+    assert waiting(services, withdrawn_at="2026-11-27T00:00:00Z").stopping == NO_GPU_THERE
+
+
+async def test_run_that_left_its_place_counts_as_no_failure() -> None:
+    services, _ = routed()
+    held = waiting(services, transient_failures=2, infrastructure_failures=9)
+    outcome = settling._outcome(held, Ending(NO_GPU_THERE), None)
+    assert (outcome["job_status"], outcome["fault"], outcome["retry_after_seconds"]) == ("queued", None, 0.0)
+    assert outcome["notices"] == []

@@ -1,0 +1,192 @@
+"""Which endpoint a job gets and why, with what it would cost at each that it may get."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypedDict
+from uuid import UUID
+
+from rich.table import Table
+
+from lora_worker.commands.terminal import printable
+from lora_worker.database.job_reports import JobDetails
+from lora_worker.database.rows import Job, parse_gpu_config, parse_hyperparameters
+from lora_worker.datasets.placing import look_at_places
+from lora_worker.datasets.preflight import check_gpu, current_terms
+from lora_worker.errors import ArgumentError, PreflightError
+from lora_worker.launchers.routing import Choice, Option
+from lora_worker.money.estimate import Work, estimate
+from lora_worker.services import Services
+from lora_worker.words import money
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lora_contract.hyperparameters import GpuConfig, Hyperparameters
+
+
+class Candidate(TypedDict):
+    """An endpoint that the job may get."""
+
+    place: str
+    launcher: str
+    endpoint: str
+    gpu_type: str | None
+    """What the job gets there; None where that GPU is not in the price table."""
+    gpu_count: int
+    price_per_hour: float | None
+    """USD of one GPU."""
+    slots: int | None
+    launches: int | None
+    """Other runs that have a launch there now; None without a routing table."""
+    hurdle: str | None
+    """What is against it, in a word; null where nothing is."""
+    reason: str | None
+    estimate: dict[str, Any] | None
+    """What the training would take and cost there; null where too little is known of it."""
+
+
+class Route(TypedDict):
+    """The answer of `lora-worker route`."""
+
+    job_id: str
+    table: str | None
+    """The file of the routing table."""
+    rule: int | None
+    """The rule that matches, counted from 1."""
+    conditions: str
+    place: str | None
+    """Where the job would be launched now; null where it would wait."""
+    candidates: list[Candidate]
+    launched_at: str | None
+    """The endpoint at which its live run was launched."""
+
+
+async def explain_route(services: Services, details: JobDetails) -> Route:
+    """Choose the job's endpoint as its launch would now; nothing is changed.
+
+    Raises:
+        ArgumentError: the job can't be trained as it is, so it gets no endpoint.
+        ServiceError: the database did not answer.
+    """
+    job = details["job"]
+    row = Job(
+        id=UUID(job["job_id"]),
+        user_id=UUID(job["user_id"] or str(UUID(int=0))),
+        hyperparameters=job["hyperparameters"],
+        gpu_config=job["gpu_config"],
+    )
+    try:
+        chosen = parse_hyperparameters(row, default_base_model=services.settings.default_base_model)
+        gpu = parse_gpu_config(row)
+    except PreflightError as error:
+        raise ArgumentError(f"the job gets no endpoint: {error}") from None
+    live = [run for run in details["runs"] if run["ended_at"] is None]
+    choice, launches = await _choose(services, row, chosen, gpu, UUID(live[-1]["run_id"]) if live else None)
+    found = (job["estimate"] or {}).get("tokens")
+    return {
+        "job_id": job["job_id"],
+        "table": str(services.settings.routes) if services.routes else None,
+        "rule": choice.rule,
+        "conditions": choice.conditions,
+        "place": choice.place,
+        "candidates": [
+            await _candidate(services, option, launches.get(option.place), chosen, gpu, tokens=found)
+            for option in choice.options
+        ],
+        "launched_at": live[-1]["endpoint"] if live and live[-1]["launched_at"] else None,
+    }
+
+
+async def _choose(
+    services: Services, job: Job, chosen: Hyperparameters, gpu: GpuConfig, run_id: UUID | None
+) -> tuple[Choice, dict[str, int]]:
+    """The choice, and how many other runs are launched at each place."""
+    if services.routes is None:
+        only = services.places.default.name
+        return Choice(None, "without a routing table, so it gets the only endpoint", (Option(only),), only), {}
+    candidates = await look_at_places(
+        chosen, gpu, services, services.routes, user=job.user_id, gpu_config=job.gpu_config, run_id=run_id
+    )
+    return candidates.choose(), {name: state.launches for name, state in candidates.states.items()}
+
+
+async def _candidate(
+    services: Services,
+    option: Option,
+    launches: int | None,
+    chosen: Hyperparameters,
+    gpu: GpuConfig,
+    *,
+    tokens: Any,
+) -> Candidate:
+    place = services.places.named(option.place)
+    made: Candidate = {
+        "place": place.name,
+        "launcher": place.launcher.name,
+        "endpoint": place.endpoint,
+        "gpu_type": None,
+        "gpu_count": place.gpu_count,
+        "price_per_hour": None,
+        "slots": place.slots,
+        "launches": launches,
+        "hurdle": option.hurdle and str(option.hurdle),
+        "reason": option.reason,
+        "estimate": None,
+    }
+    try:
+        price = check_gpu(gpu, services.prices, place)
+    except PreflightError:
+        return made
+    made["gpu_type"], made["price_per_hour"] = price.type, price.price_per_hour
+    if isinstance(tokens, int) and tokens > 0:
+        terms = await current_terms(services, chosen.base_model, price, place)
+        expected = estimate(_work(chosen, tokens, price.type), terms)
+        if expected is not None:
+            made["estimate"] = {
+                "seconds": {"low": expected.seconds.low, "high": expected.seconds.high},
+                "cost": {"low": expected.cost.low, "high": expected.cost.high},
+            }
+    return made
+
+
+def _work(chosen: Hyperparameters, tokens: int, gpu_type: str) -> Work:
+    return Work(
+        tokens=tokens,
+        epochs=chosen.epochs,
+        batch_size=chosen.batch_size,
+        max_steps=chosen.max_steps,
+        base_model=chosen.base_model,
+        gpu_type=gpu_type,
+        method=chosen.method,
+    )
+
+
+def print_route(route: Route, console: Console) -> None:
+    """Write the choice for a terminal: the rule, a row for each candidate, and what follows."""
+    rule = f"rule {route['rule']} matches, {route['conditions']}" if route["rule"] else route["conditions"]
+    console.print(f"job {route['job_id']}: {printable(rule)}", soft_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("endpoint", "GPU", "an hour", "launches", "costs about"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("now", overflow="fold", ratio=1)
+    for each in route["candidates"]:
+        table.add_row(*_row(each, is_chosen=each["place"] == route["place"]))
+    console.print(table)
+    if route["place"] is None:
+        console.print("it would wait in the queue until one of them is free", soft_wrap=True)
+    if route["launched_at"]:
+        console.print(f"its live run was launched at {printable(route['launched_at'])}", soft_wrap=True)
+
+
+def _row(each: Candidate, *, is_chosen: bool) -> list[str]:
+    price, cost = each["price_per_hour"], (each["estimate"] or {}).get("cost")
+    launches = "" if each["launches"] is None else str(each["launches"])
+    now = each["reason"] or "free"
+    return [
+        f"{'→ ' if is_chosen else '  '}{printable(each['place'])}",
+        f"{each['gpu_count']} × {each['gpu_type'] or '?'}",
+        "" if price is None else money(price * each["gpu_count"]),
+        launches + (f" of {each['slots']}" if each["slots"] else ""),
+        "" if cost is None else f"{money(cost['low'])} to {money(cost['high'])}",
+        f"chosen; {printable(now)}" if is_chosen else printable(now),
+    ]
