@@ -98,6 +98,20 @@ def share_out(answers: Sequence[int], lengths: Sequence[int], steps: int, *, see
     return shares
 
 
+def share_step(examples: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Share the examples of a step out among so many GPUs, which get about the same number of tokens.
+
+    `examples` and the returned lists hold indices into `lengths`, which are token counts. Parts may be empty.
+    """
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    fullness = [(0, part) for part in range(parts)]
+    for index in sorted(examples, key=lambda index: (-lengths[index], index)):
+        tokens, part = fullness[0]
+        shares[part].append(index)
+        heapq.heapreplace(fullness, (tokens + lengths[index], part))
+    return shares
+
+
 def forward_passes(
     examples: Sequence[int], lengths: Sequence[int], shape: BatchShape, micro_batch: int
 ) -> list[list[int]]:

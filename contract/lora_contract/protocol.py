@@ -319,6 +319,9 @@ class Summary(_Message):
     """Seconds from check-in to this result, added up over all executions of the run that the trainer knows of."""
     gpu_type: Label | None = None
     gpu_count: GpuCount = None
+    """The GPUs of the machine, which are billed."""
+    gpus_used: GpuCount = None
+    """Those of them that trained, as many as the job asked for; None from trainers that use one."""
     trainable_parameters: Size = None
     quantization: Label | None = None
     """How the base model was held while training: `nf4`, in 4 bits, or `bf16`, not quantised."""

@@ -19,6 +19,7 @@ TrainingError                    code, message, hint; travels to the worker as `
 │   ├── InitAdapterUnreachableError  it can't be downloaded
 │   └── InitAdapterUnusableError  its files are damaged, or don't fit the job
 ├── ResourceError
+│   ├── GpusMissingError         the job asks for more GPUs than the machine has
 │   ├── DoesNotFitError          the memory plan needs more than the GPU has
 │   ├── OutOfMemoryError         the GPU's memory ran out while training
 │   ├── DiskFullError            the disk or volume is full
@@ -166,6 +167,12 @@ class InitAdapterUnusableError(InitAdapterError):
 
 class ResourceError(TrainingError):
     """The machine has too little of something."""
+
+
+class GpusMissingError(ResourceError):
+    """The job asks for more GPUs than the machine has."""
+
+    code = ErrorCode.DOES_NOT_FIT
 
 
 class DoesNotFitError(ResourceError):

@@ -128,6 +128,7 @@ def environment(facts: ArtifactFacts, architecture: str) -> dict[str, Any]:
         "packages": {name: version(name) for name in _PACKAGES},
         "cuda": torch.version.cuda,
         "gpu": facts.gpu_type,
+        "gpus": facts.gpus,
         "driver": facts.driver,
         "seed": facts.parameters.seed,
         "base_model": facts.base_name,

@@ -63,6 +63,8 @@ class ArtifactFacts:
     loss_before: float | None = None
     """Validation loss of the base model, measured before the first step."""
     gpu_type: str | None = None
+    gpus: int = 1
+    """How many of them trained together."""
     driver: str | None = None
     evaluation: Evaluation | None = None
     """Base against tuned model; None where they could not be compared."""

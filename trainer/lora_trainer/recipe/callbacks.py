@@ -93,7 +93,7 @@ class RunCallback(TrainerCallback):
     """Follows one training: `points` is its whole curve, and `best` the adapter with the lowest validation loss.
 
     transformers calls the `on_…` methods; `control` carries decisions back to it. `follow` must be called before
-    the training begins.
+    the training begins. `writes`: whether this process writes checkpoints; of several that train together one does.
     """
 
     def __init__(
@@ -105,6 +105,7 @@ class RunCallback(TrainerCallback):
         *,
         validates: bool,
         quantization: Quantization = NF4,
+        writes: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._task = task
@@ -114,6 +115,7 @@ class RunCallback(TrainerCallback):
         self._gpu = gpu
         self._validates = validates
         self._quantization = quantization
+        self._writes = writes
         self._clock = clock
         self._curve = Curve(limit=task.chart_points)
         self._losses: list[float] = []
@@ -193,7 +195,7 @@ class RunCallback(TrainerCallback):
         if self._stop.requested:
             self.stopped = state.global_step < state.max_steps
             control.should_training_stop = True
-        due = self._clock() - self._saved_at >= self._task.checkpoint_minutes * 60
+        due = self._writes and self._clock() - self._saved_at >= self._task.checkpoint_minutes * 60
         control.should_save = (due or self.stopped) and state.global_step < state.max_steps
         # An evaluation takes minutes, and a stop may interrupt it. So a checkpoint that is due is saved first;
         # `on_save` then starts the evaluation.
@@ -264,6 +266,8 @@ class RunCallback(TrainerCallback):
             SupersededError: another execution has taken the job's folder.
             DiskFullError: there is no room for the files.
         """
+        if not self._writes:
+            return
         if not self._folder.is_owned():
             raise SupersededError("Another execution of this job trains now.")
         with naming_full_disks(folder):

@@ -85,7 +85,7 @@ class Evaluator:
         Raises:
             StepInterruptedError: a stop was requested.
         """
-        known = BaseFigures.read(self._task.job_folder)
+        known = self._trainer.ranks.of_leader(BaseFigures.read(self._task.job_folder))
         if known is not None and self._fits(known):
             self._base = known
             return
@@ -97,7 +97,8 @@ class Evaluator:
             held_out=self._by_conversation(rows),
             general=general,
         )
-        write_atomically(self._task.job_folder / BASE_FIGURES_NAME, self._base.model_dump_json())
+        if self._trainer.ranks.leads:
+            write_atomically(self._task.job_folder / BASE_FIGURES_NAME, self._base.model_dump_json())
 
     def measure_tuned(self) -> None:
         """Measure the model as it is to be published. Raises nothing: `notes` says why where there are no figures."""

@@ -57,6 +57,7 @@ def collect_facts(
         warm_up_steps=planned_warm_up(task.hyperparameters, setup.shape),
         loss_before=callback.loss_before,
         gpu_type=gpu.name,
+        gpus=setup.gpus,
         driver=gpu.driver,
         notes=[
             *data.notes,
@@ -95,6 +96,7 @@ def summarise(
         train_seconds=round(train_seconds, 3),
         gpu_type=facts.gpu_type,
         gpu_count=gpu_count,
+        gpus_used=facts.gpus,
         trainable_parameters=facts.trainable,
         quantization=facts.quantization,
         resumed_from_step=resumed_from_step,
@@ -128,8 +130,6 @@ def _training_notes(callback: RunCallback, setup: TrainingSetup, task: Task) -> 
         notes.append(
             f"The warm-up was as long as the training ({steps} steps): the full learning rate was not reached."
         )
-    if task.gpu_config.count > 1:
-        notes.append(f"One of the {task.gpu_config.count} GPUs asked for was used; a single one is enough.")
     return notes
 
 

@@ -16,6 +16,7 @@ from trl import SFTTrainer
 from lora_contract.batches import BatchShape, forward_passes
 from lora_trainer.data.chat import Row
 from lora_trainer.recipe.comparison import RowFigures
+from lora_trainer.recipe.ranks import ALONE, Ranks
 from lora_trainer.recipe.stopping import StepInterruptedError
 
 
@@ -27,6 +28,8 @@ class PassTrainer(SFTTrainer):
     shape: BatchShape
     micro_batch: int
     """Most rows of a forward pass, as the shape counts them."""
+    ranks: Ranks = ALONE
+    """The processes that train together."""
     stop_requested: Callable[[], bool] = staticmethod(lambda: False)
     """Whether the training shall stop. Asked before each forward pass of a step: a whole step may take minutes."""
 
@@ -99,12 +102,15 @@ class PassTrainer(SFTTrainer):
             StepInterruptedError: a stop was requested.
         """
         plain = [Row(row.input_ids, row.labels, row.answers) for row in rows]
-        found: dict[int, RowFigures] = {}
+        passes = self._measuring_passes([len(row.input_ids) for row in plain])
+        figures: dict[int, list[RowFigures]] = {}
         with torch.compiler.set_stance("force_eager"), self.judging():
-            for chosen in self._measuring_passes([len(row.input_ids) for row in plain]):
+            for number in self.ranks.numbers(len(passes)):
                 self.end_if_asked()
-                figures = self._figures_of([plain[index] for index in chosen])
-                found.update(zip(chosen, figures, strict=True))
+                figures[number] = self._figures_of([plain[index] for index in passes[number]])
+        found: dict[int, RowFigures] = {}
+        for chosen, of_pass in zip(passes, self.ranks.union(figures), strict=True):
+            found.update(zip(chosen, of_pass, strict=True))
         return [found[index] for index in range(len(plain))]
 
     def _measuring_passes(self, lengths: Sequence[int]) -> list[list[int]]:

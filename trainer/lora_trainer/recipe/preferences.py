@@ -84,11 +84,15 @@ class PreferenceTrainer(StepTrainer):
 
     def _log_probs_of(self, rows: Sequence[Row]) -> torch.Tensor:
         """How probable the model finds one row of each item, without gradients; shape (items)."""
-        found = torch.empty(len(rows))
+        passes = self.passes_over(range(len(rows)))
+        parts = {}
         with self.judging():
-            for chosen in self.passes_over(range(len(rows))):
-                batch = self._prepare_inputs(self.lay_out([rows[index] for index in chosen]))
-                found[chosen] = self.row_log_probs(self.model, batch).cpu()
+            for number in self.ranks.numbers(len(passes)):
+                batch = self._prepare_inputs(self.lay_out([rows[index] for index in passes[number]]))
+                parts[number] = self.row_log_probs(self.model, batch).cpu()
+        found = torch.empty(len(rows))
+        for chosen, part in zip(passes, self.ranks.union(parts), strict=True):
+            found[chosen] = part
         return found
 
     def note(self, *outcomes: torch.Tensor) -> None:
@@ -100,7 +104,7 @@ class PreferenceTrainer(StepTrainer):
         """The base class's step, whose rewards are then part of what is logged."""
         self._outcomes = []
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._log_scores("train")
+        self._log_scores("train", [found for part in self.ranks.gather(self._noted()) for found in part])
         return loss
 
     @override
@@ -108,10 +112,16 @@ class PreferenceTrainer(StepTrainer):
         """The base class's result; the rewards of what is held out are part of what is logged."""
         self._outcomes = []
         output = super().evaluation_loop(*arguments, **options)
-        self._log_scores("eval")
+        self._log_scores("eval", self.over_held_out(self._noted()))
         return output
 
-    def _log_scores(self, mode: str) -> None:
-        joined = [torch.cat(parts) for parts in zip(*self._outcomes, strict=True)]
+    def _noted(self) -> list[tuple[torch.Tensor, ...]]:
+        """What `note` was given, in main memory where other processes shall have it, too."""
+        if self.ranks.count == 1:
+            return self._outcomes
+        return [tuple(part.cpu() for part in outcome) for outcome in self._outcomes]
+
+    def _log_scores(self, mode: str, outcomes: list[tuple[torch.Tensor, ...]]) -> None:
+        joined = [torch.cat(parts) for parts in zip(*outcomes, strict=True)]
         for name, value in self.scores(*joined).items():
             self._metrics[mode][name] = [value]  # the trainer logs the mean of each list

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ from lora_trainer.models.targets import packing_decision
 from lora_trainer.recipe.checkpoints import newest_checkpoint
 from lora_trainer.recipe.methods import METHODS
 from lora_trainer.recipe.methods.method import Method
+from lora_trainer.recipe.ranks import ALONE, Ranks
 from lora_trainer.recipe.trackers import usable_trackers
 from lora_trainer.run.gpu import GpuMonitor
 from lora_trainer.run.task import Task
@@ -57,13 +59,15 @@ class TrainingSetup:
     compiles: bool
     """Whether the layers are compiled."""
     method: Method
+    gpus: int
+    """How many GPUs train: each holds the whole base, and they share the items of each step."""
     trackers: list[str]
     """Experiment trackers that the training reports to, as transformers calls them."""
     notes: list[str]
     """Sentences for the user about requests that are not fulfilled."""
 
 
-def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor) -> TrainingSetup:
+def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor, ranks: Ranks = ALONE) -> TrainingSetup:
     """Find the base model, tokenise the dataset, and make sure that the training fits the GPU.
 
     Raises:
@@ -72,7 +76,8 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         DoesNotFitError: the training needs more memory than the GPU has.
     """
     parameters = task.hyperparameters
-    base = models.find(str(parameters.base_model), parameters.base_revision)
+    with ranks.leader_first():
+        base = models.find(str(parameters.base_model), parameters.base_revision)
     config, tokenizer = load_config(base), load_tokenizer(base)
     own_template = prepare_tokenizer(tokenizer)
     chat = Chat(tokenizer)
@@ -89,7 +94,7 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         longest_held_out=max(lengths[len(data.train) :], default=0),
     )
     attention = choose_attention(config, hardware)
-    begun = newest_checkpoint(task.job_folder, task.fingerprint)
+    begun = ranks.of_leader(newest_checkpoint(task.job_folder, task.fingerprint))
     passes = plan_passes(
         task,
         config=config,
@@ -98,8 +103,9 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         attention=attention,
         gpu_name=gpu.name,
         begun=begun.state.quantization if begun else None,
+        ranks=ranks,
     )
-    trackers, tracker_notes = usable_trackers()
+    trackers, tracker_notes = usable_trackers() if ranks.leads else ([], [])
     return TrainingSetup(
         base=base,
         config=config,
@@ -116,13 +122,24 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor)
         quantization=passes.quantization,
         compiles=passes.compiles,
         method=method,
+        gpus=ranks.count,
         trackers=trackers,
         notes=[
             *filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None, passes.note]),
             *settings_of_other_methods(method, parameters),
+            *gpu_notes(ranks.count, len(data.train), shape),
             *tracker_notes,
         ],
     )
+
+
+def gpu_notes(gpus: int, items: int, shape: BatchShape) -> list[str]:
+    """A sentence for the user about a training on several GPUs."""
+    if gpus == 1:
+        return []
+    each = items / shape.steps_per_epoch
+    idle = "" if each >= gpus else f" A step has about {each:.1f} items, so not all of them had work in each."
+    return [f"Trained on {gpus} GPUs, which shared the items of each step.{idle}"]
 
 
 def settings_of_other_methods(method: Method, parameters: Hyperparameters) -> list[str]:
@@ -154,8 +171,11 @@ def plan_passes(
     attention: str,
     gpu_name: str | None,
     begun: Quantization | None,
+    ranks: Ranks = ALONE,
 ) -> Passes:
     """What fits the GPU's free memory and is the fastest. `begun` is the quantisation of the newest checkpoint.
+
+    Of several GPUs, all hold the base and compute passes of the same size, which the one with the least memory decides.
 
     Raises:
         DoesNotFitError: even one row takes more memory than the GPU has free.
@@ -163,7 +183,7 @@ def plan_passes(
     """
     masked = needs_mask(attention, packed=shape.packed)
     # TRL joins the packed rows of a forward pass into one row, and a mask takes memory in the square of its length.
-    most_rows = 1 if masked else shape.rows_per_step
+    most_rows = 1 if masked else math.ceil(shape.rows_per_step / ranks.count)
     limit = min(task.micro_batch or most_rows, most_rows)
     planner_of = planners(
         config,
@@ -173,7 +193,7 @@ def plan_passes(
         attention=attention,
         dtype=hardware.dtype,
     )
-    free_bytes = free_gpu_bytes() if hardware.is_gpu else 0
+    free_bytes = min(ranks.gather(free_gpu_bytes() if hardware.is_gpu else 0))
     quantization = choose_quantization(
         task.quantization or task.hyperparameters.quantization,
         hardware,
@@ -186,7 +206,7 @@ def plan_passes(
     if not hardware.is_gpu:
         return Passes(quantization, limit, recompute=True, note=note)
     plan = planner_of(quantization).fit(limit, free_bytes, recompute=task.recompute)
-    log.info("memory plan\n%s", format_plan(plan))
+    log.info("memory plan%s\n%s", f" of each of {ranks.count} GPUs" if ranks.count > 1 else "", format_plan(plan))
     check_plan(plan, free_bytes, gpu_name or "this GPU")
     compiles = should_compile(
         task.compile,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from datasets import Dataset
@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 from typing_extensions import override
 
-from lora_contract.batches import BatchShape, forward_passes
+from lora_contract.batches import BatchShape, forward_passes, share_step
 from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.data.chat import Row
 from lora_trainer.data.items import Item
@@ -32,10 +32,13 @@ from lora_trainer.models.loading import Lora
 from lora_trainer.models.optimizer import PLAIN, Optimizer
 from lora_trainer.recipe.callbacks import EvaluationInterruptedError, RunCallback
 from lora_trainer.recipe.passes import PassTrainer
+from lora_trainer.recipe.ranks import ALONE, Ranks
 from lora_trainer.recipe.samplers import PassSampler, StepSampler
 from lora_trainer.recipe.schedule import rate_share, warm_up_steps
 
 _MAX_GRADIENT_NORM = 1.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,10 @@ class StepTrainer(PassTrainer, ABC):
     continues = False
     """Whether the training began with an earlier adapter."""
 
-    def __init__(self, *, batches: TrainingBatches, parameters: Hyperparameters, **options: Any) -> None:
+    def __init__(
+        self, *, batches: TrainingBatches, parameters: Hyperparameters, ranks: Ranks = ALONE, **options: Any
+    ) -> None:
+        self.ranks = ranks
         self.items = [*batches.train, *batches.validation]
         """Those to train on, then those held out."""
         # TRL asks for datasets and looks at their first row. What is trained on comes from `items`.
@@ -76,7 +82,10 @@ class StepTrainer(PassTrainer, ABC):
         answers = [item.answers for item in batches.train]
         steps = self.shape.steps_per_epoch
         self._train_sampler = StepSampler(answers, self._lengths[:trained], steps, self.args.seed)
-        self._eval_sampler = PassSampler(self.passes_over(range(trained, len(self.items))))
+        held_out = self.passes_over(range(trained, len(self.items)))
+        self._held_out_numbers = ranks.numbers(len(held_out))
+        """Which of the forward passes over what is held out this process computes."""
+        self._eval_sampler = PassSampler([held_out[number] for number in self._held_out_numbers])
         self._eval_losses: list[tuple[float, float]] = []
         """Of each forward pass of the current evaluation: mean loss, and over how much it is a mean."""
 
@@ -134,7 +143,14 @@ class StepTrainer(PassTrainer, ABC):
         return cast("DataLoader[Any]", self.accelerator.prepare(loader))
 
     def _collate_step(self, indices: list[int]) -> list[dict[str, Any]]:
-        return [self.collate(chosen) for chosen in self.passes_over(indices)]
+        """The forward passes of a step that this process computes; none where there are fewer items than processes."""
+        if self.ranks.count > 1:
+            indices = share_step(indices, self._lengths, self.ranks.count)[self.ranks.rank]
+        return [self.collate(chosen) for chosen in self.passes_over(indices)] if indices else []
+
+    def over_held_out(self, found: Sequence[T]) -> list[T]:
+        """What all processes found in their forward passes over what is held out, in the order of one process."""
+        return self.ranks.union(dict(zip(self._held_out_numbers, found, strict=True)))
 
     @override
     def get_batch_samples(
@@ -143,7 +159,9 @@ class StepTrainer(PassTrainer, ABC):
         """The next `num_batches` steps, and over how much their loss is a mean (see `amount`)."""
         steps = [next(epoch_iterator) for _ in range(num_batches)]
         amounts = [self.amount(batch) for step in steps for batch in step]
-        return steps, sum(amounts[1:], start=amounts[0]).to(device)
+        total = sum(amounts[1:], start=amounts[0]) if amounts else torch.zeros(())
+        parts = self.ranks.gather(total)  # of the whole step, whoever computes its parts
+        return steps, sum(parts[1:], start=parts[0]).to(device)
 
     @override
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -155,10 +173,34 @@ class StepTrainer(PassTrainer, ABC):
         passes: list[dict[str, torch.Tensor]] = inputs
         train_on: Callable[..., torch.Tensor] = super().training_step  # TRL's has no types
         loss = torch.zeros((), device=self.args.device)
+        tokens = self._total_train_tokens
+        self._draw_apart()
         for batch in passes:
             self.end_if_asked()
             loss = loss + train_on(model, batch, num_items_in_batch)
-        return loss
+        return self._add_up(loss, tokens)
+
+    def _draw_apart(self) -> None:
+        """Let dropout draw other numbers than in the other processes, and the same ones in a step computed anew."""
+        if not self.ranks.leads:
+            torch.manual_seed(hash((self.args.seed, self.state.global_step, self.ranks.rank)) % 2**63)
+
+    def _add_up(self, loss: torch.Tensor, tokens_before: int) -> torch.Tensor:
+        """The loss of the whole step, whose gradients and tokens become those of all processes together."""
+        if self.ranks.count == 1:
+            return loss
+        self.ranks.add_up_gradients([p for p in self.model.parameters() if p.requires_grad])
+        parts = self.ranks.gather((loss.item(), int(self._total_train_tokens) - int(tokens_before)))
+        self._total_train_tokens = tokens_before + sum(tokens for _, tokens in parts)
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss.new_tensor(sum(part for part, _ in parts))
+
+    @override
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        """Only the leader saves: all it needs to resume is the same in every process."""
+        if self.ranks.leads:
+            save: Callable[..., None] = super()._save_checkpoint  # TRL's has no types
+            save(*arguments, **options)
 
     @override
     def floating_point_ops(self, inputs: Any) -> int:
@@ -208,9 +250,10 @@ class StepTrainer(PassTrainer, ABC):
         """
         self._eval_losses = []
         output = super().evaluation_loop(*arguments, **options)
-        amount = sum(amount for _, amount in self._eval_losses)
+        losses = self.over_held_out(self._eval_losses)
+        amount = sum(amount for _, amount in losses)
         prefix = options.get("metric_key_prefix", "eval")
-        loss = sum(loss * part for loss, part in self._eval_losses) / (amount or 1)
+        loss = sum(loss * part for loss, part in losses) / (amount or 1)
         return output._replace(metrics={**(output.metrics or {}), f"{prefix}_loss": loss})
 
 
@@ -227,15 +270,24 @@ def build_trainer(
     batches: TrainingBatches,
     arguments: SFTConfig,
     parameters: Hyperparameters,
+    ranks: Ranks = ALONE,
 ) -> StepTrainer:
     """The trainer of these batches. Casts the weights that train to fp32."""
-    trainer = kind(model=lora.model, args=arguments, batches=batches, parameters=parameters, processing_class=tokenizer)
+    trainer = kind(
+        model=lora.model,
+        args=arguments,
+        batches=batches,
+        parameters=parameters,
+        ranks=ranks,
+        processing_class=tokenizer,
+    )
     trainer.remove_callback(PrinterCallback)
     # TRL casts LoRA to bf16, where Adam's small updates are lost to rounding. PEFT loads a checkpoint in fp32, so a
     # run that resumes would also differ from one that was never interrupted.
     for parameter in lora.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    ranks.spread_weights(parameter for parameter in lora.model.parameters() if parameter.requires_grad)
     return trainer
 
 

@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import shutil
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -19,17 +20,18 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The hub is not told about a user's training.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-# One GPU trains. If it saw more, transformers would wrap the model in DataParallel, which TRL refuses.
+# A process trains on one GPU. If it saw more, transformers would wrap the model in DataParallel, which TRL refuses.
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 import datasets
 import torch
 import transformers
 
+from lora_contract.child_processes import ending_of
 from lora_contract.protocol import Stage
-from lora_trainer.artifact.folder import describe_artifact, save_artifact
+from lora_trainer.artifact.folder import describe_artifact, round_adapter, save_artifact
 from lora_trainer.artifact.model_card import ArtifactFacts
-from lora_trainer.errors import DiskFullError, OutOfMemoryError, StoppedError, TrainingError
+from lora_trainer.errors import ChildCrashedError, DiskFullError, OutOfMemoryError, StoppedError, TrainingError
 from lora_trainer.models.adapters import load_earlier_adapter
 from lora_trainer.models.attention import switch_off_cudnn
 from lora_trainer.models.bases import BaseModels
@@ -42,10 +44,11 @@ from lora_trainer.models.optimizer import choose_optimizer
 from lora_trainer.models.quantised_cache import QuantisedCache
 from lora_trainer.models.quantization import NF4
 from lora_trainer.recipe.callbacks import RunCallback, load_trainable_weights
-from lora_trainer.recipe.checkpoints import newest_checkpoint
+from lora_trainer.recipe.checkpoints import Checkpoint, newest_checkpoint
 from lora_trainer.recipe.evaluation import Evaluator, measured_sentence
 from lora_trainer.recipe.facts import collect_facts, summarise
 from lora_trainer.recipe.next_try import Ending, failed_outcome, failure_of, out_of_memory, quantised_try
+from lora_trainer.recipe.ranks import ALONE, Ranks
 from lora_trainer.recipe.setup import TrainingSetup, prepare
 from lora_trainer.recipe.steps import (
     StepTrainer,
@@ -57,6 +60,7 @@ from lora_trainer.recipe.steps import (
 )
 from lora_trainer.recipe.stopping import StepInterruptedError, StopSwitch
 from lora_trainer.run.gpu import GpuMonitor
+from lora_trainer.run.helpers import HELPER, HelperEnding, Helpers
 from lora_trainer.run.logs import configure_logging, describe
 from lora_trainer.run.orphans import end_with_the_handler
 from lora_trainer.run.progress_pipe import ProgressWriter
@@ -66,8 +70,17 @@ from lora_trainer.run.volume import FULL_DISK_HINT, is_full_disk
 log = logging.getLogger("lora_trainer.recipe.train")
 
 
-def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonitor, cache: QuantisedCache) -> Outcome:
+def train(
+    task: Task,
+    progress: ProgressWriter,
+    stop: StopSwitch,
+    gpu: GpuMonitor,
+    cache: QuantisedCache,
+    ranks: Ranks = ALONE,
+) -> Outcome:
     """Carry out one task, from the dataset's file to the artifact's folder.
+
+    Of several processes that train together each calls it; the leader alone writes files and has an outcome to tell.
 
     Raises:
         TrainingError: with the reason, in the user's words.
@@ -77,10 +90,11 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
     progress.begin_stage(Stage.PREPARING)
     models = BaseModels(task.volume, trusted=task.trust_remote_code)
     switch_off_cudnn()
-    setup = prepare(task, models, detect_hardware(), gpu)
+    setup = prepare(task, models, detect_hardware(), gpu, ranks)
 
     progress.begin_stage(Stage.LOADING_MODEL)
-    setup.base = models.complete(setup.base)
+    with ranks.leader_first():
+        setup.base = models.complete(setup.base)
     try:
         model = load_model(
             setup.base,
@@ -101,22 +115,18 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
         load_earlier_adapter(
             task.init_adapter_folder, lora.model, base_name=setup.base.name, base_revision=setup.base.revision
         )
-    if setup.hardware.is_gpu:
-        fuse(lora.model, lean=setup.lean)
-    if setup.compiles:
-        compile_layers(lora.model)
-    trainer = configure_trainer(task, setup, lora)
+    trainer = configure_trainer(task, setup, lora, ranks)
     callback = RunCallback(
-        task, progress, stop, gpu, validates=bool(setup.data.validation), quantization=setup.quantization
+        task,
+        progress,
+        stop,
+        gpu,
+        validates=bool(setup.data.validation),
+        quantization=setup.quantization,
+        writes=ranks.leads,
     )
     callback.follow(trainer)
-    resumed = newest_checkpoint(task.job_folder, task.fingerprint, setup.quantization)
-    if resumed is not None:
-        callback.restore(resumed)
-    else:
-        # What an earlier process of this execution left with the base in another quantisation. transformers keeps the
-        # checkpoints with the highest steps, and would remove this training's first ones.
-        shutil.rmtree(task.checkpoints, ignore_errors=True)
+    resumed = take_up(task, setup, callback, ranks)
 
     progress.begin_stage(Stage.TRAINING, lora.sentence())
     evaluator = Evaluator(task, setup, trainer)
@@ -132,6 +142,10 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
     progress.begin_stage(Stage.SAVING, measured_sentence(evaluator))
     if callback.best.step is not None:
         load_trainable_weights(trainer.model, callback.best.weights)
+    if not ranks.leads:
+        round_adapter(trainer.model)  # the leader does it where it saves
+        evaluator.measure_tuned()
+        return Outcome(status="trained", fingerprint=task.fingerprint)
     facts = save_and_measure(task, setup, lora, callback, evaluator, gpu)
     evaluator.hand_on(task.folder)
     return Outcome(
@@ -147,8 +161,9 @@ def train(task: Task, progress: ProgressWriter, stop: StopSwitch, gpu: GpuMonito
             train_seconds=callback.train_seconds,
             gpu_count=gpu.count,
             resumed_from_step=resumed.state.step if resumed else None,
-            # Other methods compute more for each token, so their pace tells nothing about the usual one.
-            pace=callback.pace if task.hyperparameters.method == "sft" else None,
+            # Other methods compute more for each token, so their pace tells nothing about the usual one; nor does that
+            # of several GPUs about the one that estimates are made for.
+            pace=callback.pace if task.hyperparameters.method == "sft" and ranks.count == 1 else None,
         ),
     )
 
@@ -169,9 +184,25 @@ def save_and_measure(
     return facts
 
 
-def configure_trainer(task: Task, setup: TrainingSetup, lora: Lora) -> StepTrainer:
-    """The trainer, ready for its first step but for the callback."""
+def take_up(task: Task, setup: TrainingSetup, callback: RunCallback, ranks: Ranks) -> Checkpoint | None:
+    """The checkpoint from which this training resumes, which the callback has taken over; None: it begins anew."""
+    resumed = ranks.of_leader(newest_checkpoint(task.job_folder, task.fingerprint, setup.quantization))
+    if resumed is not None:
+        callback.restore(resumed)
+    elif ranks.leads:
+        # What an earlier process of this execution left with the base in another quantisation. transformers keeps the
+        # checkpoints with the highest steps, and would remove this training's first ones.
+        shutil.rmtree(task.checkpoints, ignore_errors=True)
+    return resumed
+
+
+def configure_trainer(task: Task, setup: TrainingSetup, lora: Lora, ranks: Ranks = ALONE) -> StepTrainer:
+    """The trainer, ready for its first step but for the callback, with layers fused or compiled as the setup says."""
     parameters, hardware = task.hyperparameters, setup.hardware
+    if hardware.is_gpu:
+        fuse(lora.model, lean=setup.lean)
+    if setup.compiles:
+        compile_layers(lora.model)
     arguments = training_arguments(
         parameters,
         setup.shape,
@@ -182,7 +213,7 @@ def configure_trainer(task: Task, setup: TrainingSetup, lora: Lora) -> StepTrain
         recompute=setup.recompute,
     )
     batches = TrainingBatches(setup.data.train, setup.data.validation, setup.shape, setup.micro_batch)
-    trainer = build_trainer(setup.method.trainer, lora, setup.tokenizer, batches, arguments, parameters)
+    trainer = build_trainer(setup.method.trainer, lora, setup.tokenizer, batches, arguments, parameters, ranks)
     trainer.continues = task.init_adapter is not None
     if parameters.loraplus_lr_ratio is not None:
         trainer.optimizer = loraplus_optimizer(trainer, parameters)
@@ -207,7 +238,7 @@ def run_training(
     except StepInterruptedError:
         ending, callback.stopped = Ending.DONE, True
     except RuntimeError as error:
-        if (failure := failure_of(error)) is None:
+        if (failure := failure_of(error) or failure_of_helper(trainer.ranks)) is None:
             raise
         ending = failure
         log.warning("%s", describe(error))
@@ -215,6 +246,8 @@ def run_training(
             return ending
         traceback.clear_frames(error.__traceback__)  # they hold the tensors for which there was too little memory
     else:
+        if trainer.ranks.helpers is not None:
+            trainer.ranks.helpers.release()
         return Ending.DONE
     gc.collect()
     if torch.cuda.is_available():
@@ -225,10 +258,19 @@ def run_training(
     return ending
 
 
+def failure_of_helper(ranks: Ranks) -> Ending | None:
+    """The ending that the death of another process means, if another try may help; else None."""
+    status = ranks.helpers.failure() if ranks.helpers is not None else None
+    if status == HelperEnding.OUT_OF_MEMORY:
+        return Ending.OUT_OF_MEMORY
+    return Ending.NOT_COMPILED if status == HelperEnding.NOT_COMPILED else None
+
+
 def main(arguments: list[str]) -> int:
     """Read the task from standard input, train, and write the outcome. Returns 0 when the artifact is complete.
 
-    The only argument is the number of the file descriptor to which progress is written.
+    The only argument is the number of the file descriptor to which progress is written. A process that helps another
+    (`lora_trainer.run.helpers`) has other arguments, and its exit status is a `HelperEnding`.
     """
     configure_logging()
     datasets.disable_progress_bars()
@@ -240,6 +282,8 @@ def main(arguments: list[str]) -> int:
     end_with_the_handler()
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # only tiny models train on a CPU, and more threads don't make them faster
+    if arguments[0] == HELPER:
+        help_leader(task, int(arguments[1]), int(arguments[2]), Path(arguments[3]))
     gpu = GpuMonitor(wanted=torch.cuda.is_available(), **gpu_identity())
     with os.fdopen(int(arguments[0]), "w", encoding="utf-8") as pipe:
         outcome = attempt(task, ProgressWriter(pipe, task, gpu), gpu)
@@ -248,19 +292,68 @@ def main(arguments: list[str]) -> int:
 
 
 def attempt(task: Task, progress: ProgressWriter, gpu: GpuMonitor) -> Outcome:
-    """Call `train`, and turn each exception into an outcome."""
+    """Call `train`, with helpers where the job asks for several GPUs, and turn each exception into an outcome."""
+    stop = StopSwitch(lambda: _end_before_training(task))
+    helpers: Helpers | None = None
     try:
-        stop = StopSwitch(lambda: _end_before_training(task))
+        # Without a name a helper would get the leader's GPU.
+        gpus = task.gpus[:1] if torch.cuda.is_available() and None in task.gpus else task.gpus
         with QuantisedCache(task.volume, int(task.quantised_cache_gb * 1e9)) as cache:
-            return train(task, progress, stop, gpu, cache)
+            if len(gpus) <= 1:
+                return train(task, progress, stop, gpu, cache)
+            helpers = Helpers(gpus, task.model_dump_json(), lambda status: _end_without(status, task))
+            return train(task, progress, stop, gpu, cache, Ranks.join(0, len(gpus), helpers.store, helpers=helpers))
     except TrainingError as error:
         status: Any = "stopped" if isinstance(error, StoppedError) else "failed"
         return Outcome(status=status, fingerprint=task.fingerprint, error=error.as_protocol())
     except Exception as error:
         # The exception's text may contain text of the dataset.
         log.error("%s", describe(error))
-        known = explain(error)
+        lost = helpers.failure() if helpers is not None and not is_out_of_memory(error) else None
+        known = explain(error) if lost is None else explain_lost(lost)
         return Outcome(status="failed", fingerprint=task.fingerprint, error=known.as_protocol())
+    finally:
+        if helpers is not None:
+            helpers.close()
+
+
+def help_leader(task: Task, rank: int, count: int, store: Path) -> NoReturn:
+    """Train as one of several processes. The leader tells of progress, saves, and ends this one when it has ended."""
+    logging.getLogger().setLevel(logging.WARNING)
+    stop = StopSwitch(lambda: os._exit(HelperEnding.FAILED))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the leader decides when to stop
+    gpu = GpuMonitor(wanted=False)
+    try:
+        ranks = Ranks.join(rank, count, store)
+        cache = QuantisedCache(task.volume, int(task.quantised_cache_gb * 1e9))
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere, cache:
+            outcome = train(task, ProgressWriter(nowhere, task, gpu), stop, gpu, cache, ranks)
+    except Exception as error:
+        log.error("process %d: %s", rank, describe(error))
+        ending = HelperEnding.OUT_OF_MEMORY if is_out_of_memory(error) else HelperEnding.FAILED
+    else:
+        ending = _helper_ending(outcome)
+    logging.shutdown()
+    os._exit(ending)  # the libraries that connect the processes would wait for the others
+
+
+def _helper_ending(outcome: Outcome) -> HelperEnding:
+    if outcome.status == "trained":
+        return HelperEnding.DONE
+    is_memory = outcome.error is not None and outcome.error.code == OutOfMemoryError.code
+    return HelperEnding.OUT_OF_MEMORY if is_memory else HelperEnding.NOT_COMPILED
+
+
+def explain_lost(status: int) -> TrainingError:
+    """The error that tells the user that one of several processes has ended."""
+    if status == HelperEnding.OUT_OF_MEMORY:
+        return OutOfMemoryError(
+            "Memory ran out on one of the GPUs.", "Choose GPUs with more memory, or a smaller base model."
+        )
+    return ChildCrashedError(
+        f"One of the training processes ended with {ending_of(status)}.",
+        "The next attempt goes on from the last checkpoint.",
+    )
 
 
 def explain(error: Exception) -> TrainingError:
@@ -277,6 +370,12 @@ def explain(error: Exception) -> TrainingError:
     if is_full_disk(error):
         return DiskFullError("The disk or the network volume is full.", FULL_DISK_HINT)
     return TrainingError(f"The training failed unexpectedly ({type(error).__name__}).", "Please report it to support.")
+
+
+def _end_without(status: int, task: Task) -> NoReturn:
+    error = explain_lost(status).as_protocol()
+    Outcome(status="failed", fingerprint=task.fingerprint, error=error).write(task.folder)
+    os._exit(1)
 
 
 def _end_before_training(task: Task) -> NoReturn:

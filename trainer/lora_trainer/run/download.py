@@ -11,11 +11,12 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from lora_contract.connections import why_unreachable
-from lora_contract.protocol import ADAPTER_FILES, AdapterFile, AdapterRef, DatasetRef
+from lora_contract.protocol import ADAPTER_FILES, AdapterFile, AdapterRef, DatasetRef, Request
 from lora_contract.storage_answers import Refusal, read_streamed_answer
 from lora_trainer.errors import (
     DatasetChangedError,
     DatasetUnreachableError,
+    HyperparametersInvalidError,
     InitAdapterUnreachableError,
     InitAdapterUnusableError,
     TrainingError,
@@ -61,6 +62,19 @@ async def download_dataset(
         DiskFullError: there is no room for it.
     """
     return await _download(_DATASET, dataset.url, target, dataset.bytes, dataset.sha256, transport)
+
+
+def check_init_adapter(request: Request) -> None:
+    """Refuse a request whose worker did not look for the adapter that its job asks for.
+
+    Raises:
+        HyperparametersInvalidError: the training would begin with a new adapter without a word.
+    """
+    if request.hyperparameters.init_adapter is not None and request.init_adapter is None:
+        raise HyperparametersInvalidError(
+            "The job asks to begin with an earlier adapter, which its worker did not look for.",
+            "The worker is older than the trainer; please report it to support.",
+        )
 
 
 async def download_adapter(

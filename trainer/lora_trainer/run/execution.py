@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 import time
 import uuid
 from contextlib import suppress
@@ -29,7 +30,6 @@ from lora_trainer.errors import (
     ChannelUnreachableError,
     FenceLostError,
     GrantMissingError,
-    HyperparametersInvalidError,
     PublishingError,
     StoppedError,
     SupersededError,
@@ -38,7 +38,8 @@ from lora_trainer.errors import (
 )
 from lora_trainer.run.channel import ChannelClient
 from lora_trainer.run.child import TrainingChild
-from lora_trainer.run.download import download_adapter, download_dataset
+from lora_trainer.run.download import check_init_adapter, download_adapter, download_dataset
+from lora_trainer.run.gpu import gpus_for, visible_gpus
 from lora_trainer.run.logs import LogTail, describe, secrets_of
 from lora_trainer.run.proving import Prover, proof_task
 from lora_trainer.run.publishing import publish
@@ -219,7 +220,8 @@ class Execution:
         )
 
     async def _work(self, channel: ChannelClient) -> Result:
-        _check_init_adapter(self._request)
+        check_init_adapter(self._request)
+        gpus = gpus_for(self._request.gpu_config.count, visible_gpus(os.environ))
         self._report(Stage.SETUP)
         with naming_full_disks(self._volume):
             async with self._folder_lock:
@@ -233,7 +235,7 @@ class Execution:
         fingerprint = fingerprint_of(self._request, dataset_sha256)
         finished = self._folder.finished_artifact(fingerprint)
         if finished is None:
-            task = self._task(self._folder, dataset_sha256, fingerprint)
+            task = self._task(self._folder, dataset_sha256, fingerprint, gpus)
             if self._request.init_adapter is not None:
                 await download_adapter(self._request.init_adapter, task.init_adapter_folder)
             outcome = await self._train(task)
@@ -276,7 +278,7 @@ class Execution:
             log.warning("the training goes on in a new process: %s", outcome.error.message if outcome.error else "")
             task = task.model_copy(update=outcome.retry.model_dump())
 
-    def _task(self, folder: JobFolder, dataset_sha256: str, fingerprint: str) -> Task:
+    def _task(self, folder: JobFolder, dataset_sha256: str, fingerprint: str, gpus: list[str | None]) -> Task:
         request, settings = self._request, self._settings
         adapter = request.init_adapter
         return Task(
@@ -287,6 +289,7 @@ class Execution:
             dataset=folder.own / "dataset",
             dataset_sha256=dataset_sha256,
             hyperparameters=request.hyperparameters,
+            gpus=gpus,
             gpu_config=request.gpu_config,
             init_adapter=InitAdapter.model_validate(adapter.model_dump()) if adapter else None,
             job_folder=folder.path,
@@ -365,19 +368,6 @@ async def _end(tasks: list[asyncio.Task[Any]]) -> None:
 def stop_margin_seconds(limit_seconds: float, grace_seconds: float) -> float:
     """How long before the time limit the work is stopped, to leave time for a checkpoint and for the result."""
     return min(grace_seconds + 30, limit_seconds / 10)
-
-
-def _check_init_adapter(request: Request) -> None:
-    """Refuse a request whose worker did not look for the adapter that its job asks for.
-
-    Raises:
-        HyperparametersInvalidError: the training would begin with a new adapter without a word.
-    """
-    if request.hyperparameters.init_adapter is not None and request.init_adapter is None:
-        raise HyperparametersInvalidError(
-            "The job asks to begin with an earlier adapter, which its worker did not look for.",
-            "The worker is older than the trainer; please report it to support.",
-        )
 
 
 def fingerprint_of(request: Request, dataset_sha256: str) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pynvml
+
+from lora_contract.words import counted
+from lora_trainer.errors import GpusMissingError
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,33 @@ class GpuSample:
     """Percent of the time in which the GPU computed."""
     memory_bytes: int | None = None
     """Memory in use by all processes."""
+
+
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where there is no driver."""
+    try:
+        pynvml.nvmlInit()
+        count = int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
+        return []
+    given = environment.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return [str(number) for number in range(count)]
+    return [name for part in given.split(",") if (name := part.strip()) and name != "-1"]
+
+
+def gpus_for(asked: int, there: Sequence[str]) -> list[str | None]:
+    """The GPU of each process of a training that asks for so many; None: the CPU, on a machine without GPUs.
+
+    Raises:
+        GpusMissingError: there are fewer; names both numbers, and what to change.
+    """
+    if 0 < len(there) < asked:
+        raise GpusMissingError(
+            f"The job asks for {counted(asked, 'GPU')}, and the machine has {len(there)} for it.",
+            f"Set gpu_config's count to {len(there)}, or choose an endpoint with {counted(asked, 'GPU')}.",
+        )
+    return list(there[:asked]) if there else [None] * asked
 
 
 class GpuMonitor:

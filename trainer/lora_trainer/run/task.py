@@ -44,6 +44,8 @@ class Task(BaseModel):
     dataset_sha256: str
     hyperparameters: Hyperparameters
     gpu_config: GpuConfig
+    gpus: list[str | None] = Field(default_factory=list)
+    """The GPUs that train together, as CUDA_VISIBLE_DEVICES names them; None: the CPU. Empty: the first of them."""
     init_adapter: InitAdapter | None = None
     job_folder: Path
     """The folder that all executions of the job share."""

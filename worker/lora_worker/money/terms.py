@@ -196,7 +196,11 @@ def _assumptions(settings: Settings, table: dict[str, Any]) -> tuple[str, ...]:
         f" {_minutes(table['overhead']['high'], 1)} minutes with one epoch.",
     ]
     if settings.endpoint_gpu_count > 1:
-        sentences.append(f"A training computes on one of the {settings.endpoint_gpu_count} GPUs; all are billed.")
+        sentences.append(
+            f"The time is that of one GPU, on which a training computes that asks for no more. All "
+            f"{settings.endpoint_gpu_count} of the endpoint are billed, so a training that asks for several costs less "
+            "than this says."
+        )
     if settings.storage_fee:
         sentences.append(f"${settings.storage_fee:.2f} for storing the model are included.")
     return tuple(sentences)

@@ -17,6 +17,7 @@ from lora_trainer.data.items import Pair, RatedAnswer
 from lora_trainer.recipe.comparison import RowFigures
 from lora_trainer.recipe.evaluation import BASE_FIGURES_NAME, Evaluator, learned_tokens
 from lora_trainer.recipe.methods import METHODS
+from lora_trainer.recipe.ranks import ALONE
 from lora_trainer.recipe.stopping import StepInterruptedError
 from lora_trainer.run.held_out import HeldOut
 from tests.unit.trainer.tokenizers import tokenizer_with
@@ -35,6 +36,7 @@ class FakeTrainer:
 
     def __init__(self):
         self.model = self
+        self.ranks = ALONE
         self.measured = []
         self.failure = None
         self.loss = FIGURES_OF_TUNED

@@ -73,13 +73,14 @@ class RatingTrainer(PreferenceTrainer):
     @override
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """The base class's step, after the divergence was estimated from all its passes."""
-        self._divergence = self._estimate(self._asking(inputs))
+        parts = self.ranks.gather(self._differences(self._asking(inputs)))
+        self._divergence = self._estimate([found for part in parts for found in part])
         return super().training_step(model, inputs, num_items_in_batch)
 
     @override
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
         """The base class's result, after the divergence was estimated from all that is held out."""
-        self._divergence = self._estimate(self._held_out())
+        self._divergence = self._estimate(self.over_held_out(self._differences(self._held_out())))
         return super().evaluation_loop(*arguments, **options)
 
     def _asking(self, passes: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
@@ -93,15 +94,19 @@ class RatingTrainer(PreferenceTrainer):
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             yield self.collate(indices)
 
-    def _estimate(self, batches: Iterable[dict[str, Any]]) -> torch.Tensor:
-        """How far the model has moved from the reference, in nats, at least 0; a scalar without a gradient."""
+    def _differences(self, batches: Iterable[dict[str, Any]]) -> list[torch.Tensor]:
+        """For each pass, how much more probable its other answers are than under the reference, in nats."""
         differences = []
         with self.judging():
             for batch in batches:
                 other, reference = self._prepare_inputs(batch[_OTHER]), batch["reference"][:, 1]
                 found = self.row_log_probs(self.model, other)
                 differences.append(found - reference.to(found.device))
-        return torch.cat(differences).mean().clamp(min=0)
+        return differences if self.ranks.count == 1 else [part.cpu() for part in differences]
+
+    def _estimate(self, differences: list[torch.Tensor]) -> torch.Tensor:
+        """How far the model has moved from the reference, in nats, at least 0; a scalar without a gradient."""
+        return torch.cat(differences).mean().clamp(min=0).to(self.args.device)
 
     @override
     def compute_loss(

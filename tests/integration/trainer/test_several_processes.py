@@ -1,0 +1,72 @@
+"""Two processes train as one would: the same losses, and each goes on where the other number of them left off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_trainer.run.task import Outcome, Task
+from tests.integration.trainer.child import make_task, train
+from tests.integration.trainer.in_process import trained
+from tests.integration.trainer.test_preferences import PARAMETERS, lines_of
+
+pytestmark = pytest.mark.gpu_stack
+
+FORKED = "tests.integration.trainer.forked"
+CHOSEN = {**PARAMETERS, "batch_size": 3, "epochs": 1, "learning_rate": 2e-3}
+"""12 items in steps of 3 at most, the last of which are smaller: two processes never have the same number of them."""
+
+
+def task_of(method: str, folder: Path, base: Path, count: int, **changes: Any) -> Task:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dataset").write_text("\n".join(map(json.dumps, lines_of(method)[:13])))
+    chosen = {**CHOSEN, "method": method}
+    task = make_task(folder, base, dataset=folder / "dataset", hyperparameters=chosen, gpus=[None] * count)
+    return task.model_copy(update=changes)
+
+
+def curve(outcome: Outcome) -> list[float | None]:
+    return [
+        value
+        for point in outcome.points
+        for value in (point.training_loss, point.validation_loss, point.gradient_norm, point.learning_rate)
+    ]
+
+
+def assert_same(several: Outcome, one: Outcome) -> None:
+    assert len(one.points) == len(several.points)
+    for here, there in zip(curve(several), curve(one), strict=True):
+        assert here == (None if there is None else pytest.approx(there, rel=1e-4))
+    assert several.evaluation is not None
+    assert one.evaluation is not None
+    assert several.evaluation.held_out.tuned.loss == pytest.approx(one.evaluation.held_out.tuned.loss, rel=1e-4)
+    assert several.evaluation.general.base == one.evaluation.general.base
+
+
+def test_kto_over_two_processes_equals_one(tmp_path: Path, tiny_model: Path) -> None:
+    one = trained(task_of("kto", tmp_path / "one", tiny_model, 1))
+    two, _ = train(task_of("kto", tmp_path / "two", tiny_model, 2), FORKED)
+    assert two is not None
+    assert_same(two, one)
+    assert (one.summary.gpus_used, two.summary.gpus_used) == (1, 2)
+    assert any("Trained on 2 GPUs" in note for note in two.summary.notes)
+    assert two.metrics.final_reward_accuracy == pytest.approx(one.metrics.final_reward_accuracy)
+    assert (one.summary.pace, two.summary.pace) == (None, None)
+
+
+def test_training_goes_on_with_another_number_of_processes(tmp_path: Path, tiny_model: Path) -> None:
+    one = trained(task_of("sft", tmp_path / "one", tiny_model, 1))
+    shared = tmp_path / "two"
+    failed, _ = train(task_of("sft", shared, tiny_model, 2), FORKED, HELPER_MEMORY_AT="2")
+    assert failed is not None
+    assert failed.retry is not None, failed.error
+    assert (failed.error.code, failed.retry.micro_batch) == ("out_of_memory", 1)
+    again = task_of("sft", shared, tiny_model, 2, **failed.retry.model_dump())
+    stopped, _ = train(again, FORKED, LEADER_STOPS_AT="3")
+    assert (stopped.status, "of 4" in stopped.error.message) == ("stopped", True)
+    ended = trained(task_of("sft", shared, tiny_model, 1))
+    assert ended.summary.resumed_from_step in (2, 3)
+    assert_same(ended, one)
