@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_contract.batches import forward_passes, shape_batches, share_out, smaller_micro_batch, steps_of_epoch
+from lora_contract.batches import (
+    forward_passes,
+    shape_batches,
+    share_out,
+    share_step,
+    smaller_micro_batch,
+    steps_of_epoch,
+)
 
 EXAMPLES = st.lists(st.tuples(st.integers(1, 6), st.integers(30, 2000)), min_size=1, max_size=120)
 
@@ -84,3 +91,11 @@ def test_halving_the_micro_batch_stops_at_one_row():
         tried.append(micro)
         micro = smaller_micro_batch(micro)
     assert tried == [12, 6, 3, 1]
+
+
+def test_items_of_a_step_are_shared_out_among_gpus_by_their_tokens():
+    lengths = [90, 10, 40, 50, 30, 20]
+    shares = share_step(range(6), lengths, 2)
+    assert sorted(index for share in shares for index in share) == list(range(6))
+    assert [sum(lengths[index] for index in share) for share in shares] == [120, 120]
+    assert share_step([4], lengths, 3) == [[4], [], []]

@@ -6,11 +6,12 @@ Each problem is reported as a sentence for the user.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.renderings import REFUSALS, RENDERINGS
+from lora_contract.words import counted
 from lora_conversations.errors import DatasetUnusableError
 from lora_conversations.limits import refusal_of
 from lora_conversations.survey import Survey, Surveyor
@@ -66,6 +67,7 @@ async def check(assignment: Assignment, services: Services, place: Place) -> Pla
     gpu_config = parse_gpu_config(job)
     check_base_model(hyperparameters, settings.base_models)
     price = check_gpu(gpu_config, services.prices, place)
+    check_gpu_count(gpu_config, place.gpu_count)
     check_quantization(hyperparameters, price)
     rate = Rate.at(price, gpu_count=place.gpu_count, max_cost=settings.max_cost_per_job)
     policy = make_policy(
@@ -84,7 +86,7 @@ async def check(assignment: Assignment, services: Services, place: Place) -> Pla
         hyperparameters,
     )
     terms = await current_terms(services, hyperparameters.base_model, price, place)
-    check_estimate(hyperparameters, survey, gpu_config.type, terms)
+    check_estimate(hyperparameters, survey, gpu_config.type, terms, gpus=gpu_config.count)
     return Plan(hyperparameters, gpu_config, price, rate, policy, survey, place, adapter)
 
 
@@ -108,6 +110,20 @@ def check_gpu(gpu_config: GpuConfig, prices: tuple[GpuPrice, ...], place: Place 
             f"gpu_config: {gpu_config.type!r} is not a GPU that is offered; choose one of {known}.",
         )
     return price
+
+
+def check_gpu_count(gpu_config: GpuConfig, there: int) -> None:
+    """Refuse a job that asks for more GPUs than a launch has.
+
+    Raises:
+        PreflightError: the text says how many there are.
+    """
+    if gpu_config.count > there:
+        raise PreflightError(
+            "gpu_config_invalid",
+            f"gpu_config: count is {gpu_config.count}, and the endpoint has {counted(there, 'GPU')} for a job; set it "
+            f"to {there}{' or fewer' if there > 1 else ''}.",
+        )
 
 
 def check_quantization(hyperparameters: Hyperparameters, price: GpuPrice) -> None:
@@ -222,13 +238,13 @@ def expect_work(chosen: Hyperparameters, survey: Survey, gpu_type: str, *, lowes
     )
 
 
-def check_estimate(chosen: Hyperparameters, survey: Survey, gpu_type: str, terms: Terms) -> None:
-    """Refuse a job that would exceed its limit of cost or time even by the lowest estimate.
+def check_estimate(chosen: Hyperparameters, survey: Survey, gpu_type: str, terms: Terms, *, gpus: int = 1) -> None:
+    """Refuse a job that would exceed its limit of cost or time even by the lowest estimate, on so many GPUs.
 
     Raises:
         PreflightError: the text gives the lowest estimate and the limit.
     """
-    expected = estimate(expect_work(chosen, survey, gpu_type, lowest=True), terms)
+    expected = estimate(replace(expect_work(chosen, survey, gpu_type, lowest=True), gpus=gpus), terms)
     if expected is None:
         return
     remedy = "choose fewer epochs or a smaller dataset, or ask for a higher limit."

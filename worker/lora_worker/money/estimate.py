@@ -31,6 +31,8 @@ class Work:
     max_steps: int | None = None
     base_model: str | None = None
     gpu_type: str | None = None
+    gpus: int = 1
+    """How many GPUs share the steps."""
     method: Method = "sft"
     """The training method. Of `dpo`, `tokens` are those of both answers, each with its prompt."""
 
@@ -65,7 +67,9 @@ def estimate(work: Work, terms: Terms) -> Estimate | None:
     """Estimate time and cost of a training; None if the GPU or the size of the dataset is unknown.
 
     The lowest value assumes that overlapping pairs are merged and the fast end of the speed, the highest value full
-    batches of unmerged rows and its slow end. A training computes on one GPU, and all of the endpoint's are billed.
+    batches of unmerged rows and its slow end. Several GPUs divide the lowest time of the steps by their number, which
+    is the most that they can gain, and leave the highest as it is on one: how much of it is lost to waiting was not
+    measured. All of the endpoint's are billed.
     """
     gpu, count = terms.gpu(work.gpu_type), terms.endpoint_gpu_count
     method = terms.methods[work.method]
@@ -86,7 +90,7 @@ def estimate(work: Work, terms: Terms) -> Estimate | None:
     # A step learns at least one whole conversation, even if that has more answers than the batch size.
     most = learned * steps * max(work.batch_size / pairs, work.epochs / all_steps)
     low = terms.overhead_low.once + terms.overhead_low.each_epoch * work.epochs
-    low += least / speed.high
+    low += least / (speed.high * work.gpus)
     high = terms.overhead_high.once + terms.overhead_high.each_epoch * work.epochs
     high += most / speed.low
     hourly = gpu.price_per_hour * count

@@ -140,7 +140,7 @@ def _play(scene: Scene) -> None:
     gone = stage.user.upload()
     stage.user.remove_file(gone)
     scene.queue("failed in preflight", gone)
-    scene.queue("completed", dataset, max_steps=30, gpu_config={"type": "A100-80GB", "count": 2})
+    scene.queue("completed", dataset, max_steps=30, gpu_config={"type": "A100-80GB", "count": 1})
     scene.queue("completed, long shape", dataset, gpu_config=LONG_GPU)
     stage.database.rows(
         "update training_jobs set hyperparameters = %s where id = %s", LONG_KEYS, scene.jobs["completed, long shape"]

@@ -1,7 +1,8 @@
 import pynvml
 import pytest
 
-from lora_trainer.run.gpu import GpuMonitor, GpuSample
+from lora_trainer.errors import GpusMissingError
+from lora_trainer.run.gpu import GpuMonitor, GpuSample, gpus_for, visible_gpus
 
 
 def test_without_a_gpu_no_gpu_values_are_reported():
@@ -74,3 +75,14 @@ def test_unreadable_gpu_values_do_not_stop_the_training(two_gpus, monkeypatch):
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", fail)
     assert monitor.sample() == GpuSample()
+
+
+def test_training_gets_the_gpus_it_asks_for_or_a_sentence(two_gpus):
+    assert visible_gpus({}) == ["0", "1"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b,-1"}) == ["GPU-a", "GPU-b"]
+    assert gpus_for(1, ["3", "4"]) == ["3"]
+    assert gpus_for(2, ["3", "4"]) == ["3", "4"]
+    with pytest.raises(GpusMissingError, match="The job asks for 4 GPUs, and the machine has 2 for it") as refusal:
+        gpus_for(4, ["3", "4"])
+    assert refusal.value.hint == "Set gpu_config's count to 2, or choose an endpoint with 4 GPUs."
+    assert gpus_for(2, []) == [None, None], "on a machine for trials the CPU stands in"

@@ -153,13 +153,22 @@ def test_estimate_uses_the_endpoints_gpu_not_the_requested_one() -> None:
     assert (found.gpu_type, found.gpu_count, found.price_per_hour) == ("L40S", 2, 1.91)
 
 
-def test_more_gpus_cost_more_and_take_no_less_time() -> None:
-    """The trainer computes on one of them, and all are billed."""
+def test_more_gpus_of_the_endpoint_cost_more_and_take_no_less_time() -> None:
+    """A training computes on as many as it asks for, and all are billed."""
     one, two = (estimate(WORK, terms(endpoint_gpu_count=count)) for count in (1, 2))
     assert one is not None
     assert two is not None
     assert two.seconds == one.seconds
     assert two.cost.high == pytest.approx(2 * one.cost.high, abs=0.011)
+
+
+def test_gpus_that_share_the_steps_shorten_the_lowest_time_alone() -> None:
+    one, two = (estimate(dataclasses.replace(WORK, gpus=gpus), terms(endpoint_gpu_count=2)) for gpus in (1, 2))
+    assert one is not None
+    assert two is not None
+    overhead = TERMS.overhead_low.once + TERMS.overhead_low.each_epoch * WORK.epochs
+    assert two.seconds.low - overhead == pytest.approx((one.seconds.low - overhead) / 2, abs=1)
+    assert two.seconds.high == one.seconds.high
 
 
 def test_every_priced_gpu_has_a_speed_and_every_model_a_size() -> None:

@@ -14,10 +14,10 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from lora_contract.hyperparameters import Hyperparameters
+from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_worker.commands.cli import app
 from lora_worker.database.rows import Job
-from lora_worker.datasets.preflight import check, check_quantization
+from lora_worker.datasets.preflight import check, check_gpu_count, check_quantization
 from lora_worker.errors import ArgumentError, PreflightError
 from lora_worker.money.guide import needs_of
 from lora_worker.money.pricing import load_prices
@@ -81,7 +81,7 @@ async def test_unquantised_base_that_cannot_fit_is_refused_before_a_launch() -> 
         await check(
             cast(Any, SimpleNamespace(job=job)),
             cast(Any, SimpleNamespace(settings=settings, prices=load_prices())),
-            cast(Any, SimpleNamespace(gpu_type=None, price_per_hour=None)),
+            cast(Any, SimpleNamespace(gpu_type=None, gpu_count=1, price_per_hour=None)),
         )
 
 
@@ -179,3 +179,11 @@ def test_estimate_of_pairs_costs_more_than_of_answers(run: Run) -> None:
     assert highest["sft"] < highest["kto"] < highest["dpo"]
     done = run("estimate", "--pairs", "5", "--method", "telepathy")
     assert (done.exit_code, "choose one of sft, dpo, kto" in done.stderr) == (2, True)
+
+
+def test_job_for_more_gpus_than_there_are_is_refused_with_their_number() -> None:
+    check_gpu_count(GpuConfig(count=2), 2)
+    with pytest.raises(PreflightError, match="count is 4, and the endpoint has 2 GPUs for a job; set it to 2 or fewer"):
+        check_gpu_count(GpuConfig(count=4), 2)
+    with pytest.raises(PreflightError, match=r"count is 2, and the endpoint has 1 GPU for a job; set it to 1\."):
+        check_gpu_count(GpuConfig(count=2), 1)
