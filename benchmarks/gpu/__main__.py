@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.card import describe_card
-from benchmarks.gpu.parts import CORRECTNESS, LOADING, PARTS, ROOT, SPEED, run_parts
+from benchmarks.gpu.parts import CORRECTNESS, LOADING, PARTS, ROOT, SPEED, TWO_GPUS, run_parts
 from benchmarks.gpu.report import format_table, read_report, write_report
 
 
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
 def _say(name: str, found: dict[str, Any]) -> str:
     if "failed" in found:
         return f"FAILED: {found['failed']}\n{found.get('output', '')[-3000:]}"
-    if name == CORRECTNESS:
+    if name in {CORRECTNESS, TWO_GPUS}:
         return "\n" + found["output"][-5000:]
     if "tokens_a_second" in found:
         return f"{found['tokens_a_second']:,.0f} tokens/s, {found['part_seconds']} s in all"

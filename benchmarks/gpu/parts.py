@@ -70,10 +70,12 @@ SPEED: dict[str, SpeedPart] = {
     "qwen3-next-nf4": SpeedPart(Measurement(QWEN_NEXT, micro_batch=4, rows_per_step=4, packed=False), 180),
 }
 CORRECTNESS = "correctness"
+TWO_GPUS = "two-gpus"
+"""The tests of several GPUs alone; they are also a part of the suite, which skips them where there is one."""
 CEILINGS = "ceilings"
 LOADING: dict[str, LoadMeasurement] = {"llama-load": LoadMeasurement(LLAMA)}
 _LOADING_SECONDS = 300
-PARTS = (CORRECTNESS, CEILINGS, *SPEED, *LOADING)
+PARTS = (CORRECTNESS, TWO_GPUS, CEILINGS, *SPEED, *LOADING)
 _SUITE_SECONDS = 240
 
 
@@ -85,7 +87,9 @@ def run_parts(
     for name in names:
         begun = time.perf_counter()
         if name == CORRECTNESS:
-            yield name, {**_run_suite(), "part_seconds": round(time.perf_counter() - begun, 1)}
+            yield name, {**_run_suite("tests/gpu"), "part_seconds": round(time.perf_counter() - begun, 1)}
+        elif name == TWO_GPUS:
+            yield name, _run_suite("tests/gpu/test_two_gpus.py", "-s")
         elif name == CEILINGS:
             yield name, _run_ceilings()
         elif name in LOADING:
@@ -172,10 +176,10 @@ def _run_loading(asked: LoadMeasurement, folder: Path | None, *, tiny: bool) -> 
     return found
 
 
-def _run_suite() -> dict[str, Any]:
+def _run_suite(*tests: str) -> dict[str, Any]:
     # The tests' own conftest.py starts databases and needs packages that a GPU machine has no use for.
     command = [
-        *(sys.executable, "-m", "pytest", "tests/gpu", "--confcutdir", "tests/gpu"),
+        *(sys.executable, "-m", "pytest", *tests, "--confcutdir", "tests/gpu"),
         *("-q", "-W", "default", "-p", "no:cacheprovider", "--durations", "12", "-n", "5", "--dist", "worksteal"),
     ]
     try:

@@ -1,0 +1,33 @@
+"""Two GPUs train as one would, over NCCL. Skipped on a machine with a single one."""
+
+import os
+
+import pytest
+
+from lora_trainer.run.gpu import visible_gpus
+from tests.integration.trainer.child import make_task, train
+
+pytestmark = pytest.mark.gpu
+
+PARAMETERS = {"epochs": 2, "batch_size": 3, "max_length": 256}
+
+
+@pytest.fixture
+def gpus():
+    found = visible_gpus({name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"})
+    if len(found) < 2:
+        pytest.skip("there is one GPU here")
+    return found[:2]
+
+
+def test_two_gpus_learn_what_one_does(tmp_path, tiny_model, gpus):
+    one, _ = train(make_task(tmp_path / "one", tiny_model, hyperparameters=PARAMETERS))
+    two, _ = train(make_task(tmp_path / "two", tiny_model, hyperparameters=PARAMETERS, gpus=gpus))
+    assert one.status == "trained", one.error
+    assert two.status == "trained", two.error
+    off = max(abs(a.training_loss - b.training_loss) for a, b in zip(one.points, two.points, strict=True))
+    print(
+        f"losses differ by at most {off:.1e}; {one.summary.train_seconds} s on one, {two.summary.train_seconds} on two"
+    )
+    assert off < 1e-2
+    assert two.summary.gpus_used == 2
