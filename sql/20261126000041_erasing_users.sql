@@ -145,7 +145,8 @@ begin
   -- In this order, because of the references between them.
   foreach wanted in array array[
     'training_aliases', 'notifications', 'cost_records', 'model_artifacts', 'training_jobs', 'pipeline_training_jobs',
-    'datasets', 'training_runs', 'training_budgets', 'training_operator_holds', 'training_waiting_users']
+    'datasets', 'training_runs', 'training_budgets', 'training_operator_holds', 'training_waiting_users',
+    'training_webhook_events']
   loop
     continue when to_regclass('public.' || wanted) is null;
     execute format('delete from public.%I where ', wanted)

@@ -16,6 +16,7 @@ from lora_worker.database.functions import SCHEMA_VERSION
 from lora_worker.database.queue_health import QueueHealth
 from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News
 from lora_worker.database.version_rows import AliasRow, EndpointRelease, ReleaseNote
+from lora_worker.database.webhook_rows import WebhookState
 from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation
 from lora_worker.money.pricing import load_prices
 from lora_worker.money.speeds import RunSpeed
@@ -153,6 +154,9 @@ class FakeQueue:
     async def withdraw_launch(self, run_id: UUID, lease_token: UUID, *, pass_over_seconds: int) -> bool:
         self.calls.append(f"withdraw_launch {pass_over_seconds}")
         return run_id not in self.checked_in
+
+    async def webhook_state(self) -> list[WebhookState]:
+        return []
 
     async def claim_operator_notice(self, key: str, again_seconds: int) -> bool:
         self.calls.append(f"claim_operator_notice {key}")

@@ -38,6 +38,7 @@ CRASH_POINTS: dict[str, str] = {
     "worker.settle.after": "run settled",
     "worker.stray.before": "a launch that no run owns found, launcher not told",
     "worker.stray.after": "launcher told or asked, nothing noted",
+    "worker.webhook.after_delivery": "an event delivered to an endpoint, nothing noted",
     "worker.release.before": "stopping, leases still held",
     "worker.release.after": "leases released",
     "trainer.check_in.before": "process started, not checked in",

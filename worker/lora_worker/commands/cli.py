@@ -27,6 +27,7 @@ from lora_worker.commands import (
     setup,
     submission,
     versions,
+    webhooks,
 )
 
 app = typer.Typer(
@@ -57,7 +58,7 @@ def options(
 
 GROUPS = (
     run, queue, jobs, route, logs, submission, exporting, versions, ask, dataset, dashboard, money, guided, deploy,
-    setup, erasing, gpu_server,
+    setup, erasing, gpu_server, webhooks,
 )  # fmt: skip
 for group in GROUPS:
     app.add_typer(group.commands)

@@ -23,6 +23,11 @@ def contradictions(settings: Mapping[str, Any]) -> Iterator[str]:
             "LORA_WORKER_DEFAULT_BASE_MODEL is not among LORA_WORKER_BASE_MODELS, so every job that names no base "
             "would fail: add it there, or choose one of them"
         )
+    if settings["public_url"] and not settings["http_port"]:
+        yield (
+            "LORA_WORKER_PUBLIC_URL is set, but there is no port that it could lead to: set LORA_WORKER_HTTP_PORT, or "
+            "no public address"
+        )
     for less, more, why in _ORDER:
         if settings[less] > settings[more]:
             yield f"LORA_WORKER_{less.upper()} is more than LORA_WORKER_{more.upper()}: {why}"

@@ -28,6 +28,7 @@ from lora_worker.configuration.environment import ENV_FILE, ENV_FILE_ENCODING, m
 from lora_worker.configuration.keys import Role, public_fault, read_key, secret_fault, text_fault
 from lora_worker.configuration.receivers import receivers_fault, split_urls
 from lora_worker.configuration.routing_settings import RoutingSettings
+from lora_worker.configuration.webhooks import WebhookSettings
 from lora_worker.errors import SettingsError
 
 DEFAULT_BASE_MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
@@ -64,7 +65,7 @@ def split_list(value: Any) -> Any:
     return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
-class Settings(RoutingSettings):
+class Settings(WebhookSettings, RoutingSettings):
     """The daemon's settings. Each is set by `LORA_WORKER_<NAME>`, except those with a usual name of Supabase.
 
     A launcher's own settings are in a subclass of this, in the launchers' folder.

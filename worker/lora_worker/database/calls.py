@@ -24,6 +24,7 @@ from lora_worker.database.rows import Assignment, DatasetClaim, Lease, News, par
 from lora_worker.database.serving_calls import ServingCalls
 from lora_worker.database.submission_calls import SubmissionCalls
 from lora_worker.database.version_calls import VersionCalls
+from lora_worker.database.webhook_calls import WebhookCalls
 from lora_worker.errors import SchemaMismatchError, ServiceUnavailableError
 from lora_worker.observability.actions import Action
 
@@ -61,7 +62,9 @@ def _readable(parse: Callable[[dict[str, Any]], _Parsed], rows: Iterable[dict[st
     return parsed
 
 
-class DatabaseCalls(OperatorCalls, SubmissionCalls, MoneyCalls, ErasureCalls, VersionCalls, ServingCalls, PlaceCalls):
+class DatabaseCalls(
+    OperatorCalls, SubmissionCalls, MoneyCalls, ErasureCalls, VersionCalls, ServingCalls, PlaceCalls, WebhookCalls
+):
     """The calls of one worker to the database. The methods raise only `ServiceError`s.
 
     Idempotent calls are retried a few times. A claim or an adoption is not: if its answer was lost after the database

@@ -41,6 +41,7 @@ from lora_worker.database.submission_rows import (
     TrialRemoval,
 )
 from lora_worker.database.version_rows import AliasMove, AliasMoved, AliasRow, EndpointRelease, VersionRow
+from lora_worker.database.webhook_rows import WebhookDelivery, WebhookState
 from lora_worker.deployment.fleet import FinishedAdapters
 from lora_worker.money.speeds import RunSpeed
 
@@ -144,8 +145,21 @@ END_SERVING_ERRAND = _function(
     "end_serving_errand", TypeAdapter(int | None), {"errand_id": _NOBODY, "lease_token": _NOBODY, "outcome": "{}"}
 )
 CLAIM_OPERATOR_NOTICE = _function("claim_operator_notice", TypeAdapter(bool), {"notice_key": "", "again_seconds": "0"})
+CLAIM_WEBHOOK_DELIVERIES = _function(
+    "claim_webhook_deliveries",
+    TypeAdapter(list[WebhookDelivery]),
+    {"endpoints": "{}", "max_deliveries": "0", "lease_seconds": "60"},
+)
+NOTE_WEBHOOK_DELIVERY = _function(
+    "note_webhook_delivery",
+    TypeAdapter(bool),
+    {"event": "", "endpoint": "", "lease_token": _NOBODY, "outcome": "{}"},
+)
 
 # What operators ask for.
+REPLAY_WEBHOOK_EVENTS = _function("replay_webhook_events", TypeAdapter(int), {"filter": '{"event": ""}'})
+ENABLE_WEBHOOK_ENDPOINT = _function("enable_webhook_endpoint", TypeAdapter(bool), {"name": ""})
+TRAINING_WEBHOOK_STATE = _function("training_webhook_state", TypeAdapter(list[WebhookState]))
 QUEUE_HEALTH = _function("queue_health", TypeAdapter(QueueHealth))
 PROJECT_REPORT = _function("training_project_report", TypeAdapter(ProjectReport))
 FIND_TRAINING_USER = _function("find_training_user", TypeAdapter(FoundUser | None), {"named": _NOBODY})

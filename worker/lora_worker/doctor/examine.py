@@ -15,6 +15,7 @@ from lora_worker.doctor.project import check_project
 from lora_worker.doctor.rights import check_rights
 from lora_worker.doctor.storage import check_storage
 from lora_worker.doctor.telemetry import check_telemetry
+from lora_worker.doctor.webhooks import check_webhooks
 from lora_worker.errors import SchemaMismatchError, SchemaMissingError, ServiceError, ServiceRefusedError
 from lora_worker.services import Services
 
@@ -48,13 +49,13 @@ def _checks_affected_by(subject: str, error: Exception) -> frozenset[str]:
     if isinstance(error, ServiceRefusedError):
         # Storage is called with the same key.
         return (
-            frozenset({"project", "storage", "launches", "aliases"})
+            frozenset({"project", "storage", "launches", "aliases", "webhooks"})
             if error.status == 401
-            else frozenset({"project", "launches", "aliases"})
+            else frozenset({"project", "launches", "aliases", "webhooks"})
         )
     if isinstance(error, SchemaMismatchError) and not isinstance(error, SchemaMissingError):
-        return frozenset({"project", "launches", "aliases"})
-    return frozenset({"project", "rights", "storage", "launches", "aliases"})
+        return frozenset({"project", "launches", "aliases", "webhooks"})
+    return frozenset({"project", "rights", "storage", "launches", "aliases", "webhooks"})
 
 
 def _remedy_of(subject: str, error: Exception, services: Services) -> str:
@@ -75,6 +76,7 @@ _REMEDIES = {
     "inference": "check that this machine reaches RunPod's REST API",
     "telemetry": "check LORA_WORKER_NOTIFY_URLS and the variables OTEL_…",
     "aliases": "see what the database answers to list_training_aliases",
+    "webhooks": "see what the database answers to training_webhook_state",
     "launches": "see what the database and the endpoint answer",
 }
 
@@ -87,6 +89,7 @@ _CHECKS: tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...] = 
     ("endpoint", check_endpoint),
     ("launches", check_launches),
     ("aliases", check_aliases),
+    ("webhooks", check_webhooks),
     ("telemetry", check_telemetry),
     ("account", check_account),
     ("inference", check_inference),

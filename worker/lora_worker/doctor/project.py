@@ -37,6 +37,7 @@ GUARDED_TABLES = (
     *("training_served_removals", "training_serving_errands"),
     *("training_operator_notices", "training_speeds", "training_aliases", "training_alias_moves"),
     *("training_removed_aliases", "training_endpoint_releases"),
+    *("training_webhook_endpoints", "training_webhook_events", "training_webhook_deliveries"),
     "pipeline_training_jobs",
 )
 """The tables that nobody may read without signing in."""

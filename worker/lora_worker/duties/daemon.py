@@ -30,6 +30,7 @@ from lora_worker.duties.served_adapters import SERVING_CALLS, ServedAdapters
 from lora_worker.duties.strays import STRAY_CALLS, Reconciler
 from lora_worker.duties.sweeping import Sweeper
 from lora_worker.duties.validation import Validator
+from lora_worker.duties.webhooks import LONGEST_SENDING_SECONDS, WEBHOOK_CALLS, WEBHOOK_SECONDS, Webhooks
 from lora_worker.errors import PassIncompleteError, ServiceError
 from lora_worker.observability.actions import Action
 from lora_worker.observability.liveness import Liveness
@@ -84,6 +85,7 @@ class Daemon:
         self._sweeper = Sweeper(services)
         self._alias_releases = AliasReleases(services)
         self._served = ServedAdapters(services)
+        self._webhooks = Webhooks(services)
         self._operators = OperatorWatch(services, self._readiness)
 
     @property
@@ -137,6 +139,19 @@ class Daemon:
                 self._alias_releases.run_once,
                 limit(calls=RELEASE_CALLS),
                 ends_pass=False,
+            ),
+            *(
+                [
+                    Duty(
+                        "webhooks",
+                        WEBHOOK_SECONDS,
+                        self._webhooks.run_once,
+                        limit(calls=WEBHOOK_CALLS, more_seconds=LONGEST_SENDING_SECONDS),
+                        ends_pass=False,
+                    )
+                ]
+                if self._webhooks.has_endpoints
+                else []
             ),
             # Last, since it tells what the others have found out.
             *(

@@ -105,6 +105,7 @@ class Action(StrEnum):
     DASHBOARD_UNREAD = "dashboard.unread"
     NOTICE_SENT = "notice.sent"
     NOTICE_NOT_SENT = "notice.not_sent"
+    WEBHOOK_NOT_DELIVERED = "webhook.not_delivered"
 
     DATASET_VALIDATED = "dataset.validated"
     DATASET_GIVEN_UP = "dataset.given_up"

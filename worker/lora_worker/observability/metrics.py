@@ -64,12 +64,26 @@ NOTICES = Counter(
     "lora_worker_notices_total", "Notices to operators, by what came of each receiver's", ["kind", "result"]
 )
 
+WEBHOOKS = Counter("lora_worker_webhook_deliveries_total", "Events sent to endpoints, by what came of it", ["result"])
+WAKE_UPS = Counter(
+    "lora_worker_wake_ups_total", "Calls of launchers about changes of runs, by what came of it", ["result"]
+)
+
+WEBHOOK_RESULTS = ("delivered", "failed")
+WAKE_UP_RESULTS = ("taken", "not_held", "refused", "limited")
 LAUNCH_ANSWERS = ("accepted", "refused", "unavailable", "in_doubt")
 JOB_STATUSES = ("completed", "failed", "cancelled", "queued")
 ROUND_RESULTS = ("ok", "failed")
 NOTICE_RESULTS = ("sent", "failed", "dropped")
 ENDPOINT_STATES = ("ready", "running", "starting", "unhealthy")
 HOLD_KINDS = ("base_model", "image")
+_OF_ONE_LABEL: tuple[tuple[Counter | Gauge, tuple[str, ...]], ...] = (
+    (LAUNCHED, LAUNCH_ANSWERS),
+    (WEBHOOKS, WEBHOOK_RESULTS),
+    (WAKE_UPS, WAKE_UP_RESULTS),
+    (JOBS_HELD, HOLD_KINDS),
+    (ENDPOINT_WORKERS, ENDPOINT_STATES),
+)
 _KNOWN_STATUSES = frozenset({400, 401, 403, 404, 406, 408, 409, 413, 415, 422, 429, 500, 502, 503, 504, 520, 522, 540})
 
 
@@ -97,8 +111,6 @@ def show_zeroes(duties: Iterable[str], notices: Iterable[str]) -> None:
 
     Prometheus does not see the first increase of a counter that it has never seen before.
     """
-    for answer in LAUNCH_ANSWERS:
-        LAUNCHED.labels(answer)
     for status in JOB_STATUSES:
         SETTLED.labels(status, "none")
     for fault in Fault:
@@ -108,7 +120,6 @@ def show_zeroes(duties: Iterable[str], notices: Iterable[str]) -> None:
         ROUNDS.labels(duty, result)
     for kind, result in product(notices, NOTICE_RESULTS):
         NOTICES.labels(kind, result)
-    for kind in HOLD_KINDS:
-        JOBS_HELD.labels(kind)
-    for state in ENDPOINT_STATES:
-        ENDPOINT_WORKERS.labels(state)
+    for gauge_or_counter, labels in _OF_ONE_LABEL:
+        for label in labels:
+            gauge_or_counter.labels(label)

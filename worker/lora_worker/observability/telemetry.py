@@ -37,6 +37,8 @@ def secrets_of(settings: Settings) -> Iterator[str]:
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, SecretStr):
                 yield one.get_secret_value()
+                # A webhook's endpoint is written with its secrets behind it.
+                yield from one.get_secret_value().split()[1:]
 
 
 class _Forwarder(logging.Handler):

@@ -114,6 +114,16 @@ def populated(db: Database) -> Iterator[World]:
         "insert into training_serving_errands (launcher, request, worker, lease_expires_at)"
         " values ('runpod', '{}', 'w', now())"
     )
+    db.rows("insert into training_webhook_endpoints (name) values ('hooks.example.com-01234567')")
+    db.rows(
+        "insert into training_webhook_events (event, type, job_id, user_id, body)"
+        " values ('msg_1', 'job.started', %s, %s, '{}')",
+        job, owner,
+    )  # fmt: skip
+    db.rows(
+        "insert into training_webhook_deliveries (event_id, endpoint, job_id)"
+        " select e.id, p.name, e.job_id from training_webhook_events e, training_webhook_endpoints p"
+    )
     yield World(db, owner, db.user(), job)
     db.close()
 

@@ -239,6 +239,16 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
     "end_serving_errand": lambda q: q.end_serving_errand(
         ID, ID, removed=[], aliases=[], problem=None, gpu_seconds=None, replace_workers=False, no_volume=False
     ),
+    "claim_webhook_deliveries": lambda q: q.claim_webhook_deliveries(["e"], 1, 60),
+    "note_webhook_delivery": lambda q: q.note_webhook_delivery(
+        "msg_1",
+        "e",
+        ID,
+        {"delivered": True, "gone": False, "status": 200, "problem": None, "retry_after_seconds": None},
+    ),
+    "replay_webhook_events": lambda q: q.replay_webhook_events({"failed": True}),
+    "enable_webhook_endpoint": lambda q: q.enable_webhook_endpoint("e"),
+    "training_webhook_state": lambda q: q.webhook_state(),
     "claim_operator_notice": lambda q: q.claim_operator_notice("k", 60),
     "queue_health": lambda q: q.health(),
     "find_training_user": lambda q: q.find_training_user("a@example.com"),
