@@ -137,21 +137,26 @@ $migration$;
 -- keeps other workers from them for lease_seconds: [{event, endpoint, type, body, attempt, lease_token}]. An event waits for
 -- the earlier ones of its job. What was begun ten times without an end is given up. Events are kept for 30 days, the newest
 -- 100,000 of them.
-create or replace function public.claim_webhook_deliveries(endpoints text[], max_deliveries int, lease_seconds int)
+create or replace function public.claim_webhook_deliveries(endpoints jsonb, max_deliveries int, lease_seconds int)
 returns jsonb
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
+  told jsonb := public.training_decoded(claim_webhook_deliveries.endpoints);
+  asked text[];
   known text[];
   claimed jsonb;
 begin
-  if cardinality(claim_webhook_deliveries.endpoints) > 10 or claim_webhook_deliveries.max_deliveries not between 0 and 100
+  -- The array is read only when it is one.
+  asked := array(select jsonb_array_elements_text(case
+    when jsonb_typeof(told) = 'array' and jsonb_array_length(told) <= 10 then told else '[""]' end));
+  if asked = array[''] or claim_webhook_deliveries.max_deliveries not between 0 and 100
      or claim_webhook_deliveries.lease_seconds not between 1 and 3600 then
     raise exception using errcode = 'PT400',
-      message = 'there are at most 10 endpoints, 100 deliveries to each, and an hour for them';
+      message = 'there is an array of at most 10 endpoints, 100 deliveries to each, and an hour for them';
   end if;
   insert into public.training_webhook_endpoints as p (name)
-  select distinct left(n, 100) from unnest(claim_webhook_deliveries.endpoints) n where n <> '' order by 1
+  select distinct left(n, 100) from unnest(asked) n where n <> '' order by 1
   on conflict (name) do update set seen_at = now() where p.seen_at < now() - interval '1 hour';
   delete from public.training_webhook_events e where e.id in (
     select o.id from public.training_webhook_events o
@@ -160,7 +165,7 @@ begin
     order by o.id limit 200 for update skip locked);
   delete from public.training_webhook_endpoints p where p.seen_at < now() - interval '60 days';
   known := array(select p.name from public.training_webhook_endpoints p
-                 where p.name = any (claim_webhook_deliveries.endpoints) and p.disabled_at is null);
+                 where p.name = any (asked) and p.disabled_at is null);
   update public.training_webhook_deliveries d
   set state = 'given_up', settled_at = now(), lease_token = null,
       problem = coalesce(d.problem, 'each worker that delivered it ended before its answer')
@@ -300,10 +305,10 @@ language sql stable security definer set search_path = '' as $$
     where d.endpoint = p.name and d.state <> 'delivered') c
 $$;
 
-revoke all on function public.training_note_event(), public.claim_webhook_deliveries(text[], int, int),
+revoke all on function public.training_note_event(), public.claim_webhook_deliveries(jsonb, int, int),
   public.note_webhook_delivery(text, text, uuid, jsonb), public.replay_webhook_events(jsonb),
   public.enable_webhook_endpoint(text), public.training_webhook_state()
   from public, anon, authenticated, service_role;
-grant execute on function public.claim_webhook_deliveries(text[], int, int),
+grant execute on function public.claim_webhook_deliveries(jsonb, int, int),
   public.note_webhook_delivery(text, text, uuid, jsonb), public.replay_webhook_events(jsonb),
   public.enable_webhook_endpoint(text), public.training_webhook_state() to service_role;

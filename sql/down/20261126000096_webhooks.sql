@@ -16,7 +16,7 @@ drop function if exists public.training_webhook_state();
 drop function if exists public.enable_webhook_endpoint(text);
 drop function if exists public.replay_webhook_events(jsonb);
 drop function if exists public.note_webhook_delivery(text, text, uuid, jsonb);
-drop function if exists public.claim_webhook_deliveries(text[], int, int);
+drop function if exists public.claim_webhook_deliveries(jsonb, int, int);
 drop function if exists public.training_note_event();
 drop table if exists public.training_webhook_deliveries;
 drop table if exists public.training_webhook_events;

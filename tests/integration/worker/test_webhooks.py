@@ -90,8 +90,7 @@ class SqlQueue(FakeQueue):
     async def claim_webhook_deliveries(
         self, endpoints: list[str], max_deliveries: int, lease_seconds: int
     ) -> list[WebhookDelivery]:
-        query = "select claim_webhook_deliveries(%s::text[], %s, %s) as due"
-        return list(self._db.row(query, endpoints, max_deliveries, lease_seconds)["due"])
+        return list(self._db.call("claim_webhook_deliveries", endpoints, max_deliveries, lease_seconds))
 
     async def note_webhook_delivery(self, event: str, endpoint: str, lease_token: Any, outcome: WebhookOutcome) -> bool:
         return bool(self._db.call("note_webhook_delivery", event, endpoint, lease_token, dict(outcome)))

@@ -148,7 +148,7 @@ CLAIM_OPERATOR_NOTICE = _function("claim_operator_notice", TypeAdapter(bool), {"
 CLAIM_WEBHOOK_DELIVERIES = _function(
     "claim_webhook_deliveries",
     TypeAdapter(list[WebhookDelivery]),
-    {"endpoints": "{}", "max_deliveries": "0", "lease_seconds": "60"},
+    {"endpoints": "[]", "max_deliveries": "0", "lease_seconds": "60"},
 )
 NOTE_WEBHOOK_DELIVERY = _function(
     "note_webhook_delivery",

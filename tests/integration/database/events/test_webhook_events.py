@@ -19,8 +19,7 @@ WAITS = [5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400]
 
 
 def claim(db: Database, *endpoints: str, most: int = 10) -> list[Row]:
-    row = db.row("select claim_webhook_deliveries(%s::text[], %s, 60) as due", list(endpoints or [HOOK]), most)
-    return list(row["due"])
+    return list(db.call("claim_webhook_deliveries", list(endpoints or [HOOK]), most, 60))
 
 
 def note(db: Database, delivery: Row, outcome: dict[str, Any]) -> bool:
