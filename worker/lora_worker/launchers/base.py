@@ -60,6 +60,9 @@ class Observation:
     """Why the state is UNKNOWN or MISSING, for the log."""
     container: str | None = None
     """The launcher's id of the container that works on the launch, or did so last."""
+    ends_by_itself: bool = False
+    """Whether its machine ends with its program, and the launcher only then says what it bills: worth a short wait
+    after the trainer's report."""
     is_reported: bool = False
     """Whether `output` is the result that the trainer has reported by its run's own channel, so that the launch is over
     for its run, whatever its state. No launcher sets this."""

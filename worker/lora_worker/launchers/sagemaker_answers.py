@@ -80,6 +80,7 @@ def read_observation(answer: Mapping[str, Any]) -> Observation:
         cause=cause,
         execution_seconds=(job.execution_seconds or 0.0) if ended else None,
         billed_seconds=job.BillableTimeInSeconds if ended else None,
+        ends_by_itself=True,
         queue_seconds=_seconds_between(job.CreationTime, job.TrainingStartTime),
     )
 

@@ -52,6 +52,18 @@ def test_run_that_has_not_ended_is_kept(state: str) -> None:
     assert isinstance(look(state), Keep)
 
 
+@pytest.mark.parametrize(
+    ("ends_by_itself", "silent", "kept"), [(True, 119, True), (True, 120, False), (False, 0, False)]
+)
+def test_machine_that_ends_by_itself_is_awaited_for_its_bill(ends_by_itself: bool, silent: float, kept: bool) -> None:
+    seen = Observation(LaunchState.RUNNING, output=result("completed"), ends_by_itself=ends_by_itself, is_reported=True)
+    verdict = judge(
+        seen, run_id=RUN, owned_elsewhere=False, checked_in=True, silent_seconds=silent, lost_seconds=60,
+        longest_seconds=3600,
+    )  # fmt: skip
+    assert isinstance(verdict, Keep if kept else Finish)
+
+
 def test_forgotten_job_is_kept_while_its_manifest_may_still_come() -> None:
     assert isinstance(look("missing", silent=59), AwaitManifest)
 

@@ -29,6 +29,8 @@ Every answer of the launcher ends in one row of this table (`judge`):
     QUEUED, RUNNING,         has reported its        as COMPLETED with that result: its launcher carries none, and
     COMPLETED, FAILED,       result by the run's     its machine may go on until it is stopped
     MISSING                  own channel
+    RUNNING, and its machine has reported its        keep for two minutes, since only an ended launch has its
+    ends by itself           result                  bill; then as above
 
 Before a run ends by any of these rows, its manifest is looked for: where there is one, the run has succeeded.
 """
@@ -123,6 +125,13 @@ def _judge_failed(observation: Observation, run_id: str) -> Finish:
     return Finish(_FAILURES.get(observation.cause, CRASHED))
 
 
+def _is_ending(observation: Observation) -> bool:
+    return observation.is_reported and observation.ends_by_itself
+
+
+_ENDING_SECONDS = 120.0
+"""A machine that ends by itself is given so long after its trainer's last word, to be billed as its cloud bills it."""
+
 _FAILURES = {EndCause.OVER_TIME: OVER_TIME, EndCause.LOST: LOST, EndCause.OUT_OF_MEMORY: OUT_OF_MEMORY}
 """The failure of a run whose trainer left no result, by the launcher's cause; any other cause counts as a crash."""
 
@@ -144,6 +153,8 @@ def judge(
     launcher or by the trainer's heartbeat. `longest_seconds`: more than a run may take.
     """
     match observation.state:
+        case LaunchState.RUNNING if _is_ending(observation) and silent_seconds < _ENDING_SECONDS:
+            return Keep("its machine is ending")
         case state if state is LaunchState.COMPLETED or observation.is_reported:
             alive = silent_seconds < lost_seconds
             return _judge_result(observation, run_id, owned_elsewhere=owned_elsewhere, alive=alive)
