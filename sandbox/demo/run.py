@@ -40,7 +40,7 @@ from sandbox.supabase import LocalSupabase
 ROOT = Path(__file__).resolve().parents[2]
 SANDBOX = ROOT / ".sandbox"
 
-GPU_SERVER = "gpu-server"
+GPU_SERVER, PODS = "gpu-server", "runpod-pods"
 
 TRAINER_PACE = {"LORA_TRAINER_PROGRESS_SECONDS": "0.5", "LORA_TRAINER_GRANT_POLL_SECONDS": "0.5"}
 """Shorter waits of the trainer: its defaults suit a training of hours, and the demo's takes a minute."""
@@ -82,8 +82,8 @@ def run(
 ) -> None:
     """Run the whole demo, with the user's `dataset` or with our own.
 
-    `launcher` is what trains, `runpod` or `gpu-server`. `record` keeps the answers in the repository, for the demo of
-    the tiny model to show them.
+    `launcher` is what trains: `runpod`, `gpu-server` or `runpod-pods`. `record` keeps the answers in the repository,
+    for the demo of the tiny model to show them.
 
     Raises:
         SandboxError: a part of the demo failed, or its goal was missed; the text says which and why.
@@ -153,6 +153,15 @@ def _start(stack: ExitStack, base: DemoBase, launcher: str, console: Console) ->
     if launcher == GPU_SERVER:
         server = stack.enter_context(LocalGpuServer(folder / "gpu-server", env))
         settings, told = server.environment(), f"GPU server at {server.url}, on the CPU"
+    elif launcher == PODS:
+        pods = stack.enter_context(LocalRunPod.start(env=env))
+        settings = {
+            "LORA_WORKER_LAUNCHER": PODS,
+            "LORA_WORKER_RUNPOD_API_URL": pods.rest_url,
+            "LORA_WORKER_RUNPOD_PODS_IMAGE": "lora-trainer:1",
+            "GPU_CLUSTER_API_KEY": pods.api_key,
+        }
+        told = f"RunPod's pods at {pods.rest_url}, none until a job wants one"
     else:
         runpod = stack.enter_context(LocalRunPod.start(env=env))
         settings = {"GPU_CLUSTER_API_URL": runpod.api_url, "GPU_CLUSTER_API_KEY": runpod.api_key}
@@ -285,7 +294,7 @@ def main() -> int:
         "--model", choices=BASES, default="tiny", help="the base model: tiny takes a minute, smollm2 five"
     )
     parser.add_argument("--dataset", type=Path, help="a file of your own, in any format of docs/formats.md")
-    parser.add_argument("--launcher", choices=("runpod", GPU_SERVER), default="runpod", help="what trains")
+    parser.add_argument("--launcher", choices=("runpod", GPU_SERVER, PODS), default="runpod", help="what trains")
     parser.add_argument("--record", action="store_true", help="keep smollm2's answers for the tiny demo to show")
     options = parser.parse_args()
     console = Console(highlight=False)
