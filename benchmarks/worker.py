@@ -45,6 +45,7 @@ class IdleLauncher:
     name = "runpod"
     guide = RunPodLauncher.guide
     longest_launch_seconds = RunPodLauncher.longest_launch_seconds
+    takes_errands = True
     endpoint = "https://api.runpod.ai/v2/ep"
 
     async def launch(self, payload: dict[str, Any], policy: Any) -> str:

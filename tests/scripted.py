@@ -180,6 +180,7 @@ class FakeLauncher:
     name = "runpod"
     guide = GUIDE
     longest_launch_seconds = 691_200.0
+    takes_errands = True
     endpoint = "https://api.runpod.ai/v2/ep"
 
     def __init__(self) -> None:

@@ -53,6 +53,7 @@ class MachineLauncher:
     endpoint = "machines://folder"
     guide = Guide("The folder", "the folder", "look into the folder", "look into the folder", "It is a folder.")
     longest_launch_seconds = 86_400.0
+    takes_errands = False
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

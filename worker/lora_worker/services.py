@@ -116,7 +116,9 @@ class Services:
         if self.routed_places:
             return Places(*self.routed_places)
         settings = self.settings
-        default = Place(DEFAULT_PLACE, self.launcher, settings.endpoint_gpu_type, settings.endpoint_gpu_count)
+        default = Place(
+            DEFAULT_PLACE, self.launcher, settings.endpoint_gpu_type, settings.endpoint_gpu_count, serves=True
+        )
         return Places(default)
 
     def container_logs_at(self, endpoint: str | None) -> ContainerLogs | None:

@@ -15,7 +15,7 @@ from lora_contract.error_codes import ErrorCode
 from lora_worker.database.answers import ServingErrand
 from lora_worker.duties.duty import RoundResult
 from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceError, ServiceRefusedError
-from lora_worker.launchers.base import LaunchRef, LaunchState, Observation, Policy
+from lora_worker.launchers.base import Launcher, LaunchRef, LaunchState, Observation, Policy
 from lora_worker.observability.actions import Action
 from lora_worker.services import Services
 
@@ -44,16 +44,18 @@ class ServedAdapters:
         Raises:
             ServiceError: the database or the launcher did not answer; the next round goes on.
         """
-        launcher = self._services.launcher
+        place = self._services.places.serving
+        if place is None:
+            return RoundResult()
+        launcher = place.launcher
         errand = await self._services.queue.claim_serving_errand(launcher=launcher.name, endpoint=launcher.endpoint)
         if errand is None:
             return RoundResult()
         if errand["external_job_id"] is None:
-            return await self._launch(errand)
+            return await self._launch(errand, launcher)
         return await self._look(errand, errand["external_job_id"])
 
-    async def _launch(self, errand: ServingErrand) -> RoundResult:
-        launcher = self._services.launcher
+    async def _launch(self, errand: ServingErrand, launcher: Launcher) -> RoundResult:
         try:
             request = ServingRequest.model_validate(errand["request"])
             job = await launcher.launch(
@@ -78,9 +80,8 @@ class ServedAdapters:
         return RoundResult(1)
 
     async def _look(self, errand: ServingErrand, external_job_id: str) -> RoundResult:
-        launcher = self._services.launcher
-        launch = LaunchRef(errand["endpoint"], external_job_id)
-        seen = await launcher.observe(launch)
+        places, launch = self._services.places, LaunchRef(errand["endpoint"], external_job_id)
+        seen = await places.observe(launch)
         if seen.ended:
             result = read_result(seen)
             if result is None:
@@ -89,7 +90,7 @@ class ServedAdapters:
             return await self._end(errand, result=result, problem="; ".join(told) or None, seen=seen)
         overdue = errand["age_seconds"] > _QUEUE_SECONDS + 2 * _EXECUTION_SECONDS
         if seen.state is LaunchState.MISSING or overdue:
-            await launcher.cancel(launch)
+            await places.cancel(launch)
             return await self._end(errand, problem=seen.reason or "the errand did not end in its time", seen=seen)
         if seen.state is LaunchState.UNKNOWN:
             return RoundResult(put_off=(seen.reason or "the launcher does not tell of the errand",))

@@ -193,6 +193,8 @@ class Launcher(Protocol):
     guide: Guide
     longest_launch_seconds: float
     """No launch lives longer, from its submission on, whatever becomes of it."""
+    takes_errands: bool
+    """Whether it also takes requests that are no training (`lora_contract.errands`), whose answer is their output."""
 
     def reaches(self, endpoint: str) -> bool:
         """Whether a launch that a row notes at this endpoint may be looked at there, with this launcher's key."""

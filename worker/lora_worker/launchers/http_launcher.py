@@ -43,6 +43,7 @@ class HttpLauncher(ABC):
     cancel_route: ClassVar[str]
     id_key: ClassVar[str]
     """Where the answer to a launch holds its id."""
+    takes_errands = True
     elsewhere: ClassVar[str]
     """Why an address that a row names is not called, as the end of a sentence with what to do."""
 

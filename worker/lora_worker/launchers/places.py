@@ -28,11 +28,18 @@ class Place:
     """USD of one GPU; None: as the price table says."""
     slots: int | None = None
     """The most launches that may be there at the same time, of all workers together; None: no limit of its own."""
+    serves: bool = False
+    """Whether the endpoint that answers with adapters has this place's network volume."""
 
     @property
     def endpoint(self) -> str:
         """Its address, as it stands in the rows."""
         return self.launcher.endpoint
+
+    @property
+    def keeps_served_adapters(self) -> bool:
+        """Whether an adapter trained here can be put where it is answered from, and be removed there again."""
+        return self.serves and self.launcher.takes_errands
 
 
 class Places:
@@ -56,6 +63,11 @@ class Places:
             KeyError: there is none.
         """
         return self._by_name[name]
+
+    @property
+    def serving(self) -> Place | None:
+        """Where errands for the folder of served adapters go; None where no such place takes any."""
+        return next((place for place in self.all if place.keeps_served_adapters), None)
 
     def at(self, endpoint: str | None) -> Place | None:
         """The place whose endpoint this is; None where launches go to no such endpoint any more."""

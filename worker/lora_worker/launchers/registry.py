@@ -201,7 +201,8 @@ def open_places(settings: Settings, http: httpx.AsyncClient) -> tuple[Place, ...
         same = next((place.name for place in places if place.endpoint == opened.endpoint), None)
         if same is not None:
             raise _wrong(settings.routes, name, f"its endpoint is that of [endpoints.{same}], too; give each its own")
-        places.append(Place(name, opened, gpu_type, gpu_count, entry.price_per_hour, entry.slots))
+        serves = not places if entry.serves is None else entry.serves
+        places.append(Place(name, opened, gpu_type, gpu_count, entry.price_per_hour, entry.slots, serves))
     return tuple(places)
 
 

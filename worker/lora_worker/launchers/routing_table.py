@@ -44,6 +44,8 @@ class EndpointEntry(BaseModel):
     """USD of one GPU; None: as the price table says."""
     slots: Annotated[int, Field(ge=1, le=100_000, strict=True)] | None = None
     """The most launches that may be there at the same time, of all workers together."""
+    serves: bool | None = None
+    """Whether the endpoint that answers with adapters has its network volume; None: only that of the first endpoint."""
 
 
 class Rule(BaseModel):

@@ -75,6 +75,7 @@ class RunPodPodsLauncher:
     name = "runpod-pods"
     guide = _GUIDE
     longest_launch_seconds = MAX_LAUNCH_SECONDS + _CLOCK_DOUBT_SECONDS
+    takes_errands = False
 
     def __init__(
         self,

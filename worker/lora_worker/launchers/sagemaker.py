@@ -64,6 +64,7 @@ class SageMakerLauncher:
     name = "sagemaker"
     guide = _GUIDE
     longest_launch_seconds = (_MOST_DAYS + 1) * 86_400.0
+    takes_errands = False
 
     def __init__(
         self,

@@ -93,6 +93,7 @@ class SkyPilotLauncher:
     name = "skypilot"
     guide = _GUIDE
     longest_launch_seconds = _MAX_JOB_SECONDS
+    takes_errands = False
 
     def __init__(
         self,

@@ -82,6 +82,7 @@ class VertexLauncher:
     name = "vertex"
     guide = _GUIDE
     longest_launch_seconds = MAX_JOB_SECONDS + _MOST_QUEUE_SECONDS + _CLOCK_DOUBT_SECONDS
+    takes_errands = False
 
     def __init__(
         self,

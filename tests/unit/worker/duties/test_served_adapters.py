@@ -95,6 +95,13 @@ async def test_nothing_is_launched_while_nothing_is_due() -> None:
     assert launcher.launched == []
 
 
+async def test_launcher_without_errands_is_sent_none_for_adapters() -> None:
+    queue, launcher = ServingQueue(), Endpoint()
+    launcher.takes_errands = False
+    assert (await duty(queue, launcher).run_once()).done == 0
+    assert (launcher.launched, queue.ended) == ([], [])
+
+
 async def test_errand_is_launched_once_watched_and_confirmed() -> None:
     queue, launcher = ServingQueue(), Endpoint()
     worker = duty(queue, launcher)

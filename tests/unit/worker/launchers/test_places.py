@@ -18,6 +18,7 @@ class Launcher:
     def __init__(self, name: str, endpoint: str, root: str, longest_launch_seconds: float) -> None:
         self.name, self.endpoint, self._root = name, endpoint, root
         self.longest_launch_seconds = longest_launch_seconds
+        self.takes_errands = True
         self.guide = Guide(name, "its console", "check it", f"name it in {name.upper()}_FORMER", "No volume.")
         self.asked: list[tuple[str, str | None]] = []
 
@@ -74,6 +75,21 @@ def test_place_is_found_by_its_name_and_its_endpoint(places: Places) -> None:
     assert (places.at(BOX), places.at(None), places.at(FORMER)) == (places.named("own"), places.default, None)
     with pytest.raises(KeyError):
         places.named("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("serves", "takes_errands", "kept_at"),
+    [((True, False), (True, True), "a"), ((True, True), (False, True), "b"), ((True, False), (False, True), None)],
+)
+def test_served_adapters_are_kept_where_they_can_be_removed(
+    launchers: tuple[Any, Any], serves: tuple[bool, bool], takes_errands: tuple[bool, bool], kept_at: str | None
+) -> None:
+    made = []
+    for name, launcher, is_served, takes in zip("ab", launchers, serves, takes_errands, strict=True):
+        launcher.takes_errands = takes
+        made.append(Place(name, launcher, serves=is_served))
+    serving = Places(*made).serving
+    assert (serving and serving.name) == kept_at
 
 
 def test_lifetime_of_a_launch_nobody_reaches_is_the_longest_of_all(places: Places) -> None:

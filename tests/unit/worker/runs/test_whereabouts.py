@@ -25,6 +25,7 @@ class Endpoints:
     name = "runpod"
     guide = GUIDE
     longest_launch_seconds = 600.0
+    takes_errands = True
     endpoint = OWN
 
     def __init__(self, states: Mapping[str | None, LaunchState]) -> None:

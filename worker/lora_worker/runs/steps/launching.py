@@ -124,6 +124,7 @@ async def _make_request(held: HeldRun, plan: preflight.Plan) -> Request:
     assert job is not None
     assert dataset is not None
     seconds = plan.policy.ttl_seconds + _SIGNED_URL_MARGIN_SECONDS
+    serves = settings.serve_adapters and plan.place.keeps_served_adapters
     url = await services.storage.sign_download(dataset.bucket, dataset.storage_path, seconds=seconds)
     return Request(
         job_id=str(job.id),
@@ -142,7 +143,7 @@ async def _make_request(held: HeldRun, plan: preflight.Plan) -> Request:
             bucket=settings.artifacts_bucket,
             prefix=paths.prefix,
             archive_name=paths.archive_name,
-            serving_name=asked_name(job.id, dataset.name) if settings.serve_adapters else None,
+            serving_name=asked_name(job.id, dataset.name) if serves else None,
         ),
         limits=Limits(
             max_seconds=max(plan.policy.execution_seconds - _STOP_MARGIN_SECONDS, 60.0),
