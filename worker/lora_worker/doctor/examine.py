@@ -11,6 +11,7 @@ from lora_worker.doctor.database import check_database
 from lora_worker.doctor.endpoint import check_endpoint, check_launches
 from lora_worker.doctor.inference import check_inference
 from lora_worker.doctor.keys import examine_keys
+from lora_worker.doctor.pods import check_pods
 from lora_worker.doctor.project import check_project
 from lora_worker.doctor.rights import check_rights
 from lora_worker.doctor.storage import check_storage
@@ -73,6 +74,7 @@ _REMEDIES = {
     "rights": "check SUPABASE_PUBLISHABLE_KEY, and that it is of the project of SUPABASE_URL",
     "storage": "check that Storage is on in the project and that the key may use it",
     "account": "check that this machine reaches the API of its console",
+    "pods": "check that this machine reaches RunPod's REST API",
     "inference": "check that this machine reaches RunPod's REST API",
     "telemetry": "check LORA_WORKER_NOTIFY_URLS and the variables OTEL_…",
     "aliases": "see what the database answers to list_training_aliases",
@@ -92,5 +94,6 @@ _CHECKS: tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...] = 
     ("webhooks", check_webhooks),
     ("telemetry", check_telemetry),
     ("account", check_account),
+    ("pods", check_pods),
     ("inference", check_inference),
 )

@@ -187,6 +187,20 @@ class RunPodPodsLauncher:
             return EndpointHealth(False, 0, 0, str(error))
         return read_health(pods.values(), problem)
 
+    async def read_prices(self) -> dict[str, float]:
+        """RunPod's prices of the GPUs that this endpoint's pods may have: USD of one and an hour, by RunPod's ids.
+
+        Raises:
+            ServiceError: they can't be read; the text says why.
+        """
+        found: dict[str, float] = {}
+        for gpu_id in gpu_ids(self._shape.gpu_type):
+            gpu = await self._api.read_stock(gpu_id, gpu_count=self._shape.gpu_count, cloud=self._plan.cloud)
+            price = gpu and gpu.price and (gpu.price.secure if self._plan.cloud == "SECURE" else gpu.price.community)
+            if price:
+                found[gpu_id] = price
+        return found
+
     async def owned(self) -> list[OwnedLaunch]:
         """The pods with this project's mark. See `OwnerOfLaunches.owned`."""
         now, pods = self._watch.now(), await self._watch.look(anew=True)

@@ -16,6 +16,9 @@ VOLUME_PATH = "/runpod-volume"
 """Where the trainer's image expects the network volume, as on serverless workers."""
 
 
+_Price = Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]
+
+
 class Runtime(Answer):
     """What RunPod measures of a running pod. `uptime` counts from the last start of its container."""
 
@@ -33,14 +36,22 @@ class Pod(Answer):
     runtime: Readable[Runtime] = None
     created_at: Readable[AwareDatetime] = None
     started_at: Readable[AwareDatetime] = None
-    cost: Readable[Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]] = None
+    cost: Readable[_Price] = None
+
+
+class PodPrice(Answer):
+    """List prices in USD for one GPU of a pod and one hour, by the cloud."""
+
+    secure: Readable[_Price] = None
+    community: Readable[_Price] = None
 
 
 class PodGpu(Answer):
-    """A GPU of the catalog, with how many pods of it there are: NONE, LOW, MEDIUM or HIGH."""
+    """A GPU of the catalog, with its price and how many pods of it there are: NONE, LOW, MEDIUM or HIGH."""
 
     id: Readable[Name] = None
     availability: Readable[Name] = None
+    price: Readable[PodPrice] = None
 
 
 class GpuRequest(Request):

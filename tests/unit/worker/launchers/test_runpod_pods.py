@@ -9,8 +9,10 @@ import httpx
 import pytest
 
 from lora_contract.machine_request import unpack_request
+from lora_worker.doctor.pods import examine_pod_prices
 from lora_worker.errors import LaunchInDoubtError, ServiceRefusedError, SettingsError
 from lora_worker.launchers.base import EndCause, LaunchRef, LaunchState, Policy
+from lora_worker.launchers.places import Place
 from lora_worker.launchers.registry import load_settings
 from lora_worker.launchers.runpod_pods import RunPodPodsLauncher
 from lora_worker.launchers.runpod_pods_answers import judge_end, limits_of, own_pod, read_observation
@@ -196,6 +198,23 @@ async def test_looks_of_the_same_seconds_share_one_list() -> None:
     for _ in range(5):
         assert (await launcher.observe(LaunchRef(URL, LAUNCH))).state is LaunchState.RUNNING
     assert len(requests) == 1
+
+
+async def test_price_of_pods_is_compared_with_what_is_billed() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if "H100%20PCIe" in str(request.url):
+            return httpx.Response(404, json={"title": "Not Found", "status": 404, "detail": "no such GPU"})
+        asked = 2.69 if "HBM3" in str(request.url) else 4.19
+        return httpx.Response(200, json={"id": "x", "price": {"secure": asked, "community": 9}})
+
+    launcher, _ = launcher_of(answer)
+    launcher._shape = PodShape("H100", 2)
+    asked = await launcher.read_prices()
+    assert asked == {"NVIDIA H100 80GB HBM3": 2.69, "NVIDIA H100 NVL": 4.19}
+    (check,) = examine_pod_prices(Place("pods", launcher, "H100", 2), asked, load_prices())
+    assert check.finding == ("RunPod asks $2.69 an hour for a pod with NVIDIA H100 80GB HBM3, and $4.18 are billed")
+    assert examine_pod_prices(Place("pods", launcher, "H100", 2, price_per_hour=2.69), {"a": 2.7}, load_prices()) == []
+    assert examine_pod_prices(Place("pods", launcher), asked, load_prices()) == []
 
 
 def test_settings_of_pods_are_checked(environment: pytest.MonkeyPatch) -> None:
