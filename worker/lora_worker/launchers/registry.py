@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from inspect import getattr_static
 from pathlib import Path
 from typing import Any, Generic
 
@@ -144,7 +145,7 @@ def settings_class(launchers: Iterable[str]) -> type[Settings]:
     """The class of settings with those of each of these launchers.
 
     Raises:
-        TypeError: two classes have a validator or a field of one name, of which only one would count.
+        TypeError: two classes have each a validator of their own under one name, of which only one would count.
     """
     classes: list[type[Settings]] = list(dict.fromkeys(LAUNCHERS[name].settings for name in launchers))
     if len(classes) == 1:
@@ -152,7 +153,10 @@ def settings_class(launchers: Iterable[str]) -> type[Settings]:
     shared = set(dir(Settings))
     for place, one in enumerate(classes):
         for other in classes[place + 1 :]:
-            twice = {name for name in set(dir(one)) & set(dir(other)) - shared if not name.startswith("__")}
+            twice = {
+                name for name in set(dir(one)) & set(dir(other)) - shared
+                if not name.startswith("__") and getattr_static(one, name) is not getattr_static(other, name)
+            }  # fmt: skip
             if twice:
                 raise TypeError(f"{one.__name__} and {other.__name__} both define {', '.join(sorted(twice))}")
     return type(
