@@ -128,6 +128,7 @@ def test_only_the_launchers_know_runpod() -> None:
         "doctor/account.py",
         "doctor/examine.py",
         "doctor/inference.py",
+        "doctor/pods.py",
         "inference/",
         "submission/endpoint_export.py",
         "submission/exporting.py",
