@@ -1,6 +1,6 @@
 """SkyPilot's stand-in with a scripted machine, and the launcher with an SDK for it.
 
-The SDK is the suite's own, since the real one is 98 packages. `LORA_TEST_SKYPILOT_PYTHON` names a Python that has the
+The SDK is the suite's own, since the real one is 96 packages. `LORA_TEST_SKYPILOT_PYTHON` names a Python that has the
 real one: then the same tests run with that.
 """
 
