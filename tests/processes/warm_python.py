@@ -162,22 +162,25 @@ class WarmPython:
         self._process.wait()
 
 
-def run_command(
-    *arguments: str, environment: Mapping[str, str], cwd: Path, answer: str = ""
+def run_module(
+    kind: str, module: str, *arguments: str, environment: Mapping[str, str], cwd: Path, answer: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run `lora-worker` with these arguments to its end, as an operator does in a pipe; `answer` is its input."""
+    """Run a module of this kind to its end, in a pipe; `answer` is its input."""
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        process = WarmPython.of("worker").start(
-            "lora_worker.commands.cli",
-            *arguments,
-            environment=environment,
-            cwd=cwd,
-            output=(output.fileno(), errors.fileno()),
+        process = WarmPython.of(kind).start(
+            module, *arguments, environment=environment, cwd=cwd, output=(output.fileno(), errors.fileno())
         )
         with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
             stdin.write(answer.encode())
         code = process.wait()
         return subprocess.CompletedProcess(list(arguments), code, _text_of(output), _text_of(errors))
+
+
+def run_command(
+    *arguments: str, environment: Mapping[str, str], cwd: Path, answer: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run `lora-worker` with these arguments to its end, as an operator does in a pipe; `answer` is its input."""
+    return run_module("worker", "lora_worker.commands.cli", *arguments, environment=environment, cwd=cwd, answer=answer)
 
 
 def _text_of(file: IO[bytes]) -> str:

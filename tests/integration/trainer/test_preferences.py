@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from lora_trainer.recipe.preferences import REFERENCE_NAME
 from lora_trainer.run.task import InitAdapter, Outcome, Task
 from tests.integration.trainer.child import make_task
 from tests.integration.trainer.in_process import trained
+from tests.processes.warm_python import run_module
 from tests.project import ROOT
 
 pytestmark = pytest.mark.gpu_stack
@@ -158,23 +158,10 @@ def test_earlier_adapter_of_another_rank_is_refused(whole, tmp_path, tiny_model)
 
 
 def test_artifact_of_each_method_loads_in_a_fresh_process(whole, tiny_model):
-    code = (
-        "import sys, torch\n"
-        "from peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "base, *folders = sys.argv[1:]\n"
-        "for folder in folders:\n"
-        "    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)\n"
-        "    ids = AutoTokenizer.from_pretrained(folder)('How do I save?', return_tensors='pt')['input_ids']\n"
-        "    with torch.no_grad():\n"
-        "        adapted = model(ids).logits\n"
-        "        with model.disable_adapter():\n"
-        "            print(float((adapted - model(ids).logits).abs().max()))\n"
-    )
     folders = [str(whole[method][0].artifact) for method in METHODS]
-    ended = subprocess.run(
-        [sys.executable, "-c", code, str(tiny_model), *folders], capture_output=True, text=True, check=True
-    )
+    module = "tests.integration.trainer.differing"
+    ended = run_module("trainer", module, str(tiny_model), *folders, environment=os.environ, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
     assert all(float(line) > 1e-2 for line in ended.stdout.split()), ended.stdout
     assert len(ended.stdout.split()) == len(METHODS)
 

@@ -5,8 +5,7 @@ the end of a text and not of a turn.
 """
 
 import json
-import subprocess
-import sys
+import os
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from lora_trainer.artifact.folder import save_artifact
 from lora_trainer.artifact.model_card import ArtifactFacts
 from lora_trainer.data.chat import Chat, prepare_tokenizer
 from lora_trainer.recipe.methods import METHODS
+from tests.processes.warm_python import run_module
 from tests.project import ROOT
 from tests.unit.trainer.tokenizers import tokenizer_with
 
@@ -102,8 +102,8 @@ def publish(folder, name):
 def answers(tmp_path_factory):
     """What each family's adapter answers, in one fresh process."""
     folders = [publish(tmp_path_factory.mktemp(name), name) for name in FAMILIES]
-    command = [sys.executable, "-m", "tests.integration.trainer.asking", *map(str, folders)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    asking = "tests.integration.trainer.asking"
+    done = run_module("trainer", asking, *map(str, folders), environment=os.environ, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"as_told"')]
     return dict(zip(FAMILIES, lines, strict=True))

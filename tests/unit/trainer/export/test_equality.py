@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from lora_trainer.export.adapter import read_adapter
 from lora_trainer.export.merged import export_merged
 from lora_trainer.models.targets import Targets, without_peft_conversion
+from tests.processes.warm_python import run_module
 from tests.project import ROOT
 from tests.unit.trainer.export.making import change_config, make_adapter, make_base, pack_experts
 
@@ -63,9 +62,8 @@ def exported(tmp_path_factory):
         prepare(folder, case, CASES[case])
     outs = [str(folder / "out") for folder in folders.values()]
     target = tmp_path_factory.mktemp("logits") / "logits.pt"
-    command = [sys.executable, "-m", "tests.unit.trainer.export.logits", str(target), *outs]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    module = "tests.unit.trainer.export.logits"
+    run_module("trainer", module, str(target), *outs, environment=os.environ, cwd=ROOT).check_returncode()
     logits = torch.load(target)
     return {case: (folder, logits[str(folder / "out")]) for case, folder in folders.items()}
 

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +16,7 @@ from lora_trainer.export.adapter import read_adapter
 from lora_trainer.export.merged import export_merged
 from lora_trainer.export.merging import read_matrices
 from lora_trainer.models.bases import Base
+from tests.processes.warm_python import run_module
 from tests.project import ROOT
 from tests.unit.trainer.export.making import change_config, make_adapter, make_base
 
@@ -75,10 +74,9 @@ def large_adapter(folder):
 
 
 def export_in_process(folder, dies):
-    command = [sys.executable, "-m", "tests.unit.trainer.export.exporting"]
-    command += [str(folder / "adapter"), str(folder / "base"), str(folder / "out"), dies]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    folders = [str(folder / name) for name in ("adapter", "base", "out")]
+    module = "tests.unit.trainer.export.exporting"
+    return run_module("trainer", module, *folders, dies, environment=os.environ, cwd=ROOT)
 
 
 def test_killed_export_goes_on_and_memory_is_bounded(tmp_path):
