@@ -101,7 +101,12 @@ async def _work(settings: Settings, outbox: Outbox, traces: Traces, *, once: boo
         show_zeroes((duty.name for duty in daemon.duties()), NoticeKind)
         with showing_runs(daemon.runs, lambda: daemon.problem):
             async with (
-                serving_health(settings, alive=lambda: daemon.hang, ready=lambda: daemon.problem),
+                serving_health(
+                    settings,
+                    alive=lambda: daemon.hang,
+                    ready=lambda: daemon.problem,
+                    wake=daemon.wake_ups.receive if settings.public_url else None,
+                ),
                 reporting_to_systemd(lambda: daemon.hang),
             ):
                 await daemon.run()

@@ -22,6 +22,21 @@ class RunTokens:
     def __init__(self, secrets: Sequence[str]) -> None:
         self._secrets = [secret.encode() for secret in secrets]
 
+    def wake_signature(self, run_id: UUID) -> str:
+        """Return what a launcher sends along when it tells of the run: a 256-bit hexadecimal text for this alone."""
+        return self._wake_signatures(run_id)[0]
+
+    def is_wake(self, run_id: UUID, signature: str) -> bool:
+        """Whether a signature is the run's, by the present secret or a former one. Compared in constant time."""
+        given = signature.encode()
+        return any(hmac.compare_digest(known.encode(), given) for known in self._wake_signatures(run_id))
+
+    def _wake_signatures(self, run_id: UUID) -> list[str]:
+        return [
+            hmac.new(secret, b"lora-worker wake-up:" + run_id.bytes, hashlib.sha256).hexdigest()
+            for secret in self._secrets
+        ]
+
     def of(self, run_id: UUID, launched_with: str | None) -> str | None:
         """Return the run's 256-bit token in hexadecimal.
 

@@ -30,6 +30,7 @@ from lora_worker.duties.served_adapters import SERVING_CALLS, ServedAdapters
 from lora_worker.duties.strays import STRAY_CALLS, Reconciler
 from lora_worker.duties.sweeping import Sweeper
 from lora_worker.duties.validation import Validator
+from lora_worker.duties.wake_ups import WakeUps
 from lora_worker.duties.webhooks import LONGEST_SENDING_SECONDS, WEBHOOK_CALLS, WEBHOOK_SECONDS, Webhooks
 from lora_worker.errors import PassIncompleteError, ServiceError
 from lora_worker.observability.actions import Action
@@ -86,6 +87,7 @@ class Daemon:
         self._alias_releases = AliasReleases(services)
         self._served = ServedAdapters(services)
         self._webhooks = Webhooks(services)
+        self.wake_ups = WakeUps(services.tokens, self.runs, services.clock)
         self._operators = OperatorWatch(services, self._readiness)
 
     @property
@@ -203,7 +205,17 @@ class Daemon:
         loops: dict[str, list[Duty]] = {}
         for duty in dict.fromkeys(self.duties()):
             loops.setdefault(duty.loop_name, []).append(duty)
-        await self._until_one_ends(*map(self._rounds.repeat, loops.values()))
+        await self._until_one_ends(*map(self._rounds.repeat, loops.values()), self._poll_when_told())
+
+    async def _poll_when_told(self) -> None:
+        """Poll runs of which their launcher tells, beside the polls in their turn."""
+        settings = self.services.settings
+        limit = silence_limit(settings, calls=1, more_seconds=settings.poll_seconds)
+
+        async def once(poll: Callable[[], Awaitable[RoundResult]]) -> None:
+            await self._rounds.once(Duty("wake", settings.poll_seconds, poll, limit))
+
+        await self._rounds.unless_stopped(self.wake_ups.repeat(once, self._rounds.pause))
 
     async def run_once(self) -> None:
         """Do one full pass: adopt, poll, settle, claim, launch, release.

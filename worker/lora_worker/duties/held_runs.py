@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 from uuid import UUID
 
@@ -172,6 +172,22 @@ class HeldRuns:
             self._readiness.note_runs(put_off)
             await self._send_reports()
         return RoundResult(len(tasks), tuple(filter(None, put_off)))
+
+    async def poll_early(self, run_ids: Collection[UUID]) -> RoundResult:
+        """Do one cycle of work on these runs now, as far as they are held and nobody works on them.
+
+        Raises:
+            ServiceError: the database did not take the progress.
+        """
+        chosen = [self.held[run_id] for run_id in run_ids if run_id in self.held]
+        for held in chosen:
+            if not self._is_at_work(held):
+                self._tasks[held] = asyncio.create_task(self._work(held), name=f"run {held.run_id}")
+        tasks = [self._tasks[held] for held in chosen]
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._services.settings.poll_seconds)
+            await self._send_reports()
+        return RoundResult(len(tasks))
 
     def _is_at_work(self, held: HeldRun) -> bool:
         task = self._tasks.get(held)

@@ -44,6 +44,8 @@ class _Submission(BaseModel):
     input: dict[str, Any]
     """The request, as the trainer's handler takes it."""
     policy: _Policy = _Policy()
+    webhook: Annotated[str, Field(max_length=500, pattern=r"^https://[!-~]+$")] | None = None
+    """Who is told when the job begins and when it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class GpuServerApi:
             )
         except ServerBusyError as error:
             raise HTTPException(429, str(error), {"retry-after": str(_BUSY_SECONDS)}) from None
+        if given.webhook:
+            self.runner.callbacks.keep(job_id, given.webhook)
         self.runner.look()
         return JSONResponse({"external_job_id": job_id}, 201)
 

@@ -14,7 +14,8 @@ from typing import Any
 import structlog
 
 from lora_contract.child_processes import ending_of
-from lora_worker.gpu_server.jobs import KEPT_SECONDS, Job, Jobs
+from lora_worker.gpu_server.callbacks import Callbacks
+from lora_worker.gpu_server.jobs import KEPT_SECONDS, Job, Jobs, State
 from lora_worker.gpu_server.process import ProcessEnding, TrainerProcess, cause_of, trainer_environment
 from lora_worker.launchers.base import EndCause
 from lora_worker.observability.actions import Action
@@ -63,7 +64,9 @@ class Runner:
         *,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        callbacks: Callbacks | None = None,
     ) -> None:
+        self.callbacks = callbacks or Callbacks()
         self._jobs = jobs
         self._sleep = sleep
         self._machine = machine
@@ -111,11 +114,17 @@ class Runner:
                 await self._news.wait()
                 continue
             live = self.live[job.id] = Live(job, self._clock())
+            self.callbacks.tell(job.id, job.state)
             try:
                 await self._carry_out(live, gpu)
             finally:
                 del self.live[job.id]
+                self.callbacks.tell(job.id, self._state_of(job.id))
                 self._remove_old_logs()
+
+    def _state_of(self, job_id: str) -> State:
+        job = self._jobs.find(job_id)
+        return job.state if job else "failed"
 
     def _remove_old_logs(self) -> None:
         oldest = time.time() - KEPT_SECONDS

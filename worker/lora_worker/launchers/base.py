@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
@@ -84,10 +84,12 @@ class LaunchRef:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How long a launch may take: executing, and altogether from its submission."""
+    """How long a launch may take, executing and altogether from its submission, and who is told when it changes."""
 
     execution_seconds: float
     ttl_seconds: float
+    wake_url: str | None = field(default=None, repr=False)
+    """Where the launcher is asked to POST when the launch ends; only a hint. One that can't ignores it."""
 
 
 class EndpointState(StrEnum):

@@ -118,7 +118,8 @@ class GpuServerLauncher(HttpLauncher):
             "execution_seconds": min(policy.execution_seconds, MAX_LAUNCH_SECONDS),
             "ttl_seconds": min(policy.ttl_seconds, MAX_LAUNCH_SECONDS),
         }
-        return {"input": payload, "policy": limits}
+        told = {"webhook": policy.wake_url} if policy.wake_url else {}
+        return {"input": payload, "policy": limits, **told}
 
     @staticmethod
     def explain_refusal(status: int) -> str:

@@ -96,8 +96,11 @@ class RunPodLauncher(HttpLauncher):
     @staticmethod
     def launch_body(payload: dict[str, Any], policy: Policy) -> dict[str, Any]:
         """The request of `/run`. See `HttpLauncher.launch_body`."""
+        # It POSTs there when the job has ended, and tries twice more; it does not sign, so the URL does.
+        told = {"webhook": policy.wake_url} if policy.wake_url else {}
         return {
             "input": payload,
+            **told,
             "policy": {
                 "executionTimeout": int(min(policy.execution_seconds, MAX_POLICY_SECONDS) * 1000),
                 "ttl": int(min(policy.ttl_seconds, MAX_POLICY_SECONDS) * 1000),

@@ -1,5 +1,8 @@
 """The health endpoints /healthz, /readyz and /metrics, on a separate port and outside the event loop.
 
+Launchers that tell of changed runs call /wake/<run>.<signature> there. What they send is thrown away: it is a hint, and
+what counts is what the launcher answers when it is asked.
+
 Anybody who can reach the port may call it. So the number of connections, their duration and the size of a request are
 limited, and an incomplete request does not delay others.
 """
@@ -8,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import io
 import json
 import logging
 import os
@@ -22,6 +27,7 @@ from typing import Any
 from prometheus_client import REGISTRY, make_wsgi_app
 from waitress import create_server  # type: ignore[import-untyped]
 from waitress.channel import HTTPChannel  # type: ignore[import-untyped]
+from waitress.parser import HTTPRequestParser  # type: ignore[import-untyped]
 
 from lora_worker.configuration.settings import Settings
 from lora_worker.errors import PortTakenError
@@ -29,6 +35,8 @@ from lora_worker.observability.healthcheck import socket_name
 from lora_worker.observability.liveness import Pulse
 
 Problem = Callable[[], str | None]
+Wake = Callable[[str], int]
+"""Takes what stands behind /wake/, and returns the status of the answer."""
 
 _CONNECTION_SECONDS = 10.0
 """How long a connection may stay open, whether its request is complete or not."""
@@ -36,14 +44,64 @@ _CONNECTION_SECONDS = 10.0
 _MAX_CONNECTIONS = 32
 _MAX_HEADER_BYTES = 8192
 _MAX_BODY_BYTES = 1024
+_MAX_WAKE_BYTES = 10_000_000
+"""A launcher sends the run's whole result along; none of it is kept."""
+_WAKE = "/wake/"
+_WAKE_TEXTS = {204: "No Content", 404: "Not Found", 429: "Too Many Requests"}
 _STOP_SECONDS = 2.0
 
 # waitress logs a warning whenever more requests wait than it has threads. Any caller could flood the log that way.
 logging.getLogger("waitress").setLevel(logging.ERROR)
 
 
+class _Discarded:
+    """The body of a wake-up, thrown away as it comes."""
+
+    error = None
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+
+    @property
+    def completed(self) -> bool:
+        return self._left <= 0
+
+    def received(self, data: bytes) -> int:
+        taken = min(len(data), self._left)
+        self._left -= taken
+        return taken
+
+    def getfile(self) -> io.BytesIO:
+        return io.BytesIO()
+
+    def getbuf(self) -> _Discarded:
+        return self
+
+    def close(self) -> None:
+        """Nothing is kept, so nothing is to be closed."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+class _Parser(HTTPRequestParser):  # type: ignore[misc]
+    """Reads requests; the body of a wake-up may be large, and is never stored."""
+
+    adj: Any
+
+    def parse_header(self, header_plus: bytes) -> None:
+        super().parse_header(header_plus)
+        if str(self.path).startswith(_WAKE) and self.content_length > 0 and not self.chunked:
+            limits = copy.copy(self.adj)
+            limits.max_request_body_size = _MAX_WAKE_BYTES
+            self.adj = limits
+            self.body_rcv = _Discarded(self.content_length)
+
+
 class _Channel(HTTPChannel):  # type: ignore[misc]
     """A connection that is closed after `_CONNECTION_SECONDS`. The time-out of waitress restarts with each byte."""
+
+    parser_class = _Parser
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -63,13 +121,16 @@ class HealthServer:
     """Serves /healthz (the process is alive), /readyz (the worker does its work) and /metrics, in its own threads.
 
     With the port None it listens on a Unix socket instead, which `observability.healthcheck` finds by its name.
-    `alive` and `ready` return what is wrong, or None. They are called from these threads.
+    `alive` and `ready` return what is wrong, or None. They are called from these threads, and so is `wake`.
 
     Raises:
         PortTakenError: the port can't be opened.
     """
 
-    def __init__(self, host: str, port: int | None, *, alive: Problem, ready: Problem) -> None:
+    def __init__(
+        self, host: str, port: int | None, *, alive: Problem, ready: Problem, wake: Wake | None = None
+    ) -> None:
+        self._wake = wake
         self._checks = {"/healthz": alive, "/readyz": ready}
         self._metrics = make_wsgi_app(REGISTRY)
         listener = _listen_locally() if port is None else _listen(host, port)
@@ -102,6 +163,10 @@ class HealthServer:
         if path == "/metrics":
             answer: Iterable[bytes] = self._metrics(environ, start_response)
             return answer
+        if path.startswith(_WAKE) and self._wake is not None and environ.get("REQUEST_METHOD") == "POST":
+            code = self._wake(path.removeprefix(_WAKE))
+            start_response(f"{code} {_WAKE_TEXTS[code]}", [("content-length", "0")])
+            return []
         check = self._checks.get(path)
         if check is None:
             start_response("404 Not Found", [("content-type", "text/plain")])
@@ -147,7 +212,9 @@ def _listen_locally() -> socket.socket:
 
 
 @asynccontextmanager
-async def serving_health(settings: Settings, *, alive: Problem, ready: Problem) -> AsyncIterator[None]:
+async def serving_health(
+    settings: Settings, *, alive: Problem, ready: Problem, wake: Wake | None = None
+) -> AsyncIterator[None]:
     """Serve the endpoints until the context ends; without a port, on Linux, for `lora-worker healthcheck` alone.
 
     /healthz watches the running event loop, too.
@@ -160,7 +227,7 @@ async def serving_health(settings: Settings, *, alive: Problem, ready: Problem) 
         return
     pulse = Pulse()
     port = settings.http_port or None
-    server = HealthServer(settings.http_host, port, alive=lambda: pulse.problem or alive(), ready=ready)
+    server = HealthServer(settings.http_host, port, alive=lambda: pulse.problem or alive(), ready=ready, wake=wake)
     beating = asyncio.create_task(pulse.keep(), name="pulse")
     try:
         yield

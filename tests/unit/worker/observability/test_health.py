@@ -224,3 +224,36 @@ def test_rounds_that_postpone_every_run_are_a_problem(readiness: Readiness) -> N
     assert readiness.problem == "no run could be worked on in 3 rounds: away"
     readiness.note_runs([])
     assert readiness.problem is None
+
+
+@pytest.fixture
+def woken() -> Iterator[tuple[HealthServer, list[str]]]:
+    calls: list[str] = []
+
+    def wake(call: str) -> int:
+        calls.append(call)
+        return 204 if call == "right" else 404
+
+    one = HealthServer("127.0.0.1", 0, alive=lambda: None, ready=lambda: None, wake=wake)
+    yield one, calls
+    one.stop()
+
+
+def test_wake_up_is_taken_by_post_and_its_large_body_thrown_away(woken: tuple[HealthServer, list[str]]) -> None:
+    server, calls = woken
+    url = f"http://127.0.0.1:{server.port}/wake/"
+    with httpx.Client(timeout=60) as client:
+        assert client.post(f"{url}right", content=b"x" * 2_000_000).status_code == 204
+        assert client.post(f"{url}right", json={"id": "job"}).status_code == 204
+        assert client.post(f"{url}wrong").status_code == 404
+        assert client.get(f"{url}right").status_code == 404
+        # Other paths keep their small bound, and the connection serves on.
+        assert client.post(f"http://127.0.0.1:{server.port}/healthz", content=b"x" * 5000).status_code == 413
+    assert get(server, "/healthz").status_code == 200
+    with connect(server, b"POST /wake/right HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n") as caller:
+        assert b" 413 " in caller.recv(1000)
+    assert calls == ["right", "right", "wrong"]
+
+
+def test_without_a_public_address_there_is_no_wake_up(server: HealthServer) -> None:
+    assert httpx.post(f"http://127.0.0.1:{server.port}/wake/right", timeout=60).status_code == 404

@@ -5,6 +5,7 @@ Each step returns what happened; `advance.launch` takes them one after another.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -38,6 +39,7 @@ from lora_worker.runs.outcomes.failures import Failure
 from lora_worker.runs.state.events import Ending, LaunchBegun, Launched, PutOff, Settled
 from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.runs.steps.breakers import hold_back
+from lora_worker.services import Services
 from lora_worker.storage.artifact_paths import ArtifactPaths
 
 log = structlog.get_logger(__name__)
@@ -209,6 +211,12 @@ async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) ->
     return LaunchBegun(plan.place.endpoint, request.channel.token, held.assignment.model_copy(update=rows))
 
 
+def wake_url_of(services: Services, run_id: UUID) -> str | None:
+    """Where the launcher may tell of the run; None where it can't reach this worker."""
+    url = services.settings.public_url
+    return f"{url}/wake/{run_id}.{services.tokens.wake_signature(run_id)}" if url else None
+
+
 async def send(held: HeldRun, request: Request, plan: preflight.Plan) -> Launched | PutOff | Ending:
     """Send the run to the launcher.
 
@@ -219,7 +227,8 @@ async def send(held: HeldRun, request: Request, plan: preflight.Plan) -> Launche
     crash_point("worker.launch.before_post")
     held.require_lease()
     try:
-        external_job_id = await launcher.launch(request.model_dump(mode="json"), plan.policy)
+        policy = replace(plan.policy, wake_url=wake_url_of(held.services, held.assignment.run.id))
+        external_job_id = await launcher.launch(request.model_dump(mode="json"), policy)
     except LaunchRefusedError as error:
         LAUNCHED.labels("refused").inc()
         if services.routes is not None and plan.place.name not in held.refused_at:
