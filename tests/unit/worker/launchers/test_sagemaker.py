@@ -38,7 +38,7 @@ from lora_worker.launchers.sagemaker_settings import MAX_JOB_SECONDS, SageMakerS
 from lora_worker.launchers.threads import in_thread
 from lora_worker.money.billing import Measured
 from lora_worker.money.pricing import find_gpu, load_prices
-from tests.sagemaker_server import check_shape, model_of
+from tests.sagemaker_shapes import check_shape, model_of
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 ACCOUNT = "123456789012"
