@@ -83,7 +83,13 @@ async def test_doctor_names_each_key_that_is_refused(services: Services) -> None
     assert list(found) == ["database", "rights", "endpoint"]
     assert "SUPABASE_SERVICE_ROLE_KEY" in found["database"]
     assert "GPU_CLUSTER_API_KEY" in found["endpoint"]
-    assert [check.subject for check in checks if check.ok is None] == ["project", "storage", "launches", "aliases"]
+    assert [check.subject for check in checks if check.ok is None] == [
+        "project",
+        "storage",
+        "launches",
+        "aliases",
+        "webhooks",
+    ]
 
 
 _NOT_SUPABASE: dict[str, dict[str, Any]] = {
@@ -108,7 +114,7 @@ async def test_one_cause_is_reported_once_without_its_consequences(services: Ser
         checks = await examine(services)
     assert list(failing(checks)) == ["database"]
     skipped = {check.subject for check in checks if check.ok is None}
-    assert skipped == {"project", "rights", "storage", "launches", "aliases"}
+    assert skipped == {"project", "rights", "storage", "launches", "aliases", "webhooks"}
     sentences = [f"{check.finding} {check.remedy}" for check in checks if check.ok is not True]
     assert not any("bucket" in words for words in sentences)
     assert any("migrate" in words for words in sentences) is (wrong == "functions missing")
@@ -128,6 +134,7 @@ async def test_unexpected_answer_hides_no_other_check(services: Services, body: 
         "endpoint",
         "launches",
         "aliases",
+        "webhooks",
         "account",
     }
 
