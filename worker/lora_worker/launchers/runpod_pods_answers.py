@@ -72,10 +72,10 @@ class OwnPod:
         """Whether it is older than its launch may get."""
         return _is_over(self.age_seconds(now), self._limit(TTL_VARIABLE))
 
-    def container_started_at(self, now: datetime) -> float | None:
-        """When its container was started last, in Unix seconds; None while RunPod does not say."""
-        uptime = self.pod.runtime.uptime if self.pod.runtime else None
-        return now.timestamp() - uptime if self.pod.status == "RUNNING" and uptime is not None else None
+    @property
+    def uptime_seconds(self) -> float | None:
+        """Since its container was started last; None while RunPod does not say."""
+        return self.pod.runtime.uptime if self.pod.status == "RUNNING" and self.pod.runtime else None
 
     def _limit(self, variable: str) -> float:
         text = (self.pod.env or {}).get(variable, "")

@@ -18,8 +18,6 @@ from lora_worker.launchers.runpod_pods_api import PodsApi
 _LOOK_SECONDS = 3.0
 """One list serves all looks of so many seconds: RunPod allows a key about sixty calls a minute."""
 _MOST_KNOWN = 2000
-_RESTART_SLACK_SECONDS = 3.0
-"""By so much the start of a container is known: RunPod tells its time in whole seconds, and an answer takes a while."""
 
 Value = TypeVar("Value")
 
@@ -49,7 +47,7 @@ class PodWatch:
         self._ended: OrderedDict[str, Observation] = OrderedDict()
         """As what this worker has ended pods: RunPod remembers nothing of them."""
         self._starts: OrderedDict[str, tuple[float, int]] = OrderedDict()
-        """When each pod's container was seen to start last, and how often it was started again."""
+        """For how long each pod's container was up at the last look, and how often it was started again."""
 
     async def look(self, *, anew: bool = False) -> dict[str, OwnPod]:
         """The project's pods, by launch; `anew` where those of the last seconds don't do.
@@ -115,13 +113,12 @@ class PodWatch:
         return self._ended.get(launch_id)
 
     def _count_starts(self, own: OwnPod) -> None:
-        started_at = own.container_started_at(self.now())
-        if started_at is None:
+        uptime = own.uptime_seconds
+        if uptime is None:
             return
-        last, restarts = self._starts.get(own.launch_id, (started_at, 0))
-        if started_at > last + _RESTART_SLACK_SECONDS:
-            last, restarts = started_at, restarts + 1
-        _remember(self._starts, own.launch_id, (last, restarts))
+        last, restarts = self._starts.get(own.launch_id, (uptime, 0))
+        # A start anew begins at nought. A figure that lags, or is corrected by a second, must not end a training.
+        _remember(self._starts, own.launch_id, (uptime, restarts + (uptime < last / 2)))
 
 
 def _remember(known: OrderedDict[str, Value], launch_id: str, value: Value) -> None:

@@ -126,7 +126,9 @@ def test_endpoint_names_the_gpus_that_are_billed(named: str, billed: PodShape, f
     assert shape_fault(named, billed) == fault
 
 
-def launcher_of(answer: Any, **plan: Any) -> tuple[RunPodPodsLauncher, list[httpx.Request]]:
+def launcher_of(
+    answer: Any, *, look_seconds: float = 3.0, **plan: Any
+) -> tuple[RunPodPodsLauncher, list[httpx.Request]]:
     requests: list[httpx.Request] = []
 
     def serve(request: httpx.Request) -> httpx.Response:
@@ -135,7 +137,9 @@ def launcher_of(answer: Any, **plan: Any) -> tuple[RunPodPodsLauncher, list[http
 
     http = httpx.AsyncClient(transport=httpx.MockTransport(serve))
     given = PodPlan(**{"mark": MARK, "image": "trainer:1", **plan})
-    return RunPodPodsLauncher(URL, "rpa_key", given, shape=PodShape(None, 2), http=http, now=lambda: NOW), requests
+    return RunPodPodsLauncher(
+        URL, "rpa_key", given, shape=PodShape(None, 2), http=http, now=lambda: NOW, look_seconds=look_seconds
+    ), requests
 
 
 async def test_request_for_a_pod_is_as_runpod_describes_it() -> None:
@@ -191,6 +195,31 @@ async def test_list_that_cannot_be_read_ends_nothing(answer: Any) -> None:
     assert seen.state is LaunchState.UNKNOWN
     assert not await launcher.cancel(LaunchRef(URL, LAUNCH))
     assert {request.method for request in requests} == {"GET"}
+
+
+@pytest.mark.parametrize(
+    ("uptimes", "state"),
+    [
+        ([0, 5, 5, 5, 9, 8, 14, 13, 12, 70], LaunchState.RUNNING),
+        ([0, 50, 2, 50, 3, 50, 55], LaunchState.RUNNING),
+        ([0, 50, 2, 50, 3, 50, 1], LaunchState.UNKNOWN),
+    ],
+)
+async def test_pod_whose_container_starts_for_the_third_time_again_is_ended(
+    uptimes: list[int], state: LaunchState
+) -> None:
+    """A figure that lags or is corrected is no start. The pod is still listed here, so its end is not confirmed."""
+    looks = iter(uptimes)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            return httpx.Response(204)
+        return httpx.Response(200, json={"pods": [shown(runtime={"uptime": next(looks)})]})
+
+    launcher, requests = launcher_of(answer, look_seconds=0.0)
+    seen = [await launcher.observe(LaunchRef(URL, LAUNCH)) for _ in uptimes]
+    assert seen[-1].state is state
+    assert [request.method for request in requests].count("DELETE") == (state is LaunchState.UNKNOWN)
 
 
 async def test_looks_of_the_same_seconds_share_one_list() -> None:
