@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
-from lora_worker.configuration.webhooks import endpoints_fault, read_endpoint, split_endpoints
+from lora_worker.configuration.contradictions import contradictions
+from lora_worker.configuration.webhooks import WebhookSettings, endpoints_fault, read_endpoint, split_endpoints
+from lora_worker.observability.telemetry import secrets_of
+from tests.scripted import make_services
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -39,3 +42,20 @@ def test_endpoint_that_is_none_is_refused_without_showing_it(text: str, fault: s
     assert fault in found
     assert "geheim" not in found
     assert "MfKQ" not in found
+
+
+def test_public_address_is_https_and_leads_to_a_port() -> None:
+    settings = make_services().settings
+    for url in ("http://worker.example.com", "https://worker.example.com/?x=1", "https://", "worker.example.com"):
+        with pytest.raises(ValidationError, match="must be https://"):
+            WebhookSettings(public_url=url)
+    assert WebhookSettings(public_url="https://worker.example.com/in/").public_url == "https://worker.example.com/in"
+    without_port = {**dict(settings), "public_url": "https://worker.example.com", "http_port": 0}
+    assert any("LORA_WORKER_HTTP_PORT" in sentence for sentence in contradictions(without_port))
+    assert not any("PUBLIC_URL" in sentence for sentence in contradictions({**without_port, "http_port": 8080}))
+
+
+def test_secrets_of_endpoints_are_kept_out_of_logs() -> None:
+    text = SecretStr(f"https://hooks.example.com/in {SECRET}")
+    settings = make_services().settings.model_copy(update={"webhooks": (text,)})
+    assert SECRET in set(secrets_of(settings))

@@ -44,6 +44,8 @@ async def test_whoever_asks_learns_only_that_it_lives(serving: Serving) -> None:
         (b'{"input": {}, "policy": {"execution_seconds": NaN}}', "the request is not a JSON object"),
         (b'{"input": {}, "policy": {"execution_seconds": -1}}', "policy.execution_seconds"),
         (b'{"input": {}, "policy": {"ttl_seconds": 1e300}}', "policy.ttl_seconds"),
+        (b'{"input": {}, "webhook": "http://10.0.0.1/"}', "webhook"),
+        (dumped({"input": {}, "webhook": "https://" + "x" * 500}), "webhook"),
         (b"[" * 100_000, "the request is not a JSON object"),
     ],
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from lora_worker.gpu_server.callbacks import Callbacks
+from tests.unit.worker.gpu_server.conftest import Serving
 
 
 class Receiver:
@@ -44,3 +45,17 @@ async def test_failed_call_is_tried_three_times() -> None:
     await until_idle(callbacks)
     assert len(receiver.got) == 3
     assert len(receiver.pauses) == 2
+
+
+async def test_server_tells_the_address_that_came_with_the_job(serving: Serving) -> None:
+    receiver = Receiver()
+    async with serving() as server:
+        server.runner.callbacks = Callbacks(send=receiver.send, sleep=receiver.sleep)
+        url = "https://worker.example.com/wake/x"
+        given = {"run_id": "told", "play": ["complete"], "starts": str(server.folder / "told.starts")}
+        answer = await server.http.post("/training/submit", json={"input": given, "webhook": url})
+        await server.ended(answer.json()["external_job_id"])
+        async with asyncio.timeout(60):
+            while len(receiver.got) < 2:
+                await asyncio.sleep(0.01)
+    assert receiver.got == [(url, "running"), (url, "completed")]
