@@ -190,6 +190,12 @@ async def test_process_that_answers_nothing_usable_leaves_a_problem(
     assert caught.value.problem is problem
 
 
+def test_endpoints_of_one_server_share_its_process(scene: SkyPilotScene, launcher: SkyPilotLauncher) -> None:
+    other = scene.launcher(url=f"{scene.server.url}#L4")
+    assert other._clients[scene.server.url] is launcher._clients[scene.server.url]
+    assert scene.launcher(key="x")._clients[scene.server.url] is not launcher._clients[scene.server.url]
+
+
 async def test_call_that_hangs_ends_and_the_next_has_a_new_process(tmp_path: Path) -> None:
     client = SkyClient("http://127.0.0.1:9", python=script(tmp_path, "exec sleep 600"))
     processes = []

@@ -111,7 +111,7 @@ class SkyPilotLauncher:
         self._names, self._now = Names(shape.mark), now
         # SkyPilot knows its callers by 8 hexadecimal digits, and would make up new ones for each process.
         servers = dict.fromkeys((self._base, *(each.rstrip("/") for each in former)))
-        self._clients = {each: SkyClient(each, python=python, token=token, user=shape.mark[:8]) for each in servers}
+        self._clients = {each: SkyClient.of(each, python=python, token=token, user=shape.mark[:8]) for each in servers}
         self._boards = {each: _Board(client, self._names.part) for each, client in self._clients.items()}
 
     @classmethod

@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 SDK_SCRIPT = Path(__file__).with_name("skypilot_sdk.py")
 INSTALL = 'install it with `pip install "lora-worker[skypilot]"`, or name a Python that has it in '
@@ -61,6 +61,17 @@ class SkyError(Exception):
 
 class SkyClient:
     """One API server, through the SDK. The process is started by the first call, and ends with this object."""
+
+    _shared: ClassVar[weakref.WeakValueDictionary[tuple[str, ...], SkyClient]] = weakref.WeakValueDictionary()
+
+    @classmethod
+    def of(cls, url: str, *, python: str = "", token: str = "", user: str = "") -> SkyClient:
+        """The client of a server. Several endpoints of one server have one, and so one process of 157 MB."""
+        key = (url, python, token, user)
+        client = cls._shared.get(key)
+        if client is None:
+            client = cls._shared[key] = cls(url, python=python, token=token, user=user)
+        return client
 
     def __init__(self, url: str, *, python: str = "", token: str = "", user: str = "") -> None:
         self._python = python or sys.executable

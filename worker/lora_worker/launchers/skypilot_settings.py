@@ -73,7 +73,7 @@ class SkyPilotSettings(Settings):
 
     @field_validator("skypilot_url")
     @classmethod
-    def _check_server(cls, url: str) -> str:
+    def _check_skypilot_server(cls, url: str) -> str:
         fault = url_fault(url)
         if fault is None and is_under(urlsplit(url).hostname or "", "supabase.co", "runpod.ai", "runpod.io"):
             fault = "is an address of Supabase or RunPod; set that of SkyPilot's API server"
@@ -83,7 +83,7 @@ class SkyPilotSettings(Settings):
 
     @field_validator("skypilot_token")
     @classmethod
-    def _check_token(cls, token: SecretStr) -> SecretStr:
+    def _check_skypilot_token(cls, token: SecretStr) -> SecretStr:
         if not token.get_secret_value():
             return token
         if not token.get_secret_value().startswith("sky_"):
@@ -94,19 +94,19 @@ class SkyPilotSettings(Settings):
 
     @field_validator("skypilot_hugging_face_token")
     @classmethod
-    def _check_hugging_face(cls, token: SecretStr) -> SecretStr:
+    def _check_skypilot_hugging_face(cls, token: SecretStr) -> SecretStr:
         if token.get_secret_value() and read_key(token.get_secret_value()).role is not Role.HUGGING_FACE:
             raise ValueError("is no token of Hugging Face: those begin with hf_")
         return token
 
     @field_validator("skypilot_infra", "former_skypilot_servers", mode="before")
     @classmethod
-    def _split(cls, value: Any) -> Any:
+    def _split_skypilot_lists(cls, value: Any) -> Any:
         return split_list(value)
 
     @field_validator("skypilot_infra")
     @classmethod
-    def _check_infra(cls, infra: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_skypilot_infra(cls, infra: tuple[str, ...]) -> tuple[str, ...]:
         for each in infra:
             if not _INFRA.fullmatch(each):
                 raise ValueError(f"has {each[:60]!r}, which is no place; write cloud, cloud/region or k8s/context")
@@ -114,5 +114,5 @@ class SkyPilotSettings(Settings):
 
     @field_validator("former_skypilot_servers")
     @classmethod
-    def _check_former_servers(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(cls._check_server(url) for url in urls)
+    def _check_skypilot_former(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(cls._check_skypilot_server(url) for url in urls)
