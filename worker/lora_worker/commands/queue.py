@@ -20,6 +20,8 @@ from lora_worker.commands.terminal import (
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from lora_worker.commands.status import ShownPlace
+    from lora_worker.database.queue_health import QueueHealth
     from lora_worker.services import Services
 
 commands = command_group()
@@ -30,10 +32,14 @@ UserOption = Annotated[str, typer.Option(help="Id or mail address of a user; emp
 @commands.command()
 def status(as_json: AsJson = False) -> None:
     """Show the queue: why each job waits, live runs, failures of the last day, spend of today, workers."""
-    from lora_worker.commands.status import draw_status
+    from lora_worker.commands.status import draw_status, look_at_places
 
-    health = with_services(lambda services: services.queue.health())
-    show(health, as_json=as_json, text=lambda console: console.print(draw_status(health)))
+    async def work(services: Services) -> tuple[QueueHealth, list[ShownPlace]]:
+        return await services.queue.health(), await look_at_places(services)
+
+    health, places = with_services(work)
+    value = {**health, "places": places}
+    show(value, as_json=as_json, text=lambda console: console.print(draw_status(health, places)))
 
 
 @commands.command()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,13 +12,49 @@ from rich.text import Text
 from lora_worker.commands.job_views import borderless
 from lora_worker.commands.terminal import printable
 from lora_worker.database.queue_health import FailedJob, LiveRun, LivingWorker, QueueHealth, WaitingJob
+from lora_worker.services import Services
 from lora_worker.words import duration, money, percent, plain, short_id
 
 _MOST_ROWS = 20
 """Of each table; the JSON has more."""
 
 
-def draw_status(health: QueueHealth) -> RenderableType:
+class ShownPlace(TypedDict):
+    """An endpoint of the routing table, as workers saw it last."""
+
+    place: str
+    endpoint: str
+    launches: int
+    slots: int | None
+    without_gpu_seconds: float
+    passed_over_seconds: float
+    problem: str | None
+
+
+async def look_at_places(services: Services) -> list[ShownPlace]:
+    """Return the endpoints of the routing table; none where there is no table.
+
+    Raises:
+        ServiceError: the database did not answer.
+    """
+    if services.routes is None:
+        return []
+    places = {place.endpoint: place for place in services.places.all}
+    return [
+        {
+            "place": places[row["endpoint"]].name,
+            "endpoint": row["endpoint"],
+            "launches": row["launches"],
+            "slots": places[row["endpoint"]].slots,
+            "without_gpu_seconds": row["without_gpu_seconds"],
+            "passed_over_seconds": row["passed_over_seconds"],
+            "problem": row["problem"],
+        }
+        for row in await services.queue.training_places(list(places), base_model="")
+    ]
+
+
+def draw_status(health: QueueHealth, places: Sequence[ShownPlace] = ()) -> RenderableType:
     """Return the state of the queue as a terminal shows it."""
     parts: list[RenderableType] = [Text(line, style=style) for line, style in _summary(health)]
     for table in (
@@ -25,6 +62,7 @@ def draw_status(health: QueueHealth) -> RenderableType:
         _waiting(health["waiting"], health["queued"]),
         _failed(health["failed"], health["failed_today"]),
         _workers(health["workers"]),
+        _places(places),
     ):
         if table.row_count:
             parts += [Text(), table]
@@ -103,6 +141,22 @@ def _workers(workers: list[LivingWorker]) -> Table:
             f"{printable(worker['name'])} ({', '.join(notes)})",
         )
     _count_rest(table, len(workers))
+    return table
+
+
+def _places(places: Sequence[ShownPlace]) -> Table:
+    table = _table("launches", "without a GPU", last="endpoint")
+    for each in places:
+        notes = [
+            each["endpoint"],
+            *([f"left out for {duration(each['passed_over_seconds'])}"] if each["passed_over_seconds"] else []),
+            *([each["problem"]] if each["problem"] else []),
+        ]
+        table.add_row(
+            str(each["launches"]) + (f" of {each['slots']}" if each["slots"] else ""),
+            duration(each["without_gpu_seconds"]) if each["without_gpu_seconds"] else "",
+            f"{each['place']} ({printable(', '.join(notes))})",
+        )
     return table
 
 

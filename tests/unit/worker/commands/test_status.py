@@ -8,7 +8,7 @@ import json
 import pytest
 from rich.console import Console
 
-from lora_worker.commands.status import draw_status
+from lora_worker.commands.status import ShownPlace, draw_status
 from tests.commands import check_keys, give_services, run_command
 from tests.scripted import make_services
 from tests.unit.worker.commands.job_data import HOSTILE, OperatorQueue, queue_health
@@ -52,6 +52,18 @@ def test_status_prints_nothing_that_acts_on_the_terminal(queue: OperatorQueue) -
 
 def test_status_as_json_has_stable_keys(queue: OperatorQueue) -> None:
     check_keys("status", json.loads(run_command("status", "--json").stdout))
+
+
+def test_status_shows_every_endpoint_of_a_routing_table() -> None:
+    place: ShownPlace = {
+        "place": "own", "endpoint": "https://gpu.example.com", "launches": 1, "slots": 2, "without_gpu_seconds": 600.0,
+        "passed_over_seconds": 60.0, "problem": "no free GPU",
+    }  # fmt: skip
+    file = io.StringIO()
+    Console(file=file, width=80, markup=False, highlight=False).print(draw_status(queue_health(), [place]))
+    text = " ".join(file.getvalue().split())
+    for part in ("launches without a GPU endpoint", "1 of 2 10 min", "own (https://gpu.example.com, left out for"):
+        assert part in text, text
 
 
 def test_quiet_queue_is_two_lines() -> None:
