@@ -31,6 +31,8 @@ ENV = {
     "LORA_WORKER_MAX_HANDLINGS": "50",
     # Workers that are not armed take few jobs, so that armed ones reach their crash points.
     "LORA_WORKER_SLOTS": "2",
+    # An endpoint that is never called, since it is private: each event still passes the point behind a delivery.
+    "LORA_WORKER_WEBHOOKS": "https://127.0.0.1:9/hook whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
 }
 _ARMED_ENV = {"LORA_WORKER_SLOTS": "4"}
 _ARMED_WORKERS = 6

@@ -311,3 +311,16 @@ def test_dropped_pipeline_table_ends_only_its_own_runs(db: Database, pipeline: P
     lease = [{"run_id": run["id"], "lease_token": run["lease_token"]} for run in (given["run"], other["run"])]
     assert [news["cancel_requested"] for news in db.call("renew_training_runs", lease, 60)] == [True, False]
     assert settled(db, given["run"], "cancelled") == "cancelled"
+
+
+def test_jobs_of_the_newer_queue_leave_events_for_webhooks(db: Database, pipeline: Pipeline) -> None:
+    assert db.call("claim_webhook_deliveries", ["hooks.example.com-01234567"], 1, 60) == []
+    queued(db, pipeline)
+    run = db.claim()[0]["run"]
+    running(db, run)
+    assert settled(db, run, "completed") == "completed"
+    told = db.rows("select type, user_id, body::jsonb->'data'->>'status' as status from training_webhook_events")
+    assert [(row["type"], row["status"]) for row in told] == [
+        ("job.started", "running"), ("job.completed", "completed"),
+    ]  # fmt: skip
+    assert {str(row["user_id"]) for row in told} == {run["user_id"]}
