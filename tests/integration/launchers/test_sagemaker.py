@@ -21,6 +21,8 @@ from lora_worker.launchers.base import (
     Policy,
 )
 from lora_worker.launchers.sagemaker import SageMakerLauncher
+from lora_worker.launchers.sagemaker_addresses import Address
+from lora_worker.launchers.sagemaker_api import AwsApi
 from tests.integration.launchers.sagemaker_scene import SHAPE, SageMakerScene
 from tests.sagemaker_server import ACCOUNT, REGION, SPOT_SHARE
 
@@ -71,6 +73,15 @@ async def test_creation_without_a_job_is_in_doubt_and_not_repeated(
     with pytest.raises(LaunchInDoubtError):
         await launcher.launch(scene.payload("complete"), POLICY)
     assert len(scene.server.jobs) == before
+
+
+async def test_lost_creation_is_no_refusal_though_the_next_try_was(scene: SageMakerScene) -> None:
+    launcher = SageMakerLauncher(Address(REGION, ACCOUNT), AwsApi(make=scene.server.client), SHAPE)
+    before = len(scene.server.jobs)
+    scene.server.faults = ["lose_answer", "quota"]
+    with pytest.raises(LaunchInDoubtError):
+        await launcher.launch(scene.payload("complete"), POLICY)
+    assert len(scene.server.jobs) == before + 1
 
 
 @pytest.mark.parametrize(

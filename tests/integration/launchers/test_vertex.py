@@ -161,6 +161,6 @@ async def test_key_file_is_found_by_googles_own_chain(
     assert await tokens.token() in scene.server.tokens
     assert await tokens.token() == await tokens.token()
     with scene.outage():
-        tokens.forget()
+        tokens.forget(await tokens.token())
         with pytest.raises(ServiceUnavailableError, match="token service did not answer"):
             await tokens.token()

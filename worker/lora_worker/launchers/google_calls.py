@@ -23,8 +23,8 @@ class AccessTokens(Protocol):
     async def token(self) -> str:
         """A valid token. Raises: ServiceRefusedError, ServiceUnavailableError: there is none."""
 
-    def forget(self) -> None:
-        """Note that the last one was refused."""
+    def forget(self, token: str) -> None:
+        """Note that this one was refused."""
 
 
 class GoogleCalls:
@@ -51,7 +51,8 @@ class GoogleCalls:
             CreationInDoubtError: what it creates has no answer.
             ServiceUnavailableError: there is no answer; ServiceRefusedError: there is no token.
         """
-        headers = {"Authorization": f"Bearer {await self._tokens.token()}"}
+        token = await self._tokens.token()
+        headers = {"Authorization": f"Bearer {token}"}
         if content is not None:
             headers["Content-Type"] = "application/json"
         limit = self._limits[operation]
@@ -74,7 +75,7 @@ class GoogleCalls:
             unavailable = CreationInDoubtError if is_in_doubt else ServiceUnavailableError
             raise unavailable(self._service, f"{self._service} did not answer: {why_unreachable(error)}") from None
         if answer.status_code == 401:
-            self._tokens.forget()
+            self._tokens.forget(token)
         return answer
 
 

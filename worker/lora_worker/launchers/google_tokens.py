@@ -62,18 +62,21 @@ class GoogleTokens:
             if self._problem is not None and self._clock() < self._silent_until:
                 # A try takes up to a minute, and every look at a run waits for it.
                 raise self._problem.with_traceback(None)
-            if self._credentials is None or not self._credentials.valid:
+            # Held here: while a token is fetched, a call of before may have its own forgotten.
+            credentials = self._credentials
+            if credentials is None or not credentials.valid:
                 try:
-                    await asyncio.to_thread(self._refresh)
+                    credentials = await asyncio.to_thread(self._refresh, credentials)
                 except ServiceError as error:
                     self._problem, self._silent_until = error, self._clock() + _PAUSE_SECONDS
                     raise
-            self._problem = None
-            return str(self._credentials.token)
+            self._credentials, self._problem = credentials, None
+            return str(credentials.token)
 
-    def forget(self) -> None:
+    def forget(self, token: str) -> None:
         """Have the next token fetched anew, from credentials that are read again: this one was refused."""
-        self._credentials = None
+        if self._credentials is not None and str(self._credentials.token) == token:
+            self._credentials = None
 
     def _load(self, request: Any) -> Any:
         """The credentials, read by Google's own rules."""
@@ -81,16 +84,17 @@ class GoogleTokens:
 
         return google.auth.default(scopes=list(SCOPES), request=request)[0]
 
-    def _refresh(self) -> None:
+    def _refresh(self, credentials: Any) -> Any:
+        """The credentials with a new token; None: read first."""
         from google.auth import exceptions
         from google.auth.transport.requests import Request
 
         # Google's default is two minutes a try, in which no run of this worker would be looked at.
         request = functools.partial(Request(), timeout=_REQUEST_SECONDS)
         try:
-            if self._credentials is None:
-                self._credentials = self._load(request)
-            self._credentials.refresh(request)
+            if credentials is None:
+                credentials = self._load(request)
+            credentials.refresh(request)
         except exceptions.DefaultCredentialsError:
             raise _refused("there are no credentials of Google Cloud") from None
         except exceptions.GoogleAuthError as error:
@@ -101,6 +105,7 @@ class GoogleTokens:
             raise _refused(f"Google refuses the worker's credentials ({type(error).__name__})") from None
         except (OSError, ValueError, TypeError) as error:
             raise _refused(f"the credentials of Google Cloud can't be read ({type(error).__name__})") from None
+        return credentials
 
 
 def _refused(problem: str) -> ServiceRefusedError:

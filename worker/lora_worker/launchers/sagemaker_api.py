@@ -24,6 +24,8 @@ SERVICE = "SageMaker"
 MOST_SIDE_BY_SIDE = 16
 _CONNECT_SECONDS = 10
 _ATTEMPTS = 2
+_CREDENTIALS_SECONDS = 30
+"""boto3 may have to ask for credentials first, and a `credential_process` of a profile has no time-out there."""
 _THROTTLED = frozenset(
     {
         "LimitExceededException",
@@ -93,7 +95,8 @@ class AwsApi:
         self._most = min(concurrency, MOST_SIDE_BY_SIDE)
         self._timeout_seconds, self._attempts, self._make = timeout_seconds, attempts, make
         self._slots = asyncio.Semaphore(self._most)
-        self._clients: dict[tuple[str, str], Any] = {}
+        self._most_seconds = _CREDENTIALS_SECONDS + attempts * (_CONNECT_SECONDS + timeout_seconds)
+        self._clients: dict[tuple[str, str, int], Any] = {}
         self._lock = Lock()
 
     async def call(
@@ -116,9 +119,14 @@ class AwsApi:
         import botocore.exceptions as faults
         from botocore.parsers import ResponseParserError
 
+        # A creation whose answer is lost must be told: boto3's next try may be refused, as if nothing had been made.
+        attempts = 1 if creates else self._attempts
         began_at = time.perf_counter()
         try:
-            return await in_thread(lambda: self._carry_out(region, service, operation, request), self._slots)
+            async with asyncio.timeout(self._most_seconds):
+                return await in_thread(
+                    lambda: self._carry_out(self._client(region, service, attempts), operation, request), self._slots
+                )
         except faults.ClientError as error:
             code, text = code_of(error)
             API_ERRORS.labels("launcher", operation, status_label(_status_of(error))).inc()
@@ -128,31 +136,32 @@ class AwsApi:
                 # They are read again for the next call: somebody may have renewed them.
                 self._clients.clear()
             raise explain_refusal(error, creates=creates) from None
-        except (faults.BotoCoreError, ResponseParserError, OSError, ValueError) as error:
+        except (faults.BotoCoreError, ResponseParserError, OSError, ValueError) as error:  # OSError: TimeoutError, too
             API_ERRORS.labels("launcher", operation, "unreachable").inc()
             raise explain_failure(error, creates=creates) from None
         finally:
             API_SECONDS.labels("launcher", operation).observe(time.perf_counter() - began_at)
 
-    def _carry_out(self, region: str, service: str, operation: str, request: dict[str, Any]) -> dict[str, Any]:
-        answer = getattr(self._client(region, service), operation)(**request)
+    @staticmethod
+    def _carry_out(client: Any, operation: str, request: dict[str, Any]) -> dict[str, Any]:
+        answer = getattr(client, operation)(**request)
         return answer if isinstance(answer, dict) else {}
 
-    def _client(self, region: str, service: str) -> Any:
+    def _client(self, region: str, service: str, attempts: int) -> Any:
+        key = (region, service, attempts)
         with self._lock:
-            client = self._clients.get((region, service))
-            if client is None:
-                client = self._clients[region, service] = self._new_client(region, service)
-            return client
+            if key not in self._clients:
+                self._clients[key] = self._new_client(*key)
+            return self._clients[key]
 
-    def _new_client(self, region: str, service: str) -> Any:
+    def _new_client(self, region: str, service: str, attempts: int) -> Any:
         import boto3
         from botocore.config import Config
 
         config = Config(
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=self._timeout_seconds,
-            retries={"total_max_attempts": self._attempts, "mode": "standard"},
+            retries={"total_max_attempts": attempts, "mode": "standard"},
             max_pool_connections=self._most,
         )
         make = self._make or boto3.session.Session().client

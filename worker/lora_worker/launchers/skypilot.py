@@ -205,23 +205,19 @@ class SkyPilotLauncher:
 
     async def health(self, endpoint: str | None = None) -> EndpointHealth:
         """Look at a server, and at what its jobs say of it. See `Launcher.health`."""
-        board = self._boards.get(_split(endpoint or self.endpoint)[0])
-        if board is None:
+        base = _split(endpoint or self.endpoint)[0]
+        if base not in self._boards:
             return EndpointHealth(False, 0, 0, _ELSEWHERE)
         try:
-            return read_health(await board.read(), self._now())
+            return read_health(await self._read(base), self._now())
         except SkyError as error:
-            if error.problem is Problem.CONTROLLER_STOPPED:
-                return EndpointHealth(True, 0, 0)
             return EndpointHealth(False, 0, 0, _text(error))
 
     async def owned(self) -> list[OwnedLaunch]:
         """What lives at the server with this project's mark. See `OwnerOfLaunches.owned`."""
         try:
-            jobs = await self._boards[self._base].read()
+            jobs = await self._read(self._base)
         except SkyError as error:
-            if error.problem is Problem.CONTROLLER_STOPPED:
-                return []
             raise _refusal(error, SERVICE) from None
         now, found = self._now(), []
         for job in sorted(jobs, key=lambda job: job.job_id):
@@ -233,20 +229,25 @@ class SkyPilotLauncher:
 
     async def _live_launch(self, run_id: str) -> str | None:
         """The launch of a run that waits or works there; None without one. Raises: SkyError: that can't be known."""
-        try:
-            live = live_of_run(await self._boards[self._base].read(), run_id, self._names)
-        except SkyError as error:
-            if error.problem is Problem.CONTROLLER_STOPPED:
-                return None  # it stops only when no job lives, and is started again for the next one
-            raise
+        live = live_of_run(await self._read(self._base), run_id, self._names)
         broken = [job for job in live if job.was_never_queued]
         if broken:
             await self._cancel(self._base, broken)
         return next((job.job_name for job in live if not job.was_never_queued), None)
 
+    async def _read(self, base: str) -> list[Job]:
+        """The project's latest jobs at a server. Raises: SkyError: they can't be known."""
+        try:
+            return await self._boards[base].read()
+        except SkyError as error:
+            if error.problem is not Problem.CONTROLLER_STOPPED:
+                raise
+            # It stops only when no job lives, and is started again for the next one.
+            return []
+
     async def _jobs_of(self, base: str, name: str) -> list[Job]:
         """The jobs of a launch. Raises: SkyError: they can't be known."""
-        jobs = await self._boards[base].read()
+        jobs = await self._read(base)
         found = of_launch(jobs, name)
         if found or len(jobs) < MOST_LISTED:
             return found

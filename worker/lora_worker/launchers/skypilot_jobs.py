@@ -40,8 +40,8 @@ _ACCELERATORS = {
 A100 without its memory is the one with 80 GB, as in the price table, and not SkyPilot's A100, which has 40."""
 
 _STATES = {
-    **dict.fromkeys(("PENDING", "SUBMITTED", "STARTING", "CANCELLING"), LaunchState.QUEUED),
-    **dict.fromkeys(("RUNNING", "WINDING_DOWN", "RECOVERING"), LaunchState.RUNNING),
+    **dict.fromkeys(("PENDING", "SUBMITTED", "STARTING", "RECOVERING", "CANCELLING"), LaunchState.QUEUED),
+    **dict.fromkeys(("RUNNING", "WINDING_DOWN"), LaunchState.RUNNING),
     "SUCCEEDED": LaunchState.COMPLETED,
     "CANCELLED": LaunchState.CANCELLED,
     **dict.fromkeys(("FAILED", "FAILED_SETUP", "FAILED_CONTROLLER"), LaunchState.FAILED),
@@ -143,8 +143,13 @@ class Job(BaseModel):
         return self.status == "PENDING" and self.schedule_state == "INACTIVE"
 
     def is_overdue(self, ttl_seconds: float | None, now: float) -> bool:
-        """Whether it has found no machine within its time."""
-        if self.start_at is not None or self.submitted_at is None or ttl_seconds is None:
+        """Whether it has no machine, and its time is over: it found none, or none after one was taken away."""
+        waits = self.start_at is None or self.status == "RECOVERING"
+        return waits and self.is_older_than(ttl_seconds, now)
+
+    def is_older_than(self, ttl_seconds: float | None, now: float) -> bool:
+        """Whether it lives for longer than its launch may, or did so until its end."""
+        if self.submitted_at is None or ttl_seconds is None:
             return False
         return (self.end_at or now) - self.submitted_at > ttl_seconds
 
@@ -243,7 +248,8 @@ def read_observation(job: Job, ttl_seconds: float | None) -> Observation:
         state,
         cause=cause,
         reason=reason,
-        execution_seconds=job.job_duration if state is not LaunchState.QUEUED else None,
+        # One that waits for another machine has worked before, and that is billed.
+        execution_seconds=job.job_duration if state is not LaunchState.QUEUED or job.start_at is not None else None,
         queue_seconds=max(waited, 0.0) if waited is not None else None,
     )
 
@@ -253,15 +259,18 @@ def _meaning(job: Job, ttl_seconds: float | None) -> tuple[LaunchState, EndCause
     has_run = job.start_at is not None
     if job.status == "FAILED":
         return LaunchState.FAILED, _cause(job), None
-    if job.status == "FAILED_CONTROLLER" or (job.status in _NO_MACHINE and has_run):
+    # What is cancelled so late was so for want of a machine, by `SkyPilotLauncher.observe`.
+    found_none = job.status in _NO_MACHINE or (job.status == "CANCELLED" and job.is_older_than(ttl_seconds, 0.0))
+    if job.status == "FAILED_CONTROLLER" or (found_none and has_run):
         return LaunchState.FAILED, EndCause.LOST, None
-    if job.status in _NO_MACHINE or (job.status == "CANCELLED" and job.is_overdue(ttl_seconds, 0.0)):
+    if found_none:
         return LaunchState.TIMED_OUT, EndCause.UNKNOWN, None
     state = _STATES.get(job.status)
     if state is None:
         reason = f"its status is {job.status!r}, which this worker does not know"
         return LaunchState.UNKNOWN, EndCause.UNKNOWN, reason
-    return (LaunchState.RUNNING if has_run and state is LaunchState.QUEUED else state), EndCause.UNKNOWN, None
+    # Without a machine a job says nothing, and must not count as silent: SkyPilot may look for one for hours.
+    return (LaunchState.RUNNING if has_run and job.status == "CANCELLING" else state), EndCause.UNKNOWN, None
 
 
 def _cause(job: Job) -> EndCause:

@@ -26,6 +26,8 @@ _STOCKOUT_SECONDS = 900.0
 """For so long after a job found no machine its region counts as without one."""
 
 _LONG_WAIT_SECONDS = 300.0
+_START_SECONDS = 900.0
+"""A machine's start and its pull of the image take no longer: a job that is pending for longer finds no machine."""
 
 WAITING = frozenset({"JOB_STATE_QUEUED", "JOB_STATE_PENDING", "JOB_STATE_PAUSED"})
 AT_WORK = frozenset({"JOB_STATE_RUNNING", "JOB_STATE_UPDATING", "JOB_STATE_CANCELLING"})
@@ -49,6 +51,7 @@ class _Shape(BaseModel):
 
 class _Scheduling(_Shape):
     timeout: str = Field(default="", max_length=40)
+    strategy: str = Field(default="", max_length=60)
 
 
 class _Spec(_Shape):
@@ -136,6 +139,12 @@ class Job(_Shape):
         """Whether it waits for more than a machine's start: Google keeps it so while the project lacks the quota."""
         waited = _between(self.create_time, now)
         return self.state == "JOB_STATE_QUEUED" and waited is not None and waited > _LONG_WAIT_SECONDS
+
+    def is_starting(self, now: datetime) -> bool:
+        """Whether a machine may be starting for it. With FLEX_START Google lets it wait for one in the same state."""
+        waited = _between(self.create_time, now)
+        is_pending = self.state == "JOB_STATE_PENDING" and self.job_spec.scheduling.strategy != "FLEX_START"
+        return is_pending and waited is not None and waited < _START_SECONDS
 
     def is_recent_stockout(self, now: datetime) -> bool:
         """Whether it has just ended because the region had no machine for it."""
@@ -229,7 +238,10 @@ def read_health(live: Sequence[Job], failed: Sequence[Job], now: datetime) -> En
     """What a region's jobs say of it, those that live and some that have failed: of its machines nothing else is told
     before one is asked for."""
     running = sum(job.state in AT_WORK for job in live)
-    starting = sum(job.state == "JOB_STATE_PENDING" for job in live)
+    starting = sum(job.is_starting(now) for job in live)
+    if any(job.state == "JOB_STATE_PENDING" and not job.is_starting(now) for job in live):
+        # The region lacks machines. Taken for slow starts, this would blame the image and hold all jobs.
+        starting = 0
     queued = sum(job.state in WAITING for job in live)
     problem = None
     if not running and any(job.is_recent_stockout(now) for job in failed):

@@ -26,6 +26,7 @@ from lora_worker.errors import (
     ServiceUnavailableError,
     SettingsError,
 )
+from lora_worker.launchers import sagemaker_api
 from lora_worker.launchers.base import EndCause, LaunchRef, LaunchState, Policy
 from lora_worker.launchers.registry import load_settings
 from lora_worker.launchers.sagemaker import SageMakerLauncher
@@ -404,6 +405,23 @@ async def test_call_that_hangs_holds_up_nobody_who_is_stopped() -> None:
     assert await in_thread(lambda: "next", slots) == "next"
     with pytest.raises(KeyError):
         await in_thread(lambda: {}["nothing"], slots)
+
+
+@pytest.mark.parametrize(("creates", "error"), [(True, LaunchInDoubtError), (False, ServiceUnavailableError)])
+async def test_call_whose_credentials_never_come_has_an_end(
+    monkeypatch: pytest.MonkeyPatch, creates: bool, error: type[Exception]
+) -> None:
+    monkeypatch.setattr(sagemaker_api, "_CREDENTIALS_SECONDS", -59.95)  # less than the two tries that are added
+    go_on = threading.Event()
+
+    def make(*_: Any, **__: Any) -> Any:
+        go_on.wait(60)
+
+    try:
+        with pytest.raises(error, match="did not answer"):
+            await AwsApi(make=make).call("eu-west-1", "sagemaker", "create_training_job", {}, creates=creates)
+    finally:
+        go_on.set()
 
 
 # moto: a job is Completed at once there, whatever the request; the stand-in of the conformance suite is strict

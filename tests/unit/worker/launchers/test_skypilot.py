@@ -14,9 +14,10 @@ import pytest
 from lora_contract.machine_request import LAUNCH_ID_VARIABLE, unpack_request
 from lora_worker.errors import SettingsError
 from lora_worker.launchers import skypilot
-from lora_worker.launchers.base import EndCause, EndpointState, LaunchState, OwnerOfLaunches, Policy
+from lora_worker.launchers.base import EndCause, EndpointState, LaunchRef, LaunchState, OwnerOfLaunches, Policy
 from lora_worker.launchers.registry import load_settings
 from lora_worker.launchers.skypilot import SkyPilotLauncher
+from lora_worker.launchers.skypilot_client import Problem, SkyClient, SkyError
 from lora_worker.launchers.skypilot_jobs import (
     Job,
     Names,
@@ -32,6 +33,7 @@ from lora_worker.launchers.skypilot_jobs import (
 )
 from lora_worker.launchers.skypilot_sdk import kind_of, sentence_of
 from lora_worker.launchers.skypilot_settings import SkyPilotSettings
+from lora_worker.runs.state.silence import Silence
 from tests.project import ROOT
 from tests.unit.worker.variables import SETTINGS
 
@@ -53,10 +55,11 @@ def job(status: str, **values: Any) -> Job:
         ("PENDING", False, LaunchState.QUEUED, None),
         ("SUBMITTED", False, LaunchState.QUEUED, None),
         ("STARTING", False, LaunchState.QUEUED, None),
-        ("STARTING", True, LaunchState.RUNNING, None),
+        ("PENDING", True, LaunchState.QUEUED, None),
+        ("STARTING", True, LaunchState.QUEUED, None),
         ("RUNNING", True, LaunchState.RUNNING, None),
         ("WINDING_DOWN", True, LaunchState.RUNNING, None),
-        ("RECOVERING", True, LaunchState.RUNNING, None),
+        ("RECOVERING", True, LaunchState.QUEUED, None),
         ("CANCELLING", False, LaunchState.QUEUED, None),
         ("CANCELLING", True, LaunchState.RUNNING, None),
         ("SUCCEEDED", True, LaunchState.COMPLETED, None),
@@ -76,7 +79,7 @@ def test_each_status_has_its_meaning(status: str, has_run: bool, state: LaunchSt
     seen = read_observation(job(status, start_at=1000.0 if has_run else None, job_duration=7.0), None)
     assert seen.state is state
     assert seen.cause is (cause or EndCause.UNKNOWN)
-    assert seen.execution_seconds == (None if state is LaunchState.QUEUED else 7.0)
+    assert seen.execution_seconds == (7.0 if has_run or state is not LaunchState.QUEUED else None)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,34 @@ def test_job_cancelled_while_it_waited_too_long_never_started() -> None:
     waited = {"submitted_at": 1000.0, "end_at": 2000.0}
     assert read_observation(job("CANCELLED", **waited), 600.0).state is LaunchState.TIMED_OUT
     assert read_observation(job("CANCELLED", **waited), 6000.0).state is LaunchState.CANCELLED
-    assert read_observation(job("CANCELLED", **waited, start_at=1500.0), 600.0).state is LaunchState.CANCELLED
+    recovered = job("CANCELLED", **waited, start_at=1500.0)
+    assert read_observation(recovered, 6000.0).state is LaunchState.CANCELLED
+    seen = read_observation(recovered, 600.0)
+    assert (seen.state, seen.cause) == (LaunchState.FAILED, EndCause.LOST)
+
+
+def test_job_that_recovers_is_never_silent_and_its_time_has_an_end() -> None:
+    recovering = job("RECOVERING", submitted_at=1000.0, start_at=1100.0, job_duration=300.0)
+    silence = Silence(since=0.0)
+    for now in (100.0, 4000.0):
+        silence = silence.listen(read_observation(recovering, 6000.0), None, now)
+        assert silence.seconds(now) == 0.0
+    assert [recovering.is_overdue(6000.0, now) for now in (7000.0, 7001.0)] == [False, True]
+    assert not job("RUNNING", submitted_at=1000.0, start_at=1100.0).is_overdue(6000.0, 9000.0)
+
+
+async def test_server_whose_controller_is_stopped_has_no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def call(self: SkyClient, call: str, /, **_: Any) -> Any:
+        assert call == "list"
+        raise SkyError(Problem.CONTROLLER_STOPPED, "no cluster")
+
+    monkeypatch.setattr(SkyClient, "call", call)
+    launcher = SkyPilotLauncher("https://sky.example.com", SHAPE)
+    launch = LaunchRef(launcher.endpoint, NAMES.new(RUN, POLICY))
+    assert (await launcher.observe(launch)).state is LaunchState.MISSING
+    assert await launcher.cancel(launch)
+    assert await launcher.owned() == []
+    assert (await launcher.health()).reachable
 
 
 def test_name_tells_run_project_and_time_and_no_other_is_ours() -> None:

@@ -68,7 +68,8 @@ class Tokens:
     async def token(self) -> str:
         return f"token-{self.made}"
 
-    def forget(self) -> None:
+    def forget(self, token: str) -> None:
+        assert token == f"token-{self.made}"
         self.made += 1
 
 
@@ -523,11 +524,53 @@ async def test_failed_token_is_not_fetched_by_every_call(environment: pytest.Mon
     assert tried == [0.0, 15.1]
 
 
+async def test_token_refused_while_another_is_fetched_changes_nothing() -> None:
+    class Credentials:
+        token, valid, made = "token-1", False, 0
+
+        def refresh(self, _request: Any) -> None:
+            tokens.forget("token-1")  # a call that was sent with it before is refused now
+            self.made += 1
+            self.token, self.valid = f"token-{self.made + 1}", True
+
+    class Numbered(GoogleTokens):
+        def _load(self, request: Any) -> Any:
+            return Credentials()
+
+    tokens = Numbered()
+    tokens._credentials = Credentials()
+    assert await tokens.token() == "token-2"
+    kept = tokens._credentials
+    tokens.forget("token-1")
+    assert tokens._credentials is kept, "that token has been replaced already"
+    tokens.forget("token-2")
+    assert tokens._credentials is None
+
+
 async def test_job_that_waits_for_quota_is_told_after_minutes(launcher: VertexLauncher, api: Any) -> None:
     for waited, is_told in ((299, False), (301, True)):
         live = {"customJobs": [job("QUEUED", waited=waited)]}
         api.get("/customJobs").mock(side_effect=[httpx.Response(200, json=live), httpx.Response(200, json={})])
         assert ("quota" in str((await launcher.health()).problem)) is is_told
+
+
+@pytest.mark.parametrize(
+    ("waited", "strategy", "state"),
+    [
+        ([899], "SPOT", EndpointState.STARTING),
+        ([901], "SPOT", EndpointState.UNKNOWN),
+        ([901, 10], "SPOT", EndpointState.UNKNOWN),
+        ([10], "FLEX_START", EndpointState.UNKNOWN),
+    ],
+)
+async def test_job_that_finds_no_machine_is_no_slow_start(
+    launcher: VertexLauncher, api: Any, waited: list[int], strategy: str, state: EndpointState
+) -> None:
+    spec = {"scheduling": {"timeout": "3600s", "strategy": strategy}}
+    live = {"customJobs": [job("PENDING", waited=seconds, jobSpec=spec) for seconds in waited]}
+    api.get("/customJobs").mock(side_effect=[httpx.Response(200, json=live), httpx.Response(200, json={})])
+    seen = await launcher.health()
+    assert (seen.state, seen.jobs_queued) == (state, len(waited))
 
 
 async def test_list_without_an_end_is_left(launcher: VertexLauncher, api: Any) -> None:
