@@ -20,9 +20,10 @@ def gpus():
     return found[:2]
 
 
-def test_two_gpus_learn_what_one_does(tmp_path, tiny_model, gpus):
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_gpus_learn_what_one_does(tmp_path, tiny_model, gpus, sharded):
     one, _ = train(make_task(tmp_path / "one", tiny_model, hyperparameters=PARAMETERS))
-    two, _ = train(make_task(tmp_path / "two", tiny_model, hyperparameters=PARAMETERS, gpus=gpus))
+    two, _ = train(make_task(tmp_path / "two", tiny_model, hyperparameters=PARAMETERS, gpus=gpus, shard_base=sharded))
     assert one.status == "trained", one.error
     assert two.status == "trained", two.error
     off = max(abs(a.training_loss - b.training_loss) for a, b in zip(one.points, two.points, strict=True))

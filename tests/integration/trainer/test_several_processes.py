@@ -57,6 +57,14 @@ def test_kto_over_two_processes_equals_one(tmp_path: Path, tiny_model: Path) -> 
     assert (one.summary.pace, two.summary.pace) == (None, None)
 
 
+def test_sharded_base_learns_what_a_whole_one_does(tmp_path: Path, tiny_model: Path) -> None:
+    one = trained(task_of("dpo", tmp_path / "one", tiny_model, 1))
+    two, _ = train(task_of("dpo", tmp_path / "two", tiny_model, 2, shard_base=True, micro_batch=1), FORKED)
+    assert two is not None
+    assert_same(two, one)
+    assert any("Each held a part of the base" in note for note in two.summary.notes)
+
+
 def test_training_goes_on_with_another_number_of_processes(tmp_path: Path, tiny_model: Path) -> None:
     one = trained(task_of("sft", tmp_path / "one", tiny_model, 1))
     shared = tmp_path / "two"

@@ -27,6 +27,7 @@ from lora_trainer.models.experts import is_fused_expert
 from lora_trainer.models.optimizer import choose_optimizer
 from lora_trainer.models.quantization import BF16, NF4, Quantization, choose_quantization
 from lora_trainer.models.shapes import known_config
+from lora_trainer.models.sharding import GATHERED_LAYERS
 from lora_trainer.models.targets import Targets, high_precision_modules, packing_decision, targets_of
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ _LOGIT_TILE = (8192, 32768)
 _CONTEXT_BYTES = 1 << 30
 """What CUDA itself takes: context, kernels, workspaces."""
 _FRAGMENTATION = 0.05
+_SHARDED = "linear layers"
 _OVERHEAD = "CUDA and fragmentation"
 _HELD: dict[Quantization, str] = {NF4: "in 4 bits", BF16: "not quantised"}
 _CARDS_GB = (16, 24, 48, 80, 96, 141, 180)
@@ -104,8 +106,8 @@ class Planner:
     """Plans the memory of one model with one set of hyperparameters, for any number of rows per forward pass.
 
     The shapes are counted once, by the constructor. `row_tokens` is the number of tokens of the longest row,
-    `attention` the implementation that `choose_attention` chose, and `optimizer_bytes` the optimizer's bytes per
-    trained weight; None: those of the optimizer that is used on a GPU.
+    `attention` the implementation that `choose_attention` chose, `shards` the number of GPUs over which the layers are
+    sharded, and `optimizer_bytes` the optimizer's bytes per trained weight; None: those of the one used on a GPU.
 
     Raises:
         HyperparametersInvalidError: the experts can't be trained, or not with these hyperparameters.
@@ -123,6 +125,7 @@ class Planner:
         dtype: torch.dtype = torch.bfloat16,
         quantize: bool = True,
         optimizer_bytes: int | None = None,
+        shards: int = 1,
     ) -> None:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -130,6 +133,7 @@ class Planner:
         carriers = dict(_carriers(model, targets))
         experts = count_expert_lora(model, parameters.rank) if targets.routed_experts else ExpertLoraSize()
         self._row_tokens = row_tokens
+        self._shards, self._layers = shards, _layers(model)
         self._packed = packed
         self._attention = attention
         self._quantization = NF4 if quantize else BF16
@@ -172,7 +176,12 @@ class Planner:
             "logits, beyond that": max(_logit_bytes(self._vocabulary, tokens) - layer, 0),
             "masks": mask_bytes(self._attention, packed=self._packed, rows=micro_batch, row_tokens=self._row_tokens),
         }
-        subtotal = sum(self._weights.values()) + sum(training.values())
+        weights = self._weights
+        if self._shards > 1:
+            layers = sum(size for name, size in weights.items() if name.startswith(_SHARDED))
+            training["layers gathered"] = GATHERED_LAYERS * layers // self._layers
+            weights = {n: size // (self._shards if n.startswith(_SHARDED) else 1) for n, size in weights.items()}
+        subtotal = sum(weights.values()) + sum(training.values())
         training[_OVERHEAD] = _CONTEXT_BYTES + int(_FRAGMENTATION * subtotal)
         return MemoryPlan(
             row_tokens=self._row_tokens,
@@ -181,7 +190,7 @@ class Planner:
             lean=lean,
             quantization=self._quantization,
             rank=self._rank,
-            weights=self._weights,
+            weights=weights,
             training=training,
             loading_peak=self._loading_peak,
             trainable=self._trainable,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -21,6 +22,7 @@ from lora_trainer.models.hardware import Hardware, free_gpu_bytes
 from lora_trainer.models.loading import load_config, load_tokenizer
 from lora_trainer.models.plan import check_plan, format_plan, planners
 from lora_trainer.models.quantization import Quantization, begun_anew_note, choose_quantization
+from lora_trainer.models.sharding import can_shard
 from lora_trainer.models.targets import packing_decision
 from lora_trainer.recipe.checkpoints import newest_checkpoint
 from lora_trainer.recipe.methods import METHODS
@@ -60,7 +62,9 @@ class TrainingSetup:
     """Whether the layers are compiled."""
     method: Method
     gpus: int
-    """How many GPUs train: each holds the whole base, and they share the items of each step."""
+    """How many GPUs train, and share the items of each step."""
+    sharded: bool
+    """Whether each holds only a part of the base's layers."""
     trackers: list[str]
     """Experiment trackers that the training reports to, as transformers calls them."""
     notes: list[str]
@@ -123,23 +127,25 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor,
         compiles=passes.compiles,
         method=method,
         gpus=ranks.count,
+        sharded=passes.sharded,
         trackers=trackers,
         notes=[
             *filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None, passes.note]),
             *settings_of_other_methods(method, parameters),
-            *gpu_notes(ranks.count, len(data.train), shape),
+            *gpu_notes(ranks.count, len(data.train), shape, sharded=passes.sharded),
             *tracker_notes,
         ],
     )
 
 
-def gpu_notes(gpus: int, items: int, shape: BatchShape) -> list[str]:
+def gpu_notes(gpus: int, items: int, shape: BatchShape, *, sharded: bool) -> list[str]:
     """A sentence for the user about a training on several GPUs."""
     if gpus == 1:
         return []
     each = items / shape.steps_per_epoch
     idle = "" if each >= gpus else f" A step has about {each:.1f} items, so not all of them had work in each."
-    return [f"Trained on {gpus} GPUs, which shared the items of each step.{idle}"]
+    parts = " Each held a part of the base, since one had no room for base and training." if sharded else ""
+    return [f"Trained on {gpus} GPUs, which shared the items of each step.{parts}{idle}"]
 
 
 def settings_of_other_methods(method: Method, parameters: Hyperparameters) -> list[str]:
@@ -158,6 +164,7 @@ class Passes:
     recompute: bool
     lean: bool = False
     compiles: bool = False
+    sharded: bool = False
     note: str | None = None
     """A sentence for the user, where an earlier attempt's checkpoint can't be resumed."""
 
@@ -175,7 +182,8 @@ def plan_passes(
 ) -> Passes:
     """What fits the GPU's free memory and is the fastest. `begun` is the quantisation of the newest checkpoint.
 
-    Of several GPUs, all hold the base and compute passes of the same size, which the one with the least memory decides.
+    Several GPUs compute passes of the same size, which the one with the least memory decides. They shard the base only
+    where it does not fit otherwise: to gather each layer twice a pass takes time.
 
     Raises:
         DoesNotFitError: even one row takes more memory than the GPU has free.
@@ -185,14 +193,9 @@ def plan_passes(
     # TRL joins the packed rows of a forward pass into one row, and a mask takes memory in the square of its length.
     most_rows = 1 if masked else math.ceil(shape.rows_per_step / ranks.count)
     limit = min(task.micro_batch or most_rows, most_rows)
-    planner_of = planners(
-        config,
-        task.hyperparameters,
-        row_tokens=shape.row_tokens,
-        packed=shape.packed,
-        attention=attention,
-        dtype=hardware.dtype,
-    )
+    counted: dict[str, Any] = {"row_tokens": shape.row_tokens, "packed": shape.packed}
+    counted |= {"attention": attention, "dtype": hardware.dtype}
+    planner_of = planners(config, task.hyperparameters, **counted)
     free_bytes = min(ranks.gather(free_gpu_bytes() if hardware.is_gpu else 0))
     quantization = choose_quantization(
         task.quantization or task.hyperparameters.quantization,
@@ -203,18 +206,26 @@ def plan_passes(
         begun=begun,
     )
     note = None if task.quantization else begun_anew_note(quantization, begun)
+    may_shard = ranks.count > 1 and can_shard(config, task.hyperparameters)
     if not hardware.is_gpu:
-        return Passes(quantization, limit, recompute=True, note=note)
+        return Passes(quantization, limit, recompute=True, sharded=may_shard and task.shard_base, note=note)
     plan = planner_of(quantization).fit(limit, free_bytes, recompute=task.recompute)
-    log.info("memory plan%s\n%s", f" of each of {ranks.count} GPUs" if ranks.count > 1 else "", format_plan(plan))
+    if sharded := may_shard and (task.shard_base or plan.needed > free_bytes):
+        counted["shards"] = ranks.count
+        plan = planners(config, task.hyperparameters, **counted)(quantization).fit(limit, free_bytes, recompute=True)
+    log.info(
+        "memory plan%s\n%s",
+        f" of each of {ranks.count} GPUs{', the base sharded' if sharded else ''}" if ranks.count > 1 else "",
+        format_plan(plan),
+    )
     check_plan(plan, free_bytes, gpu_name or "this GPU")
-    compiles = should_compile(
+    compiles = not sharded and should_compile(
         task.compile,
         tokens=_planned_tokens(task, shape),
         weights=plan.checkpoint_bytes // 2,
         has_experts=has_experts(config),
     )
-    return Passes(quantization, plan.micro_batch, plan.recompute, plan.lean, compiles, note)
+    return Passes(quantization, plan.micro_batch, plan.recompute, plan.lean, compiles, sharded, note)
 
 
 def _planned_tokens(task: Task, shape: BatchShape) -> int:

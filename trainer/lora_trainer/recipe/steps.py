@@ -37,6 +37,7 @@ from lora_trainer.recipe.samplers import PassSampler, StepSampler
 from lora_trainer.recipe.schedule import rate_share, warm_up_steps
 
 _MAX_GRADIENT_NORM = 1.0
+_IDLE = "idle"
 
 T = TypeVar("T")
 
@@ -63,6 +64,8 @@ class StepTrainer(PassTrainer, ABC):
     would go on with other numbers: each evaluation draws a seed from the generator that dropout uses.
     """
 
+    shards_base = False
+    """Whether each process holds only a part of the base."""
     continues = False
     """Whether the training began with an earlier adapter."""
 
@@ -144,9 +147,16 @@ class StepTrainer(PassTrainer, ABC):
 
     def _collate_step(self, indices: list[int]) -> list[dict[str, Any]]:
         """The forward passes of a step that this process computes; none where there are fewer items than processes."""
-        if self.ranks.count > 1:
-            indices = share_step(indices, self._lengths, self.ranks.count)[self.ranks.rank]
-        return [self.collate(chosen) for chosen in self.passes_over(indices)] if indices else []
+        if self.ranks.count == 1:
+            return [self.collate(chosen) for chosen in self.passes_over(indices)]
+        shares = share_step(indices, self._lengths, self.ranks.count)
+        passes = [self.passes_over(share) if share else [] for share in shares]
+        own = [self.collate(chosen) for chosen in passes[self.ranks.rank]]
+        if not self.shards_base:
+            return own
+        # Each layer is gathered from all processes, so all must compute as many passes.
+        shortest = self.rows_of(self.items[min(indices, key=lambda index: self._lengths[index])])[:1]
+        return own + [{**self.lay_out(shortest), _IDLE: True}] * (max(map(len, passes)) - len(own))
 
     def over_held_out(self, found: Sequence[T]) -> list[T]:
         """What all processes found in their forward passes over what is held out, in the order of one process."""
@@ -158,7 +168,7 @@ class StepTrainer(PassTrainer, ABC):
     ) -> tuple[list[Any], torch.Tensor]:
         """The next `num_batches` steps, and over how much their loss is a mean (see `amount`)."""
         steps = [next(epoch_iterator) for _ in range(num_batches)]
-        amounts = [self.amount(batch) for step in steps for batch in step]
+        amounts = [self.amount(batch) for step in steps for batch in step if _IDLE not in batch]
         total = sum(amounts[1:], start=amounts[0]) if amounts else torch.zeros(())
         parts = self.ranks.gather(total)  # of the whole step, whoever computes its parts
         return steps, sum(parts[1:], start=parts[0]).to(device)
@@ -177,8 +187,20 @@ class StepTrainer(PassTrainer, ABC):
         self._draw_apart()
         for batch in passes:
             self.end_if_asked()
-            loss = loss + train_on(model, batch, num_items_in_batch)
+            if _IDLE in batch:
+                self._gather_layers(batch)
+            else:
+                loss = loss + train_on(model, batch, num_items_in_batch)
         return self._add_up(loss, tokens)
+
+    def _gather_layers(self, batch: dict[str, Any]) -> None:
+        """A pass that learns nothing, beside those of other processes: it gathers each layer when they do."""
+        inputs = self._prepare_inputs({name: value for name, value in batch.items() if name not in {_IDLE, "labels"}})
+        decoder: Any = self.model.get_base_model().base_model
+        self.model.train()
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
+            hidden = decoder(**inputs, use_cache=False).last_hidden_state
+        hidden.backward(torch.zeros_like(hidden))
 
     def _draw_apart(self) -> None:
         """Let dropout draw other numbers than in the other processes, and the same ones in a step computed anew."""

@@ -43,6 +43,7 @@ from lora_trainer.models.loading import Lora, attach_lora, load_model
 from lora_trainer.models.optimizer import choose_optimizer
 from lora_trainer.models.quantised_cache import QuantisedCache
 from lora_trainer.models.quantization import NF4
+from lora_trainer.models.sharding import shard_base
 from lora_trainer.recipe.callbacks import RunCallback, load_trainable_weights
 from lora_trainer.recipe.checkpoints import Checkpoint, newest_checkpoint
 from lora_trainer.recipe.evaluation import Evaluator, measured_sentence
@@ -64,7 +65,7 @@ from lora_trainer.run.helpers import HELPER, HelperEnding, Helpers
 from lora_trainer.run.logs import configure_logging, describe
 from lora_trainer.run.orphans import end_with_the_handler
 from lora_trainer.run.progress_pipe import ProgressWriter
-from lora_trainer.run.task import Outcome, Task
+from lora_trainer.run.task import Outcome, Retry, Task
 from lora_trainer.run.volume import FULL_DISK_HINT, is_full_disk
 
 log = logging.getLogger("lora_trainer.recipe.train")
@@ -102,7 +103,8 @@ def train(
             setup.hardware,
             attention=setup.attention,
             quantize=setup.quantization == NF4,
-            cache=cache,
+            # What writes a copy holds all weights until they are written.
+            cache=None if setup.sharded else cache,
         )
     except Exception as error:
         if not is_out_of_memory(error) or (retry := quantised_try(task, setup)) is None:
@@ -199,7 +201,9 @@ def take_up(task: Task, setup: TrainingSetup, callback: RunCallback, ranks: Rank
 def configure_trainer(task: Task, setup: TrainingSetup, lora: Lora, ranks: Ranks = ALONE) -> StepTrainer:
     """The trainer, ready for its first step but for the callback, with layers fused or compiled as the setup says."""
     parameters, hardware = task.hyperparameters, setup.hardware
-    if hardware.is_gpu:
+    if setup.sharded:
+        log.info("the base's %d layers are sharded over %d GPUs", shard_base(lora.model, hardware.device), ranks.count)
+    elif hardware.is_gpu:
         fuse(lora.model, lean=setup.lean)
     if setup.compiles:
         compile_layers(lora.model)
@@ -214,6 +218,7 @@ def configure_trainer(task: Task, setup: TrainingSetup, lora: Lora, ranks: Ranks
     )
     batches = TrainingBatches(setup.data.train, setup.data.validation, setup.shape, setup.micro_batch)
     trainer = build_trainer(setup.method.trainer, lora, setup.tokenizer, batches, arguments, parameters, ranks)
+    trainer.shards_base = setup.sharded
     trainer.continues = task.init_adapter is not None
     if parameters.loraplus_lr_ratio is not None:
         trainer.optimizer = loraplus_optimizer(trainer, parameters)
@@ -373,8 +378,12 @@ def explain(error: Exception) -> TrainingError:
 
 
 def _end_without(status: int, task: Task) -> NoReturn:
+    # Where layers are gathered in each pass, this process hangs in one and can't save: the last checkpoint stands.
+    retry = None
+    if status == HelperEnding.OUT_OF_MEMORY and task.micro_batch != 1:
+        retry = Retry(micro_batch=1, recompute=True, quantization=task.quantization, compile=task.compile)
     error = explain_lost(status).as_protocol()
-    Outcome(status="failed", fingerprint=task.fingerprint, error=error).write(task.folder)
+    Outcome(status="failed", fingerprint=task.fingerprint, error=error, retry=retry).write(task.folder)
     os._exit(1)
 
 

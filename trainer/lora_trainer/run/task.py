@@ -53,6 +53,8 @@ class Task(BaseModel):
     """The folder of this execution, inside of `job_folder`."""
     volume: Path
     """The folder with the base models."""
+    shard_base: bool = False
+    """Whether several GPUs shard the base even where it fits each, as a trial of that asks."""
     micro_batch: int | None = None
     """The most rows per forward pass; None: as many as the memory plan allows."""
     recompute: bool | None = None
