@@ -61,7 +61,7 @@ $$;
 -- What is known of each of these endpoints, for the choice of a run's place: [{endpoint, launches, without_gpu_seconds,
 -- passed_over_seconds, held_seconds, problem}]. held_seconds is how much longer jobs on this base model are held there by
 -- a breaker. What was not looked at for 15 minutes is not known.
-create or replace function public.training_places(endpoints text[], base_model text, run_id uuid) returns jsonb
+create or replace function public.training_places(endpoints jsonb, base_model text, run_id uuid) returns jsonb
 language sql stable security definer set search_path = '' as $$
   select coalesce(jsonb_agg(jsonb_build_object(
     'endpoint', n.endpoint,
@@ -74,7 +74,10 @@ language sql stable security definer set search_path = '' as $$
       where b.endpoint = n.endpoint and b.opened_at is not null and b.probe_at > now()
         and b.name in ('', training_places.base_model)), 0),
     'problem', case when e.looked_at > now() - interval '15 minutes' then e.problem end) order by n.number), '[]')
-  from unnest(training_places.endpoints[1:100]) with ordinality n (endpoint, number)
+  from (
+    select a.endpoint, a.number
+    from jsonb_array_elements_text(public.training_decoded(training_places.endpoints)) with ordinality a (endpoint, number)
+    limit 100) n
   left join lateral (
     select p.* from public.training_endpoints p where p.endpoint = n.endpoint order by p.looked_at desc limit 1) e on true
 $$;
@@ -240,11 +243,11 @@ end
 $$;
 
 revoke all on function public.note_endpoint_2(text, text, text, text, boolean),
-  public.training_launches_at(text, uuid), public.training_places(text[], text, uuid),
+  public.training_launches_at(text, uuid), public.training_places(jsonb, text, uuid),
   public.begin_launch_2(uuid, uuid, text, text, jsonb, text, int), public.put_back_run(uuid, uuid, text, int),
   public.withdraw_launch(uuid, uuid, int)
   from public, anon, authenticated, service_role;
 grant execute on function public.note_endpoint_2(text, text, text, text, boolean),
-  public.training_places(text[], text, uuid),
+  public.training_places(jsonb, text, uuid),
   public.begin_launch_2(uuid, uuid, text, text, jsonb, text, int), public.put_back_run(uuid, uuid, text, int),
   public.withdraw_launch(uuid, uuid, int) to service_role;

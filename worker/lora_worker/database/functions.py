@@ -101,7 +101,7 @@ NOTE_ENDPOINT = _function(
     {"launcher": "doctor", "endpoint": "", "state": "unknown", "problem": "", "without_gpu": "false"},
 )
 TRAINING_PLACES = _function(
-    "training_places", TypeAdapter(list[PlaceRow]), {"endpoints": "{}", "base_model": "", "run_id": _NOBODY}
+    "training_places", TypeAdapter(list[PlaceRow]), {"endpoints": "[]", "base_model": "", "run_id": _NOBODY}
 )
 PUT_BACK_RUN = _function(
     "put_back_run",

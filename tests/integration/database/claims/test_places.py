@@ -44,7 +44,7 @@ def check_in(db: Database, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def place(db: Database, endpoint: str = HERE, **asked: Any) -> dict[str, Any]:
-    (row,) = db.call("training_places", f'{{"{endpoint}"}}', asked.get("base_model", ""), asked.get("run_id"))
+    (row,) = db.call("training_places", [endpoint], asked.get("base_model", ""), asked.get("run_id"))
     found: dict[str, Any] = row
     return found
 
