@@ -75,6 +75,15 @@ class PassTrainer(SFTTrainer):
         finally:
             self.model.train(was_training)
 
+    def gather_layers(self, batch: dict[str, Any]) -> None:
+        """A pass that learns nothing, beside those of other processes: it gathers each layer when they do."""
+        inputs = self._prepare_inputs({name: value for name, value in batch.items() if name != "labels"})
+        decoder: Any = self.model.get_base_model().base_model
+        self.model.train()
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
+            hidden = decoder(**inputs, use_cache=False).last_hidden_state
+        hidden.backward(torch.zeros_like(hidden))
+
     def row_sums(self, batch: dict[str, Any], tokens: torch.Tensor) -> torch.Tensor:
         """The sum over the tokens of each row; shape (rows).
 

@@ -188,19 +188,10 @@ class StepTrainer(PassTrainer, ABC):
         for batch in passes:
             self.end_if_asked()
             if _IDLE in batch:
-                self._gather_layers(batch)
+                self.gather_layers({name: value for name, value in batch.items() if name != _IDLE})
             else:
                 loss = loss + train_on(model, batch, num_items_in_batch)
         return self._add_up(loss, tokens)
-
-    def _gather_layers(self, batch: dict[str, Any]) -> None:
-        """A pass that learns nothing, beside those of other processes: it gathers each layer when they do."""
-        inputs = self._prepare_inputs({name: value for name, value in batch.items() if name not in {_IDLE, "labels"}})
-        decoder: Any = self.model.get_base_model().base_model
-        self.model.train()
-        with self.compute_loss_context_manager(), self.accelerator.autocast():
-            hidden = decoder(**inputs, use_cache=False).last_hidden_state
-        hidden.backward(torch.zeros_like(hidden))
 
     def _draw_apart(self) -> None:
         """Let dropout draw other numbers than in the other processes, and the same ones in a step computed anew."""
