@@ -209,11 +209,13 @@ class SageMakerServer:
 
     def _ListTrainingJobs(self, request: dict[str, Any]) -> dict[str, Any]:
         wanted, part = request.get("StatusEquals"), request.get("NameContains", "")
-        found = [job for name, job in self.jobs.items() if part in name and (wanted is None or job.status == wanted)]
-        if request.get("SortOrder", "Descending") == "Descending":
+        found = [job for name, job in self.jobs.items() if part in name]
+        if request.get("SortOrder", "Ascending") == "Descending":
             found.reverse()
         start, most = int(request.get("NextToken", 0)), request.get("MaxResults", 10)
-        page = {"TrainingJobSummaries": [self._summary(job) for job in found[start : start + most]]}
+        # As Amazon's reference says: the page is cut first, and then those of another status are left out.
+        cut = [job for job in found[start : start + most] if wanted is None or job.status == wanted]
+        page = {"TrainingJobSummaries": [self._summary(job) for job in cut]}
         return page | ({"NextToken": str(start + most)} if start + most < len(found) else {})
 
     def _DescribeLogStreams(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.launchers import sagemaker
 from lora_worker.launchers.base import (
     ContainerLogs,
     EndpointState,
@@ -159,6 +160,28 @@ async def test_job_without_an_instance_waits_and_is_owned(scene: SageMakerScene,
         assert await launcher.cancel(ref(launcher, name))
         await until(launcher, name, LaunchState.CANCELLED)
     assert await launcher.owned() == []
+
+
+async def test_endpoints_of_one_region_count_their_own_jobs_and_take_no_others(
+    scene: SageMakerScene, launcher: SageMakerLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.server.faults = ["no_capacity"]
+    await launcher.launch(scene.payload("complete"), POLICY)
+    payload = scene.payload("linger")
+    name = await launcher.launch(payload, POLICY)
+    l4, h100 = (scene.at(each) for each in ("ml.g6.4xlarge", "ml.p5.4xlarge"))
+    assert [(await at.health()).jobs_running for at in (launcher, l4, h100)] == [1, 1, 0]
+    assert [(await at.health()).problem is None for at in (l4, h100)] == [False, True]
+    assert await l4.launch(payload, POLICY) == name
+    with pytest.raises(LaunchInDoubtError, match="on another type of instance"):
+        await h100.launch(payload, POLICY)
+    # Also where more jobs were made before than a look reads: AWS deletes none.
+    monkeypatch.setattr(sagemaker, "_PAGE", 1)
+    monkeypatch.setattr(sagemaker, "_MOST_OWNED", 1)
+    assert [job.external_job_id for job in await launcher.owned()] == [name]
+    assert (await l4.health()).jobs_running == 1
+    assert await launcher.cancel(ref(launcher, name))
+    await until(launcher, name, LaunchState.CANCELLED)
 
 
 async def test_jobs_of_other_projects_and_accounts_are_left_alone(

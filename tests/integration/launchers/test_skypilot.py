@@ -151,7 +151,7 @@ async def test_jobs_of_others_are_neither_seen_nor_cancelled(scene: SkyPilotScen
 
 
 async def test_many_looks_at_once_are_few_lists(scene: SkyPilotScene, launcher: SkyPilotLauncher) -> None:
-    names = [f"lora-{uuid4().hex}-{MARK}-100m-{index:08x}" for index in range(50)]
+    names = [f"lora-{uuid4().hex}-{MARK}-100m-{index:012x}" for index in range(50)]
     scene.server.calls.clear()
     seen = await asyncio.gather(*(launcher.observe(at(launcher, name)) for name in names))
     assert {each.state for each in seen} == {LaunchState.MISSING}

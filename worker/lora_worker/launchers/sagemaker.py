@@ -11,6 +11,7 @@ the database that is a new execution of the same launch.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -51,6 +52,8 @@ _MOST_DAYS = 30
 """No job lives longer (SageMaker's API reference, StoppingCondition)."""
 _PAGE = 100
 _MOST_OWNED = 1000
+_MOST_FAILED = 10
+_MOST_KNOWN = 2000
 
 
 def most_connections(_settings: SageMakerSettings) -> int:
@@ -81,6 +84,8 @@ class SageMakerLauncher:
         self._address, self._api, self._shape, self._now = address, api, shape, now
         self._instance, self._gpu_count = instance, gpu_count
         self._accounts: dict[str, str] = {}
+        self._types: OrderedDict[tuple[str, str], str] = OrderedDict()
+        """The instance types of jobs, by region and name."""
 
     @classmethod
     def open(
@@ -124,11 +129,14 @@ class SageMakerLauncher:
             raise LaunchRefusedError(SERVICE, str(error), status=400) from None
         region = self._address.region
         try:
-            await self._api.call(
+            answer = await self._api.call(
                 region, "sagemaker", "create_training_job", request, creates=True, expected=_says_that_it_exists
             )
-        except LaunchInDoubtError as doubt:
-            await self._require(region, name, doubt)
+            doubt = LaunchInDoubtError(SERVICE, "a job of this run exists, and can't be looked at")
+        except LaunchInDoubtError as error:
+            answer, doubt = None, error
+        if answer is None:
+            await self._require(region, name, request["ResourceConfig"]["InstanceType"], doubt)
         return name
 
     async def observe(self, launch: LaunchRef) -> Observation:
@@ -166,16 +174,18 @@ class SageMakerLauncher:
         return True
 
     async def health(self, endpoint: str | None = None) -> EndpointHealth:
-        """Look at what the project's jobs in a region say of it. See `Launcher.health`."""
+        """Look at what the project's jobs on the endpoint's instances say of it. See `Launcher.health`."""
         address = self._address_of(endpoint)
         if address is None:
             return EndpointHealth(False, 0, 0, _ELSEWHERE)
+        region, instance_type = address.region, self._instance_type_at(address)
         try:
-            live = await self._list(address.region, StatusEquals="InProgress", most=_PAGE)
-            failed = await self._list(
-                address.region, StatusEquals="Failed", SortBy="CreationTime", SortOrder="Descending", most=1
-            )
-            last = await self._describe(address.region, str(failed[0].get("TrainingJobName"))) if failed else None
+            live = [
+                job
+                for job in await self._list(region, "InProgress", most=_PAGE)
+                if await self._is_on(instance_type, region, job)
+            ]
+            last = await self._last_failed(region, instance_type)
             return read_health(live, Job.model_validate(last) if last else None, self._now())
         except ServiceError as error:
             return EndpointHealth(False, 0, 0, str(error))
@@ -184,14 +194,8 @@ class SageMakerLauncher:
 
     async def owned(self) -> list[OwnedLaunch]:
         """The project's jobs that wait or work. See `OwnerOfLaunches.owned`."""
-        found = await self._list(
-            self._address.region,
-            StatusEquals="InProgress",
-            SortBy="CreationTime",
-            SortOrder="Ascending",
-            most=_MOST_OWNED,
-        )
-        return [owned for job in found if (owned := self._owned_by(job)) is not None]
+        found = await self._list(self._address.region, "InProgress", most=_MOST_OWNED)
+        return [owned for job in reversed(found) if (owned := self._owned_by(job)) is not None]
 
     async def read(
         self,
@@ -231,6 +235,30 @@ class SageMakerLauncher:
         address = read_endpoint(endpoint, self._address.account)
         return address if address is not None and address.account == self._address.account else None
 
+    def _instance_type_at(self, address: Address) -> str:
+        """The type of an endpoint's instances; "" where it may have several. Other endpoints share the region."""
+        if address.instance_type or address != self._address or self._instance is None:
+            return address.instance_type
+        return self._instance.instance_type
+
+    async def _is_on(self, instance_type: str, region: str, job: dict[str, Any]) -> bool:
+        """Whether a job's instance is of this type; "" is any. Raises: ServiceError: that can't be known now."""
+        name = str(job.get("TrainingJobName"))
+        if instance_type and (region, name) not in self._types:
+            await self._describe(region, name)
+        return not instance_type or self._types.get((region, name)) == instance_type
+
+    async def _last_failed(self, region: str, instance_type: str) -> dict[str, Any] | None:
+        """What is said of the job that failed last on this type of instance; None where none of the latest has.
+
+        Raises:
+            ServiceError: that can't be known now.
+        """
+        for job in (await self._list(region, "Failed", most=_PAGE))[:_MOST_FAILED]:
+            if await self._is_on(instance_type, region, job):
+                return await self._describe(region, str(job.get("TrainingJobName")))
+        return None
+
     def _instance_for(self, payload: dict[str, Any]) -> Instance:
         """The instance of a request's job. Raises: InstanceUnknownError: there is none for it."""
         if self._instance is not None:
@@ -247,20 +275,32 @@ class SageMakerLauncher:
         age = max((self._now() - created).total_seconds(), 0.0) if created else None
         return OwnedLaunch(name, run_id, age)
 
-    async def _require(self, region: str, name: str, doubt: LaunchInDoubtError) -> None:
-        """Look whether a job is there whose creation was not confirmed. Raises: LaunchInDoubtError: it is not seen."""
+    async def _require(self, region: str, name: str, instance_type: str, doubt: LaunchInDoubtError) -> None:
+        """Look whether a run's job is there whose creation was not confirmed.
+
+        Raises:
+            LaunchInDoubtError: it is not seen; or it is one of another endpoint, whose instance is not billed here.
+        """
         try:
             found = await self._describe(region, name)
         except ServiceError:
             raise doubt from None
         if found is None:
             raise doubt
+        if not await self._is_on(instance_type, region, found):
+            raise LaunchInDoubtError(SERVICE, "the run has a job there on another type of instance")
 
     async def _describe(self, region: str, name: str) -> dict[str, Any] | None:
         request = {"TrainingJobName": name}
-        return await self._api.call(
+        answer = await self._api.call(
             region, "sagemaker", "describe_training_job", request, expected=_says_that_it_is_missing
         )
+        if answer is not None:
+            # A list does not tell it, and it never changes.
+            self._types[region, name] = str((answer.get("ResourceConfig") or {}).get("InstanceType"))[:100]
+            if len(self._types) > _MOST_KNOWN:
+                self._types.popitem(last=False)
+        return answer
 
     async def _account(self, region: str) -> str:
         """The account of the worker's credentials."""
@@ -269,9 +309,17 @@ class SageMakerLauncher:
             self._accounts[region] = str((answer or {}).get("Account"))
         return self._accounts[region]
 
-    async def _list(self, region: str, *, most: int, **how: str) -> list[dict[str, Any]]:
-        """Summaries of the project's jobs, `most` at most."""
-        request: dict[str, Any] = {"NameContains": self._shape.mark, "MaxResults": min(most, _PAGE), **how}
+    async def _list(self, region: str, status: str, *, most: int) -> list[dict[str, Any]]:
+        """Summaries of those of the project's `most` latest jobs that have this status, the latest first."""
+        # AWS takes a page of all jobs and then leaves out those of another status; jobs are never deleted there. So
+        # the pages must begin with the latest.
+        request: dict[str, Any] = {
+            "NameContains": self._shape.mark,
+            "MaxResults": min(most, _PAGE),
+            "StatusEquals": status,
+            "SortBy": "CreationTime",
+            "SortOrder": "Descending",
+        }
         found: list[dict[str, Any]] = []
         # A token that comes again and again must not keep this here for ever.
         for _ in range(-(-most // _PAGE)):

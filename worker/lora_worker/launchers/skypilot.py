@@ -106,8 +106,8 @@ class SkyPilotLauncher:
         now: Callable[[], float] = now_seconds,
     ) -> None:
         self.endpoint = endpoint.rstrip("/")
-        self._base, accelerator = _split(self.endpoint)
-        self._shape = replace(shape, accelerator=accelerator) if accelerator else shape
+        self._base, self._accelerator = _split(self.endpoint)
+        self._shape = replace(shape, accelerator=self._accelerator) if self._accelerator else shape
         self._names, self._now = Names(shape.mark), now
         # SkyPilot knows its callers by 8 hexadecimal digits, and would make up new ones for each process.
         servers = dict.fromkeys((self._base, *(each.rstrip("/") for each in former)))
@@ -151,7 +151,7 @@ class SkyPilotLauncher:
         """
         run_id = str(payload.get("run_id", ""))
         try:
-            name = self._names.new(run_id, policy)
+            name = self._names.new(run_id, policy, self._accelerator)
             task = task_of(self._shape, payload, policy, name)
             secrets = secrets_of(self._shape, payload)
         except ValueError as error:
@@ -204,14 +204,15 @@ class SkyPilotLauncher:
         return True
 
     async def health(self, endpoint: str | None = None) -> EndpointHealth:
-        """Look at a server, and at what its jobs say of it. See `Launcher.health`."""
-        base = _split(endpoint or self.endpoint)[0]
+        """Look at a server, and at what the endpoint's jobs say of it. See `Launcher.health`."""
+        base, accelerator = _split(endpoint or self.endpoint)
         if base not in self._boards:
             return EndpointHealth(False, 0, 0, _ELSEWHERE)
         try:
-            return read_health(await self._read(base), self._now())
+            jobs = await self._read(base)
         except SkyError as error:
             return EndpointHealth(False, 0, 0, _text(error))
+        return read_health([job for job in jobs if self._names.is_at(job.job_name, accelerator)], self._now())
 
     async def owned(self) -> list[OwnedLaunch]:
         """What lives at the server with this project's mark. See `OwnerOfLaunches.owned`."""
@@ -228,12 +229,20 @@ class SkyPilotLauncher:
         return found
 
     async def _live_launch(self, run_id: str) -> str | None:
-        """The launch of a run that waits or works there; None without one. Raises: SkyError: that can't be known."""
+        """The launch of a run that waits or works there; None without one.
+
+        Raises:
+            LaunchInDoubtError: it is one of another endpoint, on another machine than is billed here.
+            SkyError: that can't be known.
+        """
         live = live_of_run(await self._read(self._base), run_id, self._names)
         broken = [job for job in live if job.was_never_queued]
         if broken:
             await self._cancel(self._base, broken)
-        return next((job.job_name for job in live if not job.was_never_queued), None)
+        name = next((job.job_name for job in live if not job.was_never_queued), None)
+        if name is not None and not self._names.is_at(name, self._accelerator):
+            raise LaunchInDoubtError(SERVICE, "the run has a live job there that was made for another GPU")
+        return name
 
     async def _read(self, base: str) -> list[Job]:
         """The project's latest jobs at a server. Raises: SkyError: they can't be known."""

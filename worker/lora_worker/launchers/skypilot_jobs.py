@@ -6,6 +6,7 @@ Sources: SkyPilot 0.14's `ManagedJobStatus` and `jobs/controller.py` (what each 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import time
@@ -89,31 +90,46 @@ class TaskShape:
 
 
 class Names:
-    """The names of a project's jobs: `lora-<run>-<mark>-<minutes>m-<digits>`.
+    """The names of a project's jobs: `lora-<run>-<mark>-<minutes>m-<endpoint><digits>`.
 
     A job's name is the launch's id. It is known before the submission, so a job whose answer was lost is found by it,
     and the container knows it from the start; SkyPilot numbers a job only then. The minutes are those that it may take
-    altogether, and the digits are no other launch's.
+    altogether, four digits tell which of the server's endpoints it is of, and the last eight are no other launch's.
     """
 
     def __init__(self, mark: str) -> None:
         self.part = f"-{mark}-"
         """What all of them have, and names of other projects don't."""
-        self._pattern = re.compile(rf"lora-[0-9a-f]{{32}}-{re.escape(mark)}-([0-9]{{1,7}})m-[0-9a-f]{{8}}")
+        self._pattern = re.compile(
+            rf"lora-[0-9a-f]{{32}}-{re.escape(mark)}-([0-9]{{1,7}})m-([0-9a-f]{{4}})[0-9a-f]{{8}}"
+        )
 
-    def new(self, run_id: str, policy: Policy) -> str:
-        """A name for one more launch of a run. Raises: ValueError: the run's id is no UUID."""
+    def new(self, run_id: str, policy: Policy, accelerator: str = "") -> str:
+        """A name for one more launch of a run; `accelerator` is what its endpoint has behind the `#`.
+
+        Raises:
+            ValueError: the run's id is no UUID.
+        """
         minutes = min(max(int(policy.ttl_seconds / 60), 1), _MOST_MINUTES)
-        return f"{launch_name(run_id)}{self.part}{minutes}m-{secrets.token_hex(4)}"
+        return f"{launch_name(run_id)}{self.part}{minutes}m-{_digits_of(accelerator)}{secrets.token_hex(4)}"
 
     def is_ours(self, text: str) -> bool:
         """Whether a text is the name of a job of this project: containers name their own launches."""
         return self._pattern.fullmatch(text) is not None
 
+    def is_at(self, name: str, accelerator: str) -> bool:
+        """Whether the job of this name was made at the endpoint that has this behind its `#`."""
+        found = self._pattern.fullmatch(name)
+        return found is not None and found[2] == _digits_of(accelerator)
+
     def ttl_seconds(self, name: str) -> float | None:
         """How long the job of this name may take altogether; None where it is not ours."""
         found = self._pattern.fullmatch(name)
         return float(found[1]) * 60 if found else None
+
+
+def _digits_of(accelerator: str) -> str:
+    return hashlib.sha256(accelerator.encode()).hexdigest()[:4]
 
 
 class Job(BaseModel):

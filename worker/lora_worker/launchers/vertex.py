@@ -149,10 +149,11 @@ class VertexLauncher:
             raise LaunchRefusedError(SERVICE, _NO_ERRANDS, status=400)
         try:
             launch_id = new_launch_id(run_id)
-            job = custom_job(self._shape, self._machine_of(payload), launch_id, payload, policy)
+            machine = self._machine_of(payload)
+            job = custom_job(self._shape, machine, launch_id, payload, policy)
         except ValueError as error:
             raise LaunchRefusedError(SERVICE, str(error), status=400) from None
-        if (live := await self._live_launch(run_id)) is not None:
+        if (live := await self._live_launch(run_id, machine.machine_type)) is not None:
             return live
         try:
             made = await self._api.create(self._base, job)
@@ -202,7 +203,7 @@ class VertexLauncher:
         return True
 
     async def health(self, endpoint: str | None = None) -> EndpointHealth:
-        """Look at a region, and at what its latest jobs say of it. See `Launcher.health`."""
+        """Look at a region, and at what its latest jobs on the endpoint's machines say. See `Launcher.health`."""
         base = self._locations.of(endpoint)
         if base is None:
             return EndpointHealth(False, 0, 0, _ELSEWHERE)
@@ -212,7 +213,9 @@ class VertexLauncher:
             failed = await self._api.list(base, of_failed(mark, now - _RECENT), most=_MOST_FAILED)
         except ServiceError as error:
             return EndpointHealth(False, 0, 0, str(error))
-        return read_health(live, failed, now)
+        machine_type = self._machine_type_at(endpoint or self.endpoint)
+        there = [[job for job in jobs if job.is_on(machine_type)] for jobs in (live, failed)]
+        return read_health(there[0], there[1], now)
 
     async def owned(self) -> list[OwnedLaunch]:
         """What lives in the region with this project's mark. See `OwnerOfLaunches.owned`."""
@@ -254,6 +257,13 @@ class VertexLauncher:
             return None
         return project_of(base), job.number
 
+    def _machine_type_at(self, endpoint: str) -> str:
+        """The type of an endpoint's machines; "" where it may have several. Other endpoints share the region."""
+        _, named = split_endpoint(endpoint)
+        if named or endpoint != self.endpoint or self._machine is None:
+            return named
+        return self._machine.machine_type
+
     def _machine_of(self, payload: dict[str, Any]) -> Machine:
         """The machine of a run: the endpoint's, else one with the GPU that was asked for, in the endpoint's number.
 
@@ -265,14 +275,17 @@ class VertexLauncher:
         asked = payload.get("gpu_config")
         return machine_for(str(asked.get("type") if isinstance(asked, dict) else None), self._gpu_count)
 
-    async def _live_launch(self, run_id: str) -> str | None:
+    async def _live_launch(self, run_id: str, machine_type: str) -> str | None:
         """The launch of a run that waits or works there, from a creation whose answer nobody read; None without one.
 
         Raises:
+            LaunchInDoubtError: it is one of another endpoint, on another machine than is billed here.
             ServiceError: that can't be known now, and nothing was made.
         """
         for job in await self._api.list(self._base, of_run(self._shape.mark, run_id)):
             if job.is_live and job.launch_id is not None and job.bears(self._shape.mark, job.launch_id):
+                if not job.is_on(machine_type):
+                    raise LaunchInDoubtError(SERVICE, "the run has a live job there on another type of machine")
                 self._remember(job.launch_id, job)
                 return job.launch_id
         return None

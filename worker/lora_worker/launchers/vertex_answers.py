@@ -54,8 +54,17 @@ class _Scheduling(_Shape):
     strategy: str = Field(default="", max_length=60)
 
 
+class _Machine(_Shape):
+    machine_type: str = Field(default="", max_length=100)
+
+
+class _Pool(_Shape):
+    machine_spec: _Machine = _Machine()
+
+
 class _Spec(_Shape):
     scheduling: _Scheduling = _Scheduling()
+    worker_pool_specs: list[_Pool] = Field(default_factory=list, max_length=10)
 
 
 class _Error(_Shape):
@@ -86,6 +95,11 @@ class Job(_Shape):
         """The launch that it is; None where it is none of ours."""
         launch_id = self.labels.get(LAUNCH_LABEL, "")
         return launch_id if is_launch_id(launch_id) else None
+
+    def is_on(self, machine_type: str) -> bool:
+        """Whether its machine is of this type, or that is not known; "" is any."""
+        pools = self.job_spec.worker_pool_specs
+        return not machine_type or not pools or pools[0].machine_spec.machine_type == machine_type
 
     @property
     def is_ended(self) -> bool:

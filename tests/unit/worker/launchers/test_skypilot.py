@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from lora_contract.machine_request import LAUNCH_ID_VARIABLE, unpack_request
-from lora_worker.errors import SettingsError
+from lora_worker.errors import LaunchInDoubtError, SettingsError
 from lora_worker.launchers import skypilot
 from lora_worker.launchers.base import EndCause, EndpointState, LaunchRef, LaunchState, OwnerOfLaunches, Policy
 from lora_worker.launchers.registry import load_settings
@@ -129,6 +129,27 @@ async def test_server_whose_controller_is_stopped_has_no_jobs(monkeypatch: pytes
     assert await launcher.cancel(launch)
     assert await launcher.owned() == []
     assert (await launcher.health()).reachable
+
+
+async def test_endpoints_of_one_server_count_their_own_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [NAMES.new(RUN, POLICY, accelerator) for accelerator in ("L4", "H100", "")]
+    found = [
+        {"job_id": number, "job_name": name, "status": status, "start_at": 1.0}
+        for number, (name, status) in enumerate(zip(names, ("RUNNING", "RECOVERING", "PENDING"), strict=True))
+    ]
+
+    async def call(self: SkyClient, call: str, /, **_: Any) -> Any:
+        return found if call == "list" else pytest.fail(call)
+
+    monkeypatch.setattr(SkyClient, "call", call)
+    url = "https://sky.example.com"
+    seen = [await SkyPilotLauncher(url, SHAPE).health(url + at) for at in ("#L4", "#H100", "", "#H200")]
+    assert [(each.jobs_running, each.jobs_queued) for each in seen] == [(1, 0), (0, 1), (0, 1), (0, 0)]
+    assert [each.lacks_gpu for each in seen] == [False, True, True, False]
+    del found[1:]
+    assert await SkyPilotLauncher(f"{url}#L4", SHAPE).launch(PAYLOAD, POLICY) == names[0]
+    with pytest.raises(LaunchInDoubtError, match="another GPU"):
+        await SkyPilotLauncher(f"{url}#H100", SHAPE).launch(PAYLOAD, POLICY)
 
 
 def test_name_tells_run_project_and_time_and_no_other_is_ours() -> None:

@@ -573,6 +573,33 @@ async def test_job_that_finds_no_machine_is_no_slow_start(
     assert (seen.state, seen.jobs_queued) == (state, len(waited))
 
 
+def on(machine_type: str, **made: Any) -> dict[str, Any]:
+    pool = {"machineSpec": {"machineType": machine_type}, "replicaCount": "1"}
+    return job(**made, jobSpec={"scheduling": {"timeout": "3600s"}, "workerPoolSpecs": [pool]})
+
+
+async def test_endpoints_of_one_region_count_their_own_machines(launcher: VertexLauncher, api: Any) -> None:
+    live = [on("g2-standard-16", state="RUNNING", ran=5), on("a3-highgpu-1g", state="QUEUED")]
+    stockout = {**on("a3-highgpu-1g", state="FAILED"), "error": {"code": 8}}
+    api.get("/customJobs").mock(
+        side_effect=lambda request: httpx.Response(
+            200, json={"customJobs": [stockout] if "FAILED" in request.url.params["filter"] else live}
+        )
+    )
+    l4, h100, both = [await launcher.health(URL + at) for at in ("#g2-standard-16", "#a3-highgpu-1g", "")]
+    assert [(seen.jobs_running, seen.jobs_queued) for seen in (l4, h100, both)] == [(1, 0), (0, 1), (1, 1)]
+    assert [seen.lacks_gpu for seen in (l4, h100)] == [False, True]
+    assert [seen.problem is None for seen in (l4, h100)] == [True, False]
+
+
+async def test_live_job_on_another_machine_is_not_taken_for_this_endpoints(launcher: VertexLauncher, api: Any) -> None:
+    api.get("/customJobs").respond(json={"customJobs": [on("g2-standard-16", state="RUNNING", ran=5)]})
+    with pytest.raises(LaunchInDoubtError, match="another type of machine"):
+        await launcher.launch(PAYLOAD, POLICY)
+    api.get("/customJobs").respond(json={"customJobs": [on("a2-ultragpu-1g", state="RUNNING", ran=5)]})
+    assert await launcher.launch(PAYLOAD, POLICY) == LAUNCH
+
+
 async def test_list_without_an_end_is_left(launcher: VertexLauncher, api: Any) -> None:
     route = api.get("/customJobs").respond(json={"nextPageToken": "again"})
     assert await launcher.owned() == []
