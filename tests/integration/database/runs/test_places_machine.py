@@ -49,7 +49,7 @@ from lora_worker.services import Services
 from tests.database.rows import Database
 from tests.scripted import GUIDE, Clock, make_services
 
-EXAMPLES, STEPS_EACH = 40, 60
+EXAMPLES, STEPS_EACH = 26, 60
 PICK = st.integers(min_value=0, max_value=10_000)
 WORKERS = st.sampled_from(["w1", "w2"])
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -155,7 +155,7 @@ class SqlQueue(DatabaseCalls):
 
 
 def _adapted(name: str, value: Any) -> Any:
-    if name in {"endpoints", "launchers"}:
+    if name == "launchers":
         return "{" + ",".join(f'"{each}"' for each in value) + "}"
     return json.dumps(value, default=str) if isinstance(value, dict | list) else value
 
