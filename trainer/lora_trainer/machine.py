@@ -5,7 +5,8 @@ environment variables (`lora_contract.machine_request`), progress goes to the da
 the result (`finish_run`). The exit status is 0 for a run that is complete or another execution's, and 1 for one that
 failed. On SIGTERM, with which a cloud takes its machine back, the training saves a checkpoint. Its volume is the folder
 that outlives the machine, if the cloud has one: the launcher names it in `LORA_TRAINER_VOLUME`. Where an ended
-container is started again, the process asks for its machine's end and waits for it (`run/machine_end.py`).
+container is started again, the process asks for its machine's end and waits for it (`run/machine_end.py`); only a
+failure that it could not report ends it with 1 at once, so that the next start checks in again.
 """
 
 from __future__ import annotations
@@ -57,8 +58,11 @@ def main() -> int:
     # Each training answers SIGTERM itself while it runs. Before and after it the signal must not end this process,
     # which has a result to report; the cloud kills it soon enough.
     signal.signal(signal.SIGTERM, _note_signal)
-    status = asyncio.run(_carry_out(request, launch_id))
-    await_end(os.environ)
+    status, is_told = asyncio.run(_carry_out(request, launch_id))
+    if is_told:
+        await_end(os.environ)
+    # A machine that waits without a word would be paid for until its worker gives it up: started again, it has another
+    # try at its check-in, and the launcher counts the starts.
     return status
 
 
@@ -66,25 +70,26 @@ def _note_signal(_number: int, _frame: object) -> None:
     log.info("the machine is taken away")
 
 
-async def _carry_out(request: dict[str, Any], launch_id: str) -> int:
+async def _carry_out(request: dict[str, Any], launch_id: str) -> tuple[int, bool]:
+    """The exit status, and whether nothing is left to be told of the run."""
     execution_id = str(uuid.uuid4())
     output = await carry_out_job({"id": launch_id, "input": request}, _sending_nothing(), execution_id=execution_id)
-    await _report(output, request, launch_id, execution_id)
-    return _end(output["error"]) if "error" in output else 0
+    is_told = await _report(output, request, launch_id, execution_id)
+    return (_end(output["error"]) if "error" in output else 0), is_told
 
 
-async def _report(output: dict[str, Any], request: dict[str, Any], launch_id: str, execution_id: str) -> None:
-    """Tell the database how the run has ended. Raises nothing: a worker also finds a published adapter without this."""
+async def _report(output: dict[str, Any], request: dict[str, Any], launch_id: str, execution_id: str) -> bool:
+    """Tell the database how the run has ended; returns whether the worker can know it. Raises nothing."""
     try:
         channel, result = Channel.model_validate(request.get("channel")), Result.model_validate(output)
     except ValidationError:
         log.warning("no run to report to: the result stays here")
-        return
+        return False
     settings = _settings()
     is_interruption = result.error is not None and result.error.code is ErrorCode.INTERRUPTED
     if result.status == "superseded" or (is_interruption and settings.cloud_restarts):
         # Reported, it would end the run, and the worker would launch it again beside the cloud's own restart.
-        return
+        return True
     try:
         async with ChannelClient(
             channel,
@@ -95,8 +100,10 @@ async def _report(output: dict[str, Any], request: dict[str, Any], launch_id: st
             stored = await client.finish(fit_report(result))
     except TrainingError as error:
         log.warning("the result could not be reported: %s", error)
-    else:
-        log.info("the result is reported" if stored else "nobody waits for the result any more")
+        # The worker finds a published adapter by itself; started again, the machine would train it anew.
+        return result.status == "completed"
+    log.info("the result is reported" if stored else "nobody waits for the result any more")
+    return True
 
 
 def _settings() -> Settings:

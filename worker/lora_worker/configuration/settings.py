@@ -147,7 +147,8 @@ class Settings(WebhookSettings, RoutingSettings):
         default=3600,
         le=604800,
         description="How long an endpoint's workers may start without one getting ready (pull of the image included) "
-        "before its launches are stopped and its jobs held",
+        "before its launches are stopped and its jobs held; a pod or job of a cloud that is paid for so long without a "
+        "check-in is stopped, too",
     )
     hold_seconds: Seconds = Field(
         default=1800,

@@ -196,7 +196,8 @@ class Launcher(Protocol):
     longest_launch_seconds: float
     """No launch lives longer, from its submission on, whatever becomes of it."""
     takes_errands: bool
-    """Whether it also takes requests that are no training (`lora_contract.errands`), whose answer is their output."""
+    """Whether it also takes requests that are no training (`lora_contract.errands`), whose answer is their output. One
+    that takes none returns no output: only the run's own channel speaks for its machines, which must check in."""
 
     def reaches(self, endpoint: str) -> bool:
         """Whether a launch that a row notes at this endpoint may be looked at there, with this launcher's key."""

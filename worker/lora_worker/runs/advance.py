@@ -216,7 +216,7 @@ async def _look(held: HeldRun, external_job_id: str) -> None:
     if exceeded is not None and left is None:
         apply(held, StopDecided(exceeded))
     if exceeded is NEVER_READY:
-        log.error("the endpoint's workers never get ready", action=Action.RUN_NEVER_READY)
+        log.error("the endpoint's machines never get ready", action=Action.RUN_NEVER_READY)
     if exceeded is TRAINER_OUTDATED:
         log.error("the endpoint's image is too old", action=Action.TRAINER_OUTDATED, remedy=UPDATE_IMAGE)
     apply(held, Reported(progress_report(held)))

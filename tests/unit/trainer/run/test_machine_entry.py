@@ -113,6 +113,19 @@ def test_database_that_takes_no_result_is_survived(start, project, fault, caplog
     assert "manifest.json" in str(project.upload_order)
 
 
+@pytest.mark.parametrize(
+    ("child", "is_away", "waits"), [("fail", True, False), ("fail", False, True), ("succeed", True, True)]
+)
+def test_failure_that_nobody_heard_of_ends_the_container(start, project, monkeypatch, child, is_away, waits):
+    waited = []
+    monkeypatch.setattr(machine, "await_end", waited.append)
+    if is_away:
+        project.finish_fault = httpx.Response(503)
+    assert start(child) == (1 if child == "fail" else 0)
+    # A pod's container is started again and checks in again; a published adapter is found without the report.
+    assert bool(waited) is waits
+
+
 @pytest.mark.parametrize("comes_back", [False, True])
 def test_sigterm_saves_a_checkpoint_and_is_reported_if_it_is_the_end(start, project, settings, monkeypatch, comes_back):
     monkeypatch.setenv("LORA_TRAINER_CLOUD_RESTARTS", str(comes_back))

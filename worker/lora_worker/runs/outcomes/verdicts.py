@@ -8,7 +8,9 @@ Every answer of the launcher ends in one row of this table (`judge`):
     RUNNING                  progress, heartbeats    keep
     RUNNING                  silent too long         stop it; then the manifest, else retry as the cloud's fault
     RUNNING                  never checked in        keep: an earlier trainer says nothing before its end; past the
-                                                     longest time of a run stop it: over its time
+                                                     longest time of a run stop it: over its time. Where a launcher
+                                                     returns no output each trainer checks in, and a machine that has
+                                                     not after `max_start_seconds` is stopped (`steps/limits.py`)
     UNKNOWN                  –                       keep, however often
     COMPLETED                completed               settle from the manifest
     COMPLETED                failed                  retry or fail, by the error's code

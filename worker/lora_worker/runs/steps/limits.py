@@ -23,13 +23,10 @@ def _margin_seconds(held: HeldRun) -> float:
 
 def exceeded_limit(held: HeldRun, observation: Observation) -> Failure | None:
     """Why the run must be stopped for a limit; None while it keeps within all of them."""
-    settings = held.services.settings
     if held.needs_proof and held.progress is not None and not held.progress.proves:
         # Whatever it trained would be refused at its end: stopped now, it costs no more than its start.
         return TRAINER_OUTDATED
-    if not held.has_checked_in and held.endpoint.keeps_waiting(
-        observation.state, launch_age_seconds=held.launch_age_seconds, limit_seconds=settings.max_start_seconds
-    ):
+    if not held.has_checked_in and (_waits_for_workers(held, observation) or _says_nothing(held, observation)):
         return NEVER_READY
     run, seconds, rate = held.assignment.run, held.gpu_seconds(), held.rate
     if seconds > longest_seconds(held):
@@ -37,3 +34,23 @@ def exceeded_limit(held: HeldRun, observation: Observation) -> Failure | None:
     if run.spent_cost + rate.hourly * (seconds - _margin_seconds(held)) / 3600 > rate.max_cost:
         return OVER_BUDGET
     return None
+
+
+def _waits_for_workers(held: HeldRun, observation: Observation) -> bool:
+    return held.endpoint.keeps_waiting(
+        observation.state,
+        launch_age_seconds=held.launch_age_seconds,
+        limit_seconds=held.services.settings.max_start_seconds,
+    )
+
+
+def _says_nothing(held: HeldRun, observation: Observation) -> bool:
+    """Whether a machine is paid for that should have checked in long ago.
+
+    A machine that only its run's own channel can speak for checks in as soon as it starts. Where a launcher returns
+    outputs, an earlier trainer may be at work, which says nothing before its end.
+    """
+    launcher = held.services.places.launcher_at(held.launch_ref.endpoint)
+    if launcher is None or launcher.takes_errands or observation.is_reported:
+        return False
+    return (observation.execution_seconds or 0.0) >= held.services.settings.max_start_seconds
