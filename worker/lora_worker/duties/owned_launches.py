@@ -105,6 +105,8 @@ class OwnedLaunches:
         external_job_id, run_id, found = entry["external_job_id"], entry["run_id"], entry["found"]
         if found in {"noted", "reopened"}:
             event, action, told = "an unrecorded launch was found", Action.OWNED_FOUND, log.warning
+        elif found == "another_runs":
+            event, action, told = "a launch is recorded for another run", Action.OWNED_UNKNOWN, log.error
         else:
             event, action, told = "a launch has no run of this database", Action.OWNED_UNKNOWN, log.error
         if self._services.repeats.is_due((external_job_id, "owned"), found):

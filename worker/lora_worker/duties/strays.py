@@ -90,7 +90,10 @@ class Reconciler:
             self._say(stray, whereabouts.unseen(external_job_id, noted, observation) or "")
         elif not ended:
             asked = await whereabouts.cancel(external_job_id, noted)
-            if self._services.repeats.is_due((external_job_id, "cancel"), str(asked)):
+            if not asked:
+                guide = self._services.places.guide_of(whereabouts.ref(external_job_id, noted).endpoint)
+                self._say(stray, f"its end was refused, and is asked for again: see {guide.console}")
+            elif self._services.repeats.is_due((external_job_id, "cancel"), str(asked)):
                 log.info(
                     "stray launch cancelled",
                     action=Action.STRAY_CANCELLED,

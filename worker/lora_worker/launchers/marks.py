@@ -9,12 +9,22 @@ from uuid import UUID
 
 _MARK_CHARACTERS = 10
 _LAUNCH_ID = re.compile(r"(lora-[0-9a-f]{32})-[0-9a-f]{8}")
+_MARK = re.compile(rf"[0-9a-f]{{{_MARK_CHARACTERS}}}")
 _NAME = re.compile(r"lora-([0-9a-f]{32})(?![0-9a-f])")
 
 
 def project_mark(supabase_url: str) -> str:
-    """The mark of a project's launches: 10 hexadecimal digits. Several projects may share one account of a cloud."""
+    """The mark of a project's launches: 10 hexadecimal digits. Several projects may share one account of a cloud.
+
+    It hangs on how the settings spell the address. So it tells which launches are a project's only where no row knows
+    them; a launch that a row names is found by its id.
+    """
     return hashlib.sha256(supabase_url.rstrip("/").lower().encode()).hexdigest()[:_MARK_CHARACTERS]
+
+
+def is_mark(text: str) -> bool:
+    """Whether a text can be a project's mark."""
+    return _MARK.fullmatch(text) is not None
 
 
 def launch_name(run_id: str) -> str:

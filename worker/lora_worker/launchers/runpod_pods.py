@@ -41,7 +41,7 @@ from lora_worker.launchers.runpod_pods_api import PodsApi
 from lora_worker.launchers.runpod_pods_gpus import PodShape, gpu_ids, shape_fault, split_endpoint
 from lora_worker.launchers.runpod_pods_plan import PodPlan
 from lora_worker.launchers.runpod_pods_settings import RunPodPodsSettings
-from lora_worker.launchers.runpod_pods_watch import PodWatch
+from lora_worker.launchers.runpod_pods_watch import PodWatch, shared_watch
 
 TITLE = "RunPod's pods"
 
@@ -85,16 +85,22 @@ class RunPodPodsLauncher:
         *,
         shape: PodShape,
         http: httpx.AsyncClient,
+        is_shared: bool = False,
         **times: Any,
     ) -> None:
-        """Make it; `times` are those of `PodWatch`."""
+        """Make it. `is_shared`: it watches the account's pods together with the launchers of its other endpoints; else
+        alone, with these `times` of `PodWatch`."""
         self.endpoint = endpoint
         self._base, _ = split_endpoint(endpoint)
         self._shape = shape
         # A look that fails is repeated by the next poll, and a launch by the run's next turn.
         self._api = PodsApi(self._base.removesuffix("/pods"), key, http=http, most_attempts=1)
         self._plan = plan
-        self._watch = PodWatch(self._api, plan.mark, **times)
+        self._watch = (
+            shared_watch(self._api, self._base, key, plan.mark, http=http)
+            if is_shared
+            else PodWatch(self._api, plan.mark, **times)
+        )
 
     @classmethod
     def open(
@@ -113,9 +119,8 @@ class RunPodPodsLauncher:
         billed = PodShape(settings.endpoint_gpu_type, settings.endpoint_gpu_count)
         if fault := shape_fault(named, billed):
             raise SettingsError(f"the endpoint {endpoint:.200} {fault}.")
-        return cls(
-            endpoint, settings.gpu_cluster_api_key.get_secret_value(), PodPlan.of(settings), shape=billed, http=http
-        )
+        key = settings.gpu_cluster_api_key.get_secret_value()
+        return cls(endpoint, key, PodPlan.of(settings), shape=billed, http=http, is_shared=True)
 
     def reaches(self, endpoint: str) -> bool:
         """Whether the key may go to an endpoint. See `Launcher.reaches`."""
@@ -185,7 +190,7 @@ class RunPodPodsLauncher:
                 problem = f"RunPod has no free {self._shape.gpu_type} for a pod now"
         except ServiceError as error:
             return EndpointHealth(False, 0, 0, str(error))
-        return read_health(pods.values(), problem)
+        return read_health(pods.values(), self._watch.problem or problem)
 
     async def read_prices(self) -> dict[str, float]:
         """RunPod's prices of the GPUs that this endpoint's pods may have: USD of one and an hour, by RunPod's ids.
@@ -225,7 +230,7 @@ class RunPodPodsLauncher:
         return launch.endpoint is None or self.reaches(launch.endpoint)
 
     async def _pod_of(self, launch: LaunchRef, container: str | None) -> str | None:
-        """RunPod's id of a launch's pod, which bears this project's mark; None where the container is another one."""
+        """RunPod's id of a launch's pod; None where the container is another one."""
         if not self._is_here(launch) or not is_launch_id(launch.external_job_id):
             return None
         own = await self._watch.find(launch.external_job_id)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from lora_worker.launchers.base import EndCause, EndpointHealth, LaunchState, Observation, Policy
-from lora_worker.launchers.marks import is_launch_id, run_of_name
+from lora_worker.launchers.marks import is_launch_id, is_mark, run_of_name
 from lora_worker.launchers.runpod_pods_api import Pod
 
 EXECUTION_VARIABLE, TTL_VARIABLE = "LORA_LAUNCH_EXECUTION_SECONDS", "LORA_LAUNCH_TTL_SECONDS"
@@ -42,10 +42,12 @@ def limits_of(policy: Policy) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class OwnPod:
-    """A pod with this project's mark."""
+    """A pod that a worker has made for a launch."""
 
     launch_id: str
     run_id: str
+    mark: str
+    """Of the project whose worker made it, as that worker's settings spelled its address."""
     pod_id: str
     pod: Pod
 
@@ -83,21 +85,26 @@ class OwnPod:
         return float(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else MAX_LAUNCH_SECONDS
 
 
-def own_pods(pods: Iterable[Pod], mark: str) -> dict[str, OwnPod]:
-    """Those of an account's pods that bear the project's mark, by their launches; the terminated ones are left out."""
-    found = (own_pod(pod, mark) for pod in pods)
-    return {own.launch_id: own for own in found if own is not None}
+def launch_pods(pods: Iterable[Pod]) -> list[OwnPod]:
+    """Those of an account's pods that are launches, of whichever project; the terminated ones are left out."""
+    return [own for own in map(launch_pod, pods) if own is not None]
 
 
 def own_pod(pod: Pod | None, mark: str) -> OwnPod | None:
-    """The pod as one of this project; None where it bears another name, or is gone."""
+    """The pod as one with this project's mark; None where it bears another name, or is gone."""
+    own = launch_pod(pod)
+    return own if own is not None and own.mark == mark else None
+
+
+def launch_pod(pod: Pod | None) -> OwnPod | None:
+    """The pod as a launch of some project; None where it bears another name, or is gone."""
     if pod is None or pod.id is None or pod.name is None or pod.status == _GONE:
         return None
     launch_id, _, its_mark = pod.name.rpartition("-")
     run_id = run_of_name(launch_id)
-    if its_mark != mark or run_id is None or not is_launch_id(launch_id):
+    if not is_mark(its_mark) or run_id is None or not is_launch_id(launch_id):
         return None
-    return OwnPod(launch_id, run_id, pod.id, pod)
+    return OwnPod(launch_id, run_id, its_mark, pod.id, pod)
 
 
 def judge_end(own: OwnPod, now: datetime, *, restarts: int) -> Observation | None:

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TypeVar
+from weakref import WeakValueDictionary
+
+import httpx
 
 from lora_worker.errors import ServiceError
 from lora_worker.launchers.base import Observation
-from lora_worker.launchers.runpod_pods_answers import OwnPod, judge_end, own_pod, own_pods
+from lora_worker.launchers.runpod_pods_answers import OwnPod, judge_end, launch_pod, launch_pods
 from lora_worker.launchers.runpod_pods_api import PodsApi
 
 _LOOK_SECONDS = 3.0
@@ -25,7 +28,9 @@ Value = TypeVar("Value")
 class PodWatch:
     """Finds pods by their launches. Each list ends all that must not go on, whoever has asked for it.
 
-    So no pod outlives its limits by more than the time between two looks, also one whose run nobody holds.
+    So no pod outlives its limits by more than the time between two looks, also one whose run nobody holds. It
+    ends pods with the project's mark, and those that a run was found to have: where the address of the project is
+    spelled anew, its mark is another one, and the launch of a row is still its run's.
     """
 
     def __init__(
@@ -42,12 +47,16 @@ class PodWatch:
         self._looking = asyncio.Lock()
         self._looked_at = float("-inf")
         self._seen: dict[str, OwnPod] = {}
+        self._others: dict[str, OwnPod] = {}
+        """Launches under another mark."""
         self._ids: OrderedDict[str, str] = OrderedDict()
         """RunPod's ids of the launches' pods: a list may lack what is seconds old."""
         self._ended: OrderedDict[str, Observation] = OrderedDict()
         """As what this worker has ended pods: RunPod remembers nothing of them."""
         self._starts: OrderedDict[str, tuple[float, int]] = OrderedDict()
         """For how long each pod's container was up at the last look, and how often it was started again."""
+        self._refusals: dict[str, str] = {}
+        """Why RunPod did not take the end of a pod that is still there, by its launch."""
 
     async def look(self, *, anew: bool = False) -> dict[str, OwnPod]:
         """The project's pods, by launch; `anew` where those of the last seconds don't do.
@@ -57,30 +66,39 @@ class PodWatch:
         """
         async with self._looking:
             if anew or self._clock() - self._looked_at >= self._look_seconds:
-                self._seen = own_pods(await self._api.list_pods(), self._mark)
+                pods = launch_pods(await self._api.list_pods())
+                self._seen = {own.launch_id: own for own in pods if own.mark == self._mark}
+                self._others = {own.launch_id: own for own in pods if own.mark != self._mark}
+                there = self._seen.keys() | self._others.keys()
+                self._refusals = {launch: why for launch, why in self._refusals.items() if launch in there}
                 self._looked_at = self._clock()
-                for own in self._seen.values():
-                    self._count_starts(own)
-                    if (observation := self.judge_end(own)) is not None:
-                        # What RunPod does not take now is asked for again at the next look.
-                        with suppress(ServiceError):
-                            await self.end(own, observation)
+                for own in pods:
+                    if own.mark == self._mark or own.launch_id in self._ids:
+                        self._count_starts(own)
+                        await self._end_if_due(own)
             return self._seen
 
+    @property
+    def problem(self) -> str | None:
+        """What RunPod said when it did not take the end of a pod; None where all were taken."""
+        if not self._refusals:
+            return None
+        return f"{len(self._refusals)} of its pods could not be ended: {next(iter(self._refusals.values()))}"
+
     async def find(self, launch_id: str, *, anew: bool = False) -> OwnPod | None:
-        """The pod of a launch; None where there is none.
+        """The pod of a launch, under whichever mark; None where there is none.
 
         Raises:
             ServiceError: that can't be known now; the text says why.
         """
-        own = (await self.look(anew=anew)).get(launch_id)
+        own = (await self.look(anew=anew)).get(launch_id) or self._others.get(launch_id)
         if own is not None:
             self.note(own)
             return own
         pod_id = self._ids.get(launch_id)
         if pod_id is None:
             return None
-        own = own_pod(await self._api.read_pod(pod_id), self._mark)
+        own = launch_pod(await self._api.read_pod(pod_id))
         return own if own is not None and own.launch_id == launch_id else None
 
     def note(self, own: OwnPod) -> None:
@@ -93,7 +111,7 @@ class PodWatch:
 
     def judge_end(self, own: OwnPod) -> Observation | None:
         """As what a pod has to end; None where it may go on."""
-        _, restarts = self._starts.get(own.launch_id, (0.0, 0))
+        _, restarts = self._starts.get(own.launch_id, (None, 0))
         return judge_end(own, self.now(), restarts=restarts)
 
     async def end(self, own: OwnPod, observation: Observation) -> None:
@@ -102,7 +120,12 @@ class PodWatch:
         Raises:
             ServiceError: RunPod did not take it; the text says why.
         """
-        await self._api.delete_pod(own.pod_id)
+        try:
+            await self._api.delete_pod(own.pod_id)
+        except ServiceError as error:
+            self._refusals[own.launch_id] = str(error)
+            raise
+        self._refusals.pop(own.launch_id, None)
         self.note(own)
         if own.launch_id not in self._ended:
             _remember(self._ended, own.launch_id, observation)
@@ -112,6 +135,12 @@ class PodWatch:
         """As what this worker has ended a launch's pod; None where it has not."""
         return self._ended.get(launch_id)
 
+    async def _end_if_due(self, own: OwnPod) -> None:
+        if (observation := self.judge_end(own)) is not None:
+            # What RunPod does not take now is asked for again at the next look.
+            with suppress(ServiceError):
+                await self.end(own, observation)
+
     def _count_starts(self, own: OwnPod) -> None:
         uptime = own.uptime_seconds
         if uptime is None:
@@ -119,6 +148,22 @@ class PodWatch:
         last, restarts = self._starts.get(own.launch_id, (uptime, 0))
         # A start anew begins at nought. A figure that lags, or is corrected by a second, must not end a training.
         _remember(self._starts, own.launch_id, (uptime, restarts + (uptime < last / 2)))
+
+
+_WATCHES: WeakValueDictionary[tuple[int, str, str, str], PodWatch] = WeakValueDictionary()
+
+
+def shared_watch(api: PodsApi, base: str, key: str, mark: str, *, http: httpx.AsyncClient) -> PodWatch:
+    """The watch of an account's pods, one for all endpoints that a client reaches with a key.
+
+    RunPod allows a key so many calls a minute, and what was ended for one endpoint is known for the others.
+    """
+    # A watch holds its client, so no other client has this id while the watch is there.
+    of_account = (id(http), base, key, mark)
+    watch = _WATCHES.get(of_account)
+    if watch is None:
+        watch = _WATCHES[of_account] = PodWatch(api, mark)
+    return watch
 
 
 def _remember(known: OrderedDict[str, Value], launch_id: str, value: Value) -> None:

@@ -118,7 +118,9 @@ async def test_launch_under_another_runs_id_is_told_and_left() -> None:
     with capture_logs() as logs:
         await OwnedLaunches(services(launcher, queue=Records(taken="another_runs"))).run_once()
     assert launcher.cancelled == []
-    assert [entry["found"] for entry in logs] == ["another_runs"]
+    assert [(entry["found"], entry["event"]) for entry in logs] == [
+        ("another_runs", "a launch is recorded for another run")
+    ]
 
 
 async def test_place_that_is_away_keeps_no_other_from_being_compared() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from lora_worker.database.answers import Stray
 from lora_worker.duties.daemon import Daemon
@@ -103,6 +104,23 @@ async def test_stray_with_unknown_status_is_left_for_the_next_round() -> None:
     queue, launcher = StrayQueue("unknown"), StrayLauncher(unknown=LaunchState.UNKNOWN)
     await reconciler(queue, launcher).run_once()
     assert launcher.cancelled == []
+    assert queue.closed == []
+
+
+async def test_refused_end_of_a_stray_is_told_to_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, launcher = StrayQueue("locked"), StrayLauncher()
+
+    async def refuse(launch: LaunchRef) -> bool:
+        return False
+
+    monkeypatch.setattr(launcher, "cancel", refuse)
+    duty = reconciler(queue, launcher)
+    with capture_logs() as logs:
+        await duty.run_once()
+        await duty.run_once()
+    (told,) = logs
+    assert (told["log_level"], told["action"]) == ("warning", "stray.left")
+    assert told["problem"] == f"its end was refused, and is asked for again: see {GUIDE.console}"
     assert queue.closed == []
 
 

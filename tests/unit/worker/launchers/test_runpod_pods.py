@@ -229,6 +229,69 @@ async def test_looks_of_the_same_seconds_share_one_list() -> None:
     assert len(requests) == 1
 
 
+async def test_launch_of_a_row_is_found_however_the_project_was_spelled() -> None:
+    pod = shown(name=f"{LAUNCH}-9876543210")
+    gone: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            gone.append(request.url.path)
+            return httpx.Response(204)
+        return httpx.Response(200, json={"pods": [] if gone else [pod]})
+
+    launcher, _ = launcher_of(answer)
+    assert await launcher.owned() == []
+    assert (await launcher.observe(LaunchRef(URL, LAUNCH))).state is LaunchState.RUNNING
+    assert await launcher.owned() == [], "the mark is still another project's"
+    pod["createdAt"] = ago(6001)
+    assert await launcher.owned() == []
+    assert gone == ["/v2/pods/7h9k2m4n6p"], "it is this worker's to end now"
+    gone.clear()
+    pod["createdAt"] = ago(300)
+    other, _ = launcher_of(answer)
+    assert await other.cancel(LaunchRef(URL, LAUNCH))
+    assert gone == ["/v2/pods/7h9k2m4n6p"]
+
+
+async def test_refused_end_of_a_pod_stands_in_the_health() -> None:
+    refuses = True
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            body = {"title": "Conflict", "status": 409, "detail": "The pod is locked."}
+            return httpx.Response(409, json=body) if refuses else httpx.Response(204)
+        return httpx.Response(200, json={"pods": [shown(createdAt=ago(6001))]})
+
+    launcher, _ = launcher_of(answer)
+    problem = (await launcher.health()).problem
+    assert "1 of its pods could not be ended" in str(problem)
+    assert "The pod is locked" in str(problem)
+    refuses = False
+    assert (await launcher.health()).problem is None
+
+
+async def test_endpoints_of_an_account_share_one_list(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("LORA_WORKER_LAUNCHER", "runpod-pods")
+    environment.setenv("LORA_WORKER_RUNPOD_PODS_IMAGE", "docker.io/me/lora-trainer:1")
+    settings, requests = load_settings(), list[httpx.Request]()
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(200, json={"pods": []})
+
+    def opened(http: httpx.AsyncClient, gpu_type: str) -> RunPodPodsLauncher:
+        own = settings.model_copy(update={"endpoint_gpu_type": gpu_type})
+        return RunPodPodsLauncher.open(own, http, f"{URL}#{gpu_type}")  # type: ignore[arg-type]
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(serve)) as http:
+        for launcher in [opened(http, gpu_type) for gpu_type in ("H100", "H200", "A100-80GB")]:
+            assert (await launcher.observe(LaunchRef(launcher.endpoint, LAUNCH))).state is LaunchState.MISSING
+        assert len(requests) == 1
+        async with httpx.AsyncClient(transport=httpx.MockTransport(serve)) as another:
+            await opened(another, "H100").observe(LaunchRef(URL, LAUNCH))
+        assert len(requests) == 2
+
+
 async def test_price_of_pods_is_compared_with_what_is_billed() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         if "H100%20PCIe" in str(request.url):
