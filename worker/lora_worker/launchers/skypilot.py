@@ -10,7 +10,7 @@ import asyncio
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -42,6 +42,7 @@ from lora_worker.launchers.skypilot_jobs import (
     Job,
     Names,
     TaskShape,
+    is_launch,
     live_of_run,
     now_seconds,
     of_launch,
@@ -50,6 +51,7 @@ from lora_worker.launchers.skypilot_jobs import (
     read_observation,
     secrets_of,
     task_of,
+    ttl_seconds_of,
 )
 from lora_worker.launchers.skypilot_settings import SkyPilotSettings
 
@@ -175,7 +177,7 @@ class SkyPilotLauncher:
         base, name = _split(launch.endpoint or self.endpoint)[0], launch.external_job_id
         if base not in self._clients:
             return Observation(LaunchState.UNKNOWN, reason=_ELSEWHERE)
-        if not self._names.is_ours(name):
+        if not is_launch(name):
             return Observation(LaunchState.MISSING, reason="no launch has such an id")
         try:
             jobs = await self._jobs_of(base, name)
@@ -183,7 +185,7 @@ class SkyPilotLauncher:
             return Observation(LaunchState.UNKNOWN, reason=_text(error))
         if not jobs:
             return Observation(LaunchState.MISSING, reason=f"{SERVICE} has no job of this launch")
-        ttl_seconds = self._names.ttl_seconds(name)
+        ttl_seconds = ttl_seconds_of(name)
         if jobs[0].is_live and jobs[0].is_overdue(ttl_seconds, self._now()):
             # It would look for a machine for ever; the next look sees it cancelled, as one that never started.
             with suppress(SkyError):
@@ -195,7 +197,7 @@ class SkyPilotLauncher:
         base, name = _split(launch.endpoint or self.endpoint)[0], launch.external_job_id
         if base not in self._clients:
             return False
-        if not self._names.is_ours(name):
+        if not is_launch(name):
             return True
         try:
             await self._cancel(base, await self._jobs_of(base, name))
@@ -246,21 +248,16 @@ class SkyPilotLauncher:
 
     async def _read(self, base: str) -> list[Job]:
         """The project's latest jobs at a server. Raises: SkyError: they can't be known."""
-        try:
-            return await self._boards[base].read()
-        except SkyError as error:
-            if error.problem is not Problem.CONTROLLER_STOPPED:
-                raise
-            # It stops only when no job lives, and is started again for the next one.
-            return []
+        return await _unless_stopped(self._boards[base].read())
 
     async def _jobs_of(self, base: str, name: str) -> list[Job]:
         """The jobs of a launch. Raises: SkyError: they can't be known."""
         jobs = await self._read(base)
         found = of_launch(jobs, name)
-        if found or len(jobs) < MOST_LISTED:
+        # The name of a row has another mark than the list where the database's address has been spelled anew since.
+        if found or (len(jobs) < MOST_LISTED and self._names.is_ours(name)):
             return found
-        return of_launch(await _list(self._clients[base], name, 10), name)
+        return of_launch(await _unless_stopped(_list(self._clients[base], name, 10)), name)
 
     async def _cancel(self, base: str, jobs: list[Job]) -> None:
         live = [job.job_id for job in jobs if job.is_live]
@@ -292,6 +289,17 @@ class _Board:
             await asyncio.wait([former])
         self._current, self._next = self._next, None
         return await _list(self._client, self._part, MOST_LISTED)
+
+
+async def _unless_stopped(reading: Awaitable[list[Job]]) -> list[Job]:
+    """What is read; nothing where the controller is stopped. Raises: SkyError: it can't be read."""
+    try:
+        return await reading
+    except SkyError as error:
+        if error.problem is not Problem.CONTROLLER_STOPPED:
+            raise
+        # It stops only when no job lives, and is started again for the next one.
+        return []
 
 
 async def _list(client: SkyClient, part: str, most: int) -> list[Job]:

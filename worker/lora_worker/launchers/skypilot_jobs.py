@@ -100,9 +100,6 @@ class Names:
     def __init__(self, mark: str) -> None:
         self.part = f"-{mark}-"
         """What all of them have, and names of other projects don't."""
-        self._pattern = re.compile(
-            rf"lora-[0-9a-f]{{32}}-{re.escape(mark)}-([0-9]{{1,7}})m-([0-9a-f]{{4}})[0-9a-f]{{8}}"
-        )
 
     def new(self, run_id: str, policy: Policy, accelerator: str = "") -> str:
         """A name for one more launch of a run; `accelerator` is what its endpoint has behind the `#`.
@@ -114,18 +111,27 @@ class Names:
         return f"{launch_name(run_id)}{self.part}{minutes}m-{_digits_of(accelerator)}{secrets.token_hex(4)}"
 
     def is_ours(self, text: str) -> bool:
-        """Whether a text is the name of a job of this project: containers name their own launches."""
-        return self._pattern.fullmatch(text) is not None
+        """Whether a text is the name of a job with this project's mark."""
+        return self.part in text and is_launch(text)
 
     def is_at(self, name: str, accelerator: str) -> bool:
         """Whether the job of this name was made at the endpoint that has this behind its `#`."""
-        found = self._pattern.fullmatch(name)
-        return found is not None and found[2] == _digits_of(accelerator)
+        found = _LAUNCH.fullmatch(name)
+        return found is not None and self.part in name and found[2] == _digits_of(accelerator)
 
-    def ttl_seconds(self, name: str) -> float | None:
-        """How long the job of this name may take altogether; None where it is not ours."""
-        found = self._pattern.fullmatch(name)
-        return float(found[1]) * 60 if found else None
+
+_LAUNCH = re.compile(r"lora-[0-9a-f]{32}-[0-9a-f]{10}-([0-9]{1,7})m-([0-9a-f]{4})[0-9a-f]{8}")
+
+
+def is_launch(text: str) -> bool:
+    """Whether a text can be a launch's name, of whichever project: containers name their own."""
+    return _LAUNCH.fullmatch(text) is not None
+
+
+def ttl_seconds_of(name: str) -> float | None:
+    """How long the job of this name may take altogether; None where it is no launch's."""
+    found = _LAUNCH.fullmatch(name)
+    return float(found[1]) * 60 if found else None
 
 
 def _digits_of(accelerator: str) -> str:

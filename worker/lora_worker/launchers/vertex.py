@@ -298,7 +298,8 @@ class VertexLauncher:
         raise LaunchInDoubtError(SERVICE, str(doubt)) from None
 
     async def _find(self, base: str, launch_id: str) -> Job | None:
-        """The job of a launch, which bears this project's mark; None where there is none.
+        """The job of a launch, by its id alone: the mark is another one where the database's address is spelled anew.
+        None where there is none.
 
         Raises:
             ServiceError: it could not be looked at; the text says why.
@@ -306,10 +307,10 @@ class VertexLauncher:
         known = self._urls.get(launch_id)
         if known is not None and known.startswith(f"{base}/"):
             job = await self._api.get(known)
-            if job is not None and job.bears(self._shape.mark, launch_id):
+            if job is not None and job.launch_id == launch_id:
                 return job
-        for job in await self._api.list(base, of_launch(self._shape.mark, launch_id), most=1):
-            if job.bears(self._shape.mark, launch_id):
+        for job in await self._api.list(base, of_launch(launch_id), most=1):
+            if job.launch_id == launch_id:
                 self._remember(launch_id, job, base)
                 return job
         return None

@@ -134,6 +134,6 @@ def of_run(mark: str, run_id: str) -> str:
     return f'{of_project(mark)} AND labels.{RUN_LABEL}="{launch_name(run_id)}"'
 
 
-def of_launch(mark: str, launch_id: str) -> str:
+def of_launch(launch_id: str) -> str:
     """The filter that finds a launch."""
-    return f'{of_project(mark)} AND display_name="{launch_id}"'
+    return f'display_name="{launch_id}"'

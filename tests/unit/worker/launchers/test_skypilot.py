@@ -30,6 +30,7 @@ from lora_worker.launchers.skypilot_jobs import (
     read_observation,
     secrets_of,
     task_of,
+    ttl_seconds_of,
 )
 from lora_worker.launchers.skypilot_sdk import kind_of, sentence_of
 from lora_worker.launchers.skypilot_settings import SkyPilotSettings
@@ -155,7 +156,7 @@ async def test_endpoints_of_one_server_count_their_own_jobs(monkeypatch: pytest.
 def test_name_tells_run_project_and_time_and_no_other_is_ours() -> None:
     name = NAMES.new(RUN, POLICY)
     assert name.startswith(f"lora-0f8fad5bd9cb469fa16570867728950e-{MARK}-1500m-")
-    assert NAMES.ttl_seconds(name) == 90_000
+    assert ttl_seconds_of(name) == 90_000
     assert NAMES.new(RUN, POLICY) != name
     assert NAMES.new(RUN, Policy(1, 1e12)).count("-1000000m-") == 1
     for other in ("42", "", f"{name}x", name.replace(MARK, "9876543210"), f"../{name}", "lora-" + "0" * 32):

@@ -345,8 +345,20 @@ async def test_refused_token_is_fetched_again(launcher: VertexLauncher, api: Any
 # ── what is ours ────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("labels", [{}, {"lora_project": "9876543210", "lora_launch": LAUNCH}, {"lora_project": MARK}])
-async def test_job_without_our_mark_is_neither_read_nor_ended(
+async def test_launch_of_a_row_is_found_however_the_database_was_spelled(launcher: VertexLauncher, api: Any) -> None:
+    former = {**job("RUNNING", ran=5), "labels": {"lora_project": "9876543210", "lora_launch": LAUNCH}}
+    route = api.get("/customJobs").respond(json={"customJobs": [former]})
+    api.get("/customJobs/42").respond(json=former)
+    cancel = api.post("/customJobs/42:cancel").respond(json={})
+    assert await launcher.owned() == []
+    assert (await launcher.observe(REF)).state is LaunchState.RUNNING
+    assert route.calls[-1].request.url.params["filter"] == f'display_name="{LAUNCH}"'
+    assert await launcher.cancel(REF)
+    assert cancel.call_count == 1
+
+
+@pytest.mark.parametrize("labels", [{}, {"lora_project": MARK}])
+async def test_job_without_the_launchs_label_is_neither_read_nor_ended(
     launcher: VertexLauncher, api: Any, labels: dict[str, str]
 ) -> None:
     api.get("/customJobs").respond(json={"customJobs": [{**job("RUNNING", ran=5), "labels": labels}]})
