@@ -67,7 +67,8 @@ def plan(
     """Say how much GPU memory a training takes. Needs no GPU. Exits with 1 if it does not fit."""
     from lora_contract.hyperparameters import Hyperparameters
     from lora_trainer.errors import TrainingError
-    from lora_trainer.models.plan import format_plan, plan_for_base
+    from lora_trainer.models.memory_plan import format_plan
+    from lora_trainer.models.plan import plan_for_base
 
     gpu_bytes = int(gpu_gb * 10**9)
     try:

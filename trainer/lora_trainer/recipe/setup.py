@@ -20,7 +20,8 @@ from lora_trainer.models.compiling import should_compile
 from lora_trainer.models.experts import has_experts
 from lora_trainer.models.hardware import Hardware, free_gpu_bytes
 from lora_trainer.models.loading import load_config, load_tokenizer
-from lora_trainer.models.plan import check_plan, format_plan, planners
+from lora_trainer.models.memory_plan import check_plan, format_plan
+from lora_trainer.models.plan import planners
 from lora_trainer.models.quantization import Quantization, begun_anew_note, choose_quantization
 from lora_trainer.models.sharding import can_shard
 from lora_trainer.models.targets import packing_decision

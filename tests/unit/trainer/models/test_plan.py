@@ -8,7 +8,8 @@ import torch
 from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.errors import DoesNotFitError
 from lora_trainer.models.attention import SDPA, VARLEN
-from lora_trainer.models.plan import Planner, check_plan, format_plan, plan_for_base, plan_memory
+from lora_trainer.models.memory_plan import check_plan, format_plan
+from lora_trainer.models.plan import Planner, plan_for_base, plan_memory
 from lora_trainer.models.shapes import known_config
 from lora_worker.configuration.settings import Settings
 from lora_worker.money.speeds import load_throughput

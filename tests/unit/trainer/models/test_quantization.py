@@ -6,7 +6,8 @@ import torch
 from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.errors import DoesNotFitError, HyperparametersInvalidError
 from lora_trainer.models.hardware import Hardware
-from lora_trainer.models.plan import check_plan, format_plan, plan_for_base, planners
+from lora_trainer.models.memory_plan import check_plan, format_plan
+from lora_trainer.models.plan import plan_for_base, planners
 from lora_trainer.models.quantization import begun_anew_note, choose_quantization
 from lora_trainer.models.shapes import known_config
 
