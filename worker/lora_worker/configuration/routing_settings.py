@@ -21,6 +21,11 @@ class RoutingSettings(BaseSettings):
         default=None, description="GPU of the endpoint, for limits and bills; empty: the one that the job asks for"
     )
     endpoint_gpu_count: int = Field(default=1, ge=1, le=8, description="GPUs of one worker of the endpoint")
+    allow_fewer_gpus: bool = Field(
+        default=False,
+        description="Train a job that asks for more GPUs than its endpoint has on those that are there, instead of "
+        "refusing it",
+    )
 
     @field_validator("routes", "endpoint_gpu_type", mode="before")
     @classmethod

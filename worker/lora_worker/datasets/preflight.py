@@ -64,10 +64,10 @@ async def check(assignment: Assignment, services: Services, place: Place) -> Pla
     if job is None:
         raise PreflightError("job_missing", "The job was deleted.")
     hyperparameters = parse_hyperparameters(job, default_base_model=settings.default_base_model)
-    gpu_config = parse_gpu_config(job)
+    asked = parse_gpu_config(job)
+    gpu_config = give_gpus(asked, place.gpu_count, may_be_fewer=settings.allow_fewer_gpus)
     check_base_model(hyperparameters, settings.base_models)
     price = check_gpu(gpu_config, services.prices, place)
-    check_gpu_count(gpu_config, place.gpu_count)
     check_quantization(hyperparameters, price)
     rate = Rate.at(price, gpu_count=place.gpu_count, max_cost=settings.max_cost_per_job)
     policy = make_policy(
@@ -112,18 +112,21 @@ def check_gpu(gpu_config: GpuConfig, prices: tuple[GpuPrice, ...], place: Place 
     return price
 
 
-def check_gpu_count(gpu_config: GpuConfig, there: int) -> None:
-    """Refuse a job that asks for more GPUs than a launch has.
+def give_gpus(gpu_config: GpuConfig, there: int, *, may_be_fewer: bool) -> GpuConfig:
+    """What a job gets of the GPUs that a launch has: as many as it asks for, or fewer where that is allowed.
 
     Raises:
-        PreflightError: the text says how many there are.
+        PreflightError: it asks for more than there are; the text says how many there are.
     """
+    if gpu_config.count > there and may_be_fewer:
+        return gpu_config.model_copy(update={"count": there})
     if gpu_config.count > there:
         raise PreflightError(
             "gpu_config_invalid",
             f"gpu_config: count is {gpu_config.count}, and the endpoint has {counted(there, 'GPU')} for a job; set it "
             f"to {there}{' or fewer' if there > 1 else ''}.",
         )
+    return gpu_config
 
 
 def check_quantization(hyperparameters: Hyperparameters, price: GpuPrice) -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_worker.commands.cli import app
 from lora_worker.database.rows import Job
-from lora_worker.datasets.preflight import check, check_gpu_count, check_quantization
+from lora_worker.datasets.preflight import check, check_quantization, give_gpus
 from lora_worker.errors import ArgumentError, PreflightError
 from lora_worker.money.guide import needs_of
 from lora_worker.money.pricing import load_prices
@@ -76,7 +76,9 @@ def test_unquantised_base_is_refused_where_it_cannot_fit(base: str, gpu: str, re
 async def test_unquantised_base_that_cannot_fit_is_refused_before_a_launch() -> None:
     chosen = {"base_model": "meta-llama/Meta-Llama-3-8B-Instruct", "quantization": "bf16"}
     job = Job(id=uuid4(), user_id=uuid4(), hyperparameters=chosen, gpu_config={"type": "RTX-A4000"})
-    settings = SimpleNamespace(default_base_model=chosen["base_model"], base_models=(chosen["base_model"],))
+    settings = SimpleNamespace(
+        default_base_model=chosen["base_model"], base_models=(chosen["base_model"],), allow_fewer_gpus=False
+    )
     with pytest.raises(PreflightError, match="RTX-A4000 has 16; set it to auto or nf4"):
         await check(
             cast(Any, SimpleNamespace(job=job)),
@@ -182,8 +184,9 @@ def test_estimate_of_pairs_costs_more_than_of_answers(run: Run) -> None:
 
 
 def test_job_for_more_gpus_than_there_are_is_refused_with_their_number() -> None:
-    check_gpu_count(GpuConfig(count=2), 2)
+    assert give_gpus(GpuConfig(count=2), 2, may_be_fewer=False).count == 2
     with pytest.raises(PreflightError, match="count is 4, and the endpoint has 2 GPUs for a job; set it to 2 or fewer"):
-        check_gpu_count(GpuConfig(count=4), 2)
+        give_gpus(GpuConfig(count=4), 2, may_be_fewer=False)
     with pytest.raises(PreflightError, match=r"count is 2, and the endpoint has 1 GPU for a job; set it to 1\."):
-        check_gpu_count(GpuConfig(count=2), 1)
+        give_gpus(GpuConfig(count=2), 1, may_be_fewer=False)
+    assert give_gpus(GpuConfig(type="H100", count=4), 2, may_be_fewer=True) == GpuConfig(type="H100", count=2)
