@@ -158,11 +158,13 @@ begin
   insert into public.training_webhook_endpoints as p (name)
   select distinct left(n, 100) from unnest(asked) n where n <> '' order by 1
   on conflict (name) do update set seen_at = now() where p.seen_at < now() - interval '1 hour';
-  delete from public.training_webhook_events e where e.id in (
+  delete from public.training_webhook_events e where e.id = any (array(
     select o.id from public.training_webhook_events o
-    where o.occurred_at < now() - interval '30 days'
-       or o.id <= (select max(m.id) - 100000 from public.training_webhook_events m)
-    order by o.id limit 200 for update skip locked);
+    -- Ids rise with time, so the old ones are among the first: the whole table is not read at each claim.
+    where o.id = any (array(select h.id from public.training_webhook_events h order by h.id limit 200))
+      and (o.occurred_at < now() - interval '30 days'
+           or o.id <= (select max(m.id) - 100000 from public.training_webhook_events m))
+    order by o.id for update skip locked));
   delete from public.training_webhook_endpoints p where p.seen_at < now() - interval '60 days';
   known := array(select p.name from public.training_webhook_endpoints p
                  where p.name = any (asked) and p.disabled_at is null);
@@ -209,6 +211,8 @@ declare
   waits constant int[] := array[5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400];
   reason text := left(told->>'problem', 500);
 begin
+  -- First of all, as whoever answers 410 does, too: two notes that took their deliveries first would wait for each other.
+  perform from public.training_webhook_endpoints p where p.name = note_webhook_delivery.endpoint for no key update;
   update public.training_webhook_deliveries d
   set state = case when is_delivered then 'delivered' when is_gone or waits[d.attempts] is null then 'given_up'
                    else 'waiting' end,
@@ -291,18 +295,26 @@ language sql stable security definer set search_path = '' as $$
         'event', f.event, 'type', f.type, 'job_id', f.job_id, 'state', f.state, 'attempts', f.attempts,
         'status', f.status, 'problem', f.problem, 'next_at', case when f.state = 'waiting' then f.next_at end))
       from (
-        select e.event, e.type, e.job_id, d.*
-        from public.training_webhook_deliveries d join public.training_webhook_events e on e.id = d.event_id
-        where d.endpoint = p.name and d.state <> 'delivered' and d.problem is not null
-        order by d.event_id desc limit 10) f (event, type, job_id, event_id, endpoint, job, state, attempts, next_at,
-                                              lease_token, lease_expires_at, status, problem, settled_at)), '[]')
+        select e.event, e.type, e.job_id, d.state, d.attempts, d.status, d.problem, d.next_at
+        -- Each state has an index of its own.
+        from ((select g.* from public.training_webhook_deliveries g
+               where g.endpoint = p.name and g.state = 'given_up' and g.problem is not null
+               order by g.event_id desc limit 10)
+              union all
+              (select w.* from public.training_webhook_deliveries w
+               where w.endpoint = p.name and w.state = 'waiting' and w.problem is not null
+               order by w.event_id desc limit 10)) d
+        join public.training_webhook_events e on e.id = d.event_id
+        order by d.event_id desc limit 10) f), '[]')
   ) order by p.name), '[]')
   from public.training_webhook_endpoints p
   cross join lateral (
-    select count(*) filter (where d.state = 'waiting') as waiting, count(*) filter (where d.state = 'given_up') as given_up,
-           min(e.occurred_at) filter (where d.state = 'waiting') as oldest
-    from public.training_webhook_deliveries d join public.training_webhook_events e on e.id = d.event_id
-    where d.endpoint = p.name and d.state <> 'delivered') c
+    select w.waiting, g.given_up,
+           (select e.occurred_at from public.training_webhook_events e where e.id = w.first_id) as oldest
+    from (select count(*) as waiting, min(d.event_id) as first_id from public.training_webhook_deliveries d
+          where d.endpoint = p.name and d.state = 'waiting') w
+    cross join (select count(*) as given_up from public.training_webhook_deliveries d
+                where d.endpoint = p.name and d.state = 'given_up') g) c
 $$;
 
 revoke all on function public.training_note_event(), public.claim_webhook_deliveries(jsonb, int, int),

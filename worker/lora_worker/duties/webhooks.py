@@ -30,7 +30,8 @@ LONGEST_SENDING_SECONDS = WEBHOOK_CALLS / 2 * SEND_SECONDS
 
 _MOST_CLAIMS = WEBHOOK_CALLS // 2
 _MOST_AT_ONCE = 10
-"""Deliveries to each endpoint side by side; one that does not answer keeps no other endpoint waiting for longer."""
+"""Deliveries to each endpoint side by side, each with a connection of its own (`MOST_CONNECTIONS`). One that does not
+answer keeps the other endpoints waiting for their next ones, `SEND_SECONDS` at most."""
 _LEASE_SECONDS = 300
 """Much longer than a delivery and its note may take, so that no other worker sends the same meanwhile."""
 

@@ -25,7 +25,8 @@ from lora_worker.storage.public_web import ForbiddenAddressError, PublicTranspor
 SEND_SECONDS = 20.0
 """How long a delivery may take altogether. The specification recommends 15 to 30 seconds."""
 _TIMEOUT = httpx.Timeout(15, connect=5)
-_MOST_CONNECTIONS = 50
+MOST_CONNECTIONS = 100
+"""To ten endpoints, ten deliveries each: one that waits for a connection would use up its time."""
 _GONE = 410
 
 
@@ -60,7 +61,7 @@ def sign(keys: Sequence[bytes], message_id: str, timestamp: int, body: str) -> s
 @asynccontextmanager
 async def open_sender(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """A client for endpoints: by https to public addresses, or to the hosts that the settings name. No redirects."""
-    inner = httpx.AsyncHTTPTransport(trust_env=False, limits=httpx.Limits(max_connections=_MOST_CONNECTIONS))
+    inner = httpx.AsyncHTTPTransport(trust_env=False, limits=httpx.Limits(max_connections=MOST_CONNECTIONS))
     transport = PublicTransport(settings.webhook_hosts, inner=inner)
     async with httpx.AsyncClient(
         transport=transport, timeout=_TIMEOUT, trust_env=False, follow_redirects=False

@@ -221,6 +221,41 @@ def test_old_events_are_removed(hooked: Database) -> None:
     assert hooked.rows("select from training_webhook_deliveries") == []
 
 
+def test_cost_does_not_grow_with_the_number_of_delivered_events(hooked: Database) -> None:
+    hooked.running_run()
+    hooked.rows(
+        "with made as (insert into training_webhook_events (event, type, job_id, body)"
+        " select 'e' || n, 'job.started', gen_random_uuid(), repeat('x', 500) from generate_series(1, 10000) n"
+        " returning id, job_id)"
+        " insert into training_webhook_deliveries (event_id, endpoint, job_id, state)"
+        " select id, %s, job_id, 'delivered' from made", HOOK,
+    )  # fmt: skip
+    hooked.rows("analyze training_webhook_events, training_webhook_deliveries")
+    hooked.call("training_webhook_state")  # the first call of a connection reads the catalog
+    assert hooked.pages("training_webhook_state()") < 50
+    assert hooked.pages("claim_webhook_deliveries(%s, 10, 60)", json.dumps([HOOK])) < 300
+
+
+def test_two_notes_of_an_endpoint_that_is_gone_do_not_deadlock(hooked: Database, database: str) -> None:
+    hooked.running_run()
+    hooked.running_run()
+    first, second = claim(hooked)
+    other = Database(database)
+    pid = other.row("select pg_backend_pid() as pid")["pid"]
+    try:
+        with ThreadPoolExecutor(1) as pool, hooked.connection.transaction():
+            # Another worker's note is about to take the same endpoint, with its own delivery.
+            hooked.rows("select from training_webhook_endpoints where name = %s for no key update", HOOK)
+            waiting = pool.submit(note, other, second, GONE)
+            while not hooked.row("select pg_backend_pid() = any (pg_blocking_pids(%s)) as waits", pid)["waits"]:
+                assert not waiting.done()
+            assert note(hooked, first, GONE)
+            hooked.rows("select from training_webhook_deliveries for update nowait")
+        assert waiting.result() is False, "the first note has given it up"
+    finally:
+        other.close()
+
+
 def test_events_are_erased_with_their_user(hooked: Database) -> None:
     run, _, _ = hooked.running_run()
     hooked.settle(run)

@@ -7,10 +7,18 @@ from pydantic import SecretStr, ValidationError
 
 from lora_worker.configuration.contradictions import contradictions
 from lora_worker.configuration.webhooks import WebhookSettings, endpoints_fault, read_endpoint, split_endpoints
+from lora_worker.duties import webhooks
 from lora_worker.observability.telemetry import secrets_of
+from lora_worker.webhooks.sending import MOST_CONNECTIONS
 from tests.scripted import make_services
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+def test_no_delivery_waits_for_a_connection() -> None:
+    most = MOST_CONNECTIONS // webhooks._MOST_AT_ONCE
+    more = [SecretStr(f"https://hooks.example.com/{number} {SECRET}") for number in range(most + 1)]
+    assert "holds more than" in (endpoints_fault(more) or ""), "each has as many connections as deliveries"
 
 
 def test_endpoint_is_read_with_all_its_secrets_and_shows_none() -> None:
