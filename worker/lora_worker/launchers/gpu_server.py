@@ -17,6 +17,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_contract.bounds import Count, Seconds, Sentence
+from lora_worker.errors import SettingsError
 from lora_worker.launchers.addresses import Addresses
 from lora_worker.launchers.answers import Answer
 from lora_worker.launchers.base import EndCause, EndpointHealth, Guide, LaunchState, Observation, Policy
@@ -102,7 +103,13 @@ class GpuServerLauncher(HttpLauncher):
 
         Raises:
             ValueError: that can't be a server's address; the text says why.
+            SettingsError: more than one GPU would be billed for a job, and it gets one.
         """
+        if settings.endpoint_gpu_count != 1:
+            raise SettingsError(
+                f"LORA_WORKER_ENDPOINT_GPU_COUNT (gpu_count in a routing table) is {settings.endpoint_gpu_count}, and "
+                "a GPU server gives each job one GPU: set it to 1."
+            )
         return cls(
             settings.server_address(endpoint) if endpoint else settings.gpu_server_url,
             settings.gpu_server_key.get_secret_value(),

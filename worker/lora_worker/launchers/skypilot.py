@@ -42,6 +42,7 @@ from lora_worker.launchers.skypilot_jobs import (
     Job,
     Names,
     TaskShape,
+    accelerator_fault,
     is_launch,
     live_of_run,
     now_seconds,
@@ -123,11 +124,16 @@ class SkyPilotLauncher:
         """The launcher of these settings, or of another API server with them.
 
         Raises:
-            SettingsError: SkyPilot is not there, or the endpoint is none.
+            SettingsError: SkyPilot is not there, the endpoint is none, or it has another GPU than is billed.
         """
         base, accelerator = _split(endpoint or settings.skypilot_url)
         if (fault := url_fault(base)) or not re.fullmatch(r"[A-Za-z0-9-]{0,60}", accelerator):
             raise SettingsError(f"the endpoint of {SERVICE} {fault or 'names no GPU behind its #'}.")
+        if fault := accelerator_fault(accelerator or settings.skypilot_accelerator, settings.endpoint_gpu_type):
+            where = "the endpoint" if accelerator else "LORA_WORKER_SKYPILOT_ACCELERATOR"
+            raise SettingsError(
+                f"{where} {fault}: set LORA_WORKER_ENDPOINT_GPU_TYPE (gpu_type in a routing table) to that GPU."
+            )
         python = settings.skypilot_python
         if python and not os.access(python, os.X_OK):
             raise SettingsError(f"LORA_WORKER_SKYPILOT_PYTHON: {python} is no program that can be run.")

@@ -200,6 +200,25 @@ def accelerator_for(gpu_type: str) -> str:
     return _ACCELERATORS[max(matches, key=len)] if matches else gpu_type
 
 
+def accelerator_fault(accelerator: str, gpu_type: str | None) -> str | None:
+    """Why machines with this GPU of SkyPilot's can't be billed as `gpu_type`, as the end of a sentence; else None.
+
+    Names of a cluster's own, which `accelerator_for` does not know, are believed to be what is billed.
+    """
+    if not accelerator:
+        return None
+    if gpu_type is None:
+        return f"names the GPU {accelerator}, and the one that each job asks for would be billed"
+    known = set(_ACCELERATORS.values())
+    started = accelerator if accelerator in known else accelerator_for(accelerator)
+    billed = accelerator_for(gpu_type)
+    return (
+        None
+        if {started, billed} - known or started == billed
+        else f"names the GPU {accelerator}, and {gpu_type:.60} is billed"
+    )
+
+
 def task_of(shape: TaskShape, payload: dict[str, Any], policy: Policy, name: str) -> dict[str, Any]:
     """The task of a launch, as SkyPilot's YAML has it, without its secrets.
 

@@ -91,10 +91,10 @@ def _why_unfit(place: Place, chosen: Hyperparameters, gpu: GpuConfig, prices: tu
     if price is None:
         return None  # the preflight says so
     needed = needed_memory_gb(chosen.base_model or "")
-    if needed is not None and price.offered and not holds(price.memory_gb * gpu.count, needed):
-        return (
-            f"the training takes about {needed:g} GB, and {gpu.count} × {price.type} has {price.memory_gb * gpu.count}"
-        )
+    # However many train, each loads the whole base, and not every training can be sharded after that.
+    if needed is not None and price.offered and not holds(price.memory_gb, needed):
+        each = "each " if gpu.count > 1 else ""
+        return f"the training takes about {needed:g} GB, and {each}{price.type} has {price.memory_gb}"
     return why_not_bf16(chosen.base_model, price) if chosen.quantization == "bf16" else None
 
 

@@ -116,3 +116,14 @@ def test_gpu_server_needs_nothing_of_runpod(environment: pytest.MonkeyPatch) -> 
     settings = load_settings()
     assert isinstance(settings, GpuServerSettings)
     assert settings.gpu_server_url == URL
+
+
+async def test_gpus_that_a_job_would_not_get_are_not_billed(environment: pytest.MonkeyPatch) -> None:
+    variables = {"LAUNCHER": "gpu-server", "GPU_SERVER_URL": URL, "GPU_SERVER_KEY": KEY, "ENDPOINT_GPU_COUNT": "2"}
+    for name, text in variables.items():
+        environment.setenv(f"LORA_WORKER_{name}", text)
+    settings = load_settings()
+    assert isinstance(settings, GpuServerSettings)
+    async with httpx.AsyncClient() as http:
+        with pytest.raises(SettingsError, match=r"is 2, and a GPU server gives each job one GPU: set it to 1\.$"):
+            GpuServerLauncher.open(settings, http)

@@ -23,7 +23,6 @@ gpu_type = "H100"
 launcher = "gpu-server"
 endpoint = "https://gpu.example.com/"
 gpu_type = "RTX-4090"
-gpu_count = 2
 price_per_hour = 0.25
 slots = 3
 """
@@ -51,7 +50,7 @@ async def test_places_are_those_of_the_table_in_its_order(server: pytest.MonkeyP
         first, own = services.places.all
         assert (first.name, first.endpoint) == ("first", "https://api.runpod.ai/v2/second-ep")
         assert (own.launcher.name, own.endpoint, own.gpu_count, own.slots) == (
-            "gpu-server", "https://gpu.example.com", 2, 3
+            "gpu-server", "https://gpu.example.com", 1, 3
         )  # fmt: skip
         assert services.launcher is first.launcher
         assert services.places.launchers == ("runpod", "gpu-server")
@@ -105,6 +104,10 @@ def test_unnamed_launcher_needs_no_settings(server: pytest.MonkeyPatch) -> None:
         (
             "[endpoints.a]\nlauncher = 'gpu-server'\nendpoint = 'https://x.runpod.ai/v2'",
             r"\[endpoints.a\]: endpoint: is an address of Supabase or RunPod",
+        ),
+        (
+            "[endpoints.a]\nlauncher = 'gpu-server'\ngpu_count = 2",
+            r"\[endpoints.a\]: LORA_WORKER_ENDPOINT_GPU_COUNT \(gpu_count in a routing table\) is 2, and a GPU server",
         ),
     ],
 )

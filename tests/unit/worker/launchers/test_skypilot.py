@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -334,7 +335,8 @@ async def test_launcher_is_made_from_its_settings(monkeypatch: pytest.MonkeyPatc
     )
     async with httpx.AsyncClient() as http:
         launcher = SkyPilotLauncher.open(loaded, http)
-        other = SkyPilotLauncher.open(loaded, http, "https://other.example.com#H200")
+        billed = loaded.model_copy(update={"endpoint_gpu_type": "H200"})
+        other = SkyPilotLauncher.open(billed, http, "https://other.example.com#H200")
         for endpoint in ("other.example.com", "https://key@other.example.com", "https://other.example.com#$(reboot)"):
             with pytest.raises(SettingsError, match="the endpoint of SkyPilot"):
                 SkyPilotLauncher.open(loaded, http, endpoint)
@@ -364,6 +366,31 @@ def test_settings_that_can_not_be_meant_are_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=said):
         settings(monkeypatch, **variables)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "gpu_type", "said"),
+    [
+        ("", None, None),
+        ("H100-SXM", "H100", None),
+        ("A100", "A100-40GB", None),
+        ("our-h", "H100", None),
+        ("H100", None, "the one that each job asks for would be billed"),
+        ("H100", "L4", "names the GPU H100, and L4 is billed: set LORA_WORKER_ENDPOINT_GPU_TYPE"),
+        ("A100", "A100-80GB", "names the GPU A100, and A100-80GB is billed"),
+    ],
+)
+async def test_machine_that_would_be_billed_as_another_is_refused(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, gpu_type: str | None, said: str | None
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    behind = settings(monkeypatch).model_copy(update={"endpoint_gpu_type": gpu_type})
+    named = behind.model_copy(update={"skypilot_accelerator": accelerator})
+    url = "https://sky.example.com"
+    async with httpx.AsyncClient() as http:
+        for loaded, endpoint in ((named, url), (behind, f"{url}#{accelerator}" if accelerator else url)):
+            with pytest.raises(SettingsError, match=said) if said else nullcontext():
+                SkyPilotLauncher.open(loaded, http, endpoint)
 
 
 async def test_worker_without_the_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
