@@ -16,22 +16,18 @@ from lora_worker.launchers.runpod_pods import RunPodPodsLauncher
 from lora_worker.launchers.runpod_pods_gpus import PodShape
 from lora_worker.launchers.runpod_pods_plan import PodPlan
 from sandbox.runpod import LocalRunPod
-from tests.integration.launchers.scenes import Scene
+from tests.integration.launchers.scenes import ScriptedScene
 
 MARK = "0123456789"
 _SPEED = 8.0
 """What is over its time after eight seconds there is so after one here."""
 
 
-class RunPodPodsScene(Scene):
+class RunPodPodsScene(ScriptedScene):
     """An account at RunPod that has one machine for pods."""
 
-    acts: ClassVar = {
-        "complete": {"play": ["end"]},
-        "raise": {"play": ["fail"]},
-        "linger": {"play": ["linger"]},
-        "die": {"play": ["die"]},
-    }
+    acts: ClassVar = {**ScriptedScene.acts, "complete": {"play": ["end"]}}
+    gpu_type = "A100-80GB"
     without_output = "a pod has no output: its trainer reports by the run's own channel"
     ends: ClassVar = {
         # Its trainer asks for its pod's end, of which RunPod keeps nothing.
@@ -41,7 +37,8 @@ class RunPodPodsScene(Scene):
     }
 
     def __init__(self, runpod: LocalRunPod, folder: Path) -> None:
-        self.runpod, self._folder = runpod, folder
+        super().__init__(folder)
+        self.runpod = runpod
 
     @classmethod
     @contextmanager
@@ -61,11 +58,6 @@ class RunPodPodsScene(Scene):
             rest_calls_per_minute=100_000,
         ) as runpod:
             yield cls(runpod, folder)
-
-    def payload(self, act: str) -> dict[str, Any]:
-        made = super().payload(act)
-        starts = str(self._folder / f"{made['run_id']}.starts")
-        return {**made, "gpu_config": {"type": "A100-80GB", "count": 1}, "starts": starts}
 
     def launcher(
         self, http: httpx.AsyncClient, *, key: str | None = None, url: str | None = None, **plan: Any

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -16,7 +16,7 @@ from lora_worker.launchers.sagemaker_addresses import Address
 from lora_worker.launchers.sagemaker_api import AwsApi
 from lora_worker.launchers.sagemaker_instances import instance_named
 from lora_worker.launchers.sagemaker_jobs import JobShape
-from tests.integration.launchers.scenes import Scene
+from tests.integration.launchers.scenes import ScriptedScene
 from tests.sagemaker_server import ACCOUNT, KEY, REGION, SageMakerServer
 
 MARK = "0123456789"
@@ -31,19 +31,14 @@ SHAPE = JobShape(
 )
 
 
-class SageMakerScene(Scene):
+class SageMakerScene(ScriptedScene):
     """A region of SageMaker with one instance."""
 
-    acts: ClassVar = {
-        "complete": {"play": ["complete"]},
-        "raise": {"play": ["fail"]},
-        "linger": {"play": ["linger"]},
-        "die": {"play": ["die"]},
-    }
     without_output = "a training job has no output: its trainer reports by the run's own channel"
 
     def __init__(self, server: SageMakerServer, folder: Path) -> None:
-        self.server, self._folder = server, folder
+        super().__init__(folder)
+        self.server = server
         self._clients: dict[tuple[str, str], Any] = {}
 
     @classmethod
@@ -57,15 +52,7 @@ class SageMakerScene(Scene):
             server.close()
 
     def payload(self, act: str) -> dict[str, Any]:
-        made = super().payload(act)
-        starts = str(self._folder / f"{made['run_id']}.starts")
-        return {**made, "job_id": str(uuid4()), "gpu_config": {"type": "L4", "count": 1}, "starts": starts}
-
-    @staticmethod
-    def starts_of(payload: dict[str, Any]) -> list[list[str]]:
-        """The words of each start of the run's container: its process, the launch's id and the volume."""
-        path = Path(payload["starts"])
-        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+        return {**super().payload(act), "job_id": str(uuid4())}
 
     def launcher(
         self,

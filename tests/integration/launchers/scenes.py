@@ -73,8 +73,8 @@ class RunPodScene(Scene):
             yield
 
 
-class GpuServerScene(Scene):
-    """A GPU server with a scripted trainer."""
+class ScriptedScene(Scene):
+    """A side where the trainer plays what its request says, and notes each of its starts in a file of `folder`."""
 
     acts: ClassVar = {
         "complete": {"play": ["complete"]},
@@ -82,13 +82,29 @@ class GpuServerScene(Scene):
         "linger": {"play": ["linger"]},
         "die": {"play": ["die"]},
     }
+    gpu_type: ClassVar = "L4"
 
-    def __init__(self, server: LocalGpuServer, folder: Path) -> None:
-        self.server, self._folder = server, folder
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def payload(self, act: str) -> dict[str, Any]:
         made = super().payload(act)
-        return {**made, "starts": str(self._folder / f"{made['run_id']}.starts")}
+        starts = str(self._folder / f"{made['run_id']}.starts")
+        return {**made, "gpu_config": {"type": self.gpu_type, "count": 1}, "starts": starts}
+
+    @staticmethod
+    def starts_of(payload: dict[str, Any]) -> list[list[str]]:
+        """The words of each start that the run's trainer has noted, such as those of `scripted_machine`."""
+        path = Path(payload["starts"])
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class GpuServerScene(ScriptedScene):
+    """A GPU server with a scripted trainer."""
+
+    def __init__(self, server: LocalGpuServer, folder: Path) -> None:
+        super().__init__(folder)
+        self.server = server
 
     def launcher(self, http: httpx.AsyncClient, *, key: str | None = None, url: str | None = None) -> Launcher:
         return GpuServerLauncher(url or self.server.url, key or self.server.key, http=http)

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx
 
 from lora_worker.launchers.skypilot import SkyPilotLauncher
 from lora_worker.launchers.skypilot_jobs import TaskShape, now_seconds
-from tests.integration.launchers.scenes import Scene
+from tests.integration.launchers.scenes import ScriptedScene
 from tests.project import ROOT
 from tests.skypilot_server import TOKEN, SkyPilotServer
 
@@ -27,19 +27,14 @@ _SPEED = 5.0
 """What is over its time after five seconds there is so after one here."""
 
 
-class SkyPilotScene(Scene):
+class SkyPilotScene(ScriptedScene):
     """An API server with one machine."""
 
-    acts: ClassVar = {
-        "complete": {"play": ["complete"]},
-        "raise": {"play": ["fail"]},
-        "linger": {"play": ["linger"]},
-        "die": {"play": ["die"]},
-    }
     without_output = "a managed job has no output: its trainer reports by the run's own channel"
 
     def __init__(self, server: SkyPilotServer, folder: Path) -> None:
-        self.server, self._folder = server, folder
+        super().__init__(folder)
+        self.server = server
         self.python = os.environ.get("LORA_TEST_SKYPILOT_PYTHON") or _python_with_own_sdk(folder)
 
     @classmethod
@@ -51,14 +46,6 @@ class SkyPilotScene(Scene):
             yield cls(server, folder)
         finally:
             server.close()
-
-    def payload(self, act: str) -> dict[str, Any]:
-        made = super().payload(act)
-        return {**made, "gpu_config": {"type": "L4", "count": 1}, "starts": str(self.starts_of(made))}
-
-    def starts_of(self, payload: dict[str, Any]) -> Path:
-        """The file that has a line for each start of the run's container."""
-        return self._folder / f"{payload['run_id']}.starts"
 
     def launcher(
         self,

@@ -80,15 +80,14 @@ async def test_job_whose_machine_is_taken_away_goes_on_as_the_same_launch(
 ) -> None:
     payload = {**scene.payload("linger"), "play": ["linger", "complete"]}
     name = await launcher.launch(payload, POLICY)
-    starts = scene.starts_of(payload)
     async with asyncio.timeout(300):
-        while not starts.exists() or not starts.read_text().endswith("\n"):
+        while not scene.starts_of(payload):
             await asyncio.sleep(0.02)
     scene.server.preempt(name)
     states = set()
     await until(launcher, name, lambda seen: states.add(seen.state) or seen.ended)
     assert states <= {LaunchState.RUNNING, LaunchState.QUEUED, LaunchState.COMPLETED}
-    assert [line.split()[1] for line in starts.read_text().splitlines()] == [name, name]
+    assert [words[1] for words in scene.starts_of(payload)] == [name, name]
 
 
 async def test_task_brings_the_request_as_a_secret_and_the_volume(scene: SkyPilotScene) -> None:

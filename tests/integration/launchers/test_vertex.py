@@ -103,13 +103,12 @@ async def test_machine_that_is_taken_away_starts_the_same_launch_again(
 ) -> None:
     launcher, payload = scene.launcher(http), scene.payload("linger")
     launch_id = await launcher.launch({**payload, "play": ["linger", "complete"]}, POLICY)
-    starts = scene.starts_of(payload)
     async with asyncio.timeout(120):
-        while not starts.exists():
+        while not scene.starts_of(payload):
             await asyncio.sleep(0.02)
     scene.server.preempt(launch_id)
     await until(launcher, launch_id, LaunchState.COMPLETED)
-    first, second = (line.split() for line in starts.read_text().splitlines())
+    first, second = scene.starts_of(payload)
     assert first[0] != second[0], "another execution"
     volume = f"{scene.server.folder}/gcs/checkpoints/lora-trainer"
     assert first[1:] == second[1:] == [launch_id, volume]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx
 from google.oauth2.service_account import Credentials
@@ -16,7 +16,7 @@ from lora_worker.launchers.google_tokens import SCOPES, GoogleTokens
 from lora_worker.launchers.vertex import VertexLauncher
 from lora_worker.launchers.vertex_api import VertexApi
 from lora_worker.launchers.vertex_jobs import JobShape
-from tests.integration.launchers.scenes import Scene
+from tests.integration.launchers.scenes import ScriptedScene
 from tests.vertex_server import VertexServer
 
 MARK = "0123456789"
@@ -39,19 +39,14 @@ class FileTokens(GoogleTokens):
         return Credentials.from_service_account_file(str(self._path), scopes=list(SCOPES))
 
 
-class VertexScene(Scene):
+class VertexScene(ScriptedScene):
     """A region of Vertex AI with one machine."""
 
-    acts: ClassVar = {
-        "complete": {"play": ["complete"]},
-        "raise": {"play": ["fail"]},
-        "linger": {"play": ["linger"]},
-        "die": {"play": ["die"]},
-    }
     without_output = "a custom job has no output: its trainer reports by the run's own channel"
 
     def __init__(self, server: VertexServer, folder: Path) -> None:
-        self.server, self._folder = server, folder
+        super().__init__(folder)
+        self.server = server
 
     @classmethod
     @contextmanager
@@ -62,14 +57,6 @@ class VertexScene(Scene):
             yield cls(server, folder)
         finally:
             server.close()
-
-    def payload(self, act: str) -> dict[str, Any]:
-        made = super().payload(act)
-        return {**made, "gpu_config": {"type": "L4", "count": 1}, "starts": str(self.starts_of(made))}
-
-    def starts_of(self, payload: dict[str, Any]) -> Path:
-        """The file that has a line for each start of the run's container."""
-        return self._folder / f"{payload['run_id']}.starts"
 
     def launcher(
         self, http: httpx.AsyncClient, *, key: str | None = None, url: str | None = None, **shape: Any
