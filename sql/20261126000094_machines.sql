@@ -97,7 +97,7 @@ begin
   news := public.renew_training_runs(renew_training_runs_2.leases, renew_training_runs_2.lease_seconds);
   return coalesce((
     select jsonb_agg(n.entry || jsonb_build_object('progress', p.progress, 'progress_number', p.number,
-                                                   'result', t.result))
+                                                   'result', t.result, 'withdrawn_at', r.withdrawn_at))
     from jsonb_array_elements(news) n (entry)
     left join (
       -- As many as fit a megabyte, and others the next time: containers write them.
@@ -116,7 +116,8 @@ begin
       where l.entry->'has_result' = 'false'
     ) ended on ended.run_id = (n.entry->>'run_id')::uuid and ended.bytes <= 1000000
             and (n.entry->>'held')::boolean
-    left join public.training_results t on t.run_id = ended.run_id), '[]');
+    left join public.training_results t on t.run_id = ended.run_id
+    left join public.training_runs r on r.id = (n.entry->>'run_id')::uuid and (n.entry->>'held')::boolean), '[]');
 end
 $$;
 

@@ -83,12 +83,19 @@ language sql stable security definer set search_path = '' as $$
 $$;
 
 -- As begin_launch, at an endpoint of so many slots (null: of any number): may_launch is false with the reason 'full' while
--- so many other runs have launches there. Workers that ask at the same time take turns, so that none gets a slot twice.
+-- so many other runs have launches there, and with 'withdrawn' where the run was taken from its endpoint. Workers that ask
+-- at the same time take turns, so that none gets a slot twice.
 create or replace function public.begin_launch_2(
   run_id uuid, lease_token uuid, launcher text, token_sha256 text, launched_with jsonb, endpoint text, slots int
 ) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 begin
+  if exists (select from public.training_runs r
+             where (r.id, r.lease_token) = (begin_launch_2.run_id, begin_launch_2.lease_token)
+               and r.withdrawn_at is not null) then
+    -- Its trainers are refused, so that a launch would cost money for nothing.
+    return jsonb_build_object('may_launch', false, 'reason', 'withdrawn');
+  end if;
   if begin_launch_2.slots is not null then
     -- Before any row is locked, in every transaction that takes this lock: so it is in no deadlock.
     perform pg_advisory_xact_lock(hashtextextended('training slots ' || begin_launch_2.endpoint, 0));

@@ -21,6 +21,7 @@ from lora_worker.database.calls import DatabaseCalls
 from lora_worker.deployment.answering import Answering, open_answering
 from lora_worker.deployment.worker_logs import open_container_logs
 from lora_worker.launchers.base import ContainerLogs, Launcher
+from lora_worker.launchers.departures import Departures
 from lora_worker.launchers.places import DEFAULT_PLACE, Place, Places
 from lora_worker.launchers.registry import most_connections, open_places, read_routes
 from lora_worker.launchers.routing_table import RoutingTable
@@ -132,6 +133,11 @@ class Services:
     def repeats(self) -> Repeats:
         """The conditions that were logged and still last, so that they are not logged at every poll."""
         return Repeats(self.clock)
+
+    @cached_property
+    def departures(self) -> Departures:
+        """The runs that have left for a place lately."""
+        return Departures(self.clock)
 
     @cached_property
     def terms(self) -> Terms:

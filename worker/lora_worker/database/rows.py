@@ -183,6 +183,8 @@ class News(BaseModel):
     """Seconds from the trainer's check-in to its last heartbeat."""
     posted_seconds_ago: float | None = None
     """Seconds since the run was first sent to a launcher."""
+    withdrawn_at: datetime | None = None
+    """When the run was taken from an endpoint without a GPU."""
     upload_request: Any = None
     """The trainer's upload request as the container sent it; it is checked when it is answered."""
     progress: Any = None

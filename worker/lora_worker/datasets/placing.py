@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_worker.launchers.places import Place
-from lora_worker.launchers.routing import Choice, PlaceState, Wanted, choose
+from lora_worker.launchers.routing import Choice, Hurdle, PlaceState, Wanted, choose
 from lora_worker.launchers.routing_table import RoutingTable
 from lora_worker.money.places import unfit_places, wanted_of
 from lora_worker.services import Services
@@ -25,6 +25,21 @@ class Candidates:
     """The places that can't hold the job, by name, each with the reason."""
     states: Mapping[str, PlaceState] = field(default_factory=dict)
 
+    def without(self, declined: Set[str]) -> Candidates:
+        """The same without the places whose launcher can't take the run's request, unless all that fit are such."""
+        unfit = {**dict.fromkeys(declined, "its launcher can't take the job's request"), **self.unfit}
+        rest = replace(self, unfit=unfit)
+        return rest if any(option.hurdle is not Hurdle.UNFIT for option in rest.look(()).options) else self
+
+    def look(self, refused: Iterable[str]) -> Choice:
+        """Choose the job's place, and none of `refused`, whose launchers refused the run just now."""
+        return choose(self.table, self.wanted, self.states, unfit=self.unfit, refused=frozenset(refused))
+
+    def free_slots(self, place: str) -> int | None:
+        """How many more runs can be launched at a place now; None where it has no limit of its own."""
+        slots = self.table.endpoints[place].slots
+        return None if slots is None else slots - self.states.get(place, PlaceState()).launches
+
     def choose(self, refused: Mapping[str, float] | None = None) -> Choice:
         """Choose the job's place. `refused` are the places whose launcher refused the run, each with the time of that.
 
@@ -32,7 +47,7 @@ class Candidates:
         """
         left = sorted(refused or {}, key=(refused or {}).__getitem__)
         while True:
-            choice = choose(self.table, self.wanted, self.states, unfit=self.unfit, refused=frozenset(left))
+            choice = self.look(left)
             if choice.is_free or not left:
                 return choice
             left = left[1:]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Generic
 
 import httpx
+from pydantic_settings import BaseSettings
 
 from lora_worker.configuration.environment import DATABASE_VARIABLES, refuse_misspelt, variable_names
-from lora_worker.configuration.routing_settings import RoutingSettings
 from lora_worker.configuration.settings import (
     DEFAULT_LAUNCHER,
     AnySettings,
@@ -68,12 +68,13 @@ _CLOUD_KEYS = frozenset(
 """What the clouds' own libraries read, with which the worker launches."""
 
 
-class _Choice(RoutingSettings):
-    """Which launchers are set, before their settings are read."""
+class _Choice(BaseSettings):
+    """Which launchers are set, before their settings are read. Any text is right here, since `Settings` checks all."""
 
     model_config = Settings.model_config
 
     launcher: str = DEFAULT_LAUNCHER
+    routes: str = ""
 
 
 def known_variables() -> set[str]:
@@ -119,21 +120,26 @@ def load_settings() -> Settings:
     choice = _Choice()
     if choice.launcher not in LAUNCHERS:
         raise SettingsError(f"LORA_WORKER_LAUNCHER: is no launcher; choose one of {', '.join(LAUNCHERS)}.")
-    table = read_table(choice.routes) if choice.routes else None
-    chosen = [choice.launcher] if table is None else [_launcher_of(table, name, choice) for name in table.endpoints]
+    routes = Path(choice.routes) if choice.routes else None
+    table = read_table(routes) if routes else None
+    chosen = (
+        [choice.launcher]
+        if table is None
+        else [_launcher_of(table, name, choice.launcher, routes) for name in table.endpoints]
+    )
     loaded: Settings = read_settings(settings_class(chosen), names)
     return loaded
 
 
-def _launcher_of(table: RoutingTable, name: str, choice: _Choice | Settings) -> str:
+def _launcher_of(table: RoutingTable, name: str, default: str, routes: Path | None) -> str:
     """The launcher of an endpoint of the routing table.
 
     Raises:
         SettingsError: there is no such launcher.
     """
-    launcher = table.endpoints[name].launcher or choice.launcher
+    launcher = table.endpoints[name].launcher or default
     if launcher not in LAUNCHERS:
-        raise _wrong(choice.routes, name, f"launcher: {launcher[:50]!r} is none; choose one of {', '.join(LAUNCHERS)}")
+        raise _wrong(routes, name, f"launcher: {launcher[:50]!r} is none; choose one of {', '.join(LAUNCHERS)}")
     return launcher
 
 
@@ -183,7 +189,10 @@ def _entries(settings: Settings) -> list[tuple[str, str, EndpointEntry]]:
     table = read_routes(settings)
     if table is None:
         return [(settings.launcher, DEFAULT_PLACE, EndpointEntry())]
-    return [(_launcher_of(table, name, settings), name, entry) for name, entry in table.endpoints.items()]
+    return [
+        (_launcher_of(table, name, settings.launcher, settings.routes), name, entry)
+        for name, entry in table.endpoints.items()
+    ]
 
 
 def open_places(settings: Settings, http: httpx.AsyncClient) -> tuple[Place, ...]:

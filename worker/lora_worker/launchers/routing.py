@@ -93,7 +93,7 @@ class Choice:
     @property
     def why_waiting(self) -> str:
         """What is against each candidate, in one sentence for the operator."""
-        return "; ".join(f"{option.place}: {option.reason}" for option in self.options)
+        return "; ".join(f"{option.place}: {option.reason}" for option in self.options if option.reason)
 
 
 def choose(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+from lora_worker.runs.outcomes.failures import NO_GPU_THERE
 from lora_worker.runs.outcomes.results import parse_progress
 from lora_worker.runs.outcomes.retries import patience_seconds
 from lora_worker.runs.rows.progress_entries import make_report
@@ -84,6 +85,9 @@ def _(event: Renewed, held: HeldRun) -> None:
         "progress": None,
     }
     held.news = event.news.model_copy(update=known)
+    if held.news.withdrawn_at is not None and held.stopping is None:
+        # The answer to the withdrawal was lost on its way. The run's trainers are refused since.
+        held.stopping = NO_GPU_THERE
 
 
 @_write.register
@@ -139,6 +143,8 @@ def _(event: PutOff, held: HeldRun) -> None:
     held.doubtful_endpoint = event.doubtful_endpoint or held.doubtful_endpoint
     if event.refused_by is not None:
         held.refused_at = {**held.refused_at, event.refused_by: held.services.clock()}
+    if event.declined_by is not None:
+        held.declined_by = {*held.declined_by, event.declined_by}
     if event.exact_seconds is None:
         held.launch_tries += 1
         wait_seconds = patience_seconds(event.base_seconds, held.launch_tries)

@@ -119,6 +119,18 @@ def test_withdrawn_run_refuses_its_trainer(db: Database) -> None:
     assert adopted["run"]["withdrawn_at"] is not None
 
 
+def test_withdrawn_run_is_not_launched_again_and_its_renewal_says_so(db: Database) -> None:
+    run = claimed(db)
+    assert begin(db, run, slots=1)["may_launch"]
+    lease = {"run_id": run["id"], "lease_token": run["lease_token"]}
+    (news,) = db.call("renew_training_runs_2", [lease], 60)
+    assert news["withdrawn_at"] is None
+    assert db.call("withdraw_launch", run["id"], run["lease_token"], 600) is True
+    assert begin(db, run, slots=1, endpoint=THERE) == {"may_launch": False, "reason": "withdrawn"}
+    (news,) = db.call("renew_training_runs_2", [lease], 60)
+    assert news["withdrawn_at"] is not None
+
+
 def test_run_whose_trainer_was_faster_stays_where_it_is(db: Database) -> None:
     run = launched(db)
     assert check_in(db, run)["may_train"] is True

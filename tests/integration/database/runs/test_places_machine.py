@@ -96,6 +96,7 @@ class Cloud:
     gpus: dict[str, Gpu] = field(default_factory=dict)
     guide = GUIDE
     longest_launch_seconds = 1e6
+    takes_errands = True
 
     def reaches(self, endpoint: str) -> bool:
         return endpoint == self.endpoint

@@ -134,3 +134,9 @@ async def test_each_place_has_a_launcher_of_its_own(environment: pytest.MonkeyPa
     assert eu.launcher is not us.launcher
     assert [place.endpoint.rpartition("/")[2] for place in (eu, us)] == ["eu", "us"]
     assert load_prices()
+
+
+def test_wrong_gpu_count_is_told_in_a_sentence(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("LORA_WORKER_ENDPOINT_GPU_COUNT", "16")
+    with pytest.raises(SettingsError, match="LORA_WORKER_ENDPOINT_GPU_COUNT"):
+        load_settings()

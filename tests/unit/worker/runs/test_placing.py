@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from lora_worker.database.rows import Assignment
+from lora_worker.database.rows import Assignment, News
+from lora_worker.errors import LaunchRefusedError
 from lora_worker.launchers.base import LaunchState, Observation
 from lora_worker.launchers.endpoints import EndpointView
 from lora_worker.launchers.places import Place
@@ -14,9 +16,9 @@ from lora_worker.launchers.routing_table import RoutingTable
 from lora_worker.runs import advance
 from lora_worker.runs.applying import apply
 from lora_worker.runs.outcomes.failures import NO_GPU_THERE
-from lora_worker.runs.state.events import Ending, EndpointSeen, PutOff, Settled, StopDecided
+from lora_worker.runs.state.events import Ending, EndpointSeen, PutOff, Renewed, Settled, StopDecided
 from lora_worker.runs.state.held_run import HeldRun
-from lora_worker.runs.steps import settling
+from lora_worker.runs.steps import launching, settling
 from lora_worker.runs.steps.placing import choose_place, fall_back
 from lora_worker.services import Services
 from tests.scripted import Clock, FakeLauncher, FakeQueue, ForgetfulLauncher, assignment, make_services, note_settlings
@@ -35,11 +37,11 @@ class Other(FakeLauncher):
     name, endpoint = "gpu-server", B
 
 
-def routed(launcher: Any = None) -> tuple[Services, FakeQueue]:
+def routed(launcher: Any = None, table: RoutingTable = TABLE) -> tuple[Services, FakeQueue]:
     queue = FakeQueue()
     first: Any = launcher or FakeLauncher()
     places = (Place("a", first, slots=1), Place("b", cast(Any, Other())))
-    return make_services(queue=queue, launcher=first, routed_places=places, routes=TABLE), queue
+    return make_services(queue=queue, launcher=first, routed_places=places, routes=table), queue
 
 
 def order(external_job_id: str | None, **run: Any) -> Assignment:
@@ -195,3 +197,87 @@ async def test_run_that_left_its_place_counts_as_no_failure() -> None:
     outcome = settling._outcome(held, Ending(NO_GPU_THERE), None)
     assert (outcome["job_status"], outcome["fault"], outcome["retry_after_seconds"]) == ("queued", None, 0.0)
     assert outcome["notices"] == []
+
+
+async def sent(held: HeldRun, place: str, monkeypatch: pytest.MonkeyPatch) -> Ending | PutOff:
+    """What follows where the launcher of this place can't take the run's request."""
+
+    async def refuse(*_: Any) -> str:
+        raise LaunchRefusedError("the cloud", "no such request", status=400)
+
+    chosen: Any = held.services.places.named(place)
+    monkeypatch.setattr(chosen.launcher, "launch", refuse, raising=False)
+    monkeypatch.setattr(launching, "replace", lambda policy, **_: policy)
+    request: Any = SimpleNamespace(model_dump=lambda mode: {})
+    answer = await launching.send(held, request, cast(Any, SimpleNamespace(place=chosen, policy=None)))
+    assert isinstance(answer, Ending | PutOff)
+    if isinstance(answer, PutOff):
+        apply(held, answer)
+    return answer
+
+
+async def test_job_fails_only_when_every_place_that_fits_declines_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    services, queue = routed()
+    held = claimed(services)
+    apply(held, PutOff("no machine is free", 30, refused_by="a"))
+    assert isinstance(await sent(held, "a", monkeypatch), PutOff), "it was busy before, which is no word on the request"
+    queue.places[B] = {"held_seconds": 60.0}
+    assert await choose_place(held) == Settled("queued"), "only b may take it, which is held for now"
+    queue.places.clear()
+    assert await name_of(held) == "b"
+    assert isinstance(await sent(held, "b", monkeypatch), PutOff)
+    ending = await sent(held, await name_of(held), monkeypatch)
+    assert isinstance(ending, Ending)
+    assert ending.failure is not None
+    assert ending.failure.code == "request_invalid"
+
+
+async def test_doubtful_launch_leaves_a_place_that_declines_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    services, queue = routed()
+    held = claimed(services, endpoint=B, posted_seconds_ago=5.0)
+    assert isinstance(await sent(held, "b", monkeypatch), PutOff)
+    queue.places[A] = {"launches": 1}
+    assert await choose_place(held) == Settled("queued"), "a is full now"
+    queue.places.clear()
+    assert await choose_place(held) == StopDecided(NO_GPU_THERE)
+
+
+async def test_waiting_run_does_not_leave_for_a_place_that_refused_it() -> None:
+    services, queue = routed()
+    queue.places[A] = {"without_gpu_seconds": LONG}
+    held = waiting(services)
+    apply(held, PutOff("no machine is free", 30, refused_by="b"))
+    assert await fall_back(held, QUEUED) is None
+    assert queue.calls == []
+
+
+async def test_no_more_runs_leave_than_the_target_has_free_slots() -> None:
+    limited = TABLE.model_dump(exclude_none=True)
+    limited["endpoints"]["b"]["slots"] = 2
+    services, queue = routed(table=RoutingTable.model_validate(limited))
+    queue.places |= {A: {"without_gpu_seconds": LONG}, B: {"launches": 1}}
+    faster, first, second = waiting(services), waiting(services), waiting(services)
+    queue.checked_in.add(faster.assignment.run.id)
+    assert await fall_back(faster, QUEUED) is None, "it has stayed, and takes no slot there"
+    queue.checked_in.clear()
+    assert await fall_back(first, QUEUED) == StopDecided(NO_GPU_THERE)
+    assert await fall_back(second, QUEUED) is None
+    cast(Clock, services.clock).now += 301
+    assert await fall_back(waiting(services), QUEUED) == StopDecided(NO_GPU_THERE)
+
+
+async def test_doubtful_launch_at_no_place_gets_a_new_run() -> None:
+    services, queue = routed()
+    held = claimed(services, endpoint="https://former.example", posted_seconds_ago=5.0)
+    queue.checked_in.add(held.assignment.run.id)
+    assert isinstance(await choose_place(held), PutOff), "its trainer has begun"
+    queue.checked_in.clear()
+    assert await choose_place(held) == StopDecided(NO_GPU_THERE)
+
+
+def test_run_withdrawn_by_a_lost_answer_is_stopped_at_its_renewal() -> None:
+    services, _ = routed()
+    held = waiting(services)
+    row = {"run_id": held.assignment.run.id, "held": True, "withdrawn_at": "2026-11-27T00:00:00Z"}
+    apply(held, Renewed(News.model_validate(row), services.clock()))
+    assert held.stopping == NO_GPU_THERE

@@ -130,6 +130,8 @@ class PutOff:
     """What the job's page says meanwhile."""
     refused_by: str | None = None
     """The place whose launcher did not accept it, for certain."""
+    declined_by: str | None = None
+    """The place whose launcher can't take the run's request at all."""
     doubtful_endpoint: str | None = None
     """Where it may have been accepted nevertheless."""
 

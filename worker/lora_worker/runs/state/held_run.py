@@ -5,7 +5,7 @@ Nothing here changes a held run. What happens to one is an event (`events`), and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,8 @@ class HeldRun:
     """Where a launch of the run may live whose id is not known."""
     refused_at: Mapping[str, float] = field(default_factory=dict)
     """When the launcher of a place did not accept the run, by the place's name."""
+    declined_by: Set[str] = frozenset()
+    """The places whose launcher can't take the run's request, by name: none of them will take it another time."""
     launch_not_before: float = 0.0
     launch_tries: int = 0
     is_settling: bool = False

@@ -35,8 +35,8 @@ from lora_worker.errors import (
 from lora_worker.launchers.places import Place
 from lora_worker.observability.actions import Action
 from lora_worker.observability.metrics import LAUNCHED
-from lora_worker.runs.outcomes.failures import Failure
-from lora_worker.runs.state.events import Ending, LaunchBegun, Launched, PutOff, Settled
+from lora_worker.runs.outcomes.failures import NO_GPU_THERE, Failure
+from lora_worker.runs.state.events import Ending, LaunchBegun, Launched, PutOff, Settled, StopDecided
 from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.runs.steps.breakers import hold_back
 from lora_worker.services import Services
@@ -164,10 +164,13 @@ def asked_name(job_id: UUID, dataset_name: str) -> str | None:
     return None if dataset_name == TRIAL_NAME else serving_name(job_id)
 
 
-async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) -> LaunchBegun | PutOff | None:
+async def begin_launch(
+    held: HeldRun, request: Request, plan: preflight.Plan
+) -> LaunchBegun | PutOff | StopDecided | None:
     """Write down that the run is about to be sent; None when it need not be sent any more.
 
-    It is put off where others have taken the place's last slot meanwhile: the next cycle chooses anew.
+    It is put off where others have taken the place's last slot meanwhile: the next cycle chooses anew. It is stopped
+    where it was taken from its place before, and only the answer to that was lost.
 
     Raises:
         LeaseLostError: the run is another worker's.
@@ -198,6 +201,8 @@ async def begin_launch(held: HeldRun, request: Request, plan: preflight.Plan) ->
         raise LeaseLostError("the lease was lost before the launch")
     if answer["reason"] == "full":
         return PutOff(f"all slots of {plan.place.name} are taken", 0.0, exact_seconds=0.0, stage="waiting_for_gpu")
+    if answer["reason"] == "withdrawn":
+        return StopDecided(NO_GPU_THERE)
     if not answer["may_launch"]:
         # Cancelled or checked in meanwhile: the next renewal says so, and the next cycle acts on it.
         log.info("launch not needed", action=Action.LAUNCH_NOT_NEEDED, reason=answer["reason"])
@@ -231,9 +236,9 @@ async def send(held: HeldRun, request: Request, plan: preflight.Plan) -> Launche
         external_job_id = await launcher.launch(request.model_dump(mode="json"), policy)
     except LaunchRefusedError as error:
         LAUNCHED.labels("refused").inc()
-        if services.routes is not None and plan.place.name not in held.refused_at:
-            # Another place may take it; where none does, this one is asked again.
-            return PutOff(str(error), 0.0, exact_seconds=0.0, refused_by=plan.place.name)
+        if services.routes is not None and plan.place.name not in held.declined_by:
+            # Another place may take it. This one is asked again only where all that fit the job have declined it.
+            return PutOff(str(error), 0.0, exact_seconds=0.0, declined_by=plan.place.name)
         text = "The GPU provider refused the job's request. Please report it to support."
         return Ending(Failure(ErrorCode.REQUEST_INVALID, Fault.PERMANENT, text))
     except ServiceRefusedError as error:

@@ -41,19 +41,49 @@ async def choose_place(held: HeldRun) -> Place | PutOff | Settled | StopDecided:
         ServiceError: the database did not answer.
     """
     places, table = held.services.places, held.services.routes
-    candidates = await _candidates(held) if table is not None else None
-    if table is None or candidates is None:
+    if table is None:
         return places.default
-    choice = candidates.choose(_refused(held, table))
     bound = places.at(held.doubtful_endpoint) if held.doubtful_endpoint else None
+    if held.doubtful_endpoint and bound is None:
+        return await _leave_unknown(held, table)
+    candidates = await _candidates(held)
+    if candidates is None:
+        return places.default
     if bound is not None:
-        # Its launch may live there: only there it is found again, where the launcher knows it by its name.
-        leaves = _has_waited_in_vain(held, choice, bound, table) and await _withdraw(held, table, bound, choice)
-        return StopDecided(NO_GPU_THERE) if leaves else bound
+        return await _stay_or_leave(held, candidates, bound, table)
+    choice = candidates.choose(_refused(held, table))
     if choice.place is None:
         return await _wait(held, choice)
     log.info("place chosen", action=Action.PLACE_CHOSEN, place=choice.place, rule=choice.rule)
     return places.named(choice.place)
+
+
+async def _leave_unknown(held: HeldRun, table: RoutingTable) -> PutOff | StopDecided:
+    """Take the run from an endpoint that the table does not have, where a launch of it is in doubt.
+
+    A launch elsewhere would overwrite where the first one is found, and what it costs: so the job gets a new run. The
+    time in which the doubtful launch may have checked in is over.
+    """
+    if await _withdraw(held, table):
+        log.warning("the run leaves an endpoint of no place", action=Action.PLACE_LEFT, endpoint=held.doubtful_endpoint)
+        return StopDecided(NO_GPU_THERE)
+    return PutOff("a trainer of the run has begun", 0.0, exact_seconds=0.0)
+
+
+async def _stay_or_leave(
+    held: HeldRun, candidates: Candidates, bound: Place, table: RoutingTable
+) -> Place | PutOff | Settled | StopDecided:
+    """Where a run goes that may have a launch already, whose id is not known."""
+    choice = candidates.look(_refused(held, table))
+    others_fit = any(option.hurdle is not Hurdle.UNFIT for option in choice.options if option.place != bound.name)
+    declines = bound.name in held.declined_by and others_fit
+    if declines or _has_waited_in_vain(held, choice, bound, table):
+        if await _leave(held, candidates, bound, choice):
+            return StopDecided(NO_GPU_THERE)
+        if declines:
+            return await _wait(held, choice)
+    # Only there its launch is found again, where the launcher knows it by its name.
+    return bound
 
 
 async def fall_back(held: HeldRun, observation: Observation) -> StopDecided | None:
@@ -70,10 +100,10 @@ async def fall_back(held: HeldRun, observation: Observation) -> StopDecided | No
     candidates, here = await _candidates(held), held.services.places.at(held.launch_ref.endpoint)
     if candidates is None:
         return None
-    choice = candidates.choose(_refused(held, table))
+    choice = candidates.look(_refused(held, table))
     if not choice.is_free or (here is not None and choice.place == here.name):
         return None
-    return StopDecided(NO_GPU_THERE) if await _withdraw(held, table, here, choice) else None
+    return StopDecided(NO_GPU_THERE) if await _leave(held, candidates, here, choice) else None
 
 
 async def _candidates(held: HeldRun) -> Candidates | None:
@@ -87,9 +117,10 @@ async def _candidates(held: HeldRun) -> Candidates | None:
     except PreflightError:
         return None
     run = held.assignment.run
-    return await look_at_places(
+    found = await look_at_places(
         chosen, gpu, services, table, user=run.user_id, gpu_config=job.gpu_config, run_id=run.id
     )
+    return found.without(held.declined_by)
 
 
 def _refused(held: HeldRun, table: RoutingTable) -> dict[str, float]:
@@ -104,20 +135,30 @@ def _has_waited_in_vain(held: HeldRun, choice: Choice, bound: Place, table: Rout
     return waited and choice.is_free and there in {Hurdle.NO_GPU, Hurdle.REFUSED}
 
 
-async def _withdraw(held: HeldRun, table: RoutingTable, here: Place | None, choice: Choice) -> bool:
-    run = held.assignment.run
-    held.require_lease()
-    withdrawn = await held.services.queue.withdraw_launch(
-        run.id, run.lease_token, pass_over_seconds=math.ceil(table.pass_over_minutes * 60)
-    )
+async def _leave(held: HeldRun, candidates: Candidates, here: Place | None, choice: Choice) -> bool:
+    """Take the run from its place for another; False where a trainer was faster, or others take all slots there."""
+    departures, to = held.services.departures, choice.place
+    if to is None or not departures.book(to, candidates.free_slots(to)):
+        return False
+    withdrawn = False
+    try:
+        withdrawn = await _withdraw(held, candidates.table)
+    finally:
+        if not withdrawn:
+            departures.give_back(to)
     if withdrawn:
         log.warning(
-            "the run leaves a place without a GPU",
-            action=Action.PLACE_LEFT,
-            place=here and here.name,
-            next_place=choice.place,
+            "the run leaves a place without a GPU", action=Action.PLACE_LEFT, place=here and here.name, next_place=to
         )
     return withdrawn
+
+
+async def _withdraw(held: HeldRun, table: RoutingTable) -> bool:
+    run = held.assignment.run
+    held.require_lease()
+    return await held.services.queue.withdraw_launch(
+        run.id, run.lease_token, pass_over_seconds=math.ceil(table.pass_over_minutes * 60)
+    )
 
 
 async def _wait(held: HeldRun, choice: Choice) -> PutOff | Settled:
