@@ -281,3 +281,18 @@ def test_run_withdrawn_by_a_lost_answer_is_stopped_at_its_renewal() -> None:
     row = {"run_id": held.assignment.run.id, "held": True, "withdrawn_at": "2026-11-27T00:00:00Z"}
     apply(held, Renewed(News.model_validate(row), services.clock()))
     assert held.stopping == NO_GPU_THERE
+
+
+async def test_withdrawn_run_is_stopped_instead_of_being_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    services, queue = routed()
+    held = claimed(services)
+
+    async def begin(*_: Any, **__: Any) -> dict[str, Any]:
+        return {"may_launch": False, "reason": "withdrawn"}
+
+    monkeypatch.setattr(queue, "begin_launch", begin, raising=False)
+    plan: Any = SimpleNamespace(
+        place=services.places.default, init_adapter=None, rate=SimpleNamespace(model_dump=dict)
+    )
+    request: Any = SimpleNamespace(output=SimpleNamespace(serving_name=None), channel=SimpleNamespace(token="t" * 64))
+    assert await launching.begin_launch(held, request, plan) == StopDecided(NO_GPU_THERE)
