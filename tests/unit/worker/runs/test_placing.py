@@ -291,8 +291,6 @@ async def test_withdrawn_run_is_stopped_instead_of_being_sent_again(monkeypatch:
         return {"may_launch": False, "reason": "withdrawn"}
 
     monkeypatch.setattr(queue, "begin_launch", begin, raising=False)
-    plan: Any = SimpleNamespace(
-        place=services.places.default, init_adapter=None, rate=SimpleNamespace(model_dump=dict)
-    )
+    plan: Any = SimpleNamespace(place=services.places.default, init_adapter=None, rate=SimpleNamespace(model_dump=dict))
     request: Any = SimpleNamespace(output=SimpleNamespace(serving_name=None), channel=SimpleNamespace(token="t" * 64))
     assert await launching.begin_launch(held, request, plan) == StopDecided(NO_GPU_THERE)
