@@ -495,7 +495,7 @@ begin
         where public.training_job_status(r.queue, r.job_id) = 'failed'
         order by r.ended_at desc, r.id limit 20) f), '[]'),
       -- All launches that may cost money now, by endpoint. A launch without an answer from the launcher counts as
-      -- one.
+      -- one, unless its run has gone to another endpoint, which it only does once it was refused.
       'endpoints', coalesce((select jsonb_agg(e) from (
         select l.launcher, l.endpoint, count(*) as launches,
           count(*) filter (where r.status not in ('claimed', 'launched', 'running')) as without_run
@@ -503,7 +503,7 @@ begin
               where o.ended_at is null and o.external_job_id is not null
               union all
               select o.run_id, o.launcher, o.endpoint from live join public.training_launches o on o.run_id = live.id
-              where o.ended_at is null and o.external_job_id is null
+              where o.ended_at is null and o.external_job_id is null and o.endpoint is not distinct from live.endpoint
               union all
               -- An errand belongs to no run.
               select null, a.launcher, a.endpoint from public.training_serving_errands a where a.ended_at is null) l

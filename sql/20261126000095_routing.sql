@@ -45,7 +45,7 @@ end
 $$;
 
 -- How many runs other than this one may have a launch at an endpoint that has not ended. A launch without an answer from
--- the launcher counts while its run is live.
+-- the launcher counts while its run is live and has not gone to another endpoint, which it only does once it was refused.
 create or replace function public.training_launches_at(endpoint text, but_run_id uuid) returns int
 language sql stable set search_path = '' as $$
   select count(*)::int from (
@@ -53,14 +53,91 @@ language sql stable set search_path = '' as $$
     where o.endpoint = training_launches_at.endpoint and o.ended_at is null and o.external_job_id is not null
     union
     select o.run_id from public.training_runs r join public.training_launches o on o.run_id = r.id
-    where r.status in ('claimed', 'launched', 'running') and o.endpoint = training_launches_at.endpoint
-      and o.ended_at is null and o.external_job_id is null) l
+    where r.status in ('claimed', 'launched', 'running') and r.endpoint = training_launches_at.endpoint
+      and o.endpoint = training_launches_at.endpoint and o.ended_at is null and o.external_job_id is null) l
   where l.run_id is distinct from training_launches_at.but_run_id
 $$;
 
+-- For how many more seconds an open breaker holds a run; 0 where it may pass. While another live run tries it, that is a
+-- minute, to be looked at again. A run that was launched at another endpoint tries it no longer.
+create or replace function public.training_breaker_seconds(breaker public.training_breakers, run_id uuid)
+returns double precision
+language sql stable set search_path = '' as $$
+  select greatest(
+    extract(epoch from breaker.probe_at - now()), 0,
+    case when exists (
+      select from public.training_runs r
+      where r.id = breaker.probe_run_id and r.id is distinct from training_breaker_seconds.run_id
+        and (r.status = 'claimed' or r.status in ('launched', 'running') and r.endpoint = breaker.endpoint))
+    then 60 end)::double precision
+$$;
+
+-- As before; a run that tries a breaker holds others only until it was launched at another endpoint.
+create or replace function public.pass_breakers(
+  run_id uuid, lease_token uuid, base_model text, endpoint text, look_again_seconds int default 300
+) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+  breaker public.training_breakers;
+  job jsonb;
+  sentence text;
+begin
+  select * into run from public.training_held_run(pass_breakers.run_id, pass_breakers.lease_token);
+  if not found then
+    return jsonb_build_object('go', false, 'reason', 'lease_lost');
+  end if;
+  if not exists (select from public.training_launches l where l.run_id = run.id) then
+    -- Always in the same order, so that two runs can't deadlock.
+    perform from public.training_breakers b
+    where b.endpoint = pass_breakers.endpoint and b.opened_at is not null
+      and b.name in ('', pass_breakers.base_model)
+    order by b.kind, b.name for update;
+    select b.* into breaker from public.training_breakers b
+    where b.endpoint = pass_breakers.endpoint and b.opened_at is not null
+      and b.name in ('', pass_breakers.base_model)
+      and public.training_breaker_seconds(b, run.id) > 0
+    order by b.probe_at desc, b.kind limit 1;
+  end if;
+  job := public.training_job_row(run.queue, run.job_id, locked => true);
+  if breaker.kind is null or job->>'status' is distinct from 'initializing' then
+    update public.training_breakers b set probe_run_id = run.id
+    where b.endpoint = pass_breakers.endpoint and b.opened_at is not null
+      and b.name in ('', pass_breakers.base_model);
+    update public.training_runs r
+    set base_model = pass_breakers.base_model, endpoint = coalesce(r.endpoint, pass_breakers.endpoint)
+    where r.id = run.id;
+    delete from public.training_holds h where h.job_id = run.job_id;
+    if found then
+      perform public.training_write_job(run.queue, run.job_id, '{"error_message": null}');
+    end if;
+    return '{"go": true}';
+  end if;
+  sentence := case breaker.kind
+    when 'base_model' then 'Trainings on ' || breaker.name || ' fail on the GPU at the moment, for several users.'
+    else 'The GPU machines can''t begin trainings at the moment.' end
+    || ' The job waits without counting an attempt, and is tried again by itself.';
+  insert into public.training_holds (job_id, kind, name, endpoint, reason, held_until)
+  values (run.job_id, breaker.kind, breaker.name, breaker.endpoint, sentence,
+          case when breaker.probe_at > now() then breaker.probe_at
+               else now() + make_interval(secs => pass_breakers.look_again_seconds) end)
+  on conflict (job_id) do update
+  set kind = excluded.kind, name = excluded.name, endpoint = excluded.endpoint, reason = excluded.reason,
+      held_until = excluded.held_until;
+  delete from public.training_runs r where r.id = run.id;
+  perform public.training_write_job(run.queue, run.job_id, jsonb_build_object(
+    'status', 'queued', 'retry_count', run.attempt - 1, 'error_message', sentence,
+    'current_stage', case breaker.kind when 'base_model' then 'waiting_for_base_model' else 'waiting_for_gpu' end));
+  return jsonb_build_object('go', false, 'reason', 'held', 'kind', breaker.kind, 'name', breaker.name,
+                            'message', sentence);
+end
+$$;
+
 -- What is known of each of these endpoints, for the choice of a run's place: [{endpoint, launches, without_gpu_seconds,
--- passed_over_seconds, held_seconds, problem}]. held_seconds is how much longer jobs on this base model are held there by
--- a breaker. What was not looked at for 15 minutes is not known.
+-- passed_over_seconds, held_seconds, was_left, problem}]. held_seconds is how much longer jobs on this base model are held
+-- there by a breaker, and was_left whether the run's job has left it for want of a GPU in the last six hours. What was not
+-- looked at for 15 minutes is not known.
 create or replace function public.training_places(endpoints jsonb, base_model text, run_id uuid) returns jsonb
 language sql stable security definer set search_path = '' as $$
   select coalesce(jsonb_agg(jsonb_build_object(
@@ -70,9 +147,12 @@ language sql stable security definer set search_path = '' as $$
                                          then extract(epoch from now() - e.without_gpu_since) end, 0),
     'passed_over_seconds', greatest(extract(epoch from e.passed_over_until - now()), 0),
     'held_seconds', coalesce((
-      select max(extract(epoch from b.probe_at - now())) from public.training_breakers b
-      where b.endpoint = n.endpoint and b.opened_at is not null and b.probe_at > now()
-        and b.name in ('', training_places.base_model)), 0),
+      select max(public.training_breaker_seconds(b, training_places.run_id)) from public.training_breakers b
+      where b.endpoint = n.endpoint and b.opened_at is not null and b.name in ('', training_places.base_model)), 0),
+    'was_left', exists (
+      select from public.training_runs r join public.training_runs e on e.job_id = r.job_id
+      where r.id = training_places.run_id and e.endpoint = n.endpoint and e.error_code = 'no_gpu_there'
+        and e.ended_at > now() - interval '6 hours'),
     'problem', case when e.looked_at > now() - interval '15 minutes' then e.problem end) order by n.number), '[]')
   from (
     select a.endpoint, a.number
@@ -251,6 +331,7 @@ $$;
 
 revoke all on function public.note_endpoint_2(text, text, text, text, boolean),
   public.training_launches_at(text, uuid), public.training_places(jsonb, text, uuid),
+  public.training_breaker_seconds(public.training_breakers, uuid),
   public.begin_launch_2(uuid, uuid, text, text, jsonb, text, int), public.put_back_run(uuid, uuid, text, int),
   public.withdraw_launch(uuid, uuid, int)
   from public, anon, authenticated, service_role;

@@ -141,7 +141,7 @@ class FakeQueue:
         """What a test has set of an endpoint in `places`, and nothing against the others."""
         nothing: PlaceRow = {
             "endpoint": "", "launches": 0, "without_gpu_seconds": 0.0, "passed_over_seconds": 0.0, "held_seconds": 0.0,
-            "problem": None,
+            "was_left": False, "problem": None,
         }  # fmt: skip
         return [{**nothing, **self.places.get(endpoint, {}), "endpoint": endpoint} for endpoint in endpoints]  # type: ignore[typeddict-item]
 

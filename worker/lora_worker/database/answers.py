@@ -51,6 +51,8 @@ class PlaceRow(TypedDict):
     """How much longer the endpoint is left out, since a run has waited there in vain."""
     held_seconds: float
     """How much longer jobs are held there for its image or the base model."""
+    was_left: bool
+    """Whether the run's job has left the endpoint for want of a GPU in the last hours."""
     problem: str | None
 
 

@@ -74,7 +74,12 @@ async def look_at_places(
     )
     states = {
         place.name: PlaceState(
-            row["launches"], row["without_gpu_seconds"], row["passed_over_seconds"], row["held_seconds"], row["problem"]
+            row["launches"],
+            row["without_gpu_seconds"],
+            row["passed_over_seconds"],
+            row["held_seconds"],
+            row["problem"],
+            row["was_left"],
         )
         for row in rows
         if (place := places.at(row["endpoint"])) is not None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
@@ -51,6 +51,8 @@ class PlaceState:
     """How much longer jobs are held for its image, or for this base model there."""
     problem: str | None = None
     """What is wrong there, for the operator."""
+    was_left: bool = False
+    """Whether the job has left it for want of a GPU in the last hours."""
 
 
 class Hurdle(StrEnum):
@@ -71,6 +73,8 @@ class Option:
     place: str
     hurdle: Hurdle | None = None
     reason: str | None = None
+    was_left: bool = False
+    """Whether the job has left it for want of a GPU in the last hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,14 @@ class Choice:
     def is_free(self) -> bool:
         """Whether nothing is against the place that was chosen."""
         return any(option.place == self.place and option.hurdle is None for option in self.options)
+
+    def leads_on(self, here: str | None) -> bool:
+        """Whether a run may leave `here` for the place that was chosen.
+
+        Not if its job has left both in the last hours: without a GPU anywhere it would go to and fro for ever.
+        """
+        left = {option.place for option in self.options if option.was_left}
+        return self.is_free and not {here, self.place} <= left
 
     @property
     def why_waiting(self) -> str:
@@ -112,7 +124,10 @@ def choose(
     number, rule = _first_match(table, wanted)
     names = rule.endpoints if rule else (next(iter(table.endpoints)),)
     conditions = describe(rule) if rule else "no rule matches, so it gets the first endpoint"
-    options = tuple(_option(name, table, states.get(name, PlaceState()), unfit, refused) for name in names)
+    known = {name: states.get(name, PlaceState()) for name in names}
+    options = tuple(
+        replace(_option(name, table, state, unfit, refused), was_left=state.was_left) for name, state in known.items()
+    )
     return Choice(number, conditions, options, _chosen(options))
 
 

@@ -192,3 +192,54 @@ def test_held_base_model_is_known_before_a_place_is_chosen(db: Database) -> None
     assert place(db, base_model="m")["held_seconds"] == pytest.approx(300, abs=5)
     assert place(db, base_model="other")["held_seconds"] == 0
     assert place(db, THERE, base_model="m")["held_seconds"] == 0
+
+
+def probed(db: Database) -> dict[str, Any]:
+    """A claimed run that tries an open breaker at HERE."""
+    db.rows(
+        "insert into training_breakers (kind, name, endpoint, opened_at, probe_at)"
+        " values ('base_model', 'm', %s, now(), now())",
+        HERE,
+    )
+    run = claimed(db)
+    assert passes(db, run)
+    return run
+
+
+def passes(db: Database, run: dict[str, Any], endpoint: str = HERE) -> bool:
+    return bool(db.call("pass_breakers", run["id"], run["lease_token"], "m", endpoint)["go"])
+
+
+def test_place_is_held_while_a_run_tries_its_breaker(db: Database) -> None:
+    probe, other = probed(db), claimed(db)
+    assert place(db, base_model="m", run_id=other["id"])["held_seconds"] == 60
+    assert place(db, base_model="m", run_id=probe["id"])["held_seconds"] == 0
+    assert not passes(db, other)
+
+
+def test_run_that_went_elsewhere_tries_no_breaker_here(db: Database) -> None:
+    probe, other = probed(db), claimed(db)
+    assert begin(db, probe, slots=None, endpoint=THERE)["may_launch"]
+    db.call("record_launch", probe["id"], probe["lease_token"], "runpod", uuid4().hex, THERE)
+    assert place(db, base_model="m", run_id=other["id"])["held_seconds"] == 0
+    assert passes(db, other)
+
+
+def test_refused_launch_gives_its_slot_back_when_its_run_goes_on(db: Database) -> None:
+    run = claimed(db)
+    assert begin(db, run, slots=1)["may_launch"]
+    assert begin(db, run, slots=1, endpoint=THERE)["may_launch"]
+    assert (place(db)["launches"], place(db, THERE)["launches"]) == (0, 1)
+    assert [(at["endpoint"], at["launches"]) for at in db.call("queue_health")["endpoints"]] == [(THERE, 1)]
+
+
+def test_place_that_a_job_has_left_is_known_for_hours(db: Database) -> None:
+    run = launched(db)
+    db.settle(run, "queued", error_code="no_gpu_there", fault=None)
+    db.rows("update training_runs set next_attempt_at = now() where id = %s", run["id"])
+    (again,) = db.claim("w1")
+    later = again["run"]["id"]
+    assert (place(db, run_id=later)["was_left"], place(db, THERE, run_id=later)["was_left"]) == (True, False)
+    assert place(db, run_id=claimed(db)["id"])["was_left"] is False, "another job's"
+    db.rows("update training_runs set ended_at = now() - interval '7 hours' where id = %s", run["id"])
+    assert place(db, run_id=later)["was_left"] is False

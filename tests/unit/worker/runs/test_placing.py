@@ -15,7 +15,7 @@ from lora_worker.launchers.places import Place
 from lora_worker.launchers.routing_table import RoutingTable
 from lora_worker.runs import advance
 from lora_worker.runs.applying import apply
-from lora_worker.runs.outcomes.failures import NO_GPU_THERE
+from lora_worker.runs.outcomes.failures import CRASHED, NO_GPU_THERE
 from lora_worker.runs.state.events import Ending, EndpointSeen, PutOff, Renewed, Settled, StopDecided
 from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.runs.steps import launching, settling
@@ -152,6 +152,23 @@ async def test_run_stays_where_no_other_place_is_free(there: dict[str, Any]) -> 
     services, queue = routed()
     queue.places |= {A: {"without_gpu_seconds": LONG}, B: there}
     assert await fall_back(waiting(services), QUEUED) is None
+    assert queue.calls == []
+
+
+@pytest.mark.parametrize(("left", "calls"), [([A], 1), ([B], 1), ([A, B], 0)])
+async def test_job_without_a_gpu_anywhere_does_not_go_to_and_fro(left: list[str], calls: int) -> None:
+    services, queue = routed()
+    queue.places[A] = {"without_gpu_seconds": LONG}
+    for endpoint in left:
+        queue.places[endpoint] = {**queue.places.get(endpoint, {}), "was_left": True}
+    await fall_back(waiting(services), QUEUED)
+    assert len(queue.calls) == calls
+
+
+async def test_launch_in_doubt_does_not_go_to_and_fro_either() -> None:
+    services, queue = routed()
+    queue.places |= {A: {"was_left": True}, B: {"without_gpu_seconds": LONG, "was_left": True}}
+    assert await name_of(claimed(services, endpoint=B, posted_seconds_ago=LONG)) == "b"
     assert queue.calls == []
 
 
@@ -294,3 +311,11 @@ async def test_withdrawn_run_is_stopped_instead_of_being_sent_again(monkeypatch:
     plan: Any = SimpleNamespace(place=services.places.default, init_adapter=None, rate=SimpleNamespace(model_dump=dict))
     request: Any = SimpleNamespace(output=SimpleNamespace(serving_name=None), channel=SimpleNamespace(token="t" * 64))
     assert await launching.begin_launch(held, request, plan) == StopDecided(NO_GPU_THERE)
+
+
+def test_runs_that_left_a_place_are_not_told_as_attempts() -> None:
+    services, _ = routed()
+    held = waiting(services, attempt=9, transient_failures=2)
+    outcome = settling._outcome(held, Ending(CRASHED), None)
+    assert outcome["job_status"] == "failed"
+    assert "3 attempts were made" in outcome["error_message"]

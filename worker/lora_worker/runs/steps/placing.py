@@ -101,7 +101,8 @@ async def fall_back(held: HeldRun, observation: Observation) -> StopDecided | No
     if candidates is None:
         return None
     choice = candidates.look(_refused(held, table))
-    if not choice.is_free or (here is not None and choice.place == here.name):
+    name = here.name if here else None
+    if choice.place == name or not choice.leads_on(name):
         return None
     return StopDecided(NO_GPU_THERE) if await _leave(held, candidates, here, choice) else None
 
@@ -132,7 +133,7 @@ def _refused(held: HeldRun, table: RoutingTable) -> dict[str, float]:
 def _has_waited_in_vain(held: HeldRun, choice: Choice, bound: Place, table: RoutingTable) -> bool:
     there = next((option.hurdle for option in choice.options if option.place == bound.name), None)
     waited = held.launch_age_seconds >= table.fall_back_minutes * 60
-    return waited and choice.is_free and there in {Hurdle.NO_GPU, Hurdle.REFUSED}
+    return waited and choice.leads_on(bound.name) and there in {Hurdle.NO_GPU, Hurdle.REFUSED}
 
 
 async def _leave(held: HeldRun, candidates: Candidates, here: Place | None, choice: Choice) -> bool:

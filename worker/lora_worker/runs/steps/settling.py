@@ -354,7 +354,9 @@ def _failure(held: HeldRun, ending: Ending, failure: Failure) -> dict[str, Any]:
     # A training may fail before any poll has seen it start.
     started = [started_notice(held)] if held.news.checked_in_at else []
     if seconds is None:
-        message = exhausted(failure, run.attempt).message
+        # Runs that were given back without a fault are no attempts.
+        attempts = run.transient_failures + run.infrastructure_failures + 1
+        message = exhausted(failure, attempts).message
         ended = {"job_status": "failed", "error_message": message}
         return {**outcome, **ended, "notices": [*started, notices.job_failed(run.job_id, message)]}
     return {
