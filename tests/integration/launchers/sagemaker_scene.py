@@ -14,7 +14,7 @@ import httpx
 from lora_worker.launchers.sagemaker import SageMakerLauncher
 from lora_worker.launchers.sagemaker_addresses import Address
 from lora_worker.launchers.sagemaker_api import AwsApi
-from lora_worker.launchers.sagemaker_instances import instance_named
+from lora_worker.launchers.sagemaker_instances import INSTANCES
 from lora_worker.launchers.sagemaker_jobs import JobShape
 from tests.integration.launchers.scenes import ScriptedScene
 from tests.sagemaker_server import ACCOUNT, KEY, REGION, SageMakerServer
@@ -68,7 +68,7 @@ class SageMakerScene(ScriptedScene):
     def at(self, instance_type: str) -> SageMakerLauncher:
         """The launcher of the endpoint that has this type of instance."""
         api, address = AwsApi(attempts=1, make=partial(self._client, KEY)), Address(REGION, ACCOUNT, instance_type)
-        return SageMakerLauncher(address, api, SHAPE, instance=instance_named(instance_type))
+        return SageMakerLauncher(address, api, SHAPE, instance=INSTANCES.named(instance_type))
 
     def _client(self, key: str, service: str, **how: Any) -> Any:
         # boto3 takes a third of a second for each, which all launchers of a test may share.

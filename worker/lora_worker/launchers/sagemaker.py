@@ -29,11 +29,12 @@ from lora_worker.launchers.base import (
     OwnedLaunch,
     Policy,
 )
+from lora_worker.launchers.machine_types import MachineUnknownError
 from lora_worker.launchers.marks import project_mark, run_of_name
 from lora_worker.launchers.sagemaker_addresses import Address, read_endpoint
 from lora_worker.launchers.sagemaker_answers import Job, read_health, read_observation, read_time
 from lora_worker.launchers.sagemaker_api import SERVICE, AwsApi, require_boto3
-from lora_worker.launchers.sagemaker_instances import Instance, InstanceUnknownError, instance_for, instance_of_endpoint
+from lora_worker.launchers.sagemaker_instances import INSTANCES, Instance
 from lora_worker.launchers.sagemaker_jobs import JobShape, job_name, mark_of, training_job
 from lora_worker.launchers.sagemaker_logs import follow_log, read_log
 from lora_worker.launchers.sagemaker_settings import SageMakerSettings
@@ -107,8 +108,8 @@ class SageMakerLauncher:
             )
         gpu_count = settings.endpoint_gpu_count
         try:
-            instance = instance_of_endpoint(address.instance_type, settings.endpoint_gpu_type, gpu_count)
-        except InstanceUnknownError as error:
+            instance = INSTANCES.of_endpoint(address.instance_type, settings.endpoint_gpu_type, gpu_count)
+        except MachineUnknownError as error:
             raise SettingsError(f"{error}.") from None
         api = AwsApi(concurrency=settings.launcher_concurrency, timeout_seconds=settings.request_timeout_seconds)
         shape = JobShape.of(settings, project_mark(settings.supabase_url))
@@ -124,7 +125,7 @@ class SageMakerLauncher:
             raise LaunchRefusedError(SERVICE, _NO_ERRANDS, status=400)
         try:
             name = job_name(str(payload["run_id"]), self._shape.mark)
-            request = training_job(self._shape, self._instance_for(payload).instance_type, name, payload, policy)
+            request = training_job(self._shape, self._instance_for(payload).name, name, payload, policy)
         except ValueError as error:
             raise LaunchRefusedError(SERVICE, str(error), status=400) from None
         region = self._address.region
@@ -239,7 +240,7 @@ class SageMakerLauncher:
         """The type of an endpoint's instances; "" where it may have several. Other endpoints share the region."""
         if address.instance_type or address != self._address or self._instance is None:
             return address.instance_type
-        return self._instance.instance_type
+        return self._instance.name
 
     async def _is_on(self, instance_type: str, region: str, job: dict[str, Any]) -> bool:
         """Whether a job's instance is of this type; "" is any. Raises: ServiceError: that can't be known now."""
@@ -260,11 +261,11 @@ class SageMakerLauncher:
         return None
 
     def _instance_for(self, payload: dict[str, Any]) -> Instance:
-        """The instance of a request's job. Raises: InstanceUnknownError: there is none for it."""
+        """The instance of a request's job. Raises: MachineUnknownError: there is none for it."""
         if self._instance is not None:
             return self._instance
         wanted = payload.get("gpu_config")
-        return instance_for(str(wanted.get("type") if isinstance(wanted, dict) else None), self._gpu_count)
+        return INSTANCES.with_gpus(str(wanted.get("type") if isinstance(wanted, dict) else None), self._gpu_count)
 
     def _owned_by(self, job: dict[str, Any]) -> OwnedLaunch | None:
         name = str(job.get("TrainingJobName"))

@@ -33,6 +33,7 @@ from lora_worker.launchers.base import (
 )
 from lora_worker.launchers.google_logs import JobLogs
 from lora_worker.launchers.google_tokens import GoogleTokens, require_google_auth
+from lora_worker.launchers.machine_types import MachineUnknownError
 from lora_worker.launchers.marks import is_launch_id, new_launch_id, project_mark, run_of_name
 from lora_worker.launchers.vertex_addresses import Locations, project_of, split_endpoint
 from lora_worker.launchers.vertex_answers import Job, read_health, read_observation
@@ -46,7 +47,7 @@ from lora_worker.launchers.vertex_jobs import (
     of_live,
     of_run,
 )
-from lora_worker.launchers.vertex_machines import Machine, MachineUnknownError, machine_for, machine_of_endpoint
+from lora_worker.launchers.vertex_machines import MACHINES, Machine
 from lora_worker.launchers.vertex_settings import MAX_JOB_SECONDS, VertexSettings
 
 _GUIDE = Guide(
@@ -120,7 +121,7 @@ class VertexLauncher:
         if Locations(own, settings.vertex_former_endpoints).of(address) is None:
             raise SettingsError(f"the endpoint {address} is none of {settings.vertex_project}'s at {SERVICE}.")
         try:
-            machine = machine_of_endpoint(named, settings.endpoint_gpu_type, settings.endpoint_gpu_count)
+            machine = MACHINES.of_endpoint(named, settings.endpoint_gpu_type, settings.endpoint_gpu_count)
         except MachineUnknownError as error:
             raise SettingsError(f"{error}.") from None
         tokens = GoogleTokens()
@@ -153,7 +154,7 @@ class VertexLauncher:
             job = custom_job(self._shape, machine, launch_id, payload, policy)
         except ValueError as error:
             raise LaunchRefusedError(SERVICE, str(error), status=400) from None
-        if (live := await self._live_launch(run_id, machine.machine_type)) is not None:
+        if (live := await self._live_launch(run_id, machine.name)) is not None:
             return live
         try:
             made = await self._api.create(self._base, job)
@@ -262,7 +263,7 @@ class VertexLauncher:
         _, named = split_endpoint(endpoint)
         if named or endpoint != self.endpoint or self._machine is None:
             return named
-        return self._machine.machine_type
+        return self._machine.name
 
     def _machine_of(self, payload: dict[str, Any]) -> Machine:
         """The machine of a run: the endpoint's, else one with the GPU that was asked for, in the endpoint's number.
@@ -273,7 +274,7 @@ class VertexLauncher:
         if self._machine is not None:
             return self._machine
         asked = payload.get("gpu_config")
-        return machine_for(str(asked.get("type") if isinstance(asked, dict) else None), self._gpu_count)
+        return MACHINES.with_gpus(str(asked.get("type") if isinstance(asked, dict) else None), self._gpu_count)
 
     async def _live_launch(self, run_id: str, machine_type: str) -> str | None:
         """The launch of a run that waits or works there, from a creation whose answer nobody read; None without one.

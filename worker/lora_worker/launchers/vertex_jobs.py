@@ -69,7 +69,7 @@ def custom_job(
     environment = {**pack_request(payload), LAUNCH_ID_VARIABLE: launch_id, **volume}
     pool = {
         "machineSpec": {
-            "machineType": machine.machine_type,
+            "machineType": machine.name,
             "acceleratorType": machine.accelerator_type,
             "acceleratorCount": machine.gpu_count,
         },

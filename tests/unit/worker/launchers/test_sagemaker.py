@@ -28,12 +28,13 @@ from lora_worker.errors import (
 )
 from lora_worker.launchers import sagemaker_api
 from lora_worker.launchers.base import EndCause, LaunchRef, LaunchState, Policy
+from lora_worker.launchers.machine_types import MachineUnknownError
 from lora_worker.launchers.registry import load_settings
 from lora_worker.launchers.sagemaker import SageMakerLauncher
 from lora_worker.launchers.sagemaker_addresses import Address, read_endpoint
 from lora_worker.launchers.sagemaker_answers import Job, read_health, read_observation
 from lora_worker.launchers.sagemaker_api import AwsApi, explain_failure, explain_refusal
-from lora_worker.launchers.sagemaker_instances import INSTANCES, InstanceUnknownError, instance_for
+from lora_worker.launchers.sagemaker_instances import INSTANCES
 from lora_worker.launchers.sagemaker_jobs import JobShape, job_name, mark_of, training_job
 from lora_worker.launchers.sagemaker_settings import MAX_JOB_SECONDS, SageMakerSettings
 from lora_worker.launchers.threads import in_thread
@@ -146,8 +147,8 @@ def test_missing_extra_is_one_sentence(variables: pytest.MonkeyPatch) -> None:
 def test_table_has_only_what_sagemaker_trains_on_and_prices_know() -> None:
     known = model_of("sagemaker").shape_for("TrainingInstanceType").enum
     prices = load_prices(None)
-    for instance in INSTANCES:
-        assert instance.instance_type in known
+    for instance in INSTANCES.all:
+        assert instance.name in known
         price = find_gpu(prices, instance.gpu_type)
         if instance.gpu_type != "A10G":  # not at RunPod, whose prices the table has
             assert price is not None, instance
@@ -166,13 +167,13 @@ def test_table_has_only_what_sagemaker_trains_on_and_prices_know() -> None:
     ],
 )
 def test_gpu_has_its_instance(gpu_type: str, count: int, instance_type: str) -> None:
-    assert instance_for(gpu_type, count).instance_type == instance_type
+    assert INSTANCES.with_gpus(gpu_type, count).name == instance_type
 
 
 @pytest.mark.parametrize(("gpu_type", "count"), [("L40", 1), ("A40", 1), ("None", 1), ("GB200", 8), ("H100", 2)])
 def test_gpu_that_aws_lacks_is_refused_before_a_call(gpu_type: str, count: int) -> None:
-    with pytest.raises(InstanceUnknownError, match="SageMaker has no"):
-        instance_for(gpu_type, count)
+    with pytest.raises(MachineUnknownError, match="SageMaker has no"):
+        INSTANCES.with_gpus(gpu_type, count)
 
 
 # The request

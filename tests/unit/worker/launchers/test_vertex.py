@@ -27,13 +27,14 @@ from lora_worker.errors import (
 from lora_worker.launchers.base import EndCause, EndpointState, LaunchRef, LaunchState, OwnerOfLaunches, Policy
 from lora_worker.launchers.google_logs import LOGGING_URL, JobLogs
 from lora_worker.launchers.google_tokens import GoogleTokens
+from lora_worker.launchers.machine_types import MachineUnknownError
 from lora_worker.launchers.marks import new_launch_id
 from lora_worker.launchers.registry import load_settings
 from lora_worker.launchers.vertex import VertexLauncher
 from lora_worker.launchers.vertex_answers import read_job, read_observation
 from lora_worker.launchers.vertex_api import VertexApi
 from lora_worker.launchers.vertex_jobs import JobShape, custom_job
-from lora_worker.launchers.vertex_machines import MACHINES, MachineUnknownError, machine_for
+from lora_worker.launchers.vertex_machines import MACHINES
 from lora_worker.launchers.vertex_settings import VertexSettings
 from tests.unit.worker.variables import SETTINGS
 from tests.vertex_server import MACHINES as DOCUMENTED
@@ -120,7 +121,7 @@ def test_job_is_one_that_googles_own_message_holds(strategy: str) -> None:
     shape = JobShape(
         MARK, "image", strategy, "bucket", 200, "a@p.iam.gserviceaccount.com", "projects/1/global/networks/n"
     )
-    sent = json.dumps(custom_job(shape, machine_for("A100-80GB", 2), new_launch_id(RUN), PAYLOAD, POLICY))
+    sent = json.dumps(custom_job(shape, MACHINES.with_gpus("A100-80GB", 2), new_launch_id(RUN), PAYLOAD, POLICY))
     read = json_format.Parse(sent, CustomJob.pb()())
     spec = read.job_spec
     (pool,) = spec.worker_pool_specs
@@ -136,9 +137,9 @@ def test_job_is_one_that_googles_own_message_holds(strategy: str) -> None:
 
 
 def test_every_machine_is_in_googles_table() -> None:
-    assert len(MACHINES) == len({machine.machine_type for machine in MACHINES})
-    for machine in MACHINES:
-        assert DOCUMENTED[machine.accelerator_type][machine.machine_type] == machine.gpu_count
+    assert len(MACHINES.all) == len({machine.name for machine in MACHINES.all})
+    for machine in MACHINES.all:
+        assert DOCUMENTED[machine.accelerator_type][machine.name] == machine.gpu_count
         assert machine.accelerator_type in AcceleratorType.__members__
 
 
@@ -154,7 +155,7 @@ def test_every_machine_is_in_googles_table() -> None:
     ],
 )
 def test_machine_is_found_by_the_gpus_name(gpu: str, count: int, machine: str) -> None:
-    assert machine_for(gpu, count).machine_type == machine
+    assert MACHINES.with_gpus(gpu, count).name == machine
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_machine_is_found_by_the_gpus_name(gpu: str, count: int, machine: str) -
 )
 def test_gpu_that_vertex_lacks_is_refused_in_a_sentence(gpu: str, count: int, said: str) -> None:
     with pytest.raises(MachineUnknownError) as caught:
-        machine_for(gpu, count)
+        MACHINES.with_gpus(gpu, count)
     assert str(caught.value).startswith(said) or said in str(caught.value)
 
 
