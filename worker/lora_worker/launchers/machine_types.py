@@ -1,4 +1,4 @@
-"""A cloud's table of machine types: which one has so many GPUs of a type, and which one the name of an endpoint means."""
+"""A cloud's table of machine types: which has so many GPUs of a type, and which one the name of an endpoint means."""
 
 from __future__ import annotations
 
