@@ -19,7 +19,9 @@ from lora_trainer.errors import OutOfMemoryError, TrainingError
 from lora_trainer.models.compiling import is_compile_failure
 from lora_trainer.models.cuda_faults import is_out_of_memory
 from lora_trainer.models.quantization import AUTO, BF16, NF4
+from lora_trainer.recipe.ranks import Ranks
 from lora_trainer.recipe.setup import TrainingSetup
+from lora_trainer.run.helpers import HelperEnding
 from lora_trainer.run.task import Outcome, Retry, Task
 
 
@@ -29,6 +31,7 @@ class Ending(Enum):
     DONE = "after the last step, or because a stop was requested"
     OUT_OF_MEMORY = "memory ran out"
     NOT_COMPILED = "torch.compile failed"
+    LOST = "another of the processes that train together has died"
 
 
 def failure_of(error: RuntimeError) -> Ending | None:
@@ -36,6 +39,18 @@ def failure_of(error: RuntimeError) -> Ending | None:
     if is_compile_failure(error):
         return Ending.NOT_COMPILED
     return Ending.OUT_OF_MEMORY if is_out_of_memory(error) else None
+
+
+def failure_of_helper(ranks: Ranks) -> Ending | None:
+    """The ending that the death of another process means; None if none has died."""
+    status = ranks.helpers.failure() if ranks.helpers is not None else None
+    if status is None:
+        return None
+    known: dict[int, Ending] = {
+        HelperEnding.OUT_OF_MEMORY: Ending.OUT_OF_MEMORY,
+        HelperEnding.NOT_COMPILED: Ending.NOT_COMPILED,
+    }
+    return known.get(status, Ending.LOST)
 
 
 def failed_outcome(ending: Ending, task: Task, setup: TrainingSetup) -> Outcome:

@@ -135,3 +135,9 @@ class PassTrainer(SFTTrainer):
         parts = (-outputs.log_probs, outputs.is_top1, outputs.label_mask)
         losses, correct, tokens = (self.row_sums(batch, part.float()).tolist() for part in parts)
         return [RowFigures(*values) for values in zip(losses, map(int, correct), map(int, tokens), strict=True)]
+
+
+def pass_tokens(rows: Sequence[Row], *, packed: bool) -> int:
+    """How many tokens rows take in a forward pass; those that are not packed are padded."""
+    lengths = [len(row.input_ids) for row in rows]
+    return sum(lengths) if packed else len(lengths) * max(lengths)

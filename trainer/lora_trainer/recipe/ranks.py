@@ -11,6 +11,7 @@ of a GPU travel through NCCL, and only when all processes have told that theirs 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ class Ranks:
     def join(cls, rank: int, count: int, store: Path, *, helpers: Helpers | None = None) -> Ranks:
         """Meet the other processes at a file on this machine's own disk."""
         on_gpu = torch.cuda.is_available()
+        # gloo would take the interface of the machine's name, which others may reach.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=FileStore(str(store), count),

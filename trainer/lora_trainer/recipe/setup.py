@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from lora_contract.batches import BatchShape, shape_batches
 from lora_contract.hyperparameters import Hyperparameters
 from lora_contract.serving_rules import DORA_NOTE
+from lora_contract.words import counted
 from lora_trainer.data.chat import Chat, prepare_tokenizer
 from lora_trainer.data.rows import TrainingData
 from lora_trainer.models.attention import choose_attention, needs_mask
@@ -133,14 +134,16 @@ def prepare(task: Task, models: BaseModels, hardware: Hardware, gpu: GpuMonitor,
         notes=[
             *filter(None, [packing_note, DORA_NOTE if parameters.use_dora else None, passes.note]),
             *settings_of_other_methods(method, parameters),
-            *gpu_notes(ranks.count, len(data.train), shape, sharded=passes.sharded),
+            *gpu_notes(ranks.count, task.gpu_config.count, len(data.train), shape, sharded=passes.sharded),
             *tracker_notes,
         ],
     )
 
 
-def gpu_notes(gpus: int, items: int, shape: BatchShape, *, sharded: bool) -> list[str]:
-    """A sentence for the user about a training on several GPUs."""
+def gpu_notes(gpus: int, asked: int, items: int, shape: BatchShape, *, sharded: bool) -> list[str]:
+    """A sentence for the user about a training on several GPUs, or on fewer than it asks for."""
+    if gpus < asked:
+        return [f"The job asks for {counted(asked, 'GPU')}, and the trainer could use {gpus} of its machine."]
     if gpus == 1:
         return []
     each = items / shape.steps_per_epoch
@@ -194,9 +197,9 @@ def plan_passes(
     # TRL joins the packed rows of a forward pass into one row, and a mask takes memory in the square of its length.
     most_rows = 1 if masked else math.ceil(shape.rows_per_step / ranks.count)
     limit = min(task.micro_batch or most_rows, most_rows)
-    counted: dict[str, Any] = {"row_tokens": shape.row_tokens, "packed": shape.packed}
-    counted |= {"attention": attention, "dtype": hardware.dtype}
-    planner_of = planners(config, task.hyperparameters, **counted)
+    chosen_by: dict[str, Any] = {"row_tokens": shape.row_tokens, "packed": shape.packed}
+    chosen_by |= {"attention": attention, "dtype": hardware.dtype}
+    planner_of = planners(config, task.hyperparameters, **chosen_by)
     free_bytes = min(ranks.gather(free_gpu_bytes() if hardware.is_gpu else 0))
     quantization = choose_quantization(
         task.quantization or task.hyperparameters.quantization,
@@ -212,8 +215,8 @@ def plan_passes(
         return Passes(quantization, limit, recompute=True, sharded=may_shard and task.shard_base, note=note)
     plan = planner_of(quantization).fit(limit, free_bytes, recompute=task.recompute)
     if sharded := may_shard and (task.shard_base or plan.needed > free_bytes):
-        counted["shards"] = ranks.count
-        plan = planners(config, task.hyperparameters, **counted)(quantization).fit(limit, free_bytes, recompute=True)
+        chosen_by["shards"] = ranks.count
+        plan = planners(config, task.hyperparameters, **chosen_by)(quantization).fit(limit, free_bytes, recompute=True)
     log.info(
         "memory plan%s\n%s",
         f" of each of {ranks.count} GPUs{', the base sharded' if sharded else ''}" if ranks.count > 1 else "",

@@ -31,7 +31,7 @@ from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.loading import Lora
 from lora_trainer.models.optimizer import PLAIN, Optimizer
 from lora_trainer.recipe.callbacks import EvaluationInterruptedError, RunCallback
-from lora_trainer.recipe.passes import PassTrainer
+from lora_trainer.recipe.passes import PassTrainer, pass_tokens
 from lora_trainer.recipe.ranks import ALONE, Ranks
 from lora_trainer.recipe.samplers import PassSampler, StepSampler
 from lora_trainer.recipe.schedule import rate_share, warm_up_steps
@@ -166,7 +166,13 @@ class StepTrainer(PassTrainer, ABC):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
-        """The next `num_batches` steps, and over how much their loss is a mean (see `amount`)."""
+        """The next `num_batches` steps, and over how much their loss is a mean (see `amount`).
+
+        Raises:
+            StepInterruptedError: a stop was requested. Where it has interrupted the evaluation before, the other
+                processes still wait for its losses, and would take what is gathered here for them.
+        """
+        self.end_if_asked()
         steps = [next(epoch_iterator) for _ in range(num_batches)]
         amounts = [self.amount(batch) for step in steps for batch in step if _IDLE not in batch]
         total = sum(amounts[1:], start=amounts[0]) if amounts else torch.zeros(())
@@ -268,12 +274,6 @@ class StepTrainer(PassTrainer, ABC):
         prefix = options.get("metric_key_prefix", "eval")
         loss = sum(loss * part for loss, part in losses) / (amount or 1)
         return output._replace(metrics={**(output.metrics or {}), f"{prefix}_loss": loss})
-
-
-def pass_tokens(rows: Sequence[Row], *, packed: bool) -> int:
-    """How many tokens rows take in a forward pass; those that are not packed are padded."""
-    lengths = [len(row.input_ids) for row in rows]
-    return sum(lengths) if packed else len(lengths) * max(lengths)
 
 
 def build_trainer(

@@ -48,7 +48,14 @@ from lora_trainer.recipe.callbacks import RunCallback, load_trainable_weights
 from lora_trainer.recipe.checkpoints import Checkpoint, newest_checkpoint
 from lora_trainer.recipe.evaluation import Evaluator, measured_sentence
 from lora_trainer.recipe.facts import collect_facts, summarise
-from lora_trainer.recipe.next_try import Ending, failed_outcome, failure_of, out_of_memory, quantised_try
+from lora_trainer.recipe.next_try import (
+    Ending,
+    failed_outcome,
+    failure_of,
+    failure_of_helper,
+    out_of_memory,
+    quantised_try,
+)
 from lora_trainer.recipe.ranks import ALONE, Ranks
 from lora_trainer.recipe.setup import TrainingSetup, prepare
 from lora_trainer.recipe.steps import (
@@ -243,7 +250,10 @@ def run_training(
     except StepInterruptedError:
         ending, callback.stopped = Ending.DONE, True
     except RuntimeError as error:
-        if (failure := failure_of(error) or failure_of_helper(trainer.ranks)) is None:
+        failure = failure_of(error) or failure_of_helper(trainer.ranks)
+        if failure is Ending.LOST and not context_is_broken(error):
+            save_last_step(trainer, callback)
+        if failure in (None, Ending.LOST):
             raise
         ending = failure
         log.warning("%s", describe(error))
@@ -261,14 +271,6 @@ def run_training(
     if ending is Ending.DONE:
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)  # trackers write their rest
     return ending
-
-
-def failure_of_helper(ranks: Ranks) -> Ending | None:
-    """The ending that the death of another process means, if another try may help; else None."""
-    status = ranks.helpers.failure() if ranks.helpers is not None else None
-    if status == HelperEnding.OUT_OF_MEMORY:
-        return Ending.OUT_OF_MEMORY
-    return Ending.NOT_COMPILED if status == HelperEnding.NOT_COMPILED else None
 
 
 def main(arguments: list[str]) -> int:

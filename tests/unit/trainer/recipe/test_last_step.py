@@ -7,6 +7,7 @@ import torch
 
 from lora_trainer.recipe.random_states import RandomStates
 from lora_trainer.recipe.steps import save_last_step
+from lora_trainer.recipe.train import run_training
 
 pytestmark = pytest.mark.gpu_stack
 
@@ -50,3 +51,16 @@ def test_nothing_is_saved_twice_or_before_a_step_has_ended(tmp_path):
     for callback in (callback_of(None), callback_of(RandomStates.now(), saved_step=3)):
         save_last_step(trainer, callback)
         assert callback.completed == trainer.saved == []
+
+
+def test_death_of_another_process_leaves_the_last_whole_step(tmp_path):
+    def lose_peer(**_):
+        raise RuntimeError("Connection closed by peer")
+
+    trainer, callback = Trainer(tmp_path), callback_of(RandomStates.now())
+    trainer.begin, trainer.train = lambda _: None, lose_peer
+    trainer.ranks = SimpleNamespace(helpers=SimpleNamespace(failure=lambda: -9))
+    nothing = SimpleNamespace(measure_base=lambda: None, training_begins=lambda: None)
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        run_training(trainer, callback, nothing, nothing, None)
+    assert callback.completed == [("checkpoint-3", 3)]

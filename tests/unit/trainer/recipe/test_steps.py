@@ -1,4 +1,4 @@
-"""The parameter groups of the optimizer."""
+"""The parameter groups of the optimizer, and a step that is not begun."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lora_contract.hyperparameters import Hyperparameters
-from lora_trainer.recipe.steps import loraplus_optimizer
+from lora_trainer.recipe.steps import StepTrainer, loraplus_optimizer
+from lora_trainer.recipe.stopping import StepInterruptedError
 
 pytestmark = pytest.mark.gpu_stack
 
@@ -24,3 +25,14 @@ def test_lora_plus_applies_the_requested_weight_decay():
     groups = [group for group in loraplus_optimizer(trainer, parameters).param_groups if group["params"]]
     assert {group["weight_decay"] for group in groups} == {0.05}
     assert {group["lr"] for group in groups} == {1e-4, 4e-4}
+
+
+def test_stop_in_an_evaluation_asks_no_other_process_for_a_step():
+    """They wait for the evaluation's losses."""
+
+    def end():
+        raise StepInterruptedError
+
+    trainer = SimpleNamespace(end_if_asked=end, ranks=SimpleNamespace(gather=pytest.fail), amount=lambda _: 1)
+    with pytest.raises(StepInterruptedError):
+        StepTrainer.get_batch_samples(trainer, iter([[{}]]), 1, torch.device("cpu"))

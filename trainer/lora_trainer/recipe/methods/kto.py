@@ -20,8 +20,9 @@ from lora_trainer.data.chat import Row
 from lora_trainer.data.items import RatedAnswer
 from lora_trainer.data.preferences import answer_weights, read_ratings
 from lora_trainer.recipe.methods.method import Method
+from lora_trainer.recipe.passes import pass_tokens
 from lora_trainer.recipe.preferences import PreferenceTrainer
-from lora_trainer.recipe.steps import TrainingBatches, pass_tokens
+from lora_trainer.recipe.steps import TrainingBatches
 
 _OTHER, _GOOD = "other", "good"
 
