@@ -172,23 +172,36 @@ language sql stable set search_path = '' as $$
   select (public.training_spending(null)).spent + public.training_live_costs()
 $$;
 
--- Returns what a job may cost: the high end of its estimate, within the limit of a job. Without an estimate it is that
--- limit, but nothing for a GPU that is not offered, since such a job is refused before anything is launched. The job's
--- own estimated_total_cost does not count: the user may have written it.
+-- Returns what a job may cost: the high end of its estimate, within the limit of a job, at the most expensive of the
+-- places where it may be launched. Without an estimate it is that limit, but nothing where no place has an offered GPU for
+-- it, since such a job is refused before anything is launched. The job's own estimated_total_cost does not count: the user
+-- may have written it.
 create or replace function public.training_may_cost(queue text, job_id uuid) returns numeric
 language plpgsql stable set search_path = '' as $$
 #variable_conflict use_column
 declare
   terms jsonb := (select t.document from public.training_terms t);
-  gpu jsonb := public.training_job_order(training_may_cost.queue, training_may_cost.job_id)->'gpu_config';
+  ordered jsonb := public.training_job_order(training_may_cost.queue, training_may_cost.job_id);
+  gpu jsonb := ordered->'gpu_config';
   most numeric := (terms->>'max_cost_per_job')::numeric;
+  dataset public.datasets;
 begin
-  if public.training_gpu(terms, coalesce(terms->>'endpoint_gpu_type', gpu->>'type', gpu->>'gpu_type',
-                                         terms->>'default_gpu_type')) is null then
-    return 0;
-  end if;
-  return round(least(
-    coalesce((public.estimate_training_job(training_may_cost.job_id)#>>'{cost,high}')::numeric, most), most), 2);
+  select d.* into dataset from public.datasets d
+  where d.id = public.training_order_dataset(
+    ordered, (public.training_job_row(training_may_cost.queue, training_may_cost.job_id)->>'user_id')::uuid);
+  return (
+    select coalesce(max(round(least(coalesce((
+      public.training_estimate_with(there.terms, dataset, ordered->'hyperparameters', gpu)#>>'{cost,high}')::numeric,
+      most), most), 2)), 0)
+    from jsonb_array_elements(coalesce(nullif(terms->'places', '[]'), '[{}]')) p (place)
+    cross join lateral (select terms || jsonb_strip_nulls(jsonb_build_object(
+      'endpoint_gpu_type', p.place->'gpu_type', 'endpoint_gpu_count', p.place->'gpu_count',
+      -- The place's price is that of the GPU which a job gets there, so no other's is read.
+      'gpus', case when p.place->>'price_per_hour' is not null then (
+        select jsonb_agg(g.card || jsonb_build_object('price_per_hour', p.place->'price_per_hour'))
+        from jsonb_array_elements(terms->'gpus') g (card)) end)) as terms) there
+    where public.training_gpu(there.terms, coalesce(
+      there.terms->>'endpoint_gpu_type', gpu->>'type', gpu->>'gpu_type', terms->>'default_gpu_type')) is not null);
 end
 $$;
 

@@ -146,12 +146,12 @@ $$;
 -- As in 20261123000006_estimate.sql, and: a method's work on a token is that of sft times a factor, from the terms of a
 -- worker that knows methods, and the speed is that of the installation's own finished runs, where there are enough.
 -- The worker computes the same (lora_worker.money.estimate.estimate).
-create or replace function public.training_estimate_of(dataset public.datasets, hyperparameters jsonb, gpu_config jsonb)
-returns jsonb
+create or replace function public.training_estimate_with(
+  terms jsonb, dataset public.datasets, hyperparameters jsonb, gpu_config jsonb
+) returns jsonb
 language plpgsql stable set search_path = '' as $$
 #variable_conflict use_variable
 declare
-  terms jsonb := (select t.document from public.training_terms t);
   chosen jsonb := public.training_both_shapes(terms, hyperparameters);
   work jsonb := coalesce(terms->'methods'->coalesce(chosen->>'method', 'sft'),
                          '{"sequences": 1, "once": 0, "each_epoch": 1}');
@@ -181,6 +181,14 @@ begin
     'exceeds_limit', (estimate#>>'{cost,low}')::numeric > (terms->>'max_cost_per_job')::numeric
                      or (estimate#>>'{seconds,low}')::numeric > (terms->>'max_run_seconds')::numeric);
 end
+$$;
+
+-- As before, with the terms that workers have published.
+create or replace function public.training_estimate_of(dataset public.datasets, hyperparameters jsonb, gpu_config jsonb)
+returns jsonb
+language sql stable set search_path = '' as $$
+  select public.training_estimate_with((select t.document from public.training_terms t), dataset, hyperparameters,
+                                       gpu_config)
 $$;
 
 -- As in 20261123000005_queues.sql, and: the newer queue's metrics take the rewards of preference methods, too. The
@@ -227,5 +235,6 @@ begin
 end
 $$;
 
-revoke all on function public.training_init_adapter(uuid, uuid) from public, anon, authenticated, service_role;
+revoke all on function public.training_init_adapter(uuid, uuid),
+  public.training_estimate_with(jsonb, public.datasets, jsonb, jsonb) from public, anon, authenticated, service_role;
 grant execute on function public.training_init_adapter(uuid, uuid) to service_role;

@@ -17,7 +17,7 @@ from lora_worker.launchers.routing_table import VARIABLE
 from lora_worker.money.guide import holds, needed_memory_gb, why_not_bf16
 from lora_worker.money.pricing import GpuPrice, affordable_seconds, find_gpu, plain_name
 from lora_worker.money.speeds import load_throughput
-from lora_worker.money.terms import Terms
+from lora_worker.money.terms import PlaceTerms, Terms
 
 _MOST_PRIORITY_CHARACTERS = 50
 
@@ -111,11 +111,13 @@ def terms_of_places(terms: Terms, places: Places, prices: tuple[GpuPrice, ...]) 
     """Return the terms with which the application estimates, where there are several places.
 
     Where all have the same GPUs at one price, that is what every job gets. Else each job is estimated by the GPU that
-    it asks for, since only its launch decides where it goes, and by the GPU count of the default place.
+    it asks for, since only its launch decides where it goes, and by the GPU count of the default place; but a day's
+    budgets reserve what it may cost at the dearest of them.
     """
     first = places.default
-    same = {(place.gpu_type, place.gpu_count, place.price_per_hour) for place in places.all}
+    kinds = dict.fromkeys((place.gpu_type, place.gpu_count, place.price_per_hour) for place in places.all)
     price = price_at(first, prices, None)
-    if len(same) == 1 and price is not None:
+    if len(kinds) == 1 and price is not None:
         return terms_at(terms, price, first.gpu_count)
-    return terms.model_copy(update={"endpoint_gpu_type": None, "endpoint_gpu_count": first.gpu_count})
+    there = tuple(PlaceTerms(gpu_type=gpu, gpu_count=count, price_per_hour=usd) for gpu, count, usd in kinds)
+    return terms.model_copy(update={"endpoint_gpu_type": None, "endpoint_gpu_count": first.gpu_count, "places": there})

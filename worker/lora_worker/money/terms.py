@@ -82,6 +82,16 @@ class MethodTerms(BaseModel):
         return self.each_epoch + self.once / epochs
 
 
+class PlaceTerms(BaseModel):
+    """What a place of the routing table has and costs; None as in `Place`."""
+
+    model_config = _FROZEN
+
+    gpu_type: str | None
+    gpu_count: int
+    price_per_hour: float | None
+
+
 class Terms(BaseModel):
     """All terms. The database stores them as `model_dump(mode="json")`."""
 
@@ -91,6 +101,8 @@ class Terms(BaseModel):
     endpoint_gpu_type: str | None
     """The GPU type of the endpoint, which every job gets; None if each job gets the type that it asks for."""
     endpoint_gpu_count: int
+    places: tuple[PlaceTerms, ...] = ()
+    """All places where a job may be launched, each kind once, if they differ: budgets reserve for the dearest."""
     models: dict[str, Size]
     methods: dict[str, MethodTerms]
     """By the values of `Hyperparameters.method`."""

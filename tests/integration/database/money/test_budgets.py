@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
 
+from lora_worker.launchers.places import Place, Places
+from lora_worker.money.places import price_at, terms_at, terms_of_places
+from lora_worker.money.pricing import load_prices
+from lora_worker.money.terms import Terms
 from tests.application.pipeline import Pipeline
 from tests.database.rows import Database, Row
 from tests.unit.worker.money.test_estimate import terms
@@ -266,3 +271,24 @@ def test_live_runs_go_on_when_the_budget_is_used_up(db: Database) -> None:
     (news,) = db.call("renew_training_runs", [lease], 60)
     assert news["held"]
     assert not news["cancel_requested"]
+
+
+@pytest.mark.parametrize("asked", ["L4", "no such GPU", "H200"])
+def test_reservation_is_for_the_dearest_place_whatever_a_job_asks_for(db: Database, asked: str) -> None:
+    waiting = job(db)
+    db.rows("update training_jobs set gpu_config = jsonb_build_object('type', %s::text) where id = %s", asked, waiting)
+    here, there = (cast(Any, SimpleNamespace(endpoint=name)) for name in "ab")
+    dear, cheap = Place("a", here, "H200", 2, 5.0), Place("b", there, "L4")
+    costs = []
+    for place in (dear, cheap):
+        price_there = price_at(place, load_prices(), None)
+        assert price_there is not None
+        publish(db, terms_at(terms(), price_there, place.gpu_count))
+        costs.append(price(db, waiting))
+    assert costs[0] > costs[1] > 0
+    publish(db, terms_of_places(terms(), Places(cheap, dear), load_prices()))
+    assert price(db, waiting) == max(costs)
+
+
+def publish(db: Database, published: Terms) -> None:
+    db.call("publish_training_terms", published.model_dump(mode="json"), "w1")
