@@ -9,8 +9,8 @@ MODEL    ?=
 DATASET  ?=
 LAUNCHER ?=
 ARGS     ?=
-# Most tests wait for other processes; two files at a time take half as long, also on two cores.
-TESTERS  ?= 2
+# Most tests wait for other processes; three files at a time keep two cores busy.
+TESTERS  ?= 3
 
 VENV      := .venv
 BIN       := $(VENV)/bin

@@ -160,7 +160,7 @@ class TestProcesses:
             refused = admin.post("/faults", json={"operation": "nowhere", "action": "respond"})
             assert refused.status_code == 400
             assert refused.json()["error"].startswith("operation:")
-            assert admin.get("/ledger").json().keys() == {"launches", "executions", "writes", "calls"}
+            assert admin.get("/ledger").json().keys() == {"launches", "executions", "pods", "writes", "calls"}
             assert admin.get("/orphans").json() == []
             worker_id = admin.get("/workers").json()[0]["id"]
             admin.post(f"/workers/{worker_id}/kill").raise_for_status()

@@ -108,10 +108,12 @@ def test_a_failed_job_exits_with_3_and_leaves_nothing(stage: Stage, smoke: Smoke
 
 
 def test_ctrl_c_ends_the_job_and_leaves_nothing(stage: Stage, smoke: Smoke) -> None:
-    process = smoke()
+    # It stops there, so that the trial can't be over before the key is pressed.
+    process = smoke(LORA_CRASH="worker.launch.after_record=stop")
     rows = f"select status from training_jobs where user_id in {OWNER}"
     until(lambda: any(row["status"] == "running" for row in stage.database.rows(rows, OPERATOR)), "the trial runs")
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
