@@ -15,7 +15,10 @@ from tests.project import ROOT
 
 SANDBOX = ROOT / ".sandbox"
 
-_TABLES = ("training_aliases", "cost_records", "notifications", "model_artifacts", "training_jobs", "datasets")
+_TABLES = (
+    "training_aliases", "cost_records", "notifications", "model_artifacts", "training_runs", "training_jobs",
+    "datasets",
+)  # fmt: skip
 _LEFT_TO_DO = (
     "training_removed_aliases", "training_endpoint_releases", "training_served_removals", "training_serving_errands",
 )  # fmt: skip
