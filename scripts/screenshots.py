@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from lora_worker.database.job_reports import JobDetails
 from sandbox.application import Application
 from sandbox.browser import find_chromium
 from sandbox.errors import ChildFailedError, SandboxError
-from sandbox.processes import remove_folder, start_child, temporary_folder
+from sandbox.processes import own_environment, remove_folder, start_child, temporary_folder
 from sandbox.runpod import LocalRunPod
 from sandbox.sample_text import write_sample_dataset
 from sandbox.standin import Mishap, standin_env
@@ -106,9 +105,8 @@ class Scene:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of the worker's commands, without settings of this machine."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("LORA_", "SUPABASE_"))}
         return {
-            **kept,
+            **own_environment(),
             "SUPABASE_URL": self.project.url,
             "SUPABASE_SERVICE_ROLE_KEY": self.project.secret_key,
             "SUPABASE_PUBLISHABLE_KEY": self.project.publishable_key,

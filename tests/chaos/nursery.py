@@ -23,15 +23,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.processes.waiting import PATIENCE_SECONDS
+from tests.processes.warm_python import KINDS
 
-PRELOADED = (
-    "typer",
-    "lora_worker.services",
-    "lora_worker.observability.telemetry",
-    "lora_worker.runs.rows.artifacts",
-    "lora_worker.runs.rows.report_rows",
-    "lora_worker.datasets.preflight",
-)
 _POLL_SECONDS = 0.02
 
 
@@ -135,7 +128,7 @@ def _poll(pid: int) -> int | None:
 
 def main() -> None:
     """Carry out orders until there are no more."""
-    for name in PRELOADED:
+    for name in KINDS["worker"].libraries:
         __import__(name)
     assert "lora_contract.crash_points" not in sys.modules, "a crash point would never be armed"
     for line in sys.stdin:

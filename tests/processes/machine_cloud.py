@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lora_worker.launchers.marks import launch_name
 from sandbox.standin import standin_env
 from tests.database.rows import Row
 from tests.processes.stage import Stage
@@ -50,7 +51,7 @@ class Cloud:
 
     def machines(self, job_id: str) -> list[Path]:
         """The folders of the machines that were started for the job, in the order of its runs."""
-        folders = [self.folder / "cloud" / f"lora-{run['id'].replace('-', '')}" for run in self.stage.runs(job_id)]
+        folders = [self.folder / "cloud" / launch_name(run["id"]) for run in self.stage.runs(job_id)]
         return [folder for folder in folders if folder.is_dir()]
 
     def living(self) -> list[str]:

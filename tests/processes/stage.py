@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from sandbox.processes import own_environment
 from sandbox.runpod import LocalRunPod
 from sandbox.runpod.ledger import Execution, Launch
 from sandbox.standin import TrainedStep, read_steps
@@ -61,9 +61,8 @@ class Stage:
 
     def environment(self, **more: str) -> dict[str, str]:
         """A worker's environment: the stage's settings, and none of this machine's own."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("LORA_", "SUPABASE_"))}
         return {
-            **kept,
+            **own_environment(),
             **_PACE,
             "SUPABASE_URL": self.project.url,
             "SUPABASE_SERVICE_ROLE_KEY": self.project.secret_key,

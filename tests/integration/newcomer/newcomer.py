@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from sandbox.processes import own_environment
 from tests.processes.waiting import PATIENCE_SECONDS, awaited, until
 
 _RUN = "lora-worker run"
@@ -27,9 +28,8 @@ class Newcomer:
     def __init__(self, folder: Path, variables: Mapping[str, str], sandbox: Mapping[str, str]) -> None:
         """`variables` go into `.env`; `sandbox` is what only a sandbox needs: addresses, and a faster pace."""
         self.folder = folder
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("LORA_", "SUPABASE_"))}
         self._environment = {
-            **kept,
+            **own_environment(),
             **sandbox,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }

@@ -48,8 +48,8 @@ class Planner:
     """Plans the memory of one model with one set of hyperparameters, for any number of rows per forward pass.
 
     The shapes are counted once, by the constructor. `row_tokens` is the number of tokens of the longest row,
-    `attention` the implementation that `choose_attention` chose, `shards` the number of GPUs over which the layers are
-    sharded, and `optimizer_bytes` the optimizer's bytes per trained weight; None: those of the one used on a GPU.
+    `attention` the implementation that `choose_attention` chose, and `optimizer_bytes` the optimizer's bytes per
+    trained weight; None: those of the one used on a GPU.
 
     Raises:
         HyperparametersInvalidError: the experts can't be trained, or not with these hyperparameters.
@@ -67,7 +67,6 @@ class Planner:
         dtype: torch.dtype = torch.bfloat16,
         quantize: bool = True,
         optimizer_bytes: int | None = None,
-        shards: int = 1,
     ) -> None:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -75,7 +74,7 @@ class Planner:
         carriers = dict(_carriers(model, targets))
         experts = count_expert_lora(model, parameters.rank) if targets.routed_experts else ExpertLoraSize()
         self._row_tokens = row_tokens
-        self._shards, self._layers = shards, _layers(model)
+        self._layers = _layers(model)
         self._packed = packed
         self._attention = attention
         self._quantization = NF4 if quantize else BF16
@@ -100,8 +99,8 @@ class Planner:
         """False with 4-bit experts: without recomputing, all would be kept dequantised for the backward pass."""
         self.can_be_lean = self._activations.spared_if_lean > 0
 
-    def plan(self, micro_batch: int, *, recompute: bool = True, lean: bool = False) -> MemoryPlan:
-        """The plan for forward passes of `micro_batch` rows."""
+    def plan(self, micro_batch: int, *, recompute: bool = True, lean: bool = False, shards: int = 1) -> MemoryPlan:
+        """The plan for forward passes of `micro_batch` rows; the layers are sharded over so many GPUs."""
         tokens = self._row_tokens * micro_batch
         kept = self._activations
         held = (kept.widest_layer if recompute else 0) + (kept.lean_gradients if lean else 0)
@@ -119,10 +118,10 @@ class Planner:
             "masks": mask_bytes(self._attention, packed=self._packed, rows=micro_batch, row_tokens=self._row_tokens),
         }
         weights = self._weights
-        if self._shards > 1:
+        if shards > 1:
             layers = sum(size for name, size in weights.items() if name.startswith(_SHARDED))
             training["layers gathered"] = GATHERED_LAYERS * layers // self._layers
-            weights = {n: size // (self._shards if n.startswith(_SHARDED) else 1) for n, size in weights.items()}
+            weights = {n: size // (shards if n.startswith(_SHARDED) else 1) for n, size in weights.items()}
         subtotal = sum(weights.values()) + sum(training.values())
         training[OVERHEAD] = _CONTEXT_BYTES + int(_FRAGMENTATION * subtotal)
         return MemoryPlan(
@@ -140,7 +139,7 @@ class Planner:
             checkpoint_bytes=self._checkpoint_bytes,
         )
 
-    def fit(self, most_rows: int, gpu_bytes: int, *, recompute: bool | None = None) -> MemoryPlan:
+    def fit(self, most_rows: int, gpu_bytes: int, *, recompute: bool | None = None, shards: int = 1) -> MemoryPlan:
         """The fastest plan with at most `most_rows` rows per forward pass that fits into `gpu_bytes`.
 
         A plan that keeps all is preferred to a lean one, that to one with recomputing, and then one with more rows.
@@ -153,10 +152,10 @@ class Planner:
             choices = [{"recompute": False}, *lean, *choices]
         for choice in choices:
             for rows in range(most_rows, 0, -1):
-                plan = self.plan(rows, **choice)
+                plan = self.plan(rows, **choice, shards=shards)
                 if plan.needed <= gpu_bytes:
                     return plan
-        return self.plan(1, recompute=True)
+        return self.plan(1, recompute=True, shards=shards)
 
 
 def plan_memory(

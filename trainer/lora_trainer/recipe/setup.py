@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -197,9 +196,14 @@ def plan_passes(
     # TRL joins the packed rows of a forward pass into one row, and a mask takes memory in the square of its length.
     most_rows = 1 if masked else math.ceil(shape.rows_per_step / ranks.count)
     limit = min(task.micro_batch or most_rows, most_rows)
-    chosen_by: dict[str, Any] = {"row_tokens": shape.row_tokens, "packed": shape.packed}
-    chosen_by |= {"attention": attention, "dtype": hardware.dtype}
-    planner_of = planners(config, task.hyperparameters, **chosen_by)
+    planner_of = planners(
+        config,
+        task.hyperparameters,
+        row_tokens=shape.row_tokens,
+        packed=shape.packed,
+        attention=attention,
+        dtype=hardware.dtype,
+    )
     free_bytes = min(ranks.gather(free_gpu_bytes() if hardware.is_gpu else 0))
     quantization = choose_quantization(
         task.quantization or task.hyperparameters.quantization,
@@ -215,8 +219,7 @@ def plan_passes(
         return Passes(quantization, limit, recompute=True, sharded=may_shard and task.shard_base, note=note)
     plan = planner_of(quantization).fit(limit, free_bytes, recompute=task.recompute)
     if sharded := may_shard and (task.shard_base or plan.needed > free_bytes):
-        chosen_by["shards"] = ranks.count
-        plan = planners(config, task.hyperparameters, **chosen_by)(quantization).fit(limit, free_bytes, recompute=True)
+        plan = planner_of(quantization).fit(limit, free_bytes, recompute=True, shards=ranks.count)
     log.info(
         "memory plan%s\n%s",
         f" of each of {ranks.count} GPUs{', the base sharded' if sharded else ''}" if ranks.count > 1 else "",

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
@@ -43,8 +43,6 @@ class HelperEnding(IntEnum):
 class HelperProcess(Protocol):
     """What is used of `subprocess.Popen`."""
 
-    pid: int
-
     def wait(self, timeout: float | None = None) -> int:
         """Wait until it has ended; returns its exit status, negative for a signal."""
 
@@ -69,7 +67,7 @@ def spawn(arguments: Sequence[str], task: str, gpu: str | None) -> HelperProcess
     return process
 
 
-def helper_environment(environment: os._Environ[str] | dict[str, str], gpu: str | None) -> dict[str, str]:
+def helper_environment(environment: Mapping[str, str], gpu: str | None) -> dict[str, str]:
     """The variables of a helper: those of the leader, but for the GPU that it sees."""
     return dict(environment) if gpu is None else {**environment, "CUDA_VISIBLE_DEVICES": gpu}
 

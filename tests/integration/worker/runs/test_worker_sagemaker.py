@@ -9,22 +9,9 @@ from typing import Any
 import pytest
 
 from sandbox.standin import standin_env
+from tests.processes.machine_cloud import NoRunPod
 from tests.processes.stage import Stage
 from tests.sagemaker_server import ACCOUNT, KEY, REGION, SECRET, SPOT_SHARE, SageMakerServer
-
-
-class NoRunPod:
-    """Nothing is launched there."""
-
-    api_url, api_key = "http://127.0.0.1:9/v2/none", "rpa_none"
-
-    def __init__(self) -> None:
-        self.faults = self
-
-    def clear(self) -> None: ...
-
-    def orphans(self) -> list[Any]:
-        return []
 
 
 class Region:

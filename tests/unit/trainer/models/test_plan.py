@@ -159,9 +159,9 @@ def test_documented_memory_table_matches_the_plan(tmp_path):
 
 
 def test_sharded_layers_take_their_share_and_two_that_are_whole():
-    options = {"row_tokens": 2048}
     config = known_config("meta-llama/Meta-Llama-3-8B-Instruct")
-    whole, half = (Planner(config, Hyperparameters(), shards=shards, **options).plan(1) for shards in (1, 2))
+    planner = Planner(config, Hyperparameters(), row_tokens=2048)
+    whole, half = (planner.plan(1, shards=shards) for shards in (1, 2))
     layers = whole.weights["linear layers, 4 bits"]
     assert half.weights["linear layers, 4 bits"] == layers // 2
     assert half.training["layers gathered"] == 2 * layers // 32
