@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -125,10 +126,13 @@ def test_recovers_when_postgres_restarts_crashes_or_drops_clients(
         assert answers()
 
 
-def test_stopping_leaves_no_open_port_and_no_file() -> None:
-    with LocalSupabase.start(SANDBOX) as project:
-        while_running = set(SANDBOX.iterdir())
+def test_stopping_leaves_no_open_port_and_no_file(tmp_path: Path) -> None:
+    # A folder of its own: in the other one, tests beside this one start and stop theirs.
+    (tmp_path / "cache").symlink_to(SANDBOX / "cache")
+    with LocalSupabase.start(tmp_path) as project:
+        while_running = set(tmp_path.iterdir())
         ports = [project.postgres.port, httpx.URL(project.url).port or 0]
         assert all(port_answers(port) for port in ports)
     assert not any(port_answers(port) for port in ports)
-    assert len(while_running - set(SANDBOX.iterdir())) == 1
+    assert len(while_running - set(tmp_path.iterdir())) == 1
+    assert {left.name for left in tmp_path.iterdir()} == {"cache"}
