@@ -91,10 +91,9 @@ def require_packages(whose: str, packages: Iterable[str], extra: str) -> None:
 
     Called before anything is imported that needs one of them.
     """
-    from importlib.util import find_spec
+    from lora_worker.configuration.extras import missing_packages
 
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
+    if missing := missing_packages(packages):
         text = f"{whose} needs packages that are not installed ({', '.join(missing)}): "
         raise refuse(text + f"run `pip install '.[{extra}]'` in the project's folder", EXIT_USAGE)
 

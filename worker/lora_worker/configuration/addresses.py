@@ -34,6 +34,18 @@ def is_under(host: str, *domains: str) -> bool:
     return any(host == domain or host.endswith(f".{domain}") for domain in domains)
 
 
+def server_fault(url: str, instead: str) -> str | None:
+    """Explain why no key goes to a URL as to a server of one's own, as the end of a sentence; None if it may.
+
+    `instead` is what the URL should be of.
+    """
+    if fault := url_fault(url):
+        return fault
+    if is_under(urlsplit(url).hostname or "", "supabase.co", "runpod.ai", "runpod.io"):
+        return f"is an address of Supabase or RunPod; set that of {instead}"
+    return None
+
+
 def supabase_fault(url: str) -> str | None:
     """Explain why a URL can't be that of a Supabase project, as the end of a sentence; None if it can."""
     host = urlsplit(url).hostname or ""

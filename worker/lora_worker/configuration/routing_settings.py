@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings
 
+from lora_worker.configuration.texts import none_if_empty
+
 
 class RoutingSettings(BaseSettings):
     """The GPUs of the endpoint, and the file that names several endpoints."""
@@ -30,4 +32,4 @@ class RoutingSettings(BaseSettings):
     @field_validator("routes", "endpoint_gpu_type", mode="before")
     @classmethod
     def _none_where_empty(cls, value: Any) -> Any:
-        return None if value == "" else value
+        return none_if_empty(value)

@@ -28,6 +28,7 @@ from lora_worker.configuration.environment import ENV_FILE, ENV_FILE_ENCODING, m
 from lora_worker.configuration.keys import Role, public_fault, read_key, secret_fault, text_fault
 from lora_worker.configuration.receivers import receivers_fault, split_urls
 from lora_worker.configuration.routing_settings import RoutingSettings
+from lora_worker.configuration.texts import none_if_empty, split_list
 from lora_worker.configuration.webhooks import WebhookSettings
 from lora_worker.errors import SettingsError
 
@@ -58,11 +59,6 @@ NoticeName = Literal["job_failed", "job_ended", "jobs_held", "no_gpu", "budget_r
 
 def _process_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
-
-
-def split_list(value: Any) -> Any:
-    """Split the text of a comma-separated variable into its items; a value that is no text is returned unchanged."""
-    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
 class Settings(WebhookSettings, RoutingSettings):
@@ -301,7 +297,7 @@ class Settings(WebhookSettings, RoutingSettings):
     )  # fmt: skip
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
-        return None if value == "" else value
+        return none_if_empty(value)
 
     @model_validator(mode="after")
     def _check_together(self) -> Settings:

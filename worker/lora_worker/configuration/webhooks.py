@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode
 
 from lora_worker.configuration.addresses import is_base_url
+from lora_worker.configuration.texts import split_list
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 (what each secret begins with)
 
@@ -34,11 +35,6 @@ class WebhookEndpoint:
     """Its host and a hash of its URL: what is stored and shown, since a URL may hold a token."""
     url: str = field(repr=False)
     keys: tuple[bytes, ...] = field(repr=False)
-
-
-def split_endpoints(value: Any) -> Any:
-    """Split the variable's text into its endpoints; a value that is no text is returned unchanged."""
-    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
 def read_endpoint(text: str) -> WebhookEndpoint:
@@ -107,10 +103,10 @@ class WebhookSettings(BaseSettings):
             )
         return url.rstrip("/")
 
-    @field_validator("webhooks", mode="before")
+    @field_validator("webhooks", "webhook_hosts", mode="before")
     @classmethod
     def _split_webhooks(cls, value: Any) -> Any:
-        return split_endpoints(value)
+        return split_list(value)
 
     @field_validator("webhooks")
     @classmethod
@@ -118,11 +114,6 @@ class WebhookSettings(BaseSettings):
         if fault := endpoints_fault(endpoints):
             raise ValueError(fault)
         return endpoints
-
-    @field_validator("webhook_hosts", mode="before")
-    @classmethod
-    def _split_hosts(cls, value: Any) -> Any:
-        return split_endpoints(value)
 
     @field_validator("webhook_hosts")
     @classmethod

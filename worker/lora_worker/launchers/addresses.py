@@ -15,6 +15,12 @@ def endpoint_id_of(address: str) -> str | None:
     return found if _ENDPOINT_ID.fullmatch(found) else None
 
 
+def split_endpoint(endpoint: str) -> tuple[str, str]:
+    """The address in an endpoint, and what stands behind its `#`: which machines there are meant; may be empty."""
+    address, _, named = endpoint.partition("#")
+    return address.rstrip("/"), named
+
+
 class Addresses:
     """The endpoint of the settings, every other one of the same API, and those that a setting names."""
 

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lora_worker.errors import ServiceError, ServiceRefusedError, ServiceUnavailableError, SettingsError
+from lora_worker.errors import ServiceError, ServiceRefusedError, ServiceUnavailableError
+from lora_worker.launchers.threads import in_thread
 
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 _SERVICE = "Google Cloud"
@@ -26,27 +27,12 @@ _REMEDY = (
 )
 
 
-def require_google_auth() -> None:
-    """Check that google-auth is installed.
-
-    Raises:
-        SettingsError: it is not; the text says how it is installed.
-    """
-    try:
-        import google.auth.transport.requests  # noqa: F401
-    except ImportError:
-        raise SettingsError(
-            "LORA_WORKER_LAUNCHER=vertex needs google-auth, which is not installed: "
-            "pip install 'lora-worker[vertex]', or '.[vertex]' in the clone"
-        ) from None
-
-
 class GoogleTokens:
     """The access token of the worker's identity, which is fetched again before it runs out. Safe side by side."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._credentials: Any = None
-        self._lock = asyncio.Lock()
+        self._lock, self._slot = asyncio.Lock(), asyncio.Semaphore(1)
         self._clock = clock
         self._problem: ServiceError | None = None
         self._silent_until = 0.0
@@ -66,7 +52,7 @@ class GoogleTokens:
             credentials = self._credentials
             if credentials is None or not credentials.valid:
                 try:
-                    credentials = await asyncio.to_thread(self._refresh, credentials)
+                    credentials = await in_thread(functools.partial(self._refresh, credentials), self._slot)
                 except ServiceError as error:
                     self._problem, self._silent_until = error, self._clock() + _PAUSE_SECONDS
                     raise

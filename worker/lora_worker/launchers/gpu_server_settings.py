@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
-from lora_worker.configuration.addresses import is_under, url_fault
+from lora_worker.configuration.addresses import server_fault
 from lora_worker.configuration.keys import SUPABASE_ROLES, Role, read_key, text_fault
-from lora_worker.configuration.settings import Settings, split_list
+from lora_worker.configuration.settings import Settings
+from lora_worker.configuration.texts import split_list
 
 LEAST_KEY_CHARACTERS = 32
 
@@ -53,10 +53,7 @@ class GpuServerSettings(Settings):
     @field_validator("gpu_server_url")
     @classmethod
     def _check_url(cls, url: str) -> str:
-        fault = url_fault(url)
-        if fault is None and is_under(urlsplit(url).hostname or "", "supabase.co", "runpod.ai", "runpod.io"):
-            fault = "is an address of Supabase or RunPod; set that of the machine that runs `lora-worker gpu-server`"
-        if fault:
+        if fault := server_fault(url, "the machine that runs `lora-worker gpu-server`"):
             raise ValueError(fault)
         return url.rstrip("/")
 

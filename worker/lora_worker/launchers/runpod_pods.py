@@ -24,6 +24,7 @@ from lora_worker.errors import (
     ServiceUnavailableError,
     SettingsError,
 )
+from lora_worker.launchers.addresses import split_endpoint
 from lora_worker.launchers.base import (
     ContainerLine,
     EndpointHealth,
@@ -38,7 +39,7 @@ from lora_worker.launchers.marks import is_launch_id, new_launch_id, run_of_name
 from lora_worker.launchers.runpod_lines import FOLLOW_SECONDS, read_lines, read_tail, tail_of
 from lora_worker.launchers.runpod_pods_answers import MAX_LAUNCH_SECONDS, own_pod, read_health, read_observation
 from lora_worker.launchers.runpod_pods_api import PodsApi
-from lora_worker.launchers.runpod_pods_gpus import PodShape, gpu_ids, shape_fault, split_endpoint
+from lora_worker.launchers.runpod_pods_gpus import PodShape, gpu_ids, shape_fault
 from lora_worker.launchers.runpod_pods_plan import PodPlan
 from lora_worker.launchers.runpod_pods_settings import RunPodPodsSettings
 from lora_worker.launchers.runpod_pods_watch import PodWatch, shared_watch
@@ -190,7 +191,8 @@ class RunPodPodsLauncher:
                 problem = f"RunPod has no free {self._shape.gpu_type} for a pod now"
         except ServiceError as error:
             return EndpointHealth(False, 0, 0, str(error))
-        return read_health(pods.values(), self._watch.problem or problem)
+        here = [own for own in pods.values() if own.is_on(self._shape)]
+        return read_health(here, self._watch.problem or problem)
 
     async def read_prices(self) -> dict[str, float]:
         """RunPod's prices of the GPUs that this endpoint's pods may have: USD of one and an hour, by RunPod's ids.
@@ -282,9 +284,12 @@ class RunPodPodsLauncher:
 
         Raises:
             ServiceError: that can't be known now, and nothing was made.
+            LaunchInDoubtError: it has one with other GPUs than this endpoint's, by which it would be billed.
         """
         for own in (await self._watch.look(anew=True)).values():
             if own.is_live and own.run_id == run_of_name(launch_id):
+                if not own.is_on(self._shape):
+                    raise LaunchInDoubtError(TITLE, "the run has a pod with other GPUs already")
                 self._watch.note(own)
                 return own.launch_id
         return None

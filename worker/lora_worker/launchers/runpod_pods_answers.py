@@ -14,6 +14,7 @@ from datetime import datetime
 from lora_worker.launchers.base import EndCause, EndpointHealth, LaunchState, Observation, Policy
 from lora_worker.launchers.marks import is_launch_id, is_mark, run_of_name
 from lora_worker.launchers.runpod_pods_api import Pod
+from lora_worker.launchers.runpod_pods_gpus import PodShape, gpu_ids
 
 EXECUTION_VARIABLE, TTL_VARIABLE = "LORA_LAUNCH_EXECUTION_SECONDS", "LORA_LAUNCH_TTL_SECONDS"
 """A pod carries the limits of its launch itself: RunPod has none for pods, and the worker that set them may be gone."""
@@ -55,6 +56,13 @@ class OwnPod:
     def is_live(self) -> bool:
         """Whether it works, or gets ready to."""
         return self.pod.status == "RUNNING" or self.pod.status in _WAITING
+
+    def is_on(self, shape: PodShape) -> bool:
+        """Whether it has the GPUs of an endpoint; True where the endpoint, or RunPod, does not say which."""
+        gpu, ids = self.pod.gpu, gpu_ids(shape.gpu_type)
+        if gpu is None or not ids:
+            return True
+        return gpu.id in {None, *ids} and gpu.count in {None, shape.gpu_count}
 
     def age_seconds(self, now: datetime) -> float | None:
         """Since it was made."""

@@ -25,8 +25,15 @@ class Runtime(Answer):
     uptime: Readable[Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]] = None
 
 
+class PodGpus(Answer):
+    """The GPUs of a pod: RunPod's id of their type, and how many."""
+
+    id: Readable[Name] = None
+    count: Readable[Annotated[int, Field(ge=1, le=1000)]] = None
+
+
 class Pod(Answer):
-    """A pod, as far as the worker reads it. `cost` is in USD an hour, of all its GPUs."""
+    """A pod, as far as the worker reads it."""
 
     id: Readable[ResourceId] = None
     name: Readable[Name] = None
@@ -36,7 +43,7 @@ class Pod(Answer):
     runtime: Readable[Runtime] = None
     created_at: Readable[AwareDatetime] = None
     started_at: Readable[AwareDatetime] = None
-    cost: Readable[_Price] = None
+    gpu: Readable[PodGpus] = None
 
 
 class PodPrice(Answer):

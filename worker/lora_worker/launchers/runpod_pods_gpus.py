@@ -54,12 +54,6 @@ def gpu_ids(gpu_type: object) -> tuple[str, ...]:
     return _GPUS.get(max((part for part in _GPUS if part in plain), key=len, default=""), ())
 
 
-def split_endpoint(endpoint: str) -> tuple[str, str]:
-    """The address of an endpoint, and what stands behind its `#`: the GPUs of its pods."""
-    address, _, shape = endpoint.partition("#")
-    return address.rstrip("/"), shape
-
-
 def shape_fault(named: str, billed: PodShape) -> str | None:
     """Why pods that an endpoint names by such as `H100` or `H100x2` can't be had as they are billed, as the end of a
     sentence; None where they can, or where it names none."""

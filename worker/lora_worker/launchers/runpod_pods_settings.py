@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from lora_worker.configuration.settings import Settings, split_list
+from lora_worker.configuration.settings import Settings
+from lora_worker.configuration.texts import split_list
 from lora_worker.launchers.runpod_settings import RunPodAccount
 
 _DATA_CENTER = re.compile(r"[A-Z0-9-]{2,40}")

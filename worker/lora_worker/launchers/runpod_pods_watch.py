@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -23,6 +24,28 @@ _LOOK_SECONDS = 3.0
 _MOST_KNOWN = 2000
 
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class _Starts:
+    """For how long a pod's container was up at a look at that moment, and how often it had been started again."""
+
+    uptime_seconds: float
+    at: datetime
+    again: int
+    is_gone: bool = False
+    """Whether no container was seen since."""
+
+    def is_over(self, uptime_seconds: float, elapsed_seconds: float) -> bool:
+        """Whether the container was started again, by its uptime so many seconds later.
+
+        A start anew begins at nought: its figure is less than half the one before. Of a container that dies as soon as
+        it starts it is less than half the time since, or not above the one before where there was none in between. A
+        figure that lags, comes again as it was, or is corrected by a second must not end a training.
+        """
+        fell = uptime_seconds < self.uptime_seconds / 2
+        is_new = uptime_seconds != self.uptime_seconds and uptime_seconds < elapsed_seconds / 2
+        return fell or is_new or (self.is_gone and uptime_seconds <= self.uptime_seconds)
 
 
 class PodWatch:
@@ -53,8 +76,7 @@ class PodWatch:
         """RunPod's ids of the launches' pods: a list may lack what is seconds old."""
         self._ended: OrderedDict[str, Observation] = OrderedDict()
         """As what this worker has ended pods: RunPod remembers nothing of them."""
-        self._starts: OrderedDict[str, tuple[float, int]] = OrderedDict()
-        """For how long each pod's container was up at the last look, and how often it was started again."""
+        self._starts: OrderedDict[str, _Starts] = OrderedDict()
         self._refusals: dict[str, str] = {}
         """Why RunPod did not take the end of a pod that is still there, by its launch."""
 
@@ -66,6 +88,7 @@ class PodWatch:
         """
         async with self._looking:
             if anew or self._clock() - self._looked_at >= self._look_seconds:
+                begun = self.now()
                 pods = launch_pods(await self._api.list_pods())
                 self._seen = {own.launch_id: own for own in pods if own.mark == self._mark}
                 self._others = {own.launch_id: own for own in pods if own.mark != self._mark}
@@ -74,7 +97,7 @@ class PodWatch:
                 self._looked_at = self._clock()
                 for own in pods:
                     if own.mark == self._mark or own.launch_id in self._ids:
-                        self._count_starts(own)
+                        self._count_starts(own, begun)
                         await self._end_if_due(own)
             return self._seen
 
@@ -111,8 +134,8 @@ class PodWatch:
 
     def judge_end(self, own: OwnPod) -> Observation | None:
         """As what a pod has to end; None where it may go on."""
-        _, restarts = self._starts.get(own.launch_id, (None, 0))
-        return judge_end(own, self.now(), restarts=restarts)
+        known = self._starts.get(own.launch_id)
+        return judge_end(own, self.now(), restarts=known.again if known else 0)
 
     async def end(self, own: OwnPod, observation: Observation) -> None:
         """Terminate a pod. Only a later look that does not find it says that it has ended.
@@ -141,13 +164,15 @@ class PodWatch:
             with suppress(ServiceError):
                 await self.end(own, observation)
 
-    def _count_starts(self, own: OwnPod) -> None:
-        uptime = own.uptime_seconds
+    def _count_starts(self, own: OwnPod, begun: datetime) -> None:
+        """Count a start of a pod's container that came since the last look; `begun` is when this one was asked for."""
+        uptime, last = own.uptime_seconds, self._starts.get(own.launch_id)
         if uptime is None:
+            if last is not None:
+                self._starts[own.launch_id] = replace(last, is_gone=True)
             return
-        last, restarts = self._starts.get(own.launch_id, (uptime, 0))
-        # A start anew begins at nought. A figure that lags, or is corrected by a second, must not end a training.
-        _remember(self._starts, own.launch_id, (uptime, restarts + (uptime < last / 2)))
+        again = last.again + last.is_over(uptime, (begun - last.at).total_seconds()) if last else 0
+        _remember(self._starts, own.launch_id, _Starts(uptime, self.now(), again))
 
 
 _WATCHES: WeakValueDictionary[tuple[int, str, str, str], PodWatch] = WeakValueDictionary()

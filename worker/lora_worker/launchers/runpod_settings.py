@@ -11,7 +11,8 @@ from pydantic_settings import BaseSettings, NoDecode
 
 from lora_worker.configuration.addresses import is_under, url_fault
 from lora_worker.configuration.keys import SUPABASE_ROLES, Role, read_key, text_fault
-from lora_worker.configuration.settings import ONE_IS_MISSING, Settings, split_list
+from lora_worker.configuration.settings import ONE_IS_MISSING, Settings
+from lora_worker.configuration.texts import split_list
 from lora_worker.launchers.addresses import endpoint_id_of
 
 API_URL = "https://api.runpod.ai/v2"

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 
+from lora_worker.configuration.extras import require_extra
 from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceError, SettingsError
 from lora_worker.launchers.base import (
     ContainerLine,
@@ -33,7 +34,7 @@ from lora_worker.launchers.machine_types import MachineUnknownError
 from lora_worker.launchers.marks import project_mark, run_of_name
 from lora_worker.launchers.sagemaker_addresses import Address, read_endpoint
 from lora_worker.launchers.sagemaker_answers import Job, read_health, read_observation, read_time
-from lora_worker.launchers.sagemaker_api import SERVICE, AwsApi, require_boto3
+from lora_worker.launchers.sagemaker_api import SERVICE, AwsApi
 from lora_worker.launchers.sagemaker_instances import INSTANCES, Instance
 from lora_worker.launchers.sagemaker_jobs import JobShape, job_name, mark_of, training_job
 from lora_worker.launchers.sagemaker_logs import follow_log, read_log
@@ -84,7 +85,6 @@ class SageMakerLauncher:
         self.endpoint = str(address)
         self._address, self._api, self._shape, self._now = address, api, shape, now
         self._instance, self._gpu_count = instance, gpu_count
-        self._accounts: dict[str, str] = {}
         self._types: OrderedDict[tuple[str, str], str] = OrderedDict()
         """The instance types of jobs, by region and name."""
 
@@ -98,7 +98,7 @@ class SageMakerLauncher:
             SettingsError: boto3 is not installed, the endpoint is none of the settings' account, or there is no
                 instance with its GPUs.
         """
-        require_boto3()
+        require_extra(SERVICE, "boto3", "boto3", "sagemaker")
         own = settings.sagemaker_address
         address = own if endpoint is None else read_endpoint(endpoint, own.account)
         if address is None or address.account != own.account:
@@ -305,10 +305,9 @@ class SageMakerLauncher:
 
     async def _account(self, region: str) -> str:
         """The account of the worker's credentials."""
-        if region not in self._accounts:
-            answer = await self._api.call(region, "sts", "get_caller_identity", {})
-            self._accounts[region] = str((answer or {}).get("Account"))
-        return self._accounts[region]
+        # Asked each time: somebody may have given the worker other credentials.
+        answer = await self._api.call(region, "sts", "get_caller_identity", {})
+        return str((answer or {}).get("Account"))
 
     async def _list(self, region: str, status: str, *, most: int) -> list[dict[str, Any]]:
         """Summaries of those of the project's `most` latest jobs that have this status, the latest first."""

@@ -7,7 +7,7 @@ another account's credentials every launch would look as if it were gone.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 REGION = r"[a-z]{2}(?:-[a-z]{2,12}){1,3}-[0-9]{1,2}"
 _ENDPOINT = re.compile(rf"sagemaker:({REGION})(?::([0-9]{{12}}))?(?:#(ml\.[a-z0-9.-]{{3,40}}))?")
@@ -24,10 +24,6 @@ class Address:
     def __str__(self) -> str:
         behind = f"#{self.instance_type}" if self.instance_type else ""
         return f"sagemaker:{self.region}:{self.account}{behind}"
-
-    def with_type(self, instance_type: str) -> Address:
-        """The same region with an instance type."""
-        return replace(self, instance_type=instance_type)
 
 
 def read_endpoint(endpoint: str, account: str) -> Address | None:

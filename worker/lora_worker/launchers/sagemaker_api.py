@@ -14,7 +14,6 @@ from lora_worker.errors import (
     ServiceError,
     ServiceRefusedError,
     ServiceUnavailableError,
-    SettingsError,
 )
 from lora_worker.launchers.answers import retry_after_seconds
 from lora_worker.launchers.threads import in_thread
@@ -63,21 +62,6 @@ _REMEDY = (
 
 Expected = Callable[[str, str], bool]
 """Tells by an error's code and text whether it is one that the caller has an answer to."""
-
-
-def require_boto3() -> None:
-    """Check that boto3 is installed.
-
-    Raises:
-        SettingsError: it is not; the text says how it is installed.
-    """
-    try:
-        import boto3  # noqa: F401
-    except ImportError:
-        raise SettingsError(
-            "LORA_WORKER_LAUNCHER=sagemaker needs boto3, which is not installed: "
-            "pip install 'lora-worker[sagemaker]', or '.[sagemaker]' in the clone"
-        ) from None
 
 
 class AwsApi:

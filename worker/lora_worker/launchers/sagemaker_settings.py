@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from lora_worker.configuration.settings import Settings, split_list
+from lora_worker.configuration.settings import Settings
+from lora_worker.configuration.texts import split_list
 from lora_worker.launchers.sagemaker_addresses import REGION, Address, account_of
 
 MAX_JOB_SECONDS = 28 * 86_400

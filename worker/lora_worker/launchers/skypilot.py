@@ -7,7 +7,6 @@ execution of the same launch and goes on from its checkpoint.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable
@@ -17,7 +16,8 @@ from typing import Any
 
 import httpx
 
-from lora_worker.configuration.addresses import url_fault
+from lora_worker.configuration.addresses import server_fault
+from lora_worker.configuration.extras import missing_packages
 from lora_worker.errors import (
     LaunchInDoubtError,
     LaunchRefusedError,
@@ -26,6 +26,7 @@ from lora_worker.errors import (
     ServiceUnavailableError,
     SettingsError,
 )
+from lora_worker.launchers.addresses import split_endpoint
 from lora_worker.launchers.base import (
     EndpointHealth,
     Guide,
@@ -109,7 +110,7 @@ class SkyPilotLauncher:
         now: Callable[[], float] = now_seconds,
     ) -> None:
         self.endpoint = endpoint.rstrip("/")
-        self._base, self._accelerator = _split(self.endpoint)
+        self._base, self._accelerator = split_endpoint(self.endpoint)
         self._shape = replace(shape, accelerator=self._accelerator) if self._accelerator else shape
         self._names, self._now = Names(shape.mark), now
         # SkyPilot knows its callers by 8 hexadecimal digits, and would make up new ones for each process.
@@ -126,8 +127,9 @@ class SkyPilotLauncher:
         Raises:
             SettingsError: SkyPilot is not there, the endpoint is none, or it has another GPU than is billed.
         """
-        base, accelerator = _split(endpoint or settings.skypilot_url)
-        if (fault := url_fault(base)) or not re.fullmatch(r"[A-Za-z0-9-]{0,60}", accelerator):
+        base, accelerator = split_endpoint(endpoint or settings.skypilot_url)
+        fault = server_fault(base, "SkyPilot's API server")
+        if fault or not re.fullmatch(r"[A-Za-z0-9-]{0,60}", accelerator):
             raise SettingsError(f"the endpoint of {SERVICE} {fault or 'names no GPU behind its #'}.")
         if fault := accelerator_fault(accelerator or settings.skypilot_accelerator, settings.endpoint_gpu_type):
             where = "the endpoint" if accelerator else "LORA_WORKER_SKYPILOT_ACCELERATOR"
@@ -137,7 +139,7 @@ class SkyPilotLauncher:
         python = settings.skypilot_python
         if python and not os.access(python, os.X_OK):
             raise SettingsError(f"LORA_WORKER_SKYPILOT_PYTHON: {python} is no program that can be run.")
-        if not python and importlib.util.find_spec("sky") is None:
+        if not python and missing_packages(["sky"]):
             raise SettingsError(f"LORA_WORKER_LAUNCHER: {SERVICE} is not installed; {INSTALL}.")
         return cls(
             endpoint or settings.skypilot_url,
@@ -149,7 +151,7 @@ class SkyPilotLauncher:
 
     def reaches(self, endpoint: str) -> bool:
         """Whether the token may go to an endpoint. See `Launcher.reaches`."""
-        return _split(endpoint)[0] in self._clients
+        return split_endpoint(endpoint)[0] in self._clients
 
     async def launch(self, payload: dict[str, Any], policy: Policy) -> str:
         """Start a run as a managed job. See `Launcher.launch`.
@@ -168,19 +170,19 @@ class SkyPilotLauncher:
             if (live := await self._live_launch(run_id)) is not None:
                 return live
         except SkyError as error:
-            raise _refusal(error, SERVICE) from None
+            raise _refusal(error) from None
         client = self._clients[self._base]
         try:
             await client.call("launch", seconds=_LAUNCH_SECONDS, name=name, task=task, secrets=secrets)
         except SkyError as error:
             if error.problem in {Problem.IN_DOUBT, Problem.FAILED}:
                 raise LaunchInDoubtError(SERVICE, _text(error)) from None
-            raise _refusal(error, SERVICE) from None
+            raise _refusal(error) from None
         return name
 
     async def observe(self, launch: LaunchRef) -> Observation:
         """Look at a launch. See `Launcher.observe`."""
-        base, name = _split(launch.endpoint or self.endpoint)[0], launch.external_job_id
+        base, name = split_endpoint(launch.endpoint or self.endpoint)[0], launch.external_job_id
         if base not in self._clients:
             return Observation(LaunchState.UNKNOWN, reason=_ELSEWHERE)
         if not is_launch(name):
@@ -200,7 +202,7 @@ class SkyPilotLauncher:
 
     async def cancel(self, launch: LaunchRef) -> bool:
         """Ask for the end of a launch. See `Launcher.cancel`."""
-        base, name = _split(launch.endpoint or self.endpoint)[0], launch.external_job_id
+        base, name = split_endpoint(launch.endpoint or self.endpoint)[0], launch.external_job_id
         if base not in self._clients:
             return False
         if not is_launch(name):
@@ -213,7 +215,7 @@ class SkyPilotLauncher:
 
     async def health(self, endpoint: str | None = None) -> EndpointHealth:
         """Look at a server, and at what the endpoint's jobs say of it. See `Launcher.health`."""
-        base, accelerator = _split(endpoint or self.endpoint)
+        base, accelerator = split_endpoint(endpoint or self.endpoint)
         if base not in self._boards:
             return EndpointHealth(False, 0, 0, _ELSEWHERE)
         try:
@@ -227,7 +229,7 @@ class SkyPilotLauncher:
         try:
             jobs = await self._read(self._base)
         except SkyError as error:
-            raise _refusal(error, SERVICE) from None
+            raise _refusal(error) from None
         now, found = self._now(), []
         for job in sorted(jobs, key=lambda job: job.job_id):
             run_id = run_of_name(job.job_name)
@@ -318,20 +320,14 @@ async def _list(client: SkyClient, part: str, most: int) -> list[Job]:
         raise SkyError(Problem.FAILED, str(error)) from None
 
 
-def _split(endpoint: str) -> tuple[str, str]:
-    """The server's address in an endpoint, and the GPU behind its `#`, which may be empty."""
-    base, _, accelerator = endpoint.partition("#")
-    return base.rstrip("/"), accelerator
-
-
 def _text(error: SkyError) -> str:
     return f"{_SENTENCES[error.problem]} ({error.text})"
 
 
-def _refusal(error: SkyError, service: str) -> ServiceError:
+def _refusal(error: SkyError) -> ServiceError:
     """The worker's exception for a call that changed nothing."""
     if error.problem in {Problem.MISSING, Problem.REFUSED}:
-        return ServiceRefusedError(service, _text(error), status=424)
+        return ServiceRefusedError(SERVICE, _text(error), status=424)
     if error.problem is Problem.UNAUTHORIZED:
-        return ServiceRefusedError(service, _text(error), status=401)
-    return ServiceUnavailableError(service, _text(error))
+        return ServiceRefusedError(SERVICE, _text(error), status=401)
+    return ServiceUnavailableError(SERVICE, _text(error))

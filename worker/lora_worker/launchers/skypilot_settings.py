@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
-from lora_worker.configuration.addresses import is_under, url_fault
+from lora_worker.configuration.addresses import server_fault
 from lora_worker.configuration.keys import Role, read_key, text_fault
-from lora_worker.configuration.settings import Settings, split_list
+from lora_worker.configuration.settings import Settings
+from lora_worker.configuration.texts import split_list
 
 _INFRA = re.compile(r"[A-Za-z0-9_*-]{1,40}(/[A-Za-z0-9._:@*-]{1,200}){0,2}")
 
@@ -74,10 +74,7 @@ class SkyPilotSettings(Settings):
     @field_validator("skypilot_url")
     @classmethod
     def _check_skypilot_server(cls, url: str) -> str:
-        fault = url_fault(url)
-        if fault is None and is_under(urlsplit(url).hostname or "", "supabase.co", "runpod.ai", "runpod.io"):
-            fault = "is an address of Supabase or RunPod; set that of SkyPilot's API server"
-        if fault:
+        if fault := server_fault(url, "SkyPilot's API server"):
             raise ValueError(fault)
         return url.rstrip("/")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from lora_worker.configuration.extras import require_extra
 from lora_worker.errors import (
     CreationInDoubtError,
     LaunchInDoubtError,
@@ -21,6 +22,7 @@ from lora_worker.errors import (
     ServiceError,
     SettingsError,
 )
+from lora_worker.launchers.addresses import split_endpoint
 from lora_worker.launchers.base import (
     ContainerLine,
     EndpointHealth,
@@ -32,10 +34,10 @@ from lora_worker.launchers.base import (
     Policy,
 )
 from lora_worker.launchers.google_logs import JobLogs
-from lora_worker.launchers.google_tokens import GoogleTokens, require_google_auth
+from lora_worker.launchers.google_tokens import GoogleTokens
 from lora_worker.launchers.machine_types import MachineUnknownError
 from lora_worker.launchers.marks import is_launch_id, new_launch_id, project_mark, run_of_name
-from lora_worker.launchers.vertex_addresses import Locations, project_of, split_endpoint
+from lora_worker.launchers.vertex_addresses import Locations, project_of
 from lora_worker.launchers.vertex_answers import Job, read_health, read_observation
 from lora_worker.launchers.vertex_api import SERVICE, VertexApi
 from lora_worker.launchers.vertex_api import most_connections as connections
@@ -113,7 +115,7 @@ class VertexLauncher:
             SettingsError: google-auth is not installed, the endpoint is none of the settings' project, or there is no
                 machine with its GPUs.
         """
-        require_google_auth()
+        require_extra(SERVICE, "google-auth", "google.auth", "vertex")
         own = settings.vertex_endpoint
         machine_type = f"#{settings.vertex_machine_type}" if settings.vertex_machine_type else ""
         endpoint = endpoint or own + machine_type

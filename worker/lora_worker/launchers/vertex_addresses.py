@@ -6,21 +6,13 @@ import re
 from collections.abc import Iterable
 
 from lora_worker.configuration.addresses import url_fault
+from lora_worker.launchers.addresses import split_endpoint
 
 _GOOGLE = re.compile(
     r"https://(?P<region>[a-z]{2,20}-[a-z]{2,20}[0-9]{1,2})-aiplatform\.googleapis\.com"
     r"/v1/projects/(?P<project>[a-z0-9][a-z0-9.:-]{1,62})/locations/(?P=region)"
 )
 _LOCATION = re.compile(r".+/v1/projects/(?P<project>[a-z0-9][a-z0-9.:-]{1,62})/locations/[a-z0-9-]{1,63}")
-
-
-def split_endpoint(endpoint: str) -> tuple[str, str]:
-    """The address of an endpoint, and the machine type behind its `#`; "" where it names none.
-
-    The type tells endpoints of one region apart: each has its own GPUs, price and slots.
-    """
-    address, _, machine_type = endpoint.partition("#")
-    return address.rstrip("/"), machine_type
 
 
 def location_fault(url: str) -> str | None:

@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from lora_worker.configuration.addresses import url_fault
-from lora_worker.configuration.settings import Settings, split_list
+from lora_worker.configuration.settings import Settings
+from lora_worker.configuration.texts import split_list
 from lora_worker.launchers.vertex_addresses import location_fault
 
 MAX_JOB_SECONDS = 7 * 86_400

@@ -6,7 +6,8 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from lora_worker.configuration.contradictions import contradictions
-from lora_worker.configuration.webhooks import WebhookSettings, endpoints_fault, read_endpoint, split_endpoints
+from lora_worker.configuration.texts import split_list
+from lora_worker.configuration.webhooks import WebhookSettings, endpoints_fault, read_endpoint
 from lora_worker.duties import webhooks
 from lora_worker.observability.telemetry import secrets_of
 from lora_worker.webhooks.sending import MOST_CONNECTIONS
@@ -45,7 +46,7 @@ def test_endpoint_is_read_with_all_its_secrets_and_shows_none() -> None:
     ],
 )
 def test_endpoint_that_is_none_is_refused_without_showing_it(text: str, fault: str) -> None:
-    found = endpoints_fault(tuple(map(SecretStr, split_endpoints(text))))
+    found = endpoints_fault(tuple(map(SecretStr, split_list(text))))
     assert found is not None
     assert fault in found
     assert "geheim" not in found

@@ -36,7 +36,7 @@ def shown(**changes: Any) -> dict[str, Any]:
     return {
         "id": "7h9k2m4n6p", "name": f"{LAUNCH}-{MARK}", "status": "RUNNING", "env": limits_of(POLICY),
         "dataCenterId": "EU-RO-1", "createdAt": ago(300), "startedAt": ago(200), "runtime": {"uptime": 200},
-        "cost": 1.64, **changes,
+        **changes,
     }  # fmt: skip
 
 
@@ -99,6 +99,31 @@ def test_pod_that_must_end(changes: dict[str, Any], restarts: int, state: Launch
     end = judge_end(read(**changes), NOW, restarts=restarts)
     assert end is not None
     assert (end.state, end.cause) == (state, cause)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "is_on"),
+    [
+        ({"id": "NVIDIA H100 NVL", "count": 2}, True),
+        ({"id": "NVIDIA H100 NVL"}, True),
+        (None, True),
+        ({"id": "NVIDIA H100 NVL", "count": 1}, False),
+        ({"id": "NVIDIA L4", "count": 2}, False),
+    ],
+)
+async def test_endpoint_counts_pods_with_its_own_gpus_and_takes_no_others(gpu: Any, is_on: bool) -> None:
+    run = "b" * 32
+    pods = {"pods": [{**shown(), "name": f"lora-{run}-01234567-{MARK}", "gpu": gpu}]}
+    launcher, requests = launcher_of(lambda _: httpx.Response(200, json=pods))
+    launcher._shape = PodShape("H100", 2)
+    assert (await launcher.health()).running == int(is_on)
+    launching = launcher.launch({"run_id": run, "gpu_config": {"type": "H100"}}, POLICY)
+    if is_on:
+        assert await launching == f"lora-{run}-01234567"
+    else:
+        with pytest.raises(LaunchInDoubtError, match="other GPUs"):
+            await launching
+    assert {request.method for request in requests} == {"GET"}
 
 
 def test_every_gpu_that_is_offered_has_pods() -> None:
@@ -220,6 +245,35 @@ async def test_pod_whose_container_starts_for_the_third_time_again_is_ended(
     seen = [await launcher.observe(LaunchRef(URL, LAUNCH)) for _ in uptimes]
     assert seen[-1].state is state
     assert [request.method for request in requests].count("DELETE") == (state is LaunchState.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("uptimes", "state"),
+    [
+        ([0, 1, 0, 1, 0, 1], LaunchState.UNKNOWN),
+        ([0, None, 0, None, 0, None, 0], LaunchState.UNKNOWN),
+        ([100, None, 120, None, 140, None, 160], LaunchState.RUNNING),
+        ([2, 2, 2, 2, 2, 2, 60], LaunchState.RUNNING),
+        ([100, 108, 116, 124, 132, 140], LaunchState.RUNNING),
+        ([0, 0, 0, 8, 18, 28, 38], LaunchState.RUNNING),
+    ],
+)
+async def test_container_that_dies_at_each_start_is_ended(uptimes: list[int | None], state: LaunchState) -> None:
+    """Looks are ten seconds apart, so its uptime never has the time to fall."""
+    looks, moment = iter(uptimes), NOW - timedelta(seconds=100)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            return httpx.Response(204)
+        uptime = next(looks)
+        return httpx.Response(200, json={"pods": [shown(runtime=None if uptime is None else {"uptime": uptime})]})
+
+    launcher, _ = launcher_of(answer, look_seconds=0.0)
+    launcher._watch.now = lambda: moment
+    for _ in uptimes:
+        moment += timedelta(seconds=10)
+        seen = await launcher.observe(LaunchRef(URL, LAUNCH))
+    assert seen.state is state
 
 
 async def test_looks_of_the_same_seconds_share_one_list() -> None:

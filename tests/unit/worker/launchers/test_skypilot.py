@@ -337,7 +337,13 @@ async def test_launcher_is_made_from_its_settings(monkeypatch: pytest.MonkeyPatc
         launcher = SkyPilotLauncher.open(loaded, http)
         billed = loaded.model_copy(update={"endpoint_gpu_type": "H200"})
         other = SkyPilotLauncher.open(billed, http, "https://other.example.com#H200")
-        for endpoint in ("other.example.com", "https://key@other.example.com", "https://other.example.com#$(reboot)"):
+        for endpoint in (
+            "other.example.com",
+            "https://key@other.example.com",
+            "https://other.example.com#$(reboot)",
+            "https://project.supabase.co",
+            "https://api.runpod.ai/v2/x",
+        ):
             with pytest.raises(SettingsError, match="the endpoint of SkyPilot"):
                 SkyPilotLauncher.open(loaded, http, endpoint)
     assert isinstance(launcher, OwnerOfLaunches)
