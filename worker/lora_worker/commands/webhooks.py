@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_contract.words import counted
 from lora_worker.commands.terminal import (
     EXIT_FAILED,
     EXIT_USAGE,
@@ -13,6 +14,7 @@ from lora_worker.commands.terminal import (
     command_group,
     print_lines,
     refuse,
+    run_or_exit,
     show,
     unconnected_settings_or_exit,
     with_services,
@@ -69,7 +71,8 @@ def replay(
         return await services.queue.replay_webhook_events(wanted)
 
     count = with_services(work)
-    line = f"{count} deliveries wait to be sent again" if count else "there is no such event to send again"
+    waiting = counted(count, "delivery waits", "deliveries wait")
+    line = f"{waiting} to be sent again" if count else "there is no such event to send again"
     show({"replayed": count}, as_json=as_json, text=lambda console: print_lines(console, [line]))
     if event and not count:
         raise typer.Exit(EXIT_FAILED)
@@ -94,12 +97,12 @@ def enable(
 @webhooks.command("test")
 def send_test(endpoint: EndpointOption = "", as_json: AsJson = False) -> None:
     """Send a signed event of the type webhook.test to the endpoints, once, and show what they answer."""
-    from lora_worker.commands.terminal import run_or_exit
-
     settings = unconnected_settings_or_exit()
     chosen = [one.name for one in settings.webhook_endpoints if endpoint in {"", one.name}]
     if not chosen:
-        known = ", ".join(one.name for one in settings.webhook_endpoints) or "none"
+        if not settings.webhook_endpoints:
+            raise refuse("LORA_WORKER_WEBHOOKS names no endpoint: set it (docs/webhooks.md)", EXIT_USAGE)
+        known = ", ".join(one.name for one in settings.webhook_endpoints)
         raise refuse(f"LORA_WORKER_WEBHOOKS has no such endpoint; it has: {known}", EXIT_USAGE)
     results = run_or_exit(_send_test(settings, chosen))
     lines = [f"{one['endpoint']}: {'delivered' if one['delivered'] else one['problem']}" for one in results]
@@ -158,6 +161,6 @@ def _print_endpoints(found: list[WebhookState], console: Console) -> None:
             again = f"again {moment(failure['next_at'])}" if failure["next_at"] else "given up"
             lines.append(
                 f"{one['name']}: {failure['event']} ({failure['type']}, job {failure['job_id']}): "
-                f"{failure['problem']}; {failure['attempts']} tries, {again}"
+                f"{failure['problem']}; {counted(failure['attempts'], 'try', 'tries')}, {again}"
             )
     print_lines(console, lines)

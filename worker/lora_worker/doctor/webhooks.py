@@ -1,4 +1,4 @@
-"""Checks that the endpoints that are told of jobs' events take them, and that launchers can wake the worker."""
+"""Checks that the endpoints that are told of jobs' events take them."""
 
 from __future__ import annotations
 

@@ -54,22 +54,29 @@ class Webhooks:
         Raises:
             ServiceError: the database did not answer; what was delivered without a note is delivered again.
         """
+        due = await self._claim()
+        if not due:
+            # A sender costs a set-up of TLS, and mostly there is nothing to send.
+            return RoundResult()
         done = 0
         async with open_sender(self._services.settings) as http:
-            for _ in range(_MOST_CLAIMS):
-                due = await self._services.queue.claim_webhook_deliveries(
-                    list(self._endpoints), _MOST_AT_ONCE, _LEASE_SECONDS
-                )
+            for left in reversed(range(_MOST_CLAIMS)):
+                done += await self._deliver(http, due)
+                due = await self._claim() if left else []
                 if not due:
                     break
-                async with asyncio.TaskGroup() as group:
-                    sent = [group.create_task(self._send(http, delivery)) for delivery in due]
-                crash_point("worker.webhook.after_delivery")
-                await asyncio.gather(
-                    *(self._note(delivery, task.result()) for delivery, task in zip(due, sent, strict=True))
-                )
-                done += sum(task.result().is_delivered for task in sent)
         return RoundResult(done)
+
+    async def _claim(self) -> list[WebhookDelivery]:
+        return await self._services.queue.claim_webhook_deliveries(list(self._endpoints), _MOST_AT_ONCE, _LEASE_SECONDS)
+
+    async def _deliver(self, http: httpx.AsyncClient, due: list[WebhookDelivery]) -> int:
+        """Send these and note what came of each; returns how many were delivered."""
+        async with asyncio.TaskGroup() as group:
+            sent = [group.create_task(self._send(http, delivery)) for delivery in due]
+        crash_point("worker.webhook.after_delivery")
+        await asyncio.gather(*(self._note(delivery, task.result()) for delivery, task in zip(due, sent, strict=True)))
+        return sum(task.result().is_delivered for task in sent)
 
     async def _send(self, http: httpx.AsyncClient, delivery: WebhookDelivery) -> Sent:
         endpoint: WebhookEndpoint = self._endpoints[delivery["endpoint"]]

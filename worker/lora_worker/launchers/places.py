@@ -95,8 +95,8 @@ class Places:
         launcher = self.launcher_at(launch.endpoint)
         return launcher is not None and await launcher.cancel(launch)
 
-    async def health(self, endpoint: str | None = None) -> EndpointHealth:
-        """Whether an endpoint can take runs; by default the default place's. See `Launcher.health`."""
+    async def health(self, endpoint: str | None) -> EndpointHealth:
+        """Whether an endpoint can take runs. See `Launcher.health`."""
         launcher = self.launcher_at(endpoint)
         if launcher is None:
             return EndpointHealth(False, 0, 0, self._unreached())

@@ -154,14 +154,18 @@ class Terms(BaseModel):
         return self if speed is None else self.model_copy(update={"measured": {base_model: {gpu_type: speed}}})
 
 
-def make_terms(settings: Settings, prices: tuple[GpuPrice, ...]) -> Terms:
-    """Build the terms from settings, prices and the table of measured speeds."""
+def make_terms(settings: Settings, prices: tuple[GpuPrice, ...], *, gpu_count: int | None = None) -> Terms:
+    """Build the terms from settings, prices and the table of measured speeds.
+
+    `gpu_count` is that of the place where launches go; None: as the settings say.
+    """
     table = load_throughput()
+    gpu_count = gpu_count or settings.endpoint_gpu_count
     reference = table["benchmark"][0]["base_model"]
     return Terms(
         gpus=tuple(_gpu(price, table) for price in prices),
         endpoint_gpu_type=settings.endpoint_gpu_type,
-        endpoint_gpu_count=settings.endpoint_gpu_count,
+        endpoint_gpu_count=gpu_count,
         models={name: base_size(name, table) for name in table["models"]},
         methods={name: _method(name, work) for name, work in table["methods"].items()},
         reference=base_size(reference, table),
@@ -180,7 +184,7 @@ def make_terms(settings: Settings, prices: tuple[GpuPrice, ...]) -> Terms:
         hyperparameters=Hyperparameters().model_dump(
             include={"learning_rate", "batch_size", "epochs", "rank", "dropout"}
         ),
-        assumptions=_assumptions(settings, table),
+        assumptions=_assumptions(settings, table, gpu_count),
     )
 
 
@@ -201,16 +205,16 @@ def _gpu(price: GpuPrice, table: dict[str, Any]) -> Gpu:
     )
 
 
-def _assumptions(settings: Settings, table: dict[str, Any]) -> tuple[str, ...]:
+def _assumptions(settings: Settings, table: dict[str, Any], gpu_count: int) -> tuple[str, ...]:
     sentences = [
         f"Tokens are those of the dataset's row, or {table['tokens_per_pair']} a pair where they were not counted.",
         f"Loading, evaluating and uploading take {_minutes(table['overhead']['low'], 1)} to"
         f" {_minutes(table['overhead']['high'], 1)} minutes with one epoch.",
     ]
-    if settings.endpoint_gpu_count > 1:
+    if gpu_count > 1:
         sentences.append(
             f"The time is that of one GPU, on which a training computes that asks for no more. All "
-            f"{settings.endpoint_gpu_count} of the endpoint are billed, so a training that asks for several costs less "
+            f"{gpu_count} of the endpoint are billed, so a training that asks for several costs less "
             "than this says."
         )
     if settings.storage_fee:

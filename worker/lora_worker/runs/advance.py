@@ -126,13 +126,16 @@ async def _find_place(held: HeldRun) -> Place | None:
 async def _send(held: HeldRun, plan: Plan) -> None:
     """Write down the intent of the launch, send it, and write down its id."""
     request = await launching.prepare_request(held, plan)
+    if isinstance(request, PutOff):
+        apply(held, request)
+        return
     if isinstance(request, Ending):
         await finish(held, request)
         return
-    begun = request if isinstance(request, PutOff) else await launching.begin_launch(held, request, plan)
+    begun = await launching.begin_launch(held, request, plan)
     if begun is not None:
         apply(held, begun)
-    if isinstance(request, PutOff) or not isinstance(begun, LaunchBegun):
+    if not isinstance(begun, LaunchBegun):
         return
     with spanning(held, "launch"):
         sent = await launching.send(held, request, plan)

@@ -88,6 +88,11 @@ def test_endpoint_is_enabled_by_its_name(queue: Queue) -> None:
     assert run_command("webhooks", "enable", "other").exit_code == 1
 
 
+def test_without_an_endpoint_the_test_says_what_to_set() -> None:
+    done = run_command("webhooks", "test")
+    assert (done.exit_code, "LORA_WORKER_WEBHOOKS names no endpoint: set it" in done.output) == (2, True)
+
+
 def test_test_event_is_signed_and_its_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[httpx.Request] = []
 

@@ -71,6 +71,10 @@ async def test_estimates_follow_the_job_where_places_have_different_gpus(server:
         gpu = services.terms.gpu("L4")
         assert gpu is not None
         assert (gpu.type, gpu.price_per_hour) == ("H100", 1.5)
+        assert not any("are billed" in sentence for sentence in services.terms.assumptions)
+    routes(server, "[endpoints.a]\ngpu_type = 'H100'\ngpu_count = 4")
+    async with open_services(load_settings()) as services:
+        assert any("All 4 of the endpoint are billed" in sentence for sentence in services.terms.assumptions)
 
 
 def test_settings_of_all_named_launchers_are_required(environment: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ async def choose_place(held: HeldRun) -> Place | PutOff | Settled | StopDecided:
     if candidates is None:
         return places.default
     if bound is not None:
-        return await _stay_or_leave(held, candidates, bound, table)
+        return await _stay_or_leave(held, candidates, bound)
     choice = candidates.choose(_refused(held, table))
     if choice.place is None:
         return await _wait(held, choice)
@@ -70,14 +70,12 @@ async def _leave_unknown(held: HeldRun, table: RoutingTable) -> PutOff | StopDec
     return PutOff("a trainer of the run has begun", 0.0, exact_seconds=0.0)
 
 
-async def _stay_or_leave(
-    held: HeldRun, candidates: Candidates, bound: Place, table: RoutingTable
-) -> Place | PutOff | Settled | StopDecided:
+async def _stay_or_leave(held: HeldRun, candidates: Candidates, bound: Place) -> Place | PutOff | Settled | StopDecided:
     """Where a run goes that may have a launch already, whose id is not known."""
-    choice = candidates.look(_refused(held, table))
+    choice = candidates.look(_refused(held, candidates.table))
     others_fit = any(option.hurdle is not Hurdle.UNFIT for option in choice.options if option.place != bound.name)
     declines = bound.name in held.declined_by and others_fit
-    if declines or _has_waited_in_vain(held, choice, bound, table):
+    if declines or _has_waited_in_vain(held, choice, bound, candidates.table):
         if await _leave(held, candidates, bound, choice):
             return StopDecided(NO_GPU_THERE)
         if declines:
@@ -97,7 +95,11 @@ async def fall_back(held: HeldRun, observation: Observation) -> StopDecided | No
         return None
     if min(held.endpoint.without_gpu_seconds, held.launch_age_seconds) < table.fall_back_minutes * 60:
         return None
-    candidates, here = await _candidates(held), held.services.places.at(held.launch_ref.endpoint)
+    places = held.services.places
+    here = places.at(held.launch_ref.endpoint)
+    if here is not None and len(places.all) == 1:
+        return None  # there is no other
+    candidates = await _candidates(held)
     if candidates is None:
         return None
     choice = candidates.look(_refused(held, table))
