@@ -15,10 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import boto3
 from botocore.config import Config
 
 from sandbox.processes import own_environment
+from tests.processes.reopened import ReopenedPort
 from tests.project import ROOT
 from tests.sagemaker_shapes import Refused, check_shape, model_of
 
@@ -66,7 +67,7 @@ class Job:
         return bool(self.request.get("EnableManagedSpotTraining"))
 
 
-class SageMakerServer:
+class SageMakerServer(ReopenedPort):
     """One region of an account, with `instances` of each type. Its clock is `speed` times as fast as ours.
 
     `faults` are used up in their order by the calls that come: "lose_answer" (carried out, and the connection breaks),
@@ -96,8 +97,6 @@ class SageMakerServer:
         self._model = model_of("sagemaker")
         self._lock = threading.RLock()
         self._began = (time.time(), time.monotonic())
-        self._http: ThreadingHTTPServer | None = None
-        self.port = 0
         self._listen()
 
     @property
@@ -113,15 +112,6 @@ class SageMakerServer:
         wall, ticks = self._began
         return wall + (time.monotonic() - ticks) * self._speed
 
-    @contextmanager
-    def outage(self) -> Iterator[None]:
-        """Nobody listens at the address."""
-        self._close_port()
-        try:
-            yield
-        finally:
-            self._listen()
-
     def interrupt(self, name: str) -> None:
         """Take the spot instance of a job away: SIGTERM, and the container is started again on another one."""
         with self._lock:
@@ -130,7 +120,7 @@ class SageMakerServer:
             self._signal(job, ("InProgress", "Interrupted"))
 
     def close(self) -> None:
-        self._close_port()
+        self._hang_up()
         with self._lock:
             for job in self.jobs.values():
                 if job.process is not None and job.process.poll() is None:
@@ -361,15 +351,7 @@ class SageMakerServer:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self.port = self._http.server_port
-        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def _close_port(self) -> None:
-        if self._http is not None:
-            self._http.shutdown()
-            self._http.server_close()
-            self._http = None
+        self._open(Handler)
 
     def _respond(self, headers: Any, content: bytes) -> tuple[int, str, bytes]:
         """Status, type and content of an answer; status 0: the connection breaks."""

@@ -22,8 +22,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,6 +31,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
+from tests.processes.reopened import ReopenedPort
 from tests.project import ROOT
 
 TOKEN = "sky_token-of-the-tests"
@@ -86,7 +86,7 @@ class ManagedJob:
         }
 
 
-class SkyPilotServer:
+class SkyPilotServer(ReopenedPort):
     """An API server with `machines` machines, whose trainer is `module`; its limits of time are `speed` times shorter.
 
     `faults` are used up in their order by the launches that come: "lose_answer" (accepted, the connection breaks),
@@ -112,7 +112,6 @@ class SkyPilotServer:
             f"PYTHONPATH={ROOT}:{ROOT / 'contract'} exec {sys.executable} -u -m {module}\n"
         )
         python.chmod(0o755)
-        self.port = 0
         self._listen()
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -122,15 +121,6 @@ class SkyPilotServer:
         for job in list(self.jobs.values()):
             self._end(job)
         assert not self.problems, self.problems
-
-    @contextmanager
-    def outage(self) -> Iterator[None]:
-        """Nobody answers at the address; jobs go on."""
-        self._hang_up()
-        try:
-            yield
-        finally:
-            self._listen()
 
     def named(self, name: str) -> ManagedJob:
         """The only job of this name."""
@@ -324,13 +314,7 @@ class SkyPilotServer:
                 if not isinstance(sys.exc_info()[1], ConnectionError):
                     server.problems.append(traceback.format_exc())
 
-        self._http = Listener(("127.0.0.1", self.port), Handler)
-        self.port = self._http.server_address[1]
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def _hang_up(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+        self._open(Handler, Listener)
 
 
 def _task_in(text: str) -> dict[str, Any]:

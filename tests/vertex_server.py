@@ -15,12 +15,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -31,6 +31,7 @@ from google.auth import jwt
 from google.cloud.aiplatform_v1.types import AcceleratorType, CustomJob, JobState
 from google.protobuf import json_format
 
+from tests.processes.reopened import ReopenedPort
 from tests.project import ROOT
 
 PROJECT, REGION = "tests-project", "us-central1"
@@ -85,7 +86,7 @@ class _Job:
         return {variable.name: variable.value for variable in pool.container_spec.env}
 
 
-class VertexServer:
+class VertexServer(ReopenedPort):
     """One region with `gpus` machines. Its clock is `speed` times as fast as ours.
 
     `module` runs in each container in place of the trainer's, and `image_environment` is what the image sets. The
@@ -116,8 +117,6 @@ class VertexServer:
         self._machines = threading.Semaphore(gpus)
         self._lock = threading.Lock()
         self._began = (datetime.now(UTC), time.monotonic())
-        self._http: ThreadingHTTPServer | None = None
-        self.port = 0
         self._listen()
         self.url = f"http://127.0.0.1:{self.port}"
         self.endpoint = self.url + _LOCATION
@@ -131,15 +130,6 @@ class VertexServer:
             job.is_cancelled.set()
         for job in list(self.jobs.values()):
             _stop(job)
-
-    @contextmanager
-    def outage(self) -> Iterator[None]:
-        """Nobody answers at the address; jobs go on."""
-        self._hang_up()
-        try:
-            yield
-        finally:
-            self._listen()
 
     def now(self) -> datetime:
         """The time there."""
@@ -340,15 +330,7 @@ class VertexServer:
         class Handler(_Handler):
             vertex = server
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self.port = self._http.server_port
-        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def _hang_up(self) -> None:
-        if self._http is not None:
-            self._http.shutdown()
-            self._http.server_close()
-            self._http = None
+        self._open(Handler)
 
     def _make_key(self, name: str) -> tuple[Path, bytes]:
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
