@@ -30,8 +30,8 @@ from rich.table import Table
 
 from lora_worker.duties.daemon import Daemon
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
-from lora_worker.launchers.runpod import RunPodLauncher
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.launcher import RunPodLauncher
+from lora_worker.launchers.runpod.settings import RunPodSettings
 from lora_worker.services import open_services
 from sandbox.supabase import LocalSupabase
 

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import httpx
 
 from lora_worker.launchers.base import EndCause, LaunchState
-from lora_worker.launchers.runpod_pods import RunPodPodsLauncher
-from lora_worker.launchers.runpod_pods_gpus import PodShape
-from lora_worker.launchers.runpod_pods_plan import PodPlan
+from lora_worker.launchers.runpod_pods.gpus import PodShape
+from lora_worker.launchers.runpod_pods.launcher import RunPodPodsLauncher
+from lora_worker.launchers.runpod_pods.plan import PodPlan
 from sandbox.runpod import LocalRunPod
 from tests.integration.launchers.scenes import ScriptedScene
 

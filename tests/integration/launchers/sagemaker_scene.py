@@ -11,11 +11,11 @@ from uuid import uuid4
 
 import httpx
 
-from lora_worker.launchers.sagemaker import SageMakerLauncher
-from lora_worker.launchers.sagemaker_addresses import Address
-from lora_worker.launchers.sagemaker_api import AwsApi
-from lora_worker.launchers.sagemaker_instances import INSTANCES
-from lora_worker.launchers.sagemaker_jobs import JobShape
+from lora_worker.launchers.sagemaker.addresses import Address
+from lora_worker.launchers.sagemaker.api import AwsApi
+from lora_worker.launchers.sagemaker.instances import INSTANCES
+from lora_worker.launchers.sagemaker.jobs import JobShape
+from lora_worker.launchers.sagemaker.launcher import SageMakerLauncher
 from tests.integration.launchers.scenes import ScriptedScene
 from tests.sagemaker_server import ACCOUNT, KEY, REGION, SageMakerServer
 

@@ -12,8 +12,8 @@ from uuid import uuid4
 import httpx
 
 from lora_worker.launchers.base import EndCause, Launcher, LaunchState, Observation
-from lora_worker.launchers.gpu_server import GpuServerLauncher
-from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.launchers.gpu_server.launcher import GpuServerLauncher
+from lora_worker.launchers.runpod.launcher import RunPodLauncher
 from sandbox.gpu_server import LocalGpuServer
 from sandbox.runpod import LocalRunPod
 

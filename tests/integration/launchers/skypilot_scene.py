@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 
-from lora_worker.launchers.skypilot import SkyPilotLauncher
-from lora_worker.launchers.skypilot_jobs import TaskShape, now_seconds
+from lora_worker.launchers.skypilot.jobs import TaskShape, now_seconds
+from lora_worker.launchers.skypilot.launcher import SkyPilotLauncher
 from tests.integration.launchers.scenes import ScriptedScene
 from tests.project import ROOT
 from tests.skypilot_server import TOKEN, SkyPilotServer

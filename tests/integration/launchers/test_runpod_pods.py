@@ -10,7 +10,7 @@ import pytest
 
 from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.base import ContainerLogs, EndCause, LaunchRef, LaunchState, Observation, Policy
-from lora_worker.launchers.runpod_pods import RunPodPodsLauncher
+from lora_worker.launchers.runpod_pods.launcher import RunPodPodsLauncher
 from tests.integration.launchers.runpod_pods_scene import MARK, RunPodPodsScene
 
 POLICY = Policy(execution_seconds=6000, ttl_seconds=60_000)

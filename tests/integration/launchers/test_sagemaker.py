@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceRefusedError, ServiceUnavailableError
-from lora_worker.launchers import sagemaker
 from lora_worker.launchers.base import (
     ContainerLogs,
     EndpointState,
@@ -21,9 +20,10 @@ from lora_worker.launchers.base import (
     OwnerOfLaunches,
     Policy,
 )
-from lora_worker.launchers.sagemaker import SageMakerLauncher
-from lora_worker.launchers.sagemaker_addresses import Address
-from lora_worker.launchers.sagemaker_api import AwsApi
+from lora_worker.launchers.sagemaker import launcher as sagemaker
+from lora_worker.launchers.sagemaker.addresses import Address
+from lora_worker.launchers.sagemaker.api import AwsApi
+from lora_worker.launchers.sagemaker.launcher import SageMakerLauncher
 from tests.integration.launchers.sagemaker_scene import SHAPE, SageMakerScene
 from tests.sagemaker_server import ACCOUNT, REGION, SPOT_SHARE
 

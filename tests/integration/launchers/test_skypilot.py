@@ -13,8 +13,8 @@ import pytest
 from lora_contract.machine_request import LAUNCH_ID_VARIABLE, unpack_request
 from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.base import LaunchRef, LaunchState, Observation, OwnedLaunch, Policy
-from lora_worker.launchers.skypilot import SkyPilotLauncher
-from lora_worker.launchers.skypilot_client import Problem, SkyClient, SkyError
+from lora_worker.launchers.skypilot.client import Problem, SkyClient, SkyError
+from lora_worker.launchers.skypilot.launcher import SkyPilotLauncher
 from tests.integration.launchers.skypilot_scene import MARK, SkyPilotScene
 
 POLICY = Policy(execution_seconds=600, ttl_seconds=6000)

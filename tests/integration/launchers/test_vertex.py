@@ -11,7 +11,7 @@ import pytest
 
 from lora_worker.errors import LaunchInDoubtError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.base import ContainerLogs, Launcher, LaunchRef, LaunchState, Policy
-from lora_worker.launchers.vertex import VertexLauncher
+from lora_worker.launchers.vertex.launcher import VertexLauncher
 from tests.integration.launchers.vertex_scene import VertexScene
 
 POLICY = Policy(execution_seconds=600, ttl_seconds=6000)
@@ -154,7 +154,7 @@ async def test_other_projects_jobs_stay_untouched(scene: VertexScene, http: http
 async def test_key_file_is_found_by_googles_own_chain(
     scene: VertexScene, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from lora_worker.launchers.google_tokens import GoogleTokens
+    from lora_worker.launchers.vertex.tokens import GoogleTokens
 
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(scene.server.key_file))
     tokens = GoogleTokens()

@@ -11,11 +11,11 @@ import httpx
 from google.oauth2.service_account import Credentials
 
 from lora_worker.launchers.base import Launcher
-from lora_worker.launchers.google_logs import JobLogs
-from lora_worker.launchers.google_tokens import SCOPES, GoogleTokens
-from lora_worker.launchers.vertex import VertexLauncher
-from lora_worker.launchers.vertex_api import VertexApi
-from lora_worker.launchers.vertex_jobs import JobShape
+from lora_worker.launchers.vertex.api import VertexApi
+from lora_worker.launchers.vertex.jobs import JobShape
+from lora_worker.launchers.vertex.launcher import VertexLauncher
+from lora_worker.launchers.vertex.logs import JobLogs
+from lora_worker.launchers.vertex.tokens import SCOPES, GoogleTokens
 from tests.integration.launchers.scenes import ScriptedScene
 from tests.vertex_server import VertexServer
 

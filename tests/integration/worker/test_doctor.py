@@ -11,7 +11,7 @@ from lora_worker.doctor.check import Check
 from lora_worker.doctor.examine import examine
 from lora_worker.doctor.project import GUARDED_TABLES
 from lora_worker.launchers.base import EndpointHealth
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.settings import RunPodSettings
 from lora_worker.services import open_services
 from sandbox.supabase import LocalSupabase
 from tests.application.user import User

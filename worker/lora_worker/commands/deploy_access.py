@@ -13,7 +13,7 @@ from lora_worker.commands.terminal import EXIT_USAGE, make_console, refuse, run_
 if TYPE_CHECKING:
     from lora_worker.deployment.rest import RunPodApi
     from lora_worker.deployment.specification import Specification
-    from lora_worker.launchers.runpod_settings import RunPodAccount
+    from lora_worker.launchers.runpod.settings import RunPodAccount
 
 T = TypeVar("T")
 

@@ -81,7 +81,7 @@ async def _run(api: RunPodApi, specification: Specification, models: list[str]) 
     from lora_worker.deployment.applying import look_for_endpoint
     from lora_worker.deployment.prefetching import prefetch as carry_out
     from lora_worker.deployment.variables import job_url
-    from lora_worker.launchers.runpod import RunPodLauncher
+    from lora_worker.launchers.runpod.launcher import RunPodLauncher
 
     endpoint = await look_for_endpoint(api, specification.name)
     launcher = RunPodLauncher(job_url(endpoint), api.key, http=api.http)

@@ -86,7 +86,7 @@ def _key_or_exit() -> str:
 
     from lora_worker.configuration.environment import first_value
     from lora_worker.errors import SettingsError
-    from lora_worker.launchers.gpu_server_settings import server_key_fault
+    from lora_worker.launchers.gpu_server.settings import server_key_fault
 
     try:
         key = first_value([KEY_VARIABLE])

@@ -9,7 +9,7 @@ import httpx
 from lora_worker.configuration.addresses import is_under
 from lora_worker.configuration.settings import Settings
 from lora_worker.deployment.rest import RunPodApi
-from lora_worker.launchers.runpod_settings import REST_URL, RunPodSettings
+from lora_worker.launchers.runpod.settings import REST_URL, RunPodSettings
 
 
 def open_api(settings: Settings, http: httpx.AsyncClient) -> RunPodApi | None:

@@ -11,7 +11,7 @@ from lora_worker.deployment.account import open_api
 from lora_worker.deployment.releasing import read_or_refuse, release_again
 from lora_worker.deployment.rest import RunPodApi
 from lora_worker.errors import DeploymentError
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.settings import RunPodSettings
 
 _MODEL = "MODEL_NAME"
 """The variable in which worker-vllm finds its base model."""

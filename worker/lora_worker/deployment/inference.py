@@ -28,7 +28,7 @@ from lora_worker.deployment.tables import (
     Workers,
     check_text,
 )
-from lora_worker.launchers.runpod_settings import MAX_POLICY_SECONDS
+from lora_worker.launchers.runpod.settings import MAX_POLICY_SECONDS
 
 IMAGE = "runpod/worker-v1-vllm:v2.25.2"
 """worker-vllm's published image, in the release whose source was read. Others may know other variables."""

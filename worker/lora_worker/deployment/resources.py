@@ -1,6 +1,6 @@
 """RunPod's resources as its REST API v2 answers them, and the requests that make and change them.
 
-How they are read and written stands in `launchers/runpod_resources.py`.
+How they are read and written stands in `launchers/runpod/resources.py`.
 
 Source: RunPod's OpenAPI description of the REST API v2, August 2026.
 """
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lora_worker.launchers.runpod_resources import Answer, Name, Readable, Request, ResourceId
+from lora_worker.launchers.runpod.resources import Answer, Name, Readable, Request, ResourceId
 
 _MAX_ITEMS = 10_000
 

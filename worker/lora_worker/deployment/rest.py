@@ -18,8 +18,8 @@ from lora_worker.deployment.resources import (
     VolumeChange,
     Worker,
 )
-from lora_worker.launchers.runpod_resources import LogLine
-from lora_worker.launchers.runpod_rest import MOST_LOG_LINES, RestClient
+from lora_worker.launchers.runpod.resources import LogLine
+from lora_worker.launchers.runpod.rest import MOST_LOG_LINES, RestClient
 
 
 class RunPodApi(RestClient):

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS
 from lora_worker.deployment.resources import MAX_IDLE_SECONDS, MAX_VOLUME_GB, MIN_VOLUME_GB, VolumeType
 from lora_worker.deployment.secrets import secret_fault
-from lora_worker.launchers.runpod_settings import MAX_POLICY_SECONDS
+from lora_worker.launchers.runpod.settings import MAX_POLICY_SECONDS
 
 MAX_VARIABLES = 50
 """RunPod takes no more environment variables for a worker."""

@@ -18,7 +18,7 @@ from lora_worker.deployment.resources import Endpoint
 from lora_worker.deployment.survey import Survey
 from lora_worker.deployment.tables import EndpointTable
 from lora_worker.errors import DeploymentError, SettingsError
-from lora_worker.launchers.runpod_settings import API_URL
+from lora_worker.launchers.runpod.settings import API_URL
 from lora_worker.money.pricing import GpuPrice, find_gpu
 
 GPU_TYPE = "LORA_WORKER_ENDPOINT_GPU_TYPE"

@@ -13,9 +13,9 @@ from lora_worker.deployment.account import open_api
 from lora_worker.deployment.rest import RunPodApi
 from lora_worker.launchers.addresses import endpoint_id_of
 from lora_worker.launchers.base import ContainerLine, ContainerLogs, LaunchRef
-from lora_worker.launchers.runpod import RunPodLauncher
-from lora_worker.launchers.runpod_lines import FOLLOW_SECONDS, read_lines, read_tail, tail_of
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.launcher import RunPodLauncher
+from lora_worker.launchers.runpod.lines import FOLLOW_SECONDS, read_lines, read_tail, tail_of
+from lora_worker.launchers.runpod.settings import RunPodSettings
 
 _MOST_WORKERS = 8
 """Of so many workers of an endpoint the logs are read where it is not known which one had the job."""

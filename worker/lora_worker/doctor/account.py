@@ -19,7 +19,7 @@ from lora_worker.deployment.secrets import secret_fault
 from lora_worker.doctor.check import Check
 from lora_worker.errors import ServiceError, ServiceRefusedError
 from lora_worker.launchers.addresses import endpoint_id_of
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.settings import RunPodSettings
 from lora_worker.money.guide import holds, needed_memory_gb
 from lora_worker.money.pricing import GpuPrice, find_gpu
 from lora_worker.money.terms import Terms

@@ -20,7 +20,7 @@ from lora_worker.doctor.account import container_faults
 from lora_worker.doctor.check import Check
 from lora_worker.errors import ServiceError, ServiceRefusedError
 from lora_worker.launchers.addresses import endpoint_id_of
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.settings import RunPodSettings
 from lora_worker.services import Services
 
 _SUBJECT = "inference"

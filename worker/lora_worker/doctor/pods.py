@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lora_worker.doctor.check import Check
 from lora_worker.launchers.places import Place
-from lora_worker.launchers.runpod_pods import RunPodPodsLauncher
+from lora_worker.launchers.runpod_pods.launcher import RunPodPodsLauncher
 from lora_worker.money.pricing import GpuPrice, find_gpu
 from lora_worker.services import Services
 

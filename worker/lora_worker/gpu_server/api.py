@@ -20,7 +20,7 @@ from starlette.routing import Route
 from lora_worker.errors import ServerBusyError
 from lora_worker.gpu_server.jobs import Job, Jobs
 from lora_worker.gpu_server.runner import Runner
-from lora_worker.launchers.gpu_server import MAX_LAUNCH_SECONDS
+from lora_worker.launchers.gpu_server.launcher import MAX_LAUNCH_SECONDS
 from lora_worker.launchers.http_launcher import MAX_REQUEST_BYTES
 
 _BUSY_SECONDS = 60

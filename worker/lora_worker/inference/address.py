@@ -5,7 +5,7 @@ from __future__ import annotations
 from lora_worker.configuration.settings import Settings
 from lora_worker.deployment.answering import why_none
 from lora_worker.errors import SettingsError
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.settings import RunPodSettings
 
 
 def inference_access(settings: Settings) -> tuple[str, str]:

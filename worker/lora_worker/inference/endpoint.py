@@ -21,7 +21,7 @@ from lora_worker.errors import AnswerBrokenError, ServiceError, ServiceUnavailab
 from lora_worker.inference.answers import DONE, SERVICE, Part, base_name, explain, is_not_ready, read_part
 from lora_worker.launchers.answers import Answer, read_answer
 from lora_worker.launchers.base import EndpointHealth
-from lora_worker.launchers.event_streams import read_lines
+from lora_worker.launchers.runpod.event_streams import read_lines
 from lora_worker.observability.calls import called
 
 _TIMEOUT = httpx.Timeout(30, read=180)

@@ -21,22 +21,27 @@ from lora_worker.configuration.settings import (
     variables_of,
 )
 from lora_worker.errors import SettingsError
-from lora_worker.launchers import gpu_server, runpod, runpod_pods, sagemaker, skypilot, vertex
 from lora_worker.launchers.base import Launcher
-from lora_worker.launchers.gpu_server import GpuServerLauncher
-from lora_worker.launchers.gpu_server_settings import GpuServerSettings
+from lora_worker.launchers.gpu_server import launcher as gpu_server
+from lora_worker.launchers.gpu_server.launcher import GpuServerLauncher
+from lora_worker.launchers.gpu_server.settings import GpuServerSettings
 from lora_worker.launchers.places import DEFAULT_PLACE, Place
 from lora_worker.launchers.routing_table import VARIABLE, EndpointEntry, RoutingTable, read_table
-from lora_worker.launchers.runpod import RunPodLauncher
-from lora_worker.launchers.runpod_pods import RunPodPodsLauncher
-from lora_worker.launchers.runpod_pods_settings import RunPodPodsSettings
-from lora_worker.launchers.runpod_settings import RunPodAccount, RunPodSettings
-from lora_worker.launchers.sagemaker import SageMakerLauncher
-from lora_worker.launchers.sagemaker_settings import SageMakerSettings
-from lora_worker.launchers.skypilot import SkyPilotLauncher
-from lora_worker.launchers.skypilot_settings import SkyPilotSettings
-from lora_worker.launchers.vertex import VertexLauncher
-from lora_worker.launchers.vertex_settings import VertexSettings
+from lora_worker.launchers.runpod import launcher as runpod
+from lora_worker.launchers.runpod.launcher import RunPodLauncher
+from lora_worker.launchers.runpod.settings import RunPodAccount, RunPodSettings
+from lora_worker.launchers.runpod_pods import launcher as runpod_pods
+from lora_worker.launchers.runpod_pods.launcher import RunPodPodsLauncher
+from lora_worker.launchers.runpod_pods.settings import RunPodPodsSettings
+from lora_worker.launchers.sagemaker import launcher as sagemaker
+from lora_worker.launchers.sagemaker.launcher import SageMakerLauncher
+from lora_worker.launchers.sagemaker.settings import SageMakerSettings
+from lora_worker.launchers.skypilot import launcher as skypilot
+from lora_worker.launchers.skypilot.launcher import SkyPilotLauncher
+from lora_worker.launchers.skypilot.settings import SkyPilotSettings
+from lora_worker.launchers.vertex import launcher as vertex
+from lora_worker.launchers.vertex.launcher import VertexLauncher
+from lora_worker.launchers.vertex.settings import VertexSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from lora_worker.deployment.releasing import ALIASES_AT
 from lora_worker.duties.alias_releases import AliasReleases
 from lora_worker.duties.served_adapters import ServedAdapters
 from lora_worker.errors import PromotionRefusedError
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.settings import RunPodSettings
 from lora_worker.services import Services, open_services
 from lora_worker.versions.promotion import find_alias, promote, roll_back
 from tests.application.user import BASE_MODEL

@@ -19,7 +19,7 @@ from lora_worker.database.calls import DatabaseCalls
 from lora_worker.doctor.check import Check
 from lora_worker.doctor.examine import examine
 from lora_worker.errors import ServiceRefusedError
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.settings import RunPodSettings
 from lora_worker.services import Services, open_services
 from tests.commands import check_keys
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from lora_worker.commands.cli import app
 from lora_worker.errors import SettingsError
 from lora_worker.launchers.registry import load_settings
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.settings import RunPodSettings
 from tests.unit.worker.variables import SETTINGS
 
 pytestmark = pytest.mark.usefixtures("no_logging")

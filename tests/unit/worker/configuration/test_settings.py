@@ -9,7 +9,7 @@ import pytest
 from lora_worker.configuration.settings import variable_of
 from lora_worker.errors import SettingsError
 from lora_worker.launchers.registry import LAUNCHERS, load_settings
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.settings import RunPodSettings
 from tests.unit.worker.variables import SETTINGS
 
 

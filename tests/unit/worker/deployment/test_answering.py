@@ -9,7 +9,7 @@ from lora_worker.configuration.settings import Settings
 from lora_worker.deployment.answering import open_answering, why_none
 from lora_worker.errors import SettingsError
 from lora_worker.inference.address import inference_access
-from lora_worker.launchers.runpod_settings import REST_URL
+from lora_worker.launchers.runpod.settings import REST_URL
 from tests.scripted import make_services
 from tests.unit.worker.doctor.test_account import settings
 

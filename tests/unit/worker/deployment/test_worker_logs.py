@@ -13,7 +13,7 @@ import pytest
 from lora_worker.deployment.worker_logs import WorkerLogs, open_container_logs
 from lora_worker.errors import ServiceRefusedError
 from lora_worker.launchers.base import LaunchRef
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.settings import RunPodSettings
 from tests.scripted import make_services
 from tests.unit.worker.deployment.fake_api import Waits, client
 

@@ -13,7 +13,7 @@ from lora_worker.deployment.account import open_api
 from lora_worker.deployment.resources import Endpoint, GpuType, NetworkVolume, Worker
 from lora_worker.doctor.account import check_account
 from lora_worker.doctor.check import Check
-from lora_worker.launchers.runpod_settings import REST_URL, RunPodSettings
+from lora_worker.launchers.runpod.settings import REST_URL, RunPodSettings
 from tests.scripted import FakeQueue, make_services
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)

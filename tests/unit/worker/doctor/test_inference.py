@@ -13,7 +13,7 @@ from lora_worker.deployment.resources import Endpoint
 from lora_worker.deployment.serving_plan import RESOLVER_VARIABLES
 from lora_worker.doctor.check import Check
 from lora_worker.doctor.inference import Answering, check_inference, examine_answering
-from lora_worker.launchers.runpod_settings import REST_URL
+from lora_worker.launchers.runpod.settings import REST_URL
 from tests.scripted import FakeQueue, make_services
 from tests.unit.worker.doctor.test_account import API, ENDPOINT, settings
 

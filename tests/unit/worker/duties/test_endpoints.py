@@ -13,7 +13,7 @@ from lora_worker.duties.endpoints import EndpointWatch
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, EndpointState, LaunchState
 from lora_worker.launchers.endpoints import EndpointView, launches_at, starting_too_long, unowned_work
-from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.launchers.runpod.launcher import RunPodLauncher
 from lora_worker.runs import advance
 from lora_worker.runs.outcomes.failures import NEVER_READY
 from tests.scripted import GUIDE, FakeLauncher, ForgetfulLauncher, assignment, make_services

@@ -13,8 +13,8 @@ from lora_worker.duties.daemon import Daemon
 from lora_worker.duties.duty import RoundResult
 from lora_worker.duties.wake_ups import LEAST_SECONDS_BETWEEN, WakeUps
 from lora_worker.launchers.base import Policy
-from lora_worker.launchers.gpu_server import GpuServerLauncher
-from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.launchers.gpu_server.launcher import GpuServerLauncher
+from lora_worker.launchers.runpod.launcher import RunPodLauncher
 from lora_worker.runs.steps.launching import wake_url_of
 from tests.scripted import Clock, FakeLauncher, FakeQueue, assignment, make_services
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import respx
 
-from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.launchers.runpod.launcher import RunPodLauncher
 
 URL = "https://api.runpod.ai/v2/ep"
 

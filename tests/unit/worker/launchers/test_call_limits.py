@@ -10,7 +10,7 @@ import pytest
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import LaunchRef, LaunchState, Policy
 from lora_worker.launchers.limits import CallLimit, PausedError
-from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.launchers.runpod.launcher import RunPodLauncher
 from tests.scripted import Clock
 
 URL = "https://api.runpod.ai/v2/ep"

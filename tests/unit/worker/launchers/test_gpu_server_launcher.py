@@ -12,8 +12,8 @@ import respx
 
 from lora_worker.errors import LaunchInDoubtError, ServiceUnavailableError, SettingsError
 from lora_worker.launchers.base import EndCause, EndpointState, LaunchRef, LaunchState, Policy
-from lora_worker.launchers.gpu_server import MAX_LAUNCH_SECONDS, GpuServerLauncher
-from lora_worker.launchers.gpu_server_settings import GpuServerSettings
+from lora_worker.launchers.gpu_server.launcher import MAX_LAUNCH_SECONDS, GpuServerLauncher
+from lora_worker.launchers.gpu_server.settings import GpuServerSettings
 from lora_worker.launchers.registry import load_settings
 from tests.unit.worker.variables import SETTINGS
 

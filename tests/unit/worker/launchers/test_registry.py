@@ -14,7 +14,7 @@ from lora_worker.commands.cli import app
 from lora_worker.configuration.settings import Settings
 from lora_worker.errors import SettingsError
 from lora_worker.launchers.registry import LAUNCHERS, LauncherKind, load_settings
-from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.launchers.runpod.launcher import RunPodLauncher
 from lora_worker.services import open_services
 from tests.project import ROOT
 from tests.scripted import FakeLauncher

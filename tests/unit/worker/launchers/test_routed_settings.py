@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from lora_worker.errors import SettingsError
-from lora_worker.launchers.gpu_server_settings import GpuServerSettings
+from lora_worker.launchers.gpu_server.settings import GpuServerSettings
 from lora_worker.launchers.registry import LAUNCHERS, load_settings, open_places, settings_class
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.settings import RunPodSettings
 from lora_worker.money.places import price_at
 from lora_worker.money.pricing import load_prices
 from lora_worker.services import open_services

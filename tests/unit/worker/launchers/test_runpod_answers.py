@@ -12,8 +12,8 @@ import pytest
 
 from lora_worker.errors import LaunchInDoubtError, ServiceUnavailableError
 from lora_worker.launchers.base import EndCause, LaunchRef, LaunchState, Policy
-from lora_worker.launchers.runpod import RunPodLauncher
-from lora_worker.launchers.runpod_answers import count_of, parse_observation, seconds_of
+from lora_worker.launchers.runpod.answers import count_of, parse_observation, seconds_of
+from lora_worker.launchers.runpod.launcher import RunPodLauncher
 
 URL = "https://api.runpod.ai/v2/ep"
 REF = LaunchRef(None, "j")

@@ -10,7 +10,7 @@ import pytest
 
 from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.base import LaunchRef, LaunchState, Policy
-from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.launchers.runpod.launcher import RunPodLauncher
 
 POLICY = Policy(execution_seconds=3600, ttl_seconds=90000)
 HEALTH = {"jobs": {"inQueue": 0}, "workers": {"idle": 1, "running": 0}}

@@ -14,11 +14,11 @@ from lora_worker.errors import LaunchInDoubtError, ServiceRefusedError, Settings
 from lora_worker.launchers.base import EndCause, LaunchRef, LaunchState, Policy
 from lora_worker.launchers.places import Place
 from lora_worker.launchers.registry import load_settings
-from lora_worker.launchers.runpod_pods import RunPodPodsLauncher
-from lora_worker.launchers.runpod_pods_answers import judge_end, limits_of, own_pod, read_observation
-from lora_worker.launchers.runpod_pods_api import Pod
-from lora_worker.launchers.runpod_pods_gpus import PodShape, gpu_ids, shape_fault
-from lora_worker.launchers.runpod_pods_plan import PodPlan
+from lora_worker.launchers.runpod_pods.answers import judge_end, limits_of, own_pod, read_observation
+from lora_worker.launchers.runpod_pods.api import Pod
+from lora_worker.launchers.runpod_pods.gpus import PodShape, gpu_ids, shape_fault
+from lora_worker.launchers.runpod_pods.launcher import RunPodPodsLauncher
+from lora_worker.launchers.runpod_pods.plan import PodPlan
 from lora_worker.money.pricing import load_prices
 from tests.runpod_rest import faults_of_request
 

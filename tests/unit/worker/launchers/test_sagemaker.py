@@ -26,17 +26,17 @@ from lora_worker.errors import (
     ServiceUnavailableError,
     SettingsError,
 )
-from lora_worker.launchers import sagemaker_api
 from lora_worker.launchers.base import EndCause, LaunchRef, LaunchState, Policy
 from lora_worker.launchers.machine_types import MachineUnknownError
 from lora_worker.launchers.registry import load_settings
-from lora_worker.launchers.sagemaker import SageMakerLauncher
-from lora_worker.launchers.sagemaker_addresses import Address, read_endpoint
-from lora_worker.launchers.sagemaker_answers import Job, read_health, read_observation
-from lora_worker.launchers.sagemaker_api import AwsApi, explain_failure, explain_refusal
-from lora_worker.launchers.sagemaker_instances import INSTANCES
-from lora_worker.launchers.sagemaker_jobs import JobShape, job_name, mark_of, training_job
-from lora_worker.launchers.sagemaker_settings import MAX_JOB_SECONDS, SageMakerSettings
+from lora_worker.launchers.sagemaker import api as sagemaker_api
+from lora_worker.launchers.sagemaker.addresses import Address, read_endpoint
+from lora_worker.launchers.sagemaker.answers import Job, read_health, read_observation
+from lora_worker.launchers.sagemaker.api import AwsApi, explain_failure, explain_refusal
+from lora_worker.launchers.sagemaker.instances import INSTANCES
+from lora_worker.launchers.sagemaker.jobs import JobShape, job_name, mark_of, training_job
+from lora_worker.launchers.sagemaker.launcher import SageMakerLauncher
+from lora_worker.launchers.sagemaker.settings import MAX_JOB_SECONDS, SageMakerSettings
 from lora_worker.launchers.threads import in_thread
 from lora_worker.money.billing import Measured
 from lora_worker.money.pricing import find_gpu, load_prices

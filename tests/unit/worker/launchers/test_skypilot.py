@@ -14,12 +14,11 @@ import pytest
 
 from lora_contract.machine_request import LAUNCH_ID_VARIABLE, unpack_request
 from lora_worker.errors import LaunchInDoubtError, SettingsError
-from lora_worker.launchers import skypilot
 from lora_worker.launchers.base import EndCause, EndpointState, LaunchRef, LaunchState, OwnerOfLaunches, Policy
 from lora_worker.launchers.registry import load_settings
-from lora_worker.launchers.skypilot import SkyPilotLauncher
-from lora_worker.launchers.skypilot_client import Problem, SkyClient, SkyError
-from lora_worker.launchers.skypilot_jobs import (
+from lora_worker.launchers.skypilot import launcher as skypilot
+from lora_worker.launchers.skypilot.client import Problem, SkyClient, SkyError
+from lora_worker.launchers.skypilot.jobs import (
     Job,
     Names,
     TaskShape,
@@ -33,8 +32,9 @@ from lora_worker.launchers.skypilot_jobs import (
     task_of,
     ttl_seconds_of,
 )
-from lora_worker.launchers.skypilot_sdk import kind_of, sentence_of
-from lora_worker.launchers.skypilot_settings import SkyPilotSettings
+from lora_worker.launchers.skypilot.launcher import SkyPilotLauncher
+from lora_worker.launchers.skypilot.sdk import kind_of, sentence_of
+from lora_worker.launchers.skypilot.settings import SkyPilotSettings
 from lora_worker.runs.state.silence import Silence
 from tests.project import ROOT
 from tests.unit.worker.variables import SETTINGS

@@ -25,17 +25,17 @@ from lora_worker.errors import (
     SettingsError,
 )
 from lora_worker.launchers.base import EndCause, EndpointState, LaunchRef, LaunchState, OwnerOfLaunches, Policy
-from lora_worker.launchers.google_logs import LOGGING_URL, JobLogs
-from lora_worker.launchers.google_tokens import GoogleTokens
 from lora_worker.launchers.machine_types import MachineUnknownError
 from lora_worker.launchers.marks import new_launch_id
 from lora_worker.launchers.registry import load_settings
-from lora_worker.launchers.vertex import VertexLauncher
-from lora_worker.launchers.vertex_answers import read_job, read_observation
-from lora_worker.launchers.vertex_api import VertexApi
-from lora_worker.launchers.vertex_jobs import JobShape, custom_job
-from lora_worker.launchers.vertex_machines import MACHINES
-from lora_worker.launchers.vertex_settings import VertexSettings
+from lora_worker.launchers.vertex.answers import read_job, read_observation
+from lora_worker.launchers.vertex.api import VertexApi
+from lora_worker.launchers.vertex.jobs import JobShape, custom_job
+from lora_worker.launchers.vertex.launcher import VertexLauncher
+from lora_worker.launchers.vertex.logs import LOGGING_URL, JobLogs
+from lora_worker.launchers.vertex.machines import MACHINES
+from lora_worker.launchers.vertex.settings import VertexSettings
+from lora_worker.launchers.vertex.tokens import GoogleTokens
 from tests.unit.worker.variables import SETTINGS
 from tests.vertex_server import MACHINES as DOCUMENTED
 

@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from lora_worker.duties.daemon import Daemon
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.settings import RunPodSettings
 from lora_worker.observability.actions import Action
 from lora_worker.observability.telemetry import configure_logging
 from tests.project import ROOT

@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 
 from lora_worker.configuration.settings import NoticeName
 from lora_worker.errors import SettingsError
-from lora_worker.launchers.runpod_settings import RunPodSettings
+from lora_worker.launchers.runpod.settings import RunPodSettings
 from lora_worker.observability.outbox import NoticeKind, OperatorNotice, Outbox, open_outbox
 from sandbox.processes import free_ports
 from tests.processes.waiting import PATIENCE_SECONDS, until

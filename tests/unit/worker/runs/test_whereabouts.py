@@ -11,7 +11,7 @@ import respx
 from lora_worker.launchers.addresses import Addresses
 from lora_worker.launchers.base import EndpointHealth, LaunchRef, LaunchState, Observation
 from lora_worker.launchers.places import Place, Places
-from lora_worker.launchers.runpod import RunPodLauncher
+from lora_worker.launchers.runpod.launcher import RunPodLauncher
 from lora_worker.runs.state.whereabouts import Whereabouts
 from tests.scripted import GUIDE
 

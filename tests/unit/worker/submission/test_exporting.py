@@ -14,7 +14,7 @@ import pytest
 
 from lora_contract.exports import ExportRecord
 from lora_worker.errors import ArgumentError, ExportError
-from lora_worker.launchers.gpu_server import GpuServerLauncher
+from lora_worker.launchers.gpu_server.launcher import GpuServerLauncher
 from lora_worker.services import Services
 from lora_worker.submission import exporting
 from lora_worker.submission.endpoint_export import export_on_endpoint, fetching

@@ -13,7 +13,7 @@ from typing import Any
 from lora_contract.machine_request import LAUNCH_ID_VARIABLE, pack_request
 from lora_worker.launchers.base import Policy
 from lora_worker.launchers.marks import launch_name
-from lora_worker.launchers.sagemaker_settings import MAX_JOB_SECONDS, SageMakerSettings
+from lora_worker.launchers.sagemaker.settings import MAX_JOB_SECONDS, SageMakerSettings
 
 COMMAND = ("python", "-u", "-m", "lora_trainer.machine")
 PROJECT_TAG, RUN_TAG = "lora-project", "lora-run"

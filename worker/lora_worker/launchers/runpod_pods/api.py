@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from pydantic import AwareDatetime, Field
 
-from lora_worker.launchers.runpod_resources import Answer, LogLine, Name, Readable, Request, ResourceId
-from lora_worker.launchers.runpod_rest import MOST_LOG_LINES, RestClient
+from lora_worker.launchers.runpod.resources import Answer, LogLine, Name, Readable, Request, ResourceId
+from lora_worker.launchers.runpod.rest import MOST_LOG_LINES, RestClient
 
 VOLUME_PATH = "/runpod-volume"
 """Where the trainer's image expects the network volume, as on serverless workers."""

@@ -13,8 +13,8 @@ from datetime import datetime
 
 from lora_worker.launchers.base import EndCause, EndpointHealth, LaunchState, Observation, Policy
 from lora_worker.launchers.marks import is_launch_id, is_mark, run_of_name
-from lora_worker.launchers.runpod_pods_api import Pod
-from lora_worker.launchers.runpod_pods_gpus import PodShape, gpu_ids
+from lora_worker.launchers.runpod_pods.api import Pod
+from lora_worker.launchers.runpod_pods.gpus import PodShape, gpu_ids
 
 EXECUTION_VARIABLE, TTL_VARIABLE = "LORA_LAUNCH_EXECUTION_SECONDS", "LORA_LAUNCH_TTL_SECONDS"
 """A pod carries the limits of its launch itself: RunPod has none for pods, and the worker that set them may be gone."""

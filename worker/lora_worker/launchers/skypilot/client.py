@@ -22,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-SDK_SCRIPT = Path(__file__).with_name("skypilot_sdk.py")
+SDK_SCRIPT = Path(__file__).with_name("sdk.py")
 INSTALL = 'install it with `pip install "lora-worker[skypilot]"`, or name a Python that has it in '
 INSTALL += "LORA_WORKER_SKYPILOT_PYTHON"
 
@@ -90,7 +90,7 @@ class SkyClient:
         weakref.finalize(self, _end_all, self._processes)
 
     async def call(self, call: str, /, *, seconds: float, **arguments: Any) -> Any:
-        """Call one of `skypilot_sdk.Calls`; what it returns, as JSON holds it.
+        """Call one of `sdk.Calls`; what it returns, as JSON holds it.
 
         Raises:
             SkyError: it failed, or took longer.

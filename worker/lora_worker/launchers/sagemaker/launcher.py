@@ -32,13 +32,13 @@ from lora_worker.launchers.base import (
 )
 from lora_worker.launchers.machine_types import MachineUnknownError
 from lora_worker.launchers.marks import project_mark, run_of_name
-from lora_worker.launchers.sagemaker_addresses import Address, read_endpoint
-from lora_worker.launchers.sagemaker_answers import Job, read_health, read_observation, read_time
-from lora_worker.launchers.sagemaker_api import SERVICE, AwsApi
-from lora_worker.launchers.sagemaker_instances import INSTANCES, Instance
-from lora_worker.launchers.sagemaker_jobs import JobShape, job_name, mark_of, training_job
-from lora_worker.launchers.sagemaker_logs import follow_log, read_log
-from lora_worker.launchers.sagemaker_settings import SageMakerSettings
+from lora_worker.launchers.sagemaker.addresses import Address, read_endpoint
+from lora_worker.launchers.sagemaker.answers import Job, read_health, read_observation, read_time
+from lora_worker.launchers.sagemaker.api import SERVICE, AwsApi
+from lora_worker.launchers.sagemaker.instances import INSTANCES, Instance
+from lora_worker.launchers.sagemaker.jobs import JobShape, job_name, mark_of, training_job
+from lora_worker.launchers.sagemaker.logs import follow_log, read_log
+from lora_worker.launchers.sagemaker.settings import SageMakerSettings
 
 _GUIDE = Guide(
     title=SERVICE,

@@ -17,7 +17,7 @@ from pydantic.alias_generators import to_camel
 
 from lora_worker.launchers.base import EndCause, EndpointHealth, LaunchState, Observation
 from lora_worker.launchers.marks import is_launch_id
-from lora_worker.launchers.vertex_jobs import LAUNCH_LABEL, LIVE_STATES, PROJECT_LABEL, TTL_LABEL
+from lora_worker.launchers.vertex.jobs import LAUNCH_LABEL, LIVE_STATES, PROJECT_LABEL, TTL_LABEL
 
 _NUMBERED = re.compile(r"projects/[^/?#\s]{1,100}/locations/[a-z0-9-]{1,63}/customJobs/(?P<number>[0-9]{1,30})")
 _MOST_SECONDS = 366 * 86_400.0

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import httpx
 from pydantic import ValidationError
 
-from lora_worker.launchers.runpod_resources import LogLine
+from lora_worker.launchers.runpod.resources import LogLine
 
 _MAX_EVENT_CHARACTERS = 200_000
 _MAX_STREAM_CHARACTERS = 50_000_000

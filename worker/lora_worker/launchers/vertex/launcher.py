@@ -33,15 +33,13 @@ from lora_worker.launchers.base import (
     OwnedLaunch,
     Policy,
 )
-from lora_worker.launchers.google_logs import JobLogs
-from lora_worker.launchers.google_tokens import GoogleTokens
 from lora_worker.launchers.machine_types import MachineUnknownError
 from lora_worker.launchers.marks import is_launch_id, new_launch_id, project_mark, run_of_name
-from lora_worker.launchers.vertex_addresses import Locations, project_of
-from lora_worker.launchers.vertex_answers import Job, read_health, read_observation
-from lora_worker.launchers.vertex_api import SERVICE, VertexApi
-from lora_worker.launchers.vertex_api import most_connections as connections
-from lora_worker.launchers.vertex_jobs import (
+from lora_worker.launchers.vertex.addresses import Locations, project_of
+from lora_worker.launchers.vertex.answers import Job, read_health, read_observation
+from lora_worker.launchers.vertex.api import SERVICE, VertexApi
+from lora_worker.launchers.vertex.api import most_connections as connections
+from lora_worker.launchers.vertex.jobs import (
     JobShape,
     custom_job,
     of_failed,
@@ -49,8 +47,10 @@ from lora_worker.launchers.vertex_jobs import (
     of_live,
     of_run,
 )
-from lora_worker.launchers.vertex_machines import MACHINES, Machine
-from lora_worker.launchers.vertex_settings import MAX_JOB_SECONDS, VertexSettings
+from lora_worker.launchers.vertex.logs import JobLogs
+from lora_worker.launchers.vertex.machines import MACHINES, Machine
+from lora_worker.launchers.vertex.settings import MAX_JOB_SECONDS, VertexSettings
+from lora_worker.launchers.vertex.tokens import GoogleTokens
 
 _GUIDE = Guide(
     title=SERVICE,

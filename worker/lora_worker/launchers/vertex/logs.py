@@ -18,8 +18,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from lora_worker.errors import ServiceError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.answers import Answer, retry_after_seconds
 from lora_worker.launchers.base import ContainerLine
-from lora_worker.launchers.google_calls import AccessTokens, GoogleCalls
 from lora_worker.launchers.limits import CallLimit
+from lora_worker.launchers.vertex.calls import AccessTokens, GoogleCalls
 
 LOGGING_URL = "https://logging.googleapis.com"
 _SERVICE = "Cloud Logging"

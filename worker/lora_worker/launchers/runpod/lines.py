@@ -10,7 +10,7 @@ from typing import TypedDict
 
 from lora_worker.errors import ServiceRefusedError
 from lora_worker.launchers.base import ContainerLine
-from lora_worker.launchers.runpod_resources import LogLine
+from lora_worker.launchers.runpod.resources import LogLine
 
 FOLLOW_SECONDS = 10.0
 """After so long without a line a stream that is followed ends, and may be read again."""

@@ -11,7 +11,7 @@ from pydantic_settings import NoDecode
 from lora_worker.configuration.addresses import url_fault
 from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.texts import split_list
-from lora_worker.launchers.vertex_addresses import location_fault
+from lora_worker.launchers.vertex.addresses import location_fault
 
 MAX_JOB_SECONDS = 7 * 86_400
 """Vertex AI ends a custom job after this much work unless its `timeout` says otherwise; FLEX_START allows no more."""

@@ -23,9 +23,9 @@ from lora_contract.connections import why_unreachable
 from lora_worker.errors import CreationInDoubtError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.answers import Answer as HttpAnswer
 from lora_worker.launchers.answers import read_answer, retry_after_seconds
-from lora_worker.launchers.event_streams import read_log_lines
-from lora_worker.launchers.runpod_problems import explain_refusal
-from lora_worker.launchers.runpod_resources import Answer, LogLine, Request
+from lora_worker.launchers.runpod.event_streams import read_log_lines
+from lora_worker.launchers.runpod.problems import explain_refusal
+from lora_worker.launchers.runpod.resources import Answer, LogLine, Request
 from lora_worker.observability.calls import called
 
 SERVICE = "RunPod's REST API"

@@ -36,13 +36,13 @@ from lora_worker.launchers.base import (
     Policy,
 )
 from lora_worker.launchers.marks import is_launch_id, new_launch_id, run_of_name
-from lora_worker.launchers.runpod_lines import FOLLOW_SECONDS, read_lines, read_tail, tail_of
-from lora_worker.launchers.runpod_pods_answers import MAX_LAUNCH_SECONDS, own_pod, read_health, read_observation
-from lora_worker.launchers.runpod_pods_api import PodsApi
-from lora_worker.launchers.runpod_pods_gpus import PodShape, gpu_ids, shape_fault
-from lora_worker.launchers.runpod_pods_plan import PodPlan
-from lora_worker.launchers.runpod_pods_settings import RunPodPodsSettings
-from lora_worker.launchers.runpod_pods_watch import PodWatch, shared_watch
+from lora_worker.launchers.runpod.lines import FOLLOW_SECONDS, read_lines, read_tail, tail_of
+from lora_worker.launchers.runpod_pods.answers import MAX_LAUNCH_SECONDS, own_pod, read_health, read_observation
+from lora_worker.launchers.runpod_pods.api import PodsApi
+from lora_worker.launchers.runpod_pods.gpus import PodShape, gpu_ids, shape_fault
+from lora_worker.launchers.runpod_pods.plan import PodPlan
+from lora_worker.launchers.runpod_pods.settings import RunPodPodsSettings
+from lora_worker.launchers.runpod_pods.watch import PodWatch, shared_watch
 
 TITLE = "RunPod's pods"
 

@@ -1,4 +1,4 @@
-"""Calls SkyPilot's Python SDK for the worker, in a process of its own, which `skypilot_client.py` starts by this path.
+"""Calls SkyPilot's Python SDK for the worker, in a process of its own, which `client.py` starts by this path.
 
 It runs in any Python from 3.9 on that has SkyPilot, so it imports nothing of the worker. Requests are lines of JSON on
 stdin, each answered by one line on stdout, in whatever order they are done:

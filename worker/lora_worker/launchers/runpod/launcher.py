@@ -18,8 +18,8 @@ from lora_worker.launchers.answers import Answer
 from lora_worker.launchers.base import EndpointHealth, Guide, Observation, Policy
 from lora_worker.launchers.http_launcher import HttpLauncher
 from lora_worker.launchers.limits import CallLimit
-from lora_worker.launchers.runpod_answers import count_of, read_observation
-from lora_worker.launchers.runpod_settings import MAX_POLICY_SECONDS, RunPodSettings
+from lora_worker.launchers.runpod.answers import count_of, read_observation
+from lora_worker.launchers.runpod.settings import MAX_POLICY_SECONDS, RunPodSettings
 
 _GUIDE = Guide(
     title="RunPod",

@@ -10,7 +10,7 @@ from pydantic_settings import NoDecode
 
 from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.texts import split_list
-from lora_worker.launchers.sagemaker_addresses import REGION, Address, account_of
+from lora_worker.launchers.sagemaker.addresses import REGION, Address, account_of
 
 MAX_JOB_SECONDS = 28 * 86_400
 """The largest `MaxRuntimeInSeconds` (SageMaker's API reference, StoppingCondition)."""

@@ -10,7 +10,7 @@ from pydantic_settings import NoDecode
 
 from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.texts import split_list
-from lora_worker.launchers.runpod_settings import RunPodAccount
+from lora_worker.launchers.runpod.settings import RunPodAccount
 
 _DATA_CENTER = re.compile(r"[A-Z0-9-]{2,40}")
 _MOST_DATA_CENTERS = 30

@@ -8,9 +8,9 @@ from typing import Any
 from lora_contract.machine_request import END_VARIABLE, LAUNCH_ID_VARIABLE, pack_request
 from lora_worker.launchers.base import Policy
 from lora_worker.launchers.marks import project_mark
-from lora_worker.launchers.runpod_pods_answers import limits_of, pod_name
-from lora_worker.launchers.runpod_pods_api import VOLUME_PATH, GpuRequest, Mounts, NetworkMount, NewPod
-from lora_worker.launchers.runpod_pods_settings import RunPodPodsSettings
+from lora_worker.launchers.runpod_pods.answers import limits_of, pod_name
+from lora_worker.launchers.runpod_pods.api import VOLUME_PATH, GpuRequest, Mounts, NetworkMount, NewPod
+from lora_worker.launchers.runpod_pods.settings import RunPodPodsSettings
 
 COMMAND = "python -u -m lora_trainer.machine"
 _VARIABLE_CHARACTERS = 4000

@@ -37,8 +37,8 @@ from lora_worker.launchers.base import (
     Policy,
 )
 from lora_worker.launchers.marks import project_mark, run_of_name
-from lora_worker.launchers.skypilot_client import INSTALL, Problem, SkyClient, SkyError
-from lora_worker.launchers.skypilot_jobs import (
+from lora_worker.launchers.skypilot.client import INSTALL, Problem, SkyClient, SkyError
+from lora_worker.launchers.skypilot.jobs import (
     MOST_LISTED,
     Job,
     Names,
@@ -55,7 +55,7 @@ from lora_worker.launchers.skypilot_jobs import (
     task_of,
     ttl_seconds_of,
 )
-from lora_worker.launchers.skypilot_settings import SkyPilotSettings
+from lora_worker.launchers.skypilot.settings import SkyPilotSettings
 
 SERVICE = "SkyPilot"
 _MAX_JOB_SECONDS = 30 * 86_400.0

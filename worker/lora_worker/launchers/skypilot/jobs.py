@@ -20,7 +20,7 @@ from lora_contract.bounds import Instant, Seconds
 from lora_contract.machine_request import LAUNCH_ID_VARIABLE, pack_request
 from lora_worker.launchers.base import EndCause, EndpointHealth, LaunchState, Observation, Policy
 from lora_worker.launchers.marks import launch_name
-from lora_worker.launchers.skypilot_settings import SkyPilotSettings
+from lora_worker.launchers.skypilot.settings import SkyPilotSettings
 
 MOST_LISTED = 1000
 """Of the latest jobs with the project's mark, so many are read at a time."""

@@ -21,7 +21,7 @@ from lora_worker.errors import SettingsError
 from lora_worker.launchers.addresses import Addresses
 from lora_worker.launchers.answers import Answer
 from lora_worker.launchers.base import EndCause, EndpointHealth, Guide, LaunchState, Observation, Policy
-from lora_worker.launchers.gpu_server_settings import GpuServerSettings
+from lora_worker.launchers.gpu_server.settings import GpuServerSettings
 from lora_worker.launchers.http_launcher import HttpLauncher
 from lora_worker.launchers.limits import CallLimit
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lora_worker.launchers.base import ContainerLine
-from lora_worker.launchers.sagemaker_api import AwsApi
+from lora_worker.launchers.sagemaker.api import AwsApi
 
 GROUP = "/aws/sagemaker/TrainingJobs"
 _MOST_STREAMS = 50

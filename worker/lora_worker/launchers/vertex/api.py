@@ -11,9 +11,9 @@ import httpx
 
 from lora_worker.errors import CreationInDoubtError, ServiceError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.answers import Answer, retry_after_seconds
-from lora_worker.launchers.google_calls import AccessTokens, GoogleCalls, status_of
 from lora_worker.launchers.limits import CallLimit
-from lora_worker.launchers.vertex_answers import Job, read_job
+from lora_worker.launchers.vertex.answers import Job, read_job
+from lora_worker.launchers.vertex.calls import AccessTokens, GoogleCalls, status_of
 
 SERVICE = "Vertex AI"
 _PAGE = 100

@@ -16,8 +16,8 @@ import httpx
 
 from lora_worker.errors import ServiceError
 from lora_worker.launchers.base import Observation
-from lora_worker.launchers.runpod_pods_answers import OwnPod, judge_end, launch_pod, launch_pods
-from lora_worker.launchers.runpod_pods_api import PodsApi
+from lora_worker.launchers.runpod_pods.answers import OwnPod, judge_end, launch_pod, launch_pods
+from lora_worker.launchers.runpod_pods.api import PodsApi
 
 _LOOK_SECONDS = 3.0
 """One list serves all looks of so many seconds: RunPod allows a key about sixty calls a minute."""

@@ -19,8 +19,8 @@ from typing import Any
 from lora_contract.machine_request import LAUNCH_ID_VARIABLE, pack_request
 from lora_worker.launchers.base import Policy
 from lora_worker.launchers.marks import launch_name
-from lora_worker.launchers.vertex_machines import Machine
-from lora_worker.launchers.vertex_settings import MAX_JOB_SECONDS, VertexSettings
+from lora_worker.launchers.vertex.machines import Machine
+from lora_worker.launchers.vertex.settings import MAX_JOB_SECONDS, VertexSettings
 
 PROJECT_LABEL, RUN_LABEL, LAUNCH_LABEL, TTL_LABEL = "lora_project", "lora_run", "lora_launch", "lora_ttl_seconds"
 """Labels have lower-case letters, digits, `_` and `-`, 64 at most; filters take a name with a hyphen only quoted."""

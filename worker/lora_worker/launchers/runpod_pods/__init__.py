@@ -1,0 +1,1 @@
+"""Pods of RunPod: one for each run."""
