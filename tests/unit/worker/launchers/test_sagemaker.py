@@ -8,6 +8,7 @@ import random
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ import boto3
 import httpx
 import pytest
 from botocore import exceptions as faults
+from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
@@ -381,6 +383,27 @@ def test_refusal_that_repeats_the_request_hides_it() -> None:
     said = str(explain_refusal(refusal("ValidationException", text), creates=True))
     assert environment["LORA_TRAINER_REQUEST_0"][:48] not in said
     assert len(said) < 500
+
+
+@pytest.mark.parametrize("body", [b"<html>Bad gateway</html>", b'{"TrainingJobArn": "', b"", b"[]", b'"text"', b"null"])
+async def test_answer_that_boto3_reads_as_empty_is_no_acceptance_and_no_list(body: bytes) -> None:
+    def answered(request: Any, **_: Any) -> AWSResponse:
+        raw = SimpleNamespace(stream=lambda: iter([body]))
+        return AWSResponse(request.url, 200, {"content-type": "application/x-amz-json-1.1"}, raw)
+
+    def make(service: str, **how: Any) -> Any:
+        client = boto3.session.Session("key", "secret").client(service, **how)
+        client.meta.events.register("before-send", answered)
+        return client
+
+    launcher = SageMakerLauncher(Address("eu-west-1", ACCOUNT), AwsApi(make=make), SHAPE)
+    with pytest.raises(LaunchInDoubtError):
+        await launcher.launch(payload(), POLICY)
+    name = job_name(str(uuid4()), SHAPE.mark)
+    assert (await launcher.observe(LaunchRef(launcher.endpoint, name))).state is LaunchState.UNKNOWN
+    assert not (await launcher.health()).reachable
+    with pytest.raises(ServiceUnavailableError):
+        await launcher.owned()
 
 
 # Threads

@@ -25,6 +25,8 @@ _CONNECT_SECONDS = 10
 _ATTEMPTS = 2
 _CREDENTIALS_SECONDS = 30
 """boto3 may have to ask for credentials first, and a `credential_process` of a profile has no time-out there."""
+_UNREADABLE = (ValueError, AttributeError, TypeError)
+"""What boto3 raises for an answer that is no JSON object."""
 _THROTTLED = frozenset(
     {
         "LimitExceededException",
@@ -120,7 +122,8 @@ class AwsApi:
                 # They are read again for the next call: somebody may have renewed them.
                 self._clients.clear()
             raise explain_refusal(error, creates=creates) from None
-        except (faults.BotoCoreError, ResponseParserError, OSError, ValueError) as error:  # OSError: TimeoutError, too
+        # OSError: TimeoutError, too.
+        except (faults.BotoCoreError, ResponseParserError, OSError, *_UNREADABLE) as error:
             API_ERRORS.labels("launcher", operation, "unreachable").inc()
             raise explain_failure(error, creates=creates) from None
         finally:

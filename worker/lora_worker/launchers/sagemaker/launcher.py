@@ -19,7 +19,13 @@ from typing import Any
 import httpx
 
 from lora_worker.configuration.extras import require_extra
-from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceError, SettingsError
+from lora_worker.errors import (
+    LaunchInDoubtError,
+    LaunchRefusedError,
+    ServiceError,
+    ServiceUnavailableError,
+    SettingsError,
+)
 from lora_worker.launchers.base import (
     ContainerLine,
     EndpointHealth,
@@ -134,6 +140,9 @@ class SageMakerLauncher:
                 region, "sagemaker", "create_training_job", request, creates=True, expected=_says_that_it_exists
             )
             doubt = LaunchInDoubtError(SERVICE, "a job of this run exists, and can't be looked at")
+            if answer is not None and not _is_job(answer.get("TrainingJobArn"), name):
+                # boto3 makes an empty answer of a page, or of half of one.
+                answer, doubt = None, LaunchInDoubtError(SERVICE, "AWS's answer names no job")
         except LaunchInDoubtError as error:
             answer, doubt = None, error
         if answer is None:
@@ -310,7 +319,11 @@ class SageMakerLauncher:
         return str((answer or {}).get("Account"))
 
     async def _list(self, region: str, status: str, *, most: int) -> list[dict[str, Any]]:
-        """Summaries of those of the project's `most` latest jobs that have this status, the latest first."""
+        """Summaries of those of the project's `most` latest jobs that have this status, the latest first.
+
+        Raises:
+            ServiceError: they can't be read now.
+        """
         # AWS takes a page of all jobs and then leaves out those of another status; jobs are never deleted there. So
         # the pages must begin with the latest.
         request: dict[str, Any] = {
@@ -324,11 +337,19 @@ class SageMakerLauncher:
         # A token that comes again and again must not keep this here for ever.
         for _ in range(-(-most // _PAGE)):
             answer = await self._api.call(region, "sagemaker", "list_training_jobs", request) or {}
-            found += answer.get("TrainingJobSummaries") or []
+            page = answer.get("TrainingJobSummaries")
+            if page is None:
+                # It is there even if it is empty; boto3 makes an answer without it of a page, or of half of one.
+                raise ServiceUnavailableError(SERVICE, "AWS's list of jobs can't be read")
+            found += page
             if not (token := answer.get("NextToken")) or len(found) >= most:
                 break
             request["NextToken"] = token
         return found[:most]
+
+
+def _is_job(arn: Any, name: str) -> bool:
+    return str(arn).endswith(f":training-job/{name}")
 
 
 def _says_that_it_exists(code: str, text: str) -> bool:
