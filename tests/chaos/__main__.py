@@ -14,7 +14,9 @@ from rich.console import Console
 
 from lora_contract.crash_points import CRASH_POINTS
 from tests.chaos import crashes
-from tests.chaos.clouds import GpuServerCloud, RunPodCloud
+from tests.chaos.clouds import CLOUDS
+from tests.chaos.clouds.base import Cloud
+from tests.chaos.clouds.runpod import RunPodCloud
 from tests.chaos.crew import ROOT
 from tests.chaos.faults import faults_of
 from tests.chaos.report import PointCount, Report, show, show_row
@@ -24,7 +26,6 @@ from tests.chaos.world import World
 
 _GPUS = 10
 _CRASH_GPUS = 4
-_LAUNCHERS = (RunPodCloud.name, GpuServerCloud.name)
 _LOGS = ROOT / ".sandbox" / "chaos-logs"
 """The folder to which the logs of a broken promise are copied."""
 
@@ -32,7 +33,7 @@ _LOGS = ROOT / ".sandbox" / "chaos-logs"
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the arguments. Exits with 2 if a pattern matches nothing: a run without a fault would prove nothing."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Faults and crashes, real processes")
-    parser.add_argument("--launcher", default=_LAUNCHERS[0], choices=_LAUNCHERS, help="where the jobs train")
+    parser.add_argument("--launcher", default=RunPodCloud.name, choices=tuple(CLOUDS), help="where the jobs train")
     parser.add_argument("--faults", default="*", metavar="PATTERN", help="only faults with such a name; '' for none")
     parser.add_argument("--jobs", type=int, default=50, help="jobs of each fault")
     parser.add_argument("--points", default="*", metavar="PATTERN", help="only crash points with such a name")
@@ -43,7 +44,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if found.launcher != RunPodCloud.name:
         # The kills at crash points follow a trainer into RunPod's containers.
         found.points = ""
-    for option, names in (("faults", faults_of(found.launcher)), ("points", CRASH_POINTS)):
+    for option, names in (("faults", faults_of(CLOUDS[found.launcher])), ("points", CRASH_POINTS)):
         pattern = getattr(found, option)
         if pattern and not fnmatch.filter(names, pattern):
             parser.error(f"--{option}: {pattern!r} names none; the pattern is a shell's, such as '*429*'")
@@ -52,14 +53,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return found
 
 
-def play_faults(console: Console, pattern: str, *, launcher: str, jobs: int, seed: int) -> list[Row]:
+def play_faults(console: Console, pattern: str, *, cloud: type[Cloud], jobs: int, seed: int) -> list[Row]:
     """Play every fault whose name matches, in one world, or in a new one after a broken promise."""
-    chosen = {name: act for name, act in faults_of(launcher).items() if fnmatch.fnmatch(name, pattern)}
+    chosen = {name: act for name, act in faults_of(cloud).items() if fnmatch.fnmatch(name, pattern)}
     rows: list[Row] = []
     world: World | None = None
     try:
         for name, act in chosen.items():
-            world = world or World.start(gpus=_GPUS, launcher=launcher)
+            world = world or World.start(gpus=_GPUS, cloud=cloud)
             row = play(world, name, act, jobs=jobs, seed=seed)
             rows.append(row)
             show_row(console, row)
@@ -97,8 +98,8 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 240)
     began = time.monotonic()
     # Sequentially: on two cores, both at once take three times as long each, and leases expire.
-    chosen = arguments.launcher
-    rows = play_faults(console, arguments.faults, launcher=chosen, jobs=arguments.jobs, seed=arguments.seed)
+    cloud = CLOUDS[arguments.launcher]
+    rows = play_faults(console, arguments.faults, cloud=cloud, jobs=arguments.jobs, seed=arguments.seed)
     crash_rows, points = play_crashes(console, arguments.points, seeds=arguments.seeds, seed=arguments.seed)
     report = Report(arguments.seed, round(time.monotonic() - began), [*rows, *crash_rows], points)
     report.write(arguments.report)

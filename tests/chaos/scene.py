@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
+from tests.chaos.clouds.base import Cloud
 from tests.chaos.verdict import Row, judge
 from tests.chaos.world import LEASE_SECONDS, Plan, World
 from tests.processes.waiting import until
@@ -18,6 +19,8 @@ WORKERS = 2
 COMPLETED = frozenset({"completed"})
 FAILED = frozenset({"failed"})
 CANCELLED = frozenset({"cancelled"})
+
+CloudKind = TypeVar("CloudKind", bound=Cloud)
 
 
 @dataclass
@@ -51,11 +54,18 @@ class Scene:
         """Wait until so many runs have checked in."""
         until(lambda: self.count("checked_in_at is not null") >= runs, f"{runs} runs that train")
 
+    def cloud(self, kind: type[CloudKind]) -> CloudKind:
+        """The cloud, for a fault that needs one of this kind."""
+        cloud = self.world.cloud
+        assert isinstance(cloud, kind)
+        return cloud
+
     @contextmanager
     def armed(self, operation: Any, action: Any, **details: Any) -> Iterator[Callable[[], int]]:
         """Arm a fault of the cloud's calls while the context is open; yields a function that counts its strikes."""
-        faults = self.world.cloud.faults
-        number = faults.add(operation, action, **details)
+        cloud = self.world.cloud
+        faults = cloud.faults
+        number = faults.add(cloud.calls.get(operation, operation), action, **details)
         try:
             yield lambda: faults.hits(number)
         finally:

@@ -12,7 +12,9 @@ import pytest
 from lora_contract.crash_points import CRASH_POINTS
 from tests.chaos import crashes
 from tests.chaos.__main__ import parse
-from tests.chaos.faults import FAULTS
+from tests.chaos.clouds import CLOUDS
+from tests.chaos.clouds.base import Cloud
+from tests.chaos.faults import COMMON, FAULTS, faults_of
 from tests.chaos.scene import Scene, play
 from tests.chaos.world import World
 
@@ -36,7 +38,7 @@ def world() -> Iterator[World]:
 
 @pytest.mark.parametrize("fault", _SELECTION)
 def test_faults_and_crashes_lose_no_job_and_pay_for_none_twice(fault: str, world: World) -> None:
-    row = play(world, fault, FAULTS[fault], jobs=_JOBS, seed=_SEED)
+    row = play(world, fault, FAULTS[fault].act, jobs=_JOBS, seed=_SEED)
     assert row.is_clean, row.complaints
     assert row.completed == row.jobs == _JOBS
 
@@ -60,3 +62,9 @@ def test_pattern_without_a_match_is_refused(patterns: list[str], capsys: pytest.
         parse(patterns)
     assert ended.value.code == 2
     assert "--" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cloud", CLOUDS.values(), ids=CLOUDS)
+def test_cloud_has_each_common_fault_or_says_why_not(cloud: type[Cloud]) -> None:
+    assert COMMON.keys() - faults_of(cloud).keys() == cloud.spared.keys()
+    assert all(reason.endswith(".") for reason in cloud.spared.values())

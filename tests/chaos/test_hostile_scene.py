@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.chaos.clouds.runpod import RunPodCloud
 from tests.chaos.dishonest import Lie
 from tests.chaos.verdict import ENDED
 from tests.chaos.world import LEASE_SECONDS, Plan, World
@@ -49,12 +50,18 @@ class Outcome:
     gpu_seconds: list[float]
 
 
+class DishonestRunPod(RunPodCloud):
+    """RunPod, whose containers lie where their job's seed says so."""
+
+    handler_module = "tests.chaos.dishonest"
+
+
 @pytest.fixture
 def world() -> Iterator[World]:
     with World.start(
         gpus=_HONEST_JOBS + len(Lie),
+        cloud=DishonestRunPod,
         env=_ENV,
-        handler_module="tests.chaos.dishonest",
     ) as started:
         yield started
 

@@ -1,4 +1,4 @@
-"""Judges one fault by the records of the database, RunPod and the trainings. Pure functions."""
+"""Judges one fault by the records of the database, the cloud and the trainings. Pure functions."""
 
 from __future__ import annotations
 

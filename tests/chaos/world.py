@@ -1,4 +1,4 @@
-"""The servers of a chaos run: one Supabase, one RunPod with warm workers, one crew of `lora-worker`s."""
+"""The servers of a chaos run: one Supabase, one cloud, one crew of `lora-worker`s."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from sandbox.processes import remove_folder, temporary_folder
 from sandbox.runpod import LocalRunPod
 from sandbox.standin import read_steps, standin_env
 from sandbox.supabase import LocalSupabase
-from tests.chaos.clouds import Cloud, GpuServerCloud, RunPodCloud
+from tests.chaos.clouds.base import Cloud
+from tests.chaos.clouds.runpod import RunPodCloud
 from tests.chaos.crew import ROOT, Crew
 from tests.chaos.verdict import Evidence
 
@@ -122,10 +123,9 @@ class World:
         cls,
         *,
         gpus: int,
-        launcher: str = RunPodCloud.name,
+        cloud: type[Cloud] = RunPodCloud,
         workers: int = 2,
         env: Mapping[str, str] | None = None,
-        handler_module: str = "lora_trainer.handler",
     ) -> Self:
         """Start everything and wait until it is warm; `env` is set in all processes under test."""
         with ExitStack() as stack:
@@ -141,11 +141,7 @@ class World:
             stack.callback(platform.close)
             (folder / "volume").mkdir()
             trainer = {**standin_env(folder / "volume", step_seconds=STEP_SECONDS), **_TRAINER, **shared}
-            cloud: Cloud
-            if launcher == RunPodCloud.name:
-                cloud = RunPodCloud(stack, workers=gpus, env=trainer, handler_module=handler_module)
-            else:
-                cloud = GpuServerCloud(stack, folder, gpus=gpus, env=trainer)
+            opened = cloud(stack, folder, gpus=gpus, env=trainer)
             crew = Crew(
                 folder,
                 {
@@ -154,13 +150,13 @@ class World:
                     "SUPABASE_URL": supabase.url,
                     "SUPABASE_SERVICE_ROLE_KEY": supabase.secret_key,
                     "SUPABASE_PUBLISHABLE_KEY": supabase.publishable_key,
-                    **cloud.environment,
+                    **opened.environment,
                 },
             )
             stack.callback(crew.close)
-            world = cls(supabase, cloud, crew, folder, [])
+            world = cls(supabase, opened, crew, folder, [])
             world._users += [world.new_user() for _ in range(3)]
-            cloud.warm_up()
+            opened.warm_up()
             world.restore(workers)
             world._stack = stack.pop_all()
             return world
