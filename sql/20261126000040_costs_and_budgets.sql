@@ -182,7 +182,6 @@ language plpgsql stable set search_path = '' as $$
 declare
   terms jsonb := (select t.document from public.training_terms t);
   ordered jsonb := public.training_job_order(training_may_cost.queue, training_may_cost.job_id);
-  gpu jsonb := ordered->'gpu_config';
   most numeric := (terms->>'max_cost_per_job')::numeric;
   dataset public.datasets;
 begin
@@ -190,18 +189,8 @@ begin
   where d.id = public.training_order_dataset(
     ordered, (public.training_job_row(training_may_cost.queue, training_may_cost.job_id)->>'user_id')::uuid);
   return (
-    select coalesce(max(round(least(coalesce((
-      public.training_estimate_with(there.terms, dataset, ordered->'hyperparameters', gpu)#>>'{cost,high}')::numeric,
-      most), most), 2)), 0)
-    from jsonb_array_elements(coalesce(nullif(terms->'places', '[]'), '[{}]')) p (place)
-    cross join lateral (select terms || jsonb_strip_nulls(jsonb_build_object(
-      'endpoint_gpu_type', p.place->'gpu_type', 'endpoint_gpu_count', p.place->'gpu_count',
-      -- The place's price is that of the GPU which a job gets there, so no other's is read.
-      'gpus', case when p.place->>'price_per_hour' is not null then (
-        select jsonb_agg(g.card || jsonb_build_object('price_per_hour', p.place->'price_per_hour'))
-        from jsonb_array_elements(terms->'gpus') g (card)) end)) as terms) there
-    where public.training_gpu(there.terms, coalesce(
-      there.terms->>'endpoint_gpu_type', gpu->>'type', gpu->>'gpu_type', terms->>'default_gpu_type')) is not null);
+    select coalesce(max(round(least(coalesce((e.estimate#>>'{cost,high}')::numeric, most), most), 2)), 0)
+    from public.training_estimates(terms, dataset, ordered->'hyperparameters', ordered->'gpu_config') e);
 end
 $$;
 

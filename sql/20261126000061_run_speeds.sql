@@ -163,21 +163,28 @@ language sql stable security definer set search_path = '' as $$
 $$;
 
 -- As before, at the speed of training_speed, and with it in the answer: tokens_per_second: {low, high}, speed_source
--- ('runs', 'benchmark' or 'derived') and speed_runs. A training computes on one of the endpoint's GPUs, so its time does
--- not shrink with their number, as it did here before; all of them are billed.
+-- ('runs', 'benchmark' or 'derived') and speed_runs. A training computes on `gpus` of the endpoint's GPUs, those that its
+-- job asks for, so its time does not shrink with the endpoint's number, as it did here before; all of them are billed.
+-- Several shorten the lowest time only, by no more than the examples of a step, which they share out.
+drop function if exists public.training_estimate(
+  jsonb, double precision, double precision, double precision, double precision, double precision, double precision,
+  text, text);
 create or replace function public.training_estimate(
   terms jsonb, tokens double precision, pairs double precision, pairs_per_conversation double precision,
-  epochs double precision, batch_size double precision, max_steps double precision, base_model text, gpu_type text
+  epochs double precision, batch_size double precision, max_steps double precision, base_model text, gpu_type text,
+  gpus double precision
 ) returns jsonb
 language plpgsql immutable set search_path = '' as $$
 #variable_conflict use_variable
 declare
   gpu jsonb := public.training_gpu(terms, coalesce(terms->>'endpoint_gpu_type', gpu_type));
   speed jsonb := public.training_speed(terms, coalesce(base_model, terms->>'default_base_model'), gpu);
-  gpus double precision := (terms->>'endpoint_gpu_count')::double precision;
+  billed double precision := (terms->>'endpoint_gpu_count')::double precision;
   per_pair double precision := (terms->>'tokens_per_pair')::double precision;
   fee double precision := (terms->>'storage_fee')::double precision;
-  hourly double precision := (gpu->>'price_per_hour')::double precision * gpus;
+  hourly double precision := (gpu->>'price_per_hour')::double precision * billed;
+  examples double precision;
+  epoch_steps double precision;
   all_steps double precision;
   steps double precision;
   low double precision;
@@ -189,26 +196,32 @@ begin
   end if;
   pairs := coalesce(nullif(pairs, 0), ceil(tokens / per_pair));
   pairs_per_conversation := greatest(pairs_per_conversation, 1);
-  all_steps := greatest(1, least(ceil(pairs / batch_size), ceil(pairs / pairs_per_conversation))) * epochs;
+  examples := ceil(pairs / pairs_per_conversation);
+  epoch_steps := greatest(1, least(ceil(pairs / batch_size), examples));
+  all_steps := epoch_steps * epochs;
   steps := least(all_steps, coalesce(nullif(max_steps, 0), all_steps));
   low := tokens * epochs * steps / all_steps * (2.0::double precision / (pairs_per_conversation + 1));
   -- A step has at least one whole conversation, even if it was meant to have fewer answers.
   high := tokens * steps * greatest(batch_size / pairs, epochs / all_steps);
   low := (terms#>>'{overhead_low,once}')::double precision
-    + (terms#>>'{overhead_low,each_epoch}')::double precision * epochs + low / (speed->>'high')::double precision;
+    + (terms#>>'{overhead_low,each_epoch}')::double precision * epochs
+    + low / ((speed->>'high')::double precision * least(gpus, examples / epoch_steps));
   high := (terms#>>'{overhead_high,once}')::double precision
     + (terms#>>'{overhead_high,each_epoch}')::double precision * epochs + high / (speed->>'low')::double precision;
   return jsonb_build_object(
     'seconds', jsonb_build_object('low', floor(low), 'high', ceil(high)),
     'cost', jsonb_build_object('low', floor((low / 3600 * hourly + fee) * 100) / 100,
                                'high', ceil((high / 3600 * hourly + fee) * 100) / 100),
-    'tokens', tokens, 'gpu_type', gpu->'type', 'gpu_count', gpus, 'price_per_hour', gpu->'price_per_hour',
+    'tokens', tokens, 'gpu_type', gpu->'type', 'gpu_count', billed, 'price_per_hour', gpu->'price_per_hour',
     'tokens_per_second', jsonb_build_object('low', speed->'low', 'high', speed->'high'),
     'speed_source', speed->'source', 'speed_runs', speed->'runs', 'assumptions', terms->'assumptions');
 end
 $$;
 
-revoke all on function public.training_note_speed(uuid, jsonb), public.settle_run_2(uuid, uuid, jsonb),
+revoke all on function public.training_estimate(
+    jsonb, double precision, double precision, double precision, double precision, double precision, double precision,
+    text, text, double precision),
+  public.training_note_speed(uuid, jsonb), public.settle_run_2(uuid, uuid, jsonb),
   public.training_table_speed(jsonb, text, jsonb), public.training_speed(jsonb, text, jsonb),
   public.training_median_speed(jsonb, text, jsonb), public.training_measured_terms(jsonb, text, jsonb),
   public.training_run_speed(text, text)

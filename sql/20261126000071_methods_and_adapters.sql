@@ -144,7 +144,8 @@ end
 $$;
 
 -- As in 20261123000006_estimate.sql, and: a method's work on a token is that of sft times a factor, from the terms of a
--- worker that knows methods, and the speed is that of the installation's own finished runs, where there are enough.
+-- worker that knows methods, and the speed is that of the installation's own finished runs, where there are enough. The
+-- GPUs that the job asks for share its steps, as far as the endpoint has them.
 -- The worker computes the same (lora_worker.money.estimate.estimate).
 create or replace function public.training_estimate_with(
   terms jsonb, dataset public.datasets, hyperparameters jsonb, gpu_config jsonb
@@ -161,6 +162,8 @@ declare
                                       (terms#>>'{hyperparameters,epochs}')::double precision);
   tokens double precision := coalesce(nullif(dataset.total_tokens, 0), dataset.total_training_pairs * per_pair);
   wanted text := coalesce(gpu_config->>'type', gpu_config->>'gpu_type', terms->>'default_gpu_type');
+  asked double precision := public.training_asked_gpus(gpu_config);
+  there double precision := (terms->>'endpoint_gpu_count')::double precision;
   gpu jsonb := public.training_gpu(terms, coalesce(terms->>'endpoint_gpu_type', wanted));
   estimate jsonb;
 begin
@@ -175,20 +178,81 @@ begin
     coalesce(public.training_number(chosen->'batch_size', 1, 100000),
              (terms#>>'{hyperparameters,batch_size}')::double precision),
     public.training_number(chosen->'max_steps', 1, 1e9),
-    chosen->>'base_model', wanted);
+    chosen->>'base_model', wanted, least(asked, there));
   return estimate || jsonb_build_object(
     'tokens', tokens,
+    'assumptions', (estimate->'assumptions') || case when asked > there then to_jsonb(format(
+      'The job asks for %s GPUs; these are the figures of %s, which is what its endpoint has.', asked, there))
+      else '[]' end,
     'exceeds_limit', (estimate#>>'{cost,low}')::numeric > (terms->>'max_cost_per_job')::numeric
                      or (estimate#>>'{seconds,low}')::numeric > (terms->>'max_run_seconds')::numeric);
 end
 $$;
 
--- As before, with the terms that workers have published.
+-- Returns how many GPUs a job asks for, as lora_contract.hyperparameters.GpuConfig reads it.
+create or replace function public.training_asked_gpus(gpu_config jsonb) returns double precision
+language sql immutable set search_path = '' as $$
+  select coalesce(public.training_number(gpu_config->'count', 1, 8),
+                  public.training_number(gpu_config->'num_gpus', 1, 8), 1)
+$$;
+
+-- Returns the estimate of a job at each place where it may be launched; null at one where too little is known for it. A
+-- place whose GPU the terms don't have is left out, and one with fewer GPUs than the job asks for, unless that is so of
+-- all. Where all places are alike there is one row, as the endpoint of the terms.
+create or replace function public.training_estimates(
+  terms jsonb, dataset public.datasets, hyperparameters jsonb, gpu_config jsonb
+) returns table (number bigint, estimate jsonb)
+language sql stable set search_path = '' as $$
+  with there as (
+    select p.number, bool_or(enough.it) over () as some_have_enough, enough.it as has_enough, t.terms
+    from jsonb_array_elements(coalesce(nullif(training_estimates.terms->'places', '[]'), '[{}]'))
+      with ordinality p (place, number)
+    cross join lateral (select training_estimates.terms || jsonb_strip_nulls(jsonb_build_object(
+      'endpoint_gpu_type', p.place->'gpu_type', 'endpoint_gpu_count', p.place->'gpu_count',
+      -- The place's price is that of the GPU which a job gets there, so no other's is read.
+      'gpus', case when p.place->>'price_per_hour' is not null then (
+        select jsonb_agg(g.card || jsonb_build_object('price_per_hour', p.place->'price_per_hour'))
+        from jsonb_array_elements(training_estimates.terms->'gpus') g (card)) end)) as terms) t
+    cross join lateral (select public.training_asked_gpus(training_estimates.gpu_config)
+                               <= (t.terms->>'endpoint_gpu_count')::double precision as it) enough
+    where public.training_gpu(t.terms, coalesce(
+      t.terms->>'endpoint_gpu_type', training_estimates.gpu_config->>'type', training_estimates.gpu_config->>'gpu_type',
+      t.terms->>'default_gpu_type')) is not null)
+  select h.number, public.training_estimate_with(
+    h.terms, training_estimates.dataset, training_estimates.hyperparameters, training_estimates.gpu_config)
+  from there h
+  where h.has_enough or not h.some_have_enough
+$$;
+
+-- As before, with the terms that workers have published. Where a job may be launched at several places, only its launch
+-- decides which one it gets: then time and cost range over all of them, and speed, GPU, count and price are those of the
+-- dearest one, for which a day's budgets reserve. exceeds_limit says that each of them would refuse it.
 create or replace function public.training_estimate_of(dataset public.datasets, hyperparameters jsonb, gpu_config jsonb)
 returns jsonb
 language sql stable set search_path = '' as $$
-  select public.training_estimate_with((select t.document from public.training_terms t), dataset, hyperparameters,
-                                       gpu_config)
+  with found as (
+    select e.number, e.estimate
+    from public.training_terms t,
+         public.training_estimates(t.document, training_estimate_of.dataset, training_estimate_of.hyperparameters,
+                                   training_estimate_of.gpu_config) e
+    where e.estimate is not null
+  ), dearest as (
+    select f.estimate from found f order by (f.estimate#>>'{cost,high}')::numeric desc, f.number limit 1
+  ), ends as (
+    select count(*) as places,
+           jsonb_build_object('low', min((f.estimate#>>'{seconds,low}')::numeric),
+                              'high', max((f.estimate#>>'{seconds,high}')::numeric)) as seconds,
+           jsonb_build_object('low', min((f.estimate#>>'{cost,low}')::numeric),
+                              'high', max((f.estimate#>>'{cost,high}')::numeric)) as cost,
+           bool_and((f.estimate->>'exceeds_limit')::boolean) as exceeds_limit
+    from found f)
+  select d.estimate || case when e.places > 1 then jsonb_build_object(
+    'seconds', e.seconds, 'cost', e.cost, 'exceeds_limit', e.exceeds_limit,
+    'assumptions', (d.estimate->'assumptions') || to_jsonb(format(
+      'The training gets its endpoint when it starts: time and cost range over %s kinds of endpoints, and the highest '
+      'cost is that of %s × %s at $%s an hour each.', e.places, d.estimate->>'gpu_count', d.estimate->>'gpu_type',
+      d.estimate->>'price_per_hour'))) else '{}' end
+  from dearest d, ends e
 $$;
 
 -- As in 20261123000005_queues.sql, and: the newer queue's metrics take the rewards of preference methods, too. The
@@ -236,5 +300,6 @@ end
 $$;
 
 revoke all on function public.training_init_adapter(uuid, uuid),
+  public.training_asked_gpus(jsonb), public.training_estimates(jsonb, public.datasets, jsonb, jsonb),
   public.training_estimate_with(jsonb, public.datasets, jsonb, jsonb) from public, anon, authenticated, service_role;
 grant execute on function public.training_init_adapter(uuid, uuid) to service_role;

@@ -142,7 +142,7 @@ class Services:
     @cached_property
     def terms(self) -> Terms:
         """The prices, speeds and limits with which costs are estimated."""
-        terms = make_terms(self.settings, self.prices, gpu_count=self.places.default.gpu_count)
+        terms = make_terms(self.settings, self.prices, gpu_count=max(place.gpu_count for place in self.places.all))
         return terms_of_places(terms, self.places, self.prices) if self.routed_places else terms
 
     @cached_property

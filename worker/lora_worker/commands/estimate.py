@@ -35,7 +35,7 @@ async def estimate_job(services: Services, job: str) -> Found | None:
 
 
 def estimate_work(settings: Settings, work: Work, *, gpu_count: int) -> Found:
-    """Estimate a training that is described on the command line. A `gpu_count` of 0 means as many as the endpoint has.
+    """Estimate a training that is described on the command line, on `gpu_count` GPUs; 0: as many as the endpoint has.
 
     A GPU that is named comes before the endpoint's, so that cards can be compared.
 
@@ -46,13 +46,10 @@ def estimate_work(settings: Settings, work: Work, *, gpu_count: int) -> Found:
     if not work.tokens and not work.pairs:
         raise ArgumentError("how large is the dataset? Give --dataset-tokens, --pairs or --job")
     prices = load_prices(settings.price_table)
-    terms = make_terms(settings, prices)
-    if gpu_count:
-        terms = terms.model_copy(update={"endpoint_gpu_count": gpu_count})
+    terms = make_terms(settings, prices, gpu_count=gpu_count or None)
     if work.gpu_type:
         terms = terms.of_any_gpu()
-    else:
-        work = replace(work, gpu_type=terms.default_gpu_type)
+    work = replace(work, gpu_type=work.gpu_type or terms.default_gpu_type, gpus=terms.endpoint_gpu_count)
     base_model = work.base_model or terms.default_base_model
     check_model(base_model, terms, settings.base_models)
     check_card(terms.endpoint_gpu_type or work.gpu_type or terms.default_gpu_type, base_model, terms, prices)

@@ -140,7 +140,7 @@ async def _candidate(
     made["gpu_type"], made["price_per_hour"] = price.type, price.price_per_hour
     if isinstance(tokens, int) and tokens > 0:
         terms = await current_terms(services, chosen.base_model, price, place)
-        expected = estimate(_work(chosen, tokens, price.type), terms)
+        expected = estimate(_work(chosen, tokens, price.type, min(gpu.count, place.gpu_count)), terms)
         if expected is not None:
             made["estimate"] = {
                 "seconds": {"low": expected.seconds.low, "high": expected.seconds.high},
@@ -149,7 +149,7 @@ async def _candidate(
     return made
 
 
-def _work(chosen: Hyperparameters, tokens: int, gpu_type: str) -> Work:
+def _work(chosen: Hyperparameters, tokens: int, gpu_type: str, gpus: int) -> Work:
     return Work(
         tokens=tokens,
         epochs=chosen.epochs,
@@ -157,6 +157,7 @@ def _work(chosen: Hyperparameters, tokens: int, gpu_type: str) -> Work:
         max_steps=chosen.max_steps,
         base_model=chosen.base_model,
         gpu_type=gpu_type,
+        gpus=gpus,
         method=chosen.method,
     )
 

@@ -32,7 +32,7 @@ class Work:
     base_model: str | None = None
     gpu_type: str | None = None
     gpus: int = 1
-    """How many GPUs share the steps."""
+    """How many GPUs share the steps; no more than the endpoint has."""
     method: Method = "sft"
     """The training method. Of `dpo`, `tokens` are those of both answers, each with its prompt."""
 
@@ -67,9 +67,10 @@ def estimate(work: Work, terms: Terms) -> Estimate | None:
     """Estimate time and cost of a training; None if the GPU or the size of the dataset is unknown.
 
     The lowest value assumes that overlapping pairs are merged and the fast end of the speed, the highest value full
-    batches of unmerged rows and its slow end. Several GPUs divide the lowest time of the steps by their number, which
-    is the most that they can gain, and leave the highest as it is on one: how much of it is lost to waiting was not
-    measured. All of the endpoint's are billed.
+    batches of unmerged rows and its slow end. Several GPUs divide the lowest time of the steps by their number, but by no
+    more than the examples of a step, which they share out (`lora_contract.batches.share_step`): that is the most that
+    they can gain. They leave the highest as it is on one: how much of it is lost to waiting was not measured. All of
+    the endpoint's are billed.
     """
     gpu, count = terms.gpu(work.gpu_type), terms.endpoint_gpu_count
     method = terms.methods[work.method]
@@ -82,7 +83,8 @@ def estimate(work: Work, terms: Terms) -> Estimate | None:
     # Only sft merges the overlapping pairs of a conversation.
     together = max(work.pairs_per_conversation, 1.0) if work.method == "sft" else 1.0
     examples = math.ceil(pairs / together)
-    all_steps = steps_of_epoch(answers=pairs, examples=examples, batch_size=work.batch_size) * work.epochs
+    epoch_steps = steps_of_epoch(answers=pairs, examples=examples, batch_size=work.batch_size)
+    all_steps = epoch_steps * work.epochs
     steps = min(all_steps, work.max_steps) if work.max_steps else all_steps
     merged = 2.0 / (together + 1.0)
     learned = tokens * method.share(work.epochs)
@@ -90,7 +92,7 @@ def estimate(work: Work, terms: Terms) -> Estimate | None:
     # A step learns at least one whole conversation, even if that has more answers than the batch size.
     most = learned * steps * max(work.batch_size / pairs, work.epochs / all_steps)
     low = terms.overhead_low.once + terms.overhead_low.each_epoch * work.epochs
-    low += least / (speed.high * work.gpus)
+    low += least / (speed.high * min(work.gpus, examples / epoch_steps))
     high = terms.overhead_high.once + terms.overhead_high.each_epoch * work.epochs
     high += most / speed.low
     hourly = gpu.price_per_hour * count

@@ -110,9 +110,9 @@ def terms_at(terms: Terms, price: GpuPrice, gpu_count: int) -> Terms:
 def terms_of_places(terms: Terms, places: Places, prices: tuple[GpuPrice, ...]) -> Terms:
     """Return the terms with which the application estimates, where there are several places.
 
-    Where all have the same GPUs at one price, that is what every job gets. Else each job is estimated by the GPU that
-    it asks for, since only its launch decides where it goes, and by the GPU count of the default place; but a day's
-    budgets reserve what it may cost at the dearest of them.
+    Where all have the same GPUs at one price, that is what every job gets. Else only its launch decides where it goes:
+    its estimate ranges over all places that have the GPUs it asks for, and a day's budgets reserve what it may cost at
+    the dearest of them (`training_estimates` in SQL).
     """
     first = places.default
     kinds = dict.fromkeys((place.gpu_type, place.gpu_count, place.price_per_hour) for place in places.all)

@@ -102,7 +102,7 @@ class Terms(BaseModel):
     """The GPU type of the endpoint, which every job gets; None if each job gets the type that it asks for."""
     endpoint_gpu_count: int
     places: tuple[PlaceTerms, ...] = ()
-    """All places where a job may be launched, each kind once, if they differ: budgets reserve for the dearest."""
+    """All places where a job may be launched, each kind once, if they differ: estimates range over them."""
     models: dict[str, Size]
     methods: dict[str, MethodTerms]
     """By the values of `Hyperparameters.method`."""
@@ -157,7 +157,7 @@ class Terms(BaseModel):
 def make_terms(settings: Settings, prices: tuple[GpuPrice, ...], *, gpu_count: int | None = None) -> Terms:
     """Build the terms from settings, prices and the table of measured speeds.
 
-    `gpu_count` is that of the place where launches go; None: as the settings say.
+    `gpu_count` is that of the place where launches go, and the largest one of several; None: as the settings say.
     """
     table = load_throughput()
     gpu_count = gpu_count or settings.endpoint_gpu_count
@@ -213,9 +213,8 @@ def _assumptions(settings: Settings, table: dict[str, Any], gpu_count: int) -> t
     ]
     if gpu_count > 1:
         sentences.append(
-            f"The time is that of one GPU, on which a training computes that asks for no more. All "
-            f"{gpu_count} of the endpoint are billed, so a training that asks for several costs less "
-            "than this says."
+            "All GPUs of the machine are billed, however many of them the job asks for. Several shorten the lowest time "
+            "only: how much they lose by waiting for each other was not measured."
         )
     if settings.storage_fee:
         sentences.append(f"${settings.storage_fee:.2f} for storing the model are included.")

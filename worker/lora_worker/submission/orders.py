@@ -129,7 +129,7 @@ async def _check_cost(chosen: Hyperparameters, gpu: GpuConfig, dataset: LocalDat
             queue_allowance_seconds=settings.queue_allowance_seconds,
         )
         terms = await current_terms(services, chosen.base_model, price, place)
-        check_estimate(chosen, dataset.survey, gpu.type, terms)
+        check_estimate(chosen, dataset.survey, gpu.type, terms, gpus=gpu.count)
     except PreflightError as error:
         raise ArgumentError(str(error)) from None
 

@@ -7,7 +7,8 @@ import itertools
 import json
 import subprocess
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import psycopg
@@ -18,7 +19,10 @@ from hypothesis import strategies as st
 
 from lora_contract.hyperparameters import METHODS, Hyperparameters, Method
 from lora_worker.database.migrations import migrate
+from lora_worker.launchers.places import Place, Places
 from lora_worker.money.estimate import Work, estimate
+from lora_worker.money.places import price_at, terms_at, terms_of_places
+from lora_worker.money.pricing import load_prices
 from lora_worker.money.speeds import RunSpeed
 from lora_worker.money.terms import Terms
 from tests.application.pipeline import Pipeline
@@ -60,10 +64,10 @@ def insert(db: Database, dataset_id: UUID, user: UUID, chosen: Any, gpu: Any, co
 def in_sql(db: Database, made: Terms, work: Work) -> Row | None:
     """`training_estimate` with the values that the worker would use."""
     found: Row | None = db.row(
-        "select training_estimate(%s, %s, %s, %s, %s, %s, %s, %s, %s) as answer",
+        "select training_estimate(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) as answer",
         json.dumps(made.model_dump(mode="json")),
         work.tokens, work.pairs, work.pairs_per_conversation, work.epochs, work.batch_size, work.max_steps,
-        work.base_model, work.gpu_type,
+        work.base_model, work.gpu_type, work.gpus,
     )["answer"]  # fmt: skip
     return found
 
@@ -190,7 +194,7 @@ def test_only_the_datasets_owner_gets_an_estimate(db: Database) -> None:
     work = Work(tokens=1_000_000, pairs=1000, pairs_per_conversation=4, epochs=2, batch_size=4, gpu_type="H100")
     expected = in_python(terms(), work)
     assert expected is not None
-    arguments = (counted, SHORT, {"type": "H100", "count": 2})
+    arguments = (counted, SHORT, {"type": "H100", "count": 1})
     assert db.call("estimate_training_cost", *arguments) == {**expected, "exceeds_limit": False}
     assert as_user(db, user, *arguments) == {**expected, "exceeds_limit": False}
     assert as_user(db, user, counted, LONG, {"gpu_type": "H100"}) == {**expected, "exceeds_limit": False}
@@ -209,6 +213,64 @@ def as_user(db: Database, user: UUID, *arguments: Any, role: str = "authenticate
         db.connection.execute("select set_config('request.jwt.claims', %s, true)", [claims])
         db.connection.execute(f"set local role {role}")
         return db.call("estimate_training_cost", *arguments)
+
+
+COUNTED = {"total_tokens": 1_000_000, "total_training_pairs": 1000, "avg_turns_per_conversation": 4}
+COUNTED_WORK = Work(tokens=1_000_000, pairs=1000, pairs_per_conversation=2, epochs=2, gpu_type="H100")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gpus"),
+    [({}, 1), ({"count": 2}, 2), ({"num_gpus": 2}, 2), ({"count": None, "num_gpus": 2}, 2), ({"count": 8}, 4)],
+    ids=str,
+)
+def test_estimate_is_that_of_as_many_gpus_as_the_job_gets(db: Database, gpu: Row, gpus: int) -> None:
+    made = terms(endpoint_gpu_count=4)
+    publish(db, made)
+    told = db.call("estimate_training_cost", dataset(db, db.user(), **COUNTED), SHORT, {"type": "H100", **gpu})
+    further = told["assumptions"][len(made.assumptions) :]
+    expected = in_python(made, dataclasses.replace(COUNTED_WORK, gpus=gpus))
+    assert expected is not None
+    assert told == {**expected, "assumptions": [*made.assumptions, *further], "exceeds_limit": False}
+    assert further == (
+        ["The job asks for 8 GPUs; these are the figures of 4, which is what its endpoint has."] if gpus == 4 else []
+    )
+
+
+@pytest.mark.parametrize("asked", [1, 2, 8])
+def test_estimate_holds_at_each_place_and_is_the_budgets_figure(db: Database, asked: int) -> None:
+    """What the worker's own check says at the place where a job is launched lies within what its user was told."""
+    here, there, own = (cast(Any, SimpleNamespace(endpoint=name)) for name in "abc")
+    kinds = (Place("a", here, "H200", 2, 5.0), Place("b", there, "L4"), Place("c", own, None, 4))
+    prices = load_prices()
+    publish(db, terms_of_places(terms(), Places(*kinds), prices))
+    user = db.user()
+    gpu = {"type": "H100", "count": asked}
+    counted = dataset(db, user, **COUNTED)
+    job = insert(db, counted, user, {**SHORT, "max_steps": 200}, gpu, cost=0)
+    told = db.call("estimate_training_job", job["id"])
+    may_get = [place for place in kinds if place.gpu_count >= asked] or list(kinds)
+    at = []
+    for place in may_get:
+        price = price_at(place, prices, "H100")
+        assert price is not None
+        work = dataclasses.replace(COUNTED_WORK, max_steps=200, gpus=min(asked, place.gpu_count))
+        found = estimate(work, terms_at(terms(), price, place.gpu_count))
+        assert found is not None
+        at.append(found)
+    dearest = max(at, key=lambda each: each.cost.high)
+    assert told["cost"] == {"low": min(e.cost.low for e in at), "high": dearest.cost.high}
+    assert told["seconds"] == {"low": min(e.seconds.low for e in at), "high": max(e.seconds.high for e in at)}
+    assert (told["gpu_type"], told["gpu_count"]) == (dearest.gpu_type, dearest.gpu_count)
+    assert (f"{dearest.gpu_count} × {dearest.gpu_type} at" in told["assumptions"][-1]) == (len(at) > 1)
+    assert float(db.call("training_may_cost", "training_jobs", job["id"])) == told["cost"]["high"]
+    assert float(job["estimated_total_cost"]) == told["cost"]["high"]
+    assert not told["exceeds_limit"]
+    # A job is told to exceed its limit only where every place would refuse it.
+    cheapest = min(e.cost.low for e in at)
+    for limit, exceeds in ((cheapest, False), (cheapest - 0.01, True)):
+        publish(db, terms_of_places(terms(max_cost_per_job=limit), Places(*kinds), prices))
+        assert db.call("estimate_training_job", job["id"])["exceeds_limit"] is exceeds
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ WORKS = st.builds(
     epochs=st.integers(1, 20),
     batch_size=st.integers(1, 64),
     max_steps=st.one_of(st.none(), st.integers(1, 10**6)),
+    gpus=st.integers(1, 8),
     base_model=st.sampled_from([None, "unknown/model", *TERMS.models]),
     gpu_type=st.sampled_from([*(gpu.type for gpu in TERMS.gpus), "NVIDIA A100-SXM4-80GB"]),
 )
@@ -169,6 +170,18 @@ def test_gpus_that_share_the_steps_shorten_the_lowest_time_alone() -> None:
     overhead = TERMS.overhead_low.once + TERMS.overhead_low.each_epoch * WORK.epochs
     assert two.seconds.low - overhead == pytest.approx((one.seconds.low - overhead) / 2, abs=1)
     assert two.seconds.high == one.seconds.high
+
+
+def test_gpus_gain_no_more_than_the_examples_that_a_step_has() -> None:
+    """Steps of two conversations keep two GPUs busy, however many there are."""
+    work = dataclasses.replace(WORK, pairs_per_conversation=2, batch_size=4)
+    one, two, eight = (estimate(dataclasses.replace(work, gpus=gpus), TERMS) for gpus in (1, 2, 8))
+    assert one is not None
+    assert two is not None
+    assert eight is not None
+    assert one.seconds.low > two.seconds.low == eight.seconds.low
+    alone = dataclasses.replace(work, pairs_per_conversation=4)
+    assert estimate(dataclasses.replace(alone, gpus=8), TERMS) == estimate(alone, TERMS)
 
 
 def test_every_priced_gpu_has_a_speed_and_every_model_a_size() -> None:
