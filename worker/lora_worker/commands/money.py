@@ -37,7 +37,9 @@ def estimate(
     batch_size: Annotated[int, typer.Option(min=1)] = 4,
     base_model: Annotated[str, typer.Option(help="Empty: the worker's default.")] = "",
     gpu: Annotated[str, typer.Option(help="A GPU of the price table; empty: the endpoint's, or A100-80GB.")] = "",
-    gpus: Annotated[int, typer.Option(min=0, max=8, help="How many train together; 0: as many as the endpoint has.")] = 0,
+    gpus: Annotated[
+        int, typer.Option(min=0, max=8, help="How many train together; 0: as many as the endpoint has.")
+    ] = 0,
     method: Annotated[str, typer.Option(help="sft, dpo (a pair has two answers) or kto.")] = "sft",
     job: Annotated[str, typer.Option(help="A job's id, instead of all the others.")] = "",
     as_json: AsJson = False,

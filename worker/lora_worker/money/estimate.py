@@ -67,10 +67,10 @@ def estimate(work: Work, terms: Terms) -> Estimate | None:
     """Estimate time and cost of a training; None if the GPU or the size of the dataset is unknown.
 
     The lowest value assumes that overlapping pairs are merged and the fast end of the speed, the highest value full
-    batches of unmerged rows and its slow end. Several GPUs divide the lowest time of the steps by their number, but by no
-    more than the examples of a step, which they share out (`lora_contract.batches.share_step`): that is the most that
-    they can gain. They leave the highest as it is on one: how much of it is lost to waiting was not measured. All of
-    the endpoint's are billed.
+    batches of unmerged rows and its slow end. Several GPUs divide the lowest time of the steps by their number, but
+    by no more than the examples of a step, which they share out (`lora_contract.batches.share_step`): that is the most
+    that they can gain. They leave the highest as it is on one: how much of it is lost to waiting was not measured. All
+    of the endpoint's are billed.
     """
     gpu, count = terms.gpu(work.gpu_type), terms.endpoint_gpu_count
     method = terms.methods[work.method]

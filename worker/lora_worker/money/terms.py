@@ -213,8 +213,8 @@ def _assumptions(settings: Settings, table: dict[str, Any], gpu_count: int) -> t
     ]
     if gpu_count > 1:
         sentences.append(
-            "All GPUs of the machine are billed, however many of them the job asks for. Several shorten the lowest time "
-            "only: how much they lose by waiting for each other was not measured."
+            "All GPUs of the machine are billed, however many of them the job asks for. Several shorten the lowest "
+            "time only: how much they lose by waiting for each other was not measured."
         )
     if settings.storage_fee:
         sentences.append(f"${settings.storage_fee:.2f} for storing the model are included.")
