@@ -19,7 +19,7 @@ from sandbox.runpod.admin_api import AdminApi
 from sandbox.runpod.endpoint import Clock, EndpointSettings
 from sandbox.runpod.faults import Faults
 from sandbox.runpod.keys import Keys, Rights
-from sandbox.runpod.ledger import Execution, Ledger
+from sandbox.runpod.ledger import Execution, Ledger, PodLife
 from sandbox.runpod.listener import Listener
 from sandbox.runpod.platform import Machine, Platform
 from sandbox.runpod.public_api import PublicApi
@@ -182,6 +182,16 @@ class LocalRunPod:
     def kill_container(self, pod_id: str) -> None:
         """Send SIGKILL to all processes of a pod's container; RunPod starts it again."""
         self._on_loop(lambda: self._pods().kill_container(pod_id))
+
+    @contextmanager
+    def unlisted_pods(self, is_unlisted: Callable[[PodLife], bool]) -> Iterator[None]:
+        """Have lists miss such pods until the context ends; each is still there by its id."""
+        pods = self._pods()
+        before, pods.is_unlisted = pods.is_unlisted, is_unlisted
+        try:
+            yield
+        finally:
+            pods.is_unlisted = before
 
     def _pods(self) -> Pods:
         assert self._platform.pods is not None

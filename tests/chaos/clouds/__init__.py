@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from tests.chaos.clouds.base import Cloud
 from tests.chaos.clouds.gpu_server import GpuServerCloud
 from tests.chaos.clouds.runpod import RunPodCloud
+from tests.chaos.clouds.runpod_pods import RunPodPodsCloud
 
-CLOUDS: Mapping[str, type[Cloud]] = {cloud.name: cloud for cloud in (RunPodCloud, GpuServerCloud)}
+CLOUDS: Mapping[str, type[Cloud]] = {cloud.name: cloud for cloud in (RunPodCloud, RunPodPodsCloud, GpuServerCloud)}
 """By the names of their launchers."""

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tests.chaos.clouds.base import Cloud
-from tests.chaos.faults import calls, database, gpu_server, machines, runpod, workers
+from tests.chaos.faults import calls, database, gpu_server, machines, runpod, runpod_pods, workers
 from tests.chaos.faults.table import Fault, select
 from tests.chaos.scene import Act
 
 COMMON: Mapping[str, Fault] = {**database.FAULTS, **workers.FAULTS, **calls.FAULTS}
 """The faults that can happen at every cloud, except where one spares them."""
-FAULTS: Mapping[str, Fault] = {**COMMON, **machines.FAULTS, **runpod.FAULTS, **gpu_server.FAULTS}
+FAULTS: Mapping[str, Fault] = {
+    **COMMON,
+    **machines.FAULTS,
+    **runpod.FAULTS,
+    **runpod_pods.FAULTS,
+    **gpu_server.FAULTS,
+}
 """All faults by their names, in the report's order."""
 
 

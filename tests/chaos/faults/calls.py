@@ -15,29 +15,31 @@ FAULTS = FaultTable(Cloud)
 
 @FAULTS.add("/run: 429, with and without Retry-After")
 def launch_too_many(scene: Scene) -> None:
+    times = min(25, scene.jobs)
     with (
-        scene.armed("run", "respond", status=429, retry_after_seconds=1, times=25) as politely,
-        scene.armed("run", "respond", status=429, times=25) as bluntly,
+        scene.armed("run", "respond", status=429, retry_after_seconds=1, times=times) as politely,
+        scene.armed("run", "respond", status=429, times=times) as bluntly,
     ):
         scene.queue()
-        scene.until_struck(politely, 25)
-        scene.until_struck(bluntly, 25)
+        scene.until_struck(politely, times)
+        scene.until_struck(bluntly, times)
 
 
 @FAULTS.add("/run: 500 and 503, nothing accepted")
 def launch_fails(scene: Scene) -> None:
+    times = min(10, scene.jobs)
     with (
-        scene.armed("run", "respond", status=500, times=10) as broken,
-        scene.armed("run", "respond", status=503, body="html", times=10) as busy,
+        scene.armed("run", "respond", status=500, times=times) as broken,
+        scene.armed("run", "respond", status=503, body="html", times=times) as busy,
     ):
         scene.queue()
-        scene.until_struck(broken, 10)
-        scene.until_struck(busy, 10)
+        scene.until_struck(broken, times)
+        scene.until_struck(busy, times)
 
 
 @FAULTS.add("/run: accepted, and the answer lost")
 def launch_answer_lost(scene: Scene) -> None:
-    # A trainer that checks in by itself spares its run a second launch.
+    # A launch that is found again spares its run a second one, so no more calls than jobs are sure to come.
     lost = min(20, scene.jobs)
     with scene.armed("run", "drop_answer", times=lost) as hits:
         scene.queue()
@@ -46,27 +48,28 @@ def launch_answer_lost(scene: Scene) -> None:
 
 @FAULTS.add("/run: slower than the caller waits, accepted or not")
 def launch_slow(scene: Scene) -> None:
-    patience = REQUEST_TIMEOUT_SECONDS + 1
+    patience, times = REQUEST_TIMEOUT_SECONDS + 1, min(10, scene.jobs // 2)
     with (
-        scene.armed("run", "delay_answer", seconds=patience, times=10) as accepted,
-        scene.armed("run", "delay", seconds=patience, times=10) as delayed,
+        scene.armed("run", "delay_answer", seconds=patience, times=times) as accepted,
+        scene.armed("run", "delay", seconds=patience, times=times) as delayed,
     ):
         scene.queue()
-        scene.until_struck(accepted, 10)
-        scene.until_struck(delayed, 10)
+        scene.until_struck(accepted, times)
+        scene.until_struck(delayed, times)
         time.sleep(patience)
 
 
 @FAULTS.add("/run: broken JSON, HTML or nothing as an answer")
 def launch_unreadable(scene: Scene) -> None:
+    times = min(6, scene.jobs // 3)
     with ExitStack() as stack:
         hits = [
-            stack.enter_context(scene.armed("run", "respond", status=200, body=body, times=6))
+            stack.enter_context(scene.armed("run", "respond", status=200, body=body, times=times))
             for body in ("broken_json", "html", "empty")
         ]
         scene.queue()
         for count in hits:
-            scene.until_struck(count, 6)
+            scene.until_struck(count, times)
 
 
 @FAULTS.add("/status: 500, 429, HTML and silence for a while")

@@ -38,6 +38,9 @@ def test_pod_lives_until_it_is_terminated(caller: RestCaller) -> None:
     assert caller.call("POST", f"{path}/action", {"action": "stop"})["cost"] == 0
     assert caller.http.post(f"{path}/action", json={"action": "restart"}).status_code == 409
     assert [pod["status"] for pod in caller.call("GET", "/pods")["pods"]] == ["EXITED"]
+    with caller.runpod.unlisted_pods(lambda pod: pod.pod_id == made["id"]):
+        assert caller.call("GET", "/pods") == {"pods": []}
+        assert caller.call("GET", path)["status"] == "EXITED"
     assert caller.call("DELETE", path) == {}
     assert caller.http.get(path).status_code == 404
     assert life.ended_at is not None
