@@ -162,6 +162,14 @@ language sql stable security definer set search_path = '' as $$
     select p.* from public.training_endpoints p where p.endpoint = n.endpoint order by p.looked_at desc limit 1) e on true
 $$;
 
+-- The same for many runs in one call, from [{run_id, base_model}], at most 1000: {run id: what training_places returns}.
+create or replace function public.training_places_of_runs(endpoints jsonb, runs jsonb) returns jsonb
+language sql stable security definer set search_path = '' as $$
+  select coalesce(jsonb_object_agg(r.run->>'run_id', public.training_places(
+    training_places_of_runs.endpoints, r.run->>'base_model', (r.run->>'run_id')::uuid)), '{}')
+  from (select n.run from jsonb_array_elements(public.training_decoded(training_places_of_runs.runs)) n (run) limit 1000) r
+$$;
+
 -- As begin_launch, at an endpoint of so many slots (null: of any number): may_launch is false with the reason 'full' while
 -- so many other runs have launches there, and with 'withdrawn' where the run was taken from its endpoint. Workers that ask
 -- at the same time take turns, so that none gets a slot twice.
@@ -331,11 +339,12 @@ $$;
 
 revoke all on function public.note_endpoint_2(text, text, text, text, boolean),
   public.training_launches_at(text, uuid), public.training_places(jsonb, text, uuid),
+  public.training_places_of_runs(jsonb, jsonb),
   public.training_breaker_seconds(public.training_breakers, uuid),
   public.begin_launch_2(uuid, uuid, text, text, jsonb, text, int), public.put_back_run(uuid, uuid, text, int),
   public.withdraw_launch(uuid, uuid, int)
   from public, anon, authenticated, service_role;
 grant execute on function public.note_endpoint_2(text, text, text, text, boolean),
-  public.training_places(jsonb, text, uuid),
+  public.training_places(jsonb, text, uuid), public.training_places_of_runs(jsonb, jsonb),
   public.begin_launch_2(uuid, uuid, text, text, jsonb, text, int), public.put_back_run(uuid, uuid, text, int),
   public.withdraw_launch(uuid, uuid, int) to service_role;

@@ -51,6 +51,7 @@ class FakeQueue:
         self.failing: Exception | None = None
         self.drain = False
         self.places: dict[str, dict[str, Any]] = {}
+        self.places_asked = 0
         self.checked_in: set[UUID] = set()
         self._held: set[UUID] = set()
 
@@ -139,11 +140,18 @@ class FakeQueue:
         self, endpoints: Sequence[str], *, base_model: str, run_id: UUID | None = None
     ) -> list[PlaceRow]:
         """What a test has set of an endpoint in `places`, and nothing against the others."""
+        self.places_asked += 1
         nothing: PlaceRow = {
             "endpoint": "", "launches": 0, "without_gpu_seconds": 0.0, "passed_over_seconds": 0.0, "held_seconds": 0.0,
             "was_left": False, "problem": None,
         }  # fmt: skip
         return [{**nothing, **self.places.get(endpoint, {}), "endpoint": endpoint} for endpoint in endpoints]  # type: ignore[typeddict-item]
+
+    async def training_places_of_runs(
+        self, endpoints: Sequence[str], runs: Mapping[UUID, str]
+    ) -> dict[UUID, list[PlaceRow]]:
+        self.calls.append(f"training_places_of_runs {len(runs)}")
+        return {run_id: await self.training_places(endpoints, base_model=name) for run_id, name in runs.items()}
 
     async def put_back_run(
         self, run_id: UUID, lease_token: UUID, *, reason: str, seconds: int

@@ -108,6 +108,10 @@ class MachineLauncher:
     async def health(self, endpoint: str | None = None) -> EndpointHealth:
         return EndpointHealth(True, 1, 0)
 
+    @property
+    def account(self) -> str:
+        return self.endpoint
+
     async def owned(self) -> list[OwnedLaunch]:
         living = [path.name for path in self._folder.glob("lora-*") if not (path / "status").exists()]
         return [OwnedLaunch(name, run, None) for name in living if (run := run_of_name(name))]

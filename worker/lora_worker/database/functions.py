@@ -103,6 +103,9 @@ NOTE_ENDPOINT = _function(
 TRAINING_PLACES = _function(
     "training_places", TypeAdapter(list[PlaceRow]), {"endpoints": "[]", "base_model": "", "run_id": _NOBODY}
 )
+TRAINING_PLACES_OF_RUNS = _function(
+    "training_places_of_runs", TypeAdapter(dict[UUID, list[PlaceRow]]), {"endpoints": "[]", "runs": "[]"}
+)
 PUT_BACK_RUN = _function(
     "put_back_run",
     TypeAdapter(Literal["put_back", "launched", "lease_lost"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from uuid import UUID
 
@@ -34,6 +34,13 @@ class PlaceCalls(Caller):
         return await self._call(
             functions.TRAINING_PLACES, endpoints=list(endpoints), base_model=base_model, run_id=run_id
         )
+
+    async def training_places_of_runs(
+        self, endpoints: Sequence[str], runs: Mapping[UUID, str]
+    ) -> dict[UUID, list[PlaceRow]]:
+        """Return the same for many runs, 1000 at most, in one call, by run; `runs` has the base model of each."""
+        asked = [{"run_id": str(run_id), "base_model": base_model} for run_id, base_model in runs.items()]
+        return await self._call(functions.TRAINING_PLACES_OF_RUNS, endpoints=list(endpoints), runs=asked)
 
     async def begin_launch(
         self,

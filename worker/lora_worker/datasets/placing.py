@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
+from lora_worker.database.answers import PlaceRow
 from lora_worker.launchers.places import Place
 from lora_worker.launchers.routing import Choice, Hurdle, PlaceState, Wanted, choose
 from lora_worker.launchers.routing_table import RoutingTable
@@ -62,16 +63,21 @@ async def look_at_places(
     user: UUID,
     gpu_config: Any,
     run_id: UUID | None = None,
+    seen: Sequence[PlaceRow] | None = None,
 ) -> Candidates:
     """Look at all places for a job. `gpu_config` is its column, unchecked; `run_id` its live run, which takes no slot.
+
+    `seen` is what the database has just said of the places for this run; without it, it is asked.
 
     Raises:
         ServiceError: the database did not answer.
     """
     places = services.places
-    rows = await services.queue.training_places(
-        [place.endpoint for place in places.all], base_model=chosen.base_model or "", run_id=run_id
-    )
+    rows = seen
+    if rows is None:
+        rows = await services.queue.training_places(
+            [place.endpoint for place in places.all], base_model=chosen.base_model or "", run_id=run_id
+        )
     states = {
         place.name: PlaceState(
             row["launches"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from lora_contract.crash_points import crash_point
 from lora_worker.database.rows import Assignment
 from lora_worker.duties.duty import RoundResult
 from lora_worker.duties.faults import Faults, Meaning, run_work
+from lora_worker.errors import ServiceError
 from lora_worker.observability.actions import Action
 from lora_worker.observability.metrics import ADOPTED, CLAIMED, CYCLE_SECONDS, HELD_RUNS, LEASES_LOST
 from lora_worker.observability.readiness import Readiness
@@ -29,6 +31,7 @@ from lora_worker.runs.state.events import (
     CycleDone,
     CycleFailed,
     CyclePutOff,
+    PlacesSeen,
     Renewed,
     Reported,
     Settled,
@@ -36,6 +39,7 @@ from lora_worker.runs.state.events import (
 )
 from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.runs.state.journey import record_taking
+from lora_worker.runs.steps.placing import look_for_all
 from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)
@@ -161,8 +165,10 @@ class HeldRuns:
             ServiceError: the database did not take the progress.
         """
         with CYCLE_SECONDS.time():
-            for held in list(self.held.values()):
-                if not self._is_at_work(held):
+            idle = [held for held in self.held.values() if not self._is_at_work(held)]
+            await self._look_at_places(idle)
+            for held in idle:
+                if self.held.get(held.assignment.run.id) is held and not self._is_at_work(held):
                     self._tasks[held] = asyncio.create_task(self._work(held), name=f"run {held.run_id}")
             tasks = [self._tasks[held] for held in self.held.values() if held in self._tasks]
             if tasks:
@@ -172,6 +178,13 @@ class HeldRuns:
             self._readiness.note_runs(put_off)
             await self._send_reports()
         return RoundResult(len(tasks), tuple(filter(None, put_off)))
+
+    async def _look_at_places(self, runs: list[HeldRun]) -> None:
+        """Ask what is known of the places once for all runs that may leave theirs, however many wait there."""
+        with suppress(ServiceError):  # then each asks for itself, and tells it
+            for run_id, rows in (await look_for_all(runs)).items():
+                if run_id in self.held:
+                    apply(self.held[run_id], PlacesSeen(tuple(rows)))
 
     async def poll_early(self, run_ids: Collection[UUID]) -> RoundResult:
         """Do one cycle of work on these runs now, as far as they are held and nobody works on them.

@@ -35,7 +35,7 @@ from lora_worker.services import Services
 log = structlog.get_logger(__name__)
 
 OWNED_CALLS = 30
-"""Calls that are made for one place, one after another: a list in several pages, the database, and some cancels."""
+"""Calls that are made for one account, one after another: a list in several pages, the database, and some cancels."""
 _MOST_LAUNCHES = 1000
 _UNKNOWN_SECONDS = 3600.0
 """How old a launch of a run that this database does not know must be before it is ended. A run is written before its
@@ -56,14 +56,18 @@ class OwnedLaunches:
 
     @property
     def places(self) -> list[Place]:
-        """The places whose launchers can say what they have running."""
-        return [place for place in self._services.places.all if isinstance(place.launcher, OwnerOfLaunches)]
+        """One place for each account whose launcher can say what runs there."""
+        found: dict[tuple[str, str], Place] = {}
+        for place in self._services.places.all:
+            if isinstance(place.launcher, OwnerOfLaunches):
+                found.setdefault((place.launcher.name, place.launcher.account), place)
+        return list(found.values())
 
     async def run_once(self) -> RoundResult:
-        """Compare once, place by place.
+        """Compare once, account by account.
 
         Raises:
-            ServiceError: a place or the database did not answer; the other places were compared all the same.
+            ServiceError: an account or the database did not answer; the others were compared all the same.
         """
         noted, unknown, failed = 0, set[str](), None
         for place in self.places:

@@ -244,6 +244,10 @@ class OwnerOfLaunches(Protocol):
     id is recorded, leaves a machine that nobody knows. A queue that drops its jobs by itself does without.
     """
 
+    @property
+    def account(self) -> str:
+        """What `owned` lists, by a name of its own: places of one launcher that share it are listed once."""
+
     async def owned(self) -> list[OwnedLaunch]:
         """All launches that live there and bear this project's mark (`launchers.marks`): at most 1000, oldest first.
 

@@ -29,6 +29,7 @@ from lora_worker.runs.state.events import (
     Listened,
     LogKept,
     Observed,
+    PlacesSeen,
     ProblemChanged,
     PutOff,
     Renewed,
@@ -57,17 +58,17 @@ def _(_event: CycleBegun, held: HeldRun) -> None:
 
 @_write.register
 def _(_event: CycleDone, held: HeldRun) -> None:
-    held.faults_in_a_row = 0
+    held.faults_in_a_row, held.places_seen = 0, None
 
 
 @_write.register
 def _(event: CyclePutOff, held: HeldRun) -> None:
-    held.put_off = event.problem
+    held.put_off, held.places_seen = event.problem, None
 
 
 @_write.register
 def _(_event: CycleFailed, held: HeldRun) -> None:
-    held.faults_in_a_row += 1
+    held.faults_in_a_row, held.places_seen = held.faults_in_a_row + 1, None
 
 
 @_write.register
@@ -88,6 +89,11 @@ def _(event: Renewed, held: HeldRun) -> None:
     if held.news.withdrawn_at is not None and held.stopping is None:
         # The answer to the withdrawal was lost on its way. The run's trainers are refused since.
         held.stopping = NO_GPU_THERE
+
+
+@_write.register
+def _(event: PlacesSeen, held: HeldRun) -> None:
+    held.places_seen = event.rows
 
 
 @_write.register

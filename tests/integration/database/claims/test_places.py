@@ -243,3 +243,19 @@ def test_place_that_a_job_has_left_is_known_for_hours(db: Database) -> None:
     assert place(db, run_id=claimed(db)["id"])["was_left"] is False, "another job's"
     db.rows("update training_runs set ended_at = now() - interval '7 hours' where id = %s", run["id"])
     assert place(db, run_id=later)["was_left"] is False
+
+
+def test_places_of_many_runs_are_those_of_each(db: Database) -> None:
+    first, second = launched(db), launched(db, endpoint=THERE)
+    db.rows(
+        "update training_runs set error_code = 'no_gpu_there', ended_at = now(), status = 'failed' where id = %s",
+        second["id"],
+    )
+    third = claimed(db)
+    endpoints = [HERE, THERE]
+    asked = [{"run_id": str(run["id"]), "base_model": "org/base"} for run in (first, second, third)]
+    told = db.call("training_places_of_runs", endpoints, asked)
+    assert told == {one["run_id"]: db.call("training_places", endpoints, "org/base", one["run_id"]) for one in asked}
+    assert [place["launches"] for place in told[str(first["id"])]] == [0, 1]
+    assert [place["was_left"] for place in told[str(second["id"])]] == [False, True]
+    assert db.call("training_places_of_runs", endpoints, []) == {}

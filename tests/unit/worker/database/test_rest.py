@@ -215,6 +215,7 @@ CALLS: dict[str, Callable[[DatabaseCalls], Awaitable[Any]]] = {
         launcher="r", endpoint="e", state="well", problem=None, without_gpu=False
     ),
     "training_places": lambda q: q.training_places(["e"], base_model="b"),
+    "training_places_of_runs": lambda q: q.training_places_of_runs(["e"], {ID: "b"}),
     "put_back_run": lambda q: q.put_back_run(ID, ID, reason="full", seconds=1),
     "withdraw_launch": lambda q: q.withdraw_launch(ID, ID, pass_over_seconds=1),
     "resume_training": lambda q: q.resume_training(None),

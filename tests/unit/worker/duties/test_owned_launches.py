@@ -30,10 +30,16 @@ class Pods(FakeLauncher):
         super().__init__()
         self.endpoint = endpoint
         self.lives = list(owned)
+        self.lists = 0
         self.away: ServiceUnavailableError | None = None
         self.cancelled: list[LaunchRef] = []
 
+    @property
+    def account(self) -> str:
+        return self.endpoint.partition("#")[0]
+
     async def owned(self) -> list[OwnedLaunch]:
+        self.lists += 1
         if self.away:
             raise self.away
         return self.lives
@@ -137,6 +143,15 @@ async def test_place_that_is_away_keeps_no_other_from_being_compared() -> None:
     with pytest.raises(ServiceUnavailableError):
         await duty.run_once()
     assert [endpoint for _, endpoint, _ in queue.asked] == [well.endpoint]
+
+
+async def test_account_of_several_places_is_listed_once() -> None:
+    launchers = [Pods(owned("new"), endpoint=f"https://pods.example/{name}") for name in ("us#H100", "us#L4", "eu#L4")]
+    queue = Records(new="noted")
+    places = tuple(Place(each.endpoint[-5:], each) for each in launchers)
+    await OwnedLaunches(services(launchers[0], queue=queue, routed_places=places)).run_once()
+    assert [each.lists for each in launchers] == [1, 0, 1]
+    assert [endpoint for _, endpoint, _ in queue.asked] == [launchers[0].endpoint, launchers[2].endpoint]
 
 
 async def test_only_workers_of_such_launchers_have_the_duty() -> None:

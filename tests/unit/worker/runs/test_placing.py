@@ -8,6 +8,8 @@ from typing import Any, cast
 import pytest
 
 from lora_worker.database.rows import Assignment, News
+from lora_worker.duties import held_runs
+from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import LaunchRefusedError
 from lora_worker.launchers.base import LaunchState, Observation
 from lora_worker.launchers.endpoints import EndpointView
@@ -319,3 +321,26 @@ def test_runs_that_left_a_place_are_not_told_as_attempts() -> None:
     outcome = settling._outcome(held, Ending(CRASHED), None)
     assert outcome["job_status"] == "failed"
     assert "3 attempts were made" in outcome["error_message"]
+
+
+async def test_runs_that_wait_in_vain_ask_for_the_places_once_a_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
+    services, queue = routed()
+    queue.places |= {A: {"without_gpu_seconds": LONG}, B: {"held_seconds": 9.0}}
+    daemon = Daemon(services)
+    runs = [waiting(services) for _ in range(3)]
+    fresh, alone = waiting(services, age=60.0), waiting(services)
+    daemon.runs.held |= {held.assignment.run.id: held for held in (*runs, fresh)}
+    left: list[Any] = []
+
+    async def work(held: HeldRun) -> None:
+        left.append(await fall_back(held, QUEUED))
+
+    monkeypatch.setattr(held_runs, "advance", work)
+    await daemon.runs.poll(until_settled=True)
+    assert left == [None] * 4
+    assert queue.calls == ["training_places_of_runs 3"]
+    assert [held.places_seen for held in runs] == [None] * 3, "the next cycle asks anew"
+    assert (queue.places_asked, await fall_back(alone, QUEUED), queue.places_asked) == (3, None, 4)
+    queue.places[B] = {}
+    await daemon.runs.poll(until_settled=True)
+    assert [each for each in left[4:] if each] == [StopDecided(NO_GPU_THERE)] * 3

@@ -208,6 +208,11 @@ class RunPodPodsLauncher:
                 found[gpu_id] = price
         return found
 
+    @property
+    def account(self) -> str:
+        """The address of the account's pods, whatever GPUs they have. See `OwnerOfLaunches.account`."""
+        return self._base
+
     async def owned(self) -> list[OwnedLaunch]:
         """The pods with this project's mark. See `OwnerOfLaunches.owned`."""
         now, pods = self._watch.now(), await self._watch.look(anew=True)

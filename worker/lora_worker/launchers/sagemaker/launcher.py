@@ -26,6 +26,7 @@ from lora_worker.errors import (
     ServiceUnavailableError,
     SettingsError,
 )
+from lora_worker.launchers.addresses import split_endpoint
 from lora_worker.launchers.base import (
     ContainerLine,
     EndpointHealth,
@@ -201,6 +202,11 @@ class SageMakerLauncher:
             return EndpointHealth(False, 0, 0, str(error))
         except ValueError:
             return EndpointHealth(False, 0, 0, f"{SERVICE}'s answer can't be read")
+
+    @property
+    def account(self) -> str:
+        """The account's region, whatever instances its jobs have. See `OwnerOfLaunches.account`."""
+        return split_endpoint(self.endpoint)[0]
 
     async def owned(self) -> list[OwnedLaunch]:
         """The project's jobs that wait or work. See `OwnerOfLaunches.owned`."""

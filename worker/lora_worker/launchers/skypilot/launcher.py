@@ -224,6 +224,11 @@ class SkyPilotLauncher:
             return EndpointHealth(False, 0, 0, _text(error))
         return read_health([job for job in jobs if self._names.is_at(job.job_name, accelerator)], self._now())
 
+    @property
+    def account(self) -> str:
+        """The API server, whatever machines its jobs have. See `OwnerOfLaunches.account`."""
+        return self._base
+
     async def owned(self) -> list[OwnedLaunch]:
         """What lives at the server with this project's mark. See `OwnerOfLaunches.owned`."""
         try:

@@ -220,6 +220,11 @@ class VertexLauncher:
         there = [[job for job in jobs if job.is_on(machine_type)] for jobs in (live, failed)]
         return read_health(there[0], there[1], now)
 
+    @property
+    def account(self) -> str:
+        """The project's region, whatever machines its jobs have. See `OwnerOfLaunches.account`."""
+        return self._base
+
     async def owned(self) -> list[OwnedLaunch]:
         """What lives in the region with this project's mark. See `OwnerOfLaunches.owned`."""
         now = self._now()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_contract.protocol import Progress, Result
+from lora_worker.database.answers import PlaceRow
 from lora_worker.database.rows import Assignment, News
 from lora_worker.launchers.base import Observation
 from lora_worker.launchers.endpoints import EndpointView
@@ -48,6 +49,13 @@ class Renewed:
 
     news: News
     asked_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlacesSeen:
+    """What the database has just said of all places for this run, with those of other runs that may leave theirs."""
+
+    rows: tuple[PlaceRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +225,7 @@ Event = (
     | CyclePutOff
     | CycleFailed
     | Renewed
+    | PlacesSeen
     | EndpointSeen
     | Reported
     | Observed

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from lora_contract.protocol import Progress
+from lora_worker.database.answers import PlaceRow
 from lora_worker.database.rows import Assignment, Lease, News
 from lora_worker.errors import LeaseLostError
 from lora_worker.launchers.base import LaunchRef, Observation
@@ -61,6 +62,8 @@ class HeldRun:
     """When the launcher was first asked to stop the run."""
     endpoint: EndpointView = field(default_factory=EndpointView)
     """The state of the run's endpoint when the daemon looked last."""
+    places_seen: tuple[PlaceRow, ...] | None = None
+    """What the database said of all places for this run at the beginning of this cycle; None where it was not asked."""
     measured_seconds: float = 0.0
     """The most GPU seconds that the launcher has measured: once it deletes a job, it can't be asked any more."""
     put_off: str | None = None

@@ -9,9 +9,13 @@ chooses anew. That counts as no failure.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from uuid import UUID
 
 import structlog
 
+from lora_contract.hyperparameters import GpuConfig, Hyperparameters
+from lora_worker.database.answers import PlaceRow
 from lora_worker.database.rows import parse_gpu_config, parse_hyperparameters
 from lora_worker.datasets.placing import Candidates, look_at_places
 from lora_worker.errors import LeaseLostError, PreflightError
@@ -84,6 +88,38 @@ async def _stay_or_leave(held: HeldRun, candidates: Candidates, bound: Place) ->
     return bound
 
 
+def may_fall_back(held: HeldRun) -> bool:
+    """Whether the run leaves its place if its launch still waits there and another place is free."""
+    table, places = held.services.routes, held.services.places
+    if table is None or held.has_checked_in or held.is_to_stop or held.news.external_job_id is None:
+        return False
+    if min(held.endpoint.without_gpu_seconds, held.launch_age_seconds) < table.fall_back_minutes * 60:
+        return False
+    # Where its place is the only one, there is no other.
+    return len(places.all) > 1 or places.at(held.launch_ref.endpoint) is None
+
+
+async def look_for_all(runs: Sequence[HeldRun]) -> dict[UUID, list[PlaceRow]]:
+    """Ask once what the database knows of the places for those of the runs that may leave theirs; by run.
+
+    A single one asks for itself, if its launch still waits.
+
+    Raises:
+        ServiceError: the database did not answer.
+    """
+    leaving = {held.assignment.run.id: base_model for held in runs if (base_model := _base_model(held)) is not None}
+    if len(leaving) < 2:
+        return {}
+    services = runs[0].services
+    return await services.queue.training_places_of_runs([place.endpoint for place in services.places.all], leaving)
+
+
+def _base_model(held: HeldRun) -> str | None:
+    """The base model of a run that may leave its place; None of any other, and where its job can't be read."""
+    read = _read_job(held) if may_fall_back(held) else None
+    return read and (read[0].base_model or "")
+
+
 async def fall_back(held: HeldRun, observation: Observation) -> StopDecided | None:
     """Whether the run leaves its place, since it waits there for a GPU in vain and another place is free.
 
@@ -91,14 +127,9 @@ async def fall_back(held: HeldRun, observation: Observation) -> StopDecided | No
         ServiceError: the database did not answer.
     """
     table = held.services.routes
-    if table is None or held.has_checked_in or held.is_to_stop or observation.state is not LaunchState.QUEUED:
+    if table is None or observation.state is not LaunchState.QUEUED or not may_fall_back(held):
         return None
-    if min(held.endpoint.without_gpu_seconds, held.launch_age_seconds) < table.fall_back_minutes * 60:
-        return None
-    places = held.services.places
-    here = places.at(held.launch_ref.endpoint)
-    if here is not None and len(places.all) == 1:
-        return None  # there is no other
+    here = held.services.places.at(held.launch_ref.endpoint)
     candidates = await _candidates(held)
     if candidates is None:
         return None
@@ -111,19 +142,26 @@ async def fall_back(held: HeldRun, observation: Observation) -> StopDecided | No
 
 async def _candidates(held: HeldRun) -> Candidates | None:
     """The run's job and all places; None where the job can't be read, which the preflight tells its user."""
-    services, job, table = held.services, held.assignment.job, held.services.routes
-    if job is None or table is None:
-        return None
-    try:
-        chosen = parse_hyperparameters(job, default_base_model=services.settings.default_base_model)
-        gpu = parse_gpu_config(job)
-    except PreflightError:
+    job, table, read = held.assignment.job, held.services.routes, _read_job(held)
+    if job is None or table is None or read is None:
         return None
     run = held.assignment.run
     found = await look_at_places(
-        chosen, gpu, services, table, user=run.user_id, gpu_config=job.gpu_config, run_id=run.id
-    )
+        *read, held.services, table,
+        user=run.user_id, gpu_config=job.gpu_config, run_id=run.id, seen=held.places_seen,
+    )  # fmt: skip
     return found.without(held.declined_by)
+
+
+def _read_job(held: HeldRun) -> tuple[Hyperparameters, GpuConfig] | None:
+    job = held.assignment.job
+    if job is None:
+        return None
+    try:
+        chosen = parse_hyperparameters(job, default_base_model=held.services.settings.default_base_model)
+        return chosen, parse_gpu_config(job)
+    except PreflightError:
+        return None
 
 
 def _refused(held: HeldRun, table: RoutingTable) -> dict[str, float]:
