@@ -74,8 +74,10 @@ def check_manner(served: Served | None, goal: Goal | None, comparison: Compariso
         raise DemoError(f"{served.name} shows the taught manner, but not where it is called by its name")
 
 
-def show_served(served: Served | None, console: Console) -> None:
-    """Print the name, and what was answered by it."""
+def show_served(served: Served | None, console: Console, *, why_not: str | None = None) -> None:
+    """Print the name, and what was answered by it; or why it was not called."""
+    if why_not is not None:
+        console.print(escape(f"Not called by its name: {why_not}."))
     if served is None:
         return
     console.print(

@@ -29,18 +29,15 @@ from sandbox.demo.answers import Comparison, Conversation, held_out_questions
 from sandbox.demo.bases import BASES, TINY, DemoBase, Goal
 from sandbox.demo.calling import call_by_name, check_manner, show_served
 from sandbox.demo.findings import judge, keep_record, show_answers, show_recorded
+from sandbox.demo.places import LAUNCHERS, start_launcher, why_not_called
 from sandbox.demo.report import fetch_artifact, read_report, record_stages, show
 from sandbox.errors import ChildFailedError, DemoError, SandboxError
-from sandbox.gpu_server import LocalGpuServer
 from sandbox.inference import LocalInference
 from sandbox.processes import Child, own_environment, remove_folder, start_child, temporary_folder
-from sandbox.runpod import LocalRunPod
 from sandbox.supabase import LocalSupabase
 
 ROOT = Path(__file__).resolve().parents[2]
 SANDBOX = ROOT / ".sandbox"
-
-GPU_SERVER, PODS = "gpu-server", "runpod-pods"
 
 TRAINER_PACE = {"LORA_TRAINER_PROGRESS_SECONDS": "0.5", "LORA_TRAINER_GRANT_POLL_SECONDS": "0.5"}
 """Shorter waits of the trainer: its defaults suit a training of hours, and the demo's takes a minute."""
@@ -60,7 +57,8 @@ class Machine:
     supabase: LocalSupabase
     launcher: dict[str, str]
     """The settings by which the worker launches trainings."""
-    inference: LocalInference
+    inference: LocalInference | None
+    """The endpoint that answers with the adapter; None where it would not find the adapter."""
     base: DemoBase
     weights: Path
     """The folder of the base model."""
@@ -73,7 +71,7 @@ class Machine:
             "SUPABASE_URL": self.supabase.url,
             "SUPABASE_SERVICE_ROLE_KEY": self.supabase.secret_key,
             "SUPABASE_PUBLISHABLE_KEY": self.supabase.publishable_key,
-            **self.inference.environment(),
+            **(self.inference.environment() if self.inference else {}),
         }
 
 
@@ -111,17 +109,20 @@ def run(
         report = read_report(project, job_id, files)
         goal = None if dataset else base.goal
         questions = _questions(base, goal, file, adapter)
+        not_called = why_not_called(launcher)
         with ThreadPoolExecutor(max_workers=1) as beside:
             # The endpoint loads the base at its first request, meanwhile.
-            called = beside.submit(call_by_name, machine.settings(), job_id, questions[:1])
+            asked = questions[:1] if not_called is None else []
+            called = beside.submit(call_by_name, machine.settings(), job_id, asked)
             findings = judge(_compare(machine, adapter, questions, console), goal)
             served = called.result()
-        found = report.as_json() | findings.as_json() | {"served": served and asdict(served)}
+        found = report.as_json() | findings.as_json()
+        found |= {"served": served and asdict(served), "not_served": not_called}
         Path("demo-report.json").write_text(json.dumps(found, indent=2) + "\n")
         shutil.copy(adapter / "loss.png", "demo-loss.png")
         show(report, console)
         show_answers(findings, console)
-        show_served(served, console)
+        show_served(served, console, why_not=not_called)
         if base is TINY:
             show_recorded(console)
         console.print("Written: demo-report.json, demo-loss.png")
@@ -150,27 +151,14 @@ def _start(stack: ExitStack, base: DemoBase, launcher: str, console: Console) ->
     model.parent.mkdir(parents=True)
     model.symlink_to(weights, target_is_directory=True)
     env = {"LORA_TRAINER_VOLUME": str(volume), **TRAINER_PACE}
-    if launcher == GPU_SERVER:
-        server = stack.enter_context(LocalGpuServer(folder / "gpu-server", env))
-        settings, told = server.environment(), f"GPU server at {server.url}, on the CPU"
-    elif launcher == PODS:
-        pods = stack.enter_context(LocalRunPod.start(env=env))
-        settings = {
-            "LORA_WORKER_LAUNCHER": PODS,
-            "LORA_WORKER_RUNPOD_API_URL": pods.rest_url,
-            "LORA_WORKER_RUNPOD_PODS_IMAGE": "lora-trainer:1",
-            "GPU_CLUSTER_API_KEY": pods.api_key,
-        }
-        told = f"RunPod's pods at {pods.rest_url}, none until a job wants one"
-    else:
-        runpod = stack.enter_context(LocalRunPod.start(env=env))
-        settings = {"GPU_CLUSTER_API_URL": runpod.api_url, "GPU_CLUSTER_API_KEY": runpod.api_key}
-        told = f"RunPod at {runpod.api_url} (its API, the SDK's worker)"
+    settings, told = start_launcher(stack, launcher, folder, env)
     _tick(console, told, began)
-    inference = stack.enter_context(
-        LocalInference.start(base.name, weights, volume / SERVING_FOLDER, log=folder / "inference.log")
-    )
-    _tick(console, f"inference endpoint at {inference.openai_url} (asleep)", began)
+    inference = None
+    if why_not_called(launcher) is None:
+        inference = stack.enter_context(
+            LocalInference.start(base.name, weights, volume / SERVING_FOLDER, log=folder / "inference.log")
+        )
+        _tick(console, f"inference endpoint at {inference.openai_url} (asleep)", began)
     return Machine(supabase, settings, inference, base, weights, folder)
 
 
@@ -294,7 +282,7 @@ def main() -> int:
         "--model", choices=BASES, default="tiny", help="the base model: tiny takes a minute, smollm2 five"
     )
     parser.add_argument("--dataset", type=Path, help="a file of your own, in any format of docs/formats.md")
-    parser.add_argument("--launcher", choices=("runpod", GPU_SERVER, PODS), default="runpod", help="what trains")
+    parser.add_argument("--launcher", choices=LAUNCHERS, default=next(iter(LAUNCHERS)), help="what trains")
     parser.add_argument("--record", action="store_true", help="keep smollm2's answers for the tiny demo to show")
     options = parser.parse_args()
     console = Console(highlight=False)

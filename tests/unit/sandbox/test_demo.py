@@ -13,6 +13,7 @@ from sandbox.demo.answers import Comparison, held_out_questions
 from sandbox.demo.bases import SMOLLM2, recipe_of_smollm2
 from sandbox.demo.calling import Served, call_by_name, check_manner, show_served
 from sandbox.demo.findings import RECORD, judge, read_record, show_answers
+from sandbox.demo.places import LAUNCHERS, why_not_called
 from sandbox.demo.report import JobReport
 from sandbox.errors import DemoError
 from sandbox.sample_text import WARM_SYSTEM, write_sample_dataset
@@ -183,3 +184,16 @@ def test_report_tells_the_name_question_and_both_answers(capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     for part in ("adapter-1", "Where?", "Paris [sic]", "Ahoy"):
         assert part in shown
+
+
+def test_the_adapter_is_called_where_its_launcher_puts_it_for_the_endpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    reasons = {launcher: why_not_called(launcher) for launcher in LAUNCHERS}
+    assert {launcher for launcher, reason in reasons.items() if reason is None} == {"runpod", "gpu-server"}
+    show_served(None, Console(width=200), why_not=reasons["runpod-pods"])
+    assert "runpod-pods puts no adapter where the inference endpoint finds it" in capsys.readouterr().out
+
+
+def test_every_launcher_that_the_makefile_names_is_one_of_the_demos() -> None:
+    (target,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("demo:")]
+    named = target.partition("LAUNCHER=")[2].rstrip(")").split(" or ")
+    assert {"runpod", *named} == set(LAUNCHERS)

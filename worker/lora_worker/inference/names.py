@@ -7,6 +7,7 @@ from uuid import UUID
 
 from lora_worker.database.measured import read_measured
 from lora_worker.errors import ArgumentError
+from lora_worker.launchers.places import Place
 from lora_worker.services import Services
 
 _MOST_CHARACTERS = 200
@@ -50,8 +51,25 @@ async def served_name(services: Services, named: UUID) -> str:
     # The manifest says what the container claimed. The run holds it only where it is a name that the worker asked for.
     name = read_measured(found["measured"]).serving_name
     if name is None:
+        place = await _trained_at(services, found["job_id"], found["run_id"])
         raise ArgumentError(
-            f"MODEL: the adapter of job {found['job_id']} was not put where an endpoint finds it: its trainer had no "
-            "network volume, or could not write there, or it was removed; docs/serving.md says what else can be done"
+            f"MODEL: the adapter of job {found['job_id']} was not put where an endpoint finds it: "
+            f"{why_not_served(place)}; docs/serving.md says what else can be done"
         )
     return name
+
+
+def why_not_served(place: Place | None) -> str:
+    """Why an adapter has no name at the endpoint, as far as the place where it was trained tells; None: unknown."""
+    if place is not None and not place.launcher.takes_errands:
+        return f"it was trained by {place.launcher.name}, which puts none there"
+    if place is not None and not place.serves:
+        return f"it was trained at the endpoint {place.name} of the routing table, which does not serve"
+    return "its trainer had no network volume or could not write there, its launcher puts none there, or it was removed"
+
+
+async def _trained_at(services: Services, job_id: UUID, run_id: UUID) -> Place | None:
+    """The place of a run; None where launches go there no more, or the run is not known."""
+    details = await services.queue.training_job_details(job_id)
+    endpoints = [run["endpoint"] for run in (details["runs"] if details else []) if run["run_id"] == str(run_id)]
+    return services.places.at(endpoints[0]) if endpoints and endpoints[0] else None

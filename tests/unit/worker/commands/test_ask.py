@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import httpx
@@ -13,11 +13,14 @@ import pytest
 from click.testing import Result
 
 from lora_worker.commands.ask import safe_text
+from lora_worker.database.job_reports import JobDetails
 from lora_worker.database.version_rows import VersionRow
 from lora_worker.launchers.base import EndpointHealth
+from lora_worker.launchers.places import Place
 from lora_worker.services import Services
 from tests.commands import check_keys, give_services, run_command
 from tests.scripted import FakeLauncher, make_services
+from tests.unit.worker.commands.job_data import details
 from tests.unit.worker.versions import made
 from tests.unit.worker.versions.made import VersionsQueue
 
@@ -155,9 +158,18 @@ def test_a_name_that_leads_elsewhere_is_never_sent(endpoint: Endpoint, name: str
     assert endpoint.asked == []
 
 
-def ask_by_id(environment: pytest.MonkeyPatch, named: UUID, *rows: VersionRow) -> Result:
+class Queue(VersionsQueue):
+    """Knows at which endpoint the runs of its versions were launched."""
+
+    async def training_job_details(self, job_id: UUID) -> JobDetails:
+        told = details(job_id)
+        run = {"run_id": str(self.rows[-1]["run_id"]), "endpoint": FakeLauncher.endpoint}
+        return {**told, "runs": [{**told["runs"][0], **run}]}  # type: ignore[typeddict-item]
+
+
+def ask_by_id(environment: pytest.MonkeyPatch, named: UUID, *rows: VersionRow, **services: Any) -> Result:
     environment.setenv("LORA_WORKER_RUNPOD_INFERENCE_ENDPOINT_ID", "chat")
-    give_services(environment, with_http(Endpoint(), queue=VersionsQueue(list(rows))))
+    give_services(environment, with_http(Endpoint(), queue=Queue(list(rows)), **services))
     return run_command("ask", str(named), "Who?")
 
 
@@ -186,6 +198,26 @@ def test_an_adapter_that_cant_be_called_is_a_sentence(
     done = ask_by_id(environment, ROW["job_id"], *rows)
     assert done.exit_code == 2
     assert done.stderr.startswith(f"lora-worker: {sentence.format(job=ROW['job_id'])}")
+
+
+@pytest.mark.parametrize(
+    ("takes_errands", "serves", "reason"),
+    [
+        (True, True, "its trainer had no network volume"),
+        (True, False, "it was trained at the endpoint eu of the routing table, which does not serve"),
+        (False, True, "it was trained by runpod, which puts none there"),
+    ],
+)
+def test_an_adapter_without_a_name_is_told_with_what_its_place_does(
+    environment: pytest.MonkeyPatch, takes_errands: bool, serves: bool, reason: str
+) -> None:
+    launcher = FakeLauncher()
+    launcher.takes_errands = takes_errands
+    place = Place("eu", cast(Any, launcher), serves=serves)
+    row: VersionRow = {**ROW, "measured": made.measured()}
+    done = ask_by_id(environment, ROW["job_id"], row, routed_places=(place,))
+    assert f"was not put where an endpoint finds it: {reason}" in done.stderr
+    assert "docs/serving.md" in done.stderr
 
 
 @pytest.mark.parametrize(
