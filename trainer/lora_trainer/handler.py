@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from lora_contract.errands import ERRAND_KINDS, ERRAND_REQUESTS, ErrandAsked, ErrandResult
 from lora_contract.protocol import PROTOCOL_VERSION, Request, Result
 from lora_contract.tracing import Traces, open_traces
+from lora_contract.words import fault_words
 from lora_trainer.errands.errand import carry_out
 from lora_trainer.errands.examination import as_unfit, examine
 from lora_trainer.errors import RequestInvalidError, TrainingError
@@ -135,7 +136,8 @@ def _naming_the_key(given: dict[str, Any]) -> Iterator[None]:
             raise RequestInvalidError(f"The request's kind is none of {', '.join(ERRAND_KINDS)}.") from None
         # pydantic puts the kind of an errand before its key.
         place = ".".join(str(part) for part in problem["loc"] if part != given.get("kind")) or "input"
-        raise RequestInvalidError(f"The request's {place} is wrong: {problem['msg']}.") from None
+        said = fault_words(problem["type"], problem["msg"])
+        raise RequestInvalidError(f"The request's {place} is wrong: {said}.") from None
 
 
 @asynccontextmanager

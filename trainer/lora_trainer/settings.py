@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lora_contract.names import unread_variables
+from lora_contract.words import fault_words
 from lora_trainer.errors import TrainingError
 
 _OWN = re.compile(r"LORA[_-]?TRAIN", re.IGNORECASE)
@@ -90,5 +91,6 @@ def load_settings() -> Settings:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         name = f"LORA_TRAINER_{problem['loc'][0]}".upper()
         raise TrainingError(
-            f"The endpoint's variable {name} is wrong: {problem['msg']}.", "Correct it in the endpoint's environment."
+            f"The endpoint's variable {name} is wrong: {fault_words(problem['type'], problem['msg'])}.",
+            "Correct it in the endpoint's environment.",
         ) from None

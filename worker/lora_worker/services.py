@@ -25,7 +25,7 @@ from lora_worker.launchers.departures import Departures
 from lora_worker.launchers.places import DEFAULT_PLACE, Place, Places
 from lora_worker.launchers.registry import most_connections, open_places, read_routes
 from lora_worker.launchers.routing_table import RoutingTable
-from lora_worker.money.places import check_places, terms_of_places
+from lora_worker.money.places import check_table, terms_of_places
 from lora_worker.money.pricing import GpuPrice, load_prices
 from lora_worker.money.terms import Terms, make_terms
 from lora_worker.observability.calls import MeasuredClient
@@ -187,7 +187,7 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
     async with MeasuredClient(timeout=timeout, limits=limits) as http:
         places, routes, prices = open_places(settings, http), read_routes(settings), load_prices(settings.price_table)
         if routes:
-            check_places(settings, Places(*places), prices)
+            check_table(settings, routes, Places(*places), prices)
         made: dict[str, Any] = {
             "settings": settings,
             "queue": DatabaseCalls(

@@ -40,7 +40,7 @@ def doctor(as_json: AsJson = False) -> None:
     try:
         settings = checked_settings()
     except SettingsError as error:
-        remedy = "set it in the environment or in .env; `lora-worker settings` lists all of them"
+        remedy = "set it right in the environment or in .env; `lora-worker settings` lists all of them"
         checks = [Check("settings", False, str(error), remedy)]
     else:
         checks = [Check("settings", True, "all set"), *with_services(examine, settings)]

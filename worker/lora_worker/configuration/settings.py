@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lora_contract.protocol import CHART_POINTS
+from lora_contract.words import fault_words
 from lora_worker.configuration.addresses import project_of, supabase_fault, url_fault
 from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS, contradictions
 from lora_worker.configuration.environment import ENV_FILE, ENV_FILE_ENCODING, meant_for
@@ -368,9 +369,9 @@ def _explain(settings: type[BaseSettings], error: ValidationError, names: set[st
     for problem in error.errors(include_url=False, include_input=False):
         place = str(problem["loc"][0]) if problem["loc"] else ""
         name = by_variable.get(place, place.lower().removeprefix("lora_worker_"))
-        text = problem["msg"].removeprefix("Value error, ")
+        text = fault_words(problem["type"], problem["msg"])
         if problem["type"] == ONE_IS_MISSING:
-            sentences.append(f"{text}{_hint(settings, problem['ctx']['variables'].split(' or '), names)}.")
+            sentences.append(f"{problem['msg']}{_hint(settings, problem['ctx']['variables'].split(' or '), names)}.")
         elif not place:
             sentences.append(text + ".")
         elif problem["type"] == "missing":
@@ -378,7 +379,9 @@ def _explain(settings: type[BaseSettings], error: ValidationError, names: set[st
             hint = _hint(settings, variable.split(" or "), names)
             sentences.append(f"{variable} is missing{hint}: {settings.model_fields[name].description}.")
         else:
-            sentences.append(f"{variable_of(name, settings)}: {text[0].lower()}{text[1:]}.")
+            # A value of another form may be a key in the wrong place: it is not shown.
+            wanted = f": {settings.model_fields[name].description}" if problem["type"].startswith("string_") else ""
+            sentences.append(f"{variable_of(name, settings)}: {text}{wanted}.")
     return " ".join(sentences)
 
 

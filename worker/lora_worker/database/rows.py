@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.object_names import object_key
+from lora_contract.words import fault_words
 from lora_worker.database.job_keys import misspelt_key
 from lora_worker.errors import PreflightError
 
@@ -244,8 +245,8 @@ def _explain(column: str, error: ValidationError) -> str:
     key = ".".join(map(str, problem["loc"])) or column
     value = problem.get("input")
     shown = repr(value) if isinstance(value, int | float | bool | type(None)) else f"a {type(value).__name__}"
-    text = problem["msg"]
-    return f"{column}: {key} is {shown}, but {text[0].lower()}{text[1:]}. Change it and start the job again."
+    text = fault_words(problem["type"], problem["msg"])
+    return f"{column}: {key} is {shown}, but {text}. Change it and start the job again."
 
 
 def _refuse_misspelt(column: str, value: dict[str, Any]) -> None:

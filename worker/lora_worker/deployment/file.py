@@ -11,6 +11,7 @@ from typing import get_args
 from pydantic import BaseModel, ValidationError
 
 from lora_contract.names import nearest
+from lora_contract.words import fault_words
 from lora_worker.deployment.specification import Specification
 from lora_worker.errors import DeploymentFileError
 
@@ -74,9 +75,7 @@ def _explain(loc: Sequence[int | str], kind: str, message: str, text: str, path:
         return f"{where}: {key} is no key of a deployment: {meant}; rename it, or take it away."
     if kind == "missing":
         return f"{where}: {key} is missing: {_description(loc)}."
-    said = message.removeprefix("Value error, ").removesuffix(".").replace("Input should be", "must be")
-    said = said.replace("a valid tuple", "a list")
-    return f"{where}: {key}{': ' if key else ''}{said[:1].lower() if key else said[:1]}{said[1:]}."
+    return f"{where}: {key}{': ' if key else ''}{fault_words(kind, message)}."
 
 
 def _written(loc: Sequence[int | str]) -> str:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import uuid4
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from lora_contract.words import fault_words
 from lora_worker.errors import ServerBusyError
 from lora_worker.gpu_server.jobs import Job, Jobs
 from lora_worker.gpu_server.runner import Runner
@@ -26,6 +28,7 @@ from lora_worker.launchers.http_launcher import MAX_REQUEST_BYTES
 _BUSY_SECONDS = 60
 _MAX_LOG_LINES = 2000
 _MAX_RUN_ID_CHARACTERS = 400
+_WEBHOOK = re.compile(r"https://[!-~]+")
 _PROGRESS_KEYS = ("progress", "current_epoch", "current_step", "total_steps", "stage", "metrics")
 
 _Answering = Callable[[Request], Awaitable[Response]]
@@ -44,8 +47,15 @@ class _Submission(BaseModel):
     input: dict[str, Any]
     """The request, as the trainer's handler takes it."""
     policy: _Policy = _Policy()
-    webhook: Annotated[str, Field(max_length=500, pattern=r"^https://[!-~]+$")] | None = None
+    webhook: Annotated[str, Field(max_length=500)] | None = None
     """Who is told when the job begins and when it ends."""
+
+    @field_validator("webhook")
+    @classmethod
+    def _check_webhook(cls, url: str | None) -> str | None:
+        if url is not None and not _WEBHOOK.fullmatch(url):
+            raise ValueError("must be an address that begins with https://")
+        return url
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +199,7 @@ def _parse_submission(body: bytes) -> _Submission:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part) for part in problem["loc"]) or "the request"
-        raise HTTPException(400, f"{place}: {problem['msg']}") from None
+        raise HTTPException(400, f"{place}: {fault_words(problem['type'], problem['msg'])}") from None
     except (ValueError, RecursionError):
         raise HTTPException(400, "the request is not a JSON object") from None
 

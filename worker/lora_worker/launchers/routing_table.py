@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lora_contract.hyperparameters import Method
 from lora_contract.names import nearest
+from lora_contract.words import fault_words
 from lora_worker.errors import SettingsError
 
 MAX_BYTES = 200_000
 MOST_ENDPOINTS, MOST_RULES = 50, 200
+MOST_PRIORITY_CHARACTERS = 50
+"""So much of a job's priority is compared."""
+_MOST_SENTENCES = 10
 VARIABLE = "LORA_WORKER_ROUTES"
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+_TWICE = re.compile(r"Cannot declare \('endpoints', '([^']{1,50})'\) twice \(at (line \d+)")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,50}")
 
 Text = Annotated[str, Field(min_length=1, max_length=300)]
@@ -63,13 +69,21 @@ class Rule(BaseModel):
     method: Method | None = None
     gpu_type: Text | None = None
     """The GPU that the job asks for, in any spelling of the price table."""
-    gpu_count: Gpus | None = None
-    """How many GPUs the job asks for."""
+    gpu_count: Annotated[int, Field(ge=1, le=8, strict=True)] | None = None
+    """How many GPUs the job asks for; no job can ask for more."""
     user: Text | None = None
     """The id of the job's user."""
-    priority: Text | None = None
+    priority: Annotated[str, Field(min_length=1, max_length=MOST_PRIORITY_CHARACTERS)] | None = None
     """The text at the key `priority` of the job's gpu_config."""
     endpoints: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_ENDPOINTS)]
+
+    @field_validator("user")
+    @classmethod
+    def _check_user(cls, user: str | None) -> str | None:
+        try:
+            return user and str(UUID(user))
+        except ValueError:
+            raise ValueError(f"{user!r:.60} is no user's id; write the UUID that Supabase shows under Users") from None
 
 
 class RoutingTable(BaseModel):
@@ -97,7 +111,8 @@ def read_table(path: Path) -> RoutingTable:
     """Read and check the routing table.
 
     Raises:
-        SettingsError: the file can't be read, or something in it is wrong: one sentence with file, table and key.
+        SettingsError: the file can't be read, or something in it is wrong: a sentence with table and key for each of
+            the first ten mistakes.
     """
     where = f"{VARIABLE}: {path}"
     try:
@@ -109,27 +124,57 @@ def read_table(path: Path) -> RoutingTable:
         raise SettingsError(f"{where} is larger than {MAX_BYTES // 1000} KB: it can't be a routing table.")
     try:
         document = tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise SettingsError(f"{where}, line {line}: is not UTF-8; save the file as UTF-8.") from None
     except (ValueError, RecursionError) as error:
+        if twice := _TWICE.search(str(error)):
+            raise SettingsError(f"{where}, {twice[2]}: [endpoints.{twice[1]}] is there twice; rename one.") from None
         raise SettingsError(f"{where} is no TOML ({str(error)[:200]}).") from None
     try:
         table = RoutingTable.model_validate(document)
     except ValidationError as error:
-        raise SettingsError(f"{where}, {_explain(error)}.") from None
-    for sentence in _contradictions(table):
-        raise SettingsError(f"{where}, {sentence}.")
+        wrong = [_explain(problem) for problem in error.errors(include_url=False)]
+        raise SettingsError(f"{where}, {in_sentences(wrong)}") from None
+    if wrong := list(_contradictions(table)):
+        raise SettingsError(f"{where}, {in_sentences(wrong)}")
     return table
 
 
-def _explain(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_input=False)[0]
+def in_sentences(faults: Sequence[str]) -> str:
+    """Join the mistakes of a table to sentences, the first ten of them."""
+    more = len(faults) - _MOST_SENTENCES
+    told = [f"{fault}." for fault in faults[:_MOST_SENTENCES]]
+    return " ".join([*told, f"And {more} more."] if more > 0 else told)
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
     place, key = _place(problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = _KEYS[place[0]]
         near = nearest(key, known, cutoff=0.6)
         hint = f"{near} may be meant" if near else f"known are {', '.join(known)}"
         return f"{place[1]}: {key[:50]!r} is no key there; {hint}"
-    text = problem["msg"].removeprefix("Value error, ")
-    return f"{place[1]}: {key + ': ' if key else ''}{text[0].lower()}{text[1:]}"
+    text = _shape_fault(place, key, problem) or fault_words(problem["type"], problem["msg"])
+    return f"{place[1]}: {key + ': ' if key else ''}{text}"
+
+
+def _shape_fault(place: tuple[str, str], key: str, problem: Mapping[str, Any]) -> str | None:
+    """What to write where a table or a list of the file has another shape; None where the fault is another one."""
+    match problem["type"], place[0], key:
+        case "tuple_type", "table", "rules":
+            return "write [[rules]], with two brackets, before each rule"
+        case "dict_type", "table", "endpoints":
+            return "write [endpoints.NAME], with one bracket and a name, before each endpoint"
+        case "model_type", "endpoint", "":
+            return f"is no table; write {place[1]} in a line of its own, and its keys below"
+        case "model_type", "rule", "":
+            return "is no table; write [[rules]] in a line of its own, and its keys below"
+        case "tuple_type", "rule", "endpoints":
+            named = problem["input"]
+            example = named if isinstance(named, str) and _NAME.fullmatch(named) else "NAME"
+            return f'write ["{example}"], a list'
+    return None
 
 
 def _place(loc: tuple[int | str, ...]) -> tuple[tuple[str, str], str]:
@@ -152,8 +197,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 def _contradictions(table: RoutingTable) -> Iterator[str]:
     """What is valid for itself, and wrong together."""
     for number, rule in enumerate(table.rules, 1):
-        unknown = next((name for name in rule.endpoints if name not in table.endpoints), None)
-        if unknown is not None:
+        for unknown in dict.fromkeys(name for name in rule.endpoints if name not in table.endpoints):
             named = unknown[:50]
             yield f"rule {number} of [[rules]]: endpoints names {named!r}, and there is no [endpoints.{named}]"
         if len(set(rule.endpoints)) < len(rule.endpoints):

@@ -13,13 +13,11 @@ from lora_worker.configuration.settings import Settings
 from lora_worker.errors import SettingsError
 from lora_worker.launchers.places import Place, Places
 from lora_worker.launchers.routing import Wanted
-from lora_worker.launchers.routing_table import VARIABLE
+from lora_worker.launchers.routing_table import MOST_PRIORITY_CHARACTERS, VARIABLE, RoutingTable, in_sentences
 from lora_worker.money.guide import holds, needed_memory_gb, why_not_bf16
 from lora_worker.money.pricing import GpuPrice, affordable_seconds, find_gpu, plain_name
 from lora_worker.money.speeds import load_throughput
 from lora_worker.money.terms import PlaceTerms, Terms
-
-_MOST_PRIORITY_CHARACTERS = 50
 
 
 def price_at(place: Place, prices: tuple[GpuPrice, ...], asked: str | None) -> GpuPrice | None:
@@ -31,25 +29,39 @@ def price_at(place: Place, prices: tuple[GpuPrice, ...], asked: str | None) -> G
     return price and replace(price, price_per_hour=place.price_per_hour or price.price_per_hour)
 
 
-def check_places(settings: Settings, places: Places, prices: tuple[GpuPrice, ...]) -> None:
-    """Refuse places of a routing table at which no job could be launched.
+def check_table(settings: Settings, table: RoutingTable, places: Places, prices: tuple[GpuPrice, ...]) -> None:
+    """Refuse places of a routing table at which no job could be launched, and rules that no job can match.
 
     Raises:
-        SettingsError: a place's GPU is not in the price table, or the most that a job may cost buys too little there.
+        SettingsError: a GPU of an endpoint or of a rule is not in the price table, or the most that a job may cost buys
+            too little at a place.
     """
-    for place in places.all:
-        where = f"{VARIABLE}: {settings.routes}, [endpoints.{place.name}]"
-        price = price_at(place, prices, None)
-        if price is None and place.gpu_type:
-            known = ", ".join(each.type for each in prices)
-            raise SettingsError(f"{where}: gpu_type is not in the price table; choose one of {known}.")
-        hourly = price.price_per_hour if price else min(each.price_per_hour for each in prices)
-        seconds = affordable_seconds(settings.max_cost_per_job, price_per_hour=hourly, gpu_count=place.gpu_count)
-        if seconds < LEAST_USEFUL_SECONDS:
-            raise SettingsError(
-                f"{where}: LORA_WORKER_MAX_COST_PER_JOB buys {seconds:.0f} seconds there, and no job is launched for "
-                f"less than {LEAST_USEFUL_SECONDS:.0f}: raise it, or take the endpoint away."
-            )
+    known = ", ".join(each.type for each in prices)
+    wrong = [fault for place in places.all if (fault := _place_fault(settings, place, prices, known))]
+    # A rule's GPU is compared with a job's as a whole, not by its parts.
+    spellings = {name for price in prices for name in (plain_name(price.type), *price.names)}
+    wrong += [
+        f"rule {number} of [[rules]]: gpu_type is not in the price table; choose one of {known}"
+        for number, rule in enumerate(table.rules, 1)
+        if rule.gpu_type is not None and plain_name(rule.gpu_type) not in spellings
+    ]
+    if wrong:
+        raise SettingsError(f"{VARIABLE}: {settings.routes}, {in_sentences(wrong)}")
+
+
+def _place_fault(settings: Settings, place: Place, prices: tuple[GpuPrice, ...], known: str) -> str | None:
+    where = f"[endpoints.{place.name}]"
+    price = price_at(place, prices, None)
+    if price is None and place.gpu_type:
+        return f"{where}: gpu_type is not in the price table; choose one of {known}"
+    hourly = price.price_per_hour if price else min(each.price_per_hour for each in prices)
+    seconds = affordable_seconds(settings.max_cost_per_job, price_per_hour=hourly, gpu_count=place.gpu_count)
+    if seconds < LEAST_USEFUL_SECONDS:
+        return (
+            f"{where}: LORA_WORKER_MAX_COST_PER_JOB buys {seconds:.0f} seconds there, and no job is launched for less "
+            f"than {LEAST_USEFUL_SECONDS:.0f}: raise it, or take the endpoint away"
+        )
+    return None
 
 
 def parameters_of(base_model: str) -> float | None:
@@ -72,7 +84,7 @@ def wanted_of(
         gpu_names=frozenset({plain_name(gpu.type), *((plain_name(asked.type), *asked.names) if asked else ())}),
         gpu_count=gpu.count,
         user=str(user),
-        priority=priority[:_MOST_PRIORITY_CHARACTERS] if isinstance(priority, str) else None,
+        priority=priority[:MOST_PRIORITY_CHARACTERS] if isinstance(priority, str) else None,
     )
 
 

@@ -134,3 +134,27 @@ def test_run_and_its_wait_for_a_gpu_fit_into_runpods_seven_days(environment: pyt
     assert str(wrong.value).count(". ") == 0
     environment.setenv("LORA_WORKER_MAX_RUN_SECONDS", "518400")
     assert load_settings().queue_allowance_seconds == 86400
+
+
+@pytest.mark.parametrize(
+    ("launcher", "name", "value", "example"),
+    [
+        ("sagemaker", "LORA_WORKER_SAGEMAKER_REGION", "mars-1", "eu-west-1"),
+        ("sagemaker", "LORA_WORKER_SAGEMAKER_ROLE", "admin", "arn:aws:iam::123456789012:role/NAME"),
+        ("sagemaker", "LORA_WORKER_SAGEMAKER_S3_PATH", "bucket", "s3://BUCKET/PREFIX"),
+        ("vertex", "LORA_WORKER_VERTEX_BUCKET", "gs://bucket", "without gs://"),
+        ("skypilot", "LORA_WORKER_SKYPILOT_IMAGE", "x", "ghcr.io/OWNER/lora-trainer:TAG"),
+        ("runpod-pods", "LORA_WORKER_RUNPOD_PODS_MIN_CUDA", "twelve", "such as 12.6"),
+    ],
+)
+def test_setting_of_a_wrong_form_is_told_with_an_example(
+    environment: pytest.MonkeyPatch, launcher: str, name: str, value: str, example: str
+) -> None:
+    environment.setenv("LORA_WORKER_LAUNCHER", launcher)
+    environment.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    sentence = str(caught.value).partition(f"{name}: ")[2].partition(". ")[0]
+    assert example in sentence
+    assert "^" not in sentence
+    assert value not in sentence.split(":")[0]

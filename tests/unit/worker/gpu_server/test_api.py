@@ -38,13 +38,14 @@ async def test_whoever_asks_learns_only_that_it_lives(serving: Serving) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"", "the request is not a JSON object"), (b"[]", "the request"), (b"{}", "input: Field required"),
+        (b"", "the request is not a JSON object"), (b"[]", "the request: must be an object"),
+        (b"{}", "input: is missing"),
         (b'{"input": []}', "input"), (b'{"input": {"run_id": 7}}', "input.run_id"),
         (dumped({"input": {"run_id": "r" * 401}}), "input.run_id"),
         (b'{"input": {}, "policy": {"execution_seconds": NaN}}', "the request is not a JSON object"),
         (b'{"input": {}, "policy": {"execution_seconds": -1}}', "policy.execution_seconds"),
         (b'{"input": {}, "policy": {"ttl_seconds": 1e300}}', "policy.ttl_seconds"),
-        (b'{"input": {}, "webhook": "http://10.0.0.1/"}', "webhook"),
+        (b'{"input": {}, "webhook": "http://10.0.0.1/"}', "webhook: must be an address that begins with https://"),
         (dumped({"input": {}, "webhook": "https://" + "x" * 500}), "webhook"),
         (b"[" * 100_000, "the request is not a JSON object"),
     ],

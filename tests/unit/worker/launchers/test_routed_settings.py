@@ -102,6 +102,10 @@ def test_unnamed_launcher_needs_no_settings(server: pytest.MonkeyPatch) -> None:
         ("[endpoints.a]\nendpoint = 'a b'", r"\[endpoints.a\]: endpoint: is no endpoint of RunPod; write its id"),
         ("[endpoints.a]\ngpu_type = 'GTX-1080'", r"\[endpoints.a\]: gpu_type is not in the price table; choose one of"),
         (
+            "[endpoints.a]\n[[rules]]\ngpu_type = 'HH100'\nendpoints = ['a']",
+            r"rule 1 of \[\[rules\]\]: gpu_type is not in the price table; choose one of",
+        ),
+        (
             "[endpoints.a]\nprice_per_hour = 900\ngpu_count = 8\ngpu_type = 'H100'",
             r"\[endpoints.a\]: LORA_WORKER_MAX_COST_PER_JOB buys 50 seconds there",
         ),

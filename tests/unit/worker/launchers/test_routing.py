@@ -13,7 +13,8 @@ from lora_worker.errors import SettingsError
 from lora_worker.launchers.routing import Choice, Hurdle, PlaceState, Wanted, choose, describe, matches
 from lora_worker.launchers.routing_table import MAX_BYTES, RoutingTable, Rule, read_table
 
-JOB = Wanted("meta-llama/Llama-3-70B", 70.0, "sft", frozenset({"h100", "h10080gb"}), 2, "a1b2", "high")
+USER = "a1b2c3d4-0000-4000-8000-000000000001"
+JOB = Wanted("meta-llama/Llama-3-70B", 70.0, "sft", frozenset({"h100", "h10080gb"}), 2, USER, "high")
 TABLE = RoutingTable.model_validate(
     {
         "endpoints": {
@@ -65,12 +66,12 @@ def test_a_whole_table_is_read(tmp_path: Path) -> None:
         ("[endpoints.a]\nzebra = 1", r"\[endpoints.a\]: 'zebra' is no key there; known are launcher, endpoint, "),
         ("[endpoints.a]\n[[rules]]\nbase = 'x'\nendpoints = ['a']", r"rule 1 of \[\[rules\]\]: 'base' is no key there"),
         ("fall_back = 1\n[endpoints.a]", "at the top: 'fall_back' is no key there; fall_back_minutes may be meant"),
-        ("[endpoints.a]\nslots = 0", r"\[endpoints.a\]: slots: input should be greater than or equal to 1"),
+        ("[endpoints.a]\nslots = 0", r"\[endpoints.a\]: slots: must be greater than or equal to 1"),
         ("[endpoints.a]\nprice_per_hour = nan", r"\[endpoints.a\]: price_per_hour: "),
-        ("[endpoints.a]\ngpu_count = '2'", r"\[endpoints.a\]: gpu_count: input should be a valid integer"),
+        ("[endpoints.a]\ngpu_count = '2'", r"\[endpoints.a\]: gpu_count: must be a valid integer"),
         ("[endpoints.'a b']", r"at the top: endpoints: 'a b' is no name; take 1 to 50 letters"),
-        ("rules = []", "at the top: endpoints: field required"),
-        ("endpoints = {}", "at the top: endpoints: dictionary should have at least 1 item"),
+        ("rules = []", "at the top: endpoints: is missing"),
+        ("endpoints = {}", "at the top: endpoints: must have at least 1 item"),
         ("[endpoints.a]\n[[rules]]\nmethod = 'grpo'\nendpoints = ['a']", r"rule 1 of \[\[rules\]\]: method: "),
         ("[endpoints.a]\n[[rules]]\nendpoints = ['b']", r"rule 1 .*names 'b', and there is no \[endpoints.b\]\.$"),
         ("[endpoints.a]\n[[rules]]\nendpoints = ['a', 'a']", "rule 1 .*endpoints names one twice"),
@@ -83,6 +84,17 @@ def test_a_whole_table_is_read(tmp_path: Path) -> None:
             "[endpoints.a]\nendpoint = 'https://x/y/'\n[endpoints.b]\nendpoint = 'https://x/y'",
             r"\[endpoints.b\]: its endpoint is that of \[endpoints.a\] too",
         ),
+        ("[endpoints.a]\n[rules]\nendpoints = ['a']", r"at the top: rules: write \[\[rules\]\], with two brackets"),
+        ("[[endpoints]]\nlauncher = 'runpod'", r"at the top: endpoints: write \[endpoints.NAME\], with one bracket"),
+        ("[endpoints]\na = 'runpod'", r"\[endpoints.a\]: is no table; write \[endpoints.a\] in a line of its own"),
+        ("[endpoints.a]\n[[rules]]\nendpoints = 'a'", r'rule 1 of \[\[rules\]\]: endpoints: write \["a"\], a list'),
+        ("[endpoints.a]\n[endpoints.a]", r"line 2: \[endpoints.a\] is there twice; rename one"),
+        ("[endpoints.a]\n[[rules]]\nuser = 'bob'\nendpoints = ['a']", r"rule 1 .*: user: 'bob' is no user's id; write"),
+        (
+            "[endpoints.a]\n[[rules]]\npriority = '" + "x" * 51 + "'\nendpoints = ['a']",
+            "priority: must have at most 50",
+        ),
+        ("[endpoints.a]\n[[rules]]\ngpu_count = 9\nendpoints = ['a']", "gpu_count: must be less than or equal to 8"),
         ("[endpoints", "is no TOML"),
         ("a = " + "[" * 50_000, "is no TOML"),
         ("# " + "x" * MAX_BYTES, "larger than 200 KB"),
@@ -95,6 +107,23 @@ def test_a_wrong_table_is_refused_in_one_sentence(tmp_path: Path, text: str, sen
     assert str(caught.value).startswith(f"LORA_WORKER_ROUTES: {path}")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+def test_all_mistakes_of_a_table_are_told_up_to_ten(tmp_path: Path) -> None:
+    text = "[endpoints.a]\nslots = 0\n" + "[[rules]]\nmethod = 'x'\n" * 6
+    with pytest.raises(SettingsError) as caught:
+        read_table(written(tmp_path, text))
+    assert str(caught.value).count("rule ") == 9
+    assert str(caught.value).endswith(" And 3 more.")
+    with pytest.raises(SettingsError, match=r"'b', and .* 'c', and .*names one twice\.$"):
+        read_table(written(tmp_path, "[endpoints.a]\n[[rules]]\nendpoints = ['b', 'c', 'c']"))
+
+
+def test_table_that_is_not_utf_8_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "routes.toml"
+    path.write_bytes("[endpoints.a]\n# für\n".encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"routes\.toml, line 2: is not UTF-8; save the file as UTF-8\.$"):
+        read_table(path)
 
 
 def test_a_missing_table_is_named_with_its_setting(tmp_path: Path) -> None:
@@ -120,8 +149,8 @@ def test_a_missing_table_is_named_with_its_setting(tmp_path: Path) -> None:
         ({"gpu_type": "H200"}, JOB, False),
         ({"gpu_count": 2}, JOB, True),
         ({"gpu_count": 1}, JOB, False),
-        ({"user": "A1B2"}, JOB, True),
-        ({"user": "b2"}, JOB, False),
+        ({"user": USER.upper()}, JOB, True),
+        ({"user": USER.replace("1", "2")}, JOB, False),
         ({"priority": "high"}, JOB, True),
         ({"priority": "high"}, replace(JOB, priority=None), False),
         ({"method": "sft", "gpu_count": 1}, JOB, False),

@@ -45,7 +45,7 @@ class RunPodPodsSettings(RunPodAccount, Settings):
     runpod_pods_min_cuda: str = Field(
         default="12.6",
         pattern=r"^([0-9]{1,3}\.[0-9]{1,3})?$",
-        description="Least CUDA version of a machine's driver, that of the image; empty: any",
+        description="Least CUDA version of a machine's driver, that of the image, such as 12.6; empty: any",
     )
     runpod_pods_registry_id: str = Field(
         default="",

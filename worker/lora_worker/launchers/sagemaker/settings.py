@@ -25,7 +25,8 @@ class SageMakerSettings(Settings):
     )
     sagemaker_role: str = Field(
         pattern=r"^arn:aws[a-z-]{0,20}:iam::[0-9]{12}:role/[a-zA-Z_0-9+=,.@/-]{1,500}$",
-        description="ARN of the role that containers have: it pulls the image, writes to the bucket and to the log",
+        description="ARN of the role that containers have, arn:aws:iam::123456789012:role/NAME: it pulls "
+        "the image, writes to the bucket and to the log",
     )
     sagemaker_image: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]{2,254}$",

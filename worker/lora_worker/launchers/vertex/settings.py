@@ -25,7 +25,8 @@ class VertexSettings(Settings):
 
     vertex_project: str = Field(
         pattern=r"^[a-z0-9][a-z0-9.:-]{1,61}[a-z0-9]$",
-        description="Id of the Google Cloud project that pays for the jobs; for LORA_WORKER_LAUNCHER=vertex",
+        description="Id of the Google Cloud project that pays for the jobs, such as my-project-123; for "
+        "LORA_WORKER_LAUNCHER=vertex",
     )
     vertex_region: str = Field(
         pattern=r"^[a-z]{2,20}-[a-z]{2,20}[0-9]{1,2}$", description="Region of the jobs, such as us-central1"
@@ -39,7 +40,8 @@ class VertexSettings(Settings):
     vertex_bucket: str = Field(
         default="",
         pattern=r"^([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])?$",
-        description="Bucket that keeps checkpoints and base models, mounted at /gcs in the container; unset: what is "
+        description="Name of the bucket, without gs://, that keeps checkpoints and base models, "
+        "mounted at /gcs in the container; unset: what is "
         "started again begins anew",
     )
     vertex_strategy: Strategy = Field(
@@ -57,7 +59,8 @@ class VertexSettings(Settings):
     vertex_service_account: str = Field(
         default="",
         pattern=r"^([a-z0-9][a-z0-9.-]{0,99}@[a-z0-9.-]{1,200}\.gserviceaccount\.com)?$",
-        description="Service account as which containers run; unset: Vertex AI's own agent for custom code",
+        description="Service account as which containers run, NAME@PROJECT.iam.gserviceaccount.com; "
+        "unset: Vertex AI's own agent for custom code",
     )
     vertex_network: str = Field(
         default="",
