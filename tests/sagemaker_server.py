@@ -63,6 +63,10 @@ class Job:
     streams: list[Path] = field(default_factory=list)
 
     @property
+    def name(self) -> str:
+        return str(self.request["TrainingJobName"])
+
+    @property
     def is_spot(self) -> bool:
         return bool(self.request.get("EnableManagedSpotTraining"))
 
@@ -91,6 +95,8 @@ class SageMakerServer(ReopenedPort):
         self._image_environment = image_environment or {}
         self.faults: list[str] = []
         self.jobs: dict[str, Job] = {}
+        self.lists_lag_seconds = 0.0
+        """Lists do not show jobs yet that are younger."""
         self.account = ACCOUNT
         """Whose credentials the callers have, as STS says."""
         self._module, self._instances, self._speed = module, instances, speed
@@ -118,6 +124,16 @@ class SageMakerServer(ReopenedPort):
             job = self.jobs[name]
             assert job.is_spot, "only spot instances are taken away"
             self._signal(job, ("InProgress", "Interrupted"))
+
+    def living(self) -> list[Job]:
+        """The jobs that have not ended."""
+        with self._lock:
+            self._tick()
+            return [job for job in self.jobs.values() if job.status in _LIVE]
+
+    def working(self) -> list[Job]:
+        """Those of them that have a container, which nobody ends at the moment."""
+        return [job for job in self.living() if job.process is not None and job.ends_as is None]
 
     def close(self) -> None:
         self._hang_up()
@@ -199,7 +215,8 @@ class SageMakerServer(ReopenedPort):
 
     def _ListTrainingJobs(self, request: dict[str, Any]) -> dict[str, Any]:
         wanted, part = request.get("StatusEquals"), request.get("NameContains", "")
-        found = [job for name, job in self.jobs.items() if part in name]
+        shown_before = self.now() - self.lists_lag_seconds
+        found = [job for name, job in self.jobs.items() if part in name and job.created_at <= shown_before]
         if request.get("SortOrder", "Ascending") == "Descending":
             found.reverse()
         start, most = int(request.get("NextToken", 0)), request.get("MaxResults", 10)
@@ -251,7 +268,7 @@ class SageMakerServer(ReopenedPort):
                 busy += 1
 
     def _start(self, job: Job) -> None:
-        name = job.request["TrainingJobName"]
+        name = job.name
         job.starts += 1
         log = self.folder / name / f"algo-1-{job.starts}.log"
         log.parent.mkdir(exist_ok=True)

@@ -8,6 +8,13 @@ from tests.chaos.clouds.base import Cloud
 from tests.chaos.clouds.gpu_server import GpuServerCloud
 from tests.chaos.clouds.runpod import RunPodCloud
 from tests.chaos.clouds.runpod_pods import RunPodPodsCloud
+from tests.chaos.clouds.sagemaker import SageMakerCloud
 
-CLOUDS: Mapping[str, type[Cloud]] = {cloud.name: cloud for cloud in (RunPodCloud, RunPodPodsCloud, GpuServerCloud)}
+_ALL: tuple[type[Cloud], ...] = (
+    RunPodCloud,
+    RunPodPodsCloud,
+    GpuServerCloud,
+    SageMakerCloud,
+)
+CLOUDS: Mapping[str, type[Cloud]] = {cloud.name: cloud for cloud in _ALL}
 """By the names of their launchers."""

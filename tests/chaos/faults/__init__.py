@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tests.chaos.clouds.base import Cloud
-from tests.chaos.faults import calls, database, gpu_server, machines, runpod, runpod_pods, workers
+from tests.chaos.faults import calls, database, gpu_server, machines, runpod, runpod_pods, spot, workers
 from tests.chaos.faults.table import Fault, select
 from tests.chaos.scene import Act
 
@@ -14,6 +14,7 @@ COMMON: Mapping[str, Fault] = {**database.FAULTS, **workers.FAULTS, **calls.FAUL
 FAULTS: Mapping[str, Fault] = {
     **COMMON,
     **machines.FAULTS,
+    **spot.FAULTS,
     **runpod.FAULTS,
     **runpod_pods.FAULTS,
     **gpu_server.FAULTS,
