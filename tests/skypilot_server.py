@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,7 +33,6 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 from tests.processes.reopened import ReopenedPort
-from tests.project import ROOT
 
 TOKEN = "sky_token-of-the-tests"
 API_VERSION, VERSION = "62", "0.14.1"
@@ -59,6 +59,8 @@ class ManagedJob:
     job_id: int
     name: str
     task: dict[str, Any]
+    made_at: float = field(default_factory=time.time)
+    starts: int = 0
     status: str = "PENDING"
     schedule_state: str = "WAITING"
     submitted_at: float | None = None
@@ -92,9 +94,24 @@ class SkyPilotServer(ReopenedPort):
     `faults` are used up in their order by the launches that come: "lose_answer" (accepted, the connection breaks),
     "break_off" (the job is written down and never queued, as when the server fails half-way), "no_resource",
     "refuse" (the task is refused before it is sent).
+
+    `image_environment` is what the image sets. Buckets and volumes that are mounted are folders in `mounts` below
+    `folder`, and what the machines of a job print is in `<its number>.log`.
     """
 
-    def __init__(self, folder: Path, *, module: str, machines: int = 1, speed: float = 1.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        module: str,
+        machines: int = 1,
+        speed: float = 1.0,
+        image_environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = folder
+        self._image_environment = image_environment or {}
+        self.lists_lag_seconds = 0.0
+        """Queues do not show jobs yet that are younger."""
         self.faults: list[str] = []
         self.jobs: dict[int, ManagedJob] = {}
         self.calls: list[str] = []
@@ -103,13 +120,14 @@ class SkyPilotServer(ReopenedPort):
         self._speed = speed
         self._machines = threading.Semaphore(machines)
         self._outcomes: dict[str, dict[str, Any]] = {}
+        self._paths: dict[str, str] = {}
         self._lock = threading.Lock()
         self._bin = folder / "bin"
         self._bin.mkdir()
         python = self._bin / "python"
         python.write_text(
             '#!/bin/sh\n[ "$*" = "-u -m lora_trainer.machine" ] || exit 99\n'
-            f"PYTHONPATH={ROOT}:{ROOT / 'contract'} exec {sys.executable} -u -m {module}\n"
+            f"PYTHONPATH={os.pathsep.join(filter(None, sys.path))} exec {sys.executable} -u -m {module}\n"
         )
         python.chmod(0o755)
         self._listen()
@@ -126,6 +144,25 @@ class SkyPilotServer(ReopenedPort):
         """The only job of this name."""
         (job,) = [job for job in self.jobs.values() if job.name == name]
         return job
+
+    def path_of(self, request_id: str) -> str:
+        """The route of a request whose outcome is fetched; "" for an unknown one."""
+        return self._paths.get(request_id, "")
+
+    def living(self) -> list[ManagedJob]:
+        """The jobs that have not ended."""
+        return [job for job in list(self.jobs.values()) if job.status not in ENDED]
+
+    def working(self) -> list[ManagedJob]:
+        """Those of them that have a machine, which nobody ends at the moment."""
+        return [
+            job
+            for job in self.living()
+            if job.process is not None
+            and job.process.poll() is None
+            and not job.is_cancelled.is_set()
+            and not job.is_preempted.is_set()
+        ]
 
     def preempt(self, name: str) -> None:
         """Take away the machine of a job; it gets another."""
@@ -177,7 +214,7 @@ class SkyPilotServer(ReopenedPort):
             packed = base64.b64encode(pickle.dumps(found)).decode()
             outcome |= {"status": "FAILED", "error": json.dumps({"object": packed, "type": "RuntimeError",
                                                                  "message": str(error)})}  # fmt: skip
-        self._outcomes[request_id] = outcome
+        self._outcomes[request_id], self._paths[request_id] = outcome, path
         return request_id
 
     def _launch(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +241,9 @@ class SkyPilotServer(ReopenedPort):
         _only(body, _QUEUE_KEYS)
         assert (body["refresh"], body["all_users"]) == (False, True)
         assert (body["sort_by"], body["sort_order"]) == ("job_id", "desc")
-        found = [job for job in self.jobs.values() if body["name_match"] in job.name]
+        shown_before = time.time() - self.lists_lag_seconds
+        jobs = [job for job in list(self.jobs.values()) if job.made_at <= shown_before]
+        found = [job for job in jobs if body["name_match"] in job.name]
         found = sorted(found, key=lambda job: -job.job_id)[: body["limit"]]
         kept = [{key: value for key, value in job.record().items() if key in body["fields"]} for job in found]
         return {"jobs": kept, "total": len(kept), "total_no_filter": len(self.jobs), "status_counts": {}}
@@ -258,21 +297,32 @@ class SkyPilotServer(ReopenedPort):
     def _start(self, job: ManagedJob) -> int:
         task = job.task
         numbers = {"SKYPILOT_MANAGED_JOB_ID": str(job.job_id), "SKYPILOT_NUM_GPUS_PER_NODE": "1"}
-        environment = {**task["envs"], **task["secrets"], **numbers, "PATH": f"{self._bin}:{os.environ['PATH']}"}
+        given = {**self._image_environment, **self._mounted(task), **task["secrets"], **numbers}
+        environment = {**given, "PATH": f"{self._bin}:{os.environ['PATH']}"}
         run = re.sub(r"(?<=--kill-after=120 )([0-9]+)", lambda found: str(int(found[1]) / self._speed), task["run"])
-        job.process = subprocess.Popen(
-            ["/bin/bash", "-c", run],
-            env=environment,
-            cwd=self._bin.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        job.starts += 1
+        with (self.folder / f"{job.job_id}.log").open("ab") as log:
+            job.process = subprocess.Popen(
+                ["/bin/bash", "-c", run],
+                env=environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         job.status, job.start_at = "RUNNING", job.start_at or time.time()
         if job.is_cancelled.is_set():
             _kill(job)
         return job.process.wait()
+
+    def _mounted(self, task: dict[str, Any]) -> dict[str, str]:
+        """The task's variables, with folders of this machine for what is mounted."""
+        mounts = [*(task.get("file_mounts") or {}), *(task.get("volumes") or {})]
+        folders = {path: self.folder / "mounts" / path.strip("/") for path in mounts}
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        return {name: str(folders.get(value, value)) for name, value in task["envs"].items()}
 
     # The connection.
 

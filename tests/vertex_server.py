@@ -69,12 +69,18 @@ class Refused(Exception):
 
 
 @dataclass
-class _Job:
+class Job:
+    """A custom job, and the process of its container."""
+
     proto: Any
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
     is_cancelled: threading.Event = field(default_factory=threading.Event)
     is_preempted: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def launch_id(self) -> str:
+        return str(self.proto.display_name)
 
     @property
     def state(self) -> str:
@@ -111,7 +117,9 @@ class VertexServer(ReopenedPort):
         self.faults: list[str] = []
         self.hidden_from_lists = 0
         """So many lists to come do not show the latest job yet."""
-        self.jobs: dict[str, _Job] = {}
+        self.lists_lag_seconds = 0.0
+        """Lists do not show jobs yet that are younger."""
+        self.jobs: dict[str, Job] = {}
         self.tokens: set[str] = set()
         self._module, self._speed = module, speed
         self._machines = threading.Semaphore(gpus)
@@ -136,10 +144,25 @@ class VertexServer(ReopenedPort):
         wall, mark = self._began
         return wall + timedelta(seconds=(time.monotonic() - mark) * self._speed)
 
-    def job_of(self, launch_id: str) -> _Job:
+    def job_of(self, launch_id: str) -> Job:
         """The only job of a launch."""
         (job,) = [job for job in self.jobs.values() if job.proto.display_name == launch_id]
         return job
+
+    def living(self) -> list[Job]:
+        """The jobs that have not ended."""
+        return [job for job in list(self.jobs.values()) if job.state not in _ENDED]
+
+    def working(self) -> list[Job]:
+        """Those of them that have a container, which nobody ends at the moment."""
+        return [
+            job
+            for job in self.living()
+            if job.process is not None
+            and job.process.poll() is None
+            and not job.is_cancelled.is_set()
+            and not job.is_preempted.is_set()
+        ]
 
     def preempt(self, launch_id: str) -> None:
         """Take the launch's machine away; it gets another one, and its container is started again."""
@@ -175,7 +198,7 @@ class VertexServer(ReopenedPort):
             proto.name = f"projects/123456789/locations/{REGION}/customJobs/{number}"
             proto.state = JobState.JOB_STATE_QUEUED
             proto.create_time.FromDatetime(self.now())
-            job = self.jobs[number] = _Job(proto)
+            job = self.jobs[number] = Job(proto)
         threading.Thread(target=self._live, args=(job, fault == "stockout"), daemon=True).start()
         return None if fault == "lose_answer" else _text(proto)
 
@@ -190,7 +213,8 @@ class VertexServer(ReopenedPort):
             raise Refused(400, "INVALID_ARGUMENT", f"Unknown name {unknown.pop()}: Cannot bind query parameter.")
         fits = _parse_filter(query.get("filter", [""])[0])
         start, size = int(query.get("pageToken", ["0"])[0]), int(query.get("pageSize", ["100"])[0])
-        jobs = list(reversed(self.jobs.values()))
+        shown_before = self.now() - timedelta(seconds=self.lists_lag_seconds)
+        jobs = [job for job in reversed(self.jobs.values()) if job.proto.create_time.ToDatetime(UTC) <= shown_before]
         if self.hidden_from_lists:
             self.hidden_from_lists -= 1
             jobs = jobs[1:]
@@ -244,14 +268,14 @@ class VertexServer(ReopenedPort):
             entries.reverse()
         return json.dumps({"entries": entries[: asked["pageSize"]]} if entries else {})
 
-    def _job(self, number: str) -> _Job:
+    def _job(self, number: str) -> Job:
         if number not in self.jobs:
             raise Refused(404, "NOT_FOUND", f"The CustomJob {number} does not exist.")
         return self.jobs[number]
 
     # ── a job's life ────────────────────────────────────────────────────────────────────────────────
 
-    def _live(self, job: _Job, finds_no_machine: bool) -> None:
+    def _live(self, job: Job, finds_no_machine: bool) -> None:
         if finds_no_machine:
             self._end(job, JobState.JOB_STATE_FAILED, _STOCKOUT, code=8)
             return
@@ -264,7 +288,7 @@ class VertexServer(ReopenedPort):
         finally:
             self._machines.release()
 
-    def _work(self, job: _Job) -> None:
+    def _work(self, job: Job) -> None:
         self._set(job, JobState.JOB_STATE_PENDING)
         deadline = time.monotonic() + job.proto.job_spec.scheduling.timeout.ToTimedelta().total_seconds() / self._speed
         self._start_container(job)
@@ -291,7 +315,7 @@ class VertexServer(ReopenedPort):
         text = f"The replica workerpool0-0 exited with a non-zero status of {code}. Termination reason: Error."
         self._end(job, JobState.JOB_STATE_FAILED, text, code=3)
 
-    def _start_container(self, job: _Job) -> None:
+    def _start_container(self, job: Job) -> None:
         (pool,) = job.proto.job_spec.worker_pool_specs
         assert list(pool.container_spec.command) == COMMAND
         own = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
@@ -310,12 +334,12 @@ class VertexServer(ReopenedPort):
         buckets = f"{self.folder}/gcs/"
         return {name: re.sub("^/gcs/", buckets, value) for name, value in environment.items()}
 
-    def _set(self, job: _Job, state: JobState) -> None:
+    def _set(self, job: Job, state: JobState) -> None:
         with self._lock:
             if not job.is_cancelled.is_set():
                 job.proto.state = state
 
-    def _end(self, job: _Job, state: JobState, message: str = "", *, code: int = 0) -> None:
+    def _end(self, job: Job, state: JobState, message: str = "", *, code: int = 0) -> None:
         with self._lock:
             job.proto.state = state
             job.proto.end_time.FromDatetime(self.now())
@@ -457,7 +481,7 @@ def _parse_filter(text: str) -> Any:
     """The test of a filter: comparisons joined by AND, of which parts in brackets are joined by OR."""
     groups = [_alternatives(part) for part in text.split(" AND ")] if text else []
 
-    def fits(job: _Job) -> bool:
+    def fits(job: Job) -> bool:
         return all(any(_holds(job, *term) for term in group) for group in groups)
 
     return fits
@@ -475,7 +499,7 @@ def _alternatives(part: str) -> list[tuple[str, str, str]]:
     return parsed
 
 
-def _holds(job: _Job, name: str, sign: str, value: str) -> bool:
+def _holds(job: Job, name: str, sign: str, value: str) -> bool:
     if name == "create_time":
         created, limit = job.proto.create_time.ToDatetime(UTC), datetime.fromisoformat(value)
         return {">": created > limit, ">=": created >= limit, "<": created < limit, "<=": created <= limit}[sign]
@@ -486,7 +510,7 @@ def _holds(job: _Job, name: str, sign: str, value: str) -> bool:
     return (here == value) == (sign == "=")
 
 
-def _stop(job: _Job) -> None:
+def _stop(job: Job) -> None:
     """SIGTERM, then SIGKILL, as Vertex AI ends a container."""
     if job.process is None or job.process.poll() is not None:
         return

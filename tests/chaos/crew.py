@@ -81,21 +81,21 @@ class Worker:
 
 
 class Crew:
-    """Starts workers that share settings; `close` ends the remaining ones."""
+    """Starts workers that share settings; `close` ends the remaining ones. `module` is what each runs."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, env: Mapping[str, str], module: str = MODULE) -> None:
+        self._folder, self._module = folder, module
         self._nursery = Nursery(ROOT)
         self._env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | dict(env)
         self._count = 0
         self.workers: list[Worker] = []
 
-    def start(self, env: Mapping[str, str] | None = None, module: str = MODULE) -> Worker:
-        """Start one more worker, with `env` besides."""
+    def start(self, env: Mapping[str, str] | None = None, module: str | None = None) -> Worker:
+        """Start one more worker, with `env` besides; `module`: another one than the crew's."""
         self._count += 1
         name = f"worker-{self._count}"
         child = self._nursery.start(
-            module,
+            module or self._module,
             log=self._folder / f"{name}.log",
             # In the project's folder they would read the developer's `.env`.
             cwd=self._folder,
@@ -119,7 +119,7 @@ class Crew:
             worker.stop()
         self.workers.clear()
 
-    def replace(self, env: Mapping[str, str], module: str = MODULE, *, count: int = 2) -> None:
+    def replace(self, env: Mapping[str, str], module: str | None = None, *, count: int = 2) -> None:
         """Kill all workers and start so many new ones with `env` added."""
         self.kill()
         for _ in range(count):

@@ -9,6 +9,7 @@ from lora_worker.datasets import preflight
 from lora_worker.datasets.preflight import Plan
 from lora_worker.launchers.places import Place
 from lora_worker.services import Services
+from tests.handlers.vertex_worker import redirect_logs
 
 POISON = "poison"
 
@@ -23,4 +24,5 @@ async def check(assignment: Assignment, services: Services, place: Place) -> Pla
 
 if __name__ == "__main__":
     preflight.check = check
+    redirect_logs()
     main()

@@ -152,6 +152,7 @@ class World:
                     "SUPABASE_PUBLISHABLE_KEY": supabase.publishable_key,
                     **opened.environment,
                 },
+                opened.worker_module,
             )
             stack.callback(crew.close)
             world = cls(supabase, opened, crew, folder, [])

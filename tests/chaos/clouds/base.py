@@ -22,6 +22,8 @@ class Cloud(ABC):
 
     name: ClassVar[str]
     """The launcher's name in `lora_worker.launchers.registry`."""
+    worker_module: ClassVar[str] = "lora_worker.commands.cli"
+    """What a worker that launches here runs. Another one only sends calls to the stand-in that no setting sends."""
     calls: ClassVar[Mapping[str, str]] = {}
     """RunPod's names of calls, and under which others `faults` has them here."""
     spared: ClassVar[Mapping[str, str]] = {}

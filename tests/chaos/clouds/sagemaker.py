@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from lora_worker.launchers.marks import run_of_name
 from sandbox.runpod import Execution, Launch
-from tests.chaos.clouds.faulty_proxy import Call, FaultyProxy
+from tests.chaos.clouds.faulty_proxy import Call, FaultyProxy, note_nothing
 from tests.chaos.clouds.spot import SpotCloud
 from tests.sagemaker_server import ACCOUNT, KEY, REGION, SECRET, Job, SageMakerServer
 
@@ -46,7 +46,7 @@ class SageMakerCloud(SpotCloud):
         image = {**env, "HOME": str(own)}
         self.server = SageMakerServer(own, module="lora_trainer.machine", instances=gpus, image_environment=image)
         stack.callback(self.server.close)
-        self._proxy = FaultyProxy(stack, self.server.url, name_of=_name_of, accepted=_note_nothing, refuse=_refuse)
+        self._proxy = FaultyProxy(stack, self.server.url, name_of=_name_of, accepted=note_nothing, refuse=_refuse)
         self.faults = self._proxy.faults
         self._nothing = own / "no-configuration"
         self._nothing.touch()
@@ -113,10 +113,6 @@ class SageMakerCloud(SpotCloud):
 
 def _name_of(call: Call) -> str | None:
     return _CALLS.get(call.headers.get("x-amz-target", ""))
-
-
-def _note_nothing(_call: Call, _answer: object) -> None:
-    """The stand-in keeps a record of its own."""
 
 
 def _refuse(status: int, message: str, headers: dict[str, str]) -> Response:

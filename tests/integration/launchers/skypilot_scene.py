@@ -35,7 +35,7 @@ class SkyPilotScene(ScriptedScene):
     def __init__(self, server: SkyPilotServer, folder: Path) -> None:
         super().__init__(folder)
         self.server = server
-        self.python = os.environ.get("LORA_TEST_SKYPILOT_PYTHON") or _python_with_own_sdk(folder)
+        self.python = python_with_sdk(folder)
 
     @classmethod
     @contextmanager
@@ -66,7 +66,10 @@ class SkyPilotScene(ScriptedScene):
             yield
 
 
-def _python_with_own_sdk(folder: Path) -> str:
+def python_with_sdk(folder: Path) -> str:
+    """The path of a Python that has an SDK: the real one where one is named, else one in `folder` with the suite's."""
+    if real := os.environ.get("LORA_TEST_SKYPILOT_PYTHON"):
+        return real
     path = folder / "python-with-sky"
     sdk = shlex.quote(str(ROOT / "tests" / "skypilot_sdk"))
     path.write_text(f'#!/bin/sh\nPYTHONPATH={sdk} exec {shlex.quote(sys.executable)} "$@"\n')
