@@ -6,7 +6,7 @@ import time
 
 from tests.chaos.clouds.spot import SpotCloud
 from tests.chaos.faults.table import OUTAGE_SECONDS, FaultTable
-from tests.chaos.scene import Scene
+from tests.chaos.scene import CANCELLED, Scene
 from tests.chaos.world import DOUBT_SECONDS
 
 FAULTS = FaultTable(SpotCloud)
@@ -40,3 +40,18 @@ def lists_late(scene: Scene) -> None:
         scene.queue()
         scene.until_struck(hits, lost)
         time.sleep(OUTAGE_SECONDS)
+
+
+@FAULTS.add("/cancel: the answer lost, or none at all")
+def cancel_answer_lost(scene: Scene) -> None:
+    scene.queue(steps=(40, 80))
+    scene.until_training(5)
+    with (
+        scene.armed("cancel", "drop_answer", times=3) as lost,
+        scene.armed("cancel", "disconnect", times=3) as never,
+    ):
+        for job_id in scene.rng.sample(scene.job_ids, scene.jobs // 2):
+            if scene.world.cancel(job_id):
+                scene.ends[job_id] = CANCELLED
+        scene.until_struck(lost, 3)
+        scene.until_struck(never, 3)
