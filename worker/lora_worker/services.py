@@ -175,6 +175,8 @@ class Services:
 async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[Services]:
     """Create the services; their connections are closed when the context ends. `overrides` replace single services.
 
+    Where they bring the launcher, it has the only place, and no endpoint of the settings is opened.
+
     `settings` are of the launcher's own class, as `load_settings` makes them.
 
     Raises:
@@ -185,7 +187,8 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
     limits = httpx.Limits(max_connections=most_connections(settings) + _HEAVY_SLOTS * 2 + 40)
     key = settings.supabase_service_role_key.get_secret_value()
     async with MeasuredClient(timeout=timeout, limits=limits) as http:
-        places, routes, prices = open_places(settings, http), read_routes(settings), load_prices(settings.price_table)
+        prices = load_prices(settings.price_table)
+        places, routes = ((), None) if "launcher" in overrides else (open_places(settings, http), read_routes(settings))
         if routes:
             check_table(settings, routes, Places(*places), prices)
         made: dict[str, Any] = {
@@ -194,7 +197,7 @@ async def open_services(settings: Settings, **overrides: Any) -> AsyncIterator[S
                 settings.supabase_url, key, worker=settings.name, lease_seconds=settings.lease_seconds, http=http
             ),
             "storage": Storage(settings.supabase_url, key, http=http),
-            "launcher": places[0].launcher,
+            "launcher": places[0].launcher if places else None,
             "routed_places": places if routes else (),
             "routes": routes,
             "container_logs": open_container_logs(settings, http),

@@ -15,8 +15,8 @@ from lora_worker.commands.terminal import (
     confirm_or_exit,
     refuse,
     refuse_unattended,
+    run_or_exit,
     show,
-    with_services,
 )
 from lora_worker.configuration.environment import DATABASE_VARIABLES
 
@@ -33,17 +33,16 @@ def doctor(as_json: AsJson = False) -> None:
     """Check settings, database, storage and endpoint; each finding comes with its remedy."""
     from dataclasses import asdict
 
-    from lora_worker.doctor.check import Check, print_checks
-    from lora_worker.doctor.examine import examine
+    from lora_worker.doctor.check import print_checks
+    from lora_worker.doctor.examine import examine_all, wrong_settings
     from lora_worker.errors import SettingsError
 
     try:
         settings = checked_settings()
     except SettingsError as error:
-        remedy = "set it right in the environment or in .env; `lora-worker settings` lists all of them"
-        checks = [Check("settings", False, str(error), remedy)]
+        checks = [wrong_settings(error)]
     else:
-        checks = [Check("settings", True, "all set"), *with_services(examine, settings)]
+        checks = run_or_exit(examine_all(settings))
     show([asdict(check) for check in checks], as_json=as_json, text=lambda console: print_checks(checks, console))
     if any(check.ok is False for check in checks):
         raise typer.Exit(EXIT_FAILED)

@@ -99,14 +99,17 @@ def require_packages(whose: str, packages: Iterable[str], extra: str) -> None:
 
 
 def run_or_exit(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end. Exits with a sentence on a `WorkerError`, with 130 on Ctrl-C."""
+    """Run a coroutine to its end. Exits with a sentence on a `WorkerError`, with 130 on Ctrl-C.
+
+    The status is 2 where a setting or an argument is wrong, and 1 for every other error.
+    """
     import asyncio
 
-    from lora_worker.errors import ArgumentError, WorkerError
+    from lora_worker.errors import ArgumentError, SettingsError, WorkerError
 
     try:
         return asyncio.run(work)
-    except ArgumentError as error:
+    except (ArgumentError, SettingsError) as error:
         raise refuse(str(error), EXIT_USAGE) from None
     except WorkerError as error:
         raise refuse(str(error)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from lora_worker.configuration.settings import Settings
 from lora_worker.doctor.account import check_account
 from lora_worker.doctor.aliases import check_aliases
 from lora_worker.doctor.check import Check
@@ -17,17 +18,45 @@ from lora_worker.doctor.rights import check_rights
 from lora_worker.doctor.storage import check_storage
 from lora_worker.doctor.telemetry import check_telemetry
 from lora_worker.doctor.webhooks import check_webhooks
-from lora_worker.errors import SchemaMismatchError, SchemaMissingError, ServiceError, ServiceRefusedError
-from lora_worker.services import Services
+from lora_worker.errors import (
+    SchemaMismatchError,
+    SchemaMissingError,
+    ServiceError,
+    ServiceRefusedError,
+    SettingsError,
+)
+from lora_worker.launchers.unopened import UnopenedLauncher
+from lora_worker.services import Services, open_services
 
 
-async def examine(services: Services) -> list[Check]:
-    """Run every check, also after one has failed. Checks that would only fail by the same cause are skipped."""
+async def examine_all(settings: Settings) -> list[Check]:
+    """Open the services and run every check; where an endpoint can't be opened, those that need none."""
+    try:
+        async with open_services(settings) as services:
+            return [Check("settings", True, "all set"), *await examine(services)]
+    except SettingsError as error:
+        wrong = wrong_settings(error)
+        # The database can be looked at all the same: whoever mends two faults wants to be told of both.
+        async with open_services(settings, launcher=UnopenedLauncher(settings.launcher, str(error))) as services:
+            return [wrong, *await examine(services, unopened=True)]
+
+
+def wrong_settings(error: SettingsError) -> Check:
+    """The finding that a setting is missing or wrong."""
+    remedy = "set it right in the environment or in .env; `lora-worker settings` lists all of them"
+    return Check("settings", False, str(error), remedy)
+
+
+async def examine(services: Services, *, unopened: bool = False) -> list[Check]:
+    """Run every check, also after one has failed. Checks that would only fail by the same cause are skipped.
+
+    `unopened`: the endpoint could not be opened, so the checks that look at it are left out.
+    """
     checks = examine_keys(services.settings, services.now())
-    skipped: frozenset[str] = frozenset()
+    skipped = dict.fromkeys(_OF_ENDPOINTS, "the settings") if unopened else {}
     for subject, check in _CHECKS:
         if subject in skipped:
-            checks.append(Check(subject, None, "not looked at: mend the database's fault first"))
+            checks.append(Check(subject, None, f"not looked at: mend the fault of {skipped[subject]} first"))
             continue
         try:
             checks += await check(services)
@@ -36,7 +65,7 @@ async def examine(services: Services) -> list[Check]:
             known = isinstance(error, ServiceError)
             text = str(error) if known else f"an answer could not be understood ({type(error).__name__})"
             checks.append(Check(subject, False, text, _remedy_of(subject, error, services)))
-            skipped |= _checks_affected_by(subject, error)
+            skipped |= dict.fromkeys(_checks_affected_by(subject, error), "the database")
     return checks
 
 
@@ -82,6 +111,8 @@ _REMEDIES = {
     "launches": "see what the database and the endpoint answer",
 }
 
+
+_OF_ENDPOINTS = ("endpoint", "launches", "account", "pods")
 
 _CHECKS: tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...] = (
     ("database", check_database),

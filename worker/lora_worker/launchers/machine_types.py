@@ -10,7 +10,14 @@ _MAX_NAME_CHARACTERS = 100
 
 
 class MachineUnknownError(ValueError):
-    """The cloud has no such machine; the text is a sentence that says what it has."""
+    """The cloud has no such machine; the text is a sentence that says what it has.
+
+    `setting` is the one that names it without a routing table; None: the launcher's own that names a machine type.
+    """
+
+    def __init__(self, text: str, setting: str | None = None) -> None:
+        super().__init__(text)
+        self.setting = setting
 
 
 class MachineType(Protocol):
@@ -71,7 +78,8 @@ class MachineTypes(Generic[M]):
         if gpu_count not in sizes:
             counts = ", ".join(map(str, sizes))
             raise MachineUnknownError(
-                f"{self._cloud} has no {self._noun} with {gpu_count} × {gpu_type:.50}; there may be {counts}"
+                f"{self._cloud} has no {self._noun} with {gpu_count} × {gpu_type:.50}; there may be {counts}",
+                "endpoint_gpu_count",
             )
         return sizes[gpu_count]
 
@@ -111,6 +119,7 @@ class MachineTypes(Generic[M]):
         gpu = self._names.get(found)
         if gpu is None:
             raise MachineUnknownError(
-                f"{self._cloud} has no {gpu_type:.50} for this worker; choose one of {', '.join(self._by_gpu)}"
+                f"{self._cloud} has no {gpu_type:.50} for this worker; choose one of {', '.join(self._by_gpu)}",
+                "endpoint_gpu_type",
             )
         return gpu

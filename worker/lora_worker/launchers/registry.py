@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from inspect import getattr_static
@@ -18,6 +19,7 @@ from lora_worker.configuration.settings import (
     Settings,
     read_settings,
     unconnected_settings,
+    variable_of,
     variables_of,
 )
 from lora_worker.errors import SettingsError
@@ -215,13 +217,24 @@ def open_places(settings: Settings, http: httpx.AsyncClient) -> tuple[Place, ...
         try:
             opened = LAUNCHERS[launcher].open(own, http, *([entry.endpoint] if entry.endpoint else []))
         except (SettingsError, ValueError) as error:
-            raise error if settings.routes is None else _wrong(settings.routes, name, str(error).rstrip(".")) from None
+            raise _unusable(settings, name, error) from None
         same = next((place.name for place in places if place.endpoint == opened.endpoint), None)
         if same is not None:
             raise _wrong(settings.routes, name, f"its endpoint is that of [endpoints.{same}], too; give each its own")
         serves = not places if entry.serves is None else entry.serves
         places.append(Place(name, opened, gpu_type, gpu_count, entry.price_per_hour, entry.slots, serves))
     return tuple(places)
+
+
+def _unusable(settings: Settings, name: str, error: SettingsError | ValueError) -> SettingsError:
+    """Why an endpoint can't be opened, with where that was set: its table, or else the variable."""
+    text = str(error).rstrip(".")
+    if settings.routes is not None:
+        return _wrong(settings.routes, name, text)
+    if re.match("[A-Z]+_[A-Z_]+", text):  # the launcher knows which
+        return SettingsError(f"{text}.")
+    variable = variable_of(getattr(error, "setting", None) or "launcher", type(settings))
+    return SettingsError(f"{variable}: {text}.")
 
 
 def load_unconnected_settings() -> Settings:

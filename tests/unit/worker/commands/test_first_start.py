@@ -182,3 +182,59 @@ def test_doctor_reports_wrong_settings_as_a_finding(environment: pytest.MonkeyPa
     assert "SUPABASE_URL is missing" in check["finding"]
     assert "LORA_WORKER_SLOTS" in check["finding"]
     assert "lora-worker settings" in check["remedy"]
+
+
+SAGEMAKER = {
+    "LORA_WORKER_LAUNCHER": "sagemaker",
+    "LORA_WORKER_SAGEMAKER_REGION": "eu-central-1",
+    "LORA_WORKER_SAGEMAKER_ROLE": "arn:aws:iam::123456789012:role/lora",
+    "LORA_WORKER_SAGEMAKER_IMAGE": "123456789012.dkr.ecr.eu-central-1.amazonaws.com/lora-trainer:1",
+    "LORA_WORKER_SAGEMAKER_S3_PATH": "s3://bucket/lora",
+}
+GPU_SERVER = {
+    "LORA_WORKER_LAUNCHER": "gpu-server",
+    "LORA_WORKER_GPU_SERVER_URL": "http://127.0.0.1:8643",
+    "LORA_WORKER_GPU_SERVER_KEY": "0123456789abcdef0123456789abcdef",
+}
+UNOPENED = [
+    (SAGEMAKER, {"LORA_WORKER_ENDPOINT_GPU_TYPE": "A40"}, "LORA_WORKER_ENDPOINT_GPU_TYPE: SageMaker has no A40 "),
+    (
+        SAGEMAKER,
+        {"LORA_WORKER_ENDPOINT_GPU_TYPE": "H100", "LORA_WORKER_ENDPOINT_GPU_COUNT": "3"},
+        "LORA_WORKER_ENDPOINT_GPU_COUNT: SageMaker has no ",
+    ),
+    (GPU_SERVER, {"LORA_WORKER_ENDPOINT_GPU_COUNT": "2"}, "LORA_WORKER_ENDPOINT_GPU_COUNT (gpu_count in a routing"),
+    ({}, {"LORA_WORKER_ROUTES": "routes.toml"}, "LORA_WORKER_ROUTES: routes.toml, [endpoints.a]: endpoint: is no "),
+]  # fmt: skip
+"""Settings with an endpoint that can't be opened, what is wrong, and the sentence."""
+
+
+@pytest.fixture(params=UNOPENED, ids=["gpu-type", "gpu-count", "gpu-server", "table"])
+def unopened(request: pytest.FixtureRequest, environment: pytest.MonkeyPatch, no_logging: None) -> str:
+    launcher, wrong, sentence = request.param
+    Path("routes.toml").write_text("[endpoints.a]\nendpoint = 'a b'\n")
+    for name, value in {**launcher, **wrong}.items():
+        environment.setenv(name, value)
+    return str(sentence)
+
+
+def test_doctor_names_an_endpoint_it_cant_open_and_checks_the_rest(unopened: str) -> None:
+    with respx.mock() as api:
+        api.route(host="p.supabase.co").respond(401, json={"message": "Invalid API key"})
+        code, output = run("doctor", "--json")
+    found = {check["subject"]: check for check in json.loads(output)}
+    assert code == 1
+    assert found["settings"]["finding"].startswith(unopened)
+    assert "check SUPABASE_SERVICE_ROLE_KEY" in str(found["database"])
+    assert (found["endpoint"]["ok"], found["endpoint"]["finding"]) == (
+        None,
+        "not looked at: mend the fault of the settings first",
+    )
+
+
+@pytest.mark.parametrize("command", ["run", "status"])
+def test_an_endpoint_that_cant_be_opened_is_a_wrong_setting(unopened: str, command: str) -> None:
+    code, output = run(command)
+    assert code == 2
+    assert output.startswith(f"lora-worker: {unopened}")
+    assert len(output.splitlines()) == 1

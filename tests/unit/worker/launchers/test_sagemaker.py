@@ -115,7 +115,7 @@ def test_gpus_that_aws_lacks_or_bills_miss_are_refused(
         variables.setenv(f"LORA_WORKER_{name}", value)
     settings = load_settings()
     assert isinstance(settings, SageMakerSettings)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(MachineUnknownError, match=said):
         SageMakerLauncher.open(settings, httpx.AsyncClient())
 
 

@@ -488,7 +488,7 @@ async def test_endpoint_whose_gpu_is_not_billed_is_refused(
     settings = load_settings().model_copy(update={"endpoint_gpu_type": gpu_type, "endpoint_gpu_count": gpu_count})
     assert isinstance(settings, VertexSettings)
     async with httpx.AsyncClient() as http:
-        with pytest.raises(SettingsError, match=said):
+        with pytest.raises(MachineUnknownError, match=said):
             VertexLauncher.open(settings, http, URL + machine_type)
 
 

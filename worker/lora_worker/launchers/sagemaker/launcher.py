@@ -37,7 +37,6 @@ from lora_worker.launchers.base import (
     OwnedLaunch,
     Policy,
 )
-from lora_worker.launchers.machine_types import MachineUnknownError
 from lora_worker.launchers.marks import project_mark, run_of_name
 from lora_worker.launchers.sagemaker.addresses import Address, read_endpoint
 from lora_worker.launchers.sagemaker.answers import Job, read_health, read_observation, read_time
@@ -102,8 +101,8 @@ class SageMakerLauncher:
         """The launcher of these settings, or of another endpoint with them: `sagemaker:<region>#<instance type>`.
 
         Raises:
-            SettingsError: boto3 is not installed, the endpoint is none of the settings' account, or there is no
-                instance with its GPUs.
+            SettingsError: boto3 is not installed, or the endpoint is none of the settings' account.
+            MachineUnknownError: there is no instance with its GPUs.
         """
         require_extra(SERVICE, "boto3", "boto3", "sagemaker")
         own = settings.sagemaker_address
@@ -114,10 +113,7 @@ class SageMakerLauncher:
                 "write sagemaker:REGION or sagemaker:REGION#INSTANCE-TYPE."
             )
         gpu_count = settings.endpoint_gpu_count
-        try:
-            instance = INSTANCES.of_endpoint(address.instance_type, settings.endpoint_gpu_type, gpu_count)
-        except MachineUnknownError as error:
-            raise SettingsError(f"{error}.") from None
+        instance = INSTANCES.of_endpoint(address.instance_type, settings.endpoint_gpu_type, gpu_count)
         api = AwsApi(concurrency=settings.launcher_concurrency, timeout_seconds=settings.request_timeout_seconds)
         shape = JobShape.of(settings, project_mark(settings.supabase_url))
         return cls(address, api, shape, instance=instance, gpu_count=gpu_count)

@@ -33,7 +33,6 @@ from lora_worker.launchers.base import (
     OwnedLaunch,
     Policy,
 )
-from lora_worker.launchers.machine_types import MachineUnknownError
 from lora_worker.launchers.marks import is_launch_id, new_launch_id, project_mark, run_of_name
 from lora_worker.launchers.vertex.addresses import Locations, project_of
 from lora_worker.launchers.vertex.answers import Job, read_health, read_observation
@@ -112,8 +111,8 @@ class VertexLauncher:
         """The launcher of these settings, or of another endpoint with them.
 
         Raises:
-            SettingsError: google-auth is not installed, the endpoint is none of the settings' project, or there is no
-                machine with its GPUs.
+            SettingsError: google-auth is not installed, or the endpoint is none of the settings' project.
+            MachineUnknownError: there is no machine with its GPUs.
         """
         require_extra(SERVICE, "google-auth", "google.auth", "vertex")
         own = settings.vertex_endpoint
@@ -122,10 +121,7 @@ class VertexLauncher:
         address, named = split_endpoint(endpoint)
         if Locations(own, settings.vertex_former_endpoints).of(address) is None:
             raise SettingsError(f"the endpoint {address} is none of {settings.vertex_project}'s at {SERVICE}.")
-        try:
-            machine = MACHINES.of_endpoint(named, settings.endpoint_gpu_type, settings.endpoint_gpu_count)
-        except MachineUnknownError as error:
-            raise SettingsError(f"{error}.") from None
+        machine = MACHINES.of_endpoint(named, settings.endpoint_gpu_type, settings.endpoint_gpu_count)
         tokens = GoogleTokens()
         return cls(
             endpoint,
