@@ -6,7 +6,8 @@ the result (`finish_run`). The exit status is 0 for a run that is complete or an
 failed. On SIGTERM, with which a cloud takes its machine back, the training saves a checkpoint. Its volume is the folder
 that outlives the machine, if the cloud has one: the launcher names it in `LORA_TRAINER_VOLUME`. Where an ended
 container is started again, the process asks for its machine's end and waits for it (`run/machine_end.py`); only a
-failure that it could not report ends it with 1 at once, so that the next start checks in again.
+failure that it could not report ends it with 1 at once, so that the next start checks in again. Where the cloud starts
+the container again on another machine, an interrupted process says nothing, and waits to be killed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -31,7 +32,7 @@ from lora_trainer.errors import TrainingError
 from lora_trainer.handler import carry_out_job
 from lora_trainer.run.channel import ChannelClient
 from lora_trainer.run.logs import configure_logging
-from lora_trainer.run.machine_end import await_end
+from lora_trainer.run.machine_end import await_end, await_kill
 from lora_trainer.run.runpod_progress import Send
 from lora_trainer.run.sizes import fit_report
 from lora_trainer.settings import Settings, load_settings, unread_settings
@@ -58,37 +59,57 @@ def main() -> int:
     # Each training answers SIGTERM itself while it runs. Before and after it the signal must not end this process,
     # which has a result to report; the cloud kills it soon enough.
     signal.signal(signal.SIGTERM, _note_signal)
-    status, is_told = asyncio.run(_carry_out(request, launch_id))
-    if is_told:
+    ending = asyncio.run(_carry_out(request, launch_id))
+    if ending.goes_on:
+        await_kill()
+    elif ending.is_told:
         await_end(os.environ)
     # A machine that waits without a word would be paid for until its worker gives it up: started again, it has another
     # try at its check-in, and the launcher counts the starts.
-    return status
+    return ending.status
+
+
+class _Ending(NamedTuple):
+    """How the work of this process has ended."""
+
+    status: int
+    is_told: bool = False
+    """Whether nothing is left to be told of the run."""
+    goes_on: bool = False
+    """Whether the cloud took the machine away, and starts the container again: nobody is to hear of an end."""
 
 
 def _note_signal(_number: int, _frame: object) -> None:
     log.info("the machine is taken away")
 
 
-async def _carry_out(request: dict[str, Any], launch_id: str) -> tuple[int, bool]:
-    """The exit status, and whether nothing is left to be told of the run."""
+async def _carry_out(request: dict[str, Any], launch_id: str) -> _Ending:
     execution_id = str(uuid.uuid4())
     output = await carry_out_job({"id": launch_id, "input": request}, _sending_nothing(), execution_id=execution_id)
-    is_told = await _report(output, request, launch_id, execution_id)
-    return (_end(output["error"]) if "error" in output else 0), is_told
+    settings = _settings()
+    try:
+        result = Result.model_validate(output)
+    except ValidationError:
+        result = None
+    if settings.cloud_restarts and result and result.error and result.error.code is ErrorCode.INTERRUPTED:
+        # Reported, it would end the run, and the worker would launch it again beside the cloud's own restart.
+        return _Ending(1, goes_on=True)
+    is_told = await _report(result, request, launch_id, execution_id, settings)
+    return _Ending(_end(output["error"]) if "error" in output else 0, is_told)
 
 
-async def _report(output: dict[str, Any], request: dict[str, Any], launch_id: str, execution_id: str) -> bool:
+async def _report(
+    result: Result | None, request: dict[str, Any], launch_id: str, execution_id: str, settings: Settings
+) -> bool:
     """Tell the database how the run has ended; returns whether the worker can know it. Raises nothing."""
     try:
-        channel, result = Channel.model_validate(request.get("channel")), Result.model_validate(output)
+        channel = Channel.model_validate(request.get("channel"))
     except ValidationError:
+        channel = None
+    if channel is None or result is None:
         log.warning("no run to report to: the result stays here")
         return False
-    settings = _settings()
-    is_interruption = result.error is not None and result.error.code is ErrorCode.INTERRUPTED
-    if result.status == "superseded" or (is_interruption and settings.cloud_restarts):
-        # Reported, it would end the run, and the worker would launch it again beside the cloud's own restart.
+    if result.status == "superseded":
         return True
     try:
         async with ChannelClient(

@@ -24,7 +24,7 @@ from lora_trainer.recipe.checkpoints import (
     BEST_ADAPTER_NAME,
     Checkpoint,
     CheckpointState,
-    remove_checkpoints_of_others,
+    remove_replaced_checkpoints,
     write_state,
 )
 from lora_trainer.recipe.random_states import RandomStates
@@ -290,7 +290,7 @@ class RunCallback(TrainerCallback):
                     validation_due=self._lacks_validation(step),
                 ),
             )
-        remove_checkpoints_of_others(self._task.job_folder, self._task.checkpoints)
+        remove_replaced_checkpoints(self._task.job_folder, self._task.checkpoints, self._task.fingerprint)
         self._saved_at, self.saved_step = self._clock(), step
 
     def _lacks_validation(self, step: int) -> bool:

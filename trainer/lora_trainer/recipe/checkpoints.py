@@ -1,13 +1,18 @@
 """Checkpoints that a later execution of the same job can resume from.
 
 transformers writes its own files first: adapter, optimizer, schedule and random states. `lora-trainer.json` is
-written last, so a checkpoint that has it is complete; one without it is ignored. The file also holds what
-transformers does not save: every point of the curve, and the step and loss of the best adapter.
+written last, and notes the sizes of the others: a checkpoint without it, or in which another file is missing or has
+another size, is ignored. The order alone would not do: where a cloud copies the volume to a bucket file by file, the
+smallest file may arrive first, and the machine go. transformers would then begin with a new optimizer, without a word.
+The file also holds what transformers does not save: every point of the curve, and the step and loss of the best
+adapter.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +24,10 @@ from lora_trainer.run.files import write_atomically
 
 _STATE_NAME = "lora-trainer.json"
 BEST_ADAPTER_NAME = "best_adapter.safetensors"
+_OF_OTHER_RANKS = re.compile(r"rng_state_[0-9]+\.pth")
+"""Of several processes that train together each writes one, perhaps while the first completes the checkpoint."""
+_LEAST_OWN = 2
+"""Of so many of an execution's own checkpoints the older one was written minutes ago, and is where the volume lasts."""
 
 
 class CheckpointState(BaseModel):
@@ -40,6 +49,8 @@ class CheckpointState(BaseModel):
     """Validation loss of the base model, measured before the first step."""
     validation_due: bool = False
     """Whether `step` is to be followed by an evaluation that had not been finished."""
+    files: dict[str, int] | None = None
+    """The sizes of the other files in bytes, by name; None: an earlier version wrote it, and is believed."""
 
 
 class Checkpoint(NamedTuple):
@@ -51,35 +62,68 @@ class Checkpoint(NamedTuple):
 
 def write_state(checkpoint: Path, state: CheckpointState) -> None:
     """Declare the checkpoint in this folder complete, by writing the file that is written last."""
-    write_atomically(checkpoint / _STATE_NAME, state.model_dump_json())
+    noted = state.model_copy(update={"files": _sizes_in(checkpoint)})
+    write_atomically(checkpoint / _STATE_NAME, noted.model_dump_json())
 
 
 def newest_checkpoint(
     job_folder: Path, fingerprint: str, quantization: Quantization | None = None
 ) -> Checkpoint | None:
-    """The checkpoint with the most steps among those of all executions of the job; None if there is none.
+    """The complete checkpoint with the most steps among those of all executions of the job; None if there is none.
 
     Checkpoints with another fingerprint are left out: they come from another dataset, other hyperparameters or an
     incompatible recipe. So are those whose base was held in another `quantization`, where that is given.
     """
-    checkpoints = [
-        Checkpoint(path.parent, state)
-        for path in job_folder.glob(f"*/checkpoints/checkpoint-*/{_STATE_NAME}")
-        if (state := _read(path)) is not None
+    folders = job_folder.glob("*/checkpoints/checkpoint-*")
+    return _newest(each for each in _complete(folders, fingerprint) if quantization in {None, each.state.quantization})
+
+
+def remove_replaced_checkpoints(job_folder: Path, own: Path, fingerprint: str) -> None:
+    """Remove the checkpoints of the job's other executions that those in `own`, this execution's folder, replace.
+
+    To be called when a checkpoint in `own` is complete. Until there are two, the newest of the others is kept: the new
+    one may not be yet where the cloud copies it to.
+    """
+    others = [folder for folder in job_folder.glob("*/checkpoints") if folder != own]
+    has_enough = len(_complete(own.glob("checkpoint-*"), fingerprint)) >= _LEAST_OWN
+    left = [] if has_enough else [each for folder in others for each in folder.glob("checkpoint-*")]
+    kept = _newest(_complete(left, fingerprint))
+    for folder in others:
+        keeps = kept is not None and kept.folder.parent == folder
+        for replaced in folder.iterdir() if keeps else [folder]:
+            if kept is None or replaced != kept.folder:
+                shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _complete(folders: Iterable[Path], fingerprint: str) -> list[Checkpoint]:
+    return [
+        Checkpoint(folder, state)
+        for folder in folders
+        if (state := _read(folder / _STATE_NAME)) is not None
         and state.fingerprint == fingerprint
-        and quantization in {None, state.quantization}
+        and _has_files(folder, state.files or {})
     ]
+
+
+def _newest(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
     return max(checkpoints, key=lambda checkpoint: checkpoint.state.step, default=None)
 
 
-def remove_checkpoints_of_others(job_folder: Path, own: Path) -> None:
-    """Remove the checkpoints of the job's other executions; `own` is the folder of this execution's checkpoints.
+def _sizes_in(checkpoint: Path) -> dict[str, int]:
+    """The sizes of the files that a training can't go on without."""
+    files = [path for path in checkpoint.rglob("*") if path.is_file() and not _OF_OTHER_RANKS.fullmatch(path.name)]
+    return {
+        path.relative_to(checkpoint).as_posix(): path.stat().st_size
+        for path in files
+        if not path.name.startswith(_STATE_NAME)
+    }
 
-    To be called when `own` holds a complete checkpoint, which replaces them.
-    """
-    for folder in job_folder.glob("*/checkpoints"):
-        if folder != own:
-            shutil.rmtree(folder, ignore_errors=True)
+
+def _has_files(checkpoint: Path, sizes: dict[str, int]) -> bool:
+    try:
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> CheckpointState | None:

@@ -1,4 +1,4 @@
-"""The end of a machine whose cloud starts an ended container again: it asks for its own, and waits for it.
+"""The end of a machine whose cloud starts the container again: the process waits for it, and where need be asks for it.
 
 RunPod bills a pod until somebody terminates it. The worker does, once it has the run's result; this is for the time in
 which no worker runs. The key is the pod's own, which RunPod puts into each container and which is good for this pod
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 60.0
 _MOST_TRIES = 24 * 60
+_KILL_SECONDS = 600.0
+"""SageMaker kills a container two minutes after its SIGTERM (`StopTrainingJob`)."""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
@@ -41,6 +43,16 @@ def await_end(
         for _ in range(_MOST_TRIES):
             log.info("%s", _ask(http, f"{url}/{machine}", key) if key else "waiting for this machine's end")
             pause(_PAUSE_SECONDS)
+
+
+def await_kill(*, pause: Callable[[float], None] = time.sleep) -> None:
+    """Wait for the SIGKILL that follows the SIGTERM with which a cloud takes its machine away.
+
+    How a cloud that starts the container again reads an exit status meanwhile is not documented: it may be a failure
+    of the job, which ends it. Returns after ten minutes where nothing comes.
+    """
+    log.info("waiting to be ended: the run goes on when the container is started again")
+    pause(_KILL_SECONDS)
 
 
 def _ask(http: httpx.Client, url: str, key: str) -> str:

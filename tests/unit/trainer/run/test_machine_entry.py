@@ -127,8 +127,12 @@ def test_failure_that_nobody_heard_of_ends_the_container(start, project, monkeyp
 
 
 @pytest.mark.parametrize("comes_back", [False, True])
-def test_sigterm_saves_a_checkpoint_and_is_reported_if_it_is_the_end(start, project, settings, monkeypatch, comes_back):
+def test_sigterm_saves_a_checkpoint_and_is_told_if_it_is_the_end(
+    start, project, settings, monkeypatch, comes_back, failure_file
+):
     monkeypatch.setenv("LORA_TRAINER_CLOUD_RESTARTS", str(comes_back))
+    waited = []
+    monkeypatch.setattr(machine, "await_kill", lambda: waited.append("kill"))
 
     def stop_when_ready() -> None:
         until(lambda: list(settings.volume.glob("lora-jobs/job-1/*/ready")), "the training runs")
@@ -138,8 +142,9 @@ def test_sigterm_saves_a_checkpoint_and_is_reported_if_it_is_the_end(start, proj
     stopping.start()
     assert start("wait") == 1
     stopping.join()
-    # A container that its cloud starts again has more to do than to end its run.
+    # A container that its cloud starts again has more to do than to end its run, or to tell its cloud of a failure.
     assert project.results == [] if comes_back else reported(project).error.code == "interrupted"
+    assert (bool(waited), failure_file.exists()) == (comes_back, not comes_back)
     assert len(list(settings.volume.glob("lora-jobs/job-1/*/saved"))) == 1
 
 
