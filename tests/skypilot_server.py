@@ -388,6 +388,10 @@ def _fault_of(task: dict[str, Any]) -> str | None:
     for one in each:
         if set(one) - _RESOURCE_KEYS:
             return f"Additional properties are not allowed: {set(one) - _RESOURCE_KEYS}"
+    for mount in (task.get("file_mounts") or {}).values():
+        source = urlsplit(mount["source"])
+        if len(source.path.strip("/").split("/")) > 1 or bool(source.path.strip("/")) != (source.scheme == "cos"):
+            return "MOUNT mode does not support mounting specific files from cloud storage."
     if any(not isinstance(value, str) for value in task["envs"].values()):
         return "envs are text"
     return None

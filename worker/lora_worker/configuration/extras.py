@@ -20,10 +20,12 @@ def require_extra(whose: str, package: str, imported: str, extra: str) -> None:
         SettingsError: it is not; the text says how it is installed.
     """
     if missing_packages([imported]):
-        raise SettingsError(
-            f"{whose} needs {package}, which is not installed: pip install 'lora-worker[{extra}]', or '.[{extra}]' in "
-            "the clone"
-        )
+        raise SettingsError(f"{whose} needs {package}, which is not installed: {how_to_install(extra)}")
+
+
+def how_to_install(extra: str) -> str:
+    """How one of our extras is installed, as a part of a sentence."""
+    return f"pip install 'lora-worker[{extra}]', or '.[{extra}]' in the clone"
 
 
 def _is_there(name: str) -> bool:

@@ -343,6 +343,14 @@ def refusal(code: str, text: str = "", status: int = 400) -> ClientError:
     [
         (refusal("ThrottlingException"), ServiceUnavailableError, "takes no more calls"),
         (refusal("Anything", status=429), ServiceUnavailableError, "takes no more calls"),
+        (
+            refusal(
+                "ResourceLimitExceeded",
+                "The account-level service limit 'Longest run time for a training job' is 432000 Seconds, with current "
+                "utilization of 0 Seconds and a request delta of 604800 Seconds.",
+            ),
+            ServiceRefusedError, "lower LORA_WORKER_MAX_RUN_SECONDS",
+        ),
         (refusal("ServiceUnavailable", status=503), LaunchInDoubtError, "AWS failed"),
         (refusal("ExpiredTokenException"), ServiceRefusedError, "refuses the worker's credentials"),
         (refusal("AccessDeniedException", "not authorized to perform: iam:PassRole on"), ServiceRefusedError, "Pass"),

@@ -239,11 +239,12 @@ def test_task_asks_for_the_endpoints_gpu_its_number_places_and_volume() -> None:
     shape = TaskShape(MARK, "i", gpu_type="H100", gpu_count=4, infra=("k8s", "aws"), is_spot=True, volume="lora")
     task = task_of(shape, PAYLOAD, POLICY, "n")
     assert task["resources"]["accelerators"] == {"H100": 4}
-    assert task["resources"]["any_of"] == [{"infra": "k8s"}, {"infra": "aws"}]
+    # Most clusters have no spot nodes, and would never be chosen.
+    assert task["resources"]["any_of"] == [{"infra": "k8s"}, {"infra": "k8s", "use_spot": False}, {"infra": "aws"}]
     assert task["volumes"] == {"/lora-volume": "lora"}
-    bucket = task_of(TaskShape(MARK, "i", accelerator="H100-SXM", volume="gs://b/x"), {}, POLICY, "n")
+    bucket = task_of(TaskShape(MARK, "i", accelerator="H100-SXM", volume="gs://bucket"), {}, POLICY, "n")
     assert bucket["resources"]["accelerators"] == {"H100-SXM": 1}
-    assert bucket["file_mounts"] == {"/lora-volume": {"source": "gs://b/x", "mode": "MOUNT_CACHED"}}
+    assert bucket["file_mounts"] == {"/lora-volume": {"source": "gs://bucket", "mode": "MOUNT_CACHED"}}
 
 
 @pytest.mark.parametrize("payload", [{}, {"gpu_config": "H100"}, {"gpu_config": {"type": "$(reboot)"}}])
@@ -364,6 +365,8 @@ async def test_launcher_is_made_from_its_settings(monkeypatch: pytest.MonkeyPatc
         ({"SKYPILOT_INFRA": "aws; reboot"}, "which is no place"),
         ({"SKYPILOT_IMAGE": "$(reboot)"}, "LORA_WORKER_SKYPILOT_IMAGE"),
         ({"SKYPILOT_VOLUME": "https://bucket"}, "LORA_WORKER_SKYPILOT_VOLUME"),
+        ({"SKYPILOT_VOLUME": "s3://bucket/lora"}, "without a folder"),
+        ({"SKYPILOT_VOLUME": "cos://bucket"}, "cos://REGION/BUCKET"),
         ({"FORMER_SKYPILOT_SERVERS": "sky"}, "LORA_WORKER_FORMER_SKYPILOT_SERVERS"),
     ],
 )
@@ -372,6 +375,11 @@ def test_settings_that_can_not_be_meant_are_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=said):
         settings(monkeypatch, **variables)
+
+
+@pytest.mark.parametrize("volume", ["", "s3://bucket", "cos://us-east/bucket", "lora"])
+def test_bucket_without_a_folder_and_volume_are_taken(monkeypatch: pytest.MonkeyPatch, volume: str) -> None:
+    assert settings(monkeypatch, SKYPILOT_VOLUME=volume).skypilot_volume == volume
 
 
 @pytest.mark.parametrize(
@@ -402,7 +410,7 @@ async def test_machine_that_would_be_billed_as_another_is_refused(
 async def test_worker_without_the_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     async with httpx.AsyncClient() as http:
-        with pytest.raises(SettingsError, match=r'pip install "lora-worker\[skypilot\]"'):
+        with pytest.raises(SettingsError, match=r"pip install 'lora-worker\[skypilot\]', or '\.\[skypilot\]' in the"):
             SkyPilotLauncher.open(settings(monkeypatch), http)
         with pytest.raises(SettingsError, match="no program that can be run"):
             SkyPilotLauncher.open(settings(monkeypatch, SKYPILOT_PYTHON="/nothing"), http)

@@ -136,6 +136,18 @@ def test_job_is_one_that_googles_own_message_holds(strategy: str) -> None:
     assert "run-token" not in sent
 
 
+def test_machine_that_takes_hyperdisks_only_asks_for_one() -> None:
+    shape = JobShape(MARK, "image", "SPOT", "", 200, "", "")
+    asked = {}
+    for machine in MACHINES.all:
+        (pool,) = custom_job(shape, machine, new_launch_id(RUN), PAYLOAD, POLICY)["jobSpec"]["workerPoolSpecs"]
+        asked[machine.name] = pool["diskSpec"].get("bootDiskType")
+    only_hyperdisk = {name for name in asked if name.startswith(("a3-ultra", "a4-", "g4-"))}
+    assert len(only_hyperdisk) == 6
+    assert {name for name, disk in asked.items() if disk == "hyperdisk-balanced"} == only_hyperdisk
+    assert set(asked.values()) == {None, "hyperdisk-balanced"}
+
+
 def test_every_machine_is_in_googles_table() -> None:
     assert len(MACHINES.all) == len({machine.name for machine in MACHINES.all})
     for machine in MACHINES.all:

@@ -56,6 +56,8 @@ _BAD_CREDENTIALS = frozenset(
 _NO_RIGHT = frozenset({"AccessDenied", "AccessDeniedException", "NotAuthorized", "UnauthorizedOperation"})
 _ACTION = re.compile(r"not authorized to perform: ([a-z0-9-]{1,40}:[A-Za-z]{1,80})")
 _QUOTA_IS_ZERO = re.compile(r"\bis 0 Instances\b")
+_QUOTA_OF_TIME = re.compile(r"\bis [0-9]+ Seconds\b", re.IGNORECASE)
+"""As of "Longest run time for a training job": each job that may run longer is refused, however few there are."""
 _MOST_TEXT = 300
 _LONG = re.compile(r"[A-Za-z0-9_=/+-]{48,}")
 _REMEDY = (
@@ -213,6 +215,11 @@ def _over_quota(text: str, status: int) -> ServiceError:
         remedy = "ask for a higher one in the console under Service Quotas, Amazon SageMaker"
         return ServiceRefusedError(
             SERVICE, f"the account has no quota for this instance: {remedy} ({told})", status=status
+        )
+    if _QUOTA_OF_TIME.search(text):
+        remedy = "lower LORA_WORKER_MAX_RUN_SECONDS, or ask AWS for a longer run time under Service Quotas"
+        return ServiceRefusedError(
+            SERVICE, f"the account's jobs may not run as long as ours: {remedy} ({told})", status=status
         )
     return ServiceUnavailableError(SERVICE, f"the account's quota of instances is used up ({told})")
 

@@ -22,9 +22,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lora_worker.configuration.extras import how_to_install
+
 SDK_SCRIPT = Path(__file__).with_name("sdk.py")
-INSTALL = 'install it with `pip install "lora-worker[skypilot]"`, or name a Python that has it in '
-INSTALL += "LORA_WORKER_SKYPILOT_PYTHON"
+INSTALL = f"{how_to_install('skypilot')}; or name a Python that has it in LORA_WORKER_SKYPILOT_PYTHON"
 
 _MOST_ANSWER_BYTES = 4_000_000
 _MOST_SIDE_BY_SIDE = 64

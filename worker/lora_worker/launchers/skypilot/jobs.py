@@ -232,7 +232,7 @@ def task_of(shape: TaskShape, payload: dict[str, Any], policy: Policy, name: str
         "use_spot": shape.is_spot,
     }
     if shape.infra:
-        resources["any_of"] = [{"infra": infra} for infra in shape.infra]
+        resources["any_of"] = [each for infra in shape.infra for each in _choices_at(infra, is_spot=shape.is_spot)]
     envs = {LAUNCH_ID_VARIABLE: name, **({"LORA_TRAINER_VOLUME": VOLUME} if shape.volume else {})}
     task = {
         "resources": resources,
@@ -246,6 +246,14 @@ def task_of(shape: TaskShape, payload: dict[str, Any], policy: Policy, name: str
         # Cached: checkpoints are renamed, which a plain mount of a bucket can't do.
         return {**task, "file_mounts": {VOLUME: {"source": shape.volume, "mode": "MOUNT_CACHED"}}}
     return {**task, "volumes": {VOLUME: shape.volume}}
+
+
+def _choices_at(infra: str, *, is_spot: bool) -> list[dict[str, Any]]:
+    """The ways to have a machine at a place; what they leave out is as in the resources beside them."""
+    if is_spot and infra.partition("/")[0].lower() in {"k8s", "kubernetes"}:
+        # A cluster that labels no spot nodes would never be chosen.
+        return [{"infra": infra}, {"infra": infra, "use_spot": False}]
+    return [{"infra": infra}]
 
 
 def secrets_of(shape: TaskShape, payload: dict[str, Any]) -> dict[str, str]:

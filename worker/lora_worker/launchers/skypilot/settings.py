@@ -14,6 +14,11 @@ from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.texts import split_list
 
 _INFRA = re.compile(r"[A-Za-z0-9_*-]{1,40}(/[A-Za-z0-9._:@*-]{1,200}){0,2}")
+_VOLUME = re.compile(
+    r"(s3|gs|r2|nebius|oci)://[A-Za-z0-9][A-Za-z0-9._-]{1,200}|cos://[a-z0-9-]{2,40}/[A-Za-z0-9_-]{2,200}"
+    r"|[a-z0-9][a-z0-9-]{0,62}"
+)
+"""A bucket without a folder (SkyPilot's `Storage._validate_source` refuses one that is to be mounted), or a volume."""
 
 
 class SkyPilotSettings(Settings):
@@ -44,7 +49,9 @@ class SkyPilotSettings(Settings):
         "unset: wherever it is cheapest",
     )
     skypilot_spot: bool = Field(
-        default=False, description="Whether machines may be spot machines: cheaper, and replaced when taken away"
+        default=False,
+        description="Whether machines may be spot machines: cheaper, and replaced when taken away. Kubernetes has them "
+        "only where a cluster labels such nodes; elsewhere its ordinary ones are taken",
     )
     skypilot_accelerator: str = Field(
         default="",
@@ -57,9 +64,10 @@ class SkyPilotSettings(Settings):
     )
     skypilot_volume: str = Field(
         default="",
-        pattern=r"^(|(s3|gs|r2|nebius|oci|cos)://[A-Za-z0-9][A-Za-z0-9._/-]{1,200}|[a-z0-9][a-z0-9-]{0,62})$",
-        description="What keeps checkpoints and base models: a bucket (s3://…, gs://…, r2://…) or a SkyPilot volume's "
-        "name; unset: what is started again begins anew",
+        max_length=250,
+        description="What keeps checkpoints and base models: a whole bucket (s3://BUCKET, gs://BUCKET, r2://BUCKET, "
+        "cos://REGION/BUCKET), since SkyPilot mounts no folder of one, or a SkyPilot volume's name; unset: what is "
+        "started again begins anew",
     )
     skypilot_hugging_face_token: SecretStr = Field(
         default=SecretStr(""),
@@ -95,6 +103,16 @@ class SkyPilotSettings(Settings):
         if token.get_secret_value() and read_key(token.get_secret_value()).role is not Role.HUGGING_FACE:
             raise ValueError("is no token of Hugging Face: those begin with hf_")
         return token
+
+    @field_validator("skypilot_volume")
+    @classmethod
+    def _check_skypilot_volume(cls, volume: str) -> str:
+        if volume and not _VOLUME.fullmatch(volume):
+            raise ValueError(
+                "is neither a bucket nor a volume: write s3://BUCKET (gs, r2, nebius, oci) without a folder, since "
+                "SkyPilot mounts whole buckets only, cos://REGION/BUCKET, or a volume's name"
+            )
+        return volume
 
     @field_validator("skypilot_infra", "former_skypilot_servers", mode="before")
     @classmethod

@@ -74,7 +74,10 @@ def custom_job(
             "acceleratorCount": machine.gpu_count,
         },
         "replicaCount": "1",
-        "diskSpec": {"bootDiskSizeGb": shape.boot_disk_gb},
+        "diskSpec": {
+            "bootDiskSizeGb": shape.boot_disk_gb,
+            **({"bootDiskType": machine.boot_disk_type} if machine.boot_disk_type else {}),
+        },
         "containerSpec": {
             "imageUri": shape.image,
             "command": list(COMMAND),

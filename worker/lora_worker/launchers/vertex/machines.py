@@ -21,19 +21,25 @@ class Machine:
     gpu_count: int
     gpu_type: str
     """The GPU's name, as in the price table."""
+    boot_disk_type: str = ""
+    """What its disk must be of, where that is not Vertex AI's default (`pd-ssd`, which newer machines don't take)."""
 
 
 _SIZES = (1, 2, 4, 8)
+_HYPERDISK = "hyperdisk-balanced"
 _CHOSEN = (
     *(Machine(f"a3-highgpu-{count}g", "NVIDIA_H100_80GB", count, "H100") for count in _SIZES),
-    Machine("a3-ultragpu-8g", "NVIDIA_H200_141GB", 8, "H200"),
-    Machine("a4-highgpu-8g", "NVIDIA_B200", 8, "B200"),
+    Machine("a3-ultragpu-8g", "NVIDIA_H200_141GB", 8, "H200", _HYPERDISK),
+    Machine("a4-highgpu-8g", "NVIDIA_B200", 8, "B200", _HYPERDISK),
     *(Machine(f"a2-ultragpu-{count}g", "NVIDIA_A100_80GB", count, "A100-80GB") for count in _SIZES),
     *(Machine(f"a2-highgpu-{count}g", "NVIDIA_TESLA_A100", count, "A100-40GB") for count in _SIZES),
     # Of the types with one L4 that with enough memory to load a base model of 13 billion weights.
     Machine("g2-standard-16", "NVIDIA_L4", 1, "L4"),
     *(Machine(f"g2-standard-{12 * count}", "NVIDIA_L4", count, "L4") for count in (2, 4, 8)),
-    *(Machine(f"g4-standard-{48 * count}", "NVIDIA_RTX_PRO_6000", count, "RTX-PRO-6000") for count in _SIZES),
+    *(
+        Machine(f"g4-standard-{48 * count}", "NVIDIA_RTX_PRO_6000", count, "RTX-PRO-6000", _HYPERDISK)
+        for count in _SIZES
+    ),
 )
 _FURTHER = (
     Machine("a3-megagpu-8g", "NVIDIA_H100_MEGA_80GB", 8, "H100"),
