@@ -440,7 +440,7 @@ language sql stable set search_path = '' as $$
         extract(epoch from now() - e.starting_since) as starting_seconds
       from public.training_endpoints e
       where e.problem is not null and e.looked_at > now() - interval '15 minutes'
-      order by e.endpoint limit 20) x), '[]'))
+      order by e.endpoint limit 100) x), '[]'))
 $$;
 
 -- Returns what live runs have cost so far in USD, beyond what is billed.
@@ -508,7 +508,7 @@ begin
               -- An errand belongs to no run.
               select null, a.launcher, a.endpoint from public.training_serving_errands a where a.ended_at is null) l
         left join public.training_runs r on r.id = l.run_id
-        group by l.launcher, l.endpoint order by count(*) desc limit 20) e), '[]'),
+        group by l.launcher, l.endpoint order by count(*) desc limit 100) e), '[]'),
       'held', public.training_held(),
       'waiting', coalesce((select jsonb_agg(w) from (
         select waiting.id as job_id, waiting.user_id, waiting.retry_count,

@@ -197,15 +197,16 @@ end
 $$;
 
 -- Puts a job whose run was never sent to a launcher back into the queue as before its claim: the run is deleted, and no
--- attempt is counted. It may be claimed again after `seconds`; until then `reason` tells why it waits. Returns 'put_back';
--- 'launched' where the run was sent before, or its job is no longer waiting for it, and then nothing changes; or
--- 'lease_lost'.
+-- attempt is counted. It may be claimed again after `seconds`, or later where many jobs are held; until then `reason` tells
+-- why it waits. Returns 'put_back'; 'launched' where the run was sent before, or its job is no longer waiting for it, and
+-- then nothing changes; or 'lease_lost'.
 create or replace function public.put_back_run(run_id uuid, lease_token uuid, reason text, seconds int) returns text
 language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
   run public.training_runs;
   job jsonb;
+  of_user int;
 begin
   select * into run from public.training_held_run(put_back_run.run_id, put_back_run.lease_token);
   if not found then
@@ -216,9 +217,19 @@ begin
      or exists (select from public.training_launches l where l.run_id = run.id) then
     return 'launched';
   end if;
+  if run.queue = 'training_jobs' then
+    select count(*) into of_user from public.training_holds h join public.training_jobs j on j.id = h.job_id
+    where j.user_id = run.user_id;
+  else
+    select count(*) into of_user from public.training_holds h join public.pipeline_training_jobs j on j.id = h.job_id
+    where coalesce(j.user_id, public.training_pipeline_maker(j.id)) = run.user_id;
+  end if;
   insert into public.training_holds (job_id, kind, name, endpoint, reason, held_until)
   values (run.job_id, 'places', '', '', left(put_back_run.reason, 500),
-          now() + make_interval(secs => least(greatest(put_back_run.seconds, 1), 3600)))
+          -- A worker claims every ten seconds, the oldest jobs first: as few of a user as one, and as few in all as it has
+          -- slots. So held jobs come back more slowly than that, or younger jobs for a free place would never be claimed.
+          now() + make_interval(secs => least(
+            greatest(put_back_run.seconds, 1, 12 * of_user, 2 * (select count(*) from public.training_holds)), 3600)))
   on conflict (job_id) do update
   set kind = excluded.kind, name = excluded.name, endpoint = excluded.endpoint, reason = excluded.reason,
       held_until = excluded.held_until;
@@ -227,6 +238,37 @@ begin
     'status', 'queued', 'retry_count', run.attempt - 1, 'error_message', left(put_back_run.reason, 500),
     'current_stage', 'waiting_for_gpu'));
   return 'put_back';
+end
+$$;
+
+-- As before, for workers of 0.1: they look for each launch at RunPod, and send a run that was taken from its endpoint again.
+-- So they adopt neither runs of other launchers nor such as were taken.
+create or replace function public.adopt_training_runs(worker text, max_runs int, lease_seconds int)
+returns jsonb
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  adopted uuid[];
+begin
+  perform public.training_check_lease_seconds(lease_seconds);
+  with expired as (
+    select r.id from public.training_runs r
+    where r.status in ('claimed', 'launched', 'running') and r.lease_expires_at <= now()
+      and coalesce(r.launcher, 'runpod') = 'runpod' and r.withdrawn_at is null
+    order by r.lease_expires_at
+    limit greatest(adopt_training_runs.max_runs, 0)
+    for update skip locked
+  ), taken as (
+    update public.training_runs r
+    set worker = adopt_training_runs.worker,
+        lease_token = gen_random_uuid(),
+        lease_expires_at = now() + make_interval(secs => adopt_training_runs.lease_seconds)
+    from expired e where r.id = e.id
+    returning r.id, r.created_at
+  )
+  select array_agg(id order by created_at, id) into adopted from taken;
+  return coalesce(
+    (select jsonb_agg(public.training_assignment(id)) from unnest(adopted) as id), '[]');
 end
 $$;
 

@@ -91,8 +91,10 @@ begin
   event_type := case
     when new.status = 'running' then 'job.started'
     when new.status in ('completed', 'failed', 'cancelled') then 'job.' || new.status
-    -- Settled in this transaction. A job that was only put back, say for a hold, is not retried.
-    when new.status in ('queued', 'pending') and run.settled_as = 'queued' and run.ended_at = now() then 'job.retrying'
+    -- Settled in this transaction, after a failed attempt. A job that was only put back, for a hold or since its run has left
+    -- a place without a GPU, is not retried.
+    when new.status in ('queued', 'pending') and run.settled_as = 'queued' and run.fault is not null
+         and run.ended_at = now() then 'job.retrying'
   end;
   if event_type is null then
     return null;

@@ -84,13 +84,16 @@ class EndpointWatch:
             found = unowned_work(seen, launches_at(endpoint, known), guide)
             # For a moment a launch that has just ended is a GPU without a run: so only what is seen twice is told.
             unowned, self._unowned[endpoint] = (found if self._unowned.get(endpoint) else None), found
-        noted = await self._services.queue.note_endpoint(
-            launcher=(launcher or places.default.launcher).name,
-            endpoint=endpoint,
-            state=str(seen.state),
-            problem=problem or unowned,
-            without_gpu=seen.lacks_gpu,
-        )
+        noted = {"starting_seconds": 0.0, "without_gpu_seconds": 0.0}
+        if launcher is not None:
+            noted = await self._services.queue.note_endpoint(
+                launcher=launcher.name,
+                endpoint=endpoint,
+                state=str(seen.state),
+                problem=problem or unowned,
+                without_gpu=seen.lacks_gpu,
+            )
+        # Else another worker may reach it: what it has noted there counts, and not that this one has no key for it.
         seconds = noted["starting_seconds"]
         late = starting_too_long(seconds, settings.max_start_seconds, guide)
         problems = "; ".join(filter(None, (problem, late, unowned)))

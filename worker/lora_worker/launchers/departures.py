@@ -26,5 +26,6 @@ class Departures:
         return True
 
     def give_back(self, place: str) -> None:
-        """Take back the last booking: the run has stayed where it is."""
-        self._left_at[place].pop()
+        """Take back the last booking: the run has stayed where it is. One that took too long counts no more anyhow."""
+        if self._left_at[place]:
+            self._left_at[place].pop()

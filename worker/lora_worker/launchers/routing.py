@@ -94,6 +94,12 @@ class Choice:
         """Whether nothing is against the place that was chosen."""
         return any(option.place == self.place and option.hurdle is None for option in self.options)
 
+    @property
+    def held_place(self) -> str | None:
+        """The first that fits, where jobs are held at all of those: what holds them there holds the job. Else None."""
+        fit = [option for option in self.options if option.hurdle is not Hurdle.UNFIT]
+        return fit[0].place if fit and all(option.hurdle is Hurdle.HELD for option in fit) else None
+
     def leads_on(self, here: str | None) -> bool:
         """Whether a run may leave `here` for the place that was chosen.
 

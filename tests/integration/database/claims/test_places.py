@@ -259,3 +259,38 @@ def test_places_of_many_runs_are_those_of_each(db: Database) -> None:
     assert [place["launches"] for place in told[str(first["id"])]] == [0, 1]
     assert [place["was_left"] for place in told[str(second["id"])]] == [False, True]
     assert db.call("training_places_of_runs", endpoints, []) == {}
+
+
+def test_older_jobs_for_a_full_place_keep_no_younger_one_waiting(db: Database) -> None:
+    """A worker claims three of a user every ten seconds, the oldest first, and puts back those for the full place."""
+    younger = str(db.jobs(31)[-1])
+    for _ in range(20):
+        db.rows("update training_holds set held_until = held_until - interval '10 seconds'")
+        runs = [assignment["run"] for assignment in db.claim("w1", 20, 3)]
+        for run in runs:
+            assert db.call("put_back_run", run["id"], run["lease_token"], "all taken", 60) == "put_back"
+        if younger in {run["job_id"] for run in runs}:
+            break
+    else:
+        pytest.fail("the younger job was never claimed")
+
+
+def test_worker_of_0_1_adopts_only_runs_that_it_can_go_on_with(db: Database) -> None:
+    run = launched(db)
+    db.expire(run["id"])
+    db.rows("update training_runs set launcher = 'vertex'")
+    assert db.call("adopt_training_runs", "old", 5, 60) == []
+    db.rows("update training_runs set launcher = 'runpod', withdrawn_at = now()")
+    assert db.call("adopt_training_runs", "old", 5, 60) == []
+    db.rows("update training_runs set withdrawn_at = null")
+    assert [adopted["run"]["id"] for adopted in db.call("adopt_training_runs", "old", 5, 60)] == [str(run["id"])]
+
+
+def test_launches_of_fifty_endpoints_are_all_counted(db: Database) -> None:
+    run = launched(db)
+    db.rows(
+        "insert into training_launches (run_id, external_job_id, launcher, endpoint)"
+        " select %s, 'job ' || n, 'runpod', 'https://e.example/' || n from generate_series(1, 49) n",
+        run["id"],
+    )
+    assert len(db.call("queue_health")["endpoints"]) == 50

@@ -85,6 +85,12 @@ def test_put_back_job_is_not_told_as_a_retry(hooked: Database) -> None:
     assert types(hooked) == []
 
 
+def test_run_that_left_a_place_without_a_gpu_is_not_told_as_a_retry(hooked: Database) -> None:
+    run = hooked.claimed_run()
+    hooked.settle(run, "queued", error_code="no_gpu_there", fault=None)
+    assert types(hooked) == []
+
+
 def test_event_is_rolled_back_with_its_change(hooked: Database) -> None:
     run, _, _ = hooked.running_run()
     with hooked.connection.transaction(force_rollback=True):
