@@ -33,6 +33,7 @@ class Listener:
                 lifespan="off",
                 log_level="critical",
                 access_log=False,
+                date_header=False,  # the REST API tells the time of the sandbox's clock
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=2,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.utils import formatdate
 from typing import Any
 
 from pydantic import BaseModel
@@ -193,6 +194,7 @@ class RestApi:
                 fault = self._faults.draw(operation.name)
                 response = await answer_with(fault, request, record, refuse=problem_answer)
             response.headers.update(headers)
+            response.headers["date"] = formatdate(self._clock(), usegmt=True)
             return response
 
         # A GPU type's id has spaces but no slash, so every id is one segment of the path.

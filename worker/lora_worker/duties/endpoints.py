@@ -9,6 +9,7 @@ from uuid import UUID
 
 import structlog
 
+from lora_worker.database.answers import EndpointAnswer
 from lora_worker.duties.duty import RoundResult, no_sign
 from lora_worker.errors import ServiceUnavailableError
 from lora_worker.launchers.base import EndpointHealth, EndpointState
@@ -84,7 +85,7 @@ class EndpointWatch:
             found = unowned_work(seen, launches_at(endpoint, known), guide)
             # For a moment a launch that has just ended is a GPU without a run: so only what is seen twice is told.
             unowned, self._unowned[endpoint] = (found if self._unowned.get(endpoint) else None), found
-        noted = {"starting_seconds": 0.0, "without_gpu_seconds": 0.0}
+        noted: EndpointAnswer = {"starting_seconds": 0.0, "without_gpu_seconds": 0.0}
         if launcher is not None:
             noted = await self._services.queue.note_endpoint(
                 launcher=launcher.name,

@@ -7,6 +7,8 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -95,3 +97,12 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     if not re.fullmatch(r"[0-9]{1,9}", text):
         return None
     return min(float(text), _MAX_RETRY_AFTER_SECONDS)
+
+
+def answered_at(headers: Mapping[str, str]) -> datetime | None:
+    """When the other side answered by its own clock, to a second; None where it says nothing readable."""
+    try:
+        found = parsedate_to_datetime(headers.get("date", "")[:40])
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)

@@ -92,6 +92,7 @@ class Action(StrEnum):
     STRAY_ERROR = "stray.error"
 
     ENDPOINT_PROBLEM = "endpoint.problem"
+    CLOCK_DIFFERS = "clock.differs"
     ENDPOINT_RELEASED = "endpoint.released"
 
     ALIASES_SERVED = "aliases.served"

@@ -11,7 +11,9 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -44,12 +46,67 @@ def is_public(address: str) -> bool:
     return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
 
 
+class NameLookUps:
+    """Looks up hosts that somebody else chose, in threads of its own and one look-up at a time for each host.
+
+    A look-up can't be ended, and one that hangs keeps its thread. In the few threads that asyncio has for all look-ups
+    it would keep the worker's own calls waiting, those to Supabase and the clouds.
+    """
+
+    def __init__(self, *, most_threads: int) -> None:
+        self._threads = ThreadPoolExecutor(most_threads, thread_name_prefix="look-up")
+        self._running: dict[tuple[str, int], Future[list[Any]]] = {}
+
+    async def addresses(self, host: str, port: int) -> list[str]:
+        """The addresses of a host, each once.
+
+        Raises:
+            httpx.ConnectError: it has none, or nobody knows.
+        """
+        loop, is_done = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell(_: Future[list[Any]]) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(is_done.set)
+
+        # Others may wait for the same look-up, so whoever gives up does not cancel it.
+        looking = self._look_up(host, port)
+        looking.add_done_callback(tell)
+        await is_done.wait()
+        try:
+            found = looking.result()
+        except (OSError, UnicodeError) as error:
+            raise httpx.ConnectError(f"the host can't be resolved ({type(error).__name__})") from None
+        # An IPv6 address with a zone (`%eth0`) is no valid text for `is_public`, so it counts as not public.
+        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+    def _look_up(self, host: str, port: int) -> Future[list[Any]]:
+        looking = self._running.get((host, port))
+        if looking is None:
+            looking = self._threads.submit(
+                socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
+            )
+            self._running[host, port] = looking
+            looking.add_done_callback(lambda _: self._running.pop((host, port), None))
+        return looking
+
+
+_LOOK_UPS = NameLookUps(most_threads=4)
+
+
 class PublicTransport(httpx.AsyncBaseTransport):
     """A transport that allows https to public addresses, and any request to the trusted hosts (`host:port`)."""
 
-    def __init__(self, trusted_hosts: tuple[str, ...] = (), *, inner: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        trusted_hosts: tuple[str, ...] = (),
+        *,
+        inner: httpx.AsyncBaseTransport | None = None,
+        look_ups: NameLookUps = _LOOK_UPS,
+    ) -> None:
         self._trusted = frozenset(trusted_hosts)
         self._inner = inner or httpx.AsyncHTTPTransport(trust_env=False)
+        self._look_ups = look_ups
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to the first address of the host that accepts a connection.
@@ -63,7 +120,7 @@ class PublicTransport(httpx.AsyncBaseTransport):
             return await self._inner.handle_async_request(request)
         if url.scheme != "https":
             raise ForbiddenAddressError("is not an https address")
-        addresses = await _resolve(url.host, _port_of(url))
+        addresses = await self._look_ups.addresses(url.host, _port_of(url))
         if not all(map(is_public, addresses)):
             raise ForbiddenAddressError("does not lie on a public address")
         error: httpx.TransportError | None = None
@@ -90,17 +147,6 @@ class PublicTransport(httpx.AsyncBaseTransport):
 
 def _port_of(url: httpx.URL) -> int:
     return url.port or (443 if url.scheme == "https" else 80)
-
-
-async def _resolve(host: str, port: int) -> list[str]:
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-        )
-    except (OSError, UnicodeError) as error:
-        raise httpx.ConnectError(f"the host can't be resolved ({type(error).__name__})") from None
-    # An IPv6 address with a zone (`%eth0`) is no valid text for `is_public`, so it counts as not public.
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from lora_contract.connections import why_unreachable
 from lora_worker.configuration.settings import Settings
 from lora_worker.configuration.webhooks import WebhookEndpoint
 from lora_worker.launchers.answers import retry_after_seconds
-from lora_worker.storage.public_web import ForbiddenAddressError, PublicTransport
+from lora_worker.storage.public_web import ForbiddenAddressError, NameLookUps, PublicTransport
 
 SEND_SECONDS = 20.0
 """How long a delivery may take altogether. The specification recommends 15 to 30 seconds."""
@@ -28,6 +28,8 @@ _TIMEOUT = httpx.Timeout(15, connect=5)
 MOST_CONNECTIONS = 100
 """To ten endpoints, ten deliveries each: one that waits for a connection would use up its time."""
 _GONE = 410
+_LOOK_UPS = NameLookUps(most_threads=10)
+"""A thread for each endpoint: one whose name is not answered keeps no other waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def sign(keys: Sequence[bytes], message_id: str, timestamp: int, body: str) -> s
 async def open_sender(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """A client for endpoints: by https to public addresses, or to the hosts that the settings name. No redirects."""
     inner = httpx.AsyncHTTPTransport(trust_env=False, limits=httpx.Limits(max_connections=MOST_CONNECTIONS))
-    transport = PublicTransport(settings.webhook_hosts, inner=inner)
+    transport = PublicTransport(settings.webhook_hosts, inner=inner, look_ups=_LOOK_UPS)
     async with httpx.AsyncClient(
         transport=transport, timeout=_TIMEOUT, trust_env=False, follow_redirects=False
     ) as client:

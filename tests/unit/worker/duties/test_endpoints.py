@@ -16,6 +16,7 @@ from lora_worker.launchers.endpoints import EndpointView, launches_at, starting_
 from lora_worker.launchers.runpod.launcher import RunPodLauncher
 from lora_worker.runs import advance
 from lora_worker.runs.outcomes.failures import NEVER_READY
+from lora_worker.runs.state.held_run import HeldRun
 from tests.scripted import GUIDE, FakeLauncher, ForgetfulLauncher, assignment, make_services
 
 OWN = FakeLauncher.endpoint
@@ -135,6 +136,18 @@ async def test_gpus_without_a_run_are_logged_when_seen_twice(capsys: pytest.Capt
     for _ in range(3):
         await watch.run_once()
     assert capsys.readouterr().out.count("2 more of its GPUs") == 1
+
+
+async def test_endpoint_that_this_worker_cannot_reach_gets_no_note_of_it() -> None:
+    """Another worker may reach it: no jobs pass it over for want of this worker's key."""
+    services = make_services(launcher=cast(Any, Endpoint(jobs_queued=0)))
+    cast(Any, services.places.default.launcher).reaches = lambda endpoint: False
+    there = assignment("ext", status="launched", endpoint="https://there.example", posted_seconds_ago=5.0)
+    held = HeldRun.take(services, there, asked_at=services.clock())
+    await EndpointWatch(services, {there.run.id: held}).run_once()
+    notes = [call for call in cast(Any, services.queue).calls if call.startswith("note_endpoint")]
+    assert len(notes) == 1, "of its own endpoint"
+    assert "no key" in str(held.endpoint.problem)
 
 
 async def test_wait_for_gpus_does_not_make_the_worker_unready() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import httpx
@@ -102,20 +103,24 @@ def test_pod_that_must_end(changes: dict[str, Any], restarts: int, state: Launch
 
 
 @pytest.mark.parametrize(
-    ("gpu", "is_on"),
+    ("shape", "gpu", "is_on"),
     [
-        ({"id": "NVIDIA H100 NVL", "count": 2}, True),
-        ({"id": "NVIDIA H100 NVL"}, True),
-        (None, True),
-        ({"id": "NVIDIA H100 NVL", "count": 1}, False),
-        ({"id": "NVIDIA L4", "count": 2}, False),
+        (PodShape("H100", 2), {"id": "NVIDIA H100 NVL", "count": 2}, True),
+        (PodShape("H100", 2), {"id": "NVIDIA H100 NVL"}, True),
+        (PodShape("H100", 2), None, True),
+        (PodShape("H100", 2), {"id": "NVIDIA H100 NVL", "count": 1}, False),
+        (PodShape("H100", 2), {"id": "NVIDIA L4", "count": 2}, False),
+        (PodShape(None, 2), {"id": "NVIDIA L4", "count": 2}, True),
+        (PodShape(None, 2), {"id": "NVIDIA L4", "count": 1}, False),
     ],
 )
-async def test_endpoint_counts_pods_with_its_own_gpus_and_takes_no_others(gpu: Any, is_on: bool) -> None:
+async def test_endpoint_counts_pods_with_its_own_gpus_and_takes_no_others(
+    shape: PodShape, gpu: Any, is_on: bool
+) -> None:
     run = "b" * 32
     pods = {"pods": [{**shown(), "name": f"lora-{run}-01234567-{MARK}", "gpu": gpu}]}
     launcher, requests = launcher_of(lambda _: httpx.Response(200, json=pods))
-    launcher._shape = PodShape("H100", 2)
+    launcher._shape = shape
     assert (await launcher.health()).running == int(is_on)
     launching = launcher.launch({"run_id": run, "gpu_config": {"type": "H100"}}, POLICY)
     if is_on:
@@ -124,6 +129,16 @@ async def test_endpoint_counts_pods_with_its_own_gpus_and_takes_no_others(gpu: A
         with pytest.raises(LaunchInDoubtError, match="other GPUs"):
             await launching
     assert {request.method for request in requests} == {"GET"}
+
+
+async def test_pod_counts_at_the_endpoint_for_which_it_was_made() -> None:
+    """Its GPUs alone may be those of several endpoints."""
+    pods = {"pods": [shown(env={**limits_of(POLICY), "LORA_LAUNCH_ENDPOINT": f"{URL}#H100x2"})]}
+    launcher, _ = launcher_of(lambda _: httpx.Response(200, json=pods))
+    assert (await launcher.health()).running == 0
+    pods["pods"][0]["env"]["LORA_LAUNCH_ENDPOINT"] = URL
+    launcher._watch.expire()
+    assert (await launcher.health()).running == 1
 
 
 def test_every_gpu_that_is_offered_has_pods() -> None:
@@ -182,6 +197,7 @@ async def test_request_for_a_pod_is_as_runpod_describes_it() -> None:
     assert faults_of_request("POST", URL, body) == []
     assert body["name"] == f"{launch_id}-{MARK}"
     assert unpack_request(body["env"]) == payload
+    assert body["env"]["LORA_LAUNCH_ENDPOINT"] == URL
     assert body["gpu"] == {"id": "NVIDIA H100 80GB HBM3", "count": 2, "minCudaVersion": "12.6"}
     assert body["mounts"] == {"network": [{"volumeId": "vol1", "path": "/runpod-volume"}]}
     assert body["env"]["HF_TOKEN"] == "{{ RUNPOD_SECRET_hf }}"
@@ -269,7 +285,7 @@ async def test_container_that_dies_at_each_start_is_ended(uptimes: list[int | No
         return httpx.Response(200, json={"pods": [shown(runtime=None if uptime is None else {"uptime": uptime})]})
 
     launcher, _ = launcher_of(answer, look_seconds=0.0)
-    launcher._watch.now = lambda: moment
+    launcher._watch._local_now = lambda: moment
     for _ in uptimes:
         moment += timedelta(seconds=10)
         seen = await launcher.observe(LaunchRef(URL, LAUNCH))
@@ -298,6 +314,7 @@ async def test_launch_of_a_row_is_found_however_the_project_was_spelled() -> Non
     assert (await launcher.observe(LaunchRef(URL, LAUNCH))).state is LaunchState.RUNNING
     assert await launcher.owned() == [], "the mark is still another project's"
     pod["createdAt"] = ago(6001)
+    launcher._watch.expire()
     assert await launcher.owned() == []
     assert gone == ["/v2/pods/7h9k2m4n6p"], "it is this worker's to end now"
     gone.clear()
@@ -305,6 +322,56 @@ async def test_launch_of_a_row_is_found_however_the_project_was_spelled() -> Non
     other, _ = launcher_of(answer)
     assert await other.cancel(LaunchRef(URL, LAUNCH))
     assert gone == ["/v2/pods/7h9k2m4n6p"]
+
+
+async def test_runs_that_are_stopped_side_by_side_ask_for_few_lists() -> None:
+    moment, deleted = 100.0, set[str]()
+    launches = [f"lora-{'a' * 32}-{number:08x}" for number in range(20)]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            deleted.add(request.url.path.rpartition("/")[2])
+            return httpx.Response(204)
+        pods = [shown(id=f"pod{n}", name=f"{launch}-{MARK}") for n, launch in enumerate(launches)]
+        return httpx.Response(200, json={"pods": [pod for pod in pods if pod["id"] not in deleted]})
+
+    launcher, requests = launcher_of(answer)
+    launcher._watch._clock = lambda: moment
+    assert (await launcher.health()).running == 20
+    for launch in launches:
+        assert await launcher.cancel(LaunchRef(URL, launch))
+        assert (await launcher.observe(LaunchRef(URL, launch))).state is not LaunchState.CANCELLED
+    moment += 1
+    states = {(await launcher.observe(LaunchRef(URL, launch))).state for launch in launches}
+    assert states == {LaunchState.CANCELLED}, "a list of later says so"
+    methods = [request.method for request in requests if "catalog" not in str(request.url)]
+    assert (methods.count("DELETE"), methods.count("GET")) == (20, 2)
+
+
+@pytest.mark.parametrize(
+    ("date", "is_ended", "told"),
+    [
+        (NOW, False, "differs by 86400 s"),
+        (None, True, "tells no time"),
+        ("the day before", True, "tells no time"),
+        (NOW + timedelta(days=1), True, None),
+    ],
+)
+async def test_wrong_clock_of_this_machine_ends_no_pod(
+    date: datetime | str | None, is_ended: bool, told: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = format_datetime(date, usegmt=True) if isinstance(date, datetime) else date
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"pods": [shown()]}, headers={"date": text} if text else {})
+
+    launcher, requests = launcher_of(answer)
+    launcher._watch._local_now = lambda: NOW + timedelta(days=1)
+    seen = await launcher.observe(LaunchRef(URL, LAUNCH))
+    assert (seen.state is LaunchState.UNKNOWN, "DELETE" in {request.method for request in requests}) == (is_ended,) * 2
+    assert is_ended or seen.execution_seconds == 300
+    printed = capsys.readouterr().out
+    assert (told in printed) if told else "clock" not in printed
 
 
 async def test_refused_end_of_a_pod_stands_in_the_health() -> None:
@@ -321,6 +388,7 @@ async def test_refused_end_of_a_pod_stands_in_the_health() -> None:
     assert "1 of its pods could not be ended" in str(problem)
     assert "The pod is locked" in str(problem)
     refuses = False
+    launcher._watch.expire()
     assert (await launcher.health()).problem is None
 
 

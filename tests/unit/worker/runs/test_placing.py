@@ -12,6 +12,7 @@ from lora_worker.duties import held_runs
 from lora_worker.duties.daemon import Daemon
 from lora_worker.errors import LaunchRefusedError
 from lora_worker.launchers.base import LaunchState, Observation
+from lora_worker.launchers.departures import Departures
 from lora_worker.launchers.endpoints import EndpointView
 from lora_worker.launchers.places import Place
 from lora_worker.launchers.routing_table import RoutingTable
@@ -79,6 +80,15 @@ async def test_job_waits_in_the_queue_while_all_places_are_taken() -> None:
     queue.places |= {A: {"launches": 1}, B: {"held_seconds": 60.0}}
     assert await choose_place(claimed(services)) == Settled("queued")
     assert queue.calls == ["put_back_run"]
+
+
+async def test_job_that_is_held_everywhere_is_held_as_at_the_first_place() -> None:
+    services, queue = routed()
+    queue.places |= {A: {"held_seconds": 60.0}, B: {"held_seconds": 60.0}}
+    assert await name_of(claimed(services)) == "a", "its breaker says for what the job waits"
+    assert queue.calls == []
+    sent_before = claimed(services, launches=1)
+    assert isinstance(await choose_place(sent_before), Settled | PutOff), "no breaker would hold it"
 
 
 async def test_place_that_refused_the_run_is_passed_over_for_a_while() -> None:
@@ -344,3 +354,13 @@ async def test_runs_that_wait_in_vain_ask_for_the_places_once_a_cycle(monkeypatc
     queue.places[B] = {}
     await daemon.runs.poll(until_settled=True)
     assert [each for each in left[4:] if each] == [StopDecided(NO_GPU_THERE)] * 3
+
+
+def test_departure_that_took_too_long_is_given_back_without_an_error() -> None:
+    clock = Clock()
+    departures = Departures(clock)
+    assert departures.book("a", 1)
+    clock.now += 301
+    assert not departures.book("a", 0)
+    departures.give_back("a")
+    assert departures.book("a", 1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ class Names:
         self.answers = list(answers)
         self.asked: list[str] = []
 
-    async def getaddrinfo(self, host: str, port: int, **_: Any) -> list[Any]:
+    def getaddrinfo(self, host: str, port: int, *_: Any, **__: Any) -> list[Any]:
         self.asked.append(host)
         addresses = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
@@ -69,11 +71,7 @@ async def fetched(wire: Wire, url: str = "https://files.example/a?token=t", trus
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     resolver = Names(["93.184.215.14"])
-
-    async def getaddrinfo(self: Any, host: str, port: int, **more: Any) -> list[Any]:
-        return await resolver.getaddrinfo(host, port, **more)
-
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", resolver.getaddrinfo)
     return resolver
 
 
@@ -147,6 +145,33 @@ async def test_next_address_is_tried_after_an_unreachable_one(names: Names) -> N
     wire = Wire(httpx.ConnectError("refused"))
     assert await fetched(wire) == b"x"
     assert [request.url.host for request in wire.requests] == ["2606:4700:4700::1111", "1.1.1.1"]
+
+
+async def test_look_up_that_hangs_keeps_no_other_call_waiting(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, answered = threading.Event(), names.getaddrinfo
+
+    def getaddrinfo(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        found = answered(host, port)
+        assert host != "slow.example" or go_on.wait(60)
+        return found
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as own_calls:
+        loop.set_default_executor(own_calls)
+        slow = [asyncio.create_task(fetched(Wire(), "https://slow.example/")) for _ in range(3)]
+        try:
+            async with asyncio.timeout(30):
+                while not names.asked:
+                    await asyncio.sleep(0.01)
+                await loop.getaddrinfo("supabase.example", 443)
+                assert await fetched(Wire()) == b"x", "nor another host's"
+            slow[0].cancel()
+        finally:
+            go_on.set()
+        found = await asyncio.gather(*slow, return_exceptions=True)
+    assert [type(each) for each in found] == [asyncio.CancelledError, bytes, bytes]
+    assert names.asked.count("slow.example") == 1
 
 
 @pytest.fixture

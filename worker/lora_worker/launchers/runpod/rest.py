@@ -120,7 +120,10 @@ class RestClient:
     async def _list(
         self, path: str, within: str, kind: type[AnyAnswer], doing: str, *, query: Mapping[str, str] | None = None
     ) -> list[AnyAnswer]:
-        body = await self._body(await self._repeated("GET", path, doing, query=query), doing)
+        return await self._items(await self._repeated("GET", path, doing, query=query), within, kind, doing)
+
+    async def _items(self, answer: HttpAnswer, within: str, kind: type[AnyAnswer], doing: str) -> list[AnyAnswer]:
+        body = await self._body(answer, doing)
         items = body.get(within) if isinstance(body, dict) else None
         if not isinstance(items, list) or len(items) > _MAX_ITEMS:
             raise ServiceUnavailableError(SERVICE, f"RunPod's answer is not readable: could not {doing}")

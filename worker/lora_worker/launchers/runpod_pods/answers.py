@@ -18,6 +18,8 @@ from lora_worker.launchers.runpod_pods.gpus import PodShape, gpu_ids
 
 EXECUTION_VARIABLE, TTL_VARIABLE = "LORA_LAUNCH_EXECUTION_SECONDS", "LORA_LAUNCH_TTL_SECONDS"
 """A pod carries the limits of its launch itself: RunPod has none for pods, and the worker that set them may be gone."""
+ENDPOINT_VARIABLE = "LORA_LAUNCH_ENDPOINT"
+"""And the endpoint for which it was made: by its GPUs alone it may be of several."""
 MAX_LAUNCH_SECONDS = 30 * 86_400
 MOST_RESTARTS = 2
 """After so many starts anew the next one is the pod's end: its trainer dies before it can say why."""
@@ -60,9 +62,14 @@ class OwnPod:
     def is_on(self, shape: PodShape) -> bool:
         """Whether it has the GPUs of an endpoint; True where the endpoint, or RunPod, does not say which."""
         gpu, ids = self.pod.gpu, gpu_ids(shape.gpu_type)
-        if gpu is None or not ids:
+        if gpu is None:
             return True
-        return gpu.id in {None, *ids} and gpu.count in {None, shape.gpu_count}
+        return (not ids or gpu.id in {None, *ids}) and gpu.count in {None, shape.gpu_count}
+
+    def is_at(self, endpoint: str, shape: PodShape) -> bool:
+        """Whether it was made for an endpoint; by its GPUs where it does not say so itself."""
+        named = (self.pod.env or {}).get(ENDPOINT_VARIABLE)
+        return self.is_on(shape) if named is None else named == endpoint
 
     def age_seconds(self, now: datetime) -> float | None:
         """Since it was made."""

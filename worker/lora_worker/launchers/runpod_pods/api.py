@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from pydantic import AwareDatetime, Field
 
+from lora_worker.launchers.answers import answered_at
 from lora_worker.launchers.runpod.resources import Answer, LogLine, Name, Readable, Request, ResourceId
 from lora_worker.launchers.runpod.rest import MOST_LOG_LINES, RestClient
 
@@ -102,9 +103,10 @@ class PodsApi(RestClient):
 
     rights = "Pods"
 
-    async def list_pods(self) -> list[Pod]:
-        """Return all pods of the account that belong to no cluster."""
-        return await self._list("/pods", "pods", Pod, "list pods")
+    async def list_pods(self) -> tuple[list[Pod], datetime | None]:
+        """Return all pods of the account that belong to no cluster, and the time of the answer by RunPod's clock."""
+        answer = await self._repeated("GET", "/pods", "list pods")
+        return await self._items(answer, "pods", Pod, "list pods"), answered_at(answer.headers)
 
     async def read_pod(self, pod_id: str) -> Pod | None:
         """Return a pod; None where RunPod knows no such one."""

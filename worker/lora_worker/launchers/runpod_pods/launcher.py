@@ -140,7 +140,9 @@ class RunPodPodsLauncher:
             raise LaunchRefusedError(TITLE, f"RunPod has no pods with the GPU {gpu_type!s:.60}", status=400)
         try:
             launch_id = new_launch_id(str(payload.get("run_id", "")))
-            environment = self._plan.environment(launch_id, payload, policy, pods_url=self._base)
+            environment = self._plan.environment(
+                launch_id, payload, policy, endpoint=self.endpoint, pods_url=self._base
+            )
         except ValueError as error:
             raise LaunchRefusedError(TITLE, str(error), status=400) from None
         if (live := await self._live_launch(launch_id)) is not None:
@@ -172,7 +174,7 @@ class RunPodPodsLauncher:
         if not is_launch_id(launch.external_job_id):
             return True
         try:
-            own = await self._watch.find(launch.external_job_id, anew=True)
+            own = await self._watch.find_to_end(launch.external_job_id)
             if own is not None:
                 seconds = own.billed_seconds(self._watch.now())
                 await self._watch.end(own, Observation(LaunchState.CANCELLED, execution_seconds=seconds))
@@ -186,12 +188,12 @@ class RunPodPodsLauncher:
             return EndpointHealth(False, 0, 0, _ELSEWHERE)
         candidates, problem = gpu_ids(self._shape.gpu_type), None
         try:
-            pods = await self._watch.look(anew=True)
+            pods = await self._watch.look()
             if candidates and not await self._has_stock(candidates):
                 problem = f"RunPod has no free {self._shape.gpu_type} for a pod now"
         except ServiceError as error:
             return EndpointHealth(False, 0, 0, str(error))
-        here = [own for own in pods.values() if own.is_on(self._shape)]
+        here = [own for own in pods.values() if own.is_at(self.endpoint, self._shape)]
         return read_health(here, self._watch.problem or problem)
 
     async def read_prices(self) -> dict[str, float]:
@@ -215,7 +217,8 @@ class RunPodPodsLauncher:
 
     async def owned(self) -> list[OwnedLaunch]:
         """The pods with this project's mark. See `OwnerOfLaunches.owned`."""
-        now, pods = self._watch.now(), await self._watch.look(anew=True)
+        pods = await self._watch.look(anew=True)
+        now = self._watch.now()
         found = [OwnedLaunch(own.launch_id, own.run_id, own.age_seconds(now)) for own in pods.values()]
         return sorted(found, key=lambda owned: -(owned.age_seconds or 0.0))[:_MOST_OWNED]
 
@@ -301,6 +304,7 @@ class RunPodPodsLauncher:
 
     async def _found_again(self, launch_id: str, doubt: CreationInDoubtError) -> str:
         """The launch, if its pod is there in spite of the lost answer. Raises: LaunchInDoubtError: it is not seen."""
+        self._watch.expire()
         with suppress(ServiceError):
             if launch_id in await self._watch.look(anew=True):
                 return launch_id

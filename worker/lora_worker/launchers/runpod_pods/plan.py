@@ -8,7 +8,7 @@ from typing import Any
 from lora_contract.machine_request import END_VARIABLE, LAUNCH_ID_VARIABLE, pack_request
 from lora_worker.launchers.base import Policy
 from lora_worker.launchers.marks import project_mark
-from lora_worker.launchers.runpod_pods.answers import limits_of, pod_name
+from lora_worker.launchers.runpod_pods.answers import ENDPOINT_VARIABLE, limits_of, pod_name
 from lora_worker.launchers.runpod_pods.api import VOLUME_PATH, GpuRequest, Mounts, NetworkMount, NewPod
 from lora_worker.launchers.runpod_pods.settings import RunPodPodsSettings
 
@@ -48,12 +48,15 @@ class PodPlan:
             hf_secret=settings.runpod_pods_hf_secret,
         )
 
-    def environment(self, launch_id: str, payload: dict[str, Any], policy: Policy, *, pods_url: str) -> dict[str, str]:
+    def environment(
+        self, launch_id: str, payload: dict[str, Any], policy: Policy, *, endpoint: str, pods_url: str
+    ) -> dict[str, str]:
         """The variables of a launch's pod. Raises: ValueError: the request is too large for them."""
         packed = pack_request(payload, most_characters=_VARIABLE_CHARACTERS, most_variables=_MOST_VARIABLES)
         # RunPod puts the secret's value in when the container starts.
         secret = {"HF_TOKEN": f"{{{{ RUNPOD_SECRET_{self.hf_secret} }}}}"} if self.hf_secret else {}
-        return {**packed, **limits_of(policy), **secret, LAUNCH_ID_VARIABLE: launch_id, END_VARIABLE: pods_url}
+        own = {LAUNCH_ID_VARIABLE: launch_id, END_VARIABLE: pods_url, ENDPOINT_VARIABLE: endpoint}
+        return {**packed, **limits_of(policy), **secret, **own}
 
     def pod(self, launch_id: str, environment: dict[str, str], gpu_id: str, gpu_count: int) -> NewPod:
         """The pod of a launch on one type of GPU."""

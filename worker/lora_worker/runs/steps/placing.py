@@ -56,10 +56,17 @@ async def choose_place(held: HeldRun) -> Place | PutOff | Settled | StopDecided:
     if bound is not None:
         return await _stay_or_leave(held, candidates, bound)
     choice = candidates.choose(_refused(held, table))
-    if choice.place is None:
+    name = choice.place or (None if _was_sent(held) else choice.held_place)
+    if name is None:
         return await _wait(held, choice)
-    log.info("place chosen", action=Action.PLACE_CHOSEN, place=choice.place, rule=choice.rule)
-    return places.named(choice.place)
+    # Where jobs are held for it, the step before the launch holds the job, too, and says for what.
+    log.info("place chosen", action=Action.PLACE_CHOSEN, place=name, rule=choice.rule)
+    return places.named(name)
+
+
+def _was_sent(held: HeldRun) -> bool:
+    """Whether the run was sent to a launcher before, so that no breaker holds it any more."""
+    return bool(held.assignment.run.launches or held.refused_at or held.declined_by)
 
 
 async def _leave_unknown(held: HeldRun, table: RoutingTable) -> PutOff | StopDecided:
