@@ -106,7 +106,7 @@ async def _on_endpoint(services: Services, job_id: Any, base: str | None) -> dic
         **answer,
         "volume": place.volume_id,
         "volume_folder": place.folder,
-        "note": fetching(place, services.launcher.guide),
+        "note": fetching(place, (services.places.errands or services.places.default).launcher.guide),
     }
 
 

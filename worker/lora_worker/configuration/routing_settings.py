@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 from pydantic_settings import BaseSettings
 
 from lora_worker.configuration.texts import none_if_empty
@@ -28,6 +28,17 @@ class RoutingSettings(BaseSettings):
         description="Train a job that asks for more GPUs than its endpoint has on those that are there, instead of "
         "refusing it",
     )
+
+    _routing_table: Any = PrivateAttr(default=None)
+
+    @property
+    def routing_table(self) -> Any:
+        """What the launchers' registry has read of `routes`; None before. A second reading might find another file."""
+        return self._routing_table
+
+    def keep_routing_table(self, table: Any) -> None:
+        """Keep what was read of `routes`."""
+        self._routing_table = table
 
     @field_validator("routes", "endpoint_gpu_type", mode="before")
     @classmethod

@@ -9,7 +9,7 @@ from lora_worker.doctor.account import check_account
 from lora_worker.doctor.aliases import check_aliases
 from lora_worker.doctor.check import Check
 from lora_worker.doctor.database import check_database
-from lora_worker.doctor.endpoint import check_endpoint, check_launches
+from lora_worker.doctor.endpoint import EndpointChecks
 from lora_worker.doctor.inference import check_inference
 from lora_worker.doctor.keys import examine_keys
 from lora_worker.doctor.pods import check_pods
@@ -54,7 +54,7 @@ async def examine(services: Services, *, unopened: bool = False) -> list[Check]:
     """
     checks = examine_keys(services.settings, services.now())
     skipped = dict.fromkeys(_OF_ENDPOINTS, "the settings") if unopened else {}
-    for subject, check in _CHECKS:
+    for subject, check in _checks(services):
         if subject in skipped:
             checks.append(Check(subject, None, f"not looked at: mend the fault of {skipped[subject]} first"))
             continue
@@ -114,17 +114,20 @@ _REMEDIES = {
 
 _OF_ENDPOINTS = ("endpoint", "launches", "account", "pods")
 
-_CHECKS: tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...] = (
-    ("database", check_database),
-    ("project", check_project),
-    ("rights", check_rights),
-    ("storage", check_storage),
-    ("endpoint", check_endpoint),
-    ("launches", check_launches),
-    ("aliases", check_aliases),
-    ("webhooks", check_webhooks),
-    ("telemetry", check_telemetry),
-    ("account", check_account),
-    ("pods", check_pods),
-    ("inference", check_inference),
-)
+
+def _checks(services: Services) -> tuple[tuple[str, Callable[[Services], Awaitable[list[Check]]]], ...]:
+    endpoints = EndpointChecks(services)
+    return (
+        ("database", check_database),
+        ("project", check_project),
+        ("rights", check_rights),
+        ("storage", check_storage),
+        ("endpoint", endpoints.check_endpoint),
+        ("launches", endpoints.check_launches),
+        ("aliases", check_aliases),
+        ("webhooks", check_webhooks),
+        ("telemetry", check_telemetry),
+        ("account", check_account),
+        ("pods", check_pods),
+        ("inference", check_inference),
+    )

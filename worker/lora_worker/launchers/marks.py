@@ -28,8 +28,15 @@ def is_mark(text: str) -> bool:
 
 
 def launch_name(run_id: str) -> str:
-    """The name of a run's launch, `lora-` and the run's id without hyphens: the same for each try of its submission."""
-    return f"lora-{UUID(run_id).hex}"
+    """The name of a run's launch, `lora-` and the run's id without hyphens: the same for each try of its submission.
+
+    Raises:
+        ValueError: that is no run's id, as in a request that is no training.
+    """
+    try:
+        return f"lora-{UUID(run_id).hex}"
+    except ValueError:
+        raise ValueError("its machines are started for runs only, and the request names none") from None
 
 
 def run_of_name(name: str) -> str | None:

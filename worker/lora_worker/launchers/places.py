@@ -69,6 +69,11 @@ class Places:
         """Where errands for the folder of served adapters go; None where no such place takes any."""
         return next((place for place in self.all if place.keeps_served_adapters), None)
 
+    @property
+    def errands(self) -> Place | None:
+        """Where a request goes that is no training and needs no certain volume, such as an export; None: nowhere."""
+        return next((place for place in self.all if place.launcher.takes_errands), None)
+
     def at(self, endpoint: str | None) -> Place | None:
         """The place whose endpoint this is; None where launches go to no such endpoint any more."""
         return self.default if endpoint is None else self._by_endpoint.get(endpoint)

@@ -135,6 +135,7 @@ def load_settings() -> Settings:
         else [_launcher_of(table, name, choice.launcher, routes) for name in table.endpoints]
     )
     loaded: Settings = read_settings(settings_class(chosen), names)
+    loaded.keep_routing_table(table)
     return loaded
 
 
@@ -183,12 +184,15 @@ def most_connections(settings: Settings) -> int:
 
 
 def read_routes(settings: Settings) -> RoutingTable | None:
-    """The routing table of the settings; None where they name none.
+    """The routing table of the settings, which is read once for them; None where they name none.
 
     Raises:
         SettingsError: it can't be read, or something in it is wrong.
     """
-    return read_table(settings.routes) if settings.routes else None
+    if settings.routes and settings.routing_table is None:
+        settings.keep_routing_table(read_table(settings.routes))
+    found: RoutingTable | None = settings.routing_table
+    return found
 
 
 def _entries(settings: Settings) -> list[tuple[str, str, EndpointEntry]]:

@@ -29,11 +29,18 @@ async def export_on_endpoint(
         DeploymentError: the endpoint's job was lost, or its image knows no exports.
         ServiceError: Supabase or the endpoint did not answer.
     """
+    place = services.places.errands
+    if place is None:
+        raise DeploymentError(
+            f"no endpoint of this worker takes exports: {services.launcher.guide.title} is asked for trainings only. "
+            "Export on this machine, without --on-endpoint, or name an endpoint with a volume in LORA_WORKER_ROUTES "
+            "(docs/routing.md)"
+        )
     found, limit = await find_published(services, job_id), services.settings.max_run_seconds
     request = ExportRequest(
         job_id=str(job_id), base=base, files=await _signed(services, found, seconds=limit + QUEUE_SECONDS)
     )
-    return _place_of(await run_errand(services.launcher, request, execution_seconds=limit, seen=seen))
+    return _place_of(await run_errand(place.launcher, request, execution_seconds=limit, seen=seen))
 
 
 async def _signed(services: Services, found: Published, *, seconds: float) -> list[AdapterFile]:

@@ -7,8 +7,9 @@ from typing import Any, cast
 import pytest
 
 from lora_worker.doctor.check import Check
-from lora_worker.doctor.endpoint import check_launches
+from lora_worker.doctor.endpoint import EndpointChecks
 from lora_worker.launchers.base import EndpointHealth
+from lora_worker.launchers.places import Place
 from tests.scripted import GUIDE, FakeLauncher, FakeQueue, make_services
 
 OWN, FORMER = FakeLauncher.endpoint, "https://api.runpod.ai/v2/former"
@@ -31,7 +32,8 @@ async def checks(**health: Any) -> list[Check]:
         return {**HEALTH, **health}
 
     queue.health = answer  # type: ignore[method-assign]
-    return await check_launches(make_services(queue=queue, launcher=cast(Any, Endpoints())))
+    services = make_services(queue=queue, launcher=cast(Any, Endpoints()))
+    return await EndpointChecks(services).check_launches(services)
 
 
 def launches(endpoint: str | None, count: int = 1, launcher: str = "runpod") -> dict[str, Any]:
@@ -82,3 +84,54 @@ async def test_held_jobs_are_reported_with_the_command_to_resume_them(
     assert "3 jobs held" in check.finding
     assert words in check.finding
     assert remedy in check.remedy
+
+
+class Machines(FakeLauncher):
+    """A cloud that starts a machine for each run, and takes no other request."""
+
+    name, takes_errands = "machines", False
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__()
+        self.endpoint = endpoint
+        self.looks = 0
+
+    async def health(self, endpoint: str | None = None) -> EndpointHealth:
+        self.looks += 1
+        return EndpointHealth(True, 1, 0)
+
+
+async def answer() -> dict[str, Any]:
+    return HEALTH
+
+
+async def test_each_place_is_looked_at_once() -> None:
+    machines = [Machines(f"machines:{name}") for name in "ab"]
+    queue = FakeQueue()
+    queue.health = answer  # type: ignore[method-assign]
+    places = tuple(Place(each.endpoint, cast(Any, each)) for each in machines)
+    services = make_services(queue=queue, routed_places=places)
+    endpoints = EndpointChecks(services)
+    assert [check.ok for check in await endpoints.check_endpoint(services)] == [True, True, None]
+    assert await endpoints.check_launches(services) == []
+    assert [each.looks for each in machines] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("places", "serves", "words"),
+    [
+        ("rm", True, ("trained at m can't be called by a name", "to r; `lora-worker download`")),
+        ("m", True, ("trained at The cloud can't be called by a name", "LORA_WORKER_SERVE_ADAPTERS=false")),
+        ("m", False, None),
+        ("r", True, None),
+    ],
+)
+async def test_place_that_serves_nothing_is_told(places: str, serves: bool, words: tuple[str, str] | None) -> None:
+    made = {"r": Place("r", cast(Any, FakeLauncher()), serves=True), "m": Place("m", cast(Any, Machines("m:")))}
+    services = make_services(routed_places=tuple(made[name] for name in places))
+    services.settings.serve_adapters = serves
+    told = [check for check in await EndpointChecks(services).check_endpoint(services) if check.subject == "serving"]
+    assert len(told) == (words is not None)
+    if words is not None:
+        assert words[0] in told[0].finding
+        assert words[1] in told[0].remedy

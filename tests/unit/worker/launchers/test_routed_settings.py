@@ -62,6 +62,16 @@ async def test_places_are_those_of_the_table_in_its_order(server: pytest.MonkeyP
         assert services.places.launcher_at("https://elsewhere.example.com") is None
 
 
+async def test_table_is_read_once_at_the_start(server: pytest.MonkeyPatch) -> None:
+    """A second reading might find another table, whose launchers' settings were never read."""
+    routes(server, TWO)
+    settings = load_settings()
+    routes(server, "[endpoints.other]")
+    async with open_services(settings) as services:
+        assert services.routes is not None
+        assert [place.name for place in services.places.all] == list(services.routes.endpoints)
+
+
 async def test_estimates_follow_the_job_where_places_have_different_gpus(server: pytest.MonkeyPatch) -> None:
     routes(server, TWO)
     async with open_services(load_settings()) as services:
@@ -74,7 +84,7 @@ async def test_estimates_follow_the_job_where_places_have_different_gpus(server:
         assert not any("are billed" in sentence for sentence in services.terms.assumptions)
     routes(server, "[endpoints.a]\ngpu_type = 'H100'\ngpu_count = 4")
     async with open_services(load_settings()) as services:
-        assert any("All 4 of the endpoint are billed" in sentence for sentence in services.terms.assumptions)
+        assert any("All GPUs of the machine are billed" in sentence for sentence in services.terms.assumptions)
 
 
 def test_settings_of_all_named_launchers_are_required(environment: pytest.MonkeyPatch) -> None:

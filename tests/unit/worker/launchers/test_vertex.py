@@ -337,7 +337,7 @@ async def test_request_that_vertex_can_not_take_is_not_sent(
 
 
 async def test_errand_is_refused_in_a_sentence(launcher: VertexLauncher) -> None:
-    with pytest.raises(LaunchRefusedError, match="is asked for runs only: an errand answers by its output"):
+    with pytest.raises(LaunchRefusedError, match="its machines are started for runs only, and the request names none"):
         await launcher.launch({"errand": "prefetch"}, POLICY)
 
 

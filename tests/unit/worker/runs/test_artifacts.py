@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -12,11 +13,13 @@ from lora_contract.evaluation import Comparison, Evaluation, Measure
 from lora_contract.protocol import FinalMetrics, Summary
 from lora_worker.database.measured import Measured
 from lora_worker.database.rows import Dataset, Job, Run
-from lora_worker.runs.rows.artifacts import artifact_name, notes_for_user
+from lora_worker.launchers.places import Place, Places
+from lora_worker.runs.rows.artifacts import artifact_name, notes_for_user, why_unserved
 from lora_worker.runs.rows.improvement import brought_sentences, improvement_sentence
 from lora_worker.runs.rows.notices import job_completed
 from lora_worker.runs.rows.report_rows import final_columns
 from lora_worker.storage.artifact_paths import ArtifactPaths
+from tests.scripted import FakeLauncher
 from tests.unit.worker.runs.comparisons import APPLICATION, compared, evaluated
 
 
@@ -158,6 +161,29 @@ def test_trainer_that_ignored_the_earlier_adapter_is_told_of() -> None:
     (note,) = notes_for_user(Summary(), job, asked)
     assert note.startswith("The training began with a new adapter")
     assert notes_for_user(Summary(init_adapter="a"), job, asked) == notes_for_user(Summary(), job, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "at", "words"),
+    [
+        ("rm", "r", None),
+        ("rm", "m", "it was trained at The cloud, where none is served from"),
+        ("m", "m", "nothing that is trained at The cloud is served from there"),
+    ],
+)
+def test_adapter_that_nobody_serves_has_a_note(names: str, at: str, words: str | None) -> None:
+    made = {}
+    for name in names:
+        launcher: Any = FakeLauncher()
+        launcher.endpoint, launcher.takes_errands = name, name == "r"
+        made[name] = Place(name, launcher, serves=name == names[0])
+    reason = why_unserved(Places(*made.values()), at)
+    job = Job(id=uuid4(), user_id=uuid4(), hyperparameters={}, gpu_config={})
+    notes = notes_for_user(Summary(), job, unserved=reason)
+    assert len(notes) == (words is not None)
+    if words is not None:
+        assert words in notes[0]
+        assert "Download it" in notes[0]
 
 
 def test_rewards_are_current_metrics_of_a_preference_run() -> None:

@@ -13,8 +13,9 @@ from typing import Any, cast
 import pytest
 
 from lora_contract.exports import ExportRecord
-from lora_worker.errors import ArgumentError, ExportError
+from lora_worker.errors import ArgumentError, DeploymentError, ExportError
 from lora_worker.launchers.gpu_server.launcher import GpuServerLauncher
+from lora_worker.launchers.places import Place, Places
 from lora_worker.services import Services
 from lora_worker.submission import exporting
 from lora_worker.submission.endpoint_export import export_on_endpoint, fetching
@@ -152,8 +153,12 @@ class SigningBucket(Bucket):
 
 def on_endpoint(*looks: Any) -> tuple[Scripted, Services]:
     endpoint, found = Scripted(*looks), services(SigningBucket(ADAPTER))
+    machines: Any = SimpleNamespace(endpoint="machines:", takes_errands=False)
+    places = Places(Place("machines", machines), Place("trainer", cast(Any, endpoint)))
     settings = SimpleNamespace(artifacts_bucket="lora-models", max_run_seconds=3600)
-    found = cast(Services, SimpleNamespace(**{**vars(found), "launcher": endpoint, "settings": settings}))
+    found = cast(
+        Services, SimpleNamespace(**{**vars(found), "launcher": machines, "places": places, "settings": settings})
+    )
     return endpoint, found
 
 
@@ -176,6 +181,13 @@ async def test_endpoint_gets_the_files_of_an_export_and_no_others() -> None:
     where = f"The export is on the endpoint's volume, in lora-exports/{JOB}/."
     assert fetching(unnamed, GUIDE) == f"{where} The cloud shows its volume."
     assert "LORA_TRAINER_VOLUME" in fetching(unnamed, GpuServerLauncher.guide)
+
+
+async def test_export_where_no_endpoint_takes_it_is_refused_in_a_sentence() -> None:
+    machines: Any = SimpleNamespace(endpoint="machines:", takes_errands=False, guide=GUIDE)
+    found = cast(Services, SimpleNamespace(places=Places(Place("machines", machines)), launcher=machines))
+    with pytest.raises(DeploymentError, match=r"The cloud is asked for trainings only. Export on this machine"):
+        await export_on_endpoint(found, JOB, base=None)
 
 
 async def test_refusal_of_the_endpoint_is_its_sentence() -> None:

@@ -55,7 +55,6 @@ _GUIDE = Guide(
     volume="It is below checkpoints/ in LORA_WORKER_SAGEMAKER_S3_PATH, one folder a job.",
 )
 _ELSEWHERE = "it is of another account than LORA_WORKER_SAGEMAKER_ROLE, whose jobs these credentials don't see"
-_NO_ERRANDS = f"{SERVICE} is asked for runs only: an errand answers by its output, and a training job has none"
 _MOST_DAYS = 30
 """No job lives longer (SageMaker's API reference, StoppingCondition)."""
 _PAGE = 100
@@ -124,10 +123,8 @@ class SageMakerLauncher:
 
     async def launch(self, payload: dict[str, Any], policy: Policy) -> str:
         """Start a run as a training job. See `Launcher.launch`. For a run that has one, that one is taken."""
-        if not payload.get("run_id"):
-            raise LaunchRefusedError(SERVICE, _NO_ERRANDS, status=400)
         try:
-            name = job_name(str(payload["run_id"]), self._shape.mark)
+            name = job_name(str(payload.get("run_id", "")), self._shape.mark)
             request = training_job(self._shape, self._instance_for(payload).name, name, payload, policy)
         except ValueError as error:
             raise LaunchRefusedError(SERVICE, str(error), status=400) from None

@@ -63,7 +63,6 @@ _ELSEWHERE = (
     "it is of another project than LORA_WORKER_VERTEX_PROJECT, and the access token is not sent there: name it in "
     "LORA_WORKER_VERTEX_FORMER_ENDPOINTS while launches of its time live"
 )
-_NO_ERRANDS = f"{SERVICE} is asked for runs only: an errand answers by its output, and a custom job has none"
 _MOST_QUEUE_SECONDS = 7 * 86_400.0
 _CLOCK_DOUBT_SECONDS = 86_400.0
 _MOST_KNOWN = 2000
@@ -144,8 +143,6 @@ class VertexLauncher:
         a job's creation was lost.
         """
         run_id = str(payload.get("run_id", ""))
-        if not run_id:
-            raise LaunchRefusedError(SERVICE, _NO_ERRANDS, status=400)
         try:
             launch_id = new_launch_id(run_id)
             machine = self._machine_of(payload)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,6 +14,7 @@ from lora_contract.words import shorten
 from lora_worker.database.job_keys import unread_keys
 from lora_worker.database.measured import Measured
 from lora_worker.database.rows import Assignment, Dataset, Job
+from lora_worker.launchers.places import Places
 from lora_worker.runs.rows.figures import quality_keys
 from lora_worker.runs.rows.quality import QualityReport, perplexity_of
 from lora_worker.storage.artifact_paths import ArtifactPaths
@@ -35,6 +36,8 @@ class Description:
     now: datetime
     serving_name: str | None = None
     """The name by which an endpoint serves the adapter."""
+    notes: Sequence[str] = ()
+    """What the user should know of the training, as `notes_for_user` returns it."""
 
 
 def artifact_name(dataset: Dataset | None, now: datetime, job_id: UUID) -> str:
@@ -80,7 +83,7 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             "trainable_parameters": summary.trainable_parameters,
             "quantization": summary.quantization,
             "serving_name": description.serving_name,
-            "notes": notes_for_user(summary, job, assignment.run.launched_with),
+            "notes": list(description.notes),
         },
         "configuration": {
             "preset_id": job.preset_id,
@@ -92,6 +95,23 @@ def describe_artifact(assignment: Assignment, manifest: Manifest, description: D
             MANIFEST_NAME: paths.final(MANIFEST_NAME),
         },
     }
+
+
+def why_unserved(places: Places, endpoint: str | None) -> str | None:
+    """Why an adapter that was trained at an endpoint can't be called by a name, and what to do; None where it can."""
+    place = places.at(endpoint)
+    if place is not None and place.keeps_served_adapters:
+        return None
+    title = places.guide_of(endpoint).title
+    if places.serving is None:
+        return (
+            f"The adapter can't be called by a name: nothing that is trained at {title} is served from there. Download "
+            "it and serve it yourself, or ask support for an endpoint that serves adapters."
+        )
+    return (
+        f"The adapter can't be called by a name: it was trained at {title}, where none is served from. Download it, or "
+        "ask support to have such trainings sent to an endpoint that serves adapters, and train again."
+    )
 
 
 def brought_by(manifest: Manifest, job_id: UUID, quality: QualityReport) -> Measured:
@@ -111,11 +131,17 @@ def brought_by(manifest: Manifest, job_id: UUID, quality: QualityReport) -> Meas
     )
 
 
-def notes_for_user(summary: Summary, job: Job, launched_with: Mapping[str, Any] | None = None) -> list[str]:
-    """The notes for the user on what was left out or changed, bounded in number and length for row and page."""
+def notes_for_user(
+    summary: Summary, job: Job, launched_with: Mapping[str, Any] | None = None, *, unserved: str | None = None
+) -> list[str]:
+    """The notes for the user on what was left out or changed, bounded in number and length for row and page.
+
+    `unserved` says why nobody answers with the adapter by a name (`why_unserved`).
+    """
     asked = (launched_with or {}).get("init_adapter")
     forgotten = [_FORGOTTEN_ADAPTER] if asked and not summary.init_adapter else []
-    notes = [*forgotten, *unread_keys(job.hyperparameters, job.gpu_config), *summary.notes]
+    own = [*forgotten, *([unserved] if unserved else [])]
+    notes = [*own, *unread_keys(job.hyperparameters, job.gpu_config), *summary.notes]
     return [shorten(note, _NOTE_LENGTH) for note in notes[:_NOTES_KEPT]]
 
 

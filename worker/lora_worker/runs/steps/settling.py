@@ -16,6 +16,7 @@ from lora_contract.curve import format_log
 from lora_contract.error_codes import ErrorCode, Fault
 from lora_contract.protocol import LOG_NAME, FinalMetrics, Manifest, Point, Summary
 from lora_worker.database.rows import Job
+from lora_worker.database.submission_rows import TRIAL_NAME
 from lora_worker.datasets.preflight import WAITING_FOR_DATASET
 from lora_worker.errors import (
     ArtifactError,
@@ -38,7 +39,14 @@ from lora_worker.runs.outcomes.failures import (
 from lora_worker.runs.outcomes.results import LegacyResult
 from lora_worker.runs.outcomes.retries import exhausted, retry_after
 from lora_worker.runs.rows import notices
-from lora_worker.runs.rows.artifacts import Description, brought_by, curve_of, describe_artifact, notes_for_user
+from lora_worker.runs.rows.artifacts import (
+    Description,
+    brought_by,
+    curve_of,
+    describe_artifact,
+    notes_for_user,
+    why_unserved,
+)
 from lora_worker.runs.rows.figures import figures_of, score_figure
 from lora_worker.runs.rows.improvement import brought_sentences
 from lora_worker.runs.rows.progress_entries import started_notice
@@ -249,6 +257,7 @@ def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
     points = curve_of(manifest, held.progress.points if held.progress else [])
     quality = rate_run(summary.method, points, manifest.metrics, manifest.evaluation)
     brought = brought_by(manifest, job.id, quality)
+    notes = notes_for_user(summary, job, run.launched_with, unserved=_unserved(held, brought.serving_name))
     artifact = describe_artifact(
         held.assignment,
         manifest,
@@ -257,6 +266,7 @@ def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
             gpu_seconds=gpu_seconds,
             now=services.now(),
             serving_name=brought.serving_name,
+            notes=notes,
         ),
     )
     fee = services.settings.storage_fee
@@ -281,11 +291,19 @@ def _success(held: HeldRun, manifest: Manifest, job: Job) -> dict[str, Any]:
                 name,
                 held.cost(gpu_seconds, fee=fee),
                 brought_sentences(brought),
-                notes_for_user(summary, job, run.launched_with),
+                notes,
             ),
             notices.artifact_ready(job.id, run.id, artifact["name"]),
         ],
     }
+
+
+def _unserved(held: HeldRun, serving_name: str | None) -> str | None:
+    dataset = held.assignment.dataset
+    is_trial = dataset is not None and dataset.name == TRIAL_NAME
+    if serving_name is not None or is_trial or not held.services.settings.serve_adapters:
+        return None
+    return why_unserved(held.services.places, held.launch_ref.endpoint)
 
 
 def _cancelled_notice(held: HeldRun, gpu_seconds: float) -> dict[str, Any]:
