@@ -20,9 +20,10 @@ from tests.scripted import GUIDE
 
 
 class _Launcher:
-    """A healthy endpoint; the doctor reads only its health."""
+    """A healthy endpoint that serves what is trained there."""
 
     name = "runpod"
+    takes_errands = True
     guide = GUIDE
     endpoint = "http://127.0.0.1:1/v2/none"
 
