@@ -57,7 +57,7 @@ reference: $(INSTALLED) ## docs/cli.md and docs/settings.md, from the code
 screenshots: $(INSTALLED) ## docs/images, of a sandbox in which jobs train
 	@$(BIN)/python -m scripts.screenshots
 
-chaos: $(INSTALLED) ## every fault on 50 jobs, and some kills at each crash point; writes chaos-report.json (LAUNCHER=gpu-server)
+chaos: $(INSTALLED) ## every fault on 50 jobs, and some kills at each crash point; writes chaos-report.json (LAUNCHER=gpu-server, runpod-pods, sagemaker, vertex or skypilot)
 	@$(BIN)/python -m tests.chaos --seeds 4 $(if $(LAUNCHER),--launcher "$(LAUNCHER)") $(ARGS)
 
 crashes: $(INSTALLED) ## SIGKILL twenty times at each crash point; writes crash-report.json (LAUNCHER=machines: at the worker's)
