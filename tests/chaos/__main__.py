@@ -7,7 +7,7 @@ import fnmatch
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -53,17 +53,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return found
 
 
-def play_faults(console: Console, pattern: str, *, cloud: type[Cloud], jobs: int, seed: int) -> list[Row]:
+def play_faults(pattern: str, *, cloud: type[Cloud], jobs: int, seed: int) -> Iterator[Row]:
     """Play every fault whose name matches, in one world, or in a new one after a broken promise."""
     chosen = {name: act for name, act in faults_of(cloud).items() if fnmatch.fnmatch(name, pattern)}
-    rows: list[Row] = []
     world: World | None = None
     try:
         for name, act in chosen.items():
             world = world or World.start(gpus=_GPUS, cloud=cloud)
             row = play(world, name, act, jobs=jobs, seed=seed)
-            rows.append(row)
-            show_row(console, row)
+            yield row
             if not row.is_clean:
                 world.keep_logs(_LOGS / re.sub(r"\W+", "-", name))
                 world.close()
@@ -71,7 +69,6 @@ def play_faults(console: Console, pattern: str, *, cloud: type[Cloud], jobs: int
     finally:
         if world is not None:
             world.close()
-    return rows
 
 
 def play_crashes(console: Console, pattern: str, *, seeds: int, seed: int) -> tuple[list[Row], list[PointCount]]:
@@ -97,14 +94,26 @@ def main() -> int:
     arguments = parse()
     console = Console(width=None if sys.stdout.isatty() else 240)
     began = time.monotonic()
+    rows: list[Row] = []
+
+    def report(points: Sequence[PointCount] = ()) -> Report:
+        made = Report(arguments.seed, round(time.monotonic() - began), rows, points)
+        made.write(arguments.report)
+        return made
+
     # Sequentially: on two cores, both at once take three times as long each, and leases expire.
-    cloud = CLOUDS[arguments.launcher]
-    rows = play_faults(console, arguments.faults, cloud=cloud, jobs=arguments.jobs, seed=arguments.seed)
+    for row in play_faults(
+        arguments.faults, cloud=CLOUDS[arguments.launcher], jobs=arguments.jobs, seed=arguments.seed
+    ):
+        rows.append(row)
+        show_row(console, row)
+        # After each, so that a run which somebody ends has a report of what it played.
+        report()
     crash_rows, points = play_crashes(console, arguments.points, seeds=arguments.seeds, seed=arguments.seed)
-    report = Report(arguments.seed, round(time.monotonic() - began), [*rows, *crash_rows], points)
-    report.write(arguments.report)
-    show(console, report)
-    return 0 if report.is_clean else 1
+    rows += crash_rows
+    whole = report(points)
+    show(console, whole)
+    return 0 if whole.is_clean else 1
 
 
 if __name__ == "__main__":

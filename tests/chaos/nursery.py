@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,9 @@ def _hatch(order: dict[str, Any]) -> NoReturn:
         runpy.run_module(order["module"], run_name="__main__")
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        # The exit below shows nobody what was raised.
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)

@@ -86,6 +86,14 @@ def test_broken_base_model_costs_its_users_two_launches_in_all(crew: Crew, db: D
     assert all("fail on the GPU at the moment" in job["error_message"] for job in waiting)
 
 
+def test_failure_of_a_run_from_before_the_breaker_opened_is_settled(crew: Crew, db: Database) -> None:
+    runs = [crew.launched() for _ in range(3)]
+    for run in runs:
+        crew.fail(run, "queued")
+    assert [db.job(run["job_id"])["status"] for run in runs] == ["queued"] * 3
+    assert db.row("select times_opened from training_breakers")["times_opened"] == 1
+
+
 def test_held_job_uses_no_attempt_and_no_slot(crew: Crew, db: Database) -> None:
     open_breaker(crew)
     (job_id,) = db.jobs()
