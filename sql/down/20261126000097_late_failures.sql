@@ -1,8 +1,12 @@
 -- Undoes 20261126000097_late_failures.sql: the function as 20261123000010_breakers.sql has it.
 
--- Records that a run failed because of its base model or image. blame is {kind, at_once, hold_seconds}, or null for
--- any other end. The breaker opens at the failure of a second user, or at the first one with at_once. Each time it
--- opens again, it stays open twice as long, up to one day. Failures older than a week are forgotten.
+do $down$
+begin
+  -- Undone twice, there is no such table any more.
+  if to_regclass('public.training_runs') is null then
+    return;
+  end if;
+  execute $function$
 create or replace function public.training_note_breakers(run public.training_runs, blame jsonb, failure jsonb)
 returns void
 language plpgsql set search_path = '' as $$
@@ -37,4 +41,7 @@ begin
       probe_run_id = case when opens then null else b.probe_run_id end
   where (b.kind, b.name, b.endpoint) = (breaker.kind, breaker.name, breaker.endpoint);
 end
-$$;
+$$
+$function$;
+end
+$down$;
