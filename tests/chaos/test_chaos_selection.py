@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from lora_contract.crash_points import CRASH_POINTS
+from lora_worker.launchers.registry import LAUNCHERS
 from tests.chaos import crashes
 from tests.chaos.__main__ import parse
 from tests.chaos.clouds import CLOUDS
@@ -68,3 +69,7 @@ def test_pattern_without_a_match_is_refused(patterns: list[str], capsys: pytest.
 def test_cloud_has_each_common_fault_or_says_why_not(cloud: type[Cloud]) -> None:
     assert COMMON.keys() - faults_of(cloud).keys() == cloud.spared.keys()
     assert all(reason.endswith(".") for reason in cloud.spared.values())
+
+
+def test_every_launcher_has_a_cloud_to_break() -> None:
+    assert CLOUDS.keys() == LAUNCHERS.keys()
