@@ -156,16 +156,22 @@ def setting_rows() -> list[dict[str, str]]:
     from lora_worker.launchers.registry import LAUNCHERS
 
     rows = []
+    owners = {name: [launcher for launcher, kind in LAUNCHERS.items() if name in kind.settings.model_fields]
+              for kind in LAUNCHERS.values() for name in kind.settings.model_fields}  # fmt: skip
     fields = {name: (field, kind.settings) for kind in LAUNCHERS.values()
               for name, field in kind.settings.model_fields.items()}  # fmt: skip
     for name, (field, settings_class) in fields.items():
-        default = "required" if field.is_required() else field.default
+        meaning, of_some = field.description or "", len(owners[name]) < len(LAUNCHERS)
+        if name == "launcher":
+            meaning += f": {', '.join(LAUNCHERS)}"
+        if of_some:
+            meaning += f"; for LORA_WORKER_LAUNCHER={' or '.join(owners[name])}"
+        required = "required with its launcher" if of_some else "required"
+        default = required if field.is_required() else field.default
         if default is PydanticUndefined:
             default = "made at start"
         shown = ", ".join(default) if isinstance(default, tuple) else str("" if default is None else default)
-        rows.append(
-            {"variable": variable_of(name, settings_class), "default": shown, "meaning": field.description or ""}
-        )
+        rows.append({"variable": variable_of(name, settings_class), "default": shown, "meaning": meaning})
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 
@@ -23,10 +24,26 @@ def is_base_url(url: str) -> bool:
 def url_fault(url: str) -> str | None:
     """Explain why no API can be called at a URL, as the end of a sentence; None if one can."""
     if not url.startswith(("http://", "https://")):
-        return "must begin with https:// (or http:// on your own machine)"
+        return "must begin with https:// (or http:// on your own machine or network)"
     if not is_base_url(url):
         return "is not a URL to call: it needs a host, may have a port's number and a path, and no more"
+    if url.startswith("http://") and not is_private(urlsplit(url).hostname or ""):
+        return "must begin with https://: by http the key would go to this host in clear"
     return None
+
+
+def is_private(host: str) -> bool:
+    """Tell whether a host is of one's own machine or network: a private address, or a name that only a network knows.
+
+    Names without a dot are those of a network of containers; the others are reserved for private use (RFC 6761,
+    RFC 6762, RFC 8375, and `internal` by ICANN).
+    """
+    try:
+        return not ip_address(host).is_global
+    except ValueError:
+        # A number without dots is an address, too.
+        is_name = re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host) is None
+        return is_name and ("." not in host or is_under(host, "localhost", "local", "internal", "home.arpa", "lan"))
 
 
 def is_under(host: str, *domains: str) -> bool:

@@ -25,7 +25,8 @@ def require_extra(whose: str, package: str, imported: str, extra: str) -> None:
 
 def how_to_install(extra: str) -> str:
     """How one of our extras is installed, as a part of a sentence."""
-    return f"pip install 'lora-worker[{extra}]', or '.[{extra}]' in the clone"
+    # Never by our name: on PyPI it is not ours.
+    return f"pip install '.[{extra}]' in the clone"
 
 
 def _is_there(name: str) -> bool:

@@ -88,7 +88,7 @@ class Settings(WebhookSettings, RoutingSettings):
         description="The publishable key (sb_publishable_…) or the legacy anon JWT; goes to the GPU",
     )
     launcher: str = Field(
-        default=DEFAULT_LAUNCHER, description="What starts runs on GPUs; its own settings are required with it"
+        default=DEFAULT_LAUNCHER, description="What starts runs on GPUs, whose own settings are required then"
     )
 
     token_secret: SecretStr | None = Field(

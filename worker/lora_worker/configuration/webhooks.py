@@ -48,6 +48,8 @@ def read_endpoint(text: str) -> WebhookEndpoint:
     is_url = parts.scheme in {"http", "https"} and is_base_url(url.partition("?")[0])
     if not is_url or "#" in url or len(url) > _MAX_URL_CHARACTERS:
         raise ValueError(f"begins with no URL (https://host/path) of up to {_MAX_URL_CHARACTERS} characters")
+    if any("://" in secret for secret in secrets):
+        raise ValueError("has a second URL behind its first: a comma is missing between two endpoints")
     if not 1 <= len(secrets) <= _MOST_SECRETS:
         raise ValueError(
             f"has {len(secrets)} secrets behind its URL; write 1 to {_MOST_SECRETS} as https://… whsec_… whsec_…"

@@ -83,7 +83,10 @@ def _unserved(services: Services) -> list[Check]:
 def _answering(place: Place, seen: EndpointHealth, *, among: Places) -> Check:
     named = f"{place.name}: " if len(among.all) > 1 else ""
     if not seen.reachable or seen.problem:
-        return Check("endpoint", False, f"{named}{seen.problem or 'not reachable'}", place.launcher.guide.check)
+        remedy = place.launcher.guide.check
+        if named:
+            remedy += f", and [endpoints.{place.name}] of the routing table"
+        return Check("endpoint", False, f"{named}{seen.problem or 'not reachable'}", remedy)
     text = f"{counted(seen.workers, 'worker')}, {counted(seen.jobs_queued, 'job')} in its queue"
     return Check("endpoint", True, named + text)
 

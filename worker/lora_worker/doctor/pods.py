@@ -29,7 +29,9 @@ async def check_pods(services: Services) -> list[Check]:
 def examine_pod_prices(place: Place, asked: Mapping[str, float], prices: Sequence[GpuPrice]) -> list[Check]:
     """Compare RunPod's prices of the GPUs that may be had (USD an hour, by their ids) with the price of the place."""
     listed = find_gpu(prices, place.gpu_type)
-    billed = place.price_per_hour or (listed.price_per_hour if listed else None)
+    billed = place.price_per_hour
+    if billed is None and listed is not None:
+        billed = listed.price_per_hour
     if billed is None:
         return []
     differing = {gpu: price for gpu, price in asked.items() if abs(billed - price) > _TOLERANCE * price}

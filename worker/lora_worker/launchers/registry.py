@@ -129,12 +129,18 @@ def load_settings() -> Settings:
         raise SettingsError(f"LORA_WORKER_LAUNCHER: is no launcher; choose one of {', '.join(LAUNCHERS)}.")
     routes = Path(choice.routes) if choice.routes else None
     table = read_table(routes) if routes else None
-    chosen = (
-        [choice.launcher]
-        if table is None
-        else [_launcher_of(table, name, choice.launcher, routes) for name in table.endpoints]
-    )
-    loaded: Settings = read_settings(settings_class(chosen), names)
+    if table is None:
+        alone: Settings = read_settings(settings_class([choice.launcher]), names)
+        alone.keep_routing_table(None)
+        return alone
+    asked_by: dict[str, str] = {}
+    for name in table.endpoints:
+        asked_by.setdefault(_launcher_of(table, name, choice.launcher, routes), name)
+    try:
+        loaded: Settings = read_settings(settings_class(asked_by), names)
+    except SettingsError as error:
+        asking = ", ".join(f"[endpoints.{name}] asks for {launcher}" for launcher, name in asked_by.items())
+        raise SettingsError(f"{error} In {routes} {asking}: each launcher needs all its settings.") from None
     loaded.keep_routing_table(table)
     return loaded
 

@@ -46,8 +46,8 @@ class EndpointEntry(BaseModel):
     """None: LORA_WORKER_ENDPOINT_GPU_TYPE, or what each job asks for."""
     gpu_count: Gpus | None = None
     """GPUs of one of its machines; None: LORA_WORKER_ENDPOINT_GPU_COUNT."""
-    price_per_hour: Annotated[float, Field(gt=0, lt=1000, allow_inf_nan=False)] | None = None
-    """USD of one GPU; None: as the price table says."""
+    price_per_hour: Annotated[float, Field(ge=0, lt=1000, allow_inf_nan=False)] | None = None
+    """USD of one GPU, 0 where nobody is to pay; None: as the price table says."""
     slots: Annotated[int, Field(ge=1, le=100_000, strict=True)] | None = None
     """The most launches that may be there at the same time, of all workers together."""
     serves: bool | None = None

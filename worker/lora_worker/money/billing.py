@@ -22,7 +22,7 @@ class Rate(BaseModel):
 
     gpu_type: str
     gpu_count: int = Field(ge=1)
-    price_per_hour: float = Field(gt=0)
+    price_per_hour: float = Field(ge=0)
     """The price of one GPU for an hour."""
     max_cost: float = Field(gt=0)
     """The limit for all runs of the job together."""

@@ -26,7 +26,9 @@ def price_at(place: Place, prices: tuple[GpuPrice, ...], asked: str | None) -> G
     None if that GPU is not in the price table.
     """
     price = find_gpu(prices, place.gpu_type or asked)
-    return price and replace(price, price_per_hour=place.price_per_hour or price.price_per_hour)
+    if price is None or place.price_per_hour is None:
+        return price
+    return replace(price, price_per_hour=place.price_per_hour)
 
 
 def check_table(settings: Settings, table: RoutingTable, places: Places, prices: tuple[GpuPrice, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Iterable
@@ -38,8 +39,8 @@ def plain_name(name: str) -> str:
 
 def _parse(entry: dict[str, Any]) -> GpuPrice:
     price = float(entry["price_per_hour"])
-    if not 0 < price < 1000:
-        raise ValueError(f"price_per_hour of {entry['type']} must lie between 0 and 1000")
+    if not 0 <= price < 1000:
+        raise ValueError(f"price_per_hour of {entry['type']} must be at least 0 and less than 1000")
     names = tuple(map(plain_name, entry["names"]))
     return GpuPrice(str(entry["type"]), price, int(entry["memory_gb"]), names, bool(entry.get("offered", True)))
 
@@ -87,8 +88,9 @@ def accrued_cost(gpu_seconds: float, *, price_per_hour: float, gpu_count: int) -
 
 
 def affordable_seconds(budget: float, *, price_per_hour: float, gpu_count: int) -> float:
-    """Return for how many seconds a budget in USD lasts with these GPUs."""
-    return max(budget, 0.0) * 3600 / (price_per_hour * gpu_count)
+    """Return for how many seconds a budget in USD lasts with these GPUs; infinity where they cost nothing."""
+    hourly = price_per_hour * gpu_count
+    return max(budget, 0.0) * 3600 / hourly if hourly else math.inf
 
 
 def check_prices(settings: Settings, prices: tuple[GpuPrice, ...]) -> None:

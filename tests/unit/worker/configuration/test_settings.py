@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from lora_worker.commands.setup import setting_rows
 from lora_worker.configuration.settings import variable_of
 from lora_worker.errors import SettingsError
 from lora_worker.launchers.registry import LAUNCHERS, load_settings
@@ -93,6 +94,58 @@ def test_an_empty_supabase_url_is_named(environment: pytest.MonkeyPatch) -> None
 def test_local_url_and_url_with_a_path_are_accepted(environment: pytest.MonkeyPatch, url: str) -> None:
     environment.setenv("SUPABASE_URL", url)
     assert load_settings().supabase_url == url.rstrip("/")
+
+
+@pytest.mark.parametrize("name", ["SUPABASE_URL", "GPU_CLUSTER_API_URL", "LORA_WORKER_RUNPOD_API_URL"])
+@pytest.mark.parametrize("host", ["example.com", "8.8.8.8", "134744072", "[2001:4860:4860::8888]", "internal.example"])
+def test_no_key_goes_to_a_public_host_in_clear(environment: pytest.MonkeyPatch, name: str, host: str) -> None:
+    environment.setenv(name, f"http://{host}/v2")
+    with pytest.raises(SettingsError, match=rf"^{name}: must begin with https://: by http the key"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "host", ["kong:8000", "10.0.0.1", "192.168.1.5:8000", "100.64.0.1", "gpu.lan", "host.docker.internal"]
+)
+def test_http_is_allowed_in_a_private_network(environment: pytest.MonkeyPatch, host: str) -> None:
+    environment.setenv("SUPABASE_URL", f"http://{host}")
+    assert load_settings().supabase_url == f"http://{host}"
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ("ghcr.io/x/y:1", "is no image in ECR"),
+        (
+            "123456789012.dkr.ecr.us-east-1.amazonaws.com/t:1",
+            "is in us-east-1, and SageMaker pulls from the ECR of its own",
+        ),
+    ],
+)
+def test_image_that_sagemaker_cannot_pull_is_refused(environment: pytest.MonkeyPatch, image: str, said: str) -> None:
+    environment.setenv("LORA_WORKER_LAUNCHER", "sagemaker")
+    environment.setenv("LORA_WORKER_SAGEMAKER_REGION", "eu-west-1")
+    environment.setenv("LORA_WORKER_SAGEMAKER_ROLE", "arn:aws:iam::123456789012:role/trainer")
+    environment.setenv("LORA_WORKER_SAGEMAKER_S3_PATH", "s3://bucket/prefix")
+    environment.setenv("LORA_WORKER_SAGEMAKER_IMAGE", image)
+    with pytest.raises(SettingsError, match=said):
+        load_settings()
+
+
+@pytest.mark.parametrize("image", ["me/trainer", "me/trainer:latest", "registry:5000/trainer"])
+def test_pods_image_has_a_tag_that_never_moves(environment: pytest.MonkeyPatch, image: str) -> None:
+    environment.setenv("LORA_WORKER_LAUNCHER", "runpod-pods")
+    environment.setenv("LORA_WORKER_RUNPOD_PODS_IMAGE", image)
+    with pytest.raises(SettingsError, match="RUNPOD_PODS_IMAGE: has no tag, or the tag latest"):
+        load_settings()
+
+
+def test_each_setting_names_the_launchers_that_read_it() -> None:
+    rows = {row["variable"]: row for row in setting_rows()}
+    assert rows["LORA_WORKER_LAUNCHER"]["meaning"].endswith(", ".join(LAUNCHERS))
+    assert rows["LORA_WORKER_VERTEX_BUCKET"]["meaning"].endswith("; for LORA_WORKER_LAUNCHER=vertex")
+    assert rows["LORA_WORKER_VERTEX_REGION"]["default"] == "required with its launcher"
+    assert rows["SUPABASE_URL"]["default"] == "required"
 
 
 def test_keys_are_not_shown_by_repr(environment: pytest.MonkeyPatch) -> None:

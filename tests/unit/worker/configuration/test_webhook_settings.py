@@ -39,6 +39,7 @@ def test_endpoint_is_read_with_all_its_secrets_and_shows_none() -> None:
         (f"https://x/geheim {' '.join([SECRET] * 6)}", "has 6 secrets"),
         ("https://x/geheim whsec_short", "a secret that is not whsec_"),
         ("https://x/geheim whsec_%%%%", "a secret that is not whsec_"),
+        (f"https://x/geheim {SECRET} https://y/geheim {SECRET}", "a comma is missing between two endpoints"),
         (f"https://x/geheim {SECRET[6:]}", "a secret that is not whsec_"),
         (f"https://{'x' * 500}/ {SECRET}", "up to 500 characters"),
         (f"https://x/a {SECRET}, https://x/a {SECRET}", "an endpoint twice"),

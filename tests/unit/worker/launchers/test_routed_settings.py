@@ -7,10 +7,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from lora_worker.datasets.preflight import make_policy
 from lora_worker.errors import SettingsError
 from lora_worker.launchers.gpu_server.settings import GpuServerSettings
 from lora_worker.launchers.registry import LAUNCHERS, load_settings, open_places, settings_class
 from lora_worker.launchers.runpod.settings import RunPodSettings
+from lora_worker.money.billing import Rate
 from lora_worker.money.places import price_at
 from lora_worker.money.pricing import load_prices
 from lora_worker.services import open_services
@@ -87,9 +89,33 @@ async def test_estimates_follow_the_job_where_places_have_different_gpus(server:
         assert any("All GPUs of the machine are billed" in sentence for sentence in services.terms.assumptions)
 
 
+@pytest.fixture
+def free_gpu(server: pytest.MonkeyPatch) -> None:
+    """A price table in which one of two GPUs costs nothing."""
+    Path("prices.toml").write_text(
+        "[[gpu]]\ntype='H100'\nprice_per_hour=0\nmemory_gb=80\nnames=['h100']\n"
+        "[[gpu]]\ntype='RTX-4090'\nprice_per_hour=0.5\nmemory_gb=24\nnames=['4090']\n"
+    )
+    server.setenv("LORA_WORKER_PRICE_TABLE", "prices.toml")
+
+
+@pytest.mark.usefixtures("free_gpu")
+async def test_place_where_nobody_pays_has_no_limit_of_money(server: pytest.MonkeyPatch) -> None:
+    routes(server, TWO.replace("price_per_hour = 0.25", "price_per_hour = 0"))
+    async with open_services(load_settings()) as services:
+        assert [gpu.price_per_hour for gpu in services.prices] == [0, 0.5]
+        for place in services.places.all:
+            price = price_at(place, services.prices, None)
+            assert price is not None
+            rate = Rate.at(price, gpu_count=1, max_cost=5)
+            policy = make_policy(rate, spent_cost=0, spent_seconds=0, max_run_seconds=7200, queue_allowance_seconds=1)
+            assert policy.execution_seconds == 7200
+            assert rate.cost(3600) == 0
+
+
 def test_settings_of_all_named_launchers_are_required(environment: pytest.MonkeyPatch) -> None:
     routes(environment, TWO)
-    with pytest.raises(SettingsError, match="LORA_WORKER_GPU_SERVER_URL is missing"):
+    with pytest.raises(SettingsError, match=r"GPU_SERVER_URL is missing.* \[endpoints.own\] asks for gpu-server: "):
         load_settings()
 
 

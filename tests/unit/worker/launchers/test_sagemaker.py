@@ -139,7 +139,7 @@ def test_missing_extra_is_one_sentence(variables: pytest.MonkeyPatch) -> None:
     settings = load_settings()
     assert isinstance(settings, SageMakerSettings)
     variables.setitem(sys.modules, "boto3", None)
-    with pytest.raises(SettingsError, match=r"pip install 'lora-worker\[sagemaker\]'"):
+    with pytest.raises(SettingsError, match=r"pip install '\.\[sagemaker\]' in the clone"):
         SageMakerLauncher.open(settings, httpx.AsyncClient())
 
 
@@ -382,6 +382,7 @@ def test_each_failure_has_its_sentence_without_values(error: Exception, kind: ty
     found = explain_failure(error, creates=True)
     assert type(found) is kind
     assert "secret" not in str(found)
+    assert ("AWS_PROFILE names a profile" in str(found)) is isinstance(error, faults.ProfileNotFound)
     assert not isinstance(explain_failure(error, creates=False), LaunchInDoubtError)
 
 

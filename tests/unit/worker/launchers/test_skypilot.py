@@ -410,7 +410,7 @@ async def test_machine_that_would_be_billed_as_another_is_refused(
 async def test_worker_without_the_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     async with httpx.AsyncClient() as http:
-        with pytest.raises(SettingsError, match=r"pip install 'lora-worker\[skypilot\]', or '\.\[skypilot\]' in the"):
+        with pytest.raises(SettingsError, match=r"pip install '\.\[skypilot\]' in the clone"):
             SkyPilotLauncher.open(settings(monkeypatch), http)
         with pytest.raises(SettingsError, match="no program that can be run"):
             SkyPilotLauncher.open(settings(monkeypatch, SKYPILOT_PYTHON="/nothing"), http)

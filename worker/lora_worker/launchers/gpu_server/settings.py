@@ -28,10 +28,7 @@ def server_key_fault(key: SecretStr) -> str | None:
 class GpuServerSettings(Settings):
     """The daemon's settings where a GPU server is the launcher."""
 
-    gpu_server_url: str = Field(
-        description="Address of `lora-worker gpu-server`, such as https://gpu.example.com; for LORA_WORKER_LAUNCHER="
-        "gpu-server"
-    )
+    gpu_server_url: str = Field(description="Address of `lora-worker gpu-server`, such as https://gpu.example.com")
     gpu_server_key: SecretStr = Field(description="The key that the GPU server was started with")
     former_gpu_servers: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

@@ -114,7 +114,7 @@ class RunPodLauncher(HttpLauncher):
             400: "RunPod refused the request (400): the payload or its policy is not valid",
             401: "RunPod refused the API key (401): check GPU_CLUSTER_API_KEY",
             403: "RunPod refused the API key (403): it may not use this endpoint",
-            404: "RunPod knows no such endpoint (404): check GPU_CLUSTER_API_URL, and that the key belongs to it",
+            404: "RunPod knows no such endpoint, or the key does not belong to it (404)",
             413: "RunPod refused the request (413): it is larger than 10 MB",
         }.get(status, f"RunPod refused the request ({status})")
 

@@ -23,8 +23,7 @@ class RunPodPodsSettings(RunPodAccount, Settings):
         min_length=3,
         max_length=500,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]*$",
-        description="The trainer's image with a tag that never moves, as in deploy.toml; for LORA_WORKER_LAUNCHER="
-        "runpod-pods",
+        description="The trainer's image with a tag that never moves, as in deploy.toml",
     )
     runpod_pods_disk_gb: int = Field(
         default=80, ge=5, le=4000, description="A pod's own disk in GB, empty at each start of its container"
@@ -57,6 +56,14 @@ class RunPodPodsSettings(RunPodAccount, Settings):
         pattern=r"^[A-Za-z0-9_]{0,100}$",
         description="Name of the secret at RunPod that holds a token of Hugging Face, for gated base models",
     )
+
+    @field_validator("runpod_pods_image")
+    @classmethod
+    def _check_pods_image(cls, image: str) -> str:
+        tag = image.rpartition("/")[2].partition(":")[2]
+        if "@" not in image and tag in {"", "latest"}:
+            raise ValueError("has no tag, or the tag latest, which moves: name a release's own, such as lora-trainer:1")
+        return image
 
     @field_validator("runpod_pods_data_centers", mode="before")
     @classmethod

@@ -63,6 +63,12 @@ _LONG = re.compile(r"[A-Za-z0-9_=/+-]{48,}")
 _REMEDY = (
     "give the worker a role (on a machine of AWS), or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 )
+_CREDENTIALS = {
+    "NoCredentialsError": "there are no credentials of AWS",
+    "PartialCredentialsError": "the credentials of AWS are not whole: the id or the secret of the key is missing",
+    "ProfileNotFound": "AWS_PROFILE names a profile that is in no file of AWS here",
+}
+"""What boto3 finds wrong before it calls AWS, by the error's name."""
 
 Expected = Callable[[str, str], bool]
 """Tells by an error's code and text whether it is one that the caller has an answer to."""
@@ -193,8 +199,8 @@ def explain_failure(error: Exception, *, creates: bool) -> ServiceError:
     not_sent = (faults.EndpointConnectionError, faults.ConnectTimeoutError, faults.ProxyConnectionError)
     if isinstance(error, not_sent):
         return ServiceUnavailableError(SERVICE, f"AWS is not reachable ({name})")
-    if isinstance(error, faults.NoCredentialsError | faults.PartialCredentialsError | faults.ProfileNotFound):
-        return ServiceRefusedError(SERVICE, f"there are no credentials of AWS ({name}): {_REMEDY}", status=401)
+    if why := _CREDENTIALS.get(name):
+        return ServiceRefusedError(SERVICE, f"{why}: {_REMEDY}", status=401)
     if "Credential" in name or "Token" in name or isinstance(error, faults.MetadataRetrievalError):
         return ServiceUnavailableError(SERVICE, f"the credentials of AWS could not be fetched ({name})")
     if isinstance(error, faults.HTTPClientError) or not isinstance(error, faults.BotoCoreError):

@@ -14,15 +14,14 @@ from lora_worker.launchers.sagemaker.addresses import REGION, Address, account_o
 
 MAX_JOB_SECONDS = 28 * 86_400
 """The largest `MaxRuntimeInSeconds` (SageMaker's API reference, StoppingCondition)."""
+_IMAGE = re.compile(rf"[0-9]{{12}}\.dkr[.-]ecr(?:-fips)?\.({REGION})\.(?:amazonaws\.com(?:\.cn)?|on\.aws)/\S+")
 _ID = r"[0-9a-zA-Z-]{1,32}"
 
 
 class SageMakerSettings(Settings):
     """The daemon's settings where SageMaker is the launcher. Credentials come by boto3's own chain."""
 
-    sagemaker_region: str = Field(
-        pattern=rf"^{REGION}$", description="Region of the jobs, such as eu-west-1; for LORA_WORKER_LAUNCHER=sagemaker"
-    )
+    sagemaker_region: str = Field(pattern=rf"^{REGION}$", description="Region of the jobs, such as eu-west-1")
     sagemaker_role: str = Field(
         pattern=r"^arn:aws[a-z-]{0,20}:iam::[0-9]{12}:role/[a-zA-Z_0-9+=,.@/-]{1,500}$",
         description="ARN of the role that containers have, arn:aws:iam::123456789012:role/NAME: it pulls "
@@ -63,6 +62,16 @@ class SageMakerSettings(Settings):
         """Where launches go."""
         return Address(self.sagemaker_region, account_of(self.sagemaker_role), self.sagemaker_instance_type)
 
+    @field_validator("sagemaker_image")
+    @classmethod
+    def _check_sagemaker_image(cls, image: str) -> str:
+        if not _IMAGE.fullmatch(image):
+            raise ValueError(
+                "is no image in ECR, from which SageMaker pulls alone: write "
+                "ACCOUNT.dkr.ecr.REGION.amazonaws.com/lora-trainer:TAG"
+            )
+        return image
+
     @field_validator("sagemaker_subnets", "sagemaker_security_groups", mode="before")
     @classmethod
     def _split_sagemaker_ids(cls, value: Any) -> Any:
@@ -77,6 +86,12 @@ class SageMakerSettings(Settings):
 
     @model_validator(mode="after")
     def _check_with_sagemaker(self) -> SageMakerSettings:
+        image = _IMAGE.fullmatch(self.sagemaker_image)
+        if image and image[1] != self.sagemaker_region:
+            raise ValueError(
+                f"LORA_WORKER_SAGEMAKER_IMAGE is in {image[1]}, and SageMaker pulls from the ECR of its own region "
+                f"alone, {self.sagemaker_region}: push the image there"
+            )
         if bool(self.sagemaker_subnets) != bool(self.sagemaker_security_groups):
             raise ValueError(
                 "LORA_WORKER_SAGEMAKER_SUBNETS and LORA_WORKER_SAGEMAKER_SECURITY_GROUPS are set together or not at all"

@@ -24,9 +24,7 @@ _VOLUME = re.compile(
 class SkyPilotSettings(Settings):
     """The daemon's settings where SkyPilot is the launcher."""
 
-    skypilot_url: str = Field(
-        description="Address of SkyPilot's API server, without credentials in it; for LORA_WORKER_LAUNCHER=skypilot"
-    )
+    skypilot_url: str = Field(description="Address of SkyPilot's API server, without credentials in it")
     skypilot_token: SecretStr = Field(
         default=SecretStr(""),
         description="Token of a service account there (sky_…); unset: the server asks nobody who he is",

@@ -25,8 +25,7 @@ class VertexSettings(Settings):
 
     vertex_project: str = Field(
         pattern=r"^[a-z0-9][a-z0-9.:-]{1,61}[a-z0-9]$",
-        description="Id of the Google Cloud project that pays for the jobs, such as my-project-123; for "
-        "LORA_WORKER_LAUNCHER=vertex",
+        description="Id of the Google Cloud project that pays for the jobs, such as my-project-123",
     )
     vertex_region: str = Field(
         pattern=r"^[a-z]{2,20}-[a-z]{2,20}[0-9]{1,2}$", description="Region of the jobs, such as us-central1"

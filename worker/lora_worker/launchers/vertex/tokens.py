@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lora_worker.errors import ServiceError, ServiceRefusedError, ServiceUnavailableError
@@ -21,6 +23,7 @@ _SERVICE = "Google Cloud"
 _REQUEST_SECONDS = 20
 _PAUSE_SECONDS = 15.0
 """After a failure Google is asked for a token again only then."""
+_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
 _REMEDY = (
     "set GOOGLE_APPLICATION_CREDENTIALS to a service account's key file, run `gcloud auth application-default login`, "
     "or run the worker on a machine of Google Cloud that has a service account"
@@ -82,7 +85,7 @@ class GoogleTokens:
                 credentials = self._load(request)
             credentials.refresh(request)
         except exceptions.DefaultCredentialsError:
-            raise _refused("there are no credentials of Google Cloud") from None
+            raise _refused(_why_none(os.environ.get(_VARIABLE))) from None
         except exceptions.GoogleAuthError as error:
             if isinstance(error, exceptions.TransportError) or error.retryable:
                 text = f"Google's token service did not answer ({type(error).__name__})"
@@ -92,6 +95,17 @@ class GoogleTokens:
         except (OSError, ValueError, TypeError) as error:
             raise _refused(f"the credentials of Google Cloud can't be read ({type(error).__name__})") from None
         return credentials
+
+
+def _why_none(path: str | None) -> str:
+    """Why Google's library finds no credentials; `path` is what the variable says."""
+    if not path:
+        return "there are no credentials of Google Cloud"
+    try:
+        with Path(path).open("rb"):
+            return f"{_VARIABLE} names what is no key file of Google Cloud"
+    except (OSError, ValueError) as error:
+        return f"{_VARIABLE} names a file that can't be read ({type(error).__name__})"
 
 
 def _refused(problem: str) -> ServiceRefusedError:
