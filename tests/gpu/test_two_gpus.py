@@ -1,6 +1,8 @@
 """Two GPUs train as one would, over NCCL. Skipped on a machine with a single one."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -18,6 +20,27 @@ def gpus():
     if len(found) < 2:
         pytest.skip("there is one GPU here")
     return found[:2]
+
+
+def test_base_spread_over_two_gpus_answers_as_on_one(tiny_model, gpus):
+    """The proof's way with a base that fits no GPU alone. Run in a process that sees both."""
+    script = """
+import sys, torch
+from pathlib import Path
+from lora_trainer.models.bases import Base
+from lora_trainer.models.hardware import detect_hardware
+from lora_trainer.models.loading import load_config, load_model
+base, hardware = Base("tiny", None, Path(sys.argv[1])), detect_hardware()
+tokens = torch.arange(32, device="cuda:0")[None]
+answers = [load_model(base, load_config(base), hardware, devices=devices)(tokens).logits.float().cpu()
+           for devices in ([], ["cuda:0", "cuda:1"])]
+print("spread", float((answers[0] - answers[1]).abs().max()))
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+    command = [sys.executable, "-c", script, str(tiny_model)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert float(ended.stdout.split()[-1]) < 1e-2
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lora_trainer.run.task import Outcome, Task
+from sandbox.tiny_architectures import tiny_config
 from tests.integration.trainer.child import make_task, train
 from tests.integration.trainer.in_process import trained
 from tests.integration.trainer.test_preferences import PARAMETERS, lines_of
@@ -26,6 +28,27 @@ def task_of(method: str, folder: Path, base: Path, count: int, **changes: Any) -
     chosen = {**CHOSEN, "method": method}
     task = make_task(folder, base, dataset=folder / "dataset", hyperparameters=chosen, gpus=[None] * count)
     return task.model_copy(update=changes)
+
+
+def mixture_beside(tiny_model: Path, folder: Path) -> Path:
+    """A mixture of experts with the tiny model's tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = tiny_config("qwen3_moe", vocab_size=len(tokenizer), **ends)
+    config.num_hidden_layers = 2
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def mixture_task(folder: Path, base: Path, count: int, **changes: Any) -> Task:
+    """A training by preferences whose LoRA is on every routed expert."""
+    task = task_of("dpo", folder, base, count, **changes)
+    chosen = task.hyperparameters.model_copy(update={"target_experts": True, "rank": 4})
+    return task.model_copy(update={"hyperparameters": chosen})
 
 
 def curve(outcome: Outcome) -> list[float | None]:
@@ -46,20 +69,28 @@ def assert_same(several: Outcome, one: Outcome) -> None:
     assert several.evaluation.general.base == one.evaluation.general.base
 
 
-def test_kto_over_two_processes_equals_one(tmp_path: Path, tiny_model: Path) -> None:
-    one = trained(task_of("kto", tmp_path / "one", tiny_model, 1))
-    two, _ = train(task_of("kto", tmp_path / "two", tiny_model, 2), FORKED)
+@pytest.fixture(scope="module")
+def kto_alone(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Outcome:
+    return trained(task_of("kto", tmp_path_factory.mktemp("kto"), tiny_model, 1))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_kto_over_two_processes_equals_one(tmp_path: Path, tiny_model: Path, kto_alone: Outcome, sharded: bool) -> None:
+    one = kto_alone
+    two, _ = train(task_of("kto", tmp_path, tiny_model, 2, shard_base=sharded), FORKED)
     assert two is not None
     assert_same(two, one)
+    assert any("Each held a part of the base" in note for note in two.summary.notes) == sharded
     assert (one.summary.gpus_used, two.summary.gpus_used) == (1, 2)
     assert any("Trained on 2 GPUs" in note for note in two.summary.notes)
     assert two.metrics.final_reward_accuracy == pytest.approx(one.metrics.final_reward_accuracy)
     assert (one.summary.pace, two.summary.pace) == (None, None)
 
 
-def test_sharded_base_learns_what_a_whole_one_does(tmp_path: Path, tiny_model: Path) -> None:
-    one = trained(task_of("dpo", tmp_path / "one", tiny_model, 1))
-    two, _ = train(task_of("dpo", tmp_path / "two", tiny_model, 2, shard_base=True, micro_batch=1), FORKED)
+def test_sharded_experts_learn_what_whole_ones_do(tmp_path: Path, tiny_model: Path) -> None:
+    base = mixture_beside(tiny_model, tmp_path / "base")
+    one = trained(mixture_task(tmp_path / "one", base, 1))
+    two, _ = train(mixture_task(tmp_path / "two", base, 2, shard_base=True, micro_batch=1), FORKED)
     assert two is not None
     assert_same(two, one)
     assert any("Each held a part of the base" in note for note in two.summary.notes)

@@ -26,6 +26,7 @@ from torch import nn
 from transformers.integrations.moe import _grouped_linear
 
 from lora_trainer.errors import BaseModelUnknownError
+from lora_trainer.models.sharding import gathered
 
 _ADAPTER = "default"
 _GATE_UP, _DOWN = "gate_up_proj", "down_proj"
@@ -43,8 +44,14 @@ def routed_experts(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if name.endswith(".experts") and hasattr(module, _GATE_UP) and hasattr(module, _DOWN)
+        if name.endswith(".experts") and _holds(module, _GATE_UP) and _holds(module, _DOWN)
     }
+
+
+def _holds(module: nn.Module, name: str) -> bool:
+    # `hasattr` would unpack all experts of the layer, and fail where this process has only a part of them.
+    parametrised: Any = getattr(module, "parametrizations", {})
+    return name in parametrised or name in dict(module.named_parameters(recurse=False))
 
 
 class ExpertLoraSize(NamedTuple):
@@ -80,8 +87,9 @@ def attach_expert_lora(model: nn.Module, config: LoraConfig) -> int:
     for name, module in experts.items():
         wrapper: Any = module
         _check_layout(module)
-        for parameter in (_GATE_UP, _DOWN):
-            wrapper = ParamWrapper(wrapper, _ADAPTER, parameter, config, r=config.r, lora_alpha=config.lora_alpha)
+        with gathered(model, name):
+            for parameter in (_GATE_UP, _DOWN):
+                wrapper = ParamWrapper(wrapper, _ADAPTER, parameter, config, r=config.r, lora_alpha=config.lora_alpha)
         # In fp32, as PEFT keeps the rest of an adapter; it gives these the type of the base.
         for part in ("lora_A", "lora_B"):
             getattr(wrapper, part).float()

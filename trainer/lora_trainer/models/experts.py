@@ -111,12 +111,16 @@ class _ExpertQuantizer(Bnb4BitHfQuantizer):
         """The operation that the loader applies to each such parameter, after it has merged a layer's experts."""
         return _QuantizeExperts(self)
 
-    def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
-        for name, state in self._states.items():
+    def finish_experts(self, model: torch.nn.Module, prefix: str = "") -> None:
+        """Let modules whose names begin with `prefix` unpack their experts when they read them."""
+        for name in [name for name in self._states if name.startswith(prefix)]:
             module, leaf = get_module_from_name(model, name)
+            state = self._states.pop(name)
             parametrize.register_parametrization(module, leaf, Bnb4bitParametrization(state), unsafe=True)
             _register_parametrization_hooks(module, leaf)
-        self._states = {}
+
+    def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
+        self.finish_experts(model)
         return super()._process_model_after_weight_loading(model, **options)
 
 

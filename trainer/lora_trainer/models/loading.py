@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +31,8 @@ from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.packed import group_names, stored_tensors
 from lora_trainer.models.quantised_cache import FORMAT, Copy, Facts, QuantisedCache
 from lora_trainer.models.reading import ReadAhead, serving
+from lora_trainer.models.sharding import count_layers, posing_as_whole, sharding_layers
+from lora_trainer.models.spreading import spread_layers
 from lora_trainer.models.targets import (
     ARCHITECTURES,
     ROUTED,
@@ -92,26 +94,33 @@ def load_model(
     attention: str = SDPA,
     quantize: bool = True,
     cache: QuantisedCache | None = None,
+    sharded: bool = False,
+    devices: Sequence[str] = (),
 ) -> PreTrainedModel:
     """The base model: linear layers and experts in NF4 with double quantisation, or all in full precision.
 
     `attention` is what `lora_trainer.models.attention.choose_attention` chose. A quantised model is read from `cache`
-    if that has it; if not, `cache` begins to write it.
+    if that has it; if not, `cache` begins to write it. A `sharded` one is the share of this process in a base that all
+    processes of the training hold together. `devices` are several over which the layers are spread in this process.
+    With either no copy is read or written.
 
     Raises:
         BaseModelMismatchError: its files are damaged, or do not fit its configuration.
+        BaseModelUnknownError: it can't be sharded.
         TrainingError: the GPU or the volume failed; a retry may succeed.
     """
     options: dict[str, Any] = {
         "config": config,
         "dtype": hardware.dtype,
-        "device_map": {"": hardware.device},
+        "device_map": spread_layers(config, devices) if devices else {"": hardware.device},
         "attn_implementation": attention,
         "trust_remote_code": base.trusted,
     }
     if quantize:
         options["quantization_config"] = _quantization(config, hardware)
-    if quantize and cache is not None and cache.is_on:
+    if sharded:
+        model = _load_share(base, options, hardware)
+    elif quantize and not devices and cache is not None and cache.is_on:
         model = _load_through(cache, base, options, hardware)
     else:
         model = _load_files(base, options, hardware)
@@ -136,6 +145,22 @@ def _load_through(cache: QuantisedCache, base: Base, options: dict[str, Any], ha
     if model is None:
         model = _load_files(base, options, hardware)
         cache.begin_writing(facts, stored_tensors(model))
+    return model
+
+
+def _load_share(base: Base, options: dict[str, Any], hardware: Hardware) -> PreTrainedModel:
+    """The part of the model that this process holds of each layer, and all that is outside of the layers."""
+    with sharding_layers(hardware.device):
+        model = _load_files(base, options, hardware)
+    layers, sharded = count_layers(model)
+    if layers == 0:
+        raise BaseModelUnknownError(
+            f"The base model {base.name} has no layers that can be sharded over GPUs.",
+            "Choose a GPU with more memory, or a base model of another architecture.",
+        )
+    if sharded < layers:
+        raise BaseModelMismatchError(f"The files of {base.name} lack weights of {layers - sharded} layers.")
+    log.info("the base's %d layers are sharded", layers)
     return model
 
 
@@ -320,7 +345,7 @@ def attach_lora(model: PreTrainedModel, parameters: Hyperparameters) -> Lora:
         use_dora=parameters.use_dora,
         bias="none",
     )
-    with without_peft_conversion(model.config.model_type, targets):
+    with without_peft_conversion(model.config.model_type, targets), posing_as_whole(model):
         adapted = get_peft_model(model, config)
     coverage = check_coverage(adapted, targets)
     size = ExpertLoraSize()

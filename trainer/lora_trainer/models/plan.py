@@ -41,7 +41,7 @@ _LOGIT_TILE = (8192, 32768)
 _CONTEXT_BYTES = 1 << 30
 """What CUDA itself takes: context, kernels, workspaces."""
 _FRAGMENTATION = 0.05
-_SHARDED = "linear layers"
+_SHARDED = ("linear layers", "experts")
 
 
 class Planner:
@@ -91,7 +91,7 @@ class Planner:
         self._inputs = _layers(model) * config.get_text_config().hidden_size * dtype.itemsize
         self._dequantised = _largest_dequantised(model, dtype) if quantize else 0
         self._vocabulary = config.get_text_config().vocab_size
-        self._loading_peak = sum(self._weights.values()) + _loading_transient(model, dtype)
+        self._loading_transient = _loading_transient(model, dtype)
         self._checkpoint_bytes = 2 * sum(parameter.numel() for parameter in model.parameters())
         self.can_keep_activations = not (
             quantize and any(is_fused_expert(name, p) for name, p in model.named_parameters())
@@ -117,10 +117,11 @@ class Planner:
             "logits, beyond that": max(_logit_bytes(self._vocabulary, tokens) - layer, 0),
             "masks": mask_bytes(self._attention, packed=self._packed, rows=micro_batch, row_tokens=self._row_tokens),
         }
-        weights = self._weights
+        weights, transient = self._weights, self._loading_transient
         if shards > 1:
-            layers = sum(size for name, size in weights.items() if name.startswith(_SHARDED))
-            training["layers gathered"] = GATHERED_LAYERS * layers // self._layers
+            whole = sum(size for name, size in weights.items() if name.startswith(_SHARDED)) // self._layers
+            training["layers gathered"] = GATHERED_LAYERS * whole
+            transient += whole  # a layer is sharded when all of it is there
             weights = {n: size // (shards if n.startswith(_SHARDED) else 1) for n, size in weights.items()}
         subtotal = sum(weights.values()) + sum(training.values())
         training[OVERHEAD] = _CONTEXT_BYTES + int(_FRAGMENTATION * subtotal)
@@ -133,7 +134,7 @@ class Planner:
             rank=self._rank,
             weights=weights,
             training=training,
-            loading_peak=self._loading_peak,
+            loading_peak=sum(weights.values()) + transient,
             trainable=self._trainable,
             published=self._published,
             checkpoint_bytes=self._checkpoint_bytes,

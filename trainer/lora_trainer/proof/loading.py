@@ -58,15 +58,36 @@ def choose_precision(task: ProofTask, config: PretrainedConfig, hardware: Hardwa
     planner = Planner(
         config, task.hyperparameters, row_tokens=tokens, packed=False, dtype=hardware.dtype, quantize=False
     )
-    logits = 2 * tokens * config.get_text_config().vocab_size * hardware.dtype.itemsize
     plan, free = planner.plan(1), free_gpu_bytes()
-    needed, seconds = plan.needed + logits, plan.checkpoint_bytes / _READ_BYTES_PER_SECOND
+    needed, seconds = (
+        plan.needed + _logit_bytes(config, hardware, tokens),
+        plan.checkpoint_bytes / _READ_BYTES_PER_SECOND,
+    )
     log.info(
         "the base takes %.1f GB not quantised, %.1f GB are free, and %.0f seconds to read",
         *(needed / 1e9, free / 1e9, seconds),
     )
     is_slow = task.trained_in_4_bits and seconds > _MOST_READING * task.train_seconds
     return NF4 if is_slow or needed > free else BF16
+
+
+def choose_devices(
+    task: ProofTask, config: PretrainedConfig, hardware: Hardware, held: Quantization, *, tokens: int
+) -> list[str]:
+    """The GPUs over which the base is spread, where it does not fit the first; none: it is held there alone."""
+    if not hardware.is_gpu or task.gpus == 1 or held != NF4:
+        return []
+    planner = Planner(config, task.hyperparameters, row_tokens=tokens, packed=False, dtype=hardware.dtype)
+    needed, free = planner.plan(1).needed + _logit_bytes(config, hardware, tokens), free_gpu_bytes()
+    gpus = min(task.gpus, torch.cuda.device_count())
+    if needed <= free or gpus == 1:
+        return []
+    log.info("the base takes %.1f GB in 4 bits: its layers are spread over %d GPUs", needed / 1e9, gpus)
+    return [f"cuda:{number}" for number in range(gpus)]
+
+
+def _logit_bytes(config: PretrainedConfig, hardware: Hardware, tokens: int) -> int:
+    return 2 * tokens * int(config.get_text_config().vocab_size) * hardware.dtype.itemsize
 
 
 def precision_name(held: Quantization, hardware: Hardware) -> Precision:

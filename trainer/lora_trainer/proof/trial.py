@@ -28,7 +28,7 @@ from lora_trainer.models.quantised_cache import QuantisedCache
 from lora_trainer.models.quantization import NF4
 from lora_trainer.proof.asking import BATCH_TOKENS, Fingerprint, fingerprint, greedy_answers, mean_loss
 from lora_trainer.proof.coverage import check_coverage
-from lora_trainer.proof.loading import choose_precision, load_adapter, precision_name, read_published
+from lora_trainer.proof.loading import choose_devices, choose_precision, load_adapter, precision_name, read_published
 from lora_trainer.run.files import sha256_of
 from lora_trainer.run.held_out import HeldOut, HeldOutPrompt
 from lora_trainer.run.logs import describe
@@ -76,7 +76,10 @@ def try_files(task: ProofTask, hardware: Hardware, cache: QuantisedCache) -> Tri
     held_out = HeldOut.read(task.folder) or HeldOut()
     questions = Questions.of(held_out, tokenizer, task.artifact)
     held = choose_precision(task, config, hardware, tokens=_most_tokens(held_out))
-    model: Any = load_model(base, config, hardware, attention=SDPA, quantize=held == NF4, cache=cache).eval()
+    devices = choose_devices(task, config, hardware, held, tokens=_most_tokens(held_out))
+    model: Any = load_model(
+        base, config, hardware, attention=SDPA, quantize=held == NF4, cache=cache, devices=devices
+    ).eval()
 
     weights = fingerprint(model)
     before = questions.ask(model)

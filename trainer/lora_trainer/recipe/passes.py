@@ -19,6 +19,10 @@ from lora_trainer.recipe.comparison import RowFigures
 from lora_trainer.recipe.ranks import ALONE, Ranks
 from lora_trainer.recipe.stopping import StepInterruptedError
 
+IDLE = "idle"
+"""Marks a batch that learns nothing: see `PassTrainer.gather_layers`."""
+_NOT_OF_DECODER = ("labels", IDLE)
+
 
 class PassTrainer(SFTTrainer):
     """TRL's trainer, which can judge rows: forward passes without a step."""
@@ -77,12 +81,20 @@ class PassTrainer(SFTTrainer):
 
     def gather_layers(self, batch: dict[str, Any]) -> None:
         """A pass that learns nothing, beside those of other processes: it gathers each layer when they do."""
-        inputs = self._prepare_inputs({name: value for name, value in batch.items() if name != "labels"})
-        decoder: Any = self.model.get_base_model().base_model
         self.model.train()
         with self.compute_loss_context_manager(), self.accelerator.autocast():
-            hidden = decoder(**inputs, use_cache=False).last_hidden_state
+            hidden = self.gather_layers_once(batch)
         hidden.backward(torch.zeros_like(hidden))
+
+    def gather_layers_once(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The forward half of such a pass, beside forward passes that have no backward pass; the last hidden states.
+
+        `batch` is one that `lay_out` gave; what the model does not take is left aside.
+        """
+        inputs = self._prepare_inputs({name: value for name, value in batch.items() if name not in _NOT_OF_DECODER})
+        decoder: Any = self.model.get_base_model().base_model
+        hidden: torch.Tensor = decoder(**inputs, use_cache=False).last_hidden_state
+        return hidden
 
     def row_sums(self, batch: dict[str, Any], tokens: torch.Tensor) -> torch.Tensor:
         """The sum over the tokens of each row; shape (rows).

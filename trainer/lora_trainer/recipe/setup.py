@@ -214,7 +214,7 @@ def plan_passes(
         begun=begun,
     )
     note = None if task.quantization else begun_anew_note(quantization, begun)
-    may_shard = ranks.count > 1 and can_shard(config, task.hyperparameters)
+    may_shard = ranks.count > 1 and can_shard(task.hyperparameters)
     if not hardware.is_gpu:
         return Passes(quantization, limit, recompute=True, sharded=may_shard and task.shard_base, note=note)
     plan = planner_of(quantization).fit(limit, free_bytes, recompute=task.recompute)

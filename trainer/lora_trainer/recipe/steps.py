@@ -31,13 +31,12 @@ from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.loading import Lora
 from lora_trainer.models.optimizer import PLAIN, Optimizer
 from lora_trainer.recipe.callbacks import EvaluationInterruptedError, RunCallback
-from lora_trainer.recipe.passes import PassTrainer, pass_tokens
+from lora_trainer.recipe.passes import IDLE, PassTrainer, pass_tokens
 from lora_trainer.recipe.ranks import ALONE, Ranks
 from lora_trainer.recipe.samplers import PassSampler, StepSampler
 from lora_trainer.recipe.schedule import rate_share, warm_up_steps
 
 _MAX_GRADIENT_NORM = 1.0
-_IDLE = "idle"
 
 T = TypeVar("T")
 
@@ -156,7 +155,7 @@ class StepTrainer(PassTrainer, ABC):
             return own
         # Each layer is gathered from all processes, so all must compute as many passes.
         shortest = self.rows_of(self.items[min(indices, key=lambda index: self._lengths[index])])[:1]
-        return own + [{**self.lay_out(shortest), _IDLE: True}] * (max(map(len, passes)) - len(own))
+        return own + [{**self.lay_out(shortest), IDLE: True}] * (max(map(len, passes)) - len(own))
 
     def over_held_out(self, found: Sequence[T]) -> list[T]:
         """What all processes found in their forward passes over what is held out, in the order of one process."""
@@ -174,7 +173,7 @@ class StepTrainer(PassTrainer, ABC):
         """
         self.end_if_asked()
         steps = [next(epoch_iterator) for _ in range(num_batches)]
-        amounts = [self.amount(batch) for step in steps for batch in step if _IDLE not in batch]
+        amounts = [self.amount(batch) for step in steps for batch in step if IDLE not in batch]
         total = sum(amounts[1:], start=amounts[0]) if amounts else torch.zeros(())
         parts = self.ranks.gather(total)  # of the whole step, whoever computes its parts
         return steps, sum(parts[1:], start=parts[0]).to(device)
@@ -193,8 +192,8 @@ class StepTrainer(PassTrainer, ABC):
         self._draw_apart()
         for batch in passes:
             self.end_if_asked()
-            if _IDLE in batch:
-                self.gather_layers({name: value for name, value in batch.items() if name != _IDLE})
+            if IDLE in batch:
+                self.gather_layers(batch)
             else:
                 loss = loss + train_on(model, batch, num_items_in_batch)
         return self._add_up(loss, tokens)

@@ -43,7 +43,6 @@ from lora_trainer.models.loading import Lora, attach_lora, load_model
 from lora_trainer.models.optimizer import choose_optimizer
 from lora_trainer.models.quantised_cache import QuantisedCache
 from lora_trainer.models.quantization import NF4
-from lora_trainer.models.sharding import shard_base
 from lora_trainer.recipe.callbacks import RunCallback, load_trainable_weights
 from lora_trainer.recipe.checkpoints import Checkpoint, newest_checkpoint
 from lora_trainer.recipe.evaluation import Evaluator, measured_sentence
@@ -110,8 +109,8 @@ def train(
             setup.hardware,
             attention=setup.attention,
             quantize=setup.quantization == NF4,
-            # What writes a copy holds all weights until they are written.
-            cache=None if setup.sharded else cache,
+            cache=cache,
+            sharded=setup.sharded,
         )
     except Exception as error:
         if not is_out_of_memory(error) or (retry := quantised_try(task, setup)) is None:
@@ -208,9 +207,7 @@ def take_up(task: Task, setup: TrainingSetup, callback: RunCallback, ranks: Rank
 def configure_trainer(task: Task, setup: TrainingSetup, lora: Lora, ranks: Ranks = ALONE) -> StepTrainer:
     """The trainer, ready for its first step but for the callback, with layers fused or compiled as the setup says."""
     parameters, hardware = task.hyperparameters, setup.hardware
-    if setup.sharded:
-        log.info("the base's %d layers are sharded over %d GPUs", shard_base(lora.model, hardware.device), ranks.count)
-    elif hardware.is_gpu:
+    if hardware.is_gpu and not setup.sharded:
         fuse(lora.model, lean=setup.lean)
     if setup.compiles:
         compile_layers(lora.model)

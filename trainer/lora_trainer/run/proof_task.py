@@ -45,6 +45,8 @@ class ProofTask(BaseModel):
     """How the base is held after a first try failed; None: not quantised, where memory and time allow it."""
     trained_in_4_bits: bool = False
     """Whether the training held the base in 4 bits, so that it can be had again without reading all of its files."""
+    gpus: int = 1
+    """How many of the visible GPUs have trained, over which a base may be spread that is too large for the first."""
     train_seconds: float = 0
     """How long the training took, of which the trial may take a small share."""
 

@@ -98,5 +98,6 @@ def proof_task(request: Request, folder: JobFolder, artifact: Path, outcome: Out
         trust_remote_code=settings.trust_remote_code,
         quantised_cache_gb=settings.quantised_cache_gb,
         trained_in_4_bits=outcome.summary.quantization == "nf4",
+        gpus=outcome.summary.gpus_used or 1,
         train_seconds=outcome.summary.train_seconds or 0,
     )

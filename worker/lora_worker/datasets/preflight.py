@@ -23,7 +23,7 @@ from lora_worker.launchers.base import Policy
 from lora_worker.launchers.places import Place
 from lora_worker.money.billing import Rate
 from lora_worker.money.estimate import Work, estimate
-from lora_worker.money.guide import why_not_bf16
+from lora_worker.money.guide import shards_of, why_not_bf16
 from lora_worker.money.places import price_at, terms_at
 from lora_worker.money.pricing import GpuPrice, affordable_seconds, find_gpu
 from lora_worker.money.terms import Terms
@@ -68,7 +68,7 @@ async def check(assignment: Assignment, services: Services, place: Place) -> Pla
     gpu_config = give_gpus(asked, place.gpu_count, may_be_fewer=settings.allow_fewer_gpus)
     check_base_model(hyperparameters, settings.base_models)
     price = check_gpu(gpu_config, services.prices, place)
-    check_quantization(hyperparameters, price)
+    check_quantization(hyperparameters, price, gpu_config)
     rate = Rate.at(price, gpu_count=place.gpu_count, max_cost=settings.max_cost_per_job)
     policy = make_policy(
         rate,
@@ -129,13 +129,15 @@ def give_gpus(gpu_config: GpuConfig, there: int, *, may_be_fewer: bool) -> GpuCo
     return gpu_config
 
 
-def check_quantization(hyperparameters: Hyperparameters, price: GpuPrice) -> None:
-    """Refuse a base model that shall not be quantised, but can't fit the GPU so.
+def check_quantization(hyperparameters: Hyperparameters, price: GpuPrice, gpu_config: GpuConfig) -> None:
+    """Refuse a base model that shall not be quantised, but can't fit the job's GPUs so.
 
     Raises:
         PreflightError: the text says why, and what to choose instead.
     """
-    reason = why_not_bf16(hyperparameters.base_model, price) if hyperparameters.quantization == "bf16" else None
+    if hyperparameters.quantization != "bf16":
+        return
+    reason = why_not_bf16(hyperparameters.base_model, price, gpus=shards_of(hyperparameters, gpu_config))
     if reason is not None:
         raise PreflightError(
             "hyperparameters_invalid",

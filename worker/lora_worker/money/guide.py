@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_contract.names import nearest
 from lora_worker.errors import ArgumentError
 from lora_worker.money.estimate import Range
@@ -40,10 +41,26 @@ class Needs:
     cards: tuple[Card, ...]
 
 
-def needed_memory_gb(base_model: str) -> float | None:
-    """Return how much GPU memory a training of a base model takes, in GB; None where nothing is known of the model."""
+def needed_memory_gb(base_model: str, *, gpus: int = 1) -> float | None:
+    """Return how much memory a training of a base model takes of each of its GPUs, in GB; None if it is not known.
+
+    Several GPUs hold a part of the base's layers each, and two whole layers while they compute.
+    """
     known: dict[str, float] = load_throughput()["memory_gb"]
-    return known.get(base_model)
+    needed = known.get(base_model)
+    return None if needed is None else round(needed - _spared_gb(base_model, gpus), 1)
+
+
+def _spared_gb(base_model: str, gpus: int, *, bits: int = 4) -> float:
+    """How much less a training takes of each of several GPUs, whose table is of bases in 4 bits."""
+    table = load_throughput()
+    layers, gathered = (table[name].get(base_model, 0.0) * bits / 4 for name in ("layers_gb", "gathered_gb"))
+    return float(max(layers * (1 - 1 / gpus) - gathered, 0)) if gpus > 1 else 0.0
+
+
+def shards_of(chosen: Hyperparameters, gpu: GpuConfig) -> int:
+    """Over how many GPUs the trainer shards the base of a job where one has no room; 1: it doesn't, as with DoRA."""
+    return 1 if chosen.use_dora else gpu.count
 
 
 def holds(memory_gb: float, needed_gb: float) -> bool:
@@ -51,17 +68,21 @@ def holds(memory_gb: float, needed_gb: float) -> bool:
     return memory_gb * _USABLE_SHARE >= needed_gb
 
 
-def why_not_bf16(base_model: str | None, price: GpuPrice) -> str | None:
-    """Return why a base model can't be trained unquantised on a card, as the end of a sentence; None where it may fit.
+def why_not_bf16(base_model: str | None, price: GpuPrice, *, gpus: int = 1) -> str | None:
+    """Return why a base model can't be trained unquantised on cards, as the end of a sentence; None where it may fit.
 
     A card that is not offered is served by a larger one, so nothing is known of its memory.
     """
     least: float | None = load_throughput()["least_bf16_gb"].get(base_model)
     if price.type in _WITHOUT_BF16:
         return f"{price.type} can't compute in bf16"
-    if least is None or not price.offered or least * 1e9 <= price.memory_gb * 2**30:
+    if least is None or not price.offered:
         return None
-    return f"{base_model} takes at least {least:g} GB in bf16, and {price.type} has {price.memory_gb}"
+    least = round(least - _spared_gb(base_model or "", gpus, bits=16), 1)
+    if least * 1e9 <= price.memory_gb * 2**30:
+        return None
+    of_each = " of each GPU" if gpus > 1 else ""
+    return f"{base_model} takes at least {least:g} GB{of_each} in bf16, and {price.type} has {price.memory_gb}"
 
 
 def needs_of(base_model: str, terms: Terms, prices: Iterable[GpuPrice]) -> Needs:

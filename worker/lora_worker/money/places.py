@@ -14,7 +14,7 @@ from lora_worker.errors import SettingsError
 from lora_worker.launchers.places import Place, Places
 from lora_worker.launchers.routing import Wanted
 from lora_worker.launchers.routing_table import MOST_PRIORITY_CHARACTERS, VARIABLE, RoutingTable, in_sentences
-from lora_worker.money.guide import holds, needed_memory_gb, why_not_bf16
+from lora_worker.money.guide import holds, needed_memory_gb, shards_of, why_not_bf16
 from lora_worker.money.pricing import GpuPrice, affordable_seconds, find_gpu, plain_name
 from lora_worker.money.speeds import load_throughput
 from lora_worker.money.terms import PlaceTerms, Terms
@@ -104,12 +104,13 @@ def _why_unfit(place: Place, chosen: Hyperparameters, gpu: GpuConfig, prices: tu
     price = price_at(place, prices, gpu.type)
     if price is None:
         return None  # the preflight says so
-    needed = needed_memory_gb(chosen.base_model or "")
-    # However many train, each loads the whole base, and not every training can be sharded after that.
+    shards = shards_of(chosen, gpu)
+    needed = needed_memory_gb(chosen.base_model or "", gpus=shards)
     if needed is not None and price.offered and not holds(price.memory_gb, needed):
         each = "each " if gpu.count > 1 else ""
-        return f"the training takes about {needed:g} GB, and {each}{price.type} has {price.memory_gb}"
-    return why_not_bf16(chosen.base_model, price) if chosen.quantization == "bf16" else None
+        of_each = " of each GPU" if shards > 1 else ""
+        return f"the training takes about {needed:g} GB{of_each}, and {each}{price.type} has {price.memory_gb}"
+    return why_not_bf16(chosen.base_model, price, gpus=shards) if chosen.quantization == "bf16" else None
 
 
 def terms_at(terms: Terms, price: GpuPrice, gpu_count: int) -> Terms:

@@ -105,7 +105,7 @@ def _check_settings(order: Order, services: Services) -> tuple[Hyperparameters, 
         check_base_model(chosen, settings.base_models)
         asked = check_gpu(gpu_config, services.prices)
         given = check_gpu(gpu_config, services.prices, preferred_place(chosen, gpu_config, services))
-        check_quantization(chosen, given)
+        check_quantization(chosen, given, gpu_config)
     except PreflightError as error:
         raise ArgumentError(str(error)) from None
     if asked.type != given.type and not services.routes:

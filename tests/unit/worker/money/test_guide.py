@@ -63,14 +63,22 @@ def test_the_memory_of_each_model_is_that_of_the_documented_plan() -> None:
 )
 def test_unquantised_base_is_refused_where_it_cannot_fit(base: str, gpu: str, refused: str | None) -> None:
     price = next(price for price in load_prices() if price.type == gpu)
-    check_quantization(Hyperparameters(base_model=base), price)
+    check_quantization(Hyperparameters(base_model=base), price, GpuConfig())
     chosen = Hyperparameters(base_model=base, quantization="bf16")
     if refused is None:
-        check_quantization(chosen, price)
+        check_quantization(chosen, price, GpuConfig())
         return
     with pytest.raises(PreflightError, match=re.escape(refused)) as error:
-        check_quantization(chosen, price)
+        check_quantization(chosen, price, GpuConfig())
     assert "set it to auto or nf4" in str(error.value)
+
+
+def test_unquantised_base_has_room_on_several_gpus_that_share_it() -> None:
+    price = next(price for price in load_prices() if price.type == "H200")
+    chosen = Hyperparameters(base_model="Qwen/Qwen3-Next-80B-A3B-Instruct", quantization="bf16")
+    check_quantization(chosen, price, GpuConfig(count=2))
+    with pytest.raises(PreflightError, match=re.escape("takes at least 168.5 GB in bf16")):
+        check_quantization(chosen.model_copy(update={"use_dora": True}), price, GpuConfig(count=2))
 
 
 async def test_unquantised_base_that_cannot_fit_is_refused_before_a_launch() -> None:

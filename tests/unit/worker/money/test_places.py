@@ -16,13 +16,14 @@ from tests.scripted import FakeLauncher
 @pytest.mark.parametrize(
     ("gpu_type", "asked", "reason"),
     [
-        ("L4", 2, "the training takes about 28 GB, and each L4 has 24"),
+        ("RTX-A4000", 2, "the training takes about 20.7 GB of each GPU, and each RTX-A4000 has 16"),
+        ("L4", 2, None),
         ("L4", 1, "the training takes about 28 GB, and L4 has 24"),
         ("H100", 2, None),
         ("H100", 3, "it has 2 GPUs, and the job asks for 3"),
     ],
 )
-def test_memory_of_several_gpus_is_not_added_up(gpu_type: str, asked: int, reason: str | None) -> None:
+def test_several_gpus_need_room_for_their_part_each(gpu_type: str, asked: int, reason: str | None) -> None:
     places = Places(Place("a", cast(Any, FakeLauncher()), gpu_type, 2))
     chosen = Hyperparameters(base_model="deepseek-ai/DeepSeek-R1-Distill-Qwen-32B")
     unfit = unfit_places(places, chosen, GpuConfig(type=gpu_type, count=asked), load_prices())

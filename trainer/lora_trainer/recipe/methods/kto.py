@@ -20,7 +20,7 @@ from lora_trainer.data.chat import Row
 from lora_trainer.data.items import RatedAnswer
 from lora_trainer.data.preferences import answer_weights, read_ratings
 from lora_trainer.recipe.methods.method import Method
-from lora_trainer.recipe.passes import pass_tokens
+from lora_trainer.recipe.passes import IDLE, pass_tokens
 from lora_trainer.recipe.preferences import PreferenceTrainer
 from lora_trainer.recipe.steps import TrainingBatches
 
@@ -96,10 +96,16 @@ class RatingTrainer(PreferenceTrainer):
             yield self.collate(indices)
 
     def _differences(self, batches: Iterable[dict[str, Any]]) -> list[torch.Tensor]:
-        """For each pass, how much more probable its other answers are than under the reference, in nats."""
+        """For each pass, how much more probable its other answers are than under the reference, in nats.
+
+        Where the base is sharded, a process with fewer passes than others gathers layers beside them.
+        """
         differences = []
         with self.judging():
             for batch in batches:
+                if IDLE in batch:
+                    self.gather_layers_once(batch)
+                    continue
                 other, reference = self._prepare_inputs(batch[_OTHER]), batch["reference"][:, 1]
                 found = self.row_log_probs(self.model, other)
                 differences.append(found - reference.to(found.device))
