@@ -9,7 +9,7 @@ from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.plan import Planner
 from lora_trainer.proof import loading
-from lora_trainer.proof.loading import choose_precision, precision_name
+from lora_trainer.proof.loading import choose_devices, choose_precision, precision_name
 from lora_trainer.proof.trial import gap_notes
 from lora_trainer.run.proof_task import ProofTask
 from sandbox.standin_proof import applied
@@ -54,6 +54,19 @@ def test_short_training_is_not_followed_by_long_reading(tmp_path, free, in_4_bit
     free(2)
     short = task(tmp_path, trained_in_4_bits=in_4_bits, train_seconds=train_seconds)
     assert choose_precision(short, CONFIG, GPU, tokens=TOKENS) == held
+
+
+@pytest.mark.parametrize(
+    ("factor", "gpus", "held", "spread"),
+    [(2, 4, "nf4", 0), (0.5, 1, "nf4", 0), (0.5, 2, "nf4", 2), (0.5, 4, "nf4", 3), (0.5, 4, "bf16", 0)],
+)
+def test_base_too_large_for_one_gpu_is_spread_over_those_that_trained(
+    tmp_path, free, monkeypatch, factor, gpus, held, spread
+):
+    free(factor)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    devices = choose_devices(task(tmp_path, gpus=gpus), CONFIG, GPU, held, tokens=TOKENS)
+    assert devices == [f"cuda:{number}" for number in range(spread)]
 
 
 def test_second_try_holds_the_base_in_4_bits_whatever_fits(tmp_path, free):
