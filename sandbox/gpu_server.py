@@ -19,7 +19,7 @@ _STOP_SECONDS = 30
 class LocalGpuServer:
     """A server with its own folder. `trainer` is the module that each job's process runs; None: the trainer's own.
 
-    `env` is added to the environment of the server, and so of each trainer. `gpus` trainers run at once.
+    `env` is added to the environment of the server, and so of each trainer. `gpus` trainers run at once, on the CPU.
     """
 
     def __init__(self, folder: Path, env: Mapping[str, str], *, trainer: str | None = None, gpus: int = 1) -> None:
@@ -30,7 +30,7 @@ class LocalGpuServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self._env = {**own_environment(), **env, "LORA_WORKER_GPU_SERVER_KEY": self.key}
         self._module = trainer
-        self._gpus = ",".join(map(str, range(gpus)))
+        self._gpus = ",".join(["cpu"] * gpus)
         self._child: Child | None = None
 
     def environment(self) -> dict[str, str]:
@@ -50,8 +50,7 @@ class LocalGpuServer:
         another = f"gpu_server.MODULE = {self._module!r}; " if self._module else ""
         code = f"from lora_worker.commands import cli, gpu_server; {another}cli.main()"
         options = ["--port", str(self.port), "--data", self.folder / "data", "--grace-seconds", "5", "--json"]
-        if self._gpus != "0":
-            options += ["--gpus", self._gpus]
+        options += ["--gpus", self._gpus]
         self._child = start_child(
             [sys.executable, "-c", code, "gpu-server", *options],
             name="The GPU server",

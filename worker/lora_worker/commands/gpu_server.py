@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from lora_worker.commands.terminal import (
+    EXIT_FAILED,
     EXIT_USAGE,
     AsJson,
     command_group,
@@ -35,7 +36,11 @@ def gpu_server(
         Path, typer.Option(help="Folder of its queue and of the trainers' logs; what is queued there survives.")
     ] = Path("gpu-server"),
     gpus: Annotated[
-        str, typer.Option(help="GPUs to use, comma-separated, as CUDA_VISIBLE_DEVICES names them; empty: all.")
+        str,
+        typer.Option(
+            help="GPUs to use, comma-separated: indexes or UUIDs, as nvidia-smi -L lists them; empty: all GPUs; "
+            "cpu: none, one training on the CPU."
+        ),
     ] = "",
     python: Annotated[
         Path, typer.Option(help="The Python in which the trainer is installed; by default the one of this command.")
@@ -52,7 +57,8 @@ def gpu_server(
     require_packages("the GPU server", _PACKAGES, "gpu-server")
 
     from lora_contract.words import counted
-    from lora_worker.gpu_server.gpus import find_gpus
+    from lora_worker.errors import ArgumentError, WorkerError
+    from lora_worker.gpu_server.gpus import choose_gpus
     from lora_worker.gpu_server.runner import Machine
     from lora_worker.gpu_server.serve import serve_gpus
     from lora_worker.launchers.registry import hidden_from_trainers
@@ -61,10 +67,14 @@ def gpu_server(
     key = _key_or_exit()
     configure_logging(unconnected_settings_or_exit())
     _require_trainer(python)
-    chosen = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()] or find_gpus()
+    try:
+        slots = choose_gpus(gpus)
+    except WorkerError as error:
+        raise refuse(str(error), EXIT_USAGE if isinstance(error, ArgumentError) else EXIT_FAILED) from None
+    chosen = [gpu for gpu in slots if gpu is not None]
     machine = Machine(
         [str(python), "-u", "-m", MODULE],
-        chosen or [None],
+        slots,
         data.resolve(),
         grace_seconds,
         hidden=hidden_from_trainers(os.environ),
@@ -74,9 +84,7 @@ def gpu_server(
         if as_json:
             typer.echo(json.dumps({"url": url, "gpus": chosen}))
             return
-        typer.echo(
-            f"Serving {counted(len(chosen), 'GPU')} at {url}" if chosen else f"No GPU found: serving the CPU at {url}"
-        )
+        typer.echo(f"Serving {counted(len(chosen), 'GPU')} at {url}" if chosen else f"Serving the CPU at {url}")
 
     run_or_exit(serve_gpus(machine, key=key, host=host, port=port, ready=ready))
 

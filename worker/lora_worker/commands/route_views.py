@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 from uuid import UUID
 
@@ -11,17 +13,24 @@ from lora_worker.commands.terminal import printable
 from lora_worker.database.job_reports import JobDetails
 from lora_worker.database.rows import Job, parse_gpu_config, parse_hyperparameters
 from lora_worker.datasets.placing import look_at_places
-from lora_worker.datasets.preflight import check_gpu, current_terms
+from lora_worker.datasets.preflight import check_base_model, check_gpu, current_terms
 from lora_worker.errors import ArgumentError, PreflightError
-from lora_worker.launchers.routing import Choice, Option
+from lora_worker.launchers.base import EndpointHealth
+from lora_worker.launchers.routing import Choice, Option, PlaceState
 from lora_worker.money.estimate import Work, estimate
 from lora_worker.services import Services
-from lora_worker.words import money
+from lora_worker.words import duration, money
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from lora_contract.hyperparameters import GpuConfig, Hyperparameters
+
+
+_NO_COST = (
+    "what it would cost is not known: no worker has run with this database yet, the tokens of its dataset are not "
+    "counted, or nothing is known of its base model there"
+)
 
 
 class Candidate(TypedDict):
@@ -41,6 +50,8 @@ class Candidate(TypedDict):
     hurdle: str | None
     """What is against it, in a word; null where nothing is."""
     reason: str | None
+    notice: str | None
+    """What may come to be against it, where nothing is yet: nobody answers, or no GPU is there."""
     estimate: dict[str, Any] | None
     """What the training would take and cost there; null where too little is known of it."""
 
@@ -75,13 +86,15 @@ async def explain_route(services: Services, details: JobDetails) -> Route:
         hyperparameters=job["hyperparameters"],
         gpu_config=job["gpu_config"],
     )
+    live = [run for run in details["runs"] if run["ended_at"] is None]
     try:
         chosen = parse_hyperparameters(row, default_base_model=services.settings.default_base_model)
         gpu = parse_gpu_config(row)
+        if not live:  # a base that is offered no more ends no run
+            check_base_model(chosen, services.settings.base_models)
     except PreflightError as error:
         raise ArgumentError(f"the job gets no endpoint: {error}") from None
-    live = [run for run in details["runs"] if run["ended_at"] is None]
-    choice, launches = await _choose(services, row, chosen, gpu, UUID(live[-1]["run_id"]) if live else None)
+    choice, states = await _choose(services, row, chosen, gpu, UUID(live[-1]["run_id"]) if live else None)
     found = (job["estimate"] or {}).get("tokens")
     return {
         "job_id": job["job_id"],
@@ -89,37 +102,56 @@ async def explain_route(services: Services, details: JobDetails) -> Route:
         "rule": choice.rule,
         "conditions": choice.conditions,
         "place": choice.place,
-        "candidates": [
-            await _candidate(services, option, launches.get(option.place), chosen, gpu, tokens=found)
-            for option in choice.options
-        ],
+        "candidates": await asyncio.gather(
+            *(
+                _candidate(services, option, states.get(option.place), chosen, gpu, tokens=found)
+                for option in choice.options
+            )
+        ),
         "launched_at": live[-1]["endpoint"] if live and live[-1]["launched_at"] else None,
     }
 
 
 async def _choose(
     services: Services, job: Job, chosen: Hyperparameters, gpu: GpuConfig, run_id: UUID | None
-) -> tuple[Choice, dict[str, int]]:
-    """The choice, and how many other runs are launched at each place."""
+) -> tuple[Choice, Mapping[str, PlaceState]]:
+    """The choice, and what the database knows of each place; nothing without a routing table."""
     if services.routes is None:
         only = services.places.default.name
         return Choice(None, "without a routing table, so it gets the only endpoint", (Option(only),), only), {}
     candidates = await look_at_places(
         chosen, gpu, services, services.routes, user=job.user_id, gpu_config=job.gpu_config, run_id=run_id
     )
-    return candidates.choose(), {name: state.launches for name, state in candidates.states.items()}
+    return candidates.choose(), candidates.states
+
+
+def notice_of(seen: EndpointHealth, without_gpu_seconds: float, fall_back_minutes: float | None) -> str | None:
+    """What may come to be against an endpoint, in words; None where a run would get its GPU now.
+
+    `without_gpu_seconds`: for how long workers have seen that. `fall_back_minutes`: after how long the endpoint is
+    passed over; None: never.
+    """
+    if not seen.lacks_gpu:
+        return seen.problem
+    said = seen.problem or ("jobs wait there without a GPU" if seen.reachable else "nobody answers")
+    since = f"{said}, since {duration(without_gpu_seconds)}" if without_gpu_seconds else said
+    return since if fall_back_minutes is None else f"{since}; passed over after {fall_back_minutes:g} min"
 
 
 async def _candidate(
     services: Services,
     option: Option,
-    launches: int | None,
+    state: PlaceState | None,
     chosen: Hyperparameters,
     gpu: GpuConfig,
     *,
     tokens: Any,
 ) -> Candidate:
-    place = services.places.named(option.place)
+    place, table = services.places.named(option.place), services.routes
+    notice = None
+    if option.hurdle is None:
+        seen = await place.launcher.health()
+        notice = notice_of(seen, state.without_gpu_seconds if state else 0, table.fall_back_minutes if table else None)
     made: Candidate = {
         "place": place.name,
         "launcher": place.launcher.name,
@@ -128,9 +160,10 @@ async def _candidate(
         "gpu_count": place.gpu_count,
         "price_per_hour": None,
         "slots": place.slots,
-        "launches": launches,
+        "launches": state.launches if state else None,
         "hurdle": option.hurdle and str(option.hurdle),
         "reason": option.reason,
+        "notice": notice,
         "estimate": None,
     }
     try:
@@ -173,6 +206,8 @@ def print_route(route: Route, console: Console) -> None:
     for each in route["candidates"]:
         table.add_row(*_row(each, is_chosen=each["place"] == route["place"]))
     console.print(table)
+    if not any(each["estimate"] for each in route["candidates"]):
+        console.print(_NO_COST, soft_wrap=True)
     if route["place"] is None:
         console.print("it would wait in the queue until one of them is free", soft_wrap=True)
     if route["launched_at"]:
@@ -182,7 +217,7 @@ def print_route(route: Route, console: Console) -> None:
 def _row(each: Candidate, *, is_chosen: bool) -> list[str]:
     price, cost = each["price_per_hour"], (each["estimate"] or {}).get("cost")
     launches = "" if each["launches"] is None else str(each["launches"])
-    now = each["reason"] or "free"
+    now = each["reason"] or each["notice"] or "free"
     return [
         f"{'→ ' if is_chosen else '  '}{printable(each['place'])}",
         f"{each['gpu_count']} × {each['gpu_type'] or '?'}",

@@ -56,7 +56,7 @@ def replay(
 ) -> None:
     """Send events again, each with the id that it had; the workers deliver them. Events are kept for 30 days."""
     if bool(event) + failed + bool(since) != 1:
-        raise refuse("give an event's id, or --failed, or --since", EXIT_USAGE)
+        raise refuse("give exactly one of these: an event's id, --failed, --since", EXIT_USAGE)
 
     async def work(services: Services) -> int:
         from lora_worker.commands.references import moment

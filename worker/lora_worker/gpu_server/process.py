@@ -42,9 +42,9 @@ class ProcessEnding:
 
 
 def trainer_environment(own: Mapping[str, str], gpu: str | None, *, hidden: Collection[str]) -> dict[str, str]:
-    """The environment of a trainer on this GPU (None: on a machine without one), less the `hidden` variables."""
+    """The environment of a trainer on this GPU (None: on the CPU, with no GPU in sight), less the `hidden` ones."""
     kept = {name: value for name, value in own.items() if name not in hidden}
-    return kept if gpu is None else {**kept, "CUDA_VISIBLE_DEVICES": gpu}
+    return {**kept, "CUDA_VISIBLE_DEVICES": gpu or ""}
 
 
 class TrainerProcess:

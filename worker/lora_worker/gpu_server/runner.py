@@ -30,7 +30,7 @@ _LOOK_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What jobs are run with. `gpus` are the values of `CUDA_VISIBLE_DEVICES`, or one None on a machine without any."""
+    """What jobs are run with. `gpus` are the values of `CUDA_VISIBLE_DEVICES`, or None for each job on the CPU."""
 
     command: Sequence[str]
     gpus: Sequence[str | None]

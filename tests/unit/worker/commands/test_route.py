@@ -9,8 +9,10 @@ from uuid import UUID
 
 import pytest
 
+from lora_worker.commands.route_views import notice_of
 from lora_worker.database.answers import PlaceRow
 from lora_worker.database.job_reports import JobDetails
+from lora_worker.launchers.base import EndpointHealth
 from lora_worker.launchers.places import Place
 from lora_worker.launchers.routing_table import RoutingTable
 from tests.commands import check_keys, give_services, run_command
@@ -27,6 +29,11 @@ TABLE = RoutingTable.model_validate(
 )
 
 
+class Dead(FakeLauncher):
+    async def health(self, endpoint: str | None = None) -> EndpointHealth:
+        return EndpointHealth(False, 0, 0, "not reachable")
+
+
 class There(FakeLauncher):
     endpoint = "https://b.example"
 
@@ -37,10 +44,13 @@ class Queue(OperatorQueue):
     def __init__(self) -> None:
         super().__init__()
         self.about = FakeQueue()
+        self.estimate: dict[str, Any] | None = {"tokens": 1_000_000}
+        self.hyperparameters: dict[str, Any] = {"epochs": 2}
 
     async def training_job_details(self, job_id: UUID) -> JobDetails | None:
         told = details(job_id)
-        told["job"]["estimate"] = {"tokens": 1_000_000}
+        told["job"]["estimate"] = self.estimate
+        told["job"]["hyperparameters"] = self.hyperparameters
         told["runs"][0]["ended_at"] = "2026-11-26T12:00:00+00:00"
         return told
 
@@ -102,3 +112,44 @@ def test_without_a_table_there_is_one_endpoint(monkeypatch: pytest.MonkeyPatch) 
     told = routed()
     assert (told["table"], told["rule"], told["place"]) == (None, None, "default")
     assert "without a routing table, so it gets the only endpoint" in run_command("route", str(JOB)).stdout
+
+
+def test_route_says_that_nobody_answers_at_the_chosen_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue()
+    queue.about.places[FakeLauncher.endpoint] = {"without_gpu_seconds": 24.0}
+    places = (Place("a", cast(Any, Dead()), "H100", slots=1), Place("b", cast(Any, There()), "H200"))
+    give_services(monkeypatch, make_services(queue=queue, routed_places=places, routes=TABLE))
+    first, second = routed()["candidates"]
+    assert (first["hurdle"], first["notice"], second["notice"]) == (
+        None,
+        "not reachable, since 24 s; passed over after 15 min",
+        None,
+    )
+    assert "chosen; not reachable, since 24 s" in " ".join(run_command("route", str(JOB)).stdout.split())
+    give_services(monkeypatch, make_services(queue=queue, launcher=Dead()))
+    assert routed()["candidates"][0]["notice"] == "not reachable", "without a table nothing is passed over"
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        (EndpointHealth(True, 1, 0, ready=1), None),
+        (EndpointHealth(True, 0, 3), "jobs wait there without a GPU, since 1 min 00 s; passed over after 15 min"),
+        (EndpointHealth(False, 0, 0), "nobody answers, since 1 min 00 s; passed over after 15 min"),
+    ],
+)
+def test_notice_names_what_keeps_a_run_waiting_there(seen: EndpointHealth, said: str | None) -> None:
+    assert notice_of(seen, 60, 15) == said
+
+
+def test_a_base_model_that_is_not_offered_gets_no_endpoint(queue: Queue) -> None:
+    queue.hyperparameters = {"base_model": "nobody/knows-it"}
+    done = run_command("route", str(JOB))
+    assert done.exit_code == 2
+    assert "the job gets no endpoint: hyperparameters: base_model 'nobody/knows-it' is not offered" in done.stderr
+
+
+def test_route_says_why_it_knows_no_cost(queue: Queue) -> None:
+    assert "what it would cost is not known" not in run_command("route", str(JOB)).stdout
+    queue.estimate = None
+    assert "what it would cost is not known: no worker has run" in run_command("route", str(JOB)).stdout

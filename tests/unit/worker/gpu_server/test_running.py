@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_worker.gpu_server.gpus import read_gpus
+from lora_worker.gpu_server.gpus import read_gpus, resolve_gpus
 from lora_worker.gpu_server.jobs import MAX_STARTS
 from lora_worker.gpu_server.process import MAX_LOG_BYTES, TrainerProcess, trainer_environment
 from lora_worker.launchers.registry import hidden_from_trainers
@@ -153,10 +153,6 @@ def test_trainer_sees_no_key_of_a_worker_beside_it() -> None:
     assert seen == {**read, "CUDA_VISIBLE_DEVICES": "1"}
 
 
-def test_machine_without_a_gpu_hides_none_from_the_trainer() -> None:
-    assert "CUDA_VISIBLE_DEVICES" not in trainer_environment({"PATH": "/bin"}, None, hidden=())
-
-
 async def test_of_a_chatty_trainer_the_newest_output_is_kept(tmp_path: Path) -> None:
     lines = MAX_LOG_BYTES // 50
     code = f"import sys; sys.stdin.readline(); [print('x' * 99) for _ in range({lines})]; print('the end')"
@@ -176,7 +172,15 @@ def test_gpus_are_read_by_their_uuids() -> None:
         "  MIG 1g.10gb     Device  0: (UUID: MIG-11111111-2222-3333-4444-555566667777)\n"
         "GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-0f4c2d9e-1111-2222-3333-444455557777)\n"
     )
-    assert read_gpus(listed) == [
-        "GPU-0f4c2d9e-1111-2222-3333-444455556666", "GPU-0f4c2d9e-1111-2222-3333-444455557777",
-    ]  # fmt: skip
-    assert read_gpus("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.") == []
+    first, second = (f"GPU-0f4c2d9e-1111-2222-3333-44445555{end}" for end in ("6666", "7777"))
+    mig = "MIG-11111111-2222-3333-4444-555566667777"
+    known = read_gpus(listed)
+    assert known == {"0": first, first: first, mig: mig, "1": second, second: second}
+    assert resolve_gpus(["1", mig], known) == [second, mig]
+    assert read_gpus("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.") == {}
+
+
+def test_a_trainer_on_the_cpu_sees_no_gpu_of_the_machine() -> None:
+    """Else it takes the first one, beside whatever trains there."""
+    seen = trainer_environment({"CUDA_VISIBLE_DEVICES": "3", "KEY": "x"}, None, hidden=["KEY"])
+    assert seen == {"CUDA_VISIBLE_DEVICES": ""}
