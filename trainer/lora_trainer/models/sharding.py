@@ -125,7 +125,7 @@ def _empty(module: Any, name: str, parameter: torch.nn.Parameter) -> torch.nn.Pa
     data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
     if not isinstance(module, bnb.nn.Linear4bit) or name != "weight":
         return torch.nn.Parameter(data, requires_grad=False)
-    state = module.quant_state
+    state: Any = cast("Any", module).quant_state
     packed: torch.nn.Parameter = bnb.nn.Params4bit(
         data,
         requires_grad=False,

@@ -83,7 +83,7 @@ class PassTrainer(SFTTrainer):
         """A pass that learns nothing, beside those of other processes: it gathers each layer when they do."""
         self.model.train()
         with self.compute_loss_context_manager(), self.accelerator.autocast():
-            hidden = self.gather_layers_once(batch)
+            hidden: Any = self.gather_layers_once(batch)
         hidden.backward(torch.zeros_like(hidden))
 
     def gather_layers_once(self, batch: dict[str, Any]) -> torch.Tensor:
