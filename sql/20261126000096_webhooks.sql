@@ -289,15 +289,17 @@ $$;
 create or replace function public.training_webhook_state() returns jsonb
 language sql stable security definer set search_path = '' as $$
   select coalesce(jsonb_agg(jsonb_build_object(
-    'name', p.name, 'is_enabled', p.disabled_at is null, 'seen_at', p.seen_at, 'failing_since', p.failing_since,
+    'name', p.name, 'is_enabled', p.disabled_at is null, 'added_at', p.added_at, 'seen_at', p.seen_at,
+    'failing_since', p.failing_since,
     'last_delivered_at', p.last_delivered_at, 'problem', p.problem,
     'waiting', c.waiting, 'given_up', c.given_up, 'oldest_waiting_at', c.oldest,
     'failures', coalesce((
       select jsonb_agg(jsonb_build_object(
         'event', f.event, 'type', f.type, 'job_id', f.job_id, 'state', f.state, 'attempts', f.attempts,
-        'status', f.status, 'problem', f.problem, 'next_at', case when f.state = 'waiting' then f.next_at end))
+        'status', f.status, 'problem', f.problem, 'next_at', case when f.state = 'waiting' then f.next_at end,
+        'settled_at', f.settled_at))
       from (
-        select e.event, e.type, e.job_id, d.state, d.attempts, d.status, d.problem, d.next_at
+        select e.event, e.type, e.job_id, d.state, d.attempts, d.status, d.problem, d.next_at, d.settled_at
         -- Each state has an index of its own.
         from ((select g.* from public.training_webhook_deliveries g
                where g.endpoint = p.name and g.state = 'given_up' and g.problem is not null

@@ -144,7 +144,7 @@ def _print_endpoints(found: list[WebhookState], console: Console) -> None:
     if not found:
         console.print("no worker has an endpoint: set LORA_WORKER_WEBHOOKS (docs/webhooks.md)")
         return
-    table = Table("endpoint", "", "waiting", "given up", "last delivered", box=None)
+    table = Table("endpoint", "", "waiting", "given up", "last delivered", "events since", box=None)
     for one in found:
         state = "failing" if one["failing_since"] else "well"
         table.add_row(
@@ -153,12 +153,15 @@ def _print_endpoints(found: list[WebhookState], console: Console) -> None:
             str(one["waiting"]),
             str(one["given_up"]),
             moment(one["last_delivered_at"]),
+            moment(one["added_at"]),
         )
     console.print(table)
     lines = []
     for one in found:
         for failure in one["failures"]:
             again = f"again {moment(failure['next_at'])}" if failure["next_at"] else "given up"
+            if failure["settled_at"]:
+                again += f" {moment(failure['settled_at'])}"
             lines.append(
                 f"{one['name']}: {failure['event']} ({failure['type']}, job {failure['job_id']}): "
                 f"{failure['problem']}; {counted(failure['attempts'], 'try', 'tries')}, {again}"

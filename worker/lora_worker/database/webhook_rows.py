@@ -49,6 +49,8 @@ class WebhookFailure(TypedDict):
     status: int | None
     problem: str | None
     next_at: str | None
+    settled_at: str | None
+    """When it was given up."""
 
 
 class WebhookState(TypedDict):
@@ -56,6 +58,8 @@ class WebhookState(TypedDict):
 
     name: str
     is_enabled: bool
+    added_at: str
+    """Events of before were not sent to it."""
     seen_at: str
     failing_since: str | None
     last_delivered_at: str | None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,10 +14,10 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from lora_contract.connections import why_unreachable
 from lora_worker.errors import LaunchInDoubtError, LaunchRefusedError, ServiceRefusedError, ServiceUnavailableError
 from lora_worker.launchers.addresses import Addresses
-from lora_worker.launchers.answers import Answer, read_answer, retry_after_seconds
+from lora_worker.launchers.answers import Answer, retry_after_seconds
 from lora_worker.launchers.base import EndpointHealth, Guide, LaunchRef, LaunchState, Observation, Policy
-from lora_worker.launchers.limits import CallLimit, PausedError
-from lora_worker.observability.calls import called
+from lora_worker.launchers.calls import call_within
+from lora_worker.launchers.limits import CallLimit
 
 MAX_REQUEST_BYTES = 10_000_000
 """The largest request that is sent: RunPod takes no larger one, and our GPU server keeps to the same."""
@@ -200,20 +199,6 @@ class HttpLauncher(ABC):
         """
         operation = url.rpartition("/")[2]
         url = f"{url}/{external_job_id}" if external_job_id else url
-        headers = self._headers if content is None else {**self._headers, "Content-Type": "application/json"}
-        limit = self._limits[operation]
-        try:
-            async with limit.place() as began_at:
-                names = called("launcher", operation)
-                async with self._http.stream(
-                    method, url, headers=headers, content=content, extensions=names
-                ) as response:
-                    answer = await read_answer(response)
-                if answer.status_code == 429:
-                    limit.refused(began_at, pause_seconds=retry_after_seconds(answer.headers))
-                else:
-                    limit.taken()
-                return answer
-        except PausedError as pause:
-            # As the other side would answer.
-            return Answer(429, {"retry-after": str(math.ceil(pause.seconds))}, b"")
+        return await call_within(
+            self._limits[operation], self._http, operation, method, url, headers=self._headers, content=content
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 _MAX_NAME_CHARACTERS = 100
 
@@ -37,6 +37,23 @@ class MachineType(Protocol):
 
 
 M = TypeVar("M", bound=MachineType)
+
+
+def asked_gpu(payload: Mapping[str, Any]) -> str | None:
+    """The GPU type that a request's job asks for; None where it names none."""
+    gpu_config = payload.get("gpu_config")
+    wanted = gpu_config.get("type") if isinstance(gpu_config, dict) else None
+    return wanted if isinstance(wanted, str) else None
+
+
+def longest_part(parts: Iterable[str], gpu_type: str) -> str | None:
+    """The longest of these parts of names that a GPU's name has, however both are spelled; None where it has none."""
+    name = _plain(gpu_type[:_MAX_NAME_CHARACTERS])
+    return max((part for part in parts if _plain(part) in name), key=len, default=None)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
 class MachineTypes(Generic[M]):
@@ -114,9 +131,7 @@ class MachineTypes(Generic[M]):
         return machine
 
     def _gpu_named(self, gpu_type: str) -> str:
-        plain = re.sub(r"[^a-z0-9]", "", gpu_type[:_MAX_NAME_CHARACTERS].lower())
-        found = max((part for part in self._names if part in plain), key=len, default="")
-        gpu = self._names.get(found)
+        gpu = self._names.get(longest_part(self._names, gpu_type) or "")
         if gpu is None:
             raise MachineUnknownError(
                 f"{self._cloud} has no {gpu_type:.50} for this worker; choose one of {', '.join(self._by_gpu)}",

@@ -23,12 +23,14 @@ NAME = "hooks.example.com-cfac6cc9"
 
 def state(**changed: Any) -> WebhookState:
     return {
-        "name": NAME, "is_enabled": True, "seen_at": "2026-11-27T01:00:00Z", "failing_since": "2026-11-27T01:00:00Z",
+        "name": NAME, "is_enabled": True, "added_at": "2026-11-26T01:00:00Z",
+        "seen_at": "2026-11-27T01:00:00Z", "failing_since": "2026-11-27T01:00:00Z",
         "last_delivered_at": None, "problem": "it answered 500", "waiting": 2, "given_up": 1,
         "oldest_waiting_at": "2026-11-27T01:00:00Z",
         "failures": [
             {"event": "msg_1", "type": "job.failed", "job_id": UUID(int=7), "state": "given_up", "attempts": 10,
-             "status": 500, "problem": "it answered 500", "next_at": None}
+             "status": 500, "problem": "it answered 500", "next_at": None,
+             "settled_at": "2026-11-27T02:30:00Z"}
         ],
         **changed,
     }  # type: ignore[typeddict-item]  # fmt: skip
@@ -61,7 +63,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
 
 def test_endpoints_are_listed_with_their_last_failures(queue: Queue) -> None:
     text = run_command("webhooks", "list").stdout
-    for part in (NAME, "failing", "msg_1", "it answered 500; 10 tries, given up"):
+    for part in (NAME, "failing", "msg_1", "it answered 500; 10 tries, given up ", "events since"):
         assert part in text
     check_keys("webhooks list", json.loads(run_command("webhooks", "list", "--json").stdout))
     queue.states = []

@@ -162,7 +162,7 @@ def test_name_tells_run_project_and_time_and_no_other_is_ours() -> None:
     assert NAMES.new(RUN, Policy(1, 1e12)).count("-1000000m-") == 1
     for other in ("42", "", f"{name}x", name.replace(MARK, "9876543210"), f"../{name}", "lora-" + "0" * 32):
         assert not NAMES.is_ours(other)
-    with pytest.raises(ValueError, match="badly formed"):
+    with pytest.raises(ValueError, match="started for runs only"):
         NAMES.new("42; drop", POLICY)
 
 

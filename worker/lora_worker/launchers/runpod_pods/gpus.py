@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from lora_worker.launchers.machine_types import longest_part
+
 _OF_24_GB = ("NVIDIA L4", "NVIDIA RTX A5000", "NVIDIA GeForce RTX 3090")
 _OF_16_GB = ("NVIDIA RTX A4000", "NVIDIA RTX A4500", "NVIDIA RTX 4000 Ada Generation")
 _GPUS: dict[str, tuple[str, ...]] = {
@@ -50,8 +52,7 @@ def gpu_ids(gpu_type: object) -> tuple[str, ...]:
     """RunPod's ids of a GPU, in the order in which they are asked for; empty where pods have no such GPU."""
     if not isinstance(gpu_type, str):
         return ()
-    plain = re.sub(r"[^a-z0-9]", "", gpu_type.lower())
-    return _GPUS.get(max((part for part in _GPUS if part in plain), key=len, default=""), ())
+    return _GPUS.get(longest_part(_GPUS, gpu_type) or "", ())
 
 
 def shape_fault(named: str, billed: PodShape) -> str | None:

@@ -35,6 +35,7 @@ from lora_worker.launchers.base import (
     OwnedLaunch,
     Policy,
 )
+from lora_worker.launchers.machine_types import asked_gpu
 from lora_worker.launchers.marks import is_launch_id, new_launch_id, run_of_name
 from lora_worker.launchers.runpod.lines import FOLLOW_SECONDS, read_lines, read_tail, tail_of
 from lora_worker.launchers.runpod_pods.answers import MAX_LAUNCH_SECONDS, own_pod, read_health, read_observation
@@ -133,8 +134,7 @@ class RunPodPodsLauncher:
         A run that is live there gets no second pod: its launch is looked for first, and again where the answer to a
         pod's creation was lost.
         """
-        asked = payload.get("gpu_config")
-        gpu_type = self._shape.gpu_type or (asked.get("type") if isinstance(asked, dict) else None)
+        gpu_type = self._shape.gpu_type or asked_gpu(payload)
         candidates = gpu_ids(gpu_type)
         if not candidates:
             raise LaunchRefusedError(TITLE, f"RunPod has no pods with the GPU {gpu_type!s:.60}", status=400)

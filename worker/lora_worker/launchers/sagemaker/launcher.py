@@ -37,6 +37,7 @@ from lora_worker.launchers.base import (
     OwnedLaunch,
     Policy,
 )
+from lora_worker.launchers.machine_types import asked_gpu
 from lora_worker.launchers.marks import project_mark, run_of_name
 from lora_worker.launchers.sagemaker.addresses import Address, read_endpoint
 from lora_worker.launchers.sagemaker.answers import Job, read_health, read_observation, read_time
@@ -272,8 +273,7 @@ class SageMakerLauncher:
         """The instance of a request's job. Raises: MachineUnknownError: there is none for it."""
         if self._instance is not None:
             return self._instance
-        wanted = payload.get("gpu_config")
-        return INSTANCES.with_gpus(str(wanted.get("type") if isinstance(wanted, dict) else None), self._gpu_count)
+        return INSTANCES.with_gpus(str(asked_gpu(payload)), self._gpu_count)
 
     def _owned_by(self, job: dict[str, Any]) -> OwnedLaunch | None:
         name = str(job.get("TrainingJobName"))

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from lora_contract.bounds import Instant, Seconds
 from lora_contract.machine_request import LAUNCH_ID_VARIABLE, pack_request
 from lora_worker.launchers.base import EndCause, EndpointHealth, LaunchState, Observation, Policy
+from lora_worker.launchers.machine_types import asked_gpu, longest_part
 from lora_worker.launchers.marks import launch_name
 from lora_worker.launchers.skypilot.settings import SkyPilotSettings
 
@@ -195,9 +196,8 @@ def read_jobs(value: Any) -> list[Job]:
 
 def accelerator_for(gpu_type: str) -> str:
     """SkyPilot's name of a GPU; the name as it is where there is no other: a cluster may have names of its own."""
-    plain = re.sub(r"[^A-Z0-9]", "", gpu_type.upper())
-    matches = [name for name in _ACCELERATORS if name.replace("-", "") in plain]
-    return _ACCELERATORS[max(matches, key=len)] if matches else gpu_type
+    known = longest_part(_ACCELERATORS, gpu_type)
+    return _ACCELERATORS[known] if known else gpu_type
 
 
 def accelerator_fault(accelerator: str, gpu_type: str | None) -> str | None:
@@ -269,8 +269,7 @@ def secrets_of(shape: TaskShape, payload: dict[str, Any]) -> dict[str, str]:
 def _accelerator(shape: TaskShape, payload: dict[str, Any]) -> str:
     if shape.accelerator:
         return shape.accelerator
-    asked = payload.get("gpu_config")
-    gpu_type = shape.gpu_type or (asked.get("type") if isinstance(asked, dict) else None)
+    gpu_type = shape.gpu_type or asked_gpu(payload)
     if not isinstance(gpu_type, str) or not re.fullmatch(r"[A-Za-z0-9 ._/-]{1,60}", gpu_type):
         raise ValueError("the job names no GPU that SkyPilot could look for: set LORA_WORKER_SKYPILOT_ACCELERATOR")
     return accelerator_for(gpu_type)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -10,9 +9,9 @@ import httpx
 
 from lora_contract.connections import why_unreachable
 from lora_worker.errors import CreationInDoubtError, ServiceUnavailableError
-from lora_worker.launchers.answers import Answer, read_answer, retry_after_seconds
-from lora_worker.launchers.limits import CallLimit, PausedError
-from lora_worker.observability.calls import called
+from lora_worker.launchers.answers import Answer
+from lora_worker.launchers.calls import call_within
+from lora_worker.launchers.limits import CallLimit
 
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
@@ -53,23 +52,11 @@ class GoogleCalls:
         """
         token = await self._tokens.token()
         headers = {"Authorization": f"Bearer {token}"}
-        if content is not None:
-            headers["Content-Type"] = "application/json"
-        limit = self._limits[operation]
         try:
-            async with limit.place() as began_at:
-                names = called("launcher", operation)
-                async with self._http.stream(
-                    method, url, headers=headers, params=parameters, content=content, extensions=names
-                ) as response:
-                    answer = await read_answer(response)
-                if answer.status_code == 429:
-                    limit.refused(began_at, pause_seconds=retry_after_seconds(answer.headers))
-                else:
-                    limit.taken()
-        except PausedError as pause:
-            # As Google would answer.
-            return Answer(429, {"retry-after": str(math.ceil(pause.seconds))}, b"")
+            answer = await call_within(
+                self._limits[operation], self._http, operation, method, url,
+                headers=headers, parameters=parameters, content=content,
+            )  # fmt: skip
         except httpx.HTTPError as error:
             is_in_doubt = creates and not isinstance(error, _NOT_SENT)
             unavailable = CreationInDoubtError if is_in_doubt else ServiceUnavailableError

@@ -33,6 +33,7 @@ from lora_worker.launchers.base import (
     OwnedLaunch,
     Policy,
 )
+from lora_worker.launchers.machine_types import asked_gpu
 from lora_worker.launchers.marks import is_launch_id, new_launch_id, project_mark, run_of_name
 from lora_worker.launchers.vertex.addresses import Locations, project_of
 from lora_worker.launchers.vertex.answers import Job, read_health, read_observation
@@ -273,8 +274,7 @@ class VertexLauncher:
         """
         if self._machine is not None:
             return self._machine
-        asked = payload.get("gpu_config")
-        return MACHINES.with_gpus(str(asked.get("type") if isinstance(asked, dict) else None), self._gpu_count)
+        return MACHINES.with_gpus(str(asked_gpu(payload)), self._gpu_count)
 
     async def _live_launch(self, run_id: str, machine_type: str) -> str | None:
         """The launch of a run that waits or works there, from a creation whose answer nobody read; None without one.
