@@ -23,6 +23,11 @@ class RoutingSettings(BaseSettings):
         default=None, description="GPU of the endpoint, for limits and bills; empty: the one that the job asks for"
     )
     endpoint_gpu_count: int = Field(default=1, ge=1, le=8, description="GPUs of one worker of the endpoint")
+    image_for_newer_gpus: bool = Field(
+        default=False,
+        description="Whether the trainer's image has CUDA 12.8 or newer, for GPUs newer than the H200 (B200, "
+        "RTX-PRO-6000); the Dockerfile's has 12.6, so endpoints and jobs with them are refused",
+    )
     allow_fewer_gpus: bool = Field(
         default=False,
         description="Train a job that asks for more GPUs than its endpoint has on those that are there, instead of "

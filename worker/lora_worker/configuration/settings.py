@@ -51,6 +51,8 @@ _KNOWN_BASE_MODELS = (
 _LEAST_SECRET_CHARACTERS = 32
 
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400, allow_inf_nan=False)]
+_BoundedSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""For fields with an `le` of their own: of two pydantic would keep that of `Seconds`."""
 
 DEFAULT_LAUNCHER = "runpod"
 
@@ -137,23 +139,23 @@ class Settings(WebhookSettings, RoutingSettings):
     cancel_seconds: Seconds = Field(
         default=600, description="How long a cancel may go unconfirmed before the operator is warned"
     )
-    queue_allowance_seconds: Seconds = Field(
+    queue_allowance_seconds: _BoundedSeconds = Field(
         default=86400, le=518400, description="How long a launch may wait for a GPU; with the next at most 604800"
     )
-    max_start_seconds: Seconds = Field(
+    max_start_seconds: _BoundedSeconds = Field(
         default=3600,
         le=604800,
         description="How long an endpoint's workers may start without one getting ready (pull of the image included) "
         "before its launches are stopped and its jobs held; a pod or job of a cloud that is paid for so long without a "
         "check-in is stopped, too",
     )
-    hold_seconds: Seconds = Field(
+    hold_seconds: _BoundedSeconds = Field(
         default=1800,
         le=86400,
         description="How long a base model or image that failed for several users is held before one job tries it "
         "again; doubles up to a day",
     )
-    max_run_seconds: Seconds = Field(
+    max_run_seconds: _BoundedSeconds = Field(
         default=43200,
         ge=LEAST_USEFUL_SECONDS,
         le=604800,

@@ -20,7 +20,7 @@ from lora_worker.database.rows import Assignment, Dataset, Job, parse_gpu_config
 from lora_worker.datasets.init_adapters import InitAdapter, find_init_adapter
 from lora_worker.errors import DatasetPendingError, ObjectMissingError, PreflightError
 from lora_worker.launchers.base import Policy
-from lora_worker.launchers.places import Place
+from lora_worker.launchers.places import Place, is_newer_than_image
 from lora_worker.money.billing import Rate
 from lora_worker.money.estimate import Work, estimate
 from lora_worker.money.guide import shards_of, why_not_bf16
@@ -100,11 +100,12 @@ def check_gpu(gpu_config: GpuConfig, prices: tuple[GpuPrice, ...], place: Place 
     """Return the price of the GPU that a job gets: the place's if it has one, else the one that it asks for.
 
     Raises:
-        PreflightError: the GPU is not in the price table; the text names those that are.
+        PreflightError: the GPU is not in the price table, or newer than the place's image; the text names the others.
     """
     price = price_at(place, prices, gpu_config.type) if place else find_gpu(prices, gpu_config.type)
-    if price is None:
-        known = ", ".join(price.type for price in prices)
+    refuses_newer = place is not None and not place.takes_newer_gpus
+    if price is None or (refuses_newer and is_newer_than_image(price.type)):
+        known = ", ".join(each.type for each in prices if not (refuses_newer and is_newer_than_image(each.type)))
         raise PreflightError(
             "gpu_config_invalid",
             f"gpu_config: {gpu_config.type!r} is not a GPU that is offered; choose one of {known}.",

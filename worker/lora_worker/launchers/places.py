@@ -6,12 +6,20 @@ leads back to the launcher that made it, whatever the settings say today.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from lora_worker.launchers.base import EndpointHealth, Guide, Launcher, LaunchRef, LaunchState, Observation
 
 DEFAULT_PLACE = "default"
 """The name of the only place where there is no routing table."""
+_NEWER_GPU = re.compile(r"b[23]00|rtxpro|rtx50[0-9]0")
+"""NVIDIA's Blackwell, from sm_100 on, in small letters and digits. The Dockerfile's image has kernels up to sm_90."""
+
+
+def is_newer_than_image(gpu_type: str | None) -> bool:
+    """Whether the image that the Dockerfile makes has no kernels for a GPU: each job would die there, and be paid."""
+    return gpu_type is not None and _NEWER_GPU.search(re.sub(r"[^a-z0-9]", "", gpu_type.lower())) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +38,8 @@ class Place:
     """The most launches that may be there at the same time, of all workers together; None: no limit of its own."""
     serves: bool = False
     """Whether the endpoint that answers with adapters has this place's network volume."""
+    takes_newer_gpus: bool = False
+    """Whether its image is for GPUs newer than the Dockerfile's is for. See `is_newer_than_image`."""
 
     @property
     def endpoint(self) -> str:

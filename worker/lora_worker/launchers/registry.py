@@ -27,7 +27,7 @@ from lora_worker.launchers.base import Launcher
 from lora_worker.launchers.gpu_server import launcher as gpu_server
 from lora_worker.launchers.gpu_server.launcher import GpuServerLauncher
 from lora_worker.launchers.gpu_server.settings import GpuServerSettings
-from lora_worker.launchers.places import DEFAULT_PLACE, Place
+from lora_worker.launchers.places import DEFAULT_PLACE, Place, is_newer_than_image
 from lora_worker.launchers.routing_table import VARIABLE, EndpointEntry, RoutingTable, read_table
 from lora_worker.launchers.runpod import launcher as runpod
 from lora_worker.launchers.runpod.launcher import RunPodLauncher
@@ -228,12 +228,26 @@ def open_places(settings: Settings, http: httpx.AsyncClient) -> tuple[Place, ...
             opened = LAUNCHERS[launcher].open(own, http, *([entry.endpoint] if entry.endpoint else []))
         except (SettingsError, ValueError) as error:
             raise _unusable(settings, name, error) from None
+        _check_image(settings, name, gpu_type)
         same = next((place.name for place in places if place.endpoint == opened.endpoint), None)
         if same is not None:
             raise _wrong(settings.routes, name, f"its endpoint is that of [endpoints.{same}], too; give each its own")
         serves = not places if entry.serves is None else entry.serves
-        places.append(Place(name, opened, gpu_type, gpu_count, entry.price_per_hour, entry.slots, serves))
+        newer = settings.image_for_newer_gpus
+        places.append(Place(name, opened, gpu_type, gpu_count, entry.price_per_hour, entry.slots, serves, newer))
     return tuple(places)
+
+
+def _check_image(settings: Settings, name: str, gpu_type: str | None) -> None:
+    if settings.image_for_newer_gpus or not is_newer_than_image(gpu_type):
+        return
+    fault = (
+        f"the Dockerfile's image has no kernels for a {gpu_type!s:.50}: build one with CUDA 12.8 or newer, and set "
+        "LORA_WORKER_IMAGE_FOR_NEWER_GPUS=true"
+    )
+    if settings.routes is None:
+        raise SettingsError(f"LORA_WORKER_ENDPOINT_GPU_TYPE: {fault}.")
+    raise _wrong(settings.routes, name, fault)
 
 
 def _unusable(settings: Settings, name: str, error: SettingsError | ValueError) -> SettingsError:

@@ -11,7 +11,7 @@ from lora_contract.words import counted
 from lora_worker.configuration.contradictions import LEAST_USEFUL_SECONDS
 from lora_worker.configuration.settings import Settings
 from lora_worker.errors import SettingsError
-from lora_worker.launchers.places import Place, Places
+from lora_worker.launchers.places import Place, Places, is_newer_than_image
 from lora_worker.launchers.routing import Wanted
 from lora_worker.launchers.routing_table import MOST_PRIORITY_CHARACTERS, VARIABLE, RoutingTable, in_sentences
 from lora_worker.money.guide import holds, needed_memory_gb, shards_of, why_not_bf16
@@ -104,6 +104,8 @@ def _why_unfit(place: Place, chosen: Hyperparameters, gpu: GpuConfig, prices: tu
     price = price_at(place, prices, gpu.type)
     if price is None:
         return None  # the preflight says so
+    if is_newer_than_image(price.type) and not place.takes_newer_gpus:
+        return f"its image has no kernels for a {price.type}"
     shards = shards_of(chosen, gpu)
     needed = needed_memory_gb(chosen.base_model or "", gpus=shards)
     if needed is not None and price.offered and not holds(price.memory_gb, needed):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+from annotated_types import Ge, Gt, Le, Lt
 
-from lora_worker.datasets.preflight import make_policy
-from lora_worker.errors import SettingsError
+from lora_contract.hyperparameters import GpuConfig, Hyperparameters
+from lora_worker.datasets.preflight import check_gpu, make_policy
+from lora_worker.errors import PreflightError, SettingsError
 from lora_worker.launchers.gpu_server.settings import GpuServerSettings
+from lora_worker.launchers.places import Places
 from lora_worker.launchers.registry import LAUNCHERS, load_settings, open_places, settings_class
 from lora_worker.launchers.runpod.settings import RunPodSettings
 from lora_worker.money.billing import Rate
-from lora_worker.money.places import price_at
+from lora_worker.money.places import price_at, unfit_places
 from lora_worker.money.pricing import load_prices
 from lora_worker.services import open_services
 
@@ -136,6 +140,7 @@ def test_unnamed_launcher_needs_no_settings(server: pytest.MonkeyPatch) -> None:
             r"\[endpoints.a\]: endpoint: is the console",
         ),
         ("[endpoints.a]\nendpoint = 'a b'", r"\[endpoints.a\]: endpoint: is no endpoint of RunPod; write its id"),
+        ("[endpoints.a]\ngpu_type = 'B200'", r"\[endpoints.a\]: the Dockerfile's image has no kernels for a B200"),
         ("[endpoints.a]\ngpu_type = 'GTX-1080'", r"\[endpoints.a\]: gpu_type is not in the price table; choose one of"),
         (
             "[endpoints.a]\n[[rules]]\ngpu_type = 'HH100'\nendpoints = ['a']",
@@ -161,6 +166,34 @@ async def test_wrong_endpoint_is_refused_at_the_start(server: pytest.MonkeyPatch
         async with open_services(load_settings()):
             pass
     assert str(refused.value).startswith("LORA_WORKER_ROUTES: routes.toml, ")
+
+
+async def test_gpu_newer_than_the_image_needs_a_word_of_the_operator(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("LORA_WORKER_ENDPOINT_GPU_TYPE", "RTX-PRO-6000")
+    async with httpx.AsyncClient() as http:
+        with pytest.raises(SettingsError, match="no kernels for a RTX-PRO-6000: build one with"):
+            open_places(load_settings(), http)
+        environment.setenv("LORA_WORKER_IMAGE_FOR_NEWER_GPUS", "true")
+        (place,) = open_places(load_settings(), http)
+        assert place.takes_newer_gpus
+        # A job may ask for one where the endpoint has no GPU of its own.
+        place, asked, prices = replace(place, gpu_type=None), GpuConfig(type="B200"), load_prices()
+        assert check_gpu(asked, prices, place).type == "B200"
+        old, chosen = replace(place, takes_newer_gpus=False), Hyperparameters()
+        with pytest.raises(PreflightError, match="'B200' is not a GPU that is offered; choose one of A100") as refused:
+            check_gpu(asked, prices, old)
+        assert "RTX-PRO" not in str(refused.value)
+        assert unfit_places(Places(place), chosen, asked, prices) == {}
+        assert "no kernels" in unfit_places(Places(old), chosen, asked, prices)[place.name]
+        assert check_gpu(GpuConfig(type="H200"), prices, old).type == "H200"
+
+
+def test_no_setting_has_two_bounds_of_which_one_is_lost() -> None:
+    """Of a bound in the annotation and one at the field, pydantic keeps one alone."""
+    for kind in LAUNCHERS.values():
+        for name, field in kind.settings.model_fields.items():
+            bounds = [type(each).__name__ for each in field.metadata if isinstance(each, Le | Lt | Ge | Gt)]
+            assert len(bounds) == len(set(bounds)), name
 
 
 def test_settings_of_all_launchers_can_be_read_together() -> None:

@@ -38,7 +38,7 @@ from lora_worker.launchers.sagemaker.api import AwsApi, explain_failure, explain
 from lora_worker.launchers.sagemaker.instances import INSTANCES
 from lora_worker.launchers.sagemaker.jobs import JobShape, job_name, mark_of, training_job
 from lora_worker.launchers.sagemaker.launcher import SageMakerLauncher
-from lora_worker.launchers.sagemaker.settings import MAX_JOB_SECONDS, SageMakerSettings
+from lora_worker.launchers.sagemaker.settings import SageMakerSettings
 from lora_worker.launchers.threads import in_thread
 from lora_worker.money.billing import Measured
 from lora_worker.money.pricing import find_gpu, load_prices
@@ -126,7 +126,6 @@ def test_gpus_that_aws_lacks_or_bills_miss_are_refused(
         ("SAGEMAKER_ROLE", "lora-trainer", "LORA_WORKER_SAGEMAKER_ROLE"),
         ("SAGEMAKER_S3_PATH", "bucket", "LORA_WORKER_SAGEMAKER_S3_PATH"),
         ("SAGEMAKER_SUBNETS", "subnet-1", "are set together"),
-        ("MAX_RUN_SECONDS", str(MAX_JOB_SECONDS + 1), "28 days"),
     ],
 )
 def test_wrong_setting_is_one_sentence(variables: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:

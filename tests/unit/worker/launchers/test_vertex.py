@@ -513,7 +513,6 @@ async def test_endpoint_whose_gpu_is_not_billed_is_refused(
         ("VERTEX_MACHINE_TYPE", "a3/../x", "VERTEX_MACHINE_TYPE"),
         ("VERTEX_API_URL", "https://example.com/v1", "must end with the host"),
         ("VERTEX_FORMER_ENDPOINTS", "https://example.com", "must end with /v1/projects"),
-        ("MAX_RUN_SECONDS", "604801", "more than 604800, the seven days"),
     ],
 )
 def test_wrong_setting_is_named(environment: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:

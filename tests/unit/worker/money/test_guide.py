@@ -91,7 +91,7 @@ async def test_unquantised_base_that_cannot_fit_is_refused_before_a_launch() -> 
         await check(
             cast(Any, SimpleNamespace(job=job)),
             cast(Any, SimpleNamespace(settings=settings, prices=load_prices())),
-            cast(Any, SimpleNamespace(gpu_type=None, gpu_count=1, price_per_hour=None)),
+            cast(Any, SimpleNamespace(gpu_type=None, gpu_count=1, price_per_hour=None, takes_newer_gpus=True)),
         )
 
 

@@ -96,8 +96,4 @@ class SageMakerSettings(Settings):
             raise ValueError(
                 "LORA_WORKER_SAGEMAKER_SUBNETS and LORA_WORKER_SAGEMAKER_SECURITY_GROUPS are set together or not at all"
             )
-        if self.max_run_seconds > MAX_JOB_SECONDS:
-            raise ValueError(
-                f"LORA_WORKER_MAX_RUN_SECONDS is more than {MAX_JOB_SECONDS}, the 28 days that a job may run"
-            )
         return self

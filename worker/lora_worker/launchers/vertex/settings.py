@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
 from lora_worker.configuration.addresses import url_fault
@@ -105,11 +105,3 @@ class VertexSettings(Settings):
             if fault := location_fault(url):
                 raise ValueError(fault)
         return tuple(url.rstrip("/") for url in urls)
-
-    @model_validator(mode="after")
-    def _check_with_vertex(self) -> VertexSettings:
-        if self.max_run_seconds > MAX_JOB_SECONDS:
-            raise ValueError(
-                f"LORA_WORKER_MAX_RUN_SECONDS is more than {MAX_JOB_SECONDS}, the seven days that a job may run"
-            )
-        return self
