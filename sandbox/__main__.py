@@ -1,6 +1,6 @@
 """`python -m sandbox`: a Supabase and a RunPod on this machine, to try `lora-worker` by hand, until SIGTERM or Ctrl-C.
 
-The variables of the worker are written into `.sandbox/environment` for that time; the keys in it open this sandbox only.
+The variables of the worker are written into `.sandbox/environment` for that time. Their keys open this sandbox only.
 """
 
 from __future__ import annotations
