@@ -139,6 +139,8 @@ def load_settings() -> Settings:
     try:
         loaded: Settings = read_settings(settings_class(asked_by), names)
     except SettingsError as error:
+        if " is missing" not in str(error):
+            raise
         asking = ", ".join(f"[endpoints.{name}] asks for {launcher}" for launcher, name in asked_by.items())
         raise SettingsError(f"{error} In {routes} {asking}: each launcher needs all its settings.") from None
     loaded.keep_routing_table(table)

@@ -123,6 +123,13 @@ def test_settings_of_all_named_launchers_are_required(environment: pytest.Monkey
         load_settings()
 
 
+def test_table_is_not_blamed_for_a_wrong_setting(server: pytest.MonkeyPatch) -> None:
+    routes(server, TWO)
+    server.setenv("LORA_WORKER_SLOTS", "many")
+    with pytest.raises(SettingsError, match=r"^LORA_WORKER_SLOTS: must be a valid integer[^.]*\.$"):
+        load_settings()
+
+
 def test_unnamed_launcher_needs_no_settings(server: pytest.MonkeyPatch) -> None:
     for name in ("GPU_CLUSTER_API_URL", "GPU_CLUSTER_API_KEY"):
         server.delenv(name)
