@@ -182,7 +182,10 @@ class SkyPilotServer(ReopenedPort):
             return 200, {"status": "healthy", "api_version": API_VERSION, "version": VERSION, "commit": "0",
                          "version_on_disk": VERSION, "basic_auth_enabled": False, "user": None}, None  # fmt: skip
         if parts.path == "/api/get":
-            outcome = self._outcomes[parse_qs(parts.query)["request_id"][0]]
+            request_id = parse_qs(parts.query)["request_id"][0]
+            outcome = self._outcomes.get(request_id)
+            if outcome is None:
+                return 404, {"detail": f"Request {request_id!r} not found"}, None
             return (200, outcome, None) if outcome["error"] == "null" else (500, {"detail": outcome}, None)
         if parts.path == "/validate":
             return self._validate(body)

@@ -92,7 +92,7 @@ async def test_job_whose_machine_is_taken_away_goes_on_as_the_same_launch(
 
 async def test_task_brings_the_request_as_a_secret_and_the_volume(scene: SkyPilotScene) -> None:
     launcher = scene.launcher(
-        url=f"{scene.server.url}#H100", volume="s3://bucket/lora", infra=("aws/us-east-1", "k8s"), is_spot=True
+        url=f"{scene.server.url}#H100", volume="s3://bucket", infra=("aws/us-east-1", "k8s"), is_spot=True
     )
     payload = {**scene.payload("complete"), "channel": {"token": "run-token"}}
     name = await launcher.launch(payload, POLICY)

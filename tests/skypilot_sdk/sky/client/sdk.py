@@ -35,9 +35,19 @@ def send(method, path, body=None):
         connection.close()
 
 
+def submit(path, body):
+    """Post a request; its id, under which its outcome is fetched."""
+    status, _, request_id = send("POST", path, body)
+    if status != 200 or request_id is None:
+        raise RuntimeError(f"Failed to get request ID from SkyPilot API server: {status}")
+    return request_id
+
+
 def get(request_id):
     """The outcome of a request."""
     status, value, _ = send("GET", f"/api/get?request_id={request_id}")
+    if status == 404:
+        raise RuntimeError(f"Request {request_id!r} not found")
     if status == 500:
         raise RuntimeError(json.loads(value["detail"]["error"])["message"])
     result = json.loads(value["return_value"])

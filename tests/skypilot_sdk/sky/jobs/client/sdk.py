@@ -2,7 +2,7 @@
 
 import yaml
 
-from sky.client.sdk import send
+from sky.client.sdk import send, submit
 
 
 def launch(task, name, job_group):
@@ -12,14 +12,14 @@ def launch(task, name, job_group):
     status, value, _ = send("POST", "/validate", {"dag": dag, "request_options": None})
     if status == 400:
         raise ValueError(value["detail"]["message"])
-    return send("POST", "/jobs/launch", {"task": dag, "name": name})[2]
+    return submit("/jobs/launch", {"task": dag, "name": name})
 
 
 def queue_v2(**body):
     """The queue; the request's id."""
-    return send("POST", "/jobs/queue/v2", body)[2]
+    return submit("/jobs/queue/v2", body)
 
 
 def cancel(job_ids):
     """Cancel jobs; the request's id."""
-    return send("POST", "/jobs/cancel", {"job_ids": job_ids})[2]
+    return submit("/jobs/cancel", {"job_ids": job_ids})
