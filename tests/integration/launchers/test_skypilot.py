@@ -101,9 +101,12 @@ async def test_task_brings_the_request_as_a_secret_and_the_volume(scene: SkyPilo
     # The real SDK adds the server's address.
     assert task["envs"].items() >= {LAUNCH_ID_VARIABLE: name, "LORA_TRAINER_VOLUME": "/lora-volume"}.items()
     assert "file_mounts" in task
-    assert len(task["resources"]["any_of"]) == 2
+    # Of Kubernetes both a spot node and an ordinary one.
+    assert len(task["resources"]["any_of"]) == 3
     assert "H100" in repr(task["resources"])
     await ended(launcher, name)
+    with pytest.raises(ServiceRefusedError, match="specific files"):
+        await scene.launcher(url=f"{scene.server.url}#L4", volume="s3://bucket/lora").launch(payload, POLICY)
 
 
 async def test_refused_task_is_the_operators_and_names_the_settings(
