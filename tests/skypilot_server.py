@@ -303,6 +303,8 @@ class SkyPilotServer(ReopenedPort):
         given = {**self._image_environment, **self._mounted(task), **task["secrets"], **numbers}
         environment = {**given, "PATH": f"{self._bin}:{os.environ['PATH']}"}
         run = re.sub(r"(?<=--kill-after=120 )([0-9]+)", lambda found: str(int(found[1]) / self._speed), task["run"])
+        # `timeout` would have a process group of its own, which outlives the machine that is taken away here.
+        run = run.replace("timeout ", "timeout --foreground ", 1)
         job.starts += 1
         with (self.folder / f"{job.job_id}.log").open("ab") as log:
             job.process = subprocess.Popen(
