@@ -290,7 +290,9 @@ class RunCallback(TrainerCallback):
                     validation_due=self._lacks_validation(step),
                 ),
             )
-        remove_replaced_checkpoints(self._task.job_folder, self._task.checkpoints, self._task.fingerprint)
+        remove_replaced_checkpoints(
+            self._task.job_folder, self._task.checkpoints, self._task.fingerprint, self._quantization
+        )
         self._saved_at, self.saved_step = self._clock(), step
 
     def _lacks_validation(self, step: int) -> bool:

@@ -78,16 +78,17 @@ def newest_checkpoint(
     return _newest(each for each in _complete(folders, fingerprint) if quantization in {None, each.state.quantization})
 
 
-def remove_replaced_checkpoints(job_folder: Path, own: Path, fingerprint: str) -> None:
+def remove_replaced_checkpoints(job_folder: Path, own: Path, fingerprint: str, quantization: Quantization) -> None:
     """Remove the checkpoints of the job's other executions that those in `own`, this execution's folder, replace.
 
     To be called when a checkpoint in `own` is complete. Until there are two, the newest of the others is kept: the new
-    one may not be yet where the cloud copies it to.
+    one may not be yet where the cloud copies it to. One whose base was held in another quantisation is not kept: it may
+    have more steps, and the next execution would go on from it, and run out of memory as the one before did.
     """
     others = [folder for folder in job_folder.glob("*/checkpoints") if folder != own]
     has_enough = len(_complete(own.glob("checkpoint-*"), fingerprint)) >= _LEAST_OWN
     left = [] if has_enough else [each for folder in others for each in folder.glob("checkpoint-*")]
-    kept = _newest(_complete(left, fingerprint))
+    kept = _newest(each for each in _complete(left, fingerprint) if each.state.quantization == quantization)
     for folder in others:
         keeps = kept is not None and kept.folder.parent == folder
         for replaced in folder.iterdir() if keeps else [folder]:
