@@ -159,7 +159,10 @@ def _load_share(base: Base, options: dict[str, Any], hardware: Hardware) -> PreT
             "Choose a GPU with more memory, or a base model of another architecture.",
         )
     if sharded < layers:
-        raise BaseModelMismatchError(f"The files of {base.name} lack weights of {layers - sharded} layers.")
+        raise BaseModelMismatchError(
+            f"{layers - sharded} layers of {base.name} can't be sharded over GPUs: "
+            "its files lack weights of them, or layers share their weights."
+        )
     log.info("the base's %d layers are sharded", layers)
     return model
 

@@ -12,6 +12,7 @@ the bytes they are. The layers must all be gathered by all processes in the same
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -24,7 +25,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import core_model_loading, modeling_utils
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lora_trainer.models.layers import layer_of, outermost_layers
 
 if TYPE_CHECKING:
     from lora_contract.hyperparameters import Hyperparameters
@@ -47,14 +49,16 @@ def sharding_layers(device: str) -> Iterator[None]:
     def put_and_shard(model: Any, name: str, value: Any, loading_info: Any, quantizer: Any) -> None:
         put(model, name, value, loading_info, quantizer)
         del value  # the layer shall hold it alone
-        prefix, layer = _layer_of(model, name)
-        if layer is None or any(parameter.is_meta for parameter in layer.parameters()):
+        prefix, layer = layer_of(model, name)
+        # A buffer may come after the last weight, when the layer is sharded already.
+        if layer is None or isinstance(layer, FSDPModule) or any(weight.is_meta for weight in layer.parameters()):
             return
         if quantizer is not None:
             quantizer.finish_experts(model, f"{prefix}.")
         _shard_layer(layer, mesh)
 
     with (
+        _reading_one_by_one(),
         _replaced(core_model_loading, "set_param_for_module", put_and_shard),
         # It would reserve room for the whole base.
         _replaced(modeling_utils, "caching_allocator_warmup", lambda *_: None),
@@ -74,15 +78,22 @@ def _replaced(module: ModuleType, name: str, function: Any) -> Iterator[None]:
         setattr(module, name, before)
 
 
-def _layer_of(model: torch.nn.Module, name: str) -> tuple[str, torch.nn.Module | None]:
-    """The layer that a parameter belongs to, and its name."""
-    parts = name.split(".")
-    for end in range(1, len(parts)):
-        prefix = ".".join(parts[:end])
-        module = model.get_submodule(prefix)
-        if isinstance(module, GradientCheckpointingLayer):
-            return prefix, module
-    return "", None
+@contextmanager
+def _reading_one_by_one() -> Iterator[None]:
+    """While this context is open, transformers brings a weight to the GPU when it is due, not by threads of its own.
+
+    Those are off where it quantises. In bf16 they would have the whole base on the GPU before the first layer is there.
+    """
+    variable = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
 
 
 def _shard_layer(layer: torch.nn.Module, mesh: DeviceMesh) -> None:
@@ -96,7 +107,7 @@ def _shard_layer(layer: torch.nn.Module, mesh: DeviceMesh) -> None:
 
 def count_layers(model: torch.nn.Module) -> tuple[int, int]:
     """How many layers a model has, and how many of them are sharded."""
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = outermost_layers(model).values()
     return len(layers), sum(isinstance(layer, FSDPModule) for layer in layers)
 
 
@@ -143,7 +154,7 @@ def gathered(model: torch.nn.Module, name: str) -> Iterator[None]:
 
     All processes must open it for the same layers, in the same order.
     """
-    _, layer = _layer_of(model, f"{name}.")
+    _, layer = layer_of(model, f"{name}.")
     if not isinstance(layer, FSDPModule):
         yield
         return

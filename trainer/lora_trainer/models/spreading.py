@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lora_trainer.models.layers import outermost_layers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -22,7 +23,7 @@ def spread_layers(config: PretrainedConfig, devices: Sequence[str]) -> dict[str,
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     modules = dict(model.named_modules())
-    layers = [name for name, module in modules.items() if isinstance(module, GradientCheckpointingLayer)]
+    layers = outermost_layers(model)
     places = {name: devices[number * len(devices) // len(layers)] for number, name in enumerate(layers)}
     inside = tuple(f"{name}." for name in layers)
     for name, module in modules.items():

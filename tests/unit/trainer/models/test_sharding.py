@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+from transformers import core_model_loading
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lora_contract.hyperparameters import Hyperparameters
 from lora_trainer.errors import BaseModelMismatchError
@@ -16,7 +19,7 @@ from lora_trainer.models import loading
 from lora_trainer.models.bases import Base
 from lora_trainer.models.hardware import Hardware
 from lora_trainer.models.loading import attach_lora, load_config, load_model
-from lora_trainer.models.sharding import count_layers
+from lora_trainer.models.sharding import count_layers, sharding_layers
 from lora_trainer.models.spreading import spread_layers
 from sandbox.tiny_architectures import tiny_config
 
@@ -24,6 +27,8 @@ pytestmark = pytest.mark.gpu_stack
 
 CPU = Hardware("cpu", torch.float32)
 PROCESSES = 2
+MOST_PARTS = 2 * 16
+"""Of so many tensors one weight is made: those of the tiny model's experts, two of each."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,13 +75,18 @@ def test_each_process_holds_its_part_of_the_same_bytes(base: Base, quantize: boo
         assert torch.equal(own, expected), name
 
 
-def test_never_more_than_one_layer_is_whole(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import core_model_loading
+@pytest.mark.parametrize("quantize", [True, False])
+def test_never_more_than_one_layer_is_whole(base: Base, quantize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    most, put, copy = [], core_model_loading.set_param_for_module, core_model_loading._materialize_copy
+    copied, ahead = [], []
 
-    most, put = [], core_model_loading.set_param_for_module
+    def copy_and_note(*arguments: Any) -> torch.Tensor:
+        copied.append(threading.current_thread())
+        return copy(*arguments)
 
     def put_and_look(model: Any, *arguments: Any) -> None:
         put(model, *arguments)
+        ahead.append(len(copied) - sum(ahead))
         held = weights_of(model).items()
         whole = {name.split(".")[2] for name, p in held if ".layers." in name and not (p.is_meta or is_part(p))}
         most.append(len(whole))
@@ -85,10 +95,34 @@ def test_never_more_than_one_layer_is_whole(base: Base, monkeypatch: pytest.Monk
         return isinstance(parameter, DTensor)
 
     monkeypatch.setattr(core_model_loading, "set_param_for_module", put_and_look)
-    model = load_model(base, load_config(base), CPU, sharded=True)
+    monkeypatch.setattr(core_model_loading, "_materialize_copy", copy_and_note)
+    model = load_model(base, load_config(base), CPU, quantize=quantize, sharded=True)
     layers, sharded = count_layers(model)
     assert layers == sharded == 2
     assert max(most) == 1
+    # A weight comes to the device when it is put into its layer, and no thread brings others meanwhile.
+    assert set(copied) == {threading.current_thread()}
+    assert max(ahead) <= MOST_PARTS
+
+
+class Layer(GradientCheckpointingLayer):
+    """A layer with a buffer that its files have, and perhaps another layer in it."""
+
+    def __init__(self, inner: torch.nn.Module | None = None) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(4, 4, device="meta"))
+        self.register_buffer("late", torch.zeros(4))
+        self.inner = inner
+
+
+def test_layer_with_one_in_it_and_a_late_buffer_is_sharded() -> None:
+    model = torch.nn.Sequential(Layer(inner=Layer()))
+    info: Any = core_model_loading.LoadStateDictInfo(set(), set(), set(), [], {}, set())
+    with sharding_layers("cpu"):
+        for name, value in (("weight", torch.ones(4, 4)), ("inner.weight", torch.ones(4, 4)), ("late", torch.ones(4))):
+            core_model_loading.set_param_for_module(model, f"0.{name}", value, info, None)  # type: ignore[arg-type]
+    assert count_layers(model) == (1, 1)
+    assert torch.equal(model.get_buffer("0.late"), torch.ones(4))
 
 
 def test_lora_on_a_sharded_base_is_that_on_a_whole_one(base: Base) -> None:
@@ -107,16 +141,32 @@ def test_lora_on_a_sharded_base_is_that_on_a_whole_one(base: Base) -> None:
 
 def test_a_base_that_lacks_weights_is_not_half_sharded(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "count_layers", lambda _: (2, 1))
-    with pytest.raises(BaseModelMismatchError, match="lack weights of 1 layer"):
+    with pytest.raises(BaseModelMismatchError, match="1 layers of"):
         load_model(base, load_config(base), CPU, sharded=True)
 
 
-def test_layers_spread_over_devices_answer_as_on_one(base: Base) -> None:
+@pytest.mark.parametrize("base", ["qwen3_next"], indirect=True)
+def test_layers_spread_over_devices_answer_as_on_one(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers and accelerate take the two names of the processor for two devices, and attach their hooks.
+
+    Tied weights can't be tried so: accelerate copies what says "cpu" to "cpu:0", and loses that it is a parameter.
+    """
+    # A tensor on "cpu:1" says "cpu". Weights that were loaded to a GPU say which, and accelerate leaves them there.
+    monkeypatch.setattr("accelerate.utils.modeling.check_device_same", lambda *_: True)
     config = load_config(base)
     places = spread_layers(config, ["first", "second"])
     assert (places["model.layers.0"], places["model.layers.1"]) == ("first", "second")
     assert {place for name, place in places.items() if ".layers." not in name} == {"first"}
     tokens = torch.arange(8)[None]
-    whole = load_model(base, config, CPU)
-    spread = load_model(base, config, CPU, devices=["cpu", "cpu"])
-    assert torch.equal(whole(tokens).logits, spread(tokens).logits)
+    answers = []
+    for devices in ([], ["cpu:0", "cpu:1"]):
+        model = load_model(base, config, CPU, devices=devices)
+        hooks = [module._hf_hook for module in model.modules() if hasattr(module, "_hf_hook")]
+        assert bool(hooks) == bool(devices)
+        torch.manual_seed(1)
+        lora = attach_lora(model, Hyperparameters(rank=4, target_experts=hasattr(config, "num_experts")))
+        for parameter in lora.model.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.1)
+        answers.append(lora.model(tokens).logits)
+    assert torch.equal(*answers)
