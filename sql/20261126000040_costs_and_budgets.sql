@@ -172,8 +172,9 @@ language sql stable set search_path = '' as $$
   select (public.training_spending(null)).spent + public.training_live_costs()
 $$;
 
--- Returns what a job may cost: the high end of its estimate, within the limit of a job, at the most expensive of the
--- places where it may be launched. Without an estimate it is that limit, but nothing where no place has an offered GPU for
+-- Returns what a job may cost: the high end of its estimate, within the limit of a job, at the most expensive of all
+-- places that have an offered GPU for it, with fewer GPUs than it asks for, too: workers that allow that may launch it
+-- there. Without an estimate it is that limit, but nothing where no place has an offered GPU for
 -- it, since such a job is refused before anything is launched. The job's own estimated_total_cost does not count: the user
 -- may have written it.
 create or replace function public.training_may_cost(queue text, job_id uuid) returns numeric

@@ -196,12 +196,13 @@ language sql immutable set search_path = '' as $$
                   public.training_number(gpu_config->'num_gpus', 1, 8), 1)
 $$;
 
--- Returns the estimate of a job at each place where it may be launched; null at one where too little is known for it. A
--- place whose GPU the terms don't have is left out, and one with fewer GPUs than the job asks for, unless that is so of
--- all. Where all places are alike there is one row, as the endpoint of the terms.
+-- Returns the estimate of a job at each place; null at one where too little is known for it. A place whose GPU the terms
+-- don't have is left out. has_most says of one with fewer GPUs than the job asks for that no place has enough: of all
+-- places, since only the worker knows the rules, by which a job may get such a place all the same. Where all places are
+-- alike there is one row, as the endpoint of the terms.
 create or replace function public.training_estimates(
   terms jsonb, dataset public.datasets, hyperparameters jsonb, gpu_config jsonb
-) returns table (number bigint, estimate jsonb)
+) returns table (number bigint, estimate jsonb, has_most boolean)
 language sql stable set search_path = '' as $$
   with there as (
     select p.number, bool_or(enough.it) over () as some_have_enough, enough.it as has_enough, t.terms
@@ -219,14 +220,14 @@ language sql stable set search_path = '' as $$
       t.terms->>'endpoint_gpu_type', training_estimates.gpu_config->>'type', training_estimates.gpu_config->>'gpu_type',
       t.terms->>'default_gpu_type')) is not null)
   select h.number, public.training_estimate_with(
-    h.terms, training_estimates.dataset, training_estimates.hyperparameters, training_estimates.gpu_config)
+    h.terms, training_estimates.dataset, training_estimates.hyperparameters, training_estimates.gpu_config),
+    h.has_enough or not h.some_have_enough
   from there h
-  where h.has_enough or not h.some_have_enough
 $$;
 
 -- As before, with the terms that workers have published. Where a job may be launched at several places, only its launch
--- decides which one it gets: then time and cost range over all of them, and speed, GPU, count and price are those of the
--- dearest one, for which a day's budgets reserve. exceeds_limit says that each of them would refuse it.
+-- decides which one it gets: then time and cost range over all that have the GPUs it asks for, and speed, GPU, count and
+-- price are those of the dearest one. exceeds_limit says that each of them would refuse it.
 create or replace function public.training_estimate_of(dataset public.datasets, hyperparameters jsonb, gpu_config jsonb)
 returns jsonb
 language sql stable set search_path = '' as $$
@@ -235,7 +236,7 @@ language sql stable set search_path = '' as $$
     from public.training_terms t,
          public.training_estimates(t.document, training_estimate_of.dataset, training_estimate_of.hyperparameters,
                                    training_estimate_of.gpu_config) e
-    where e.estimate is not null
+    where e.estimate is not null and e.has_most
   ), dearest as (
     select f.estimate from found f order by (f.estimate#>>'{cost,high}')::numeric desc, f.number limit 1
   ), ends as (

@@ -129,7 +129,7 @@ def terms_of_places(terms: Terms, places: Places, prices: tuple[GpuPrice, ...]) 
 
     Where all have the same GPUs at one price, that is what every job gets. Else only its launch decides where it goes:
     its estimate ranges over all places that have the GPUs it asks for, and a day's budgets reserve what it may cost at
-    the dearest of them (`training_estimates` in SQL).
+    the dearest of all, those with fewer GPUs included (`training_estimates` in SQL).
     """
     first = places.default
     kinds = dict.fromkeys((place.gpu_type, place.gpu_count, place.price_per_hour) for place in places.all)
