@@ -207,6 +207,7 @@ declare
   run public.training_runs;
   job jsonb;
   of_user int;
+  of_all int;
 begin
   select * into run from public.training_held_run(put_back_run.run_id, put_back_run.lease_token);
   if not found then
@@ -219,17 +220,21 @@ begin
   end if;
   if run.queue = 'training_jobs' then
     select count(*) into of_user from public.training_holds h join public.training_jobs j on j.id = h.job_id
-    where j.user_id = run.user_id;
+    where j.user_id = run.user_id and h.kind = 'places' and h.held_until > now() - interval '5 minutes';
   else
     select count(*) into of_user from public.training_holds h join public.pipeline_training_jobs j on j.id = h.job_id
-    where coalesce(j.user_id, public.training_pipeline_maker(j.id)) = run.user_id;
+    where coalesce(j.user_id, public.training_pipeline_maker(j.id)) = run.user_id
+      and h.kind = 'places' and h.held_until > now() - interval '5 minutes';
   end if;
+  -- Only jobs that wait for a place count, and such as ended their wait not long ago: the others come back by themselves.
+  select count(*) into of_all from public.training_holds h
+  where h.kind = 'places' and h.held_until > now() - interval '5 minutes';
   insert into public.training_holds (job_id, kind, name, endpoint, reason, held_until)
   values (run.job_id, 'places', '', '', left(put_back_run.reason, 500),
           -- A worker claims every ten seconds, the oldest jobs first: as few of a user as one, and as few in all as it has
           -- slots. So held jobs come back more slowly than that, or younger jobs for a free place would never be claimed.
           now() + make_interval(secs => least(
-            greatest(put_back_run.seconds, 1, 12 * of_user, 2 * (select count(*) from public.training_holds)), 3600)))
+            greatest(put_back_run.seconds, 1, 12 * of_user, 2 * of_all), 3600)))
   on conflict (job_id) do update
   set kind = excluded.kind, name = excluded.name, endpoint = excluded.endpoint, reason = excluded.reason,
       held_until = excluded.held_until;

@@ -176,6 +176,24 @@ def test_waiting_job_is_put_back_without_an_attempt(db: Database) -> None:
     assert again["run"]["attempt"] == 1
 
 
+def test_holds_for_other_reasons_keep_no_job_waiting_longer(db: Database) -> None:
+    waiting = {str(job) for job in db.jobs(41)}
+    (assignment,) = db.claim("w1", 1)
+    run = assignment["run"]
+    db.rows(
+        "insert into training_holds (job_id, kind, name, endpoint, reason, held_until)"
+        " select id, case when row_number() over () > 20 then 'places' else 'budget' end, '', '', 'x',"
+        "   now() + case when row_number() over () > 20 then interval '-6 minutes' else interval '1 hour' end"
+        " from training_jobs where id <> %s",
+        run["job_id"],
+    )
+    assert len(waiting) == 41
+    assert db.call("put_back_run", run["id"], run["lease_token"], "all taken", 60) == "put_back"
+    held = db.row("select held_until - now() <= interval '1 minute' as soon from training_holds where job_id = %s",
+                  run["job_id"])  # fmt: skip
+    assert held["soon"]
+
+
 def test_sent_run_is_not_put_back(db: Database) -> None:
     run = launched(db)
     assert db.call("put_back_run", run["id"], run["lease_token"], "all taken", 60) == "launched"
