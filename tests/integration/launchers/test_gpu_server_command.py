@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from lora_worker.commands.cli import app
+from lora_worker.errors import ArgumentError
+from lora_worker.gpu_server.gpus import choose_gpus
 from sandbox.gpu_server import LocalGpuServer
 from tests.commands import check_keys
 
@@ -62,7 +65,7 @@ def test_gpus_are_counted_in_words(environment: pytest.MonkeyPatch, gpus: str, s
     assert (code, said in text) == (0, True)
 
 
-@pytest.mark.parametrize(("gpus", "status"), [("", 1), ("7", 1), ("cpu,0", 1)])
+@pytest.mark.parametrize(("gpus", "status"), [("", 1), ("x", 1), ("cpu,0", 1)])
 def test_a_machine_without_a_driver_does_not_serve_its_cpu_unasked(
     environment: pytest.MonkeyPatch, tmp_path: Path, gpus: str, status: int
 ) -> None:
@@ -79,6 +82,26 @@ def test_a_broken_driver_is_told_in_its_own_words(environment: pytest.MonkeyPatc
     environment.setenv("PATH", str(tmp_path))
     code, text = refused()
     assert (code, "nvidia-smi -L ended with status 9 (NVIDIA-SMI has failed)" in text) == (1, True)
+
+
+def test_one_broken_card_keeps_the_others_in_use(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{LISTED}'\necho 'Unable to determine the device handle' >&2\nexit 15\n")
+    tool.chmod(0o755)
+    environment.setenv("PATH", str(tmp_path))
+    with capture_logs() as logs:
+        assert len(choose_gpus("")) == 2
+    assert (logs[0]["status"], logs[0]["said"]) == (15, "Unable to determine the device handle")
+
+
+def test_full_names_are_taken_where_nothing_lists_the_gpus(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment.setenv("PATH", str(tmp_path))
+    named = ["1", "GPU-0f4c2d9e-1111-2222-3333-444455556661", "MIG-0f4c2d9e-1111-2222-3333-444455556661"]
+    with capture_logs() as logs:
+        assert choose_gpus(",".join(named)) == named
+    assert logs[0]["problem"].startswith("there is no NVIDIA driver here")
+    with pytest.raises(ArgumentError, match="named twice"):
+        choose_gpus("1,1")
 
 
 @pytest.mark.parametrize(
