@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +16,7 @@ import structlog
 from lora_contract.crash_points import crash_point
 from lora_worker.database.rows import Assignment
 from lora_worker.duties.duty import RoundResult
-from lora_worker.duties.faults import Faults, Meaning, run_work
+from lora_worker.duties.faults import Faults, Meaning, round_work, run_work
 from lora_worker.errors import ServiceError
 from lora_worker.observability.actions import Action
 from lora_worker.observability.metrics import ADOPTED, CLAIMED, CYCLE_SECONDS, HELD_RUNS, LEASES_LOST
@@ -39,13 +38,14 @@ from lora_worker.runs.state.events import (
 )
 from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.runs.state.journey import record_taking
-from lora_worker.runs.steps.placing import look_for_all
+from lora_worker.runs.steps.placing import base_model_of_leaving, look_for_all
 from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)
 
 _MAX_ADOPTED = 500
 _FAULTS_BEFORE_GIVING_UP = 8
+_LOOK = round_work("a look at the places")
 
 
 class HeldRuns:
@@ -181,10 +181,23 @@ class HeldRuns:
 
     async def _look_at_places(self, runs: list[HeldRun]) -> None:
         """Ask what is known of the places once for all runs that may leave theirs, however many wait there."""
-        with suppress(ServiceError):  # then each asks for itself, and tells it
-            for run_id, rows in (await look_for_all(runs)).items():
+        leaving: dict[UUID, str] = {}
+        for held in runs:
+            try:
+                base_model = base_model_of_leaving(held)
+            except Exception as error:
+                self._faults.note(run_work(held.run_id), error)
+                continue
+            if base_model is not None:
+                leaving[held.assignment.run.id] = base_model
+        try:
+            for run_id, rows in (await look_for_all(leaving, self._services)).items():
                 if run_id in self.held:
                     apply(self.held[run_id], PlacesSeen(tuple(rows)))
+        except ServiceError:
+            return  # each asks for itself, and tells it
+        except Exception as error:
+            self._faults.note(_LOOK, error)
 
     async def poll_early(self, run_ids: Collection[UUID]) -> RoundResult:
         """Do one cycle of work on these runs now, as far as they are held and nobody works on them.

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from lora_worker.database.rows import Assignment, News
 from lora_worker.duties import held_runs
@@ -22,7 +23,7 @@ from lora_worker.runs.outcomes.failures import CRASHED, NO_GPU_THERE
 from lora_worker.runs.state.events import Ending, EndpointSeen, PutOff, Renewed, Settled, StopDecided
 from lora_worker.runs.state.held_run import HeldRun
 from lora_worker.runs.steps import launching, settling
-from lora_worker.runs.steps.placing import choose_place, fall_back
+from lora_worker.runs.steps.placing import MOST_LOOKED_FOR, choose_place, fall_back
 from lora_worker.services import Services
 from tests.scripted import Clock, FakeLauncher, FakeQueue, ForgetfulLauncher, assignment, make_services, note_settlings
 
@@ -354,6 +355,41 @@ async def test_runs_that_wait_in_vain_ask_for_the_places_once_a_cycle(monkeypatc
     queue.places[B] = {}
     await daemon.runs.poll(until_settled=True)
     assert [each for each in left[4:] if each] == [StopDecided(NO_GPU_THERE)] * 3
+
+
+async def test_run_that_can_not_be_read_keeps_no_other_from_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    services, queue = routed()
+    daemon = Daemon(services)
+    runs = [waiting(services) for _ in range(MOST_LOOKED_FOR + 2)]
+    daemon.runs.held |= {held.assignment.run.id: held for held in runs}
+    worked: list[HeldRun] = []
+
+    async def work(held: HeldRun) -> None:
+        worked.append(held)
+
+    def base_model(held: HeldRun) -> str:
+        if held is runs[0]:
+            raise RecursionError("too deep")
+        return "org/base"
+
+    monkeypatch.setattr(held_runs, "advance", work)
+    monkeypatch.setattr(held_runs, "base_model_of_leaving", base_model)
+    with capture_logs() as logs:
+        await daemon.runs.poll(until_settled=True)
+    assert worked == runs
+    assert queue.calls == [f"training_places_of_runs {MOST_LOOKED_FOR}"]
+    assert [(entry["event"], entry["run_id"]) for entry in logs if entry["log_level"] == "error"] == [
+        ("work on a run failed", runs[0].run_id)
+    ]
+
+    async def broken(*_: Any) -> Any:
+        raise TypeError("odd rows")
+
+    monkeypatch.setattr(held_runs, "look_for_all", broken)
+    with capture_logs() as logs:
+        await daemon.runs.poll(until_settled=True)
+    assert worked == [*runs, *runs]
+    assert "a round failed" in [entry["event"] for entry in logs]
 
 
 def test_departure_that_took_too_long_is_given_back_without_an_error() -> None:

@@ -9,7 +9,8 @@ chooses anew. That counts as no failure.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
+from itertools import islice
 from uuid import UUID
 
 import structlog
@@ -27,9 +28,12 @@ from lora_worker.observability.actions import Action
 from lora_worker.runs.outcomes.failures import NO_GPU_THERE
 from lora_worker.runs.state.events import PutOff, Settled, StopDecided
 from lora_worker.runs.state.held_run import HeldRun
+from lora_worker.services import Services
 
 log = structlog.get_logger(__name__)
 
+MOST_LOOKED_FOR = 100
+"""Runs of one look at the places: the database computes it for each run and place within its time for a statement."""
 _LOOK_AGAIN_SECONDS = 60
 _SENTENCE = (
     "All GPU machines for this job are taken at the moment. The job waits without counting an attempt, and is tried "
@@ -106,22 +110,21 @@ def may_fall_back(held: HeldRun) -> bool:
     return len(places.all) > 1 or places.at(held.launch_ref.endpoint) is None
 
 
-async def look_for_all(runs: Sequence[HeldRun]) -> dict[UUID, list[PlaceRow]]:
-    """Ask once what the database knows of the places for those of the runs that may leave theirs; by run.
+async def look_for_all(leaving: Mapping[UUID, str], services: Services) -> dict[UUID, list[PlaceRow]]:
+    """Ask once what the database knows of the places, for these runs on these base models; by run.
 
-    A single one asks for itself, if its launch still waits.
+    A single one asks for itself, if its launch still waits, and so do those beyond `MOST_LOOKED_FOR`.
 
     Raises:
         ServiceError: the database did not answer.
     """
-    leaving = {held.assignment.run.id: base_model for held in runs if (base_model := _base_model(held)) is not None}
     if len(leaving) < 2:
         return {}
-    services = runs[0].services
-    return await services.queue.training_places_of_runs([place.endpoint for place in services.places.all], leaving)
+    asked = dict(islice(leaving.items(), MOST_LOOKED_FOR))
+    return await services.queue.training_places_of_runs([place.endpoint for place in services.places.all], asked)
 
 
-def _base_model(held: HeldRun) -> str | None:
+def base_model_of_leaving(held: HeldRun) -> str | None:
     """The base model of a run that may leave its place; None of any other, and where its job can't be read."""
     read = _read_job(held) if may_fall_back(held) else None
     return read and (read[0].base_model or "")
