@@ -103,6 +103,6 @@ def answered_at(headers: Mapping[str, str]) -> datetime | None:
     """When the other side answered by its own clock, to a second; None where it says nothing readable."""
     try:
         found = parsedate_to_datetime(headers.get("date", "")[:40])
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):  # the last ones for numbers that no date has
         return None
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from lora_worker.errors import LaunchInDoubtError, ServiceUnavailableError
+from lora_worker.launchers.answers import answered_at
 from lora_worker.launchers.base import EndCause, LaunchRef, LaunchState, Policy
 from lora_worker.launchers.runpod.answers import count_of, parse_observation, seconds_of
 from lora_worker.launchers.runpod.launcher import RunPodLauncher
@@ -29,6 +30,20 @@ def test_impossible_execution_time_is_ignored(value: Any, seconds: float | None)
     assert seconds_of(value) == seconds
     seen = parse_observation({"status": "COMPLETED", "executionTime": value, "delayTime": value})
     assert (seen.execution_seconds, seen.queue_seconds) == (seconds, seconds)
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "",
+        "yesterday",
+        f"Mon, 01 Jan 2026 00:00:00 +{10**12}",
+        f"Mon, 01 Jan {10**19} 0:0:0",
+        f"1 Jan 2026 {10**12}:0:0",
+    ],
+)
+def test_date_that_no_clock_shows_is_ignored(date: str) -> None:
+    assert answered_at({"date": date}) is None
 
 
 @pytest.mark.parametrize("value", [-1, True, float("nan"), float("inf"), 1e308, 10**400, "3", None, []])
