@@ -27,23 +27,38 @@ def url_fault(url: str) -> str | None:
         return "must begin with https:// (or http:// on your own machine or network)"
     if not is_base_url(url):
         return "is not a URL to call: it needs a host, may have a port's number and a path, and no more"
-    if url.startswith("http://") and not is_private(urlsplit(url).hostname or ""):
-        return "must begin with https://: by http the key would go to this host in clear"
+    if url.startswith("http://") and not is_private(host_of(url)):
+        return "must begin with https://: by http all that is sent to this host could be read on the way"
     return None
+
+
+def host_of(url: str) -> str:
+    """Return the host that a URL is of, in small letters; empty if it has none."""
+    return urlsplit(url).hostname or ""
+
+
+_PRIVATE_DOMAINS = (
+    *("localhost", "local", "internal", "home.arpa", "test"),
+    *("lan", "home", "intranet", "localdomain"),
+    "svc",
+    "ts.net",
+)
+"""Reserved for private use (RFC 6761, RFC 6762, RFC 8375, and `internal` by ICANN); by custom so, and no domain of the
+internet (RFC 6762, appendix G); a Kubernetes cluster's services; Tailscale's machines, whose traffic is encrypted."""
 
 
 def is_private(host: str) -> bool:
     """Tell whether a host is of one's own machine or network: a private address, or a name that only a network knows.
 
-    Names without a dot are those of a network of containers; the others are reserved for private use (RFC 6761,
-    RFC 6762, RFC 8375, and `internal` by ICANN).
+    Names without a dot are those of a network of containers. A dot at the end changes nothing.
     """
+    host = host.lower().removesuffix(".")
     try:
         return not ip_address(host).is_global
     except ValueError:
         # A number without dots is an address, too.
         is_name = re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host) is None
-        return is_name and ("." not in host or is_under(host, "localhost", "local", "internal", "home.arpa", "lan"))
+        return is_name and ("." not in host or is_under(host, *_PRIVATE_DOMAINS))
 
 
 def is_under(host: str, *domains: str) -> bool:

@@ -18,12 +18,11 @@ on such an address have the same mark.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import structlog
 
+from lora_worker.configuration.addresses import host_of, is_private
 from lora_worker.database.answers import OwnedFound
 from lora_worker.duties.duty import RoundResult, no_sign
 from lora_worker.errors import ServiceError
@@ -42,7 +41,6 @@ _UNKNOWN_SECONDS = 3600.0
 launch, so that none is unknown for long."""
 _MOST_ENDED = 10
 """So many launches of unknown runs are ended in one round."""
-_PRIVATE_SUFFIXES = (".local", ".internal", ".lan", ".home", ".test", ".localhost")
 
 
 class OwnedLaunches:
@@ -121,19 +119,10 @@ class OwnedLaunches:
         now = self._services.clock()
         seen_seconds = now - self._first_seen.setdefault(launch.external_job_id, now)
         age_seconds = max(seen_seconds, launch.age_seconds or 0.0)
-        return age_seconds >= _UNKNOWN_SECONDS and not is_private(self._services.settings.supabase_url)
+        return age_seconds >= _UNKNOWN_SECONDS and not is_private(host_of(self._services.settings.supabase_url))
 
     async def _end(self, place: Place, launch: OwnedLaunch) -> None:
         asked = await place.launcher.cancel(LaunchRef(place.endpoint, launch.external_job_id))
         if self._services.repeats.is_due((launch.external_job_id, "owned end"), str(asked)):
             log.warning("a launch of an unknown run is ended", action=Action.OWNED_ENDED,
                         external_job_id=launch.external_job_id, run_id=launch.run_id, asked=asked)  # fmt: skip
-
-
-def is_private(url: str) -> bool:
-    """Whether an address means another machine to somebody else: a private one, or a name of a local network."""
-    host = (urlsplit(url).hostname or "").lower()
-    try:
-        return not ipaddress.ip_address(host).is_global
-    except ValueError:
-        return "." not in host or host.endswith(_PRIVATE_SUFFIXES)

@@ -97,15 +97,27 @@ def test_local_url_and_url_with_a_path_are_accepted(environment: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", ["SUPABASE_URL", "GPU_CLUSTER_API_URL", "LORA_WORKER_RUNPOD_API_URL"])
-@pytest.mark.parametrize("host", ["example.com", "8.8.8.8", "134744072", "[2001:4860:4860::8888]", "internal.example"])
+@pytest.mark.parametrize("host", ["example.com", "8.8.8.8", "134744072", "[2001:4860:4860::8888]", "svc.example"])
 def test_no_key_goes_to_a_public_host_in_clear(environment: pytest.MonkeyPatch, name: str, host: str) -> None:
     environment.setenv(name, f"http://{host}/v2")
-    with pytest.raises(SettingsError, match=rf"^{name}: must begin with https://: by http the key"):
+    with pytest.raises(SettingsError, match=rf"^{name}: must begin with https://: by http all"):
         load_settings()
 
 
 @pytest.mark.parametrize(
-    "host", ["kong:8000", "10.0.0.1", "192.168.1.5:8000", "100.64.0.1", "gpu.lan", "host.docker.internal"]
+    "host",
+    [
+        *(
+            "kong:8000",
+            "10.0.0.1",
+            "192.168.1.5:8000",
+            "100.64.0.1",
+            "gpu.lan",
+            "host.docker.internal",
+            "localhost.:8000",
+        ),
+        *("kong.supabase.svc:8000", "supabase.test", "a.localdomain", "a.home", "a.intranet", "gpu.tail1234.ts.net"),
+    ],
 )
 def test_http_is_allowed_in_a_private_network(environment: pytest.MonkeyPatch, host: str) -> None:
     environment.setenv("SUPABASE_URL", f"http://{host}")
