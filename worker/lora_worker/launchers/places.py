@@ -13,13 +13,19 @@ from lora_worker.launchers.base import EndpointHealth, Guide, Launcher, LaunchRe
 
 DEFAULT_PLACE = "default"
 """The name of the only place where there is no routing table."""
-_NEWER_GPU = re.compile(r"b[23]00|rtxpro|rtx50[0-9]0")
-"""NVIDIA's Blackwell, from sm_100 on, in small letters and digits. The Dockerfile's image has kernels up to sm_90."""
+_NEWER_GPU = re.compile(r"b[23]00|rtxpro|rtx50[5-9]0")
+"""NVIDIA's Blackwell, from sm_100 on, in small letters and digits. The Dockerfile's image has kernels up to sm_90.
+
+The RTX 5000 Ada and the Quadro RTX 5000 are older ones, and so is each whose name says Ada.
+"""
 
 
 def is_newer_than_image(gpu_type: str | None) -> bool:
     """Whether the image that the Dockerfile makes has no kernels for a GPU: each job would die there, and be paid."""
-    return gpu_type is not None and _NEWER_GPU.search(re.sub(r"[^a-z0-9]", "", gpu_type.lower())) is not None
+    if gpu_type is None:
+        return False
+    plain = re.sub(r"[^a-z0-9]", "", gpu_type.lower())
+    return "ada" not in plain and _NEWER_GPU.search(plain) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ class Place:
     serves: bool = False
     """Whether the endpoint that answers with adapters has this place's network volume."""
     takes_newer_gpus: bool = False
-    """Whether its image is for GPUs newer than the Dockerfile's is for. See `is_newer_than_image`."""
+    """Whether its trainers may be for GPUs newer than the Dockerfile's image is for. See `is_newer_than_image`."""
 
     @property
     def endpoint(self) -> str:

@@ -54,11 +54,15 @@ class LauncherKind(Generic[AnySettings]):
     open: Callable[..., Launcher]
     """Takes these settings, the HTTP client and the address of an endpoint; without it, the settings' own endpoint."""
     most_connections: Callable[[AnySettings], int]
+    needs_image: bool = True
+    """Whether its trainers run in the Dockerfile's image; else the machine's own PyTorch tells what GPUs it can use."""
 
 
 LAUNCHERS: Mapping[str, LauncherKind[Any]] = {
     RunPodLauncher.name: LauncherKind(RunPodSettings, RunPodLauncher.open, runpod.most_connections),
-    GpuServerLauncher.name: LauncherKind(GpuServerSettings, GpuServerLauncher.open, gpu_server.most_connections),
+    GpuServerLauncher.name: LauncherKind(
+        GpuServerSettings, GpuServerLauncher.open, gpu_server.most_connections, needs_image=False
+    ),
     SkyPilotLauncher.name: LauncherKind(SkyPilotSettings, SkyPilotLauncher.open, skypilot.most_connections),
     RunPodPodsLauncher.name: LauncherKind(RunPodPodsSettings, RunPodPodsLauncher.open, runpod_pods.most_connections),
     VertexLauncher.name: LauncherKind(VertexSettings, VertexLauncher.open, vertex.most_connections),
@@ -230,26 +234,25 @@ def open_places(settings: Settings, http: httpx.AsyncClient) -> tuple[Place, ...
             opened = LAUNCHERS[launcher].open(own, http, *([entry.endpoint] if entry.endpoint else []))
         except (SettingsError, ValueError) as error:
             raise _unusable(settings, name, error) from None
-        _check_image(settings, name, gpu_type)
+        takes_newer = settings.image_for_newer_gpus or not LAUNCHERS[launcher].needs_image
+        if not takes_newer and is_newer_than_image(gpu_type):
+            raise _too_new(settings, name, gpu_type)
         same = next((place.name for place in places if place.endpoint == opened.endpoint), None)
         if same is not None:
             raise _wrong(settings.routes, name, f"its endpoint is that of [endpoints.{same}], too; give each its own")
         serves = not places if entry.serves is None else entry.serves
-        newer = settings.image_for_newer_gpus
-        places.append(Place(name, opened, gpu_type, gpu_count, entry.price_per_hour, entry.slots, serves, newer))
+        places.append(Place(name, opened, gpu_type, gpu_count, entry.price_per_hour, entry.slots, serves, takes_newer))
     return tuple(places)
 
 
-def _check_image(settings: Settings, name: str, gpu_type: str | None) -> None:
-    if settings.image_for_newer_gpus or not is_newer_than_image(gpu_type):
-        return
+def _too_new(settings: Settings, name: str, gpu_type: str | None) -> SettingsError:
     fault = (
         f"the Dockerfile's image has no kernels for a {gpu_type!s:.50}: build one with CUDA 12.8 or newer, and set "
         "LORA_WORKER_IMAGE_FOR_NEWER_GPUS=true"
     )
     if settings.routes is None:
-        raise SettingsError(f"LORA_WORKER_ENDPOINT_GPU_TYPE: {fault}.")
-    raise _wrong(settings.routes, name, fault)
+        return SettingsError(f"LORA_WORKER_ENDPOINT_GPU_TYPE: {fault}.")
+    return _wrong(settings.routes, name, fault)
 
 
 def _unusable(settings: Settings, name: str, error: SettingsError | ValueError) -> SettingsError:

@@ -13,7 +13,7 @@ from lora_contract.hyperparameters import GpuConfig, Hyperparameters
 from lora_worker.datasets.preflight import check_gpu, make_policy
 from lora_worker.errors import PreflightError, SettingsError
 from lora_worker.launchers.gpu_server.settings import GpuServerSettings
-from lora_worker.launchers.places import Places
+from lora_worker.launchers.places import Places, is_newer_than_image
 from lora_worker.launchers.registry import LAUNCHERS, load_settings, open_places, settings_class
 from lora_worker.launchers.runpod.settings import RunPodSettings
 from lora_worker.money.billing import Rate
@@ -193,6 +193,25 @@ async def test_gpu_newer_than_the_image_needs_a_word_of_the_operator(environment
         assert unfit_places(Places(place), chosen, asked, prices) == {}
         assert "no kernels" in unfit_places(Places(old), chosen, asked, prices)[place.name]
         assert check_gpu(GpuConfig(type="H200"), prices, old).type == "H200"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "newer"),
+    [
+        *(("NVIDIA RTX 5000 Ada Generation", False), ("Quadro RTX 5000", False), ("RTX PRO 5000 Ada", False)),
+        *(("GeForce RTX 5090", True), ("RTX-5060-Ti", True), ("RTX PRO 6000", True), ("GB200", True), ("H200", False)),
+    ],
+)
+def test_only_blackwell_is_newer_than_the_image(gpu: str, newer: bool) -> None:
+    assert is_newer_than_image(gpu) is newer
+
+
+async def test_gpu_server_takes_newer_gpus_without_an_image(server: pytest.MonkeyPatch) -> None:
+    server.setenv("LORA_WORKER_LAUNCHER", "gpu-server")
+    server.setenv("LORA_WORKER_ENDPOINT_GPU_TYPE", "B200")
+    async with httpx.AsyncClient() as http:
+        (place,) = open_places(load_settings(), http)
+    assert place.takes_newer_gpus
 
 
 def test_no_setting_has_two_bounds_of_which_one_is_lost() -> None:
