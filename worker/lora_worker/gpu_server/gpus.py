@@ -27,7 +27,7 @@ def choose_gpus(asked: str) -> list[str | None]:
     """The GPUs that `--gpus` asks for, by their UUIDs, which `CUDA_VISIBLE_DEVICES` takes; empty: all of the machine.
 
     A UUID names the same card after a restart, and an index may not. `cpu` is one training on the CPU, and so one None;
-    `cpu,cpu` are two at once. Where nothing lists the GPUs, as in a container without nvidia-smi, indexes and full UUIDs
+    `cpu,cpu` are two at once. Where nothing lists the GPUs, as in some containers, indexes and full UUIDs
     are taken as they are.
 
     Raises:
