@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import structlog
 
 from lora_worker.errors import ArgumentError, GpuServerError
+from lora_worker.observability.actions import Action
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +43,10 @@ def choose_gpus(asked: str) -> list[str | None]:
     except GpuServerError as error:
         if not names or not all(map(_EXPLICIT.fullmatch, names)):
             raise
-        log.warning("the GPUs are taken as they were named, since nothing lists them", gpus=names, problem=str(error))
+        log.warning(
+            "the GPUs are taken as they were named, since nothing lists them",
+            action=Action.GPUS_UNLISTED, gpus=names, problem=str(error),
+        )  # fmt: skip
         known = {name: name for name in names}
     return list(resolve_gpus(names, known) if names else _whole_gpus(known))
 
@@ -79,7 +83,8 @@ def list_gpus() -> str:
         said = " ".join((listed.stdout + listed.stderr).split())[:200].rstrip(". ")
         if not read_gpus(listed.stdout):
             raise GpuServerError(f"nvidia-smi -L ended with status {listed.returncode} ({said}): {_TO_USE_THE_CPU}")
-        log.warning("nvidia-smi -L ended in failure; the GPUs that it lists are used", status=listed.returncode,
+        log.warning("nvidia-smi -L ended in failure; the GPUs that it lists are used",
+                    action=Action.GPUS_UNLISTED, status=listed.returncode,
                     said=" ".join(listed.stderr.split())[:200])  # fmt: skip
     return listed.stdout
 

@@ -98,6 +98,7 @@ class Action(StrEnum):
     ALIASES_SERVED = "aliases.served"
     ALIAS_NOT_SERVED = "alias.not_served"
 
+    GPUS_UNLISTED = "gpus.unlisted"
     GPU_JOB_STARTED = "gpu_job.started"
     GPU_JOB_ENDED = "gpu_job.ended"
 
