@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
 from lora_worker.launchers.marks import run_of_name
-from sandbox.runpod import Execution, Launch
+from sandbox.runpod import Launch
 from tests.chaos.clouds.faulty_proxy import Call, FaultyProxy, note_nothing
 from tests.chaos.clouds.spot import SpotCloud
 from tests.sagemaker_server import ACCOUNT, KEY, REGION, SECRET, Job, SageMakerServer
@@ -39,6 +35,7 @@ class SageMakerCloud(SpotCloud):
     """A region with `gpus` spot instances. Each training job is a process of the trainer's real entry."""
 
     name = "sagemaker"
+    no_machine = "no_capacity"
 
     def __init__(self, stack: ExitStack, folder: Path, *, gpus: int, env: Mapping[str, str]) -> None:
         own = folder / "sagemaker"
@@ -70,45 +67,15 @@ class SageMakerCloud(SpotCloud):
             "AWS_SHARED_CREDENTIALS_FILE": str(self._nothing),
         }
 
-    def launches(self) -> Sequence[Launch]:
-        return [Launch(job.name, run_of_name(job.name), job.created_at) for job in list(self.server.jobs.values())]
+    def launch_of(self, job: Job) -> Launch:
+        return Launch(job.name, run_of_name(job.name), job.created_at)
 
-    def orphans(self) -> Sequence[Execution]:
-        return [Execution(job.name, run_of_name(job.name), "", job.created_at) for job in self.server.living()]
+    def log_of(self, job: Job) -> tuple[dict[str, Any], Sequence[Path]]:
+        told = {"status": job.status, "secondary": job.secondary, "failure": job.failure, "starts": job.starts}
+        return told, job.streams
 
-    def outage(self) -> AbstractContextManager[None]:
-        return self._proxy.outage()
-
-    def keep_logs(self, folder: Path) -> None:
-        (folder / "ledger.json").write_text(json.dumps([asdict(launch) for launch in self.launches()], indent=1))
-        for job in self.server.jobs.values():
-            told = {"status": job.status, "secondary": job.secondary, "failure": job.failure, "starts": job.starts}
-            lines = [json.dumps(told), *(path.read_text(errors="replace") for path in job.streams)]
-            (folder / f"{job.name}.log").write_text("\n".join(lines))
-
-    def kill_one(self, rng: random.Random) -> None:
-        if (job := self._one(rng)) is not None and job.process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(job.process.pid, signal.SIGKILL)
-
-    def take_one_away(self, rng: random.Random) -> None:
-        if (job := self._one(rng)) is not None:
-            self.server.interrupt(job.name)
-
-    def have_no_machine(self, times: int) -> None:
-        self.server.faults += ["no_capacity"] * times
-
-    @contextmanager
-    def late_lists(self, seconds: float) -> Iterator[None]:
-        self.server.lists_lag_seconds = seconds
-        try:
-            yield
-        finally:
-            self.server.lists_lag_seconds = 0.0
-
-    def _one(self, rng: random.Random) -> Job | None:
-        working = self.server.working()
-        return rng.choice(working) if working else None
+    def take_away(self, job: Job) -> None:
+        self.server.interrupt(job.name)
 
 
 def _name_of(call: Call) -> str | None:

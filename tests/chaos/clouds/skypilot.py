@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.responses import JSONResponse, Response
 
 from lora_worker.launchers.marks import run_of_name
-from sandbox.runpod import Execution, Launch
+from sandbox.runpod import Launch
 from tests.chaos.clouds.faulty_proxy import Call, FaultyProxy, note_nothing
 from tests.chaos.clouds.spot import SpotCloud
 from tests.integration.launchers.skypilot_scene import python_with_sdk
@@ -34,6 +30,7 @@ class SkyPilotCloud(SpotCloud):
     """An API server with `gpus` spot machines. Each managed job is a process of the trainer's real entry."""
 
     name = "skypilot"
+    no_machine = "no_resource"
 
     def __init__(self, stack: ExitStack, folder: Path, *, gpus: int, env: Mapping[str, str]) -> None:
         self._folder = folder / "skypilot"
@@ -60,48 +57,14 @@ class SkyPilotCloud(SpotCloud):
             "LORA_WORKER_ENDPOINT_GPU_TYPE": "L4",
         }
 
-    def launches(self) -> Sequence[Launch]:
-        return [Launch(job.name, run_of_name(job.name), job.made_at) for job in self._jobs()]
+    def launch_of(self, job: ManagedJob) -> Launch:
+        return Launch(job.name, run_of_name(job.name), job.made_at)
 
-    def orphans(self) -> Sequence[Execution]:
-        return [Execution(job.name, run_of_name(job.name), "", job.made_at) for job in self.server.living()]
+    def log_of(self, job: ManagedJob) -> tuple[dict[str, Any], Sequence[Path]]:
+        return {**job.record(), "starts": job.starts}, [self._folder / f"{job.job_id}.log"]
 
-    def outage(self) -> AbstractContextManager[None]:
-        return self._proxy.outage()
-
-    def keep_logs(self, folder: Path) -> None:
-        (folder / "ledger.json").write_text(json.dumps([asdict(launch) for launch in self.launches()], indent=1))
-        for job in self._jobs():
-            path = self._folder / f"{job.job_id}.log"
-            lines = path.read_text(errors="replace") if path.exists() else ""
-            (folder / f"{job.name}.log").write_text(f"{json.dumps({**job.record(), 'starts': job.starts})}\n{lines}")
-
-    def kill_one(self, rng: random.Random) -> None:
-        if (job := self._one(rng)) is not None and job.process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(job.process.pid, signal.SIGKILL)
-
-    def take_one_away(self, rng: random.Random) -> None:
-        if (job := self._one(rng)) is not None:
-            self.server.preempt(job.name)
-
-    def have_no_machine(self, times: int) -> None:
-        self.server.faults += ["no_resource"] * times
-
-    @contextmanager
-    def late_lists(self, seconds: float) -> Iterator[None]:
-        self.server.lists_lag_seconds = seconds
-        try:
-            yield
-        finally:
-            self.server.lists_lag_seconds = 0.0
-
-    def _jobs(self) -> list[ManagedJob]:
-        return list(self.server.jobs.values())
-
-    def _one(self, rng: random.Random) -> ManagedJob | None:
-        working = self.server.working()
-        return rng.choice(working) if working else None
+    def take_away(self, job: ManagedJob) -> None:
+        self.server.preempt(job.name)
 
     def _name_of(self, call: Call) -> str | None:
         if call.path != "/api/get":

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
 from lora_worker.launchers.marks import run_of_name
-from sandbox.runpod import Execution, Launch
+from sandbox.runpod import Launch
 from tests.chaos.clouds.faulty_proxy import Call, FaultyProxy, note_nothing
 from tests.chaos.clouds.spot import SpotCloud
 from tests.handlers.vertex_worker import LOGGING_VARIABLE
@@ -29,6 +27,9 @@ class VertexCloud(SpotCloud):
     """A region with `gpus` spot machines. Each custom job is a process of the trainer's real entry."""
 
     name = "vertex"
+    no_machine = "stockout"
+    # Its containers have no group of processes of their own.
+    send_signal = staticmethod(os.kill)
     worker_module = "tests.handlers.vertex_worker"
 
     def __init__(self, stack: ExitStack, folder: Path, *, gpus: int, env: Mapping[str, str]) -> None:
@@ -59,53 +60,15 @@ class VertexCloud(SpotCloud):
             LOGGING_VARIABLE: self._proxy.url,
         }
 
-    def launches(self) -> Sequence[Launch]:
-        return [Launch(job.launch_id, run_of_name(job.launch_id), _made_at(job)) for job in self._jobs()]
+    def launch_of(self, job: Job) -> Launch:
+        return Launch(job.launch_id, run_of_name(job.launch_id), job.proto.create_time.ToMilliseconds() / 1000)
 
-    def orphans(self) -> Sequence[Execution]:
-        return [Execution(job.launch_id, run_of_name(job.launch_id), "", _made_at(job)) for job in self.server.living()]
+    def log_of(self, job: Job) -> tuple[dict[str, Any], Sequence[Path]]:
+        told = {"state": job.state, "error": job.proto.error.message, "starts": job.starts}
+        return told, [self._folder / f"{job.proto.name.rpartition('/')[2]}.log"]
 
-    def outage(self) -> AbstractContextManager[None]:
-        return self._proxy.outage()
-
-    def keep_logs(self, folder: Path) -> None:
-        (folder / "ledger.json").write_text(json.dumps([asdict(launch) for launch in self.launches()], indent=1))
-        for job in self._jobs():
-            path = self._folder / f"{job.proto.name.rpartition('/')[2]}.log"
-            lines = path.read_text(errors="replace") if path.exists() else ""
-            told = {"state": job.state, "error": job.proto.error.message, "starts": job.starts}
-            (folder / f"{job.launch_id}.log").write_text(f"{json.dumps(told)}\n{lines}")
-
-    def kill_one(self, rng: random.Random) -> None:
-        if (job := self._one(rng)) is not None and job.process is not None:
-            with suppress(ProcessLookupError):
-                os.kill(job.process.pid, signal.SIGKILL)
-
-    def take_one_away(self, rng: random.Random) -> None:
-        if (job := self._one(rng)) is not None:
-            self.server.preempt(job.launch_id)
-
-    def have_no_machine(self, times: int) -> None:
-        self.server.faults += ["stockout"] * times
-
-    @contextmanager
-    def late_lists(self, seconds: float) -> Iterator[None]:
-        self.server.lists_lag_seconds = seconds
-        try:
-            yield
-        finally:
-            self.server.lists_lag_seconds = 0.0
-
-    def _jobs(self) -> list[Job]:
-        return list(self.server.jobs.values())
-
-    def _one(self, rng: random.Random) -> Job | None:
-        working = self.server.working()
-        return rng.choice(working) if working else None
-
-
-def _made_at(job: Job) -> float:
-    return float(job.proto.create_time.ToMilliseconds()) / 1000
+    def take_away(self, job: Job) -> None:
+        self.server.preempt(job.launch_id)
 
 
 def _name_of(call: Call) -> str | None:
