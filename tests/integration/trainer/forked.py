@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 import torch
 from transformers import Trainer
@@ -34,7 +35,9 @@ class Forked:
         return self.returncode
 
     def kill(self):
-        os.kill(self.pid, signal.SIGKILL)
+        # As `Popen.kill`: the thread that waits may have taken the end, and not noted it yet.
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def fork(arguments, task, gpu):
